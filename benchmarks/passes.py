@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tsugiki.base import integer_passes
 from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import StepBarrier, StopRequested, Workload
 from tsugiki.fast import activations
@@ -85,7 +84,7 @@ def counted_native(totals: Totals) -> Iterator[None]:
 
         return call
 
-    with patch.object(integer_passes, "native", counted), patch.object(activations, "native", counted):
+    with patch("tsugiki.native.native", counted), patch.object(activations, "native", counted):
         yield
 
 

@@ -55,7 +55,7 @@ def main() -> None:
         accelerator = accelerator_of(config)
         model, tokenizer, data = load(accelerator, config, display)
         target, theirs = _chapter(config, tokenizer, data, folder)
-        display.say(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
+        display.print(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
         curve = _ours(accelerator, config, model, tokenizer, data, target, options.every, display)
     step, seconds, loss = curve[-1]
     steps = total_steps(config, len(data.blocks))
@@ -118,7 +118,7 @@ def _ours(
             continue
         loss = evaluate(model, tokenizer, data.windows).loss
         curve.append((step, seconds, loss))
-        display.say(f"step {step}  {seconds:,.0f} s  held-out loss {loss:.4f}")
+        display.print(f"step {step}  {seconds:,.0f} s  held-out loss {loss:.4f}")
         if loss <= target:
             break
     return curve

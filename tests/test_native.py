@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 from tests.runs import run_config
 from tests.tiny import relative_error
 from tsugiki import native
-from tsugiki.base import integer_passes, nf4
+from tsugiki.base import nf4
+from tsugiki.base.gguf import layer as gguf
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_passes import (
     added,
@@ -31,7 +33,10 @@ from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.rotation import blocks_of, plain_rotated, rotated
 from tsugiki.fast import activations
 from tsugiki.lora import product
+from tsugiki.lora.layer import LoraLinear, wrap
+from tsugiki.lora.pair import LowRank
 from tsugiki.lora.product import add_low_rank, plain_add_low_rank
+from tsugiki.lora.row_products import plain_rows, prepare_rows, rows_product
 from tsugiki.train.run import train
 
 ROOT = Path(__file__).parent.parent
@@ -177,6 +182,44 @@ def test_decoding_4_bits_gives_the_bits_of_the_definition(dtype: torch.dtype):
 
 
 @pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", [torch.int8, *DTYPES])
+@pytest.mark.parametrize("kind", gguf.BLOCKS)
+def test_decoding_ggufs_types_gives_the_bits_of_the_definition(kind: str, dtype: torch.dtype):
+    numbers, size = gguf.BLOCKS[kind]
+    blocks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 9 * size), dtype=np.uint8))
+    halves = blocks.view(64, 9, size // 2, 2).view(torch.float16)  # any number can be a scale, but no infinity
+    halves[~(halves.abs() < 60_000)] = 2e-7
+    factor, width = torch.rand(64) * torch.logspace(-30, 3, 64), 9 * numbers
+    given = [None, factor] if dtype != torch.int8 else [1 / layer_scale(blocks, kind)]
+    assert native.native("gguf", str(dtype).removeprefix("torch.")) is not None
+    for factors in given:
+        ours, plain = (torch.empty(64, width, dtype=dtype) for _ in range(2))
+        gguf.decode(blocks, kind, factors, ours)
+        gguf.plain_decode(blocks, kind, factors, plain)
+        assert _same_bits(ours, plain)
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "into", "out"), [(1, 40, 64), (3, 33, 130), (16, 8, 7)])
+def test_rows_with_their_own_pairs_equal_the_definition(dtype: torch.dtype, tokens: int, into: int, out: int):
+    torch.manual_seed(0)
+    layer = wrap(torch.nn.Linear(into, out).requires_grad_(False).to(dtype)).eval()
+    assert isinstance(layer, LoraLinear)
+    pairs = [None if r == 0 else LowRank(torch.randn(r, into), torch.randn(out, r), 0.5, 0.0) for r in (3, 0, 9, 1)]
+    x = torch.randn(4, tokens, into).to(dtype)
+    y = layer.base_layer(x)
+    assert native.native("rows_added", str(dtype).removeprefix("torch.")) is not None
+    ours = rows_product(layer, prepare_rows(layer, pairs, x), x, y.clone())
+    assert relative_error(ours, plain_rows(layer, pairs, x, y)) < (1e-6 if dtype == torch.float32 else 1e-2)
+    assert torch.equal(ours[1], y[1])
+
+
+def layer_scale(blocks: Tensor, kind: str) -> Tensor:
+    return gguf.GgufLinear(blocks, kind, None, torch.bfloat16).scale
+
+
+@pytest.mark.usefixtures("_compiled")
 @pytest.mark.skipif(not exact_integers(), reason="no integer products on this processor")
 def test_a_run_is_the_same_without_the_library_and_with_any_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -191,15 +234,16 @@ def test_a_run_is_the_same_without_the_library_and_with_any_number_of_threads(
         return hashlib.sha256((tmp_path / name / "adapter_model.safetensors").read_bytes()).hexdigest()
 
     calls: list[str] = []
+    find = native.native
 
     def counted(kind: str, dtype: str = "") -> object:
         calls.append(kind)
-        return native.native(kind, dtype)
+        return find(kind, dtype)
 
-    monkeypatch.setattr(integer_passes, "native", counted)
+    monkeypatch.setattr(native, "native", counted)
     compiled = digest("compiled", 2)
     assert {"rounded", "scaled", "added"} <= set(calls)
-    monkeypatch.setattr(integer_passes, "native", lambda kind, dtype="": None)
+    monkeypatch.setattr(native, "native", lambda kind, dtype="": None)
     monkeypatch.setattr(activations, "native", lambda kind: None)
     assert digest("plain", 1) == compiled
 
@@ -212,7 +256,7 @@ def test_a_layer_gives_the_same_with_and_without_the_library(dtype: torch.dtype,
     layer = Int8Linear.from_layer(torch.nn.Linear(33, 6200), dtype)
     x, dy = torch.randn(300, 33).to(dtype), torch.randn(300, 6200).to(dtype)
     ours = layer.product(x), layer.input_gradient(dy)
-    monkeypatch.setattr(integer_passes, "native", lambda kind, dtype="": None)
+    monkeypatch.setattr(native, "native", lambda kind, dtype="": None)
     assert all(_same_bits(a, b) for a, b in zip(ours, (layer.product(x), layer.input_gradient(dy)), strict=True))
 
 

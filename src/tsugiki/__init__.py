@@ -84,5 +84,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, which a notebook completes, and none of this module's own imports."""
+    """Return the public names, for completion in notebooks, without this module's own imports."""
     return sorted([*__all__, "__version__"])

@@ -1,9 +1,9 @@
-"""What Tsugiki knows about each model type of transformers: a row of what cannot be found out from the model.
+"""Properties of model types of transformers that cannot be derived from the model: one row for each type.
 
-Where adapters are put is found by the structure of the model (`tsugiki.lora.structure`, `tsugiki.methods.places`), so
-a model type needs a row for an exception only, or for its name in llama.cpp.
+The layers to adapt are derived from the model's structure (`tsugiki.lora.structure`, `tsugiki.methods.places`), so a
+model type needs a row only for an exception, or for its name in llama.cpp.
 
-This module imports nothing, so that every package may import it.
+This module imports only the standard library, so that every package may import it.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Architecture:
-    """The exceptions of one model type.
+    """The row of one model type.
 
     Layer names are the ends of full module names: `mlp.c_proj` selects every `….mlp.c_proj`.
     """
 
     target_modules: tuple[str, ...] | None = None
-    """Layers that get LoRA factors when the config names none. None: those that `tsugiki.lora.structure` finds."""
+    """Layers that get LoRA factors when the config names none. None: the layers that `tsugiki.lora.structure` finds."""
     ia3_outputs: tuple[str, ...] | None = None
-    """Layers whose output (IA)³ scales when the config names none. None: those of the keys and the values, which
+    """Layers whose output (IA)³ scales when the config names none. None: the layers of keys and values, which
     `tsugiki.methods.places` finds."""
     llama_cpp: str | None = None
     """llama.cpp's name for the architecture (`general.architecture` in a GGUF file); None: it cannot be exported."""
@@ -64,10 +64,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 
 
 def architecture_of(model: object) -> Architecture | None:
-    """The row for a model, or None for a model type that has none."""
+    """Return the row for a model, or None if its model type has none."""
     return ARCHITECTURES.get(model_type(model))
 
 
 def model_type(model: object) -> str:
-    """`model.config.model_type`, or the name of the model's class if it has no such config."""
+    """Return `model.config.model_type`, or the name of the model's class if it has no config with a model type."""
     return str(getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__)

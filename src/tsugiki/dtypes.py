@@ -21,8 +21,8 @@ BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8"
 """The dtype of the base's weights while an adapter trains. `stored` keeps the quantisation of a GGUF file. What is not
 quantised gets the dtype of `preferred_compute_dtype`."""
 LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8", "stored", "auto"]
-"""The dtype to load weights in. `auto` has the meaning that it has in transformers: the dtype that the model's config
-names, or else the dtype of its files."""
+"""The dtype to load weights in. `auto` means the same as in transformers: the dtype that the model's config names, or
+else the dtype of its files."""
 SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
 """The dtype of the weights in a saved model."""
 GgufDtype: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
@@ -82,7 +82,7 @@ def preferred_compute_dtype(device: "torch.device | None" = None) -> ComputeDtyp
 
 
 def _accelerator_has_bf16(device: "torch.device") -> bool:
-    """Return whether an accelerator multiplies bfloat16 matrices, found by trying where torch does not tell."""
+    """Return whether an accelerator multiplies bfloat16 matrices, by a trial product where torch cannot tell."""
     import torch
 
     if device.type in ("cuda", "xpu"):  # torch multiplies them on every card, but by emulation on old ones

@@ -30,11 +30,11 @@ class Interrupted(BaseException):
     """A signal has ended the command. Not an `Exception`, so that it is not taken for an error."""
 
     def __init__(self, number: int, state: str = "") -> None:
-        """Create it.
+        """Create the exception.
 
         Args:
-            number: of the signal.
-            state: what is kept, for the message.
+            number: the signal's number.
+            state: the end of the message, which says what is kept; by default that finished work is.
         """
         self.number, self.state = number, state or _("finished work is kept")
         super().__init__(_("ended by {signal}: {state}").format(signal=signal.Signals(number).name, state=self.state))

@@ -1,4 +1,4 @@
-"""What the commands do, as functions for notebooks and scripts.
+"""The commands as functions, for notebooks and scripts.
 
     record = tsugiki.train(model="embedded", data="texts", out="runs/first", prompts=["春は"])
     record                                                       # in a notebook: a small report with curves
@@ -32,10 +32,11 @@ def _with_settings_of_a_run(function: Function, without: str = "") -> Function:
 
     Args:
         function: takes the settings as `**settings`, the last of its parameters.
-        without: a setting that is not shown.
+        without: the name of a setting to leave out.
     """
     signature = inspect.signature(function)
-    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters = signature.parameters.values()
+    own = [parameter for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     shown, lines = [], []
     for name, field in sorted(RunConfig.model_fields.items(), key=lambda item: not item[1].is_required()):
         if name == without:
@@ -119,7 +120,7 @@ def evaluate(
         model: name of a model, or several names: 'embedded', a folder, a GGUF file or a hub id.
         adapter: folder of an adapter or its name in the library, or several. Its base is `model` if that is one name,
             otherwise the base that its files name.
-        columns: names of columns or fields that differ from those of Tsugiki, as {"prompt": "question"}.
+        columns: names of columns or fields that differ from Tsugiki's, such as {"prompt": "question"}.
         characters: approximate number of characters to evaluate; None: all.
         assistant_turns: which answers of a conversation are scored.
         chat_template: for conversations, as in the settings of a run; None: that of each model or adapter.
@@ -194,11 +195,11 @@ def generate(
     from tsugiki.train.evaluation.sample import Sampling, generate_text
     from tsugiki.train.evaluation.targets import evaluation_targets, loaded_targets
 
-    wanted = evaluation_targets(_list(model), _list(adapter))[-1:]
+    targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():
-        _, loaded, tokenizer = next(loaded_targets(wanted, allow_base_mismatch, trust_remote_code, chat_template))
+        _, loaded, tokenizer = next(loaded_targets(targets, allow_base_mismatch, trust_remote_code, chat_template))
         if isinstance(prompt, str):
-            as_turns = not raw and learned_conversations(wanted[0].adapter, tokenizer)
+            as_turns = not raw and learned_conversations(targets[0].adapter, tokenizer)
             turns = as_prompt(prompt, as_turns, None)
         else:
             turns = [Message(turn["role"], turn["content"]) for turn in prompt]

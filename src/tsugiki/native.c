@@ -1,7 +1,8 @@
-/* Passes over memory in C, each the same as several of torch. Their definitions, with the same results to the last
-   bit, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py and
-   fast/activations.py. So nothing is contracted to fused multiply-adds (-ffp-contract=off). Only `low_rank_added` adds
-   up in another order than torch; its definition is in lora/product.py. */
+/* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
+   results, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py,
+   base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
+   (-ffp-contract=off). Only `low_rank_added` and `rows_added` sum in another order than torch; their definitions are in
+   lora/product.py and lora/row_products.py. */
 
 #include <stdint.h>
 #include <string.h>
@@ -12,7 +13,7 @@
 #define EXPORT
 #endif
 
-/* On Linux, a version for each generation of processors, of which the loader chooses one. */
+/* On Linux with GCC, compile a version for each generation of processors; the loader chooses one. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FAST __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
@@ -26,8 +27,8 @@
 #define DITHER_OF_ROW 0x85ebca6bu
 #define DITHER_STEP (0.499f / 8388608.0f)
 
-/* Changed, here and in native.py, with every change of a function's arguments. */
-EXPORT int64_t interface_version(void) { return 4; }
+/* Increase this, here and in native.py, whenever the arguments of a function change. */
+EXPORT int64_t interface_version(void) { return 5; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -85,7 +86,7 @@ INLINE int8_t nearest(float x) { /* adding 1.5 * 2^23 rounds to the nearest even
     EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t n, int64_t stride, int64_t blocks, int8_t *q,          \
                           float *s, float *exact) {                                                                   \
         for (int64_t row = 0; row < rows; row++, x += stride, q += n) {                                               \
-            uint32_t largest = 0; /* the bits of absolute values have their order; those of NaN are the largest */    \
+            uint32_t largest = 0; /* bits of absolute values, as integers, have the values' order; NaN is largest */  \
             for (int64_t i = 0; i < n; i++) exact[i] = FROM(x[i]);                                                    \
             rotate(exact, n, blocks);                                                                                 \
             for (int64_t i = 0; i < n; i++) {                                                                         \
@@ -174,7 +175,8 @@ SCALED(scaled_bfloat16, uint16_t, to_bfloat16)
 ADDED(added_float32, float, to_float)
 ADDED(added_bfloat16, uint16_t, to_bfloat16)
 
-/* `_look_up`: the value and the slope of an activation for 16-bit numbers, from a table by their bits. */
+/* `_look_up` of fast/activations.py: an activation's value and derivative for 16-bit inputs, from a table that is
+   indexed by the input's bits. */
 EXPORT void looked_up(const uint16_t *x, int64_t n, const uint32_t *table, uint16_t *restrict value,
                       uint16_t *restrict slope) {
     for (int64_t i = 0; i < n; i++) {
@@ -186,7 +188,7 @@ EXPORT void looked_up(const uint16_t *x, int64_t n, const uint32_t *table, uint1
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
-/* The bytes of a table at 16 places, 0 to 15. GCC makes one instruction of this, but not of the loop. */
+/* Look up 16 indices, 0 to 15, in a table of 16 bytes: one instruction with the builtin, but not with the loop. */
 static inline Bytes bytes_at(Bytes table, Bytes places) {
 #if defined(__GNUC__) && !defined(__clang__)
     return __builtin_shuffle(table, places);
@@ -197,7 +199,7 @@ static inline Bytes bytes_at(Bytes table, Bytes places) {
 #endif
 }
 
-/* Both bytes of each pair: out[2 i] = first[i], out[2 i + 1] = second[i]. */
+/* Interleave two vectors: out[2 i] = first[i], out[2 i + 1] = second[i]. */
 static inline void interleave(Bytes first, Bytes second, int8_t *out) {
 #if defined(__clang__) || __GNUC__ >= 12
     Bytes lower = __builtin_shufflevector(first, second, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -270,7 +272,132 @@ NF4(nf4_bfloat16, uint16_t, to_bfloat16)
 CODES(nf4_codes_float32, float, from_float)
 CODES(nf4_codes_bfloat16, uint16_t, from_bfloat16)
 
-/* The sum of the products of a and x, always added in the same order. */
+INLINE float from_half(const uint8_t *bytes) {
+    uint32_t half = (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8, exponent = half >> 10 & 31, mantissa = half & 1023;
+    uint32_t sign = (half & 0x8000) << 16;
+    if (exponent == 0) return as_float(sign | as_bits((float)mantissa / 16777216.0f));
+    return as_float(sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | mantissa << 13);
+}
+
+/* The quantisations of GGUF, in the order of `BLOCKS` of base/gguf/layer.py. A block of 32 or 256 numbers has parts,
+   whose numbers share a and b. */
+enum { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
+#define NUMBERS(KIND) ((KIND) < Q4_K ? 32 : 256)
+#define BYTES(KIND)                                                                                                    \
+    ((KIND) == Q4_0 ? 18 : (KIND) == Q4_1 ? 20 : (KIND) == Q5_0 ? 22 : (KIND) == Q5_1 ? 24 : (KIND) == Q8_0 ? 34       \
+     : (KIND) == Q4_K ? 144 : (KIND) == Q5_K ? 176 : 210)
+
+/* Codes of 32 numbers: the lower halves of 16 bytes, then the upper ones; bit i of `fifth` belongs to number i. */
+INLINE void four_bits(const uint8_t *packed, int8_t *codes) {
+    Bytes bytes, lower, upper;
+    memcpy(&bytes, packed, 16);
+    lower = bytes & 15, upper = bytes >> 4;
+    memcpy(codes, &lower, 16);
+    memcpy(codes + 16, &upper, 16);
+}
+
+INLINE void five_bits(const uint8_t *packed, const uint8_t *fifth, int8_t *codes) {
+    uint32_t bits = fifth[0] | (uint32_t)fifth[1] << 8 | (uint32_t)fifth[2] << 16 | (uint32_t)fifth[3] << 24;
+    four_bits(packed, codes);
+    for (int i = 0; i < 32; i++) codes[i] |= (int8_t)((bits >> i & 1) << 4);
+}
+
+/* a and b of the eight parts of a block of Q4_K or Q5_K: see `_scales_of_six_bits`. */
+INLINE void six_bits(const uint8_t *block, float *a, float *b) {
+    const uint8_t *first = block + 4, *second = block + 8, *rest = block + 12;
+    float scale = from_half(block), minimum = -from_half(block + 2);
+    for (int i = 0; i < 4; i++) {
+        a[i] = scale * (float)(first[i] & 63);
+        b[i] = minimum * (float)(second[i] & 63);
+        a[4 + i] = scale * (float)((rest[i] & 15) | first[i] >> 6 << 4);
+        b[4 + i] = minimum * (float)(rest[i] >> 4 | second[i] >> 6 << 4);
+    }
+}
+
+/* The codes of a block, and a and b of its parts. */
+INLINE void unpack(int kind, const uint8_t *block, int8_t *codes, float *a, float *b) {
+    switch (kind) {
+    case Q4_0:
+        a[0] = from_half(block), b[0] = -8 * a[0];
+        four_bits(block + 2, codes);
+        break;
+    case Q4_1:
+        a[0] = from_half(block), b[0] = from_half(block + 2);
+        four_bits(block + 4, codes);
+        break;
+    case Q5_0:
+        a[0] = from_half(block), b[0] = -16 * a[0];
+        five_bits(block + 6, block + 2, codes);
+        break;
+    case Q5_1:
+        a[0] = from_half(block), b[0] = from_half(block + 2);
+        five_bits(block + 8, block + 4, codes);
+        break;
+    case Q8_0:
+        a[0] = from_half(block), b[0] = 0;
+        memcpy(codes, block + 2, 32);
+        break;
+    case Q4_K:
+    case Q5_K:
+        six_bits(block, a, b);
+        for (int p = 0; p < 8; p++) { /* 32 bytes hold the codes of two parts */
+            const uint8_t *bytes = block + (kind == Q4_K ? 16 : 48) + p / 2 * 32;
+            for (int i = 0; i < 32; i++) codes[32 * p + i] = (int8_t)(bytes[i] >> p % 2 * 4 & 15);
+            if (kind == Q5_K)
+                for (int i = 0; i < 32; i++) codes[32 * p + i] |= (int8_t)((block[16 + i] >> p & 1) << 4);
+        }
+        break;
+    default: /* Q6_K */
+        for (int i = 0; i < 16; i++) {
+            a[i] = from_half(block + 208) * (float)(int8_t)block[192 + i];
+            b[i] = -32 * a[i];
+        }
+        for (int p = 0; p < 8; p++) { /* 64 bytes hold the lower 4 bits of four groups of 32 codes, 32 bytes the others */
+            const uint8_t *lower = block + p / 4 * 64 + p % 2 * 32, *upper = block + 128 + p / 4 * 32;
+            for (int i = 0; i < 32; i++)
+                codes[32 * p + i] = (int8_t)((lower[i] >> p % 4 / 2 * 4 & 15) | (upper[i] >> p % 4 * 2 & 3) << 4);
+        }
+    }
+}
+
+/* `decode` of base/gguf/layer.py: out [rows, in] = factor (a code + b) of `count` blocks for each row; without a factor,
+   it is 1. There is a loop for each type, so that the compiler knows the sizes of its blocks. */
+#define GGUF(NAME, TYPE, TO)                                                                                          \
+    INLINE void NAME##_blocks(int kind, const uint8_t *blocks, int64_t rows, int64_t count, const float *factor,      \
+                              TYPE *restrict out) {                                                                   \
+        const int numbers = NUMBERS(kind), part = kind == Q6_K ? 16 : 32;                                             \
+        for (int64_t block = 0; block < rows * count; block++, blocks += BYTES(kind), out += numbers) {               \
+            int8_t codes[256];                                                                                        \
+            float a[16], b[16], of_row = factor == 0 ? 1.0f : factor[block / count];                                  \
+            unpack(kind, blocks, codes, a, b);                                                                        \
+            for (int p = 0; p < numbers / part; p++) {                                                                \
+                float scale = a[p] * of_row, shift = b[p] * of_row;                                                   \
+                for (int i = 0; i < part; i++) {                                                                      \
+                    float value = (float)codes[p * part + i] * scale;                                                 \
+                    out[p * part + i] = TO(kind == Q8_0 ? value : value + shift);                                     \
+                }                                                                                                     \
+            }                                                                                                         \
+        }                                                                                                             \
+    }                                                                                                                 \
+    EXPORT FAST void NAME(const uint8_t *blocks, int64_t rows, int64_t count, int64_t kind, const float *factor,      \
+                          TYPE *restrict out) {                                                                       \
+        switch (kind) {                                                                                               \
+        case Q4_0: NAME##_blocks(Q4_0, blocks, rows, count, factor, out); break;                                      \
+        case Q4_1: NAME##_blocks(Q4_1, blocks, rows, count, factor, out); break;                                      \
+        case Q5_0: NAME##_blocks(Q5_0, blocks, rows, count, factor, out); break;                                      \
+        case Q5_1: NAME##_blocks(Q5_1, blocks, rows, count, factor, out); break;                                      \
+        case Q8_0: NAME##_blocks(Q8_0, blocks, rows, count, factor, out); break;                                      \
+        case Q4_K: NAME##_blocks(Q4_K, blocks, rows, count, factor, out); break;                                      \
+        case Q5_K: NAME##_blocks(Q5_K, blocks, rows, count, factor, out); break;                                      \
+        default: NAME##_blocks(Q6_K, blocks, rows, count, factor, out);                                               \
+        }                                                                                                             \
+    }
+
+GGUF(gguf_int8, int8_t, nearest)
+GGUF(gguf_float32, float, to_float)
+GGUF(gguf_bfloat16, uint16_t, to_bfloat16)
+
+/* Dot product of a and x, always summed in the same order. */
 #define DOT(NAME, TYPE, FROM)                                                                                         \
     static inline float NAME(const float *a, const TYPE *x, int64_t n) {                                              \
         float parts[PARTS] = {0}, sum = 0;                                                                            \
@@ -300,3 +427,37 @@ DOT(dot_bfloat16, uint16_t, from_bfloat16)
 
 LOW_RANK_ADDED(low_rank_added_float32, float, from_float, to_float, dot_float32)
 LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16, dot_bfloat16)
+
+/* `rows_product` of lora/row_products.py for few tokens: y [groups * rows, out] += x A^T B, each group of rows with its
+   A [rank, in] and B [rank, out]; A is null for the base. */
+#define ROWS_ADDED(NAME, TYPE, FROM, TO)                                                                              \
+    static inline float NAME##_dot(const TYPE *a, const TYPE *x, int64_t n) {                                         \
+        float parts[PARTS] = {0}, sum = 0;                                                                            \
+        int64_t whole = n - n % PARTS;                                                                                \
+        for (int64_t i = 0; i < whole; i += PARTS)                                                                    \
+            for (int k = 0; k < PARTS; k++) parts[k] += FROM(a[i + k]) * FROM(x[i + k]);                              \
+        for (int k = 0; k < PARTS; k++) sum += parts[k];                                                              \
+        for (int64_t i = whole; i < n; i++) sum += FROM(a[i]) * FROM(x[i]);                                           \
+        return sum;                                                                                                   \
+    }                                                                                                                 \
+    INLINE void NAME##_columns(const float *low, int64_t rank, const TYPE *b, int64_t out, int64_t n, TYPE *y) {      \
+        float sum[64] = {0};                                                                                          \
+        for (int64_t k = 0; k < rank; k++)                                                                            \
+            for (int64_t i = 0; i < n; i++) sum[i] += low[k] * FROM(b[k * out + i]);                                  \
+        for (int64_t i = 0; i < n; i++) y[i] = TO(FROM(y[i]) + sum[i]);                                               \
+    }                                                                                                                 \
+    EXPORT FAST void NAME(const TYPE *x, int64_t groups, int64_t rows, int64_t in, int64_t out, const TYPE **A,       \
+                          const TYPE **B, const int64_t *ranks, TYPE *y) {                                            \
+        float low[MOST_RANKS];                                                                                        \
+        for (int64_t row = 0; row < groups * rows; row++, x += in, y += out) {                                        \
+            const TYPE *a = A[row / rows], *b = B[row / rows];                                                        \
+            int64_t rank = ranks[row / rows], start = 0;                                                              \
+            if (a == 0) continue;                                                                                     \
+            for (int64_t k = 0; k < rank; k++) low[k] = NAME##_dot(a + k * in, x, in);                                \
+            for (; start + 64 <= out; start += 64) NAME##_columns(low, rank, b + start, out, 64, y + start);          \
+            NAME##_columns(low, rank, b + start, out, out - start, y + start);                                        \
+        }                                                                                                             \
+    }
+
+ROWS_ADDED(rows_added_float32, float, from_float, to_float)
+ROWS_ADDED(rows_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)

@@ -1,8 +1,8 @@
 """The C functions of `native.c`, which are compiled when Tsugiki is installed (`hatch_build.py`).
 
-Each does in one pass over memory what takes torch several, with the same bits (`low_rank_added`: to rounding). Where no
-compiler was found, torch computes: the definition beside every call is complete without them. A call does not hold
-Python's interpreter lock.
+Each computes in one pass over memory what takes torch several passes. The results are bit-identical to torch's, except
+those of `low_rank_added` and `rows_added`, which are equal up to rounding. Without a compiled library, callers compute
+the same in torch, by the definition beside each call. A call releases Python's global interpreter lock.
 """
 
 import ctypes
@@ -10,8 +10,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 LIBRARY = Path(__file__).with_name("_native.so")
-"""The compiled functions, with this name on every system."""
+"""The compiled library; the file has this name on every system."""
 _SIGNATURES = {
     "rotated": "pnnn",
     "rounded": "pnnnnppp",
@@ -21,21 +24,24 @@ _SIGNATURES = {
     "looked_up": "pnppp",
     "nf4": "ppnnppp",
     "nf4_codes": "pnnnppp",
+    "gguf": "pnnnpp",
     "low_rank_added": "pnnnnppdp",
+    "rows_added": "pnnnnpppp",
 }
-"""The arguments of each kind of function: p for a pointer, n for a whole number, d for another number."""
-_VERSION = 4
-"""Of these arguments; a library that was compiled for others, from an older checkout, is not called."""
+"""The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
+_VERSION = 5
+"""The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
+not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 
 
 @cache
 def native(kind: str, dtype: str = "") -> Callable[..., None] | None:
-    """Return a C function, which takes the `data_ptr()` of tensors on the processor; None where there is none.
+    """Return a C function, which takes the `data_ptr()` of tensors on the CPU; None if it is not available.
 
     Args:
-        kind: one of `_SIGNATURES`.
-        dtype: the function for this dtype, if there are several.
+        kind: a key of `_SIGNATURES`.
+        dtype: the suffix of the function's name, such as `bfloat16`, if there is a function for each dtype.
     """
     library = _library()
     function = getattr(library, f"{kind}_{dtype}" if dtype else kind, None)
@@ -45,10 +51,17 @@ def native(kind: str, dtype: str = "") -> Callable[..., None] | None:
     return function  # type: ignore[no-any-return]
 
 
+def native_for(kind: str, tensor: Tensor) -> Callable[..., None] | None:
+    """Return the C function for the dtype of a tensor on the CPU; None if there is none, or while torch compiles."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return native(kind, str(tensor.dtype).removeprefix("torch."))
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(LIBRARY))
         return library if library.interface_version() == _VERSION else None
-    except (OSError, AttributeError):  # it was not compiled, or for another system
+    except (OSError, AttributeError):  # it was not compiled, or was compiled for another system
         return None

@@ -16,7 +16,7 @@ def test_outside_a_terminal_only_lines_are_printed():
         advance(2)
     assert list(display.track([1, 2], "layers")) == [1, 2]
     assert out.getvalue() == ""
-    display.say("one [line]")
+    display.print("one [line]")
     assert out.getvalue() == "one [line]\n"
 
 

@@ -17,12 +17,13 @@ from tsugiki import (
 )
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.quantization import quantize
+from tsugiki.lora import row_products
 from tsugiki.lora.dora import add_magnitude
 from tsugiki.lora.frozen_layer import oriented
 from tsugiki.lora.initialise import init_pissa_
 from tsugiki.lora.layer import new_pair, wrap
-from tsugiki.lora.mixed_batch import _stacks, plain_rows, rows_product
 from tsugiki.lora.pair import LowRank
+from tsugiki.lora.row_products import plain_rows, prepare_rows, rows_product
 
 NAMES = ["a", None, "c", "b", "__base__", "c"]
 
@@ -178,7 +179,12 @@ LAYERS = {
 @pytest.mark.parametrize("shape", [(6, 1, 12), (6, 5, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)])
 @pytest.mark.parametrize("kinds", ["l", "lll", "l-ldl-", "--l", "dpd", "-p"])
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-def test_the_stacked_products_equal_the_definition(make, kinds: str, shape: tuple[int, ...], dtype: torch.dtype):
+@pytest.mark.parametrize("native", [True, False])
+def test_the_products_of_rows_equal_the_definition(
+    native: bool, make, kinds: str, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    if not native:
+        monkeypatch.setattr(row_products, "native_for", lambda kind, tensor: None)
     torch.manual_seed(1)
     layer = wrap(make().requires_grad_(False).to(dtype)).eval()
     pairs = _pairs(layer.base_layer, kinds)
@@ -186,7 +192,7 @@ def test_the_stacked_products_equal_the_definition(make, kinds: str, shape: tupl
     with torch.no_grad():
         y = layer.base_layer(x)
         wanted = plain_rows(layer, pairs, x, y)
-        found = rows_product(layer, _stacks(layer, pairs, x), len(pairs), x, y.clone())
+        found = rows_product(layer, prepare_rows(layer, pairs, x), x, y.clone())
     tolerance = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 4e-2}[dtype]
     assert found.dtype == wanted.dtype == dtype
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)

@@ -86,10 +86,10 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     ready = threading.Event()
     access = Access("127.0.0.1", port, settings.get("api_key"), frozenset(settings.get("origins", ())))
     seconds, updates, views = settings.get("seconds", 60), settings.get("allow_lora_updates", False), ()
-    if workplace := settings.get("workplace"):
-        from tsugiki.serve.training import workplace_routes
+    if workspace := settings.get("workspace"):
+        from tsugiki.serve.training import workspace_routes
 
-        views = workplace_routes(workplace)
+        views = workspace_routes(workspace)
     app = new_app(engine, adapters, access, seconds, updates, views)
     server = Server(app, 5, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

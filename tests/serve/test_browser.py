@@ -21,11 +21,11 @@ VIEWS = ("talk", "adapters", "runs", "train")
 @pytest.fixture(scope="module")
 def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with all views."""
-    from tsugiki.serve.training import Workplace
+    from tsugiki.serve.training import Workspace
 
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("workspace")
     (folder / "a.txt").write_text("text " * 100, encoding="utf-8")
-    yield from start(*served_files, workplace=Workplace(served_files[0], folder, folder, "https://localhost"))
+    yield from start(*served_files, workspace=Workspace(served_files[0], folder, folder, "https://localhost"))
 
 
 def ask(page: Any, prompt: str, tokens: int = 8) -> None:

@@ -1,4 +1,4 @@
-"""The engine: a request in any company gets what it gets alone."""
+"""The engine: a request gets what it gets alone."""
 
 import inspect
 import queue
@@ -264,7 +264,7 @@ def test_adapters_that_rows_cannot_have_take_turns():
     shake(model, 5)
     given = list(zip(prompts([6, 9, 5, 8]), ["a", "i", "i", None], [6] * 4, strict=True))
     with serving(model) as engine:
-        clients = [Client(*one, company="same" if one[1] == "i" else "mixed") for one in given]
+        clients = [Client(*one, batch_mode="same" if one[1] == "i" else "mixed") for one in given]
         for client in clients:
             engine.submit([client.request])
         found = [client.tokens() for client in clients]

@@ -12,7 +12,7 @@ from tsugiki import disable_adapter, mixed_batch, set_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.errors import TsugikiError
 from tsugiki.methods.table import METHODS
-from tsugiki.serve.adapters import load_served
+from tsugiki.serve.adapter_loading import load_served
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -27,13 +27,13 @@ NEW = 5
 
 
 @torch.no_grad()
-def by_generate(model: Any, method: str | None, company: str, prompt: list[int]) -> list[int]:
+def by_generate(model: Any, method: str | None, batch_mode: str, prompt: list[int]) -> list[int]:
     ids = torch.tensor([prompt])
     fields = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
     if method is None:
         with disable_adapter(model):
             return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-    if company == "mixed":
+    if batch_mode == "mixed":
         with mixed_batch(model, [method]):
             return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
     set_adapter(model, method)
@@ -51,24 +51,24 @@ def test_every_method_answers_as_alone(kind: str, tmp_path: Path):
         config = METHODS[method].configure(SETTINGS.get(method, {}))
         save_grafted(tmp_path / method, load_model(base), config)
         companies[method] = load_served(model, tmp_path / method, method)
-    assert {method for method, company in companies.items() if company == "mixed"} == MIXED
+    assert {method for method, batch_mode in companies.items() if batch_mode == "mixed"} == MIXED
     assert set(companies.values()) == {"mixed", "same"}
     given = [(method, prompt) for method in [None, *methods] for prompt in prompts([4, 17, 9])]
     expected = [by_generate(model, method, companies.get(method or "", "mixed"), prompt) for method, prompt in given]
     with serving(model, rows=2) as engine:  # so that rows join and leave a batch of their adapter
         clients = [
-            Client(prompt, method, NEW, company=companies.get(method or "", "mixed"), content=method or "")
+            Client(prompt, method, NEW, batch_mode=companies.get(method or "", "mixed"), content=method or "")
             for method, prompt in given
         ]
         engine.submit([client.request for client in clients])
         found = [client.tokens() for client in clients]
         for method in SETTINGS:  # a soft prompt takes part of the context
             room = 64 - SETTINGS[method].get("num_virtual_tokens", 0)
-            full = Client([5] * (room - 2), method, 2, company="same")
+            full = Client([5] * (room - 2), method, 2, batch_mode="same")
             engine.submit([full.request])
             assert len(full.tokens()) == 2
             with pytest.raises(TsugikiError, match="1 more"):
-                engine.submit([Client([5] * (room - 1), method, 2, company="same").request])
+                engine.submit([Client([5] * (room - 1), method, 2, batch_mode="same").request])
     wrong = {method for (method, _), tokens, wanted in zip(given, found, expected, strict=True) if tokens != wanted}
     assert wrong == set()
     assert len({tuple(tokens) for tokens in expected}) > len(expected) // 3

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette")
-from tests.serve.workplace import Place, serve_in, write_run
+from tests.serve.workspace import Place, serve_in, write_run
 from tsugiki.io.locks import process_of, sole_use
 from tsugiki.serve import run_processes
 from tsugiki.serve.run_processes import LOG_FILE, RunProcesses

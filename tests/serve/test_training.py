@@ -13,7 +13,7 @@ import yaml
 
 pytest.importorskip("starlette")
 from tests.data.aozora.samples import make_mirror
-from tests.serve.workplace import Place, serve_in, write_run
+from tests.serve.workspace import Place, serve_in, write_run
 from tests.tiny import TEXT
 from tsugiki.errors import TsugikiError
 from tsugiki.io.locks import sole_use
@@ -21,7 +21,7 @@ from tsugiki.serve.errors import ApiError
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
 from tsugiki.serve.runs import Runs
-from tsugiki.serve.training import RunRequest, Training, Workplace
+from tsugiki.serve.training import RunRequest, Training, Workspace
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
 
@@ -124,8 +124,8 @@ class _Processes(RunProcesses):
 def _training(directory: Path) -> Training:
     (directory / "texts").mkdir(exist_ok=True)
     (directory / "texts" / "a.txt").write_text(TEXT)
-    workplace = Workplace("embedded", directory, directory / "texts", "https://localhost")
-    return Training(workplace, Runs(directory, _Processes()))
+    workspace = Workspace("embedded", directory, directory / "texts", "https://localhost")
+    return Training(workspace, Runs(directory, _Processes()))
 
 
 def test_start_writes_the_settings_and_starts_the_command(tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("starlette")
 from tests.serve.chromium import marks
-from tests.serve.workplace import Place, serve_in
+from tests.serve.workspace import Place, serve_in
 from tsugiki.io.run_folder import checkpoint_step, checkpoints
 
 pytestmark = marks

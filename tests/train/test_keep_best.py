@@ -12,7 +12,7 @@ from tests.runs import assert_resumes, run_config
 from tsugiki.data.records import Document
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
-from tsugiki.report.record_text import choice_notes
+from tsugiki.report.record_text import run_notes
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.evaluation_callback import EvaluationCallback
@@ -133,7 +133,7 @@ def test_it_is_said_that_no_step_was_better(tmp_path: Path, monkeypatch: pytest.
     record = train(config(tmp_path))
     assert not record.any_step_is_better()
     assert record.kept_step == 2  # what trained, and not the base
-    assert any(NO_GAIN[1:] in note for note in choice_notes(record))
+    assert any(NO_GAIN[1:] in note for note in run_notes(record))
 
 
 def test_evaluations_are_spread_over_the_run():

@@ -143,6 +143,13 @@ def test_near_duplicates_of_validation_documents_are_not_learned():
     assert len(chosen) > 10
 
 
+def test_a_document_whose_longer_duplicate_is_used_counts_as_one():
+    longer = [{**record, "text": record["text"] + "変更済"} for record in works(60)]
+    prepared = prepare(lines("w.jsonl", works(60) + longer), drop_duplicates=True)
+    assert prepared.summary.validation is not None
+    assert not prepared.summary.validation.from_held_out
+
+
 def test_a_validation_file_and_a_condition():
     train = lines("w.jsonl", works(30))
     prepared = prepare(train, validation=lines("v.jsonl", [{"text": sentence(99, 200)}]))

@@ -1,1 +1,1 @@
-"""Adapters in files: PEFT's format in both directions, a library of adapters, operations on them, and merging."""
+"""Adapters in files: reading and writing PEFT's format, a library of adapters, operations on them, and merging."""

@@ -1,4 +1,4 @@
-"""The files in an adapter's folder (see `adapters.format`): their names, and how they are read and written."""
+"""Read and write the files in an adapter's folder (see `adapters.format`)."""
 
 import dataclasses
 import re
@@ -35,7 +35,7 @@ COMMON_FIELDS = frozenset(
 )
 """Fields of adapter_config.json that are the same for all methods."""
 _NAMES = COMMON_FIELDS - {"peft_type"}
-"""Those on which the result does not depend."""
+"""The common fields on which the result of an adapter does not depend."""
 _OTHER_FORMATS = {
     b"version https://git-lfs": marked("it is a pointer of Git LFS; fetch the file itself (git lfs pull)"),
     b"PK\x03\x04": marked("it is a zip archive, as torch.save writes, not safetensors"),
@@ -44,7 +44,7 @@ _OTHER_FORMATS = {
     b"<!": marked("it is an HTML page, not safetensors"),
     b"<html": marked("it is an HTML page, not safetensors"),
 }
-"""First bytes of files that are mistaken for safetensors -> what they are."""
+"""First bytes of files that are mistaken for safetensors -> the reason in messages."""
 
 
 def read_adapter_config(folder: Path) -> Any:
@@ -109,7 +109,7 @@ def read_peft_config(folder: Path) -> Any:
 
 
 def read_base(folder: Path) -> BaseReference:
-    """Read which base an adapter was trained on.
+    """Read the name and the identity of the base that an adapter was trained on.
 
     Raises:
         TsugikiError: the folder holds no adapter, or a file is broken.
@@ -125,7 +125,7 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """Read all fields of adapter_config.json without interpreting them.
 
     Raises:
-        TsugikiError: there is no such file, it does not hold a JSON object, or a name in it is no text.
+        TsugikiError: there is no such file, it does not hold a JSON object, or a name in it is not a string.
     """
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
@@ -147,7 +147,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json.
 
     Raises:
-        TsugikiError: there is no file of weights, it is broken, or it is not the one that was saved.
+        TsugikiError: there is no file of weights, it is broken, or it is not the file that was saved.
     """
     tensors, digests = map_weights(folder), read_metadata(folder).digests
     if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
@@ -178,15 +178,15 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def adapter_weight_files(folder: Path) -> list[Path]:
-    """Return the files of an adapter's weights: one, or those into which transformers has split a large adapter.
+    """Return the files of an adapter's weights: one file, or the parts into which transformers split a large adapter.
 
     Raises:
-        TsugikiError: there is none, or some are missing.
+        TsugikiError: there is no such file, or a part is missing.
     """
     path = folder / ADAPTER_FILE
     if path.is_file():
         return [path]
-    parts = {int(found[1]): found for one in folder.glob("adapter_model-*") if (found := _PART.fullmatch(one.name))}
+    parts = {int(match[1]): match for file in folder.glob("adapter_model-*") if (match := _PART.fullmatch(file.name))}
     if parts:
         missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
         if missing:
@@ -207,9 +207,9 @@ def write_adapter_files(
     """Write the three files of an adapter into a folder that exists.
 
     Args:
-        folder: usually a temporary one (see `io.atomic`).
+        folder: usually a temporary folder (see `io.atomic`).
         tensors: the trained tensors by their names in the file.
-        fields: the fields of adapter_config.json but for the base's name.
+        fields: the fields of adapter_config.json except the base's name.
         metadata: the content of tsugiki.json, to which the digests are added.
 
     Raises:
@@ -220,7 +220,7 @@ def write_adapter_files(
     name, revision = split_revision(metadata.base.name or "")
     common = {"base_model_name_or_path": name or None, "revision": revision, "inference_mode": True}
     write_json(folder / ADAPTER_CONFIG_FILE, {**common, **fields})
-    # Read again, because what is written may differ: lone surrogates become question marks.
+    # The fields are read again, because the file may differ from them: lone surrogates become question marks.
     write_metadata(folder, with_digests(metadata, folder / ADAPTER_FILE, read_config_fields(folder)))
     # safetensors makes files that only their owner can read.
     shutil.copymode(folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_FILE)
@@ -233,7 +233,7 @@ def with_digests(metadata: Metadata, weights: Path, fields: Mapping[str, Any]) -
 
 
 def content_digest(folder: Path) -> str:
-    """Return the SHA-256 of all on which the result of an adapter depends: its weights and settings, not its name.
+    """Return the SHA-256 of everything on which the result of an adapter depends: its weights and settings.
 
     Raises:
         TsugikiError: the folder holds no adapter, or a file of settings is broken.
@@ -249,7 +249,7 @@ def _computing_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_format(path: Path) -> str:
-    """Tell from its first bytes what a file is instead of safetensors; empty if that is unknown."""
+    """Return what a file is instead of safetensors, by its first bytes; empty if that is unknown."""
     try:
         with path.open("rb") as file:
             first_bytes = file.read(64)

@@ -1,4 +1,4 @@
-"""Whether the tensors of an adapter's file fit a model."""
+"""Check whether the tensors of an adapter's file fit a model."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from tsugiki.methods.peft_keys import base_name, parameter_keys
 
 
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """List what is wrong with the names, shapes and dtypes of an adapter's tensors.
+    """List the problems with the names, shapes and dtypes of an adapter's tensors, a clause for each.
 
     PEFT may store weights of the base with an adapter, and a weight that embedding and head share twice; a tensor equal
     to such a weight is not listed. If `model` is on the meta device, a tensor of the right name and shape counts as
@@ -46,7 +46,7 @@ def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """List the tensors that hold infinities or NaN, a sentence each."""
+    """List the tensors that hold infinities or NaN, a clause for each."""
     # `torch.isfinite` does not support 8-bit floating-point numbers.
     comparable = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}
     return [
@@ -57,7 +57,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def differing_blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Return a clause if the last block that a file changes is not the last one of the model."""
+    """Return a clause for a message if the last block that a file changes is not the model's last block."""
     counts: list[dict[str, int]] = [{}, {}]
     for found, names in zip(
         counts, (map(base_name, tensors), (name for name, _layer in base_modules(model))), strict=True
@@ -86,14 +86,14 @@ def _is_copy(
     found: Mapping[str, Tensor],
     key: str,
 ) -> bool:
-    """Return whether a tensor of a file is a weight of the base, or one of the adapter under another of its names.
+    """Return whether a tensor of a file is a copy: of a weight of the base, or of a tensor under another of its names.
 
     Args:
         owners: the modules of the base, by name.
         shared: the names of its shared parameters.
         expected: the tensors of the adapter.
         found: the tensors of the file.
-        key: the name of one of them.
+        key: the name of the tensor in the file.
     """
     name, tensor = base_name(key), found[key]
     path, _dot, attribute = name.rpartition(".")
@@ -103,5 +103,5 @@ def _is_copy(
         return False
     if weight.is_meta or equal_when_rounded(weight, tensor):
         return True
-    others = {other for one in shared.get(name, ()) for other in parameter_keys(one)}
+    others = {other for shared_name in shared.get(name, ()) for other in parameter_keys(shared_name)}
     return any(torch.equal(found[other], tensor) for other in others & expected.keys() & found.keys())

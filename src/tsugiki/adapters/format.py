@@ -1,13 +1,13 @@
-"""An adapter as a folder, in the format of Hugging Face PEFT.
+"""Save and load an adapter as a folder, in the format of Hugging Face PEFT.
 
     adapter_model.safetensors   the trained tensors (their names: `methods.peft_keys`)
     adapter_config.json         `peft_type`, and the method's settings under PEFT's names
     tsugiki.json                the base's fingerprint, settings that PEFT has no field for, and digests of all of this;
                                 PEFT does not read it
 
-`PeftModel.from_pretrained` loads what is written here, if PEFT has the method; `load_adapter` loads what PEFT writes.
-Both give the same logits. A field of the config that would change the result and is not supported is an error. So is a
-file that is not the one that was saved with `tsugiki.json`: a bit of it changed, or another program replaced it.
+`PeftModel.from_pretrained` loads the folder, if PEFT has the method; `load_adapter` loads folders that PEFT has
+written. Both give the same logits. It is an error if the config has a field that would change the result and is not
+supported, or if a file is not the one that was saved with `tsugiki.json`, because it is damaged or was replaced.
 """
 
 import warnings
@@ -60,7 +60,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     Args:
         model: the grafted model.
         path: the folder; created if it does not exist.
-        name: the adapter's name in the model; None for the active adapter.
+        name: the adapter's name in the model; None: the active adapter.
 
     Raises:
         TsugikiError: the model has no such adapter, a tensor of it is not finite, or the folder cannot be written.
@@ -132,10 +132,12 @@ def check_can_save(model: nn.Module) -> None:
 
 
 def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
-    """Return the weights of the embedding and the head if they have another number of rows than in the base's files.
+    """Return the weights of embedding and head by their names in the file if the vocabulary was resized, or nothing.
+
+    It was resized if its size differs from that in the base's files.
 
     Raises:
-        TsugikiError: they have, and the file of this method has no place for them, or they are quantised.
+        TsugikiError: it was resized, but the file of this method cannot hold these weights, or they are quantised.
     """
     before = _words_in_files(model)
     if before is None or text_config(model).vocab_size == before:
@@ -177,7 +179,7 @@ def _words_in_files(model: nn.Module) -> int | None:
     if folder is None or not hasattr(config, "get_text_config"):
         return None
     with loading_errors(name):
-        # Its class reads the config of a model with code of its own, too, and runs none of the code.
+        # The config's class also reads the config of a model that brings Python code, without running the code.
         in_files = type(config).from_pretrained(folder, local_files_only=True).get_text_config()
     words: int | None = getattr(in_files, "vocab_size", None)
     return words
@@ -196,7 +198,7 @@ def _warn_of_names(model: nn.Module, adapter: Any) -> None:
 
 
 def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
-    """Return the fields of adapter_config.json but for the base's name."""
+    """Return the fields of adapter_config.json except the base's name."""
     adapter_format = format_of(adapter.config)
     fields = adapter_format.to_json(model, adapter)
     return {"peft_type": adapter_format.peft_type, "task_type": task_type_of(model, adapter), **fields}
@@ -205,8 +207,8 @@ def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
 def task_type_of(model: nn.Module, adapter: Any) -> str | None:
     """Return the `task_type` by which PEFT chooses its class of model: AutoPeft classes and soft prompts depend on it.
 
-    None for a model that PEFT's class for this task could not call: one that takes no token ids, such as Whisper, and a
-    classifier whose output layers are not in the file, where its class expects them.
+    None for a model that PEFT's class for the task could not use: a model that takes no token ids, such as Whisper, and
+    a classifier whose output layers are not in the file, although PEFT's class expects them.
     """
     if getattr(model, "main_input_name", "") != "input_ids":
         return None
@@ -230,7 +232,7 @@ def load_adapter(
     Args:
         model: the base that the adapter was trained on.
         path: the adapter's folder.
-        name: the adapter's name in the model; "default" if None.
+        name: the adapter's name in the model; None: "default".
         allow_base_mismatch: load the adapter although it was trained on another base.
 
     Returns:
@@ -309,7 +311,7 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
     Args:
         model: the base, or the model that is grafted with the adapter.
         adapter: must have the same tensors.
-        tensors: by their names in the file.
+        tensors: the tensors by their names in the file.
         source: the file, for the message.
 
     Raises:
@@ -339,7 +341,7 @@ def warn_of_another_name(model: nn.Module, folder: Path) -> None:
     base, name = read_base(folder), getattr(model, "name_or_path", "")
     if base.fingerprint and identity_of(model).fingerprint:
         return
-    names = [Path(split_revision(one)[0]).name.lower() for one in (base.name or "", name)]
+    names = [Path(split_revision(base_name)[0]).name.lower() for base_name in (base.name or "", name)]
     if all(names) and names[0] != names[1]:
         warnings.warn(
             _(
@@ -365,7 +367,7 @@ def refuse_another_base(model: nn.Module, folder: Path) -> None:
 
 
 def _other_revision(base: BaseReference, name: str) -> str:
-    """Return a clause if an adapter names another revision of the model on the hub, and the digest is unknown."""
+    """Return a clause for a message if an adapter names another revision of the model, and its digest is unknown."""
     repo_id, revision = split_revision(base.name or "")
     other_id, other = split_revision(name)
     if base.fingerprint or not revision or repo_id != other_id or revision == other:

@@ -1,4 +1,4 @@
-"""What can be told about an adapter quickly: from its config, and from the header of its weights file."""
+"""Facts about an adapter that are read quickly: from its config, and from the header of its weights file."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class AdapterInfo:
     size: int
     """Size of the weights file in bytes."""
     changed: float
-    """When the weights file was written, in seconds since 1970."""
+    """The time when the weights file was written, in seconds since 1970."""
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:
@@ -66,7 +66,7 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
 
 
 def _configured_targets(config: Any) -> list[str]:
-    """Return the targets that the config names, whatever its method calls that setting."""
+    """Return the targets that the config names, under any method's name for that setting."""
     fields = dataclasses.asdict(config)
     names = ("target_modules", "target_parameters")
     targets = next((fields[name] for name in names if fields.get(name)), ())

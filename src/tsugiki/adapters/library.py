@@ -41,7 +41,7 @@ def check_name(name: str) -> str:
     """Check that a folder can have this name on every operating system, and return the name.
 
     Raises:
-        TsugikiError: it cannot.
+        TsugikiError: the name is not allowed.
     """
     forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
     if forbidden is not None:
@@ -75,7 +75,7 @@ class LibraryEntry:
     info: AdapterInfo | None
     """None if the adapter is broken."""
     broken: str = ""
-    """What is wrong with it; empty if nothing is."""
+    """The problem of a broken adapter, as a clause; empty if it is not broken."""
 
 
 def read_library(library: Path) -> list[LibraryEntry]:
@@ -90,10 +90,10 @@ def read_library(library: Path) -> list[LibraryEntry]:
 
 
 def member(name: str, library: Path) -> Path:
-    """Return the folder (or the link to a folder) in the library that has this name; a broken adapter counts, too.
+    """Return the folder, or the link to a folder, in the library that has this name, even if the adapter is broken.
 
     Raises:
-        TsugikiError: there is none.
+        TsugikiError: there is no such folder.
     """
     names = library_names(library)
     if name in names:
@@ -106,11 +106,11 @@ def member(name: str, library: Path) -> Path:
 def adapter_folder(given: str, library: Path | None = None) -> Path:
     """Find the adapter that the user names: by the path of its folder, or else by its name in the library.
 
-    A run that has not finished is named by its folder, too: then the adapter is that of its newest checkpoint.
+    If the folder is that of a run that has not finished, the adapter is that of its newest checkpoint.
 
     Args:
         given: the path or the name.
-        library: the library's folder; the user's library if None.
+        library: the library's folder; None: the user's library.
 
     Raises:
         TsugikiError: there is no such adapter.
@@ -137,8 +137,8 @@ def new_adapter_folder(given: str, library: Path | None = None) -> Path:
     """Return the folder for a new adapter: the given path, or a folder in the library if the user gives a name.
 
     Args:
-        given: a path if it contains a separator, else a name.
-        library: the library's folder; the user's library if None.
+        given: a path if it contains a separator, otherwise a name.
+        library: the library's folder; None: the user's library.
 
     Raises:
         TsugikiError: the name is not allowed, or the folder exists already.
@@ -153,9 +153,9 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
     """Copy the adapter in a folder, such as that of a run, into the library.
 
     Args:
-        source: the folder. The run's record and the model card are copied, too; checkpoints and pages are not.
+        source: the folder. The run's record and the model card are copied as well; checkpoints and pages are not.
         library: the library's folder; created if it does not exist.
-        name: the adapter's name in the library; the folder's name if None.
+        name: the adapter's name in the library; None: the folder's name.
 
     Returns:
         The adapter's folder in the library.
@@ -184,7 +184,7 @@ def rename_adapter(old: str, new: str, library: Path) -> Path:
     """Rename an adapter in the library.
 
     Returns:
-        Its new folder.
+        The adapter's new folder.
 
     Raises:
         TsugikiError: there is no adapter of the old name, the new name is not allowed or exists already, or the library
@@ -210,7 +210,7 @@ def _refuse_taken(name: str, library: Path, advice: str) -> None:
 
 @contextmanager
 def _only_writer(library: Path) -> Iterator[None]:
-    """Wait until no other process writes to the library, and remove what killed ones left in it."""
+    """Wait until no other process writes to the library, and remove what killed processes left in it."""
     with locked(library / ".lock"):
         remove_leftovers(library, older_than=DAY)  # `pull` and `combine` write without the lock
         yield
@@ -223,7 +223,7 @@ def library_names(library: Path) -> list[str]:
         TsugikiError: the library is not a folder, or cannot be read.
     """
     try:
-        found = [Path(one.path) for one in os.scandir(library) if not one.name.startswith(".")]
+        found = [Path(entry.path) for entry in os.scandir(library) if not entry.name.startswith(".")]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -273,7 +273,7 @@ def _newest_checkpoint(run: Path) -> Path | None:
 def _near_folders(path: Path | None) -> list[str]:
     """Return the folders beside a path that hold an adapter and have nearly its name."""
     try:
-        beside = {one.name: one for one in path.parent.iterdir() if one.is_dir()} if path else {}
+        beside = {folder.name: folder for folder in path.parent.iterdir() if folder.is_dir()} if path else {}
     except OSError:
         beside = {}
     near = get_close_matches(path.name, beside, n=1) if path else []

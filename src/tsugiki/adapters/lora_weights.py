@@ -1,10 +1,10 @@
-"""LoRA adapters as tensors, without a model: the operations on adapters work on this.
+"""LoRA adapters as tensors, without a model, for operations on adapters.
 
     lora = read_lora_weights(folder)
     lora.layers["transformer.h.0.attn.c_attn"].A                # [r, in]
     write_lora_weights(lora, out, Provenance(operation="…"))    # a new PEFT folder
 
-A PiSSA adapter is read as PEFT reads its file: as a LoRA of twice the rank.
+A PiSSA adapter is read as PEFT reads its file, as a LoRA of twice the rank.
 """
 
 import dataclasses
@@ -56,19 +56,19 @@ class LoraWeights:
     layers: Mapping[str, LayerFactors]
     """Name of a layer in the base -> its update."""
     others: Mapping[str, Tensor]
-    """Trained biases and modules, and the factors of other parameters than weights of layers, such as experts; by their
-    names in the file."""
+    """Trained biases and modules, and the factors of parameters that are not weights of layers, such as experts, by
+    their names in the file."""
     base: BaseReference
     task_type: str | None
-    """PEFT's task type; None for a model that is not a language model."""
+    """PEFT's task type; None if the file names none."""
 
 
 def read_lora_weights(folder: Path) -> LoraWeights:
     """Read the LoRA adapter in a folder and check that it is complete and finite.
 
     Raises:
-        TsugikiError: the folder holds no adapter or one of another method, the file is broken, or tensors are missing,
-            not of the rank that the config gives, or not finite.
+        TsugikiError: the folder holds no adapter, or an adapter of another method or with `lora_bias`; the file is
+            broken; or tensors are missing, not of the rank that the config gives, or not finite.
     """
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
@@ -101,7 +101,7 @@ def parse_tensors(
         tensors: the tensors by their names in the file; only names, shapes and dtypes are used.
 
     Returns:
-        The layers that are complete, the tensors that are not factors of a layer, and what is wrong, a sentence each.
+        The layers that are complete, the tensors that are not factors of a layer, and the problems, a clause for each.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
@@ -130,7 +130,7 @@ def parse_tensors(
 
 
 def parameter_factors(others: Iterable[str]) -> list[str]:
-    """Return, of the tensors that are not the factors of a layer, those that are the factors of a parameter."""
+    """Return the names of factors of parameters among the tensors that are not factors of a layer."""
     return [name for name in others if parse_factor_key(name) is not None]
 
 
@@ -138,7 +138,7 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
     """Write a new PEFT folder, which appears complete or not at all.
 
     Args:
-        lora: the adapter. The ranks and scalings of its layers are written, whatever its config says.
+        lora: the adapter. The ranks and scalings of its layers are written, not those of its config.
         out: the folder; it must not exist, or be empty.
         provenance: how the adapter was derived from others, kept in `tsugiki.json`.
 
@@ -168,7 +168,7 @@ def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:
 
 
 def _is_of_parameter(config: LoraConfig, owner: str) -> bool:
-    """Whether factors with this name are those of a parameter, with those of all experts in one tensor."""
+    """Return whether factors with this name are those of a parameter, such as the weights of all experts."""
     wanted = config.target_parameters
     if not wanted or matches(f"{owner}.weight", wanted):
         return False
@@ -203,7 +203,7 @@ def _rounded(number: float) -> float:
 
 
 def _problem(parts: Mapping[str, Tensor], r: int, use_dora: bool) -> str | None:
-    """Say what is wrong with the tensors of a layer; None if nothing is."""
+    """Return the problem of a layer's tensors, as a predicate for a message; None if there is none."""
     if "A" not in parts or "B" not in parts:
         return _("has no lora_{part}").format(part="B" if "A" in parts else "A")
     if "magnitude" in parts and not use_dora:

@@ -1,4 +1,4 @@
-"""`tsugiki.json`: what Tsugiki knows about an adapter or a merged model, and PEFT's config has no field for."""
+"""`tsugiki.json`: facts about an adapter or a merged model for which PEFT's config has no field."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tsugiki.io.json import read_json, value_text, write_json
 from tsugiki.language import _, marked
 
 _VERSION = 2
-"""Version of the file's format. Version 1 is what Tsugiki 0.1 wrote."""
+"""Version of the file's format. Tsugiki 0.1 wrote version 1."""
 _SHOWN_DIGITS = len("sha256:") + 12
 
 
@@ -24,7 +24,7 @@ def _replace_surrogates(value: Any) -> Any:
 
 
 Text: TypeAlias = Annotated[str, BeforeValidator(_replace_surrogates)]
-"""A text in which lone surrogates, which paths can contain and JSON files cannot, become question marks."""
+"""A string in which lone surrogates, which paths can contain but JSON files cannot, become question marks."""
 
 
 class _Model(BaseModel):
@@ -58,7 +58,7 @@ class Source(_Model):
     """The factor on its update, in a combination or a merge."""
 
     def described(self) -> str:
-        """Return its name with its weight and the first digits of its digest."""
+        """Return the source's name with its weight and the first digits of its digest."""
         facts = [] if self.weight is None else [f"weight {self.weight:g}"]
         facts += [] if self.weights is None else [f"{self.weights[:_SHOWN_DIGITS]}…"]
         return f"{self.name} ({', '.join(facts)})" if facts else self.name
@@ -74,7 +74,7 @@ class Provenance(_Model):
     """The settings of the operation, and what it measured."""
 
     def lines(self) -> list[tuple[str, str]]:
-        """Labels and texts to show to people; settings that are not set are left out."""
+        """Return labels and texts to show to users, without settings that are not set."""
         chosen = {name: value for name, value in self.settings.items() if value is not None}
         settings = [(name.replace("_", " "), value_text(value)) for name, value in chosen.items()]
         sources = ", ".join(source.described() for source in self.sources)
@@ -95,7 +95,7 @@ class Metadata(_Model):
     """None for a merged model, and for adapters of earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object, without what is empty."""
+        """Return the JSON object, without empty fields."""
         fields = {name: value for name, value in self.model_dump(mode="json").items() if value}
         return {"format": _VERSION} | fields
 
@@ -130,7 +130,7 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
     """Write the `tsugiki.json` of a folder.
 
     Raises:
-        TsugikiError: it cannot be written.
+        TsugikiError: the file cannot be written.
     """
     write_json(folder / METADATA_FILE, metadata.to_json())
 
@@ -149,7 +149,7 @@ def settings_digest(fields: Mapping[str, Any], metadata: Metadata) -> str:
 
 
 def source_adapter(folder: Path, weight: float | None = None, peft_type: str | None = None) -> Source:
-    """Describe the adapter in a folder as a source: its folder's name, and the digest of its weights."""
+    """Return the adapter in a folder as a source, with the folder's name and the digest of its weights."""
     name = folder.resolve().name
     file = folder / ADAPTER_FILE  # the weights of a large adapter may be in several files
     digest = file_sha256(file) if file.is_file() else None
@@ -157,7 +157,7 @@ def source_adapter(folder: Path, weight: float | None = None, peft_type: str | N
 
 
 def _from_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert what Tsugiki 0.1 wrote."""
+    """Convert the fields that Tsugiki 0.1 wrote."""
     names = {"adapter": "method_config", "made": "provenance"}
     found = {names.get(name, name): value for name, value in fields.items() if value is not None}
     merged = found.pop("merged", None)

@@ -1,4 +1,4 @@
-"""The base that an adapter was trained on, found from any directory."""
+"""Find the base that an adapter was trained on, independent of the working directory."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from tsugiki.io.json import read_json
 def named_base(folder: Path) -> str | None:
     """Return the name of the base that an adapter names; None if it names none.
 
-    The name can be a relative path. If there is nothing at this path, it starts in the directory where the run was
-    started that trained the adapter, as the record of the run tells.
+    The name can be a relative path. If there is nothing at this path, it is resolved from the working directory of the
+    run that trained the adapter, which is in the run's record.
 
     Args:
-        folder: of the adapter; of a run, or one of its checkpoints.
+        folder: the adapter's folder, which may be that of a run or of one of its checkpoints.
 
     Raises:
         TsugikiError: the folder holds no adapter, or a file is broken.

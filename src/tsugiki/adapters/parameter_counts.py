@@ -1,4 +1,4 @@
-"""How many parameters of a model train."""
+"""Count the trainable parameters of a model."""
 
 from torch import nn
 
@@ -7,9 +7,9 @@ from tsugiki.lora.graft import trainable_parameters
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
-    """Print how many parameters train, in the words of PEFT's method of the same name.
+    """Print the number of trainable parameters, in the format of PEFT's method of the same name.
 
-    All parameters are those of the base and of the active adapter; a quantised base counts as before it was quantised.
+    The total includes the base and the active adapter; for a quantised base, the number before quantising is used.
     """
     trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     total = count_parameters(model)

@@ -1,13 +1,13 @@
-"""A grafted model in transformers' Trainer: what it saves and loads is the adapter.
+"""Let transformers' Trainer save and load the adapter of a grafted model.
 
-Trainer calls two methods of the model, which a grafted model has replaced:
+Trainer calls two methods of the model, which are replaced in a grafted model:
 
     model.save_pretrained(folder)        writes the adapter, in PEFT's format
     model.load_state_dict(tensors)       also takes the tensors of an adapter's file
 
-Trainer loads the adapter of a checkpoint by itself only into models of PEFT's class. Into all others it loads
-`model.safetensors`, so a folder with the name of a checkpoint (checkpoint-500) gets a second name for the adapter's
-weights: a link, which takes no space. It is not written elsewhere, since an adapter's folder is not a model's.
+Trainer loads the adapter of a checkpoint itself only into models of PEFT's class. Into all others it loads
+`model.safetensors`. Therefore a folder with the name of a checkpoint (checkpoint-500) gets a hard link of this name to
+the adapter's weights, which takes no space. Other folders do not get it, because an adapter's folder is not a model's.
 """
 
 import copy
@@ -31,7 +31,7 @@ from tsugiki.lora.graft_state import active_adapter, is_merged
 from tsugiki.methods.peft_keys import PREFIX
 
 _NO_EFFECT = frozenset({"max_shard_size", "save_function", "save_original_format", "token"})
-"""Settings of `save_pretrained` that change nothing for an adapter, which is one file of safetensors."""
+"""Settings of `save_pretrained` that have no effect for an adapter, which is one file of safetensors."""
 _POSSIBLE: Mapping[str, object] = {
     "distributed_checkpoint": False,
     "push_to_hub": False,
@@ -41,17 +41,17 @@ _POSSIBLE: Mapping[str, object] = {
 }
 """Settings of `save_pretrained` for which an adapter allows only one value."""
 _HAS_ADAPTER = "_hf_peft_config_loaded"
-"""The attribute by which transformers knows that a model has an adapter. Without it, Trainer refuses a model that
-transformers has quantised (bitsandbytes and others); there is no public name for it."""
+"""The attribute by which transformers recognises a model with an adapter. Without it, Trainer refuses a model that
+transformers has quantised (bitsandbytes and others). There is no public name for it."""
 _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
-"""What torch.compile and DistributedDataParallel put before the names of parameters."""
+"""The prefixes that torch.compile and DistributedDataParallel add to the names of parameters."""
 
 
 def replace_saving(model: nn.Module) -> list[str]:
-    """Let a transformers model save and load its active adapter, by attributes of this model alone.
+    """Let a transformers model save and load its active adapter, by attributes of the model's instance.
 
     Returns:
-        The names of the attributes; deleting them undoes it.
+        The names of the attributes; deleting them restores the model's own methods.
     """
     attributes: dict[str, object] = {
         "save_pretrained": partial(save_pretrained, model),
@@ -81,13 +81,13 @@ def save_pretrained(
             `model.safetensors` is a link to the adapter's weights, which transformers' Trainer loads; not if the names
             of the state dict are those of a wrapper, such as `torch.compile`'s.
         is_main_process: False writes nothing.
-        state_dict: the values to write, by their names in the model, as an engine gathers them that shards the model.
-            None: the model's own.
-        settings: those of transformers. Settings that have no meaning for an adapter are ignored.
+        state_dict: the values to write, by their names in the model, such as those that an engine has gathered from a
+            sharded model. None: the model's own.
+        settings: other settings of transformers' `save_pretrained`; those without a meaning for an adapter are ignored.
 
     Raises:
         TsugikiError: no adapter is active, the state dict lacks a trained parameter, the folder cannot be written, or
-            a setting asks for what an adapter in PEFT's format cannot be.
+            a setting has a value that is not possible for an adapter in PEFT's format.
     """
     for name, value in settings.items():
         if name not in _NO_EFFECT and (name not in _POSSIBLE or value != _POSSIBLE[name]):
@@ -111,7 +111,7 @@ def save_pretrained(
 
 
 def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-    """Copy tensors into a grafted model: those of an adapter's file into the active adapter, others by their names.
+    """Copy tensors into a grafted model: an adapter's file into the active adapter, or a state dict into the model.
 
     Args:
         model: a grafted model.
@@ -120,7 +120,7 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: boo
         assign: as in torch, for a state dict of the model.
 
     Returns:
-        What torch returns: the names that are missing, and those that are unexpected.
+        As torch's `load_state_dict`: the names that are missing, and the names that are unexpected.
 
     Raises:
         TsugikiError: the tensors of an adapter's file do not fit the active adapter, or it is merged.
@@ -148,7 +148,7 @@ def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor
         for name, own in model.state_dict(keep_vars=True).items()
         if name in values
     }
-    return copy.deepcopy(adapter, copies)  # which takes these in the place of copies
+    return copy.deepcopy(adapter, copies)  # the memo: these parameters are used in the place of copies
 
 
 def _link(file: Path, link: Path) -> None:

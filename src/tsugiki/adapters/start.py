@@ -1,7 +1,7 @@
-"""Train an adapter further: begin a run with its values, at its rank or a larger one.
+"""Continue the training of an adapter: begin a run with its values, at its rank or a larger rank.
 
 A pair of larger rank computes the same update at first: A gets new rows, and B gets columns of zeros. Because the
-factor alpha / r becomes smaller, B is multiplied by the ratio of the old factor to the new one.
+factor alpha / r becomes smaller, B is multiplied by the ratio of the old factor to the new factor.
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, 
 
     Args:
         name: the adapter's folder, or its name in the library.
-        settings: of the run, nested as in a YAML file.
+        settings: the settings of the run, nested as in a YAML file.
 
     Raises:
-        TsugikiError: there is no such adapter, or the settings differ from its own in more than a larger rank.
+        TsugikiError: there is no such adapter, or a setting other than a larger rank differs from the adapter's.
     """
     config = read_adapter_config(adapter_folder(name))
     method = methods_of(config)[0]
@@ -89,9 +89,9 @@ def _widened(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], fact
     """Return the tensors with the shapes of a larger rank.
 
     Args:
-        tensors: of the file, by their names.
-        expected: the new adapter's, of which A's further rows are taken.
-        factor: what B is multiplied by.
+        tensors: the tensors of the file, by their names.
+        expected: the tensors of the new adapter, from which the new rows of A are taken.
+        factor: the factor on B.
     """
     wide = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Check whether an adapter is complete and fits a base; all problems are listed, a sentence each."""
+"""Check whether an adapter is complete and fits a base; all problems are listed, a clause for each."""
 
 import os
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class KnownBase:
 
 
 def known_base(name: str) -> KnownBase:
-    """Read the architecture and the identity of a base, without loading it; all its files are read.
+    """Read the architecture and the identity of a base, without loading it; its digest is computed from all its files.
 
     Raises:
         TsugikiError: there is no such model.
@@ -43,7 +43,7 @@ def verify(folder: Path, base: KnownBase | None = None) -> list[str]:
 
     Args:
         folder: the adapter's folder.
-        base: a base that the adapter must fit; not checked if None, nor if the adapter itself has problems.
+        base: a base that the adapter must fit; None: not checked. It is not checked either if the adapter has problems.
     """
     problems = find_problems(folder)
     return problems if problems or base is None else find_misfits(folder, base)
@@ -56,7 +56,7 @@ def check_adapter(folder: Path) -> Any:
         Its settings, an instance of its method's config class.
 
     Raises:
-        TsugikiError: it has problems; the message lists them.
+        TsugikiError: the adapter has problems; the message lists them.
     """
     problems = find_problems(folder)
     if problems:
@@ -67,7 +67,7 @@ def check_adapter(folder: Path) -> Any:
 
 
 def find_problems(folder: Path) -> list[str]:
-    """List the problems of the adapter in a folder, without looking at a base.
+    """List the problems of the adapter in a folder, independent of a base.
 
     The config must be supported, the weights must be safetensors, all values finite; LoRA factors must be complete,
     floating-point and of the ranks that the config gives; tsugiki.json and run.json, if there are any, must be JSON.
@@ -94,12 +94,12 @@ def find_problems(folder: Path) -> list[str]:
 
 
 def without_path(message: str, folder: Path) -> str:
-    """Remove the path of a folder from a message, for a reader who knows which folder is meant."""
+    """Remove the path of a folder from a message, for a reader who knows the folder."""
     return message.replace(f"{folder}{os.sep}", "").replace(f" in {folder}", "")
 
 
 def find_misfits(folder: Path, base: KnownBase) -> list[str]:
-    """List why an adapter that has no problems itself does not fit a base."""
+    """List the reasons why an adapter without problems does not fit a base; empty if it fits."""
     problems = []
     trained_on = read_base(folder)
     why = why_different(trained_on, base.identity)

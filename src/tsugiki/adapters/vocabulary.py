@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 def with_new_words(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
 ) -> "PreTrainedTokenizerBase":
-    """Prepare a base for an adapter that trains vectors of tokens; for others, nothing changes.
+    """Prepare a base for an adapter that trains vectors of tokens; for other adapters, nothing changes.
 
     Args:
         model: the base; it gets rows for new words, in place.
-        tokenizer: its tokenizer.
+        tokenizer: the base's tokenizer.
         folder: the adapter's folder.
 
     Returns:
-        The tokenizer that was saved with the adapter, or `tokenizer` if none was.
+        The tokenizer that was saved with the adapter, or `tokenizer` if there is none.
 
     Raises:
         TsugikiError: the folder holds no adapter, its tokenizer is damaged, or the embedding is quantised.
@@ -36,7 +36,7 @@ def with_new_words(
     if not has_tokenizer(folder):
         return tokenizer
     saved = load_saved_tokenizer(folder)
-    if saved.chat_template is None:  # an adapter that learned no conversations is saved without one
+    if saved.chat_template is None:  # an adapter that was not trained on conversations is saved without a template
         saved.chat_template = tokenizer.chat_template
     return saved
 
@@ -52,16 +52,16 @@ def words_for(model: "PreTrainedModel", folder: Path) -> int | None:
     if not wanted:
         return None
     lists: Iterable[Sequence[int]] = wanted.values() if isinstance(wanted, Mapping) else [wanted]
-    tokens = {token for one in lists for token in one}
+    tokens = {token for indices in lists for token in indices}
     rows = len(model.get_input_embeddings().weight)
     recorded = read_base(folder).config.get("vocab_size")
     words: int = recorded if isinstance(recorded, int) else max(tokens) + 1
-    # A base of another size is refused later: of words that do not train, nothing is known.
+    # If words that do not train are missing in the base, their vectors are unknown, and the base is refused later.
     return words if rows < words and set(range(rows, words)) <= tokens else rows
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """Return the files of the tokenizer in an adapter's folder: all with new words, otherwise its chat template."""
+    """Return the names of an adapter's tokenizer files: all if it has new words, otherwise only its chat template."""
     config = read_adapter_config(folder)
     has_words = isinstance(config, LoraConfig) and config.trainable_token_indices
     return [name for name in (TOKENIZER_FILES if has_words else [CHAT_TEMPLATE_FILE]) if (folder / name).is_file()]

@@ -43,10 +43,10 @@ class StoredNf4:
 
         Args:
             shape: [out, in], by the model's config.
-            dtype: of the activations.
+            dtype: the dtype of the activations.
 
         Raises:
-            TsugikiError: its files are damaged, or their format is another.
+            TsugikiError: its files are damaged, or it is stored in another format.
         """
         try:
             state = json.loads(self._bytes(_STATE).numpy().tobytes())
@@ -91,7 +91,7 @@ def stored_layers(shard_of: Mapping[str, Shard]) -> dict[str, StoredNf4]:
 
 
 def is_stored_in_4_bits(config: Any) -> bool:
-    """Whether a model's config says that its files hold layers in bitsandbytes' NF4."""
+    """Return whether a model's config says that its files hold layers in bitsandbytes' NF4."""
     found = getattr(config, "quantization_config", None) or {}
     settings = found if isinstance(found, dict) else found.to_dict()
     return (

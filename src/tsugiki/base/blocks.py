@@ -12,7 +12,7 @@ from tsugiki.errors import is_ordinary
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 _LARGE = 1_000_000_000
-"""Parameters from which a probe uses some blocks only: a forward pass of all of them takes many seconds."""
+"""The number of parameters from which a probe uses only some blocks, because a forward pass takes many seconds."""
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:
@@ -23,16 +23,16 @@ def decoder_blocks(model: nn.Module) -> list[nn.Module]:
 def on_first_blocks(
     probe: Callable[Concatenate[Any, Arguments], Result],
 ) -> Callable[Concatenate[Any, Arguments], Result]:
-    """Decorate a function that tries out a model: it sees the first blocks of a large one, at least one of each kind.
+    """Decorate a function that probes a model: of a large model it gets only some blocks, with all kinds.
 
-    What is tried out is the same in all blocks of a kind. If the function raises an error with some blocks, it is
-    called with all of them.
+    The probed property must be the same in all blocks of a kind. If the function raises an error with some of the
+    blocks, it is called again with all of them.
     """
 
     @wraps(probe)
     def call(model: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         blocks = _largest_list(model)
-        count = _of_each_kind(model, blocks) if blocks is not None else 0
+        count = _count_first_blocks(model, blocks) if blocks is not None else 0
         if blocks is not None and count < len(blocks) and sum(p.numel() for p in model.parameters()) >= _LARGE:
             try:
                 with _shortened(model, blocks, count):
@@ -50,8 +50,8 @@ def _largest_list(model: nn.Module) -> nn.ModuleList | None:
     return max(lists, key=lambda module: sum(p.numel() for p in module.parameters()), default=None)
 
 
-def _of_each_kind(model: Any, blocks: nn.ModuleList) -> int:
-    """Return how many of the first blocks there must be, so that each kind of attention is among them; at least 2."""
+def _count_first_blocks(model: Any, blocks: nn.ModuleList) -> int:
+    """Return the smallest number of first blocks that includes every kind of attention, and at least 2."""
     config = getattr(model, "config", None)
     kinds = getattr(config.get_text_config(), "layer_types", None) if config is not None else None
     if not isinstance(kinds, list | tuple) or len(kinds) != len(blocks):
@@ -61,7 +61,7 @@ def _of_each_kind(model: Any, blocks: nn.ModuleList) -> int:
 
 @contextmanager
 def _shortened(model: Any, blocks: nn.ModuleList, count: int) -> Iterator[None]:
-    """Let the model have only its first `count` blocks within the block."""
+    """Let the model have only its first `count` blocks within the `with` block."""
     places = [
         (module, name) for module in model.modules() for name, child in module._modules.items() if child is blocks
     ]

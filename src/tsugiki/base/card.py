@@ -1,4 +1,4 @@
-"""What a model's card says about its use: the licence, and whether its terms must be accepted on the hub."""
+"""Read from a model's card its licence, and whether its terms must be accepted on the hub."""
 
 import os
 from dataclasses import dataclass
@@ -13,16 +13,18 @@ _LENGTH = 60
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts of a model's card, as far as they are known."""
+    """Facts from a model's card."""
 
     license: str | None = None
+    """The name of the licence; None if it is not known."""
     gated: bool = False
+    """Whether terms must be accepted on the hub; False if that is not known."""
 
 
 def read_card(name: str) -> CardFacts:
-    """Read the card of a model: in its folder, or else on the hub, which is not asked in offline mode.
+    """Read the card of a model from its folder, or else from the hub unless huggingface_hub is in offline mode.
 
-    Nothing is raised: a card that cannot be read says nothing.
+    No error is raised: if a card cannot be read, its facts are unknown.
     """
     folder = local_folder(name)
     try:
@@ -54,6 +56,6 @@ def _facts_on_hub(name: str) -> CardFacts:
 
 
 def _name_of(license_id: object, license_name: object) -> str | None:
-    """Return the licence's name on the hub; `other` is a name of nothing."""
+    """Return the name of the licence; for the hub's id `other` the name that the card gives, if there is one."""
     chosen = license_name if license_id in (None, "other") and license_name else license_id
     return None if chosen is None else error_text(str(chosen), _LENGTH)

@@ -1,7 +1,7 @@
-"""Checks of a model's folder before transformers reads it: nothing foreign runs, and nothing outside is read.
+"""Check a model's folder before transformers reads it, so that no foreign code runs and no file outside is read.
 
 transformers would ask on standard input whether code in the folder may run, load pickled files that an index names,
-follow links out of the folder, and allocate what the config says before it compares it with the weights.
+follow links out of the folder, and allocate a model of the size that the config gives before it reads the weights.
 """
 
 import math
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "*.safetensors"
 _SPARE_TENSORS = 1_000
+"""A model may have so many parameter tensors more than twice the number of tensors in its files."""
 _SPARE_ELEMENTS = 1 << 26
-"""How many elements of a model may be missing from its files, such as tables that are computed: 256 MiB in float32."""
+"""The model may have so many elements more than its files, such as computed tables: 256 MiB in float32."""
 _MOST_LAYERS = 2_000
 _COUNT = re.compile(r"(^|_)(n|num)_\w*layers?$|(^|_)n_?layers?$|^num_labels$")
-"""Settings for which transformers makes a list before it looks at the weights."""
+"""Settings for which transformers allocates a list of this length before it reads the weights."""
 OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|embed_positions)$|inv_freq$")
 """Names of tensors that old releases of transformers stored, although the model computes them."""
 
@@ -52,7 +53,7 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
 
     Raises:
         TsugikiError: a file is a device, or a link that leads out of the folder; the model brings code; or the folder
-            holds an adapter as well, which transformers would load without saying so.
+            holds an adapter as well, which transformers would load without a message.
     """
     for path in _files_to_read(folder):
         _check_file(path, folder)
@@ -80,7 +81,7 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
             )
         )
     _check_counts(config, folder / MODEL_CONFIG_FILE)
-    classes = _classes_of_its_own(folder)
+    classes = _own_classes(folder)
     if classes and not trust_remote_code:
         raise TsugikiError(
             _(
@@ -88,7 +89,7 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
                 "tsugiki train, eval and generate run it with --trust-remote-code"
             ).format(name=name, code=error_text(classes[0], 100))
         )
-    elsewhere = [one for one in classes if "--" in one]
+    elsewhere = [name_of_class for name_of_class in classes if "--" in name_of_class]
     if elsewhere:
         raise TsugikiError(
             _("{name} names code of another repository ({code}), which Tsugiki never runs").format(
@@ -117,8 +118,8 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def code_digest(folder: Path) -> str | None:
-    """Return the digest of the Python files of a model that brings code, over their paths and contents; else None."""
-    if not _classes_of_its_own(folder):
+    """Return a digest over the paths and contents of a model's Python files; None if the model brings no code."""
+    if not _own_classes(folder):
         return None
     return combined_digest({str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*.py")})
 
@@ -126,7 +127,7 @@ def code_digest(folder: Path) -> str | None:
 def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedConfig") -> None:
     """Compare the weights of a model with what its config describes, before memory is allocated for them.
 
-    Quantised models are not compared, since their files hold other tensors.
+    Quantised models are not compared, since the tensors in their files differ from the model's.
 
     Args:
         name: the model's name, for the errors.
@@ -134,7 +135,7 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
         config: its config.
 
     Raises:
-        TsugikiError: a tensor has another shape than by the config, or the config describes a much larger model than
+        TsugikiError: the shape of a tensor does not fit the config, or the config describes a much larger model than
             the files hold.
     """
     if getattr(config, "quantization_config", None) is not None:
@@ -167,7 +168,7 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
 
 
 def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str]) -> None:
-    """Check that transformers ignored no tensor that the model's own modules, or more layers of it, would use.
+    """Check that transformers ignored no tensor that belongs to a module of the model, or to an additional layer of it.
 
     Other tensors may be ignored, such as a vision tower or a head for another task.
 
@@ -190,12 +191,12 @@ def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str])
         )
 
 
-def _classes_of_its_own(folder: Path) -> list[str]:
-    """Return the Python classes of a model's own that its config or its tokenizer names (auto_map), as texts."""
+def _own_classes(folder: Path) -> list[str]:
+    """Return the model's own Python classes, as strings: those that `auto_map` of config or tokenizer names."""
     found = []
     for path in (folder / MODEL_CONFIG_FILE, folder / TOKENIZER_CONFIG_FILE):
         named = read_json(path).get("auto_map") if path.is_file() else None
-        found += [str(one) for one in (named.values() if isinstance(named, dict) else [named]) if one]
+        found += [str(value) for value in (named.values() if isinstance(named, dict) else [named]) if value]
     return found
 
 
@@ -206,7 +207,7 @@ def _files_to_read(folder: Path) -> Iterator[Path]:
 
 
 def _check_file(path: Path, folder: Path) -> None:
-    """Raise a TsugikiError for what is neither a regular file nor a folder, or leads out of the model's folder."""
+    """Raise a TsugikiError if a path is neither a regular file nor a folder, or leads out of the model's folder."""
     root = folder.resolve()
     # In the cache of huggingface_hub, files are links to snapshots/../../blobs.
     inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
@@ -214,7 +215,7 @@ def _check_file(path: Path, folder: Path) -> None:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise TsugikiError(_("{path} is a link to nothing").format(path=path)) from error
-    if not any(target.is_relative_to(one) for one in inside):
+    if not any(target.is_relative_to(allowed) for allowed in inside):
         raise TsugikiError(
             _("{path} is a link out of its folder, to {target}; copy the file, or pass that folder").format(
                 path=path, target=target
@@ -245,7 +246,7 @@ def _tensors_without_key(model: "PreTrainedModel", key_of: Mapping[str, str]) ->
 
 
 def _is_of_a_layer(key: str, modules: Collection[str]) -> bool:
-    """Return whether a tensor's name is that of a module of the model, or of one more layer like those it has."""
+    """Return whether a tensor belongs to a module of the model, or to one more layer in a list of layers."""
     parts = key.split(".")
     parents = [".".join(parts[:length]) for length in range(1, len(parts))]
     return parents[-1:] != [] and (

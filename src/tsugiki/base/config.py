@@ -1,4 +1,4 @@
-"""Load the configs of base models, and name the errors of other libraries in one line."""
+"""Load the configs of base models, and report the errors of other libraries in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> "Pretrained
     """Read the config in a model's folder, without settings that the folder should not decide.
 
     Raises:
-        Exception: of any class; transformers raises it. See `loading_errors`.
+        Exception: transformers raises exceptions of any class; see `loading_errors`.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
@@ -44,7 +44,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> "Pretrained
         # rescaling only prevents overflow in float16.
         config.rescale_every = 0
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        # Old configs can switch gradient checkpointing on. It costs time, and only the user can say that it is wanted.
+        # Old configs can switch gradient checkpointing on. It costs time, so only the user may switch it on.
         if part is not None:
             vars(part).pop("gradient_checkpointing", None)
     return config
@@ -52,9 +52,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> "Pretrained
 
 @contextmanager
 def loading_errors(name: str) -> Iterator[None]:
-    """Turn what other libraries raise for a damaged file into a `TsugikiError` of one line.
-
-    They raise exceptions of any class.
+    """Turn exceptions of other libraries, which may be of any class, into a `TsugikiError` with a message of one line.
 
     Args:
         name: the model's name, for the message.

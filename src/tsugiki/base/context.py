@@ -1,4 +1,4 @@
-"""How much text a model can process at once."""
+"""The length of the text that a model can process at once, in tokens."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 PROMPT_ATTRIBUTE = "tsugiki_prompt_tokens"
-"""The attribute in which a decoder has the number of virtual tokens of the soft prompt that is attached to it."""
+"""The attribute of a decoder that holds the number of virtual tokens of the soft prompt that is attached to it."""
 _DEFAULT_CONTEXT = 2048
 _WINDOWS = re.compile(r".*(window|chunk|topk|radius|block_size|local_attention).*")
 
@@ -48,7 +48,8 @@ def rope_depends_on_length(model: nn.Module) -> bool:
     threads must not call the model at once, and a sequence has other logits beside a longer one.
     """
     rope = getattr(text_config(model), "rope_parameters", None) or {}
-    for settings in [rope] if "rope_type" in rope else [one for one in rope.values() if isinstance(one, dict)]:
+    by_kind = [rope] if "rope_type" in rope else [value for value in rope.values() if isinstance(value, dict)]
+    for settings in by_kind:
         kind = settings.get("rope_type", "default")
         # The longrope settings of a GGUF file have the same factors for every length.
         if "dynamic" in kind or (kind == "longrope" and settings["short_factor"] != settings["long_factor"]):

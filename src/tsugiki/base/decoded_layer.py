@@ -1,4 +1,4 @@
-"""A frozen linear layer of few bits, which are decoded for each product, some output channels at a time.
+"""A low-bit frozen linear layer whose weight is decoded for each product, one tile of output channels at a time.
 
     codes of a tile ──> int8 levels, or floats, in a buffer ──> product ──> the next tile overwrites the buffer
 
@@ -27,11 +27,11 @@ _local = local()
 
 
 class DecodedLayer(QuantizedLayer):
-    """A subclass defines `decode_levels`, `decode_weight` and `padded_width`, and has `scale` and `means`."""
+    """A subclass defines `decode_levels`, `decode_weight` and `padded_width`, and sets `scale` and `means`."""
 
     @property
     def padded_width(self) -> int:
-        """The numbers of a decoded row: `in_features`, and zeros that fill up its last block."""
+        """The length of a decoded row: `in_features`, plus zeros that fill up the last block."""
         return self.in_features
 
     def decode_levels(self, channels: slice, out: Tensor) -> None:
@@ -86,7 +86,7 @@ class DecodedLayer(QuantizedLayer):
             yield channels, buffer
 
     def _decode(self, decode: Callable[[slice, Tensor], None], channels: slice, buffer: Tensor) -> None:
-        """Decode a tile; on a processor, each thread its own channels."""
+        """Decode a tile; on the CPU, each thread decodes some of its channels."""
         threads = torch.get_num_threads() if buffer.device.type == "cpu" else 1
         step = max(1, math.ceil(len(buffer) / threads))
 
@@ -107,7 +107,7 @@ class DecodedLayer(QuantizedLayer):
 
 
 def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return memory for `size` numbers; on a processor the same as before, because new memory costs more than decoding.
+    """Return memory for `size` elements; on the CPU it is reused, because allocating it takes longer than decoding.
 
     A thread has one buffer, so no two tiles of a thread may be in use at once.
     """
@@ -115,13 +115,16 @@ def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(size, dtype=dtype, device=device)
     kept: Tensor | None = getattr(_local, "buffer", None)
     if kept is None or len(kept) < size * dtype.itemsize:
-        with torch.inference_mode(False):  # it may be used outside of it as well
+        with torch.inference_mode(False):  # the buffer may be used outside of inference mode as well
             kept = _local.buffer = torch.empty(size * dtype.itemsize, dtype=torch.uint8)
     return kept[: size * dtype.itemsize].view(dtype)
 
 
 def product_dtype(model: nn.Module) -> ComputeDtype | Literal["int8"] | None:
-    """Return what the layers of a model multiply on a processor; None if no layer is decoded."""
+    """Return the dtype in which a model's decoded layers are multiplied on the CPU.
+
+    Returns None if the model has no decoded layer, or it is on another device.
+    """
     layer = next((module for module in model.modules() if isinstance(module, DecodedLayer)), None)
     if layer is None or layer.scale.device.type != "cpu":
         return None
@@ -131,5 +134,5 @@ def product_dtype(model: nn.Module) -> ComputeDtype | Literal["int8"] | None:
 
 
 def integers_pay(x: Tensor) -> bool:
-    """Whether these rows are multiplied in integers: where that is exact, and was faster when it was measured."""
+    """Return whether these rows are multiplied in integers: if that is exact, and was faster in a measurement."""
     return has_exact_product(x) and integers_are_faster(x.dtype)

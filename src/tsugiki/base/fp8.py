@@ -19,7 +19,7 @@ def decode(qweight: Tensor, scale: Tensor, block: Block) -> Tensor:
 
     Args:
         qweight: the quantised values, float8_e4m3fn [out, in].
-        scale: of the blocks, [⌈out / rows⌉, ⌈in / columns⌉].
+        scale: the scale of each block, [⌈out / rows⌉, ⌈in / columns⌉].
         block: rows and columns of a block.
     """
     return qweight.float() * _expand(scale, block, qweight.shape)
@@ -31,10 +31,10 @@ def encode(weight: Tensor, block: Block, dtype: torch.dtype) -> tuple[Tensor, Te
     Args:
         weight: the weight.
         block: rows and columns of a block.
-        dtype: of the scales.
+        dtype: the dtype of the scales.
 
     Returns:
-        The quantised values [out, in], and the scales of the blocks.
+        The quantised values, float8_e4m3fn [out, in], and the scales, [⌈out / rows⌉, ⌈in / columns⌉].
     """
     rows, columns = (-(-size // step) * step for size, step in zip(weight.shape, block, strict=True))
     padded = weight.new_zeros(rows, columns)

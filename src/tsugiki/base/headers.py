@@ -1,4 +1,4 @@
-"""The headers of a model's weight files: which tensors they hold. Those on the hub are read by range requests."""
+"""Read the headers of a model's weight files, which list their tensors; files on the hub by range requests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,11 +43,11 @@ def weight_entries(name: str) -> tuple[Mapping[str, Entry] | None, bool]:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether the weights of a model on the hub have been downloaded."""
+    """Return whether the weights of a model on the hub have been downloaded."""
     if (folder / MODEL_INDEX_FILE).is_file():
         try:
             return bool(folder_entries(folder))
-        except TsugikiError:  # some of them, perhaps
+        except TsugikiError:  # for example, some files have not been downloaded
             return False
     return (folder / MODEL_FILE).is_file()
 

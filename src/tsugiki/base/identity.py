@@ -1,7 +1,7 @@
-"""The identity of base models, which tells whether an adapter belongs to a base.
+"""The identity of base models, which shows whether an adapter belongs to a base.
 
-An adapter loads without an error into any model of the same shape, but the output is nonsense if the base is another
-one than it was trained on. So an adapter records the identity of its base, in two parts:
+An adapter loads without an error into any model of the same shape, but the output is nonsense if the base is not the
+one that it was trained on. So an adapter records the identity of its base, in two parts:
 
 - the fingerprint: a digest over the tensors in the base's files, each with its name, dtype and shape. Sharding and
   casting do not change it. For a GGUF file the digest is over its quantised tensors: another quantisation changes it,
@@ -9,9 +9,9 @@ one than it was trained on. So an adapter records the identity of its base, in t
 - the settings of its config that change what is computed. Only settings that both configs have are compared, because
   a release of transformers can add one.
 
-`load_model` notes the files that it reads, and the digest is computed when it is needed; that of large files is kept on
-the disk, by their sizes, inodes and times. If the files were changed in
-the meantime, the fingerprint is unknown. A model whose weights were changed in memory has a digest of these weights.
+`load_model` records the files that it reads, and the digest is computed when it is needed. The digest of large files is
+kept on the disk, by their sizes, inodes and times. If the files were changed after the model was loaded, the
+fingerprint is unknown. For a model whose weights were changed in memory, the digest is that of the changed weights.
 """
 
 import functools
@@ -36,6 +36,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import make_folder
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest, sha256, tensor_digest
+from tsugiki.io.file_state import FileState, file_state
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.shards import Shard, dtype_name, read_shard
 from tsugiki.language import _
@@ -44,18 +45,18 @@ from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FileStates: TypeAlias = tuple[tuple[Path, tuple[int, ...]], ...]
-"""Paths of files, each with numbers that change when the file does: device, inode, size and times."""
+FileStates: TypeAlias = tuple[tuple[Path, FileState], ...]
+"""Paths of files and their states."""
 
 _FILES = "_tsugiki_files"
 """The attribute of a model that holds its name and the states of the files that it was loaded from."""
 _FINGERPRINT = "_tsugiki_fingerprint"
 """The attribute of a model that holds its name and the fingerprint that was computed for it."""
 _LARGE = 1_000_000_000
-"""Bytes of files from which their fingerprint is kept on the disk."""
+"""The size of a model's files, in bytes, from which their fingerprint is kept on the disk."""
 _FORM = re.compile(r"sha256:[0-9a-f]{64}")
 _NOT_COMPUTED = re.compile(r"drop|_token_id$|^initializer|^use_cache$|^pretraining_tp$|^summary_")
-"""Settings that change nothing that a model computes with given weights, except in how it trains."""
+"""Settings that do not change what a model computes with given weights, except in training."""
 
 
 class BaseIdentity(BaseModel):
@@ -79,9 +80,9 @@ def identity_of(model: nn.Module) -> BaseIdentity:
 
 
 def named_identity(name: str) -> BaseIdentity:
-    """Return the identity of the model with this name (see `load_model`), without what is not on this machine.
+    """Return the identity of the model with this name (see `load_model`), as far as its files are on this machine.
 
-    Computing it reads all of the weights.
+    This reads all of the weights, unless their digest is cached.
     """
     folder = local_folder(name)
     config = _settings(load_config(name).get_text_config()) if folder is not None else {}
@@ -89,7 +90,7 @@ def named_identity(name: str) -> BaseIdentity:
 
 
 def why_different(one: BaseIdentity, other: BaseIdentity) -> str:
-    """Return why two bases are certainly different, as a clause; empty if they are the same as far as is known."""
+    """Return why two bases are different, as a clause for a message; empty if no difference is known."""
     if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
         return _("their weights differ")
     for name in sorted(one.config.keys() & other.config.keys()):
@@ -124,7 +125,7 @@ def file_states(name: str) -> FileStates:
 
 
 def remember_files(model: nn.Module, name: str, states: FileStates) -> None:
-    """Note the files that a model was loaded from, and their states before."""
+    """Record in a model the files that it was loaded from, and their states before that."""
     setattr(model, _FILES, (name, states))
 
 
@@ -149,7 +150,7 @@ def _fingerprint_of(model: nn.Module) -> str | None:
 
 
 def _settings(config: "PretrainedConfig") -> dict[str, Any]:
-    """Return the settings that a config's class declares and that are computed with, as values of JSON."""
+    """Return the settings that a config's class declares and that change what is computed, as JSON values."""
     from transformers import PretrainedConfig
 
     declared = getattr(type(config), "__dataclass_fields__", {}).keys()
@@ -158,7 +159,7 @@ def _settings(config: "PretrainedConfig") -> dict[str, Any]:
         name: value for name, value in config.to_dict().items() if name in declared and not _NOT_COMPUTED.search(name)
     }
     text = json.dumps({"model_type": config.model_type, **computed}, default=str)
-    plain: dict[str, Any] = json.loads(text, parse_constant=_none)  # files of JSON have no infinity
+    plain: dict[str, Any] = json.loads(text, parse_constant=_none)  # JSON has no infinity and no NaN
     return _flat(plain)
 
 
@@ -167,7 +168,7 @@ def _none(_: str) -> None:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by names with dots, such as rope_parameters.rope_theta."""
+    """Return nested settings under names with dots, such as rope_parameters.rope_theta."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -184,9 +185,7 @@ def _folder_states(folder: Path) -> FileStates:
 def _states(paths: Iterable[Path]) -> FileStates:
     states = []
     for path in paths:
-        state = path.stat()
-        numbers = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-        states.append((path, numbers))
+        states.append((path, file_state(path.stat())))
     return tuple(sorted(states))
 
 
@@ -207,14 +206,14 @@ def _digest_files(states: FileStates) -> str | None:
         return None
     fingerprint = combined_digest(digests)
     if known is not None:
-        with suppress(TsugikiError):  # a full disk: it is computed again next time
+        with suppress(TsugikiError):  # if the disk is full, it is computed again next time
             make_folder(known.parent)
             write_json(known, {"fingerprint": fingerprint})
     return fingerprint
 
 
 def _known(states: FileStates) -> Path | None:
-    """Return where the fingerprint of large files is kept, because reading them takes long; None for small ones."""
+    """Return the path under which the fingerprint of large files is kept; None for small files, which are read fast."""
     if sum(numbers[2] for _path, numbers in states) < _LARGE:
         return None
     return cache_folder("fingerprints") / f"{sha256([repr(states).encode()]).removeprefix('sha256:')[:32]}.json"

@@ -1,4 +1,4 @@
-"""Running a model without training it: evaluation mode, fixed random numbers, a fixed input, comparison to rounding."""
+"""Functions to run a model without training it: evaluation mode, seeds, a fixed input, comparison up to rounding."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ def seeded(seed: int) -> Iterator[None]:
     The generators are those of the processor and of all devices of the current accelerator.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    kind = "cuda" if accelerator is None else accelerator.type  # without an accelerator torch names this one
+    kind = "cuda" if accelerator is None else accelerator.type  # without an accelerator, the default of `fork_rng`
     with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
         torch.manual_seed(seed)
         yield
@@ -76,14 +76,14 @@ def probe_logits(model: nn.Module) -> Tensor | None:
 def last_hidden_states(model: "PreTrainedModel", inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the hidden states before the output head, [rows, tokens, width].
 
-    For long rows they need less memory than logits.
+    For long rows they take less memory than logits.
     """
     hidden: Tensor = model.base_model(**inputs, use_cache=False)[0]
     return hidden
 
 
 def same_to_rounding(a: Tensor, b: Tensor) -> bool:
-    """Whether `a` differs from `b` by no more than two correct kernels do in the dtype of `b`.
+    """Return whether `a` and `b` differ by no more than the results of two correct kernels in the dtype of `b`.
 
     The difference is measured by its norm, relative to the norm of `b`. In 16 bits, the logits of a real model differ
     between two correct attention kernels by up to 5 % of the largest logit, but only by 1 to 3 % of their norm; a wrong

@@ -51,13 +51,13 @@ class Int8Linear(QuantizedLayer):
 
     @staticmethod
     def stored_bytes(out_features: int, in_features: int) -> int:
-        """Return the bytes of a layer without its bias."""
+        """Return the size of a layer without its bias, in bytes."""
         groups = -(-out_features // CHANNELS)
         return out_features * in_features + 4 * out_features + 4 * groups * in_features
 
     @property
     def blocks(self) -> int:
-        """Blocks of the rotation R."""
+        """The number of blocks of the rotation R."""
         return blocks_of(self.in_features)
 
     def dequantize(self) -> Tensor:

@@ -1,21 +1,18 @@
-"""The passes over memory before and after an integer product: rotating, rounding to 8 bits, scaling the int32 result.
+"""The steps before and after an integer product: rotating, rounding to 8 bits, scaling the int32 result.
 
-In torch each takes several passes: a copy in float32, its largest and smallest number, a division, and so on. The C
-functions of `tsugiki.native` do each in one, with the same bits. The `plain_` functions are the definitions.
+In torch each takes several passes over memory: a copy in float32, its largest and smallest element, a division, and so
+on. The C functions of `tsugiki.native` take one pass each, with bit-identical results. The `plain_` functions are the
+definitions.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from tsugiki.base.rotation import plain_rotated
-from tsugiki.native import native
+from tsugiki.native import native_for
 
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""The dtypes that there are C functions for."""
 _DITHER_OF_COLUMN, _DITHER_OF_ROW = (constant - (1 << 32) for constant in (0x9E3779B1, 0x85EBCA6B))
-"""Multiples of 2⁻³², as int32; native.c has them, too."""
+"""The multipliers of the column and of the row's scale, modulo 2³² as int32; the same as in native.c."""
 
 
 def rounded(x: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:
@@ -25,12 +22,12 @@ def rounded(x: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:
 
     Args:
         x: [rows, n], of any float dtype.
-        blocks: of the rotation R; with 1 there is none.
+        blocks: the number of blocks of the rotation R; 1: no rotation.
 
     Returns:
         q, int8 [rows, n]; s, float32 [rows, 1].
     """
-    call = _native("rounded", x)
+    call = native_for("rounded", x)
     if call is None:
         return plain_rounded(x, blocks)
     (x, q, s), exact = _row_buffers(x), torch.empty(x.shape[1])
@@ -44,11 +41,11 @@ def plain_rounded(x: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
 
 
 def dithered(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise the rows of x · scale with dither, and return what each row still loses in total.
+    """Quantise the rows of x · scale with dither, and return the remaining error of the sum of each row.
 
-    Before a number is rounded, an offset between -1/2 and 1/2 is added to it, so that a number of 0.1 becomes 1 at one
-    place in ten, where rounding to the nearest integer would give 0 everywhere. The offsets follow from the place and
-    from the scale of the row, and not from a state: a row gives the same in every batch.
+    Before a number is rounded, an offset between -1/2 and 1/2 is added to it, so that a number of 0.1 becomes 1 in one
+    of ten columns, where rounding to the nearest integer would give 0 in all of them. The offsets are computed from the
+    column and the scale of the row, without random state, so that the result for a row is the same in every batch.
 
     Args:
         x: [rows, n], of any float dtype.
@@ -57,7 +54,7 @@ def dithered(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         q, int8 [rows, n]; s, float32 [rows, 1]; and Σ (x · scale - s · q), float32 [rows, 1].
     """
-    call = _native("dithered", x)
+    call = native_for("dithered", x)
     if call is None:
         return plain_dithered(x, scale)
     (x, q, s), lost = _row_buffers(x), torch.empty(len(x), 1)
@@ -115,10 +112,10 @@ def scaled(product: Tensor, s: Tensor, scale: Tensor, bias: Tensor | None, y: Te
         product: int32 [rows, n]; may be overwritten.
         s: float32 [rows, 1].
         scale: float32 [n].
-        bias: float32 [n].
-        y: [rows, n], of any float dtype; its rows may be a part of longer ones.
+        bias: float32 [n], or None.
+        y: [rows, n], of any float dtype; may be a slice of columns of a larger matrix.
     """
-    call = _native("scaled", y)
+    call = native_for("scaled", y)
     if call is None or y.stride(1) != 1:
         plain_scaled(product, s, scale, bias, y)
         return
@@ -144,9 +141,9 @@ def added(
         mean: float32 [n].
         before: float32 [rows, n]; None for 0.
         out: [rows, n], of any float dtype, contiguous.
-        blocks: of the rotation R; with 1 there is none.
+        blocks: the number of blocks of the rotation R; 1: no rotation.
     """
-    call = _native("added", out)
+    call = native_for("added", out)
     if call is None:
         plain_added(product, s, lost, mean, before, out, blocks)
         return
@@ -170,8 +167,3 @@ def _as_float(product: Tensor) -> Tensor:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _native(kind: str, like: Tensor) -> Callable[..., None] | None:
-    """Return the C function for the dtype of a tensor, if there is one."""
-    return native(kind, _DTYPES[like.dtype]) if like.dtype in _DTYPES and like.device.type == "cpu" else None

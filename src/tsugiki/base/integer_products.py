@@ -6,13 +6,13 @@
 The sum in dx runs over the output channels, so dy is multiplied by their scales before it is rounded; that is why the
 backward pass needs no second copy of the weight. The products with w are exact in int32: only rounding loses precision.
 
-The gradient of a softmax is near -1 for the target and tiny for thousands of other words. To the nearest integer, these
-would all be 0 although their sum is 1. With dither, as many of them become 1 as their size asks for. What a row of dy
-still loses in total, Σ (dy · scale - s · q), is added back times the mean row of w.
+The gradient of a softmax is near -1 for the target and tiny for thousands of other words. Rounded to the nearest
+integer, these would all be 0 although their sum is 1. With dither, each becomes 1 with a frequency equal to its value.
+The remaining error of the sum of a row, Σ (dy · scale - s · q), is multiplied by the mean row of w and added to dx.
 
-Where the weight has been rotated (see `rotation`), x is rotated before it is rounded, and dx at the end.
+If the weight is rotated (see `rotation`), x is rotated before it is rounded, and dx at the end.
 
-The weight comes in tiles of some output channels, so that a layer which stores fewer bits can decode one at a time.
+The weight is given in tiles of output channels, so that a layer with fewer bits can decode one tile at a time.
 Threads share the rows of x or dy, which are rounded and multiplied independently of each other, so that no bit of a
 result depends on the number of threads.
 """
@@ -35,7 +35,7 @@ _ROWS = 256
 _ROWS_OF_SUM = 64
 """Rows that are converted at once for a sum, so that they stay in the cache."""
 _LEAST_ROWS = 64
-"""Rows that are worth a thread of their own."""
+"""The smallest number of rows for which another thread is worth its overhead."""
 
 Tile: TypeAlias = tuple[Tensor, Tensor]
 """Some output channels of a weight: int8 [channels, in], and their scales, float32 [channels]."""
@@ -50,7 +50,7 @@ def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features:
         tiles: the weight.
         bias: float [out].
         out_features: the output channels of all tiles.
-        blocks: of the rotation R, if the tiles are those of W R; see `rotation`.
+        blocks: the number of blocks of the rotation R if the tiles are those of W R; 1: no rotation. See `rotation`.
     """
     y = x.new_empty(len(x), out_features)
     rows = _rows_of_part(len(x))
@@ -73,7 +73,7 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
         tiles: the weight.
         means: the mean row of w in each tile, float32 [tiles, in].
         in_features: the width of the weight.
-        blocks: of the rotation R, if the tiles are those of W R; see `rotation`.
+        blocks: the number of blocks of the rotation R if the tiles are those of W R; 1: no rotation. See `rotation`.
     """
     dx = dy.new_empty(len(dy), in_features)
     sums = dx if len(means) == 1 or dx.dtype == torch.float32 else torch.empty(len(dy), in_features)
@@ -97,7 +97,7 @@ def _write_product(w: Tensor, scale: Tensor, bias: Tensor | None, part: tuple[tu
 def _add_gradient(
     w: Tensor, scale: Tensor, mean: Tensor, has_before: bool, blocks: int, part: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    """Write the sum before a tile, if there is one, and what the tile adds for some rows."""
+    """Add the product of some rows with a tile to the sum of the tiles before it, if there are any."""
     dy, before, out = part
     q, s, lost = dithered(dy, scale)
     added(torch._int_mm(q, w), s, lost, mean, before if has_before else None, out, blocks)
@@ -119,13 +119,16 @@ def mean_row(w: Tensor) -> Tensor:
 
 
 def has_exact_product(x: Tensor) -> bool:
-    """Whether the integer product can be used for these rows (for rows of one element torch's reads out of bounds)."""
+    """Return whether the integer product can be used for these rows.
+
+    It cannot for rows of one element, because torch's kernel then reads out of bounds.
+    """
     return x.device.type == "cpu" and x.shape[1] > 1 and not torch.compiler.is_compiling() and exact_integers()
 
 
 @cache
 def exact_integers() -> bool:
-    """Whether this processor multiplies int8 matrices exactly.
+    """Return whether this processor multiplies int8 matrices exactly.
 
     Without VNNI (`avx512_vnni` or AMX), oneDNN adds neighbouring products in 16 bits, which saturate without an error.
     """

@@ -1,7 +1,7 @@
 """Load base models, their configs and their tokenizers by name (see `base.resolve`).
 
-Weights are read from safetensors files only, so nothing is unpickled. Code in a model's folder is run only if the
-caller asks for it with `trust_remote_code`.
+Weights are read from safetensors files only, so nothing is unpickled. Code in a model's folder is run only with
+`trust_remote_code`.
 """
 
 import sys
@@ -32,7 +32,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     Args:
         name: `embedded`, a folder, a GGUF file or a hub id.
         dtype: the dtype of the weights in memory.
-        trust_remote_code: run the Python code that the model brings, if it does.
+        trust_remote_code: run Python code that the model brings.
 
     Raises:
         TsugikiError: there is no such model, the folder or file does not hold a complete one, or the hub cannot be
@@ -64,10 +64,10 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
 
 
 def stored_path(name: str) -> Path:
-    """Return the path of a GGUF file, whose quantisation can be kept.
+    """Return the path of a model that is a GGUF file, whose quantisation can be kept.
 
     Raises:
-        TsugikiError: the model is no GGUF file.
+        TsugikiError: the model is not a GGUF file.
     """
     path = gguf_path(name)
     if path is None:
@@ -93,7 +93,7 @@ def _load_stored(name: str) -> "PreTrainedModel":
 
 
 def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) -> "PreTrainedModel | None":
-    """Load a model tensor by tensor if it is to be quantised, or stored in few bits; None if that is not possible."""
+    """Load a model that is to be quantised, or is stored quantised, tensor by tensor; None if that is not possible."""
     from tsugiki.base.bitsandbytes import is_stored_in_4_bits
 
     in_4_bits = is_stored_in_4_bits(config)
@@ -149,7 +149,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
     folder = settings_folder(name, trust_remote_code=trust_remote_code)
     with loading_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-        tokenizer(_PROBE)  # some damaged tokenizers load, and fail at every text
+        tokenizer(_PROBE)  # some damaged tokenizers load, but fail for every text
         return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Build models that have shapes and no values."""
+"""Build models whose parameters have shapes but no values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 MOST_TENSORS = 20_000
-"""Building a model of so many parameters takes some seconds; the largest published models have fewer."""
+"""Limit on parameter tensors: building a model with so many takes some seconds, and published models have fewer."""
 
 
 def meta_model(
@@ -24,12 +24,12 @@ def meta_model(
     """Build the model that a config describes on torch's meta device: it has shapes and no values.
 
     Args:
-        config: of a causal language model.
-        attn_implementation: transformers' name of an attention function; its own choice if None.
-        most_tensors: how many parameters the model may have at most, counted as tensors.
+        config: the config of a causal language model.
+        attn_implementation: transformers' name of an attention function; None: transformers chooses it.
+        most_tensors: the largest number of parameter tensors that the model may have.
 
     Raises:
-        TsugikiError: the model would have more.
+        TsugikiError: the model would have more parameter tensors.
     """
     from transformers import AutoModelForCausalLM
 
@@ -45,7 +45,7 @@ def model_without_weights(config: "PretrainedConfig") -> "PreTrainedModel":
     Buffers such as rotary frequencies are not in a model's files, so they are computed here, in float32.
 
     Args:
-        config: of a causal language model.
+        config: the config of a causal language model.
 
     Raises:
         TsugikiError: as for `meta_model`.
@@ -60,7 +60,7 @@ def model_without_weights(config: "PretrainedConfig") -> "PreTrainedModel":
 
 
 def place(owner: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
-    """Give a module without weights the values of one of its parameters, which does not train, or of a buffer."""
+    """Set a buffer of a module, or a parameter, which does not train."""
     if attribute in owner._buffers:
         owner._buffers[attribute] = tensor
     else:

@@ -33,7 +33,7 @@ _NOT_COPIED = (
     *(".*", "*.index.json", "README*", "trainer_state.json"),
     *(ADAPTER_CONFIG_FILE, MANIFEST_FILE, METADATA_FILE, RECORD_FILE),
 )
-"""Patterns of files that match `OTHER_MODEL_FILES` and are not copied: the index of the weights is written again, a
+"""Patterns of files that match `OTHER_MODEL_FILES` and are not copied: the index of the weights is written anew, a
 README describes the original model, and the others belong to adapters, training runs and caches."""
 
 
@@ -43,8 +43,8 @@ def weight_files(folder: Path) -> dict[str, str]:
     Empty if there is no index, because the model has one file.
 
     Raises:
-        TsugikiError: there are no safetensors weights, or the index is damaged or names what is not a safetensors file
-            of the folder.
+        TsugikiError: there are no safetensors weights, or the index is damaged or names something other than a
+            safetensors file in the folder.
     """
     if (folder / MODEL_FILE).is_file():
         return {}
@@ -118,12 +118,12 @@ class LazyTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """How the names of a model's tensors correspond to the keys in its files."""
+    """The correspondence between the names of a model's tensors and the keys in its files."""
 
     key_of: Mapping[str, str]
     """Name in the model -> key in the files, for tensors that are the same in both."""
     converted: frozenset[str]
-    """Names in the model of tensors that transformers splits or joins from those in the files."""
+    """Names in the model of tensors that transformers makes by splitting or joining tensors of the files."""
 
 
 def map_keys(model: "PreTrainedModel", keys: Collection[str]) -> KeyMapping:
@@ -189,7 +189,7 @@ def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]])
         added: key of a new tensor -> the name of its file, and the entry of a tensor with its dtype and shape.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the index cannot be written.
     """
     if (folder / MODEL_FILE).is_file():
         return

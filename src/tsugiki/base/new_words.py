@@ -1,11 +1,11 @@
-"""New words of a vocabulary: names, old characters, terms that the tokenizer would write as several tokens.
+"""Add words to a vocabulary: names, old characters, and terms that the tokenizer would split into several tokens.
 
     words = read_words(file)                          # one word in each line
     new = add_words(tokenizer, words)                 # each word is one token from now on
     add_rows(model, new)                              # embedding and head get a row for each
 
-A new row begins as the mean of the rows of the tokens that the word was written as before. An adapter that trains these
-rows (`LoraConfig.trainable_token_indices`) is saved with the tokenizer.
+A new row is initialised to the mean of the rows of the tokens into which the word was split before. An adapter that
+trains these rows (`LoraConfig.trainable_token_indices`) is saved with the tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,16 +34,17 @@ class NewWords:
     """Words that were added to a tokenizer."""
 
     ids: Sequence[int]
-    """The tokens of all words, also of those that were tokens before."""
+    """The token ids of all words, including words that were tokens before."""
     pieces: Mapping[int, Sequence[int]]
-    """Token of a word that was none before -> the tokens that it was written as."""
+    """Id of a new token -> the ids of the tokens into which the word was split before."""
 
 
 def read_words(path: Path) -> list[str]:
     """Read the words in a UTF-8 file, one in each line; empty lines and repetitions are left out.
 
     Raises:
-        TsugikiError: the file cannot be read, is no text, holds no word, too many words, or one that is too long.
+        TsugikiError: the file cannot be read or is not UTF-8, or it holds no word, too many words, or a word that is
+            too long.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -79,7 +80,7 @@ def add_words(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> New
 
 @torch.no_grad()
 def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
-    """Give the model a row for each new word, in place: the mean of the rows of its pieces.
+    """Add a row for each new word to embedding and head, in place: the mean of the rows of its pieces.
 
     Raises:
         TsugikiError: the embedding or the head is quantised.
@@ -93,7 +94,7 @@ def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
 
 
 def fit_vocabulary(model: "PreTrainedModel", words: int) -> None:
-    """Add rows to embedding and head until there are this many; what they hold is replaced later.
+    """Add rows to embedding and head until there are `words` rows; the caller replaces their values later.
 
     Raises:
         TsugikiError: the embedding or the head is quantised.
@@ -108,7 +109,7 @@ def fit_vocabulary(model: "PreTrainedModel", words: int) -> None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer was saved with the adapter in a folder."""
+    """Return whether a tokenizer was saved with the adapter in a folder."""
     return (folder / TOKENIZER_CONFIG_FILE).is_file()
 
 

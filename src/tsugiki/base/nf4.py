@@ -6,12 +6,12 @@
     m: 1 to 255, one for each block of 64 numbers of a row: the largest absolute value of the block, relative to the row
     scale: float32, one for each output channel: the largest absolute value of the row / 127
 
-So a row of `in` numbers takes 4 + 8/64 + 32/in bits a number. The codes are those of bitsandbytes, which divides each
-block by its exact largest absolute value. Its double quantisation stores these values in 8 bits as well, relative to
-their mean; here they are relative to the row, so that the m of a block selects 16 levels, and the codes select among
-them. The levels are 8-bit integers; see `decoded_layer` for the products.
+So a row of `in` numbers takes 4 + 8/64 + 32/in bits for each number. The codes are the same as those of bitsandbytes,
+which divides each block by its exact largest absolute value. The double quantisation of bitsandbytes stores these
+values in 8 bits as well, relative to their mean; here they are relative to the row, so that the m of a block selects 16
+levels, and the codes select among them. The levels are 8-bit integers; see `decoded_layer` for the products.
 
-A width that is no multiple of 64 is filled up with zeros, which take memory and change no result.
+A width that is not a multiple of 64 is padded with zeros, which take memory and change no result.
 
 `plain_levels` is the definition of the levels. `decode` computes them in C, or by `decode_by_pairs` in torch.
 """
@@ -27,7 +27,7 @@ from tsugiki.base.integer_passes import own_float
 from tsugiki.base.integer_products import CHANNELS, split
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.base.threads import in_threads
-from tsugiki.native import native
+from tsugiki.native import native_for
 
 BLOCK = 64
 """Numbers of a row that share one m."""
@@ -41,8 +41,7 @@ NF4 = (
 )
 _PAIRS = {torch.int8: torch.int16, torch.bfloat16: torch.int32, torch.float16: torch.int32, torch.float32: torch.int64}
 """The integer dtype with the size of two numbers, so that one look-up copies both."""
-_NATIVE = {torch.int8: "int8", torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""The dtypes that there are C functions for."""
+"""The dtypes for which there are C functions."""
 
 
 class Nf4Linear(DecodedLayer):
@@ -64,12 +63,12 @@ class Nf4Linear(DecodedLayer):
 
     @classmethod
     def from_codes(cls, packed: Tensor, largest: Tensor, dtype: torch.dtype) -> "Nf4Linear":
-        """Return a layer without a bias that keeps codes which another program has computed.
+        """Return a layer without a bias from codes that another program has computed.
 
         Args:
             packed: the codes, uint8 [out, in / 2].
             largest: the largest absolute value of each block, float32 [out, in / 64].
-            dtype: of `weight`.
+            dtype: the dtype of `weight`.
         """
         layer = cls.__new__(cls)
         QuantizedLayer.__init__(layer, torch.empty(len(packed), 2 * packed.shape[1], device="meta"), None, dtype)
@@ -82,13 +81,13 @@ class Nf4Linear(DecodedLayer):
 
     @staticmethod
     def stored_bytes(out_features: int, in_features: int) -> int:
-        """Return the bytes of a layer without its bias."""
+        """Return the size of a layer without its bias, in bytes."""
         blocks, groups = -(-in_features // BLOCK), -(-out_features // CHANNELS)
         return out_features * blocks * (BLOCK // 2 + 1) + 4 * out_features + 4 * groups * blocks * BLOCK
 
     @property
     def padded_width(self) -> int:
-        """The numbers of a decoded row: a multiple of 64."""
+        """The length of a decoded row, a multiple of 64."""
         return self.packed.shape[1] * 2
 
     def decode_levels(self, channels: slice, out: Tensor) -> None:
@@ -104,8 +103,8 @@ def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Quantise a weight [out, in] of any float dtype and any strides.
 
     Returns:
-        The codes, uint8 [out, blocks · 32], the m of each block, uint8 [out, blocks], and the scales, float32 [out].
-        A scale is not finite if a number of its row is not.
+        The codes, uint8 [out, blocks · 32]; the m of each block, uint8 [out, blocks]; and the scales, float32 [out].
+        A scale is not finite if an element of its row is not finite.
     """
     out, width = weight.shape
     count = -(-width // BLOCK)
@@ -134,8 +133,7 @@ def nearest_codes(weight: Tensor, packed: Tensor) -> Tensor:
     Returns:
         The largest absolute value of each block, float32 [rows, blocks].
     """
-    on_processor = weight.device.type == "cpu" and weight.dtype in _NATIVE and weight.stride(1) == 1
-    call = native("nf4_codes", _NATIVE[weight.dtype]) if on_processor else None
+    call = native_for("nf4_codes", weight) if weight.stride(1) == 1 else None
     if call is None:
         return plain_nearest_codes(weight, packed)
     largest = torch.empty(len(weight), packed.shape[1] * 2 // BLOCK)
@@ -171,11 +169,10 @@ def decode(packed: Tensor, blocks: Tensor, scale: Tensor | None, out: Tensor) ->
     Args:
         packed: the codes, uint8 [rows, blocks · 32], contiguous.
         blocks: the m of each block, uint8 [rows, blocks], contiguous.
-        scale: of each row, float32 [rows]; None for levels.
+        scale: the scale of each row, float32 [rows]; None for levels.
         out: [rows, blocks · 64], contiguous: int8 for levels; a float dtype of at most 32 bits for weights.
     """
-    on_processor = out.device.type == "cpu" and out.dtype in _NATIVE and not torch.compiler.is_compiling()
-    call = native("nf4", _NATIVE[out.dtype]) if on_processor else None
+    call = native_for("nf4", out)
     if call is None:
         decode_by_pairs(packed, blocks, scale, out)
         return
@@ -209,7 +206,7 @@ def _levels() -> Tensor:
 
 @cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the two levels for each m and byte of codes, as the integers with the same bits: [256 · 256]."""
+    """Return the two levels for each m and byte of codes, [256 · 256], viewed as integers of the size of both."""
     packed = torch.arange(256)
     levels = torch.stack([_levels()[:, packed >> 4], _levels()[:, packed & 15]], -1)
     return levels.to(dtype).view(_PAIRS[dtype]).view(-1).to(device)
@@ -218,8 +215,8 @@ def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
 def _nearest(x: Tensor) -> Tensor:
     """Return the codes of the numbers of NF4 that are nearest to x, float32 of -1 to 1: uint8 [len(x), rest].
 
-    The upper 16 bits of a number tell its code, unless one of the 15 bounds between codes has the same upper bits; then
-    the number is compared with the bound. This is the result of `torch.bucketize`, and takes half of its time.
+    The upper 16 bits of a number determine its code, unless one of the 15 bounds between codes has the same upper bits;
+    then the number is compared with the bound. The result is that of `torch.bucketize`, in half of its time.
     """
     lowest, bounds = _codes_by_upper_half(x.device)
     upper = x.view(torch.int16)[..., 1::2].to(torch.int32).add_(1 << 15).view(-1)

@@ -1,4 +1,4 @@
-"""Weights that a checkpoint stores in few bits (`quantization_config` in config.json), unpacked one at a time.
+"""Unpack the quantised weights of a checkpoint (`quantization_config` in config.json) one at a time.
 
     GPTQ    X.qweight int32 [in · bits / 32, out], the lowest bits first; X.scales [groups, out]; X.qzeros int32
             [groups, out · bits / 32], less 1 unless the format is gptq_v2; X.g_idx [in], the group of each input, which
@@ -9,8 +9,8 @@
     MXFP4   X_blocks uint8 [experts, out, in / 32, 16], two numbers of E2M1 in a byte, the lower half first; X_scales
             uint8 [experts, out, in / 32], the exponent of two plus 127      the model's X is [experts, in, out]
 
-The layer is then kept in the `base_dtype` of the run, like one of an unquantised checkpoint. Nothing is quantised in
-these formats.
+The layer is then kept in the `base_dtype` of the run, like a layer of an unquantised checkpoint. These formats are only
+read, not written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ from tsugiki.io.shards import Shard, read_bytes
 from tsugiki.language import _
 
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word the 4 bits of output 0, 1, … are."""
+"""The position of the 4 bits of outputs 0 to 7 in a 32-bit word, counted from the lowest bits."""
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""The numbers of 4 bits without the sign, which is the upper bit."""
+"""The values of the 4-bit codes without the sign, which is the highest bit."""
 _DTYPES = {
     **{"I32": torch.int32, "I64": torch.int64, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn},
     **{"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E8M0": torch.float8_e8m0fnu},
@@ -37,20 +37,22 @@ _DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """One weight of a model, in the tensors of its files."""
+    """A quantised weight of a model, and the tensors of its files that hold it."""
 
     key: str
     """The key that the weight would have in an unquantised checkpoint."""
     parts: tuple[str, ...]
     """The keys of its tensors in the files."""
     shard_of: Mapping[str, Shard]
+    """Key of a tensor -> its file."""
     unpack: Callable[..., Tensor]
+    """Returns the weight for the tensors of `parts`."""
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """Return the weight, [out, in] or as the model has it.
 
         Args:
-            dtype: to unpack numbers of MXFP4 into, which 16 bits hold exactly; the others are float32.
+            dtype: the dtype of a weight in MXFP4, which 16 bits hold exactly; other weights are float32.
 
         Raises:
             TsugikiError: a file is damaged, or the shapes do not fit each other.
@@ -70,7 +72,7 @@ def packed_weights(config: Any, shard_of: Mapping[str, Shard]) -> list[PackedWei
         shard_of: key of a tensor -> its file.
 
     Raises:
-        TsugikiError: they are stored in a variant of these formats that cannot be read.
+        TsugikiError: the weights are stored in a variant of these formats that cannot be read.
     """
     found = getattr(config, "quantization_config", None) or {}
     settings = found if isinstance(found, dict) else found.to_dict()
@@ -115,8 +117,11 @@ def unpack_fp8(weight: Tensor, scale: Tensor, block: fp8.Block | None) -> Tensor
 
     Args:
         weight: float8_e4m3fn [out, in].
-        scale: of each block, or of the whole weight.
-        block: rows and columns of a block; None: the whole weight.
+        scale: the scale of each block, or one scale.
+        block: rows and columns of a block; None: the whole weight has one scale.
+
+    Raises:
+        ValueError: the scales do not fit the blocks.
     """
     if block is None or scale.numel() == 1:
         return weight.float() * scale.float().reshape(())
@@ -144,7 +149,7 @@ def unpack_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def _fields(words: Tensor, bits: int) -> Tensor:
-    """Return the groups of bits of words [rows, n], the lowest first: int32 [rows, n · 32 / bits]."""
+    """Split words [rows, n] into groups of `bits` bits, the lowest first: int32 [rows, n · 32 / bits]."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     return ((words[..., None] >> shifts) & ((1 << bits) - 1)).flatten(1)
 

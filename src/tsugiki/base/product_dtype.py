@@ -1,7 +1,7 @@
-"""What frozen layers of few bits multiply on this processor: 8-bit integers or floats, whichever is faster.
+"""Choose whether low-bit frozen layers multiply 8-bit integers or floats on this processor, whichever is faster.
 
-Zen 4 multiplies integers twice as fast as bfloat16, a processor with AMX multiplies bfloat16 faster (docs/log.md). So
-both are measured once, in a fifth of a second, and the answer is kept in the cache for the next start.
+Zen 4 multiplies integers twice as fast as bfloat16; a processor with AMX multiplies bfloat16 faster (docs/log.md).
+Therefore both are measured once, in a fifth of a second, and the times are kept in the cache for the next start.
 """
 
 import threading
@@ -29,7 +29,7 @@ _lock = threading.Lock()
 
 
 def integers_are_faster(dtype: torch.dtype) -> bool:
-    """Whether integer products, with the rounding of their rows, are faster than those of a dtype."""
+    """Return whether an integer product, including the rounding of its rows, is faster than a product in `dtype`."""
     with _lock:  # all threads of a run wait for the same answer
         if dtype not in _decided:
             seconds = _kept_seconds(dtype)
@@ -38,12 +38,12 @@ def integers_are_faster(dtype: torch.dtype) -> bool:
 
 
 def decide(dtype: torch.dtype, integers: bool) -> None:
-    """Take a former answer in this process, because a run that is resumed must compute as before."""
+    """Set the answer for this process, because a run that is resumed must compute in the same dtype as before."""
     _decided[dtype] = integers
 
 
 def _kept_seconds(dtype: torch.dtype) -> dict[str, float]:
-    """Return the seconds from the cache, or measure them and keep them there."""
+    """Return the times in seconds from the cache; if they are not in it, measure them and write them to it."""
     folder = cache_folder("machine")
     key = f"{processor_name()}, torch {torch.__version__}, {dtype}"
     with suppress(TsugikiError), locked(folder / ".lock"):  # processes that start together agree
@@ -59,9 +59,9 @@ def _kept_seconds(dtype: torch.dtype) -> dict[str, float]:
 
 
 def measure(dtype: torch.dtype) -> dict[str, float]:
-    """Return the seconds of a product in integers (`int8`) and in a dtype (`float`), of processor time of one thread.
+    """Return the CPU seconds that one thread takes for a product in integers (`int8`) and in `dtype` (`float`).
 
-    Processor time does not count other programs that run at the same time.
+    CPU time does not include other programs that run at the same time.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_ROWS, _WIDTH, generator=generator).to(dtype)
@@ -80,7 +80,7 @@ def measure(dtype: torch.dtype) -> dict[str, float]:
 
 
 def _fastest(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Call each in turns, and return the shortest time of each; the first turn only prepares."""
+    """Call the functions in turns, and return the shortest time of each in seconds; the first turn is a warm-up."""
     best = dict.fromkeys(calls, float("inf"))
     started = time.thread_time()
     for turn in range(_REPEATS + 1):

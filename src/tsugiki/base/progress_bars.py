@@ -1,4 +1,4 @@
-"""transformers' progress bars, hidden for a while."""
+"""Hide the progress bars of transformers and huggingface_hub temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ def hidden_progress_bars(hide: bool = True) -> Iterator[None]:
     """Hide the progress bars of transformers and huggingface_hub inside the block; their state is restored at the end.
 
     Args:
-        hide: whether to do so at all.
+        hide: False: leave them as they are.
     """
     from transformers.utils import logging as transformers_logging
 

@@ -23,7 +23,7 @@ LAYERS: Mapping[LayerDtype, type[QuantizedLayer]] = MappingProxyType({"int8": In
 """The quantised layer of each dtype."""
 Model = TypeVar("Model", bound=nn.Module)
 _ADDED = "_tsugiki_added_parameters"
-"""The attribute of a quantised model that counts the numbers which quantising has added to its parameters."""
+"""The attribute of a quantised model that holds by how much quantising has increased its number of elements."""
 
 
 def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: QuantizedDtype = "int8") -> Model:
@@ -40,7 +40,7 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
 
     Args:
         model: changed in place; layers that are quantised already stay as they are.
-        dtype: of the activations; float32, float16 or bfloat16.
+        dtype: the dtype of the activations; float32, float16 or bfloat16.
         base_dtype: `int8`, `nf4` or `nf4-int8`.
 
     Returns:
@@ -89,17 +89,17 @@ def layer_dtype(base_dtype: QuantizedDtype, is_head: bool) -> LayerDtype | None:
 
 
 def note_parameters(model: nn.Module, count: int) -> None:
-    """Note how many parameters a quantised model had before, for `count_parameters`."""
+    """Record how many parameters a quantised model had before, for `count_parameters`."""
     setattr(model, _ADDED, sum(parameter.numel() for parameter in model.parameters()) - count)
 
 
 def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, kept_as: LayerDtype) -> QuantizedLayer:
-    """Return a linear layer, quantised.
+    """Return a quantised layer for a linear layer.
 
     Args:
         path: its name, for the error.
         layer: an `nn.Linear` or a `Conv1D`.
-        dtype: of the activations.
+        dtype: the dtype of the activations.
         kept_as: the dtype of its weight.
 
     Raises:
@@ -117,14 +117,14 @@ def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, kept_as: La
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a model; of a quantised one as many as it had before.
+    """Return the number of parameters of a model; for a quantised model, the number before quantising.
 
-    A quantised model holds another number: two codes may be in a byte, there are scales, and a head that was tied to
-    the embedding may have values of its own.
+    The tensors of a quantised model have another number of elements: a byte may hold two codes, there are scales, and a
+    head that was tied to the embedding may have values of its own.
     """
     return sum(parameter.numel() for parameter in model.parameters()) - int(getattr(model, _ADDED, 0))
 
 
 def is_quantizable(layer: nn.Module) -> bool:
-    """Whether a quantised layer can replace the layer: `nn.Linear` and transformers' `Conv1D`."""
+    """Return whether a quantised layer can replace the layer: `nn.Linear` and transformers' `Conv1D`."""
     return isinstance(layer, nn.Linear) or is_conv1d(layer)

@@ -2,14 +2,14 @@
 
     ~/.cache/tsugiki/quantized/<model, dtypes>-<files>/    weights.safetensors and manifest.json
 
-The first half of the name is a digest of the model's folder and of the dtypes, the second one of all that the result
-depends on: sizes, inodes and times of the model's files, its config, and versions. So a changed file has another name,
-and the folders with the same first half are out of date.
+The first half of the name is a digest of the model's folder and of the dtypes. The second half is a digest of
+everything that the result depends on: sizes, inodes and times of the model's files, its config, and versions. So the
+name changes with a file, and other folders with the same first half are outdated.
 
 The weights are mapped into memory, and the system may drop their pages and read them again. At each start an entry is
-compared with its digests; a damaged one is made again. `TSUGIKI_CACHE_GB` is the most that all entries may take (20 by
-default, 0: nothing is kept); those that were not used for the longest time are removed. A model whose files have less
-than 1 GB is not kept: reading and quantising it takes a few seconds.
+compared with its digests; a damaged entry is written anew. `TSUGIKI_CACHE_GB` limits the size of all entries (20 by
+default, 0: nothing is kept); the least recently used entries are removed. A model whose files have less than 1 GB is
+not kept, because reading and quantising it takes only a few seconds.
 """
 
 import os
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 LIMIT_VARIABLE = "TSUGIKI_CACHE_GB"
 _DEFAULT_LIMIT = 20.0
 _LEAST_BYTES = 1_000_000_000
-"""Bytes of a model's files from which the quantised model is kept."""
+"""The size of a model's files, in bytes, from which the quantised model is kept."""
 _VERSION = 2
-"""Version of the entries. Increase it when quantising gives other values, or layers hold other tensors."""
+"""Version of the entries. Increase it when the quantised values, or the tensors of a layer, change."""
 _WEIGHTS = "weights.safetensors"
 
 
@@ -70,11 +70,11 @@ def entry_of(model: Path, config: "PretrainedConfig", dtype: torch.dtype, base_d
     Args:
         model: its folder.
         config: its config.
-        dtype: of what is not quantised.
-        base_dtype: of what is.
+        dtype: the dtype of the parameters that are not quantised.
+        base_dtype: the dtype of the quantised layers.
 
     Raises:
-        TsugikiError: `TSUGIKI_CACHE_GB` is no number.
+        TsugikiError: `TSUGIKI_CACHE_GB` is not a number from 0 up.
     """
     states = file_states(str(model))
     if not limit() or sum(path.stat().st_size for path, _state in states) < _LEAST_BYTES:
@@ -89,7 +89,7 @@ def limit() -> float:
     """Return how many bytes all entries may take.
 
     Raises:
-        TsugikiError: `TSUGIKI_CACHE_GB` is no number.
+        TsugikiError: `TSUGIKI_CACHE_GB` is not a number from 0 up.
     """
     text = os.environ.get(LIMIT_VARIABLE) or str(_DEFAULT_LIMIT)
     try:
@@ -106,7 +106,7 @@ def limit() -> float:
 
 
 def read_entry(entry: Entry) -> dict[str, Tensor] | None:
-    """Return the tensors of an entry by name, mapped; None if it is not there. A damaged one is named in a warning."""
+    """Return an entry's tensors by name, memory-mapped; None if it does not exist or, with a warning, is damaged."""
     from safetensors.torch import load_file
 
     if not entry.folder.is_dir():
@@ -115,8 +115,8 @@ def read_entry(entry: Entry) -> dict[str, Tensor] | None:
         with ProgressDisplay().stage(_("checking the quantised model in the cache"), None):
             read_manifest(entry.folder)
         tensors: dict[str, Tensor] = load_file(entry.folder / _WEIGHTS)
-        with suppress(OSError):  # a cache that may only be read
-            os.utime(entry.folder)  # it was used
+        with suppress(OSError):  # the cache may be read-only
+            os.utime(entry.folder)  # the time of the last use
     except (TsugikiError, OSError) as error:  # another process may have removed it
         if entry.folder.is_dir():
             warnings.warn(_("{error}; the model is quantised again").format(error=error), stacklevel=2)
@@ -125,7 +125,7 @@ def read_entry(entry: Entry) -> dict[str, Tensor] | None:
 
 
 def write_entry(entry: Entry, model: nn.Module) -> None:
-    """Keep a quantised model; where that fails, one line says why, and nothing is left behind.
+    """Write a quantised model to the cache; if that fails, a warning says why, and nothing is left behind.
 
     A model is not kept if its files have changed since `entry_of`, if it is larger than the limit, or if layers are in
     several places of it.
@@ -167,13 +167,13 @@ def place_entry(model: "PreTrainedModel", tensors: Mapping[str, Tensor], entry: 
         model: as `model_without_weights` builds it; changed in place.
         tensors: from `read_entry`.
         entry: the entry.
-        dtype: of the activations.
+        dtype: the dtype of the activations.
     """
     of_module: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         path, _dot, attribute = name.rpartition(".")
         of_module[path][attribute] = tensor
-    # A linear layer without a weight was quantised; one that is tied to another module has no tensors here.
+    # A linear layer without a weight was quantised; a layer that is tied to another module has no tensors here.
     codes = {
         path: {name: own.pop(name) for name in own.keys() - {"bias"}}
         for path, own in of_module.items()
@@ -193,7 +193,7 @@ def place_entry(model: "PreTrainedModel", tensors: Mapping[str, Tensor], entry: 
 
 
 def entries() -> list[Path]:
-    """Return the folders of all entries, those that were not used for the longest time first."""
+    """Return the folders of all entries, the least recently used ones first."""
     found = []
     for folder in cache_folder("quantized").glob("[!.]*"):
         with suppress(OSError):
@@ -202,7 +202,7 @@ def entries() -> list[Path]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor] | None:
-    """Return the tensors of a quantised model by name, tied ones once; None if a module is in several places of it."""
+    """Return the tensors of a quantised model by name, tied tensors once; None if the model has a module twice."""
     tied = getattr(model, "all_tied_weights_keys", {})
     state = model.state_dict()
     kept = {
@@ -215,8 +215,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor] | None:
 
 
 def _make_room(new: Path, size: int) -> None:
-    """Remove what is out of date, and what was not used for the longest time, until `size` bytes more are allowed."""
-    remove_leftovers(new.parent)  # of killed processes, because the others are waiting
+    """Remove outdated entries of the model, then the least recently used ones, until there is room for `size` bytes."""
+    remove_leftovers(new.parent)  # left by killed processes, since running ones wait for the lock
     for other in new.parent.glob(f"{new.name.partition('-')[0]}-*"):
         shutil.rmtree(other, ignore_errors=True)
     sizes = {folder: folder_size(folder) for folder in entries()}

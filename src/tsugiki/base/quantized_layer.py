@@ -1,4 +1,4 @@
-"""What the frozen linear layers of few bits have in common: they are called, moved and cast like `nn.Linear`."""
+"""The base class of low-bit frozen linear layers, which are called, moved and cast like `nn.Linear`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -13,11 +13,11 @@ class QuantizedLayer(nn.Module):
 
     A subclass quantises a weight in `__init__` and defines `product`, `input_gradient`, `dequantize` and `requantize`,
     so that it implements `lora.frozen_layer.QuantizedLinear`. Only `bias` can train. The quantised values are
-    parameters that do not train, and no buffers, so that FSDP shards them and DDP does not send them to all processes
-    in every forward pass.
+    parameters that do not train, not buffers, so that FSDP shards them and DDP does not send them to all processes in
+    every forward pass.
 
     Attributes:
-        scale: of each output channel, float32 [out].
+        scale: the scale of each output channel, float32 [out].
         means: the mean row of the weight, divided by `scale`, in each group of channels, float32 [groups, in].
         bias: the bias of the replaced layer, [out], or None.
         dtype: the dtype of `weight`.
@@ -34,7 +34,7 @@ class QuantizedLayer(nn.Module):
 
     @classmethod
     def from_layer(cls, layer: nn.Module, dtype: torch.dtype) -> Self:
-        """Return `layer`, an `nn.Linear` or a `Conv1D`, quantised; the bias is shared."""
+        """Return a quantised layer for `layer`, an `nn.Linear` or a `Conv1D`; the bias is shared."""
         weight: Tensor = layer.weight  # type: ignore[assignment]
         return cls(weight if isinstance(layer, nn.Linear) else weight.T, layer.bias, dtype)  # type: ignore[arg-type]
 
@@ -42,13 +42,13 @@ class QuantizedLayer(nn.Module):
     def restored(
         cls, shape: tuple[int, ...], bias: nn.Parameter | None, dtype: torch.dtype, codes: Mapping[str, Tensor]
     ) -> Self:
-        """Return a layer with the tensors that another one had.
+        """Return a layer from the tensors of a layer that was quantised before.
 
         Args:
-            shape: of the weight, [out, in].
+            shape: the shape of the weight, (out, in).
             bias: the bias, [out], or None.
-            dtype: of `weight`.
-            codes: name -> the tensor, of all parameters but the bias; they are not copied.
+            dtype: the dtype of `weight`.
+            codes: name -> tensor of all parameters except the bias; the tensors are not copied.
         """
         layer = cls.__new__(cls)
         QuantizedLayer.__init__(layer, torch.empty(shape, device="meta"), bias, dtype)
@@ -74,7 +74,7 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def requantize(self, weight: Tensor) -> "QuantizedLayer":
-        """Return this layer with another weight [out, in], quantised; the bias is shared."""
+        """Return a layer of this class with another weight [out, in], which is quantised; the bias is shared."""
         return type(self)(weight, self.bias, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class QuantizedLayer(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def codes(self) -> tuple[nn.Parameter, ...]:
-        """Return the parameters that stand for the weight, which never train and are not cast: all but the bias."""
+        """Return the parameters that represent the weight, which never train: all except the bias."""
         return tuple(parameter for name, parameter in self.named_parameters() if name != "bias")
 
     def extra_repr(self) -> str:

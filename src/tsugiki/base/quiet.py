@@ -1,4 +1,4 @@
-"""What other libraries say, hidden for a while: a user of Tsugiki cannot act on it."""
+"""Hide messages of other libraries on which a user of Tsugiki cannot act."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""A copy of a model in 16 bits that computes in place of float32 weights."""
+"""A copy of a model whose parameters have another dtype, such as a 16-bit copy of a float32 model."""
 
 import copy
 from typing import TypeVar

@@ -46,7 +46,7 @@ def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 
 
 def config_folder(name: str) -> Path:
-    """Return a folder on this machine with a model's config. Of a model on the hub, nothing else is downloaded.
+    """Return a folder on this machine with a model's config. For a model on the hub, nothing else is downloaded.
 
     Raises:
         TsugikiError: as for `settings_folder`.
@@ -76,10 +76,10 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 def local_folder(name: str) -> Path | None:
     """Return the folder on this machine that holds a model's files, or None if there is none. Nothing is downloaded.
 
-    That of a GGUF file has its config and tokenizer, and may lack the weights (see `model_folder`).
+    The folder of a GGUF file has its config and tokenizer, and may lack the weights (see `model_folder`).
 
     Raises:
-        TsugikiError: a GGUF file that cannot be converted.
+        TsugikiError: the config or the tokenizer of a GGUF file cannot be converted.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -122,7 +122,7 @@ def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tu
     Args:
         name: the model's name.
         trust_remote_code: accept a model that brings Python code of its own.
-        patterns: of the files to download if the model is on the hub.
+        patterns: patterns of the names of the files to download if the model is on the hub.
     """
     if not name.strip():
         raise TsugikiError(
@@ -196,15 +196,15 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
 
     Args:
         name: the model's name.
-        wanted: paths in the repository.
-        revision: instead of the one that the name has.
+        wanted: paths of the files in the repository.
+        revision: overrides the revision in the name.
     """
     from huggingface_hub import snapshot_download
 
     repo_id, named = split_revision(name)
     try:
         return Path(snapshot_download(repo_id, revision=revision or named, allow_patterns=sorted(wanted)))
-    except Exception as error:  # of the network, the hub or the disk
+    except Exception as error:  # any error of the network, the hub or the disk
         raise TsugikiError(
             _("{name} cannot be downloaded: {error}").format(name=name, error=error_text(error))
         ) from error
@@ -213,7 +213,7 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
 def _hub_files(name: str) -> frozenset[str]:
     """Return the paths of a model's files on the hub; none if it cannot be reached but the model is cached.
 
-    One request decides, so that the user need not wait for every retry of every file.
+    A single request decides this, so that the user does not wait for the retries of every file.
 
     Raises:
         TsugikiError: the hub has no such model, or it cannot be reached and the model is not cached.

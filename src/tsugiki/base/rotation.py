@@ -1,12 +1,12 @@
 """Rotation of rows by a Hadamard matrix before they are rounded to 8 bits.
 
-A few features of a hidden state can be a hundred times as large as the others (SmolLM2, for example), and the scale
-that suits them rounds the others to few levels. Since R is orthogonal, x Wᵀ = (x R) (W R)ᵀ, and R mixes each feature
-with others, so that no number of a row of x R is much larger than the rest. This is the rotation of QuaRot
+A few features of a hidden state can be a hundred times as large as the others (SmolLM2, for example), and with a scale
+for these, the others are rounded to few levels. Since R is orthogonal, x Wᵀ = (x R) (W R)ᵀ, and R mixes each feature
+with others, so that no element of a row of x R is much larger than the rest. This is the rotation of QuaRot
 (https://arxiv.org/abs/2404.00456), applied to each layer by itself, so that it suits every architecture.
 
-R = H ⊗ I, where H is the Hadamard matrix of 1, 4, 16 or 64 rows, divided by the root of their number: a row is taken as
-so many blocks, and the numbers at the same place of all blocks are mixed. R is symmetric, so R R = I.
+R = H ⊗ I, where H is the Hadamard matrix of 1, 4, 16 or 64 rows, divided by the square root of that number: a row of x
+is split into as many blocks, and the elements at the same position of all blocks are mixed. R is symmetric, so R R = I.
 """
 
 import torch

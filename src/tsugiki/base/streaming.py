@@ -7,7 +7,8 @@ transformers maps whole files into memory and converts layer by layer, but a map
 tensor is a view of it. Here a tensor is read, quantised and freed before the next one is read, so the peak is the
 finished model, one tensor, and the imported libraries.
 
-What transformers must convert (stacked experts, for example) is left to it; then `load_quantized` returns None.
+A checkpoint whose tensors transformers must convert (stacked experts, for example) is left to transformers; then
+`load_quantized` returns None.
 """
 
 import re
@@ -50,13 +51,14 @@ def load_quantized(
 ) -> "PreTrainedModel | None":
     """Load a causal language model and quantise its linear layers on the way, as `quantize` does.
 
-    What a checkpoint stores in few bits is unpacked before (see `packed`).
+    The quantised weights of a checkpoint are unpacked first (see `packed`).
 
     Args:
         folder: the model's folder, whose weights were compared with the config.
         config: its config.
-        dtype: of the activations, and of everything that is not quantised.
-        base_dtype: of the linear layers; None: `dtype`. Layers that bitsandbytes has stored in 4 bits keep their codes.
+        dtype: the dtype of the activations, and of everything that is not quantised.
+        base_dtype: the dtype of the linear layers; None: `dtype`. Layers that bitsandbytes has stored in 4 bits keep
+            their codes.
 
     Returns:
         The model, in evaluation mode; None if its files do not hold the tensors of the model one by one.
@@ -81,12 +83,12 @@ def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtyp
     tensors = read_entry(entry)
     if tensors is None:
         return None
-    if getattr(config, "quantization_config", None) is not None:  # of the files, which were unpacked
+    if getattr(config, "quantization_config", None) is not None:  # the quantisation of the files, which were unpacked
         config.quantization_config = None
     model = model_without_weights(config)
     count = count_parameters(model)
     place_entry(model, tensors, entry, dtype)
-    quantize(model, dtype, entry.base_dtype)  # nothing is left to quantise; it freezes, and notes the dtype
+    quantize(model, dtype, entry.base_dtype)  # nothing is left to quantise; this freezes, casts and sets the dtype
     note_parameters(model, count)
     return model
 
@@ -149,7 +151,7 @@ def _read(
     """Read one tensor of a model, which may be packed.
 
     Raises:
-        TsugikiError: a packed one has another shape than by the config, or its file is damaged.
+        TsugikiError: the shape of a packed tensor does not fit the config, or its file is damaged.
     """
     if packed is None:
         return read_tensor(shard, key)
@@ -166,7 +168,7 @@ def _read(
 
 
 def _holds_all(model: "PreTrainedModel", keys: Collection[str], name_of: dict[str, str]) -> bool:
-    """Whether the files hold every tensor of the model once, and nothing that transformers would have to decide on."""
+    """Return whether the files hold every tensor of the model once, and no other tensor but those that it ignores."""
     ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     if any(key not in name_of and not any(pattern.search(key) for pattern in ignored) for key in keys):
         return False

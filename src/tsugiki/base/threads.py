@@ -1,7 +1,7 @@
-"""Pieces of one operation, computed by threads of our own.
+"""Compute the pieces of one operation in a thread pool of our own.
 
-torch's operations share their work between OpenMP's threads, which start and wait for each other in every operation.
-Several small operations on a piece cost less if one thread does them all, and C functions use one thread anyway.
+torch's operations share their work between OpenMP's threads, which are synchronised in every operation. Several small
+operations on a piece take less time if one thread runs all of them, and C functions use one thread anyway.
 """
 
 import os
@@ -29,7 +29,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
         inference = torch.is_inference_mode_enabled()
 
         def call(item: Item) -> Result:
-            with torch.inference_mode(inference), torch.no_grad():  # they belong to each thread
+            with torch.inference_mode(inference), torch.no_grad():  # these modes are set for each thread
                 return function(item)
 
         return list(_pool(os.getpid(), threads).map(call, items))
@@ -37,7 +37,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Return the threads of a process; a forked one has none of its parent's."""
+    """Return the thread pool of a process; a forked process does not have its parent's threads."""
     started = Barrier(threads)
 
     def use_one_thread() -> None:

@@ -1,1 +1,1 @@
-"""Speed and memory of Tsugiki and of other tools: the same workload in separate processes that take turns."""
+"""Measure speed and memory of Tsugiki and other tools, with the same workload in separate processes that take turns."""

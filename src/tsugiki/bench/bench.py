@@ -32,13 +32,13 @@ def run_benchmark(
     """Measure the entries and, for training, the machine's limit.
 
     Args:
-        kind: what is measured.
-        entries: by name.
-        workload: what each trains on, or generates from.
-        rounds: blocks of each entry.
+        kind: "train" or "generate".
+        entries: the entries by name.
+        workload: the tokens that each entry trains on, or generates from.
+        rounds: the number of blocks of each entry.
         command: the command line, for the results.
         show: called with each line of progress.
-        steps: counted steps in a block.
+        steps: the number of counted steps in a block.
 
     Raises:
         TsugikiError: the length exceeds the model's context, or no entry could be measured.
@@ -59,7 +59,8 @@ def run_benchmark(
     if not measurable:
         raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons="; ".join(skipped.values())))
     limit_entry = {"limit": LIMIT_ENTRY} if kind == "train" else {}
-    found = {one.name: one for one in measure({**measurable, **limit_entry}, workload, rounds, show, steps)}
+    measured = measure({**measurable, **limit_entry}, workload, rounds, show, steps)
+    found = {measurement.name: measurement for measurement in measured}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
     limits = found["limit"].limits if "limit" in found else {}
     measurements = [found[name] for name in entries]
@@ -73,10 +74,10 @@ def run_benchmark(
 
 
 def choose_entries(kind: Kind, names: Sequence[str]) -> dict[str, BenchmarkEntry]:
-    """Return the entries with these names, in the order given; without names, the default ones.
+    """Return the entries with these names, in the given order; without names, the default entries.
 
     Raises:
-        TsugikiError: a name is unknown; the message lists the known ones.
+        TsugikiError: a name is unknown; the message lists the known names.
     """
     table = TRAINING_ENTRIES if kind == "train" else GENERATION_ENTRIES
     unknown = [name for name in names if name not in table]

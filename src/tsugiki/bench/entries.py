@@ -1,8 +1,7 @@
 """The benchmark entries: one row for each tool and configuration.
 
 To add an entry, write a function that loads a model and then takes steps between `StepBarrier.begin` and
-`StepBarrier.end`, and add a row here.
-`run_benchmark` also accepts entries that are defined elsewhere.
+`StepBarrier.end`, and add a row here. `run_benchmark` also accepts entries that are defined elsewhere.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,14 +24,14 @@ class BenchmarkEntry:
     compute_dtype: str | None = None
     """Dtype of the base model's matrix products: fp32, bf16 or int8. None if the entry chooses it and reports it."""
     bytes_per_parameter: int = 4
-    """Memory of one parameter of the model during training, with its gradient and optimiser state if it is trained."""
+    """Memory of one parameter during training in bytes, with its gradient and optimiser state if it is trained."""
     requires: tuple[str, ...] = ()
     """Packages that are not dependencies of Tsugiki."""
     install: str = "pip install 'tsugiki[bench]'"
     full: bool = False
     """Whether all parameters are trained instead of an adapter."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables of the entry's process."""
+    """Environment variables of the entry's process."""
 
     @property
     def missing(self) -> list[str]:
@@ -41,7 +40,7 @@ class BenchmarkEntry:
 
 
 def load_function(name: str) -> Callable[[Workload, StepBarrier], None]:
-    """Import the function that is named `module:function`."""
+    """Import the function with the name `module:function`."""
     module, _, attribute = name.partition(":")
     function: Callable[[Workload, StepBarrier], None] = getattr(import_module(module), attribute)
     return function
@@ -107,7 +106,7 @@ TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
 }
 
 DEFAULT_ENTRIES = ("chapter", "peft-fp32", "peft-bf16", "trl", "tsugiki")
-"""The training entries that are measured unless names are given."""
+"""The training entries that are measured if no names are given."""
 
 GENERATION_ENTRIES: Mapping[str, BenchmarkEntry] = {
     "peft-grafted": _PEFT_FP32(marked("PEFT's adapter, not merged"), f"{_GENERATION}:peft_grafted"),

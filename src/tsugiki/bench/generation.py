@@ -1,4 +1,4 @@
-"""Entries that generate from a prompt: greedy decoding in float32, with a cache of keys and values."""
+"""Entries that generate from a prompt: greedy decoding in float32, with a KV cache."""
 
 from contextlib import nullcontext
 from functools import partial

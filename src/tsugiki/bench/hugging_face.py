@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENDLESS = 1_000_000
-"""Number of steps that trainers are configured for; the benchmark stops them earlier."""
+"""The number of steps in the trainers' configuration; the benchmark stops them earlier."""
 _TRIALS = 2
 _QUIET: dict[str, Any] = {
     "disable_tqdm": True,
@@ -54,7 +54,7 @@ class StepBarrierCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def chapter(workload: Workload, barrier: StepBarrier) -> None:
-    """Train as the textbook chapter's script does, without gradient accumulation.
+    """Train as in the script of the textbook's chapter, without gradient accumulation.
 
     On a CPU, Trainer accepts the script's fp16=True and computes in float32.
     """
@@ -150,7 +150,7 @@ trainer_full_bf16 = partial(full, autocast=True)
 
 
 def with_peft(model: "PreTrainedModel", r: int = RANK, target_modules: Sequence[str] = ()) -> Any:
-    """Add a new LoRA adapter with PEFT; without names of layers, to Tsugiki's default ones."""
+    """Add a new LoRA adapter with PEFT; without `target_modules`, to Tsugiki's default layers."""
     from peft import get_peft_model
 
     return get_peft_model(model, _peft_config(model, r, target_modules))
@@ -222,7 +222,7 @@ def _train_rows(
 ) -> None:
     """Train a model, which is the base or contains it, with Trainer.
 
-    Without `attention`, the faster implementation is chosen; with it, the base already has that one.
+    Without `attention`, the faster implementation is chosen; otherwise the base already has this implementation.
     """
     ids = workload.rows(base.config.vocab_size)
     barrier.note(attention=attention or _faster_attention(base, ids[: workload.batch], autocast))

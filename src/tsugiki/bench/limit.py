@@ -1,4 +1,4 @@
-"""The machine's limit: the time of only those matrix products that a LoRA step needs, each in the fastest known way.
+"""The machine's limit: the time of the matrix products that a LoRA step needs, each in the fastest known way.
 
     x ──┬── W ───────┬── y          forward: x W, x A, (x A) B;  backward: dy W', dy B', dA, dB, (dy B') A'
         └── A ── B ──┘              W is frozen, so the product for its gradient is not needed
@@ -44,7 +44,7 @@ _RANDOM_VALUES = 1 << 16
 _BLOCK = 128  # queries in one block of causal attention
 _LARGE = 2048  # beyond this size of a side, the fastest layout no longer changes
 _MIN_SECONDS = 0.005  # shortest measurement that is precise enough
-_MAX_SECONDS = 0.1  # measurements of one product end after this time
+_MAX_SECONDS = 0.1  # the measurement of one product ends after this time
 _BEST_OF = 3
 # Dtypes that may compute the products of a base in the given dtype.
 _ALLOWED_DTYPES = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "int8": ("int8", "bf16", "fp32")}
@@ -73,7 +73,11 @@ class Product:
 
 
 def limit(workload: Workload, barrier: StepBarrier) -> None:
-    """Choose layouts during the warm-up steps, then measure; each step reports the best times so far."""
+    """Choose layouts during the warm-up steps, then measure; each step reports the best times so far.
+
+    Raises:
+        TsugikiError: the machine has an accelerator.
+    """
     if torch.accelerator.is_available():
         raise TsugikiError(_("the limit is measured on CPUs only, and this machine has an accelerator"))
     counts = products(read_model_config(workload.model), workload.batch, workload.length)
@@ -94,7 +98,7 @@ class Timings:
 
     Args:
         counts: the products of a step, with the number of each.
-        dtypes: those that the processor multiplies natively.
+        dtypes: the names of the dtypes that the processor multiplies natively.
     """
 
     def __init__(self, counts: Mapping[Product, int], dtypes: Sequence[str]) -> None:
@@ -120,7 +124,8 @@ class Timings:
     def limits(self, tokens: int) -> dict[str, dict[str, Any]]:
         """Return for each dtype: tokens per second, the same with causal attention only, and the seconds of each group.
 
-        A step has this number of tokens.
+        Args:
+            tokens: the number of tokens of a step.
         """
         found = {}
         for dtype in self.dtypes:
@@ -202,7 +207,7 @@ def _attention(config: "PretrainedConfig", batch: int, length: int) -> Counter[P
 
 @dataclass(frozen=True)
 class ProductLayout:
-    """How a product is laid out in memory and shared by threads."""
+    """The layout of a product in memory, and its distribution to threads."""
 
     transposed: bool
     """Whether the second operand is stored as [n, k]."""
@@ -246,7 +251,7 @@ def _slices(a: Tensor, b: Tensor, product: Product) -> Pairs:
 
 
 def _timed(pairs: Pairs, threads: int) -> float:
-    """Return the seconds of all these products: the best of several measurements of sufficient length."""
+    """Return the time of all these products in seconds: the best of several measurements of sufficient length."""
     shares = [share for share in (pairs[first::threads] for first in range(threads)) if share]
     # Outputs are reused, because writing to newly allocated memory takes longer.
     outs = [_output(*share[0]) for share in shares]
@@ -263,7 +268,7 @@ def _output(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _measured(shares: Sequence[Pairs], outs: Sequence[Tensor], repeats: int) -> float:
-    """Return the seconds of `repeats` rounds, with one thread for each share of the products."""
+    """Return the time of `repeats` rounds in seconds, with one thread for each share of the products."""
     tasks = [partial(_multiply, share, out, repeats) for share, out in zip(shares, outs, strict=True)]
     start = time.perf_counter()
     list(run_in_threads(tasks))

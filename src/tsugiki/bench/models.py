@@ -20,7 +20,7 @@ class Shape:
 
     summary: str
     model_type: str
-    """As in transformers."""
+    """The name of the architecture in transformers."""
     settings: Mapping[str, Any]
     """Config values that differ from the architecture's defaults."""
     float32: bool = True

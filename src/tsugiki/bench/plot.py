@@ -1,4 +1,4 @@
-"""The plot of a benchmark as an SVG file: tokens per second as bars, the machine's limits as lines.
+"""Plot a benchmark as an SVG file: tokens per second as bars, the machine's limits as lines.
 
 The colours are the CSS variables of the report pages, so that the plot follows the viewer's light or dark theme.
 """
@@ -19,7 +19,7 @@ _ROOT = re.compile(r":root \{[^}]*\}|@media \(prefers-color-scheme: dark\) \{\s*
 
 
 def plot(results: Results) -> str:
-    """Return the plot as SVG; bars in the order of the table, entries without figures left out."""
+    """Return the plot as SVG, with bars in the order of the table; entries without results are left out."""
     from matplotlib.figure import Figure
 
     rows = [row for row in results.rows if row.tokens_per_second]
@@ -53,6 +53,6 @@ def plot(results: Results) -> str:
 
 
 def themed_svg(figure: "Figure") -> str:
-    """Return a figure that is drawn in the colours of `report.plots` as an SVG file of its own."""
+    """Return a figure that uses the colours of `report.plots` as a standalone SVG file."""
     style = "".join(_ROOT.findall((files("tsugiki.report") / "style.css").read_text(encoding="utf-8")))
     return svg_text(figure, "tsugiki", facecolor=PAPER).replace("<defs>", f"<style>{style}</style>\n<defs>", 1)

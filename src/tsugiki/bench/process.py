@@ -1,4 +1,4 @@
-"""The process of one entry, seen from the parent."""
+"""The parent's handle of the process of one entry."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.workload import Workload
 
 KILLED = "killed by the system, probably because memory ran out"
-"""The reason of a process that got SIGKILL."""
+"""The reason for the failure of a process that was ended by SIGKILL."""
 _SIGKILL = -9
 _EXIT_TIMEOUT = 10  # seconds
 
@@ -91,7 +91,7 @@ class EntryProcess:
         return answer
 
     def _exit_reason(self) -> str:
-        """Describe how a process ended that sent no error message."""
+        """Return the reason why the process ended without an error message."""
         status = self._process.wait()
         if status == _SIGKILL:
             return KILLED

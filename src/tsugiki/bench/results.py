@@ -23,7 +23,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class EntryResult:
-    """The figures of one entry. Memory in bytes; None if not measured."""
+    """The figures of one entry; memory is in bytes. A figure is None if it was not measured."""
 
     name: str
     summary: str
@@ -35,6 +35,7 @@ class EntryResult:
     slowest: float | None
     """Tokens per second of the slowest step."""
     fastest: float | None
+    """Tokens per second of the fastest step."""
     ratio: float | None
     """Tokens per second divided by those of the first entry that was measured."""
     ratio_range: tuple[float, float] | None
@@ -42,8 +43,11 @@ class EntryResult:
     share: float | None
     """Share of the machine's limit for the entry's compute dtype, with attention counted whole."""
     loaded: int | None
+    """Memory before the first step."""
     peak: int | None
+    """Peak memory during the steps, warm-up included."""
     above_loaded: int | None
+    """The largest difference between a step's peak and the memory before the first step."""
     blocks: Sequence[Sequence[float]]
     """Seconds of each counted step, for each block."""
 
@@ -57,7 +61,7 @@ class Results:
     """The fields of the `Workload`."""
     rows: Sequence[EntryResult]
     limits: Mapping[str, Mapping[str, Any]]
-    """By dtype; empty if not measured."""
+    """The machine's limits by dtype; empty if not measured."""
     command: str
     machine: Mapping[str, Any]
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
@@ -78,10 +82,10 @@ def collect(
     command: str,
     machine: dict[str, Any],
 ) -> Results:
-    """Compute the figures of each measurement, in the order given."""
+    """Compute the figures of each measurement, in the given order."""
     tokens = workload.tokens if kind == "train" else workload.batch * NEW_TOKENS
-    base = next((one for one in measurements if not one.problem), None)
-    rows = [_entry_result(one, entries[one.name], tokens, base, limits) for one in measurements]
+    base = next((measurement for measurement in measurements if not measurement.problem), None)
+    rows = [_entry_result(measurement, entries[measurement.name], tokens, base, limits) for measurement in measurements]
     return Results(kind, asdict(workload), rows, limits, command, machine)
 
 
@@ -96,36 +100,36 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _ratio_range(one: Measurement, base: Measurement) -> tuple[float, float] | None:
-    """Return the range over the rounds of how many times as fast as `base` an entry was."""
-    rounds = zip(base.blocks, one.blocks, strict=False)
+def _ratio_range(measurement: Measurement, base: Measurement) -> tuple[float, float] | None:
+    """Return the smallest and the largest ratio of an entry's speed to that of `base` over the rounds."""
+    rounds = zip(base.blocks, measurement.blocks, strict=False)
     ratios = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in rounds]
-    return (min(ratios), max(ratios)) if len(ratios) > 1 and one is not base else None
+    return (min(ratios), max(ratios)) if len(ratios) > 1 and measurement is not base else None
 
 
 def _entry_result(
-    one: Measurement,
+    measurement: Measurement,
     entry: BenchmarkEntry,
     tokens: int,
     base: Measurement | None,
     limits: Mapping[str, Mapping[str, Any]],
 ) -> EntryResult:
-    speeds = [tokens / seconds for seconds in one.seconds] if not one.problem else []
-    median = tokens / statistics.median(one.seconds) if speeds else None
-    limit = limits.get(entry.compute_dtype or one.notes.get("base_dtype", ""), {}).get("tokens_per_second")
+    speeds = [tokens / seconds for seconds in measurement.seconds] if not measurement.problem else []
+    median = tokens / statistics.median(measurement.seconds) if speeds else None
+    limit = limits.get(entry.compute_dtype or measurement.notes.get("base_dtype", ""), {}).get("tokens_per_second")
     return EntryResult(
-        name=one.name,
+        name=measurement.name,
         summary=entry.summary,
-        notes=one.notes,
-        problem=one.problem,
+        notes=measurement.notes,
+        problem=measurement.problem,
         tokens_per_second=median,
         slowest=min(speeds, default=None),
         fastest=max(speeds, default=None),
         ratio=median * statistics.median(base.seconds) / tokens if median and base else None,
-        ratio_range=_ratio_range(one, base) if median and base else None,
+        ratio_range=_ratio_range(measurement, base) if median and base else None,
         share=median / limit if median and limit and not entry.full else None,
-        loaded=one.loaded,
-        peak=one.peak,
-        above_loaded=one.above_loaded,
-        blocks=one.blocks,
+        loaded=measurement.loaded,
+        peak=measurement.peak,
+        above_loaded=measurement.above_loaded,
+        blocks=measurement.blocks,
     )

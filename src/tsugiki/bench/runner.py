@@ -4,8 +4,9 @@
     a round       each entry takes a block of consecutive steps while the others wait; the first two are not counted
     one by one    if memory does not hold all processes at once: each entry is loaded anew for each of its blocks
 
-So other programs on the machine slow all entries down alike, and each entry runs as it does alone: after a change of
-the process, memory that was returned to the system and caches are cold, which only the first steps of a block pay for.
+So other programs on the machine slow down all entries equally, and each entry runs as if it were alone: after a change
+of the process, the caches are cold and freed memory has to be allocated again, which affects only the first steps of a
+block.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ _MARGIN = 1.15  # free memory that the next entry needs, relative to the largest
 
 @dataclass
 class Measurement:
-    """What was measured for one entry. Memory in bytes, times in seconds."""
+    """The measurement of one entry, with memory in bytes and times in seconds."""
 
     name: str
     notes: dict[str, str] = field(default_factory=dict)
@@ -37,17 +38,17 @@ class Measurement:
     above_loaded: int | None = None
     """The largest difference between a step's peak and the memory before the first step."""
     limits: dict[str, Any] = field(default_factory=dict)
-    """By dtype, after the latest round; empty unless this is the machine's limit."""
+    """The machine's limits by dtype, after the latest round; empty for every entry except `LIMIT_ENTRY`."""
     problem: str | None = None
     """The reason why the entry was not measured."""
 
     @property
     def seconds(self) -> list[float]:
-        """Of all counted steps."""
+        """The times of all counted steps."""
         return [seconds for block in self.blocks for seconds in block]
 
     def take_block(self, process: EntryProcess, warm_up: int, counted: int) -> None:
-        """Let the process take consecutive steps, and add what the counted ones took.
+        """Let the process take consecutive steps, and add a block with the times of the counted steps.
 
         Raises:
             EntryFailed: the process ended during a step.
@@ -78,14 +79,14 @@ def measure(
     show: Callable[[str], None],
     steps: int = STEPS,
 ) -> list[Measurement]:
-    """Measure the entries, in the order given; one that fails has a `problem`.
+    """Measure the entries, in the given order; the measurement of an entry that fails has a `problem`.
 
     Args:
-        entries: by name.
-        workload: what each trains on.
-        rounds: blocks of each entry.
+        entries: the entries by name.
+        workload: the tokens that each entry trains on, or generates from.
+        rounds: the number of blocks of each entry.
         show: called with each line of progress.
-        steps: counted steps in a block.
+        steps: the number of counted steps in a block.
     """
     found = {
         name: Measurement(name, problem=f"not installed ({entry.install})" if entry.missing else None)
@@ -93,8 +94,8 @@ def measure(
     }
     installed = {name: entry for name, entry in entries.items() if not found[name].problem}
     measured = _all_at_once(installed, workload, rounds, steps, show)
-    for one in measured or _one_by_one(installed, workload, rounds, steps, show):
-        found[one.name] = one
+    for measurement in measured or _one_by_one(installed, workload, rounds, steps, show):
+        found[measurement.name] = measurement
     return list(found.values())
 
 
@@ -105,17 +106,18 @@ def _all_at_once(
     found = [Measurement(name) for name in entries]
     processes: dict[str, EntryProcess] = {}
     with ExitStack() as running:
-        for one in found:
+        for measurement in found:
             if not _has_room(list(processes.values()), found):
                 show(_("not enough memory for all entries at once: measuring them one by one"))
                 return None
-            with _recording_failure(one, show):
-                processes[one.name] = _start(one, entries[one.name], workload, running, show)
+            name = measurement.name
+            with _recording_failure(measurement, show):
+                processes[name] = _start(measurement, entries[name], workload, running, show)
         for number in range(rounds):
             show(_("round {number} of {rounds}").format(number=number + 1, rounds=rounds))
-            for one in _without_problem(found):
-                with _recording_failure(one, show):
-                    one.take_block(processes[one.name], WARM_UP, steps)
+            for measurement in _without_problem(found):
+                with _recording_failure(measurement, show):
+                    measurement.take_block(processes[measurement.name], WARM_UP, steps)
     return found
 
 
@@ -125,44 +127,49 @@ def _one_by_one(
     """Run one entry at a time, in a new process for each of its blocks."""
     found = [Measurement(name) for name in entries]
     for _turn in range(rounds):
-        for one in _without_problem(found):
-            with _recording_failure(one, show), ExitStack() as running:
-                one.take_block(_start(one, entries[one.name], workload, running, show), 0, steps)
+        for measurement in _without_problem(found):
+            entry = entries[measurement.name]
+            with _recording_failure(measurement, show), ExitStack() as running:
+                measurement.take_block(_start(measurement, entry, workload, running, show), 0, steps)
     return found
 
 
 def _without_problem(found: Sequence[Measurement]) -> list[Measurement]:
-    return [one for one in found if not one.problem]
+    return [measurement for measurement in found if not measurement.problem]
 
 
 def _start(
-    one: Measurement, entry: BenchmarkEntry, workload: Workload, running: ExitStack, show: Callable[[str], None]
+    measurement: Measurement,
+    entry: BenchmarkEntry,
+    workload: Workload,
+    running: ExitStack,
+    show: Callable[[str], None],
 ) -> EntryProcess:
     """Start the process and let it take the warm-up steps."""
-    show(_("{name}: loading and warming up").format(name=one.name))
-    process = running.enter_context(closing(EntryProcess(one.name, entry, workload)))
-    one.take_block(process, WARM_UP, 0)
+    show(_("{name}: loading and warming up").format(name=measurement.name))
+    process = running.enter_context(closing(EntryProcess(measurement.name, entry, workload)))
+    measurement.take_block(process, WARM_UP, 0)
     return process
 
 
 @contextmanager
-def _recording_failure(one: Measurement, show: Callable[[str], None]) -> Iterator[None]:
+def _recording_failure(measurement: Measurement, show: Callable[[str], None]) -> Iterator[None]:
     """Record a failed process as this entry's problem, so that the others are still measured."""
     try:
         yield
     except EntryFailed as failure:
-        one.problem = str(failure)
-        show(f"{one.name}: {failure}")
+        measurement.problem = str(failure)
+        show(f"{measurement.name}: {failure}")
 
 
 def _has_room(processes: Sequence[EntryProcess], found: Sequence[Measurement]) -> bool:
-    """Whether another process fits in memory while one of the running ones is at its peak.
+    """Return whether another process fits in memory while one of the running processes is at its peak.
 
-    The new process is assumed to need as much as the largest one so far.
+    The new process is assumed to need as much memory as the largest process so far.
     """
     free = memory.available()
     if free is None or not processes:
         return True
-    peaks = {one.name: one.peak or 0 for one in found}
+    peaks = {measurement.name: measurement.peak or 0 for measurement in found}
     growth = max(0, *(peaks[process.name] - (process.resident or 0) for process in processes))
     return free > _MARGIN * max(peaks.values()) + growth

@@ -23,7 +23,7 @@ def results_table(results: Results) -> Table:
 
 
 def results_lines(results: Results) -> list[str]:
-    """Return two lines: what was measured on which machine with which versions, and the command."""
+    """Return two lines: the workload, the machine, the date and the versions; and the command."""
     work, machine = results.work, results.machine
     what = f"{work['model']}, {work['batch']} x {work['length']} tokens per step"
     if results.kind == "generate":
@@ -36,12 +36,12 @@ def results_lines(results: Results) -> list[str]:
 
 
 def computer(machine: Mapping[str, Any]) -> str:
-    """Return what computed, from the fields of a `Machine`."""
+    """Return the name of the accelerator, or else of the processor, from the fields of a `Machine`."""
     return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads"
 
 
 def markdown_table(table: Table) -> str:
-    """Return a table in GitHub's Markdown; all columns but the first and the last are aligned to the right."""
+    """Return a table in GitHub's Markdown; all columns except the first and the last are aligned to the right."""
     headers, rows = table
     rule = ["---", *["---:"] * (len(headers) - 2), "---"]
     return "".join(
@@ -55,7 +55,7 @@ def results_page(results: Results) -> str:
 
 
 def _cells(row: EntryResult) -> dict[str, str]:
-    """Return the cells of an entry by header; those of figures that were not measured are left out."""
+    """Return the cells of an entry by header, without figures that were not measured."""
     if row.problem:
         return {"": row.name, "settings": row.problem}
     cells = {"": row.name, "settings": ", ".join(f"{name} {value}" for name, value in row.notes.items()) or "–"}

@@ -1,7 +1,7 @@
 """The process of one entry: `python -m tsugiki.bench.worker MODULE:FUNCTION '{"model": …}'`.
 
 For each line `step` on standard input it takes a step and prints a line of JSON on standard output (see `StepBarrier`).
-What libraries print is redirected to standard error.
+The output of libraries is redirected to standard error.
 """
 
 import json
@@ -16,7 +16,7 @@ from tsugiki.errors import error_text
 from tsugiki.io.formatting import format_size
 
 OUT_OF_MEMORY = "out of memory"
-"""The beginning of the reason if memory was too small."""
+"""The beginning of the reason if there was not enough memory."""
 
 
 def main(function: str, workload: str) -> None:
@@ -36,11 +36,11 @@ def main(function: str, workload: str) -> None:
         raise
     finally:
         sys.stderr.flush()
-    os._exit(0)  # skips what trainers do at exit, such as writing a last checkpoint
+    os._exit(0)  # skips the exit handlers of trainers, which may write a last checkpoint
 
 
 def _reason(error: Exception) -> str:
-    """Describe in one line why an entry failed."""
+    """Return in one line why an entry failed."""
     text = error_text(error, 500)
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY

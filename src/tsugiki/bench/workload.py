@@ -1,4 +1,4 @@
-"""The workload that every entry is given, and the barrier at which an entry waits for its next step."""
+"""The workload of all entries, and the barrier at which an entry waits for its next step."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,20 +11,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCHES = 256
-"""Number of different batches; after these the first ones are repeated."""
+"""The number of different batches, which are then repeated."""
 RANK, ALPHA, DROPOUT, LEARNING_RATE = 8, 32, 0.1, 1e-4
 """The hyperparameters of the textbook chapter."""
 WARM_UP, STEPS = 2, 6
-"""Consecutive steps of a block: those before the first counted one, and those that are counted."""
+"""The numbers of warm-up steps and of counted steps in a block."""
 PROMPT, NEW_TOKENS = 32, 64
-"""Tokens of the prompt and generated tokens."""
+"""The numbers of tokens of the prompt and of generated tokens."""
 
 
 @dataclass(frozen=True)
 class Workload:
     """Random tokens for a model: `batch` rows of `length` tokens for each optimiser step; and the adapter's size.
 
-    The entries for PEFT, Trainer, TRL and Tsugiki train an adapter of this size, the others one of the default size.
+    The entries for PEFT, Trainer, TRL and Tsugiki train an adapter of this size; other entries train one of the default
+    size.
     """
 
     model: str
@@ -33,7 +34,7 @@ class Workload:
     seed: int = 0
     r: int = RANK
     target_modules: Sequence[str] = ()
-    """Last parts of the names of the layers with an adapter; empty for Tsugiki's default ones."""
+    """The last components of the names of the layers with an adapter; empty: Tsugiki's default layers."""
 
     @property
     def tokens(self) -> int:
@@ -53,7 +54,7 @@ class StopRequested(BaseException):
 
 
 class StepBarrier:
-    """Makes an entry wait before each step until the parent process requests it, and reports what the step took.
+    """Makes an entry wait before each step until the parent requests it, and reports the step's time and memory.
 
     Args:
         receive: returns the next line from the parent; an empty string if the parent has ended.
@@ -76,7 +77,7 @@ class StepBarrier:
         The first call also reports that the model is loaded.
 
         Raises:
-            StopRequested: no more steps are wanted.
+            StopRequested: the parent process requests no more steps.
         """
         if self._loaded is None:
             memory.reset_peak()
@@ -97,7 +98,7 @@ class StepBarrier:
 
 
 def wait_for_accelerator() -> None:
-    """Wait until the accelerator, if there is one, has computed what it was given."""
+    """Wait until the accelerator, if there is one, has finished all queued work."""
     import sys
 
     torch = sys.modules.get("torch")  # not imported by entries that do not use it, such as MLX

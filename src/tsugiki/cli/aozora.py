@@ -48,7 +48,7 @@ def aozora_command(
 
     Works under copyright are never used. Files of a site are cached, and later runs download only missing ones.
     """
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
     from tsugiki.data.aozora.copies import NearCopies
     from tsugiki.errors import summarise_list
     from tsugiki.io.progress import ProgressDisplay
@@ -63,7 +63,7 @@ def aozora_command(
     tracked = ProgressDisplay().track(entries, _("works"))
     works = read_entries(opened, tracked, query, skipped.append, missing.append if skip_missing else None)
     copies = NearCopies()
-    totals = write_works(copies.watch(works), out)
+    totals = write_works(copies.collect(works), out)
     seconds = time.perf_counter() - start
     for reason in skipped:
         print(_("skipped {reason}").format(reason=reason), file=sys.stderr)
@@ -96,4 +96,4 @@ def aozora_command(
             ).format(count=len(groups), names=summarise_list(groups[0])),
             file=sys.stderr,
         )
-    say_next("preview", "--model", "embedded", "--data", str(out), err=True)
+    print_next_command("preview", "--model", "embedded", "--data", str(out), err=True)

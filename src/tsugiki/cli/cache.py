@@ -23,19 +23,19 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
 ) -> None:
     """List the quantised models in the cache, and how much room the rest of it takes."""
-    from tsugiki.cli.tables import print_table, say
+    from tsugiki.cli.tables import print_line, print_table
     from tsugiki.io.cache import cache_folder
     from tsugiki.io.formatting import format_size
     from tsugiki.report.cache import cache_fields, cache_table, read_cache
 
     cached = read_cache()
     if as_json:
-        for one in cached:
-            typer.echo(json.dumps(cache_fields(one), ensure_ascii=False))
+        for entry in cached:
+            typer.echo(json.dumps(cache_fields(entry), ensure_ascii=False))
     elif not cached:
-        say(_("nothing is in the cache, {folder}").format(folder=cache_folder("")))
+        print_line(_("nothing is in the cache, {folder}").format(folder=cache_folder("")))
     else:
-        total = format_size(sum(one.bytes for one in cached))
+        total = format_size(sum(entry.bytes for entry in cached))
         print_table(cache_table(cached), _("{size} in {folder}").format(size=total, folder=cache_folder("")))
 
 
@@ -47,7 +47,7 @@ def clear_command(
     ] = None,
 ) -> None:
     """Remove what is in the cache; it is made again, or downloaded again, when it is needed."""
-    from tsugiki.cli.tables import say
+    from tsugiki.cli.tables import print_line
     from tsugiki.io.atomic import remove_folder
     from tsugiki.io.cache import cache_folder
     from tsugiki.io.formatting import format_size
@@ -59,8 +59,8 @@ def clear_command(
             _("{kind}: not in the cache; known are {known}").format(kind=unknown[0], known=", ".join(KINDS))
         )
     chosen = list(dict.fromkeys(kinds or KINDS))
-    freed = sum(one.bytes for one in read_cache() if one.kind in chosen)
+    freed = sum(entry.bytes for entry in read_cache() if entry.kind in chosen)
     for kind in chosen:
         if cache_folder(kind).is_dir():
             remove_folder(cache_folder(kind))
-    say(_("removed {size} from {folder}").format(size=format_size(freed), folder=cache_folder("")))
+    print_line(_("removed {size} from {folder}").format(size=format_size(freed), folder=cache_folder("")))

@@ -42,7 +42,7 @@ If the model continues texts, Enter alone lets it continue further. Ctrl-C stops
 
 @dataclass
 class _Session:
-    """What is loaded, and what was said."""
+    """The state of a chat: the loaded model, and the conversation or the text so far."""
 
     loader: "TargetLoader"
     target: "EvaluationTarget"
@@ -55,13 +55,13 @@ class _Session:
     turns: "list[Message]" = field(default_factory=list)
     """The conversation, without the system message; empty for a model that continues text."""
     text: str = ""
-    """The text that was continued last, with what the model wrote."""
+    """The last text that was continued, with its continuation."""
     asked: str = ""
-    """What the user has typed last."""
+    """The last input of the user."""
     former: "EvaluationTarget | None" = None
     """The last target with an adapter."""
     number: int = 0
-    """Of the random numbers. It stays the same where targets are compared."""
+    """Added to the seed. It stays the same when targets are compared."""
 
 
 def chat_command(
@@ -110,7 +110,7 @@ def chat_command(
             break
         try:
             if command.startswith("/"):
-                _obey(session, command, argument.strip())
+                _run_command(session, command, argument.strip())
             else:
                 session.number += 1
                 _answer(session, line)
@@ -131,8 +131,8 @@ def _read_line() -> str | None:
         return None
 
 
-def _obey(session: _Session, command: str, argument: str) -> None:
-    """Do what a line that begins with / says.
+def _run_command(session: _Session, command: str, argument: str) -> None:
+    """Run a command of the chat, which begins with /.
 
     Raises:
         TsugikiError: there is no such command, no such adapter, or an adapter for another base.
@@ -162,7 +162,7 @@ def _obey(session: _Session, command: str, argument: str) -> None:
 
 
 def _switch(session: _Session, target: "EvaluationTarget") -> None:
-    """Load a target; if that fails, the base alone stays.
+    """Load a target; if that fails, switch to the base alone.
 
     Raises:
         TsugikiError: the model or the adapter cannot be read.
@@ -181,7 +181,7 @@ def _switch(session: _Session, target: "EvaluationTarget") -> None:
 
 
 def _repeat(session: _Session) -> None:
-    """Answer once more what was typed last."""
+    """Answer the last input again."""
     if session.asked:
         while session.turns and session.turns[-1].role == "assistant":
             session.turns.pop()
@@ -193,7 +193,7 @@ def _repeat(session: _Session) -> None:
 
 
 def _answer(session: _Session, line: str) -> None:
-    """Let the model answer a turn, or continue a text, and print what it writes.
+    """Let the model answer a turn, or continue a text, and print the generated text.
 
     Raises:
         TsugikiError: the conversation fills the model's context.

@@ -1,4 +1,4 @@
-"""Checks of a run's settings that need no torch, so that mistakes in names and paths are told at once."""
+"""Checks of a run's settings that need no torch, so that mistakes in names and paths are reported at once."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +12,17 @@ from tsugiki.language import _
 
 _FLAGS = {"model": "--model", "data": "--data", "out": "--out"}
 _PATH = ("/", ".", "~")
-"""How the name of a model begins that is a path, and no hub id."""
+"""Prefixes of the names of models that are paths, and not hub ids."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Check that a run has a model, data and a folder, and that model and data exist.
 
     Args:
-        settings: of a run, not validated.
+        settings: the settings of a run, not validated.
 
     Raises:
-        TsugikiError: one is missing or does not exist.
+        TsugikiError: a setting is missing, or the model or the data do not exist.
     """
     missing = [flag for name, flag in _FLAGS.items() if settings.get(name) in (None, "")]
     if missing:
@@ -37,7 +37,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         given = settings.get(name)
         if name == "retention_data" and given == "embedded":  # it comes with Tsugiki
             continue
-        if isinstance(given, str) or (isinstance(given, list | tuple) and all(isinstance(one, str) for one in given)):
+        if isinstance(given, str) or (isinstance(given, list | tuple) and all(isinstance(text, str) for text in given)):
             check_data(given)
 
 
@@ -55,7 +55,7 @@ def check_new_folder(out: str) -> None:
     """Check that a new run can be written into a folder.
 
     Raises:
-        TsugikiError: it holds a run already, or cannot be written.
+        TsugikiError: the folder holds a run already, or cannot be written.
     """
     check_writable(Path(out))
     refuse_earlier_run(Path(out))

@@ -1,13 +1,13 @@
-"""Modules that are imported when something in them is used, and modules that are changed when they are imported.
+"""Import modules only when something in them is used, and change modules when they are imported.
 
 transformers imports much that a run on one machine never uses: PyTorch's compiler, tensors in shards, SciPy. With
 
     with deferred(["torch.distributed.tensor"]):
         import transformers.modeling_utils
 
-`from torch.distributed.tensor import DTensor` in transformers gives a stand-in instead of the class. The module is
-imported when the stand-in is called, when one of its attributes is read, or when an `isinstance` asks for it. After the
-block, all other imports get the module itself.
+`from torch.distributed.tensor import DTensor` in transformers returns a stand-in instead of the class. The module is
+imported when the stand-in is called, when one of its attributes is read, or when `isinstance` needs the class. After
+the block, all other imports return the module itself.
 """
 
 import sys
@@ -25,10 +25,10 @@ _deferring: list[str] = []
 
 @contextmanager
 def deferred(modules: Iterable[str]) -> Iterator[None]:
-    """Give stand-ins for what is imported from some modules while the block runs.
+    """Replace the objects that are imported from some modules within the block by stand-ins.
 
     Args:
-        modules: names of modules; those that are imported already are left as they are.
+        modules: names of modules; modules that are imported already are not replaced.
     """
     for name in modules:
         if name not in sys.modules:
@@ -37,11 +37,11 @@ def deferred(modules: Iterable[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _end()
+        _end_deferral()
 
 
-def _end() -> None:
-    """Let all modules be imported again."""
+def _end_deferral() -> None:
+    """Remove the stand-ins of modules, so that the next import of each loads the module itself."""
     for name in _deferring:
         if isinstance(sys.modules.get(name), _DeferredModule):
             del sys.modules[name]
@@ -53,8 +53,8 @@ def changed_after_import(name: str, change: Callable[[ModuleType], None]) -> Ite
     """Call `change` with a module as soon as it has been executed, if it is imported for the first time in the block.
 
     Args:
-        name: of the module.
-        change: changes it in place, before other modules take names from it.
+        name: name of the module.
+        change: changes the module in place, before other modules import names from it.
     """
     finder = _Finder(name, change)
     sys.meta_path.insert(0, finder)
@@ -65,7 +65,7 @@ def changed_after_import(name: str, change: Callable[[ModuleType], None]) -> Ite
 
 
 class _Finder:
-    """Finds one module, as Python does, for `changed_after_import`."""
+    """Finds one module as Python does, and changes it after its execution, for `changed_after_import`."""
 
     def __init__(self, name: str, change: Callable[[ModuleType], None]) -> None:
         self._name, self._change = name, change
@@ -93,14 +93,14 @@ class _DeferredModule(ModuleType):
         module = self.__name__
 
         def find() -> Any:
-            _end()  # the module may import others that are deferred
+            _end_deferral()  # the module may import others that are deferred
             return getattr(import_module(module), name)
 
         return _StandIn(find, module)
 
 
 class _StandIn:
-    """Takes the place of an object, which is found when it is needed."""
+    """Takes the place of an object, which is imported when it is needed."""
 
     def __init__(self, find: Callable[[], Any], module: str) -> None:
         self._find, self._module = find, module
@@ -125,7 +125,7 @@ class _StandIn:
         return type(self._object)
 
     def __instancecheck__(self, instance: object) -> bool:
-        # While the module of a class has not been imported, nothing is an instance of the class but what stands in.
+        # While the module of a class has not been imported, only a stand-in can be an instance of the class.
         return (type(instance) is _StandIn or self._module in sys.modules) and isinstance(instance, self._object)
 
     def __subclasscheck__(self, subclass: type) -> bool:

@@ -1,4 +1,4 @@
-"""Examples that end the help of each command; a test checks that their commands and flags exist."""
+"""Examples at the end of each command's help; a test checks that their commands and flags exist."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -103,4 +103,4 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "adapters import": ("tsugiki adapters import lora.gguf --model USER/NAME --out lora",),
     }
 )
-"""Command -> lines to type."""
+"""Command -> command lines."""

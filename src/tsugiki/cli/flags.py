@@ -1,7 +1,7 @@
 """Flags of a command, made from the fields of its config.
 
-Every field becomes a flag with the name, the type, the default and the description of the field, so these stand in the
-config only. The fields of a nested dataclass, such as those of `RunConfig.lora`, become flags as well.
+Every field becomes a flag with the name, the type, the default and the description of the field, which are defined only
+in the config. The fields of a nested dataclass, such as those of `RunConfig.lora`, become flags as well.
 """
 
 import dataclasses
@@ -66,22 +66,22 @@ class Setting:
 
 
 def settings_of(config: type[BaseModel], exclude: Collection[str] = ()) -> list[Setting]:
-    """Return the settings of a config class: first those that are required, then the others, each in their order.
+    """Return the settings of a config class: the required ones first, otherwise in the order of the fields.
 
     Args:
-        config: the class; its fields have descriptions, or override fields that have.
+        config: the class; its fields have descriptions, or override fields that have them.
         exclude: names of fields that have no flag.
     """
-    found = []
+    settings = []
     fields = {name: field for name, field in config.model_fields.items() if name not in exclude}
     for name, field in sorted(fields.items(), key=lambda item: not item[1].is_required()):
         types = _types(field.annotation)
         if dataclasses.is_dataclass(types[0]):
-            found += _nested(name, types[0], field.default)
+            settings += _nested(name, types[0], field.default)
         else:
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            found.append(Setting((name,), types, default, _description(config, name), field.is_required()))
-    return found
+            settings.append(Setting((name,), types, default, _description(config, name), field.is_required()))
+    return settings
 
 
 def with_flags(
@@ -152,7 +152,7 @@ def _types(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) is Annotated:
         return _types(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return tuple(one for part in get_args(annotation) for one in _types(part) if one is not NoneType)
+        return tuple(kind for part in get_args(annotation) for kind in _types(part) if kind is not NoneType)
     return (annotation,)
 
 
@@ -178,7 +178,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
 
 
 def _help(setting: Setting) -> str:
-    """Return the description and the default."""
+    """Return the help text of a setting: its description and its default."""
     shown = setting.default
     if shown is None or shown is False or shown == () or shown == {}:
         return _escape(setting.description)
@@ -198,7 +198,7 @@ def panel_of(setting: Setting) -> str:
 
 
 def place_of(setting: Setting) -> tuple[int, int]:
-    """Return where a setting is listed: the place of its group, and its place there."""
+    """Return the sort key of a setting in the help: the index of its group, and its index in the group."""
     if len(setting.path) > 1:
         return (list(_PANELS).index("Method"), len(_PANELS["Method"]))
     for place, names in enumerate(_PANELS.values()):
@@ -230,7 +230,7 @@ def _value(setting: Setting, value: Any) -> Any:
     """Return the value of a flag that typer has read as text because the setting can have several types."""
     if not isinstance(value, str) or setting.types == (str,) or get_origin(setting.types[0]) is Literal:
         return value
-    if any(_is_names(one) for one in setting.types):
+    if any(_is_names(kind) for kind in setting.types):
         return layer_names(value)
     return yaml_value(setting.flag, value)
 
@@ -254,7 +254,7 @@ def yaml_value(flag: str, text: str) -> Any:
 
 
 def words_of(config: type[BaseModel], given: Mapping[str, Any]) -> list[str]:
-    """Return the flags that give these settings.
+    """Return the flags and values, as separate words, for settings.
 
     Args:
         config: the class of the settings.
@@ -271,7 +271,7 @@ def words_of(config: type[BaseModel], given: Mapping[str, Any]) -> list[str]:
             words.append(setting.flag if value else f"--no-{setting.flag[2:]}")
         elif _is_repeated(setting) or setting.path == ("data",):
             words += [
-                word for one in ([value] if isinstance(value, str) else value or []) for word in (setting.flag, one)
+                word for item in ([value] if isinstance(value, str) else value or []) for word in (setting.flag, item)
             ]
         elif value is not None:
             words += [setting.flag, _word(setting, value)]
@@ -281,6 +281,6 @@ def words_of(config: type[BaseModel], given: Mapping[str, Any]) -> list[str]:
 
 
 def _word(setting: Setting, value: Any) -> str:
-    if isinstance(value, list | tuple) and any(_is_names(one) for one in setting.types):
+    if isinstance(value, list | tuple) and any(_is_names(kind) for kind in setting.types):
         return ",".join(map(str, value))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | dict) else str(value)

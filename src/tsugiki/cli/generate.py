@@ -80,31 +80,31 @@ def generate_command(
     from tsugiki.train.evaluation.sample import Sampling, generate_text, generate_texts
     from tsugiki.train.evaluation.targets import EvaluationTarget, evaluation_targets, loaded_targets
 
-    wanted = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
+    chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
     if compare:
-        wanted = [EvaluationTarget(wanted[0].model), *wanted]
+        chosen = [EvaluationTarget(chosen[0].model), *chosen]
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
     display, results = ProgressDisplay(), list[list[str]]()
-    display.announce(_("loading {model}").format(model=wanted[0]))
-    targets = loaded_targets(wanted, allow_base_mismatch, trust_remote_code, None, dtype)
+    display.announce(_("loading {model}").format(model=chosen[0]))
+    targets = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, None, dtype)
     _target, loaded, tokenizer = next(targets)
-    as_turns = not raw and learned_conversations(wanted[-1].adapter, tokenizer)
-    shown: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]
+    as_turns = not raw and learned_conversations(chosen[-1].adapter, tokenizer)
+    inputs: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]
     if not compare and not jsonl:
-        for text, one in zip(texts, shown, strict=True):
-            _stream(text, one, lambda turn, emit: generate_text(loaded, tokenizer, turn, sampling, emit))
+        for text, model_input in zip(texts, inputs, strict=True):
+            _stream(text, model_input, lambda turn, emit: generate_text(loaded, tokenizer, turn, sampling, emit))
         return
     while True:
         with display.stage(_("writing"), None):
-            results.append(generate_texts(loaded, tokenizer, shown, sampling))
+            results.append(generate_texts(loaded, tokenizer, inputs, sampling))
         following = next(targets, None)
         if following is None:
             break
         _target, loaded, tokenizer = following
     if jsonl:
-        _print_jsonl(wanted, texts, results)
+        _print_jsonl(chosen, texts, results)
     else:
-        _print_columns(wanted, texts, results)
+        _print_columns(chosen, texts, results)
 
 
 def _stream(text: str, prompt: "Prompt", generate: Any) -> None:

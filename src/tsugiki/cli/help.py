@@ -1,7 +1,7 @@
-"""Help texts in the reader's language.
+"""Help texts in the user's language.
 
-Commands, options and the fields of configs state their help in English, where they are defined. Before a command runs,
-`translate_help` replaces these texts. So a new command needs nothing but its Japanese in the catalogue.
+Commands, options and the fields of configs define their help in English. Before a command runs, `translate_help`
+replaces these texts. So a new command needs only its Japanese texts in the catalogue.
 """
 
 import inspect
@@ -18,7 +18,7 @@ DEFAULT = marked("{help} (default: {value})")
 
 
 def texts_of(command: Any) -> Iterator[tuple[Any, str]]:
-    """Return where the help texts of a command, its parameters and the commands below it are: (object, attribute)."""
+    """Yield (object, attribute) for each help text of a command, its parameters and its subcommands."""
     for place in (command, *command.params):
         for name in _ATTRIBUTES:
             if isinstance(getattr(place, name, None), str):
@@ -39,7 +39,7 @@ def message_of(text: str) -> tuple[str, str]:
 
 
 def translate_help(command: Any) -> None:
-    """Put the help texts of a command and of those below it, and typer's own words, into the reader's language."""
+    """Translate the help texts of a command and its subcommands, and typer's own texts, to the user's language."""
     for place, name in texts_of(command):
         message, default = message_of(getattr(place, name))
         text = _(message) if message else ""
@@ -55,7 +55,7 @@ def translate_help(command: Any) -> None:
 
 
 def _translate_usage(command: Any) -> None:
-    """Translate what typer writes itself on the help page of every command."""
+    """Translate typer's own texts on the help page of every command."""
     usage, help_option = command.get_usage, command.get_help_option
 
     def get_usage(context: Any) -> str:

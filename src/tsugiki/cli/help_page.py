@@ -1,4 +1,4 @@
-"""The help of a command: typer's tables or, in a narrow terminal, where these cut names off, a list; then examples."""
+"""The help of a command: typer's tables, or a list in a narrow terminal, where tables cut names off; then examples."""
 
 from collections import defaultdict
 from typing import Any
@@ -88,7 +88,7 @@ def _panel(parameter: Any) -> str:
 
 
 def _with_default(help_text: str, record: str) -> str:
-    """Return the help of a parameter; typer appends to it, such as ` [default: 1; x>=1]`, in English."""
+    """Return the help of a parameter with translated additions, which `record` has in English: `[default: 1; x>=1]`."""
     parts = []
     for part in record.removeprefix(help_text).strip().removeprefix("[").removesuffix("]").split("; "):
         if part == "required":

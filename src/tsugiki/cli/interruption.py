@@ -1,4 +1,4 @@
-"""What a command says when a signal ends it: what is kept, and the command that continues the work."""
+"""The message of a command that a signal ends: what is kept, and the command that continues the work."""
 
 import shlex
 import signal
@@ -11,7 +11,7 @@ from tsugiki.language import _
 
 @contextmanager
 def continued_by(words: Sequence[str]) -> Iterator[None]:
-    """Name the command that continues the work, if a signal ends the block.
+    """Add the command that continues the work to the message if a signal ends the block.
 
     Args:
         words: the command, after `tsugiki`.

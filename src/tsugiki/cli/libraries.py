@@ -20,7 +20,7 @@ _TRANSFORMERS = (
     "transformers.generation.utils",
     "transformers.models.auto.modeling_auto",
 )
-"""What every model of transformers needs."""
+"""Modules that every model of transformers needs."""
 _UNUSED = (
     "scipy.optimize",
     "sklearn.metrics",
@@ -34,24 +34,26 @@ _UNUSED = (
     "torch.distributed.tensor.placement_types",
     "torch.nn.attention.flex_attention",
 )
-"""What transformers imports for PyTorch's compiler, for models in parts, and for models that detect objects."""
+"""Modules that transformers imports for PyTorch's compiler, for sharded models, and for object detection."""
 
 
 def import_libraries(module: str = "tsugiki.train.evaluation.targets") -> None:
     """Import a module that needs torch and transformers; in a terminal, an animated message is shown meanwhile.
 
+    Only the main process does this in advance. Other processes import the module where it is used.
+
     Args:
-        module: its name.
+        module: name of the module.
     """
     if module in sys.modules or not is_main_process():
         return
-    with ProgressDisplay().stage(_("loading PyTorch and Transformers"), None), _no_garbage():
+    with ProgressDisplay().stage(_("loading PyTorch and Transformers"), None), _without_garbage_collection():
         _import_transformers()
         import_module(module)
 
 
 def _import_transformers() -> None:
-    """Import what every model of transformers needs, without what a run of one process does not use."""
+    """Import the modules that every model of transformers needs, without those that a single process does not use."""
     with (
         changed_after_import("torch._compile", _without_compiler),
         changed_after_import("torch.nn.init", _without_drawing),
@@ -69,23 +71,23 @@ def _import_transformers() -> None:
 
 
 def _without_compiler(module: ModuleType) -> None:
-    """Let PyTorch call the functions that its compiler must not see without importing the compiler.
+    """Let PyTorch call functions that are excluded from compilation without importing its compiler.
 
-    It would be imported when an optimiser is made, to hide functions from it. As long as nothing else has imported it,
-    nothing is compiled, and they can be called as they are.
+    PyTorch would import the compiler when an optimiser is created, to exclude functions. As long as nothing else has
+    imported it, nothing is compiled, and the functions can be called directly.
     """
-    hide = getattr(module, "_disable_dynamo", None)
-    if hide is None:
+    exclude = getattr(module, "_disable_dynamo", None)
+    if exclude is None:
         return
 
     def disable_dynamo(fn: Callable[..., Any] | None = None, recursive: bool = True) -> Callable[..., Any]:
         if fn is None:
             return partial(disable_dynamo, recursive=recursive)
-        hidden, seen = hide(fn, recursive), fn
+        excluded, direct = exclude(fn, recursive), fn
 
         @wraps(fn)
         def call(*arguments: Any, **named: Any) -> Any:
-            return (hidden if "torch._dynamo" in sys.modules else seen)(*arguments, **named)
+            return (excluded if "torch._dynamo" in sys.modules else direct)(*arguments, **named)
 
         return call
 
@@ -93,7 +95,7 @@ def _without_compiler(module: ModuleType) -> None:
 
 
 def _without_graph_breaks(module: ModuleType) -> None:
-    """Let an optimiser make a step without importing the compiler, which it does to tell it where a graph ends."""
+    """Let an optimiser make a step without importing the compiler, which PyTorch needs only for a graph break."""
     decorate = getattr(module, "_use_grad_for_differentiable", None)
     if decorate is None:
         return
@@ -126,21 +128,23 @@ def _without_drawing(module: ModuleType) -> None:
 
 
 def _without_shards(module: ModuleType) -> None:
-    """Let transformers ask whether a tensor is split over processes without importing the class of such tensors."""
-    ask = getattr(module, "is_dtensor", None)
-    if ask is None:
+    """Let transformers check whether a tensor is a DTensor (split over processes) without importing the class."""
+    check = getattr(module, "is_dtensor", None)
+    if check is None:
         return
 
     def is_dtensor(tensor: object) -> bool:
-        return "torch.distributed.tensor" in sys.modules and bool(ask(tensor))
+        return "torch.distributed.tensor" in sys.modules and bool(check(tensor))
 
     module.is_dtensor = is_dtensor  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Do not look for garbage while modules are imported, and never in what they have made: hundreds of thousands of
-    objects, which stay until the end."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Disable garbage collection within the block, and exclude the objects of imported modules from it afterwards.
+
+    These are hundreds of thousands of objects that live until the process ends.
+    """
     gc.disable()
     try:
         yield

@@ -109,15 +109,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _let_threads_wait_passively() -> None:
     """Let OpenMP's threads sleep while they wait for each other, unless the user has set how they wait.
 
-    Otherwise they compute in a loop, which takes the processor from the threads that they wait for if other programs
-    use some of the cores. torch reads the variable when it is imported.
+    Otherwise they wait in a busy loop. If other programs use some of the cores, this takes processor time from the
+    threads that they wait for. torch reads the variable when it is imported.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _comes_from_keyboard(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C is behind an error; transformers turns it into that of an import that has failed."""
+    """Return whether Ctrl-C is the cause of an error; transformers converts it to an import error."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -51,11 +51,11 @@ def merge_command(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.named_base import named_base
     from tsugiki.cli.summary import print_merge
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.workflows.merge import Merge, merge_into_folder
 
-    folders = [adapter_folder(one) for one in adapter]
+    folders = [adapter_folder(name) for name in adapter]
     base = model or named_base(folders[0])
     if base is None:
         raise TsugikiError(_("{adapter} does not name its base; give the base as --model").format(adapter=adapter[0]))
@@ -70,4 +70,4 @@ def merge_command(
         characters,
     )
     print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))
-    say_next("chat", "--model", str(out))
+    print_next_command("chat", "--model", str(out))

@@ -1,4 +1,4 @@
-"""`tsugiki new`: the settings of a run by a few questions."""
+"""`tsugiki new`: write the settings of a run after a few questions."""
 
 import math
 import sys
@@ -40,33 +40,33 @@ def new_command(
     """
     from tsugiki.cli.checks import check_model, check_new_folder
     from tsugiki.cli.settings_file import settings_text
-    from tsugiki.cli.tables import say, say_next
+    from tsugiki.cli.tables import print_line, print_next_command
     from tsugiki.data.sources import check_data
     from tsugiki.io.atomic import new_file
     from tsugiki.train.config import RunConfig
 
-    asks = sys.stdin.isatty()
-    if data is None and not asks:
+    interactive = sys.stdin.isatty()
+    if data is None and not interactive:
         raise TsugikiError(_("--data missing: there is no terminal to ask for the text"))
-    data = _answer(asks, data, _("Text to learn (file or folder)"), _only_text(), check_data)
+    data = _answer(interactive, data, _("Text to learn (file or folder)"), _only_text(), check_data)
     question = _("Base model ('embedded', folder, GGUF file or hub id)")
-    model = _answer(asks, model, question, "embedded", check_model)
-    minutes = _answer(asks, minutes, _("Minutes that the run may take"), _MINUTES, _check_minutes)
+    model = _answer(interactive, model, question, "embedded", check_model)
+    minutes = _answer(interactive, minutes, _("Minutes that the run may take"), _MINUTES, _check_minutes)
     name = Path(data).stem or "text"
-    out = _answer(asks, out, _("Folder for the adapter"), f"runs/{name}", check_new_folder)
+    out = _answer(interactive, out, _("Folder for the adapter"), f"runs/{name}", check_new_folder)
     given = {"model": model, "data": data, "out": out, "minutes": minutes}
     path = file or Path(f"{name}.yaml")
     with new_file(path) as temporary:
         temporary.write_text(settings_text(RunConfig, given, only=_LISTED), encoding="utf-8")
         if preview:
             _show_preview(given)
-    say(_("settings: {path}").format(path=path))
-    say_next("train", str(path))
+    print_line(_("settings: {path}").format(path=path))
+    print_next_command("train", str(path))
 
 
-def _answer(asks: bool, given: Any, question: str, default: Any, check: Callable[[Any], object]) -> Any:
-    """Return what a flag gives, or else what the user answers, or the default if nobody can be asked."""
-    if given is not None or not asks:
+def _answer(interactive: bool, given: Any, question: str, default: Any, check: Callable[[Any], object]) -> Any:
+    """Return the value of a flag, or else the user's answer, or the default if the input is not a terminal."""
+    if given is not None or not interactive:
         value = default if given is None else given
         check(value)
         return value
@@ -82,8 +82,8 @@ def _answer(asks: bool, given: Any, question: str, default: Any, check: Callable
 
 def _only_text() -> str | None:
     """Return the text in the working directory, if there is exactly one."""
-    found = [path for pattern in _TEXTS for path in Path().glob(pattern)]
-    return str(found[0]) if len(found) == 1 else None
+    texts = [path for pattern in _TEXTS for path in Path().glob(pattern)]
+    return str(texts[0]) if len(texts) == 1 else None
 
 
 def _check_minutes(minutes: float) -> None:

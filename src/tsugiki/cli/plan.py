@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tsugiki.train.planning.plan import Option
 
 _UNSET = "-"
-"""For settings that a run requires and a plan does not."""
+"""Value of settings that a run requires and a plan does not."""
 
 
 @with_flags(RunConfig, exclude=["method_config"])
@@ -32,7 +32,7 @@ def plan_command(
     """
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.run")  # so that this process takes as much memory as that of a run
+    import_libraries("tsugiki.train.run")  # so that this process uses as much memory as a run
     from tsugiki.train.config_files import load_config
 
     given = dict(settings)
@@ -40,7 +40,7 @@ def plan_command(
         settings = {"data": _UNSET, "out": _UNSET, **settings}
     run_config = load_config(config, settings)
     from tsugiki.base.loading import load_meta_model
-    from tsugiki.cli.tables import print_table, say
+    from tsugiki.cli.tables import print_line, print_table
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.train.packing import tokens_of_row
@@ -59,7 +59,7 @@ def plan_command(
         typer.echo(json.dumps({**asdict(plan), "command": command}))
     else:
         for line in plan_lines(plan):
-            say(line)
+            print_line(line)
         fits = plan.options[0].fits
         print_table(plan_table(plan), _("run: {command}").format(command=command) if fits else smallest_need(plan))
     if not plan.options[0].fits:
@@ -67,7 +67,7 @@ def plan_command(
 
 
 def _command(path: Path | None, given: dict[str, Any], chosen: "Option") -> str:
-    """Return the command that trains as the chosen option says, with the settings that were given."""
+    """Return the command that trains with the chosen option and the given settings."""
     values: dict[str, Any] = {
         "data": "TEXT",
         "out": "RUN",
@@ -83,9 +83,9 @@ def _command(path: Path | None, given: dict[str, Any], chosen: "Option") -> str:
             value = value.get(key) if isinstance(value, dict) else None
         if path is not None and value in ("TEXT", "RUN"):
             continue
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, bool):
-                words.append(setting.flag if one else f"--no-{setting.flag[2:]}")
-            elif one is not None:
-                words += [setting.flag, str(one)]
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, bool):
+                words.append(setting.flag if item else f"--no-{setting.flag[2:]}")
+            elif item is not None:
+                words += [setting.flag, str(item)]
     return shlex.join(words)

@@ -31,7 +31,7 @@ def pretrain_command(
 
     import_libraries("tsugiki.train.run")
     from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
-    from tsugiki.cli.summary import print_summary, say_what_to_read
+    from tsugiki.cli.summary import print_command_after_run, print_summary
     from tsugiki.report.run import write_report
     from tsugiki.train.workflows.pretrain import pretrain
     from tsugiki.train.workflows.pretrain_config import load_pretrain_config
@@ -49,4 +49,4 @@ def pretrain_command(
         record = pretrain(pretrain_config, resume=resume)
     if is_main_process():
         print_summary(record, write_report(Path(pretrain_config.out)))
-        say_what_to_read(record)
+        print_command_after_run(record)

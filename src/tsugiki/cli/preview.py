@@ -35,7 +35,7 @@ def preview_command(
 
     from rich.console import Console
 
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
     from tsugiki.io.atomic import write_text
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_html, to_terminal
@@ -49,6 +49,6 @@ def preview_command(
         typer.echo(_("page: {path}").format(path=html))
     if config is None:
         name = Path(run_config.data[0]).stem or "text"
-        say_next("train", *words_of(RunConfig, {**settings, "out": f"runs/{name}"}))
+        print_next_command("train", *words_of(RunConfig, {**settings, "out": f"runs/{name}"}))
     else:
-        say_next("train", str(config), *words_of(RunConfig, settings))
+        print_next_command("train", str(config), *words_of(RunConfig, settings))

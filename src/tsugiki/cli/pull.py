@@ -20,7 +20,7 @@ def pull_command(
     """
     from tsugiki.adapters.files import read_base
     from tsugiki.adapters.library import check_name, library_folder
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
     from tsugiki.errors import TsugikiError
     from tsugiki.hub.client import check_repo_id, pull
 
@@ -36,4 +36,4 @@ def pull_command(
             folder=folder, repo_id=repo_id, commit=commit[:7], base=base or _("an unnamed base")
         )
     )
-    say_next("chat", str(folder) if library else folder.name)
+    print_next_command("chat", str(folder) if library else folder.name)

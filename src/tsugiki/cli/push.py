@@ -51,7 +51,7 @@ def push_command(
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.base.resolve import EMBEDDED
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
     from tsugiki.hub.card import is_own_card
     from tsugiki.hub.client import check_repo_id, push, refuse_unknown_base
     from tsugiki.hub.publication import publication, published_base
@@ -80,4 +80,4 @@ def push_command(
         note = _("README.md in the repository was written or edited by hand and is kept; --replace-card replaces it")
         print(_("note: {note}").format(note=note), file=sys.stderr)
     typer.echo(f"{pushed.url} ({pushed.commit[:7]}): {_(_OUTCOMES[pushed.outcome])}")
-    say_next("pull", repo_id)
+    print_next_command("pull", repo_id)

@@ -13,10 +13,10 @@ def quickstart_command(
     from tsugiki.cli.libraries import import_libraries
 
     import_libraries("tsugiki.train.run")
-    from tsugiki.cli.summary import print_summary, say_what_to_read
+    from tsugiki.cli.summary import print_command_after_run, print_summary
     from tsugiki.report.run import write_report
     from tsugiki.train.workflows.quickstart import quickstart
 
     record = quickstart(out)
     print_summary(record, write_report(record.folder()))
-    say_what_to_read(record)
+    print_command_after_run(record)

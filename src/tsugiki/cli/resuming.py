@@ -1,4 +1,4 @@
-"""`--resume`: the settings of a run that is continued, from its record and from what is given."""
+"""`--resume`: the settings of a run that is continued, from its record and from the command line."""
 
 import os
 from collections.abc import Mapping
@@ -62,9 +62,9 @@ def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any
 
     Args:
         kind: the class of the settings.
-        folder: of the run.
-        given: settings of flags and of a file, nested.
-        path: the file, for errors.
+        folder: the folder of the run.
+        given: settings from flags and from a file, nested.
+        path: the file, for errors; None: no file.
 
     Raises:
         TsugikiError: the folder holds no run, or a setting is invalid.

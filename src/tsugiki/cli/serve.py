@@ -14,7 +14,7 @@ from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from tsugiki.serve.training import Workplace
+    from tsugiki.serve.training import Workspace
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
@@ -120,7 +120,7 @@ def serve_command(
         allow_base_mismatch,
         check_origins(allow_origin or []),
         _folders(adapter or [], name),
-        _workplace(model, texts or Path(), aozora),
+        _workspace(model, texts or Path(), aozora),
     )
     listening = listen(host, port)
     base = load_model(model, dtype, trust_remote_code=trust_remote_code).to(default_device())
@@ -138,17 +138,25 @@ def serve_command(
         typer.echo(_("stopped"))
 
 
-def _workplace(model: str, texts: Path, aozora: str) -> "Workplace":
-    """Return where the page finds runs and texts."""
-    from tsugiki.serve.training import Workplace
+def _workspace(model: str, texts: Path, aozora: str) -> "Workspace":
+    """Return where the page finds runs and texts.
+
+    Raises:
+        TsugikiError: the folder of texts does not exist.
+    """
+    from tsugiki.serve.training import Workspace
 
     if not texts.is_dir():
         raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))
-    return Workplace(model, Path.cwd(), texts, aozora)
+    return Workspace(model, Path.cwd(), texts, aozora)
 
 
 def _key(api_key: str | None, file: Path | None) -> str | None:
-    """Return the key that the user gives."""
+    """Return the API key from the flag, the file or the environment; None if there is none.
+
+    Raises:
+        TsugikiError: there are a flag and a file, or the file cannot be read.
+    """
     if api_key is not None and file is not None:
         raise TsugikiError(_("pass --api-key or --api-key-file, not both"))
     if file is None:
@@ -162,11 +170,15 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
 
 
 def _named_base(given: Sequence[str]) -> str:
-    """Return the base that the adapters name which are loaded at the start."""
+    """Return the base that the values of --adapter name.
+
+    Raises:
+        TsugikiError: they name no base, or several.
+    """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.named_base import named_base
 
-    folders = [adapter_folder(one.partition("=")[2] or one) for one in given]
+    folders = [adapter_folder(value.partition("=")[2] or value) for value in given]
     bases = sorted({base for folder in folders if (base := named_base(folder))})
     if len(bases) == 1:
         return bases[0]
@@ -180,9 +192,9 @@ def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
     from tsugiki.adapters.library import adapter_folder, check_name
 
     folders: dict[str, Path] = {}
-    for one in given:
-        name, separator, path = one.partition("=")
-        folder = adapter_folder(path if separator else one)
+    for value in given:
+        name, separator, path = value.partition("=")
+        folder = adapter_folder(path if separator else value)
         called = check_name(name if separator else folder.resolve().name)
         if called == base or called in folders:
             raise TsugikiError(

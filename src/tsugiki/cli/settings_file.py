@@ -19,7 +19,7 @@ def settings_text(
     exclude: Collection[str] = (),
     only: Collection[str] | None = None,
 ) -> str:
-    """Return the settings in YAML, in groups; above each, what it means.
+    """Return the settings in YAML, in groups, with a description above each.
 
     A setting that is not given is commented out and shows its default; an empty value means that it has none.
 
@@ -27,7 +27,7 @@ def settings_text(
         config: the class of the settings.
         given: settings, nested as in a YAML file.
         exclude: names of fields that are left out.
-        only: full names, such as `lora.r`, of those that are listed although they are not given; None: all.
+        only: full names, such as `lora.r`, of settings that are listed even if they are not given; None: all.
     """
     lines: list[str] = []
     panel = ""
@@ -39,7 +39,7 @@ def settings_text(
             lines += ["", f"# --- {_(panel)} ---"]
             lines += ["", f"{section}:"] if section else []
         lines += ["", *_lines(setting, given.get(section, {}) if section else given, "  " if section else "")]
-    others = {name: value for name, value in given.items() if name not in {one.path[0] for one in listed}}
+    others = {name: value for name, value in given.items() if name not in {setting.path[0] for setting in listed}}
     return "\n".join([*lines, *(["", _dump(others)] if others else [])]).lstrip("\n") + "\n"
 
 

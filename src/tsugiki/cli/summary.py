@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsugiki.cli.flags import words_of
-from tsugiki.cli.tables import print_table, say, say_next
+from tsugiki.cli.tables import print_line, print_next_command, print_table
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.formatting import Table, describe_change
-from tsugiki.report.record_text import change_of_run, choice_notes, held_out_table, speed_text
+from tsugiki.report.record_text import change_of_run, held_out_table, run_notes, speed_text
 from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.train.record import RunRecord, finished
@@ -26,28 +26,28 @@ def print_summary(record: RunRecord, page: Path) -> None:
     print_table(
         held_out_table(record),
         _("change: {change}").format(change=describe_change(change_of_run(record))),
-        *choice_notes(record),
+        *run_notes(record),
         _("{steps}, {tokens} in the loss in {seconds:,.0f} s ({speed}), peak memory {memory}").format(
             steps=counts.steps(training.steps),
             tokens=counts.tokens(training.tokens),
             seconds=training.seconds,
             speed=speed_text(record),
-            memory=format_gigabytes(training.peak_memory),
+            memory=format_gigabytes(training.peak_memory) if training.peak_memory else "–",
         ),
         _("{kind}: {out} ({size}); page: {page}").format(kind=kind, out=out, size=format_size(size), page=page),
         *([warning_text(last)] if last.warning else []),
     )
 
 
-def say_what_to_read(record: RunRecord) -> None:
-    """Print the command that generates text with the adapter or the model of a run."""
+def print_command_after_run(record: RunRecord) -> None:
+    """Print the next command with the adapter or the model of a run: `generate` if the run has prompts, else `chat`."""
     out = record.folder()
     named = ["--adapter", str(out)] if (out / ADAPTER_FILE).exists() else ["--model", str(out)]
     if record.config.prompts:
         compared = ["--compare"] if named[0] == "--adapter" else []
-        say_next("generate", *named, "--prompt", record.config.prompts[0], *compared)
+        print_next_command("generate", *named, "--prompt", record.config.prompts[0], *compared)
     else:
-        say_next("chat", *(named[1:] if named[0] == "--adapter" else named))
+        print_next_command("chat", *(named[1:] if named[0] == "--adapter" else named))
 
 
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation], more: Sequence[str] = ()) -> None:
@@ -78,14 +78,14 @@ def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
 
 def print_merge(out: Path, report: MergeReport) -> None:
     """Print how many tensors changed, the rounding error, and the differences that were verified."""
-    say(
+    print_line(
         _(
             "{out}: {changed:,} of {tensors:,} tensors changed; rounding to their dtypes loses {rounding:.2%} of the "
             "change"
         ).format(out=out, changed=report.changed, tensors=report.tensors, rounding=report.rounding)
     )
     if report.probe is not None:
-        say(
+        print_line(
             _(
                 "probe: the adapter changes the logits by up to {shift:.3g}; the merged model's logits differ from the "
                 "adapted model's by up to {error:.1e}"
@@ -112,4 +112,4 @@ def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Pa
         _("best run: {folder}; page: {page}").format(folder=best.out, page=page),
     )
     again = best.model_dump(mode="json", exclude_unset=True) | {"out": f"{out}-best"}
-    say_next("train", *words_of(RunConfig, again))
+    print_next_command("train", *words_of(RunConfig, again))

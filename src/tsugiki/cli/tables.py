@@ -16,7 +16,7 @@ from tsugiki.report.formatting import printable
 
 _WIDTH = 150  # if the output is not a terminal
 _MOST_WRAPPED = 2.2
-"""How many times wider than the terminal the lines of a table may be, which are then wrapped."""
+"""Largest width of a table, relative to the terminal, at which its lines are wrapped; wider tables become blocks."""
 
 
 def print_table(cells: Cells, *lines: str) -> None:
@@ -53,12 +53,12 @@ def _print_blocks(console: Console, headers: Sequence[str], rows: Sequence[Seque
     console.print()
 
 
-def say_next(*words: str, err: bool = False) -> None:
+def print_next_command(*words: str, err: bool = False) -> None:
     """Print the command that is useful next, quoted for the shell; with `err`, on standard error."""
     command = printable(shlex.join(["tsugiki", *words])).replace("\n", "\\n")
     typer.echo(_("next: {command}").format(command=command), err=err)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print one line of text, in which control characters (from a file, for example) are escaped."""
     typer.echo(printable(line).replace("\n", "\\n"))

@@ -1,4 +1,4 @@
-"""What `tsugiki` alone prints: the way from a text to an adapter, a command for each step."""
+"""The output of `tsugiki` without arguments: the steps from a text to an adapter, with a command for each."""
 
 import typer
 

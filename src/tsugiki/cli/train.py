@@ -120,16 +120,16 @@ def train_command(
             run_config = _fitted(run_config) if fit else run_config
         record = train(run_config, resume=resume, overwrite=overwrite)
     if is_main_process():
-        from tsugiki.cli.summary import print_summary, say_what_to_read
+        from tsugiki.cli.summary import print_command_after_run, print_summary
         from tsugiki.report.run import write_report
 
         print_summary(record, write_report(Path(run_config.out)))
-        say_what_to_read(record)
+        print_command_after_run(record)
 
 
 def _fitted(config: RunConfig) -> RunConfig:
-    """Return the settings with the fastest way to run that fits in the memory, and say which it is."""
-    from tsugiki.cli.tables import say
+    """Return the settings with the fastest option that fits in the memory, and print this option."""
+    from tsugiki.cli.tables import print_line
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.planning.fit import fitted
     from tsugiki.train.planning.plan import plan_run
@@ -137,7 +137,7 @@ def _fitted(config: RunConfig) -> RunConfig:
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
     chosen = fitted(config, plan)
-    say(
+    print_line(
         _("--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}").format(
             dtype=plan.options[0].base_dtype, recompute=chosen.recompute, rows=chosen.micro_batch_size
         )
@@ -146,7 +146,7 @@ def _fitted(config: RunConfig) -> RunConfig:
 
 
 def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
-    from tsugiki.cli.summary import say_what_to_read
+    from tsugiki.cli.summary import print_command_after_run
     from tsugiki.cli.tables import print_table
     from tsugiki.report.comparison import stages_table
     from tsugiki.report.run import write_report
@@ -158,7 +158,7 @@ def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
         stages_table(records),
         _("adapter of the last stage: {folder}; page: {page}").format(folder=records[-1].folder(), page=pages[-1]),
     )
-    say_what_to_read(records[-1])
+    print_command_after_run(records[-1])
 
 
 def _setting(text: str) -> tuple[str, Any]:

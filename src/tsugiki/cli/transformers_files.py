@@ -1,7 +1,7 @@
-"""Remember what the files of transformers define.
+"""Cache the import structure of transformers.
 
-To know where each of its classes is, `import transformers` reads all 2,000 files of its models, twice. What it finds
-depends on the files alone, so it is kept in a file of the cache and used until transformers is installed again.
+To find the module of each of its classes, `import transformers` reads all 2,000 files of its models, twice. The result
+depends only on these files, so it is cached until transformers is installed again.
 """
 
 import json
@@ -19,13 +19,13 @@ from tsugiki.io.cache import cache_folder
 
 _FUNCTION = "create_import_structure_from_path"
 Structure = dict[Any, Any]
-"""Folder -> its structure; set of the packages that some classes need -> module -> their names."""
+"""Folder -> its structure; set of required packages -> module -> names of the classes that require them."""
 
 
 def remembered_files() -> AbstractContextManager[None]:
-    """Let transformers, if it is imported in the block, take what its files define from the cache.
+    """Let transformers, if it is imported in the block, read its import structure from the cache.
 
-    Another release of transformers that lacks the function, or calls it in another way, is imported as it is.
+    A release of transformers that lacks the function, or calls it differently, is imported unchanged.
     """
     return changed_after_import("transformers.utils.import_utils", _remember)
 
@@ -48,14 +48,14 @@ def _remembering(read: Callable[[Any], Structure]) -> Callable[[Any], Structure]
         if Path(path) not in (models, models / "__init__.py"):
             return read(path)
         with suppress(OSError, ValueError, TypeError, KeyError):
-            kept = json.loads(cache.read_text(encoding="utf-8"))
-            if kept["version"] == version:
-                return _from_json(kept["structure"])
-        found = read(path)
+            cached = json.loads(cache.read_text(encoding="utf-8"))
+            if cached["version"] == version:
+                return _from_json(cached["structure"])
+        result = read(path)
         with suppress(OSError, TsugikiError, TypeError):
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write_text(cache, json.dumps({"version": version, "structure": _to_json(found)}))
-        return found
+            write_text(cache, json.dumps({"version": version, "structure": _to_json(result)}))
+        return result
 
     return structure
 

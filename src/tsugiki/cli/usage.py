@@ -1,4 +1,4 @@
-"""Errors in the use of a command, with the nearest names and the help that lists them."""
+"""Messages for errors in the use of a command, with similar names and the command that lists all names."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ _OTHER_NAMES = {
     "--max-tokens": "--max-new-tokens",
     "--val": "--validation",
 }
-"""Flags of other programs, and of earlier versions."""
+"""Flag of another program or of an earlier version -> flag."""
 _MOST = 3  # suggestions
 _MESSAGES = [
     (r"Missing (option|argument) (?P<name>.+)", marked("{name} is missing")),
@@ -58,7 +58,8 @@ def describe_usage_error(error: TyperException) -> str:
     help_ = f"{context.command_path if context is not None else 'tsugiki'} --help"
     if type(error).__name__ == "NoSuchOption" and context is not None:
         wrong = getattr(error, "option_name", "")
-        known = [flag for one in context.command.get_params(context) for flag in (*one.opts, *one.secondary_opts)]
+        parameters = context.command.get_params(context)
+        known = [flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)]
         problem = _("no such option: {option}").format(option=wrong) + did_you_mean(near_flags(wrong, known))
     else:
         problem = _problem(error)
@@ -68,7 +69,7 @@ def describe_usage_error(error: TyperException) -> str:
 
 
 def _problem(error: TyperException) -> str:
-    """Return what typer says, in the reader's language if it is one of its common messages."""
+    """Return typer's message, in the user's language if it is a common one."""
     message = error.format_message().rstrip(".")
     for pattern, translation in _MESSAGES:
         if match := re.fullmatch(pattern, message):
@@ -81,10 +82,10 @@ def _problem(error: TyperException) -> str:
 
 
 def near_flags(wrong: str, known: Iterable[str]) -> list[str]:
-    """Return the flags that the user may have meant, the likeliest first.
+    """Return the flags that the user may have meant, the most likely first.
 
-    A flag is meant by another program's name for it, by its initials (--lr), by one of its words (--alpha), or by a
-    name that is nearly the same.
+    The user may have typed another program's name for the flag, its initials (--lr), one of its words (--alpha), or a
+    similar name.
     """
     flags = [flag for flag in known if flag.startswith("--")]
     name = wrong.lstrip("-").replace("_", "-")

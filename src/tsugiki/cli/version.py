@@ -19,7 +19,7 @@ def version_line() -> str:
 
 
 def _device() -> str:
-    """Return the accelerator that the installed torch can use, as far as files tell, or else the processor."""
+    """Return the accelerator that the installed torch can use, judged by files only, or else the processor."""
     build = version("torch").partition("+")[2]
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return "mps"

@@ -30,12 +30,12 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def has_wide(text: str) -> bool:
-    """Return whether a text has characters of two columns, which lines can be divided between."""
+    """Return whether a text has characters that are two columns wide; a line can break between them."""
     return cell_len(text) > len(text)
 
 
 def _pieces(text: str) -> list[str]:
-    """Return the parts of a line that are not divided."""
+    """Return the parts of a line within which it must not break."""
     pieces: list[str] = []
     for piece in _PIECE.findall(text):
         if pieces and (piece[0] in _NOT_FIRST or pieces[-1][-1] in _NOT_LAST):

@@ -1,4 +1,4 @@
-"""From files to training rows.
+"""Read files, and turn them into training rows.
 
 records      `sources`, `schemas` and `aozora` read files into `records`
 tokens       `encoding` and `chat` tokenise them, `store` keeps the tokens on disk

@@ -1,4 +1,4 @@
-"""The rows of each optimiser step: a function of the seed and the number of the step, and not of the machine.
+"""Choose the rows of each optimiser step, by the seed and the number of the step alone, independent of the machine.
 
 Every epoch has a new random order of all rows, from the seed and the number of the epoch. A step takes the next
 `batch_size` rows; the last step of an epoch may have fewer.
@@ -42,7 +42,7 @@ class StepBatches:
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
         """Return the arguments of the model for some rows, and their labels; the first axis of each is the row.
 
-        The padding that all of them have at their ends is left out.
+        Padding at the end that is common to all rows is left out.
         """
         longest = max(map(self.blocks.row_tokens, rows))
         items = [self.blocks[row] for row in rows]

@@ -85,7 +85,10 @@ def _candidates(head: bytes) -> tuple[str, ...]:
 
 
 def _is_usual(sample: bytes, encoding: str) -> bool:
-    """Whether nearly all characters of a sample are usual ones, and not only kanji, as pairs of letters would be."""
+    """Return whether nearly all characters of a sample are usual ones, and enough are not kanji.
+
+    Pairs of ASCII letters that are read as UTF-16 are nearly all kanji.
+    """
     text = sample[: len(sample) // 2 * 2].decode(encoding, "replace")
     is_usual = len(_USUAL.findall(text)) >= (1 - _MOST_ODD) * len(text)
     return is_usual and len(_NO_KANJI.findall(text)) >= _LEAST_NO_KANJI * len(text)
@@ -112,10 +115,10 @@ _ODD_HALF_WIDTH = re.compile("(?<![ｳｶ-ﾄﾊ-ﾎ])ﾞ|(?<![ﾊ-ﾎ])ﾟ|(?<!
 
 
 def _is_half_width(lines: Iterable[bytes]) -> bool:
-    """Whether a text that is valid EUC-JP is more likely half-width katakana in Shift_JIS.
+    """Return whether a text that is valid EUC-JP is more likely half-width katakana in Shift_JIS.
 
-    Then each of its bytes is one, the pairs of bytes are hardly ever kana or punctuation in EUC-JP, and voicing marks
-    and small letters follow a letter that can have them.
+    In such a text, each byte above ASCII is one half-width character, its pairs of bytes are hardly ever kana or
+    punctuation in EUC-JP, and voicing marks and small letters follow a letter that can have them.
     """
     letters = common = odd = 0
     for line in lines:

@@ -12,7 +12,7 @@ conversation is rendered again with another content: the common suffix of the tw
 first special token in it ends the turn. Searching the rendering for the texts of the messages would not be reliable,
 because a text can occur several times.
 
-Templates are rendered in a process of their own (see `chat_process`), which calls `find_answers` and `render_prompt`.
+Templates are rendered in a separate process (see `chat_process`), which calls `find_answers` and `render_prompt`.
 """
 
 import re
@@ -44,11 +44,11 @@ DEFAULT_TEMPLATE = (
 )
 """A chat template of plain text, for a base that has none: headings name the roles, and the end token ends an answer.
 
-It needs no special tokens but the begin token, if the tokenizer has one, and the end token. The markers of other
-templates, such as <|im_start|>, would be many tokens of a base that does not know them.
+Its only special tokens are the begin token, if the tokenizer has one, and the end token. The markers of other
+templates, such as <|im_start|>, would be many tokens for a base whose vocabulary does not have them.
 """
 
-_LONG = 64  # turns from which on answers are located in parts of a conversation
+_LONG = 64  # turns; in longer conversations, answers are located in parts
 _PART, _CONTEXT = 16, 8  # turns
 _MAX_TURNS = 1000  # without parts, all turns before an answer are rendered again for each answer: 2 s for 1,000 turns
 _MAX_TEMPLATE = 1_000_000  # characters
@@ -60,7 +60,7 @@ _Messages: TypeAlias = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template, with what is needed to render it; JSON can represent it."""
+    """A tokenizer's chat template, and the data for rendering it, all of which JSON can represent."""
 
     template: str
     variables: dict[str, Any]
@@ -70,7 +70,8 @@ class ChatTemplate:
     special: str
     """A regular expression that matches special tokens, which a message must not contain."""
     ending: str
-    """One that matches tokens that can end a turn: special ones and others that were added to the vocabulary."""
+    """A regular expression that matches tokens that can end a turn: special tokens, and others that were added to the
+    vocabulary."""
     end: str | None
     """The tokenizer's end token."""
 
@@ -170,7 +171,7 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     Raises:
         TsugikiError: a message contains a special token; the template raises an error, or takes much time or memory;
             the rendering of a turn that counts in the loss differs from what the model would generate; or there are
-            more than 1,000 turns of which several count, and how one is rendered depends on turns far away.
+            more than 1,000 turns of which several count, and the rendering of a turn depends on turns far away.
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
@@ -216,12 +217,12 @@ def _call(function: str, template: ChatTemplate, source: str, **arguments: Any) 
 def find_answers(
     template: Mapping[str, Any], source: str, messages: _Messages, targets: Sequence[int]
 ) -> tuple[str, list[_Span]]:
-    """Do the work of `render`, for the turns with these indices, the last of which is the last turn."""
+    """Compute the text and the spans of `render` for the turns with these indices; the last index is the last turn."""
     return _find_answers(ChatTemplate(**template), source, messages, targets)
 
 
 def render_prompt(template: Mapping[str, Any], source: str, messages: _Messages) -> str:
-    """Do the work of `prompt_text`."""
+    """Compute the result of `prompt_text`."""
     return _render(ChatTemplate(**template), messages, source, add_generation_prompt=True)[0]
 
 
@@ -275,9 +276,9 @@ def _locate_in_parts(
         part 2     system     3 4 5 6 7 8          3 4 are the context: a few turns that begin with the user
         part 3     system             7 8 9 …
 
-    Each part is rendered with its context, and again without its own turns. What the own turns add must be what comes
-    next in the whole rendering. So all of it is compared, and only a template is misread that renders turns equally in
-    a part and in the whole conversation, but begins an answer differently in both.
+    Each part is rendered with its context, and the context is rendered alone. The text that the part's own turns add
+    must be the next text in the whole rendering. So the whole rendering is compared. The result could be wrong only for
+    a template that renders turns equally in a part and in the whole, but begins an answer differently in them.
 
     Returns:
         What `_span` returns, for each target; None if a part is rendered differently than in the whole conversation.
@@ -307,7 +308,7 @@ def _locate_in_parts(
 
 
 def _context_begin(messages: _Messages, system: int, end: int) -> int:
-    """Return where the turns before `end` begin that are rendered with a part: with a user's turn, if one is near."""
+    """Return the index of the first turn of the context before `end`: that of a user, if one is near."""
     wanted = max(system, end - _CONTEXT)
     users = (index for index in range(wanted, max(system, wanted - _PART) - 1, -1) if messages[index]["role"] == "user")
     return next(users, wanted)
@@ -323,7 +324,7 @@ def _span(
     """Locate the answer that is the last of `turns`.
 
     Returns:
-        Its begin and end in the whole rendering, and whether a token ends it.
+        Its begin and end in the whole rendering, in characters, and whether a token ends it.
     """
     finished, finished_marks = _render(template, turns, where)
     content_stop = len(finished) - _tail_length(template, turns, finished, where)
@@ -356,7 +357,7 @@ def _span(
 
 
 def _tail_length(template: ChatTemplate, turns: _Messages, finished: str, where: str) -> int:
-    """Return how many characters follow the content of the last turn, found by rendering another content."""
+    """Return how many characters follow the content of the last turn, by rendering the turns with another content."""
     content = turns[-1]["content"]
     lasts = content[-1], content.rstrip()[-1]
     other = next(letter for letter in "abc" if letter not in lasts)
@@ -379,7 +380,7 @@ def _render(
             add_generation_prompt=add_generation_prompt,
             **template.variables,
         )
-    except MemoryError:  # of this process, see chat_process
+    except MemoryError:  # the memory limit of this process, see chat_process
         raise
     except Exception as error:  # a template is a program and can raise any exception
         what = error_text(error).rstrip(".") or type(error).__name__

@@ -1,10 +1,9 @@
-"""Render chat templates in a process of their own, with limits of time and memory.
+"""Render chat templates in a separate process, with limits of time and memory.
 
 A chat template is a program that comes with a model. Jinja's sandbox keeps it from files and from Python's internals,
-but not from endless loops, or from texts of gigabytes that one expression makes (`'a' * 10**10`,
-`'%9999999999d' % 1`). No check inside the process stops all of these, so the system does: a process that exceeds a
-limit is ended, and the next conversation starts another one. Starting takes about a second, a call 0.1 ms more than
-rendering.
+but not from endless loops, or from expressions that create gigabytes of text (`'a' * 10**10`, `'%9999999999d' % 1`). No
+check inside the process stops all of these, so the operating system does: a process that exceeds a limit is ended, and
+the next conversation starts another one. Starting takes about a second; a call takes 0.1 ms more than rendering.
 
                      limit of time           limit of memory
     Linux            5 s of processor time   500 MB
@@ -31,7 +30,7 @@ _HANG = 60  # seconds of wall time, for Windows; much more than _SECONDS, becaus
 
 _lock = threading.Lock()
 _processes: dict[int, subprocess.Popen[bytes]] = {}
-"""Id of this process -> the child that renders for it. A fork has another id, so it starts a child of its own."""
+"""Id of this process -> its child that renders. A fork of this process has another id, and so starts its own child."""
 
 
 class LimitExceeded(Exception):
@@ -41,7 +40,7 @@ class LimitExceeded(Exception):
 def call(function: str, **arguments: Any) -> Any:
     """Call a function of `chat_worker.FUNCTIONS` in the other process.
 
-    Arguments and result are what JSON can represent. No second call runs at the same time.
+    Arguments and result are JSON values. Only one call runs at a time.
 
     Raises:
         LimitExceeded: the call took too much time or memory.
@@ -52,7 +51,7 @@ def call(function: str, **arguments: Any) -> Any:
         process = _running()
         try:
             answer = _ask(process, request)
-        except BaseException:  # an interruption: what is read next would be the answer to this call
+        except BaseException:  # after an interruption, the next call would read the answer to this call
             _end(process)
             raise
         if not answer:
@@ -69,7 +68,7 @@ def call(function: str, **arguments: Any) -> Any:
 
 
 def _ask(process: subprocess.Popen[bytes], request: bytes) -> bytes:
-    """Return the line that answers a request; empty if the process has ended."""
+    """Send a request, and return the line with its answer; empty if the process has ended."""
     assert process.stdin
     assert process.stdout
     try:
@@ -104,7 +103,7 @@ def _running() -> subprocess.Popen[bytes]:
             [sys.executable, "-P", "-m", "tsugiki.data.chat_worker", str(_SECONDS), str(_MEGABYTES * 10**6)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for this process
+            start_new_session=True,  # so that Ctrl-C interrupts only this process
         )
         _processes[os.getpid()] = process
         assert process.stdout

@@ -1,7 +1,7 @@
 """The process that renders chat templates: `python -P -m tsugiki.data.chat_worker SECONDS BYTES`.
 
 It prints an empty object when it is ready. Then it reads calls from standard input and prints their results on standard
-output, a line of JSON each (see `chat_process`). What templates and libraries print is redirected to standard error.
+output, a line of JSON each (see `chat_process`). The output of templates and libraries is redirected to standard error.
 """
 
 import json
@@ -25,8 +25,8 @@ def main(seconds: int, memory: int) -> None:
     """Answer calls until standard input ends.
 
     Args:
-        seconds: of processor time for one call.
-        memory: in bytes, in addition to what is used when the process is ready.
+        seconds: the limit of processor time for one call.
+        memory: the limit of memory in bytes, in addition to the memory in use when the process is ready.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
@@ -57,7 +57,7 @@ def _send(answers: Any, answer: dict[str, Any]) -> None:
 
 
 def _limit_memory(memory: int) -> None:
-    """Let the system refuse more memory than this, where it can."""
+    """Let the operating system limit the memory of this process, where it supports that."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -67,7 +67,7 @@ def _limit_memory(memory: int) -> None:
 
 
 def _limit_time(seconds: int) -> None:
-    """Let the system end this process after this much more processor time, where it can."""
+    """Let the operating system end this process after this much more processor time, where it supports that."""
     with suppress(ImportError, ValueError):
         import resource
 

@@ -7,8 +7,8 @@
         "c": {"parent": "b", "message": …}}}
 
 The path from the last message to the root is the conversation that the user saw; other branches are earlier answers
-that were replaced. Of it, texts of the user and the assistant are kept. Calls of tools and their results, reasoning and
-pictures are left out, because no chat template here could render them.
+that were replaced. On this path, the texts of the user and the assistant are kept. Calls of tools and their results,
+reasoning and pictures are left out, because the chat templates here cannot render them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ _ROLES = ("user", "assistant")
 
 
 def is_exported(value: object) -> bool:
-    """Whether a JSON value is a conversation as ChatGPT exports it."""
+    """Return whether a JSON value is a conversation as ChatGPT exports it."""
     return isinstance(value, Mapping) and isinstance(value.get("mapping"), Mapping)
 
 
@@ -52,7 +52,7 @@ def _texts(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _path(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the messages from the last one that is shown to the first."""
+    """Return the messages from the last shown message back to the first."""
     nodes = value["mapping"]
     name = value.get("current_node")
     if not isinstance(name, str) or name not in nodes:  # an old export: the last message is the last node

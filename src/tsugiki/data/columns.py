@@ -1,4 +1,4 @@
-"""Names of columns that data have instead of those in `schemas`."""
+"""Names of a data set's columns that differ from the names in `schemas`."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,10 +14,10 @@ NO_COLUMNS: Columns = MappingProxyType({})
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Parse names of columns that are written `prompt=question,completion=answer`.
+    """Parse names of columns in the form `prompt=question,completion=answer`.
 
     Raises:
-        ValueError: it is written in another way.
+        ValueError: the text has another form.
     """
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):

@@ -53,7 +53,7 @@ def signature(text: str) -> Signature:
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """Return the signatures of several texts, uint32 [texts, 126]: for short texts faster than one by one."""
+    """Return the signatures of several texts, uint32 [texts, 126]; faster for short texts than one by one."""
     smallest = np.full((len(texts), SLOTS), EMPTY, np.uint32)
     short = [index for index, text in enumerate(texts) if len(text) <= _SHORT]
     for index in set(range(len(texts))).difference(short):
@@ -90,9 +90,9 @@ def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> lis
             same = (band[distance:] == band[:-distance]).all(axis=1) & (band[distance:] != EMPTY).any(axis=1)
             if not same.any():
                 break
-            one, other = order[:-distance][same], order[distance:][same]
-            separate = group[one] != group[other]
-            _join(group, rows, one[separate], other[separate])
+            a, b = order[:-distance][same], order[distance:][same]
+            separate = group[a] != group[b]
+            _join(group, rows, a[separate], b[separate])
     members = defaultdict(list)
     for index, first in enumerate(group.tolist()):
         members[first].append(index)
@@ -111,11 +111,11 @@ def _is_similar(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[n
 
 
 def is_similar(similarity: NDArray[np.float64], signature: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Whether similarities make texts near-duplicates.
+    """Return whether similarities make texts near-duplicates.
 
     Args:
-        similarity: of two texts [...].
-        signature: of the longer one [..., 126], which tells how long the texts are.
+        similarity: the similarity of two texts, [...].
+        signature: the signature of the longer text, uint32 [..., 126], from which its length is estimated.
     """
     # The share of small hashes grows with the length of the text: 3 % at 20 characters, 18 % at 100, 86 % at 1000.
     length = (signature < 1 << 30).mean(axis=-1)
@@ -151,7 +151,7 @@ def fold(text: str) -> NDArray[np.uint32]:
 def _fold_all(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
     """Return the folded texts one after another, and for each code point the index of its text.
 
-    A text of which nothing is left is not folded.
+    A text that would be empty after folding is not folded.
     """
     table, before_u, kinds = _tables()
     plain = [unicodedata.normalize("NFC", _with_few_marks(text)) for text in texts]
@@ -179,7 +179,7 @@ def _fold_all(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.intp
 
 
 def _with_few_marks(text: str) -> str:
-    """Remove all but the first 30 of successive combining marks, because normalising many takes quadratic time.
+    """Keep only the first 30 of successive combining marks, because normalising many takes quadratic time.
 
     No language uses more (https://www.unicode.org/reports/tr15/#Stream_Safe_Text_Format).
     """
@@ -224,7 +224,7 @@ def _tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8]
 
 @cache
 def _is_mark() -> NDArray[np.bool_]:
-    """Return a table by code point: whether it is reordered when a text is normalised."""
+    """Return a table by code point: whether it is a combining mark, which may be reordered by normalisation."""
     table = np.zeros(0x110000, np.bool_)
     marks = range(0x300, 0x20000)  # there are none outside
     table[marks.start : marks.stop] = [unicodedata.combining(chr(code)) > 0 for code in marks]
@@ -267,12 +267,12 @@ def _slots(hashes: NDArray[np.uint64]) -> NDArray[np.intp]:
     return ((hashes >> np.uint64(32)) * np.uint64(SLOTS) >> np.uint64(32)).astype(np.intp)
 
 
-def _join(group: NDArray[np.intp], rows: NDArray[np.uint32], one: NDArray[np.intp], other: NDArray[np.intp]) -> None:
-    """Join, in place, the groups of those pairs that are similar; a group is identified by its first index."""
-    for start in range(0, len(one), _PAIRS):
-        a, b = one[start : start + _PAIRS], other[start : start + _PAIRS]
-        similar = _is_similar(rows[a], rows[b])
-        for first, second in zip(a[similar].tolist(), b[similar].tolist(), strict=True):
+def _join(group: NDArray[np.intp], rows: NDArray[np.uint32], a: NDArray[np.intp], b: NDArray[np.intp]) -> None:
+    """Join, in place, the groups of the similar pairs (a[i], b[i]); a group is identified by its first index."""
+    for start in range(0, len(a), _PAIRS):
+        pairs_a, pairs_b = a[start : start + _PAIRS], b[start : start + _PAIRS]
+        similar = _is_similar(rows[pairs_a], rows[pairs_b])
+        for first, second in zip(pairs_a[similar].tolist(), pairs_b[similar].tolist(), strict=True):
             first, second = sorted((_root(group, first), _root(group, second)))
             group[second] = first
     while (group != group[group]).any():

@@ -34,7 +34,7 @@ class EncodedRecord:
 
     @property
     def target_tokens(self) -> int:
-        """Number of tokens that count in the loss; 0 for a conversation of which no turn is trained on."""
+        """Number of tokens that count in the loss; 0 for a conversation in which no turn is trained."""
         return sum(self.loss_mask)
 
 
@@ -141,9 +141,9 @@ def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequenc
 
 
 def _are_between_tokens(borders: Sequence[int], offsets: Sequence[tuple[int, int]]) -> bool:
-    """Whether one token ends and another one begins at each of these positions of the text, and none spans it.
+    """Return whether a token ends and a token begins at each of these positions of the text, and no token spans it.
 
-    Both are checked, because some tokenizers exclude white space at the edges of a token from its offsets.
+    All of this is checked, because some tokenizers exclude white space at the edges of a token from its offsets.
     """
     in_order = sorted(offsets)
     starts = [first for first, _ in in_order]

@@ -1,8 +1,8 @@
 """Read the text of an EPUB file.
 
 An EPUB file is a zip. META-INF/container.xml names the package file, which names the book's title and author, its
-chapters (XHTML) and their order (the spine). The standard library reads all of this. The text of a chapter is that of
-its blocks, one in each line; readings of ruby (`rt`), styles and pictures are left out.
+chapters (XHTML) and their order (the spine). Only the standard library is used. The text of a chapter has a line for
+each block element; readings of ruby (`rt`), styles and pictures are left out.
 """
 
 import posixpath
@@ -19,7 +19,7 @@ from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.language import _
 
 _MAX_SIZE = 64_000_000  # bytes of all chapters together
-_MAX_DEPTH = 100  # of elements that are left out and contain each other
+_MAX_DEPTH = 100  # of nested elements that are left out
 _CONTAINER = "META-INF/container.xml"
 _RIGHTS = ("META-INF/rights.xml", "META-INF/sinf.xml")  # of Adobe's and of Apple's DRM
 _ENCRYPTION = "META-INF/encryption.xml"
@@ -41,12 +41,13 @@ def read_epub(path: Path) -> Book:
 
     Raises:
         TsugikiError: the file is damaged, protected by DRM or a password, or too large.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     names = zip_members(path)
     _refuse_drm(path, names)
     container = _xml(path, _CONTAINER, names)
-    package_name = next((one.get("full-path", "") for one in container.iter() if _tag(one) == "rootfile"), "")
+    rootfiles = (element for element in container.iter() if _tag(element) == "rootfile")
+    package_name = next((element.get("full-path", "") for element in rootfiles), "")
     package = _xml(path, package_name, names)
     chapters = list(_chapters(package, posixpath.dirname(package_name)))
     missing = next((name for name in chapters if name not in names), None)
@@ -62,9 +63,8 @@ def read_epub(path: Path) -> Book:
 def _refuse_drm(path: Path, names: list[str]) -> None:
     protected = any(name in names for name in _RIGHTS)
     if not protected and _ENCRYPTION in names:
-        methods = {
-            one.get("Algorithm", "") for one in _xml(path, _ENCRYPTION, names).iter() if _tag(one) == "EncryptionMethod"
-        }
+        encryption = _xml(path, _ENCRYPTION, names).iter()
+        methods = {element.get("Algorithm", "") for element in encryption if _tag(element) == "EncryptionMethod"}
         protected = not methods <= _FONT_METHODS
     if protected:
         raise TsugikiError(
@@ -102,7 +102,9 @@ def _metadata(package: ElementTree.Element, name: str) -> Iterator[str]:
 
 def _chapters(package: ElementTree.Element, folder: str) -> Iterator[str]:
     """Yield the names of the chapters in the zip, in the order of reading, without the table of contents."""
-    items: Mapping[str, ElementTree.Element] = {one.get("id", ""): one for one in package.iter() if _tag(one) == "item"}
+    items: Mapping[str, ElementTree.Element] = {
+        element.get("id", ""): element for element in package.iter() if _tag(element) == "item"
+    }
     for reference in package.iter():
         if _tag(reference) != "itemref" or reference.get("linear") == "no":
             continue
@@ -113,7 +115,7 @@ def _chapters(package: ElementTree.Element, folder: str) -> Iterator[str]:
 
 
 def _decode(content: bytes, path: Path) -> str:
-    for encoding in ("utf-8-sig", "utf-16"):  # those that EPUB allows
+    for encoding in ("utf-8-sig", "utf-16"):  # the encodings that EPUB allows
         try:
             return content.decode(encoding)
         except UnicodeDecodeError:
@@ -149,9 +151,9 @@ class _Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
         self.left_out: list[str] = []
-        """The elements that are left out and have begun, the innermost last."""
+        """The open elements that are left out, the innermost last."""
         self.has_text = False
-        """Whether the line has text."""
+        """Whether the current line has text."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Begin an element."""
@@ -164,7 +166,7 @@ class _Page(HTMLParser):
         self._break(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        """End an element, with those in it that have not ended."""
+        """End an element, and the elements in it that are still open."""
         if tag in self.left_out:
             del self.left_out[self.left_out.index(tag) :]
         self._break(tag if tag != "br" else "")

@@ -10,17 +10,17 @@ from tsugiki.language import _
 
 
 def is_dataset_name(data: str) -> bool:
-    """Whether a text that names no file here is the name of a data set on the hub: `owner/name`, `owner/name:split`.
+    """Return whether a text that names no local file has the form of a data set's name on the hub.
 
-    A single word is never looked up. It is more likely a misspelt folder, and for some words (csv, json, text)
-    `datasets` would read all such files of the working directory.
+    The forms are `owner/name` and `owner/name:split`. A single word is never looked up. It is more likely a misspelt
+    folder, and for some words (csv, json, text) `datasets` would read all such files of the working directory.
     """
     parts = data.partition(":")[0].split("/")
     return "\\" not in data and len(parts) == 2 and all(part[:1].isalnum() for part in parts)
 
 
 def dataset_fingerprint(data: str) -> str:
-    """Return what identifies the content of a data set."""
+    """Return the fingerprint that `datasets` computes of a data set's content."""
     return str(_load_dataset(data)._fingerprint)
 
 

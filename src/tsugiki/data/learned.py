@@ -1,9 +1,9 @@
-"""Which texts a model or an adapter has learned: fingerprints of its training records, and the search for them.
+"""Fingerprints of the training records of a model or an adapter, and the search for learned texts.
 
-A run writes them beside its adapter or model, and the embedded base has those of its pretraining. `eval` compares its
-texts with them, so that a figure on text that was learned is not taken for one on new text. A fingerprint is the digest
-of a text and a sketch, the lowest byte of each slot of its signature (see `duplicates`): 142 bytes in all, from which
-the text cannot be read. A work that is contained in a much longer one is not found.
+A run writes the fingerprints beside its adapter or model, and the embedded base has those of its pretraining. `eval`
+compares its texts with them, so that a result on learned text is not mistaken for a result on new text. A fingerprint
+is the digest of a text and a sketch, the lowest byte of each slot of its signature (see `duplicates`): 142 bytes in
+all, from which the text cannot be read. A work that is contained in a much longer one is not found.
 """
 
 from collections.abc import Sequence
@@ -56,9 +56,9 @@ def write_fingerprints(found: Fingerprints, folder: Path) -> None:
 
 
 def read_fingerprints(folder: Path) -> Fingerprints | None:
-    """Read what was learned by the model or the adapter in a folder; None if the folder does not tell.
+    """Read the fingerprints of the texts that a model or an adapter in a folder has learned; None if there are none.
 
-    For a checkpoint, the folder of its run tells.
+    For a checkpoint, they are in its own folder or in the folder of its run.
 
     Raises:
         TsugikiError: the file is damaged.
@@ -94,11 +94,11 @@ def find_learned(index: RecordIndex, learned: Sequence[Fingerprints]) -> tuple[s
     """
     same: set[int] = set()
     near: set[int] = set()
-    for one in learned:
-        known = {digest.tobytes() for digest in one.digests}
+    for texts in learned:
+        known = {digest.tobytes() for digest in texts.digests}
         same |= {number for number, digest in enumerate(index.digests) if digest.tobytes() in known}
-        if len(index) * len(one) <= _MOST_PAIRS:
-            near |= {number for number in range(len(index)) if number not in same and _is_near(index, number, one)}
+        if len(index) * len(texts) <= _MOST_PAIRS:
+            near |= {number for number in range(len(index)) if number not in same and _is_near(index, number, texts)}
     return same, near - same
 
 

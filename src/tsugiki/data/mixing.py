@@ -1,7 +1,7 @@
 """Mix other text into the training data, so that a model keeps more of its earlier abilities (replay).
 
-Records of the other text are taken in an order that the seed decides, until their tokens are the share of all training
-tokens that was asked for; the last document is cut there. The arrays are joined in memory.
+Records of the other text are taken in a random order, which depends on the seed, until their tokens are the requested
+share of all training tokens; the last document is cut there. The arrays are joined in memory.
 """
 
 from dataclasses import dataclass, replace
@@ -19,15 +19,15 @@ class Mixed:
     """Training data with other text in them."""
 
     store: TokenStore
-    """The records of both."""
+    """The records of the run's data and the records that were taken."""
     train: Integers
     """Numbers of the training records."""
     taken: Integers
     """Numbers of the records that were taken from the other text, in its own store."""
     tokens: int
-    """Number of their tokens."""
+    """The number of tokens of these records."""
     share: float
-    """Of all training tokens."""
+    """Their share of all training tokens."""
 
 
 def parse_mix(setting: str) -> tuple[str, float]:
@@ -58,8 +58,8 @@ def mix(store: TokenStore, train: Integers, other: TokenStore, allowed: Integers
         train: numbers of the training records in it.
         other: the text to take from.
         allowed: numbers of the records in `other` that may be taken.
-        share: of all training tokens that the taken records should have. With too little text it is smaller.
-        seed: decides which records are taken.
+        share: the share of all training tokens that the taken records should have. With too little text it is smaller.
+        seed: the seed of the order in which records are taken.
     """
     lengths = other.offsets[1:] - other.offsets[:-1]
     wanted = round(int(_lengths(store, train).sum()) * share / (1 - share))

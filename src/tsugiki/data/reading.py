@@ -1,4 +1,4 @@
-"""What a user should know of how the files of a data set were read: facts, and the sentences that tell them."""
+"""Facts about how the files of a data set were read, and the sentences that report them to the user."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ class Reading:
     works: list[str] = field(default_factory=list)
     """Files of Aozora Bunko, from which notation was removed."""
     unresolved: int = 0
-    """Characters of these that have no code and became 〓."""
+    """The number of characters in these files that have no code and became 〓."""
     annotated: list[str] = field(default_factory=list)
-    """Other texts with annotations of its notation, which were kept."""
+    """Other texts with annotations in Aozora Bunko's notation, which were kept."""
     empty: list[str] = field(default_factory=list)
     """Files without text."""
     passed_over: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Reading:
     without_fields: list[str] = field(default_factory=list)
     """Tables in a folder or a zip that have none of the known fields."""
     unanswered: int = 0
-    """Exported conversations in which the assistant never answers."""
+    """The number of exported conversations in which the assistant never answers."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON represents them."""
@@ -35,7 +35,7 @@ class Reading:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Reading":
-        """Return the facts that `to_json` returned; missing ones are those of an empty reading."""
+        """Return the facts that `to_json` returned; missing facts have the values of an empty reading."""
         return cls(**facts)
 
     def notes(self) -> list[str]:
@@ -93,6 +93,6 @@ class Reading:
 
 
 def _kinds(names: list[str]) -> str:
-    """Return the endings of files with their counts, or a name that has none."""
+    """Return the suffixes of files with their counts; the name of a file that has no suffix."""
     counts = Counter(PurePath(name).suffix.lower() or PurePath(name).name for name in names)
     return summarise_list([f"{kind} {count:,}" if count > 1 else kind for kind, count in counts.most_common()])

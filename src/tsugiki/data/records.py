@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 AssistantTurns: TypeAlias = Literal["all", "last"]
-"""Which of the assistant's turns count in the loss: all of them, or only the last one of a conversation."""
+"""The assistant's turns that count in the loss: all of them, or only the last one of a conversation."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
 
 EXTRA = "pip install 'tsugiki[datasets]'"
 KNOWN_COLUMNS = frozenset(key for keys in KEYS.values() for key in keys) | {"input", "system", "history", "tools"}
-"""Columns that are read whatever their type is."""
+"""Columns that are read regardless of their type."""
 
 NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
 OpenFile: TypeAlias = Callable[[], BinaryIO]
@@ -42,7 +42,8 @@ def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
         name: the file's name, for errors.
 
     Raises:
-        TsugikiError: while reading, a line is not a JSON object, or the text has another encoding than those above.
+        TsugikiError: while reading, a line is not a JSON object, or the encoding is not supported (see
+            `character_encoding`).
     """
     with _open_text(open_file, name) as file:
         for number, line in enumerate(file, 1):
@@ -121,7 +122,7 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> Numb
         columns: field -> the name of its column, where the names differ.
 
     Raises:
-        TsugikiError: while reading, a row is malformed or has another number of cells than the first line names.
+        TsugikiError: while reading, a row is malformed, or the number of its cells differs from the first line's.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
     with _open_text(open_file, name) as file:
@@ -179,7 +180,7 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
     """Yield the number of each row of a `.parquet` file, and its values; `columns` are as for `csv_rows`.
 
     Raises:
-        TsugikiError: pyarrow is not installed; while reading, the file is damaged, or unpacks to very much.
+        TsugikiError: pyarrow is not installed; while reading, the file is damaged, or its unpacked size is too large.
     """
     try:
         import pyarrow as arrow
@@ -232,10 +233,11 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
 
 
 def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
-    """Measure these columns, by the file's own description.
+    """Return the unpacked sizes of these columns, from the file's metadata.
 
     Returns:
-        The bytes of the largest one in a row group, the bytes of all, and the largest number of values in one.
+        The bytes of the largest column of a row group, the bytes of all columns, and the largest number of values in a
+        column.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]
@@ -248,7 +250,7 @@ def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple
 
 
 def _characters(value: object) -> int:
-    """Count the characters of all texts in a value as JSON represents it."""
+    """Return the number of characters of all strings in a JSON value."""
     if isinstance(value, str):
         return len(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

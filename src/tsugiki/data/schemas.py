@@ -1,4 +1,4 @@
-"""Convert a row of a file to a record, according to the fields that the row has.
+"""Convert a row of a file to a record, depending on the fields of the row.
 
     text                            a document
     prompt, completion              two texts, or two lists of messages (as in TRL)
@@ -21,7 +21,7 @@ from tsugiki.language import _
 
 
 class NotDataError(TsugikiError):
-    """A file has no rows or texts of a known form, so it may not be data at all."""
+    """A file has no rows or texts of a known schema, so it may not be training data."""
 
 
 KEYS: dict[str, tuple[str, ...]] = {

@@ -42,21 +42,21 @@ _ABOUT_DATA = ("readme", "license", "licence", "notice", "changelog", "copying")
 
 
 def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Iterator[Record]:
-    """Yield every record: in the order in which the data are given, of a folder sorted by name, in the order of rows.
+    """Yield every record: data in the given order, files of a folder sorted by name, rows of a file in order.
 
     UTF-8, UTF-16, EUC-JP and Shift_JIS are detected; line ends become LF. Documents that contain only white space are
-    skipped. Of a folder, the files of these kinds are read.
+    skipped. In a folder, all files with the suffixes above are read.
 
     Args:
-        data: what to read. A text that names no file or folder is a pattern if it has `*`, `?` or `[`, else the name
-            of a data set on the hub: `owner/name`, or `owner/name:split` for a split other than train. No code from a
-            data set is executed.
+        data: the data to read. A text that names no file or folder is a pattern if it has `*`, `?` or `[`, otherwise
+            the name of a data set on the hub: `owner/name`, or `owner/name:split` for a split other than train. No code
+            from a data set is executed.
         columns: names of columns that differ from those in `schemas`.
-        reading: gets what a user should know of the files; complete when all records are read.
+        reading: is filled with facts about the files; complete when all records are read.
 
     Raises:
-        TsugikiError: there is no such data or its file type is not supported. While reading: another encoding, a
-            malformed line or row, different schemas in one file, a damaged or protected file, or no record at all.
+        TsugikiError: there is no such data, or its file type is not supported. While reading: an unsupported encoding,
+            a malformed line or row, different schemas in one file, a damaged or protected file, or no record at all.
     """
     reading = Reading() if reading is None else reading
     parts = [_read(source, columns, reading) for source in _sources(data, reading)]
@@ -64,7 +64,7 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
 
 
 def check_data(data: Data) -> None:
-    """Check that there is such data, in files of a known type. Nothing is read, and the hub is not asked.
+    """Check that the data exist, in files of a supported type. Nothing is read, and the hub is not contacted.
 
     Raises:
         TsugikiError: there is no such file or folder, or its type is not supported.
@@ -73,13 +73,13 @@ def check_data(data: Data) -> None:
 
 
 def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
-    """Return the kinds of the records, by the first one of each file.
+    """Return the kinds of the records, by the first record of each file.
 
     Raises:
         TsugikiError: as for `read_records`.
     """
     reading = Reading()
-    return {type(one) for source in _sources(data, reading) for one in islice(_read(source, columns, reading), 1)}
+    return {type(record) for source in _sources(data, reading) for record in islice(_read(source, columns, reading), 1)}
 
 
 def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
@@ -104,11 +104,11 @@ def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
 
 
 def describe_data(data: Data) -> str:
-    """Return how a message names data."""
-    return str(data) if isinstance(data, str | Path) else summarise_list([str(one) for one in data])
+    """Return a short text that names the data in messages."""
+    return str(data) if isinstance(data, str | Path) else summarise_list([str(source) for source in data])
 
 
-# Where the data are --------------------------------------------------------------------------------------
+# Finding files -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,17 @@ class _File:
 
     path: Path
     name: str
-    """Its path in the folder that was given; its digest is kept under this name."""
+    """The path relative to the given folder; the digest of the content is computed under this name."""
     is_chosen: bool
-    """Whether the user has named it. In a folder, a table without known fields is passed over."""
+    """Whether the user has named the file. In a folder, a table without known fields is skipped."""
 
 
 def _sources(data: Data, reading: Reading) -> list[_File | str]:
     """Return the files to read, each once, and the names of data sets on the hub."""
     given = [data] if isinstance(data, str | Path) else list(data)
     found: dict[Path | str, _File | str] = {}
-    for number, one in enumerate(given):
-        for root in _expand(one):
+    for number, source in enumerate(given):
+        for root in _expand(source):
             if isinstance(root, str):
                 found.setdefault(root, root)
                 continue
@@ -198,7 +198,7 @@ def _is_data(name: str, suffixes: Sequence[str]) -> bool:
 
 
 def _is_beside(name: str) -> bool:
-    """Whether a file accompanies data, is hidden or in a hidden folder, or was added to a zip by macOS."""
+    """Return whether a file accompanies data, is hidden or in a hidden folder, or was added to a zip by macOS."""
     path = PurePosixPath(name)
     return path.stem.lower() in _ABOUT_DATA or any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
@@ -207,7 +207,7 @@ def _is_beside(name: str) -> bool:
 
 
 def _read(source: _File | str, columns: Columns, reading: Reading) -> Iterator[Record]:
-    """Return the records of a file or a data set, which is looked up at once."""
+    """Return the records of a file or a data set; a data set on the hub is looked up immediately."""
     if isinstance(source, str):
         return _records_of_rows(dataset_rows(source, columns), source, columns)
     return _read_file(source, columns, reading)
@@ -235,11 +235,11 @@ def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, 
     """Yield the records of a text or a table.
 
     Args:
-        open_file: opens it; tables are read several times.
-        name: its name, for records and errors.
+        open_file: opens the file; tables are read several times.
+        name: the file's name, for records and errors.
         suffix: one of `_IN_ZIP`.
-        columns: names of columns.
-        reading: gets what a user should know.
+        columns: names of columns that differ from those in `schemas`.
+        reading: is filled with facts about the file.
     """
     if suffix in _TEXTS:
         with open_file() as file:
@@ -315,7 +315,7 @@ def _opener(content: bytes) -> OpenFile:
 
 
 def _without_other_tables(records: Iterator[Record], name: str, reading: Reading) -> Iterator[Record]:
-    """Yield the records of a file; none, and note its name, if its first row shows that it is no data."""
+    """Yield the records of a file; if its first row has no known fields, only record its name in `reading`."""
     try:
         first = next(records, None)
     except NotDataError:
@@ -350,7 +350,7 @@ def _records_of_rows(rows: NumberedRows, name: str, columns: Columns) -> Iterato
 
 
 def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
-    """Return a row with the names of `schemas`."""
+    """Return a row in which the given columns have the names of `schemas`."""
     named = {field: row[column] for field, column in columns.items() if column in row}
     if not named:
         return row
@@ -358,12 +358,12 @@ def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
 
 
 def _way_of_reading(path: Path) -> str:
-    """Return a suffix for the cache key of a file: works of Aozora Bunko, whose notation is removed, have one."""
+    """Return a suffix for a file's cache key: not empty for works of Aozora Bunko, whose notation is removed."""
     if path.suffix.lower() != ".txt":
         return ""
     try:
         return " (Aozora Bunko)" if is_work(decode(path.read_bytes(), str(path))[0]) else ""
-    except TsugikiError:  # reading it tells
+    except TsugikiError:  # the same error is raised when the file is read
         return ""
 
 

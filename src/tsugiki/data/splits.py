@@ -23,17 +23,17 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FieldCondition:
-    """The field value that makes a record a held-out one."""
+    """A field and its value: records that have it are held out."""
 
     field: str
     value: str
 
 
 def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
-    """Parse the setting `held_out`, or another one with the same forms.
+    """Parse the setting `held_out`, or another setting with the same forms.
 
     Returns:
-        A share for a number, a condition for a text `field=value`, else the path of a file. A text that names an
+        A share for a number, a condition for a text `field=value`, otherwise the path of a file. A text that names an
         existing file is always a path.
 
     Raises:
@@ -106,11 +106,11 @@ def split_validation(
     """Return the sorted numbers of the validation records among training records; arguments as for `split_records`.
 
     Args:
-        index: of all records.
+        index: the index of all records.
         among: numbers of the training records.
-        share: of the characters of these records, or a condition.
-        seed: of the choice, which continues that of the held-out records.
-        groups: near-duplicates, which stay together.
+        share: the share of these records' characters, or a condition.
+        seed: the seed of the choice; with the seed of the held-out records, the order of that choice is continued.
+        groups: the numbers of near-duplicates, which stay together.
 
     Raises:
         TsugikiError: no record is left for training, or no record fulfils the condition.
@@ -130,7 +130,7 @@ def split_validation(
 
 
 def shorter_duplicates(index: RecordIndex, groups: Sequence[Sequence[int]]) -> Integers:
-    """Return the sorted numbers of all records in the groups but the longest one of each."""
+    """Return the sorted numbers of all records in the groups except the longest record of each group."""
     longest = {max(group, key=lambda number: (index.characters[number], -number)) for group in groups}
     return np.array(sorted({number for group in groups for number in group} - longest), np.int64)
 

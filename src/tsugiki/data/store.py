@@ -9,9 +9,9 @@ A store is a folder that is written in one pass over the records and memory-mapp
     reading.json         how the files of the records were read
     store.json           the version of the format, and the digests of the other files; written last
 
-Only the index is held in memory, about 0.6 kB per record. Several processes can use one cache: the first one that needs
-a store writes it, and the others wait for it. The digests are checked when a store is opened; a damaged one is written
-again.
+Only the index is held in memory, about 0.6 kB per record. Several processes can use one cache: the first process that
+needs a store writes it, and the others wait for it. The digests are checked when a store is opened; a damaged store is
+written again.
 """
 
 import json
@@ -43,7 +43,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 _FORMAT = 3
 _FILES = frozenset({"ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl"})
-_READING = "reading.json"  # which stores of earlier versions lack
+_READING = "reading.json"  # missing in stores of earlier versions
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
 DIGEST_BYTES = 16
@@ -105,7 +105,7 @@ class TokenStore:
     offsets: Array
     """int64 [records + 1]: the tokens of record i are ids[offsets[i] : offsets[i + 1]]."""
     reading: Reading = field(default_factory=Reading)
-    """How the files of the records were read."""
+    """Facts about how the files of the records were read."""
 
 
 def open_store(
@@ -126,7 +126,7 @@ def open_store(
         turns: which of the assistant's turns count in the loss.
         cache: the folder of all stores.
         advance: called with the number of records that were tokenised since the last call.
-        reading: what is known of the files when all records are read; it is kept with the tokens.
+        reading: facts about the files, which are complete when all records are read; written with the tokens.
 
     Raises:
         TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
@@ -136,7 +136,7 @@ def open_store(
     if store := _read(folder):
         return store
     with locked(cache / f".{name}.lock"):
-        remove_leftovers(cache, of=name)  # of killed processes, because the others are waiting
+        remove_leftovers(cache, of=name)  # left by killed processes, since running ones wait for the lock
         remove_leftovers(cache, older_than=DAY)
         store = _read(folder)  # another process may have written it since
         if store is None:
@@ -292,7 +292,7 @@ def _tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return f"{name}\0{backend.to_str()}"
-    # The algorithm of a tokenizer in Python cannot be read, so it is described by what it does.
+    # The algorithm of a tokenizer in Python cannot be inspected, so its result for a fixed text is used.
     vocabulary = sorted(tokenizer.get_vocab().items(), key=itemgetter(1))
     probe = encode(tokenizer, [_PROBE, "".join(token for token, _ in vocabulary[:_PROBE_TOKENS])])
     kwargs = sorted(tokenizer.init_kwargs.items())

@@ -3,7 +3,7 @@
     <|endoftext|>               begin, end and padding token; id 0
     <0x00> … <0xFF>             bytes, for characters outside the alphabet
     the alphabet                ASCII, the most frequent characters of the texts, and given characters
-    longer tokens               merged within a sentence; a line feed belongs to the following line
+    longer tokens               merges within a sentence; a line feed belongs to the following line
 
 The tokenizer does not normalise the text and adds nothing to it, so decoding is concatenation. As in all tokenizers of
 transformers, an end token that is written in a text is encoded as that token.

@@ -1,4 +1,4 @@
-"""Export adapters and models to GGUF, and find out which other programs can load an adapter."""
+"""Export adapters and models to GGUF, and predict which other programs can load an adapter."""
 
 from typing import Literal, TypeAlias
 

@@ -51,16 +51,16 @@ def export_gguf_adapter(
     """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
     Args:
-        folder: the adapter.
+        folder: the adapter's folder.
         out: the new GGUF file.
-        model_name: the adapter's base, of which only the config is read; if None, the base that the adapter names.
-        base: the base as a GGUF file. It is checked that the adapter fits, and the Modelfile names it.
+        model_name: the adapter's base, of which only the config is read; None: the base that the adapter names.
+        base: the base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
         dtype: the type of the factors in the file.
         allow_base_mismatch: export an adapter that was trained on another base.
 
     Raises:
-        TsugikiError: llama.cpp would reject the adapter or compute something else, the adapter does not fit the base,
-            or a file exists already or cannot be written.
+        TsugikiError: llama.cpp would reject the adapter or give another result, the adapter does not fit the base, or a
+            file exists already or cannot be written.
     """
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
@@ -136,8 +136,8 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
     in it that the adapter changes.
 
     Raises:
-        TsugikiError: the file does not exist or is not a model, its architecture is another one, or a tensor is missing
-            or has another shape.
+        TsugikiError: the file does not exist or is not a model, or its architecture, or the name or shape of a tensor,
+            differs from the base's.
     """
     header = read_header(file)
     if header.metadata.get("general.type") == "adapter":

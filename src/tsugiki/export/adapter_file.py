@@ -46,7 +46,7 @@ def write_gguf_adapter(
     """Write a LoRA adapter to a GGUF file.
 
     Args:
-        lora: an adapter without `llama_cpp_incompatibilities`.
+        lora: an adapter for which `llama_cpp_incompatibilities` returns nothing.
         model: its base; a model on the meta device is enough.
         out: the file, which is written in place; `new_file` makes it appear complete or not at all.
         dtype: the type of the factors in the file.
@@ -114,7 +114,11 @@ def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
 
 
 def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path) -> T | None:
-    """Return the value of a metadata key, or None if the file does not have the key; another type is an error."""
+    """Return the value of a metadata key, or None if the file does not have the key.
+
+    Raises:
+        TsugikiError: the value has another type.
+    """
     value = header.metadata.get(key)
     if not isinstance(value, expected | None):
         raise TsugikiError(_("{file} is broken: {key} is {value!r}").format(file=file, key=key, value=value))
@@ -209,7 +213,7 @@ def _check_fit(layers: Mapping[str, LayerFactors], names: Mapping[str, str], mod
 
 
 def _shape_problem(A: Tensor, B: Tensor, layer: nn.Module) -> str:
-    """Return what is wrong with the shapes of a layer's factors; empty if nothing is."""
+    """Return the problem with the shapes of a layer's factors, as a predicate for a message; empty if there is none."""
     in_features, out_features = features(layer)
     if A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == (in_features, out_features) and len(A) == B.shape[1]:
         return ""

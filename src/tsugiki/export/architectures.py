@@ -1,4 +1,4 @@
-"""How each architecture is represented in GGUF: its hyperparameters, and the tensors that differ from transformers'.
+"""The representation of each architecture in GGUF: hyperparameters, and tensors that differ from transformers'.
 
 A row exists only for an architecture for which a random model gives the same logits in llama.cpp as in transformers
 (`tests/export/test_model_file.py`). A config field that GGUF cannot represent raises an error that names it.
@@ -38,14 +38,14 @@ def _nothing(config: "PretrainedConfig") -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """How one of llama.cpp's architectures is made from a transformers model."""
+    """The conversion of a transformers model to one of llama.cpp's architectures."""
 
     name: str
     """llama.cpp's name for the architecture."""
     hyperparameters: Callable[["PretrainedConfig"], Hyperparameters]
     """Returns llama.cpp's hyperparameters for a config."""
     accepted: Mapping[str, tuple[Any, ...]]
-    """Config field -> the values that llama.cpp supports, for fields that GGUF has no hyperparameter for."""
+    """Config field -> the values that llama.cpp supports, for fields without a hyperparameter in GGUF."""
     convert: Callable[[str, Tensor, "PretrainedConfig"], Tensor] = _unchanged
     """(llama.cpp's name of a tensor, transformers' tensor, config) -> llama.cpp's tensor."""
     computed: Callable[["PretrainedConfig"], dict[str, Tensor]] = _nothing
@@ -55,16 +55,17 @@ class GgufArchitecture:
 
 
 def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
-    """Return how to represent a model with this config.
+    """Return the row for a model with this config.
 
     Raises:
-        TsugikiError: the architecture is not known here, the model is quantised, or llama.cpp does not support a value
-            in the config.
+        TsugikiError: the architecture is not supported here, the model is quantised, or llama.cpp does not support a
+            value in the config.
     """
     known = ARCHITECTURES.get(config.model_type)
     row = None if known is None or known.llama_cpp is None else GGUF_ARCHITECTURES.get(known.llama_cpp)
     if row is None:
-        model_types = [name for name, one in ARCHITECTURES.items() if one.llama_cpp in GGUF_ARCHITECTURES]
+        known_types = ARCHITECTURES.items()
+        model_types = [name for name, architecture in known_types if architecture.llama_cpp in GGUF_ARCHITECTURES]
         raise TsugikiError(
             _("the architecture {name!r} cannot be exported to GGUF; these can: {known}").format(
                 name=config.model_type, known=", ".join(model_types)
@@ -225,7 +226,7 @@ def _rope(parameters: Mapping[str, Any], scalings: tuple[str, ...] = ("linear", 
 
 
 def _shared_rope(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the RoPE parameters of a model whose layers all have the same."""
+    """Return the RoPE parameters of a model in which they are the same for all layers."""
     return next(iter(parameters.values())) if "rope_type" not in parameters else parameters
 
 

@@ -1,9 +1,9 @@
-"""Predict what other programs do with an adapter: which would reject it, or load it and compute something else.
+"""Predict which other programs would reject an adapter, or load it and give another result.
 
 llama.cpp and Ollama load the GGUF file that `tsugiki export --gguf` writes; PEFT and vLLM load the adapter's folder.
-The answers can be given before training. Tests verify the statements about llama.cpp and PEFT against these programs;
-those about Ollama and vLLM are from their sources. vLLM's `lora/peft_helper.py` rejects DoRA, modules_to_save, biases
-and ranks above --max-lora-rank, and uses one alpha and one rank for all layers. Its list of supported models
+The prediction is possible before training. Tests verify the statements about llama.cpp and PEFT against these programs;
+the statements about Ollama and vLLM are from their sources. vLLM's `lora/peft_helper.py` rejects DoRA, modules_to_save,
+biases and ranks above --max-lora-rank, and uses one alpha and one rank for all layers. Its list of supported models
 (docs.vllm.ai) has no LoRA for GPT-2.
 """
 
@@ -39,9 +39,9 @@ _OLLAMA = marked("Ollama supports no adapters since version 0.34.1; for that ver
 
 
 def incompatibilities(loader: Loader, folder: Path, model: str | None = None) -> list[str]:
-    """Return the reasons why a program would reject an adapter, or compute something else; empty if there are none.
+    """Return the reasons why a program would reject an adapter or give another result; empty if there are none.
 
-    If `model` is None, the base is the one that the adapter names.
+    If `model` is None, the base is that which the adapter names.
 
     Raises:
         TsugikiError: the loader is not known, or the folder is not an adapter or is broken.
@@ -73,7 +73,7 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
 
 
 def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
-    """Return what `incompatibilities` will return for the adapter after training with this config.
+    """Return the reasons that `incompatibilities` will return for the adapter after training with this config.
 
     `config` is of any method; a model on the meta device is enough.
 
@@ -102,7 +102,7 @@ def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> 
 
 
 def vllm_incompatibilities(config: object) -> list[str]:
-    """Return why vLLM does not serve an adapter, or serves it wrongly; each is a predicate whose subject is "it"."""
+    """Return why vLLM does not serve an adapter, or serves it wrongly, as predicates whose subject is "it"."""
     if not isinstance(config, LoraConfig):
         return [marked("is not LoRA")]
     reasons = {

@@ -56,12 +56,12 @@ QUERY_ORDER, KEY_ORDER = _interleaved("num_attention_heads"), _interleaved("num_
 
 
 def _fused_heads(config: "PretrainedConfig", rows: int) -> Tensor:
-    """From (query, key, value) of each head to all queries, all keys, all values."""
+    """Return the order from (query, key, value) of each head to all queries, all keys, all values."""
     return torch.arange(rows).view(config.num_attention_heads, 3, -1).transpose(0, 1).reshape(-1)
 
 
 def _fused_groups(config: "PretrainedConfig", rows: int) -> Tensor:
-    """From (queries, one key, one value) of each group of heads to all queries, all keys, all values."""
+    """Return the order from (queries, one key, one value) of each group of heads to all queries, keys, values."""
     heads = config.num_attention_heads
     key_value_heads = 1 if config.multi_query else heads
     groups = config.num_kv_heads if config.new_decoder_architecture else key_value_heads
@@ -132,7 +132,7 @@ def unsupported_reason(model: "PreTrainedModel", path: str) -> str:
 
 
 def _all_names(model: "PreTrainedModel") -> dict[str, str]:
-    """Map every linear layer and embedding to its name in GGUF, "" if it has none; tied layers are left out."""
+    """Map every linear layer and embedding to its name in GGUF, or to "" if it has none; tied layers are left out."""
     layers = {
         f"{path}.weight": layer
         for path, layer in base_modules(model)

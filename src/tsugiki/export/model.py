@@ -55,7 +55,7 @@ def stored_model(name: str) -> ModelSource:
     """
     folder = model_folder(name)
     config = load_config(name)
-    gguf_architecture_of(config)  # an unsupported model gives its error here, before weights are opened
+    gguf_architecture_of(config)  # raises an error for an unsupported model before its weights are opened
     weights = LazyTensors(folder)
     return ModelSource(name, config, weights, _matrix_dtype(weights, name), load_tokenizer(name), _end_tokens(folder))
 
@@ -93,9 +93,9 @@ def export_model(
     Args:
         source: the model.
         out: the file; its name must end in `.gguf`. Neither it nor the Modelfile may exist.
-        dtype: the type of the matrices in the file; if None, that of the source.
+        dtype: the type of the matrices in the file; None: that of the source.
         original: the GGUF file that the source's base was converted from; its metadata are copied.
-        allow_tokenizer_mismatch: keep a file whose tokenizer gives other tokens than the model's.
+        allow_tokenizer_mismatch: keep a file whose tokenizer differs from the model's.
         advance: called after each tensor with its number of elements.
 
     Raises:

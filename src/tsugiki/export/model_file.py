@@ -60,7 +60,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class WrittenModel:
-    """What a GGUF file contains after it was written."""
+    """Facts about a GGUF file that was written."""
 
     architecture: str
     """llama.cpp's name for the architecture."""
@@ -82,7 +82,7 @@ def write_model_gguf(
     Args:
         source: the model.
         path: the file. If this function fails, an incomplete file may remain.
-        dtype: the type of the matrices in the file; if None, that of the source. Vectors and position embeddings are
+        dtype: the type of the matrices in the file; None: that of the source. Vectors and position embeddings are
             float32, which llama.cpp requires.
         original: the GGUF file that the source's base was converted from. Its metadata, tokenizer included, are copied.
         advance: called after each tensor with its number of elements.
@@ -134,7 +134,7 @@ class _PlannedTensor:
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     load: Callable[[], Tensor]
-    """Returns its values as llama.cpp orders them, before they are cast to `type`."""
+    """Returns the values in llama.cpp's order, before they are cast to `type`."""
 
     @property
     def bytes(self) -> int:
@@ -163,7 +163,8 @@ def _plan(
     """Describe every tensor of the file, in the order of the model's parameters, without reading any.
 
     Raises:
-        TsugikiError: the source lacks a tensor or has one of another shape, dtype or name than the config requires.
+        TsugikiError: the source lacks a tensor, or a tensor does not have the shape, dtype or name that the config
+            requires.
     """
     config = source.config
     model = meta_model(config)
@@ -226,7 +227,7 @@ def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Ma
     """Map the names of the model's parameters to the keys of the source.
 
     Raises:
-        TsugikiError: the source has a tensor that the model has no parameter for.
+        TsugikiError: the source has a tensor for which the model has no parameter.
     """
     key_of = map_keys(model, weights.keys()).key_of
     used = set(key_of.values())
@@ -253,7 +254,7 @@ def _copy_metadata(
     """Copy the metadata of the GGUF file that the model's base was converted from.
 
     Raises:
-        TsugikiError: that file has another architecture or another vocabulary size.
+        TsugikiError: the architecture or the vocabulary size of that file differs from the source's.
     """
     fields = gguf.GGUFReader(original).fields
     original_architecture = fields["general.architecture"].contents()
@@ -273,13 +274,13 @@ def _copy_metadata(
             )
         )
     replaced = {"general.architecture", "general.file_type", "general.quantization_version"}
-    if source.tokenizer.chat_template is None:  # a plain text then begins as in training, which few files describe
+    if source.tokenizer.chat_template is None:  # plain text must begin as in training, which few files describe
         replaced |= {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"}
         writer.add_bos_token_id(document_start(source.tokenizer))
         writer.add_add_bos_token(adds_start(source.tokenizer))
     template = source.tokenizer.chat_template
     own = fields.get("tokenizer.chat_template")
-    if isinstance(template, str) and (own is None or own.contents() != template):  # that of an adapter
+    if isinstance(template, str) and (own is None or own.contents() != template):  # the template of an adapter
         replaced.add("tokenizer.chat_template")
         writer.add_chat_template(template)
     for key, field in fields.items():

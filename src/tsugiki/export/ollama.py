@@ -16,8 +16,8 @@ def modelfile(
     Jinja. Ollama recognises well-known chat templates in the GGUF file itself; without one, it completes plain text.
 
     Args:
-        base: the path of a GGUF file, relative to the Modelfile, or a name in Ollama's library; None leaves a comment
-            for the user to replace.
+        base: the path of a GGUF file, relative to the Modelfile, or a name in Ollama's library; None: write a comment
+            that the user replaces.
         adapter: the path of a GGUF adapter, relative to the Modelfile.
         stop: texts that end an answer.
         num_ctx: the context in tokens; Ollama's default is short.

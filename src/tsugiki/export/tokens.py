@@ -1,8 +1,8 @@
-"""Verify that a GGUF file tokenises text as the tokenizer that the model was trained with.
+"""Verify that the tokenizer in a GGUF file gives the same tokens as the model's own tokenizer.
 
 If llama.cpp is installed (the package llama-cpp-python), it tokenises fixed prompts with the file. Otherwise the file's
 tokenizer is built here as for a base model (`base.gguf.tokenizer`, which tests compare with llama.cpp). If that is not
-possible for the tokenizer's type, only the file's metadata are compared.
+possible for this type of tokenizer, only the file's metadata are compared.
 """
 
 import ctypes
@@ -60,8 +60,8 @@ class TokenComparison:
     """The differences between the tokenizer in a GGUF file and the model's own."""
 
     tokenized_by: str | None
-    """What tokenised the prompts with the file: llama.cpp, or Tsugiki's reader. None if only metadata were compared,
-    because Tsugiki cannot read this kind of tokenizer and llama.cpp is not installed."""
+    """The program that tokenised the prompts with the file: llama.cpp, or Tsugiki's reader. None if only metadata were
+    compared, because Tsugiki cannot read this kind of tokenizer and llama.cpp is not installed."""
     prompts: int
     """The number of prompts that were tokenised."""
     problems: tuple[str, ...]
@@ -98,7 +98,7 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
 
 @dataclass(frozen=True)
 class _Reader:
-    """What llama.cpp, or Tsugiki's own reader, finds in a GGUF file."""
+    """The tokenizer of a GGUF file, as llama.cpp or Tsugiki's own reader reads it."""
 
     name: str
     tokens: int
@@ -167,7 +167,7 @@ def _compare_metadata(tokenizer: "PreTrainedTokenizerBase", reader: _Reader) -> 
 
 
 def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | None, tokenise: _Tokenise) -> list[str]:
-    """Compare a conversation as llama-cpp-python renders and tokenises it with the tokenizer's."""
+    """Compare how llama-cpp-python and the tokenizer render and tokenise a conversation."""
     if tokenizer.chat_template is None or template is None or not _has_llama_cpp():
         return []
     formatter = importlib.import_module("llama_cpp.llama_chat_format").Jinja2ChatFormatter(
@@ -190,7 +190,7 @@ def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | Non
 
 
 def _compare_ids(text: str, expected: Sequence[int], in_file: Sequence[int], where: str = "") -> list[str]:
-    """Return a sentence about the first difference, or nothing if the tokens are equal."""
+    """Return a list with a sentence about the first difference; empty if the tokens are equal."""
     if list(expected) == list(in_file):
         return []
     differing = (i for i, (a, b) in enumerate(zip(expected, in_file, strict=False)) if a != b)
@@ -218,7 +218,7 @@ def _abbreviate(value: Any) -> str:
 
 @contextmanager
 def _llama_cpp_reader(path: Path) -> Iterator[_Reader]:
-    """Read a GGUF file with llama.cpp, whose log is silenced meanwhile."""
+    """Read a GGUF file with llama.cpp, whose log is silenced within the block."""
     lib: Any = importlib.import_module("llama_cpp")
     callback, data = lib.llama_log_callback(), ctypes.c_void_p()
     lib.llama_log_get(ctypes.byref(callback), ctypes.byref(data))

@@ -76,11 +76,11 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
 
     Args:
         tokenizer: a model's tokenizer.
-        rows: the number of rows of the model's embedding; rows without a token get an unused one.
+        rows: the number of rows of the model's embedding; rows without a token get an unused token.
         ends: ids of tokens that end a text or a turn, in addition to the EOS token.
 
     Raises:
-        TsugikiError: llama.cpp has no such kind of tokenizer, or there are more tokens than rows.
+        TsugikiError: llama.cpp does not support this kind of tokenizer, or there are more tokens than rows.
     """
     fields = _fields(tokenizer)
     kind = fields["model"].get("type")
@@ -146,8 +146,8 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
 def adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether a prompt begins with a start token.
 
-    Without a chat template it always does, as in training (see `data.encoding`). With one, the template decides how a
-    conversation begins, and the tokenizer decides how plain text begins.
+    Without a chat template it always does, as in training (see `data.encoding`). With a template, the template defines
+    how a conversation begins, and the tokenizer defines how plain text begins.
     """
     if tokenizer.chat_template is None:
         return True
@@ -155,7 +155,7 @@ def adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def unsupported_normalizers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the normalisations of a tokenizer that llama.cpp does not do, such as NFC."""
+    """Return the names of a tokenizer's normalisations that llama.cpp does not support, such as NFC."""
     steps = _steps(_fields(tokenizer)["normalizer"])
     return [step["type"] for step in steps if step["type"] not in ("Precompiled", "Prepend", "Replace")]
 
@@ -228,7 +228,7 @@ def _tokens(
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int]) -> dict[str, int]:
-    """Return the ids of the special tokens. BOS is the token before every text: EOS if there is no BOS token."""
+    """Return the ids of the special tokens. BOS is the token before every text: EOS if the tokenizer has no BOS."""
     end = document_end(tokenizer)
     begin = document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id
     ids = {"bos": end if begin is None else begin, "eos": end}
@@ -282,7 +282,7 @@ def _pre(fields: Mapping[str, Any], pre_tokenizers: Sequence[Mapping[str, Any]])
 
 
 def _scores_of_merges(fields: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
-    """Return a score for each token such that earlier merges have higher scores: minus the position of the merge."""
+    """Return a score for each token, minus the position of its merge, so that earlier merges have higher scores."""
     positions: dict[str, int] = {}
     for position, (left, right) in enumerate(_merges(fields)):
         positions.setdefault((left + right).replace(" ", SPACE), position)

@@ -57,7 +57,7 @@ def swish(x: Tensor, activation: Swish) -> Tensor:
 
 
 def eager_on_cpu(*tensors: Tensor) -> bool:
-    """Whether our own functions should compute with these tensors.
+    """Return whether our own functions should compute with these tensors.
 
     They must be floats of one dtype on the processor, without autocast. Accelerators have fast kernels of their own,
     and a compiler fuses the plain definitions.

@@ -57,9 +57,9 @@ def attention_forward(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention as transformers calls it; by the plain definition wherever the blocks do not apply.
+    """Compute attention with transformers' signature, in blocks of queries or, where these do not apply, plainly.
 
-    For a model that was moved to an accelerator after `use_fast_paths`, torch's own attention computes.
+    For a model that was moved to an accelerator after `use_fast_paths`, torch's own attention is used.
 
     Args:
         module: the attention layer, which transformers passes.
@@ -69,7 +69,7 @@ def attention_forward(
         attention_mask: [batch or 1, 1, length, keys], True or 0 where a query sees a key; None: it sees all keys.
         dropout: the probability of dropping a probability.
         scaling: the factor on the scores; None: 1 / sqrt(width).
-        softcap: the scores become softcap · tanh(score / softcap); None: they stay.
+        softcap: the scores become softcap · tanh(score / softcap); None: no cap.
 
     Returns:
         The output [batch, length, heads, value width], and None in the place of the probabilities.
@@ -151,7 +151,7 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _known_spans(mask: Tensor | None) -> Tensor | None:
     """Return `causal_spans`, computed once for all layers that get this mask, and again if its values have changed."""
-    if mask is None or mask.is_inference():  # such a tensor does not tell whether it has changed
+    if mask is None or mask.is_inference():  # an inference tensor has no version, by which a change is noticed
         return causal_spans(mask)
     version, spans = getattr(mask, "_tsugiki_spans", (None, None))
     if version != mask._version:
@@ -210,8 +210,8 @@ def _probabilities(q: Tensor, k: Tensor, first: Tensor, start: int, end: int, lo
         k: keys, [batch · key heads, past + length, width].
         first: the first key that each query sees, [batch or 1, length].
         start: the first query of the block.
-        end: the query after its last.
-        low: the first key that any of its queries sees.
+        end: the query after the block's last.
+        low: the first key that any query of the block sees.
     """
     past = k.shape[1] - q.shape[2]
     scores = q[:, :, start:end].flatten(1, 2) @ _visible_keys(k, past, low, end).transpose(1, 2)
@@ -245,7 +245,7 @@ def _visible_keys(keys: Tensor, past: int, low: int, end: int) -> Tensor:
         keys: [heads, past + length, width].
         past: the number of keys before the queries.
         low: the first key of the block.
-        end: the key after its last.
+        end: the key after the block's last.
     """
     if not past or not low:
         return keys[:, low : past + end]
@@ -262,7 +262,7 @@ def _apply_mask(scores: Tensor, first: Tensor, start: int, low: int) -> None:
     """Mask the keys that a query does not see, in place.
 
     Args:
-        scores: of a block, [batch, heads, queries, keys from `low` on].
+        scores: the scores of a block, [batch, heads, queries, keys from `low` on].
         first: the first key that each query of the block sees, [batch or 1, queries].
         start: the position of the first query.
         low: the position of the first key.

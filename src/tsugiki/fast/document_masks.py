@@ -2,9 +2,9 @@
 
 How a model can be made to mask documents from each other depends on its architecture and on transformers (5.24): most
 do it by position ids that start again at 0, if there is no attention mask and no cache; OPT needs an attention mask;
-BLOOM can do neither. So `detect_document_masking` tries them: if two documents share a row, the second one must have
-the hidden states that it has alone, whatever the first one says. Some models attend within a window, or to a number of
-chosen tokens; the second document is longer than that, unless no row of the run is.
+BLOOM can do neither. So `detect_document_masking` tries them: if two documents share a row, the second must have the
+same hidden states as alone, whatever the first contains. Some models attend within a window, or to a number of selected
+tokens; in the trial the second document is longer than this number, unless all rows of the run are shorter.
 
 With a soft prompt, every token sees the prompt. Packed documents see it but not each other, nothing sees the padding
 between the prompt and the text, and a sliding window counts positions within the document.
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DocumentMasking: TypeAlias = Literal["position_ids", "attention_mask", "separate_rows"]
-"""By position ids that start again, by a 4-d attention mask, or not at all: each document has separate rows."""
+"""By position ids that restart in each document, by a 4-d attention mask, or by a separate row for each document."""
 
 FLASH = "flash_attention_2"
 """The name of flash attention as transformers' `attn_implementation`."""
 
-_FIRST, _SECOND = 9, 14  # the lengths of the two documents that are tried, in tokens
-_PAIRS = 4  # how many pairs of documents, if they are short
+_FIRST, _SECOND = 9, 14  # the lengths of the two documents of a trial, in tokens
+_PAIRS = 4  # pairs of documents in a trial, if they are short
 _SHORT = 64  # tokens
 _SAME = 1e-5  # largest relative difference that another first document may make; a leak of LFM2's convolutions is 4e-4
-_MOST_ROUNDING = 2  # largest difference from a document alone, relative to that at the beginning of a row
+_MOST_ROUNDING = 2  # largest difference from a document alone, relative to the same difference at the start of a row
 _ADDITIVE_MASKS = ("eager", "sdpa", NAME)  # the attention implementations that take an additive mask
-_PROMPT, _PADDING = -1, -2  # instead of a document's number
+_PROMPT, _PADDING = -1, -2  # take the place of a document's number
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """The positions and documents of the keys in rows of a batch, of which the last `queries` are attended from."""
+    """The positions and documents of the keys in the rows of a batch; the last `queries` of them are the queries."""
 
     positions: Tensor
     """The position of each key in its document, after the prompt, [rows, keys]."""
@@ -59,7 +59,7 @@ def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> 
 
     Args:
         model: a causal language model.
-        row_length: tokens in the rows of the run; windows of attention that are as long have no effect.
+        row_length: the length of the run's rows in tokens; attention windows of at least this length have no effect.
     """
     masking = on_first_blocks(_detect)(model, row_length)
     return _detect(model, row_length) if masking == "separate_rows" else masking
@@ -85,7 +85,7 @@ def _detect(model: "PreTrainedModel", row_length: int) -> DocumentMasking:
 
 @on_first_blocks
 def attends_to_later_tokens(model: "PreTrainedModel") -> bool:
-    """Whether the hidden states of tokens have gradients to later tokens, as in BERT; the model is left as it was."""
+    """Return whether hidden states depend on later tokens, as in BERT; the model is left as it was."""
     embedded: list[Tensor] = []
 
     def start_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def attends_to_later_tokens(model: "PreTrainedModel") -> bool:
         return False
     finally:
         hook.remove()
-    return any(one is not None and bool(one.flatten(0, -2)[_SECOND // 2 :].any()) for one in found)
+    return any(gradient is not None and bool(gradient.flatten(0, -2)[_SECOND // 2 :].any()) for gradient in found)
 
 
 def mask_documents(
@@ -112,8 +112,8 @@ def mask_documents(
 
     Args:
         batch: `input_ids`, `labels` and `position_ids`, [rows, length]; positions start at 0 in each document.
-        masking: what the model can do.
-        dtype: of an attention mask; the model's.
+        masking: the kind of masking, from `detect_document_masking`.
+        dtype: the dtype of an attention mask, which is the model's.
     """
     match masking:
         case "position_ids":
@@ -135,18 +135,18 @@ def count_documents(positions: Tensor) -> Tensor:
 
 
 def is_packed(positions: Tensor) -> bool:
-    """Whether a row holds several documents, given the positions [rows, length]."""
+    """Return whether a row holds several documents, given the positions [rows, length]."""
     return bool((positions.diff(dim=-1) != 1).any())
 
 
 def document_mask(layout: RowLayout, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """Return the additive mask of rows with several documents, [rows, 1, queries, keys].
 
-    The mask is additive, and not boolean, because eager attention adds a boolean mask as a number.
+    The mask is additive, not boolean, because eager attention would add a boolean mask as numbers.
 
     Args:
-        layout: of the rows.
-        dtype: of the mask.
+        layout: the layout of the rows.
+        dtype: the dtype of the mask.
         window: the number of positions that a token sees, itself included; None: all before it.
     """
     positions, documents, queries = layout.positions, layout.documents, layout.queries
@@ -161,13 +161,13 @@ def document_mask(layout: RowLayout, dtype: torch.dtype, window: int | None = No
 def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
     """Return the masks of packed rows, in the form in which the model makes its own.
 
-    A model makes them itself from the position ids, but first it asks whether there are several documents, once for
-    each kind of attention layer. On an accelerator, the host has to wait for each answer. It need not if it passes
-    these masks as `attention_mask`, together with the position ids.
+    A model makes these masks itself from position ids, but it first tests whether there are several documents, once for
+    each kind of attention layer, and on an accelerator the host waits for each result. To avoid the wait, these masks
+    are passed as `attention_mask`, together with the position ids.
 
     Args:
         base: the decoder.
-        positions: of the text, [rows, tokens].
+        positions: the positions of the text, [rows, tokens].
 
     Raises:
         TsugikiError: the model has a kind of attention for which no mask is known.
@@ -176,7 +176,7 @@ def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
 
 
 def takes_packed_masks(base: Any) -> bool:
-    """Whether `packed_masks` knows the masks of this decoder, and no soft prompt changes them."""
+    """Return whether `packed_masks` supports this decoder, and no soft prompt is attached to it."""
     additive = base.config.get_text_config()._attn_implementation in _ADDITIVE_MASKS
     return additive and not has_unknown_window(base) and not hasattr(base, PROMPT_ATTRIBUTE)
 
@@ -188,7 +188,7 @@ def flash_arguments(positions: Tensor) -> dict[str, Any]:
     the device in each layer.
 
     Args:
-        positions: of the text, [rows, tokens], on the processor.
+        positions: the positions of the text, [rows, tokens], on the CPU.
     """
     starts = (positions.diff(prepend=positions[:, :1], dim=-1) != 1).flatten().nonzero()[:, 0].to(torch.int32)
     ends = F.pad(starts, (0, 1), value=positions.numel())
@@ -197,7 +197,7 @@ def flash_arguments(positions: Tensor) -> dict[str, Any]:
 
 
 def keeps_apart_by_flash(model: "PreTrainedModel") -> bool:
-    """Whether `flash_arguments` keep documents apart in a model whose attention is flash attention."""
+    """Return whether `flash_arguments` keep documents apart in a model whose attention is flash attention."""
     documents = _documents(model, _PAIRS, _SECOND)
     with evaluating(model):
         return _keeps_apart(model, "flash", *documents)
@@ -208,10 +208,10 @@ def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
 
     Args:
         base: the decoder.
-        layout: of the rows, with the soft prompt if there is one.
+        layout: the layout of the rows, with the soft prompt if there is one.
 
     Returns:
-        A mask [rows, 1, queries, keys], or one for each kind of attention layer that the config names.
+        A mask [rows, 1, queries, keys], or a mask for each kind of attention layer that the config names, by its name.
 
     Raises:
         TsugikiError: the model has a kind of attention for which no mask is known.
@@ -241,7 +241,10 @@ def extend_mask(mask: Any, length: int) -> Tensor:
 
     Args:
         mask: [rows, tokens] or [rows, 1, queries, keys].
-        length: of the prompt, in tokens.
+        length: the length of the prompt, in tokens.
+
+    Raises:
+        TsugikiError: the mask is not a tensor.
     """
     if not isinstance(mask, Tensor):
         raise TsugikiError(
@@ -254,7 +257,7 @@ def extend_mask(mask: Any, length: int) -> Tensor:
 
 
 def has_left_padding(mask: Any) -> bool:
-    """Whether padding precedes tokens in a 2-d mask, so that it would be between a soft prompt and the text."""
+    """Return whether padding precedes tokens in a 2-d mask, so that it would lie between a soft prompt and the text."""
     return isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask.long().diff(dim=-1) > 0).any())
 
 
@@ -262,8 +265,8 @@ def packed_layout(positions: Tensor, length: int) -> RowLayout:
     """Return the layout of packed rows after a prompt.
 
     Args:
-        positions: of the text, [rows, tokens].
-        length: of the prompt, in tokens.
+        positions: the positions of the text, [rows, tokens].
+        length: the length of the prompt, in tokens.
     """
     with_prompt = torch.cat([_prompt_positions(positions, length), positions + length], dim=-1)
     documents = F.pad(count_documents(positions), (length, 0), value=_PROMPT)
@@ -275,8 +278,8 @@ def padded_layout(mask: Tensor, queries: int, length: int) -> RowLayout:
 
     Args:
         mask: [rows, tokens], 0 for padding.
-        queries: how many of the tokens are new; the others are in the cache.
-        length: of the prompt, in tokens.
+        queries: the number of new tokens; the others are in the cache.
+        length: the length of the prompt, in tokens.
     """
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
     documents = F.pad(torch.where(mask.bool(), 0, _PADDING), (length, 0), value=_PROMPT)
@@ -292,7 +295,7 @@ def attention_windows(base: Any) -> list[int | None]:
 
 
 def has_unknown_window(base: Any) -> bool:
-    """Whether layers of the model restrict attention by a rule that `document_mask` does not know."""
+    """Return whether layers of the model restrict attention by a rule that `document_mask` does not know."""
     config = base.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     return bool(kinds) or any(getattr(config, name, None) for name in ("attention_chunk_size", "window_size"))
@@ -303,12 +306,12 @@ def _prompt_positions(like: Tensor, length: int) -> Tensor:
 
 
 def _documents(model: "PreTrainedModel", rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return two different first documents and a second one of this length, [rows, tokens]: random, always the same."""
+    """Return two different first documents, and a second document of this length, [rows, tokens], from a fixed seed."""
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (rows, 2 * _FIRST + length), generator=generator)
     pad = getattr(config, "pad_token_id", None)
-    ids[ids == pad] = 1 if pad == 0 else 0  # padding is no text
+    ids[ids == pad] = 1 if pad == 0 else 0  # a model may treat padding differently from text
     first, other, second = torch.split(ids.to(model.device), [_FIRST, _FIRST, length], dim=1)
     return first, other, second
 
@@ -316,11 +319,11 @@ def _documents(model: "PreTrainedModel", rows: int, length: int) -> tuple[Tensor
 def _keeps_apart(
     model: "PreTrainedModel", masking: DocumentMasking | Literal["flash"], first: Tensor, other: Tensor, second: Tensor
 ) -> bool:
-    """Whether the second document's hidden states after each of the first ones are those that it has alone.
+    """Return whether the second document's hidden states after each first document are the same as alone, to rounding.
 
     They differ by rounding, because rows of other lengths are computed by other kernels. Layers that round their input
-    to 8 bits enlarge this (to 20 % in Gemma 3), so it is compared with the difference of a document at the beginning
-    of a row, where nothing is before it.
+    to 8 bits increase the difference (to 20 % in Gemma 3). So it is compared with the difference for a document at the
+    beginning of a row, which no other document can influence.
     """
     packed = _packed_states(model, first, second, masking)[1]
     beside_other = _packed_states(model, other, second, masking)[1]
@@ -329,7 +332,7 @@ def _keeps_apart(
         return False
     if same_to_rounding(packed, alone):
         return True
-    beginning = second[:, :_SECOND]  # of a short document, whose kernel is another one than that of the row
+    beginning = second[:, :_SECOND]  # a short document, for which other kernels are used than for the row
     leading = _packed_states(model, beginning, other, masking)[0]
     rounding = _difference(leading, last_hidden_states(model, {"input_ids": beginning}))
     return _difference(packed, alone) <= _MOST_ROUNDING * rounding

@@ -1,8 +1,8 @@
-"""A model's own loss without whole logits: `model(input_ids=…, labels=…)` computes `chunked_loss`.
+"""Compute a model's own loss without materialising the logits: `model(input_ids=…, labels=…)` uses `chunked_loss`.
 
-So everything that trains a model by its own loss, such as transformers' Trainer, becomes faster. Only `forward` of the
-model's instance is replaced. It calls the class's `forward` for every other call: without labels, without gradients
-(an evaluation may need the logits), or with an argument that is not known here.
+So all code that trains a model by its own loss, such as transformers' Trainer, becomes faster. Only `forward` of the
+model's instance is replaced. It calls the class's `forward` in all other cases: without labels, without gradients
+(an evaluation may need the logits), or with an argument that is not supported here.
 """
 
 from dataclasses import fields
@@ -33,7 +33,7 @@ def enable_chunked_loss(model: "PreTrainedModel") -> None:
     """Let `model(…, labels=…)` compute its loss a few rows at a time, in place; `disable_chunked_loss` undoes it.
 
     If gradients are on, the output then holds the loss and no logits. The loss is the mean over the target tokens, or
-    their sum divided by `num_items_in_batch`. The model stays as it is if its own loss on a probe is another one, or if
+    their sum divided by `num_items_in_batch`. The model is not changed if its own loss on a probe is different, or if
     its `forward` has been replaced already.
     """
     head = None if "forward" in vars(model) else find_head(model)
@@ -51,10 +51,10 @@ def has_chunked_loss(model: nn.Module) -> bool:
 
 
 def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: Any) -> Tensor:
-    """Return the cross-entropy of every token, computed a few rows at a time, for a model that `has_chunked_loss`.
+    """Return the cross-entropy of every token, computed a few rows at a time.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; `has_chunked_loss(model)` must hold.
         labels: the target of the prediction at each position, already shifted, [rows, length]; `IGNORE_INDEX` for none.
         inputs: arguments of the model.
 
@@ -68,7 +68,7 @@ def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: An
 
 
 def disable_chunked_loss(model: "PreTrainedModel") -> None:
-    """Give the model its own `forward` back; if `forward` was wrapped again since, it stays as it is."""
+    """Restore the model's own `forward`; if `forward` was wrapped again in the meantime, leave it as it is."""
     if has_chunked_loss(model):
         del model.forward
 
@@ -85,7 +85,7 @@ def _forward(model: "PreTrainedModel", scale: float, softcap: float | None, /, *
 
 
 def _applies(model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call needs only a loss to train with, and the chunks give the loss that the model would."""
+    """Return whether a call needs only a loss for training, and `chunked_loss` gives the same loss as the model."""
     if kwargs.get("labels") is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     custom_loss = hasattr(model, "_loss_function")  # set by `model.loss_function = …`
@@ -114,14 +114,14 @@ def _loss(
 
 @on_first_blocks
 def _has_same_loss(model: "PreTrainedModel", head: Head) -> bool:
-    """Whether the model's own loss on a probe is this one, divided by the count that Trainer passes."""
+    """Return whether the model's own loss on a probe equals `_loss`, with the divisor that Trainer passes."""
     ids = probe_ids(model)
     labels = ids.clone()
     labels[:, ::3] = IGNORE_INDEX
     with evaluating(model):
         try:
             theirs = model(input_ids=ids, use_cache=False, labels=labels, num_items_in_batch=7).loss
-        except TypeError:  # the model's loss takes no such count
+        except TypeError:  # the model's loss does not take num_items_in_batch
             return False
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         ours = _loss(hidden, head, labels, num_items_in_batch=7)

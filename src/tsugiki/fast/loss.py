@@ -1,4 +1,4 @@
-"""Cross-entropy from hidden states, a few rows at a time, so that the logits never exist as a whole.
+"""Cross-entropy from hidden states, a few rows at a time, so that the logits are never in memory as a whole.
 
 For rows h [width] and their targets t, with logits z = h Wᵀ (+ b) and p = softmax(z):
 
@@ -46,23 +46,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SCRATCH = 128 << 20  # bytes of logits in a chunk on a processor; each chunk reads and rearranges the whole weight
-_EXACT_SCRATCH = 4 << 20  # bytes of logits that are converted to float32 at once on a processor
+_EXACT_SCRATCH = 4 << 20  # bytes of the logits that are converted to float32 at once on a processor
 _DEVICE_SCRATCH = 512 << 20  # bytes of logits and probabilities in a chunk on an accelerator
 _ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster on a processor
-_TILE = 4096  # words of the vocabulary in one product; a product with all of an odd number of words (GPT-2) is slow
+_TILE = 4096  # words of the vocabulary in one product; for an odd vocabulary size (GPT-2), a single product is slow
 _RECOMPUTE_ABOVE_NLL = 60.0  # nats; above this, the probability is too imprecise to take its logarithm
 _PROBE_GAIN = 64  # factor on the head's input in a probe; a cap makes a difference for large logits only
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a model computes its logits from its last hidden states: cap(scale · layer(hidden))."""
+    """The function from a model's last hidden states to its logits: cap(scale · layer(hidden))."""
 
     layer: nn.Module
     """The output layer, possibly grafted."""
     scale: float = 1.0
+    """The factor on the layer's output."""
     softcap: float | None = None
-    """The logits become softcap · tanh(logits / softcap); None: they stay."""
+    """The logits become softcap · tanh(logits / softcap); None: no cap."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocabulary] for hidden states [..., width]."""
@@ -76,7 +77,7 @@ def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     Args:
         hidden: hidden states, [..., width].
         head: computes the logits.
-        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without one.
+        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without a target.
     """
     logits = head.logits(hidden).flatten(0, -2)
     exact = at_least_float32(logits.dtype)
@@ -84,9 +85,9 @@ def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 
 
 def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
-    """Compute `plain_loss` without whole logits, differentiable in the hidden states and in what trains of the head.
+    """Compute `plain_loss` without whole logits, differentiable in the hidden states and the head's trained parameters.
 
-    The definition is used where the chunks do not apply: under autocast or a compiler, and for heads of other kinds.
+    `plain_loss` itself is used where chunks do not apply: under autocast or a compiler, and for other kinds of heads.
     """
     known = _known_layer(head, hidden.device)
     if known is None:
@@ -118,7 +119,7 @@ def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     Args:
         hidden: hidden states, [..., width].
         head: computes the logits.
-        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without one.
+        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without a target.
 
     Returns:
         [...], in float32 or wider; 0 for rows without a target.
@@ -126,19 +127,19 @@ def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     on_cpu = rows.device.type == "cpu"
     losses = torch.zeros(len(rows), dtype=at_least_float32(rows.dtype), device=rows.device)
-    wanted = targets != IGNORE_INDEX if on_cpu else slice(None)  # on a device, the host would wait for their number
-    rows, targets = rows[wanted], targets[wanted]
+    selected = targets != IGNORE_INDEX if on_cpu else slice(None)  # on a device, the host would wait for the count
+    rows, targets = rows[selected], targets[selected]
     layer, exact = base_of(head.layer), losses.element_size()
     size = rows_per_chunk(layer, rows.element_size() + (0 if on_cpu else 2 * exact), on_cpu)
     at_once = max(1, _EXACT_SCRATCH // (features(layer)[1] * exact)) if on_cpu else size
-    found = [
-        F.cross_entropy(some.to(losses.dtype), target, ignore_index=IGNORE_INDEX, reduction="none")
+    parts = [
+        F.cross_entropy(logits.to(losses.dtype), target, ignore_index=IGNORE_INDEX, reduction="none")
         for chunk, of_chunk in zip(torch.split(rows, size), torch.split(targets, size), strict=True)
-        for some, target in zip(
+        for logits, target in zip(
             torch.split(_logits_without_dropout(head, chunk), at_once), torch.split(of_chunk, at_once), strict=True
         )
     ]
-    losses[wanted] = torch.cat(found)
+    losses[selected] = torch.cat(parts)
     return losses.view(labels.shape)
 
 
@@ -280,13 +281,13 @@ def _logits(
 
 
 def _softmax_and_nll(logits: Tensor, place: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the probabilities in a new tensor, and the loss of improbable targets, in float32 or wider.
+    """Return the probabilities in a new tensor, and the loss of each target in float32 or wider.
 
-    The logarithm of a probability near 0 is not used for it: with the largest logit z and its probability p,
-    the loss is z - log p - z[target].
+    The loss does not use the logarithm of a probability near 0: with the largest logit z and its probability p, it is
+    z - log p - z[target].
 
     Args:
-        logits: of some rows, [rows, vocabulary].
+        logits: the logits of some rows, [rows, vocabulary].
         place: the indices of the targets' logits.
     """
     exact = at_least_float32(logits.dtype)
@@ -304,7 +305,7 @@ def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
 
 
 def _has_chunks(layer: nn.Module) -> bool:
-    """Whether `_logits` can compute the layer: its product is known; the weight of an `nn.Linear` may train."""
+    """Return whether `_logits` can compute the layer: `has_product`, or an `nn.Linear` whose weight may train."""
     return has_product(layer) or (type(layer) is nn.Linear and not is_hooked(layer))
 
 
@@ -317,10 +318,10 @@ def rows_per_chunk(layer: nn.Module, bytes_per_logit: int, on_cpu: bool = True) 
 
 @on_first_blocks
 def find_head(model: "PreTrainedModel") -> Head | None:
-    """Find out how the model computes its logits from its hidden states, by trying what its config may mean.
+    """Find the head that gives the model's logits, by trying the scales and caps that its config may mean.
 
     Returns:
-        The head, or None if none of them gives the model's logits, or if the model has a loss of its own besides
+        The head, or None if no candidate gives the model's logits, or if the model adds another loss to the
         cross-entropy (a mixture of experts with router logits).
     """
     layer = model.get_output_embeddings()
@@ -347,7 +348,7 @@ def find_head(model: "PreTrainedModel") -> Head | None:
 
 
 def _gives(head: Head, hidden: Tensor, logits: Tensor) -> bool:
-    """Whether this head makes these logits from these hidden states."""
+    """Return whether this head gives these logits, to rounding, for these hidden states."""
     try:
         return same_to_rounding(head.logits(hidden), logits)
     except RuntimeError:  # the model projects the hidden states to another width before the head
@@ -355,7 +356,7 @@ def _gives(head: Head, hidden: Tensor, logits: Tensor) -> bool:
 
 
 def _possible_heads(layer: nn.Module, config: Any) -> list[Head]:
-    """Return the heads that the config may mean, first those that use most of its settings."""
+    """Return the heads that the config may mean; those that use most of its settings come first."""
     softcap = getattr(config, "final_logit_softcapping", None)
     factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
     scales = [*([float(factor)] if factor else []), *([1 / float(divisor)] if divisor else []), 1.0]

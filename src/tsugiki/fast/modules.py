@@ -1,9 +1,9 @@
-"""Modules of a model replaced by fused equivalents, in place and for any architecture.
+"""Replace modules of a model by fused equivalents, in place and for any architecture.
 
-What a module computes is found out by trying: if its output on a probe is not that of one of our functions, the module
-stays as it is. Only `forward` of the module's instance is replaced, as with the hooks of Accelerate. Classes,
-parameters, their names and checkpoints stay the same, and copies and pickles of the model work. The class's own
-`forward` still runs wherever it is as fast.
+A module is recognised by a trial: if its output on a probe equals that of one of our functions, it is replaced;
+otherwise it stays as it is. Only `forward` of the module's instance is replaced, as with the hooks of Accelerate.
+Classes, parameters, their names and checkpoints stay the same, and copies and pickles of the model work. The class's
+own `forward` still runs wherever it is as fast.
 """
 
 import copy
@@ -23,7 +23,7 @@ from tsugiki.fast.norms import rms_norm
 from tsugiki.lora.swap import CHILD
 
 ReplacedModules = list[tuple[nn.Module, str]]
-"""The modules whose `forward` was replaced, and the name of what replaced it."""
+"""The modules whose `forward` was replaced, each with the name of its fused equivalent."""
 
 _SWISHES = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -63,7 +63,7 @@ def use_fused_modules(model: nn.Module) -> ReplacedModules:
 
 
 def restore_modules(replaced: ReplacedModules) -> None:
-    """Give the modules their own `forward` back; a module whose `forward` was wrapped again since stays as it is."""
+    """Restore the modules' own `forward`; a module whose `forward` was wrapped again since then is left as it is."""
     for module, _ in replaced:
         if _is_replaced(module):
             del module.forward
@@ -103,7 +103,7 @@ def _is_replaced(module: nn.Module) -> bool:
 
 
 def _match_activation(module: nn.Module) -> _Equivalent | None:
-    """Return the function that computes what the module does on a probe, with some large values, which some clip."""
+    """Match an activation by its output on a probe; the probe has large values, because some activations clip them."""
     if not _may_be_activation(module):
         return None
     probe = torch.cat([torch.linspace(-6, 6, 97), torch.tensor([-1e3, -30.0, 30.0, 1e3])])
@@ -130,7 +130,7 @@ def _match_norm(module: nn.Module) -> _Equivalent | None:
 def _match_gated(module: nn.Module) -> _Equivalent | None:
     """Match a gated feed-forward network, on a copy with small layers: its own may be large, grafted or quantised.
 
-    A child that an adapter added is ignored, because a hook calls it after `forward`, whatever that is.
+    A child that an adapter added is ignored, because a hook calls it after any `forward`.
     """
     acts = [name for name, child in module._modules.items() if child is not None and _may_be_activation(child)]
     if len(acts) != 1 or module._modules.keys() - {*acts, CHILD} not in _PROJECTIONS:
@@ -151,17 +151,17 @@ def _match_gated(module: nn.Module) -> _Equivalent | None:
 
 
 def _may_be_activation(module: nn.Module) -> bool:
-    """Whether the module has no children, parameters or buffers, so that it can be a function of its input alone."""
+    """Return whether the module has no children, parameters or buffers, and so may be a function of its input alone."""
     return not any(any(True for _ in own) for own in (module.children(), module.parameters(), module.buffers()))
 
 
 def _takes_one_tensor(module: nn.Module) -> bool:
-    """Whether the module's `forward` is its class's and has one parameter."""
+    """Return whether the module's `forward` is its class's and has one parameter."""
     return "forward" not in vars(module) and len(inspect.signature(module.forward).parameters) == 1
 
 
 def _computes(module: nn.Module, probe: Tensor, expected: Tensor) -> bool:
-    """Whether the module's own `forward` gives this output for the probe."""
+    """Return whether the module's own `forward` gives this output for the probe."""
     try:
         output: Any = _own_forward(module, probe)
         return isinstance(output, Tensor) and torch.allclose(output, expected, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
-"""The fast paths of a model, switched on and off.
+"""Switch the fast paths of a model on and off.
 
-Which of them fit a model is found out by trying: its hidden states must stay what they were. What does not fit is left
-as it is, without an error, because the result is the same.
+Each fast path is tried on the model first, and is used only if the results stay the same to rounding. A path that does
+not fit is skipped without an error, because the model then computes the same, only slower.
 """
 
 from contextlib import nullcontext
@@ -46,7 +46,7 @@ def use_fast_paths(
         modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
         loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
-    if not is_grafted(model):  # `graft` has warned before
+    if not is_grafted(model):  # otherwise `graft` has warned already
         warn_of_float16(model)
     decoder_only = not getattr(model.config, "is_encoder_decoder", False)
     if attention and decoder_only and not hasattr(model, _FORMER_ATTENTION):

@@ -1,4 +1,4 @@
-"""Blocks whose activations are computed again in the backward pass, instead of being kept (activation checkpointing).
+"""Activation checkpointing: blocks whose activations are computed again in the backward pass, instead of being kept.
 
     kept         a block keeps what its backward pass needs: about 30 numbers for each token and channel
     recomputed   a block keeps its input, and its forward pass runs once more in the backward pass
@@ -26,8 +26,8 @@ from tsugiki.lora.masks import current_generators, masks_from
 def recompute_blocks(model: nn.Module, count: int) -> None:
     """Let the first `count` blocks of a model be recomputed, in place; 0: none. Later blocks keep their activations.
 
-    The last block is needed first in the backward pass, when the activations of all others are in memory, so the first
-    blocks are the ones to choose. What changes in a block is its `forward`.
+    The first blocks are chosen because the backward pass begins with the last block, when the activations of all others
+    are in memory. Only the `forward` of a block's instance is replaced.
 
     Raises:
         TsugikiError: the model has no list of blocks.
@@ -64,10 +64,10 @@ def _recomputed(before: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any
     """Call a block without keeping its activations.
 
     Args:
-        before: the `forward` of the block's instance before; None: that of its class.
+        before: the former `forward` of the block's instance; None: that of its class.
         block: the block.
-        args: of its forward pass.
-        kwargs: of its forward pass.
+        args: positional arguments of the forward pass.
+        kwargs: keyword arguments of the forward pass.
     """
     forward = before or partial(type(block).forward, block)
     if not torch.is_grad_enabled():

@@ -1,6 +1,6 @@
 """Write the model card of an adapter for the hub: `README.md`, with metadata in YAML and a page in Markdown.
 
-Text from other sources, such as samples and settings, is put into code, where Markdown and HTML are not interpreted.
+Text from other sources, such as samples and settings, is written as code, in which neither Markdown nor HTML is active.
 The last line is a comment with a digest of all other text. A card whose digest does not match was edited by hand.
 """
 
@@ -52,7 +52,7 @@ class CardData:
     base: BaseReference
     """The base. Its name is its name on the hub or `embedded`; None if it is not on the hub."""
     provenance: Provenance | None
-    """How the adapter was derived from others; None if it was trained."""
+    """The derivation of the adapter from others; None if it was trained."""
     record: RunRecord | None
     """The record of the training run, if there is one."""
     parameters: int
@@ -60,9 +60,9 @@ class CardData:
     size: int
     """Size of the weights in bytes."""
     license_id: str | None
-    """The licence by its name on the hub."""
+    """The licence by its name on the hub; None if the author has not chosen one."""
     languages: Sequence[str]
-    """Codes of the languages of the text."""
+    """The codes of the languages of the text."""
 
 
 def model_card(adapter: CardData) -> str:
@@ -129,7 +129,7 @@ def _metadata(adapter: CardData) -> ModelCardData:
 
 
 def _results(record: RunRecord | None) -> list[EvalResult]:
-    """Return the results after training on the held-out text of the run, for the card's metadata."""
+    """Return the results after training, on the held-out text of the run, for the card's metadata."""
     if record is None or not record.evaluations:
         return []
     return [

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CARD_FILE = "README.md"
 HUB_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE, CARD_FILE)
-"""The files that are uploaded and downloaded. Other files of a repository are never changed."""
+"""The files of an adapter on the hub. An adapter can also have files of a tokenizer (`TOKENIZER_FILES`)."""
 Outcome: TypeAlias = Literal["sent", "updated", "unchanged"]
 _TIMEOUT = 10  # seconds until the first response of the hub
 
@@ -49,9 +49,9 @@ class Pushed:
     url: str
     """The URL of the repository."""
     commit: str
-    """The hash of the commit; of the existing one if nothing changed."""
+    """The hash of the new commit, or of the existing commit if nothing changed."""
     outcome: Outcome
-    """Sent if the repository had no adapter before, updated if it had one, unchanged if all files were equal."""
+    """Sent if the repository had no adapter before, updated if it had an adapter, unchanged if all files were equal."""
     kept_card: bool
     """Whether the repository's model card was kept because it was written or edited by hand."""
 
@@ -66,15 +66,15 @@ def push(
 ) -> Pushed:
     """Upload the files of an adapter in one commit. The repository is created if it does not exist.
 
-    Those of `HUB_FILES` that are in the repository but not in `files` are deleted, because they describe the previous
-    adapter. Other files in the repository are not changed.
+    Files of `HUB_FILES` that are in the repository but not in `files` are deleted, because they belong to the previous
+    adapter, and so are those of `TOKENIZER_FILES` if there was one. Other files in the repository are not changed.
 
     Args:
-        files: name, one of `HUB_FILES` or of a tokenizer's -> content.
+        files: name, one of `HUB_FILES` or `TOKENIZER_FILES` -> content, or the local file with the content.
         repo_id: USER/NAME.
         may_replace_card: a function that gets the text of the repository's model card and returns whether it may be
             replaced.
-        private: whether the repository is created as a private one.
+        private: whether the repository is created as a private repository.
         message: the commit message.
 
     Raises:
@@ -106,7 +106,8 @@ def push(
         sent = [
             CommitOperationAdd(name, content) for name, content in files.items() if name != CARD_FILE or not kept_card
         ]
-        stale = [CommitOperationDelete(name) for name in HUB_FILES if name in names and name not in files]
+        own = {*HUB_FILES, *(TOKENIZER_FILES if ADAPTER_FILE in names else ())}
+        stale = [CommitOperationDelete(name) for name in sorted(own & names - files.keys())]
         commit = api.create_commit(repo_id, [*sent, *stale], commit_message=message, parent_commit=repository.sha)
     changed: Outcome = "updated" if ADAPTER_FILE in names else "sent"
     return Pushed(str(url), commit.oid, "unchanged" if commit.oid == repository.sha else changed, kept_card)
@@ -118,14 +119,14 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
     Args:
         repo_id: USER/NAME.
         out: the folder; it must not exist, or be empty.
-        revision: a branch, a tag or a commit; the newest commit if None.
+        revision: a branch, a tag or a commit; None: the newest commit.
 
     Returns:
         The hash of the downloaded commit.
 
     Raises:
-        TsugikiError: the repository or revision does not exist, or contains no adapter or a broken one; `out` exists;
-            or the hub cannot be reached.
+        TsugikiError: the repository or revision does not exist, or contains no adapter or a broken adapter; `out`
+            exists; or the hub cannot be reached.
     """
     check_repo_id(repo_id)
     api = _api()
@@ -145,7 +146,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
                     repo=repo_id, problems=summarise_list(problems)
                 )
             )
-        if read_config_fields(temporary).get("trainable_token_indices"):  # tokens may have been added for it
+        if read_config_fields(temporary).get("trainable_token_indices"):  # the adapter may have its own tokenizer
             with _hub_errors(repo_id, revision):
                 for name in names & set(TOKENIZER_FILES) - {CHAT_TEMPLATE_FILE}:
                     api.hf_hub_download(repo_id, name, revision=repository.sha, local_dir=temporary)
@@ -157,7 +158,7 @@ def refuse_unknown_base(base: str) -> None:
     """Check that the hub has a model of this name.
 
     Raises:
-        TsugikiError: it has none, or cannot be reached.
+        TsugikiError: the hub has no such model, or cannot be reached.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -186,7 +187,7 @@ def check_repo_id(repo_id: str) -> None:
     """Check that `repo_id` is a valid repository name of the form USER/NAME.
 
     Raises:
-        TsugikiError: it is not.
+        TsugikiError: the name is not valid.
     """
     if not is_repo_id(repo_id) or "/" not in repo_id:
         raise TsugikiError(

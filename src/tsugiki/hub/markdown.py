@@ -4,7 +4,7 @@ import re
 
 
 def code_span(text: object) -> str:
-    """Return text as a code span in one line, between more backticks than the longest run of backticks in it."""
+    """Return text as a code span in one line, whose delimiters are longer than the longest run of backticks in it."""
     line = " ".join(_printable(str(text)).split()) or "–"
     ticks = "`" * (_longest_run("`", line) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"

@@ -32,7 +32,7 @@ from tsugiki.language import _
 from tsugiki.train.record import RunRecord, read_record
 
 NO_BASE = "none"
-"""The value of --base that says that the base is not on the hub."""
+"""The value of --base for a base that is not on the hub."""
 
 _PATH = re.compile(r"[/~\\]|\.\.?[/\\]|[A-Za-z]:[/\\]|.*[/\\].*\.(txt|jsonl|csv|parquet)$")
 _TEXTS = frozenset({"prompts", "prompt_tuning_init_text"})  # settings that are text, even if it looks like a path
@@ -62,7 +62,7 @@ def published_base(folder: Path, given: str | None) -> str | None:
 
     Args:
         folder: the adapter's folder.
-        given: the name that the user gives, or `NO_BASE`; None to use the name in the adapter's files.
+        given: the name from the user, or `NO_BASE`; None: the name in the adapter's files.
 
     Returns:
         A name on the hub, or `embedded`; None if the base is not on the hub.
@@ -97,7 +97,7 @@ def publication(
         languages: the codes of the languages of the text.
 
     Raises:
-        TsugikiError: the folder has no adapter, or a broken one.
+        TsugikiError: the folder has no adapter, or a broken adapter.
     """
     config = check_adapter(folder)
     fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})

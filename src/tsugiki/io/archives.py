@@ -26,7 +26,7 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
         name: the name of the zip, for errors.
         suffix: the end of the file's name, such as `.txt`, in any case.
         max_size: the largest size of the file in bytes.
-        advice: the end of the errors: what the user can do.
+        advice: the end of the error messages, with what the user can do.
 
     Returns:
         The file's name in the zip, and its content.
@@ -73,7 +73,7 @@ def zip_members(path: Path) -> list[str]:
 
     Raises:
         TsugikiError: the zip is damaged, is protected by a password, or has names that lead out of it.
-        OSError: it cannot be read.
+        OSError: the zip cannot be read.
     """
     with path.open("rb") as file:
         try:
@@ -82,7 +82,7 @@ def zip_members(path: Path) -> list[str]:
         except _DAMAGE as error:
             raise _damaged(str(path), error) from error
     for info in members:
-        inside = PureWindowsPath(info.filename)  # which knows both separators, and drives
+        inside = PureWindowsPath(info.filename)  # recognises both separators, and drives
         if inside.is_absolute() or inside.drive or inside.root or ".." in inside.parts:
             raise TsugikiError(
                 _("{path}: the name {name} leads out of the zip, so nothing of it is read").format(
@@ -106,8 +106,8 @@ def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tupl
             size (and more than 4 MB) is refused as well.
 
     Raises:
-        TsugikiError: the zip is damaged or packed with an unusual method, or unpacks to too much.
-        OSError: it cannot be read.
+        TsugikiError: the zip is damaged or packed with an unusual method, or its unpacked size exceeds a limit.
+        OSError: the zip cannot be read.
     """
     left = limit = min(max_size, max(_MIN_LIMIT, _MAX_RATIO * path.stat().st_size))
     with path.open("rb") as file:
@@ -139,7 +139,7 @@ def _damaged(name: str, error: Exception) -> TsugikiError:
 
 
 def is_whole_zip(data: bytes) -> bool:
-    """Whether the data are a zip of normal size, whose files have the checksums in its directory."""
+    """Return whether the data are a zip whose files match their checksums and do not unpack to an unusual size."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()

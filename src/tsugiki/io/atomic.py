@@ -2,8 +2,8 @@
 
 Everything is written under a temporary name first (`.NAME.8-hex-digits.part`, in the same folder), flushed to the disk
 (fsync), and renamed; then the folder is flushed, so that the new name survives as well. If writing fails, the temporary
-file is removed. What a killed process has left is removed by `remove_leftovers`, and when the same file or folder is
-written again more than a day later.
+file is removed. Temporary files of a killed process are removed by `remove_leftovers`, and when the same file or folder
+is written again more than a day later.
 """
 
 import errno
@@ -23,13 +23,13 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
 DAY = 24 * 60 * 60
-"""Seconds after which a temporary file was left by a killed process."""
+"""The age in seconds from which a temporary file is considered to be left by a killed process."""
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk, a used-up quota
 _NAME_LENGTH = 40  # characters of the target's name that a temporary name keeps
 
 
 class WriteError(TsugikiError):
-    """The system could not write a file or a folder, for instance because the disk is full. Nothing is left of it."""
+    """The system could not write a file or a folder, for instance because the disk is full. Nothing is left behind."""
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         TsugikiError: `out` exists (without `replace`), its folder does not exist, or writing fails, as on a full disk.
     """
-    with _write_errors(out):  # such as a name that is too long
+    with _write_errors(out):  # the name may be too long, for example
         exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
     if exists and not replace:
         raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
@@ -127,7 +127,7 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, replacing an existing one; lone surrogates become question marks.
+    """Write a UTF-8 text file atomically, replacing an existing file; lone surrogates become question marks.
 
     Raises:
         TsugikiError: the file cannot be written.
@@ -136,7 +136,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically, replacing an existing one.
+    """Write a file atomically, replacing an existing file.
 
     Raises:
         TsugikiError: the file cannot be written.
@@ -152,7 +152,7 @@ def make_folder(folder: Path) -> list[Path]:
         The folders that did not exist, the deepest first.
 
     Raises:
-        TsugikiError: it cannot be created.
+        TsugikiError: the folder cannot be created.
     """
     with _write_errors(folder):
         return _create(folder)
@@ -183,10 +183,10 @@ def check_writable(folder: Path) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Check that a new folder can be called `out`: nothing has this name, or it is an empty folder.
+    """Check that `out` can be created as a new folder: it does not exist, or is an empty folder.
 
     Raises:
-        TsugikiError: something else has this name.
+        TsugikiError: there is something else at this path.
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
@@ -196,7 +196,7 @@ def rename_folder(folder: Path, target: Path) -> None:
     """Rename a folder, or a symbolic link to one, within the same parent folder.
 
     Raises:
-        TsugikiError: something is called `target` already, or the folder cannot be renamed.
+        TsugikiError: `target` exists already, or the folder cannot be renamed.
     """
     if os.path.lexists(target):
         raise TsugikiError(_("{target} exists already; choose another name, or remove it first").format(target=target))
@@ -213,7 +213,8 @@ def remove_folder(folder: Path) -> None:
     """Remove a folder with its content; if it is a symbolic link, only the link is removed.
 
     Raises:
-        TsugikiError: it cannot be removed. If a file in it cannot be removed, the rest is left under a hidden name.
+        TsugikiError: the folder cannot be removed. If a file in it cannot be removed, the rest is left under a hidden
+            name.
     """
     removed = _temporary(folder, "removed")
     try:
@@ -242,7 +243,7 @@ def remove_leftovers(folder: Path, older_than: float = 0.0, of: str | None = Non
         folder: only entries directly in this folder are removed, not those in subfolders.
         older_than: remove only entries whose last change is at least this many seconds ago. Use more than 0 if other
             processes may be writing to the folder.
-        of: the name of the file or folder that they were written for; None: of all.
+        of: the name of the file or folder for which they were written; None: any.
     """
     pattern = f"{glob.escape(_hidden(of))}.*" if of else ".*"
     for path in [*folder.glob(f"{pattern}.part"), *folder.glob(f"{pattern}.removed")]:
@@ -262,7 +263,7 @@ def _hidden(name: str) -> str:
 
 @contextmanager
 def _out_of_the_way(folder: Path) -> Iterator[None]:
-    """Rename a folder, if there is one; remove it when the block succeeds, and rename it back when it fails."""
+    """Rename a folder, if it exists; remove it when the block succeeds, and rename it back when it fails."""
     if not os.path.lexists(folder):
         yield
         return
@@ -304,7 +305,7 @@ def _write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Of a full disk, safetensors raises an error of its own, and tokenizers a plain `Exception`.
+        # For a full disk, safetensors raises its own class of error, and tokenizers a plain `Exception`.
         if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
             raise
         text = getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""The folder of caches, whose files can be deleted at any time because Tsugiki can generate them again."""
+"""The folder of caches, whose files can be deleted at any time because Tsugiki can create them again."""
 
 import os
 from contextlib import suppress
@@ -11,7 +11,7 @@ def cache_folder(name: str) -> Path:
 
 
 def folder_size(folder: Path) -> int:
-    """Return the bytes of all files in a folder and its subfolders; 0 if there is none."""
+    """Return the size of all files in a folder and its subfolders in bytes; 0 if there is no such folder."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):  # removed in the meantime

@@ -1,7 +1,7 @@
 """Names of the files in the folders of models, adapters and runs."""
 
 DATA_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".epub", ".zip")
-"""Endings of the files that are read as data."""
+"""The suffixes of the files that are read as data."""
 
 MODEL_CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -18,7 +18,7 @@ OTHER_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LIC
 code do not match."""
 CHAT_TEMPLATES_FOLDER = "additional_chat_templates"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-"""The chat template of a tokenizer, or the one that an adapter was trained with."""
+"""The chat template of a tokenizer, or the chat template with which an adapter was trained."""
 
 TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "tokenizer.json", "special_tokens_map.json", CHAT_TEMPLATE_FILE)
 """The files of a tokenizer that is saved with an adapter."""

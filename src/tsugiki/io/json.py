@@ -12,7 +12,7 @@ from tsugiki.language import _
 
 _MAX_SIZE = 200_000_000  # bytes
 _MAX_DEPTH = 100
-_MAX_DIGITS = 100  # of an integer; one of more than 308 digits could not be converted to a float
+_MAX_DIGITS = 100  # of an integer; an integer of more than 308 digits could not be converted to a float
 
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
@@ -48,7 +48,7 @@ def parse_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, is nested in more than 100 levels, or has an integer of more than 100 digits.
+        ValueError: the text is not JSON, is nested in more than 100 levels, or has an integer of more than 100 digits.
     """
     try:
         value = json.loads(text, parse_int=integer)
@@ -74,7 +74,7 @@ def check_depth(value: Any) -> None:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """Return the value with question marks for lone surrogates, which could be neither printed nor written."""
+    """Return the value with question marks for lone surrogates, which cannot be printed or written."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -84,14 +84,18 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def integer(digits: str) -> int:
-    """Return the value of an integer of at most 100 digits; a longer one is a ValueError."""
+    """Return the value of an integer of at most 100 digits.
+
+    Raises:
+        ValueError: it has more digits.
+    """
     if len(digits) > _MAX_DIGITS:
         raise ValueError(_("an integer has more than {most} digits").format(most=_MAX_DIGITS))
     return int(digits)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object to a file atomically, replacing an existing one.
+    """Write a JSON object to a file atomically, replacing an existing file.
 
     Raises:
         TsugikiError: the file cannot be written.

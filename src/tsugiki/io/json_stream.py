@@ -21,7 +21,8 @@ def iterate_json(file: IO[str]) -> Iterator[Any]:
         file: a text file at its beginning.
 
     Raises:
-        ValueError: it is not this, a value has more than 64 million characters, or exceeds the limits of `parse_json`.
+        ValueError: the file has another content, or a value has more than 64 million characters or exceeds the limits
+            of `parse_json`.
     """
     text = _Text(file)
     if text.peek() != "[":
@@ -42,7 +43,7 @@ def iterate_json(file: IO[str]) -> Iterator[Any]:
 
 
 class _Text:
-    """The part of a file that is in memory, and the place in it."""
+    """The part of a file that is in memory, and the current position in it."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file, self.text, self.position, self.ended = file, "", 0, False
@@ -58,7 +59,7 @@ class _Text:
             self._read_on()
 
     def value(self) -> Any:
-        """Return the value that begins at the next character, and go behind it."""
+        """Return the value that begins at the next character, and move the position behind it."""
         self.peek()
         while True:
             try:
@@ -79,11 +80,11 @@ class _Text:
             self._read_on()
 
     def _may_go_on(self, value: Any, end: int) -> bool:
-        """Return whether a value that ends here may be the beginning of a longer number."""
+        """Return whether a value that ends at `end` may be the beginning of a longer number."""
         return isinstance(value, int | float) and self.text[end : end + 1] in ("", ".", "e", "E", "+", "-")
 
     def _read_on(self) -> None:
-        """Read at least as much as is left, so that a long value is tried few times."""
+        """Read at least as many characters as are in memory, so that a long value is parsed only a few times."""
         left = self.text[self.position :]
         new = self.file.read(max(_CHUNK, len(left)))
         self.text, self.position, self.ended = left + new, 0, not new

@@ -1,6 +1,6 @@
-"""Locks between processes: only one of them works on a file or a folder at a time.
+"""Locks between processes, so that only one process works on a file or a folder at a time.
 
-The system releases a lock when its process ends, also if it is killed.
+The operating system releases a lock when its process ends, also if it is killed.
 """
 
 import os
@@ -41,11 +41,12 @@ def locked(path: Path) -> Iterator[None]:
 def sole_use(folder: Path) -> Iterator[None]:
     """Let no other process use a folder while the block runs.
 
-    Meanwhile, `.lock` is locked and `.lock.json` names the process, its machine and when it took the lock. Locks do not
-    reach other machines on every shared file system, so `.lock.json` alone keeps their processes away. `.lock` remains.
+    Within the block, `.lock` is locked, and `.lock.json` names the process, its machine and the time at which it took
+    the lock. Not every shared file system supports locks between machines, so processes of other machines are kept away
+    by `.lock.json` alone. `.lock` remains.
 
     Args:
-        folder: created if it does not exist, and then removed at the end if it is empty but for `.lock`.
+        folder: created if it does not exist, and in this case removed at the end if it holds nothing except `.lock`.
 
     Raises:
         TsugikiError: another process uses the folder, or the folder cannot be written.
@@ -73,19 +74,19 @@ def sole_use(folder: Path) -> Iterator[None]:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Return whether a process uses a folder by `sole_use`, here or on another machine."""
+    """Return whether a process of this or another machine uses a folder by `sole_use`."""
     owner = _owner(folder)
     return bool(owner) and (not _is_this_machine(owner) or _is_locked(folder / _LOCK))
 
 
 def process_of(folder: Path) -> int | None:
-    """Return the process of this machine that uses a folder by `sole_use`.
+    """Return the id of the process of this machine that uses a folder by `sole_use`.
 
-    It is the process that took the lock, and not a later one with the same number: it still holds the lock, and has
-    begun when the one that is named in `.lock.json` began.
+    It is verified that this is the process that took the lock, not a later process with the same id: the lock is still
+    held, and the process started at the time in `.lock.json`.
 
     Returns:
-        Its number; None if no process uses the folder, or if it cannot be told for certain which one does.
+        The process id; None if no process uses the folder, or if it is not certain which process does.
     """
     owner = _owner(folder)
     number, began = owner.get("process"), owner.get("process_start")
@@ -98,8 +99,8 @@ def process_of(folder: Path) -> int | None:
 
 
 def _process_start(number: int) -> float | None:
-    """Return when a process began, as its system counts the time; None if there is none."""
-    with suppress(OSError, ValueError, IndexError):  # Linux: in ticks since the system began, whatever the clock shows
+    """Return the start time of a process, in the unit of its operating system; None if there is no such process."""
+    with suppress(OSError, ValueError, IndexError):  # Linux: in ticks since boot, independent of changes of the clock
         return int(Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].split()[19])
     import psutil
 
@@ -109,7 +110,7 @@ def _process_start(number: int) -> float | None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Return whether a process holds a lock, or may do so. If none does, this process holds it for a moment."""
+    """Return whether a process holds a lock, or may hold it. The test takes the lock for a moment if it is free."""
     if path.is_symlink() or not path.is_file():
         return False
     try:
@@ -121,7 +122,7 @@ def _is_locked(path: Path) -> bool:
 
 @contextmanager
 def _held(path: Path, timeout: float) -> Iterator[None]:
-    """Hold a lock; -1 as `timeout` waits for ever, 0 raises `Timeout` at once."""
+    """Hold a lock within the block; a `timeout` of -1 waits for ever, 0 raises `Timeout` at once."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout)
@@ -153,14 +154,17 @@ def _owner(folder: Path) -> dict[str, Any]:
 
 
 def _this_machine() -> dict[str, str]:
-    """Return the name of this machine, and what identifies its system until it is started again."""
+    """Return the name of this machine and, on Linux, the id of its current boot."""
     with suppress(OSError):
         return {"host": platform.node(), "boot": _BOOT_ID.read_text(encoding="ascii").strip()}
     return {"host": platform.node()}
 
 
 def _is_this_machine(owner: dict[str, Any]) -> bool:
-    """Return whether the lock would show that the owner is running: containers have other names, but one system."""
+    """Return whether the owner is on this machine, so that the lock shows whether it is running.
+
+    Either fact is enough: containers have other host names, but the same boot id.
+    """
     here = _this_machine()
     return any(name in owner and owner[name] == here[name] for name in here)
 

@@ -1,4 +1,4 @@
-"""The manifest of a folder: size and digest of each file, and facts about them.
+"""The manifest of a folder: size and digest of each file, and facts about the files.
 
     write_manifest(folder, {"step": 40})    # after all other files
     read_manifest(folder)                   # {"step": 40}; or an error that names the first file that has changed
@@ -23,11 +23,11 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write `manifest.json` with the sizes and the SHA-256 digests of all files in a folder and its subfolders.
 
     Args:
-        folder: it must be complete; usually a temporary one (see `io.atomic`).
-        facts: what the files contain, as JSON.
+        folder: the folder, which must be complete; usually a temporary folder (see `io.atomic`).
+        facts: facts about the files, as JSON values.
 
     Raises:
-        TsugikiError: it cannot be written.
+        TsugikiError: the manifest cannot be written.
         OSError: a file cannot be read.
     """
     files = {
@@ -70,7 +70,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _problem(path: Path, written: Mapping[str, Any]) -> str:
-    """Tell what is wrong with a file; empty if nothing is."""
+    """Return the problem with a file, as a predicate for a message; empty if there is none."""
     try:
         size = path.stat().st_size
         if size != written["size"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """Return the model of the processor, or its architecture where the system does not say more."""
+    """Return the model of the processor, or its architecture if the model is not known."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -23,7 +23,7 @@ class ProgressDisplay:
     def is_quiet(self) -> bool:
         """Whether no bars are shown, because standard error is neither a terminal nor a notebook with widgets.
 
-        A command that a notebook starts (`!tsugiki train`) has a terminal, but the notebook keeps every copy of a bar.
+        A command that a notebook starts (`!tsugiki train`) has a terminal, but the notebook shows every copy of a bar.
         """
         if self.console.is_jupyter:
             return find_spec("ipywidgets") is None
@@ -58,10 +58,10 @@ class ProgressDisplay:
                 advance(1)
 
     def announce(self, line: str) -> None:
-        """Print what begins now and takes seconds; nothing where no bars are shown."""
+        """Print a line about work that begins now and takes seconds; nothing if no bars are shown."""
         if not self.is_quiet:
-            self.say(line)
+            self.print(line)
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print one line, above a bar if one is shown."""
         self.console.print(Text(line), soft_wrap=not self.console.is_jupyter)

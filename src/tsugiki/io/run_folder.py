@@ -1,4 +1,4 @@
-"""What the folder of a run holds, told by the names of its files. This module does not import torch."""
+"""Find and remove the results of a run in its folder, by the names of the files. This module does not import torch."""
 
 import shlex
 from pathlib import Path
@@ -35,10 +35,10 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def refuse_earlier_run(out: Path) -> None:
-    """Check that no run has written anything into a folder that a new run must not replace.
+    """Check that a folder has no results of an earlier run, which a new run must not replace.
 
     Raises:
-        TsugikiError: there is something.
+        TsugikiError: the folder holds a record, weights or checkpoints of a run.
     """
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
         raise TsugikiError(

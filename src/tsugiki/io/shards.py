@@ -1,4 +1,4 @@
-"""Read a safetensors file tensor by tensor, and write a copy in which some tensors are changed.
+"""Read a safetensors file tensor by tensor, and write a copy with changed tensors.
 
 A file consists of 8 bytes with the length of a JSON header, the header, and the bytes of all tensors
 (https://github.com/huggingface/safetensors#format). If all tensors keep their dtypes and shapes, the header stays the
@@ -27,7 +27,7 @@ _BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64},
     **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8},
 }
-"""The size of an element; a dtype of a newer version of the format is not checked."""
+"""Dtype -> bits of an element. Tensors of other dtypes, from newer versions of the format, are not checked."""
 _ALIGNMENT = 8  # bytes; tensors begin at multiples of it
 _DTYPES = {
     "F64": torch.float64,
@@ -46,9 +46,9 @@ class Entry:
     """The dtype's name in the format, such as BF16."""
     shape: tuple[int, ...]
     begin: int
-    """Offset of its first byte in the file."""
+    """The offset of the first byte in the file."""
     end: int
-    """Offset after its last byte."""
+    """The offset after the last byte."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def _entries(header: Any, start: int, end: int) -> dict[str, Entry]:
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
     if ordered and next(iter(ordered.values())).begin != start:
         raise ValueError(_("its tensors do not begin after its header"))
-    if any(one.end != other.begin for one, other in pairwise(ordered.values())):
+    if any(first.end != second.begin for first, second in pairwise(ordered.values())):
         raise ValueError(_("there are gaps or overlaps between its tensors"))
     return ordered
 
@@ -112,10 +112,13 @@ def _entry(key: str, fields: Any, start: int, end: int) -> Entry:
     """Return the entry of a tensor, after checking it.
 
     Args:
-        key: its key.
-        fields: what the header says of it.
-        start: where the tensors begin in the file.
-        end: where the file ends.
+        key: the tensor's key.
+        fields: the tensor's fields in the header.
+        start: the offset at which the tensors begin in the file.
+        end: the size of the file.
+
+    Raises:
+        ValueError: the fields do not follow the format, or do not fit the file.
     """
     wanted = ("dtype", "shape", "data_offsets")
     dtype, shape, at = (fields.get(name) if isinstance(fields, dict) else None for name in wanted)
@@ -138,7 +141,7 @@ def _are_sizes(values: Any) -> TypeGuard[list[int]]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name that the format has for a dtype; torch's if it has none."""
+    """Return the format's name for a dtype, or torch's name if the format has none."""
     return next((name for name, known in _DTYPES.items() if known == dtype), str(dtype))
 
 
@@ -198,7 +201,7 @@ def write_shard(
         out: the path of the copy; it must not exist.
         changed: key -> a function that returns the new tensor, which has the dtype and shape of the old one.
         added: new key -> the key of a tensor of the same dtype and shape, and a function that returns the new tensor.
-        advance: called with the number of bytes of `shard` done since the last call.
+        advance: called with the number of bytes of `shard` that were written since the last call.
 
     Raises:
         TsugikiError: `shard` cannot be read.

@@ -35,7 +35,7 @@ _PROBLEMS = {
 def problem_text(problem: ErrorDetails) -> str:
     """Return the message for an error, without the name and the value of the field.
 
-    For error types that are not in `_PROBLEMS`, it is the English message of pydantic.
+    For error types that are not in `_PROBLEMS`, the English message of pydantic is returned.
     """
     known = _PROBLEMS.get(problem["type"])
     if known is None:

@@ -1,7 +1,7 @@
-"""Read settings in YAML: texts, numbers, booleans, null, lists, and mappings whose keys are texts.
+"""Read settings in YAML: strings, numbers, booleans, null, lists, and mappings whose keys are strings.
 
-This is less than YAML allows. Aliases are refused, because a few lines of them can expand to more than the memory
-holds, and size and nesting are limited. Dates are texts, so that they can be the names of files.
+This is a subset of YAML. Aliases are refused, because a few lines of them can expand to more than the memory holds, and
+size and nesting are limited. Dates are read as strings, so that they can be the names of files.
 """
 
 from pathlib import Path
@@ -40,10 +40,10 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Args:
         text: the text.
-        name: what it is, such as a path or a flag, for errors.
+        name: the source of the text, such as a path or a flag, for errors.
 
     Raises:
-        TsugikiError: it is not YAML, or uses more of YAML than settings need; the message names the line.
+        TsugikiError: the text is not YAML, or uses features of YAML that are not supported; the message names the line.
     """
     if len(text) > _MAX_SIZE:
         raise TsugikiError(

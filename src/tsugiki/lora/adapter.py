@@ -1,10 +1,9 @@
 """A LoRA adapter: the pairs of all its layers and everything else that it trains, as one object.
 
 Each target `layer` is wrapped as `LoraLinear(layer)`, `LoraEmbedding(layer)` or `LoraConv2d(layer)` and stays wrapped
-while the model holds the adapter; the layer's pair is in it while the adapter is active. Pairs of other parameters
-(`target_parameters`) are in the modules that own these while the adapter is active. Biases and modules that train
-(`bias`, `modules_to_save`), and the weights of a resized vocabulary, are copies that replace the base's while the
-adapter is active.
+while the model holds the adapter. The following are in the model only while the adapter is active: the pair of each
+wrapped layer; the pairs of other parameters (`target_parameters`), in the modules that own them; and the copies that
+replace the base's biases and modules (`bias`, `modules_to_save`) and the weights of a resized vocabulary.
 """
 
 import warnings
@@ -102,7 +101,7 @@ class LoraAdapter:
             attach_vectors(base_of(model.get_submodule(path)), vectors, undo)
 
     def parameter_owners(self) -> dict[str, dict[str, ParameterPair]]:
-        """Return the modules with pairs for their parameters, by name, each with its pairs by the parameters' names."""
+        """Return the pairs of `parameter_pairs` as module name -> parameter name in the module -> pair."""
         owners: dict[str, dict[str, ParameterPair]] = {}
         for path, pair in self.parameter_pairs.items():
             owner, _dot, name = path.rpartition(".")
@@ -192,7 +191,7 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
 
     Args:
         model: the base.
-        config: its `bias` says which: none, those of the targets, or all outside of `modules_to_save`.
+        config: its `bias` selects them: none, those of the targets, or all outside of `modules_to_save`.
         targets: the layers that `config` grafts, by name.
     """
     if config.bias == "none":
@@ -252,7 +251,7 @@ def _grafted(model: nn.Module, paths: Collection[str]) -> list[Grafted]:
 
 
 def _submodule(model: nn.Module, path: str) -> Any:
-    """Return a submodule, twenty times faster than `get_submodule`."""
+    """Return the same as `get_submodule`, twenty times faster."""
     module: Any = model
     for child in path.split("."):
         module = module._modules[child]

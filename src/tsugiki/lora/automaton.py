@@ -1,6 +1,7 @@
-"""Regular expressions as automata, which follow all ways through an expression at once; `re` tries one after another.
+"""Match regular expressions by nondeterministic finite automata, in a time that is linear in the length of the name.
 
-This uses the parser of `re`, which is not a public part of Python. `patterns` does without it where it is missing.
+An automaton follows all ways to match at once, while `re` backtracks: it tries one way after another. The parser is
+that of `re`, which is not a public part of Python; `patterns` works without this module if the parser is missing.
 """
 
 import re
@@ -26,17 +27,17 @@ def parse(text: str) -> Any:
 
 
 def ways(tree: Iterable[Any], length: int, limit: int) -> int:
-    """Return an upper bound on the ways in which a name of this length can go through an expression.
+    """Return an upper bound on the number of ways to match that `re` may try for a name.
 
     Args:
         tree: from `parse`.
-        length: in characters.
-        limit: the result is any number above it if there are more.
+        length: the length of the name in characters.
+        limit: counting stops above this number; the result is at most `limit + 1`.
     """
     count = 1
     for kind, value in tree:
         if kind is codes.BRANCH:
-            count *= sum(ways(one, length, limit) for one in value[1])
+            count *= sum(ways(branch, length, limit) for branch in value[1])
         elif kind in (codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT):
             least, most, body = value
             most = min(most, length)
@@ -52,26 +53,30 @@ def ways(tree: Iterable[Any], length: int, limit: int) -> int:
 
 
 class UnsupportedError(Exception):
-    """An automaton cannot do this."""
+    """The expression has a part that an automaton cannot match."""
 
 
 @dataclass
 class _State:
-    """A state of the automaton: it reads a character, requires a condition, or does nothing; then others follow."""
+    """A state of the automaton."""
 
     reads: _Match | None = None
+    """Matches the character that the state consumes; None: the state consumes none."""
     holds: Callable[[str, int], bool] | None = None
+    """Condition on the name and the position, for a state that consumes no character; None: no condition."""
     following: list[int] = field(default_factory=list)
+    """The numbers of the next states."""
 
 
 class Automaton:
-    """An expression as states that are followed all at once (Thompson 1968, "Regular expression search algorithm").
+    """The automaton of an expression (Thompson 1968, "Regular expression search algorithm").
 
     Args:
         tree: from `parse`.
 
     Raises:
-        UnsupportedError: it has something else than characters, alternatives, repetitions, groups and positions.
+        UnsupportedError: the expression has flags, a part other than characters, alternatives, repetitions, groups and
+            positions, or too many states.
     """
 
     def __init__(self, tree: Any) -> None:
@@ -122,7 +127,7 @@ class Automaton:
 
     def _add(self, kind: Any, value: Any, end: int) -> int:
         if kind is codes.BRANCH:
-            return self._add_state(_State(following=[self._add_all(one, end) for one in value[1]]))
+            return self._add_state(_State(following=[self._add_all(branch, end) for branch in value[1]]))
         if kind is codes.SUBPATTERN and not (value[1] or value[2]):  # flags that it sets or clears
             return self._add_all(value[3], end)
         if kind in (codes.MAX_REPEAT, codes.MIN_REPEAT):
@@ -188,13 +193,12 @@ def _reads(kind: Any, value: Any, character: str) -> bool:
     if kind is codes.CATEGORY:
         return _CATEGORIES[value](character)
     negated = value[0][0] is codes.NEGATE  # codes.IN: a set in brackets
-    return negated != any(_reads(one, of_it, character) for one, of_it in value[negated:])
+    return negated != any(_reads(part, of_part, character) for part, of_part in value[negated:])
 
 
 def _is_boundary(name: str, position: int) -> bool:
-    around = (name[position - 1 : position] if position else "", name[position : position + 1])
-    before, after = (_is_word(one) for one in around)
-    return before != after
+    before, after = name[position - 1 : position] if position else "", name[position : position + 1]
+    return _is_word(before) != _is_word(after)
 
 
 _POSITIONS: Mapping[Any, Callable[[str, int], bool]] = MappingProxyType(

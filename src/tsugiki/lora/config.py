@@ -139,7 +139,7 @@ class LoraConfig:
             )
         blocks = self.layers_to_transform
         listed = blocks if isinstance(blocks, list | tuple | range) else [blocks or 0]
-        if not all(isinstance(one, int) for one in listed):
+        if not all(isinstance(index, int) for index in listed):
             raise TsugikiError(
                 _("layers_to_transform is {blocks!r}; give the index of a block, or a list of indices").format(
                     blocks=blocks
@@ -195,19 +195,20 @@ class LoraConfig:
 
     def _check_token_indices(self) -> None:
         wanted = self.trainable_token_indices
-        for one in wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]:
-            is_list = isinstance(one, list | tuple | range) and all(type(index) is int and index >= 0 for index in one)
-            if not is_list or not one or len(set(one)) < len(one):
+        lists = wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]
+        for ids in lists:
+            is_list = isinstance(ids, list | tuple | range) and all(type(index) is int and index >= 0 for index in ids)
+            if not is_list or not ids or len(set(ids)) < len(ids):
                 raise TsugikiError(
                     _(
                         "trainable_token_indices has {value}; give a list of different token ids, or such a list "
                         "for each name of a layer"
-                    ).format(value=error_text(repr(one), 40))
+                    ).format(value=error_text(repr(ids), 40))
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the settings alone, for copies and for pickle: the compiled patterns are made again."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        """Return the settings alone, for copies and for pickle. Patterns are compiled again when they are needed."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     @cached_property
     def _ranks(self) -> PatternTable[int]:
@@ -231,14 +232,14 @@ class LoraConfig:
         return self._alphas.look_up(self.name_in_patterns(name), self.lora_alpha)
 
     def name_in_patterns(self, name: str) -> str:
-        """Return the name of a layer that patterns match: that of its weight if `target_parameters` selects it."""
+        """Return the name by which patterns match a layer: its weight's name if `target_parameters` selects that."""
         weight = f"{name}.weight"
         return weight if self.target_parameters and matches(weight, self.target_parameters) else name
 
     def block_index_of(self, name: str) -> int | None:
-        """Return the index of the block that the layer called `name` is in, in the list that `layers_pattern` names.
+        """Return the index of a layer's block in the list that `layers_pattern` names; None if no pattern matches.
 
-        As in PEFT: of several patterns the first counts that matches the name, and of several places the first one.
+        As in PEFT, the first pattern that matches the name is used, at the first place where it matches.
         """
         parts = name.split(".")
         found = [

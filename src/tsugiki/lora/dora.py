@@ -4,7 +4,7 @@
 
 with W [out, in], A [r, in], B [out, r], and m [out], which trains. m is initialised to ‖W‖, so before the first step g
 is 1 and the layer is bit-identical to the frozen one. In the backward pass the norm is treated as a constant (section
-4.3). With dropout of the low-rank path's input, x̃ instead of x, the factor's effect is computed from x̃, too:
+4.3). With dropout, the low-rank path reads x̃ instead of x, and the effect of g is computed from x̃ as well:
 
     y = W x + b + (g - 1) ∘ W x̃ + g ∘ s B A x̃
 
@@ -123,11 +123,11 @@ def dora_product(layer: nn.Module, weight: Tensor, pair: LowRank, x: Tensor) -> 
 
 
 def _no_autocast(weight: Tensor) -> AbstractContextManager[Any]:
-    """Switch autocast off: in 16 bits a factor of exactly 1 would become another number."""
+    """Switch autocast off, because a factor of exactly 1 may not stay 1 when it is computed in 16 bits."""
     kind = weight.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _positive(norms: Tensor) -> Tensor:
-    """Replace the length of a row of zeros by the smallest positive number, since lengths are divided by."""
+    """Replace lengths of zero by the smallest positive number, because the result is used as a divisor."""
     return norms.clamp(min=torch.finfo(norms.dtype).tiny)

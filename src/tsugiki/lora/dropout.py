@@ -16,11 +16,12 @@ SavedDropout = list[tuple[Any, str, float]]
 """Module or config, attribute and former probability."""
 
 _SCALE = "moe_token_dropout"
-"""Stays, because NLLB-MoE multiplies the outputs of its experts by 1 - p in evaluation; 0 would change the model."""
+"""Left as it is, because NLLB-MoE multiplies the outputs of its experts by 1 - p in evaluation: 0 would change the
+model."""
 
 
 def disable_dropout(model: nn.Module) -> SavedDropout:
-    """Set every dropout probability inside `model` to 0, and return the former ones for `restore_dropout`."""
+    """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`."""
     saved = _find_dropout(model)
     try:
         for owner, name, _ in saved:

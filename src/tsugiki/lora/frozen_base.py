@@ -46,7 +46,7 @@ def freeze_base(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     if hasattr(model, "resize_token_embeddings"):
         model.resize_token_embeddings = partial(_refuse_to_resize, model)  # type: ignore[assignment]
     if hasattr(model, "save_pretrained"):
-        import tsugiki  # what an adapter's files are is decided above `lora`; the package imports it on first use
+        import tsugiki  # the format of files is defined in a package above `lora`, which is imported on first use
 
         state.saving = tsugiki.replace_saving(model)
 

@@ -1,9 +1,9 @@
-"""The frozen layer that an adapter is put on, whatever its class and precision.
+"""Operations on the frozen layer under an adapter, for every supported class and precision.
 
-LoRA, the chunked loss and merging need the same few things of a frozen linear layer: its product, the gradient of its
-input, its weight, and the layer with another weight. For `nn.Linear` and transformers' `Conv1D`, the functions here
-compute them from the float weight. A layer of another precision implements `QuantizedLinear`, and the functions call
-its methods; `tsugiki.base.int8` is one.
+LoRA, the chunked loss and merging need four operations on a frozen linear layer: the product with its weight, the
+gradient of its input, reading its weight, and replacing its weight. For `nn.Linear` and transformers' `Conv1D`, the
+functions here compute them from the float weight. A quantised layer, such as that of `tsugiki.base.int8`, implements
+`QuantizedLinear`, whose methods the functions call.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANGED_WEIGHTS = "_tsugiki_changed_weights"
-"""The attribute of a model whose own weights are not those that it was loaded with, because an adapter is in them."""
+"""The attribute that marks a model whose weights differ from its files, because an adapter was merged into them."""
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ class QuantizedLinear(Protocol):
     """A frozen linear layer whose weight is not a float parameter.
 
     Besides these methods, the layer is an `nn.Module` with the attributes `in_features`, `out_features`, `bias`, and
-    `dtype`, the dtype in which it gives `weight` to code that reads it. Its parameters or buffers tell its device.
+    `dtype`, the dtype of its property `weight`. The device is that of its parameters or buffers.
     """
 
     def product(self, x: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ class QuantizedLinear(Protocol):
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Whether the layer implements `QuantizedLinear`."""
+    """Return whether the layer implements `QuantizedLinear`."""
     kind: type = type(layer)
     return _implements_quantized_linear(kind)
 
 
 def is_conv1d(layer: nn.Module) -> bool:
-    """Whether the layer is transformers' `Conv1D`, a linear layer whose weight is stored as [in, out].
+    """Return whether the layer is transformers' `Conv1D`, a linear layer whose weight is stored as [in, out].
 
     This package imports torch only, so the class is looked up among the modules that are already imported: if
     transformers is not imported, no layer can be a `Conv1D`.
@@ -60,7 +60,7 @@ def is_conv1d(layer: nn.Module) -> bool:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether the layer is a linear layer on which a low-rank branch can be put.
+    """Return whether the layer is a linear layer on which a low-rank branch can be put.
 
     The output layer of `nn.MultiheadAttention` is not, because its weight is used without calling the layer. Nor is a
     subclass of `nn.Linear` that computes something else, such as a router that returns the chosen experts.
@@ -73,22 +73,22 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def is_graftable(layer: nn.Module) -> bool:
-    """Whether a low-rank branch can be put on the layer: a linear layer, an embedding or a 2-d convolution."""
+    """Return whether a low-rank branch can be put on the layer: a linear layer, an embedding or a 2-d convolution."""
     return isinstance(layer, nn.Embedding | nn.Conv2d) or is_linear(layer)
 
 
 def is_stored_in_out(layer: nn.Module) -> bool:
-    """Whether the layer's weight is stored as [in, out], the transpose of `nn.Linear`'s."""
+    """Return whether the layer's weight is stored as [in, out], the transpose of `nn.Linear`'s."""
     return isinstance(layer, nn.Embedding) or is_conv1d(layer)
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    """Whether calling the layer may do more than its class's `forward`: it has hooks or a replaced `forward`.
+    """Return whether calling the layer may do more than its class's `forward`: it has hooks or a replaced `forward`.
 
-    `linear_of_matrix` does not count, since it computes what `nn.Linear.forward` does. The hooks of DeepSpeed's ZeRO-3
-    do not count, either: they gather the weight before a call. Where the weight is read without a call, ZeRO-3 gathers
-    it then, and again before the backward pass of the module that has read it. They do count for a quantised layer,
-    which reads more in the backward pass than in the forward pass.
+    `linear_of_matrix` does not count, because it computes the same as `nn.Linear.forward`. The hooks of DeepSpeed's
+    ZeRO-3 do not count either: they gather the weight before a call, and ZeRO-3 also gathers a weight that is read
+    without a call, then and before the backward pass of the module that reads it. They do count for a quantised layer,
+    whose backward pass reads more tensors than its forward pass.
     """
     hooks = chain(layer._forward_hooks.values(), layer._forward_pre_hooks.values())
     if any(is_quantized(layer) or not _is_of_deepspeed(hook) for hook in hooks):
@@ -97,7 +97,7 @@ def is_hooked(layer: nn.Module) -> bool:
 
 
 def is_autocast_enabled(device: torch.device) -> bool:
-    """Whether autocast is on for this device; False for the meta device, which has none."""
+    """Return whether autocast is on for this device; False for the meta device, which has none."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
@@ -117,13 +117,13 @@ def features(layer: nn.Module) -> tuple[int, int]:
 
 
 def oriented(layer: nn.Module) -> Tensor:
-    """Return the frozen weight as [out, in]; that of a convolution as [out, in / groups, height, width]."""
+    """Return the frozen weight as [out, in], or a convolution's kernel as [out, in / groups, height, width]."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return weight.T if is_stored_in_out(layer) else weight
 
 
 def device_of(layer: nn.Module) -> torch.device:
-    """Return the device of the layer; nothing is dequantised."""
+    """Return the device of the layer, without dequantising its weight."""
     for own in (layer._parameters, layer._buffers):  # much faster than iterating over `layer.parameters()`
         for tensor in own.values():
             if tensor is not None:
@@ -139,9 +139,9 @@ def factor_dtype(layer: nn.Module) -> torch.dtype:
 
 
 def has_product(layer: nn.Module) -> bool:
-    """Whether `frozen_product` computes all that calling the layer does.
+    """Return whether `frozen_product` is equivalent to calling the layer.
 
-    Subclasses and hooked layers may do anything, so they are called instead; so is a layer whose weight trains.
+    It is not for subclasses and hooked layers, which may compute anything, nor for a layer whose weight trains.
     """
     if is_hooked(layer):
         return False
@@ -157,7 +157,7 @@ def linear_of_matrix(layer: nn.Linear, x: Tensor) -> Tensor:
 
     While text is generated, the output head gets the slice [batch, 1, width] of the last hidden states. If neither the
     slice nor the weight requires a gradient, torch computes `F.linear` of it as a batched product, for which it copies
-    the whole weight once for each row of the batch. `docs/log.md` has what that costs.
+    the whole weight once for each row of the batch (measured in docs/log.md).
     """
     return F.linear(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
 
@@ -181,9 +181,9 @@ def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
 
 
 def _computes_linear(layer: nn.Linear) -> bool:
-    """Whether the `forward` of a subclass of `nn.Linear` computes x Wᵀ + b, found by trying it with other weights.
+    """Return whether the `forward` of a subclass of `nn.Linear` computes x Wᵀ + b, by a trial with random weights.
 
-    The subclasses of quantisation libraries, whose weights are integers or 8-bit numbers, are known to compute it.
+    Subclasses of quantisation libraries, whose weights are integers or 8-bit floats, are known to compute it.
     """
     weight = layer._parameters.get("weight")
     if weight is None or weight.itemsize == 1:
@@ -198,7 +198,7 @@ _tried: dict[tuple[Any, ...], bool] = {}
 
 
 def _multiplies_by(layer: nn.Linear, in_features: int, out_features: int) -> bool:
-    """Whether a layer like this one, with a weight [out, in] of other values, computes the product with it."""
+    """Return whether a copy of the layer with a random weight [out, in] computes x Wᵀ + b."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -222,7 +222,7 @@ def _is_of_deepspeed(hook: Callable[..., object]) -> bool:
 
 
 def _is_dense(weight: nn.Parameter) -> bool:
-    """Whether the weight is a tensor of plain numbers; the subclasses of quantisation libraries and FSDP are not."""
+    """Return whether the weight is an ordinary parameter, not a subclass of a quantisation library or of FSDP."""
     return type(weight) is nn.Parameter
 
 

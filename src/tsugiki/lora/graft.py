@@ -32,7 +32,7 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - within `mixed_batch`, grafted layers get another `forward` (`lora.mixed_batch`).
 
 Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights, and has the
-attribute `_tsugiki_changed_weights`, because its files no longer tell what it is (`base.identity`). Fast paths are
+attribute `_tsugiki_changed_weights`, because its files no longer identify it (`base.identity`). Fast paths are
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 
@@ -75,7 +75,7 @@ class Config(Protocol):
     """The settings of an adapter."""
 
     def new_adapter(self, model: nn.Module) -> Adapter:
-        """Return a new, untrained adapter for this model, in which no other is active; the model is not changed.
+        """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed.
 
         Raises:
             TsugikiError: the settings do not fit the model.
@@ -83,9 +83,10 @@ class Config(Protocol):
 
 
 def new_adapter(model: nn.Module, config: LoraConfig | Config | PeftConfig) -> Any:
-    """Return a new, untrained adapter with these settings for `model`, in which none is active.
+    """Return a new, untrained adapter with these settings for `model`, in which no adapter is active.
 
-    A `LoraConfig` does not build its adapter itself, so that it can be imported without torch. PEFT's is translated.
+    A `LoraConfig` does not build its adapter itself, so that it can be imported without torch. PEFT's `LoraConfig` is
+    converted.
 
     Raises:
         TsugikiError: the settings do not fit the model.
@@ -109,9 +110,10 @@ def graft(
     Args:
         model: any module, but no wrapper around one except that of `torch.compile`.
         config: `LoraConfig`, PEFT's `LoraConfig`, or the config of another method.
-        name: of the adapter; a model can hold several, of which one is active.
-        base_dropout: keep dropout inside the frozen base. By default it is switched off, since frozen weights gain
-            nothing from it. All adapters of a model have the same; None: that of the adapters it holds.
+        name: the adapter's name. A model can hold several adapters, of which one is active.
+        base_dropout: keep dropout inside the frozen base. All adapters of a model share this setting. None: that of the
+            adapters that the model holds; for the first adapter, dropout is switched off, because frozen weights gain
+            nothing from it.
 
     Returns:
         The same model. `active_adapter(model)` is the new adapter.
@@ -188,7 +190,7 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     """Take one adapter out; if it is the last one, `ungraft` the model.
 
     Raises:
-        TsugikiError: there is no such adapter, one is merged, or the call is inside a `mixed_batch` block.
+        TsugikiError: there is no such adapter, an adapter is merged, or the call is inside a `mixed_batch` block.
     """
     model = unwrapped(model)
     state = require_state(model)
@@ -205,7 +207,7 @@ def remove_adapter(model: nn.Module, name: str) -> None:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that train, by their present names in the model."""
+    """Return the parameters that train, by their current names in the model."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -223,7 +225,7 @@ def warn_of_float16(model: nn.Module) -> None:
 
 
 def _unwrap(model: nn.Module, keep: Collection[Adapter]) -> None:
-    """Put the frozen layers back in the places of the grafted ones, except for those of the adapters in `keep`."""
+    """Replace grafted layers by their frozen layers, except the layers of the adapters in `keep`."""
     kept = {id(model.get_submodule(path)) for adapter in keep for path in adapter.wrapped}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Grafted) and id(module) not in kept and model.get_submodule(path) is module:

@@ -34,7 +34,7 @@ class Adapter(Protocol):
         """
 
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
-        """Return what merging the adapter does to weights of the base, by their names in the model before any graft.
+        """Return the updates of base weights that merge the adapter, by the weights' names before any graft.
 
         Names that share one parameter, before and after the merge, have the same update (the same object).
 
@@ -50,38 +50,41 @@ class MixedRows(Protocol):
     """Computes each row of a batch with its own adapter (see `lora.mixed_batch`)."""
 
     def attach(self, undo: list[Undo]) -> None:
-        """Put it into the model, in which no adapter is active, as `Adapter.attach` does."""
+        """Let the layers of a model in which no adapter is active compute the rows, as `Adapter.attach` does."""
 
 
 @dataclass
 class Graft:
-    """The adapters of one model, and what is needed to take them out."""
+    """The adapters of one model, and the state that is needed to remove them."""
 
     adapters: dict[str, Any] = field(default_factory=dict)
+    """The adapters by name."""
     active: str | None = None
-    """The adapter that computes, or that is merged. None: the base alone computes, or a mixed batch."""
+    """The name of the adapter that is active or merged; None while the base alone or a mixed batch computes."""
     attached: list[Undo] = field(default_factory=list)
-    """Takes out what is in the model now."""
+    """Functions that remove the adapter or the mixed batch that is attached to the model now."""
     merged: list[Undo] | None = None
-    """Restores the base's weights; None while nothing is merged."""
+    """Functions that restore the base's weights; None while nothing is merged."""
     joined: JoinedAdapter | None = None
     """The sum of several adapters that are active together; `active` has their names with plus signs."""
     joined_names: Sequence[str] = ()
+    """The names that the latest `set_adapter` got."""
     mixed_rows: MixedRows | None = None
-    """The innermost `mixed_batch`; not in the model while `attached` is empty."""
+    """The innermost `mixed_batch`; not attached to the model while `attached` is empty."""
     in_order: set[str] = field(default_factory=set)
-    """Layers of which it is known that they get the rows in the order of the batch (see `lora.mixed_batch`)."""
+    """Names of layers that are known to get the rows in the order of the batch (see `lora.mixed_batch`)."""
     thread: int | None = None
-    """The thread that is in a block of `disable_adapter` or `mixed_batch`; no other may change what computes."""
+    """The thread that is in a block of `disable_adapter` or `mixed_batch`; no other thread may switch adapters."""
     required_grad: dict[str, bool] = field(default_factory=dict)
     """`requires_grad` of the base's parameters before grafting, by all of their names."""
     base_dropout: bool = False
     """Whether the base keeps its dropout."""
     saved_dropout: SavedDropout = field(default_factory=list)
+    """The dropout probabilities of the base before they were set to 0."""
     replaced_head: list[Undo] = field(default_factory=list)
-    """Restores the `forward` of the output head; empty if it was not replaced."""
+    """Functions that restore the `forward` of the output head; empty if it was not replaced."""
     saving: list[str] = field(default_factory=list)
-    """The attributes of the model by which it saves and loads its adapter."""
+    """Names of the attributes that were set on the model so that it saves and loads its adapter."""
 
 
 def find_state(model: nn.Module) -> Graft | None:
@@ -102,12 +105,12 @@ def require_state(model: nn.Module) -> Graft:
 
 
 def is_grafted(model: nn.Module) -> bool:
-    """Whether the model holds an adapter."""
+    """Return whether the model holds an adapter."""
     return find_state(model) is not None
 
 
 def is_merged(model: nn.Module) -> bool:
-    """Whether an adapter is merged into the model's weights."""
+    """Return whether an adapter is merged into the model's weights."""
     state = find_state(model)
     return state is not None and state.merged is not None
 
@@ -130,7 +133,7 @@ def active_adapter(model: nn.Module) -> Any:
     """Return the active adapter, an object of its method's class.
 
     Raises:
-        TsugikiError: none is active.
+        TsugikiError: no adapter is active.
     """
     state = require_state(model)
     if state.active is None:
@@ -142,7 +145,7 @@ def find_adapter(model: nn.Module, name: str) -> Any:
     """Return the adapter called `name`, an object of its method's class.
 
     Raises:
-        TsugikiError: there is none; the message names the adapters of the model.
+        TsugikiError: the model has no such adapter; the message names those that it has.
     """
     adapters = require_state(model).adapters
     if name not in adapters:

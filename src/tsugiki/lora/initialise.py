@@ -36,7 +36,8 @@ def init_random_(pair: LowRank, r: int, init: bool | str) -> None:
     Args:
         pair: A may be a stack of the factors of several matrices, [experts · r, in].
         r: the rank of one matrix.
-        init: True: A is Kaiming-uniform. "gaussian": A is normal with standard deviation 1/r. False: B is random, too.
+        init: True: A is Kaiming-uniform. "gaussian": A is normal with standard deviation 1/r. False: A and B are
+            Kaiming-uniform.
     """
     if init == "gaussian":
         nn.init.normal_(pair.A, std=1 / r)

@@ -42,7 +42,7 @@ from tsugiki.lora.product import grafted_product
 class LoraLinear(nn.Module):
     """A linear layer (see `frozen_layer.is_linear`) with a low-rank branch.
 
-    `lora` is None while no adapter is active in the layer; then the layer computes what its frozen base does.
+    `lora` is None while no adapter is active in the layer; the layer then computes the same as its frozen base.
     """
 
     lora: LowRank | None
@@ -72,7 +72,7 @@ class LoraLinear(nn.Module):
         return grafted_product(base, x, *pair.factors(), pair.scaling, p)
 
     def plain(self, x: Tensor) -> Tensor:
-        """Compute `forward` by its definition: the reference for `grafted_product`, used where that does not apply."""
+        """Compute `forward` by its definition: the reference for `grafted_product`, and its fallback."""
         y: Tensor = self.base_layer(x)
         if self.lora is None:
             return y
@@ -121,7 +121,7 @@ class _BypassGuard(torch.autograd.Function):
 
 
 def _can_fuse(x: Tensor, layer: nn.Module) -> bool:
-    """Whether `grafted_product` computes what calling the layer would."""
+    """Return whether `grafted_product` is equivalent to calling the layer."""
     # A compiler fuses the definition itself; autocast chooses a dtype for each of its operations.
     if torch.compiler.is_compiling() or is_autocast_enabled(x.device):
         return False
@@ -182,9 +182,9 @@ def base_of(layer: nn.Module) -> nn.Module:
 
 
 def activate_factors(layer: Grafted, pair: LowRank) -> None:
-    """Let the layer compute with this pair, moved to the layer's device and put into its mode.
+    """Let the layer compute with this pair, which is moved to the layer's device and training or evaluation mode.
 
-    The same as `layer.lora = pair.to(...).train(...)`, but a hundred times faster if nothing has to be moved.
+    This does the same as `layer.lora = pair.to(...).train(...)`, a hundred times faster if nothing has to be moved.
     """
     children = layer._modules
     device = device_of(children["base_layer"])  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def activate_factors(layer: Grafted, pair: LowRank) -> None:
 
 
 def deactivate_factors(layers: Sequence[Grafted]) -> None:
-    """Let the layers compute what their frozen bases do."""
+    """Let the layers compute the same as their frozen bases."""
     for layer in layers:
         layer._modules["lora"] = None
 
@@ -241,7 +241,7 @@ def updated_weight(layer: nn.Module, pair: LowRank, weight: Tensor) -> Tensor:
     """Return W + ΔW in the dtype of the pair; for DoRA with the trained lengths of its rows.
 
     Args:
-        layer: the frozen layer, which tells the layout of its weight.
+        layer: the frozen layer; its class determines the layout of the weight.
         pair: its pair.
         weight: W in the layer's layout; not read from `layer`, since it may be in a file.
     """

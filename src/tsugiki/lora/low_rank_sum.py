@@ -5,7 +5,7 @@
 A model that multiplies by its experts' weights in its own way, one after the other or all in one grouped product, gets
 a `LowRankSum` in the place of the weight. Its own product with W runs unchanged, so an update of zero changes no bit,
 and the product with the factors is added. ΔW = s · L R of all experts, which is as large as W, is not formed, nor is
-its gradient. Operations that are not known here get the sum itself, which is the definition.
+its gradient. All other operations get the sum itself, which is the definition.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _MULTIPLE = 8
-"""Grouped products require rows of a multiple of 16 bytes."""
+"""Grouped products require rows of a multiple of 16 bytes, which are 8 elements of 16 bits."""
 
 
 class LowRankSum:
@@ -41,34 +41,34 @@ class LowRankSum:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute a function of torch that gets such a sum; torch calls this."""
+        """Compute a torch function that has a `LowRankSum` among its arguments; torch calls this."""
         kwargs = kwargs or {}
         product = _PRODUCTS.get(func)
         result = NotImplemented if product is None else product(*args, **kwargs)
         return func(*_summed(args), **_summed(kwargs)) if result is NotImplemented else result
 
     def __getitem__(self, index: Any) -> Any:
-        """Return one matrix of a stack, or several that a tensor of indices chooses."""
-        chooses = isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32)
-        if self.weight.dim() != 3 or not (chooses or type(index) is int):
+        """Return one matrix of a stack, or the matrices that a tensor of indices selects."""
+        selects = isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32)
+        if self.weight.dim() != 3 or not (selects or type(index) is int):
             return self.sum[index]
-        if chooses and index.dim():
+        if selects and index.dim():
             return LowRankSum(self.weight[index], self.left[index], self.right[index], self.scaling)
         left, right = self._one_by_one
         return LowRankSum(self.weight[index], left[int(index)], right[int(index)], self.scaling)
 
     def __getattr__(self, name: str) -> Any:
-        """Shape, dtype and the like are those of the weight; methods are those of the sum."""
+        """Return an attribute of the weight, such as its shape or dtype, or a method of the sum."""
         if name.startswith("__"):
             raise AttributeError(name)
         attribute = getattr(self.weight, name)
         return attribute if name in _SAME or not callable(attribute) else getattr(self.sum, name)
 
-    def transpose(self, one: int, other: int) -> Any:
+    def transpose(self, dim0: int, dim1: int) -> Any:
         """Exchange two axes."""
         last = {self.weight.dim() - 2, self.weight.dim() - 1}
-        if {one % self.weight.dim(), other % self.weight.dim()} != last:
-            return self.sum.transpose(one, other)
+        if {dim0 % self.weight.dim(), dim1 % self.weight.dim()} != last:
+            return self.sum.transpose(dim0, dim1)
         return LowRankSum(self.weight.transpose(-2, -1), self.right.mT, self.left.mT, self.scaling)
 
     @property
@@ -86,7 +86,7 @@ class LowRankSum:
 
     @cached_property
     def _one_by_one(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The factors as tuples: indexing them one by one would add up a gradient of the whole stack for each."""
+        """The factors as tuples: each indexing of a stack would give a gradient of the size of the whole stack."""
         return self.left.unbind(), self.right.unbind()
 
 
@@ -104,13 +104,12 @@ def _add(y: Tensor, x: Tensor, left: Tensor, right: Tensor, scaling: float, prod
 
 
 def _matmul(*args: Any, **kwargs: Any) -> Any:
-    if kwargs or len(args) != 2 or all(isinstance(one, LowRankSum) for one in args):
+    if kwargs or len(args) != 2 or all(isinstance(operand, LowRankSum) for operand in args):
         return NotImplemented
-    one, other = args
-    if isinstance(one, LowRankSum):
-        product = torch.matmul(one.weight, other)
-        return _add(product, other, one.right, one.left, one.scaling, lambda x, factor: factor @ x)
-    return _add(torch.matmul(one, other.weight), one, other.left, other.right, other.scaling, torch.matmul)
+    a, b = args
+    if isinstance(a, LowRankSum):
+        return _add(torch.matmul(a.weight, b), b, a.right, a.left, a.scaling, lambda x, factor: factor @ x)
+    return _add(torch.matmul(a, b.weight), a, b.left, b.right, b.scaling, torch.matmul)
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
@@ -121,7 +120,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _grouped_mm(*args: Any, offs: Any = None, **others: Any) -> Any:
-    if offs is None or any(one is not None for one in others.values()) or len(args) != 2:
+    if offs is None or any(option is not None for option in others.values()) or len(args) != 2:
         return NotImplemented
     x, stack = args
     if not isinstance(stack, LowRankSum):
@@ -149,5 +148,5 @@ def _summed(nested: Any) -> Any:
     if isinstance(nested, LowRankSum):
         return nested.sum
     if isinstance(nested, dict):
-        return {key: _summed(one) for key, one in nested.items()}
+        return {key: _summed(item) for key, item in nested.items()}
     return type(nested)(map(_summed, nested)) if isinstance(nested, list | tuple) else nested

@@ -23,7 +23,7 @@ from torch import Tensor
 
 _LEVELS = 1 << 16
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integer dtype with this many bytes an element."""
+"""Bytes of an element -> the integer dtype of this size."""
 _local = threading.local()
 
 
@@ -98,5 +98,5 @@ def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Drop elements of `x` by such a mask and divide the others by 1 - p; differentiable in `x`."""
+    """Drop elements of `x` with probability `p` and divide the others by 1 - p; differentiable in `x`."""
     return x * (keep_mask(x, p) != 0) / (1 - p) if p else x

@@ -1,7 +1,7 @@
 """Merging: the active adapter is added to the base's weights, so that it costs nothing at inference.
 
-An adapter states its effect once, as updates of named weights (`Adapter.weight_updates`). Here they are applied to a
-model in memory; `adapters.merge` applies them to the files of a model.
+An adapter defines its effect as updates of named weights (`Adapter.weight_updates`). Here they are applied to a model
+in memory; `adapters.merge` applies them to the files of a model.
 
     merge(model)             W                 →   W + ΔW, rounded to the dtype of W
     merge_quantized(model)   scale · qweight   →   W   →   W + ΔW   →   scale' · qweight'
@@ -80,11 +80,12 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
     Other layers are merged as by `merge`. `unmerge` undoes it.
 
     Returns:
-        For each quantised layer, the share of its update that is lost: 0 for none, 1 for as much as the update itself.
+        For each quantised layer, by name, the share of its update that is lost: 0 if nothing is lost, 1 if the error is
+        as large as the update itself.
 
     Raises:
-        TsugikiError: no adapter is active, its method cannot be merged, one is merged already, or a merged weight is
-            not finite.
+        TsugikiError: no adapter is active, its method cannot be merged, an adapter is merged already, a layer's format
+            cannot be quantised again, or a merged weight is not finite.
     """
     model = unwrapped(model)
     state = require_state(model)
@@ -138,7 +139,7 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     Args:
         model: its config changes.
         layers: the names of layers whose weight is not shared any more.
-        undo: what restores the config is appended to it.
+        undo: a function that restores the config is appended to it.
 
     Returns:
         Whether the config has changed.
@@ -161,9 +162,9 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
 
 @contextmanager
 def _updates_of_active_adapter(model: nn.Module) -> Iterator[tuple[dict[str, WeightUpdate], list[Undo]]]:
-    """Take the active adapter out of the model, and yield its updates and a list for what undoes them.
+    """Detach the active adapter from the model, and yield its updates and a list for functions that undo them.
 
-    If the block raises an error, what is in the list is undone, and the adapter is put back.
+    If the block raises an error, these functions are called, and the adapter is attached again.
     """
     state, adapter = require_state(model), active_adapter(model)
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # torch's DTensor
@@ -184,9 +185,9 @@ def _updates_of_active_adapter(model: nn.Module) -> Iterator[tuple[dict[str, Wei
 
 
 def _is_quantized(model: nn.Module, name: str, update: WeightUpdate) -> bool:
-    """Whether the weight called `name` is anything but a floating-point number of 16 bits or more.
+    """Return whether the weight called `name` is not a tensor of floating-point numbers of at least 16 bits.
 
-    It may be an integer, such as a counter in a module that is replaced as a whole by a trained copy.
+    A buffer that a trained copy of its module replaces does not count as quantised, such as an integer counter.
     """
     owner, attribute = parameter_owner(model, name)
     tensor: Tensor | None = owner._parameters.get(attribute)
@@ -200,7 +201,7 @@ def _is_quantized(model: nn.Module, name: str, update: WeightUpdate) -> bool:
 
 
 def _new_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> dict[str, Tensor]:
-    """Return the merged weights by name; weights that are one and have the same update stay one.
+    """Return the merged weights by name; a weight that is shared, with the same update for all names, stays shared.
 
     Raises:
         TsugikiError: a weight is not finite.

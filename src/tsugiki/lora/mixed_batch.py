@@ -4,22 +4,13 @@
         model.generate(**three_prompts)
 
 Row i of a linear layer is  y_i = W x_i + b + s_i · B_i A_i x_i.  The frozen product is computed once for the whole
-batch. So is the low-rank part, with the rows' pairs stacked and smaller ranks padded with zeros:
+batch; see `row_products` for the low-rank part. Neighbouring rows with the same adapter share a pair.
 
-    low = x Aᵀ      y += low (s B)ᵀ
-
-with x [rows, tokens, in], A [rows, r, in], B [rows, out, r] and y [rows, tokens, out].
-Neighbouring rows with the same adapter share a pair. Nothing is added to rows of the base, so they are bit-identical
-to the output of the frozen layer. A DoRA pair also scales its rows by its factor, which is computed once (see `dora`).
-
-`plain_rows` is the definition; it also computes embeddings and convolutions.
-
-All of this requires that each layer gets the rows in the order of the batch: [rows, tokens, in], or with rows and
+This requires that each layer gets the rows in the order of the batch: [rows, tokens, in], or with rows and
 tokens in one dimension. A few models (XLNet) compute with [tokens, rows, width]. A forward pass of two rows of three
 tokens shows which order a layer has.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,22 +22,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
-from tsugiki.lora.dora import dora_factor
-from tsugiki.lora.frozen_layer import is_hooked, oriented
+from tsugiki.lora.frozen_layer import is_hooked
 from tsugiki.lora.graft import BASE_ROW
 from tsugiki.lora.graft_state import Graft, find_adapter, require_state
-from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
+from tsugiki.lora.layer import Grafted, LoraLinear
 from tsugiki.lora.pair import LowRank
+from tsugiki.lora.row_products import PairsState, RowPairs, plain_rows, prepare_rows, rows_product
 from tsugiki.lora.swap import Undo, replace_forward
 from tsugiki.lora.switch import detach_adapter, disable_adapter
 from tsugiki.lora.wrappers import unwrapped
 
-_ROWS, _TOKENS = 2, 3  # of the forward pass that shows the order
+_ROWS, _TOKENS = 2, 3  # the shape of the trial forward pass that shows the order
 
 
 @contextmanager
@@ -90,7 +80,7 @@ class RowAdapters:
     layers: list[tuple[Grafted, "LayerRowAdapters"]]
 
     def attach(self, undo: list[Undo]) -> None:
-        """Let the layers compute each row with its pair; what undoes that is appended to `undo`."""
+        """Let the layers compute each row with its pair; functions that undo this are appended to `undo`."""
         for layer, rows in self.layers:
             replace_forward(layer, partial(_forward, layer, rows), undo)
 
@@ -100,64 +90,26 @@ class LayerRowAdapters:
     """The pairs that the rows of a batch use in one layer."""
 
     path: str
+    """The layer's name."""
     names: int
-    """The number of names that were given."""
+    """The number of adapter names that `mixed_batch` got."""
     pairs: list[LowRank | None]
     """The pair of each group of neighbouring rows, all of the same size; None: the base."""
+    distinct: list[LowRank]
+    """The pairs, each once."""
     thread: int = field(default_factory=get_ident)
     """The thread that is in the block."""
-    stacks: list["Stack"] = field(default_factory=list)
-    """The pairs of all groups that have one; stacked at the first use, in the dtype that is used then."""
-    versions: list[Any] = field(default_factory=list)
-    """What the pairs were when they were stacked."""
+    prepared: RowPairs | None = None
+    """The pairs in the dtype of the layer's input; None before the first use."""
+    state: PairsState | None = None
+    """The values of the pairs when they were prepared, and the dtype and the device of the input."""
 
-
-@dataclass(frozen=True)
-class Stack:
-    """The pairs of neighbouring groups of rows, stacked; each of the groups has a pair."""
-
-    groups: slice
-    A: Tensor
-    """[groups, r, in]"""
-    B: Tensor
-    """The transposed B, multiplied by the scaling, [groups, r, out]."""
-    magnitude_delta: Tensor | None
-    """DoRA's g - 1, [groups, 1, out]; 0 for a pair without DoRA. None if no pair has DoRA."""
-
-
-@torch.no_grad()
-def plain_rows(layer: Grafted, pairs: Sequence[LowRank | None], x: Tensor, y: Tensor) -> Tensor:
-    """Compute each group of rows with its pair, by the definition.
-
-    Args:
-        layer: a grafted layer, in evaluation mode.
-        pairs: the pair of each group of neighbouring rows, all of the same size; None: the base.
-        x: the layer's input, [rows, …].
-        y: the frozen layer's output for x, [rows, …].
-    """
-    groups = zip(pairs, x.chunk(len(pairs)), y.chunk(len(pairs)), strict=True)
-    return torch.cat([base_rows if pair is None else _with_pair(layer, pair, rows) for pair, rows, base_rows in groups])
-
-
-def rows_product(layer: LoraLinear, stacks: Sequence[Stack], groups: int, x: Tensor, y: Tensor) -> Tensor:
-    """Compute `plain_rows` for a linear layer, in place in y.
-
-    Args:
-        layer: the grafted layer.
-        stacks: the pairs of the groups, in the dtype of x and y.
-        groups: the number of groups of rows, including those of the base.
-        x: the layer's input, [rows, …, in].
-        y: the frozen layer's output for x, [rows, …, out]; overwritten.
-    """
-    inputs, outputs = x.reshape(groups, -1, x.shape[-1]), y.view(groups, -1, y.shape[-1])
-    bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
-    for stack in stacks:
-        out = outputs[stack.groups]
-        low = torch.bmm(inputs[stack.groups], stack.A.transpose(1, 2))
-        out.baddbmm_(low, stack.B)
-        if stack.magnitude_delta is not None:
-            out.addcmul_(out if bias is None else out - bias, stack.magnitude_delta)
-    return y
+    def prepare(self, layer: LoraLinear, x: Tensor) -> RowPairs:
+        """Return the pairs in the dtype of x; they are prepared again if one has changed."""
+        if self.prepared is None or self.state is None or not self.state.is_present(self.distinct, x):
+            self.prepared = prepare_rows(layer, self.pairs, x)
+            self.state = PairsState.of(self.distinct, x)  # after pairs were moved to the device of x
+        return self.prepared
 
 
 def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAdapters:
@@ -182,7 +134,8 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAda
             )
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
-        layers.append((layer, LayerRowAdapters(path, len(names), pairs)))
+        distinct = list(dict.fromkeys(pair for pair in pairs if pair is not None))
+        layers.append((layer, LayerRowAdapters(path, len(names), pairs, distinct)))
     return RowAdapters(layers)
 
 
@@ -216,7 +169,7 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
 
 
 def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
-    """Replace the layer's own `forward` within a mixed batch."""
+    """Compute a layer in a mixed batch; within the block this replaces the layer's own `forward`."""
     if not torch.compiler.is_compiling() and get_ident() != rows.thread:
         raise TsugikiError(
             _(
@@ -240,27 +193,17 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
         return plain_rows(layer, rows.pairs, x, y)
     if is_hooked(layer.base_layer):
         return plain_rows(layer, rows.pairs, x, y)
-    versions = [x.dtype, x.device, *map(_version, rows.pairs)]
-    if versions != rows.versions:
-        rows.stacks, rows.versions = _stacks(layer, rows.pairs, x), versions
-    return rows_product(layer, rows.stacks, len(rows.pairs), x, y.contiguous())
-
-
-def _version(pair: LowRank | None) -> Any:
-    """Return what changes if the values of a pair change."""
-    if pair is None:
-        return None
-    tensors = [tensor for tensor in pair._parameters.values() if tensor is not None]
-    return pair.scaling, [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors]
+    return rows_product(layer, rows.prepare(layer, x), x, y.contiguous())
 
 
 @torch.no_grad()
 def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
-    """Check once for each layer that it gets the rows in the order of the batch; other models than of text pass.
+    """Check once for each layer that it gets the rows in the order of the batch; only models of text are checked.
 
-    The sizes of the first dimension tell: two rows of three tokens are [2, …], or [6, …] with both in one dimension.
+    The size of the first dimension shows the order: two rows of three tokens are [2, …], or [6, …] if rows and tokens
+    are in one dimension.
     """
-    unknown = {its.path: layer for layer, its in rows.layers if its.path not in state.in_order}
+    unknown = {pairs.path: layer for layer, pairs in rows.layers if pairs.path not in state.in_order}
     if not unknown or not hasattr(getattr(model, "config", None), "vocab_size"):
         return
     sizes: dict[str, int] = {}
@@ -289,40 +232,3 @@ def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
 
 def _note_size(sizes: dict[str, int], path: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
     sizes[path] = len(args[0])
-
-
-def _with_pair(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:
-    """Compute the layer with this pair, on a shallow copy, since other threads may be in the same layer."""
-    copied = copy.copy(layer)
-    vars(copied)["_modules"] = dict(layer._modules)
-    activate_factors(copied, pair)
-    y: Tensor = type(layer).forward(copied, x)  # type: ignore[arg-type]
-    return y
-
-
-@torch.no_grad()
-def _stacks(layer: LoraLinear, pairs: Sequence[LowRank | None], like: Tensor) -> list[Stack]:
-    """Stack each run of groups that have pairs, in the dtype and on the device of `like`."""
-    stacks, start = [], 0
-    for has_pair, run in groupby(pairs, lambda pair: pair is not None):
-        pairs_of_run = list(run)
-        groups = slice(start, start := start + len(pairs_of_run))
-        if has_pair:
-            stacks.append(_stack(layer, pairs_of_run, groups, like))  # type: ignore[arg-type]
-    return stacks
-
-
-def _stack(layer: LoraLinear, pairs: Sequence[LowRank], groups: slice, like: Tensor) -> Stack:
-    for pair in pairs:
-        if pair.A.device != like.device:
-            pair.to(like.device)
-    factors = [pair.factors() for pair in pairs]
-    A = pad_sequence([A for A, _ in factors], batch_first=True)
-    B = pad_sequence([pair.scaling * B.T for pair, (_, B) in zip(pairs, factors, strict=True)], batch_first=True)
-    delta = None
-    if any(pair.magnitude is not None for pair in pairs):
-        weight = oriented(layer.base_layer)
-        one = torch.ones(len(weight), device=like.device)
-        delta = torch.stack([one if pair.magnitude is None else dora_factor(weight, pair) for pair in pairs]) - 1
-        delta = delta[:, None].to(like.dtype)
-    return Stack(groups, A.to(like.dtype), B.to(like.dtype), delta)

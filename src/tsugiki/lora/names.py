@@ -1,4 +1,4 @@
-"""Names of modules and parameters: how settings select them, and which block a name is in."""
+"""Names of modules and parameters: selecting them by settings, and finding the block that a name is in."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias

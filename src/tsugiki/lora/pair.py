@@ -10,8 +10,8 @@ class LowRank(nn.Module):
     For an embedding, `in` is the number of entries and `out` the width; for a convolution see `lora.conv`. The factors
     are kept in float32 (float64 for a float64 layer), whatever the dtype of the frozen weight.
 
-    What is kept without being trained is a parameter, too, and no buffer, so that FSDP shards it and DDP does not send
-    it to all processes in every forward pass.
+    Tensors that do not train are parameters as well, not buffers, so that FSDP shards them and DDP does not send them
+    to all processes in every forward pass.
     """
 
     magnitude: nn.Parameter | None
@@ -23,7 +23,7 @@ class LowRank(nn.Module):
     B0: nn.Parameter | None
     """PiSSA: B before training."""
     bias: nn.Parameter | None
-    """A trained term [out] beside B A x, which is scaled as well. None unless `lora_bias` is set."""
+    """A trained bias [out] that is added to B A x before the scaling. None unless `lora_bias` is set."""
 
     def __init__(self, A: Tensor, B: Tensor, scaling: float, dropout: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LowRank(nn.Module):
         """Return the factors whose product is the update.
 
         For PiSSA they have rank 2r, since the update is B A - B0 A0 = B (A - A0) + (B - B0) A0. In this form it is
-        exactly zero before training, and no small difference of two large products, which 16 bits would lose.
+        exactly zero before training. As the difference of two large products, a small update would be lost in 16 bits.
         """
         if self.A0 is None or self.B0 is None:
             return self.A, self.B

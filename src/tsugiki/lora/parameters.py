@@ -10,8 +10,8 @@ code.
 
 As in PEFT's file, the factors of all experts are two matrices: A [experts · r, in] has the rows of the experts one
 after the other, and the columns of B [out, r · experts] are ordered by row of A_e first, then by expert. A parameter
-that its module stores transposed, [experts, in, out], has the transposed update; the attribute
-`is_transposed` of transformers' modules of experts tells which do. A matrix is a stack of one.
+that its module stores transposed, [experts, in, out], has the transposed update; transformers' modules of experts mark
+this by the attribute `is_transposed`. A parameter of two dimensions is treated as a stack of one matrix.
 """
 
 import copy
@@ -44,7 +44,7 @@ class ParameterPair(LowRank):
         self.shape, self.transposed = shape, transposed
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """Return the factors L and R of ΔW = scaling · L R, each a matrix for a matrix, or a stack for a stack."""
+        """Return the factors L and R of ΔW = scaling · L R, as matrices or stacks, as the parameter is."""
         if len(self.shape) == 2:
             return self.B, self.A
         experts = self.shape[0]
@@ -62,7 +62,7 @@ class LoraParameters(nn.ModuleDict):
     """The pairs of the parameters of one module, by the parameters' names; a child of that module."""
 
     by_product = True
-    """Multiply by the factors one after the other; False: by the updated weight."""
+    """Multiply by the weight and the factors separately (`LowRankSum`); False: by the updated weight."""
 
 
 def new_parameter_pair(parameter: Tensor, transposed: bool, r: int, scaling: float, init: bool | str) -> ParameterPair:
@@ -92,7 +92,7 @@ def parameter_pair_shapes(shape: torch.Size, transposed: bool, r: int) -> tuple[
 
 
 def is_transposed(owner: nn.Module, parameter: Tensor) -> bool:
-    """Whether a parameter of this module is [experts, in, out]."""
+    """Return whether a parameter of this module is [experts, in, out]."""
     return parameter.dim() == 3 and bool(getattr(owner, "is_transposed", False))
 
 

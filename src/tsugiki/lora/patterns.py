@@ -1,8 +1,8 @@
 r"""Regular expressions from settings, matched in a bounded time.
 
-Adapter files bring regular expressions of their own. `re` tries the ways through an expression one after the other, and
-a short expression can have more ways than could be tried in years: `([a-z]+)+!` has 2ⁿ for a name of n letters. So the
-ways are counted before anything is matched:
+Adapter files contain regular expressions, and may come from anyone. `re` backtracks: it tries one way to match after
+another, and a short expression can have more ways than could be tried in years. `([a-z]+)+!` has 2ⁿ ways for a name of
+n letters. Therefore an upper bound on the ways is computed before anything is matched:
 
     .*\.mlp\..*_proj        at most 129² ways for a name of 128 characters: `re` matches it
     .*a.*b.*c.*d            129⁴ ways: an automaton follows all of them at once, character by character
@@ -34,9 +34,9 @@ _NAME_LENGTH = 128
 _MAX_NAME_LENGTH = 256
 _MAX_LENGTH = 10_000  # of an expression
 _MAX_WAYS = 100_000
-"""For the expression of a setting, or all those of a table together: `re` takes about 1 ms to try them for a name."""
+"""The limit for an expression, or for all expressions of a table together: `re` tries so many ways in about 1 ms."""
 _ENTRY_COST = 100
-"""Ways that could be tried in the time that looking at an entry of a table takes."""
+"""The fixed cost of matching one entry of a table, as the number of ways that take the same time."""
 _MAX_STEPS = 20_000
 """States that the automaton may visit for a name, in about 10 ms."""
 
@@ -46,7 +46,7 @@ Match: TypeAlias = Callable[[str], bool]
 
 @lru_cache(maxsize=1024)
 def compile_pattern(text: str) -> Match:
-    """Return a function that tells whether the whole of a name matches a regular expression.
+    """Return a function that returns whether the whole of a name matches a regular expression.
 
     Raises:
         TsugikiError: `text` is not a regular expression, or cannot be matched in a bounded time. The function raises it
@@ -70,9 +70,9 @@ def compile_pattern(text: str) -> Match:
 
 
 class PatternTable(Generic[T]):
-    """Values by regular expression. As in PEFT, the first expression counts that matches a name or its end after a dot.
+    """Values by regular expression. As in PEFT, the first that matches a name, or its end after a dot, is used.
 
-    A key that `name_pattern` returns costs no time, so a table can have any number of them.
+    A key that `name_pattern` returns is found by a dictionary look-up, so a table can have any number of such keys.
 
     Args:
         setting: the name of the setting, for messages.
@@ -122,7 +122,7 @@ def name_pattern(name: str) -> str:
 
 
 def _name_of_pattern(text: str) -> str | None:
-    """Return the name that `name_pattern` made `text` of, or None if it did not."""
+    """Return the name for which `name_pattern` returns `text`, or None if there is none."""
     name = re.sub(r"\\(.)", r"\1", text[1:])
     return name if name_pattern(name) == text else None
 
@@ -141,7 +141,7 @@ def _with_limit(matches: Callable[[str], object]) -> Match:
 
 
 def _parse(text: str) -> tuple[Any, int]:
-    """Return the tree of an expression, and its ways.
+    """Return the syntax tree of an expression, and an upper bound on its ways to match.
 
     Raises:
         TsugikiError: it is not a regular expression, or is too long.
@@ -179,9 +179,9 @@ def _no_future_warnings() -> Iterator[None]:
 
 
 def _ways_by_signs(text: str) -> int:
-    """Return an upper bound on the ways through an expression that needs no parser, and refuses more expressions.
+    """Return an upper bound on the ways to match an expression without parsing it, which refuses more expressions.
 
-    Each sign of a repetition counts as if it repeated a single element; a repeated group has too many ways.
+    Each repetition operator is counted as if it repeated a single element; a repeated group is above the limit.
     """
     if re.search(r"\)[*+{]", text):
         return _MAX_WAYS + 1

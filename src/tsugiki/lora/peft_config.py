@@ -1,4 +1,4 @@
-"""PEFT's `LoraConfig` as ours. It is recognised by its attributes, so PEFT need not be installed."""
+"""Convert PEFT's `LoraConfig` to Tsugiki's. It is recognised by its attributes, so PEFT need not be installed."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -58,5 +58,5 @@ def config_of_peft(config: PeftConfig) -> LoraConfig:
             )
         )
     if "target_parameters" in settings:
-        settings.setdefault("target_modules", [])  # in PEFT, these parameters alone
+        settings.setdefault("target_modules", [])  # PEFT then adapts these parameters alone
     return LoraConfig(**{name: value for name, value in settings.items() if name in known})

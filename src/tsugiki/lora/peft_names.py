@@ -1,4 +1,4 @@
-"""What PEFT does with the names of layers when it loads an adapter, by transformers' rules for old checkpoints."""
+"""Find layers that PEFT renames when it loads an adapter, by transformers' conversion rules for old checkpoints."""
 
 import re
 import sys
@@ -15,12 +15,13 @@ def named_like_experts(model: nn.Module, layers: Iterable[str]) -> list[str]:
 
     Such layers are stored as `target_parameters`, where PEFT leaves names as they are.
 
-    Models whose experts are one parameter once had a layer for each expert, such as `experts.0.gate_proj`. In
-    `target_modules`, PEFT replaces these names, and that of the router, by the parameter's, without regard to other
-    layers that have them: the gate of an attention, a shared expert, the dense feed-forward network of the first block.
+    Models whose experts are one parameter had a layer for each expert in older releases, such as `experts.0.gate_proj`.
+    In `target_modules`, PEFT replaces these names, and that of the router, by the parameter's name, even for other
+    layers with such names: the gate of an attention, a shared expert, the dense feed-forward network of the first
+    block.
     """
     transformers = sys.modules.get("transformers.conversion_mapping")  # no model of transformers without it
-    if transformers is None or model_type(model) == "qwen2_moe":  # of this type alone, PEFT does not
+    if transformers is None or model_type(model) == "qwen2_moe":  # PEFT makes an exception for this type
         return []
     rules = set(map(_patterns, transformers.get_checkpoint_conversion_mapping(model_type(model)) or []))
     for kind in ("mixtral", "qwen2_moe"):
@@ -57,5 +58,5 @@ def renamed_when_loaded(model: nn.Module, layers: Iterable[str]) -> list[str]:
 
 
 def _patterns(rule: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what a rule of transformers, for names in checkpoints, replaces by what."""
+    """Return the source and the target patterns of transformers' rule for names in checkpoints."""
     return tuple(rule.source_patterns), tuple(rule.target_patterns)

@@ -23,12 +23,11 @@ from torch.autograd.function import once_differentiable
 
 from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product
 from tsugiki.lora.masks import apply_mask, keep_mask
-from tsugiki.native import native
+from tsugiki.native import native_for
 
-_FEW_ROWS = 16  # with more, low-rank products in float32 take longer than in 16 bits
-_NATIVE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_NATIVE_RANKS = 1024  # as in `native.c`
-_NATIVE_SIZE = 1 << 20  # numbers of A and B times rows; with more, torch's products are as fast, and use its threads
+FEW_ROWS = 16  # with more, low-rank products in float32 take longer than in 16 bits
+NATIVE_RANKS = 1024  # as in `native.c`
+NATIVE_SIZE = 1 << 20  # elements of A and B times rows; above it torch's products, with several threads, are as fast
 
 
 def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
@@ -46,7 +45,7 @@ def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: 
         [..., out], of the dtype of x.
     """
     flat = x.reshape(-1, x.shape[-1])
-    if len(flat) <= _FEW_ROWS and not p and not torch.is_grad_enabled():
+    if len(flat) <= FEW_ROWS and not p and not torch.is_grad_enabled():
         few = frozen_product(layer, flat)
         add_low_rank(few, flat, A, B, scaling)
         return few.view(*x.shape[:-1], few.shape[-1])
@@ -65,9 +64,8 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> 
         scaling: the factor on B A.
     """
     rows, r = len(y), len(A)
-    kind = _NATIVE_DTYPES.get(y.dtype) if y.is_cpu and A.is_cpu and A.dtype == torch.float32 else None
-    call = None if kind is None else native("low_rank_added", kind)
-    fits = rows * (A.numel() + B.numel()) <= _NATIVE_SIZE and r <= _NATIVE_RANKS
+    call = native_for("low_rank_added", y) if A.is_cpu and A.dtype == torch.float32 else None
+    fits = rows * (A.numel() + B.numel()) <= NATIVE_SIZE and r <= NATIVE_RANKS
     if call is None or not fits or not (x.is_contiguous() and A.is_contiguous() and B.is_contiguous()):
         plain_add_low_rank(y, x, A, B, scaling)
         return

@@ -1,4 +1,4 @@
-"""Modules that train as a whole, on a copy: those that `modules_to_save` names, and the heads of classifiers."""
+"""Modules that train as a whole, on a copy: the modules of `modules_to_save`, and the heads of classifiers."""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
@@ -43,7 +43,7 @@ def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, 
 
 
 def saved_tensors(modules: Mapping[str, nn.Module], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of such modules by their names in a file, which begin with `prefix`."""
+    """Return the tensors of modules that train as a whole by their names in a file, which begin with `prefix`."""
     return {
         f"{prefix}{path}.{name}": tensor
         for path, module in modules.items()
@@ -52,7 +52,7 @@ def saved_tensors(modules: Mapping[str, nn.Module], prefix: str) -> dict[str, Te
 
 
 def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, file: Collection[str]) -> list[str]:
-    """Return the whole names of the modules that a file has of those that its config names.
+    """Return the full names of the modules of `modules_to_save` whose tensors are in a file.
 
     In PEFT an ending need not follow a dot, and a name that the model does not have is ignored: the files of
     classifiers name the heads of all model types.
@@ -60,11 +60,11 @@ def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, f
     Args:
         model: the base.
         wanted: `modules_to_save` in the file's config.
-        prefix: what the names of tensors begin with.
-        file: the names of its tensors.
+        prefix: the prefix of all names in the file.
+        file: the names of the file's tensors.
 
     Raises:
-        TsugikiError: the model has a module of this name, and the file has none.
+        TsugikiError: the model has a module that the config names, and the file has no tensor of it.
     """
     found: list[str] = []
     owners = {key.removeprefix(prefix).rpartition(".")[0] for key in file}

@@ -2,8 +2,8 @@
 
     y = W x + b + Σ s_i · B_i A_i dropout(x)  =  W x + b + [s_1 B_1 | s_2 B_2 | …] [A_1; A_2; …] dropout(x)
 
-The factors are concatenated at each call, so that all of them train, and the kernels for one pair compute them. The
-adapters keep their parameters: each is saved under its own name.
+The factors are concatenated at each call, so that all of them train and the code for one pair computes the sum. The
+adapters keep their parameters, and each is saved under its own name.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ class JoinedPairs(LowRank):
     def __init__(self, pairs: list[LowRank]) -> None:
         nn.Module.__init__(self)
         self.pairs = nn.ModuleList(pairs)
-        self.A, self.B = pairs[0].A, pairs[0].B  # where a pair tells its device
+        self.A, self.B = pairs[0].A, pairs[0].B  # `activate_factors` reads the device from A
         self.scaling, self.dropout = 1.0, pairs[0].dropout
         for name in ("magnitude", "norms", "A0", "B0", "bias"):
             self.register_parameter(name, None)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors of the sum, whose scalings are in B."""
+        """Return the factors of the sum, A [Σ r, in] and B [out, Σ r]; B is multiplied by the scalings."""
         factors = [(*pair.factors(), pair.scaling) for pair in self.pairs if isinstance(pair, LowRank)]
         return torch.cat([A for A, _, _ in factors]), torch.cat([scaling * B for _, B, scaling in factors], 1)
 
@@ -42,7 +42,8 @@ def join_adapters(adapters: Mapping[str, object]) -> JoinedAdapter:
     """Return the sum of adapters of one model, by their names.
 
     Raises:
-        TsugikiError: one is not LoRA, or two of them change the same thing in a way that cannot be added.
+        TsugikiError: an adapter is not LoRA, or two of them change the same layer or parameter in a way that cannot be
+            added.
     """
     pairs: dict[str, list[LowRank]] = {}
     joined: list[LoraAdapter] = []
@@ -57,7 +58,9 @@ def join_adapters(adapters: Mapping[str, object]) -> JoinedAdapter:
         joined.append(adapter)
         for path, pair in adapter.pairs.items():
             pairs.setdefault(path, []).append(pair)
-    others = [path for one in joined for path in (*one.parameter_pairs, *one.modules, *one.parameters, *one.tokens)]
+    others = [
+        path for part in joined for path in (*part.parameter_pairs, *part.modules, *part.parameters, *part.tokens)
+    ]
     twice = next((path for path in others if others.count(path) > 1), None)
     if twice is not None:
         raise TsugikiError(
@@ -80,8 +83,8 @@ def join_adapters(adapters: Mapping[str, object]) -> JoinedAdapter:
     return JoinedAdapter(
         joined[0].config,
         {path: found[0] if len(found) == 1 else JoinedPairs(found) for path, found in pairs.items()},
-        {path: one.modules[path] for one in joined for path in one.modules},
-        {path: one.parameters[path] for one in joined for path in one.parameters},
-        {path: one.parameter_pairs[path] for one in joined for path in one.parameter_pairs},
-        {path: one.tokens[path] for one in joined for path in one.tokens},
+        {path: part.modules[path] for part in joined for path in part.modules},
+        {path: part.parameters[path] for part in joined for path in part.parameters},
+        {path: part.parameter_pairs[path] for part in joined for path in part.parameter_pairs},
+        {path: part.tokens[path] for part in joined for path in part.tokens},
     )

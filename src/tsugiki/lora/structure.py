@@ -1,18 +1,18 @@
-"""Which linear layers of a model an adapter can train, found by running a copy of the model without weights.
+"""Find the linear layers of a model that an adapter can train, by running a copy of the model without weights.
 
 A model type needs no entry in a table: a copy is built from the model's class and config, and a few tokens run through
-it (`lora.weightless`). What the logits depend on is read from the graph that autograd records; there is no backward
-pass.
+it (`lora.weightless`). The layers that the logits depend on are read from the graph that autograd records; there is no
+backward pass.
 
 A layer is listed if it
 
 1. is in a block: inside an item of an outermost list of modules that hold linear layers;
 2. is linear: it computes x Wᵀ + b. A router that returns a tuple is not, although its class derives from `nn.Linear`;
-3. is called, and the logits depend on its output. The layers of an image encoder are not, nor an indexer that only
-   selects positions;
+3. is called, and the logits depend on its output. This excludes the layers of an image encoder, and an indexer that
+   only selects positions;
 4. is used only by calling it. An adapter of a layer whose weight is read elsewhere (Mamba's `dt_proj`) would not
    train;
-5. is no router, whose outputs, one for each expert, are compared with each other;
+5. is not a router, whose outputs, one for each expert, are compared with each other;
 6. has at least eight inputs and outputs: a pair of factors for fewer would not be smaller than the layer;
 7. is not behind a fused kernel: of a state-space mixer only the first layer is listed, since the kernels on a GPU read
    the weights of the others directly.
@@ -40,9 +40,9 @@ def default_layers(model: nn.Module) -> list[str]:
 
 
 def reasons_against(model: nn.Module) -> Mapping[str, str]:
-    """Return why no adapter is put on a layer, in a few words, for each linear layer; an empty reason if one is.
+    """Return, for each linear layer, a short reason why no adapter is put on it; an empty string if one is put on it.
 
-    The layers have their names in the model before any graft. The weights of the model are not used, and it is not
+    The keys are the layers' names in the model before any graft. The weights of the model are not used, and it is not
     changed.
 
     Raises:
@@ -56,9 +56,10 @@ def reasons_against(model: nn.Module) -> Mapping[str, str]:
 
 
 def place_of(run: Trace, name: str) -> str | None:
-    """Return the name of a module inside a block, or None if it is in none.
+    """Return the name of a module inside a block, or None if it is not inside a block.
 
-    The name has `*` for each item of a collection from which tokens choose: all experts of a block have one name.
+    In the name, `*` replaces the item of a collection from which tokens choose, so that all experts of a block have the
+    same name.
     """
     block = run.block_of(name)
     if block is None or block == name:
@@ -95,7 +96,7 @@ def _find_reasons(run: Trace) -> dict[str, str]:
 
 
 def _is_router(run: Trace, name: str) -> bool:
-    """Whether outputs of the layer are compared, one for each expert that a module around it in the block holds."""
+    """Return whether the layer's outputs are compared, and a module around it in the block has an expert for each."""
     outputs = features(run.linear[name])[1]
     around = name.rpartition(".")[0]
     while name in run.compared and around != run.block_of(name):
@@ -106,7 +107,7 @@ def _is_router(run: Trace, name: str) -> bool:
 
 
 def _is_behind_kernel(run: Trace, name: str) -> bool:
-    """Whether the layer belongs to a state-space mixer and is not the first that it calls."""
+    """Return whether the layer belongs to a state-space mixer and is not the first that it calls."""
     owner = name.rpartition(".")[0]
     if not {"A_log", "D"} <= run.model.get_submodule(owner)._parameters.keys():  # decay and skip, by Mamba's names
         return False
@@ -122,5 +123,5 @@ def _count_alike(module: nn.Module, kind: type) -> int:
 def _experts(module: nn.Module) -> int:
     """Return how many experts a module holds: the length of a collection, or the number of matrices in a weight."""
     weights = [] if isinstance(module, nn.modules.conv._ConvNd) else module._parameters.values()
-    stacked = [len(one) for one in weights if one is not None and one.dim() == 3 and min(one.shape[1:]) > 1]
+    stacked = [len(w) for w in weights if w is not None and w.dim() == 3 and min(w.shape[1:]) > 1]
     return max([_count_alike(module, type(item)) for item in module.children()] + stacked, default=0)

@@ -1,7 +1,7 @@
 """Replacing modules and parameters of a model, in a way that can be undone.
 
-Each function appends what undoes its change to a list, before it makes the change. So if anything raises an error half
-way, memory that runs out or Ctrl-C, the list has all that was changed until then. An `Undo` may be called twice.
+Before it makes a change, each function appends a function that undoes the change to a list. So if an error or Ctrl-C
+interrupts it half way, the list can undo all changes made until then. An `Undo` may be called twice.
 """
 
 import copy
@@ -19,7 +19,7 @@ from tsugiki.lora.layer import base_of
 from tsugiki.lora.shared_parameters import shared_parameters
 
 Undo: TypeAlias = "partial[None]"
-"""Restores what was replaced. A `partial`, not a closure, so that `copy.deepcopy(model)` copies it with the model."""
+"""Undoes one replacement. A `partial`, not a closure, so that `copy.deepcopy(model)` copies it with the model."""
 
 WeightUpdate: TypeAlias = Callable[[Tensor], Tensor]
 """Takes a weight of the base in any floating-point dtype, and returns the merged weight, in float32 or wider."""
@@ -67,7 +67,7 @@ def cast_parameters(owner: nn.Module, dtypes: Mapping[str, torch.dtype], undo: l
 
 
 def replace_forward(owner: nn.Module, forward: Callable[..., Any], undo: list[Undo]) -> None:
-    """Let calls of this module run `forward`; no closure, so that copies of the model can have it, too."""
+    """Let calls of this module run `forward`, which must not be a closure, so that the model can be copied with it."""
     undo.append(partial(_restore_forward, owner, vars(owner).get("forward")))
     owner.forward = forward
 
@@ -98,7 +98,7 @@ def replace_with(value: Tensor) -> WeightUpdate:
 
 
 def is_replacement(update: WeightUpdate) -> bool:
-    """Whether `replace_with` made this update."""
+    """Return whether this update was returned by `replace_with`."""
     return isinstance(update, partial) and update.func is _second
 
 
@@ -121,7 +121,7 @@ def _second(value: Tensor, _: Tensor) -> Tensor:
 
 
 def _set_module(owner: nn.Module, child: str, module: nn.Module) -> None:
-    """Set it on the device and in the mode of the present one: the model may have moved since `module` was replaced."""
+    """Set a child module, moved to the device and mode of the current one: the model may have moved in the meantime."""
     present = owner.get_submodule(child)
     tensor = next(chain(present.parameters(), present.buffers()), None)
     if tensor is not None:
@@ -134,7 +134,7 @@ def _own_tensors(owner: nn.Module, attribute: str) -> dict[str, Any]:
 
 
 def _set_tensor(owner: nn.Module, attribute: str, tensor: Tensor | None) -> None:
-    """Set it on the device of the present one: the model may have moved since `tensor` was replaced."""
+    """Set a tensor, moved to the device of the current one: the model may have moved in the meantime."""
     tensors = _own_tensors(owner, attribute)
     present = tensors[attribute]
     if present is not None and tensor is not None and tensor.device != present.device:

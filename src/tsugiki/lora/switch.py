@@ -1,4 +1,4 @@
-"""Switching: which adapter of a grafted model is active, that is, computes and trains; or none of them."""
+"""Switching between the adapters of a grafted model. The active one computes and trains; there may be none."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,11 +30,11 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
 
     Args:
         model: a grafted model.
-        name: of the adapter. If several LoRA adapters are named, their updates are added, and all of them train.
+        name: the adapter's name. If several LoRA adapters are named, their updates are added, and all of them train.
 
     Raises:
-        TsugikiError: there is no such adapter, one is merged, the call is inside a `mixed_batch` block, or adapters
-            cannot be added.
+        TsugikiError: there is no such adapter, an adapter is merged, the call is inside a `mixed_batch` block, or the
+            updates of the adapters cannot be added.
     """
     model = unwrapped(model)
     state = require_state(model)
@@ -42,7 +42,7 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
     names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
     if not names:
         raise TsugikiError(_("set_adapter got no name; disable_adapter(model) is the base alone"))
-    chosen = {one: find_adapter(model, one) for one in names}
+    chosen = {adapter_name: find_adapter(model, adapter_name) for adapter_name in names}
     called, before, joined = " + ".join(names), state.active, state.joined
     if before == called:
         return
@@ -85,7 +85,7 @@ def disable_adapter(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def base_alone(model: nn.Module) -> Iterator[None]:
-    """`disable_adapter` for a model that may be grafted or not; new adapters are made within it.
+    """Do the same as `disable_adapter`, also for a model that is not grafted; new adapters are built within the block.
 
     Raises:
         TsugikiError: an adapter is merged into the base, or weights of the base are not in memory.
@@ -99,9 +99,9 @@ def base_alone(model: nn.Module) -> Iterator[None]:
 
 
 def attach_adapter(model: nn.Module, name: str | None) -> None:
-    """Take out what is in the model, and put in the adapter called `name`; None: leave the base alone.
+    """Detach what is attached to the model, and attach the adapter called `name`; None: attach nothing.
 
-    If that fails, the base alone is left.
+    If attaching fails, nothing is attached.
     """
     state = require_state(model)
     detach_adapter(state)
@@ -118,12 +118,12 @@ def attach_adapter(model: nn.Module, name: str | None) -> None:
 
 
 def detach_adapter(state: Graft) -> None:
-    """Take the active adapter, or the rows of a mixed batch, out of the model, so that the base alone is left."""
+    """Detach the active adapter, or the rows of a mixed batch, so that the base alone computes."""
     undo_all(state.attached)
 
 
 def deactivate(model: nn.Module) -> None:
-    """Leave the base alone; if an error interrupts that, the adapter stays active."""
+    """Detach the active adapter; if an error interrupts this, the adapter stays active."""
     state = require_state(model)
     before = state.active
     try:

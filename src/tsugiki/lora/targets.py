@@ -66,14 +66,14 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
 
 
 def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tuple[nn.Module, nn.Parameter]]:
-    """Find the parameters that `target_parameters` selects, but for the weights of linear layers (see `find_targets`).
+    """Find the parameters that `target_parameters` selects, except weights of linear layers (see `find_targets`).
 
     Returns:
         Name of each parameter in the ungrafted model -> the module that owns it, and the parameter.
 
     Raises:
-        TsugikiError: `target_parameters` matches nothing (the message lists the stacks of matrices), or something of
-            which a low-rank update is not defined.
+        TsugikiError: `target_parameters` matches nothing (the message lists the stacks of matrices), or a parameter
+            that is neither a matrix nor a stack of matrices, or is quantised.
     """
     wanted = config.target_parameters
     if not wanted:
@@ -84,7 +84,7 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
         for name, parameter in module._parameters.items()
         if parameter is not None
     }
-    selected = {name: one for name, one in every.items() if matches(name, wanted)}
+    selected = {name: owned for name, owned in every.items() if matches(name, wanted)}
     if not selected:
         stacks = _last_components(find_stacks(dict(base_modules(model))))
         hint = (
@@ -97,7 +97,7 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
                 wanted=", ".join(wanted), hint=hint
             )
         )
-    found = {name: one for name, one in selected.items() if not _is_selected_weight(name, one[0], wanted)}
+    found = {name: owned for name, owned in selected.items() if not _is_selected_weight(name, owned[0], wanted)}
     for name, (_other, parameter) in found.items():
         if parameter.dim() not in (2, 3):
             raise TsugikiError(
@@ -125,11 +125,11 @@ def find_stacks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
         modules: the modules of the ungrafted model by name.
     """
     return {
-        f"{path}.{name}": one
+        f"{path}.{name}": parameter
         for path, module in modules.items()
         if not isinstance(module, nn.modules.conv._ConvNd)
-        for name, one in module._parameters.items()
-        if one is not None and one.dim() == 3 and min(one.shape) > 1
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() == 3 and min(parameter.shape) > 1
     }
 
 
@@ -162,7 +162,7 @@ def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.M
 def task_heads(model: nn.Module) -> list[str]:
     """Return the names of the output layers of a classifier, which are initialised at random and so have to train.
 
-    They are those that PEFT trains for a model of the same class.
+    PEFT trains the same layers for a model of this class.
     """
     endings = next((heads for name, heads in _HEADS.items() if type(model).__name__.endswith(name)), ())
     return [name for name, _ in model.named_children() if name.endswith(endings)] if endings else []
@@ -207,7 +207,7 @@ def output_head(model: Any) -> nn.Module | None:
 
 
 def vocabulary_layers(model: Any) -> dict[str, nn.Module]:
-    """Return the token embedding and the output head by their names before any graft, as far as the model tells."""
+    """Return the token embedding and the output head by their names before any graft, if the model returns them."""
     if not hasattr(model, "get_input_embeddings"):
         return {}
     try:
@@ -231,9 +231,10 @@ def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | 
 
 
 def _is_selected_weight(name: str, owner: nn.Module, wanted: Names) -> bool:
-    """Whether a parameter is the weight of a linear layer, which is grafted as such, and `target_parameters` names it.
+    """Return whether `wanted` selects a parameter that is the weight of a linear layer, which is grafted as a layer.
 
-    The factors of a transposed weight are others than those of its layer.
+    A weight that is stored as [in, out] does not count, because its factors as a parameter differ from those of its
+    layer.
     """
     return name.endswith(".weight") and matches(name, wanted) and is_linear(owner) and not is_stored_in_out(owner)
 
@@ -242,7 +243,7 @@ def _is_admitted(name: str, config: LoraConfig, saved: Sequence[str]) -> bool:
     """Return whether the settings other than `target_modules` let a layer be grafted."""
     if config.exclude_modules and matches(name, config.exclude_modules):
         return False
-    if any(f".{one}." in f".{name}." for one in saved):
+    if any(f".{module}." in f".{name}." for module in saved):
         return False
     return _is_in_chosen_block(name, config)
 
@@ -250,7 +251,8 @@ def _is_admitted(name: str, config: LoraConfig, saved: Sequence[str]) -> bool:
 def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
     """Return whether `layers_to_transform` and `layers_pattern` admit the block that a layer is in.
 
-    As in PEFT, an empty list admits all, and the whole name of a layer selects it wherever it is.
+    As in PEFT, an empty list admits all blocks, and a layer that `target_modules` lists by its full name is admitted in
+    any block.
     """
     chosen, targets = config.layers_to_transform, config.target_modules
     indices = [chosen] if isinstance(chosen, int) else chosen

@@ -32,7 +32,7 @@ class TokenVectors(nn.Module):
     """The trained vectors of some tokens.
 
     Args:
-        indices: of the tokens, in the order of the file.
+        indices: the ids of the tokens, in the order of the file.
         vectors: [tokens, width].
     """
 
@@ -86,7 +86,7 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
             _("trainable_token_indices names {name!r}, which the model does not have").format(name=missing[0])
         )
     chosen = {
-        name: indices  # the embedding first, under whose name what it shares is stored
+        name: indices  # the embedding first, because shared vectors are stored under its name
         for name in [*ends, *layers]
         for ending, indices in wanted.items()
         if matches(name, [ending])
@@ -120,7 +120,7 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
 def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str, TokenVectors]:
     """Return the vectors of tokens by the names of their layers, with the base's values.
 
-    Layers that share a weight share the vectors, unless other tokens are wanted for each.
+    Layers that share a weight share the vectors, unless their lists of tokens differ.
 
     Raises:
         TsugikiError: as for `find_tokens`.
@@ -134,7 +134,7 @@ def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str
         weight = cast(Tensor, layers[name].weight)
         rows = weight[torch.tensor(indices, device=weight.device)].detach()
         vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True))
-        for other in (one.removesuffix(".weight") for one in shared.get(f"{name}.weight", ())):
+        for other in (weight_name.removesuffix(".weight") for weight_name in shared.get(f"{name}.weight", ())):
             if other not in vectors and list(chosen.get(other, indices)) == list(indices):
                 vectors[other] = vectors[name]
     return vectors

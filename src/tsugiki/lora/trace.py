@@ -24,7 +24,7 @@ Node: TypeAlias = Any
 
 
 def trace(model: nn.Module) -> "Trace":
-    """Run a copy of a model of transformers, whose weights are not used.
+    """Run a copy of a model of transformers without weights, and return the dependencies between its layers.
 
     Raises:
         TsugikiError: the model cannot be built from its config, or does not run on token ids.
@@ -46,7 +46,10 @@ def trace(model: nn.Module) -> "Trace":
 
 
 def structure_key(model: Any) -> tuple[type, str] | None:
-    """Return what the trace of a model depends on, or None if the model has no config of transformers."""
+    """Return a key under which the trace of a model can be kept: its class and its config as JSON.
+
+    Returns None if the model has no config of transformers.
+    """
     config: Any = getattr(model, "config", None)
     return (type(model), config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else None
 
@@ -57,18 +60,18 @@ class Call:
 
     name: str
     input: Node | None
-    """What computes its input; None if no gradient flows there."""
+    """The node that computes its input; None if the input requires no gradient."""
 
 
 class Trace:
-    """The passes through a model: one in evaluation, whose graph is kept, and one in training."""
+    """The graphs of two forward passes through a model: in evaluation mode, which is kept, and in training mode."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.linear = {name: layer for name, layer in model.named_modules() if is_linear(layer)}
         self.lists = _lists_of_blocks(model)
         """The names of the outermost lists of modules that hold linear layers."""
-        # Added to the output of each layer: what depends on the layer depends on it.
+        # A tensor of zeros is added to the output of each layer. Whatever depends on the layer depends on this tensor.
         added = {
             name: torch.zeros(features(layer)[1], device="cpu", requires_grad=True)
             for name, layer in self.linear.items()
@@ -77,9 +80,9 @@ class Trace:
         self.calls: list[Call] = []
         """The calls of linear layers in evaluation, in their order."""
         self.inputs: dict[str, Node | None] = {}
-        """Module -> what computes the first tensor that it gets."""
+        """Module name -> the node of the first tensor among its arguments."""
         self.outputs: dict[str, Node | None] = {}
-        """Module -> what computes the first tensor that it returns."""
+        """Module name -> the node of the first tensor that it returns."""
         for name, layer in self.linear.items():
             layer.forward = partial(self._output, layer, added[name], name)
         hooks = [
@@ -111,42 +114,42 @@ class Trace:
         return _walk([self.logits], lambda _: False)
 
     def before(self, nodes: Iterable[Node | None], operations: tuple[str, ...] = ()) -> Iterator[Node]:
-        """Yield the nodes that `nodes` depend on, themselves included, back to the outputs of linear layers.
+        """Yield the nodes that `nodes` depend on, including themselves, back to the outputs of linear layers.
 
-        Nor are those yielded that are behind one of these operations, whose names are beginnings of nodes' names.
+        The walk also stops at nodes whose names begin with one of `operations`.
         """
         return _walk(nodes, lambda node: bool(self.layers_at(node)) or node.name().startswith(operations))
 
     def layers_at(self, node: Node) -> set[str]:
-        """Return the layer whose output a node of the graph is, or nothing."""
-        before = (id(getattr(one, "variable", None)) for one, _ in node.next_functions)
-        return {self._layer_of[one] for one in before if one in self._layer_of}
+        """Return the name of the layer whose output a node of the graph is; empty if it is not an output."""
+        before = (id(getattr(function, "variable", None)) for function, _ in node.next_functions)
+        return {self._layer_of[tensor] for tensor in before if tensor in self._layer_of}
 
     def nearest(self, nodes: Iterable[Node | None]) -> set[str]:
         """Return the layers that nodes of the graph depend on directly, not through other layers."""
         return {name for node in self.before(nodes) for name in self.layers_at(node)}
 
     def block_of(self, name: str) -> str | None:
-        """Return the name of the block that a module is in or is, or None."""
+        """Return the name of the block that contains a module or is the module, or None."""
         for blocks in self.lists:
             if name.startswith(f"{blocks}."):
                 return f"{blocks}.{name[len(blocks) + 1 :].partition('.')[0]}"
         return None
 
     def _output(self, layer: nn.Module, added: Tensor, name: str, x: Tensor) -> Tensor:
-        """Compute the layer's output from the values of its weight, so that the graph has only other uses of it."""
+        """Compute the layer's output with a detached weight, so that the graph has only other uses of the weight."""
         self.calls.append(Call(name, x.grad_fn))
         weight: Tensor = layer.weight.detach()  # type: ignore[operator]
         return F.linear(x, weight.T if is_conv1d(layer) else weight) + added
 
     def _note(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         for kept, tensors in ((self.inputs, tree_leaves((args, kwargs))), (self.outputs, tree_leaves(output))):
-            first = next((one for one in tensors if isinstance(one, Tensor)), None)
+            first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
             kept[name] = None if first is None else first.grad_fn
 
 
 class _Comparisons(TorchFunctionMode):
-    """Notes the tensors of which the largest elements are looked for."""
+    """Records the tensors that are passed to functions which select the largest elements, such as `topk`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,21 +158,21 @@ class _Comparisons(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("topk", "argmax", "max", "sort", "argsort"):
-            compared = [one for one in args if isinstance(one, Tensor) and one.grad_fn is not None]
-            self.nodes += [one.grad_fn for one in compared]
-            self.choices |= {one.shape[-1] for one in compared if one.dim()}
+            compared = [tensor for tensor in args if isinstance(tensor, Tensor) and tensor.grad_fn is not None]
+            self.nodes += [tensor.grad_fn for tensor in compared]
+            self.choices |= {tensor.shape[-1] for tensor in compared if tensor.dim()}
         return func(*args, **(kwargs or {}))
 
 
 def _walk(nodes: Iterable[Node | None], stop: Callable[[Node], bool]) -> Iterator[Node]:
-    """Yield nodes of a graph and those that they depend on, but not those behind a node for which `stop` holds."""
+    """Yield nodes of a graph and all nodes that they depend on; the walk stops at a node for which `stop` is true."""
     waiting = [node for node in nodes if node is not None]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
         yield node
         if not stop(node):
-            before = [one for one, _ in node.next_functions if one is not None and one not in seen]
+            before = [previous for previous, _ in node.next_functions if previous is not None and previous not in seen]
             waiting += before
             seen.update(before)
 
@@ -189,10 +192,12 @@ def _logits(output: Any) -> Tensor:
 
 
 def _lists_of_blocks(model: nn.Module) -> list[str]:
-    """Return the names of the outermost lists of modules that hold linear layers, without being such layers."""
+    """Return the names of the outermost lists with an item that contains linear layers and is not itself one."""
     found: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential) or any(name.startswith(f"{one}.") for one in found):
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        if any(name.startswith(f"{outer}.") for outer in found):
             continue
         if any(not is_linear(item) and any(map(is_linear, item.modules())) for item in module):
             found.append(name)

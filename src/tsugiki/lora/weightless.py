@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _TOKENS = 24
 _FRAMES = 96
 _COMPUTED_ELEMENTS = 2**14
-"""Results with at most this many elements are computed, so that a model can decide by them where a token goes."""
+"""Results with at most this many elements are computed, so that code that depends on values, such as a router, runs."""
 
 
 def weightless_copy(model_class: type[nn.Module], config: Any) -> Any:
     """Return a model of this class and config, whose weights are zeros that take no memory.
 
-    Its attention and its experts are computed by plain products.
+    Attention and experts use transformers' `eager` implementations.
     """
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
@@ -45,9 +45,9 @@ def weightless_copy(model_class: type[nn.Module], config: Any) -> Any:
 
 
 def run(model: Any) -> Any:
-    """Return the output of a model that `weightless_copy` has made, for a few tokens; gradients are recorded.
+    """Return the output of a model from `weightless_copy` for a few tokens; gradients are recorded.
 
-    No random numbers are taken from torch's generator.
+    The state of torch's random number generator does not change.
     """
     with (
         torch.inference_mode(False),
@@ -62,13 +62,13 @@ def run(model: Any) -> Any:
 class _ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Computes integers, booleans and small results; of large floating-point results only the shape.
 
-    Such a result is one zero, expanded to the shape. So data decides where the model's code branches, as always, but
-    no product of large matrices is computed and none of their elements is stored.
+    A large result is one zero, expanded to the shape. So branches that depend on data run as usual, but no product of
+    large matrices is computed, and no memory is used for it.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        returned = [one.alias_info for one in func._schema.returns if one.alias_info is not None]
+        returned = [result.alias_info for result in func._schema.returns if result.alias_info is not None]
         if any(alias.is_write for alias in returned):
             # Writing into a tensor without memory would have no effect.
             return args[0] if _has_no_memory(args[0]) else func(*args, **kwargs)
@@ -83,7 +83,7 @@ class _ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shapes = _map_tensors(_zeros_like, _compute_shapes(func, *on_meta), results)
         except (RuntimeError, NotImplementedError, TypeError):  # the shapes depend on values
             return func(*args, **kwargs)
-        if not all(one.is_floating_point() or one.is_complex() for one in results):
+        if not all(result.is_floating_point() or result.is_complex() for result in results):
             return func(*args, **kwargs)
         if not tensors and all(map(_is_small, results)):
             return func(*args, **kwargs)
@@ -93,7 +93,7 @@ class _ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _view(func: Any, args: Any, kwargs: Any) -> Any:
     try:
         return func(*args, **kwargs)
-    except RuntimeError:  # such a view requires other strides than those of a tensor without memory
+    except RuntimeError:  # the view requires other strides than those of a tensor without memory
         return _map_tensors(_zeros_like, _compute_shapes(func, *_map_tensors(_meta_twin, (args, kwargs), [])), [])
 
 
@@ -110,9 +110,9 @@ def _map_tensors(function: Callable[[Tensor], Tensor], nested: Any, found: list[
         found.append(nested)
         return function(nested)
     if isinstance(nested, dict):
-        return {key: _map_tensors(function, one, found) for key, one in nested.items()}
+        return {key: _map_tensors(function, item, found) for key, item in nested.items()}
     if isinstance(nested, list | tuple):
-        mapped = [_map_tensors(function, one, found) for one in nested]
+        mapped = [_map_tensors(function, item, found) for item in nested]
         return tuple(mapped) if isinstance(nested, tuple) else mapped
     return nested
 
@@ -137,7 +137,7 @@ def _has_no_memory(tensor: Tensor) -> bool:
 
 
 def _inputs(model: Any) -> dict[str, Any]:
-    """Return arguments for a forward pass of a few tokens: token ids, and what an encoder of sounds reads."""
+    """Return arguments for a forward pass of a few tokens: token ids, and the input of an audio encoder, if any."""
     accepted = inspect.signature(model.forward).parameters
     config = model.config
     text = config.get_text_config(decoder=True)
@@ -160,5 +160,5 @@ def _spectrogram(config: Any) -> Tensor:
 
 
 def _samples(config: Any) -> Tensor:
-    """Return half a second of sound, [1, samples]."""
+    """Return half a second of silence at 16 kHz, [1, samples]."""
     return torch.zeros(1, 8000)

@@ -1,6 +1,6 @@
-"""A model inside of what others put around it: torch.compile, data-parallel training, value heads and PEFT.
+"""Unwrap a model that is wrapped by torch.compile, data-parallel training, a value head or PEFT.
 
-The names of layers, which the file of an adapter has, are those in the inner model, without `_orig_mod.` or `module.`.
+The names of layers in an adapter's file are those in the inner model, without `_orig_mod.` or `module.`.
 """
 
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 
-# Classes are known by their names, because importing all of them would be slow.
+# Classes are recognised by their names, because importing all of them would be slow.
 _HELD_IN = {
     "OptimizedModule": "_orig_mod",
     "DataParallel": "module",
@@ -21,7 +21,7 @@ _HELD_IN = {
 }
 """Class of a wrapper -> the attribute in which it holds the model."""
 _VALUE_HEAD = "pretrained_model"
-"""The attribute in which models with a value head hold the model, in TRL and where its example was followed."""
+"""The attribute in which models with a value head hold the model, in TRL and in libraries that follow it."""
 _WHY_NOT = {
     "module": marked(
         "parameters that are added later are not synchronised; graft model.module, and wrap it afterwards"
@@ -33,14 +33,14 @@ _WHY_NOT = {
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside of all wrappers, or `model` itself if it is none."""
+    """Return the model inside of all wrappers, or `model` itself if it is not wrapped."""
     while (attribute := _held_in(model)) is not None:
         model = getattr(model, attribute)
     return model
 
 
 def unwrapped_to_graft(model: nn.Module) -> nn.Module:
-    """Return the model inside of `torch.compile`, which compiles again when layers have changed.
+    """Return the model inside of `torch.compile`, which compiles it again after its layers have changed.
 
     Raises:
         TsugikiError: the model is in another wrapper; the message says what to graft instead.
@@ -57,7 +57,7 @@ def unwrapped_to_graft(model: nn.Module) -> nn.Module:
 
 
 def _held_in(model: nn.Module) -> str | None:
-    """Return the attribute in which a wrapper holds its model; None if `model` is no wrapper."""
+    """Return the attribute in which a wrapper holds its model; None if `model` is not a wrapper."""
     for kind in type(model).__mro__:
         if kind.__name__ in _HELD_IN:
             return _HELD_IN[kind.__name__]

@@ -72,7 +72,7 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
         saved_dtype = torch.float32
     converted = model if saved_dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(saved_dtype)
     with files_into(folder, last="*.safetensors") as temporary:
-        # The bar of one file would tell nothing. config.json keeps the dropout of the base.
+        # A progress bar for one file has no use. config.json keeps the dropout of the base.
         with hidden_progress_bars(), dropout_restored(getattr(converted, _SAVED_DROPOUT, [])):
             converted.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)

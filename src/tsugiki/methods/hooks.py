@@ -1,7 +1,7 @@
 """Attach a small trainable module to a layer of the base: it changes the layer's input or output.
 
 The layer itself is not replaced. The attached module becomes its child called `CHILD`, and a forward hook calls it.
-What undoes it is appended to a list (see `lora.swap`).
+A function that undoes this is appended to a list (see `lora.swap`).
 """
 
 from collections.abc import Callable

@@ -85,7 +85,7 @@ class IA3Config:
         """Build a new adapter with these settings for `model`, which is not changed.
 
         Raises:
-            TsugikiError: the settings select no layer of the model, or one that is not linear.
+            TsugikiError: the settings select no layer of the model, or a layer that is not linear.
         """
         as_lora = _as_lora_config(self, _target_names(model, self))
         targets, feedforward = find_targets(model, as_lora), _feedforward_names(model, self)

@@ -23,7 +23,8 @@ The tensors in the file have PEFT's names and shapes:
     base_model.model.<module path>[.base_layer…].lora_A.weight   [experts · r, in]; likewise B   (target_parameters)
 
 The last line is for a parameter of a module, such as the weights of all experts (`tsugiki.lora.parameters`). If several
-parameters of the module have factors, the last of them has none of `.base_layer`, the one before it one, and so on.
+parameters of the module have factors, the names for the last parameter have no `.base_layer`, the names for the
+parameter before it have one, and so on.
 
 If the vocabulary of the base was resized, the file also has the weights of its embedding and output head, as in PEFT.
 They replace those of the base while the adapter is active, and do not train.
@@ -98,7 +99,7 @@ _NO_INSTEAD = {
     ),
     "alora_invocation_tokens": marked("which tokens it changes depends on the text; load it with PEFT"),
 }
-"""Fields that are not supported and cannot be merged either -> why, and what to do."""
+"""Fields that are not supported, and whose effect cannot be merged either -> the reason, and what to do."""
 
 
 def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
@@ -183,10 +184,10 @@ def _build_for(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, 
 
 
 def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Return frozen copies of the weights of embedding and head, by name, if the file has others than the base's.
+    """Return frozen copies of the file's weights of embedding and head, by name, if they differ from the base's.
 
     Raises:
-        TsugikiError: they have another number of rows than the base's.
+        TsugikiError: their number of rows differs from the base's.
     """
     shared = shared_parameters(model)
     saved_whole = tuple(f"{path}." for path in find_modules_to_save(model, config))
@@ -197,8 +198,8 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
             continue
         # A weight that embedding and head share stays one, except where a module trains as a whole.
         names = shared.get(name, [name])
-        for one in names:
-            for key in parameter_keys(one):
+        for shared_name in names:
+            for key in parameter_keys(shared_name):
                 if key in file_tensors and len(file_tensors[key]) != len(weight):
                     raise TsugikiError(
                         _(
@@ -206,8 +207,8 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
                             "model.resize_token_embeddings({words}) first"
                         ).format(words=len(file_tensors[key]), key=key, own=len(weight))
                     )
-        frozen = [one for one in names if not one.startswith(saved_whole)]
-        keys = [key for one in frozen for key in parameter_keys(one) if key in file_tensors]
+        frozen = [shared_name for shared_name in names if not shared_name.startswith(saved_whole)]
+        keys = [key for shared_name in frozen for key in parameter_keys(shared_name) if key in file_tensors]
         if keys and not weight.is_meta and not equal_when_rounded(weight, file_tensors[keys[0]]):
             check_shapes({keys[0]: weight.shape}, file_tensors)
             copies |= dict.fromkeys(frozen, nn.Parameter(file_tensors[keys[0]].to(weight), requires_grad=False))
@@ -256,7 +257,7 @@ def _as_parameters(adapter: LoraAdapter, layers: Sequence[str]) -> dict[str, Any
 
 
 def _token_indices(model: nn.Module, adapter: LoraAdapter) -> dict[str, list[int]]:
-    """Return the tokens that train by names of layers with which PEFT selects exactly these layers."""
+    """Return the ids of the trained tokens, by names with which PEFT selects exactly the layers that have them."""
     first: dict[int, str] = {}
     for path, vectors in adapter.tokens.items():
         first.setdefault(id(vectors), path)
@@ -268,7 +269,7 @@ def _token_indices(model: nn.Module, adapter: LoraAdapter) -> dict[str, list[int
 
 
 def _as_ordinary_lora(config: LoraConfig) -> LoraConfig:
-    """Return the config of the LoRA of twice the rank that PiSSA's factors are saved as; other configs unchanged."""
+    """Return the config under which PiSSA's factors are saved, a LoRA of twice the rank; other configs as they are."""
     if not _is_pissa(config):
         return config
     factor = math.sqrt(2) if config.use_rslora else 2  # so that alpha / √r, or alpha / r, stays the same

@@ -1,11 +1,11 @@
-"""What a fine-tuning method consists of.
+"""The parts of a fine-tuning method.
 
 The file of a method defines three things:
 
     a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)` (for a
                      `LoraConfig`, `lora.graft.new_adapter` builds the adapter)
-    an adapter       the parameters that train, and how they enter the model (the Protocol `lora.graft_state.Adapter`)
-    an AdapterFormat how config and adapter are written to a PEFT folder
+    an adapter       the parameters that train, and functions that attach them (the Protocol `lora.graft_state.Adapter`)
+    an AdapterFormat functions that write config and adapter to a folder in PEFT's format, and read them
 
 A `Method` is a config class with some settings fixed, under the name that `--method` takes. Several methods can share
 one config class: `rslora` is `LoraConfig` with `use_rslora=True`. `methods.table` lists all methods and formats.
@@ -30,7 +30,7 @@ AdapterT = TypeVar("AdapterT")
 
 
 MERGE_WITH_PEFT = marked("merge the adapter with PEFT (merge_and_unload), and use the result as a model")
-"""What to do with an adapter of PEFT's that is not supported."""
+"""The end of messages about an adapter of PEFT that is not supported."""
 
 
 def _new_adapter(model: nn.Module, config: Any, file_tensors: Mapping[str, Tensor]) -> Any:
@@ -39,7 +39,7 @@ def _new_adapter(model: nn.Module, config: Any, file_tensors: Mapping[str, Tenso
 
 @dataclass(frozen=True)
 class AdapterFormat(Generic[ConfigT, AdapterT]):
-    """How the adapters with one config class are written to a folder and read from it."""
+    """The file format of the adapters with one config class."""
 
     peft_type: str
     """The `peft_type` of `adapter_config.json`. If PEFT does not have the method, it begins with TSUGIKI_, and PEFT
@@ -60,7 +60,7 @@ class AdapterFormat(Generic[ConfigT, AdapterT]):
     """Config -> the settings that PEFT has no field for. They are saved in `tsugiki.json`, which PEFT does not read,
     and replace the values that `from_json` returns. None: PEFT has a field for every setting."""
     build_for: Callable[[nn.Module, ConfigT, Mapping[str, Tensor]], AdapterT] = _new_adapter
-    """(model, config, tensors of a file) -> an adapter to load that file into. It differs from a new adapter where the
+    """(model, config, tensors of a file) -> an adapter to load that file into. It differs from a new adapter if the
     file has fewer tensors than a new adapter trains. If the config gives sizes, they are compared with the file's
     (`check_shapes`) before memory is allocated for them."""
 
@@ -75,7 +75,7 @@ class Method:
 
     family: Family
     summary: str
-    """What the method trains, in a few words."""
+    """A short description of the parameters that the method trains."""
     config: type[Any]
     fixed_settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the config class that define this method. The user cannot change them."""
@@ -83,7 +83,7 @@ class Method:
     """The learning rate if the user sets none. The fewer parameters a method trains, the higher it should be; the
     values come from the papers or from PEFT's examples. None: it depends on the model (see `train.automatic`)."""
     learning_rate_factor: float = 1
-    """What the learning rate that LoRA would have is multiplied by, if it depends on the model."""
+    """The factor on LoRA's learning rate for the model, if `learning_rate` is None."""
     readable_by_peft: bool = True
     """Whether PEFT can load the files."""
     mergeable: bool = True
@@ -107,7 +107,7 @@ class Method:
         return self.family in ("selective", "full fine-tuning")
 
     def check_fixed_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise a TsugikiError if one of the user's settings has another value than the method fixes."""
+        """Raise a TsugikiError if one of the user's settings differs from the value that the method fixes."""
         for name, value in self.fixed_settings.items():
             if settings.get(name, value) != value:
                 raise TsugikiError(
@@ -120,7 +120,7 @@ class Method:
         Raises:
             TsugikiError: an unknown setting, a setting that the method fixes, or an invalid value.
         """
-        known = [one.name for one in dataclasses.fields(self.config)]
+        known = [setting.name for setting in dataclasses.fields(self.config)]
         unknown = [name for name in settings if name not in known]
         if unknown:
             names = ", ".join(sorted(known)) or "none"
@@ -144,7 +144,7 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
     Raises:
         TsugikiError: an unknown field with a value, or an invalid value.
     """
-    known = {one.name for one in dataclasses.fields(cast(Any, config))}
+    known = {setting.name for setting in dataclasses.fields(cast(Any, config))}
     unknown = [
         f"{name}={error_text(repr(value), 80)}"
         for name, value in fields.items()
@@ -162,9 +162,9 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         raise TsugikiError(str(error)) from error
 
 
-def equal_when_rounded(one: Tensor, other: Tensor) -> bool:
-    """Return whether two weights are equal in the dtype of one of them, since files and bases differ in theirs."""
-    return one.shape == other.shape and (torch.equal(one.to(other), other) or torch.equal(other.to(one), one))
+def equal_when_rounded(a: Tensor, b: Tensor) -> bool:
+    """Return whether two weights are equal in the dtype of one of them, since a file and a base may differ in it."""
+    return a.shape == b.shape and (torch.equal(a.to(b), b) or torch.equal(b.to(a), a))
 
 
 def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> None:
@@ -183,7 +183,7 @@ def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tens
 
 
 def shape_problems(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:
-    """List what `check_shapes` raises an error for, a sentence each."""
+    """Return the problems for which `check_shapes` raises an error, a clause for each."""
     missing = [_("{name} is missing").format(name=key) for key in expected if key not in found]
     return missing + [
         _("{name} is {shape}, expected {expected}").format(name=key, shape=list(found[key].shape), expected=list(shape))

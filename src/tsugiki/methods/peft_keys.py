@@ -28,7 +28,7 @@ _FACTOR = re.compile(
 
 @dataclass(frozen=True)
 class FactorKey:
-    """The name of one of the tensors of a layer's LoRA update, taken apart."""
+    """The parsed name of one tensor of a layer's LoRA update."""
 
     layer: str
     """The layer's name in the base."""
@@ -44,7 +44,7 @@ def factor_keys(layer: str, is_embedding: bool) -> tuple[str, str]:
 
 
 def bias_key(layer: str) -> str:
-    """Return the name of the trained term beside B A x (`lora_bias`)."""
+    """Return the name of the trained bias of the low-rank branch (`lora_bias`)."""
     return f"{PREFIX}{layer}.lora_B.bias"
 
 
@@ -54,7 +54,7 @@ def magnitude_key(layer: str) -> str:
 
 
 def parameter_keys(name: str) -> tuple[str, str]:
-    """Return the names in the file of a parameter of the base, if its layer has no LoRA and if it has."""
+    """Return the two possible names of a base parameter in the file: if its layer has no LoRA, and if it has."""
     layer, _, attribute = name.rpartition(".")
     return f"{PREFIX}{name}", f"{PREFIX}{layer}{_BASE_LAYER}{attribute}"
 
@@ -65,7 +65,7 @@ def token_key(layer: str) -> str:
 
 
 def parse_factor_key(key: str) -> FactorKey | None:
-    """Take the name of a LoRA tensor apart; None if it is not one."""
+    """Parse the name of a LoRA tensor; None if the key is not such a name."""
     match = _FACTOR.fullmatch(key)
     if match is None:
         return None
@@ -74,10 +74,11 @@ def parse_factor_key(key: str) -> FactorKey | None:
 
 
 def without_duplicates(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Leave out what PEFT stores besides a module that trains as a whole, if it stores embeddings or all biases.
+    """Return the tensors without the duplicates that PEFT stores of a module that trains as a whole.
 
-    These are the same values under another name, which it does not read, and the base's, which they replace. A weight
-    under the vectors of single tokens gets the name that it has in the base.
+    PEFT adds them if it stores embeddings or all biases: the trained values under a second name, which it does not
+    read, and the base's values, which the trained ones replace. A base weight under trained vectors of single tokens
+    gets its name in the base.
     """
     named = {key.replace(".token_adapter.base_layer.", "."): tensor for key, tensor in tensors.items()}
     return {
@@ -92,7 +93,7 @@ def _plain_names(key: str) -> list[str]:
     for part in (".modules_to_save.", ".original_module."):
         before, found, after = key.partition(part)
         if found:
-            return [f"{before}.{after}", f"{before}.{after.partition('.')[2]}"]  # after the adapter's name, maybe
+            return [f"{before}.{after}", f"{before}.{after.partition('.')[2]}"]  # it may begin with the adapter's name
     return []
 
 
@@ -102,5 +103,5 @@ def base_name(key: str) -> str:
 
 
 def is_base_layer_key(key: str) -> bool:
-    """Return whether a tensor is a parameter that a layer with LoRA has in the base."""
+    """Return whether a tensor is a parameter of the base layer under a layer with LoRA."""
     return _BASE_LAYER in key

@@ -1,13 +1,13 @@
-"""Where (IA)³ and bottleneck adapters are put in a model whose type has no row in `tsugiki.architectures`.
+"""Find the layers and modules for (IA)³ and bottleneck adapters in a model without a row in `tsugiki.architectures`.
 
-The places are found by structure, in the graph of one pass through a copy of the model without weights
+They are found by structure, in the graph of one pass through a copy of the model without weights
 (`tsugiki.lora.trace`):
 
     attention        softmax(q kᵀ) v: the layers before the second factor of either product compute keys and values
-    last layer       a layer that computes from other layers of its block, not from the stream of hidden states, and on
-                     which no layer of the block and no attention depends: what it returns is added to the stream
-    feed-forward     a last layer that reads activations of its block's layers, element by element
-    sub-layer        the outermost module that returns what a last layer, or the experts, compute, without the stream
+    last layer       a layer whose input comes from other layers of its block, not from the residual stream, and on
+                     which no layer of the block and no attention depends: its output is added to the stream
+    feed-forward     a last layer whose input is an elementwise activation of the outputs of its block's layers
+    sub-layer        the outermost module that returns the output of a last layer, or of experts, without the stream
 """
 
 from collections.abc import Collection, Iterator
@@ -42,9 +42,9 @@ class Places:
     feedforward_ends: list[str] = field(default_factory=list)
     """The last layer of each feed-forward network."""
     attention: list[str] = field(default_factory=list)
-    """The modules that return what attention, or another mixer of tokens, adds to the stream of hidden states."""
+    """The modules whose output is what attention, or another mixer of tokens, adds to the residual stream."""
     feedforward: list[str] = field(default_factory=list)
-    """The modules that return what a feed-forward network adds to it."""
+    """The modules whose output is what a feed-forward network adds to the residual stream."""
 
 
 def places_of(model: nn.Module) -> Places:
@@ -113,23 +113,24 @@ def _attention_layers(run: Trace) -> _AttentionLayers:
 
 
 def _factors(product: Node) -> tuple[Node | None, Node | None]:
-    """Return what computes the two factors of a batched product of matrices."""
+    """Return the nodes that compute the two factors of a batched product of matrices."""
     first, second = product.next_functions[-2:]
     return first[0], second[0]
 
 
 @dataclass(frozen=True)
 class _Inner:
-    """What a layer reads that does not read the stream of hidden states."""
+    """The input of a layer that does not read the residual stream."""
 
     layers: set[str]
-    """The layers of its block before it."""
+    """The layers of its block on which the input depends."""
     kind: Literal["feed-forward", "mixer", ""]
-    """Whether it reads activations element by element, or what is no function of single elements."""
+    """feed-forward: an elementwise activation of their outputs; mixer: not an elementwise function of them; empty:
+    an elementwise function without an activation."""
 
 
 def _inner(run: Trace, call: Call) -> _Inner | None:
-    """Return what a layer reads, or None if it reads the stream, which other blocks and the embedding give."""
+    """Return the input of a layer; None if it is the residual stream, from the embedding and other blocks."""
     block = run.block_of(call.name)
     if block is None:
         return None
@@ -151,7 +152,7 @@ def _inner(run: Trace, call: Call) -> _Inner | None:
 
 
 def _sublayers(run: Trace, name: str, block: str, ends: Collection[str]) -> Iterator[str]:
-    """Yield the outermost modules in a block whose output is added to the stream of hidden states."""
+    """Yield the outermost modules in a block whose output is added to the residual stream."""
     module = run.model.get_submodule(name)
     if isinstance(module, nn.ModuleList | nn.ModuleDict) or name == block or _carries_stream(run, name, block):
         for child, _ in module.named_children():
@@ -163,7 +164,7 @@ def _sublayers(run: Trace, name: str, block: str, ends: Collection[str]) -> Iter
 
 
 def _carries_stream(run: Trace, name: str, block: str) -> bool:
-    """Whether a module returns a sum in which the input of its block is a term."""
+    """Return whether a module returns a sum in which the input of its block is a term."""
     stream = run.inputs.get(block)
     return stream is not None and any(node is stream for node in run.before([run.outputs.get(name)], _NOT_BY_ELEMENT))
 
@@ -171,8 +172,8 @@ def _carries_stream(run: Trace, name: str, block: str) -> bool:
 def _holds_experts(module: nn.Module) -> bool:
     return any(
         weight.dim() == 3
-        for one in module.modules()
-        if not isinstance(one, nn.modules.conv._ConvNd)
-        for weight in one._parameters.values()
+        for part in module.modules()
+        if not isinstance(part, nn.modules.conv._ConvNd)
+        for weight in part._parameters.values()
         if weight is not None
     )

@@ -104,7 +104,7 @@ def _build_for(
 def _build(
     model: "PreTrainedModel", config: PromptTuningConfig, shape: CacheShape
 ) -> SoftPromptAdapter[PromptTuningConfig]:
-    """Build an adapter whose prompt has not got its initial value yet."""
+    """Build an adapter whose prompt is random; the caller sets its initial value."""
     rows = random_rows(model, config.num_virtual_tokens, embedding_width(model))
     return adapter_from_embeddings(model, config, SoftPrompt(rows), shape)
 

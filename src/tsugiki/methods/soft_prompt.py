@@ -54,11 +54,11 @@ KeyValueFunction: TypeAlias = "Callable[[PreTrainedModel, Tensor], KeyValues]"
 """(decoder, prompt) -> the keys and values of the prompt."""
 
 _MIN_TEXT_TOKENS = 32  # tokens of the context that a prompt leaves for the text; the probes of a model are shorter
-_MAX_SIZE = 1 << 20  # of a prompt or a network
+_MAX_SIZE = 1 << 20  # largest length of a prompt and width of a network
 
 
 class SoftPromptConfig(Protocol):
-    """What the configs of all soft prompts have in common."""
+    """The settings that all soft prompts share."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -195,7 +195,7 @@ def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
     try:
         with evaluating(base):
             first, second = (_run_decoder(base, rows) for rows in _probes(embedding_width(model), base.device))
-        keys, values = (torch.stack(one) for one in zip(*first, strict=True))
+        keys, values = (torch.stack(of_layers) for of_layers in zip(*first, strict=True))
     except Exception as error:  # any error means that the decoder does not work as expected
         raise TsugikiError(unsuitable) from error
     # The first token is the same in both probes, so in a causal model its keys are, too. A meta tensor has no values.
@@ -265,7 +265,7 @@ def _detach(base: nn.Module, hooks: list[RemovableHandle]) -> None:
 
 
 def _run_decoder(base: "PreTrainedModel", prompt: Tensor) -> KeyValues:
-    """Compute the keys and values that the decoder keeps of a text with these embeddings, [virtual tokens, width]."""
+    """Compute the keys and values that the decoder caches for these embeddings, [virtual tokens, width]."""
     from transformers import DynamicCache
 
     cache = DynamicCache()  # the model's own class may drop what leaves a sliding window
@@ -277,10 +277,10 @@ def _run_decoder(base: "PreTrainedModel", prompt: Tensor) -> KeyValues:
 
 
 class _BackwardThroughOutput(torch.autograd.Function):
-    """Returns the keys and values of a decoder; their gradients enter it by its output as well, where they are zero.
+    """Returns the keys and values of a decoder, and passes a gradient of zero to the decoder's output as well.
 
     A block whose weights are sharded over processes gathers them when the gradient of its output arrives. Keys and
-    values are computed inside the block, so with their gradients alone its backward pass would find no weights.
+    values are computed inside the block, so with their gradients alone the weights would not be gathered.
     """
 
     @staticmethod
@@ -303,7 +303,7 @@ def _split_key_values(shape: CacheShape, base: "PreTrainedModel", prompt: Tensor
 def _prepend_prompt(
     key_values: KeyValueFunction, base: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[()], dict[str, Any]]:
-    """Change the decoder's arguments so that the prompt precedes the text: a forward pre-hook."""
+    """Change the decoder's arguments so that the prompt precedes the text. This is a forward pre-hook."""
     names = _argument_names(type(base).forward)
     kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
     text = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
@@ -345,10 +345,13 @@ def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unl
     """Put the prompt into the empty cache, or into a new one if `cache` is None, once for each row of the batch.
 
     Args:
+        cache: an empty cache, or None.
+        prompt: the keys and values of each layer.
+        rows: the number of rows of the batch.
         unlimited: replace the layers of the cache by layers that keep every token, without a sliding window.
 
     Raises:
-        TsugikiError: a cache of another class, such as one of fixed length.
+        TsugikiError: the cache has another class, such as that of a cache of fixed length.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -370,7 +373,7 @@ def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unl
 
 
 def _drop_unrequested_cache(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Remove the cache from the output unless the caller asked for it with `use_cache`: a forward hook."""
+    """Remove the cache from the output unless the caller set `use_cache`. This is a forward hook."""
     name = _cache_argument(base)
     if kwargs.get("use_cache", True) or not hasattr(output, "keys") or name not in output:
         return output

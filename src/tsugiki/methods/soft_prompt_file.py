@@ -20,12 +20,12 @@ _NETWORK_PREFIX = "tsugiki."
 """Prefix of the names of our own tensors in a file: the network that computes the prompt, with which training can
 continue. PEFT ignores them."""
 _PREFIX = "base_model."
-"""What PEFT puts before the names of whole modules in the files of soft prompts."""
+"""PEFT's prefix of the names of whole modules in the files of soft prompts."""
 _MODEL_SIZE_FIELDS = frozenset({"token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"})
 
 
 def with_saved_modules(model: nn.Module, config: ConfigT, file_tensors: Collection[str]) -> ConfigT:
-    """Return the config with the whole names of the modules that a file with these tensors has."""
+    """Return the config with the full names of the modules that a file with these tensors has."""
     saved = saved_in_file(model, config.modules_to_save, _PREFIX, file_tensors)  # type: ignore[attr-defined]
     return replace(config, modules_to_save=saved)  # type: ignore[type-var]
 
@@ -55,7 +55,7 @@ def check_file(
     Args:
         file_tensors: the tensors in the file.
         prompt: the shape of the prompt.
-        width: of the embedding from which the network, if the file has one, computes the prompt.
+        width: the width of the embedding from which the network, if the file has one, computes the prompt.
         network: builds that network; it is called on the meta device.
 
     Raises:
@@ -70,7 +70,7 @@ def check_file(
 
 
 def to_json(model: "PreTrainedModel", adapter: SoftPromptAdapter[PromptConfigT]) -> dict[str, Any]:
-    """Return the fields of the config, and those in which PEFT keeps the sizes of the model."""
+    """Return the fields of the config, and the fields in which PEFT keeps the sizes of the model."""
     fields = {
         **asdict(adapter.config),
         "token_dim": embedding_width(model),

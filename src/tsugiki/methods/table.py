@@ -171,8 +171,8 @@ FORMATS: Mapping[str, AdapterFormat[Any, Any]] = MappingProxyType(
 def methods_of(config: object) -> list[str]:
     """Return the names of the methods that a config belongs to.
 
-    They are the methods whose fixed settings the config has; several if it combines them, such as `rslora` and `dora`.
-    If there is none, it is the method of this config class that fixes no settings.
+    These are the methods whose fixed settings the config has; a config can combine several, such as `rslora` and
+    `dora`. If there is none, it is the method of this config class that fixes no settings.
     """
     candidates = {name: method for name, method in METHODS.items() if type(config) is method.config}
     found = [
@@ -190,7 +190,7 @@ def _is_same_setting(value: object, fixed: object) -> bool:
 
 
 def family_of(method: str) -> Family:
-    """Return the family of the method that a run record names. Records of pretraining name none of the table."""
+    """Return the family of the method in a run record; a record of pretraining names none, and counts as `full`."""
     return METHODS.get(method, METHODS["full"]).family
 
 

@@ -1,4 +1,4 @@
-"""What is in the cache, for `tsugiki cache list`."""
+"""List the content of the cache, for `tsugiki cache list`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,47 +26,49 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Cached:
-    """One thing in the cache."""
+    """An entry of the list: a quantised model, or everything of another kind."""
 
     kind: str
     """One of `KINDS`."""
     name: str
-    """Of the model, with its dtype; empty where only the sum of a kind is listed."""
+    """Name of the model, with its dtype; empty for the sum of a kind."""
     path: Path
     bytes: int
     used: float
-    """When it was used last or written, in seconds since the epoch."""
+    """When it was last used or written, in seconds since the epoch."""
 
 
 def read_cache() -> list[Cached]:
-    """Return what the cache holds: each quantised model, and the sum of every other kind."""
-    found = []
+    """Return an entry for each quantised model, and one for the sum of every other kind."""
+    cached = []
     for kind in KINDS:
         folder = cache_folder(kind)
         parts = sorted(folder.glob("[!.]*")) if kind == "quantized" else [folder]
-        found += [Cached(kind, _name(path), path, folder_size(path), path.stat().st_mtime) for path in _existing(parts)]
-    return found
+        cached += [
+            Cached(kind, _name(path), path, folder_size(path), path.stat().st_mtime) for path in _existing(parts)
+        ]
+    return cached
 
 
 def cache_table(cached: Sequence[Cached]) -> Table:
-    """Return a table with a row for each thing."""
+    """Return a table with a row for each entry."""
     headers = [_("kind"), _("content"), _("size"), _("last used")]
     rows = [
         [
-            one.kind,
-            one.name or _(KINDS[one.kind]),
-            format_size(one.bytes),
-            datetime.fromtimestamp(one.used).strftime("%Y-%m-%d"),
+            entry.kind,
+            entry.name or _(KINDS[entry.kind]),
+            format_size(entry.bytes),
+            datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d"),
         ]
-        for one in cached
+        for entry in cached
     ]
     return headers, rows
 
 
-def cache_fields(one: Cached) -> dict[str, Any]:
-    """Return one thing as values of JSON."""
-    used = datetime.fromtimestamp(one.used).astimezone().isoformat(timespec="seconds")
-    return {**asdict(one), "path": str(one.path), "name": one.name or None, "used": used}
+def cache_fields(entry: Cached) -> dict[str, Any]:
+    """Return an entry as a JSON object."""
+    used = datetime.fromtimestamp(entry.used).astimezone().isoformat(timespec="seconds")
+    return {**asdict(entry), "path": str(entry.path), "name": entry.name or None, "used": used}
 
 
 def _existing(paths: Sequence[Path]) -> list[Path]:
@@ -74,7 +76,7 @@ def _existing(paths: Sequence[Path]) -> list[Path]:
 
 
 def _name(path: Path) -> str:
-    """Return the model and the dtype of a quantised model, by its manifest; empty for other folders."""
+    """Return the name and the dtype of a quantised model from its manifest; empty for other folders."""
     try:
         facts = read_json(path / MANIFEST_FILE)["facts"]
         return f"{facts['model']} ({facts['base_dtype']})"

@@ -115,7 +115,7 @@ def sweep_table(points: Sequence[Point]) -> Table:
 
 
 def sweep_sentence(points: Sequence[Point]) -> str:
-    """Return the result of a sweep in words: the best point, and the rank that is needed, as far as intervals tell."""
+    """Return the result of a sweep in words: the best point, and the sufficient rank, if the intervals show it."""
     best, *others = sorted(points, key=lambda point: point.loss)
     sentences = [
         _("Best of {count}: {name}, held-out loss {loss:.4f}.").format(
@@ -167,7 +167,7 @@ def comparison_sentence(rows: Sequence[ComparisonRow], records: Mapping[str, Run
 
 
 def _chance(best: RunRecord, name: str, second: RunRecord) -> list[str]:
-    """Return a sentence if the held-out documents do not tell that the best run is better than the second one."""
+    """Return a sentence if the held-out documents do not show that the best run is better than the second one."""
     worse = change_of_loss(best.evaluations[-1], second.evaluations[-1])
     if worse.interval is not None and worse.interval[0] > 0 and worse.documents >= MIN_DOCUMENTS:
         return []

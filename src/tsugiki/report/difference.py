@@ -49,10 +49,10 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
         TsugikiError: a folder does not contain an adapter, or the adapter is damaged.
     """
     folders = (first, second)
-    facts, configs = [read_adapter_info(one) for one in folders], [read_adapter_config(one) for one in folders]
+    facts, configs = [read_adapter_info(path) for path in folders], [read_adapter_config(path) for path in folders]
     settings = _settings(facts, configs)
-    notes = _about_bases(*(one.base for one in facts))
-    tensors = [_read_finite_weights(one) for one in folders]
+    notes = _about_bases(*(info.base for info in facts))
+    tensors = [_read_finite_weights(path) for path in folders]
     if type(configs[0]) is not type(configs[1]):
         notes.append(_("the methods differ, so the tensors have different meanings and are not compared"))
         return Comparison(settings, _table([]), notes)
@@ -64,18 +64,18 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
             notes.append(_(_DORA))
     else:
         differences = compare_tensors(*tensors)
-    differences.sort(key=lambda one: block_order(one.name.removeprefix(PREFIX)))
+    differences.sort(key=lambda difference: block_order(difference.name.removeprefix(PREFIX)))
     notes += [
-        message.format(count=sum(one.only_in == place for one in differences))
+        message.format(count=sum(difference.only_in == place for difference in differences))
         for place, message in enumerate(
             (_("only the first adapter has {count:,} of these"), _("only the second adapter has {count:,} of these"))
         )
-        if any(one.only_in == place for one in differences)
+        if any(difference.only_in == place for difference in differences)
     ]
     notes += [
-        _("{name} has different shapes: {shapes}").format(name=one.name, shapes=one.shapes)
-        for one in differences
-        if one.shapes
+        _("{name} has different shapes: {shapes}").format(name=difference.name, shapes=difference.shapes)
+        for difference in differences
+        if difference.shapes
     ]
     if same_tensors(*tensors):
         notes.append(
@@ -93,29 +93,29 @@ def _table(differences: Sequence[Difference]) -> Table:
     rows = [*differences, overall(differences)] if differences else []
     return headers, [
         [
-            one.name.removeprefix(PREFIX),
-            "–" if one.only_in == 1 else format_number(one.norms[0]),
-            "–" if one.only_in == 0 else format_number(one.norms[1]),
-            "–" if one.only_in is not None or one.cosine != one.cosine else f"{one.cosine:+.4f}",
-            format_number(one.relative),
+            row.name.removeprefix(PREFIX),
+            "–" if row.only_in == 1 else format_number(row.norms[0]),
+            "–" if row.only_in == 0 else format_number(row.norms[1]),
+            "–" if row.only_in is not None or row.cosine != row.cosine else f"{row.cosine:+.4f}",
+            format_number(row.relative),
         ]
-        for one in rows
+        for row in rows
     ]
 
 
 def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
     settings: list[Mapping[str, object]] = [
         {
-            _("method"): one.method,
-            _("rank"): ranks_text(one.ranks),
-            _("base"): one.base.name,
-            _("fingerprint of the base"): one.base.fingerprint,
+            _("method"): info.method,
+            _("rank"): ranks_text(info.ranks),
+            _("base"): info.base.name,
+            _("fingerprint of the base"): info.base.fingerprint,
             **dataclasses.asdict(config),
         }
-        for one, config in zip(facts, configs, strict=True)
+        for info, config in zip(facts, configs, strict=True)
     ]
     names = {**settings[0], **settings[1]}
-    cells = [[name, *(_setting_text(one.get(name)) for one in settings)] for name in names]
+    cells = [[name, *(_setting_text(of_adapter.get(name)) for of_adapter in settings)] for name in names]
     return [_("setting"), _("first"), _("second")], [row for row in cells if row[1] != row[2]]
 
 

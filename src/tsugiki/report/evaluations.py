@@ -36,13 +36,13 @@ class Evaluations(dict[str, Evaluation]):
 
 
 def _marked(cell: str, mark: str) -> str:
-    """Return the cell with a mark behind its figure, which an interval in another line can follow."""
+    """Append a mark to the figure in a cell, before the line with its interval, if any."""
     figure, line_break, interval = cell.partition("\n")
     return figure + mark + line_break + interval
 
 
 def learned_note(name: str, result: Evaluation) -> str:
-    """Say how much of the text was learned by what was evaluated."""
+    """Return a note on how much of the text the evaluated model or adapter was trained on."""
     known = _("{same:,} of {documents}").format(same=result.learned, documents=counts.documents(len(result.documents)))
     if result.nearly_learned:
         known = _("{known}, and nearly the same text as {near:,} others").format(
@@ -54,7 +54,7 @@ def learned_note(name: str, result: Evaluation) -> str:
 
 
 def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tuple[Table, list[str]]:
-    """Return a table with a row for each model, and what is to be said about it, a line each.
+    """Return a table with a row for each model, and notes on the table, one line each.
 
     Args:
         names: the names of the models.

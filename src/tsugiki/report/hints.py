@@ -1,4 +1,4 @@
-"""What the figures of a run suggest, one sentence each: what is wrong, and what to do."""
+"""Hints from the figures of a run, one sentence each: what is wrong, and what to do."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from tsugiki.train.writing import LITTLE_TEXT, Writing
 
 _FEW_STEPS = 20
 _RISE = 0.02  # of the loss above its lowest value, relative
-_STILL_FALLING = 0.2  # share of all that was gained which came after the last evaluation but one
+_STILL_FALLING = 0.2  # share of the whole gain that came after the last evaluation but one
 _NO_CHANGE = 0.002  # relative
 
 
 def hints(record: RunRecord) -> list[str]:
-    """Return what a user can do better, as far as the record of a run tells; nothing for a run that has just begun."""
-    return [*_of_text(record), *_of_course(record), *_of_result(record), *_of_samples(record)]
+    """Return hints for the user from the record of a run; empty for a run that has just begun."""
+    return [*_text_hints(record), *_loss_hints(record), *_result_hints(record), *_sample_hints(record)]
 
 
-def _of_text(record: RunRecord) -> list[str]:
+def _text_hints(record: RunRecord) -> list[str]:
     data, notes = record.data, []
     if data is None:
         return []
@@ -41,8 +41,8 @@ def _of_text(record: RunRecord) -> list[str]:
     return notes
 
 
-def _of_course(record: RunRecord) -> list[str]:
-    """Return a note if the loss rose towards the end, or was still falling."""
+def _loss_hints(record: RunRecord) -> list[str]:
+    """Return a hint if the loss rose towards the end, or was still falling, or if there were few steps."""
     training, planned = record.training, record.resolved_settings.get("steps")
     points = record.validations if len(record.validations) > 1 else record.evaluations
     if training is None or record.status != "finished" or len(points) < 3:
@@ -82,8 +82,8 @@ def _few_steps(record: RunRecord) -> list[str]:
     ]
 
 
-def _of_result(record: RunRecord) -> list[str]:
-    """Return a note if the result is what the base was, or worse."""
+def _result_hints(record: RunRecord) -> list[str]:
+    """Return a hint if the result hardly differs from the base, or is worse."""
     evaluations: Sequence[StepEvaluation] = record.evaluations
     if record.status != "finished" or len(evaluations) < 2 or not record.any_step_is_better():
         return []
@@ -107,7 +107,7 @@ def _of_result(record: RunRecord) -> list[str]:
     return []
 
 
-def _of_samples(record: RunRecord) -> list[str]:
+def _sample_hints(record: RunRecord) -> list[str]:
     if not record.samples:
         return []
     last = [sample for sample in record.samples if sample.step == record.samples[-1].step]

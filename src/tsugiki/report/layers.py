@@ -48,13 +48,13 @@ def decompose(layers: Mapping[str, LayerFactors], advance: Callable[[int], None]
     """Compute the singular values of each layer, and sort the layers by block; `advance(1)` is called after each."""
     split_paths = {path: split_block(path) for path in layers}
     block_lists = {owner for owner, block, _ in split_paths.values() if block is not None}
-    found = []
+    decomposed = []
     for path, layer in layers.items():
         owner, block, rest = split_paths[path]
         kind = rest if block is None or len(block_lists) == 1 else f"{owner}.*.{rest}"
-        found.append(Layer(path, block, kind, layer.r, update_shape(layer), singular_values(layer)))
+        decomposed.append(Layer(path, block, kind, layer.r, update_shape(layer), singular_values(layer)))
         advance(1)
-    return sorted(found, key=lambda one: block_order(one.path))
+    return sorted(decomposed, key=lambda result: block_order(result.path))
 
 
 def block_order(path: str) -> tuple[bool, int, str]:
@@ -133,5 +133,5 @@ def _mean_spectrum(kind: str, layers: Sequence[Layer]) -> Series:
     """Return the mean of σ_i / σ₁ by i, over the layers that have an i-th singular value and an update."""
     spectra = [layer.values / layer.values[0] for layer in layers if layer.values[0] > 0]
     longest = max(map(len, spectra), default=0)
-    means = [torch.stack([one[i] for one in spectra if len(one) > i]).mean() for i in range(longest)]
+    means = [torch.stack([values[i] for values in spectra if len(values) > i]).mean() for i in range(longest)]
     return Series(kind, [(i + 1, float(mean)) for i, mean in enumerate(means)])

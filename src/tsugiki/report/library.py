@@ -24,7 +24,7 @@ def library_table(entries: Sequence[LibraryEntry]) -> Table:
     for entry in entries:
         if entry.info:
             info = entry.info
-            perplexities = [format_number(one.perplexity) for one in _first_and_last(entry.folder)]
+            perplexities = [format_number(evaluation.perplexity) for evaluation in _first_and_last(entry.folder)]
             rows.append(
                 [
                     entry.name,
@@ -41,7 +41,7 @@ def library_table(entries: Sequence[LibraryEntry]) -> Table:
 
 
 def entry_line(entry: LibraryEntry) -> str:
-    """Return a JSON object about an adapter in one line; unknown values are null, as is `broken` of an intact one."""
+    """Return a JSON object about an adapter in one line; unknown values, and `broken` if it is intact, are null."""
     info = entry.info
     fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
     if info:
@@ -54,7 +54,7 @@ def entry_line(entry: LibraryEntry) -> str:
             "base_fingerprint": info.base.fingerprint,
             "parameters": info.parameters,
             "bytes": info.size,
-            "held_out": {when: _finite(one) for when, one in zip(("before", "after"), evaluations, strict=False)}
+            "held_out": {when: _finite(result) for when, result in zip(("before", "after"), evaluations, strict=False)}
             or None,
             "changed": datetime.fromtimestamp(info.changed).astimezone().isoformat(timespec="seconds"),
         }

@@ -152,11 +152,11 @@ def _settings(name: str, method: Method) -> Table:
         defaults = None
     meanings = argument_descriptions(inspect.getdoc(method.config) or "")
     rows = []
-    for one in dataclasses.fields(method.config):
-        if one.name not in method.fixed_settings:
-            default = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
-            value = default if defaults is None else getattr(defaults, one.name)
-            rows.append([one.name, _value_text(value), _meaning(meanings.get(one.name, ""))])
+    for field in dataclasses.fields(method.config):
+        if field.name not in method.fixed_settings:
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            value = default if defaults is None else getattr(defaults, field.name)
+            rows.append([field.name, _value_text(value), _meaning(meanings.get(field.name, ""))])
     if not rows:
         return [], []
     section = "lora" if method.config is LoraConfig else "method_config"
@@ -168,7 +168,7 @@ def _settings(name: str, method: Method) -> Table:
 
 
 def _meaning(description: str) -> str:
-    """Return what a setting means. The catalogue has it as the help of a flag: a sentence with escaped brackets."""
+    """Translate the description of a setting. The catalogue contains it as a flag's help, with escaped brackets."""
     text = (description[:1].upper() + description[1:]).replace("[", r"\[")
     shown = _(text) if text else ""
     return description if shown == text else shown.replace(r"\[", "[")

@@ -1,4 +1,4 @@
-"""Pages inside of a notebook. A frame keeps the styles of the page and those of the notebook apart."""
+"""Pages inside a notebook. A frame separates the styles of the page from those of the notebook."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tsugiki.report.run import REPORT_FILE, record_sections
 from tsugiki.train.record import RunRecord
 from tsugiki.train.workflows.preview import Preview
 
-_HEIGHT = 620  # pixels; what does not fit is scrolled to
+_HEIGHT = 620  # pixels; a longer page is scrolled
 
 
 def in_frame(html: str, height: int = _HEIGHT) -> str:

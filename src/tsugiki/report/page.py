@@ -16,8 +16,8 @@ from tsugiki.language import _, language
 def page(title: str, lead: str, sections: Sequence[tuple[str, Markup]], notes: Sequence[str] = ()) -> str:
     """Render a whole page, with a light and a dark theme.
 
-    The lead is a sentence with the main result, notes are warnings. A section has a heading and a body; one without
-    content is left out.
+    The lead is a sentence with the main result, notes are warnings. A section has a heading and a body; it is left out
+    if it has no content.
     """
     return render("page.html", title=title, lead=lead, sections=sections, notes=notes)
 

@@ -28,7 +28,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Return what the table does not show: the model, the machine, the parts of the memory."""
+    """Return lines about the model, the machine, the steps and the parts of the memory of the table's first row."""
     size = _("size unknown") if plan.file_bytes is None else format_size(plan.file_bytes)
     where = _("on this machine") if plan.is_here else _("to download")
     free = _("unknown") if plan.available is None else format_gigabytes(plan.available)

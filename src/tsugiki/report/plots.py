@@ -141,8 +141,8 @@ def svg_text(figure: "Figure", salt: str, **options: Any) -> str:
 
     Args:
         figure: the figure, drawn in the placeholder colours.
-        salt: a text that makes the ids of this plot differ from those of others, and keeps them the same each time.
-        options: of matplotlib's `savefig`.
+        salt: a text from which the ids in the SVG are derived, so that they differ between plots but not between calls.
+        options: options of matplotlib's `savefig`.
     """
     from matplotlib import rc_context
 
@@ -153,7 +153,7 @@ def svg_text(figure: "Figure", salt: str, **options: Any) -> str:
         rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.sans-serif": ["DejaVu Sans"]}),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it is not drawn, the browser has it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the SVG contains text, not glyphs
         figure.savefig(buffer, format="svg", metadata=no_metadata, **options)
     text = buffer.getvalue()
     for colour, variable in _VARIABLES.items():

@@ -80,7 +80,7 @@ def _row_title(row: RowView, preview: Preview) -> str:
 
 
 def padding(row: RowView) -> str:
-    """Return how much of a row is padding."""
+    """Return the text about the padding of a row."""
     return _("{tokens} of padding").format(tokens=counts.tokens(row.padding))
 
 

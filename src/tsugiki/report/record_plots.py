@@ -52,7 +52,7 @@ def _bits_by_step(entries: Sequence[StepEvaluation], name: str, colour: int) -> 
 def _by_step(
     entries: Sequence[StepEvaluation], name: str, figures: list[tuple[float, Interval | None]], colour: int
 ) -> Series:
-    """Return the line of a figure of each evaluation."""
+    """Return a line with a point for each evaluation, and a band if every evaluation has an interval."""
     points = [(float(entry.step), figure) for entry, (figure, _) in zip(entries, figures, strict=True)]
     band = [interval for _, interval in figures if interval is not None]
     # A single held-out document has no interval.

@@ -1,4 +1,4 @@
-"""What the record of a run says in sentences and tables; pages, model cards, the terminal and the server show it."""
+"""Sentences and tables about the record of a run, for pages, model cards, the terminal and the server."""
 
 import math
 
@@ -19,7 +19,7 @@ _DOCUMENT_MASKING = {
 
 
 def summary_sentence(record: RunRecord) -> str:
-    """Return what the run has done to the held-out figures, in one sentence."""
+    """Return the held-out figures before and after the run, in one sentence."""
     if not record.evaluations:
         return _("There is no evaluation yet.")
     before, after = record.evaluations[0], record.evaluations[-1]
@@ -73,8 +73,8 @@ def held_out_table(record: RunRecord) -> Table:
     return [_("held-out text"), _("before"), _("after"), _("change")], rows
 
 
-def choice_notes(record: RunRecord) -> list[str]:
-    """Return what a run has decided by its losses, and what its figures suggest, one sentence each."""
+def run_notes(record: RunRecord) -> list[str]:
+    """Return the decisions that a run made from its losses, and hints from its figures, one sentence each."""
     notes = [
         _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "

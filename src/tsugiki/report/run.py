@@ -14,7 +14,7 @@ from tsugiki.report.formatting import format_change, format_number, format_value
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves
 from tsugiki.report.record_plots import bits_series, loss_series
-from tsugiki.report.record_text import choice_notes, data_lines, near_duplicate_lines, speed_text, summary_sentence
+from tsugiki.report.record_text import data_lines, near_duplicate_lines, run_notes, speed_text, summary_sentence
 from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.train.evaluation.result import change_of_bits, warning_text
 from tsugiki.train.record import RunRecord, TrainingFigures, read_record
@@ -95,7 +95,7 @@ def _notes(record: RunRecord) -> list[str]:
                 "this page."
             ).format(done=done, command=shlex.join(["tsugiki", "train", "--resume", record.config.out or ""]))
         )
-    notes += choice_notes(record)
+    notes += run_notes(record)
     if record.evaluations:
         last = record.evaluations[-1]
         if last.warning:
@@ -258,12 +258,12 @@ def _machine(record: RunRecord) -> Markup:
 
 
 def _peak_memory(training: TrainingFigures) -> list[tuple[str, str]]:
-    """Return the line of the peak memory; nothing if the system does not report it."""
+    """Return the line of the peak memory; empty if the system does not report it."""
     return [(_("peak memory"), format_gigabytes(training.peak_memory))] if training.peak_memory else []
 
 
 def _usage(record: RunRecord, folder: Path) -> Markup:
-    """Return commands for the trained adapter or model; nothing before the run has finished."""
+    """Return commands for the trained adapter or model; empty before the run has finished."""
     if record.status != "finished":
         return Markup()
     prompt = shlex.quote((record.config.prompts or ["…"])[0])

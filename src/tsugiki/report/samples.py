@@ -26,9 +26,10 @@ _SAME = str.maketrans(
         "'": '"',
     }
 )
-"""Character -> the one that stands for all that differ from it in orthography or as quotation marks only."""
+"""Character -> character that represents all those which differ from it only in orthography, or only as quotation
+marks."""
 _SHORTEST = 4  # characters; in shorter passages two texts agree by chance
-_LONGEST = 2000  # characters of texts that are compared, in a time that grows with the square
+_LONGEST = 2000  # characters of texts that are compared; the time grows with the square
 
 
 def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
@@ -44,7 +45,7 @@ def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
 
 
 def differences_in_form(base: str, text: str) -> list[tuple[str, str]]:
-    """Return the parts of a text, each with the base's text in its place if the two differ only in form, else with "".
+    """Split a text into (part, the base's text in its place, if the two differ only in form, otherwise "").
 
     Forms are old and new characters, small and large kana, and kinds of quotation marks.
     """

@@ -16,10 +16,11 @@ from tsugiki.report.formatting import Table
 
 @dataclass(frozen=True)
 class _Kind:
-    """Layers with the same name but for the indices in it, and the same size."""
+    """Layers of the same size whose names differ only in indices."""
 
     name: str
     size: tuple[int, int]
+    """(inputs, outputs)."""
     reason: str
     """Why they are not grafted; empty if they are."""
 
@@ -57,10 +58,10 @@ def _experts(model: nn.Module) -> list[list[str]]:
     """Return a row for each kind of parameter that holds the weights of several experts."""
     modules = dict(base_modules(model))
     numbers: dict[tuple[str, str], int] = {}
-    for name, one in find_stacks(modules).items():
+    for name, stack in find_stacks(modules).items():
         owner = modules[name.rpartition(".")[0]]
-        outputs, inputs = one.shape[-2:] if not is_transposed(owner, one) else one.shape[:-3:-1]
-        kind = _without_indices(name), f"{len(one)} × ({inputs} → {outputs})"
+        outputs, inputs = stack.shape[-2:] if not is_transposed(owner, stack) else stack.shape[:-3:-1]
+        kind = _without_indices(name), f"{len(stack)} × ({inputs} → {outputs})"
         numbers[kind] = numbers.get(kind, 0) + 1
     why = _("no: experts; target_parameters adapts them")
     return [[name, str(number), size, why, "–"] for (name, size), number in numbers.items()]

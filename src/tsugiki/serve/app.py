@@ -22,7 +22,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
-from tsugiki.serve.disconnect import ClientGone, gone, unless_gone
+from tsugiki.serve.disconnect import ClientDisconnected, unless_disconnected, wait_for_disconnect
 from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError, as_api_error
 from tsugiki.serve.library import library_routes
@@ -47,12 +47,12 @@ def new_app(
     """Return the ASGI application.
 
     Args:
-        engine: it has been started.
+        engine: the engine, which has been started.
         adapters: the base and the adapters.
         access: who may use the server.
         seconds: how long a request may take.
         allow_lora_updates: whether requests may load and unload adapters.
-        views: routes of views of the page that need more than the engine and the adapters.
+        views: more routes, of the page's views that need more than the engine and the adapters.
     """
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
@@ -94,7 +94,7 @@ def new_app(
 
     async def load(request: Request) -> Response:
         name = parse(AdapterRequest, await read_body(request)).lora_name
-        adapters.release(await unless_gone(request, adapters.acquire(name)))
+        adapters.release(await unless_disconnected(request, adapters.acquire(name)))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(request: Request) -> Response:
@@ -125,8 +125,8 @@ def new_app(
         middleware=[*_cors(access), Middleware(Guard, access=access, public=public, page_token=page_token)],
         exception_handlers={
             HTTPException: _http_error,
-            ClientDisconnect: _gone,
-            ClientGone: _gone,
+            ClientDisconnect: _disconnected,
+            ClientDisconnected: _disconnected,
             ApiError: _error,
             TsugikiError: _error,
             Exception: _error,
@@ -137,7 +137,7 @@ def new_app(
 
 
 def _cors(access: Access) -> list[Middleware]:
-    """Return what lets browsers show answers to the pages of the allowed origins."""
+    """Return the CORS middleware for the allowed origins; empty if there are none."""
     if not access.origins:
         return []
     headers = ["Authorization", "Content-Type"]
@@ -149,7 +149,7 @@ def _cors(access: Access) -> list[Middleware]:
 
 
 def gauges(engine: Engine, adapters: ServedAdapters) -> dict[str, tuple[str, list[Sample]]]:
-    """Return what the server does at this moment, for `Metrics.text`."""
+    """Return the present values of all gauges, for `Metrics.text`."""
     base = (("model_name", adapters.base.name),)
     running, waiting = engine.adapters()
     lora = (
@@ -160,32 +160,32 @@ def gauges(engine: Engine, adapters: ServedAdapters) -> dict[str, tuple[str, lis
     cache = engine.cached_tokens * engine.token_bytes
     part = cache / engine.limits.cache_bytes
     return {
-        "vllm:num_requests_running": ("Rows that are computed.", [(base, engine.running)]),
-        "vllm:num_requests_waiting": ("Requests that wait.", [(base, engine.waiting)]),
+        "vllm:num_requests_running": ("Requests in the batch.", [(base, engine.running)]),
+        "vllm:num_requests_waiting": ("Requests in the queue.", [(base, engine.waiting)]),
         "vllm:kv_cache_usage_perc": (
             "Part of the cache that is used, up to 1.",
             [(base, part)],
         ),
-        "vllm:lora_requests_info": ("When this was so, in seconds since 1970.", [(lora, time.time())]),
+        "vllm:lora_requests_info": ("Time of this snapshot, in seconds since 1970.", [(lora, time.time())]),
         "tsugiki:kv_cache_bytes": ("Bytes of the cache that are used.", [(base, cache)]),
         "tsugiki:prefix_cache_bytes": ("Bytes of the prefix cache that are used.", [(base, engine.prefixes.bytes)]),
         "tsugiki:adapters_loaded": ("Adapters in memory.", [(base, len(adapters.loaded()))]),
     }
 
 
-async def _answer(completions: Completions, request: Request, asked: CompletionRequest | ChatRequest) -> Response:
-    """Answer a request, at once or as a stream; a client that goes away ends it."""
+async def _answer(completions: Completions, request: Request, parsed: CompletionRequest | ChatRequest) -> Response:
+    """Answer a request as a whole or as a stream. It is cancelled if the client disconnects."""
     async with AsyncExitStack() as stack:
         try:
-            beginning = stack.enter_async_context(completions.begin(asked))  # it may wait for an adapter
-            generation = await unless_gone(request, beginning)
-            watch = asyncio.create_task(_tell_when_gone(request, generation))
-            stack.callback(watch.cancel)
-            if not asked.stream:
+            beginning = stack.enter_async_context(completions.begin(parsed))  # it may wait for an adapter
+            generation = await unless_disconnected(request, beginning)
+            watching = asyncio.create_task(_report_disconnect(request, generation))
+            stack.callback(watching.cancel)
+            if not parsed.stream:
                 return JSONResponse(await whole_answer(generation))
             parts = chunks(generation)
             first = await anext(parts)  # an error before the first token has its own status
-        except ClientGone:
+        except ClientDisconnected:
             return Response(status_code=499)
         except Exception as error:
             return _error_response(error)
@@ -193,7 +193,7 @@ async def _answer(completions: Completions, request: Request, asked: CompletionR
 
 
 class _Stream(StreamingResponse):
-    """A stream of events; whatever ends it, its rows are freed."""
+    """A stream of server-sent events. Its rows are freed in every case, also after an error."""
 
     def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -205,21 +205,21 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _tell_when_gone(request: Request, generation: Generation) -> None:
-    await gone(request)
-    generation.events.put_nowait(ClientGone())
+async def _report_disconnect(request: Request, generation: Generation) -> None:
+    await wait_for_disconnect(request)
+    generation.events.put_nowait(ClientDisconnected())
 
 
 async def _events(first: dict[str, Any], parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Yield the messages of a stream. An error is its last one."""
+    """Yield the server-sent events of a stream; after an error, the last one contains the error."""
     yield _event(first)
     try:
         async for chunk in parts:
             yield _event(chunk)
-    except ClientGone:
+    except ClientDisconnected:
         return
     except Exception as error:
-        yield _event(_known(error).body)
+        yield _event(_logged(error).body)
         return
     yield "data: [DONE]\n\n"
 
@@ -228,8 +228,8 @@ def _event(message: dict[str, Any]) -> str:
     return f"data: {json.dumps(message, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _known(error: Exception) -> ApiError:
-    """Return the answer to an exception; one that is not the client's is logged, without the request."""
+def _logged(error: Exception) -> ApiError:
+    """Return the answer to an exception. An unexpected exception is logged, without the request."""
     answer = as_api_error(error)
     if answer.status == 500:
         _log.error("an unexpected error", exc_info=error)
@@ -237,7 +237,7 @@ def _known(error: Exception) -> ApiError:
 
 
 def _error_response(error: Exception) -> Response:
-    answer = _known(error)
+    answer = _logged(error)
     return JSONResponse(answer.body, answer.status, answer.headers)
 
 
@@ -245,7 +245,7 @@ async def _error(request: Request, error: Exception) -> Response:
     return _error_response(error)
 
 
-async def _gone(request: Request, error: Exception) -> Response:
+async def _disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 

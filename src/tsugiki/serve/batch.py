@@ -21,10 +21,10 @@ class Row:
     text: TextStream
     generated: list[int] = field(default_factory=list)
     since: float = field(init=False)
-    """When it began to wait, for the last time, as `time.monotonic` counts."""
+    """When it last began to wait, in seconds of `time.monotonic`."""
     timing: Timing = field(init=False)
     separate: bool = False
-    """Computed without others, because a batch with it has failed."""
+    """Whether it is computed alone, because a batch with it has failed."""
     scored: bool = False
     """Whether the log-probabilities of the prompt were delivered."""
     scores: list[ScoredToken] = field(default_factory=list)
@@ -35,25 +35,25 @@ class Row:
 
     @property
     def tokens(self) -> list[int]:
-        """The prompt and what was generated."""
+        """The tokens of the prompt and of the generated text."""
         return [*self.request.prompt, *self.generated]
 
     @property
     def length(self) -> int:
-        """How many tokens these are."""
+        """Number of `tokens`."""
         return len(self.request.prompt) + len(self.generated)
 
     @property
     def remaining(self) -> int:
-        """How many more tokens may be generated."""
+        """Number of tokens that may still be generated."""
         return self.request.max_tokens - len(self.generated)
 
     @property
     def turn(self) -> object:
-        """Rows of one batch have the same."""
-        if self.separate or self.request.company == "alone":
+        """A key that is the same for rows that can share a batch."""
+        if self.separate or self.request.batch_mode == "alone":
             return self
-        return None if self.request.company == "mixed" else self.request.adapter
+        return None if self.request.batch_mode == "mixed" else self.request.adapter
 
 
 @dataclass
@@ -70,14 +70,16 @@ class Arriving:
 
     rows: list[Row]
     ids: Tensor
+    """Tokens of the prompts, padded on the left, [rows, tokens], int64."""
     mask: Tensor
+    """1 for a token, 0 for padding, [rows, tokens], int64."""
     cached: CachedRows
     done: int = 0
-    """Columns of `ids` that are in the cache."""
+    """Number of columns of `ids` that are in the cache."""
 
 
 def without_cancelled(arriving: Arriving) -> Arriving | None:
-    """Return rows whose prompts are being computed without those of cancelled requests; None if none is left."""
+    """Return `arriving` without the rows of cancelled requests; None if no row is left."""
     kept = [index for index, row in enumerate(arriving.rows) if not row.request.cancelled]
     if len(kept) == len(arriving.rows):
         return arriving
@@ -92,20 +94,20 @@ def scored_token(logprobs: Tensor, token: int, count: int) -> ScoredToken:
     """Return a token with its log-probability and the most probable tokens.
 
     Args:
-        logprobs: of all tokens, [vocabulary].
+        logprobs: the log-probabilities of all tokens, [vocabulary].
         token: the token.
-        count: how many of the most probable ones.
+        count: how many of the most probable tokens to return.
     """
     values, tokens = logprobs.topk(min(count, len(logprobs)))
     return ScoredToken(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
 
 def score_prompts(arriving: Arriving, logits: Tensor, start: int) -> None:
-    """Append the scores of the tokens that follow a piece of the prompts.
+    """Append the log-probabilities of the prompts' tokens that follow the tokens of a piece.
 
     Args:
         arriving: the rows.
-        logits: of the tokens that follow each token of the piece, [rows, tokens, vocabulary].
+        logits: for each token of the piece, the logits of the next token, [rows, tokens, vocabulary].
         start: the first column of the piece.
     """
     longest = arriving.ids.shape[1]

@@ -25,12 +25,12 @@ _DEFAULT_COMPLETION = 16  # new tokens, as OpenAI
 _DEFAULT_CHAT = 1024
 
 _Events: TypeAlias = "asyncio.Queue[tuple[int, Event] | BaseException]"
-"""What comes from the engine, with the number of the row; or why nothing more comes."""
+"""Events of the engine with the index of their row, or the exception that ends the request."""
 
 
 @dataclass
 class Choice:
-    """One answer, while it comes."""
+    """One of the `n` choices of an answer, as far as it has been generated."""
 
     prompt: Prompt
     text: str = ""
@@ -41,10 +41,10 @@ class Choice:
 
 @dataclass(eq=False)
 class Generation:
-    """The rows of one HTTP request, and what comes from them."""
+    """The rows of one HTTP request, and their output so far."""
 
     served: ServedModel
-    asked: CompletionRequest | ChatRequest
+    parsed: CompletionRequest | ChatRequest
     prompts: list[Prompt]
     requests: list[Request]
     choices: list[Choice]
@@ -54,28 +54,28 @@ class Generation:
 
     @property
     def usage(self) -> dict[str, int]:
-        """The numbers of tokens so far."""
-        prompt, new = sum(len(one.ids) for one in self.prompts), sum(choice.generated for choice in self.choices)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+        """The numbers of tokens so far, in the format of the field `usage`."""
+        given, new = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.generated for choice in self.choices)
+        return {"prompt_tokens": given, "completion_tokens": new, "total_tokens": given + new}
 
 
 class Completions:
-    """Answers requests, as many at once as the engine takes."""
+    """Answers requests, as many at once as the engine accepts."""
 
     def __init__(self, engine: Engine, adapters: ServedAdapters, seconds: float) -> None:
         """Create it.
 
         Args:
             engine: computes the rows.
-            adapters: those that a request can name.
+            adapters: the models that a request can name.
             seconds: how long a request may take.
         """
         self.engine, self.adapters, self.seconds = engine, adapters, seconds
         self._open = 0
 
     @asynccontextmanager
-    async def begin(self, asked: CompletionRequest | ChatRequest) -> AsyncIterator[Generation]:
-        """Queue the rows of a request; what is not finished at the end of the block is cancelled.
+    async def begin(self, parsed: CompletionRequest | ChatRequest) -> AsyncIterator[Generation]:
+        """Queue the rows of a request; rows that are not finished at the end of the block are cancelled.
 
         Raises:
             ApiError: the request cannot be answered.
@@ -87,11 +87,12 @@ class Completions:
         self._open += 1
         since = time.monotonic()
         try:
-            served = await self.adapters.acquire(asked.model, asked.adapters)
+            served = await self.adapters.acquire(parsed.model, parsed.adapters)
             try:
-                generation = await self._generation(served, asked, since)
+                generation = await self._generation(served, parsed, since)
                 self.engine.submit(generation.requests)
-                timer = asyncio.get_running_loop().call_later(self.seconds, generation.events.put_nowait, self._late())
+                events, loop = generation.events, asyncio.get_running_loop()
+                timer = loop.call_later(self.seconds, events.put_nowait, self._timeout())
                 try:
                     yield generation
                 finally:
@@ -103,70 +104,70 @@ class Completions:
         finally:
             self._open -= 1
 
-    def _late(self) -> ApiError:
+    def _timeout(self) -> ApiError:
         message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
         return ApiError(503, message, code="took_too_long")
 
     async def _generation(
-        self, served: ServedModel, asked: CompletionRequest | ChatRequest, since: float
+        self, served: ServedModel, parsed: CompletionRequest | ChatRequest, since: float
     ) -> Generation:
         model = self.engine.model
-        if isinstance(asked, ChatRequest):
-            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, served.tokenizer, asked.messages)]
-            logprobs = asked.top_logprobs if asked.logprobs else None
+        if isinstance(parsed, ChatRequest):
+            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, served.tokenizer, parsed.messages)]
+            logprobs = parsed.top_logprobs if parsed.logprobs else None
         else:
-            prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, asked.prompts)
-            logprobs = asked.logprobs
-        check_tokens(model, map(int, asked.logit_bias), "logit_bias")
+            prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)
+            logprobs = parsed.logprobs
+        check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
-        echo = isinstance(asked, CompletionRequest) and asked.echo
+        echo = isinstance(parsed, CompletionRequest) and parsed.echo
         requests: list[Request] = []
         choices: list[Choice] = []
         for prompt in prompts:
-            for number in range(asked.n):
+            for number in range(parsed.n):
                 index = len(requests)
                 deliver = partial(_hand_over, loop, events, index)
                 requests.append(
                     Request(
                         prompt=prompt.ids,
                         tokenizer=served.tokenizer,
-                        max_tokens=self._new_tokens(asked, prompt, served),
+                        max_tokens=self._new_tokens(parsed, prompt, served),
                         deliver=deliver,
                         adapter=served.key,
                         content=served.digest,
-                        model_name=self.adapters.base.name if asked.adapters else served.name,
-                        company=served.company,
-                        sampling=asked.sampling(number),
-                        stops=asked.stops,
-                        ends=frozenset() if asked.ignore_eos else prompt.ends,
-                        min_tokens=asked.min_tokens,
+                        model_name=self.adapters.base.name if parsed.adapters else served.name,
+                        batch_mode=served.batch_mode,
+                        sampling=parsed.sampling(number),
+                        stops=parsed.stops,
+                        ends=frozenset() if parsed.ignore_eos else prompt.ends,
+                        min_tokens=parsed.min_tokens,
                         logprobs=logprobs,
                         prompt_logprobs=echo and logprobs is not None,
                         since=since,
                     )
                 )
                 choices.append(Choice(prompt))
-        kind = "chatcmpl" if isinstance(asked, ChatRequest) else "cmpl"
+        kind = "chatcmpl" if isinstance(parsed, ChatRequest) else "cmpl"
         return Generation(
-            served, asked, prompts, requests, choices, events, f"{kind}-{uuid.uuid4().hex}", int(time.time())
+            served, parsed, prompts, requests, choices, events, f"{kind}-{uuid.uuid4().hex}", int(time.time())
         )
 
-    def _new_tokens(self, asked: CompletionRequest | ChatRequest, prompt: Prompt, served: ServedModel) -> int:
-        if isinstance(asked, CompletionRequest):
-            if asked.max_tokens == 0 and not asked.echo:
+    def _new_tokens(self, parsed: CompletionRequest | ChatRequest, prompt: Prompt, served: ServedModel) -> int:
+        if isinstance(parsed, CompletionRequest):
+            if parsed.max_tokens == 0 and not parsed.echo:
                 raise ApiError(400, _("max_tokens is 0, which is for echo only"), "max_tokens", "invalid_value")
-            return _DEFAULT_COMPLETION if asked.max_tokens is None else asked.max_tokens
-        wanted = asked.max_completion_tokens or asked.max_tokens
+            return _DEFAULT_COMPLETION if parsed.max_tokens is None else parsed.max_tokens
+        limit = parsed.max_completion_tokens or parsed.max_tokens
         room = self.engine.room(served.key) - len(prompt.ids)
-        return max(1, min(_DEFAULT_CHAT, room)) if wanted is None else wanted
+        return max(1, min(_DEFAULT_CHAT, room)) if limit is None else limit
 
 
 async def outputs(generation: Generation) -> AsyncIterator[tuple[int, Output]]:
-    """Yield new tokens with the numbers of their choices, which are updated, until all are finished.
+    """Yield each new token with the index of its choice, which is updated, until all choices are finished.
 
     Raises:
-        BaseException: what the engine has raised for a row.
+        BaseException: the error of a row or of the request.
     """
     unfinished = len(generation.choices)
     while unfinished:
@@ -193,26 +194,26 @@ async def whole_answer(generation: Generation) -> dict[str, Any]:
     """Return the answer to a request that is not streamed."""
     async for _output in outputs(generation):
         pass
-    asked, tokenizer = generation.asked, generation.served.tokenizer
+    parsed, tokenizer = generation.parsed, generation.served.tokenizer
     choices: list[dict[str, Any]] = []
     for index, choice in enumerate(generation.choices):
         common = {"index": index, "finish_reason": choice.finish_reason}
-        if isinstance(asked, ChatRequest):
-            logprobs = chat_logprobs(tokenizer, choice.tokens) if asked.logprobs else None
+        if isinstance(parsed, ChatRequest):
+            logprobs = chat_logprobs(tokenizer, choice.tokens) if parsed.logprobs else None
             message = {"role": "assistant", "content": choice.text, "refusal": None}
             choices.append({**common, "message": message, "logprobs": logprobs})
         else:
-            text = (choice.prompt.text if asked.echo else "") + choice.text
-            listed = None if asked.logprobs is None else completion_logprobs(tokenizer, choice.tokens)
+            text = (choice.prompt.text if parsed.echo else "") + choice.text
+            listed = None if parsed.logprobs is None else completion_logprobs(tokenizer, choice.tokens)
             choices.append({**common, "text": text, "logprobs": listed})
-    kind = "chat.completion" if isinstance(asked, ChatRequest) else "text_completion"
+    kind = "chat.completion" if isinstance(parsed, ChatRequest) else "text_completion"
     return {**_head(generation, kind), "choices": choices, "usage": generation.usage}
 
 
 async def chunks(generation: Generation) -> AsyncIterator[dict[str, Any]]:
     """Yield the chunks of a streamed answer; the first one comes with the first token."""
-    asked, options = generation.asked, generation.asked.stream_options
-    head = _head(generation, "chat.completion.chunk" if isinstance(asked, ChatRequest) else "text_completion")
+    parsed, options = generation.parsed, generation.parsed.stream_options
+    head = _head(generation, "chat.completion.chunk" if isinstance(parsed, ChatRequest) else "text_completion")
     places = [_Sent() for _ in generation.choices]
 
     def chunk(choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -223,13 +224,13 @@ async def chunks(generation: Generation) -> AsyncIterator[dict[str, Any]]:
         choice, sent, text = generation.choices[index], places[index], output.text
         if not sent.begun:
             sent.begun = True
-            if isinstance(asked, ChatRequest):
+            if isinstance(parsed, ChatRequest):
                 first = {"role": "assistant", "content": ""}
                 yield chunk([{"index": index, "delta": first, "logprobs": None, "finish_reason": None}])
-            elif asked.echo:
+            elif parsed.echo:
                 text = choice.prompt.text + text
         scored, sent.tokens = choice.tokens[sent.tokens :], len(choice.tokens)
-        if text or output.finish_reason or asked.logprobs not in (None, False):
+        if text or output.finish_reason or parsed.logprobs not in (None, False):
             yield chunk([_part(generation, sent, index, text, scored, output.finish_reason)])
     if options.include_usage:
         yield chunk([])
@@ -237,24 +238,25 @@ async def chunks(generation: Generation) -> AsyncIterator[dict[str, Any]]:
 
 @dataclass
 class _Sent:
-    """What was sent of a choice."""
+    """How much of a choice was sent."""
 
     begun: bool = False
     tokens: int = 0
+    """Number of tokens."""
     characters: int = 0
-    """Of the tokens with log-probabilities."""
+    """Number of characters of the tokens with log-probabilities."""
 
 
 def _part(
     generation: Generation, sent: _Sent, index: int, text: str, scored: list[ScoredToken], reason: str | None
 ) -> dict[str, Any]:
-    """Return a choice of a chunk."""
-    asked, tokenizer = generation.asked, generation.served.tokenizer
+    """Return the entry of one choice in a chunk."""
+    parsed, tokenizer = generation.parsed, generation.served.tokenizer
     common = {"index": index, "finish_reason": reason}
-    if isinstance(asked, ChatRequest):
-        logprobs = chat_logprobs(tokenizer, scored) if asked.logprobs and scored else None
+    if isinstance(parsed, ChatRequest):
+        logprobs = chat_logprobs(tokenizer, scored) if parsed.logprobs and scored else None
         return {**common, "delta": {"content": text} if text else {}, "logprobs": logprobs}
-    if asked.logprobs is None:
+    if parsed.logprobs is None:
         return {**common, "text": text, "logprobs": None}
     listed = completion_logprobs(tokenizer, scored, sent.characters)
     sent.characters += sum(map(len, listed["tokens"]))
@@ -262,7 +264,7 @@ def _part(
 
 
 def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredToken]) -> dict[str, Any]:
-    """Return log-probabilities as a chat completion has them."""
+    """Return log-probabilities in the format of a chat completion."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         text = token_text(tokenizer, token)
@@ -271,8 +273,8 @@ def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredT
 
     return {
         "content": [
-            {**entry(one.token, one.logprob), "top_logprobs": [entry(token, value) for token, value in one.top]}
-            for one in tokens
+            {**entry(scored.token, scored.logprob), "top_logprobs": [entry(*probable) for probable in scored.top]}
+            for scored in tokens
         ]
     }
 
@@ -280,16 +282,16 @@ def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredT
 def completion_logprobs(
     tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredToken], offset: int = 0
 ) -> dict[str, Any]:
-    """Return log-probabilities as a completion has them; `offset` is where the text of the first token begins."""
-    texts = [token_text(tokenizer, one.token) for one in tokens]
+    """Return log-probabilities in the format of a completion; `offset` is the index of the first token's character."""
+    texts = [token_text(tokenizer, scored.token) for scored in tokens]
     offsets = [offset + sum(map(len, texts[:place])) for place in range(len(texts))]
     top: list[dict[str, float] | None] = []
-    for text, one in zip(texts, tokens, strict=True):
-        listed = {token_text(tokenizer, token): value for token, value in one.top}
-        top.append(None if one.logprob is None else {**listed, text: one.logprob})
+    for text, scored in zip(texts, tokens, strict=True):
+        listed = {token_text(tokenizer, token): value for token, value in scored.top}
+        top.append(None if scored.logprob is None else {**listed, text: scored.logprob})
     return {
         "tokens": texts,
-        "token_logprobs": [one.logprob for one in tokens],
+        "token_logprobs": [scored.logprob for scored in tokens],
         "top_logprobs": top,
         "text_offset": offsets,
     }
@@ -306,4 +308,4 @@ def _hand_over(
 
 
 def _head(generation: Generation, kind: str) -> dict[str, Any]:
-    return {"id": generation.id, "object": kind, "created": generation.created, "model": generation.asked.model}
+    return {"id": generation.id, "object": kind, "created": generation.created, "model": generation.parsed.model}

@@ -1,4 +1,4 @@
-"""Clients that go away before their answer comes."""
+"""Detect clients that disconnect before they get their answer."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,27 +9,27 @@ from starlette.requests import Request
 Result = TypeVar("Result")
 
 
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+class ClientDisconnected(Exception):
+    """The client has disconnected."""
 
 
-async def gone(request: Request) -> None:
-    """Wait until the client of a request, whose body was read, goes away."""
+async def wait_for_disconnect(request: Request) -> None:
+    """Wait until the client of a request disconnects; the body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of some work, which is cancelled if the client goes away first.
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of a coroutine, which is cancelled if the client disconnects first.
 
     Raises:
-        ClientGone: it did.
+        ClientDisconnected: the client has disconnected.
     """
-    working, watching = asyncio.create_task(work), asyncio.create_task(gone(request))
+    working, watching = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            raise ClientDisconnected
         return working.result()
     finally:
         watching.cancel()

@@ -22,9 +22,9 @@ If a step raises an exception, its rows are computed again one by one, so that o
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -36,17 +36,17 @@ from tsugiki.base.quantization import count_parameters
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.graft_state import find_adapter
-from tsugiki.lora.mixed_batch import mixed_batch
-from tsugiki.lora.switch import base_alone, set_adapter
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
+from tsugiki.serve.active_adapters import ActiveAdapters
 from tsugiki.serve.batch import Arriving, Batch, Row, score_prompts, scored_token, without_cancelled
-from tsugiki.serve.company import find_company
+from tsugiki.serve.batch_mode import find_batch_mode
 from tsugiki.serve.limits import DEFAULT_LIMITS, Limits, QueueFull, stopped, waited_too_long
 from tsugiki.serve.metrics import Metrics
-from tsugiki.serve.prefixes import Prefix, PrefixCache, common_tokens, rows_with_prefixes
-from tsugiki.serve.request import Company, Event, Failed, Output, PromptScores, Request, ScoredToken
+from tsugiki.serve.prefixes import Prefix, rows_with_prefixes
+from tsugiki.serve.request import BatchMode, Event, Failed, Output, PromptScores, Request, ScoredToken
 from tsugiki.serve.rows import CachedRows, bytes_per_token, compute, joined, padded, selected, without_common_padding
 from tsugiki.serve.sampling import Chooser
+from tsugiki.serve.shared_prefixes import SharedPrefixes
 from tsugiki.serve.text import TextStream
 from tsugiki.train.threads import with_one_thread
 
@@ -74,12 +74,12 @@ class Engine:
         """
         self.model, self.limits = model, limits
         self.context = context_length(model)
-        self.company: Company = "mixed"
+        self.batch_mode: BatchMode = "mixed"
         """Of rows of the base; found out when the thread starts, as is the next one."""
         self.token_bytes = 1
         """How many bytes the keys and values of one token take."""
         self.metrics = Metrics()
-        self.prefixes = PrefixCache(limits.prefix_bytes)
+        self.prefixes = SharedPrefixes(limits.prefix_bytes)
         self._waiting: deque[Row] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -87,8 +87,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="tsugiki-engine", daemon=True)
         self._batch: Batch | None = None
         self._arriving: tuple[Arriving, ...] = ()  # groups of prompts, a piece of each in turn
-        self._using: tuple[object, ...] | None = None
-        self._adapters = ExitStack()
+        self._adapters = ActiveAdapters(model)
 
     # What other threads call.
 
@@ -99,7 +98,7 @@ class Engine:
             TsugikiError: rows of this model cannot be computed with a cache of keys and values.
         """
         self._thread.start()
-        self.company = self.call(lambda: find_company(self.model)).result()
+        self.batch_mode = self.prefixes.batch_mode = self.call(lambda: find_batch_mode(self.model)).result()
         self.token_bytes = self.call(lambda: bytes_per_token(self.model)).result()
 
     def stop(self) -> None:
@@ -235,7 +234,7 @@ class Engine:
 
     def _step(self) -> None:
         if self._calls:
-            self._leave_adapters()
+            self._adapters.deactivate()
             while self._calls:
                 self._calls.popleft()()
         self._remove_cancelled()
@@ -267,7 +266,7 @@ class Engine:
         """Keep these rows of the batch."""
         assert self._batch
         for index in {*range(len(self._batch.rows))}.difference(kept):
-            self._keep_prefix(self._batch.rows[index], self._batch.cached, index)
+            self.prefixes.keep(self._batch.rows[index], self._batch.cached, index)
         if not kept:
             self._batch = None
         elif len(kept) < len(self._batch.rows):
@@ -288,7 +287,7 @@ class Engine:
         if not self._waiting or len(self._arriving) == _MOST_GROUPS:
             return
         present = [row for group in self._groups() for row in group.rows]
-        most = self.limits.rows if self.company == "mixed" else 1
+        most = self.limits.rows if self.batch_mode == "mixed" else 1
         arriving: list[Row] = []
         prefixes: list[Prefix] = []
         with self._changed:
@@ -298,11 +297,11 @@ class Engine:
                 size = len(rows) * (max(one.length for one in rows) + max(one.remaining for one in rows))
                 if len(rows) > 1 and (size > self.cache_tokens or row.turn != rows[0].turn):
                     break
-                prefix = self._find_prefix(row)
+                prefix = self.prefixes.find(row)
                 if arriving and not _alike(arriving[0], prefixes[0], row, prefix):
                     break
                 first_rows = [group.rows[0] for group in self._arriving] + arriving[:1]
-                if any(self._could_use(one, row, prefix) for one in first_rows):
+                if any(self.prefixes.worth_waiting(row, one, prefix, _PADDING) for one in first_rows):
                     break
                 arriving.append(self._waiting.popleft())
                 prefixes.append(prefix)
@@ -317,43 +316,10 @@ class Engine:
         done = ids.shape[1] - left
         for row, one in zip(rows, tokens, strict=True):
             self.metrics.begun(row.timing, len(row.request.prompt))
-            if self._shares_prefixes(row):
+            if self.prefixes.shares(row):
                 self.metrics.found(row.timing, len(one), max(0, len(one) - left))
         cached = rows_with_prefixes(mask, prefixes, done) if done else CachedRows(mask[:, :0])
         self._arriving += (Arriving(rows, ids, mask, cached, done),)
-
-    def _shares_prefixes(self, row: Row) -> bool:
-        """Whether a row may use keys and values of other requests, and leave its own to them.
-
-        Not where they depend on the length of the row ("alone"), and not after a failure.
-        """
-        request = row.request
-        can = self.company == "mixed" and request.company != "alone" and not row.separate
-        return can and request.content is not None and self.prefixes.most_bytes > 0
-
-    def _find_prefix(self, row: Row) -> Prefix:
-        """Return the beginning of a row that need not be computed: not its last token, whose logits are wanted."""
-        if not self._uses_prefixes(row):
-            return Prefix()
-        return self.prefixes.find(row.request.content or "", row.tokens[:-1])
-
-    def _uses_prefixes(self, row: Row) -> bool:
-        """Whether a row may use keys and values of other requests: not if it wants the logits of its whole prompt."""
-        return self._shares_prefixes(row) and (row.scored or not row.request.prompt_logprobs)
-
-    def _could_use(self, first: Row, row: Row, known: Prefix) -> bool:
-        """Whether a row could use much more than is known once the prompt of the first one is computed."""
-        if not (self._shares_prefixes(first) and self._uses_prefixes(row)):
-            return False
-        same = first.request.content == row.request.content
-        return same and common_tokens(first.tokens, row.tokens) - known.tokens >= _PADDING
-
-    def _keep_prefix(self, row: Row, cached: CachedRows, index: int) -> None:
-        """Keep what was computed of a row, the first one of `cached` with this index, for other requests."""
-        if self._shares_prefixes(row):
-            tokens = row.tokens[: int(cached.mask[index].sum())]
-            with suppress(RuntimeError):  # such as for want of memory
-                self.prefixes.keep(row.request.content or "", tokens, cached, index)
 
     def _groups(self) -> tuple[Batch | Arriving, ...]:
         """Return the batch, if there is one, and the groups whose prompts are computed."""
@@ -370,8 +336,8 @@ class Engine:
         start, stop = arriving.done, min(arriving.done + width, arriving.ids.shape[1])
         try:
             arriving.cached.mask = arriving.mask[:, :stop]
-            with self._computing(arriving.rows):
-                logits = compute(self.model, arriving.cached, arriving.ids[:, start:stop], scored)
+            self._adapters.activate(arriving.rows)
+            logits = compute(self.model, arriving.cached, arriving.ids[:, start:stop], scored)
             if scored:
                 score_prompts(arriving, logits, start)
             arriving.done = stop
@@ -379,7 +345,7 @@ class Engine:
                 return
             last = logits[:, -1].float().cpu()
             for index, row in enumerate(arriving.rows):
-                self._keep_prefix(row, arriving.cached, index)
+                self.prefixes.keep(row, arriving.cached, index)
         except Exception as error:
             self._remove(arriving)
             self._isolate(arriving.rows, error)
@@ -410,8 +376,8 @@ class Engine:
         ids = torch.tensor([[row.generated[-1]] for row in batch.rows], device=self.model.device)
         try:
             batch.cached.mask = torch.cat([batch.cached.mask, torch.ones_like(ids)], 1)
-            with self._computing(batch.rows):
-                last = compute(self.model, batch.cached, ids)[:, -1].float().cpu()
+            self._adapters.activate(batch.rows)
+            last = compute(self.model, batch.cached, ids)[:, -1].float().cpu()
         except Exception as error:
             self._batch = None
             self._isolate(batch.rows, error)
@@ -449,7 +415,7 @@ class Engine:
 
     def _isolate(self, rows: Sequence[Row], error: Exception) -> None:
         """After an exception in a batch, compute each of its rows alone; alone in a batch, the row has failed."""
-        self._leave_adapters()
+        self._adapters.deactivate()
         if len(rows) == 1:
             self._deliver(rows[0], Failed(error))
             return
@@ -466,40 +432,15 @@ class Engine:
                 self.metrics.ended(row.timing, event.finish_reason)
             try:
                 row.request.deliver(event)
-            except Exception:  # whoever waited for it is gone
+            except Exception:  # nobody waits for it any more
                 row.request.cancelled = True
         if row.request.cancelled:
             self.metrics.ended(row.timing, "abort")
         return not row.request.cancelled
 
-    @contextmanager
-    def _computing(self, rows: Sequence[Row]) -> Iterator[None]:
-        """Let the model compute these rows with their adapters."""
-        names = [row.request.adapter for row in rows]
-        model = self.model
-        if names[0] is not None and rows[0].request.company != "mixed":
-            self._use((names[0],), lambda: _active(model, names[0]))
-        elif not any(names):
-            self._use((None,), lambda: base_alone(model))
-        else:
-            self._use(("rows", *names), lambda: mixed_batch(model, names))
-        yield
-
-    def _use(self, key: tuple[object, ...], context: Callable[[], AbstractContextManager[None]]) -> None:
-        """Enter the context with the adapters of a batch, unless it is the present one."""
-        if key == self._using:
-            return
-        self._leave_adapters()
-        self._adapters.enter_context(context())
-        self._using = key
-
-    def _leave_adapters(self) -> None:
-        self._using = None
-        self._adapters.close()
-
     def _end(self) -> None:
         """Tell all that wait that nothing more comes."""
-        self._adapters.close()
+        self._adapters.deactivate()
         with self._changed:
             self._stopping = True
             left = [*self._waiting]
@@ -519,11 +460,3 @@ def _alike(one: Row, known: Prefix, other: Row, known_of_other: Prefix) -> bool:
     """Return whether computing two prompts together, after their known prefixes, is not padding for the most part."""
     left, left_of_other = one.length - known.tokens, other.length - known_of_other.tokens
     return abs(one.length - other.length) <= _PADDING and abs(left - left_of_other) <= _PADDING
-
-
-@contextmanager
-def _active(model: "PreTrainedModel", name: str | None) -> Iterator[None]:
-    """Activate one adapter for all rows."""
-    assert name is not None
-    set_adapter(model, name)
-    yield

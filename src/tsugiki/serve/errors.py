@@ -1,4 +1,4 @@
-"""Errors as OpenAI's interface has them: a status, and a body that clients read."""
+"""Errors in the format of OpenAI's API: a status and a JSON body."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """An answer with an error status. 429 and 503 say when the client may try again."""
+    """An answer with an error status. For 429 and 503, a header states when the client may try again."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int = 5
@@ -24,10 +24,10 @@ class ApiError(Exception):
         """Create it.
 
         Args:
-            status: of HTTP.
+            status: the HTTP status.
             message: what is wrong and what to do.
             param: the field of the request that is wrong.
-            code: a word by which programs tell errors apart.
+            code: the kind of error, for programs.
             retry_after: seconds after which the client may try again after 429 or 503.
         """
         super().__init__(message)
@@ -41,7 +41,7 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Its headers."""
+        """The headers of the answer."""
         return {"Retry-After": str(self.retry_after)} if self.status in (429, 503) else {}
 
 

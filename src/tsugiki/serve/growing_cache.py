@@ -55,7 +55,7 @@ class GrowingCache(DynamicCache):  # type: ignore[misc]
 def _begins(memory: Tensor, part: Tensor) -> bool:
     """Return whether `part` is a view of the first tokens of `memory`.
 
-    It is not where other code has assigned new tensors to `keys` and `values`.
+    It is not if other code has assigned new tensors to `keys` and `values`.
     """
     return (
         part.data_ptr() == memory.data_ptr()

@@ -1,4 +1,4 @@
-"""The process that `serve.jobs` starts: it reads a call from standard input, and writes the result, in a JSON line."""
+"""The process that `serve.jobs` starts: it reads a function call from standard input and prints its result, as JSON."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.language import _
 
 _ROWS = 3
-_MOST_WORKS = 200  # whose titles are listed
+_MOST_WORKS = 200  # that are listed
 
 
 def preview(settings: dict[str, Any]) -> dict[str, Any]:
@@ -70,10 +70,10 @@ def fetch(source: str, query: dict[str, Any], out: str) -> dict[str, Any]:
     from tsugiki.data.aozora.works import check_target, open_source, read_entries, write_works
 
     check_target(Path(out))
-    opened, asked = open_source(source, None), Query(**query)
+    opened, selection = open_source(source, None), Query(**query)
     skipped: list[str] = []
     missing: list[str] = []
-    entries = read_entries(opened, select(opened.entries(), asked), asked, skipped.append, missing.append)
+    entries = read_entries(opened, select(opened.entries(), selection), selection, skipped.append, missing.append)
     totals = write_works(entries, Path(out))
     return {"works": totals.works, "characters": totals.characters, "skipped": len(skipped) + len(missing)}
 
@@ -86,14 +86,14 @@ FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
 def main() -> None:
     """Answer one call."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries that print must not write into the answer
     with suppress(OSError):  # Linux: if memory runs out, this process is ended, and not the server
         Path("/proc/self/oom_score_adj").write_text("1000")
-    asked = json.loads(sys.stdin.readline())
-    if hasattr(signal, "alarm"):  # the server ends this process in time, unless it has been killed itself
-        signal.alarm(int(asked["seconds"]) + 10)
+    call = json.loads(sys.stdin.readline())
+    if hasattr(signal, "alarm"):  # in case the server was killed, which otherwise ends this process in time
+        signal.alarm(int(call["seconds"]) + 10)
     try:
-        result: dict[str, Any] = {"result": FUNCTIONS[asked["function"]](**asked["arguments"])}
+        result: dict[str, Any] = {"result": FUNCTIONS[call["function"]](**call["arguments"])}
     except TsugikiError as error:
         result = {"error": str(error)}
     except BaseException as error:

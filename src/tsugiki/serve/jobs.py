@@ -1,6 +1,6 @@
-"""Work for the view Train that is done in a process of its own, with a limit of time: previews, plans, searches.
+"""Jobs of the view Train: previews, plans and searches, each in a process of its own with a time limit.
 
-Texts, tokenizers and models are read there, so that none of them can stop or end the server.
+Texts, tokenizers and models are read in this process, so that none of them can block or end the server.
 """
 
 import asyncio
@@ -16,40 +16,40 @@ from starlette.requests import Request
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import VARIABLE, _, language
-from tsugiki.serve.disconnect import gone
+from tsugiki.serve.disconnect import wait_for_disconnect
 from tsugiki.serve.errors import ApiError
 
 _LARGEST_ANSWER = 8_000_000  # bytes
 
 
 class Jobs:
-    """Does one thing at a time."""
+    """Runs one job at a time."""
 
     def __init__(self, directory: Path) -> None:
         """Create it; paths in arguments are relative to `directory`."""
         self._directory, self._busy = directory, asyncio.Lock()
 
     async def run(self, request: Request, function: str, seconds: float, **arguments: Any) -> Any:
-        """Call a function of `job_worker.FUNCTIONS` in a new process, and return what it returns.
+        """Call a function of `job_worker.FUNCTIONS` in a new process, and return its result.
 
-        The process is ended if it takes too long, or if the client goes away.
+        The process is ended if it takes too long, or if the client disconnects.
 
         Args:
-            request: the body has been read.
-            function: its name.
-            seconds: the longest time.
-            arguments: what JSON can represent.
+            request: the request, whose body has been read.
+            function: name of the function.
+            seconds: the time limit.
+            arguments: arguments of the function, which JSON can represent.
 
         Raises:
-            ApiError: something else is being done, or it takes too long.
+            ApiError: another job is running, the job takes too long, or the client has disconnected.
             TsugikiError: the function raised it, or the process ended without an answer.
         """
         if self._busy.locked():
             message = _("a preview, a plan or a search is running already; wait for it")
             raise ApiError(429, message, code="busy", retry_after=5)
         async with self._busy:
-            asked = {"function": function, "arguments": arguments, "seconds": seconds}
-            answer = await _ask(request, json.dumps(asked).encode(), seconds, self._directory)
+            call = {"function": function, "arguments": arguments, "seconds": seconds}
+            answer = await _ask(request, json.dumps(call).encode(), seconds, self._directory)
         try:
             result = json.loads(answer)
         except ValueError:
@@ -59,8 +59,8 @@ class Jobs:
         return result["result"]
 
 
-async def _ask(request: Request, asked: bytes, seconds: float, directory: Path) -> bytes:
-    """Return what the process answers."""
+async def _ask(request: Request, call: bytes, seconds: float, directory: Path) -> bytes:
+    """Return the line that the process prints; empty if it prints none, or one that is too long."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # a torch.py in the working directory is not imported
@@ -76,21 +76,21 @@ async def _ask(request: Request, asked: bytes, seconds: float, directory: Path) 
     )
     assert process.stdin
     assert process.stdout
-    process.stdin.write(asked + b"\n")
+    process.stdin.write(call + b"\n")
     answer = asyncio.create_task(process.stdout.readline())
-    away = asyncio.create_task(gone(request))
+    disconnected = asyncio.create_task(wait_for_disconnect(request))
     try:
-        await asyncio.wait({answer, away}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, disconnected}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        if away.done():
+        if disconnected.done():
             raise ApiError(499, _("the client went away"))
         raise ApiError(503, _("it takes more than {seconds:.0f} s; choose fewer texts").format(seconds=seconds))
     except ValueError:  # an answer that is too long
         return b""
     finally:
         answer.cancel()
-        away.cancel()
+        disconnected.cancel()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
         await process.wait()

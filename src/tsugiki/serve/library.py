@@ -46,7 +46,8 @@ from tsugiki.report.layers import kinds_table, layer_plots, layers_table
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
 from tsugiki.report.samples import shown_samples
-from tsugiki.serve.adapters import FileStates, ServedAdapters, file_states
+from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
+from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import MixField, parse
 from tsugiki.serve.security import PAGE_API, read_body
@@ -54,7 +55,7 @@ from tsugiki.train.record import RunRecord
 
 _CARD = "README.md"
 _LARGEST_CARD = 200_000  # bytes
-_LISTED = 4096  # adapters whose row of the table is kept
+_LISTED = 4096  # adapters whose row of the table is cached
 _REPORT_HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -63,7 +64,7 @@ _REPORT_HEADERS = {
 }
 
 _drawing = Lock()
-"""matplotlib's settings are those of the process."""
+"""Held while plots are drawn, because matplotlib's settings are global in the process."""
 
 
 class _Body(BaseModel):
@@ -115,19 +116,19 @@ def library_routes(adapters: ServedAdapters) -> list[Route]:
         return Response(page, media_type="text/html", headers=headers)
 
     async def rename(request: Request) -> Response:
-        asked = parse(Renaming, await read_body(request))
-        await view.rename(asked.name, asked.to)
-        return JSONResponse({"name": asked.to})
+        parsed = parse(Renaming, await read_body(request))
+        await view.rename(parsed.name, parsed.to)
+        return JSONResponse({"name": parsed.to})
 
     async def remove(request: Request) -> Response:
-        asked = parse(Removal, await read_body(request))
-        await view.remove(asked.name)
-        return JSONResponse({"name": asked.name})
+        parsed = parse(Removal, await read_body(request))
+        await view.remove(parsed.name)
+        return JSONResponse({"name": parsed.name})
 
     async def save_mix(request: Request) -> Response:
-        asked = parse(Combining, await read_body(request))
-        await view.save_mix(asked.adapters, asked.name)
-        return JSONResponse({"name": asked.name})
+        parsed = parse(Combining, await read_body(request))
+        await view.save_mix(parsed.adapters, parsed.name)
+        return JSONResponse({"name": parsed.name})
 
     return [
         Route(f"{PAGE_API}adapters", table),
@@ -141,7 +142,7 @@ def library_routes(adapters: ServedAdapters) -> list[Route]:
 
 
 class LibraryView:
-    """What the page does with the library. All methods are called in the thread of the event loop."""
+    """The page's operations on the library. All methods are called in the thread of the event loop."""
 
     def __init__(self, adapters: ServedAdapters) -> None:
         self.adapters = adapters
@@ -151,37 +152,37 @@ class LibraryView:
         """Return the folder of an adapter.
 
         Raises:
-            ApiError: there is none of this name.
+            ApiError: no adapter has this name.
         """
         if name == self.adapters.base.name or self.adapters.find(name) != name:
             raise ApiError(404, _("no adapter is called {name!r}").format(name=name[:100]), "name", "not_found")
         return self.adapters.folder(name)
 
     async def table(self) -> dict[str, Any]:
-        """Return the adapters with what the table shows of each."""
+        """Return the table of the adapters."""
         base = await self._identity()
         names = await asyncio.to_thread(self.adapters.names)
         folders = {name: self.adapters.folder(name) for name in names}
         loaded = set(self.adapters.loaded())
 
         def rows() -> list[dict[str, Any]]:
-            found = []
+            table = []
             for name, folder in folders.items():
-                files = file_states(folder), file_states(folder, [RECORD_FILE])
+                files = adapter_file_states(folder), adapter_file_states(folder, [RECORD_FILE])
                 row, trained_on = _row(folder, files, language())
                 other = trained_on and why_different(trained_on, base)
                 flags = {"loaded": name in loaded, "given": name in self.adapters.folders}
-                found.append({"name": name, **row, **flags, "other_base": other or None})
-            return found
+                table.append({"name": name, **row, **flags, "other_base": other or None})
+            return table
 
-        found = await asyncio.to_thread(rows)
-        return {"base": self.adapters.base.name, "library": str(self.adapters.library), "adapters": found}
+        listed = await asyncio.to_thread(rows)
+        return {"base": self.adapters.base.name, "library": str(self.adapters.library), "adapters": listed}
 
     async def rename(self, old: str, new: str) -> None:
-        """Rename an adapter of the library; requests that use it end with it.
+        """Rename an adapter of the library; running requests finish with it.
 
         Raises:
-            ApiError: there is none, or it was given at the start.
+            ApiError: there is no such adapter, or it was given when the server was started.
             TsugikiError: the name is not allowed or taken.
         """
         self._own(old)
@@ -190,10 +191,10 @@ class LibraryView:
         self.adapters.forget(old)
 
     async def remove(self, name: str) -> None:
-        """Remove an adapter from the library; requests that use it end with it.
+        """Remove an adapter from the library; running requests finish with it.
 
         Raises:
-            ApiError: there is none, or it was given at the start.
+            ApiError: there is no such adapter, or it was given when the server was started.
             TsugikiError: it cannot be removed.
         """
         self._own(name)
@@ -205,7 +206,7 @@ class LibraryView:
         """Save the weighted sum of adapters in the library, as `tsugiki adapters combine` does.
 
         Raises:
-            ApiError: there is no adapter of a name.
+            ApiError: an adapter does not exist.
             TsugikiError: the name is not allowed or taken, or the adapters cannot be combined.
         """
         folders, weights = [self.find(part) for part in mix], list(mix.values())
@@ -234,14 +235,14 @@ class LibraryView:
         return self._base
 
     def _own(self, name: str) -> None:
-        """Check that an adapter is one of the library that the page may change."""
+        """Check that an adapter belongs to the library, so that the page may change it."""
         self.find(name)
         if name in self.adapters.folders:
             message = _("{name!r} was given when the server was started, so it stays as it is until the server ends")
             raise ApiError(409, message.format(name=name), "name", "given_at_start")
 
     def _check_free(self, name: str) -> None:
-        """Check a new name; whether the library has it already is checked when it is written."""
+        """Check a new name. That the library does not contain it is checked when the adapter is written."""
         check_name(name)
         if name == self.adapters.base.name or name in self.adapters.folders:
             raise TsugikiError(
@@ -251,7 +252,7 @@ class LibraryView:
 
 @lru_cache(maxsize=_LISTED)
 def _row(folder: Path, files: tuple[FileStates, ...], lang: str) -> tuple[dict[str, Any], BaseReference | None]:
-    """Return what the table shows of an adapter, and its base; read again if its files or the language change."""
+    """Return an adapter's row of the table, and its base. `files` and `lang` are parts of the cache's key."""
     try:
         info, config, metadata = read_adapter_info(folder), read_adapter_config(folder), read_metadata(folder)
     except TsugikiError as error:
@@ -294,7 +295,7 @@ def _origin(metadata: Metadata, record: RunRecord | None) -> dict[str, Any] | No
     """Return where an adapter comes from: other adapters, or a training run."""
     if metadata.provenance is not None:
         made = metadata.provenance
-        return {"operation": made.operation, "sources": [_source(one) for one in made.sources]}
+        return {"operation": made.operation, "sources": [_source(source) for source in made.sources]}
     if record is None:
         return None
     sources = [] if record.started_from is None else [_source(record.started_from)]
@@ -306,7 +307,7 @@ def _source(source: Source) -> dict[str, Any]:
 
 
 def _details(folder: Path) -> dict[str, Any]:
-    """Return what is shown of an adapter at once."""
+    """Return the part of an adapter's page that is shown first, without its layers."""
     info, provenance, record = read_adapter_info(folder), read_metadata(folder).provenance, record_of(folder)
     report = AdapterReport(folder, info, provenance, record, (), {}, ())
     has_figures = record is not None and len(record.evaluations) > 1
@@ -343,9 +344,9 @@ def _report(folder: Path) -> str:
 
 
 def _without_styles(picture: Markup) -> str:
-    """Return a picture whose styles are in another attribute: the page's policy ignores them in the markup.
+    """Return an SVG whose styles are in `data-style`, because the page's Content-Security-Policy ignores `style`.
 
-    In the texts of the markup, quotation marks are escaped.
+    No text of the SVG is changed, because quotation marks in its texts are escaped.
     """
     return str(picture).replace(' style="', ' data-style="')
 

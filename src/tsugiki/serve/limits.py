@@ -15,7 +15,7 @@ class WaitedTooLong(TsugikiError):
 
 
 class EngineStopped(TsugikiError):
-    """The thread that owns the model ends or has ended."""
+    """The thread that owns the model is stopping or has stopped."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Limits:
     """Limits on the requests and the memory of the engine."""
 
     rows: int = 16
-    """Rows of a batch."""
+    """Largest number of rows in a batch."""
     cache_bytes: int = 2_000_000_000
-    """Bytes of the key-value cache: rows times the longest row, padding included."""
+    """Largest size of the key-value cache: rows times the longest row, padding included."""
     waiting: int = 64
-    """Requests that wait."""
+    """Largest number of waiting requests."""
     prefix_bytes: int = 500_000_000
-    """Bytes of keys and values that are kept for requests with the same beginning; 0: none are."""
+    """Largest size of the prefix cache, whose keys and values are used for prompts with the same beginning; 0: none."""
     seconds: float = 60.0
     """How long a request may wait."""
 

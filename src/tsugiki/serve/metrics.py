@@ -1,7 +1,7 @@
-"""What the server counts and measures, in Prometheus' text format.
+"""Metrics of the server, in Prometheus' text format.
 
-The names are vLLM's (`vllm:…`) where the meaning is the same, so that its dashboards and gateways work; what vLLM does
-not have begins with `tsugiki:`. The label `model_name` is the name of the base or of the adapter.
+The names are vLLM's (`vllm:…`) where the meaning is the same, so that its dashboards and gateways work; metrics that
+vLLM does not have begin with `tsugiki:`. The label `model_name` is the name of the base or of the adapter.
 """
 
 import time
@@ -17,14 +17,14 @@ _TIMES = {
     "vllm:inter_token_latency_seconds": "Between two new tokens of a request.",
     "vllm:e2e_request_latency_seconds": "From the arrival of a request to its end.",
     "vllm:request_queue_time_seconds": "From the arrival of a request to the beginning of its prompt's computation.",
-    "vllm:request_prefill_time_seconds": "From there to the first new token.",
+    "vllm:request_prefill_time_seconds": "From the beginning of the computation of a prompt to the first new token.",
     "vllm:request_decode_time_seconds": "From the first new token to the last one.",
 }
 _COUNTS = {
     "vllm:prompt_tokens_total": "Tokens of prompts.",
     "vllm:generation_tokens_total": "New tokens.",
-    "vllm:prefix_cache_queries_total": "Tokens of prompts whose beginnings could be in the prefix cache.",
-    "vllm:prefix_cache_hits_total": "Those of them that were there, and were not computed again.",
+    "vllm:prefix_cache_queries_total": "Tokens of prompts that were looked up in the prefix cache.",
+    "vllm:prefix_cache_hits_total": "Tokens of prompts that were found in the prefix cache and not computed again.",
 }
 _FINISHED = "vllm:request_success_total"
 _REFUSED = "tsugiki:requests_refused_total"
@@ -36,30 +36,30 @@ Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 
 @dataclass
 class Histogram:
-    """How often a time was how long."""
+    """A histogram of durations in seconds, with the bounds `_SECONDS`."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
-    """Up to each of the bounds and above the one before, and above the last one."""
+    """Number of durations between two bounds; the last number is for durations above the largest bound."""
     total: float = 0.0
-    """The sum of the times."""
+    """Sum of the durations."""
 
     def observe(self, seconds: float) -> None:
-        """Count a time."""
+        """Count a duration."""
         self.counts[bisect_left(_SECONDS, seconds)] += 1
         self.total += seconds
 
     def lines(self, name: str, labels: Labels) -> list[str]:
-        """Return it in Prometheus' text format."""
-        found, count = [], 0
+        """Return the histogram in Prometheus' text format."""
+        buckets, count = [], 0
         for bound, number in zip([*map(str, _SECONDS), "+Inf"], self.counts, strict=True):
             count += number
-            found.append(f"{name}_bucket{_text((*labels, ('le', bound)))} {count}")
-        return [*found, f"{name}_sum{_text(labels)} {self.total}", f"{name}_count{_text(labels)} {count}"]
+            buckets.append(f"{name}_bucket{_text((*labels, ('le', bound)))} {count}")
+        return [*buckets, f"{name}_sum{_text(labels)} {self.total}", f"{name}_count{_text(labels)} {count}"]
 
 
 @dataclass
 class Timing:
-    """When what happened to a request, in seconds of `time.monotonic`."""
+    """The times of a request's events, in seconds of `time.monotonic`."""
 
     model_name: str
     arrived: float = field(default_factory=time.monotonic)
@@ -68,7 +68,7 @@ class Timing:
     first: float | None = None
     """When its first new token was chosen."""
     last: float | None = None
-    """When its last one was."""
+    """When its last new token was chosen."""
     ended: bool = False
 
 
@@ -82,19 +82,19 @@ class Metrics:
         self._times: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
 
     def begun(self, timing: Timing, prompt_tokens: int) -> None:
-        """Note that a prompt's computation begins; again after a failed batch, which changes nothing."""
+        """Record that the computation of a prompt begins. A second call, after a failed batch, changes nothing."""
         if timing.begun is None:
             timing.begun = time.monotonic()
             self._counts["vllm:prompt_tokens_total"][timing.model_name] += prompt_tokens
             self._observe("vllm:request_queue_time_seconds", timing, timing.begun - timing.arrived)
 
-    def found(self, timing: Timing, asked: int, found: int) -> None:
-        """Note how many tokens of a prompt were looked for in the prefix cache, and how many were used from there."""
-        self._counts["vllm:prefix_cache_queries_total"][timing.model_name] += asked
+    def found(self, timing: Timing, queried: int, found: int) -> None:
+        """Record how many tokens of a prompt were looked up in the prefix cache, and how many were used from it."""
+        self._counts["vllm:prefix_cache_queries_total"][timing.model_name] += queried
         self._counts["vllm:prefix_cache_hits_total"][timing.model_name] += found
 
     def token(self, timing: Timing) -> None:
-        """Note a new token."""
+        """Record a new token."""
         now = time.monotonic()
         self._counts["vllm:generation_tokens_total"][timing.model_name] += 1
         if timing.last is not None:
@@ -106,7 +106,7 @@ class Metrics:
         timing.last = now
 
     def ended(self, timing: Timing, reason: str) -> None:
-        """Note the end of a request, once: "stop", "length", "abort" if the client went away, or "error"."""
+        """Record the end of a request, once: "stop", "length", "abort" if the client disconnected, or "error"."""
         if timing.ended:
             return
         timing.ended = True
@@ -116,21 +116,21 @@ class Metrics:
             self._observe("vllm:request_decode_time_seconds", timing, timing.last - timing.first)
 
     def refused(self, reason: str) -> None:
-        """Note that requests were not taken."""
+        """Record that a request was not accepted."""
         self._refused[reason] += 1
 
     def text(self, gauges: Mapping[str, tuple[str, Sequence[Sample]]]) -> str:
-        """Return all in Prometheus' text format.
+        """Return all metrics in Prometheus' text format.
 
         Args:
-            gauges: name -> (what it is, values with their labels).
+            gauges: name -> (help text, values with their labels).
         """
         lines: list[str] = []
-        for name, (what, samples) in gauges.items():
-            lines += _metric(name, what, "gauge", samples)
-        for name, what in _COUNTS.items():
+        for name, (help_text, samples) in gauges.items():
+            lines += _metric(name, help_text, "gauge", samples)
+        for name, help_text in _COUNTS.items():
             counts = [(_model(model), count) for model, count in self._counts[name].copy().items()]
-            lines += _metric(name, what, "counter", counts)
+            lines += _metric(name, help_text, "counter", counts)
         finished = [
             ((*_model(model), ("finished_reason", reason)), count)
             for (model, reason), count in self._finished.copy().items()
@@ -139,10 +139,10 @@ class Metrics:
         refused = [((("reason", reason),), count) for reason, count in self._refused.copy().items()]
         lines += _metric(_REFUSED, "Requests that were not taken.", "counter", refused)
         times = self._times.copy()
-        for name, what in _TIMES.items():
-            lines += _metric(name, what, "histogram", ())
-            for (of, model), histogram in times.items():
-                lines += histogram.lines(name, _model(model)) if of == name else []
+        for name, help_text in _TIMES.items():
+            lines += _metric(name, help_text, "histogram", ())
+            for (metric, model), histogram in times.items():
+                lines += histogram.lines(name, _model(model)) if metric == name else []
         return "\n".join(lines) + "\n"
 
     def _observe(self, name: str, timing: Timing, seconds: float) -> None:
@@ -153,9 +153,9 @@ def _model(name: str) -> Labels:
     return (("model_name", name),)
 
 
-def _metric(name: str, what: str, kind: Kind, samples: Iterable[Sample]) -> list[str]:
+def _metric(name: str, help_text: str, kind: Kind, samples: Iterable[Sample]) -> list[str]:
     values = [f"{name}{_text(labels)} {value}" for labels, value in samples]
-    return [f"# HELP {name} {what}", f"# TYPE {name} {kind}", *values]
+    return [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}", *values]
 
 
 def _text(labels: Labels) -> str:

@@ -1,7 +1,7 @@
-"""The page of the server: its files, and what only the page asks for.
+"""The server's web page: its files, and the requests that only the page makes.
 
-The files lie in the folder `page` and are read when the server starts; a request never names a path. All that the page
-asks for, besides OpenAI's interface, is below `/page/api/`. Requests there that change something (POST) must carry the
+The files are in the folder `page` and are read when the server starts; a request never names a path. Besides OpenAI's
+API, the page uses only addresses below `/page/api/`. Requests there that change something (POST) must contain the
 page's token, which `Guard` checks: only a page that this server has sent knows it.
 """
 
@@ -21,7 +21,7 @@ from tsugiki.serve.security import PAGE_API
 
 _FOLDER = Path(__file__).with_name("page")
 _INDEX = "index.html"
-_TOKEN = "PAGE_TOKEN"  # its place in index.html
+_TOKEN = "PAGE_TOKEN"  # placeholder in index.html
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -42,18 +42,18 @@ HEADERS = {
 
 
 def page_files() -> dict[str, Path]:
-    """Return the files of the page by their addresses."""
+    """Return address -> file of the page."""
     files = {f"/page/{path.relative_to(_FOLDER).as_posix()}": path for path in sorted(_FOLDER.rglob("*.*"))}
     files["/"] = files.pop(f"/page/{_INDEX}")
     return files
 
 
 def page_routes(adapters: ServedAdapters, token: str) -> list[Route]:
-    """Return the routes of the page's files, and of what all its views need.
+    """Return the routes of the page's files, and of the list of models that all its views use.
 
     Args:
         adapters: the base and the adapters.
-        token: what requests of the page that change something carry.
+        token: the page's token, for requests that change something.
     """
 
     async def models(request: Request) -> Response:
@@ -76,7 +76,7 @@ def _file_route(address: str, path: Path, token: str) -> Route:
 
 
 def _models(adapters: ServedAdapters) -> dict[str, Any]:
-    """Return the base and the adapters, each with whether it can chat."""
+    """Return the base and the adapters, and for each whether it has a chat template."""
     base_chats = adapters.base.tokenizer.chat_template is not None
 
     def chats(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Prompts: from what a request says to tokens, and from tokens to text."""
+"""Convert the prompts of requests to tokens, and tokens to text."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,15 @@ _tokenizing = Lock()  # a tokenizer must not be called by two threads at once
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a row continues."""
+    """The prompt of a row."""
 
     ids: list[int]
     """All tokens, including the one that begins a document."""
     shown: list[int]
-    """Those that `echo` shows."""
+    """The tokens that `echo` returns."""
     text: str
     ends: frozenset[int]
+    """Tokens that end the text."""
 
 
 def text_prompts(
@@ -38,19 +39,19 @@ def text_prompts(
     """Return prompts that are given as texts or tokens.
 
     Raises:
-        ApiError: a text has half a character, or a token does not exist.
+        ApiError: a text contains a lone surrogate, or a token is not in the vocabulary.
     """
     ends = frozenset({tokenizer.eos_token_id, *configured_ends(model)} - {None})
     prompts = []
-    for one in given:
-        if isinstance(one, str):
-            _check_text(one, "prompt")
+    for prompt in given:
+        if isinstance(prompt, str):
+            _check_text(prompt, "prompt")
             with _tokenizing:
-                ids = encode(tokenizer, [one])[0]
-            prompts.append(Prompt([document_start(tokenizer), *ids], ids, one, ends))
+                ids = encode(tokenizer, [prompt])[0]
+            prompts.append(Prompt([document_start(tokenizer), *ids], ids, prompt, ends))
         else:
-            check_tokens(model, one, "prompt")
-            prompts.append(Prompt(one, one, decoded(tokenizer, one), ends))
+            check_tokens(model, prompt, "prompt")
+            prompts.append(Prompt(prompt, prompt, decoded(tokenizer, prompt), ends))
     return prompts
 
 
@@ -72,12 +73,12 @@ def chat_prompt(
 
     Args:
         model: the model.
-        name: what the request calls it, for errors.
-        tokenizer: with the chat template.
+        name: the model's name in the request, for errors.
+        tokenizer: its tokenizer, with the chat template.
         messages: at least one.
 
     Raises:
-        ApiError: there is no chat template, or nothing to answer.
+        ApiError: there is no chat template, the last message is the assistant's, or a text has a lone surrogate.
     """
     if tokenizer.chat_template is None:
         raise ApiError(
@@ -112,7 +113,7 @@ def decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
 
 
 def _check_text(text: str, param: str) -> None:
-    """Check that a text has no half characters, which JSON can hold and no tokenizer takes."""
+    """Check that a text has no lone surrogates, which JSON can contain and tokenizers do not accept."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""The requests of OpenAI's interface, as its clients send them.
+"""The requests of OpenAI's API, as its clients send them.
 
 A field that would change the result and is not supported is an error, not ignored. Fields that change nothing here,
 such as `user`, and neutral values of unsupported fields, such as an empty list of tools, are accepted.
@@ -53,7 +53,7 @@ class _Fields(BaseModel):
 
 
 class StreamOptions(_Fields):
-    """What a stream holds besides the text."""
+    """Which fields a stream contains besides the text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -89,7 +89,7 @@ class _Request(_Fields):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def sampling(self, choice: int) -> SamplingSettings:
-        """Return how to choose the tokens of one of `n` choices: the seed of the next one is larger by 1."""
+        """Return the sampling settings of one of the `n` choices: `seed` plus the number of the choice, from 0."""
         return SamplingSettings(
             temperature=self.temperature,
             top_p=self.top_p,

@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it delivers."""
+"""The requests to the engine, and the events that it delivers."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -35,7 +35,7 @@ class Output:
 
     text: str
     token: ScoredToken | None
-    """None if a request wants no new token."""
+    """None if the request asks for no new tokens."""
     finish_reason: str | None = None
     """"stop": an end token or a stop string; "length": `max_tokens`. None if more follows."""
 
@@ -47,8 +47,9 @@ class Failed:
     error: BaseException
 
 
-Company: TypeAlias = Literal["mixed", "same", "alone"]
-"""With which rows those of an adapter can be in a batch: with all, with those of the same adapter, or with none."""
+BatchMode: TypeAlias = Literal["mixed", "same", "alone"]
+"""Which rows can be in a batch with a row of an adapter: all ("mixed"), those of the same adapter ("same"), or none
+("alone")."""
 
 Event: TypeAlias = PromptScores | Output | Failed
 
@@ -66,20 +67,20 @@ class Request:
     adapter: str | None = None
     """The adapter's name in the model; None: the base alone."""
     content: str | None = None
-    """The digest of what the adapter computes, "" for the base; None: its keys and values are not kept for others."""
+    """The adapter's digest, "" for the base; None: do not put its keys and values into the prefix cache."""
     model_name: str = ""
-    """What the request calls the adapter or the base, and the base for a mix; for metrics."""
-    company: Company = "mixed"
+    """The name of the adapter or the base in the request, or the name of the base for a mix; for metrics."""
+    batch_mode: BatchMode = "mixed"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: Sequence[str] = ()
     ends: Collection[int] = ()
     """Tokens that end the text."""
     min_tokens: int = 0
-    """None of `ends` is chosen before as many new tokens."""
+    """Number of new tokens before which no token of `ends` is chosen."""
     logprobs: int | None = None
     """How many of the most probable tokens are delivered with each token; None: no log-probabilities."""
     prompt_logprobs: bool = False
-    """Deliver `PromptScores` first."""
+    """Whether `PromptScores` are delivered first."""
     since: float = field(default_factory=time.monotonic)
-    """When it came, as `time.monotonic` counts; it may have waited for its adapter since."""
+    """When it arrived, in seconds of `time.monotonic`; it may have waited for its adapter since then."""
     cancelled: bool = False

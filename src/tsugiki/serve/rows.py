@@ -1,4 +1,4 @@
-"""The keys and values of a batch whose rows join and leave, over transformers' public forward pass.
+"""The key-value cache of a batch whose rows are added and removed, with transformers' public forward pass.
 
 Rows of different lengths are padded on the left, as in `generate`. Every layer of the cache keeps all positions; the
 model's own masks leave out what is outside a sliding window. The keys of a soft prompt are before those of the text,
@@ -58,7 +58,7 @@ def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logit
 
 
 def bytes_per_token(model: "PreTrainedModel") -> int:
-    """Return how many bytes the keys and values of one token take in all layers, as the model is now."""
+    """Return the size of the keys and values of one token in all layers, with the active adapter, if any."""
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     cached = CachedRows(torch.ones_like(ids))
     compute(model, cached, ids)
@@ -66,7 +66,7 @@ def bytes_per_token(model: "PreTrainedModel") -> int:
 
 
 def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the tokens of prompts, padded on the left, and their mask, both [rows, longest]."""
+    """Return the tokens of prompts, padded on the left, and their mask, both [rows, longest], int64."""
     longest = max(map(len, prompts))
     ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -104,9 +104,9 @@ def without_common_padding(rows: CachedRows) -> CachedRows:
 
 
 def _stacked(one: Tensor, other: Tensor, length: int, dimension: int, before: int = 0) -> Tensor:
-    """Stack rows that are padded on the left to this length in a dimension, the last or the last but one.
+    """Stack the rows of two tensors, padded on the left to `length` in `dimension`, which is -1 or -2.
 
-    Of this dimension, the first `before` places of all rows belong to a soft prompt, and stay the first.
+    The first `before` positions of this dimension belong to a soft prompt, and stay the first ones.
     """
     after = [0, 0] * (-1 - dimension)
     parts = []

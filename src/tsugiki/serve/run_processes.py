@@ -1,4 +1,4 @@
-"""The processes of runs: start one that outlives the server, tell which one owns a run, and stop it."""
+"""The processes of runs: start a process that outlives the server, find the process that owns a run, and stop it."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from tsugiki.io.locks import process_of
 from tsugiki.language import VARIABLE, _, language
 
 LOG_FILE = "output.log"
-"""The file in a run's folder that gets what its process prints, if the server has started it."""
-_NICE = 5  # requests are answered before a step is computed
+"""The file in a run's folder with the output of its process, if the server has started it."""
+_NICE = 5  # so that requests have priority over training steps
 _SECRETS = ("TSUGIKI_API_KEY",)
 
 
@@ -28,11 +28,11 @@ class RunProcesses:
         self._lock = threading.Lock()
 
     def start(self, folder: Path, words: Sequence[str], directory: Path) -> None:
-        """Start `tsugiki …` in a session of its own. What it prints is appended to a file in the run's folder.
+        """Start `tsugiki …` in a session of its own. Its output is appended to a file in the run's folder.
 
         Args:
-            folder: of the run; it exists.
-            words: what follows `tsugiki`. No shell reads them.
+            folder: the run's folder, which exists.
+            words: the arguments after `tsugiki`, which no shell interprets.
             directory: the working directory.
 
         Raises:
@@ -68,9 +68,9 @@ class RunProcesses:
             self._started[folder] = process
 
     def owner(self, folder: Path) -> int | None:
-        """Return the process of this machine that trains in a folder; None if none does, or it is not certain.
+        """Return the id of the process of this machine that trains in a folder; None if there is none, or in doubt.
 
-        A process that this server has started counts from its start on, another one from when it has locked the folder.
+        A process that this server has started owns the folder from its start, any other from the time of its lock.
         """
         with self._lock:
             started = self._started.get(folder)
@@ -82,10 +82,10 @@ class RunProcesses:
     def is_stopping(self, folder: Path) -> bool:
         """Return whether the process of a run has been asked to end, and has not ended yet."""
         with self._lock:
-            number = self._stopping.get(folder)
-        if number is None:
+            pid = self._stopping.get(folder)
+        if pid is None:
             return False
-        if number == self.owner(folder):
+        if pid == self.owner(folder):
             return True
         with self._lock:
             self._stopping.pop(folder, None)
@@ -99,36 +99,36 @@ class RunProcesses:
     def stop(self, folder: Path) -> bool:
         """Ask the process that trains in a folder to end. It ends after its step, and writes a checkpoint.
 
-        It is asked once: a second signal would end it without the checkpoint.
+        The signal is sent only once: a second one would end the process without the checkpoint.
 
         Returns:
             Whether there is such a process.
         """
         if self.is_stopping(folder):
             return True
-        number = self.owner(folder)
-        if number is None:
+        pid = self.owner(folder)
+        if pid is None:
             return False
         with self._lock:
-            self._stopping[folder] = number
-        if not self._signal(folder, number):
+            self._stopping[folder] = pid
+        if not self._signal(folder, pid):
             with self._lock:
                 self._stopping.pop(folder, None)
             return False
         return True
 
-    def _signal(self, folder: Path, number: int) -> bool:
-        """Send SIGTERM to the owner of a folder, if it still is this process."""
+    def _signal(self, folder: Path, pid: int) -> bool:
+        """Send SIGTERM to the process `pid`, if it still owns the folder."""
         try:
-            handle = os.pidfd_open(number)
+            handle = os.pidfd_open(pid)
         except (AttributeError, OSError):  # not Linux, or an old one
             handle = None
         try:
-            # A handle stays with its process. If that is the owner now, no other one can get the signal.
-            if self.owner(folder) != number:
+            # A handle always refers to the same process. If this is the owner now, no other one can get the signal.
+            if self.owner(folder) != pid:
                 return False
             if handle is None:
-                os.kill(number, signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
             else:
                 signal.pidfd_send_signal(handle, signal.SIGTERM)
         except OSError:  # it has ended, or is another user's

@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
+from tsugiki.io.file_state import FileState, file_state
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use
 from tsugiki.language import _
@@ -36,11 +37,11 @@ from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.record import RunRecord, read_record, samples_by_prompt
 
 _DEPTH = 4  # of a run's folder below the working directory
-_MOST_FOLDERS = 5000  # that are looked into
+_MOST_FOLDERS = 5000  # that are searched
 _MOST_RUNS = 200  # that are listed
 _NOT_ENTERED = frozenset({"checkpoints", "node_modules", "__pycache__"})
 _LARGEST_RECORD = 64_000_000  # bytes
-_KEPT_RECORDS = 64
+_KEPT_RECORDS = 64  # in the cache
 _MOST_POINTS = 1000  # of a curve
 _END_OF_LOG = 8000  # bytes
 
@@ -75,26 +76,26 @@ class Runs:
 
         Args:
             root: the working directory.
-            processes: those that the server starts.
+            processes: the processes that the server starts.
         """
         self.root, self.processes = root.resolve(), processes
-        self._records: OrderedDict[Path, tuple[tuple[int, ...], RunRecord | TsugikiError]] = OrderedDict()
+        self._records: OrderedDict[Path, tuple[FileState, RunRecord | TsugikiError]] = OrderedDict()
         self._lock, self._beginning = threading.Lock(), threading.Lock()
 
     def find(self, name: str) -> RunFolder:
         """Return the run that a request names.
 
         Raises:
-            ApiError: there is none.
+            ApiError: there is no run of this name.
         """
         folder = inside(self.root, name)
-        found = _run_in(folder, name)
-        if found is None:
+        run = _run_in(folder, name)
+        if run is None:
             raise ApiError(404, _("there is no run in {name!r}").format(name=name[:100]), code="not_found")
-        return found
+        return run
 
     def all(self) -> tuple[list[RunFolder], bool]:
-        """Return the runs, those that changed last first, and whether some may be missing because there are too many.
+        """Return the runs, the last changed first, and whether some may be missing because there are too many.
 
         Subfolders of a run, hidden folders and symbolic links are skipped.
         """
@@ -123,13 +124,13 @@ class Runs:
         return {"folder": str(self.root), "runs": [self._summary(run) for run in found], "more": more}
 
     def details(self, run: RunFolder) -> dict[str, Any]:
-        """Return what the page shows of a run, with its curves and samples."""
+        """Return the summary, the curves and the samples of a run."""
         record = self._record(run.folder)
         summary = self._summary(run)
         if not isinstance(record, RunRecord):
             return {**summary, "log": read_end(run.folder / LOG_FILE, _END_OF_LOG)}
         samples = [
-            {"prompt": prompt, "texts": [{"step": one.step, "text": one.text} for one in texts]}
+            {"prompt": prompt, "texts": [{"step": sample.step, "text": sample.text} for sample in texts]}
             for prompt, texts in samples_by_prompt(record).items()
         ]
         headers, rows = held_out_table(record)
@@ -148,7 +149,7 @@ class Runs:
         }
 
     def stop(self, run: RunFolder) -> None:
-        """End a run after its step.
+        """Ask a run to end after its present step.
 
         Raises:
             ApiError: no process of this machine trains in the folder.
@@ -174,16 +175,16 @@ class Runs:
             message = _("the run in {name} runs code of its model; continue it in a terminal").format(name=run.name)
             raise ApiError(409, message, code="not_resumable")
         words = ["train", "--resume", run.name]
-        with self.none_going_on():
+        with self.only_run():
             self.processes.start(run.folder, words, self.root)
         return ["tsugiki", *words]
 
     @contextmanager
-    def none_going_on(self) -> Iterator[None]:
-        """Begin a run in the block: no other one is going on here, since two would take each other's memory and time.
+    def only_run(self) -> Iterator[None]:
+        """Start a run in the block only if no other one is going on here: two would compete for memory and time.
 
         Raises:
-            ApiError: one is.
+            ApiError: another run is going on.
         """
         with self._beginning:
             own = self.processes.any_started()
@@ -195,7 +196,7 @@ class Runs:
             yield
 
     def _summary(self, run: RunFolder) -> dict[str, Any]:
-        """Return what the list shows of a run."""
+        """Return the entry of a run in the list."""
         record = self._record(run.folder)
         state = self._state(run.folder, record)
         going_on = state in ("starting", "running", "stopping")
@@ -222,7 +223,7 @@ class Runs:
             "step": training.steps if training else 0,
             "steps": steps if isinstance(steps, int) else None,
             "loss": _number(training.loss) if training else None,
-            "held_out": [_number(one.loss) for one in (record.evaluations[:1] + record.evaluations[1:][-1:])],
+            "held_out": [_number(entry.loss) for entry in (record.evaluations[:1] + record.evaluations[1:][-1:])],
             "tokens_per_second": _number(record.all_tokens_per_second()),
             "seconds_left": _seconds_left(record) if state == "running" else None,
         }
@@ -240,30 +241,30 @@ class Runs:
         return "finished" if record.status == "finished" else "stopped"
 
     def _record(self, folder: Path) -> RunRecord | TsugikiError | None:
-        """Return the record of a run, why it cannot be read, or None if there is none. What is unchanged is kept."""
+        """Return the record of a run, the error if it cannot be read, or None if there is none; it is cached."""
         path = folder / RECORD_FILE
         try:
-            found = path.lstat()
+            info = path.lstat()
         except OSError:
             return None
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(info.st_mode):
             return TsugikiError(_("{path} is not a file").format(path=RECORD_FILE))
-        if found.st_size > _LARGEST_RECORD:
+        if info.st_size > _LARGEST_RECORD:
             size = format_size(_LARGEST_RECORD)
             return TsugikiError(_("{path} has more than {size}").format(path=RECORD_FILE, size=size))
-        mark = (found.st_mtime_ns, found.st_size, found.st_ino)
+        state = file_state(info)
         with self._lock:
-            kept = self._records.get(folder)
-            if kept is not None and kept[0] == mark:
+            cached = self._records.get(folder)
+            if cached is not None and cached[0] == state:
                 self._records.move_to_end(folder)
-                return kept[1]
+                return cached[1]
         record: RunRecord | TsugikiError
         try:
             record = read_record(folder)
         except TsugikiError as error:
             record = error
         with self._lock:
-            self._records[folder] = (mark, record)
+            self._records[folder] = (state, record)
             while len(self._records) > _KEPT_RECORDS:
                 self._records.popitem(last=False)
         return record
@@ -309,7 +310,7 @@ def _run_in(folder: Path, name: str) -> RunFolder | None:
 
 
 def _seconds_left(record: RunRecord) -> float | None:
-    """Return the time of the steps that are left, by the mean of those that are done; None before the first one."""
+    """Return the seconds that the remaining steps will take at the mean speed so far; None before the first step."""
     training, steps = record.training, record.resolved_settings.get("steps")
     if training is None or training.steps < 1 or not isinstance(steps, int):
         return None
@@ -317,7 +318,7 @@ def _seconds_left(record: RunRecord) -> float | None:
 
 
 def _losses(evaluations: Sequence[StepEvaluation]) -> list[tuple[int, float]]:
-    return _thinned([(one.step, one.loss) for one in evaluations])
+    return _thinned([(evaluation.step, evaluation.loss) for evaluation in evaluations])
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -328,5 +329,5 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a number that JSON has; None for any other value."""
+    """Return a finite number; None for any other value, because JSON has no others."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Choose the next token of one row, by settings and a generator of its own."""
+"""Choose the next token of a row, with the row's own settings and random generator."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +19,7 @@ from transformers import (
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the tokens of a request are chosen. The defaults are those of OpenAI's interface."""
+    """How the tokens of a request are chosen. The defaults are those of OpenAI's API."""
 
     temperature: float = 1.0
     """Divides the logits. 0 always takes the most probable token."""
@@ -28,9 +28,9 @@ class SamplingSettings:
     top_k: int = 0
     """Sample from this many of the most probable tokens; 0: from all."""
     min_p: float = 0.0
-    """Sample from tokens that have at least this part of the largest probability."""
+    """Sample from tokens that have at least this fraction of the largest probability."""
     repetition_penalty: float = 1.0
-    """Divides positive logits of all tokens that were there, in the prompt too, and multiplies negative ones."""
+    """Divides positive logits of tokens that occur in the prompt or the new text, and multiplies negative ones."""
     presence_penalty: float = 0.0
     """Is subtracted from the logit of a token that was generated before."""
     frequency_penalty: float = 0.0
@@ -42,11 +42,11 @@ class SamplingSettings:
 
 
 class Chooser:
-    """Chooses the tokens of one row. What other rows draw changes nothing."""
+    """Chooses the tokens of one row, independently of all other rows."""
 
     def __init__(self, settings: SamplingSettings) -> None:
         self.settings = settings
-        self.generator = torch.Generator()  # of the processor, so that every device draws the same numbers
+        self.generator = torch.Generator()  # on the CPU, so that every device draws the same numbers
         if settings.seed is None:
             self.generator.seed()
         else:
@@ -62,10 +62,10 @@ class Chooser:
         """Return the next token.
 
         Args:
-            logits: of the next token, float32 on the processor, [vocabulary]; not changed.
+            logits: logits of the next token, [vocabulary], float32 on the CPU; not changed.
             prompt: the tokens of the prompt.
             generated: the tokens that were generated after it.
-            forbidden: tokens that are not chosen.
+            forbidden: tokens that must not be chosen.
         """
         settings, scores = self.settings, logits.clone()
         if settings.logit_bias:

@@ -1,9 +1,9 @@
-"""What a request must fulfil before anything is done for it.
+"""Checks of a request before it is processed.
 
-Pages of other sites can make a browser send requests to this machine. They are refused by the `Host` header (a name of
-theirs that leads to 127.0.0.1), by `Origin` and `Sec-Fetch-Site`, and because bodies must be `application/json`, which
-a browser sends across sites only after it has asked. Answers have CORS headers only for origins that the user names.
-What the server's own page changes needs a token besides, which is in the page.
+Pages of other sites can make a browser send requests to this machine. They are refused by the headers `Host` (against
+DNS rebinding: a foreign name that resolves to 127.0.0.1), `Origin` and `Sec-Fetch-Site`, and because bodies must be
+`application/json`, which a browser sends across sites only after a preflight request. Answers have CORS headers only
+for origins that the user allows. Requests of the server's own page that change something also need the page's token.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tsugiki.serve.errors import ApiError
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 MAX_BODY = 4 << 20  # bytes
-_SECONDS = 30  # in which a body must arrive
+_SECONDS = 30  # within which a body must arrive
 HEALTH = "/health"
 API = "/v1/"
 PAGE_API = "/page/api/"
@@ -38,13 +38,13 @@ class Access:
     host: str
     port: int
     api_key: str | None
-    """None: whoever reaches the address."""
+    """None: no key is needed."""
     origins: frozenset[str] = frozenset()
     """Other sites whose pages may use the addresses below `API`, such as `https://example.org`."""
 
     @property
     def hosts(self) -> frozenset[str] | None:
-        """The values of `Host` that are allowed; None: all, because the server has all addresses of the machine."""
+        """The allowed values of `Host`; None: all, because the server listens at all addresses of the machine."""
         if self.host in _ANY_ADDRESS:
             return None
         own = f"[{self.host}]" if ":" in self.host else self.host
@@ -53,16 +53,16 @@ class Access:
 
 
 class Guard:
-    """Answers requests that are not allowed, and hands the others on, in the language that they accept."""
+    """ASGI middleware that refuses requests that are not allowed, and sets the language of the answers."""
 
     def __init__(self, app: ASGIApp, access: Access, public: Container[str], page_token: str) -> None:
         """Create it.
 
         Args:
-            app: answers what is allowed.
+            app: the application, which gets the allowed requests.
             access: who may use the server.
             public: as in `check`.
-            page_token: what requests below `PAGE_API` carry if they change something.
+            page_token: the token of requests below `PAGE_API` that change something.
         """
         self.app, self.access, self.public, self.page_token = app, access, public, page_token
 
@@ -91,7 +91,7 @@ class Guard:
                 return
             try:
                 await self.app(scope, receive, send_dated)
-            except asyncio.CancelledError:  # the server ends, and the time for requests is over
+            except asyncio.CancelledError:  # the server is stopping, and the time for running requests is over
                 if not begun:
                     late = ApiError(503, _("the server is stopping"), code="stopping")
                     await JSONResponse(late.body, late.status, late.headers)(scope, receive, send_dated)
@@ -102,13 +102,13 @@ def check(access: Access, method: str, path: str, headers: Headers, public: Cont
 
     Args:
         access: who may use the server.
-        method: of the request.
-        path: its path.
-        headers: its headers.
+        method: the HTTP method.
+        path: the path of the address.
+        headers: the headers.
         public: paths that need no key, and may be opened from another site.
 
     Raises:
-        ApiError: it is not allowed.
+        ApiError: the request is not allowed.
     """
     host = headers.get("host", "").lower()
     if access.hosts is not None and host not in access.hosts:
@@ -132,7 +132,7 @@ def check_token(token: str, method: str, path: str, headers: Headers) -> None:
     """Check that a request that changes something for the page comes from the page.
 
     Raises:
-        ApiError: it does not carry the token, because the page was sent by an earlier server or by none.
+        ApiError: it does not contain the token, because the page was sent by an earlier server or by none.
     """
     if path.startswith(PAGE_API) and method not in ("GET", "HEAD"):
         given = headers.get("x-page-token", "")
@@ -144,7 +144,7 @@ def check_origins(origins: Collection[str]) -> frozenset[str]:
     """Return the origins that the user allows, as browsers write them.
 
     Raises:
-        TsugikiError: one is no origin.
+        TsugikiError: a value is not an origin.
     """
     for origin in origins:
         parts = urlsplit(origin)

@@ -20,7 +20,7 @@ from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.limits import Limits
 from tsugiki.serve.security import Access
-from tsugiki.serve.training import Workplace, workplace_routes
+from tsugiki.serve.training import Workspace, workspace_routes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,31 +38,31 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0: any free one."""
+    """0: any free port."""
     api_key: str | None = None
     limits: Limits = field(default_factory=Limits)
     max_loaded: int = 32
     adapter_bytes: int = 2_000_000_000
-    """Size of the adapters in memory."""
+    """Largest size of the adapters in memory."""
     seconds: float = 600.0
-    """How long a request may take."""
+    """Seconds that a request may take."""
     stop_seconds: int = 30
-    """How long running requests may go on after SIGTERM."""
+    """Seconds that running requests may go on after SIGTERM."""
     allow_lora_updates: bool = False
     allow_base_mismatch: bool = False
     origins: frozenset[str] = frozenset()
     """Other sites whose pages may use the API; the result of `check_origins`."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by name, besides those of the library; they are loaded at the start."""
-    workplace: Workplace | None = None
+    workspace: Workspace | None = None
     """Where the page finds runs and texts, and starts runs; None: nowhere."""
 
 
 def check_access(host: str, api_key: str | None) -> None:
-    """Check that an address that other machines can reach is served with a key only.
+    """Check that there is a key if other machines can reach the address.
 
     Raises:
-        TsugikiError: it has none, or the key is empty.
+        TsugikiError: there is no key, or it is not printable ASCII text.
     """
     if api_key is not None and (not api_key.strip() or not api_key.isascii() or not api_key.isprintable()):
         raise TsugikiError(_("the API key must be printable ASCII characters, and at least one"))
@@ -107,7 +107,7 @@ def serve(
         tokenizer: its tokenizer.
         name: the name that selects the base.
         library: the library's folder.
-        settings: how it is run.
+        settings: the settings of the server.
         listening: the result of `listen`; it is closed.
         ready: called with the server's address once it answers.
 
@@ -130,7 +130,7 @@ def serve(
                 settings.adapter_bytes,
             )
             access = Access(host, port, settings.api_key, settings.origins)
-            views = workplace_routes(settings.workplace) if settings.workplace else ()
+            views = workspace_routes(settings.workspace) if settings.workspace else ()
             app = new_app(engine, adapters, access, settings.seconds, settings.allow_lora_updates, views)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             asyncio.run(_run(Server(app, settings.stop_seconds, lambda: ready(url)), adapters, listening))
@@ -148,9 +148,9 @@ async def _run(server: "Server", adapters: ServedAdapters, listening: socket.soc
 
 
 class Server(uvicorn.Server):
-    """uvicorn with limits, without logs of requests, that says when it answers and sleeps while nothing comes.
+    """uvicorn with limits and without logs of requests, which calls `ready` at its start and sleeps while it is idle.
 
-    Its own main loop wakes up ten times a second, to see whether to end and to write the header Date anew.
+    uvicorn's own main loop wakes up ten times a second, to check whether it should end and to update the header Date.
     """
 
     def __init__(self, app: ASGIApp, stop_seconds: int, ready: Callable[[], None]) -> None:
@@ -175,7 +175,7 @@ class Server(uvicorn.Server):
         self._ending = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Start to accept requests."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.ready()
@@ -191,7 +191,7 @@ class Server(uvicorn.Server):
         self.end()
 
     def end(self) -> None:
-        """End the server; for any thread."""
+        """End the server. Any thread may call this."""
         self.should_exit = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._ending.set)

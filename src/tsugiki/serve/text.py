@@ -1,4 +1,4 @@
-"""Turn tokens into text while they come: whole characters only, and nothing that a stop string may still take back."""
+"""Decode tokens while they are generated: only complete characters, and no text that may belong to a stop string."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,20 +17,20 @@ class TextStream:
         """Create it.
 
         Args:
-            tokenizer: makes text of tokens; special tokens give none.
+            tokenizer: decodes the tokens; special tokens are skipped.
             prompt: the tokens before the new ones.
             stops: strings at which the text ends, without them; none is empty.
         """
         self.tokenizer = tokenizer
         self.stops = stops
         self.stopped = False
-        """Whether a stop string has come."""
+        """Whether a stop string was found."""
         self._ids = list(prompt[-_BEFORE:])
         self._start, self._read = 0, len(self._ids)
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Return the text that is certain now. A text that may be the beginning of a stop string is held back."""
+        """Add a token, and return the new text. Text that may be the beginning of a stop string is held back."""
         self._ids.append(token)
         self._held += self._new_text()
         ends = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
@@ -46,7 +46,7 @@ class TextStream:
         return text
 
     def _new_text(self) -> str:
-        """Return the text since the last whole character; empty while the next one is incomplete."""
+        """Return the text since the last complete character; empty while the next one is incomplete."""
         text = self._tail()
         if text.endswith(_INCOMPLETE):
             return ""
@@ -56,7 +56,7 @@ class TextStream:
     def _tail(self) -> str:
         """Return the text of the tokens that have not been read.
 
-        It is what they add to the tokens before them, because a token's text depends on its neighbours.
+        It is the difference that they make to the text before them, because a token's text depends on its neighbours.
         """
         before, whole = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
         return whole[len(before) :]

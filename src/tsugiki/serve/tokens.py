@@ -1,4 +1,4 @@
-"""The addresses for tokens, as vLLM has them: `/tokenize`, `/detokenize`, `/tokenizer_info`."""
+"""The endpoints for tokens, which are those of vLLM: `/tokenize`, `/detokenize`, `/tokenizer_info`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def token_routes(adapters: ServedAdapters) -> list[Route]:
-    """Return the routes."""
+    """Return the routes of these endpoints."""
     engine, model = adapters.engine, adapters.engine.model
 
     @asynccontextmanager
@@ -31,32 +31,32 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
             adapters.release(served)
 
     async def tokenize(request: Request) -> Response:
-        asked = parse(TokenizeRequest, await read_body(request))
-        async with held(asked.model) as served:
-            ids = await asyncio.to_thread(_ids, asked, served)
-            names = served.tokenizer.convert_ids_to_tokens(ids) if asked.return_token_strs else None
+        parsed = parse(TokenizeRequest, await read_body(request))
+        async with held(parsed.model) as served:
+            ids = await asyncio.to_thread(_ids, parsed, served)
+            names = served.tokenizer.convert_ids_to_tokens(ids) if parsed.return_token_strs else None
         fields = {"count": len(ids), "max_model_len": engine.longest, "tokens": ids, "token_strs": names}
         return JSONResponse(fields)
 
-    def _ids(asked: TokenizeRequest, served: ServedModel) -> list[int]:
-        if (asked.prompt is None) == (asked.messages is None):
+    def _ids(parsed: TokenizeRequest, served: ServedModel) -> list[int]:
+        if (parsed.prompt is None) == (parsed.messages is None):
             raise ApiError(400, _("give either prompt or messages"), "prompt", "invalid_value")
-        if asked.messages is not None:
-            if asked.add_special_tokens:
+        if parsed.messages is not None:
+            if parsed.add_special_tokens:
                 message = _("the chat template decides on special tokens; leave {name} out").format(
                     name="add_special_tokens"
                 )
                 raise ApiError(400, message, "add_special_tokens", "invalid_value")
-            return chat_prompt(model, served.name, served.tokenizer, asked.messages).ids
-        assert asked.prompt is not None
-        prompt = text_prompts(model, served.tokenizer, [asked.prompt])[0]
-        return prompt.shown if asked.add_special_tokens is False else prompt.ids
+            return chat_prompt(model, served.name, served.tokenizer, parsed.messages).ids
+        assert parsed.prompt is not None
+        prompt = text_prompts(model, served.tokenizer, [parsed.prompt])[0]
+        return prompt.shown if parsed.add_special_tokens is False else prompt.ids
 
     async def detokenize(request: Request) -> Response:
-        asked = parse(DetokenizeRequest, await read_body(request))
-        check_tokens(model, asked.tokens, "tokens")
-        async with held(asked.model) as served:
-            return JSONResponse({"prompt": await asyncio.to_thread(decoded, served.tokenizer, asked.tokens)})
+        parsed = parse(DetokenizeRequest, await read_body(request))
+        check_tokens(model, parsed.tokens, "tokens")
+        async with held(parsed.model) as served:
+            return JSONResponse({"prompt": await asyncio.to_thread(decoded, served.tokenizer, parsed.tokens)})
 
     async def info(request: Request) -> Response:
         tokenizer = adapters.base.tokenizer

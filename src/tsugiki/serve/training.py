@@ -1,4 +1,4 @@
-"""The view Train: choose texts, see what would be learned and what it would take, and start the run.
+"""The view Train: choose texts, preview and plan a run, and start it.
 
 A request gives texts below the server's folder of texts, a name, and settings of a fixed list. The base is the one that
 the server was started with. The run is `tsugiki train runs/NAME/settings.yaml`, a process of its own.
@@ -42,7 +42,7 @@ RUNS_FOLDER = "runs"
 SETTINGS_FILE = "settings.yaml"
 _LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
 _MOST_ENTRIES = 1000  # of a folder that is listed
-_MOST_FILES = 20_000  # in a folder that is learned
+_MOST_FILES = 20_000  # in a folder that is trained on
 _PREVIEW_SECONDS, _PLAN_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 180, 60, 900
 _LORA = ("r", "lora_alpha", "lora_dropout")
 
@@ -52,7 +52,7 @@ class _Asked(BaseModel):
 
 
 class RunRequest(_Asked):
-    """What the form of a run gives. A setting that is left out has its default."""
+    """The fields of the form for a run. A setting that is left out has its default."""
 
     name: str
     texts: Annotated[list[str], Field(min_length=1, max_length=64)]
@@ -97,7 +97,7 @@ class FetchRequest(WorksRequest):
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Workspace:
     """Where the page finds runs and texts, and starts runs."""
 
     model: str
@@ -105,9 +105,9 @@ class Workplace:
     directory: Path
     """The working directory; new runs are in its folder `runs`."""
     texts: Path
-    """The folder whose texts can be learned."""
+    """The folder whose texts can be trained on."""
     aozora: str
-    """Where works of Aozora Bunko are from: an address, or a mirror folder."""
+    """The source of works of Aozora Bunko: the URL of a site, or a mirror folder."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Prepared:
     name: str
     config: RunConfig
     given: dict[str, Any]
-    """The settings that are given."""
+    """The settings of the request; all others have their defaults."""
 
     @property
     def settings_file(self) -> str:
@@ -135,21 +135,21 @@ class Prepared:
         return ["train", self.settings_file]
 
     def shown(self) -> dict[str, str]:
-        """Return what the form prints."""
+        """Return the settings and the command, which the form shows."""
         return {"yaml": self.text, "file": self.settings_file, "command": shlex.join(["tsugiki", *self.words])}
 
 
 class Training:
     """Prepares and starts runs."""
 
-    def __init__(self, workplace: Workplace, runs: Runs) -> None:
+    def __init__(self, workspace: Workspace, runs: Runs) -> None:
         """Create it.
 
         Args:
-            workplace: the base and the folders.
+            workspace: the base and the folders.
             runs: the runs of the working directory.
         """
-        self.model, self.texts, self.aozora = workplace.model, workplace.texts.resolve(), workplace.aozora
+        self.model, self.texts, self.aozora = workspace.model, workspace.texts.resolve(), workspace.aozora
         self.runs = runs
 
     def options(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Training:
         }
 
     def listing(self, folder: str) -> dict[str, Any]:
-        """Return the folders and texts in a folder below that of the texts; "" is that one itself.
+        """Return the folders and texts in a subfolder of the folder of texts; "": in the folder of texts itself.
 
         Raises:
             ApiError: there is no such folder.
@@ -180,31 +180,31 @@ class Training:
         path = inside(self.texts, folder) if folder else self.texts
         if not path.is_dir():
             raise ApiError(404, _("{name!r} is no folder").format(name=folder[:100]), code="not_found")
-        found: list[dict[str, Any]] = []
+        listed: list[dict[str, Any]] = []
         for entry in entries(path):
             if entry.is_dir(follow_symlinks=False):
-                found.append({"name": entry.name, "folder": True})
+                listed.append({"name": entry.name, "folder": True})
             elif Path(entry.name).suffix.lower() in DATA_SUFFIXES:
-                found.append({"name": entry.name, "folder": False, "size": entry.stat(follow_symlinks=False).st_size})
-        found.sort(key=lambda one: not one["folder"])
-        return {"folder": folder, "entries": found[:_MOST_ENTRIES], "more": len(found) > _MOST_ENTRIES}
+                listed.append({"name": entry.name, "folder": False, "size": entry.stat(follow_symlinks=False).st_size})
+        listed.sort(key=lambda item: not item["folder"])
+        return {"folder": folder, "entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
 
-    def prepare(self, asked: RunRequest) -> Prepared:
+    def prepare(self, parsed: RunRequest) -> Prepared:
         """Return the run that a request describes.
 
         Raises:
-            ApiError: a text or a method that is not allowed.
-            TsugikiError: a name or a setting that is not valid.
+            ApiError: a text, a method or the name is not allowed.
+            TsugikiError: the name or a setting is not valid.
         """
-        name = check_name(asked.name)
+        name = check_name(parsed.name)
         if not is_allowed(name):
             raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
-        method = METHODS.get(asked.method)
+        method = METHODS.get(parsed.method)
         if method is None or not method.trains_adapter:
-            message = _("{name!r} is no method that trains an adapter").format(name=asked.method)
+            message = _("{name!r} is no method that trains an adapter").format(name=parsed.method)
             raise ApiError(400, message, param="method")
-        data = [self._data(text) for text in asked.texts]
-        own = asked.model_dump(exclude_unset=True, exclude={"name", "texts"})
+        data = [self._data(text) for text in parsed.texts]
+        own = parsed.model_dump(exclude_unset=True, exclude={"name", "texts"})
         lora = {name: own.pop(name) for name in _LORA if own.get(name) is not None}
         given = {
             "model": self.model,
@@ -222,7 +222,7 @@ class Training:
             ApiError: another run is going on, or its folder exists already.
             TsugikiError: the folder cannot be written, or the process cannot be started.
         """
-        with self.runs.none_going_on():
+        with self.runs.only_run():
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
             self.runs.processes.start(folder, prepared.words, self.runs.root)
@@ -238,7 +238,7 @@ class Training:
         return self.texts / f"{name}.jsonl"
 
     def _data(self, text: str) -> str:
-        """Return the setting for a text: relative to the working directory, if it is below it."""
+        """Return the path of a text for the setting `data`, relative to the working directory if it is below it."""
         path = inside(self.texts, text)
         if path.is_dir():
             _refuse_links(path, text)
@@ -246,7 +246,12 @@ class Training:
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def _new_folder(self, name: str) -> Path:
-        """Create the folder of a run, or take the one that a start has left that did not become a run."""
+        """Create the folder of a run, or reuse a folder with only the files of a failed start.
+
+        Raises:
+            ApiError: the folder exists already, or is a link.
+            TsugikiError: it cannot be written.
+        """
         folder = self.runs.root / RUNS_FOLDER / name
         try:
             folder.parent.mkdir(exist_ok=True)
@@ -265,18 +270,18 @@ class Training:
         return folder
 
 
-def workplace_routes(workplace: Workplace) -> list[Route]:
+def workspace_routes(workspace: Workspace) -> list[Route]:
     """Return the routes of the views Runs and Train."""
-    runs = Runs(workplace.directory, RunProcesses())
-    return [*run_routes(runs), *training_routes(Training(workplace, runs), Jobs(workplace.directory))]
+    runs = Runs(workspace.directory, RunProcesses())
+    return [*run_routes(runs), *training_routes(Training(workspace, runs), Jobs(workspace.directory))]
 
 
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:
     """Return the routes of the view Train."""
 
-    async def asked_run(request: Request) -> Prepared:
-        asked = parse(RunRequest, await read_body(request))
-        return await asyncio.to_thread(training.prepare, asked)
+    async def prepared_run(request: Request) -> Prepared:
+        parsed = parse(RunRequest, await read_body(request))
+        return await asyncio.to_thread(training.prepare, parsed)
 
     async def options(request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(training.options))
@@ -286,10 +291,10 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         return JSONResponse(await asyncio.to_thread(training.listing, folder))
 
     async def settings(request: Request) -> Response:
-        return JSONResponse((await asked_run(request)).shown())
+        return JSONResponse((await prepared_run(request)).shown())
 
     async def job(request: Request, function: Literal["preview", "plan"], seconds: float) -> Response:
-        prepared = await asked_run(request)
+        prepared = await prepared_run(request)
         return JSONResponse(await jobs.run(request, function, seconds, settings=prepared.given))
 
     async def preview(request: Request) -> Response:
@@ -303,15 +308,15 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         return JSONResponse(await jobs.run(request, "works", _SEARCH_SECONDS, source=training.aozora, query=query))
 
     async def fetch(request: Request) -> Response:
-        asked = parse(FetchRequest, await read_body(request))
-        out = training.new_text(asked.name)
+        parsed = parse(FetchRequest, await read_body(request))
+        out = training.new_text(parsed.name)
         done = await jobs.run(
-            request, "fetch", _FETCH_SECONDS, source=training.aozora, query=asked.query(), out=str(out)
+            request, "fetch", _FETCH_SECONDS, source=training.aozora, query=parsed.query(), out=str(out)
         )
         return JSONResponse({**done, "file": out.name})
 
     async def start(request: Request) -> Response:
-        prepared = await asked_run(request)
+        prepared = await prepared_run(request)
         await asyncio.to_thread(training.start, prepared)
         return JSONResponse({"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}, 202)
 
@@ -328,18 +333,18 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
 
 
 def _refuse_links(folder: Path, name: str) -> None:
-    """Check that no link in a folder could lead out of it.
+    """Check that a folder contains no links, which could lead out of it.
 
     Raises:
-        ApiError: there is one, or the folder holds too many files.
+        ApiError: there is a link, or the folder contains too many files.
     """
     seen = 0
     for parent, folders, files in os.walk(folder):
-        for one in (*folders, *files):
+        for entry in (*folders, *files):
             seen += 1
-            if os.path.islink(os.path.join(parent, one)):
+            if os.path.islink(os.path.join(parent, entry)):
                 message = _("{name!r} contains a link, {link!r}; choose files instead").format(
-                    name=name[:100], link=one[:100]
+                    name=name[:100], link=entry[:100]
                 )
                 raise ApiError(400, message, code="invalid_path")
         if seen > _MOST_FILES:

@@ -1,7 +1,7 @@
-"""One run: its settings (`config`), the run itself (`run`), and what it is made of.
+"""Training runs: their settings (`config`), the run itself (`run`), and its parts.
 
-This package is also the function `tsugiki.train(…)`, which is `tsugiki.functions.train`: an attribute of `tsugiki` with
-the name of a package of it is that package as soon as any module of it has been imported, so the package can be called.
+This package can be called as `tsugiki.train(…)`, which is `tsugiki.functions.train`. A function with this name would
+not suffice: Python replaces the attribute `tsugiki.train` by the package when it imports a module of the package.
 """
 
 import sys

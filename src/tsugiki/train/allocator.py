@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the operating system, so that it does not count as that of what comes next."""
+    """Return freed memory to the operating system, so that the peak memory of the next run does not include it."""
     gc.collect()
     if not sys.platform.startswith("linux"):
         return

@@ -6,13 +6,13 @@
                       in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it
 
 The rule for the learning rate has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), with one power for
-all families of models and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. That the rate
-goes with the square root of the batch is a rule of tinker-cookbook, too; for small steps it was found here. It does not
-depend on the rank, because an update of LoRA is scaled by alpha / r. A method without such factors has a learning rate
-of its own, and full fine-tuning a tenth of LoRA's (see `methods.table`). docs/training.md compares the rule with
-sweeps.
+all families of models and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. Scaling the
+rate with the square root of the batch is a rule of tinker-cookbook as well; that it holds for small steps was measured
+here. The rate does not depend on the rank, because an update of LoRA is scaled by alpha / r. Methods without low-rank
+factors have a fixed learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`). docs/training.md
+compares the rule with sweeps.
 
-What is chosen is recorded (`resolved_settings` in `run.json`), and a run that is resumed takes it from there.
+The chosen values are recorded (`resolved_settings` in `run.json`), and a resumed run reads them from there.
 """
 
 import math
@@ -29,7 +29,7 @@ from tsugiki.train.config import AUTO, PROBE, RunConfig
 
 _STEPS = 100
 _MOST_ROWS = 16
-_MOST_EPOCHS = 20  # of a run of so many minutes
+_MOST_EPOCHS = 20  # of a run whose length is set in minutes
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
 _HIGHEST_RATE = 1e-2
@@ -51,15 +51,15 @@ def resolve(
     chosen: Mapping[str, Any] = MappingProxyType({}),
     rows_in_time: Callable[[], int] | None = None,
 ) -> ResolvedConfig:
-    """Choose the settings that are `auto`, and the number of steps of a run of so many minutes.
+    """Choose the settings that are `auto`, and the number of steps of a run whose length is set in minutes.
 
     Args:
         config: the settings as they were given.
         model: the base model.
-        rows: of the training data.
+        rows: number of rows of the training data.
         row_tokens: tokens of a row.
         at_once: how many rows all threads or accelerators of the run compute at once.
-        chosen: what the run has chosen before it was interrupted.
+        chosen: the values that a resumed run has chosen before it was interrupted.
         rows_in_time: measures how many rows can be trained on in `config.minutes`.
     """
     batch_size, rate, steps = config.batch_size, config.learning_rate, config.max_steps
@@ -93,13 +93,13 @@ def total_steps(config: ResolvedConfig, rows: int) -> int:
 
 
 def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: int) -> float:
-    """Return the learning rate for a run whose settings say `auto`, with two digits.
+    """Return the learning rate for a run whose settings say `auto`, rounded to two significant digits.
 
     Args:
         config: the settings: method, rank and alpha.
-        width: of the base's hidden states.
+        width: width of the base's hidden states.
         steps: optimiser steps of the run.
-        tokens: of a step.
+        tokens: tokens of an optimiser step.
     """
     method = METHODS[config.method]
     if method.learning_rate is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints: what was trained, the optimiser, and how far the run has come. A run resumes exactly from them.
+"""Checkpoints: the trained weights, the optimiser's state and the progress of a run, which resumes exactly from them.
 
 The order of the rows and the dropout masks follow from the seed and the step (see `data.batches` and
 `train.gradients`), so no state of a random generator is stored, and a run can be resumed on any number of processes.

@@ -231,7 +231,7 @@ def validate_method(name: str) -> str:
     """Return `name` if it is the name of a method.
 
     Raises:
-        ValueError: it is not; the message suggests the nearest name.
+        ValueError: there is no such method; the message suggests a similar name.
     """
     from tsugiki.methods.table import METHODS
 

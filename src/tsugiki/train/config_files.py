@@ -1,4 +1,4 @@
-"""Settings of a run or a workflow from a YAML file, from flags, or both, and what is said of invalid ones."""
+"""Settings of a run or a workflow from a YAML file, from flags, or both, and messages for invalid settings."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.train.config import RunConfig
 
 SEVERAL_TEXTS = marked("Give several texts by repeating --data, or as a pattern in quotes: --data 'texts/*.txt'")
-_MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems in an error, and its characters
+_MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems that an error lists, and characters of its message
 _UNION = re.compile(r"function-|constrained-|literal\[")
 """Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -103,7 +103,7 @@ def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None)
     Args:
         kind: the class of the config.
         settings: the settings.
-        path: where they are from, for the error.
+        path: the file that they are from, for the error; None: no file.
 
     Raises:
         TsugikiError: a setting is unknown, missing or invalid.
@@ -120,7 +120,7 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
     """Return the first problems of a validation in one line, each with the name of its field.
 
     Args:
-        error: what pydantic has found.
+        error: pydantic's error.
         known_settings: the names that an unknown setting is compared with.
     """
     problems = []

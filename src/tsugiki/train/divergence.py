@@ -15,7 +15,7 @@ from tsugiki.lora.graft import trainable_parameters
 from tsugiki.train.loop import Callback, TrainingLoop
 
 LOWER = 1 / 3
-"""What the learning rate is multiplied by."""
+"""Factor on the learning rate when a run starts again."""
 MOST_RESTARTS = 2
 _RISE = 1.2  # of the mean loss of the last steps, relative to that of the first ones
 _FEWEST_STEPS, _FEWEST_ROWS = 3, 12  # for the means; the losses of single rows differ from each other
@@ -34,7 +34,7 @@ class DivergenceCheck(Callback):
     """Ends a run that diverges with a `DivergedError`."""
 
     rows: int
-    """Of a step."""
+    """Rows of an optimiser step."""
 
     def on_step_end(self, loop: TrainingLoop) -> None:
         """Compare the losses of the last steps with those of the first ones."""
@@ -46,15 +46,15 @@ def diverges(losses: Sequence[float], rows: int) -> bool:
     """Return whether the mean loss of the last steps is more than 20 % above that of the first ones.
 
     Args:
-        losses: of all steps.
-        rows: of a step.
+        losses: the losses of all steps so far.
+        rows: rows of an optimiser step.
     """
     count = max(_FEWEST_STEPS, math.ceil(_FEWEST_ROWS / rows))
     return len(losses) >= 2 * count and sum(losses[-count:]) > _RISE * sum(losses[:count])
 
 
 def trained_values(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of everything that trains."""
+    """Return name -> copy of each trained parameter."""
     return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
 
 

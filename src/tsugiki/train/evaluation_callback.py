@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BaseResults: TypeAlias = dict[tuple[object, ...], dict[str, list[Any]]]
-"""What the results of the base depend on -> fields of the record -> results."""
+"""Settings on which the results of the base depend -> fields of the record -> results."""
 _OF_BASE = ("evaluations", "validations", "retention_evaluations", "samples")
 _SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a quick step
 
@@ -43,9 +43,9 @@ _SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a q
 class EvaluationCallback(Callback):
     """Evaluates and samples before the first step, during the run and at the end, and writes `run.json`.
 
-    During the run, the validation text is evaluated if there is one. The step with the lowest loss on it is noted, so
-    that its checkpoint is kept, and what it trained is restored at the end. The held-out text chooses nothing: it is
-    evaluated before the first step and at the end, and only without a validation text during the run as well.
+    During the run, the validation text is evaluated if there is one. The checkpoint of the step with the lowest loss on
+    it is kept, and its weights are restored at the end. The held-out text does not influence this choice: it is
+    evaluated before the first step and at the end. Only without a validation text, it is evaluated during the run, too.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class EvaluationCallback(Callback):
             data: the texts that are evaluated.
             config: the settings.
             record: the record of the run, which gets the results.
-            display: where to show them.
-            restore: puts what was trained until a step back into the model, if its checkpoint is intact.
-            base_results: what runs with the same base and data share.
+            display: where to show the results and the progress.
+            restore: restores the trained weights of a step; returns whether its checkpoint was intact.
+            base_results: results of the base, which runs with the same base and data share.
         """
         self.restore, self.base_results = restore, {} if base_results is None else base_results
         self.model, self.tokenizer = model, tokenizer
@@ -96,14 +96,14 @@ class EvaluationCallback(Callback):
                         self._validate(loop)
                     self._sample(loop)
                 self.base_results[self._base_key()] = {name: list(getattr(self.record, name)) for name in _OF_BASE}
-        # What was evaluated and sampled now is evaluated and sampled again at the end.
+        # The same evaluations and samples follow after the last step, so the display counts their time.
         self.display.begin(loop.steps, loop.progress.step, after=time.monotonic() - started)
 
     def _validates_base(self) -> bool:
         return bool(self.validation_windows and self.plan.evaluations)
 
     def _base_key(self) -> tuple[object, ...]:
-        """Return what the results of the base depend on, besides the base and the data."""
+        """Return the settings on which the results of the base depend, besides the base and the data."""
         validation = len(self.validation_windows) if self._validates_base() else 0
         return (self.context, validation, self.config.prompts, self.config.seed, self.config.sample_tokens)
 
@@ -115,7 +115,7 @@ class EvaluationCallback(Callback):
         self._write_record(loop)
 
     def on_step_end(self, loop: TrainingLoop) -> None:
-        """Show the step, and evaluate and sample if it is time."""
+        """Show the step, and evaluate and sample if this is due."""
         step, total = loop.progress.step, loop.steps
         counts = self.data.summary
         all_per_target = counts.tokens_per_epoch / max(1, counts.target_tokens_per_epoch)
@@ -133,7 +133,7 @@ class EvaluationCallback(Callback):
             self._sample(loop)
 
     def on_train_end(self, loop: TrainingLoop) -> None:
-        """Restore what the best step trained, and evaluate and sample with it."""
+        """Restore the weights of the best step, and evaluate and sample with them."""
         best, last = loop.progress.best_step, loop.progress.step
         restored = best is not None and best != last and self.restore(best)
         self.record.kept_step = best if restored else last
@@ -142,7 +142,7 @@ class EvaluationCallback(Callback):
         self._sample(loop, self.record.kept_step)
 
     def _choose(self, loop: TrainingLoop) -> None:
-        """Evaluate the validation text, note whether this is the best step so far, and end the run if none follows."""
+        """Evaluate the validation text, record the best step, and end the run if the loss no longer falls."""
         progress, result = loop.progress, self._validate(loop)
         if self.config.keep == "last":
             return
@@ -151,7 +151,7 @@ class EvaluationCallback(Callback):
             return
         progress.evaluations_since_best += 1
         if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
-            self.display.say(
+            self.display.print(
                 _(
                     "step {step}: the loss on the validation text has not fallen since step {best_step}, so the run "
                     "ends here"
@@ -180,11 +180,11 @@ class EvaluationCallback(Callback):
         if self.data.retention_windows:
             result = self._score(loop, self.data.retention_windows, step)
             self.record.retention_evaluations.append(result)
-            self.display.say(_("step {step}  retention loss {loss:.4f}").format(step=result.step, loss=result.loss))
+            self.display.print(_("step {step}  retention loss {loss:.4f}").format(step=result.step, loss=result.loss))
             self._write_record(loop)
 
     def _score(self, loop: TrainingLoop, windows: list[Window], step: int | None = None) -> StepEvaluation:
-        """Evaluate windows; `step` is the number of the step, if it is not the last one that was done."""
+        """Evaluate windows; `step` is the step of the model's weights (None: the last step)."""
         with self.display.stage(_("evaluating"), len(windows)) as advance:
             result = evaluate(
                 self.model,
@@ -206,7 +206,7 @@ class EvaluationCallback(Callback):
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
         chat, system = self.data.summary.learns_conversations, self.config.system
         opening = [] if system is None else [Message("system", system)]
-        prompts = [[*opening, Message("user", one)] if chat else one for one in self.config.prompts]
+        prompts = [[*opening, Message("user", prompt)] if chat else prompt for prompt in self.config.prompts]
         with self.display.stage(_("sampling"), None):
             texts = generate_texts(self.model, self.tokenizer, prompts, sampling)
         for prompt, text in zip(self.config.prompts, texts, strict=True):

@@ -1,8 +1,8 @@
 """When a run evaluates its validation text, and how much of it.
 
 The time for it is a share of the time of the steps. A token costs about half as much in an evaluation as in a training
-step, so the share follows from numbers of tokens, and not from measured times, which would let two runs with the same
-settings keep different steps.
+step, so the share is computed from numbers of tokens. With measured times, two runs with the same settings could keep
+different steps.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tsugiki.train.packing import PackedDataset
 T = TypeVar("T")
 
 _COST = 0.5  # of a token in an evaluation, relative to a token in a step
-_SHARE, _LARGEST_SHARE = 0.05, 0.2  # of the steps: what is aimed at, and the most that a short run may take
+_SHARE, _LARGEST_SHARE = 0.05, 0.2  # of the time of the steps: the target, and the limit for a short run
 _MOST, _FEW, _FEWEST = 8, 4, 2  # evaluations in a run
 _FEW_WINDOWS, _MOST_WINDOWS = 12, 32
 
@@ -25,12 +25,12 @@ class EvaluationPlan:
     """The evaluations of the validation text during a run."""
 
     evaluations: int
-    """How many, evenly spread, the last one after the last step. 0: the run is too short for two."""
+    """Number of evaluations, evenly spread, the last one after the last step. 0: the run is too short for two."""
     windows: int
-    """Windows of text in each."""
+    """Windows of text in each evaluation."""
 
     def is_due(self, step: int, total: int, every: int | None) -> bool:
-        """Return whether there is one after a step.
+        """Return whether there is an evaluation after a step.
 
         Args:
             step: the number of steps done.
@@ -69,7 +69,7 @@ def plan_evaluations(config: ResolvedConfig, data: PackedDataset) -> EvaluationP
 
 
 def evenly_spread(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` of the items, or all if there are no more."""
+    """Return `count` of the items, evenly spread, or all if there are no more."""
     if count >= len(items):
         return list(items)
     return [items[number * len(items) // count] for number in range(count)]

@@ -21,8 +21,8 @@ The dropout masks of each row are drawn from a generator that is seeded by the s
 place in the step. So neither the size of micro-batches, nor the number of processes, nor an interruption changes them.
 (Layers that do not see whole rows, such as experts, draw one mask for a micro-batch.)
 
-Where documents cannot share a row, a row is as long as its document. A short row alone is slow on a processor, whose
-products are efficient from some hundred tokens on, so short rows of like lengths are computed at once.
+If documents cannot share a row, a row is as long as its document. A short row alone is slow on a processor, where
+matrix products are efficient only from some hundred tokens on, so short rows of similar lengths are computed at once.
 """
 
 import math
@@ -58,9 +58,9 @@ class _MicroBatch:
     """Rows of a step that are computed at once."""
 
     places: list[int]
-    """The places of the rows in the step."""
+    """The positions of the rows in the step."""
     rows: list[int]
-    """Their indices."""
+    """The indices of the rows in the data."""
     learns: bool = True
     """False: no token is in the loss."""
 
@@ -93,8 +93,8 @@ class Gradients:
                 of an accelerator.
             base_dropout: dropout inside the base is active. It uses torch's global random generator, so the rows are
                 computed one after another.
-            tokens_at_once: more rows than `micro_batch_size` are computed at once if they are short: rows of like
-                lengths, with at most so many tokens together. 0: no more rows.
+            tokens_at_once: compute more than `micro_batch_size` rows at once if they have similar lengths and at most
+                this many tokens together, padding included. 0: never.
         """
         self.model, self.computing, self.batches, self.accelerator = model, computing, batches, accelerator
         self.base_dropout = base_dropout
@@ -105,7 +105,7 @@ class Gradients:
         self.buffer = _assign_gradients(self.weights, accelerator.device)
         half = any(weight.dtype == torch.float16 for weight in computing.parameters())
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=half)
-        self.scaler.scale(self.buffer[-1])  # makes its tensors, once and not in several threads
+        self.scaler.scale(self.buffer[-1])  # creates its tensors here, because several threads must not
         # Rotary frequencies that depend on a row's length are in the model while the row is computed.
         alone = base_dropout or rope_depends_on_length(computing)
         self.micro_batch_size = 1 if alone else micro_batch_size or batches.batch_size
@@ -122,11 +122,11 @@ class Gradients:
 
         Args:
             step: the number of the step, from 0.
-            stop: this process wants the run to end after the step.
+            stop: this process requests that the run ends after the step.
 
         Returns:
-            A tensor on the device with two numbers: how many processes want the run to end, and the mean loss per
-            target token of all processes, in nats.
+            A tensor [2] on the device: how many processes request the end of the run, and the mean loss per target
+            token of all processes, in nats.
 
         Raises:
             TsugikiError: one row does not fit in the memory of the accelerator.
@@ -145,8 +145,8 @@ class Gradients:
         todo = self._share(step)
         # Results come in order, so that no bit of the sum depends on the number of threads.
         tasks = [partial(self._micro_batch, step, count, micro) for micro in todo]
-        for loss, found in run_in_threads(tasks) if self._in_threads else self._in_order(step, count, todo):
-            self._add(loss, found)
+        for loss, gradients in run_in_threads(tasks) if self._in_threads else self._in_order(step, count, todo):
+            self._add(loss, gradients)
         if self.accelerator.num_processes > 1:
             torch.distributed.all_reduce(self.buffer)
         return self.buffer[-2:].clone()
@@ -164,7 +164,7 @@ class Gradients:
             yield result
 
     def _share(self, step: int) -> list[_MicroBatch]:
-        """Return the micro-batches of this process, which computes every n-th row of the step if there are n."""
+        """Return the micro-batches of this process. With n processes, each computes every n-th row of the step."""
         rows = self.batches.rows(step)
         places = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
         whole = _MicroBatch(list(places), [rows[place] for place in places])
@@ -231,7 +231,8 @@ class Gradients:
         """Compute half as many rows at once from now on.
 
         Raises:
-            TsugikiError: it was one row already, or the model is sharded, so that all processes must do the same.
+            TsugikiError: the micro-batch was a single row, or the model is sharded, so that all processes must compute
+                equally many micro-batches.
         """
         device = self.accelerator.device
         if self.sharded and len(micro.rows) > 1:  # the other processes would not take part in another call
@@ -258,12 +259,12 @@ class Gradients:
 
 
 def row_seed(seed: int, step: int, place: int) -> int:
-    """Return the seed of a row's dropout masks, of 63 bits, from the run's seed, the step and the place in it."""
+    """Return the seed (63 bits) of a row's dropout masks from the run's seed, the step, and the row's place in it."""
     return int(np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiError:
-    """Return the error for a loss that is infinite or no number; `is_scaled`: gradients are in float16."""
+    """Return the error for a loss that is infinite or NaN; `is_scaled`: gradients are in float16."""
     message = _(
         "the loss is {loss} at step {step}: start again with a lower learning rate than {rate}, or with auto; what was "
         "learned before is in the checkpoints"
@@ -277,15 +278,15 @@ def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiE
 
 
 def overflow(step: int) -> TsugikiError:
-    """Return the error for gradients that are too large for float16 with the least scale."""
+    """Return the error for gradients that are too large for float16 even with the smallest scale."""
     message = _("fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)")
     return TsugikiError(message.format(step=step))
 
 
 def _assign_gradients(weights: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Let the gradients of weights be parts of one new buffer, which has two more numbers at its end.
+    """Make the gradients of weights views of a new buffer, which has two more numbers at its end, and return it.
 
-    Weights that are split over processes are left out: torch makes their gradients, and reduces them.
+    Weights that are split over processes are left out: torch allocates and reduces their gradients.
 
     Raises:
         TsugikiError: nothing trains.
@@ -308,13 +309,13 @@ def _split(micro: _MicroBatch, size: int) -> list[_MicroBatch]:
 
 
 def _split_by_length(micro: _MicroBatch, length: Callable[[int], int], size: int, tokens: int) -> list[_MicroBatch]:
-    """Divide rows into micro-batches of like lengths, the longest rows first.
+    """Divide rows into micro-batches of similar lengths, the longest rows first.
 
     Args:
         micro: the rows.
         length: returns the number of tokens of a row without padding.
-        size: a micro-batch may always have so many rows.
-        tokens: it may have more, if they have no more tokens than this together, each as long as the longest.
+        size: number of rows that a micro-batch may always have.
+        tokens: largest number of tokens, padding included, of a micro-batch with more rows.
     """
     lengths = [length(row) for row in micro.rows]
     parts: list[list[int]] = []

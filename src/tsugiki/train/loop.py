@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """What happens in a run besides the steps themselves. Callbacks are called on every process, in order."""
+    """The base class of callbacks, whose methods are called on every process, in the order of the callbacks."""
 
     def on_train_begin(self, loop: "TrainingLoop") -> None:
-        """Do something before the first step, or before the first step of a resumed run."""
+        """Called before the first step, or before the first step of a resumed run."""
 
     def on_step_end(self, loop: "TrainingLoop") -> None:
-        """Do something after a step, before its checkpoint. `loop.progress.stopped = True` ends the run."""
+        """Called after a step, before its checkpoint. `loop.progress.stopped = True` ends the run."""
 
     def on_train_end(self, loop: "TrainingLoop") -> None:
-        """Do something after the last step and its checkpoint."""
+        """Called after the last step and its checkpoint."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class TrainingLoop:
     max_grad_norm: float
     """0: no limit."""
     log_steps: int
-    """Steps between two points of the loss curve. An accelerator is waited for only then."""
+    """Steps between two points of the loss curve. The loop waits for an accelerator only at these steps."""
     save_steps: int
     """Steps between checkpoints."""
     save: Callable[["TrainingLoop"], None] = lambda loop: None
@@ -79,8 +79,8 @@ class TrainingLoop:
     """Learning rate of the last step."""
     _saved_step: int = 0  # of the newest checkpoint
     _unread: list[tuple[Tensor, int]] = field(default_factory=list)
-    """What `Gradients.step` returned, and the target tokens, of steps that have not been read from the device."""
-    _stop_requests: float = 0.0  # how many processes want the run to end
+    """Results of `Gradients.step` that have not been read from the device, and the target tokens of their steps."""
+    _stop_requests: float = 0.0  # number of processes that request the end of the run
 
     def run(self) -> None:
         """Train until the last step. A signal ends the run between two steps, after a checkpoint.
@@ -141,7 +141,7 @@ class TrainingLoop:
         """Make one optimiser step. Its loss stays on the device until `read_losses`.
 
         Args:
-            stop: this process wants the run to end after the step.
+            stop: this process requests that the run ends after the step.
         """
         started = time.perf_counter()
         step = self.progress.step

@@ -1,7 +1,7 @@
 """Memory of this process and of the machine, in bytes; None if the system does not report it.
 
-It is that of a device. Without one, in a process that has imported torch on a machine with an accelerator, it is the
-memory of the accelerator; otherwise that of the processor.
+The functions measure the memory of `device`. If it is None, they measure that of the accelerator if the machine has one
+and the process has imported torch, otherwise the main memory.
 """
 
 import ctypes
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     import torch
 
 _RESET_PEAK = "5"  # man 5 proc, clear_refs
-_peak_of_others = 0  # of earlier runs of this process, where the system cannot begin to count again
+_peak_of_others = 0  # bytes: the peak of earlier runs in this process, on systems that cannot reset it
 
 
 def resident(device: "torch.device | None" = None) -> int | None:
-    """Memory of this process now."""
+    """Return the memory that this process uses now."""
     if (module := _accelerator(device)) is not None:
-        return int((getattr(module, "memory_allocated", None) or module.current_allocated_memory)())  # or MPS's name
+        return int((getattr(module, "memory_allocated", None) or module.current_allocated_memory)())  # the latter: MPS
     return _read_kilobytes(Path("/proc/self/status"), "VmRSS")
 
 
 def peak(device: "torch.device | None" = None) -> int | None:
-    """Peak memory of this process since `reset_peak`; on systems other than Linux, since the process started."""
+    """Return the peak memory of this process since `reset_peak`; on systems other than Linux, since its start."""
     if (module := _accelerator(device)) is not None:
-        # MPS does not tell the peak, but what it holds, and it keeps most of what is freed.
+        # MPS does not report a peak. The memory that its driver holds is close to it, as it keeps most freed memory.
         return int((getattr(module, "max_memory_allocated", None) or module.driver_allocated_memory)())
     return process_peak() or None
 
 
 def available(device: "torch.device | None" = None) -> int | None:
-    """Memory that the machine can still provide without swapping."""
+    """Return the memory that the machine can still provide without swapping."""
     if hasattr(module := _accelerator(device), "mem_get_info"):
         return int(module.mem_get_info()[0])
-    found = [_read_kilobytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_container()]
-    return min((size for size in found if size is not None), default=None)
+    sizes = [_read_kilobytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_container()]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def reset_peak(device: "torch.device | None" = None) -> None:
@@ -61,7 +61,7 @@ def _accelerator(device: "torch.device | None") -> Any:
     Args:
         device: None: this machine's accelerator, if it has one.
     """
-    torch = sys.modules.get("torch")  # not imported by entries that do not use it
+    torch = sys.modules.get("torch")  # not imported here, because some callers do without it
     if torch is None or (device is not None and device.type == "cpu"):
         return None
     if device is not None:
@@ -70,7 +70,7 @@ def _accelerator(device: "torch.device | None") -> Any:
 
 
 def _left_in_container() -> int | None:
-    """Return what a container's limit (cgroup v2) leaves; pages of files that can be dropped do not count as used."""
+    """Return the memory left below a container's limit (cgroup v2); file pages that can be dropped count as free."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
@@ -92,7 +92,7 @@ def _read_kilobytes(file: Path, name: str) -> int | None:
 
 
 def process_peak() -> int:
-    """Return the peak memory of this process, also if an accelerator computes; 0 if it is not known."""
+    """Return the peak main memory of this process, even if an accelerator computes; 0 if it is not known."""
     peak = _read_process_peak()
     return peak if peak > _peak_of_others else 0
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
 _ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
 _MODEL_TOKENS = 1024  # the gradients of each micro-batch are as large as the model, so there should be few
-_SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be without work
+_SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
 
 def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
@@ -102,7 +102,7 @@ def prepare_model(
     resolved: dict[str, Any] = {}
     adapter_config = config.adapter_config
     if tokens:
-        by_layer = dict.fromkeys(vocabulary_layers(model), tokens)  # a head of its own must write them, too
+        by_layer = dict.fromkeys(vocabulary_layers(model), tokens)  # an untied output head must predict them, too
         adapter_config = dataclasses.replace(adapter_config, trainable_token_indices=by_layer)
     METHODS[config.method].prepare(model, adapter_config, config.base_dropout)
     resolved["base_dropout"] = "on" if config.base_dropout else _OFF_ADAPTER if is_grafted(model) else _OFF_MODEL
@@ -157,7 +157,7 @@ def make_gradients(
 
 
 def rows_of_micro_batch(tokens: int, adapter: bool) -> int:
-    """Return how many rows of so many tokens a thread of a processor computes at once, unless the run sets it."""
+    """Return how many rows of `tokens` tokens a thread of a processor computes at once, unless the run sets it."""
     return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)
 
 
@@ -187,10 +187,10 @@ def save_trained(
         save_model(model, tokenizer, folder, dtype)
         return
     template = read_template(tokenizer, str(folder)).template if with_template else None
-    if getattr(active_adapter(model), "tokens", None):  # new words, perhaps
+    if getattr(active_adapter(model), "tokens", None):  # perhaps of new words
         with files_into(folder, last=TOKENIZER_CONFIG_FILE) as temporary:
             tokenizer.save_pretrained(temporary)
-            if template is None:  # its presence tells that the adapter learned conversations
+            if template is None:  # its presence marks adapters that were trained on conversations
                 (temporary / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
     save_adapter(model, folder)
     if template is not None:

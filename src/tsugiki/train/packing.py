@@ -42,9 +42,9 @@ class PackedDataset:
     summary: DataSummary
     """Counts and fingerprints of the records and of the rows, for the run's record."""
     notes: list[str]
-    """What is unusual about the data, one sentence each."""
+    """Notes on what is unusual about the data, one sentence each."""
     learned: Fingerprints
-    """Of the training records."""
+    """Fingerprints of the training records."""
 
 
 def pack_data(
@@ -102,7 +102,7 @@ def pack_data(
 
 
 def tokens_of_row(config: RunConfig, model: "PreTrainedModel") -> int:
-    """Return the tokens of a row.
+    """Return the number of tokens of a row.
 
     Raises:
         TsugikiError: `block_size` exceeds the model's context.

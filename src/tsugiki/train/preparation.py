@@ -1,4 +1,4 @@
-"""Read and split the data of a run, and count everything that its record shows of it."""
+"""Read and split the data of a run, and compute the counts for its record."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DOCUMENTS_FOR_VALIDATION = 20
-"""With fewer, a document is too large a share of the text to be left out of training."""
+"""With fewer documents, one document is too large a share of the text to be left out of training."""
 _VALIDATION_SHARE = 0.05
 _VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
-"""Text that is scored to choose a step. Twelve windows know the change of a loss to 0.2 %, because the same ones are
-compared."""
+"""Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
+because the same windows are compared."""
 _SHOWN_GROUPS = 5
 
 
@@ -75,7 +75,7 @@ class DatasetSplit:
     summary: SplitSummary
     """Counts and fingerprints of the records, for the run's record."""
     notes: list[str]
-    """What is unusual about the data, one sentence each."""
+    """Notes on what is unusual about the data, one sentence each."""
 
 
 def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
@@ -159,7 +159,7 @@ def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: s
 
 
 def single_document(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Document | None:
-    """Return the document if the data consist of one document only, otherwise None; arguments as of `read_records`."""
+    """Return the document if the data consist of one document only, otherwise None; arguments: see `read_records`."""
     first = list(islice(read_records(data, columns, reading), 2))
     return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
 
@@ -174,7 +174,7 @@ def _split_document(
     progress: ProgressDisplay,
     reading: Reading,
 ) -> DatasetSplit:
-    """Hold out the end of the only document, whose file has the content `key`, and was read so."""
+    """Hold out the end of the only document. `key` is from `content_key`; `reading` has the notes on its file."""
     records = split_document(document, held_out)
     store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
     train, held_out_indices = np.array([0]), np.array([1])
@@ -210,11 +210,11 @@ class HeldOut:
     """Records that are not trained on."""
 
     index: RecordIndex
-    """The index that contains them."""
+    """The index that contains the records."""
     numbers: Integers
-    """Their numbers in it."""
+    """Numbers of the records in the index."""
     windows: list[Window]
-    """Their text."""
+    """The text of the records."""
 
 
 def _dataset_split(
@@ -234,24 +234,24 @@ def _dataset_split(
         train: numbers of the records in `store` that are not held out.
         held_out: the held-out records.
         groups: groups of near-duplicates, as numbers in `store`.
-        notes: what is unusual so far.
+        notes: the notes on the data so far.
         digest: from `_data_digest`.
     """
     validation = _validation(config, store, train, groups)
-    chosen_from: ValidationCounts | None = None
+    validation_counts: ValidationCounts | None = None
     windows = held_out.windows
     if validation is None and config.validation == AUTO:  # few documents: windows of the held-out text choose
         validation = HeldOut(held_out.index, held_out.numbers, windows[::2] if len(windows) > 1 else [])
         windows = windows[1::2] or windows
         if validation.windows:
-            chosen_from = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
+            validation_counts = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
             notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
         else:
             notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
     elif validation is not None:
         if validation.index is store.index:
             train = np.setdiff1d(train, validation.numbers)
-        chosen_from = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
+        validation_counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
     duplicates = sum(map(len, groups))
     if groups and config.drop_duplicates:
         notes.append(
@@ -284,7 +284,7 @@ def _dataset_split(
             measured_characters=sum(len(window.record.text) for window in windows),
             known_to_base=known_to_base,
         ),
-        validation=chosen_from,
+        validation=validation_counts,
         learns_conversations=Conversation in record_kinds(config.data, config.columns),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
     )
@@ -292,13 +292,13 @@ def _dataset_split(
     if config.retention_data is not None:
         source = _retention_source(config.retention_data)
         retention_windows = read_windows(source, config.held_out_characters, config.columns)
-    chooses = [] if validation is None else validation.windows
+    validation_windows = [] if validation is None else validation.windows
     not_learned = [held_out, *([] if validation is None else [validation])]
-    return DatasetSplit(store, train, not_learned, windows, chooses, retention_windows, summary, notes)
+    return DatasetSplit(store, train, not_learned, windows, validation_windows, retention_windows, summary, notes)
 
 
 def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> int:
-    """Return how many of some records the base has learned, as far as its folder tells."""
+    """Return how many of the records the base was trained on, by the fingerprints in its folder."""
     folder = local_folder(config.model)
     learned = None if folder is None else read_fingerprints(folder)
     if learned is None:
@@ -308,7 +308,7 @@ def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> 
 
 
 def _retention_source(name: str) -> str:
-    """Return what the setting `retention_data` names: the text that comes with Tsugiki, or the user's."""
+    """Return the source that the setting `retention_data` names: the text that comes with Tsugiki, or the user's."""
     return str(files("tsugiki") / "assets" / "retention") if name == EMBEDDED else name
 
 
@@ -345,7 +345,7 @@ def _with_mixed_text(
 
 
 def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: list[list[int]]) -> HeldOut | None:
-    """Return the records that choose the step that is kept; None: none of their own."""
+    """Return the records whose loss decides which step is kept; None if no records are set aside for this."""
     setting = config.validation
     if setting == NO_VALIDATION:
         return None
@@ -365,8 +365,9 @@ def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: l
 
 
 def _works(records: Integers, groups: list[list[int]]) -> Integers:
-    """Return one record of each group of near-duplicates, and all records that belong to none."""
-    repeated = [number for group in groups for number in group[1:]]
+    """Return one record of each group of near-duplicates, and all records that belong to no group."""
+    given = set(records.tolist())
+    repeated = [number for group in groups for number in [one for one in group if one in given][1:]]
     return np.setdiff1d(records, repeated)
 
 

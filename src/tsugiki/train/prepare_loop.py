@@ -1,4 +1,4 @@
-"""The loop of a run, from its settings: what is `auto`, the optimiser, the schedule, and how often it saves."""
+"""Prepare the loop of a run: the settings that are `auto`, the optimiser, the schedule, and the saving interval."""
 
 import math
 import time
@@ -86,11 +86,11 @@ def resolved_config(
         config: the settings as they were given.
         model: the prepared model.
         data: the packed data.
-        chosen: what the run has chosen before it was interrupted.
+        chosen: the values that a resumed run has chosen before it was interrupted.
         started: when the run began, in seconds of `time.monotonic`.
 
     Returns:
-        The settings; and what was chosen.
+        The settings, and setting -> value for those that were chosen here.
 
     Raises:
         TsugikiError: more processes than rows in a step, or `minutes` is too short for one step.
@@ -104,13 +104,13 @@ def resolved_config(
         loop = prepare_loop(accelerator, trial, model, data.blocks, data.document_masking)
         per_row = seconds_per_step(loop) / at_once
         left = config.minutes * 60 - (time.monotonic() - started)
-        return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all take what the main one measured
+        return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all processes use the main one's value
 
-    found = resolve(config, model, len(data.blocks), data.blocks.block_size, at_once, chosen, measure)
-    rows = min(found.batch_size, len(data.blocks))
+    resolved = resolve(config, model, len(data.blocks), data.blocks.block_size, at_once, chosen, measure)
+    rows = min(resolved.batch_size, len(data.blocks))
     on_main(accelerator, partial(_check_rows, accelerator.num_processes, rows))
-    automatic = {name: getattr(found, name) for name in _AUTOMATIC if isinstance(getattr(config, name), str)}
-    return found, {**automatic, "steps": total_steps(found, len(data.blocks))}
+    automatic = {name: getattr(resolved, name) for name in _AUTOMATIC if isinstance(getattr(config, name), str)}
+    return resolved, {**automatic, "steps": total_steps(resolved, len(data.blocks))}
 
 
 def measure_rate(
@@ -138,7 +138,7 @@ def measure_rate(
 
 
 def choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:
-    """Return what was chosen for the settings that are `auto`, in one line, or nothing.
+    """Return one line with the values that were chosen for settings that are `auto`; empty if there are none.
 
     Args:
         resolved: the settings that were chosen, with the number of steps.
@@ -185,7 +185,7 @@ def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: i
         TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
     """
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
-    if config.lr_scheduler_type == "linear":  # the default, without what transformers' schedules import
+    if config.lr_scheduler_type == "linear":  # the default, without the imports of transformers' schedules
         return LambdaLR(optimizer, partial(linear_share, warmup=warmup, steps=steps))
     from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
 
@@ -205,7 +205,7 @@ def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: i
 
 
 def linear_share(step: int, *, warmup: int, steps: int) -> float:
-    """Return the share of the learning rate at a step, from 0: transformers' schedule "linear"."""
+    """Return the learning rate at a step (from 0), relative to its peak, in transformers' schedule "linear"."""
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (steps - step) / max(1, steps - warmup))

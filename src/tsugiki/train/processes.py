@@ -82,7 +82,7 @@ def require_one_process(command: str) -> None:
     """Check that a command that consists of several runs was not started in several processes.
 
     Raises:
-        TsugikiError: it was.
+        TsugikiError: it was started in several processes.
     """
     if several_processes():
         raise TsugikiError(
@@ -113,7 +113,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
 
 
 def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Call `action` on the main process, and then on the others, which find in the cache what the main process left.
+    """Call `action` on the main process, and then on the others, which find the main process's results in the cache.
 
     Raises:
         OtherProcessError: on the other processes, if the main process fails.
@@ -124,15 +124,15 @@ def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
-    """Check that all processes have the same facts.
+    """Check that `facts` are equal on all processes.
 
     Args:
         accelerator: connects the processes.
         facts: name -> value, with names that a message can show.
 
     Raises:
-        TsugikiError: some differ; this process is the main one.
-        OtherProcessError: some differ.
+        TsugikiError: on the main process, if some differ.
+        OtherProcessError: on the other processes, if some differ.
     """
     everywhere: list[Mapping[str, object]] = gather_object([facts])
     first = everywhere[0]

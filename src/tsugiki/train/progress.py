@@ -21,7 +21,7 @@ _NARROWEST_BAR, _WIDEST_BAR = 8, 24
 
 
 class TimeLeft(ProgressColumn):
-    """The time until the run is finished, by the mean time of a step with the evaluations and checkpoints between."""
+    """The time until the run is finished, from the mean time of a step, evaluations and checkpoints included."""
 
     max_refresh = 0.5
 
@@ -93,7 +93,7 @@ class RunProgress(ProgressDisplay):
 
         Args:
             total: optimiser steps of the whole run.
-            done: those already done, if the run is resumed.
+            done: steps that a resumed run has already done.
             after: seconds that evaluations and samples after the last step will take.
         """
         self._progress.update(self._task, total=total, completed=done, visible=True, first=done, after=after)
@@ -101,11 +101,11 @@ class RunProgress(ProgressDisplay):
         self._progress.start()
 
     def step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
-        """Show that an optimiser step is done; all tokens count in the speed, also those that are not in the loss."""
+        """Show that an optimiser step is done. The speed counts all tokens, also those that are not in the loss."""
         speed = _("{speed:,.0f} tokens/s").format(speed=tokens_per_second)
         self._progress.update(self._task, completed=step, loss=f"{loss:.3f}", activity=speed)
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
-            self.say(
+            self.print(
                 _("step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s").format(
                     step=step, total=total, loss=loss, tokens_per_second=tokens_per_second
                 )
@@ -114,7 +114,7 @@ class RunProgress(ProgressDisplay):
     def evaluation(self, result: StepEvaluation, text: str = "") -> None:
         """Show an evaluation on the held-out text, or on the validation text."""
         self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
-        self.say(
+        self.print(
             _(
                 "step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}"
             ).format(

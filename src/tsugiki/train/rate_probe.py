@@ -6,7 +6,7 @@ losses of two rows differ from each other by much more than a learning rate chan
 from the rows before helps with a new row, its loss is lower. The highest learning rate around which the mean of five
 rows is not higher is the limit; a fifth of the limit is chosen.
 
-The run then begins with the values that it had, so it is the same as a run with the number that was chosen.
+The initial values are then restored, so the run is the same as one with the chosen number as its setting.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Probe:
 
     points: list[ProbePoint]
     learning_rate: float
-    """A fifth of the limit, with two digits."""
+    """A fifth of the limit, rounded to two significant digits."""
 
 
 def trial_settings(config: ResolvedConfig) -> ResolvedConfig:
@@ -53,11 +53,11 @@ def trial_settings(config: ResolvedConfig) -> ResolvedConfig:
 
 
 def probe(loop: TrainingLoop, formula: float, advance: Callable[[int], None]) -> Probe:
-    """Find a learning rate. All processes must call this together; what the model trains is unchanged afterwards.
+    """Find a learning rate. All processes must call this together. The trained parameters are restored afterwards.
 
     Args:
-        loop: with the settings of `trial_settings`, before its first step.
-        formula: the learning rate that the formula gives; the test goes from a tenth to 40 times of it.
+        loop: a loop with the settings of `trial_settings`, before its first step.
+        formula: the learning rate of the formula (see `train.automatic`); the test goes from 0.1 to 40 times this rate.
         advance: called with the number of rows that are done.
 
     Raises:

@@ -5,7 +5,7 @@ All losses are in nats per token, times in seconds, sizes in bytes.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,9 +20,6 @@ from tsugiki.language import _, marked
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.machine import Machine, library_versions
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 2
 """Version of the format of `run.json`."""
@@ -100,11 +97,11 @@ class HeldOutCounts(RecordCounts):
     measured_characters: int
     """Characters in the windows that are scored."""
     known_to_base: int = 0
-    """How many of them the base has learned, or nearly the same texts, as far as its folder tells."""
+    """Number of them that the base was trained on, or on nearly the same text, by the fingerprints in its folder."""
 
 
 class ValidationCounts(RecordCounts):
-    """Counts of the records that choose the step that is kept."""
+    """Counts of the validation records, whose loss decides which step is kept."""
 
     from_held_out: bool
     """Whether they are windows of the held-out records, of which the others are scored for the report."""
@@ -115,7 +112,7 @@ class MixedCounts(RecordCounts):
 
     tokens: int
     share: float
-    """Of all training tokens."""
+    """Share of all training tokens."""
 
 
 class NearDuplicates(BaseModel):
@@ -138,7 +135,7 @@ class SplitSummary(BaseModel):
     learns_conversations: bool = False
     """Whether there are conversations among the training records; prompts are then turns of the user."""
     mixed: MixedCounts | None = None
-    """They are counted in `train` as well."""
+    """Counts of mixed-in records, which `train` counts as well."""
     near_duplicates: NearDuplicates
 
 
@@ -199,7 +196,7 @@ class TrainingFigures(BaseModel):
     """Time in steps, without evaluating, sampling and saving."""
     tokens_per_second: float
     peak_memory: int
-    """Largest memory of the process; 0 if the system does not tell."""
+    """Peak memory of the process; 0 if the system does not report it."""
 
 
 class LossPoint(BaseModel):
@@ -214,7 +211,7 @@ class Restart(BaseModel):
     """A run that began again with a lower learning rate, because its loss had risen."""
 
     step: int
-    """The step at which it was seen."""
+    """The step at which the rise was detected."""
     learning_rate: float
     """The rate that was too high."""
 
@@ -224,7 +221,7 @@ class ProbePoint(BaseModel):
 
     learning_rate: float
     change: float
-    """Of the loss of the next row, relative to its loss with the base; negative: lower."""
+    """Relative change of the loss of the next row from its loss with the base; negative: lower."""
 
 
 class RunRecord(BaseModel):
@@ -236,10 +233,10 @@ class RunRecord(BaseModel):
     versions: dict[str, str] = Field(default_factory=library_versions)
     """Library -> version."""
     working_directory: str | None = None
-    """Where the run was started; paths in the settings that are relative start there. None in a record that was pushed
-    to the hub."""
+    """Where the run was started; relative paths in the settings are relative to it. None in a record that was pushed to
+    the hub."""
     earlier_versions: list[dict[str, str]] = Field(default_factory=list)
-    """The versions with which the run was started, and resumed before, if they were other ones."""
+    """The versions with which the run was started and resumed before, if they differ."""
     machine: Machine | None = None
     base: RecordedBase | None = None
     data: DataSummary | None = None
@@ -247,13 +244,13 @@ class RunRecord(BaseModel):
     resolved_settings: dict[str, Any] = Field(default_factory=dict)
     """Settings that depend on the model or the machine, such as the target modules."""
     evaluations: list[StepEvaluation] = Field(default_factory=list)
-    """On the held-out text. With a validation text: of the base, and of what was kept."""
+    """Evaluations on the held-out text. With a validation text, only of the base and of the kept step."""
     validations: list[StepEvaluation] = Field(default_factory=list)
-    """On the validation text, which chooses the step that is kept."""
+    """Evaluations on the validation text, whose loss decides which step is kept."""
     kept_step: int | None = None
     """The step whose adapter or model the run ended with."""
     retention_evaluations: list[StepEvaluation] = Field(default_factory=list)
-    """On the text of `retention_data`, before and after training."""
+    """Evaluations on the text of `retention_data`, before and after training."""
     samples: list[Sample] = Field(default_factory=list)
     training: TrainingFigures | None = None
     loss_curve: list[LossPoint] = Field(default_factory=list)
@@ -261,17 +258,17 @@ class RunRecord(BaseModel):
     """Peak memory in bytes that was planned before the run started; None for a small model, or if it was not planned.
     `training.peak_memory` is the measured one."""
     recomputed_blocks: int | None = None
-    """Blocks whose activations are computed again in the backward pass. A run that is resumed takes as many, unless it
-    is given `recompute`."""
+    """Number of blocks whose activations are computed again in the backward pass. A resumed run uses the same number,
+    unless `recompute` is set."""
     micro_batch_size: int | None = None
-    """Rows that are computed at once, if that was set, as by `--fit`. A run that is resumed takes as many, unless it
-    is given others."""
+    """Rows that are computed at once, if this was set, for example by `--fit`. A resumed run uses the same number,
+    unless it is set again."""
     started_from: Source | None = None
     """The adapter that training began with; None: new values."""
     rate_probe: list[ProbePoint] = Field(default_factory=list)
     """The range test that has chosen the learning rate, if there was one."""
     restarts: list[Restart] = Field(default_factory=list)
-    """Where the run began again with a lower learning rate, because the loss had risen."""
+    """Restarts of the run with a lower learning rate, because the loss had risen."""
 
     def __repr__(self) -> str:
         steps = f", {self.training.steps:,} steps" if self.training else ""
@@ -280,19 +277,19 @@ class RunRecord(BaseModel):
         return f"<run {self.config.out}: {self.status}{steps}{held_out}>"
 
     def _repr_html_(self) -> str:
-        import tsugiki  # pages are above `train`; the package imports them on first use
+        import tsugiki  # `report` is a layer above `train`, so only the package imports it
 
         html: str = tsugiki.run_html(self)
         return html
 
     def all_tokens_per_second(self) -> float:
-        """Return the speed in tokens, those counted that are not in the loss, as other tools report it."""
+        """Return the tokens per second, including those that are not in the loss, as other tools report them."""
         if self.training is None or self.data is None or not self.data.target_tokens_per_epoch:
             return 0.0
         return self.training.tokens_per_second * self.data.tokens_per_epoch / self.data.target_tokens_per_epoch
 
     def chosen(self, setting: str) -> Any:
-        """Return the value of a setting; if it is `auto`, what was chosen, once the run has started."""
+        """Return the value of a setting; for `auto`, the chosen value, once the run has started."""
         return self.resolved_settings.get(setting, getattr(self.config, setting))
 
     def any_step_is_better(self) -> bool:
@@ -304,7 +301,7 @@ class RunRecord(BaseModel):
         """Return the folder of the run.
 
         Raises:
-            TsugikiError: the record was pushed to the hub, and so does not name it.
+            TsugikiError: the record does not name it, because it was pushed to the hub.
         """
         if self.config.out is None:
             raise TsugikiError(
@@ -356,7 +353,7 @@ def read_record(folder: Path) -> RunRecord:
     """Read the record of the run in a folder. Records of version 0.1 are translated.
 
     Raises:
-        TsugikiError: there is none, it cannot be read, or a field is missing or invalid.
+        TsugikiError: the folder has no record, it cannot be read, or a field is missing or invalid.
     """
     path = folder / RECORD_FILE
     return parse_record(

@@ -21,7 +21,7 @@ from tsugiki.train.record import RecordedConfig, RunRecord, new_record, parse_re
 LENGTH = ("epochs", "max_steps", "minutes")
 """The settings that give the length of a run."""
 _MAY_CHANGE = frozenset({*LENGTH, "patience", "prompts", "report_to", "sample_steps", "sample_tokens", "save_steps"})
-"""The settings that a run can be continued with other values of."""
+"""The settings whose values may change when a run is continued."""
 
 
 def start_or_resume(
@@ -57,26 +57,26 @@ def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TsugikiError: the folder holds no run.
     """
-    return _other_than(_read_record(out).config.to_dict(), defaults)
+    return _without_defaults(_read_record(out).config.to_dict(), defaults)
 
 
-def _other_than(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    different: dict[str, Any] = {}
     for name, value in settings.items():
         default = defaults.get(name)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
-            value = _other_than(value, default)
+            value = _without_defaults(value, default)
             default = {}
         if name not in defaults or value != default:
-            found[name] = value
-    return found
+            different[name] = value
+    return different
 
 
 def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     """Return the record of the run that `config.out` already holds; None if it holds none.
 
     Args:
-        name: what the run is called in the error.
+        name: the run's name in the error.
         config: the settings that the run must have.
 
     Raises:
@@ -101,7 +101,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_chan
 
     Args:
         before: the settings of a run.
-        now: others.
+        now: the settings to compare with them.
         may_change: full names of settings that are not compared.
     """
     old, new = flat_settings(before), flat_settings(now)
@@ -118,7 +118,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_chan
 def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
     """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
 
-    The record is that in the checkpoint, so it has nothing of what the run did after the checkpoint.
+    The record is read from the checkpoint, so it contains no results of later steps.
     """
     record = _read_record(out)
     recorded = record.config.to_dict()
@@ -145,7 +145,7 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     else:
         record, folder = parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE), checkpoint.folder
         if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
-            record.forget_after(checkpoint.step - 1)  # what was evaluated and sampled after the step is repeated
+            record.forget_after(checkpoint.step - 1)  # the evaluations and samples after this step are repeated
     if _has_other_length(record.config.to_dict(), settings):
         record.resolved_settings.pop("steps", None)
     record.config = RecordedConfig.model_validate(settings)

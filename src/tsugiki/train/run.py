@@ -98,8 +98,8 @@ def train(
 
     Args:
         config: the settings.
-        resume: continue from the newest checkpoint in `config.out`. Only the length of the run, its prompts and how
-            often it saves can be other ones; with a larger length, a finished run goes on.
+        resume: continue from the newest checkpoint in `config.out`. Only the length of the run, its prompts and some
+            intervals may change (see `train.resume`); with a larger length, a finished run continues.
         progress: where to show the progress; None: a new display on standard error.
         overwrite: remove the run that `config.out` holds, before the first step.
 
@@ -122,7 +122,7 @@ def train(
         is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         planned = plan_memory(config, blocks) if is_alone else None
         for line in memory_notes(planned, config) if planned is not None else ():
-            display.say(line)
+            display.print(line)
         model, tokenizer, data = load(accelerator, config, display)
         if planned is not None:
             record.planned_memory, blocks = planned.peak, planned.recomputed_blocks
@@ -139,7 +139,7 @@ def accelerator_of(config: RunConfig) -> Accelerator:
 
 @contextmanager
 def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
-    """Let no other process use the folder of a run while the block runs, and remove what a killed process left in it.
+    """Lock the folder of a run within the block, and remove temporary files of a killed process from it.
 
     Raises:
         TsugikiError: another process uses the folder, or it cannot be written.
@@ -158,7 +158,7 @@ def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run, which do not depend on the model but for its tokenizer."""
+    """The data of a run, which depend only on the tokenizer of its model."""
 
     tokenizer: "PreTrainedTokenizerBase"
     new_words: NewWords | None
@@ -237,13 +237,14 @@ def run(
         checkpoint: the checkpoint to continue from.
         display: where to show the progress.
         overwrite: remove the run that `config.out` holds.
-        base_results: what runs with the same base and data share (see `train.evaluation_callback`); None: nothing.
+        base_results: results of the base, which runs with the same base and data share (see
+            `train.evaluation_callback`); None: they are not shared.
 
     Raises:
         TsugikiError: an error that the user can correct.
     """
     out, given = Path(config.out), config.to_record()
-    if "product_dtype" in record.resolved_settings:  # of the run that is resumed
+    if "product_dtype" in record.resolved_settings:  # of a resumed run
         decide(model.dtype, record.resolved_settings["product_dtype"] == "int8")
     prepared = prepare_model(model, config, accelerator.device, trained_tokens(config, tokenizer))
     if config.start_from is not None:
@@ -279,7 +280,7 @@ def run(
             config = with_values(config, keep="last")  # weights in shards are not read back from a checkpoint
     _print_header(config.model, parameters, data, display)
     if accelerator.device.type == "cpu" and resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
-        display.say(_("processors are slow in fp16; bf16 or fp32 is faster here"))
+        display.print(_("processors are slow in fp16; bf16 or fp32 is faster here"))
     if overwrite:
         on_main(accelerator, lambda: remove_run(out))
     accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
@@ -287,7 +288,7 @@ def run(
     try:
         while True:
             for line in choices(record.resolved_settings, given, bool(record.rate_probe)):
-                display.say(line)
+                display.print(line)
             loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
             record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
             record.micro_batch_size = config.micro_batch_size
@@ -326,13 +327,13 @@ def run(
 def _with_new_length(
     config: ResolvedConfig, chosen: dict[str, Any], done: int, display: RunProgress
 ) -> tuple[ResolvedConfig, dict[str, Any]]:
-    """Return the settings and what was chosen for a run that is continued with another length.
+    """Return the settings and the chosen values of a run that is continued with another length.
 
     Args:
         config: the settings; with `minutes`, their steps are those that can still be done.
-        chosen: what was chosen, with the number of steps.
+        chosen: the chosen values, with the number of steps.
         done: steps that were done before.
-        display: says what happens.
+        display: prints the new length.
 
     Raises:
         TsugikiError: no step is left.
@@ -344,7 +345,7 @@ def _with_new_length(
                 out=config.out, done=done, steps=steps
             )
         )
-    display.say(
+    display.print(
         _(
             "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} steps"
         ).format(done=done, steps=steps)
@@ -355,18 +356,18 @@ def _with_new_length(
 def _with_lower_rate(
     config: ResolvedConfig, error: DivergedError, record: RunRecord, display: RunProgress
 ) -> ResolvedConfig:
-    """Return the settings with a lower learning rate, and note in the record that the run begins again."""
+    """Return the settings with a lower learning rate, and add the restart to the record."""
     rate = float(f"{config.learning_rate * LOWER:.2g}")
     record.restarts.append(Restart(step=error.step, learning_rate=config.learning_rate))
     record.resolved_settings["learning_rate"] = rate
     record.forget_after(-1)
     record.loss_curve.clear()
-    display.say(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
+    display.print(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
     return with_values(config, learning_rate=rate)
 
 
 def _in_shards(accelerator: Accelerator, config: RunConfig) -> bool:
-    """Whether the weights are split over the processes. One process alone has nothing to split."""
+    """Return whether the weights are split over the processes; a single process does not split them."""
     return config.shard == "fsdp" and accelerator.num_processes > 1
 
 
@@ -396,7 +397,7 @@ def _save_checkpoint(
 
 
 def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> bool:
-    """Put what was trained until a step back into the model; False if the checkpoint is damaged."""
+    """Restore the trained weights of a step; return False if its checkpoint is damaged."""
     accelerator.wait_for_everyone()  # the main process may still be writing the checkpoint
     checkpoint = folder / f"checkpoint-{step}"
     try:
@@ -429,13 +430,13 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
 
 
 def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:
-    progress.say(
+    progress.print(
         _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
             model=model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
         )
     )
     train, held_out = data.summary.train, data.summary.held_out
-    progress.say(
+    progress.print(
         _(
             "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
             "{held_out} ({held_out_characters})"
@@ -450,4 +451,4 @@ def _print_header(model: str, parameters: Parameters, data: PackedDataset, progr
         )
     )
     for note in data.notes:
-        progress.say(note)
+        progress.print(note)

@@ -1,4 +1,4 @@
-"""What a run records of the machine, the base and the data. A run that is resumed with others is refused."""
+"""Record the machine, the base and the data of a run, and refuse to resume it with another base or other data."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def describe_run(
 
 
 def _describe_versions(record: RunRecord) -> None:
-    """Note in the record of a resumed run that a library has another version now, and say so."""
+    """Record and warn that a library has another version than before the run was resumed."""
     before, now = record.versions, library_versions()
     changed = [
         _("{name} was {before} and is {now}").format(name=name, before=before.get(name), now=now[name])
@@ -101,7 +101,7 @@ def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
 
 
 def _compared(data: DataSummary) -> dict[str, Any]:
-    """Return the description of data without what earlier records lack."""
+    """Return the description of data without the fields that older records lack."""
     described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share"})
     del described["held_out"]["known_to_base"]
     return described

@@ -10,9 +10,9 @@ blocks of the decoder are gathered one at a time; the embedding, the last norm a
 which stays gathered from the forward to the backward pass, because the loss reads the weight of the head. Every pass
 sends the whole base to every process, so a base that does fit should not be split.
 
-What belongs to the adapter is whole on every process. So any process can save it alone, and its gradients are those of
-the rows of one process: they are summed in one buffer, as without sharding. In full fine-tuning there is no adapter:
-weights, gradients and the state of the optimiser are all split, and torch averages the gradients over the processes.
+The adapter is whole on every process. So any process can save it alone, and its gradients are those of the rows of one
+process: they are summed in one buffer, as without sharding. In full fine-tuning there is no adapter: weights, gradients
+and the state of the optimiser are all split, and torch averages the gradients over the processes.
 With a `compute_dtype`, every forward pass computes in it, also those of an evaluation.
 
 All processes must call the model equally often, as `model(…)` and not as `model.base_model(…)`, because calling the
@@ -49,7 +49,7 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
         compute_dtype: for full fine-tuning, the dtype that weights are cast to when they are gathered; None: their own.
 
     Returns:
-        What trains, by name.
+        Name -> parameter that trains.
 
     Raises:
         TsugikiError: the processes are not connected.
@@ -69,7 +69,7 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` has split the weights of the model."""
+    """Return whether `shard` has split the weights of the model."""
     if "torch.distributed.fsdp" not in sys.modules:  # importing it takes half a second, and only `shard` needs it
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -78,12 +78,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def is_split(tensor: Tensor) -> bool:
-    """Whether each process has a part of the tensor: torch's DTensor, which takes half a second to import."""
+    """Return whether each process has a part of the tensor: whether it is a DTensor, without importing the class."""
     return hasattr(tensor, "full_tensor")
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Check that the optimiser has every parameter that trains. One that was made before `shard` would train nothing.
+    """Check that the optimiser has every parameter that trains. An optimiser from before `shard` would train nothing.
 
     Raises:
         TsugikiError: a parameter that trains is not in the optimiser.
@@ -126,7 +126,7 @@ def whole_model(model: nn.Module, keep: bool) -> nn.Module:
     """Return a model that can be saved. All processes must call this together.
 
     Args:
-        model: any model. One that `shard` has not split, or whose adapter is saved alone, is returned as it is.
+        model: any model. It is returned as it is if `shard` has not split it, or if it has an adapter to save.
         keep: whether this process needs the result; otherwise it only takes part.
 
     Returns:
@@ -150,12 +150,12 @@ def whole_model(model: nn.Module, keep: bool) -> nn.Module:
 
 def whole_optimizer_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:
     """Gather the optimiser's state dict on the processor; the arguments are those of `whole_state`."""
-    found = optimizer.state_dict()
+    own = optimizer.state_dict()
     state = {
         index: {name: _on_processor(value, keep) for name, value in entries.items()}
-        for index, entries in found["state"].items()
+        for index, entries in own["state"].items()
     }
-    return {**found, "state": state if keep else {}}
+    return {**own, "state": state if keep else {}}
 
 
 def split_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def split_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dic
 
     Args:
         optimizer: an optimiser of a sharded model's parameters.
-        state: the same on every process.
+        state: the state dict, which is the same on every process.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     split = {
@@ -174,7 +174,7 @@ def split_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dic
 
 
 def _adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Return what trains, and what the pairs of LoRA keep without training it."""
+    """Return the parameters that train, and those of LoRA's pairs that do not."""
     pairs = [module for module in model.modules() if isinstance(module, LowRank)]
     return {p for p in model.parameters() if p.requires_grad} | {p for pair in pairs for p in pair.parameters()}
 

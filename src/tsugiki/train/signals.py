@@ -38,7 +38,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let the block end before a signal is raised."""
+        """Delay the exception for a signal to the end of the block."""
         self._deferred = True
         try:
             yield

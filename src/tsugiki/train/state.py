@@ -1,4 +1,4 @@
-"""How far a run has come, as checkpoints contain it."""
+"""The progress of a run, which checkpoints contain."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from tsugiki.train.record import LossPoint
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int = 0
     """Number of optimiser steps done."""
@@ -21,14 +21,14 @@ class Progress:
     unlogged: list[float] = field(default_factory=list)
     """Losses of the steps since the last point of the loss curve."""
     callbacks_pending: bool = False
-    """The run was interrupted before all callbacks of the last step had been called."""
+    """Whether the run was interrupted before all callbacks of the last step had been called."""
 
     best_step: int | None = None
     """The step with the lowest loss on the validation text; its checkpoint is kept."""
     best_loss: float | None = None
     evaluations_since_best: int = 0
     stopped: bool = False
-    """A callback has ended the run before its last step."""
+    """Whether a callback has ended the run before its last step."""
 
     @property
     def is_best(self) -> bool:
@@ -37,7 +37,7 @@ class Progress:
 
     @property
     def last_loss(self) -> float:
-        """Loss of the last step, in nats; the mean of several steps if that was all that was logged."""
+        """Loss of the last step, in nats; the mean of several steps if only this was logged."""
         if self.unlogged:
             return self.unlogged[-1]
         return self.loss_curve[-1].loss if self.loss_curve else 0.0

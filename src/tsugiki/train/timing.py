@@ -10,7 +10,7 @@ from tsugiki.train.loop import TrainingLoop
 from tsugiki.train.packing import PackedDataset
 
 _EVALUATION = 0.5  # time of a token in an evaluation, relative to a token in a step
-_STEPS = 0.85  # of the time after loading and the evaluations of the held-out text; the rest is for all others
+_STEPS = 0.85  # share of the time left after the held-out evaluations; the rest is for other evaluations and samples
 
 
 def seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None] = lambda done: None) -> float:
@@ -29,11 +29,11 @@ def seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None] = lambda
 
 
 def rows_in_time(seconds: float, seconds_per_row: float, data: PackedDataset) -> int:
-    """Return how many rows a run can train on in so many seconds, evaluations and samples included.
+    """Return how many rows a run can train on in a given time, evaluations and samples included.
 
     Args:
-        seconds: that are left after loading the base and the data.
-        seconds_per_row: of training.
+        seconds: the time that is left after loading the base and the data.
+        seconds_per_row: time of training on one row.
         data: the data of the run.
 
     Raises:

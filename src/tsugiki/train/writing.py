@@ -1,4 +1,4 @@
-"""How well a tokenizer writes a text: how many of the tokens are unknown, or parts of characters."""
+"""How well a tokenizer represents a text: the shares of unknown tokens, and of tokens that are parts of characters."""
 
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,9 +11,9 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOKENS = 200_000  # of the data, in which tokens are counted
+_TOKENS = 200_000  # of the data that are counted
 LITTLE_TEXT = 10_000
-"""Training characters below which a run is told that its text is short."""
+"""Number of training characters below which the user is warned that the text is short."""
 _MOST_UNKNOWN, _MOST_PIECES = 0.001, 0.2
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -22,9 +22,9 @@ class Writing(NamedTuple):
     """Shares of a text's tokens."""
 
     unknown: float = 0.0
-    """Of tokens that stand for characters which the tokenizer does not have."""
+    """Share of tokens that stand for characters which the tokenizer does not have."""
     pieces: float = 0.0
-    """Of tokens that are parts of characters (bytes)."""
+    """Share of tokens that are parts of characters (bytes)."""
 
     def notes(self) -> list[str]:
         """Return a sentence for each share that is high."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -335,3 +336,13 @@ def test_files_as_they_were_downloaded(tmp_path: Path, mirror):
         LooseFiles([tmp_path / "nowhere"])
     with pytest.raises(TsugikiError, match=r"no \.zip or \.txt"):
         LooseFiles([folder / "picture.png"])
+
+
+def test_a_loose_file_that_cannot_be_read_is_skipped(mirror: Path, tmp_path: Path):
+    paths = sorted(Path(mirror).rglob("*.zip"))[:2]
+    files = [Path(shutil.copy(path, tmp_path)) for path in paths]
+    source = LooseFiles(files)
+    files[0].unlink()
+    skipped: list[str] = []
+    assert len(list(read_entries(source, source.entries(), Query(), skipped.append))) == 1
+    assert [files[0].name in line and "No such file" in line for line in skipped] == [True]

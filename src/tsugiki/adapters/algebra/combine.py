@@ -53,12 +53,12 @@ TYPES = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES if rule != "lin
 
 @dataclass(frozen=True)
 class Combination:
-    """How adapters are combined.
+    """The settings with which adapters are combined.
 
     Args:
         combination_type: one of `TYPES`.
-        rank: the rank of the result, for the types with svd; the highest rank among the adapters if None.
-        density: the share of elements that are kept, for the types that drop some.
+        rank: the rank of the result, for the types with svd; None: the highest rank among the adapters.
+        density: the share of elements that are kept, for the types that drop elements.
         seed: the seed of the random choice of elements, for the dare types.
 
     Raises:
@@ -103,7 +103,7 @@ class Combination:
 
     @property
     def rule(self) -> str:
-        """The name of its rule in `RULES`, if it has one."""
+        """The name of the type's rule in `RULES`; for `cat` and `svd`, which have none, the type itself."""
         return self.combination_type.removesuffix("_svd")
 
 
@@ -112,7 +112,7 @@ class WeightedAdapter:
     """An adapter to combine, with the factor on its update."""
 
     name: str
-    """Its name in messages."""
+    """The adapter's name in messages."""
     lora: LoraWeights
     weight: float
     """A negative weight subtracts the update."""
@@ -127,12 +127,12 @@ class _Term(NamedTuple):
 
 
 def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the factors on the updates of `count` adapters: those given, or 1 for each.
+    """Return the factors on the updates of `count` adapters: the given weights, or 1 for each adapter.
 
-    The same default holds for combining and for merging: without weights, the updates are added.
+    The default is the same for combining and for merging: without weights, the updates are added.
 
     Raises:
-        TsugikiError: the number of weights is another one, or a weight is not finite.
+        TsugikiError: the number of weights is not `count`, or a weight is not finite.
     """
     if weights is None:
         return [1.0] * count
@@ -176,8 +176,8 @@ def combine(
 
     Raises:
         TsugikiError: the adapters have different bases; a layer has different shapes in them or, for the types that
-            add factors, different ranks; a weight is not finite; or an adapter has more than updates of layers (DoRA,
-            trained biases or modules).
+            add factors, different ranks; a weight is not finite; or an adapter has more than updates of layers, such as
+            DoRA, trained biases or modules.
     """
     for adapter in adapters:
         if not math.isfinite(adapter.weight):
@@ -201,7 +201,8 @@ def combine(
         else:
             _refuse_different_ranks(path, terms[path], combination.combination_type)
             layers[path] = _combine_factors(terms[path], combination, generator)
-    base = next((one.lora.base for one in adapters if one.lora.base.fingerprint), adapters[0].lora.base)
+    bases = [adapter.lora.base for adapter in adapters]
+    base = next((base for base in bases if base.fingerprint), bases[0])
     config = _config([adapter.lora.config for adapter in adapters], list(layers))
     lora = LoraWeights(config, layers, {}, base, adapters[0].lora.task_type)
     return truncated(lora, rank)[0] if combination.combination_type == "svd" else lora
@@ -210,7 +211,7 @@ def combine(
 def write_combined(
     lora: LoraWeights, out: Path, folders: Sequence[Path], weights: Sequence[float], combination: Combination
 ) -> None:
-    """Write the result of `combine` into a new folder, with the adapters and settings that it comes from.
+    """Write the result of `combine` into a new folder, with a record of its source adapters and settings.
 
     Raises:
         TsugikiError: as for `write_lora_weights`.
@@ -325,7 +326,7 @@ def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:
 
 
 def _shape(layer: LayerFactors) -> tuple[object, ...]:
-    """Return everything that must be equal in two updates of a layer so that they can be added."""
+    """Return the properties that must be equal in two updates of a layer so that they can be added."""
     return len(layer.B), *layer.A.shape[1:], layer.r // layer.B.shape[1], layer.embedding
 
 
@@ -390,7 +391,7 @@ def _config(configs: Sequence[LoraConfig], paths: Sequence[str]) -> LoraConfig:
         lists = [target for target in targets if target is not None and not isinstance(target, str)]
         if len(lists) == len(targets):
             return dataclasses.replace(first, target_modules=sorted(set().union(*lists)))
-    # A layer that one file has as a parameter has a name that PEFT misreads in `target_modules`.
+    # PEFT would misread the name of a layer in `target_modules` if one of the files has it as a parameter.
     named = [name for config in configs for name in config.target_parameters or ()]
     weights = {path: f"{path}.weight" for path in paths if matches(f"{path}.weight", named)}
     return dataclasses.replace(

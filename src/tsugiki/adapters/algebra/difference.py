@@ -72,7 +72,7 @@ def compare_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
 
 def overall(differences: Sequence[Difference]) -> Difference:
     """Combine differences as if all matrices were one long vector; matrices of different shapes are left out."""
-    comparable = [one for one in differences if not one.shapes]
+    comparable = [difference for difference in differences if not difference.shapes]
     first, second, apart = (
         math.hypot(*figures)
         for figures in (
@@ -81,11 +81,11 @@ def overall(differences: Sequence[Difference]) -> Difference:
             [d.apart for d in comparable],
         )
     )
-    return Difference("overall", (first, second), math.fsum(one.inner for one in comparable), apart)
+    return Difference("overall", (first, second), math.fsum(d.inner for d in comparable), apart)
 
 
 def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Return whether both have the same names and bit-identical tensors."""
+    """Return whether both mappings have the same names and bit-identical tensors."""
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype and torch.equal(tensor, second[name]) for name, tensor in first.items()
     )

@@ -1,4 +1,4 @@
-"""Extract a LoRA adapter from a model that was fully fine-tuned: the best approximation of what its layers gained.
+"""Extract a LoRA adapter from a model that was fully fine-tuned: the best approximation of the change of each layer.
 
     ΔW = W' - W ≈ B A        B = U[:, :r] σ[:r]^½,   A = σ[:r]^½ Vᵀ[:r]
 
@@ -41,11 +41,11 @@ _POWER_ITERATIONS = 4
 
 @dataclass(frozen=True, eq=False)
 class Extraction:
-    """An extracted adapter, and how much of the change it holds."""
+    """An extracted adapter, and the share of the change that it holds."""
 
     lora: LoraWeights
     kept: Mapping[str, RankReduction]
-    """For each layer in the adapter, how much of its change the rank keeps."""
+    """For each layer in the adapter, the share of its change that is kept at the rank."""
     unchanged: Sequence[str]
     """Targeted layers whose weights are the base's."""
     not_captured: Mapping[str, float]
@@ -70,7 +70,7 @@ def extract(
     target_modules: Sequence[str] | str = "all-linear",
     track: ProgressIterator = iter,
 ) -> Extraction:
-    """Find the adapter with which `base` comes closest to `finetuned`. The result is the same each time.
+    """Return the adapter with which `base` comes closest to `finetuned`. The result is deterministic.
 
     A shared weight, such as that of an embedding and an output head, is captured completely only if all layers that use
     it are targeted, because an adapter has a separate update for each layer.
@@ -78,7 +78,7 @@ def extract(
     Args:
         finetuned: the fine-tuned model: a folder, or a hub id.
         base: the model that it was fine-tuned from; a name that `load_model` takes.
-        r: the rank of every update; smaller only for a layer that is smaller itself.
+        r: the rank of every update; a layer with fewer inputs or outputs gets a smaller rank.
         target_modules: linear layers and embeddings, as in `LoraConfig`.
         track: iterates over the layers.
 
@@ -142,7 +142,7 @@ class _StoredModel:
             names: all names that the parameter has in the model.
 
         Raises:
-            TsugikiError: the file lacks it, or it is not finite or not in 16 bits or more.
+            TsugikiError: the files lack the parameter, or it is not finite or has fewer than 16 bits.
         """
         key = next((self.keys[name] for name in names if name in self.keys), None)
         if key is None:
@@ -173,7 +173,7 @@ def _names_of_parameters(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _change(after: _StoredModel, before: _StoredModel, names: Sequence[str]) -> Tensor | None:
-    """Return how a parameter changed, in float32, or None if it did not."""
+    """Return the change of a parameter in float32, or None if it did not change."""
     new, old = after.read(names), before.read(names)
     if new.shape != old.shape:
         raise TsugikiError(
@@ -200,7 +200,7 @@ def _low_rank(layer: nn.Module, delta: Tensor, r: int) -> tuple[LayerFactors, Ra
 def _not_captured(
     after: _StoredModel, before: _StoredModel, names: Mapping[str, Sequence[str]], targeted: set[str]
 ) -> dict[str, float]:
-    """Return ‖ΔW‖² of each parameter that changed and has a name that is not targeted; it is listed once."""
+    """Return ‖ΔW‖² of each parameter that changed and has a name that is not targeted, by one of its names."""
     found: dict[str, float] = {}
     for name, all_names in names.items():
         if name in targeted or any(other in found for other in all_names):

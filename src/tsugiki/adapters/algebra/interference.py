@@ -3,11 +3,11 @@
     magnitude_prune   keeps the largest elements of each tensor
     dare              keeps random elements of each tensor, divided by the density   Yu et al. 2023, arXiv:2311.03099
     ties              keeps the largest elements of each tensor; then takes, for each element, the mean over the
-                      tensors that have the sign of the sum of all there            Yadav et al. 2023, arXiv:2306.01708
+                      tensors whose element has the sign of the sum                 Yadav et al. 2023, arXiv:2306.01708
 
 The density is the share of elements that are kept. Results and the order of random numbers are those of PEFT's
-`merge_utils`. So ties takes the sign of the unweighted sum,
-and divides the sum of the weighted tensors by their number.
+`merge_utils`. So ties takes the sign of the unweighted sum, and divides the sum of the weighted tensors by their
+number.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,21 +30,21 @@ def weighted_sum(tensors: Tensor, weights: Tensor) -> Tensor:
 
 
 def elected_mean(tensors: Tensor, weights: Tensor) -> Tensor:
-    """Compute, for each element, the mean of w t over the t that have the sign of Σ t there; 0 if none has."""
+    """Compute, for each element, the mean of w t over the tensors t that have the sign of Σ t there; 0 if none has."""
     elected = torch.where(tensors.sum(0) >= 0, 1, -1)
     agrees = tensors.sign() == elected
     return weighted_sum(tensors * agrees, weights) / agrees.sum(0).clamp(min=1)
 
 
 def largest(tensor: Tensor, density: float, generator: Generator) -> Tensor:
-    """Keep this share of the elements, those of the largest magnitude, and set the others to 0."""
+    """Keep the share `density` of the elements, those with the largest magnitudes, and set the others to 0."""
     flat = tensor.flatten()
     kept = flat.abs().topk(int(density * len(flat))).indices
     return torch.zeros_like(flat).index_copy(0, kept, flat[kept]).view_as(tensor)
 
 
 def random(tensor: Tensor, density: float, generator: Generator) -> Tensor:
-    """Keep each element with this probability, divided by it, so that the expectation is the tensor itself."""
+    """Keep each element with probability `density`, divided by it, so that the expected value is the tensor itself."""
     mask = torch.bernoulli(torch.full_like(tensor, density), generator=generator)
     return tensor * mask / density
 
@@ -58,7 +58,7 @@ RULES: MappingProxyType[str, tuple[Drop | None, Sum]] = MappingProxyType(
         "dare_ties": (random, elected_mean),
     }
 )
-"""PEFT's name of a rule -> how elements of each tensor are dropped, and how the tensors are summed."""
+"""PEFT's name of a rule -> the function that drops elements of each tensor, and the function that sums the tensors."""
 
 
 def apply_rule(

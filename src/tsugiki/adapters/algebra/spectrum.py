@@ -30,11 +30,11 @@ def update_norm(layer: LayerFactors) -> float:
 
 
 def effective_rank(values: Tensor) -> float:
-    """Compute how many directions an update uses, from its singular values.
+    """Compute the effective rank of an update, the number of directions that it uses, from its singular values.
 
-    It is n if n values are equal and the rest are zero, and 0 if all are zero: the exponential of the entropy of the
-    values divided by their sum (Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality",
-    EUSIPCO).
+    This is the exponential of the entropy of the values divided by their sum (Roy & Vetterli 2007, "The effective rank:
+    a measure of effective dimensionality", EUSIPCO). It is n if n values are equal and the rest are zero, and 0 if all
+    are zero.
     """
     total = values.sum()
     if not total > 0:
@@ -62,7 +62,7 @@ def update_shape(layer: LayerFactors) -> tuple[int, ...]:
 
 
 def _factors(layer: LayerFactors) -> tuple[Tensor, Tensor]:
-    """Return s B [out, r] and A [r, in] in float64, whose product is ΔW also for a convolution in groups."""
+    """Return s B [out, r] and A [r, in] in float64. Their product is ΔW, also for a convolution with groups."""
     B, A = matrices(layer)
     # The rows of B in one group use the rows of A in the same group only.
     return torch.block_diag(*B) * layer.scaling, A.flatten(0, 1)  # type: ignore[no-untyped-call]

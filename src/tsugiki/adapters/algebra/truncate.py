@@ -21,7 +21,7 @@ from tsugiki.language import _
 
 @dataclass(frozen=True)
 class RankReduction:
-    """What a reduction of the rank keeps of one layer's update."""
+    """The reduction of the rank of one layer's update."""
 
     before: int
     """The rank before."""
@@ -66,7 +66,7 @@ def truncated_to_energy(lora: LoraWeights, share: float) -> tuple[LoraWeights, d
 
     def smallest_rank(squares: Tensor, groups: int) -> int:
         sums = squares.cumsum(0)
-        # The margin keeps rounding errors from requiring directions that hold nothing.
+        # Without the margin, rounding errors could require directions whose singular values are zero.
         sufficient = sums >= (share - 1e-12) * sums[-1]
         return int(sufficient.nonzero()[0]) + 1
 

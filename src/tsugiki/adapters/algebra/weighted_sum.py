@@ -30,13 +30,13 @@ def load_weighted_sum(
 
     Args:
         model: the base; it is not changed.
-        folders: the adapters' folders. A single one without a weight may be of any method.
-        weights: the factor on each update; 1 for each if None.
+        folders: the adapters' folders. A single adapter without a weight may be of any method.
+        weights: the factor on each update; None: 1 for each.
         allow_base_mismatch: as in `load_adapter`.
 
     Raises:
-        TsugikiError: an adapter does not fit, or it has a weight or is added to others and has more than LoRA's updates
-            of layers.
+        TsugikiError: an adapter does not fit the model; or an adapter that has a weight, or is added to others, has
+            more than LoRA's updates of layers.
     """
     adapters = [
         read_adapter(model, folder, read_peft_config(folder), allow_base_mismatch=allow_base_mismatch)

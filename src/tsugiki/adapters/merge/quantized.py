@@ -1,4 +1,4 @@
-"""Quantised weights in a model's files: which of them can be merged into, and the error for the others."""
+"""Quantised weights in a model's files: read and write those in a supported format, and the error for all others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class QuantizedWeight:
 
 
 def quantized_weight(key: str, shard_of: Mapping[str, Shard], config: Any) -> QuantizedWeight:
-    """Return the weight with this key, whose dtype is not a floating-point type of 16 bits or more.
+    """Return the weight with this key, whose dtype must not be a floating-point type of 16 bits or more.
 
     Args:
         key: the weight's key in the files.

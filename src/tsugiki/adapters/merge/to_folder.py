@@ -1,16 +1,16 @@
 """Merge adapters into a base and write the result as an ordinary model folder, without loading the base.
 
-    plan = plan_merge("base", [Path("adapter")])         # reads the adapters, and of the base the headers of its files
+    plan = plan_merge("base", [Path("adapter")])         # reads the adapters, and the headers of the base's files
     with new_folder(out) as temporary:
         loss = write_merged(plan, temporary)             # copies the files, one tensor at a time
 
 Each tensor that the adapters change is read, updated in float32, and rounded once to its dtype in the file. All other
-tensors are copied unchanged. So the memory that is needed is that of the adapters and of one tensor in float32, however
-large the model is. `lora.merge` computes the same tensors in memory.
+tensors are copied unchanged. So memory is needed for the adapters and one tensor in float32, regardless of the size of
+the model. `lora.merge` computes the same tensors in memory.
 
-If a changed weight is not in the files as the model has it (transformers joins the experts of some models while it
-loads them), or the adapter brings new words, the model is loaded in the dtype of its config, changed in memory, and
-saved by transformers.
+If a changed weight is stored in another form than in the model (transformers joins the experts of some models while it
+loads them), or the adapter has new words, the model is loaded in the dtype of its config, changed in memory, and saved
+by transformers.
 """
 
 import math
@@ -53,12 +53,12 @@ class Vocabulary:
 
     size: int
     folder: Path
-    """The adapter's folder, in which the tokenizer is."""
+    """The adapter's folder, which may hold its tokenizer."""
 
 
 @dataclass(frozen=True, eq=False)
 class MergePlan:
-    """What a merge changes in the files of a base."""
+    """The changes that a merge makes in the files of a base."""
 
     base: str
     folder: Path
@@ -68,8 +68,8 @@ class MergePlan:
     added: Mapping[str, tuple[str, WeightUpdate]]
     """Key of a new tensor -> the key of the tensor that it was shared with, and the update of its copy."""
     in_memory: Mapping[str, WeightUpdate]
-    """Name in the model -> the update. Used instead of `changed` if the files do not hold each weight as the model
-    has it."""
+    """Name in the model -> the update. Used instead of `changed` if a changed weight is stored in another form than in
+    the model, or the vocabulary grows."""
     config: Mapping[str, Any]
     """Fields of config.json that change."""
     quantized: Mapping[str, QuantizedWeight]
@@ -77,7 +77,7 @@ class MergePlan:
     vocabulary: Vocabulary | None = None
     """None if the adapters bring no new words."""
     chat_template: str | None = None
-    """The one that the adapters were trained with; None: the base's."""
+    """The chat template that the adapters were trained with; None: the base's."""
 
     @property
     def size(self) -> int:
@@ -87,7 +87,7 @@ class MergePlan:
 
 @dataclass
 class RoundingLoss:
-    """How much of the adapters' updates is lost because the merged weights are rounded to the dtypes of the files."""
+    """The loss of the adapters' updates that is caused by rounding the merged weights to the dtypes of the files."""
 
     lost: float = 0.0
     """Σ ‖rounded - exact‖²"""
@@ -95,10 +95,10 @@ class RoundingLoss:
     """Σ ‖exact - before‖²"""
 
     def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Count one tensor.
+        """Add one tensor to the sums.
 
         Args:
-            name: its name, for the error.
+            name: the tensor's name, for the error.
             before: the base's weight.
             exact: the merged weight.
             rounded: the merged weight as the file will hold it.
@@ -120,12 +120,12 @@ class RoundingLoss:
 def plan_merge(
     base: str, adapters: Sequence[Path], weights: Sequence[float] | None = None, *, allow_base_mismatch: bool = False
 ) -> MergePlan:
-    """Read the adapters, and find out what they change in the files of the base.
+    """Read the adapters, and determine their changes to the files of the base.
 
     Args:
         base: the model's name; see `load_model`.
         adapters: the adapters' folders; the updates of several are added.
-        weights: the factor on each update; 1 for each if None.
+        weights: the factor on each update; None: 1 for each.
         allow_base_mismatch: merge adapters that were trained on another base.
 
     Raises:
@@ -133,7 +133,7 @@ def plan_merge(
             changed weight is quantised in a format that is not supported.
     """
     plan = _plan_merge(base, adapters, weights, allow_base_mismatch)
-    templates = {one for folder in adapters if (one := saved_chat_template(folder)) is not None}
+    templates = {template for folder in adapters if (template := saved_chat_template(folder)) is not None}
     return replace(plan, chat_template=templates.pop() if len(templates) == 1 else None)
 
 
@@ -143,8 +143,9 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
     shard_of = {key: shard for shard in shards for key in shard.entries}
     model = placeholder_model(base)
     rows = len(model.get_input_embeddings().weight)
-    vocabularies = [Vocabulary(size, one) for one in adapters if (size := words_for(model, one)) is not None]
-    vocabulary = next((one for one in vocabularies if one.size > rows), None)
+    sizes = [(words_for(model, adapter_folder), adapter_folder) for adapter_folder in adapters]
+    vocabularies = (Vocabulary(size, adapter_folder) for size, adapter_folder in sizes if size is not None)
+    vocabulary = next((vocabulary for vocabulary in vocabularies if vocabulary.size > rows), None)
     if vocabulary is not None:
         fit_vocabulary(model, vocabulary.size)
     mapping = map_keys(model, shard_of)
@@ -193,7 +194,7 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
 
 @torch.no_grad()
 def quantization_loss(plan: MergePlan, advance: Callable[[int], None] = lambda done: None) -> RoundingLoss:
-    """Compute how much of the updates `write_merged` would lose in the quantised weights; nothing is written.
+    """Compute the loss of the updates in the quantised weights that `write_merged` would cause; nothing is written.
 
     Args:
         plan: the merge.
@@ -216,7 +217,7 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
     Args:
         plan: the merge.
         out: the folder.
-        advance: called with the number of bytes done since the last call; `plan.size` in total.
+        advance: called with the number of bytes that were written since the last call; `plan.size` in total.
 
     Raises:
         TsugikiError: a merged weight is not finite, or the base cannot be read.
@@ -304,7 +305,7 @@ def _untied(
     key_of: Mapping[str, str],
     shared: Mapping[str, list[str]],
 ) -> tuple[dict[str, tuple[str, WeightUpdate]], dict[str, Any]]:
-    """Find shared weights that become several because their uses do not get the same update.
+    """Find shared weights that have to be separated because their uses do not get the same update.
 
     Returns:
         `MergePlan.added` and `MergePlan.config`.
@@ -341,10 +342,10 @@ def _values_to_compare(
     key_of: Mapping[str, str],
     shared: Mapping[str, list[str]],
 ) -> Iterator[None]:
-    """Within the block, give the placeholder model the real values of weights that the adapters' files have copies of.
+    """Within the block, give the placeholder model the real values of those weights that an adapter's file also holds.
 
-    PEFT stores the frozen weight of an embedding with LoRA, and of a resized one; reading the adapter compares it with
-    the base's.
+    PEFT stores the frozen weight of an embedding that has LoRA factors or was resized. When the adapter is read, this
+    weight is compared with the base's.
     """
     undo: list[Undo] = []
     for folder in adapters:

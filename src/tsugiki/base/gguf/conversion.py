@@ -123,7 +123,7 @@ def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
 
 @contextmanager
 def _reading_errors(path: Path) -> Iterator[None]:
-    """Turn what transformers and gguf raise for a file that is not as they expect into a `TsugikiError`."""
+    """Turn what transformers and gguf raise for a file that they cannot read into a `TsugikiError`."""
     try:
         yield
     except (OSError, TsugikiError):
@@ -133,7 +133,7 @@ def _reading_errors(path: Path) -> Iterator[None]:
 
 
 def _unsupported_reason(header: GgufHeader) -> str | None:
-    """Return why a file cannot be a base model, as a clause that follows a colon; None if it can."""
+    """Return why a file cannot be a base model, as a clause for a message; None if it can."""
     kind = header.metadata.get("general.type", "adapter" if "adapter.type" in header.metadata else "model")
     if header.architecture == "clip":
         kind = "mmproj"
@@ -172,7 +172,7 @@ def _unsupported_reason(header: GgufHeader) -> str | None:
 
 
 def _unsupported_quantisation(tensors: tuple[GgufTensor, ...]) -> str | None:
-    """Return which tensors the gguf package cannot dequantise, found by dequantising one block of each type."""
+    """Return which tensors the gguf package cannot dequantise, by a trial with one block of each type."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, dequantize
 
@@ -209,7 +209,7 @@ def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrain
 
 
 def _complete_settings(model: "PreTrainedModel", header: GgufHeader) -> None:
-    """Set what transformers does not take from the file: all tokens that end a text."""
+    """Set what transformers does not read from the file: all tokens that end a text."""
     model.config.__dict__.pop("_model_name_or_path", None)
     ends = [header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     model.generation_config.eos_token_id = sorted({end for end in ends if end is not None})
@@ -320,7 +320,7 @@ def _cached_reader() -> Iterator[None]:
 
 
 def _check_tensors(path: Path, header: GgufHeader, model: "PreTrainedModel") -> None:
-    """Check by the header that a file has all tensors of its model, in their shapes, and no others."""
+    """Check in the header that a file has all tensors of its model, with the right shapes, and no others."""
     if header.architecture not in VERIFIED:
         return
     parameters = model.state_dict()

@@ -2,7 +2,7 @@
 
     ~/.cache/tsugiki/gguf/<digest of the file>-<versions>/    config, tokenizer, weights as safetensors
     ~/.cache/tsugiki/gguf/<digest of the file>-<versions>-settings/    config and tokenizer alone
-    ~/.cache/tsugiki/gguf/known/<identity>.json               the digests of a file that was read before
+    ~/.cache/tsugiki/gguf/known/<identity>.json               the digests of a file, computed at its first use
 
 A file is recognised by its inode, size and times, so only its first use reads all of it. A copy elsewhere has the same
 digest and uses the same folder. Several processes can use the cache: only one of them converts at a time, since that
@@ -28,6 +28,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, make_folder, new_folder, remove_leftovers
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest, sha256, tensor_digest
+from tsugiki.io.file_state import file_state
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
@@ -39,7 +40,7 @@ _CACHE_VERSION = 2
 
 
 def converted_folder(path: Path) -> Path:
-    """Return the folder in the cache that a GGUF file is converted to. The file is converted if that was not done yet.
+    """Return the folder of the cache with a converted GGUF file, which is converted first if necessary.
 
     Raises:
         TsugikiError: the file is not a model that can be converted, the gguf package is not installed, or the cache
@@ -49,7 +50,7 @@ def converted_folder(path: Path) -> Path:
 
 
 def settings_folder(path: Path) -> Path:
-    """Return a folder in the cache with the config and the tokenizer of a GGUF file. Its weights may not be in it.
+    """Return a folder of the cache with the config and the tokenizer of a GGUF file; it may lack the weights.
 
     Raises:
         TsugikiError: as for `converted_folder`.
@@ -64,7 +65,7 @@ def _folder(path: Path, suffix: str, convert: Callable[[Path, Path], None]) -> P
     if _is_intact(folder):
         return folder
     with locked(folder.parent / ".lock"):
-        remove_leftovers(folder.parent, of=name)  # of killed processes, because the others are waiting
+        remove_leftovers(folder.parent, of=name)  # left by killed processes, since running ones wait for the lock
         if not _is_intact(folder):
             convert(path, folder)
     return folder
@@ -75,7 +76,7 @@ def _name(path: Path) -> str:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Return whether a folder exists and is as it was written; a damaged one is named in a warning."""
+    """Return whether a folder exists and is as it was written; a warning names a damaged folder."""
     try:
         _check(folder, folder.stat().st_ino)
     except FileNotFoundError:
@@ -88,7 +89,7 @@ def _is_intact(folder: Path) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _check(folder: Path, inode: int) -> None:
-    """Compare a folder with its manifest; if it is intact, later calls do not repeat it."""
+    """Compare a folder with its manifest; if it is intact, later calls do not compare it again."""
     read_manifest(folder)
 
 
@@ -120,13 +121,12 @@ def _digests(path: Path) -> dict[str, str]:
 def _identity(path: Path) -> str:
     """Return a digest of the inode, size and times of a file, which change when the file does."""
     try:
-        state = path.stat()
+        state = file_state(path.stat())
     except OSError as error:
         raise TsugikiError(
             _("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error)
         ) from error
-    facts = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    return sha256([repr(facts).encode()]).removeprefix("sha256:")[:32]
+    return sha256([repr(state).encode()]).removeprefix("sha256:")[:32]
 
 
 def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
@@ -191,13 +191,13 @@ def _check_disk_space(path: Path, header: GgufHeader, folder: Path) -> None:
 
 @contextmanager
 def _conversion_progress(path: Path, tensors: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar in a terminal and one line elsewhere; yields a function to call with the tensors done."""
+    """Show a progress bar in a terminal and one line elsewhere; yield a function that counts converted tensors."""
     from tsugiki.io.progress import ProgressDisplay
 
     display = ProgressDisplay()
     label = _("converting {name} ({size})").format(name=path.name, size=format_size(path.stat().st_size))
     if display.is_quiet:
-        display.say(_("{label}; the result is cached for later runs").format(label=label))
+        display.print(_("{label}; the result is cached for later runs").format(label=label))
     with display.stage(label, tensors) as advance:
         yield advance
 

@@ -125,7 +125,7 @@ class _Cursor:
         return self.numbers(format)[0]
 
     def text(self) -> str:
-        """Read a string: its length, then so many bytes of UTF-8."""
+        """Read a string: its length in bytes, then its UTF-8."""
         begin = self.skip(self.number("Q"))
         return self.data[begin : self.position].decode(errors="replace")
 
@@ -206,9 +206,9 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
             )
         )
     in_order = sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
-    for one, other in pairwise(in_order):  # reading the same bytes for thousands of tensors would take hours
-        if other.begin < one.end:
-            names = summarise_list([one.name, other.name])
+    for first, second in pairwise(in_order):  # reading the same bytes for thousands of tensors would take hours
+        if second.begin < first.end:
+            names = summarise_list([first.name, second.name])
             raise TsugikiError(
                 _("{path} is damaged: the values of {names} overlap; download it again").format(path=path, names=names)
             )

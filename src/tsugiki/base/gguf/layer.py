@@ -5,8 +5,8 @@
 
 How the bytes of a block hold the codes, a and b depends on the type:
 https://github.com/ggml-org/llama.cpp/wiki/Tensor-Encoding-Schemes and the structures in ggml-common.h. `_READERS` has
-one function for each type that can be multiplied. For integer products, W is rounded to 8 bits, W ≈ scale · level; the
-scale of a row is its largest absolute value / 127. `dequantize` is exact.
+one function for each type that can be multiplied; `decode` computes the same in C. For integer products, W is rounded
+to 8 bits, W ≈ scale · level; the scale of a row is its largest absolute value / 127. `dequantize` is exact.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +19,10 @@ from tsugiki.base.decoded_layer import DecodedLayer
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_products import split
 from tsugiki.base.quantized_layer import QuantizedLayer
+from tsugiki.native import native_for
 
 _PIECE = 1 << 19
-"""Numbers that are decoded at once: few enough for the cache, many enough that calls of torch do not weigh."""
+"""Weights that are decoded at once: few enough for the cache, many enough for the overhead of torch's calls."""
 _HALF = 2  # bytes of a float16
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
@@ -44,52 +45,74 @@ class GgufLinear(DecodedLayer):
         Args:
             blocks: uint8 [out, bytes of a row].
             kind: the name of the quantisation, a key of `BLOCKS`.
-            bias: of the layer, [out].
-            dtype: of `weight`.
+            bias: the layer's bias, [out], or None.
+            dtype: the dtype of `weight`.
         """
         numbers, size = BLOCKS[kind]
         out, row = blocks.shape
         super().__init__(torch.empty(out, row // size * numbers, device="meta"), bias, dtype)
         self.kind = kind
         self.blocks = nn.Parameter(blocks, requires_grad=False)
-        largest = torch.cat([_decode(part, kind).abs_().amax(1) for part in split(blocks, self._rows_of_piece())])
-        scale = largest.clamp_(min=torch.finfo(torch.float32).tiny) / 127
+        scale = self._largest_of_rows().clamp_(min=torch.finfo(torch.float32).tiny) / 127
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.means = nn.Parameter(self.mean_levels(), requires_grad=False)
 
     def requantize(self, weight: Tensor) -> QuantizedLayer:
-        """Return a layer in 8 bits with `weight` [out, in]; the bias is shared. The formats of GGUF are read only."""
+        """Return an int8 layer with `weight` [out, in]; the bias is shared. GGUF's formats are not written."""
         return Int8Linear(weight, self.bias, self.dtype)
 
     def decode_levels(self, channels: slice, out: Tensor) -> None:
         """Write the levels of some output channels to `out`, int8 [channels, in]."""
-        blocks, scale = self.blocks[channels], self.scale[channels]
-        rows = self._rows_of_piece()
-        for part, s, to in zip(split(blocks, rows), split(scale, rows), split(out, rows), strict=True):
-            to.copy_(_decode(part, self.kind, 1 / s).round_())
+        decode(self.blocks[channels], self.kind, 1 / self.scale[channels], out)
 
     def decode_weight(self, channels: slice, out: Tensor) -> None:
         """Write the weight of some output channels to `out`, [channels, in] of a float dtype."""
-        rows = self._rows_of_piece()
-        for part, to in zip(split(self.blocks[channels], rows), split(out, rows), strict=True):
-            to.copy_(_decode(part, self.kind))
+        decode(self.blocks[channels], self.kind, None, out)
 
-    def _rows_of_piece(self) -> int:
-        return max(1, _PIECE // max(1, self.in_features))
+    def _largest_of_rows(self) -> Tensor:
+        """Return the largest absolute value of each row of the weight, float32 [out]."""
+        largest = torch.empty(self.out_features, device=self.blocks.device)
+        rows = _rows_of_piece(self.in_features)
+        for part, to in zip(split(self.blocks, rows), split(largest, rows), strict=True):
+            weight = torch.empty(len(part), self.in_features, device=part.device)
+            decode(part, self.kind, None, weight)
+            torch.amax(weight.abs_(), 1, out=to)
+        return largest
 
     def extra_repr(self) -> str:
         """Return what `nn.Linear` shows, and the quantisation."""
         return f"{super().extra_repr()}, {self.kind}"
 
 
-def _decode(rows: Tensor, kind: str, factor: Tensor | None = None) -> Tensor:
-    """Return the weights of some rows, float32 [rows, in], times a factor [rows] if it is given.
+def decode(blocks: Tensor, kind: str, factor: Tensor | None, out: Tensor) -> None:
+    """Write the weights of some rows, times the factor of each row, into `out`; into int8, they are rounded.
 
     Args:
-        rows: the bytes of the blocks, uint8 [rows, bytes of a row].
+        blocks: the bytes of the rows, uint8 [rows, bytes of a row], contiguous.
         kind: a key of `BLOCKS`.
-        factor: of each row.
+        factor: float32 [rows]; None: 1.
+        out: [rows, in], contiguous: int8, or a float dtype.
     """
+    call = native_for("gguf", out)
+    if call is None:
+        plain_decode(blocks, kind, factor, out)
+        return
+    count, number = blocks.shape[1] // BLOCKS[kind][1], list(BLOCKS).index(kind)
+    given = None if factor is None else factor.data_ptr()
+    call(blocks.data_ptr(), len(blocks), count, number, given, out.data_ptr())
+
+
+def plain_decode(blocks: Tensor, kind: str, factor: Tensor | None, out: Tensor) -> None:
+    """Compute `decode` in torch."""
+    rows = _rows_of_piece(out.shape[1])
+    factors = [None] * len(split(blocks, rows)) if factor is None else split(factor, rows)
+    for part, of_part, to in zip(split(blocks, rows), factors, split(out, rows), strict=True):
+        weights = _weights(part, kind, of_part)
+        to.copy_(weights.round_() if to.dtype == torch.int8 else weights)
+
+
+def _weights(rows: Tensor, kind: str, factor: Tensor | None) -> Tensor:
+    """Return the weights of some rows, times a factor [rows] if it is given: float32 [rows, in]."""
     numbers, size = BLOCKS[kind]
     codes, a, b = _READERS[kind](rows.view(-1, size))
     if factor is not None:
@@ -101,8 +124,12 @@ def _decode(rows: Tensor, kind: str, factor: Tensor | None = None) -> Tensor:
     return weights.view(len(rows), rows.shape[1] // size * numbers)
 
 
+def _rows_of_piece(width: int) -> int:
+    return max(1, _PIECE // max(1, width))
+
+
 def _halves(blocks: Tensor, start: int) -> Tensor:
-    """Return the float16 number at a position of each block, float32 [blocks, 1]."""
+    """Return the float16 number at byte `start` of each block, float32 [blocks, 1]."""
     return blocks[:, start : start + _HALF].contiguous().view(torch.float16).float()
 
 
@@ -112,7 +139,7 @@ def _nibbles(packed: Tensor) -> Tensor:
 
 
 def _bits(packed: Tensor, width: int, count: int) -> Tensor:
-    """Return the groups of bits of bytes [blocks, parts, n], the lowest first: uint8 [blocks, parts, count, n]."""
+    """Split bytes [blocks, parts, n] into groups of `width` bits, lowest first: uint8 [blocks, parts, count, n]."""
     mask = (1 << width) - 1
     return torch.stack([(packed >> width * i) & mask for i in range(count)], 2)
 
@@ -193,4 +220,4 @@ BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
         **{"Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)},
     }
 )
-"""Type -> the numbers and the bytes of a block."""
+"""Type -> the number of weights in a block, and the number of bytes; native.c knows the types by their order."""

@@ -1,8 +1,8 @@
 """Load a GGUF file whose linear layers stay in their quantisation, tensor by tensor.
 
-Nothing but one tensor at a time is ever in floats, and no converted weights are written: only config and tokenizer are
-converted (see `conversion_cache`). A tensor that is no weight of a linear layer, or of a type that cannot be multiplied
-(see `layer.BLOCKS`), is unpacked by the gguf package, to 16 bits.
+No converted weights are written: only config and tokenizer are converted (see `conversion_cache`). A tensor that is not
+the weight of a linear layer, or whose type cannot be multiplied (see `layer.BLOCKS`), is unpacked by the gguf package
+and cast to the dtype of the activations, one at a time.
 """
 
 import warnings
@@ -36,7 +36,7 @@ def load_stored(path: Path, folder: Path, dtype: torch.dtype) -> "PreTrainedMode
     Args:
         path: the file.
         folder: its config in Hugging Face's format.
-        dtype: of the activations, and of everything that is unpacked.
+        dtype: the dtype of the activations, and of everything that is unpacked.
 
     Returns:
         The model, in evaluation mode.
@@ -120,7 +120,7 @@ def _read(path: Path, tensor: GgufTensor) -> "np.ndarray[Any, np.dtype[np.uint8]
 
 
 def _floats(values: "np.ndarray[Any, Any]", tensor: GgufTensor) -> "np.ndarray[Any, Any]":
-    """Return the numbers of a tensor, float32 of its shape."""
+    """Return the dequantised values of a tensor, float32 in its shape."""
     from gguf import dequantize
 
     rows = values.reshape(prod(tensor.shape[:-1]), -1)
@@ -130,9 +130,9 @@ def _floats(values: "np.ndarray[Any, Any]", tensor: GgufTensor) -> "np.ndarray[A
 def _process(
     architecture: str, config: Any, tensor: GgufTensor, values: "np.ndarray[Any, Any]"
 ) -> "np.ndarray[Any, Any]":
-    """Undo what llama.cpp's converter has done to a tensor, by transformers' rules.
+    """Undo the changes that llama.cpp's converter made to a tensor, by transformers' rules.
 
-    For a matrix this orders its rows or transposes it, so it can be done to the numbers of its rows as well.
+    For a matrix these only permute its rows or transpose it, so they can be undone for an array of row numbers as well.
     """
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 

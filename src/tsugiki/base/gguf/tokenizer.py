@@ -1,8 +1,8 @@
 """Build the tokenizer that a GGUF file contains, so that it gives the same tokens as in llama.cpp.
 
 transformers builds a tokenizer from the file's tokens and merges, but for some files it splits text before the merges
-differently from llama.cpp. That is corrected here. If the file names a way of splitting that is not known here, a
-warning says so. `tests/base/gguf/test_llama_cpp.py` compares the tokens of texts with llama.cpp's.
+differently from llama.cpp. That is corrected here, with a warning if the file names an unknown way of splitting.
+`tests/base/gguf/test_llama_cpp.py` compares the tokens of texts with llama.cpp's.
 """
 
 import warnings

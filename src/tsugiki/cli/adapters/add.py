@@ -15,8 +15,8 @@ def add_command(
 ) -> None:
     """Copy an adapter into the library. It must be complete; an existing adapter is never overwritten."""
     from tsugiki.adapters.library import copy_into_library, library_folder
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
 
     folder = copy_into_library(source, library or library_folder(), name)
     typer.echo(str(folder))
-    say_next("chat", str(folder) if library else folder.name)
+    print_next_command("chat", str(folder) if library else folder.name)

@@ -19,7 +19,7 @@ def diff_command(
     the other.
     """
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.cli.tables import print_table, say
+    from tsugiki.cli.tables import print_line, print_table
     from tsugiki.report.difference import compare_adapters
 
     comparison = compare_adapters(adapter_folder(first, library), adapter_folder(second, library))
@@ -27,4 +27,4 @@ def diff_command(
         if table[1]:
             print_table(table)
     for note in comparison.notes:
-        say(_("note: {note}").format(note=note))
+        print_line(_("note: {note}").format(note=note))

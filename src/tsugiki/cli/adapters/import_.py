@@ -19,7 +19,7 @@ def import_command(
     """Convert a GGUF adapter to a folder that Tsugiki and PEFT can load."""
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.base.gguf.file import require_gguf
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
     from tsugiki.export.adapter import import_gguf_adapter
     from tsugiki.io.progress import ProgressDisplay
 
@@ -28,4 +28,4 @@ def import_command(
     with ProgressDisplay().stage(_("importing"), None):
         lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
     typer.echo(_("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model))
-    say_next("chat", str(folder))
+    print_next_command("chat", str(folder))

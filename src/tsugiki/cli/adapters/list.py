@@ -17,11 +17,11 @@ def list_command(
     Only the configs and the names and shapes of the weights are read; `tsugiki adapters verify` checks everything.
     """
     from tsugiki.adapters.library import library_folder, read_library
-    from tsugiki.cli.tables import print_table, say
+    from tsugiki.cli.tables import print_line, print_table
     from tsugiki.report.library import entry_line, library_table
 
     if as_json:
-        choose_language(ENGLISH)  # of what is wrong with a broken adapter
+        choose_language(ENGLISH)  # of the reasons why adapters are broken
     home = library or library_folder()
     entries = read_library(home)
     if as_json:
@@ -29,7 +29,7 @@ def list_command(
             typer.echo(entry_line(entry))
         return
     if not entries:
-        say(
+        print_line(
             _(
                 "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
             ).format(home=home)
@@ -42,4 +42,4 @@ def list_command(
         )
     for entry in entries:
         if entry.broken:
-            say(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+            print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))

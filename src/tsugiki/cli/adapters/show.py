@@ -17,7 +17,7 @@ def show_command(
 ) -> None:
     """Show an adapter's settings, training run, results and samples, and the size of its update in each layer."""
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.cli.tables import print_table, say
+    from tsugiki.cli.tables import print_line, print_table
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.adapter import LAYERS_EXPLAINED, info_lines, inspect_adapter, tensors_table, write_adapter_page
     from tsugiki.report.formatting import describe_change
@@ -29,14 +29,14 @@ def show_command(
     with ProgressDisplay().stage(_("layers"), None) as advance:
         report = inspect_adapter(folder, advance)
     for label, text in info_lines(report):
-        say(f"{label}{' ' * max(1, 15 - cell_len(label))}{text}")
+        print_line(f"{label}{' ' * max(1, 15 - cell_len(label))}{text}")
     for note in report.notes:
-        say(_("note: {note}").format(note=note))
+        print_line(_("note: {note}").format(note=note))
     record = report.record
     if record and len(record.evaluations) > 1:
         print_table(held_out_table(record), _("change: {change}").format(change=describe_change(change_of_run(record))))
     for when, prompt, text in shown_samples(record) if record else ():
-        say(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
+        print_line(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
     if report.tensors:
         print_table(tensors_table(report.tensors))
     if report.layers:
@@ -44,4 +44,4 @@ def show_command(
         print_table(kinds_table(report.layers), _(LAYERS_EXPLAINED))
     if html:
         write_adapter_page(html, report)
-        say(_("page: {path}").format(path=html))
+        print_line(_("page: {path}").format(path=html))

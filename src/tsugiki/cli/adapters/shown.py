@@ -29,9 +29,9 @@ def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
 
 def print_written(out: Path) -> None:
     """Print the folder and the size of a new adapter."""
-    from tsugiki.cli.tables import say_next
+    from tsugiki.cli.tables import print_next_command
     from tsugiki.io.file_names import ADAPTER_FILE
     from tsugiki.io.formatting import format_size
 
     typer.echo(f"→ {out} ({format_size((out / ADAPTER_FILE).stat().st_size)})")
-    say_next("chat", str(out))
+    print_next_command("chat", str(out))

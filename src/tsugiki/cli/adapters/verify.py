@@ -34,7 +34,7 @@ def verify_command(
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
     from tsugiki.adapters.verify import known_base, verify
-    from tsugiki.cli.tables import say
+    from tsugiki.cli.tables import print_line
     from tsugiki.export.compatibility import incompatibilities
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.train.config_files import load_config
@@ -43,7 +43,7 @@ def verify_command(
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
     if not given:
-        say(
+        print_line(
             _(
                 "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
             ).format(home=home)
@@ -68,7 +68,7 @@ def verify_command(
                 problems = verify(folder, base) or (incompatibilities(loader, folder, model) if loader else [])
             broken += bool(problems)
             for problem in problems or [_("nothing is wrong")]:
-                say(f"{name}: {problem}")
+                print_line(f"{name}: {problem}")
             advance(1)
     if broken:
         raise TsugikiError(_("{broken} of {count} adapters have problems").format(broken=broken, count=len(given)))

@@ -1,4 +1,4 @@
-"""Find editions of one work among works that are read one by one."""
+"""Find several editions of the same work among works that are read one by one."""
 
 from collections.abc import Iterable, Iterator
 
@@ -18,8 +18,8 @@ class NearCopies:
         self._names: list[str] = []
         self._signatures: list[NDArray[np.uint32]] = []
 
-    def watch(self, works: Iterable[Work]) -> Iterator[Work]:
-        """Yield the works, and remember all but very short ones."""
+    def collect(self, works: Iterable[Work]) -> Iterator[Work]:
+        """Yield the works, and keep the signatures of all but very short ones."""
         for work in works:
             if len(work.text) >= _SHORTEST:
                 self._names.append(f"{work.title} ({work.source})")

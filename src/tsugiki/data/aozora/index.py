@@ -55,7 +55,7 @@ class Person:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """What a source tells about a work before its text is read; None for what it does not tell."""
+    """Facts about a work that a source gives before its text is read; None: the source does not give the fact."""
 
     path: str
     """cards/… relative to the source, a full URL if the text is at another site, or empty if there is no text."""
@@ -135,10 +135,11 @@ def _rows(
         dialect: the kind of CSV.
         name: the name of the file.
         columns: the columns that the file must have; others are ignored.
-        advice: the end of the errors: what the file is not, and what the user can do.
+        advice: the end of the error messages, with what the user can do.
 
     Raises:
-        TsugikiError: a column is missing, a row has another number of cells, or the file is not UTF-8.
+        TsugikiError: a column is missing, the number of a row's cells differs from the header's, there are too many
+            rows, or the file is not UTF-8.
     """
     table = csv.reader(lines, dialect)
     line = 1
@@ -197,7 +198,7 @@ def _below_root(url: str) -> str:
 def read_manifest(path: Path) -> list[IndexEntry]:
     """Read a manifest.tsv with the columns path, person_id, author_line, title_line and kana_guess.
 
-    The titles are not taken from it but from the texts, whose headers also contain the subtitles.
+    Titles are not read from it but from the texts, whose headers also contain the subtitles.
 
     Raises:
         TsugikiError: the file is not such a manifest; the message names the line.

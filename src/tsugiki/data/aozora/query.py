@@ -18,7 +18,7 @@ class Query:
         author: a person's full name; spaces and character widths are ignored.
         title: the title or a part of it.
         kana: the orthography.
-        role: the role of that person; without a name, some person must have this role.
+        role: the role of that person; without `author`, any person of the work must have this role.
     """
 
     author: str | None = None
@@ -28,7 +28,7 @@ class Query:
 
 
 def parse_role(name: str) -> Role:
-    """Parse the English name of a role, or the Japanese one of the index.
+    """Parse the English name of a role, or its Japanese name in the index.
 
     Raises:
         TsugikiError: there is no such role.
@@ -43,8 +43,8 @@ def parse_role(name: str) -> Role:
 def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     """Select the works in the public domain that can match the query, each path once.
 
-    An entry without a title or an orthography can match any. Authors are compared as persons, so that works under
-    another name of the same person are selected too.
+    An entry without a title or an orthography can match every query. Authors are compared by the ids of persons, so
+    that works under another name of the same person are selected too.
 
     Raises:
         TsugikiError: no entry can match; the message suggests similar names of authors.
@@ -100,13 +100,13 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
 
 
 def normalise_name(name: str) -> str:
-    """Return a name in the form that is compared: normalised widths, no spaces, at most 500 characters."""
+    """Return a name in the form for comparison: normalised widths, no spaces, at most 500 characters."""
     # The limit is also for speed: normalising a long row of combining marks takes quadratic time.
     return "".join(unicodedata.normalize("NFKC", name[:500]).split())
 
 
 def no_author(query: Query, names: Iterable[str]) -> TsugikiError:
-    """Return the error for a name that no person in the role has; it suggests similar names."""
+    """Return the error for an author's name that no person in this role has; it suggests similar names."""
     known = {normalise_name(name): name for name in sorted(names)}
     near = difflib.get_close_matches(normalise_name(query.author or ""), known, n=3, cutoff=0.4)
     if near:

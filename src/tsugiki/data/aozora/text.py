@@ -46,20 +46,22 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
     Args:
         data: a zip that contains one text, in UTF-8 or Shift_JIS (cp932 if necessary).
         name: the name of the zip, for errors.
-        encoding: the encoding that the index gives for the text; None detects it.
+        encoding: the encoding that the index gives for the text; None: it is detected.
 
     Raises:
-        TsugikiError: the zip is damaged, does not contain exactly one text, or the text has another encoding.
+        TsugikiError: the zip is damaged, it does not contain exactly one text, or the text's encoding is not supported
+            or not the given one.
     """
     _name, content = read_only_member(data, name, ".txt", _MAX_SIZE, _("download it again, or exclude this work"))
     return clean_work(_decode(content, name, encoding), name)
 
 
 def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> CleanText:
-    """Read the clean text, the title and the author of a work that is not in a zip; arguments as of `read_work`.
+    """Read the clean text, the title and the author of a work that is not in a zip; arguments as for `read_work`.
 
     Raises:
-        TsugikiError: the text has another encoding, or is not a work as the library distributes it.
+        TsugikiError: the text's encoding is not supported or not the given one, or the text is not a work as the
+            library distributes it.
     """
     source = _decode(data, name, encoding)
     if not is_work(source):
@@ -84,10 +86,10 @@ def clean_work(source: str, name: str) -> CleanText:
 
 
 def is_work(source: str) -> bool:
-    """Whether a text is a work as Aozora Bunko distributes it.
+    """Return whether a text is a work as Aozora Bunko distributes it.
 
-    It has the legend between two rules of hyphens near its beginning, or near its end a footer (底本：), and then also
-    the library's name there, an annotation ［＃…］ or ruby. A text of another origin hardly has both of these.
+    Such a work has the legend between two rules of hyphens near its beginning; or a footer (底本：) near its end, and
+    also the library's name in the footer, an annotation ［＃…］ or ruby. Other texts hardly ever have both.
     """
     source = source.lstrip("\n")
     legend = _LEGEND_START.search(source, 0, _MAX_HEADER * 100)
@@ -102,12 +104,12 @@ def is_work(source: str) -> bool:
 
 
 def has_annotations(source: str) -> bool:
-    """Whether a text has annotations of the library's notation: layout, emphasis marks, headings or characters."""
+    """Return whether a text has annotations in the library's notation, such as layout, emphasis marks or headings."""
     return _KNOWN_ANNOTATION.search(source) is not None
 
 
 def standard_characters(text: str) -> str:
-    """Return text that was decoded as cp932 with the characters that Shift_JIS defines, as `read_work` does."""
+    """Replace Microsoft's characters in a text that was decoded as cp932 by those of Shift_JIS, as `read_work` does."""
     return text.translate(_VENDOR)
 
 
@@ -299,10 +301,10 @@ def _split(source: str) -> tuple[list[str], str]:
 
 
 def _footer_start(source: str) -> int:
-    """Return where the footer begins; the length of the text if there is none.
+    """Return the position at which the footer begins; the length of the text if there is none.
 
-    A line of the body can begin with 底本： too. So of these lines only the last one counts, and those before it that
-    follow a blank line or a rule, if only a short text is between them.
+    A line of the body can begin with 底本： too. Therefore the footer begins at the last such line, or at an earlier
+    one that follows a blank line or a rule, if only a short text is between them.
     """
     start, found = len(source), False
     for mark in reversed(list(_FOOTER.finditer(source))):

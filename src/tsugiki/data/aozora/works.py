@@ -79,7 +79,7 @@ class MirrorFolder:
         self.root = root
 
     def entries(self) -> list[IndexEntry]:
-        """Return the works in the index, else those in the manifest, else every zip in cards/ (sorted)."""
+        """Return the works in the index, or else those in the manifest, or else every zip in cards/ (sorted)."""
         for name in (f"{INDEX}.csv", f"{INDEX}.zip"):
             for path in (self.root / name, self.root / "index_pages" / name):
                 if path.is_file():
@@ -109,27 +109,17 @@ class MirrorFolder:
                         path=entry.path, root=self.root
                     )
                 )
-            with path.open("rb") as file:
-                data = file.read(MAX_ZIP + 1)
+            return _read_work(path, entry.path)
         except FileNotFoundError as error:
             raise FileMissing(
                 _("{path}: no such file; complete the mirror").format(path=self.root / entry.path)
             ) from error
         except OSError as error:
-            raise TsugikiError(
-                _("{path}: {strerror}; check the permissions").format(path=entry.path, strerror=error.strerror or error)
-            ) from error
+            raise _unreadable(entry.path, error) from error
         except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
             raise TsugikiError(
                 _("{path!r}: {error}; correct the list of works").format(path=entry.path, error=error_text(error))
             ) from error
-        if len(data) > MAX_ZIP:
-            raise TsugikiError(
-                _("{path} has more than {max_zip}; exclude this work").format(
-                    path=entry.path, max_zip=format_size(MAX_ZIP)
-                )
-            )
-        return data
 
 
 class LooseFiles:
@@ -146,7 +136,7 @@ class LooseFiles:
             if not path.exists():
                 raise TsugikiError(_("{path}: there is no such file or folder").format(path=path))
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-            self.files += [one for one in inside if one.suffix.lower() in (".zip", ".txt") and one.is_file()]
+            self.files += [file for file in inside if file.suffix.lower() in (".zip", ".txt") and file.is_file()]
         if not self.files:
             raise TsugikiError(
                 _("{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them").format(
@@ -168,15 +158,32 @@ class LooseFiles:
         Raises:
             TsugikiError: it cannot be read, or is too large.
         """
-        with Path(entry.path).open("rb") as file:
-            data = file.read(MAX_ZIP + 1)
-        if len(data) > MAX_ZIP:
-            raise TsugikiError(
-                _("{path} has more than {max_zip}; exclude this work").format(
-                    path=entry.path, max_zip=format_size(MAX_ZIP)
-                )
-            )
-        return data
+        try:
+            return _read_work(Path(entry.path), entry.path)
+        except OSError as error:
+            raise _unreadable(entry.path, error) from error
+
+
+def _read_work(path: Path, name: str) -> bytes:
+    """Read the file of a work, which errors call `name`.
+
+    Raises:
+        OSError: it cannot be read.
+        TsugikiError: it is too large.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_ZIP + 1)
+    if len(data) > MAX_ZIP:
+        raise TsugikiError(
+            _("{path} has more than {max_zip}; exclude this work").format(path=name, max_zip=format_size(MAX_ZIP))
+        )
+    return data
+
+
+def _unreadable(name: str, error: OSError) -> TsugikiError:
+    return TsugikiError(
+        _("{path}: {strerror}; check the permissions").format(path=name, strerror=error.strerror or error)
+    )
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -241,7 +248,7 @@ def read_entries(
         entries: the entries that `select` returned for this query.
         query: the query.
         skip: called with a message for each work that cannot be read.
-        missing: called with a message for each work whose file does not exist; None makes this an error.
+        missing: called with a message for each work whose file does not exist; None: a missing file is an error.
 
     Raises:
         TsugikiError: a file does not exist (and `missing` is None), or no work matches.
@@ -356,7 +363,7 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
 
 
 def _record(work: Work) -> dict[str, str]:
-    """Return the JSON object of a work; what is unknown is left out."""
+    """Return the JSON object of a work, without the fields that are not known."""
     return {
         "title": work.title,
         "author": work.author,

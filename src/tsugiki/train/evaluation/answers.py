@@ -46,19 +46,19 @@ def answer_questions(
         TsugikiError: a prompt does not fit in the model's context, a conversation cannot be rendered, or a regular
             expression takes too long.
     """
-    chosen = [question for question in questions if question.mode == "choice"]
-    open_ones = [question for question in questions if question.mode != "choice"]
-    found = dict(zip(map(id, chosen), _choose(model, tokenizer, chosen), strict=True))
-    advance(len(chosen))
-    found |= dict(zip(map(id, open_ones), _write(model, tokenizer, open_ones, max_new_tokens, advance), strict=True))
-    correct = _compare(questions, [found[id(question)] for question in questions])
+    choices = [question for question in questions if question.mode == "choice"]
+    others = [question for question in questions if question.mode != "choice"]
+    answers = dict(zip(map(id, choices), _choose(model, tokenizer, choices), strict=True))
+    advance(len(choices))
+    answers |= dict(zip(map(id, others), _generate(model, tokenizer, others, max_new_tokens, advance), strict=True))
+    correct = _compare(questions, [answers[id(question)] for question in questions])
     return Answers(
         questions=len(questions),
         correct=sum(correct),
         share=sum(correct) / len(questions),
         share_interval=wilson_interval(sum(correct), len(questions)),
         answers=tuple(
-            Answer(source=question.source, answer=found[id(question)], correct=is_correct)
+            Answer(source=question.source, answer=answers[id(question)], correct=is_correct)
             for question, is_correct in zip(questions, correct, strict=True)
         ),
     )
@@ -82,7 +82,7 @@ def _choose(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ques
     return [best[id(question)][1] for question in questions]
 
 
-def _write(
+def _generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[Question],
@@ -123,12 +123,12 @@ def _compare(questions: Sequence[Question], answers: Sequence[str]) -> list[bool
         ) from error
     matched = dict(zip(searched, matches, strict=True))
     return [
-        matched[index] if question.mode == "regex" else _agrees(question, answer)
+        matched[index] if question.mode == "regex" else _is_correct(question, answer)
         for index, (question, answer) in enumerate(zip(questions, answers, strict=True))
     ]
 
 
-def _agrees(question: Question, answer: str) -> bool:
+def _is_correct(question: Question, answer: str) -> bool:
     match question.mode:
         case "exact":
             return answer.strip() in {expected.strip() for expected in question.expected}

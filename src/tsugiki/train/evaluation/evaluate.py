@@ -62,15 +62,15 @@ class Window:
     record: Record
     """The window as a record."""
     document: int
-    """Index of the record that it is from."""
+    """Index of its record in the data."""
     group: int | None = None
-    """Index of the first record of its group of near-duplicates; None: there are none."""
+    """Index of the first record of its group of near-duplicates; None: it has no near-duplicates."""
 
 
 def read_windows(
     data: Data, limit: int | None = None, columns: Columns = NO_COLUMNS, reading: Reading | None = None
 ) -> list[Window]:
-    """Read data as `read_records` does, and split them into windows (see `split_windows`).
+    """Read records with `read_records`, and split them into windows (see `split_windows`).
 
     Raises:
         TsugikiError: the data cannot be read.
@@ -92,7 +92,7 @@ def split_windows(
         records: the records in order; they are read once.
         characters: the number of characters of each record.
         limit: approximate number of characters to return, in windows spread evenly over all records; None: all.
-        groups: the records that are near-duplicates of each other, by their places in `records`.
+        groups: groups of records that are near-duplicates of each other, by their indices in `records`.
     """
     group_of = {number: min(group) for group in groups if len(group) > 1 for number in group}
     total = sum(characters)
@@ -139,7 +139,7 @@ def evaluate(
     encoded = encode(tokenizer, texts)
     sequences: list[TokenSequence] = []
     counts: dict[int, list[int]] = {}  # document -> tokens, characters
-    groups = {one.document: one.document if one.group is None else one.group for one in windows}
+    groups = {window.document: window.document if window.group is None else window.group for window in windows}
     split = skipped = 0
     for window, text, ids in zip(windows, texts, encoded, strict=True):
         parts = _sequences(tokenizer, window, ids, turns, context)
@@ -224,7 +224,7 @@ def score_sequences(
     advance: Callable[[int], None] = lambda done: None,
     accelerator: "Accelerator | None" = None,
 ) -> dict[int, float]:
-    """Return document -> summed NLL in nats, with the model in evaluation mode; arguments as of `evaluate`."""
+    """Return document -> summed NLL in nats, with the model in evaluation mode. See `evaluate` for the arguments."""
     index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     batches = _batches(sequences, model)
     mine = batches[index::count]
@@ -237,7 +237,7 @@ def score_sequences(
             _nll(model, batches[0])  # all processes must call the model equally often
     # All at once: each copy waits for the device.
     values = torch.cat(found).cpu().tolist() if found else []
-    documents = [one.document for batch in mine for one in batch]
+    documents = [sequence.document for batch in mine for sequence in batch]
     scores = list(zip(documents, values, strict=True))
     nlls: dict[int, list[float]] = {}
     for document, value in scores if count == 1 else gather_object(scores):
@@ -248,7 +248,7 @@ def score_sequences(
 def _each_nll(model: "PreTrainedModel", batches: Sequence[list[TokenSequence]]) -> Iterable[Tensor]:
     """Return `_nll` of each batch; on a processor they are computed in parallel, with one thread each.
 
-    So the operations, and with them every bit of the result, are the same however many threads torch has.
+    Therefore the operations, and every bit of the result, do not depend on the number of torch's threads.
     """
     tasks = [partial(_nll, model, batch) for batch in batches]
     if model.device.type == "cpu" and not is_sharded(model) and not rope_depends_on_length(model):
@@ -263,7 +263,7 @@ def _batches(sequences: Sequence[TokenSequence], model: "PreTrainedModel") -> li
     if not _without_logits(model):
         most = min(most, _LOGIT_BUDGET // model.config.get_text_config().vocab_size)
     if rope_depends_on_length(model):
-        most = 0  # beside a longer sequence, the logits of a sequence are others
+        most = 0  # the logits of a sequence depend on the longest one in its batch
     batches: list[list[TokenSequence]] = []
     for sequence in sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True):
         if batches and (len(batches[-1]) + 1) * len(batches[-1][0].ids) <= most:
@@ -285,14 +285,15 @@ def _nll(model: "PreTrainedModel", sequences: Sequence[TokenSequence]) -> Tensor
     it, and a mask would keep attention from its fast kernels.
     """
     pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    ids = pad([one.ids for one in sequences])
-    targets = [torch.where(one.loss_mask, one.ids, IGNORE_INDEX)[1:] for one in sequences]
+    ids = pad([sequence.ids for sequence in sequences])
+    targets = [torch.where(sequence.loss_mask, sequence.ids, IGNORE_INDEX)[1:] for sequence in sequences]
     # The last position predicts nothing.
     labels = F.pad(pad(targets, padding_value=IGNORE_INDEX), (0, 1), value=IGNORE_INDEX)
     ids, labels = (tensor.to(model.device, non_blocking=True) for tensor in (ids, labels))
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if model.device.type == "cpu":
-        inputs["attention_mask"] = torch.ones_like(ids)  # GPT-2 warns if there is none; a device would be waited for
+        # GPT-2 warns without a mask. On an accelerator, a mask would force a synchronisation.
+        inputs["attention_mask"] = torch.ones_like(ids)
     if _without_logits(model):
         return losses_without_logits(model, labels, **inputs).sum(1)
     logits = model(**inputs).logits

@@ -1,7 +1,7 @@
-"""Search for regular expressions in texts within a limit of time.
+"""Search for regular expressions in texts within a time limit.
 
-`re` can take years for a short expression and a short text. It cannot be interrupted, so another process searches, and
-is ended after a while.
+`re` can take years for a short expression and a short text, and cannot be interrupted. So another process searches, and
+is ended at the time limit.
 """
 
 import json
@@ -21,7 +21,7 @@ for line in sys.stdin:
 
 
 class TooSlowError(Exception):
-    """A search took too long; `index` is its number."""
+    """A search took too long; `index` is the index of its pair."""
 
     def __init__(self, index: int) -> None:
         super().__init__(_("takes more than {seconds} s").format(seconds=_SECONDS))

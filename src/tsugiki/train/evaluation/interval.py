@@ -18,7 +18,7 @@ import numpy.typing as npt
 Interval: TypeAlias = tuple[float, float]
 """Lower and upper end of a 95 % interval."""
 Score: TypeAlias = tuple[float, int, int]
-"""Of one document: summed negative log-likelihood in nats, tokens, characters."""
+"""Score of one document: summed negative log-likelihood in nats, number of tokens, number of characters."""
 
 _NORMAL = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 _SAMPLES = 2000
@@ -30,7 +30,7 @@ class Change:
     """The relative change of a figure between two evaluations."""
 
     relative: float
-    """After / before - 1; not a number if it cannot be computed."""
+    """After / before - 1; NaN if it cannot be computed."""
     interval: Interval | None
     """95 % interval over documents; None if the two did not score the same documents, or scored fewer than two."""
     documents: int
@@ -41,17 +41,17 @@ def sum_groups(scores: Sequence[Score], groups: Sequence[int]) -> list[Score]:
     """Return the sums of the scores in each group, in the order of the groups' first documents.
 
     Args:
-        scores: of every document.
+        scores: the score of every document.
         groups: for every document, the number of its group; empty: every document is a group of its own.
     """
     if not groups:
         return list(scores)
     sums: dict[int, list[Score]] = {}
-    for score, group in zip(scores, groups, strict=True):
-        sums.setdefault(group, []).append(score)
+    for score, number in zip(scores, groups, strict=True):
+        sums.setdefault(number, []).append(score)
     return [
-        (math.fsum(one[0] for one in members), sum(one[1] for one in members), sum(one[2] for one in members))
-        for members in sums.values()
+        (math.fsum(score[0] for score in group), sum(score[1] for score in group), sum(score[2] for score in group))
+        for group in sums.values()
     ]
 
 
@@ -62,8 +62,8 @@ def loss_interval(scores: Sequence[Score]) -> Interval | None:
 
 def bits_interval(scores: Sequence[Score]) -> Interval | None:
     """Return the 95 % interval of the bits per character; None for fewer than two documents."""
-    found = _ratio_interval(scores, 2)
-    return found and (found[0] / float(np.log(2)), found[1] / float(np.log(2)))
+    nats = _ratio_interval(scores, 2)
+    return nats and (nats[0] / float(np.log(2)), nats[1] / float(np.log(2)))
 
 
 def change(before: float, after: float, scores_before: Sequence[Score], scores_after: Sequence[Score]) -> Change:
@@ -86,7 +86,7 @@ def change(before: float, after: float, scores_before: Sequence[Score], scores_a
 def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval | None:
     """Return the 95 % interval of NLL after / NLL before - 1; None for fewer than two documents.
 
-    Every resample takes the same documents on both sides.
+    Every resample draws the same documents for both.
     """
     if len(before) < 2 or len(before) != len(after):
         return None
@@ -144,7 +144,7 @@ def _ratio_interval(scores: Sequence[Score], per: int) -> Interval | None:
 
 
 def _resample(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the sums of every column [samples, columns]; every call resamples the same documents."""
+    """Return the column sums of each resample [samples, columns]; every call draws the same documents."""
     return _counts(len(scores)) @ scores
 
 

@@ -1,4 +1,4 @@
-"""The tokens that a model continues: of plain text, or of a conversation that the chat template renders."""
+"""The tokens of a prompt: plain text, or a conversation that the chat template renders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ Prompt: TypeAlias = str | Sequence[Message]
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """What a model is given to continue."""
+    """The tokens of a prompt, and those that end the answer."""
 
     ids: list[int]
     ends: frozenset[int]
-    """The tokens that end an answer; none for plain text, which the token that ends a document always ends."""
+    """The tokens that end an answer; none for plain text, which always ends at the token that ends a document."""
 
 
 def prompt_tokens(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, source: str = "the prompt"
 ) -> PromptTokens:
-    """Return the tokens of a prompt, as they were before an answer in training.
+    """Return the tokens of a prompt in the same form as before an answer in training.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer; with `adapters.chat_template.with_chat_template`, the template is an adapter's.
         prompt: a text; or messages, the last of which is not the assistant's.
-        source: what to call the prompt in errors.
+        source: the name of the prompt in errors.
 
     Raises:
         TsugikiError: the tokenizer has no chat template for a conversation, or the template cannot render it.
@@ -47,14 +47,14 @@ def prompt_tokens(
         return PromptTokens([document_start(tokenizer), *encode(tokenizer, [prompt])[0]], frozenset())
     messages = [{"role": message.role, "content": message.content} for message in prompt]
     text = prompt_text(read_template(tokenizer, source), messages)
-    # The end of an answer differs between templates, so a short one is rendered to see it.
+    # The token that ends an answer differs between templates, so a short answer is rendered to find it.
     answered = Conversation((*prompt, Message("assistant", "a")), source)
     end = last_target(encode_records(tokenizer, [answered], "last")[0])
     return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))
 
 
 def learned_conversations(adapter: Path | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return whether prompts are turns of a conversation: for adapters that have learned some, and chat models alone.
+    """Return whether prompts are turns of a conversation: the adapter was trained on some, or a model alone can chat.
 
     Args:
         adapter: the adapter's folder; None: the model alone.
@@ -79,7 +79,7 @@ def check_room(model: "PreTrainedModel", ids: Sequence[int]) -> None:
     """Check that the model's context has room for one token after a prompt.
 
     Raises:
-        TsugikiError: it has none.
+        TsugikiError: the prompt fills the context.
     """
     context = context_length(model)
     if len(ids) >= context:

@@ -42,7 +42,7 @@ class Question:
     """The answers to choose from in mode choice; otherwise none."""
 
     def answered(self, answer: str) -> Completion | Conversation:
-        """Return the record of training in which this answer follows the prompt."""
+        """Return the training record in which `answer` follows the prompt."""
         if isinstance(self.prompt, str):
             return Completion(self.prompt, answer, self.source)
         return Conversation((*self.prompt, Message("assistant", answer)), self.source)
@@ -136,10 +136,10 @@ def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, .
 
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(given, list) or not given or not all(isinstance(one, str) and one.strip() for one in given):
+    if not isinstance(given, list) or not given or not all(isinstance(text, str) and text.strip() for text in given):
         raise TsugikiError(_("{where} must be a text that is not empty, or a list of such texts").format(where=where))
     for text in given:
-        read_row({"text": text}, where)  # it refuses what no tokenizer can read
+        read_row({"text": text}, where)  # refuses text that tokenizers cannot read
     return tuple(given)
 
 

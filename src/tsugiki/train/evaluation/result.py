@@ -47,7 +47,7 @@ class Evaluation(BaseModel):
     tokenizer_is_lossless: bool
     """Whether decoding the tokens gives the text back."""
     warning: str | None
-    """Why the bits per character are too low, if they are."""
+    """Why the bits per character are too low; None if they are not."""
     documents: tuple[Score, ...]
     """NLL, tokens and characters of every document."""
     groups: tuple[int, ...] = ()
@@ -55,13 +55,13 @@ class Evaluation(BaseModel):
     document is a group of its own."""
 
     learned: int = 0
-    """Number of documents that the model or the adapter has learned, as far as its folder tells."""
+    """Number of documents that the model or the adapter was trained on, by the fingerprints in its folder."""
     nearly_learned: int = 0
-    """Number of documents of which it has learned nearly the same text."""
+    """Number of documents of which it was trained on nearly the same text."""
 
     @property
     def independent(self) -> tuple[Score, ...]:
-        """The sums of the scores of each group, over which the intervals are."""
+        """The summed scores of each group of near-duplicates; the intervals are over these groups."""
         return tuple(sum_groups(self.documents, self.groups))
 
 
@@ -99,7 +99,7 @@ class Answers(BaseModel):
 
 
 def warning_text(result: Evaluation) -> str:
-    """Return the warning of an evaluation, which its record has in English, in the reader's language."""
+    """Return the warning of an evaluation in the user's language; the record contains it in English."""
     if not result.unknown_tokens:
         return _(_LOSSY)
     return ngettext(

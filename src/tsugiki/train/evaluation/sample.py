@@ -1,7 +1,7 @@
 """Generate text from prompts; the text of a single prompt can be streamed in whole characters.
 
-Several prompts are continued together, padded on the left, in a model that then computes what it computes for each of
-them alone. Each prompt has a random generator of its own, so its text does not depend on the others, up to rounding.
+Several prompts are continued in one batch, padded on the left, if the model then computes the same as for each prompt
+alone. Each prompt has a random generator of its own, so its text does not depend on the others, up to rounding.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _BATCH = 16  # prompts
 _SMALL_MODEL = 500_000_000  # parameters
-_PROBED_TOKENS = 2  # the first one follows the prompts, the second one the cache
+_PROBED_TOKENS = 2  # the first one is computed from the prompts, the second one from the cache
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def generate_text(
 def generate_texts(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[str]:
-    """Return what `generate_text` returns for each prompt, together where the model allows it.
+    """Return the result of `generate_text` for each prompt, computed in batches if the model allows it.
 
     The prompts are all texts, or all conversations.
 
@@ -86,10 +86,10 @@ def generate_texts(
         TsugikiError: a prompt fills the model's context, or no chat template can render the messages.
     """
     tokens = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
-    for one in tokens:
-        check_room(model, one.ids)
-    ends = frozenset[int]().union(*(one.ends for one in tokens))
-    return continue_rows(model, tokenizer, [one.ids for one in tokens], sampling, ends)
+    for row in tokens:
+        check_room(model, row.ids)
+    ends = frozenset[int]().union(*(row.ends for row in tokens))
+    return continue_rows(model, tokenizer, [row.ids for row in tokens], sampling, ends)
 
 
 def continue_rows(
@@ -100,7 +100,7 @@ def continue_rows(
     ends: Collection[int] = (),
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Continue prompts, in batches where the model allows it.
+    """Continue prompts, in batches if the model allows it.
 
     Args:
         model: a causal language model.
@@ -116,10 +116,10 @@ def continue_rows(
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     texts: dict[int, str] = {}
     with _threads_for(model):
-        together = len(rows) > 1 and _can_be_together(model, tokenizer, [rows[order[0]], rows[order[-1]]])
+        together = len(rows) > 1 and _can_batch(model, tokenizer, [rows[order[0]], rows[order[-1]]])
         for batch in _batches(rows, order, context_length(model) - sampling.max_new_tokens if together else 0):
-            some = [rows[index] for index in batch]
-            tokens = _generate(model, tokenizer, some, sampling, ends=ends).sequences[:, max(map(len, some)) :]
+            prompts = [rows[index] for index in batch]
+            tokens = _generate(model, tokenizer, prompts, sampling, ends=ends).sequences[:, max(map(len, prompts)) :]
             texts |= {
                 index: _text(tokenizer, ids, ends) for index, ids in zip(batch, tokens.cpu().tolist(), strict=True)
             }
@@ -128,9 +128,9 @@ def continue_rows(
 
 
 def _threads_for(model: "PreTrainedModel") -> AbstractContextManager[None]:
-    """Let a small model compute with one thread of a processor.
+    """Return a context in which a small model on a processor computes with one thread.
 
-    Its products are short, and threads would wait for each other, on busy cores ten times longer than they compute.
+    Its matrix products are short. On busy cores, threads would wait for each other ten times longer than they compute.
     """
     is_small = count_parameters(model) < _SMALL_MODEL
     return with_one_thread() if is_small and model.device.type == "cpu" else nullcontext()
@@ -147,8 +147,8 @@ def _batches(rows: Sequence[list[int]], order: Sequence[int], longest: int) -> l
     return batches
 
 
-def _can_be_together(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[int]]) -> bool:
-    """Whether a short and a long prompt get together the logits that they get alone, for their first new tokens."""
+def _can_batch(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[list[int]]) -> bool:
+    """Return whether the logits of the first new tokens of two prompts are the same in one batch as alone."""
     if max(map(len, rows)) + _PROBED_TOKENS > context_length(model) or rope_depends_on_length(model):
         return False
     probe = Sampling(_PROBED_TOKENS, temperature=0)
@@ -185,7 +185,7 @@ def _generate(
         sampling: how to choose tokens.
         streamer: receives the tokens of a single prompt.
         ends: tokens that end a text, besides the one that ends a document.
-        stops: whether a text ends at such a token.
+        stops: whether a text ends at these tokens.
     """
     longest, end = max(map(len, rows)), document_end(tokenizer)
     padding = [longest - len(row) for row in rows]
@@ -214,7 +214,7 @@ def _generate(
 
 
 class _RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
-    """Lowers the scores of the tokens that a row contains. transformers' own one would count the padding as well."""
+    """Lowers the scores of the tokens that a row contains. transformers' own processor would count the padding."""
 
     def __init__(self, penalty: float, padding: Sequence[int]) -> None:
         self.penalty, self.padding = penalty, padding
@@ -230,10 +230,10 @@ class _RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Draws the next token of each row from a generator of the row, and leaves no other token to choose.
+    """Draws the next token of each row from the row's own generator, and gives all other tokens the score -inf.
 
     `generate` itself draws the tokens of all rows from one generator, so they would depend on the other rows. The
-    generators are those of the processor, so that every device draws the same numbers.
+    generators are on the CPU, so that every device draws the same numbers.
     """
 
     def __init__(self, rows: int, sampling: Sampling) -> None:

@@ -100,12 +100,12 @@ def evaluate_targets(
         limit: approximate number of characters to evaluate; None: all.
         progress: where to show the progress.
         columns: names of columns that differ from those of Tsugiki.
-        reading: gets what a user should know of the files.
+        reading: collects notes about the files for the user.
         chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
             takes that of the first adapter.
         allow_base_mismatch: load adapters that were trained on another base.
         trust_remote_code: run Python code that a model brings.
-        dtype: of the models' weights; None: see `dtype_of`.
+        dtype: dtype of the models' weights; None: see `dtype_of`.
 
     Yields:
         The evaluation of each target.
@@ -128,10 +128,10 @@ def evaluate_targets(
 
 
 def _learned_by(target: EvaluationTarget) -> list[Fingerprints]:
-    """Return what the target's model and its adapter have learned, as far as their folders tell."""
+    """Return the fingerprints of the texts that the target's model and adapter were trained on, from their folders."""
     folders = [local_folder(target.model), target.adapter]
-    found = [read_fingerprints(folder) for folder in folders if folder is not None]
-    return [one for one in found if one is not None]
+    fingerprints = [read_fingerprints(folder) for folder in folders if folder is not None]
+    return [texts for texts in fingerprints if texts is not None]
 
 
 def answer_with_targets(
@@ -145,7 +145,7 @@ def answer_with_targets(
     trust_remote_code: bool = False,
     dtype: LoadDtype | None = None,
 ) -> Iterator[Answers]:
-    """Let each target answer the questions (see `answer_questions`); the other arguments are as above.
+    """Let each target answer the questions (see `answer_questions`). See `evaluate_targets` for the other arguments.
 
     Yields:
         The answers of each target.
@@ -166,13 +166,13 @@ def loaded_targets(
     chat_template: str | None,
     dtype: LoadDtype | None = None,
 ) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
-    """Yield each target with its model and tokenizer, ready to compute until the next one is asked for.
+    """Yield each target with its model and tokenizer, which can be used until the next target is yielded.
 
-    A model that occurs twice in a row is loaded once. The arguments are those of `evaluate_targets`.
+    A model that occurs twice in succession is loaded once. See `evaluate_targets` for the arguments.
     """
-    templates = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
-    of_adapter = next((template for template in templates if template is not None), None)
-    loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, of_adapter, dtype or dtype_of(chosen))
+    saved = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
+    template = next((template for template in saved if template is not None), None)
+    loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, template, dtype or dtype_of(chosen))
     for target in chosen:
         yield target, *loader.use(target)
 
@@ -213,7 +213,7 @@ class TargetLoader:
             trust_remote_code: run Python code that a model brings.
             chat_template: for conversations, as in the settings of a run; None: each target's own.
             template_of_base: the chat template of a base that has none.
-            dtype: of the bases' weights.
+            dtype: dtype of the bases' weights.
         """
         self.allow_base_mismatch, self.trust_remote_code = allow_base_mismatch, trust_remote_code
         self.chat_template, self.template_of_base = chat_template, template_of_base
@@ -224,7 +224,7 @@ class TargetLoader:
         self._has_adapter = False
 
     def use(self, target: EvaluationTarget) -> tuple[Any, Any]:
-        """Return the model and the tokenizer of a target, which takes the place of the one before.
+        """Load a target instead of the one before, and return its model and tokenizer.
 
         Raises:
             TsugikiError: the model or the adapter cannot be read; the base then has no adapter.

@@ -1,1 +1,1 @@
-"""Optimisers that transformers does not have."""
+"""The optimisers of runs."""

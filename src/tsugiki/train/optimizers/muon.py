@@ -18,7 +18,7 @@ from tsugiki.train.threads import run_in_threads
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MUON_OPTIMIZERS = 8  # the matrices are divided among so many optimisers, which step in parallel
+_MUON_OPTIMIZERS = 8  # the matrices are divided among this many optimisers, which step in parallel
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -26,12 +26,12 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
-        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self._share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Let every optimiser take a step, in parallel."""
-        list(run_in_threads([partial(one.step) for one in self.optimizers]))
+        list(run_in_threads([partial(optimizer.step) for optimizer in self.optimizers]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load parameter groups and state, and pass them to the optimisers."""
@@ -41,10 +41,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def _share(self) -> None:
         """Give each optimiser its parameter groups and the common state."""
         first = 0
-        for one in self.optimizers:
-            one.param_groups = self.param_groups[first : first + len(one.param_groups)]
-            one.state = self.state
-            first += len(one.param_groups)
+        for optimizer in self.optimizers:
+            optimizer.param_groups = self.param_groups[first : first + len(optimizer.param_groups)]
+            optimizer.state = self.state
+            first += len(optimizer.param_groups)
 
 
 def muon(model: "PreTrainedModel", config: ResolvedConfig) -> CombinedOptimizer:

@@ -1,1 +1,1 @@
-"""What a run will need, before its model is loaded: memory, disk and time (`tsugiki plan`)."""
+"""Estimates of the memory, disk and time that a run needs, before its model is loaded (`tsugiki plan`)."""

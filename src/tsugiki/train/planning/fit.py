@@ -1,4 +1,4 @@
-"""What a run does with its plan: it notes the memory, recomputes blocks, warns, or takes the fastest way that fits."""
+"""Apply a plan to a run: record the planned memory, recompute blocks, warn, or choose the fastest option that fits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,20 +30,22 @@ _MEASURED_FROM = 50_000_000
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What was planned for the memory of a run before it started."""
+    """The memory of a run as planned before its start."""
 
     peak: int
+    """Bytes."""
     recomputed_blocks: int
     fits: bool
     available: int
+    """Bytes that the run can use."""
 
 
 def plan_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
-    """Plan the memory of a run on a processor, quickly; None for a small model, or where it cannot be planned.
+    """Plan the memory of a run on a processor; None for a small model, or if the memory cannot be planned.
 
     Args:
         config: the settings of the run.
-        before: blocks that were recomputed before the run was interrupted; with `recompute` auto, at least so many are.
+        before: blocks that were recomputed before the run was interrupted; `recompute` auto recomputes at least these.
     """
     device = torch.device("cpu")
     available = total_memory(device)
@@ -57,7 +59,7 @@ def plan_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
         in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()
         size = micro_batch_sizes(config, device, tokens, in_step)[-1]
         need = need_of(config, shapes, computing_dtype(config, shapes, device), device, size, in_step)
-    except TsugikiError:  # the run itself tells what is wrong, or the model is of a kind that cannot be planned
+    except TsugikiError:  # the run itself reports the error, or the model is of a kind that cannot be planned
         return None
     limit = round(SPARE * available)
     automatic = max(before, need.recomputed(limit)) if can_recompute(config) else 0
@@ -67,7 +69,7 @@ def plan_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
 
 
 def memory_notes(planned: MemoryPlan, config: RunConfig) -> list[str]:
-    """Return what the user should know of the plan before the run starts."""
+    """Return notes for the user before the run starts: that the memory does not suffice, or blocks are recomputed."""
     need, free = format_gigabytes(planned.peak), format_gigabytes(planned.available)
     if not planned.fits:
         return [
@@ -87,7 +89,7 @@ def memory_notes(planned: MemoryPlan, config: RunConfig) -> list[str]:
 
 
 def fitted(config: RunConfig, plan: Plan) -> RunConfig:
-    """Return the settings with the chosen option of a plan; the rows of a step stay.
+    """Return the settings with the chosen option of a plan; the rows per optimiser step do not change.
 
     Raises:
         TsugikiError: nothing fits.
@@ -102,7 +104,7 @@ def fitted(config: RunConfig, plan: Plan) -> RunConfig:
 
 
 def smallest_need(plan: Plan) -> str:
-    """Return the sentence for a run that fits nowhere."""
+    """Return the message for a run of which no option fits."""
     least: Option = min(plan.options, key=lambda option: option.peak_memory)
     return _(
         "{model} does not fit in the memory of this machine: the smallest way needs {need} (base_dtype {dtype}, "

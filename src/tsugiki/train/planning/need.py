@@ -4,7 +4,7 @@
     activations = kept blocks · what a block keeps + recomputed blocks · its input
     16: a trained parameter, its gradient, and AdamW's two averages, in float32; 4: its gradient for one micro-batch
     threads: micro-batches that are computed at a time, one on an accelerator
-    process: of Python and the imported libraries, which take no memory of an accelerator; recomputing imports more
+    process: Python and the imported libraries, which take no memory of an accelerator; recomputing imports more
 
 In full fine-tuning all weights train, and the copy that computes in 16 bits is the base. What a block keeps and how
 long it takes is measured (see `planning.sample`). `benchmarks.planning` compares the result with runs.
@@ -42,18 +42,19 @@ _COMPILER = 68_000_000
 
 @dataclass(frozen=True)
 class Need:
-    """What a run needs besides its data."""
+    """The memory that a run needs, without its data."""
 
     parameters: int
     trainable: int
+    """Number of trained parameters."""
     blocks: int
-    """Of the decoder."""
+    """Number of blocks of the decoder."""
     base: int
     """Bytes of the frozen base."""
     loading: int
     """Bytes that are needed besides the base while it is loaded. An accelerator gets the finished model."""
     process: int
-    """Bytes of the process without any of this."""
+    """Bytes of the process without the model and its training."""
     loss: int
     """Bytes for the loss of a micro-batch."""
     threads: int
@@ -63,28 +64,28 @@ class Need:
     """Additional bytes of the process if blocks are recomputed."""
 
     def peak(self, recomputed: int) -> int:
-        """Return the peak memory of the process if so many blocks are recomputed."""
+        """Return the peak memory of the process in bytes if `recomputed` blocks are recomputed."""
         parts = self.parts(recomputed)
         loading = parts.pop("loading")
         return max(sum(parts.values()), self.process + self.base + loading)
 
     def parts(self, recomputed: int) -> dict[str, int]:
-        """Return the parts of the memory by name. What loading needs is free again before the first step."""
-        one, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
-        activations = recomputed * one.input + max(kept, one.kept if recomputed else 0)
+        """Return name -> bytes of the parts of the memory. The part `loading` is free again before the first step."""
+        block, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
+        activations = recomputed * block.input + max(kept, block.kept if recomputed else 0)
         return {
             "process": self.process + (self.recomputation if recomputed else 0),
             "base": self.base,
             "adapter": 4 * self.trainable,
             "gradients": 4 * self.trainable * (1 + self.threads),
             "optimizer": 8 * self.trainable,
-            "activations": self.threads * (activations + one.transient),
+            "activations": self.threads * (activations + block.transient),
             "loss": self.threads * self.loss,
             "loading": self.loading,
         }
 
     def recomputed(self, available: int) -> int:
-        """Return how many blocks must be recomputed to stay below so many bytes; all if that does not suffice."""
+        """Return how many blocks must be recomputed for a peak of at most `available` bytes; at most all blocks."""
         return next((n for n in range(self.blocks) if self.peak(n) <= available), self.blocks)
 
 
@@ -97,15 +98,15 @@ def need_of(
     rows_in_step: int,
     timed: bool = False,
 ) -> Need:
-    """Return what a run needs.
+    """Return the memory that a run needs, from measurements of a few blocks of its model.
 
     Args:
         config: the settings of the run.
         shapes: the config of the model.
-        base_dtype: of the base; for full fine-tuning, of the copy that computes.
+        base_dtype: dtype of the base; for full fine-tuning, of the copy that computes.
         device: where the run computes.
-        rows: of a micro-batch.
-        rows_in_step: of an optimiser step.
+        rows: rows of a micro-batch.
+        rows_in_step: rows of an optimiser step.
         timed: measure times as well.
 
     Raises:
@@ -164,6 +165,6 @@ def _process(device: torch.device) -> int:
 
 
 def _trainable(config: RunConfig, model: "PreTrainedModel") -> int:
-    """Return how many parameters train; `model` is grafted by this and not used any more."""
+    """Return how many parameters train. This grafts `model`, which must not be used afterwards."""
     METHODS[config.method].prepare(model, config.adapter_config, config.base_dropout)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,12 +1,12 @@
-"""Plan a run: the memory and the time of each way to hold its base, to recompute blocks and to divide a step.
+"""Plan a run: the memory and the time for each combination of base dtype, recomputed blocks and micro-batch size.
 
-The time of a step is that of its micro-batches. A processor computes as many at a time as torch has threads, an
+The time of a step is that of its micro-batches. A processor computes as many of them at a time as torch has threads, an
 accelerator one:
 
     micro-batches / threads · (blocks · (forward + backward) + recomputed blocks · forward + loss)
 
-The loss is estimated from the products with the output head, in relation to those of a block. What is left out
-(evaluations, samples, checkpoints) and what differs on a busy machine is in the range that is shown.
+The loss is estimated from the products with the output head, in relation to those of a block. The range that is shown
+covers evaluations, samples and checkpoints, which the estimate leaves out, and the influence of other programs.
 """
 
 import math
@@ -40,31 +40,31 @@ if TYPE_CHECKING:
 
 Recompute: TypeAlias = Literal["none", "auto", "blocks"]
 RANGE = (0.8, 1.4)
-"""The time of a run in relation to the planned one: from, to."""
+"""Lowest and highest time of a run, relative to the planned time."""
 SPARE = 0.95
 """The share of the available memory that a run may take; other programs need some, and the estimate is not exact."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to run."""
+    """One way to run: a base dtype, a number of recomputed blocks and a micro-batch size."""
 
     base_dtype: BaseDtype
     recompute: Recompute
-    """none; blocks: of all blocks; auto: of as many as needed."""
+    """Which blocks are recomputed. none; blocks: all; auto: as many as needed."""
     recomputed_blocks: int
     micro_batch_size: int
     peak_memory: int
     """Bytes of the process, or of the accelerator."""
     step_seconds: float
     seconds: float | None
-    """Of all steps; None without data."""
+    """Time of all steps; None without data."""
     fits: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known about a run before it starts."""
+    """The memory, the disk and the time that a run needs, planned before it starts."""
 
     model: str
     device: str
@@ -72,23 +72,24 @@ class Plan:
     parameters: int
     trainable: int
     file_bytes: int | None
-    """Of the model's files; None if they are not known."""
+    """Size of the model's files; None if it is not known."""
     is_here: bool
     """Whether the files are on this machine."""
     free_disk: int
+    """Bytes."""
     available: int | None
-    """Bytes of the device's memory that are free for this process, with what it has already; None if the system does
-    not tell."""
+    """Bytes of the device's memory that this process can use, including those that it already uses; None if the system
+    does not report them."""
     blocks: int
     tokens: int
-    """Of a row."""
+    """Tokens of a row."""
     batch_size: int
     steps: int | None
-    """Of the run; None without data."""
+    """Optimiser steps of the run; None without data."""
     parts: dict[str, int]
     """Bytes of the parts of the chosen option's peak memory."""
     options: tuple[Option, ...]
-    """The chosen one first."""
+    """The options, the chosen one first."""
 
 
 def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
@@ -96,8 +97,8 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
 
     Args:
         config: the settings of the run.
-        rows: rows of the training data; None: unknown.
-        base_dtypes: what to compare; None: what the settings allow.
+        rows: number of rows of the training data; None: unknown.
+        base_dtypes: dtypes of the base to compare; None: all that the settings allow.
 
     Raises:
         TsugikiError: there is no such model or device, or its blocks cannot be measured.
@@ -182,7 +183,7 @@ def _options(
     steps: int | None,
     available: int | None,
 ) -> Iterator[Option]:
-    """Yield an option for each number of blocks to recompute that is worth a look."""
+    """Yield an option for each number of recomputed blocks: none, as many as needed, and all, if the settings allow."""
     limit = None if available is None else round(SPARE * available)
     counts = {"none": [0], "blocks": [need.blocks]}.get(config.recompute, [0])
     if config.recompute == AUTO and can_recompute(config):
@@ -197,10 +198,10 @@ def _options(
 
 
 def _step_seconds(need: Need, model: "PreTrainedModel", size: int, in_step: int, recomputed: int) -> float:
-    one = need.measured
+    time = need.measured
     in_blocks = sum(weight.numel() for block in decoder_blocks(model) for weight in block.parameters())
-    loss = one.forward * 3 * _head_numbers(model) * need.blocks / max(1, in_blocks)
-    micro_batch: float = need.blocks * (one.forward + one.backward) + recomputed * one.forward + loss
+    loss = time.forward * 3 * _head_numbers(model) * need.blocks / max(1, in_blocks)
+    micro_batch: float = need.blocks * (time.forward + time.backward) + recomputed * time.forward + loss
     return math.ceil(math.ceil(in_step / size) / need.threads) * micro_batch
 
 
@@ -209,9 +210,9 @@ def _head_numbers(model: "PreTrainedModel") -> int:
 
 
 def _ordered(options: Sequence[Option]) -> list[Option]:
-    """Return the fastest option that fits first, then the others; without any, the one that needs the least.
+    """Sort options: those that fit come first, the fastest before the others. If none fits, sort them by memory.
 
-    The base is in 4 bits only if it does not fit otherwise, because that costs quality.
+    A base in 4 bits costs quality, so it comes after all other dtypes that fit.
     """
     if not any(option.fits for option in options):
         return sorted(options, key=lambda option: option.peak_memory)
@@ -223,7 +224,7 @@ def _ordered(options: Sequence[Option]) -> list[Option]:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Return the memory of a device that this process can have in all."""
+    """Return the bytes of a device's memory that this process uses or could use; None if they are not reported."""
     free = memory.available(device)
     return None if free is None else free + (memory.resident(device) or 0)
 

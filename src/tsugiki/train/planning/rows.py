@@ -1,4 +1,4 @@
-"""How many rows the training data of a run are, before its model is loaded."""
+"""The number of rows of a run's training data, before its model is loaded."""
 
 from tsugiki.data.blocks import pack
 from tsugiki.data.encoding import document_end
@@ -9,11 +9,11 @@ from tsugiki.train.preparation import read_data
 
 
 def rows_of_data(config: RunConfig, tokens: int, progress: ProgressDisplay) -> int:
-    """Return the number of rows, if documents can share one; the tokens are kept in the cache for the run.
+    """Return the number of rows if documents can share a row. The tokens stay in the cache for the run.
 
     Args:
         config: the settings of the run.
-        tokens: of a row.
+        tokens: tokens of a row.
         progress: where to show the progress.
 
     Raises:

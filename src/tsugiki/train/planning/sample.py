@@ -2,8 +2,8 @@
 
     config.json ──> the model with 1 to 6 blocks and 512 words ──> grafted, with fast paths ──> forward, backward
 
-Neither speed nor memory depends on the values of the weights, so nothing is read from the model's files but the types
-of the tensors of a GGUF file. The input requires a gradient, as that of every block but the first does.
+Neither speed nor memory depends on the values of the weights, so only the types of the tensors in a GGUF file are read
+from the model's files. The input requires a gradient, as the input of every block except the first one does.
 """
 
 import copy
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _WORDS = 512
 _MOST_BLOCKS = 6  # Gemma 3 repeats a pattern of six
 _PARAMETERS = 40_000_000
-"""Of a sample, if a block has fewer: small blocks are measured together."""
+"""Largest number of parameters of a sample with several blocks: small blocks are measured together."""
 _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
 _PATTERN = 1 << 20
 _REPEATS = 3
@@ -46,7 +46,7 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What one block needs for a micro-batch."""
+    """The memory and the time that one block needs for a micro-batch."""
 
     kept: int
     """Bytes that it keeps for its backward pass."""
@@ -66,9 +66,9 @@ def sample_model(
     """Build the first blocks of a model with random weights in the dtype of a run.
 
     Args:
-        config: of the whole model.
-        blocks: how many.
-        base_dtype: of the weights.
+        config: the config of the whole model.
+        blocks: number of blocks.
+        base_dtype: dtype of the weights.
         gguf: the file whose quantisation is kept if `base_dtype` is stored. The types of the layers are those of blocks
             that are spread evenly over the file, since files such as those called Q4_K_M mix types.
     """
@@ -156,8 +156,8 @@ def measure(
         model: from `sample_model`; it is changed in place, and moved to the device.
         config: the settings of the run.
         device: where the run computes.
-        rows: of a micro-batch.
-        tokens: of a row.
+        rows: rows of a micro-batch.
+        tokens: tokens of a row.
         threads: micro-batches that are computed at a time.
         timed: measure times as well; otherwise they are 0.
     """
@@ -186,7 +186,7 @@ def measure(
         _wait_for(device)
         return middle - started, time.perf_counter() - middle
 
-    kept = _kept_bytes(forward, model.parameters())  # also makes tables, and memory that is used again
+    kept = _kept_bytes(forward, model.parameters())  # also fills caches, and allocates memory that is reused
     memory.reset_peak(device)
     before = memory.resident(device) or 0
     both()
@@ -212,7 +212,7 @@ def _filled(parameter: Tensor, pattern: Tensor) -> Tensor:
 
 
 def _kept_bytes(forward: Any, besides: Iterable[Tensor]) -> int:
-    """Return the bytes of the tensors that a forward pass keeps, each storage once, without those in `besides`."""
+    """Return the bytes of the tensors that a forward pass saves, each storage once, without those in `besides`."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

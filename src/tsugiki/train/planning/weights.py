@@ -23,7 +23,7 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     """Return the bytes of the frozen base in memory.
 
     Args:
-        model: a model of its shape, not grafted; its values are not used. What is tied counts once.
+        model: a model of its shape, not grafted; its values are not used. Tied weights count once.
         base_dtype: the dtype that it would be loaded in.
     """
     quantized_dtype = base_dtype if base_dtype in ("int8", "nf4", "nf4-int8") else None
@@ -65,9 +65,9 @@ def stored_bytes(path: Path) -> int:
 def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     """Return the bytes that loading needs besides the finished model.
 
-    They are those of the largest tensor that is stored in another dtype. With a quantised base, they are those of the
-    largest one to quantise, in float32: the embedding is read in the dtype in which it stays, and a head that is tied
-    to it is quantised from it.
+    This is the size of the largest tensor that is stored in another dtype. With a quantised base, it is the size of the
+    largest tensor to quantise, in float32: the embedding is read in the dtype that it keeps, and a head that is tied to
+    it is quantised from it.
 
     Args:
         model: a model of its shape and of the dtype in its files, not grafted; its values are not used.

@@ -45,7 +45,7 @@ class ComparisonRow(BaseModel):
     loss_interval: Interval | None
     """95 % interval of `loss_after`."""
     retention_loss_before: float | None
-    """Loss on the text of `retention_data`. What a method forgets raises it."""
+    """Loss on the text of `retention_data`; it rises with what a method forgets."""
     retention_loss_after: float | None
     retention_change: Change | None
     """Relative change of that loss."""

@@ -20,8 +20,8 @@ def earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
         runs: name -> settings; all have the same base model, the same data and the same tokens.
 
     Raises:
-        TsugikiError: a folder holds a run with other settings; or one that has finished, with other data or with
-            another base than there are now.
+        TsugikiError: a folder holds a run with other settings, or a finished run with other data or another base than
+            the present ones.
     """
     earlier = {name: earlier_run(name, config) for name, config in runs.items()}
     finished = {name: record for name, record in earlier.items() if record and record.status == "finished"}

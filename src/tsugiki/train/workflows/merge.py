@@ -30,7 +30,7 @@ from tsugiki.train.evaluation.result import Evaluation
 
 @dataclass(frozen=True)
 class Merge:
-    """What to merge, and how to verify the result."""
+    """The settings of a merge and of its verification."""
 
     base: str
     """Name of the base model."""
@@ -73,7 +73,7 @@ class MergeReport:
     probe: Probe | None
     """None if nothing was verified."""
     evaluations: tuple[Evaluation, Evaluation, Evaluation] | None
-    """Of the base, of the base with its adapters, and of the merged model; None without text."""
+    """Evaluations of the base, of the base with its adapters, and of the merged model; None without text."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures for `tsugiki.json`."""
@@ -82,7 +82,7 @@ class MergeReport:
             figures |= {"largest_logit_change": self.probe.shift, "largest_logit_error": self.probe.error}
         if self.evaluations is not None:
             figures["perplexity"] = dict(
-                zip(("base", "adapted", "merged"), (one.perplexity for one in self.evaluations), strict=True)
+                zip(("base", "adapted", "merged"), (result.perplexity for result in self.evaluations), strict=True)
             )
         return figures
 
@@ -91,7 +91,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
     """Write the merged model to the new folder `out`. The folder appears only after the verification.
 
     Args:
-        merge: what to merge.
+        merge: the settings.
         out: the folder; it must not exist.
         progress: where to show the progress.
 

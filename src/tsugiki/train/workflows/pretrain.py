@@ -139,7 +139,7 @@ def _write_start(config: PretrainConfig, start: Path, progress: RunProgress) -> 
             )
         )
     if isinstance(config.tokenizer, TokenizerSettings):
-        progress.say(_("training a tokenizer of {size:,} tokens").format(size=size))
+        progress.print(_("training a tokenizer of {size:,} tokens").format(size=size))
         tokenizer = _train_tokenizer(config, config.tokenizer)
     assert tokenizer is not None
     tokenizer.model_max_length = context
@@ -184,7 +184,7 @@ def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondi
 
     Args:
         data: as in a run's config.
-        signatures: of the held-out texts.
+        signatures: signatures of the held-out texts.
         held_out: how the run selects its held-out records.
     """
     index = read_index(read_records(data))

@@ -73,7 +73,7 @@ class PreviewCounts(DataSummary):
     steps: int
     """Optimiser steps of the run."""
     seconds: float
-    """Estimated time of all steps, from one that was timed."""
+    """Estimated time of all steps, from one timed step."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +90,7 @@ class Preview:
         return f"<preview of {self.data} for {self.model}: {self.counts.steps:,} steps>"
 
     def _repr_html_(self) -> str:
-        import tsugiki  # pages are above `train`; the package imports them on first use
+        import tsugiki  # `report` is a layer above `train`, so only the package imports it
 
         html: str = tsugiki.preview_html(self)
         return html
@@ -165,8 +165,8 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
             return "context special" if label == IGNORE_INDEX else "target special"
         return "context" if label == IGNORE_INDEX else "target"
 
-    for found, pairs in groupby(zip(ids, labels, strict=True), key=kind):
-        yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), found)
+    for span_kind, pairs in groupby(zip(ids, labels, strict=True), key=kind):
+        yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), span_kind)
 
 
 def _counts(config: ResolvedConfig, data: PackedDataset, seconds_per_step: float) -> PreviewCounts:

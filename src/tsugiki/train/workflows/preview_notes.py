@@ -1,4 +1,4 @@
-"""What a user should know of a run before it begins: the base's terms, its chat template, what the adapter reaches."""
+"""Notes on a run before it begins: the base's licence, its chat template, and the share of weights with an adapter."""
 
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ _LEAST_REACHED = 0.5
 
 
 def model_notes(config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return what is worth knowing, one sentence each.
+    """Return the notes on a run, one sentence each.
 
     Args:
         config: the settings of the run.

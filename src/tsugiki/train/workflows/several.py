@@ -1,4 +1,4 @@
-"""Several runs with the same base and data in one process, as a comparison and a sweep have.
+"""Several runs with the same base and data in one process, for comparisons and sweeps.
 
 The data are read once. The base is loaded once for each dtype that the runs need, and evaluated once; a run that trains
 its weights gets a base of its own. Runs that have finished before are not repeated; an interrupted one is resumed.
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Base:
-    """A base model that runs share, and what is known of it."""
+    """A base model that runs share, with its packed data and its results."""
 
     dtype: BaseDtype
     model: "PreTrainedModel"
     packed: dict[int, PackedDataset] = field(default_factory=dict)
     """Virtual tokens of a soft prompt -> the data, in rows that leave room for them."""
     results: BaseResults = field(default_factory=dict)
-    """What it scores, and what it writes (see `train.evaluation_callback`)."""
+    """Its evaluations and samples (see `train.evaluation_callback`)."""
     is_trained: bool = False
     """Whether a run has changed its weights."""
 
 
 def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) -> dict[str, RunRecord]:
-    """Run what has not finished yet, one after the other, and say the result of each.
+    """Execute the runs that have not finished yet, one after the other, and print the result of each.
 
     Args:
         runs: name -> settings; all have the same base model, the same data and the same tokens.
@@ -62,7 +62,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
 
     Raises:
         TsugikiError: a folder that holds another run, or one with other data or another base; or an error in a run,
-            which the message names. What has finished is kept.
+            which the message names. Finished runs are kept.
     """
     earlier = earlier_runs(runs)
     records: dict[str, RunRecord] = {}
@@ -78,7 +78,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
         accelerator, out = accelerator_of(config), Path(config.out)
         with progress or RunProgress() as display, sole_run(accelerator, out):
             data = data or load_data(accelerator, config, display)
-            display.say(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
+            display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
             dtype = load_dtype(config, accelerator.device)
             if base is None or base.dtype != dtype or base.is_trained:
                 base = None  # so that its memory is free before another one is loaded
@@ -91,7 +91,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
             except TsugikiError as error:
                 raise TsugikiError(_("{name}: {error}").format(name=name, error=error)) from error
             done, left = done + 1, left - 1
-            display.say(_result(name, records[name], time.monotonic() - started, done, left))
+            display.print(_result(name, records[name], time.monotonic() - started, done, left))
     check_same_inputs(records)
     return records
 
@@ -128,14 +128,14 @@ def _is_finished(record: RunRecord | None) -> bool:
 
 
 def _result(name: str, record: RunRecord, seconds: float, done: int, left: int) -> str:
-    """Return the result of a run in one line, and the time that the others will take if it is that of the first ones.
+    """Return one line with the result of a run, and the time left, estimated from the mean time of the runs so far.
 
     Args:
         name: the name of the run.
         record: its record.
         seconds: the time of the runs so far, in this process.
-        done: their number.
-        left: how many are left.
+        done: the number of these runs.
+        left: the number of runs that are left.
     """
     before, after = record.evaluations[0], record.evaluations[-1]
     line = _("{name}: held-out loss {before:.4f} → {after:.4f} ({change:+.1%})").format(

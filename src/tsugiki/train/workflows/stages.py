@@ -9,7 +9,7 @@
 
 Each stage is a run of its own, in `out/1`, `out/2` and so on, with the settings of the file and its own. A later stage
 begins with the adapter that the one before has kept. The held-out text of all earlier stages is its retention text, so
-its record tells what it has forgotten of them.
+its record shows how much of them it has forgotten.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,9 @@ from tsugiki.train.record import RunRecord
 from tsugiki.train.resume import earlier_run, start_or_resume
 from tsugiki.train.run import accelerator_of, load, run, sole_run
 
-_OF_ALL = ("model", "out", "start_from", STAGES)
+_COMMON = ("model", "out", "start_from", STAGES)
 """Settings that a stage cannot have."""
-_OF_ADAPTER = ("method", "lora", "method_config", "add_tokens")
+_FROM_ADAPTER = ("method", "lora", "method_config", "add_tokens")
 """Settings that later stages take from the adapter of the stage before."""
 
 
@@ -63,7 +63,7 @@ def run_stages(settings: Mapping[str, Any], path: Path, progress: RunProgress | 
     with sole_use(out):
         for number, stage in enumerate(stages):
             with progress or RunProgress() as display:
-                display.say(
+                display.print(
                     _("stage {number} of {count}: {data}").format(
                         number=number + 1, count=len(stages), data=stage.get("data", settings.get("data"))
                     )
@@ -104,7 +104,7 @@ def _stages(settings: Mapping[str, Any], path: Path) -> Sequence[Mapping[str, An
                 path=path
             )
         )
-    common = sorted({name for stage in stages for name in stage if name in _OF_ALL})
+    common = sorted({name for stage in stages for name in stage if name in _COMMON})
     if common:
         raise TsugikiError(
             _("{path}: {names} cannot differ between stages; set them beside stages").format(
@@ -121,7 +121,7 @@ def _config(
 ) -> RunConfig:
     """Return the settings of a stage; `starts`: it begins with the adapter of the stage before, which has finished."""
     out = Path(str(settings["out"]))
-    later = _OF_ADAPTER if number else ()
+    later = _FROM_ADAPTER if number else ()
     common = {name: value for name, value in settings.items() if name not in (STAGES, *later)}
     own: dict[str, Any] = {**common, **stages[number], "out": str(out / str(number + 1))}
     if number:
@@ -135,7 +135,7 @@ def _check_start(config: RunConfig, record: RunRecord) -> None:
     """Check that a finished stage began with the adapter that the stage before has now.
 
     Raises:
-        TsugikiError: it did not.
+        TsugikiError: it began with another adapter.
     """
     if config.start_from is None or record.started_from is None:
         return
@@ -148,6 +148,6 @@ def _check_start(config: RunConfig, record: RunRecord) -> None:
 
 
 def _joined(first: list[Window], second: list[Window]) -> list[Window]:
-    """Return the windows of two texts, with documents numbered through."""
+    """Return the windows of two texts, with consecutive numbers of documents."""
     documents = 1 + max((window.document for window in first), default=-1)
     return [*first, *(replace(window, document=window.document + documents) for window in second)]

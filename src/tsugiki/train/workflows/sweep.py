@@ -82,13 +82,13 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
 
 @dataclass(frozen=True)
 class NeededRank:
-    """What a sweep tells about the rank that is needed. Each rank is represented by its best point."""
+    """The rank that suffices, according to a sweep. Each rank is represented by its best point."""
 
     sufficient: int | None
-    """The smallest rank of which it is known, with 95 % confidence over documents, that no point has a loss that is
-    lower by `MIN_RELATIVE_GAIN` or more; None: not known of any."""
+    """The smallest rank for which the 95 % interval over documents shows that no point has a loss that is lower by
+    `MIN_RELATIVE_GAIN` or more; None if the intervals show this for no rank."""
     undecided: tuple[int, ...]
-    """Lower ranks of which it is not known whether they are sufficient."""
+    """Lower ranks whose intervals do not show whether they are sufficient."""
     highest: int
     """The highest rank of the grid."""
     documents: int
@@ -101,7 +101,7 @@ def change(best: Point, other: Point) -> Change:
 
 
 def needed_rank(points: Sequence[Point]) -> NeededRank | None:
-    """Return what the points tell about the rank that is needed; None if the grid has one rank only."""
+    """Return the sufficient rank and the undecided ranks of a sweep; None if the grid has only one rank."""
     ranked = [point for point in points if "r" in point.values]
     ranks = sorted({point.values["r"] for point in ranked})
     if len(ranks) < 2:

@@ -35,7 +35,7 @@ class Place:
 
 def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) -> Iterator[Place]:
     """Serve a working directory; `texts` below it has texts, and a link that leads out of it."""
-    from tsugiki.serve.training import Workplace
+    from tsugiki.serve.training import Workspace
 
     texts = directory / "texts"
     (texts / "novels").mkdir(parents=True)
@@ -48,8 +48,8 @@ def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) ->
     (directory.parent / "secret.txt").write_text("secret", encoding="utf-8")
     os.symlink(directory.parent / "secret.txt", texts / "link.txt")
     os.symlink(directory.parent, texts / "out")
-    workplace = Workplace(served_files[0], directory, texts, changes.get("aozora", str(directory)))
-    for running in start(*served_files, workplace=workplace):
+    workspace = Workspace(served_files[0], directory, texts, changes.get("aozora", str(directory)))
+    for running in start(*served_files, workspace=workspace):
         token = re.findall(r'name="page-token" content="([\w-]+)"', httpx2.get(running.url).text)[0]
         yield Place(running, directory, token)
 

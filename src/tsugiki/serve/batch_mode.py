@@ -1,4 +1,4 @@
-"""Find out with which other rows the rows of a model can be computed."""
+"""Determine whether rows of different lengths can be computed in one batch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,20 +10,20 @@ from tsugiki.base.context import rope_depends_on_length
 from tsugiki.base.inference import same_to_rounding
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
-from tsugiki.serve.request import Company
+from tsugiki.serve.request import BatchMode
 from tsugiki.serve.rows import CachedRows, compute, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def find_company(model: "PreTrainedModel") -> Company:
-    """Return "mixed" if a short row beside a longer one has the logits that it has alone, as the model is now.
+def find_batch_mode(model: "PreTrainedModel") -> BatchMode:
+    """Return "mixed" if a short row has the same logits in a batch with a longer one as alone, otherwise "alone".
 
-    Otherwise rows must be computed alone.
+    The model is tested in its present state, with its active adapter, if any.
 
     Raises:
-        TsugikiError: the logits of a row alone are not those of the model without a cache of keys and values.
+        TsugikiError: the model has no ordinary key-value cache, or its logits with the cache differ from those without.
     """
     vocabulary = model.config.get_text_config().vocab_size
     prompts = [[(7 * place + 3) % vocabulary for place in range(length)] for length in (5, 2)]
