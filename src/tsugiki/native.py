@@ -55,7 +55,12 @@ def native_for(kind: str, tensor: Tensor) -> Callable[..., None] | None:
     """Return the C function for the dtype of a tensor on the CPU; None if there is none, or while torch compiles."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    return native(kind, str(tensor.dtype).removeprefix("torch."))
+    return native(kind, _name(tensor.dtype))
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @cache

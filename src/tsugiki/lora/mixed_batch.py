@@ -170,7 +170,8 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
 
 def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     """Compute a layer in a mixed batch; within the block this replaces the layer's own `forward`."""
-    if not torch.compiler.is_compiling() and get_ident() != rows.thread:
+    compiling = torch.compiler.is_compiling()  # a compiler fuses the definition itself
+    if not compiling and get_ident() != rows.thread:
         raise TsugikiError(
             _(
                 "another thread is in a `mixed_batch` block of this model, whose adapters this call would get; "
@@ -188,7 +189,6 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
         raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))
-    compiling = torch.compiler.is_compiling()  # a compiler fuses the definition itself
     if compiling or not isinstance(layer, LoraLinear) or not layer.fused or x.dtype != y.dtype:
         return plain_rows(layer, rows.pairs, x, y)
     if is_hooked(layer.base_layer):

@@ -77,11 +77,15 @@ class RowPairs:
         return stacks
 
     @cached_property
-    def pointers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The addresses of A and B and the rank of each group, int64 [groups]; 0 for the base."""
+    def table(self) -> Tensor:
+        """The address of A, the address of B and the rank of each group, int64 [3, groups]; 0 for the base."""
         values = [(pair.A.data_ptr(), pair.B.data_ptr(), len(pair.A)) if pair else (0, 0, 0) for pair in self.pairs]
-        A, B, ranks = (torch.tensor(column) for column in zip(*values, strict=True))
-        return A, B, ranks
+        return torch.tensor(values).T.contiguous()
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """The addresses of the rows of `table`, for the C function."""
+        return tuple(row.data_ptr() for row in self.table)
 
     @cached_property
     def native_size(self) -> int | None:
@@ -106,7 +110,6 @@ def plain_rows(layer: Grafted, pairs: Sequence[LowRank | None], x: Tensor, y: Te
     return torch.cat([base_rows if pair is None else _with_pair(layer, pair, rows) for pair, rows, base_rows in groups])
 
 
-@torch.no_grad()
 def rows_product(layer: LoraLinear, rows: RowPairs, x: Tensor, y: Tensor) -> Tensor:
     """Compute `plain_rows` for a linear layer, in place in y.
 
@@ -116,33 +119,37 @@ def rows_product(layer: LoraLinear, rows: RowPairs, x: Tensor, y: Tensor) -> Ten
         x: the layer's input, [rows, …, in].
         y: the frozen layer's output for x, [rows, …, out], contiguous; overwritten.
     """
-    groups = len(rows.pairs)
-    inputs, outputs = x.reshape(groups, -1, x.shape[-1]), y.view(groups, -1, y.shape[-1])
-    call = _native_call(rows, inputs)
+    groups, into, out = len(rows.pairs), x.shape[-1], y.shape[-1]
+    tokens = x.numel() // (groups * into)
+    call = _native_call(rows, x, tokens)
     if call is not None:
-        inputs = inputs.contiguous()
-        A, B, ranks = rows.pointers
-        sizes = (*inputs.shape, y.shape[-1])
-        call(inputs.data_ptr(), *sizes, A.data_ptr(), B.data_ptr(), ranks.data_ptr(), outputs.data_ptr())
+        x = x.contiguous()
+        call(x.data_ptr(), groups, tokens, into, out, *rows.addresses, y.data_ptr())
         return y
+    _add_stacks(layer, rows.stacks, x.reshape(groups, tokens, into), y.view(groups, tokens, out))
+    return y
+
+
+@torch.no_grad()
+def _add_stacks(layer: LoraLinear, stacks: Sequence[Stack], inputs: Tensor, outputs: Tensor) -> None:
+    """Compute `rows_product` with stacked pairs, for inputs [groups, tokens, in] and outputs [groups, tokens, out]."""
     bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
-    for stack in rows.stacks:
+    for stack in stacks:
         out = outputs[stack.groups]
         low = torch.bmm(inputs[stack.groups], stack.A.transpose(1, 2))
         out.baddbmm_(low, stack.B)
         if stack.magnitude_delta is not None:
             out.addcmul_(out if bias is None else out - bias, stack.magnitude_delta)
-    return y
 
 
-def _native_call(rows: RowPairs, inputs: Tensor) -> Callable[..., None] | None:
-    """Return the C function if it is there and faster than torch, for inputs [groups, tokens, in]."""
-    tokens, size = inputs.shape[1], rows.native_size
+def _native_call(rows: RowPairs, x: Tensor, tokens: int) -> Callable[..., None] | None:
+    """Return the C function if it is there and faster than torch for `tokens` tokens in each group."""
+    size = rows.native_size
     if tokens > FEW_ROWS or size is None:
         return None
-    if torch.get_num_threads() > 1 and tokens * size > NATIVE_SIZE:  # the C function uses one thread
+    if tokens * size > NATIVE_SIZE and torch.get_num_threads() > 1:  # the C function uses one thread
         return None
-    return native_for("rows_added", inputs)
+    return native_for("rows_added", x)
 
 
 @torch.no_grad()
