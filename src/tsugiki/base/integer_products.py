@@ -110,7 +110,8 @@ def _rows_of_part(rows: int) -> int:
 
 def split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Split into pieces of at most `most` rows (or columns), as even as possible."""
-    return t.chunk(max(1, math.ceil(t.shape[dim] / most)), dim)
+    size = t.shape[dim]
+    return t.chunk(math.ceil(size / most), dim) if size > most else (t,)
 
 
 def mean_row(w: Tensor) -> Tensor:

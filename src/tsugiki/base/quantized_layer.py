@@ -79,7 +79,11 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [..., in], differentiable in x and bias; no activation is kept for backward."""
-        y: Tensor = _Forward.apply(x.reshape(-1, self.in_features), self.bias, self)  # type: ignore[no-untyped-call]
+        rows = x.reshape(-1, self.in_features)
+        if torch.is_grad_enabled():
+            y: Tensor = _Forward.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
+        else:
+            y = self.product(rows)
         return y.view(*x.shape[:-1], self.out_features)
 
     def codes(self) -> tuple[nn.Parameter, ...]:
