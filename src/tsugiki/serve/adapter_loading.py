@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
 """The names of an adapter's files and their states."""
+_BYTES = 6  # of a number: 4 in float32, and 2 more as a mixed batch uses it (see `lora.row_products`)
 _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 
 
@@ -108,11 +109,11 @@ def digest_of(folders: Sequence[Path], weights: Sequence[float]) -> str:
 
 
 def memory_of(folders: Sequence[Path]) -> int:
-    """Return how many bytes adapters take in memory, in float32; files that cannot be read do not count."""
+    """Return how many bytes adapters take in memory; files that cannot be read do not count."""
     size = 0
     with suppress(TsugikiError):
         for folder in folders:
-            size += sum(4 * tensor.numel() for tensor in map_weights(folder).values())
+            size += sum(_BYTES * tensor.numel() for tensor in map_weights(folder).values())
     return size
 
 
