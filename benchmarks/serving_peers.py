@@ -202,7 +202,8 @@ def _body(one: Contender, tokenizer: Any, tokens: list[int], adapter: int | None
     if adapter is not None and one.adapters == "model":
         body["model"] = _adapter(adapter)
     elif one.adapters == "lora":
-        body["lora"] = [] if adapter is None else [{"id": adapter, "scale": 1.0}]
+        # A list without any adapter applies all of them; those that are not listed are not applied.
+        body["lora"] = [{"id": 0, "scale": 0.0} if adapter is None else {"id": adapter, "scale": 1.0}]
     return body
 
 
