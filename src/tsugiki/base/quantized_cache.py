@@ -74,7 +74,7 @@ def entry_of(model: Path, config: "PretrainedConfig", dtype: torch.dtype, base_d
         base_dtype: the dtype of the quantised layers.
 
     Raises:
-        TsugikiError: `TSUGIKI_CACHE_GB` is not a number from 0 up.
+        TsugikiError: `TSUGIKI_CACHE_GB` is not a number, or is negative.
     """
     states = file_states(str(model))
     if not limit() or sum(path.stat().st_size for path, _state in states) < _LEAST_BYTES:
@@ -89,7 +89,7 @@ def limit() -> float:
     """Return how many bytes all entries may take.
 
     Raises:
-        TsugikiError: `TSUGIKI_CACHE_GB` is not a number from 0 up.
+        TsugikiError: `TSUGIKI_CACHE_GB` is not a number, or is negative.
     """
     text = os.environ.get(LIMIT_VARIABLE) or str(_DEFAULT_LIMIT)
     try:

@@ -98,7 +98,9 @@ class Engine:
             TsugikiError: rows of this model cannot be computed with a cache of keys and values.
         """
         self._thread.start()
-        self.batch_mode = self.prefixes.batch_mode = self.call(lambda: find_batch_mode(self.model)).result()
+        self.batch_mode = self.call(lambda: find_batch_mode(self.model)).result()
+        if self.batch_mode != "mixed":  # keys and values depend on the length of the row
+            self.prefixes = SharedPrefixes(0)
         self.token_bytes = self.call(lambda: bytes_per_token(self.model)).result()
 
     def stop(self) -> None:

@@ -4,7 +4,6 @@ from contextlib import suppress
 
 from tsugiki.serve.batch import Row
 from tsugiki.serve.prefixes import Prefix, PrefixCache, common_tokens
-from tsugiki.serve.request import BatchMode
 from tsugiki.serve.rows import CachedRows
 
 
@@ -17,8 +16,6 @@ class SharedPrefixes:
         Args:
             most_bytes: of keys and values; 0: nothing is shared.
         """
-        self.batch_mode: BatchMode = "mixed"
-        """Of rows of the base."""
         self._cache = PrefixCache(most_bytes)
 
     @property
@@ -32,7 +29,7 @@ class SharedPrefixes:
         It may not if they depend on the length of the row ("alone"), or after a failure.
         """
         request = row.request
-        can = self.batch_mode == "mixed" and request.batch_mode != "alone" and not row.separate
+        can = request.batch_mode != "alone" and not row.separate
         return can and request.content is not None and self._cache.most_bytes > 0
 
     def find(self, row: Row) -> Prefix:

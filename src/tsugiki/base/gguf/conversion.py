@@ -123,7 +123,7 @@ def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
 
 @contextmanager
 def _reading_errors(path: Path) -> Iterator[None]:
-    """Turn what transformers and gguf raise for a file that they cannot read into a `TsugikiError`."""
+    """Convert exceptions of transformers and gguf for an unreadable file to a `TsugikiError`."""
     try:
         yield
     except (OSError, TsugikiError):

@@ -105,8 +105,9 @@ def decode(blocks: Tensor, kind: str, factor: Tensor | None, out: Tensor) -> Non
 def plain_decode(blocks: Tensor, kind: str, factor: Tensor | None, out: Tensor) -> None:
     """Compute `decode` in torch."""
     rows = _rows_of_piece(out.shape[1])
-    factors = [None] * len(split(blocks, rows)) if factor is None else split(factor, rows)
-    for part, of_part, to in zip(split(blocks, rows), factors, split(out, rows), strict=True):
+    parts = split(blocks, rows)
+    factors = [None] * len(parts) if factor is None else split(factor, rows)
+    for part, of_part, to in zip(parts, factors, split(out, rows), strict=True):
         weights = _weights(part, kind, of_part)
         to.copy_(weights.round_() if to.dtype == torch.int8 else weights)
 
