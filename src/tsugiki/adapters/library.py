@@ -223,14 +223,15 @@ def library_names(library: Path) -> list[str]:
         TsugikiError: the library is not a folder, or cannot be read.
     """
     try:
-        found = [Path(entry.path) for entry in os.scandir(library) if not entry.name.startswith(".")]
+        with os.scandir(library) as entries:
+            shown = (entry for entry in entries if not entry.name.startswith("."))
+            return sorted(entry.name for entry in shown if entry.is_symlink() or entry.is_dir())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise TsugikiError(
             _("the library {library} cannot be read: {reason}").format(library=library, reason=error.strerror or error)
         ) from error
-    return sorted(path.name for path in found if path.is_symlink() or path.is_dir())
 
 
 def _entry(folder: Path) -> LibraryEntry:

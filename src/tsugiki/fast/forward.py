@@ -61,10 +61,24 @@ def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: An
     Returns:
         [rows, length], in nats and in float32 or wider, without a gradient; 0 where there is no target.
     """
-    _, scale, softcap = vars(model)["forward"].args
-    head = Head(model.get_output_embeddings(), scale, softcap)
     with torch.no_grad():
-        return token_losses(model.base_model(**inputs).last_hidden_state, head, labels)
+        return token_losses(model.base_model(**inputs).last_hidden_state, _head(model), labels)
+
+
+def loss_of_hidden_states(model: "PreTrainedModel", hidden: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed cross-entropy, in nats, of last hidden states, computed as in training.
+
+    Args:
+        model: `has_chunked_loss(model)` must hold.
+        hidden: hidden states, [..., width].
+        labels: the target of each of them, [...]; `IGNORE_INDEX` for none.
+    """
+    return chunked_loss(hidden, _head(model), labels)
+
+
+def _head(model: "PreTrainedModel") -> Head:
+    _, scale, softcap = vars(model)["forward"].args
+    return Head(model.get_output_embeddings(), scale, softcap)
 
 
 def disable_chunked_loss(model: "PreTrainedModel") -> None:

@@ -49,7 +49,9 @@ def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
     config = run_config(tmp_path, base_dtype="fp32")
     shapes = load_meta_model(config.model).config
     one, two = (
-        measure(sample_model(shapes, 2, "fp32"), config, torch.device("cpu"), rows, 32, 1, timed=True)
+        measure(
+            sample_model(shapes, 2, "fp32"), config, torch.device("cpu"), rows, 32, 1, shapes.vocab_size, timed=True
+        )
         for rows in (1, 2)
     )
     assert one.input == 32 * 32 * 4
@@ -59,7 +61,7 @@ def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
 
 
 def _need(**changes: Any) -> Need:
-    measured = Measured(kept=100, input=1, transient=10, forward=1.0, backward=2.0)
+    measured = Measured(kept=100, input=1, transient=10, forward=1.0, backward=2.0, loss=0.5)
     values = {"parameters": 50, "trainable": 5, "blocks": 4, "base": 1000, "loading": 0, "process": 0, "loss": 7}
     return Need(**{**values, "threads": 2, "measured": measured, **changes})
 

@@ -124,7 +124,7 @@ def need_of(
     try:
         sample = sample_model(shapes, blocks_of_sample(model), base_dtype, gguf)
         itemsize = sample.dtype.itemsize
-        measured = measure(sample, config, device, rows, tokens, threads, timed)
+        measured = measure(sample, config, device, rows, tokens, threads, words, timed)
         trainable = parameters if trains_all else _trainable(config, model)
     except TsugikiError:
         raise

@@ -5,8 +5,8 @@ accelerator one:
 
     micro-batches / threads · (blocks · (forward + backward) + recomputed blocks · forward + loss)
 
-The loss is estimated from the products with the output head, in relation to those of a block. The range that is shown
-covers evaluations, samples and checkpoints, which the estimate leaves out, and the influence of other programs.
+The range that is shown covers evaluations, samples and checkpoints, which the estimate leaves out, and the influence of
+other programs.
 """
 
 import math
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 
 from tsugiki.base.bitsandbytes import is_stored_in_4_bits
-from tsugiki.base.blocks import decoder_blocks
 from tsugiki.base.checks import check_weights
 from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.headers import weight_entries
@@ -36,7 +35,7 @@ from tsugiki.train.planning.need import Need, need_of
 from tsugiki.train.processes import device_type
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 Recompute: TypeAlias = Literal["none", "auto", "blocks"]
 RANGE = (0.8, 1.4)
@@ -117,7 +116,7 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     for base_dtype in base_dtypes or _dtypes(config, shapes, device):
         for size in micro_batch_sizes(config, device, tokens, in_step):
             need = need_of(config, shapes, base_dtype, device, size, in_step, timed=True)
-            for option in _options(config, need, base_dtype, size, in_step, model, steps, available):
+            for option in _options(config, need, base_dtype, size, in_step, steps, available):
                 options.append(option)
                 needs[option] = need
     ordered = _ordered(options)
@@ -179,7 +178,6 @@ def _options(
     base_dtype: BaseDtype,
     size: int,
     in_step: int,
-    model: "PreTrainedModel",
     steps: int | None,
     available: int | None,
 ) -> Iterator[Option]:
@@ -190,23 +188,17 @@ def _options(
         needed = need.blocks if limit is None else need.recomputed(limit)
         counts = sorted({0, needed, need.blocks})
     for count in counts:
-        peak, seconds = need.peak(count), _step_seconds(need, model, size, in_step, count)
+        peak, seconds = need.peak(count), _step_seconds(need, size, in_step, count)
         recompute: Recompute = "none" if not count else "blocks" if count == need.blocks else AUTO
         total = None if steps is None else steps * seconds
         fits = limit is None or peak <= limit
         yield Option(base_dtype, recompute, count, size, peak, seconds, total, fits)
 
 
-def _step_seconds(need: Need, model: "PreTrainedModel", size: int, in_step: int, recomputed: int) -> float:
+def _step_seconds(need: Need, size: int, in_step: int, recomputed: int) -> float:
     time = need.measured
-    in_blocks = sum(weight.numel() for block in decoder_blocks(model) for weight in block.parameters())
-    loss = time.forward * 3 * _head_numbers(model) * need.blocks / max(1, in_blocks)
-    micro_batch: float = need.blocks * (time.forward + time.backward) + recomputed * time.forward + loss
+    micro_batch = need.blocks * (time.forward + time.backward) + recomputed * time.forward + time.loss
     return math.ceil(math.ceil(in_step / size) / need.threads) * micro_batch
-
-
-def _head_numbers(model: "PreTrainedModel") -> int:
-    return int(model.get_input_embeddings().weight.numel())
 
 
 def _ordered(options: Sequence[Option]) -> list[Option]:

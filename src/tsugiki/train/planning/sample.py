@@ -1,6 +1,6 @@
 """A few blocks of a model with random weights, to measure what a block of the whole model needs.
 
-    config.json ──> the model with 1 to 6 blocks and 512 words ──> grafted, with fast paths ──> forward, backward
+    config.json ──> the model with 1 to 6 blocks and 8192 words ──> grafted, with fast paths ──> forward, backward
 
 Neither speed nor memory depends on the values of the weights, so only the types of the tensors in a GGUF file are read
 from the model's files. The input requires a gradient, as the input of every block except the first one does.
@@ -9,10 +9,11 @@ from the model's files. The input requires a gradient, as the input of every blo
 import copy
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.meta import model_without_weights
 from tsugiki.base.quantization import is_quantizable, quantized_layer
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
+from tsugiki.fast.loss import Head, plain_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.graft_state import is_grafted
@@ -35,13 +38,14 @@ from tsugiki.train.threads import run_in_threads
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_WORDS = 512
+_WORDS = 8192  # the time of the loss is in proportion to the number of words
 _MOST_BLOCKS = 6  # Gemma 3 repeats a pattern of six
 _PARAMETERS = 40_000_000
 """Largest number of parameters of a sample with several blocks: small blocks are measured together."""
 _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
 _PATTERN = 1 << 20
 _REPEATS = 3
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Measured:
     """Seconds of the forward pass, with as many micro-batches at a time as the run computes."""
     backward: float
     """Seconds of the backward pass."""
+    loss: float
+    """Seconds of the loss with the whole vocabulary and of its gradient, likewise."""
 
 
 def sample_model(
@@ -87,16 +93,20 @@ def sample_model(
     dtype = torch_dtype(preferred_compute_dtype() if quantized else base_dtype)
     kinds = _kinds(gguf, model, whole) if base_dtype == "stored" and gguf is not None else {}
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
-    head = model.get_output_embeddings()
+    head, head_path = model.get_output_embeddings(), ""
     for path, module in list(model.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = _filled(parameter, pattern)
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
         if is_quantizable(module) and kinds.get(f"{path}.weight") in BLOCKS:
             model.set_submodule(path, _stored_layer(module, kinds[f"{path}.weight"], dtype))
-        elif base_dtype in ("int8", "nf4", "nf4-int8") and is_quantizable(module) and module is not head:
+        elif module is head:
+            head_path = path
+        elif base_dtype in ("int8", "nf4", "nf4-int8") and is_quantizable(module):
             model.set_submodule(path, quantized_layer(path, module, dtype, "int8" if base_dtype == "int8" else "nf4"))
     model.tie_weights()
+    if head_path and base_dtype in ("int8", "nf4-int8"):
+        model.set_submodule(head_path, quantized_layer(head_path, model.get_submodule(head_path), dtype, "int8"))
     config_of: Any = model.config
     config_of.dtype = dtype
     return model
@@ -148,6 +158,7 @@ def measure(
     rows: int,
     tokens: int,
     threads: int,
+    vocabulary: int,
     timed: bool,
 ) -> Measured:
     """Measure the blocks of a sample, which is prepared as the run prepares its model.
@@ -159,6 +170,7 @@ def measure(
         rows: rows of a micro-batch.
         tokens: tokens of a row.
         threads: micro-batches that are computed at a time.
+        vocabulary: the number of words of the whole model.
         timed: measure times as well; otherwise they are 0.
     """
     model.to(device)
@@ -169,7 +181,7 @@ def measure(
         use_fast_paths(model, modules=False, loss=False)  # as `train.model.make_gradients` does
     model.train()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    width = model.get_input_embeddings().weight.shape[1]
+    words, width = model.get_input_embeddings().weight.shape
     count = len(decoder_blocks(model))
 
     def forward() -> tuple[Tensor, Tensor]:
@@ -186,15 +198,36 @@ def measure(
         _wait_for(device)
         return middle - started, time.perf_counter() - middle
 
+    def loss() -> float:
+        hidden = torch.randn(rows, tokens, width).to(device, model.dtype).requires_grad_()
+        labels = torch.randint(words, (rows, tokens)).to(device)
+        started = time.perf_counter()
+        if has_chunked_loss(model):
+            summed = loss_of_hidden_states(model, hidden, labels)
+        else:
+            summed = plain_loss(hidden, Head(model.get_output_embeddings()), labels)
+        torch.autograd.grad(summed, hidden)
+        _wait_for(device)
+        return time.perf_counter() - started
+
     kept = _kept_bytes(forward, model.parameters())  # also fills caches, and allocates memory that is reused
     memory.reset_peak(device)
     before = memory.resident(device) or 0
     both()
     transient = max(0, (memory.peak(device) or 0) - before - kept)
-    times = [both_times for _ in range(_REPEATS if timed else 0) for both_times in run_in_threads([both] * threads)]
-    forward_time, backward_time = (min(column) for column in zip(*times, strict=True)) if times else (0.0, 0.0)
+    forward_time = backward_time = loss_time = 0.0
+    if timed:
+        # Medians, because a thread is faster while the others have finished already.
+        forward_time, backward_time = map(median, zip(*_repeated(both, threads), strict=True))
+        if model.get_output_embeddings() is not None:
+            loss_time = median(_repeated(loss, threads)) * vocabulary / words
     input_bytes = rows * tokens * width * model.dtype.itemsize
-    return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count)
+    return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count, loss_time)
+
+
+def _repeated(timed: Callable[[], Result], threads: int) -> list[Result]:
+    """Call a function several times in all threads at once, and return all results."""
+    return [result for _ in range(_REPEATS) for result in run_in_threads([timed] * threads)]
 
 
 def _wait_for(device: torch.device) -> None:
