@@ -1,15 +1,23 @@
 """The rows of a batch, while they wait and while they are computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tsugiki.serve.metrics import Timing
+from tsugiki.serve.prefixes import Prefix, rows_with_prefixes
 from tsugiki.serve.request import Request, ScoredToken
-from tsugiki.serve.rows import CachedRows, selected
+from tsugiki.serve.rows import CachedRows, padded, round_up, selected
 from tsugiki.serve.sampling import Chooser
 from tsugiki.serve.text import TextStream
+
+_PIECE = 512  # tokens of prompts that one step computes, padding included
+_SCORED_PIECE = 128  # the same if logits of all of them are wanted
+_MULTIPLE = 16
+"""The number of columns that are computed is a multiple of this, except for rows that must not be padded. A processor
+compiles its products for each shape of a batch, which takes time and memory."""
 
 
 @dataclass(eq=False)
@@ -76,6 +84,46 @@ class Arriving:
     cached: CachedRows
     done: int = 0
     """Number of columns of `ids` that are in the cache."""
+
+    @property
+    def left(self) -> int:
+        """Number of columns of `ids` that are not in the cache."""
+        return self.ids.shape[1] - self.done
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the log-probabilities of a prompt are wanted, and so the logits of all its tokens."""
+        return any(row.request.prompt_logprobs and not row.scored for row in self.rows)
+
+    @property
+    def next_width(self) -> int:
+        """Number of columns to compute next."""
+        count = len(self.rows)
+        if self.is_scored:
+            return min(self.left, max(1, _SCORED_PIECE // count))
+        return min(self.left, max(1, _PIECE // count // _MULTIPLE) * _MULTIPLE)
+
+
+def prompts_width(rows: Sequence[Row]) -> int:
+    """Return how many columns the prompts of rows take."""
+    longest = max(row.length for row in rows)
+    return longest if rows[0].request.batch_mode == "alone" else round_up(longest, _MULTIPLE)
+
+
+def begin_prompts(rows: list[Row], prefixes: Sequence[Prefix], device: torch.device) -> Arriving:
+    """Return rows whose prompts are to be computed from the end of a prefix on, which is in the cache.
+
+    Args:
+        rows: the rows.
+        prefixes: the prefix of each row. The same number of columns is left for all rows, so that of some of them only
+            a part may be used.
+        device: of the model.
+    """
+    ids, mask = padded([row.tokens for row in rows], prompts_width(rows), device)
+    left = max(row.length - prefix.tokens for row, prefix in zip(rows, prefixes, strict=True))
+    done = (ids.shape[1] - left) // _MULTIPLE * _MULTIPLE
+    cached = rows_with_prefixes(mask, prefixes, done) if done else CachedRows(mask[:, :0])
+    return Arriving(rows, ids, mask, cached, done)
 
 
 def without_cancelled(arriving: Arriving) -> Arriving | None:

@@ -50,7 +50,7 @@ def find_batch_mode(model: "PreTrainedModel") -> BatchMode:
 
 def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Tensor:
     """Return the logits after some prompts and after one more token, [rows, 2, vocabulary]."""
-    ids, mask = padded(prompts, model.device)
+    ids, mask = padded(prompts, max(map(len, prompts)), model.device)
     cached = CachedRows(mask)
     first = compute(model, cached, ids)
     cached.mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)

@@ -38,13 +38,22 @@ from tsugiki.language import _
 from tsugiki.lora.graft_state import find_adapter
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
 from tsugiki.serve.active_adapters import ActiveAdapters
-from tsugiki.serve.batch import Arriving, Batch, Row, score_prompts, scored_token, without_cancelled
+from tsugiki.serve.batch import (
+    Arriving,
+    Batch,
+    Row,
+    begin_prompts,
+    prompts_width,
+    score_prompts,
+    scored_token,
+    without_cancelled,
+)
 from tsugiki.serve.batch_mode import find_batch_mode
 from tsugiki.serve.limits import DEFAULT_LIMITS, Limits, QueueFull, stopped, waited_too_long
 from tsugiki.serve.metrics import Metrics
-from tsugiki.serve.prefixes import Prefix, rows_with_prefixes
+from tsugiki.serve.prefixes import Prefix
 from tsugiki.serve.request import BatchMode, Event, Failed, Output, PromptScores, Request, ScoredToken
-from tsugiki.serve.rows import CachedRows, bytes_per_token, compute, joined, padded, selected, without_common_padding
+from tsugiki.serve.rows import bytes_per_token, compute, joined, selected, without_common_padding
 from tsugiki.serve.sampling import Chooser
 from tsugiki.serve.shared_prefixes import SharedPrefixes
 from tsugiki.serve.text import TextStream
@@ -54,8 +63,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SMALL_MODEL = 500_000_000  # parameters; see `train.evaluation.sample.continue_rows`
-_PIECE = 512  # tokens of prompts that one step computes, padding included
-_SCORED_PIECE = 128  # the same if logits of all of them are wanted
 _PADDING = 64  # tokens that prompts may differ in length to be computed together
 _MOST_GROUPS = 4  # of prompts that are computed in turn, each of like length
 
@@ -296,7 +303,7 @@ class Engine:
             while self._waiting and len(present) + len(arriving) < most:
                 row = self._waiting[0]
                 rows = [*present, *arriving, row]
-                size = len(rows) * (max(one.length for one in rows) + max(one.remaining for one in rows))
+                size = len(rows) * (prompts_width(rows) + max(one.remaining for one in rows))
                 if len(rows) > 1 and (size > self.cache_tokens or row.turn != rows[0].turn):
                     break
                 prefix = self.prefixes.find(row)
@@ -312,16 +319,12 @@ class Engine:
 
     def _begin(self, rows: list[Row], prefixes: list[Prefix]) -> None:
         """Begin to compute the prompts of rows after their prefixes, as many tokens for all of them."""
-        tokens = [row.tokens for row in rows]
-        ids, mask = padded(tokens, self.model.device)
-        left = max(len(one) - prefix.tokens for one, prefix in zip(tokens, prefixes, strict=True))
-        done = ids.shape[1] - left
-        for row, one in zip(rows, tokens, strict=True):
+        arriving = begin_prompts(rows, prefixes, self.model.device)
+        for row in rows:
             self.metrics.begun(row.timing, len(row.request.prompt))
             if self.prefixes.shares(row):
-                self.metrics.found(row.timing, len(one), max(0, len(one) - left))
-        cached = rows_with_prefixes(mask, prefixes, done) if done else CachedRows(mask[:, :0])
-        self._arriving += (Arriving(rows, ids, mask, cached, done),)
+                self.metrics.found(row.timing, row.length, max(0, row.length - arriving.left))
+        self._arriving += (arriving,)
 
     def _groups(self) -> tuple[Batch | Arriving, ...]:
         """Return the batch, if there is one, and the groups whose prompts are computed."""
@@ -333,17 +336,15 @@ class Engine:
 
     def _compute_prompts(self, arriving: Arriving) -> None:
         """Compute a piece of the prompts; after the last one, choose a token and let the rows join the batch."""
-        scored = any(row.request.prompt_logprobs and not row.scored for row in arriving.rows)
-        width = max(1, (_SCORED_PIECE if scored else _PIECE) // len(arriving.rows))
-        start, stop = arriving.done, min(arriving.done + width, arriving.ids.shape[1])
+        start, stop = arriving.done, arriving.done + arriving.next_width
         try:
             arriving.cached.mask = arriving.mask[:, :stop]
             self._adapters.activate(arriving.rows)
-            logits = compute(self.model, arriving.cached, arriving.ids[:, start:stop], scored)
-            if scored:
+            logits = compute(self.model, arriving.cached, arriving.ids[:, start:stop], arriving.is_scored)
+            if arriving.is_scored:
                 score_prompts(arriving, logits, start)
             arriving.done = stop
-            if stop < arriving.ids.shape[1]:
+            if arriving.left:
                 return
             last = logits[:, -1].float().cpu()
             for index, row in enumerate(arriving.rows):
@@ -356,7 +357,9 @@ class Engine:
         present = [] if self._batch is None else self._batch.rows
         rows = [*present, *arriving.rows]
         try:
-            cached = arriving.cached if self._batch is None else joined(self._batch.cached, arriving.cached)
+            cached = without_common_padding(arriving.cached)
+            if self._batch is not None:
+                cached = joined(self._batch.cached, cached)
         except Exception as error:  # such as for want of memory
             self._batch = None
             self._isolate(rows, error)

@@ -65,12 +65,16 @@ def bytes_per_token(model: "PreTrainedModel") -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cached.cache.layers)
 
 
-def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the tokens of prompts, padded on the left, and their mask, both [rows, longest], int64."""
-    longest = max(map(len, prompts))
-    ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+def padded(prompts: Sequence[Sequence[int]], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tokens of prompts, padded on the left, and their mask, both int64 [rows, width]."""
+    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is not less than the number."""
+    return -(-number // multiple) * multiple
 
 
 def joined(one: CachedRows, other: CachedRows) -> CachedRows:

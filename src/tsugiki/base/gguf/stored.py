@@ -86,8 +86,8 @@ def load_stored(path: Path, folder: Path, dtype: torch.dtype) -> "PreTrainedMode
     others = sorted({kind for kind in unpacked if kind not in ("F32", "F16", "BF16")})
     if others:
         warnings.warn(
-            _("{path}: {count} layers of the types {types} are unpacked to 16 bits").format(
-                path=path.name, count=len(unpacked), types=", ".join(others)
+            _("{path}: {count} layers of the types {types} are unpacked to {bits} bits").format(
+                path=path.name, count=len(unpacked), types=", ".join(others), bits=8 * dtype.itemsize
             ),
             stacklevel=2,
         )
