@@ -88,9 +88,6 @@ def serve_command(
     """Answer requests by OpenAI's HTTP interface, with one base and many adapters in a batch."""
     from tsugiki.cli.libraries import import_libraries
 
-    # oneDNN keeps the code that it compiles for each shape of a product, by default for 1,024 shapes. Prompts have many
-    # lengths, so a server grew by more than 1 GB (docs/log.md). The variable is read at the first product.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     try:
         import_libraries("tsugiki.serve.server")
         from tsugiki.serve.server import ServerSettings, check_access, listen, serve
