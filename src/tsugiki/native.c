@@ -1,8 +1,8 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
    results, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
-   (-ffp-contract=off). Only `low_rank_added` and `rows_added` sum in another order than torch; their definitions are in
-   lora/product.py and lora/row_products.py. */
+   (-ffp-contract=off). Only `low_rank_added`, `rows_added` and `few_rows_bfloat16` sum in another order than torch; their
+   definitions are in lora/product.py, lora/row_products.py and fast/few_rows.py. */
 
 #include <stdint.h>
 #include <string.h>
@@ -28,7 +28,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 5; }
+EXPORT int64_t interface_version(void) { return 6; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -461,3 +461,158 @@ LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16, do
 
 ROWS_ADDED(rows_added_float32, float, from_float, to_float)
 ROWS_ADDED(rows_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
+
+/* Products with few rows, as while text is generated: see fast/few_rows.py. They read the weight once, at the speed of
+   the memory; four channels are computed with up to four rows at a time. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+#define CHANNELS 4
+#define ROWS 4
+#define BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
+#define INTEGERS __attribute__((target("avx512f,avx512bw,avx512vnni")))
+
+EXPORT int64_t has_few_rows_bfloat16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
+EXPORT int64_t has_few_rows_int8(void) { return __builtin_cpu_supports("avx512vnni") != 0; }
+
+BFLOAT16 INLINE void tile_bfloat16(int channels, int rows, const uint16_t *x, int64_t in, int64_t stride,
+                                   const uint16_t *w, const uint16_t *bias, uint16_t *y) {
+    __m512 sum[CHANNELS][ROWS];
+    for (int c = 0; c < channels; c++)
+        for (int r = 0; r < rows; r++) sum[c][r] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < in; k += 32) {
+        __mmask32 mask = in - k < 32 ? ((__mmask32)1 << (in - k)) - 1 : (__mmask32)-1;
+        __m512bh of_w[CHANNELS];
+        for (int c = 0; c < channels; c++) {
+            _mm_prefetch((const char *)(w + (channels + c) * in + k), _MM_HINT_T0);
+            of_w[c] = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + c * in + k);
+        }
+        for (int r = 0; r < rows; r++) {
+            __m512bh of_x = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + r * in + k);
+            for (int c = 0; c < channels; c++) sum[c][r] = _mm512_dpbf16_ps(sum[c][r], of_w[c], of_x);
+        }
+    }
+    for (int c = 0; c < channels; c++)
+        for (int r = 0; r < rows; r++) {
+            float total = _mm512_reduce_add_ps(sum[c][r]);
+            y[r * stride + c] = to_bfloat16(bias ? total + from_bfloat16(bias[c]) : total);
+        }
+}
+
+/* The rows of x are integers from -127 to 127. The instruction takes one factor without a sign, so 128 is added to them,
+   and 128 times the sum of the channel is subtracted. */
+INTEGERS INLINE void tile_int8(int channels, int rows, const int8_t *x, int64_t in, int64_t stride, const int8_t *w,
+                               const int32_t *bias, int32_t *y) {
+    const __m512i one = _mm512_set1_epi8(1), sign = _mm512_set1_epi8(-128);
+    __m512i sum[CHANNELS][ROWS], all[CHANNELS];
+    (void)bias;
+    for (int c = 0; c < channels; c++) {
+        all[c] = _mm512_setzero_si512();
+        for (int r = 0; r < rows; r++) sum[c][r] = _mm512_setzero_si512();
+    }
+    for (int64_t k = 0; k < in; k += 64) {
+        __mmask64 mask = in - k < 64 ? ((__mmask64)1 << (in - k)) - 1 : (__mmask64)-1;
+        __m512i of_w[CHANNELS];
+        for (int c = 0; c < channels; c++) {
+            _mm_prefetch((const char *)(w + (channels + c) * in + k), _MM_HINT_T0);
+            of_w[c] = _mm512_maskz_loadu_epi8(mask, w + c * in + k);
+            all[c] = _mm512_dpbusd_epi32(all[c], one, of_w[c]);
+        }
+        for (int r = 0; r < rows; r++) {
+            __m512i of_x = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, x + r * in + k), sign);
+            for (int c = 0; c < channels; c++) sum[c][r] = _mm512_dpbusd_epi32(sum[c][r], of_x, of_w[c]);
+        }
+    }
+    for (int c = 0; c < channels; c++)
+        for (int r = 0; r < rows; r++)
+            y[r * stride + c] = _mm512_reduce_add_epi32(sum[c][r]) - 128 * _mm512_reduce_add_epi32(all[c]);
+}
+
+/* y [rows, stride] = x [rows, in] w^T for `out` channels of w [out, in]; `bias` [out] may be null. The functions with
+   constant numbers of channels and rows are inlined, so that the sums stay in registers. */
+#define FEW_ROWS(KIND, TARGET, X, Y)                                                                                  \
+    TARGET INLINE void channels_##KIND(int channels, const X *x, int64_t rows, int64_t in, int64_t stride,            \
+                                       const X *w, const Y *bias, Y *y) {                                             \
+        for (; rows >= ROWS; rows -= ROWS, x += ROWS * in, y += ROWS * stride)                                        \
+            tile_##KIND(channels, ROWS, x, in, stride, w, bias, y);                                                   \
+        if (rows == 3) tile_##KIND(channels, 3, x, in, stride, w, bias, y);                                           \
+        if (rows == 2) tile_##KIND(channels, 2, x, in, stride, w, bias, y);                                           \
+        if (rows == 1) tile_##KIND(channels, 1, x, in, stride, w, bias, y);                                           \
+    }                                                                                                                 \
+    EXPORT TARGET void few_rows_##KIND(const X *x, int64_t rows, int64_t in, int64_t out, int64_t stride, const X *w, \
+                                       const Y *bias, Y *y) {                                                         \
+        int64_t c = 0;                                                                                                \
+        for (; c + CHANNELS <= out; c += CHANNELS)                                                                    \
+            channels_##KIND(CHANNELS, x, rows, in, stride, w + c * in, bias ? bias + c : 0, y + c);                   \
+        for (; c < out; c++) channels_##KIND(1, x, rows, in, stride, w + c * in, bias ? bias + c : 0, y + c);         \
+    }
+
+FEW_ROWS(bfloat16, BFLOAT16, uint16_t, uint16_t)
+FEW_ROWS(int8, INTEGERS, int8_t, int32_t)
+
+/* The same for a weight that is stored as w [in, out], without its transposition: 16 of its rows are read side by side,
+   and added to sums [rows, padded], of which `padded` is `out` rounded up to a multiple of 32. Two neighbouring rows are
+   interleaved, because the instruction adds the products of pairs. That leaves the sums of 32 columns in another order:
+   those of columns 0 to 3, 8 to 11, 16 to 19 and 24 to 27 come first. */
+#define PAIRS 8
+
+BFLOAT16 INLINE void strip_bfloat16(int rows, int pairs, const uint16_t *x, int64_t in, int64_t n, const uint16_t *w,
+                                    int64_t columns, float *sums, int64_t padded) {
+    for (int64_t i = 0; i < columns; i += 32) {
+        __mmask32 mask = columns - i < 32 ? ((__mmask32)1 << (columns - i)) - 1 : (__mmask32)-1;
+        __m512 low[ROWS], high[ROWS];
+        for (int r = 0; r < rows; r++) {
+            low[r] = _mm512_loadu_ps(sums + r * padded + i);
+            high[r] = _mm512_loadu_ps(sums + r * padded + i + 16);
+        }
+        for (int p = 0; p < pairs; p++) {
+            __m512i even = _mm512_maskz_loadu_epi16(mask, w + 2 * p * n + i), odd = _mm512_setzero_si512();
+            if (2 * p + 1 < in) odd = _mm512_maskz_loadu_epi16(mask, w + (2 * p + 1) * n + i);
+            __m512bh first = (__m512bh)_mm512_unpacklo_epi16(even, odd);
+            __m512bh second = (__m512bh)_mm512_unpackhi_epi16(even, odd);
+            for (int r = 0; r < rows; r++) {
+                int32_t pair;
+                memcpy(&pair, x + r * 2 * PAIRS + 2 * p, 4);
+                __m512bh of_x = (__m512bh)_mm512_set1_epi32(pair);
+                low[r] = _mm512_dpbf16_ps(low[r], first, of_x);
+                high[r] = _mm512_dpbf16_ps(high[r], second, of_x);
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            _mm512_storeu_ps(sums + r * padded + i, low[r]);
+            _mm512_storeu_ps(sums + r * padded + i + 16, high[r]);
+        }
+    }
+}
+
+BFLOAT16 INLINE void transposed_bfloat16(int rows, const uint16_t *x, int64_t in, int64_t columns, int64_t n,
+                                         const uint16_t *w, float *sums, int64_t padded) {
+    for (int64_t k = 0; k < in; k += 2 * PAIRS) {
+        uint16_t of_x[ROWS * 2 * PAIRS] = {0};
+        int64_t left = in - k < 2 * PAIRS ? in - k : 2 * PAIRS;
+        for (int r = 0; r < rows; r++) memcpy(of_x + r * 2 * PAIRS, x + r * in + k, (size_t)left * 2);
+        if (left == 2 * PAIRS)
+            strip_bfloat16(rows, PAIRS, of_x, left, n, w + k * n, columns, sums, padded);
+        else
+            strip_bfloat16(rows, (int)(left + 1) / 2, of_x, left, n, w + k * n, columns, sums, padded);
+    }
+}
+
+EXPORT int64_t has_few_rows_transposed_bfloat16(void) { return has_few_rows_bfloat16(); }
+
+/* For `out` of the n columns of w, whose first one is at w; at most 4 rows. `sums` must be 0. */
+EXPORT BFLOAT16 void few_rows_transposed_bfloat16(const uint16_t *x, int64_t rows, int64_t in, int64_t out, int64_t n,
+                                                  const uint16_t *w, const uint16_t *bias, float *sums, uint16_t *y) {
+    int64_t padded = (out + 31) / 32 * 32;
+    if (rows == 4) transposed_bfloat16(4, x, in, out, n, w, sums, padded);
+    if (rows == 3) transposed_bfloat16(3, x, in, out, n, w, sums, padded);
+    if (rows == 2) transposed_bfloat16(2, x, in, out, n, w, sums, padded);
+    if (rows == 1) transposed_bfloat16(1, x, in, out, n, w, sums, padded);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < out; i++) {
+            int64_t place = i / 32 * 32 + i % 32 / 8 * 4 + i % 4 + (i % 8 < 4 ? 0 : 16);
+            float total = sums[r * padded + place];
+            y[r * n + i] = to_bfloat16(bias ? total + from_bfloat16(bias[i]) : total);
+        }
+}
+#endif

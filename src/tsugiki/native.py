@@ -1,8 +1,9 @@
 """The C functions of `native.c`, which are compiled when Tsugiki is installed (`hatch_build.py`).
 
 Each computes in one pass over memory what takes torch several passes. The results are bit-identical to torch's, except
-those of `low_rank_added` and `rows_added`, which are equal up to rounding. Without a compiled library, callers compute
-the same in torch, by the definition beside each call. A call releases Python's global interpreter lock.
+those of `low_rank_added`, `rows_added` and `few_rows` of bfloat16, which are equal up to rounding. Without a compiled
+library, or without the processor's instructions, callers compute the same in torch, by the definition beside each call.
+A call releases Python's global interpreter lock.
 """
 
 import ctypes
@@ -27,9 +28,11 @@ _SIGNATURES = {
     "gguf": "pnnnpp",
     "low_rank_added": "pnnnnppdp",
     "rows_added": "pnnnnpppp",
+    "few_rows": "pnnnnppp",
+    "few_rows_transposed": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 5
+_VERSION = 6
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
@@ -43,9 +46,12 @@ def native(kind: str, dtype: str = "") -> Callable[..., None] | None:
         kind: a key of `_SIGNATURES`.
         dtype: the suffix of the function's name, such as `bfloat16`, if there is a function for each dtype.
     """
-    library = _library()
-    function = getattr(library, f"{kind}_{dtype}" if dtype else kind, None)
+    library, name = _library(), f"{kind}_{dtype}" if dtype else kind
+    function = getattr(library, name, None)
     if library is None or function is None:
+        return None
+    has_instructions = getattr(library, f"has_{name}", None)  # for functions that not every processor can run
+    if has_instructions is not None and not has_instructions():
         return None
     function.argtypes, function.restype = [_TYPES[argument] for argument in _SIGNATURES[kind]], None
     return function  # type: ignore[no-any-return]

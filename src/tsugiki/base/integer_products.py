@@ -25,6 +25,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.base.few_rows import integer_product
 from tsugiki.base.integer_passes import added, dithered, rounded, scaled
 from tsugiki.base.threads import in_threads
 
@@ -91,7 +92,7 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
 def _write_product(w: Tensor, scale: Tensor, bias: Tensor | None, part: tuple[tuple[Tensor, Tensor], Tensor]) -> None:
     """Write the product of some rounded rows, (q, s), with a tile."""
     (q, s), y = part
-    scaled(torch._int_mm(q, w.T), s, scale, bias, y)
+    scaled(integer_product(q, w), s, scale, bias, y)
 
 
 def _add_gradient(

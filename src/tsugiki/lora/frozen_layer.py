@@ -152,18 +152,26 @@ def has_product(layer: nn.Module) -> bool:
     return _implements_quantized_linear(kind)
 
 
-def linear_of_matrix(layer: nn.Linear, x: Tensor) -> Tensor:
+def linear_of_matrix(layer: nn.Module, x: Tensor, product: Callable[..., Tensor] = F.linear) -> Tensor:
     """Return W x + b for x [..., in], computed as the product of a matrix [rows, in].
+
+    Args:
+        layer: an `nn.Linear` or a `Conv1D`.
+        x: the input.
+        product: `F.linear`, or a function that computes the same up to rounding.
 
     While text is generated, the output head gets the slice [batch, 1, width] of the last hidden states. If neither the
     slice nor the weight requires a gradient, torch computes `F.linear` of it as a batched product, for which it copies
     the whole weight once for each row of the batch (measured in docs/log.md).
     """
-    return F.linear(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
+    return product(x.reshape(-1, x.shape[-1]), oriented(layer), layer.bias).view(*x.shape[:-1], -1)
 
 
 def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:
     """Return W x + b for x [rows, in], a new tensor [rows, out]; `has_product(layer)` must hold."""
+    replaced = vars(layer).get("forward")  # `linear_of_matrix`
+    if replaced is not None:
+        return replaced(x)  # type: ignore[no-any-return]
     if type(layer) is nn.Linear:
         return F.linear(x, layer.weight, layer.bias)
     if is_quantized(layer):

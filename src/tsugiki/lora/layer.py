@@ -27,11 +27,11 @@ from tsugiki.lora.frozen_layer import (
     device_of,
     factor_dtype,
     features,
+    frozen_product,
     has_product,
     is_autocast_enabled,
     is_quantized,
     is_stored_in_out,
-    linear_of_matrix,
     oriented,
 )
 from tsugiki.lora.initialise import init_orthogonal_, init_pissa_, init_random_
@@ -62,7 +62,9 @@ class LoraLinear(nn.Module):
             return self.plain(x)
         if pair is None:
             # torch multiplies some inputs (LED's) by a frozen weight in another order than by a trainable one.
-            return linear_of_matrix(base, x) if isinstance(base, nn.Linear) else self.plain(x)
+            if not isinstance(base, nn.Linear):
+                return self.plain(x)
+            return frozen_product(base, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
         parameters = pair._parameters
         if parameters["bias"] is not None:
             return self.plain(x)

@@ -34,6 +34,7 @@ from tsugiki.base.context import context_length
 from tsugiki.base.inference import evaluating
 from tsugiki.base.quantization import count_parameters
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.generation import fast_generation
 from tsugiki.language import _
 from tsugiki.lora.graft_state import find_adapter
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
@@ -227,7 +228,7 @@ class Engine:
     def _run(self) -> None:
         try:
             small = count_parameters(self.model) < _SMALL_MODEL and self.model.device.type == "cpu"
-            with evaluating(self.model), with_one_thread() if small else nullcontext():
+            with evaluating(self.model), fast_generation(self.model), with_one_thread() if small else nullcontext():
                 while self._wait_for_work():
                     self._step()
         finally:

@@ -4,8 +4,8 @@ Several prompts are continued in one batch, padded on the left, if the model the
 alone. Each prompt has a random generator of its own, so its text does not depend on the others, up to rounding.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tsugiki.base.context import context_length, rope_depends_on_length
 from tsugiki.base.inference import evaluating, same_to_rounding, seeded
 from tsugiki.base.quantization import count_parameters
 from tsugiki.data.encoding import document_end
+from tsugiki.fast.generation import fast_generation
 from tsugiki.train.evaluation.prompts import Prompt, check_room, prompt_tokens
 from tsugiki.train.threads import with_one_thread
 
@@ -70,7 +71,7 @@ def generate_text(
     tokens = prompt_tokens(model, tokenizer, prompt)
     check_room(model, tokens.ids)
     streamer = _Streamer(tokenizer, emit, tokens.ends)
-    with _threads_for(model):
+    with _fast(model):
         _generate(model, tokenizer, [tokens.ids], sampling, streamer=streamer, ends=tokens.ends)
     return streamer.text
 
@@ -115,7 +116,7 @@ def continue_rows(
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     texts: dict[int, str] = {}
-    with _threads_for(model):
+    with _fast(model):
         together = len(rows) > 1 and _can_batch(model, tokenizer, [rows[order[0]], rows[order[-1]]])
         for batch in _batches(rows, order, context_length(model) - sampling.max_new_tokens if together else 0):
             prompts = [rows[index] for index in batch]
@@ -127,13 +128,17 @@ def continue_rows(
     return [texts[index] for index in range(len(rows))]
 
 
-def _threads_for(model: "PreTrainedModel") -> AbstractContextManager[None]:
-    """Return a context in which a small model on a processor computes with one thread.
+@contextmanager
+def _fast(model: "PreTrainedModel") -> Iterator[None]:
+    """Generate as fast as the processor allows: with fast products, and a small model in one thread.
 
-    Its matrix products are short. On busy cores, threads would wait for each other ten times longer than they compute.
+    The products of a small model are short. On busy cores, threads would wait for each other ten times longer than they
+    compute.
     """
     is_small = count_parameters(model) < _SMALL_MODEL
-    return with_one_thread() if is_small and model.device.type == "cpu" else nullcontext()
+    one_thread = with_one_thread() if is_small and model.device.type == "cpu" else nullcontext()
+    with fast_generation(model), one_thread:
+        yield
 
 
 def _batches(rows: Sequence[list[int]], order: Sequence[int], longest: int) -> list[list[int]]:

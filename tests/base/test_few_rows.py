@@ -1,0 +1,91 @@
+"""Products of a few rows by the C functions, beside torch and a formula in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tsugiki.base import few_rows
+from tsugiki.base.few_rows import FEW_ROWS, few_rows_product, integer_product
+from tsugiki.native import native
+
+SHAPES = [(1, 1), (7, 31), (5, 33), (64, 96), (3, 100), (130, 257)]
+needs = {
+    dtype: pytest.mark.skipif(native("few_rows", dtype) is None, reason="no compiler, or not this processor")
+    for dtype in ("bfloat16", "int8")
+}
+
+
+@needs["bfloat16"]
+@pytest.mark.parametrize("rows", range(1, FEW_ROWS + 1))
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_floats_are_those_of_the_formula(shape: tuple[int, int], rows: int, with_bias: bool, transposed: bool):
+    out, width = shape
+    x, weight = torch.randn(rows, width).bfloat16(), torch.randn(out, width).bfloat16()
+    if transposed:
+        weight = weight.T.contiguous().T
+    bias = torch.randn(out).bfloat16() if with_bias else None
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    size = F.linear(x.double().abs(), weight.double().abs())
+    with torch.no_grad():
+        found = few_rows_product(x, weight, bias)
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - expected).abs() <= expected.abs() / 256 + size * 1e-6).all()
+
+
+@needs["bfloat16"]
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_row_is_the_same_beside_other_rows(transposed: bool):
+    x, weight = torch.randn(FEW_ROWS, 100).bfloat16(), torch.randn(50, 100).bfloat16()
+    if transposed:
+        weight = weight.T.contiguous().T
+    with torch.no_grad():
+        together = few_rows_product(x, weight, None)
+        alone = torch.cat([few_rows_product(row[None], weight, None) for row in x])
+    assert torch.equal(together, alone)
+
+
+@needs["int8"]
+@pytest.mark.parametrize("rows", range(1, FEW_ROWS + 1))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_integers_are_exact(shape: tuple[int, int], rows: int):
+    out, width = shape
+    q = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
+    w = torch.randint(-127, 128, (out, width), dtype=torch.int8)
+    assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())
+    largest = torch.full((rows, width), -127, dtype=torch.int8)
+    assert torch.equal(integer_product(largest, -w), (largest.long() @ -w.long().T).int())
+
+
+@needs["bfloat16"]
+@needs["int8"]
+def test_no_bit_depends_on_the_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(few_rows, "_LEAST_SIZE", 1)
+    x, weight, bias = torch.randn(2, 40).bfloat16(), torch.randn(9, 40).bfloat16(), torch.randn(9).bfloat16()
+    q, w = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((3, 40), (9, 40)))
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                by_columns = few_rows_product(x, weight.T.contiguous().T, bias)
+                results.append((few_rows_product(x, weight, bias), by_columns, integer_product(q, w)))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize("rows", [2, FEW_ROWS + 1])
+def test_elsewhere_it_is_torchs_product(rows: int, monkeypatch: pytest.MonkeyPatch):
+    x, weight, bias = torch.randn(rows, 8), torch.randn(3, 8), torch.randn(3)
+    assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
+    assert few_rows_product(x.bfloat16(), weight.bfloat16().requires_grad_(), None).requires_grad
+    strided = torch.randn(3, 16).bfloat16()[:, ::2]
+    with torch.no_grad():
+        assert torch.equal(few_rows_product(x.bfloat16(), strided, None), F.linear(x.bfloat16(), strided))
+    monkeypatch.setattr(few_rows, "native_for", lambda kind, tensor: None)
+    q, w = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((rows, 8), (3, 8)))
+    assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())
