@@ -15,6 +15,7 @@
 
 /* On Linux with GCC, compile a version for each generation of processors; the loader chooses one. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define HAS_AVX512 /* the compiler knows the instructions */
 #define FAST __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define FAST
@@ -464,7 +465,7 @@ ROWS_ADDED(rows_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
 /* Products with few rows, as while text is generated: see fast/few_rows.py. They read the weight once, at the speed of
    the memory; four channels are computed with up to four rows at a time. */
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef HAS_AVX512
 #include <immintrin.h>
 
 #define CHANNELS 4
