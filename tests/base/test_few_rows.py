@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tsugiki.base import few_rows
-from tsugiki.base.few_rows import FEW_ROWS, few_rows_product, integer_product
+from tsugiki.base.few_rows import FEW_INTEGER_ROWS, FEW_ROWS, few_rows_product, integer_product
 from tsugiki.native import native
 
 SHAPES = [(1, 1), (7, 31), (5, 33), (64, 96), (3, 100), (130, 257)]
@@ -47,7 +47,7 @@ def test_a_row_is_the_same_beside_other_rows(transposed: bool):
 
 
 @needs["int8"]
-@pytest.mark.parametrize("rows", range(1, FEW_ROWS + 1))
+@pytest.mark.parametrize("rows", range(1, FEW_INTEGER_ROWS + 2))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_integers_are_exact(shape: tuple[int, int], rows: int):
     out, width = shape

@@ -18,7 +18,9 @@ from tsugiki.base.threads import in_threads
 from tsugiki.native import native_for
 
 FEW_ROWS = 4
-"""The largest number of rows. With eight, computing takes longer than reading."""
+"""The largest number of rows in bfloat16. With more, computing takes longer than reading."""
+FEW_INTEGER_ROWS = 8
+"""The same of rows of integers."""
 _COLUMNS = 32  # as in `native.c`
 _LEAST_SIZE = 1 << 20
 """The smallest number of elements of a weight that several threads share."""
@@ -55,7 +57,7 @@ def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def integer_product(q: Tensor, w: Tensor) -> Tensor:
     """Return q wᵀ, int32 [rows, out], for q [rows, in] with integers from -127 to 127 and w int8 [out, in]: exact."""
-    call = native_for("few_rows", q) if len(q) <= FEW_ROWS else None
+    call = native_for("few_rows", q) if len(q) <= FEW_INTEGER_ROWS else None
     if call is None or not w.is_contiguous():
         return torch._int_mm(q, w.T)
     y = torch.empty(len(q), len(w), dtype=torch.int32)
