@@ -32,5 +32,6 @@ def test_a_sample_of_a_gguf_file_has_its_types(tmp_path: Path):
 @pytest.mark.parametrize(("tied", "largest"), [(True, 64 * 96), (False, 512 * 64)])
 def test_an_embedding_needs_nothing_more_while_it_is_loaded_but_a_head_to_quantise_does(tied: bool, largest: int):
     model = tiny_base("llama", hidden_size=64, intermediate_size=96, vocab_size=512, tie_word_embeddings=tied)
-    assert loading_bytes(model, "int8") == 4 * largest
+    assert loading_bytes(model, "int8") == loading_bytes(model, "nf4-int8") == 4 * largest
+    assert loading_bytes(model, "nf4") == 4 * 64 * 96, "the head keeps 16 bits"
     assert loading_bytes(model, "bf16") == 4 * 512 * 64

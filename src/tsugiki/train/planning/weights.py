@@ -66,8 +66,8 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     """Return the bytes that loading needs besides the finished model.
 
     This is the size of the largest tensor that is stored in another dtype. With a quantised base, it is the size of the
-    largest tensor to quantise, in float32: the embedding is read in the dtype that it keeps, and a head that is tied to
-    it is quantised from it.
+    largest tensor to quantise, in float32: the embedding, and a head that keeps 16 bits, are read in the dtype that
+    they keep, and a head that is tied to the embedding is quantised from it.
 
     Args:
         model: a model of its shape and of the dtype in its files, not grafted; its values are not used.
@@ -75,7 +75,12 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     """
     if base_dtype in ("int8", "nf4", "nf4-int8"):
         embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-        layers: list[Any] = [module.weight for module in model.modules() if is_quantizable(module)]
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        layers: list[Any] = [
+            module.weight
+            for module in model.modules()
+            if is_quantizable(module) and layer_dtype(base_dtype, is_head=module is head) is not None
+        ]
         return max((4 * weight.numel() for weight in layers if weight is not embedding), default=0)
     dtype = torch_dtype(base_dtype)
     return max((weight.nbytes for weight in model.parameters() if weight.dtype != dtype), default=0)
