@@ -2,7 +2,7 @@
    results, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
    (-ffp-contract=off). Only `low_rank_added`, `rows_added` and `few_rows_bfloat16` sum in another order than torch; their
-   definitions are in lora/product.py, lora/row_products.py and fast/few_rows.py. */
+   definitions are in lora/product.py, lora/row_products.py and base/few_rows.py. */
 
 #include <stdint.h>
 #include <string.h>
@@ -463,7 +463,7 @@ LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16, do
 ROWS_ADDED(rows_added_float32, float, from_float, to_float)
 ROWS_ADDED(rows_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
-/* Products with few rows, as while text is generated: see fast/few_rows.py. They read the weight once, at the speed of
+/* Products with few rows, as while text is generated: see base/few_rows.py. They read the weight once, at the speed of
    the memory; four channels are computed with up to four rows at a time. */
 #ifdef HAS_AVX512
 #include <immintrin.h>

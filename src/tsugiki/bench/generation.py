@@ -1,4 +1,4 @@
-"""Entries that generate from a prompt: greedy decoding with a KV cache, in the dtype that this machine computes in."""
+"""Entries that generate from a prompt: greedy decoding in float32, with a KV cache."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -9,8 +9,6 @@ import torch
 from tsugiki.bench.hugging_face import with_peft
 from tsugiki.bench.models import build
 from tsugiki.bench.workload import ALPHA, NEW_TOKENS, RANK, StepBarrier, Workload
-from tsugiki.dtypes import preferred_compute_dtype, torch_dtype
-from tsugiki.fast.generation import fast_generation
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.lora.merge import merge
@@ -22,19 +20,19 @@ if TYPE_CHECKING:
 
 def peft(workload: Workload, barrier: StepBarrier, merged: bool) -> None:
     """Generate with PEFT's adapter, merged into the base or not."""
-    model = with_peft(build(workload.model, torch_dtype(preferred_compute_dtype())))
+    model = with_peft(build(workload.model, torch.float32))
     _make_nonzero(model)
     _generate(model.merge_and_unload() if merged else model, workload, barrier)
 
 
 def tsugiki(workload: Workload, barrier: StepBarrier, state: Literal["on", "off", "merged"]) -> None:
     """Generate with Tsugiki's adapter: active, disabled, or merged into the base."""
-    model = build(workload.model, torch_dtype(preferred_compute_dtype()))
+    model = build(workload.model, torch.float32)
     graft(model, LoraConfig(r=RANK, lora_alpha=ALPHA))
     _make_nonzero(model)
     if state == "merged":
         ungraft(merge(model))
-    with disable_adapter(model) if state == "off" else nullcontext(), fast_generation(model):
+    with disable_adapter(model) if state == "off" else nullcontext():
         _generate(model, workload, barrier)
 
 

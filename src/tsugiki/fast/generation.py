@@ -1,4 +1,4 @@
-"""Fast products while text is generated, when each product has a few rows only."""
+"""Faster products of linear layers while text is generated, when each product has only a few rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from tsugiki.native import native
 def fast_generation(model: nn.Module) -> Iterator[None]:
     """Within the block, the model's linear layers in bfloat16 multiply few rows by `few_rows_product`.
 
-    The results are equal up to rounding. Layers with hooks, and subclasses of `nn.Linear`, stay as they are; layers in
-    8 bits use their fast product anyway. Only the `forward` of layers is replaced, so adapters can be added, switched
+    The results are equal up to rounding. Layers with hooks and subclasses of `nn.Linear` do not change; quantised
+    layers always use `integer_product`. Only the `forward` of layers is replaced, so adapters can be added, switched
     and removed within the block.
     """
     undo: list[Undo] = []

@@ -73,7 +73,7 @@ def padded(prompts: Sequence[Sequence[int]], width: int, device: torch.device) -
 
 
 def round_up(number: int, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is not less than the number."""
+    """Round a number up to a multiple of `multiple`."""
     return -(-number // multiple) * multiple
 
 
