@@ -1,8 +1,8 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
    results, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
-   (-ffp-contract=off). Only `low_rank_added`, `rows_added` and `few_rows_bfloat16` sum in another order than torch; their
-   definitions are in lora/product.py, lora/row_products.py and base/few_rows.py. */
+   (-ffp-contract=off). Only `low_rank_added`, `rows_added` and the functions of few rows in bfloat16 sum in another order
+   than torch; their definitions are in lora/product.py, lora/row_products.py and base/few_rows.py. */
 
 #include <stdint.h>
 #include <string.h>
@@ -29,7 +29,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 6; }
+EXPORT int64_t interface_version(void) { return 7; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -599,16 +599,9 @@ BFLOAT16 INLINE void transposed_bfloat16(int rows, const uint16_t *x, int64_t in
     }
 }
 
-EXPORT int64_t has_few_rows_transposed_bfloat16(void) { return has_few_rows_bfloat16(); }
-
-/* For `out` of the n columns of w, whose first one is at w; at most 4 rows. `sums` must be 0. */
-EXPORT BFLOAT16 void few_rows_transposed_bfloat16(const uint16_t *x, int64_t rows, int64_t in, int64_t out, int64_t n,
-                                                  const uint16_t *w, const uint16_t *bias, float *sums, uint16_t *y) {
-    int64_t padded = (out + 31) / 32 * 32;
-    if (rows == 4) transposed_bfloat16(4, x, in, out, n, w, sums, padded);
-    if (rows == 3) transposed_bfloat16(3, x, in, out, n, w, sums, padded);
-    if (rows == 2) transposed_bfloat16(2, x, in, out, n, w, sums, padded);
-    if (rows == 1) transposed_bfloat16(1, x, in, out, n, w, sums, padded);
+/* y [rows, n] = sums [rows, padded] + bias, with the columns in their order. */
+INLINE void deinterleaved(const float *sums, int64_t rows, int64_t out, int64_t padded, int64_t n, const uint16_t *bias,
+                          uint16_t *y) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < out; i++) {
             int64_t place = i / 32 * 32 + i % 32 / 8 * 4 + i % 4 + (i % 8 < 4 ? 0 : 16);
@@ -616,4 +609,141 @@ EXPORT BFLOAT16 void few_rows_transposed_bfloat16(const uint16_t *x, int64_t row
             y[r * n + i] = to_bfloat16(bias ? total + from_bfloat16(bias[i]) : total);
         }
 }
+
+EXPORT int64_t has_few_rows_transposed_bfloat16(void) { return has_few_rows_bfloat16(); }
+
+/* For `out` of the n columns of w, whose first one is at w; at most 4 rows. `sums` has room for [rows, padded]. */
+EXPORT BFLOAT16 void few_rows_transposed_bfloat16(const uint16_t *x, int64_t rows, int64_t in, int64_t out, int64_t n,
+                                                  const uint16_t *w, const uint16_t *bias, float *sums, uint16_t *y) {
+    int64_t padded = (out + 31) / 32 * 32;
+    memset(sums, 0, (size_t)(rows * padded) * 4);
+    if (rows == 4) transposed_bfloat16(4, x, in, out, n, w, sums, padded);
+    if (rows == 3) transposed_bfloat16(3, x, in, out, n, w, sums, padded);
+    if (rows == 2) transposed_bfloat16(2, x, in, out, n, w, sums, padded);
+    if (rows == 1) transposed_bfloat16(1, x, in, out, n, w, sums, padded);
+    deinterleaved(sums, rows, out, padded, n, bias, y);
+}
+
+/* The same by the matrix unit AMX, whose tiles have 16 rows of 64 bytes. TDPBF16PS adds the products of neighbouring
+   pairs of numbers, so one of its factors has pairs in its rows: x for w [out, in], and w for w [in, out]. */
+#ifdef __linux__
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw")))
+#define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM of Linux */
+#define TILE_DATA 18
+
+/* Linux lets a process use the tiles only after a request. */
+EXPORT int64_t has_few_rows_amx_bfloat16(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return 0;
+    return has_few_rows_bfloat16() && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+EXPORT int64_t has_few_rows_transposed_amx_bfloat16(void) { return has_few_rows_amx_bfloat16(); }
+
+/* All tiles have 16 rows of 64 bytes. This is the layout that LDTILECFG reads. */
+AMX INLINE void use_tiles(void) {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } sizes = {.palette = 1};
+    for (int t = 0; t < 8; t++) sizes.rows[t] = 16, sizes.row_bytes[t] = 64;
+    _tile_loadconfig(&sizes);
+}
+
+/* Tiles 0 and 1 are the sums of two groups of 16 rows of x [16 channels, 16 rows], tile 2 is w [16 channels, 32
+   columns], and tile 3 is x [16 pairs of columns, 16 rows, 2]. The pairs of the second group are `next` numbers further
+   on. */
+AMX INLINE void add_products(int groups, const uint16_t *w, int64_t w_bytes, const uint32_t *pairs, int64_t next) {
+    _tile_loadd(2, w, w_bytes);
+    _tile_loadd(3, pairs, 64);
+    _tile_dpbf16ps(0, 2, 3);
+    if (groups == 1) return;
+    _tile_loadd(3, pairs + next, 64);
+    _tile_dpbf16ps(1, 2, 3);
+}
+
+/* For 16 channels, of which `channels` exist; w, `bias` and y begin at the first one. */
+AMX INLINE void channels_amx(int groups, int64_t rows, int64_t in, int64_t channels, int64_t stride, const uint16_t *w,
+                             const uint16_t *bias, const uint32_t *pairs, uint16_t *y) {
+    int64_t tiles = (in + 31) / 32, whole = channels == 16 ? in / 32 : 0;
+    float sums[2][16][16] __attribute__((aligned(64)));
+    uint16_t part[16][32] __attribute__((aligned(64)));
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t t = 0; t < whole; t++) {
+        for (int c = 16; c < 32; c++) _mm_prefetch((const char *)(w + c * in + 32 * t), _MM_HINT_T0);
+        add_products(groups, w + 32 * t, 2 * in, pairs + 256 * t, 256 * tiles);
+    }
+    for (int64_t t = whole; t < tiles; t++) { /* at the edge of w, with zeros beside it */
+        int64_t columns = in - 32 * t < 32 ? in - 32 * t : 32;
+        memset(part, 0, sizeof part);
+        for (int64_t c = 0; c < channels; c++) memcpy(part[c], w + c * in + 32 * t, (size_t)columns * 2);
+        add_products(groups, part[0], 64, pairs + 256 * t, 256 * tiles);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < channels; c++) {
+            float total = sums[r / 16][c][r % 16];
+            y[r * stride + c] = to_bfloat16(bias ? total + from_bfloat16(bias[c]) : total);
+        }
+}
+
+/* For w [out, in] and at most 32 rows. `pairs` has room for 256 numbers for each 32 columns of x and each group of 16
+   rows. */
+EXPORT AMX void few_rows_amx_bfloat16(const uint16_t *x, int64_t rows, int64_t in, int64_t out, int64_t stride,
+                                      const uint16_t *w, const uint16_t *bias, uint32_t *pairs, uint16_t *y) {
+    int64_t groups = (rows + 15) / 16, tiles = (in + 31) / 32;
+    memset(pairs, 0, (size_t)(groups * tiles) * 1024);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < in; i += 2)
+            memcpy(pairs + r / 16 * tiles * 256 + i / 2 * 16 + r % 16, x + r * in + i, in - i < 2 ? 2 : 4);
+    use_tiles();
+    for (int64_t c = 0; c < out; c += 16) {
+        int64_t channels = out - c < 16 ? out - c : 16;
+        const uint16_t *of_bias = bias ? bias + c : 0;
+        if (groups == 1) channels_amx(1, rows, in, channels, stride, w + c * in, of_bias, pairs, y + c);
+        if (groups == 2) channels_amx(2, rows, in, channels, stride, w + c * in, of_bias, pairs, y + c);
+    }
+    _tile_release();
+}
+
+/* For `out` of the n columns of w [in, n], and at most 16 rows. 32 rows of w are read side by side, and each 32 of their
+   columns are interleaved as in `strip_bfloat16`. `sums` has room for [16, out rounded up to a multiple of 32]. */
+EXPORT AMX void few_rows_transposed_amx_bfloat16(const uint16_t *x, int64_t rows, int64_t in, int64_t out, int64_t n,
+                                                 const uint16_t *w, const uint16_t *bias, float *sums, uint16_t *y) {
+    int64_t padded = (out + 31) / 32 * 32;
+    uint16_t of_x[16][32] __attribute__((aligned(64))), pairs[2][16][32] __attribute__((aligned(64)));
+    memset(sums, 0, (size_t)(16 * padded) * 4);
+    use_tiles();
+    for (int64_t k = 0; k < in; k += 32) {
+        int64_t left = in - k < 32 ? in - k : 32;
+        memset(of_x, 0, sizeof of_x);
+        for (int64_t r = 0; r < rows; r++) memcpy(of_x[r], x + r * in + k, (size_t)left * 2);
+        _tile_loadd(2, of_x[0], 64);
+        for (int64_t i = 0; i < out; i += 32) {
+            __mmask32 mask = out - i < 32 ? ((__mmask32)1 << (out - i)) - 1 : (__mmask32)-1;
+            for (int p = 0; p < 16; p++) {
+                const uint16_t *row = w + (k + 2 * p) * n + i;
+                __m512i even = _mm512_maskz_loadu_epi16(2 * p < left ? mask : 0, row);
+                __m512i odd = _mm512_maskz_loadu_epi16(2 * p + 1 < left ? mask : 0, row + n);
+                _mm512_store_si512(pairs[0][p], _mm512_unpacklo_epi16(even, odd));
+                _mm512_store_si512(pairs[1][p], _mm512_unpackhi_epi16(even, odd));
+            }
+            for (int half = 0; half < 2; half++) {
+                _tile_loadd(0, sums + i + 16 * half, 4 * padded);
+                _tile_loadd(3, pairs[half], 64);
+                _tile_dpbf16ps(0, 2, 3);
+                _tile_stored(0, sums + i + 16 * half, 4 * padded);
+            }
+        }
+    }
+    _tile_release();
+    deinterleaved(sums, rows, out, padded, n, bias, y);
+}
+#endif
 #endif

@@ -30,9 +30,11 @@ _SIGNATURES = {
     "rows_added": "pnnnnpppp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
+    "few_rows_amx": "pnnnnpppp",
+    "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 6
+_VERSION = 7
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}

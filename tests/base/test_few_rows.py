@@ -5,26 +5,50 @@ import torch
 from torch.nn import functional as F
 
 from tsugiki.base import few_rows
-from tsugiki.base.few_rows import FEW_INTEGER_ROWS, FEW_ROWS, few_rows_product, integer_product
-from tsugiki.native import native
+from tsugiki.base.few_rows import (
+    FEW_AMX_ROWS,
+    FEW_INTEGER_ROWS,
+    FEW_ROWS,
+    FEW_TRANSPOSED_AMX_ROWS,
+    few_rows_product,
+    integer_product,
+)
+from tsugiki.native import native, native_for
 
 SHAPES = [(1, 1), (7, 31), (5, 33), (64, 96), (3, 100), (130, 257)]
 needs = {
     dtype: pytest.mark.skipif(native("few_rows", dtype) is None, reason="no compiler, or not this processor")
     for dtype in ("bfloat16", "int8")
 }
+AMX = pytest.param(
+    "amx", marks=pytest.mark.skipif(native("few_rows_amx", "bfloat16") is None, reason="the processor has no AMX")
+)
+
+
+@pytest.fixture
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The unit of the processor that multiplies: amx, or avx512 on a processor that seems to have no AMX."""
+    if request.param == "avx512":
+        monkeypatch.setattr(few_rows, "native_for", lambda kind, x: None if "amx" in kind else native_for(kind, x))
+    return request.param
+
+
+def _weight(out: int, width: int, transposed: bool) -> torch.Tensor:
+    weight = torch.randn(out, width).bfloat16()
+    return weight.T.contiguous().T if transposed else weight
 
 
 @needs["bfloat16"]
-@pytest.mark.parametrize("rows", range(1, FEW_ROWS + 1))
+@pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
+@pytest.mark.parametrize("rows", [1, 2, 3, FEW_ROWS, 5, FEW_TRANSPOSED_AMX_ROWS, 17, FEW_AMX_ROWS, 40])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_floats_are_those_of_the_formula(shape: tuple[int, int], rows: int, with_bias: bool, transposed: bool):
+def test_floats_are_those_of_the_formula(
+    shape: tuple[int, int], rows: int, with_bias: bool, transposed: bool, unit: str
+):
     out, width = shape
-    x, weight = torch.randn(rows, width).bfloat16(), torch.randn(out, width).bfloat16()
-    if transposed:
-        weight = weight.T.contiguous().T
+    x, weight = torch.randn(rows, width).bfloat16(), _weight(out, width, transposed)
     bias = torch.randn(out).bfloat16() if with_bias else None
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     size = F.linear(x.double().abs(), weight.double().abs())
@@ -35,15 +59,28 @@ def test_floats_are_those_of_the_formula(shape: tuple[int, int], rows: int, with
 
 
 @needs["bfloat16"]
+@pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
 @pytest.mark.parametrize("transposed", [True, False])
-def test_a_row_is_the_same_beside_other_rows(transposed: bool):
-    x, weight = torch.randn(FEW_ROWS, 100).bfloat16(), torch.randn(50, 100).bfloat16()
-    if transposed:
-        weight = weight.T.contiguous().T
+def test_a_row_is_the_same_beside_other_rows(transposed: bool, unit: str):
+    most = {"avx512": FEW_ROWS, "amx": FEW_TRANSPOSED_AMX_ROWS if transposed else FEW_AMX_ROWS}[unit]
+    x, weight = torch.randn(most, 100).bfloat16(), _weight(50, 100, transposed)
     with torch.no_grad():
         together = few_rows_product(x, weight, None)
         alone = torch.cat([few_rows_product(row[None], weight, None) for row in x])
     assert torch.equal(together, alone)
+
+
+@needs["bfloat16"]
+@pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
+@pytest.mark.parametrize("transposed", [True, False])
+def test_numbers_beside_a_weight_are_not_read_into_the_product(transposed: bool, unit: str):
+    whole = torch.full((40, 112), float("nan")).bfloat16()
+    part = whole[:35] if transposed else whole[:37]
+    part.copy_(torch.randn(part.shape))
+    weight = part.T if transposed else part
+    x = torch.randn(3, weight.shape[1]).bfloat16()
+    with torch.no_grad():
+        assert few_rows_product(x, weight, None).isfinite().all()
 
 
 @needs["int8"]
@@ -74,7 +111,7 @@ def test_several_threads_use_torchs_products():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", [2, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [2, FEW_AMX_ROWS + 1])
 def test_elsewhere_it_is_torchs_product(rows: int, monkeypatch: pytest.MonkeyPatch):
     x, weight, bias = torch.randn(rows, 8), torch.randn(3, 8), torch.randn(3)
     assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))

@@ -2,8 +2,8 @@
 
 Such a product takes as long as reading the weight. At each call, oneDNN copies a weight in bfloat16 to the layout of
 the processor's matrix unit; on one thread it reads 4 to 7 GB in a second where the memory gives 11 (docs/log.md). The C
-functions read the weight once, without a copy. They need AVX512-BF16, or AVX512-VNNI for integers. They use one thread;
-if torch uses several threads, its own product is used, because it can be faster.
+functions read the weight once, without a copy. They need AMX or AVX512-BF16, or AVX512-VNNI for integers. They use one
+thread; if torch uses several threads, its own product is used, because it can be faster.
 """
 
 import math
@@ -15,17 +15,20 @@ from torch.nn import functional as F
 from tsugiki.native import native_for
 
 FEW_ROWS = 4
-"""The largest number of rows in bfloat16. With more, computing takes longer than reading."""
+"""The largest number of rows in bfloat16 for AVX512. With more, computing takes longer than reading."""
+FEW_AMX_ROWS = 32
+"""The same for AMX."""
+FEW_TRANSPOSED_AMX_ROWS = 16
+"""The same for AMX and a weight that is stored as [in, out]."""
 FEW_INTEGER_ROWS = 8
 """The largest number of rows of integers."""
-_COLUMNS = 32  # as in `native.c`
 
 
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x Wᵀ + bias. The result equals that of `plain_product` up to rounding.
 
-    The C functions compute it for at most `FEW_ROWS` rows in bfloat16, on one thread, without gradients. Otherwise
-    `plain_product` does.
+    The C functions compute it for few rows in bfloat16, on one thread, without gradients. Otherwise `plain_product`
+    does.
 
     Args:
         x: [rows, in].
@@ -34,22 +37,42 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     # This runs for each layer and each token, so the checks need few Python calls.
     dtype = torch.bfloat16
-    if x.shape[0] > FEW_ROWS or not (x.dtype is weight.dtype is dtype and (bias is None or bias.dtype is dtype)):
+    if x.shape[0] > FEW_AMX_ROWS or not (x.dtype is weight.dtype is dtype and (bias is None or bias.dtype is dtype)):
         return plain_product(x, weight, bias)
     if torch.is_grad_enabled() or torch.get_num_threads() > 1:
         return plain_product(x, weight, bias)
-    is_contiguous = weight.is_contiguous()
-    call = native_for("few_rows" if is_contiguous else "few_rows_transposed", x)
-    if call is None or not (is_contiguous or weight.mT.is_contiguous()):
-        return plain_product(x, weight, bias)
+    if weight.is_contiguous():
+        return _product(x, weight, bias)
+    if weight.mT.is_contiguous():
+        return _product_of_transposed(x, weight, bias)
+    return plain_product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     (rows, width), out = x.shape, weight.shape[0]
+    amx = native_for("few_rows_amx", x)
+    call = amx or (native_for("few_rows", x) if rows <= FEW_ROWS else None)
+    if call is None:
+        return plain_product(x, weight, bias)
     x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(rows, out)
     of_bias = 0 if bias is None else bias.data_ptr()
-    if is_contiguous:
+    if amx is None:
         call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, y.data_ptr())
     else:
-        sums = torch.zeros(rows, math.ceil(out / _COLUMNS) * _COLUMNS)
-        call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, sums.data_ptr(), y.data_ptr())
+        pairs = torch.empty(math.ceil(rows / 16), math.ceil(width / 32) * 256, dtype=torch.int32)
+        call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, pairs.data_ptr(), y.data_ptr())
+    return y
+
+
+def _product_of_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    (rows, width), out = x.shape, weight.shape[0]
+    amx = native_for("few_rows_transposed_amx", x) if rows <= FEW_TRANSPOSED_AMX_ROWS else None
+    call = amx or (native_for("few_rows_transposed", x) if rows <= FEW_ROWS else None)
+    if call is None:
+        return plain_product(x, weight, bias)
+    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(rows, out)
+    of_bias, sums = 0 if bias is None else bias.data_ptr(), torch.empty(16, math.ceil(out / 32) * 32)
+    call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, sums.data_ptr(), y.data_ptr())
     return y
 
 
