@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
+from tests.runs import run_config
 from tsugiki.base.loading import load_meta_model, load_model
+from tsugiki.train.planning.plan import plan_run
 from tsugiki.train.planning.sample import sample_model
 from tsugiki.train.planning.weights import loading_bytes, stored_bytes
 
@@ -34,4 +36,11 @@ def test_an_embedding_needs_nothing_more_while_it_is_loaded_but_a_head_to_quanti
     model = tiny_base("llama", hidden_size=64, intermediate_size=96, vocab_size=512, tie_word_embeddings=tied)
     assert loading_bytes(model, "int8") == loading_bytes(model, "nf4-int8") == 4 * largest
     assert loading_bytes(model, "nf4") == 4 * 64 * 96, "the head keeps 16 bits"
-    assert loading_bytes(model, "bf16") == 4 * 512 * 64
+    assert loading_bytes(model, "bf16") == loading_bytes(model, "stored") == 4 * 512 * 64
+
+
+def test_a_gguf_file_is_planned_in_all_dtypes(tmp_path: Path):
+    base = tiny_base("llama", hidden_size=64, intermediate_size=96)
+    path = write_gguf(tmp_path / "tiny.gguf", base, Kind.Q4_0)
+    found = plan_run(run_config(tmp_path, model=str(path)), None)
+    assert {option.base_dtype for option in found.options} >= {"int8", "stored", "nf4"}

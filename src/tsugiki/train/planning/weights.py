@@ -67,14 +67,17 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
 
     This is the size of the largest tensor that is stored in another dtype. With a quantised base, it is the size of the
     largest tensor to quantise, in float32: the embedding, and a head that keeps 16 bits, are read in the dtype that
-    they keep, and a head that is tied to the embedding is quantised from it.
+    they keep, and a head that is tied to the embedding is quantised from it. If the quantisation of a GGUF file is
+    kept, the embedding is unpacked to float32.
 
     Args:
         model: a model of its shape and of the dtype in its files, not grafted; its values are not used.
         base_dtype: the dtype that it would be loaded in.
     """
+    embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
+    if base_dtype == "stored":
+        return 4 * int(embedding.numel())
     if base_dtype in ("int8", "nf4", "nf4-int8"):
-        embedding = model.get_input_embeddings().weight  # type: ignore[operator]
         head = model.get_output_embeddings()  # type: ignore[operator]
         layers: list[Any] = [
             module.weight
