@@ -303,10 +303,9 @@ def _load(model: str, place: Path, dtype: str, clients: int, seconds: float) -> 
         state = _when_idle(served)
         for status, count in sorted(answers.statuses.items()):
             yield f"load: {status}", f"{count:,}"
-        warm = memory[len(memory) // 5 :]
-        parts = [statistics.median(warm[: len(warm) // 4 or 1]), statistics.median(warm[-(len(warm) // 4 or 1) :])]
-        yield "load: memory after the warm-up, and at the end, MB", f"{parts[0] / 1e6:,.0f}, {parts[1] / 1e6:,.0f}"
-        yield "load: largest memory after the warm-up, MB", f"{max(warm) / 1e6:,.0f}"
+        minutes = [statistics.median(memory[start : start + 60]) for start in range(0, len(memory) - 30, 60)]
+        yield "load: memory in each minute, median, MB", ", ".join(f"{minute / 1e6:,.0f}" for minute in minutes)
+        yield "load: largest memory, MB", f"{max(memory) / 1e6:,.0f}"
         yield "load: threads before and after", f"{idle[0]}, {served.threads}"
         yield "load: open files before and after", f"{idle[1]}, {served.files}"
         yield "load: rows and waiting requests at the end", str(state)

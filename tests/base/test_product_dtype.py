@@ -13,6 +13,7 @@ from tsugiki.base import product_dtype
 from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.product_dtype import integers_are_faster
 from tsugiki.dtypes import preferred_compute_dtype
+from tsugiki.io import measurements
 from tsugiki.io.cache import cache_folder
 from tsugiki.train.run import train
 
@@ -64,7 +65,7 @@ def test_the_answer_is_measured_once_for_each_dtype_and_kept(monkeypatch: pytest
     again = _as_in_a_new_process(INTEGERS, monkeypatch)
     assert not integers_are_faster(torch.bfloat16)
     assert again.calls == 0
-    monkeypatch.setattr(product_dtype, "processor_name", lambda: "another processor")
+    monkeypatch.setattr(measurements, "processor_name", lambda: "another processor")
     product_dtype._decided.clear()
     assert integers_are_faster(torch.bfloat16)
 

@@ -8,16 +8,17 @@ import torch
 
 from tsugiki.base.quantization import quantize
 from tsugiki.bench.hugging_face import ENDLESS
-from tsugiki.bench.models import build
+from tsugiki.bench.models import build, read_model_config
 from tsugiki.bench.workload import LEARNING_RATE, StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.train.automatic import ResolvedConfig
+from tsugiki.train.automatic import ResolvedConfig, with_values
 from tsugiki.train.config import CHAPTER, RunConfig
 from tsugiki.train.config_files import validated
 from tsugiki.train.model import load_dtype, prepare_model
+from tsugiki.train.planning.base_dtype import faster_dtype, leaves_dtype_open, seconds_of_dtypes
 from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import start_accelerator
 
@@ -40,6 +41,9 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     }
     config = validated(ResolvedConfig, given, None)
     accelerator = start_accelerator(config.device)
+    if accelerator.device.type == "cpu" and leaves_dtype_open(config):
+        seconds = seconds_of_dtypes(config, read_model_config(config.model))
+        config = with_values(config, base_dtype=faster_dtype(seconds)) if seconds else config
     model = _base(config)
     model.to(accelerator.device)
     blocks = random_blocks(workload, model.config.vocab_size)

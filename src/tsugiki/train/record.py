@@ -260,6 +260,9 @@ class RunRecord(BaseModel):
     recomputed_blocks: int | None = None
     """Number of blocks whose activations are computed again in the backward pass. A resumed run uses the same number,
     unless `recompute` is set."""
+    base_dtype_seconds: dict[str, float] | None = None
+    """Dtype of the base -> CPU seconds of some tokens, if the dtype was chosen by measuring (see
+    `train.planning.base_dtype`)."""
     micro_batch_size: int | None = None
     """Rows that are computed at once, if this was set, for example by `--fit`. A resumed run uses the same number,
     unless it is set again."""

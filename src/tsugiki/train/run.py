@@ -67,6 +67,7 @@ from tsugiki.train.model import (
     trained_tokens,
 )
 from tsugiki.train.packing import PackedDataset, pack_data
+from tsugiki.train.planning.base_dtype import base_dtype_notes, with_base_dtype
 from tsugiki.train.planning.fit import memory_notes, plan_memory
 from tsugiki.train.preparation import DatasetSplit, read_data
 from tsugiki.train.prepare_loop import choices, measure_rate, prepare_loop, resolved_config
@@ -120,6 +121,9 @@ def train(
             config = config.model_copy(update={"micro_batch_size": record.micro_batch_size})
         blocks = record.recomputed_blocks or 0
         is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+        config = with_base_dtype(config, record, measures=is_alone)
+        for line in base_dtype_notes(config, record):
+            display.print(line)
         planned = plan_memory(config, blocks) if is_alone else None
         for line in memory_notes(planned, config) if planned is not None else ():
             display.print(line)

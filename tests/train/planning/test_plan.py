@@ -12,7 +12,7 @@ from tests.tiny import save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.train import memory
-from tsugiki.train.planning import fit, plan
+from tsugiki.train.planning import fit, plan, sample
 from tsugiki.train.planning.fit import MemoryPlan, fitted, memory_notes, plan_memory
 from tsugiki.train.planning.need import Need
 from tsugiki.train.planning.plan import plan_run
@@ -43,6 +43,15 @@ def test_a_sample_has_the_shapes_and_dtypes_of_the_first_blocks(kind: str, dtype
     assert not any(".1." in name for name in found)
     for name in blocks:
         assert (found[name].shape, found[name].dtype) == (whole[name].shape, whole[name].dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "nf4", "nf4-int8"])
+def test_a_sample_may_have_fewer_words_than_the_files_of_the_model(
+    dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sample, "_WORDS", 100)
+    found = plan_run(run_config(tmp_path), None, base_dtypes=(dtype,))
+    assert {option.base_dtype for option in found.options} == {dtype}
 
 
 def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
@@ -107,7 +116,7 @@ def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     config = run_config(tmp_path, prompts=[], recompute="auto")
     assert plan_memory(config) is None  # too small
-    monkeypatch.setattr(fit, "_MEASURED_FROM", 0)
+    monkeypatch.setattr(fit, "SMALL_MODEL", 0)
     planned = plan_memory(config)
     assert planned is not None
     assert planned.fits
@@ -136,7 +145,7 @@ def test_a_resumed_run_recomputes_as_many_blocks_as_before(method: str, tmp_path
 
 
 def test_a_plan_keeps_what_was_recomputed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fit, "_MEASURED_FROM", 0)
+    monkeypatch.setattr(fit, "SMALL_MODEL", 0)
     counts = [plan_memory(run_config(tmp_path, recompute=recompute), 1) for recompute in ("auto", "none", "blocks")]
     assert [planned.recomputed_blocks for planned in counts if planned is not None] == [1, 0, 2]
 

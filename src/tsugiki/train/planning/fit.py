@@ -13,6 +13,7 @@ from tsugiki.language import _
 from tsugiki.methods.table import METHODS
 from tsugiki.train.config import AUTO, RunConfig
 from tsugiki.train.packing import tokens_of_row
+from tsugiki.train.planning.base_dtype import SMALL_MODEL
 from tsugiki.train.planning.need import need_of
 from tsugiki.train.planning.plan import (
     SPARE,
@@ -23,9 +24,6 @@ from tsugiki.train.planning.plan import (
     micro_batch_sizes,
     total_memory,
 )
-
-_MEASURED_FROM = 50_000_000
-"""Runs of models with fewer parameters are not planned before they start, since they fit everywhere."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def plan_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
         shapes = load_config(config.model)
         with loading_errors(config.model):
             model = meta_model(shapes)
-        if available is None or sum(p.numel() for p in model.parameters()) < _MEASURED_FROM:
+        if available is None or sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
             return None
         tokens = tokens_of_row(config, model)
         in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -88,6 +89,7 @@ def sample_model(
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, name, None)
     short.quantization_config = None
+    short._name_or_path = ""  # of the files, whose vocabulary has another size
     model = model_without_weights(short)
     quantized = base_dtype in ("int8", "nf4", "nf4-int8", "stored")
     dtype = torch_dtype(preferred_compute_dtype() if quantized else base_dtype)
@@ -173,44 +175,28 @@ def measure(
         vocabulary: the number of words of the whole model.
         timed: measure times as well; otherwise they are 0.
     """
-    model.to(device)
-    prepare_model(model, config, device)
-    if not is_grafted(model):
-        use_fast_paths(model)
-    elif device.type != "cpu":
-        use_fast_paths(model, modules=False, loss=False)  # as `train.model.make_gradients` does
-    model.train()
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    prepare_sample(model, config, device)
     words, width = model.get_input_embeddings().weight.shape
     count = len(decoder_blocks(model))
 
-    def forward() -> tuple[Tensor, Tensor]:
-        x = torch.randn(rows, tokens, width).to(device, model.dtype).requires_grad_()
-        return x, model.base_model(inputs_embeds=x, use_cache=False)[0]
-
     def both() -> tuple[float, float]:
         started = time.perf_counter()
-        x, y = forward()
+        x, y = forward(model, rows, tokens)
         _wait_for(device)
         middle = time.perf_counter()
-        # A scalar, as in training: with `grad_outputs` PyTorch imports SymPy, whose memory a run does not take.
-        torch.autograd.grad(y.sum(), [x, *weights], allow_unused=True)
+        backward(model, x, y)
         _wait_for(device)
         return middle - started, time.perf_counter() - middle
 
     def loss() -> float:
-        hidden = torch.randn(rows, tokens, width).to(device, model.dtype).requires_grad_()
-        labels = torch.randint(words, (rows, tokens)).to(device)
+        hidden = hidden_states(model, rows, tokens)
         started = time.perf_counter()
-        if has_chunked_loss(model):
-            summed = loss_of_hidden_states(model, hidden, labels)
-        else:
-            summed = plain_loss(hidden, Head(model.get_output_embeddings()), labels)
-        torch.autograd.grad(summed, hidden)
+        loss_and_gradient(model, hidden)
         _wait_for(device)
         return time.perf_counter() - started
 
-    kept = _kept_bytes(forward, model.parameters())  # also fills caches, and allocates memory that is reused
+    # This also fills caches, and allocates memory that is reused.
+    kept = _kept_bytes(partial(forward, model, rows, tokens), model.parameters())
     memory.reset_peak(device)
     before = memory.resident(device) or 0
     both()
@@ -223,6 +209,46 @@ def measure(
             loss_time = median(_repeated(loss, threads)) * vocabulary / words
     input_bytes = rows * tokens * width * model.dtype.itemsize
     return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count, loss_time)
+
+
+def prepare_sample(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
+    """Prepare a sample in place as a run prepares its model, and move it to the device."""
+    model.to(device)
+    prepare_model(model, config, device)
+    if not is_grafted(model):
+        use_fast_paths(model)
+    elif device.type != "cpu":
+        use_fast_paths(model, modules=False, loss=False)  # as `train.model.make_gradients` does
+    model.train()
+
+
+def forward(model: "PreTrainedModel", rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Compute the blocks of a prepared sample for random hidden states, and return these and the result."""
+    x = hidden_states(model, rows, tokens)
+    return x, model.base_model(inputs_embeds=x, use_cache=False)[0]
+
+
+def backward(model: "PreTrainedModel", x: Tensor, y: Tensor) -> None:
+    """Compute the gradients of `y`, from `forward`, in `x` and in all weights that train."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # A scalar, as in training: with `grad_outputs` PyTorch imports SymPy, whose memory a run does not take.
+    torch.autograd.grad(y.sum(), [x, *weights], allow_unused=True)
+
+
+def loss_and_gradient(model: "PreTrainedModel", hidden: Tensor) -> None:
+    """Compute the loss of hidden states with the vocabulary of a prepared sample, and its gradient in them."""
+    labels = torch.randint(len(model.get_input_embeddings().weight), hidden.shape[:2], device=hidden.device)
+    if has_chunked_loss(model):
+        summed = loss_of_hidden_states(model, hidden, labels)
+    else:
+        summed = plain_loss(hidden, Head(model.get_output_embeddings()), labels)
+    torch.autograd.grad(summed, hidden)
+
+
+def hidden_states(model: "PreTrainedModel", rows: int, tokens: int) -> Tensor:
+    """Return random hidden states for a sample, [rows, tokens, width], which require a gradient."""
+    width = model.get_input_embeddings().weight.shape[1]
+    return torch.randn(rows, tokens, width).to(model.device, model.dtype).requires_grad_()
 
 
 def _repeated(timed: Callable[[], Result], threads: int) -> list[Result]:
