@@ -29,7 +29,7 @@ def compile_library() -> bool:
     """Compile the library with the compiler in CC, or with `cc`; return whether this succeeded."""
     with tempfile.TemporaryDirectory(dir=SOURCE.parent, prefix=".native") as folder:
         built = Path(folder) / LIBRARY.name
-        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, str(SOURCE), "-o", str(built)]
+        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired) as error:

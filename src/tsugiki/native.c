@@ -1,9 +1,11 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
    results, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
-   (-ffp-contract=off). Only `low_rank_added`, `rows_added` and the functions of few rows in bfloat16 sum in another order
-   than torch; their definitions are in lora/product.py, lora/row_products.py and base/few_rows.py. */
+   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm` and the functions of few rows in bfloat16 sum in
+   another order than torch; their definitions are in lora/product.py, lora/row_products.py, fast/norms.py and
+   base/few_rows.py. */
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -29,7 +31,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 7; }
+EXPORT int64_t interface_version(void) { return 8; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -462,6 +464,25 @@ LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16, do
 
 ROWS_ADDED(rows_added_float32, float, from_float, to_float)
 ROWS_ADDED(rows_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
+
+/* `rms_norm` of fast/norms.py: y [rows, n] = x / sqrt(mean of x^2 + eps) * (offset + weight). */
+#define RMS_NORM(NAME, TYPE, FROM, TO)                                                                                \
+    EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t n, const TYPE *weight, double eps, double offset,      \
+                          TYPE *y) {                                                                                  \
+        for (int64_t row = 0; row < rows; row++, x += n, y += n) {                                                    \
+            float parts[PARTS] = {0}, sum = 0;                                                                        \
+            int64_t whole = n - n % PARTS;                                                                            \
+            for (int64_t i = 0; i < whole; i += PARTS)                                                                \
+                for (int k = 0; k < PARTS; k++) parts[k] += FROM(x[i + k]) * FROM(x[i + k]);                          \
+            for (int k = 0; k < PARTS; k++) sum += parts[k];                                                          \
+            for (int64_t i = whole; i < n; i++) sum += FROM(x[i]) * FROM(x[i]);                                       \
+            float inverse = 1.0f / sqrtf(sum / (float)n + (float)eps);                                                \
+            for (int64_t i = 0; i < n; i++) y[i] = TO(FROM(x[i]) * inverse * ((float)offset + FROM(weight[i])));      \
+        }                                                                                                             \
+    }
+
+RMS_NORM(rms_norm_float32, float, from_float, to_float)
+RMS_NORM(rms_norm_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
 /* Products with few rows, as while text is generated: see base/few_rows.py. They read the weight once, at the speed of
    the memory; four channels are computed with up to four rows at a time. */

@@ -1,9 +1,9 @@
 """The C functions of `native.c`, which are compiled when Tsugiki is installed (`hatch_build.py`).
 
 Each computes in one pass over memory what takes torch several passes. The results are bit-identical to torch's, except
-those of `low_rank_added`, `rows_added` and `few_rows` of bfloat16, which are equal up to rounding. Without a compiled
-library, or without the processor's instructions, callers compute the same in torch, by the definition beside each call.
-A call releases Python's global interpreter lock.
+those of `low_rank_added`, `rows_added`, `rms_norm` and `few_rows` of bfloat16, which are equal up to rounding. Without
+a compiled library, or without the processor's instructions, callers compute the same in torch, by the definition beside
+each call. A call releases Python's global interpreter lock.
 """
 
 import ctypes
@@ -28,13 +28,14 @@ _SIGNATURES = {
     "gguf": "pnnnpp",
     "low_rank_added": "pnnnnppdp",
     "rows_added": "pnnnnpppp",
+    "rms_norm": "pnnpddp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
     "few_rows_amx": "pnnnnpppp",
     "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 7
+_VERSION = 8
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}

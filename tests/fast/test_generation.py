@@ -9,6 +9,7 @@ from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch, trainable_p
 from tsugiki.base.few_rows import few_rows_product
 from tsugiki.fast import generation
 from tsugiki.fast.generation import fast_generation
+from tsugiki.fast.norms import generated_rms_norm
 from tsugiki.lora.frozen_layer import is_conv1d, linear_of_matrix
 from tsugiki.native import native
 
@@ -59,6 +60,25 @@ def test_every_linear_layer_is_multiplied_fast_and_logits_stay(
     assert replaced(model) == before
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
     assert torch.equal(model(IDS[:, :4]).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "count"), [("llama", 5), ("gemma3_text", 13), ("gpt2", 0)])
+def test_norms_are_computed_in_one_pass(kind: str, count: int, monkeypatch: pytest.MonkeyPatch):
+    model, seen = bfloat16_model(kind), []
+
+    def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+        seen.append(x.shape)
+        return generated_rms_norm(x, weight, eps, offset)
+
+    monkeypatch.setattr(generation, "generated_rms_norm", norm)
+    expected, state = model(IDS).logits, torch.get_rng_state()
+    with fast_generation(model):
+        found = model(IDS).logits
+    assert len(seen) == count
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    assert replaced(model) == []
 
 
 @torch.no_grad()

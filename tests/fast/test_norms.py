@@ -9,7 +9,9 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.fast.kept import kept_bytes
-from tsugiki.fast.norms import plain_rms_norm, rms_norm
+from tsugiki.fast import norms
+from tsugiki.fast.norms import generated_rms_norm, plain_rms_norm, rms_norm
+from tsugiki.native import native
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3}
 EPS = 1e-6
@@ -39,6 +41,36 @@ def test_values_equal_the_definition(dtype: torch.dtype, shape: tuple[int, ...],
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance / 2, atol=tolerance * scale)
     with torch.no_grad():
         assert torch.equal(rms_norm(x, weight, EPS, offset), y)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shape", [(1,), (6,), (5, 16), (2, 3, 37), (0, 6)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_while_text_is_generated_values_equal_the_definition(
+    dtype: torch.dtype, shape: tuple[int, ...], offset: float, size: float
+):
+    x, weight, _ = tensors(dtype, shape)
+    x = (size * x).to(dtype)
+    with torch.no_grad():
+        found = generated_rms_norm(x, weight, EPS, offset)
+        strided = generated_rms_norm(torch.stack([x, x], -1)[..., 0], weight, EPS, offset)
+    expected = plain_rms_norm(x.double(), weight.double(), EPS, offset)
+    assert found.dtype == dtype
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance / 2, atol=tolerance * 1e-3)
+    torch.testing.assert_close(strided, found)
+
+
+@pytest.mark.skipif(native("rms_norm", "float32") is None, reason="no compiler")
+def test_while_text_is_generated_torch_computes_gradients(monkeypatch: pytest.MonkeyPatch):
+    x, weight, grad = tensors(torch.float32)
+    (found,) = torch.autograd.grad(generated_rms_norm(x.requires_grad_(), weight, EPS), x, grad)
+    (expected,) = torch.autograd.grad(rms_norm(x, weight, EPS), x, grad)
+    assert torch.equal(found, expected)
+    monkeypatch.setattr(norms, "native_for", lambda *_: None)
+    with torch.no_grad():
+        assert torch.equal(generated_rms_norm(x, weight, EPS), rms_norm(x, weight, EPS))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])

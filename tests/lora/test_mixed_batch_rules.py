@@ -318,6 +318,25 @@ def test_a_pair_that_changes_within_the_block_is_stacked_again():
     assert torch.equal(scaled, mixed_logits(model))
 
 
+def test_a_pair_that_changes_is_stacked_again_in_a_layer_that_is_called_by_itself():
+    model = with_adapters()
+    layer = model.transformer.h[0].attn.c_attn
+    pair = model._tsugiki.adapters["a"].pairs["transformer.h.0.attn.c_attn"]
+    x = torch.randn(2, 3, 32)
+    with mixed_batch(model, TWO), torch.no_grad():
+        logits(model)
+        before = layer(x)
+        pair.B.add_(0.3)
+        after = layer(x)
+        logits(model)
+        assert torch.equal(layer(x), after)
+        hooks = len(model._forward_hooks), len(model._forward_pre_hooks)
+    assert not torch.equal(after, before)
+    assert hooks == (1, 1)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
 def test_a_model_that_computes_tokens_before_rows_is_refused():
     torch.manual_seed(0)
     config = transformers.XLNetConfig(vocab_size=96, d_model=32, n_layer=2, n_head=4, d_inner=48)

@@ -52,7 +52,7 @@ def use_fused_modules(model: nn.Module) -> ReplacedModules:
     inside: set[nn.Module] = set()
     with torch.no_grad(), seeded(0):
         for module in model.modules():
-            if module not in inside and _takes_one_tensor(module):
+            if module not in inside and takes_one_tensor(module):
                 found = _match_gated(module) or _match_norm(module) or _match_activation(module)
                 if found is not None:
                     module.forward = found.forward
@@ -114,7 +114,18 @@ def _match_activation(module: nn.Module) -> _Equivalent | None:
 
 
 def _match_norm(module: nn.Module) -> _Equivalent | None:
-    """Match RMSNorm: the only parameter is a weight [width], and eps is one of the module's float attributes."""
+    found = rms_norm_of(module)
+    if found is None:
+        return None
+    return _Equivalent("rms_norm", partial(_norm_forward, module, eps=found[0], offset=found[1]))
+
+
+def rms_norm_of(module: nn.Module) -> tuple[str, float] | None:
+    """Match RMSNorm: the only parameter is a weight [width], and eps is one of the module's float attributes.
+
+    Returns:
+        The name of that attribute, and the offset (see `norms.rms_norm`); None if the module is not RMSNorm.
+    """
     weight = module._parameters.get("weight")
     if len(list(module.parameters())) != 1 or weight is None or weight.dim() != 1:
         return None
@@ -123,7 +134,7 @@ def _match_norm(module: nn.Module) -> _Equivalent | None:
     for eps in (name for name, value in vars(module).items() if isinstance(value, float)):
         for offset in (0.0, 1.0):
             if _computes(module, probe, rms_norm(probe, weight.detach().float(), getattr(module, eps), offset)):
-                return _Equivalent("rms_norm", partial(_norm_forward, module, eps=eps, offset=offset))
+                return eps, offset
     return None
 
 
@@ -155,7 +166,7 @@ def _may_be_activation(module: nn.Module) -> bool:
     return not any(any(True for _ in own) for own in (module.children(), module.parameters(), module.buffers()))
 
 
-def _takes_one_tensor(module: nn.Module) -> bool:
+def takes_one_tensor(module: nn.Module) -> bool:
     """Return whether the module's `forward` is its class's and has one parameter."""
     return "forward" not in vars(module) and len(inspect.signature(module.forward).parameters) == 1
 

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.fast.activations import eager_on_cpu
+from tsugiki.native import native_for
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -35,6 +36,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tens
     if weight.requires_grad or not eager_on_cpu(x, weight):
         return plain_rms_norm(x, weight, eps, offset)
     return _RmsNorm.apply(x, weight, eps, offset)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def generated_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """Compute `rms_norm` while text is generated, without gradients: by a C function in one pass, if it is available.
+
+    It sums in another order than `rms_norm`, so the results are equal up to rounding. Arguments as in `rms_norm`.
+    """
+    call = native_for("rms_norm", x) if x.dtype is weight.dtype and not torch.is_grad_enabled() else None
+    if call is None:
+        return rms_norm(x, weight, eps, offset)
+    x, weight = x.contiguous(), weight.contiguous()
+    y, width = torch.empty_like(x), x.shape[-1]
+    call(x.data_ptr(), x.numel() // width, width, weight.data_ptr(), eps, offset, y.data_ptr())
+    return y
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -90,9 +90,10 @@ def is_hooked(layer: nn.Module) -> bool:
     without a call, then and before the backward pass of the module that reads it. They do count for a quantised layer,
     whose backward pass reads more tensors than its forward pass.
     """
-    hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
-    if hooks and any(is_quantized(layer) or not _is_of_deepspeed(hook) for hook in hooks):
-        return True
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
+        if any(is_quantized(layer) or not _is_of_deepspeed(hook) for hook in hooks):
+            return True
     return "forward" in vars(layer) and getattr(layer.forward, "func", None) is not linear_of_matrix
 
 

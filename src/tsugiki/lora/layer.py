@@ -58,6 +58,8 @@ class LoraLinear(nn.Module):
         """Return W x + b + scaling · B A dropout(x) for x [..., in]."""
         modules = self._modules  # an attribute takes a microsecond, which counts while text is generated
         base, pair = cast(nn.Module, modules["base_layer"]), cast("LowRank | None", modules["lora"])
+        if pair is None and "forward" in vars(base):  # such as `linear_of_matrix`
+            return self.plain(x)
         if not self.fused or not _can_fuse(x, base):
             return self.plain(x)
         if pair is None:

@@ -31,7 +31,7 @@ from tsugiki.lora.graft import BASE_ROW
 from tsugiki.lora.graft_state import Graft, find_adapter, require_state
 from tsugiki.lora.layer import Grafted, LoraLinear
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.row_products import PairsState, RowPairs, plain_rows, prepare_rows, rows_product
+from tsugiki.lora.row_products import PairsState, RowPairs, is_like, plain_rows, prepare_rows, rows_product
 from tsugiki.lora.swap import Undo, replace_forward
 from tsugiki.lora.switch import detach_adapter, disable_adapter
 from tsugiki.lora.wrappers import unwrapped
@@ -67,17 +67,52 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
         try:
             state.mixed_rows = rows
             rows.attach(state.attached)
-            yield
+            with rows.checked_in_each_pass(model):
+                yield
         finally:
             detach_adapter(state)
             state.mixed_rows = outer
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowAdapters:
     """The grafted layers of a model, each with the pairs of the rows."""
 
     layers: list[tuple[Grafted, "LayerRowAdapters"]]
+    pairs: list[LowRank]
+    """The pairs of all layers, each once."""
+    state: PairsState | None = None
+    """The values of the pairs in the last forward pass of the model."""
+
+    @contextmanager
+    def checked_in_each_pass(self, model: nn.Module) -> Iterator[None]:
+        """Within the block, check at the begin of each forward pass of the model whether a pair has changed.
+
+        That is faster than a check in each layer, which is only made in a layer that is called by itself.
+        """
+        hooks = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begin(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self.state is None or not self.state.is_present(self.pairs):
+            self.state = PairsState.of(self.pairs)
+            for _layer, rows in self.layers:
+                rows.prepared = None
+        for _layer, rows in self.layers:
+            rows.is_checked = True
+
+    def _end(self, *_: Any) -> None:
+        for _layer, rows in self.layers:
+            rows.is_checked = False
 
     def attach(self, undo: list[Undo]) -> None:
         """Let the layers compute each row with its pair; functions that undo this are appended to `undo`."""
@@ -99,16 +134,27 @@ class LayerRowAdapters:
     """The pairs, each once."""
     thread: int = field(default_factory=get_ident)
     """The thread that is in the block."""
+    is_checked: bool = False
+    """Whether a forward pass of the model runs, at whose begin the pairs were checked."""
     prepared: RowPairs | None = None
     """The pairs in the dtype of the layer's input; None before the first use."""
+    like: Tensor | None = None
+    """An input for which the pairs were prepared."""
     state: PairsState | None = None
-    """The values of the pairs when they were prepared, and the dtype and the device of the input."""
+    """The values of the pairs when they were prepared."""
 
     def prepare(self, layer: LoraLinear, x: Tensor) -> RowPairs:
         """Return the pairs in the dtype of x; they are prepared again if one has changed."""
-        if self.prepared is None or self.state is None or not self.state.is_present(self.distinct, x):
-            self.prepared = prepare_rows(layer, self.pairs, x)
-            self.state = PairsState.of(self.distinct, x)  # after pairs were moved to the device of x
+        present, like = self.prepared, self.like
+        if present is None or like is None or not is_like(like, x):
+            return self._prepare(layer, x)
+        if not self.is_checked and (self.state is None or not self.state.is_present(self.distinct)):
+            return self._prepare(layer, x)
+        return present
+
+    def _prepare(self, layer: LoraLinear, x: Tensor) -> RowPairs:
+        self.prepared, self.like = prepare_rows(layer, self.pairs, x), x[:0]
+        self.state = PairsState.of(self.distinct)  # after pairs were moved to the device of x
         return self.prepared
 
 
@@ -136,7 +182,7 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAda
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
         distinct = list(dict.fromkeys(pair for pair in pairs if pair is not None))
         layers.append((layer, LayerRowAdapters(path, len(names), pairs, distinct)))
-    return RowAdapters(layers)
+    return RowAdapters(layers, list(dict.fromkeys(pair for _layer, rows in layers for pair in rows.distinct)))
 
 
 def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:

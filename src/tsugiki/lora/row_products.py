@@ -158,17 +158,18 @@ def prepare_rows(layer: LoraLinear, pairs: Sequence[LowRank | None], like: Tenso
     return RowPairs([None if pair is None else _prepare(layer, pair, like) for pair in pairs])
 
 
+def is_like(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same dtype and device."""
+    return one.dtype == other.dtype and one.device == other.device
+
+
 @dataclass(frozen=True)
 class PairsState:
     """The state of some pairs when they were prepared, to detect a change.
 
-    It is checked in every layer for every new token, so the check is made of few calls of Python.
+    It is checked for every new token, so the check is made of few calls of Python.
     """
 
-    dtype: torch.dtype
-    """The dtype of the input."""
-    device: torch.device
-    """The device of the input."""
     scalings: list[float]
     parameters: list[Tensor | None]
     """All parameters of all pairs."""
@@ -182,14 +183,12 @@ class PairsState:
     """The sum of these counts."""
 
     @staticmethod
-    def of(pairs: Sequence[LowRank], x: Tensor) -> "PairsState":
-        """Return the present state of these pairs for the input x."""
+    def of(pairs: Sequence[LowRank]) -> "PairsState":
+        """Return the present state of these pairs."""
         parameters = _parameters(pairs)
         tensors = [tensor for tensor in parameters if tensor is not None]
         versioned = [tensor for tensor in tensors if not tensor.is_inference()]
         return PairsState(
-            x.dtype,
-            x.device,
             [pair.scaling for pair in pairs],
             parameters,
             tensors,
@@ -198,12 +197,10 @@ class PairsState:
             sum(map(_version, versioned)),
         )
 
-    def is_present(self, pairs: Sequence[LowRank], x: Tensor) -> bool:
-        """Return whether the pairs have not changed, and x has the same dtype and device."""
+    def is_present(self, pairs: Sequence[LowRank]) -> bool:
+        """Return whether the pairs have not changed."""
         return (
-            x.dtype == self.dtype
-            and x.device == self.device
-            and [pair.scaling for pair in pairs] == self.scalings
+            [pair.scaling for pair in pairs] == self.scalings
             and all(map(is_, _parameters(pairs), self.parameters))
             and sum(map(_version, self.versioned)) == self.versions
             and [*map(Tensor.data_ptr, self.tensors)] == self.addresses
@@ -224,7 +221,7 @@ def _prepare(layer: LoraLinear, pair: LowRank, like: Tensor) -> RowPair:
     if pair.A.device != like.device:
         pair.to(like.device)
     before = _prepared.get(pair)
-    if before is not None and before[0].is_present([pair], like):
+    if before is not None and is_like(before[1].A, like) and before[0].is_present([pair]):
         return before[1]
     A, B = pair.factors()
     delta = None
@@ -232,7 +229,7 @@ def _prepare(layer: LoraLinear, pair: LowRank, like: Tensor) -> RowPair:
         delta = (dora_factor(oriented(layer.base_layer), pair) - 1).to(like.dtype)
     prepared = RowPair(A.detach().to(like.dtype).contiguous(), (pair.scaling * B.T).to(like.dtype).contiguous(), delta)
     if delta is None:  # the factor of DoRA depends on the layer's weight as well
-        _prepared[pair] = PairsState.of([pair], like), prepared
+        _prepared[pair] = PairsState.of([pair]), prepared
     return prepared
 
 

@@ -1,5 +1,6 @@
 """Choose the next token of a row, with the row's own settings and random generator."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from tsugiki.language import _
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,25 @@ class Chooser:
             scores[[token for token in forbidden if token < len(scores)]] = -torch.inf
         if settings.temperature == 0:
             return int(scores.argmax())
-        probabilities = torch.softmax(self.warpers(seen, scores[None])[0], -1)
-        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+        return draw_index(torch.softmax(self.warpers(seen, scores[None])[0], -1), self.generator)
+
+
+def draw_index(probabilities: Tensor, generator: torch.Generator) -> int:
+    """Return an index that is drawn with these probabilities, [n], on the CPU; they may have any sum.
+
+    One random number selects it from the cumulative sums. `torch.multinomial` draws a number for each index, which
+    takes 1.4 ms for the 49,152 words of SmolLM2 where this takes 0.1 ms, so a seed gives another text than in
+    transformers' `generate`.
+
+    Raises:
+        ValueError: they are not finite, or all are 0.
+    """
+    sums = probabilities.double().cumsum(-1)
+    if not 0 < sums[-1] < math.inf:
+        raise ValueError(_("the probabilities of the next token are not finite; are the model's weights damaged?"))
+    drawn = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
+    below = torch.nextafter(sums[-1], torch.zeros_like(drawn))  # the product may be rounded up to the whole sum
+    return int(torch.searchsorted(sums, drawn.minimum(below), right=True))
 
 
 def _warpers(settings: SamplingSettings) -> list[LogitsProcessor]:
