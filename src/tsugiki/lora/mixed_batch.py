@@ -86,9 +86,9 @@ class RowAdapters:
 
     @contextmanager
     def checked_in_each_pass(self, model: nn.Module) -> Iterator[None]:
-        """Within the block, check at the begin of each forward pass of the model whether a pair has changed.
+        """Within the block, check at the beginning of each forward pass of the model whether a pair has changed.
 
-        That is faster than a check in each layer, which is only made in a layer that is called by itself.
+        That is faster than a check in each layer. A layer that is called by itself still checks its own pairs.
         """
         hooks = [
             model.register_forward_pre_hook(self._begin),
@@ -135,11 +135,11 @@ class LayerRowAdapters:
     thread: int = field(default_factory=get_ident)
     """The thread that is in the block."""
     is_checked: bool = False
-    """Whether a forward pass of the model runs, at whose begin the pairs were checked."""
+    """Whether a forward pass of the model is running, at the beginning of which the pairs were checked."""
     prepared: RowPairs | None = None
     """The pairs in the dtype of the layer's input; None before the first use."""
     like: Tensor | None = None
-    """An input for which the pairs were prepared."""
+    """An empty tensor with the dtype and the device of the input for which the pairs were prepared."""
     state: PairsState | None = None
     """The values of the pairs when they were prepared."""
 
@@ -153,7 +153,7 @@ class LayerRowAdapters:
         return present
 
     def _prepare(self, layer: LoraLinear, x: Tensor) -> RowPairs:
-        self.prepared, self.like = prepare_rows(layer, self.pairs, x), x[:0]
+        self.prepared, self.like = prepare_rows(layer, self.pairs, x), x.new_empty(0)
         self.state = PairsState.of(self.distinct)  # after pairs were moved to the device of x
         return self.prepared
 
