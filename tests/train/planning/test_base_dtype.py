@@ -17,8 +17,10 @@ from tsugiki.train.planning.base_dtype import faster_dtype, leaves_dtype_open, s
 from tsugiki.train.record import read_record
 from tsugiki.train.run import train
 
-FLOATS = preferred_compute_dtype(torch.device("cpu"))
-needs_integers = pytest.mark.skipif(not exact_integers(), reason="only floats are multiplied here")
+needs_both = pytest.mark.skipif(
+    preferred_compute_dtype(torch.device("cpu")) != "bf16" or not exact_integers(),
+    reason="the processor does not multiply bfloat16 and integers",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,7 @@ def _let_integers_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[
 
     def measure(*arguments: Any) -> dict[str, float]:
         calls.append(arguments)
-        return {FLOATS: 1.0, "int8": seconds}
+        return {"bf16": 1.0, "int8": seconds}
 
     monkeypatch.setattr(base_dtype, "_measure", measure)
     return calls
@@ -48,7 +50,7 @@ def test_a_sample_of_each_dtype_is_measured(kind: str, tmp_path: Path):
     threads = torch.get_num_threads()
     seconds = seconds_of_dtypes(config, _shapes(config))
     assert seconds is not None
-    assert seconds.keys() == {FLOATS, "int8"}
+    assert seconds.keys() == {"bf16", "int8"}
     assert all(0 < each < float("inf") for each in seconds.values())
     assert torch.get_num_threads() == threads
 
@@ -56,21 +58,21 @@ def test_a_sample_of_each_dtype_is_measured(kind: str, tmp_path: Path):
 def test_integers_must_be_clearly_faster():
     assert faster_dtype({"bf16": 1.0, "int8": 0.8}) == "int8"
     assert faster_dtype({"bf16": 1.0, "int8": 0.95}) == "bf16"
-    assert faster_dtype({"fp32": 1.0, "int8": 2.0}) == "fp32"
+    assert faster_dtype({"bf16": 1.0, "int8": 2.0}) == "bf16"
 
 
-@needs_integers
+@needs_both
 def test_the_times_are_measured_once_for_each_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = _let_integers_take(0.5, monkeypatch)
     config = run_config(tmp_path)
     for _ in range(2):
-        assert seconds_of_dtypes(config, _shapes(config)) == {FLOATS: 1.0, "int8": 0.5}
+        assert seconds_of_dtypes(config, _shapes(config)) == {"bf16": 1.0, "int8": 0.5}
     assert len(calls) == 1
     seconds_of_dtypes(run_config(tmp_path, lora={"r": 3}), _shapes(config))
     assert len(calls) == 2
 
 
-@needs_integers
+@needs_both
 def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -81,20 +83,20 @@ def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
     monkeypatch.setattr(base_dtype, "kept_seconds", lambda file, key, names, measure: measure())  # an empty cache
     record = train(config, resume=True)
     assert record.resolved_settings["base_dtype"] == "int8"
-    assert record.base_dtype_seconds == {FLOATS: 1.0, "int8": 0.5}
+    assert record.base_dtype_seconds == {"bf16": 1.0, "int8": 0.5}
     assert "base in int8: a sample of it trains 2.0 times as fast" in capsys.readouterr().err
     assert read_record(Path(config.out)).config.base_dtype is None, "the settings stay as they were given"
     again = train(run_config(tmp_path, "explicit", base_dtype="int8"))
     assert [point.loss for point in again.loss_curve] == [point.loss for point in record.loss_curve]
     other = train(run_config(tmp_path, "other"))
-    assert other.resolved_settings["base_dtype"] == FLOATS
-    assert other.base_dtype_seconds == {FLOATS: 1.0, "int8": 2.0}
+    assert other.resolved_settings["base_dtype"] == "bf16"
+    assert other.base_dtype_seconds == {"bf16": 1.0, "int8": 2.0}
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"base_dtype": FLOATS},
+        {"base_dtype": "bf16"},
         {"method": "full"},
         {"method": "houlsby"},
         {"lora": {"r": 2, "use_dora": True}},
@@ -106,8 +108,12 @@ def test_only_the_dtype_of_plain_lora_is_open(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(base_dtype, "exact_integers", lambda: True)
+    monkeypatch.setattr(base_dtype, "preferred_compute_dtype", lambda device: "bf16")
     assert leaves_dtype_open(run_config(tmp_path))
     assert not leaves_dtype_open(run_config(tmp_path, **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(base_dtype, "preferred_compute_dtype", lambda device: "fp32")
+        assert not leaves_dtype_open(run_config(tmp_path))
     monkeypatch.setattr(base_dtype, "exact_integers", lambda: False)
     assert not leaves_dtype_open(run_config(tmp_path))
 
@@ -124,12 +130,12 @@ def test_small_and_quantised_models_are_not_measured(tmp_path: Path, monkeypatch
     assert not calls
 
 
-@needs_integers
+@needs_both
 def test_a_model_that_cannot_be_measured_is_trained_in_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any) -> None:
         raise RuntimeError("no such operation")
 
     monkeypatch.setattr(base_dtype, "_measure", fail)
     record = train(run_config(tmp_path, max_steps=1))
-    assert record.resolved_settings["base_dtype"] == FLOATS
+    assert record.resolved_settings["base_dtype"] == "bf16"
     assert record.base_dtype_seconds is None

@@ -1,14 +1,15 @@
-"""Choose the dtype of a frozen base if the settings leave it open: 8-bit integers where they are clearly faster.
+"""Choose the dtype of a frozen base if the settings leave it open: 8-bit integers where they clearly beat bfloat16.
 
     step = blocks · (forward and backward pass of a block) + loss with the whole vocabulary
 
 Some processors multiply 8-bit integers twice as fast as bfloat16, others hardly faster, and rounding the activations
 takes time, so the faster dtype depends on the processor and on the sizes of the layers. Both are therefore measured on
 one block with random weights (see `planning.sample`), by one thread, and the times are kept in the cache. On held-out
-text, a run on a base in 8 bits could not be told from one in 16 bits for three bases (docs/memory.md).
+text, a run on a base in 8 bits could not be told from one in bfloat16 for three bases (docs/memory.md). A processor
+without bfloat16 computes in float32, from which it could be told.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 SMALL_MODEL = 50_000_000
 """Models with fewer parameters are not measured before a run, neither their speed nor their memory."""
+_DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")
 _GAIN = 1.1
 """Integers must be at least this many times as fast."""
 _FILE = "base_dtype_seconds.json"
@@ -72,21 +74,19 @@ def base_dtype_notes(config: RunConfig, record: RunRecord) -> list[str]:
     seconds = record.base_dtype_seconds
     if seconds is None or config.base_dtype != "int8":
         return []
-    floats = _floats(seconds)
-    gain = seconds[floats] / seconds["int8"]
     return [
         _(
-            "base in int8: a sample of it trains {gain:.1f} times as fast here as in {dtype} (--base-dtype {dtype} "
-            "turns this off)"
-        ).format(gain=gain, dtype=floats)
+            "base in int8: a sample of it trains {gain:.1f} times as fast here as in bf16 (--base-dtype bf16 turns "
+            "this off)"
+        ).format(gain=seconds["bf16"] / seconds["int8"])
     ]
 
 
 def leaves_dtype_open(config: RunConfig) -> bool:
     """Return whether the settings and the processor leave the dtype of the base to a measurement.
 
-    They do for plain LoRA, for which bases in 8 and in 16 bits were compared, if the processor multiplies 8-bit
-    integers exactly.
+    They do for plain LoRA, for which bases in 8 bits and in bfloat16 were compared, if the processor multiplies
+    bfloat16, and 8-bit integers exactly.
     """
     adapter = config.adapter_config
     return (
@@ -98,6 +98,7 @@ def leaves_dtype_open(config: RunConfig) -> bool:
         and adapter.init_lora_weights is True
         and not adapter.use_dora
         and not adapter.trainable_token_indices
+        and preferred_compute_dtype(torch.device("cpu")) == "bf16"
         and exact_integers()
     )
 
@@ -119,7 +120,6 @@ def seconds_of_dtypes(config: RunConfig, shapes: "PretrainedConfig") -> dict[str
             model = meta_model(shapes)
         if sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL:
             return None
-        dtypes: tuple[BaseDtype, ...] = (preferred_compute_dtype(torch.device("cpu")), "int8")
         key = combined_digest(
             {
                 "shapes": shapes.to_json_string(),
@@ -127,7 +127,7 @@ def seconds_of_dtypes(config: RunConfig, shapes: "PretrainedConfig") -> dict[str
                 "tokens": f"{config.block_size}",
             }
         )
-        return kept_seconds(_FILE, key, dtypes, partial(_measure, config, shapes, dtypes))
+        return kept_seconds(_FILE, key, _DTYPES, partial(_measure, config, shapes))
     except BaseException as error:  # transformers' models raise errors of all kinds
         if not is_ordinary(error):
             raise
@@ -135,9 +135,8 @@ def seconds_of_dtypes(config: RunConfig, shapes: "PretrainedConfig") -> dict[str
 
 
 def faster_dtype(seconds: Mapping[str, float]) -> BaseDtype:
-    """Return the dtype for a base: `int8` if it is clearly faster than the floats that were measured beside it."""
-    floats = _floats(seconds)
-    return "int8" if seconds[floats] >= _GAIN * seconds["int8"] else floats
+    """Return the dtype for a base: `int8` if it is clearly faster than `bf16`."""
+    return "int8" if seconds["bf16"] >= _GAIN * seconds["int8"] else "bf16"
 
 
 def _seconds_of_model(config: RunConfig) -> dict[str, float] | None:
@@ -148,25 +147,18 @@ def _seconds_of_model(config: RunConfig) -> dict[str, float] | None:
     return seconds_of_dtypes(config, shapes)
 
 
-def _floats(seconds: Mapping[str, float]) -> BaseDtype:
-    """Return the dtype that was measured beside 8-bit integers."""
-    return next(name for name in ("bf16", "fp32") if name in seconds)
-
-
-def _measure(config: RunConfig, shapes: "PretrainedConfig", dtypes: Sequence[BaseDtype]) -> dict[str, float]:
+def _measure(config: RunConfig, shapes: "PretrainedConfig") -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measure_in_this_thread(config, shapes, dtypes)
+        return _measure_in_this_thread(config, shapes)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure_in_this_thread(
-    config: RunConfig, shapes: "PretrainedConfig", dtypes: Sequence[BaseDtype]
-) -> dict[str, float]:
-    samples = {dtype: _sample(config, shapes, dtype) for dtype in dtypes}
-    whole, sample = meta_model(shapes), samples[dtypes[0]]
+def _measure_in_this_thread(config: RunConfig, shapes: "PretrainedConfig") -> dict[str, float]:
+    samples = {dtype: _sample(config, shapes, dtype) for dtype in _DTYPES}
+    whole, sample = meta_model(shapes), samples["bf16"]
     block = sum(parameter.numel() for parameter in decoder_blocks(whole)[0].parameters())
     tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, _MULTIPLICATIONS // block))
     row = min(tokens, tokens_of_row(config, whole))
@@ -179,7 +171,7 @@ def _measure_in_this_thread(
         for compute in (_blocks, _loss)
     )
     words, of_sample = (len(model.get_input_embeddings().weight) for model in (whole, sample))
-    return {dtype: len(decoder_blocks(whole)) * blocks[dtype] + losses[dtype] * words / of_sample for dtype in dtypes}
+    return {dtype: len(decoder_blocks(whole)) * blocks[dtype] + losses[dtype] * words / of_sample for dtype in _DTYPES}
 
 
 def _sample(config: RunConfig, shapes: "PretrainedConfig", dtype: BaseDtype) -> "PreTrainedModel":
