@@ -49,7 +49,7 @@ def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, 
     page.get_by_label("Save the mix as an adapter called").fill("both")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("heading", name="both").wait_for()
-    assert page.locator(".sections li a").all_inner_texts() == ["0.5 poet", "0.5 lawyer"]
+    expect(page.locator(".sections li a")).to_have_text(["0.5 poet", "0.5 lawyer"], timeout=30_000)
 
     page.get_by_role("button", name="Rename").click()
     page.get_by_label("New name").fill("poet")
