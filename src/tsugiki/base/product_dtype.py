@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from tsugiki.base import integer_products
+from tsugiki.base.threads import with_one_thread
 from tsugiki.io.measurements import kept_seconds, shortest_seconds
 
 _FILE = "product_seconds.json"
@@ -49,9 +50,5 @@ def measure(dtype: torch.dtype) -> dict[str, float]:
         "int8": partial(integer_products.product, x, [(levels, scale)], None, _WIDTH),
         "float": partial(F.linear, x, weight),
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with with_one_thread():
         return shortest_seconds(calls, _REPEATS, _MOST_SECONDS)
-    finally:
-        torch.set_num_threads(threads)

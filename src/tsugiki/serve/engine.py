@@ -33,6 +33,7 @@ from torch import Tensor
 from tsugiki.base.context import context_length
 from tsugiki.base.inference import evaluating
 from tsugiki.base.quantization import count_parameters
+from tsugiki.base.threads import with_one_thread
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.generation import fast_generation
 from tsugiki.language import _
@@ -58,7 +59,6 @@ from tsugiki.serve.rows import bytes_per_token, compute, joined, selected, witho
 from tsugiki.serve.sampling import Chooser
 from tsugiki.serve.shared_prefixes import SharedPrefixes
 from tsugiki.serve.text import TextStream
-from tsugiki.train.threads import with_one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,23 +8,11 @@ other.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 Result = TypeVar("Result")
-
-
-@contextmanager
-def with_one_thread() -> Iterator[None]:
-    """Let each operation of the processor use one thread within the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run_in_threads(tasks: Sequence[Callable[[], Result]], threads_of_each: int | None = None) -> Iterator[Result]:

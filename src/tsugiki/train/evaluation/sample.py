@@ -18,10 +18,10 @@ from transformers.generation.streamers import BaseStreamer
 from tsugiki.base.context import context_length, rope_depends_on_length
 from tsugiki.base.inference import evaluating, same_to_rounding, seeded
 from tsugiki.base.quantization import count_parameters
+from tsugiki.base.threads import with_one_thread
 from tsugiki.data.encoding import document_end
 from tsugiki.fast.generation import fast_generation
 from tsugiki.train.evaluation.prompts import Prompt, check_room, prompt_tokens
-from tsugiki.train.threads import with_one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

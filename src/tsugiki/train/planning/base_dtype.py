@@ -19,6 +19,7 @@ from tsugiki.base.blocks import decoder_blocks
 from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.meta import meta_model
+from tsugiki.base.threads import with_one_thread
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError, is_ordinary
 from tsugiki.io.digests import combined_digest
@@ -147,16 +148,8 @@ def _seconds_of_model(config: RunConfig) -> dict[str, float] | None:
     return seconds_of_dtypes(config, shapes)
 
 
+@with_one_thread()
 def _measure(config: RunConfig, shapes: "PretrainedConfig") -> dict[str, float]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _measure_in_this_thread(config, shapes)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _measure_in_this_thread(config: RunConfig, shapes: "PretrainedConfig") -> dict[str, float]:
     samples = {dtype: _sample(config, shapes, dtype) for dtype in _DTYPES}
     whole, sample = meta_model(shapes), samples["bf16"]
     block = sum(parameter.numel() for parameter in decoder_blocks(whole)[0].parameters())
@@ -177,7 +170,7 @@ def _measure_in_this_thread(config: RunConfig, shapes: "PretrainedConfig") -> di
 def _sample(config: RunConfig, shapes: "PretrainedConfig", dtype: BaseDtype) -> "PreTrainedModel":
     sample = sample_model(shapes, 1, dtype)
     prepare_sample(sample, config.model_copy(update={"base_dtype": dtype}), torch.device("cpu"))
-    return sample.train()
+    return sample
 
 
 def _blocks(sample: "PreTrainedModel", rows: int, tokens: int) -> None:
