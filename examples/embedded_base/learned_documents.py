@@ -22,7 +22,7 @@ def main(data: str, out: Path) -> None:
     index = read_index(read_records(data))
     held_out = split_records(index, FieldCondition("person_id", "000040"), 0, near_duplicates(index.signatures))
     learned = np.setdiff1d(np.arange(len(index)), held_out)
-    write_fingerprints(fingerprints(index, learned), out)
+    write_fingerprints([fingerprints(index, learned)], out)
     print(f"{len(learned):,} documents, {int(index.characters[learned].sum()):,} characters")
 
 

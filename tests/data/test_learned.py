@@ -8,7 +8,14 @@ import pytest
 
 from tsugiki import TsugikiError
 from tsugiki.base.resolve import local_folder
-from tsugiki.data.learned import Fingerprints, find_learned, fingerprints, read_fingerprints, write_fingerprints
+from tsugiki.data.learned import (
+    Fingerprints,
+    find_learned,
+    fingerprints,
+    learned_by,
+    read_fingerprints,
+    write_fingerprints,
+)
 from tsugiki.data.records import Document
 from tsugiki.data.store import RecordIndex, read_index
 from tsugiki.io.file_names import LEARNED_FILE
@@ -48,7 +55,7 @@ def test_only_the_chosen_records_are_learned():
 
 
 def test_they_are_written_beside_the_adapter_and_read_from_its_checkpoints_too(tmp_path: Path):
-    write_fingerprints(learned_of(text(1)), tmp_path)
+    write_fingerprints([learned_of(text(1))], tmp_path)
     checkpoint = tmp_path / "checkpoints" / "checkpoint-3"
     checkpoint.mkdir(parents=True)
     for folder in (tmp_path, checkpoint):
@@ -58,9 +65,23 @@ def test_they_are_written_beside_the_adapter_and_read_from_its_checkpoints_too(t
     assert read_fingerprints(tmp_path / "checkpoints") is None
 
 
+def test_fingerprints_of_several_are_joined_and_each_text_is_written_once(tmp_path: Path):
+    write_fingerprints([learned_of(text(1), text(2)), learned_of(text(2), text(3))], tmp_path)
+    found = read_fingerprints(tmp_path)
+    assert found is not None
+    assert len(found) == 3
+    edited = text(3)[:300] + "改" + text(3)[310:]
+    assert find_learned(index_of(text(1), text(2), edited, text(4)), [found]) == ({0, 1}, {2})
+
+
+def test_without_fingerprints_there_is_no_file(tmp_path: Path):
+    write_fingerprints(learned_by([tmp_path, None]), tmp_path)
+    assert not (tmp_path / LEARNED_FILE).exists()
+
+
 @pytest.mark.parametrize("change", [lambda data: data[:50], lambda data: b"{}" + data, lambda data: data[:-3]])
 def test_a_damaged_file_is_one_line(change, tmp_path: Path):
-    write_fingerprints(learned_of(text(1), text(2)), tmp_path)
+    write_fingerprints([learned_of(text(1), text(2))], tmp_path)
     path = tmp_path / LEARNED_FILE
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(TsugikiError, match=LEARNED_FILE):

@@ -18,6 +18,7 @@ from torch import Tensor
 from tsugiki.adapters.files import read_base, read_config_fields, read_peft_config, read_weights, write_adapter_files
 from tsugiki.adapters.fit import not_finite
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance
+from tsugiki.data.learned import learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE
@@ -134,13 +135,17 @@ def parameter_factors(others: Iterable[str]) -> list[str]:
     return [name for name in others if parse_factor_key(name) is not None]
 
 
-def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | None) -> None:
+def write_lora_weights(
+    lora: LoraWeights, out: Path, provenance: Provenance | None, sources: Iterable[Path | None] = ()
+) -> None:
     """Write a new PEFT folder, which appears complete or not at all.
 
     Args:
         lora: the adapter. The ranks and scalings of its layers are written, not those of its config.
         out: the folder; it must not exist, or be empty.
         provenance: how the adapter was derived from others, kept in `tsugiki.json`.
+        sources: the folders of the adapters or models that it was derived from, whose texts it has learned; None: not
+            a folder.
 
     Raises:
         TsugikiError: a tensor is not finite, or the folder exists or cannot be written.
@@ -159,6 +164,7 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
     fields = {"peft_type": "LORA", "task_type": lora.task_type} | settings
     with new_folder(out) as temporary:
         write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
+        write_fingerprints(learned_by(sources), temporary)
 
 
 def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:

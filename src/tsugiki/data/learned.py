@@ -1,12 +1,13 @@
 """Fingerprints of the training records of a model or an adapter, and the search for learned texts.
 
 A run writes the fingerprints beside its adapter or model, and the embedded base has those of its pretraining. `eval`
-compares its texts with them, so that a result on learned text is not mistaken for a result on new text. A fingerprint
+compares its texts with them, so that a result on learned text is not mistaken for a result on new text. What is made
+from an adapter or a model has learned its texts as well, and inherits their fingerprints. A fingerprint
 is the digest of a text and a sketch, the lowest byte of each slot of its signature (see `duplicates`): 142 bytes in
 all, from which the text cannot be read. A work that is contained in a much longer one is not found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,16 +44,20 @@ def fingerprints(index: RecordIndex, numbers: npt.NDArray[np.int64]) -> Fingerpr
     return Fingerprints(np.asarray(index.digests[numbers], np.uint8), _sketches(index.signatures[numbers]))
 
 
-def write_fingerprints(found: Fingerprints, folder: Path) -> None:
-    """Write fingerprints into a folder, for `read_fingerprints`.
+def write_fingerprints(found: Sequence[Fingerprints], folder: Path) -> None:
+    """Write fingerprints into a folder, for `read_fingerprints`, each text once. Without any, no file is written.
 
     Raises:
         TsugikiError: the file cannot be written.
     """
     from safetensors.numpy import save
 
+    if not found:
+        return
+    digests, first = np.unique(np.concatenate([texts.digests for texts in found]), axis=0, return_index=True)
+    sketches = np.concatenate([texts.sketches for texts in found])[first]
     with new_file(folder / LEARNED_FILE, replace=True) as temporary:
-        temporary.write_bytes(save({"digests": found.digests, "sketches": found.sketches}))
+        temporary.write_bytes(save({"digests": digests, "sketches": sketches}))
 
 
 def read_fingerprints(folder: Path) -> Fingerprints | None:
@@ -80,6 +85,16 @@ def read_fingerprints(folder: Path) -> Fingerprints | None:
     if digests.shape[1:] != (DIGEST_BYTES,) or sketches.shape != (len(digests), SLOTS):
         raise _damaged(path, f"{digests.shape}, {sketches.shape}")
     return Fingerprints(digests, sketches)
+
+
+def learned_by(folders: Iterable[Path | None]) -> list[Fingerprints]:
+    """Return the fingerprints in the folders of models and adapters, of those that have any; None: not a folder.
+
+    Raises:
+        TsugikiError: a file is damaged.
+    """
+    found = [read_fingerprints(folder) for folder in folders if folder is not None]
+    return [texts for texts in found if texts is not None]
 
 
 def _damaged(path: Path, reason: str) -> TsugikiError:

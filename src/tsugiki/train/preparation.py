@@ -13,7 +13,7 @@ from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Integers
 from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.learned import find_learned, read_fingerprints
+from tsugiki.data.learned import find_learned, learned_by
 from tsugiki.data.mixing import mix, parse_mix
 from tsugiki.data.reading import Reading
 from tsugiki.data.records import Conversation, Document, Record
@@ -299,11 +299,7 @@ def _dataset_split(
 
 def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> int:
     """Return how many of the records the base was trained on, by the fingerprints in its folder."""
-    folder = local_folder(config.model)
-    learned = None if folder is None else read_fingerprints(folder)
-    if learned is None:
-        return 0
-    same, near = find_learned(index.part(numbers), [learned])
+    same, near = find_learned(index.part(numbers), learned_by([local_folder(config.model)]))
     return len(same | near)
 
 

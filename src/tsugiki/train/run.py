@@ -30,7 +30,8 @@ from tsugiki.adapters.start import start_from
 from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.base.product_dtype import decide
-from tsugiki.data.learned import write_fingerprints
+from tsugiki.base.resolve import local_folder
+from tsugiki.data.learned import Fingerprints, learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
@@ -40,6 +41,7 @@ from tsugiki.io.progress import ProgressDisplay
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.graft_state import is_grafted
+from tsugiki.methods.table import METHODS
 from tsugiki.train.automatic import ResolvedConfig, with_values
 from tsugiki.train.checkpoint import (
     keep_newest,
@@ -308,7 +310,7 @@ def run(
                 _load_training_state(loop, checkpoint, is_longer="steps" not in before)
             if accelerator.is_main_process:
                 record.write(out)
-                write_fingerprints(data.learned, out)
+                write_fingerprints([data.learned, *_learned_before(config)], out)
             try:
                 loop.run()
                 break
@@ -368,6 +370,14 @@ def _with_lower_rate(
     record.loss_curve.clear()
     display.print(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
     return with_values(config, learning_rate=rate)
+
+
+def _learned_before(config: RunConfig) -> list[Fingerprints]:
+    """Return the fingerprints of the texts that the result of a run has learned before the run."""
+    folders: list[Path | None] = [] if config.start_from is None else [adapter_folder(config.start_from)]
+    if not METHODS[config.method].trains_adapter:  # the result contains the weights of the base
+        folders.append(local_folder(config.model))
+    return learned_by(folders)
 
 
 def _in_shards(accelerator: Accelerator, config: RunConfig) -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.data.test_learned import text
 from tests.runs import run_config
+from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, write_combined
 from tsugiki.base.nf4 import Nf4Linear
 from tsugiki.data.records import Document
 from tsugiki.io.file_names import LEARNED_FILE
@@ -22,6 +23,7 @@ from tsugiki.train.evaluation.targets import (
     loaded_targets,
 )
 from tsugiki.train.run import train
+from tsugiki.train.workflows.merge import Merge, merge_into_folder
 
 
 @pytest.fixture
@@ -57,6 +59,31 @@ def test_an_adapter_that_does_not_tell_is_evaluated_without_a_mark(run: Any):
     config, _ = run
     (Path(config.out) / LEARNED_FILE).unlink()
     assert evaluated(config, config.data)[1].learned == 0
+
+
+def learned_texts(model: str, adapter: Path | str | None, data: Any) -> int:
+    targets = evaluation_targets([model], [] if adapter is None else [str(adapter)])
+    return list(evaluate_targets(targets, data, "all", None, ProgressDisplay()))[-1].learned
+
+
+def test_what_is_made_from_an_adapter_has_learned_its_texts(run: Any, tmp_path: Path):
+    config, _ = run
+    folder = Path(config.out)
+    parts, combination = load_weighted_adapters([folder], [0.5]), Combination("cat")
+    write_combined(combine(parts, combination), tmp_path / "half", [folder], [0.5], combination)
+    assert learned_texts(config.model, tmp_path / "half", config.data) == 5
+    merge_into_folder(Merge(config.model, [folder], verify=False), tmp_path / "merged", ProgressDisplay())
+    assert learned_texts(str(tmp_path / "merged"), None, config.data) == 5
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in (77, 78):  # one of them is held out
+        (more / f"{number}.txt").write_text(text(number, 200))
+    texts = (*config.data, str(more))
+    short = {"data": str(more), "max_steps": 1, "held_out": 0.2}
+    train(run_config(tmp_path, "continued", start_from=config.out, **short))
+    assert learned_texts(config.model, tmp_path / "continued", texts) == 6
+    train(run_config(tmp_path, "whole", model=str(tmp_path / "merged"), method="full", **short))
+    assert learned_texts(str(tmp_path / "whole"), None, texts) == 6
 
 
 def test_copies_of_a_document_make_no_interval(run: Any, tmp_path: Path):

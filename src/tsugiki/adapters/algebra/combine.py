@@ -218,7 +218,7 @@ def write_combined(
     """
     sources = tuple(source_adapter(folder, weight) for folder, weight in zip(folders, weights, strict=True))
     settings = dataclasses.asdict(combination)
-    write_lora_weights(lora, out, Provenance(operation="combine", sources=sources, settings=settings))
+    write_lora_weights(lora, out, Provenance(operation="combine", sources=sources, settings=settings), folders)
 
 
 def norm(lora: LoraWeights) -> float:

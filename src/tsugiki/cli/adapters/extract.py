@@ -29,6 +29,7 @@ def extract_command(
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.adapters.lora_weights import write_lora_weights
     from tsugiki.adapters.metadata import Provenance, Source
+    from tsugiki.base.resolve import local_folder
     from tsugiki.cli.adapters.shown import print_kept, print_written, track_layers
     from tsugiki.cli.flags import layer_names
     from tsugiki.errors import summarise_list
@@ -38,7 +39,7 @@ def extract_command(
     provenance = Provenance(
         operation="extract", sources=(Source(name=finetuned),), settings={"rank": rank, "energy": found.energy}
     )
-    write_lora_weights(found.lora, target, provenance)
+    write_lora_weights(found.lora, target, provenance, [local_folder(finetuned)])
     total = found.total_energy
     lines = [_("overall: the adapter holds {energy:.2%} of the energy of all changes").format(energy=found.energy)]
     if found.unchanged:

@@ -22,5 +22,5 @@ def scale_command(
 
     folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
     provenance = Provenance(operation="scale", sources=(source_adapter(folder),), settings={"by": by})
-    write_lora_weights(scaled(read_lora_weights(folder), by), target, provenance)
+    write_lora_weights(scaled(read_lora_weights(folder), by), target, provenance, [folder])
     print_written(target)

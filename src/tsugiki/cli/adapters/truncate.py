@@ -45,8 +45,7 @@ def truncate_command(
             )
         )
     settings = {"rank": rank} if energy is None else {"energy": energy}
-    write_lora_weights(
-        shorter, target, Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
-    )
+    provenance = Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
+    write_lora_weights(shorter, target, provenance, [folder])
     print_kept(kept, _("overall: {energy:.2%} of the update's energy is kept").format(energy=kept_energy(kept)))
     print_written(target)

@@ -18,7 +18,7 @@ from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import use_template
 from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.learned import Fingerprints, find_learned, read_fingerprints
+from tsugiki.data.learned import find_learned, learned_by
 from tsugiki.data.reading import Reading
 from tsugiki.data.records import AssistantTurns
 from tsugiki.data.sources import Data, read_records
@@ -122,16 +122,9 @@ def evaluate_targets(
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(windows)) as advance:
             result = evaluate(model, tokenizer, windows, turns, advance)
-        same, near = find_learned(index, _learned_by(target))
+        same, near = find_learned(index, learned_by([local_folder(target.model), target.adapter]))
         counts = {"learned": len(same & evaluated), "nearly_learned": len(near & evaluated)}
         yield result.model_copy(update=counts)
-
-
-def _learned_by(target: EvaluationTarget) -> list[Fingerprints]:
-    """Return the fingerprints of the texts that the target's model and adapter were trained on, from their folders."""
-    folders = [local_folder(target.model), target.adapter]
-    fingerprints = [read_fingerprints(folder) for folder in folders if folder is not None]
-    return [texts for texts in fingerprints if texts is not None]
 
 
 def answer_with_targets(

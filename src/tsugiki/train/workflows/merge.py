@@ -17,6 +17,7 @@ from tsugiki.base.identity import named_identity
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
+from tsugiki.data.learned import learned_by, write_fingerprints
 from tsugiki.data.sources import Data
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
@@ -113,6 +114,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
         tensors = sum(len(shard.entries) for shard in plan.shards) + len(plan.added)
         report = MergeReport(changed, tensors, rounding.share, probe, evaluations)
         write_metadata(part, _metadata(merge, report))
+        write_fingerprints(learned_by([plan.folder, *merge.adapters]), part)
     return report
 
 
