@@ -1,6 +1,8 @@
 """What the main process does alone: the others wait as long as it takes, and read the same from `out` or nothing."""
 
 import os
+import re
+import signal
 import time
 import warnings
 from datetime import timedelta
@@ -12,11 +14,16 @@ import pytest
 from torch import distributed
 
 from tests.distributed.launch import run_function
-from tests.runs import run_config
-from tsugiki import TsugikiError
-from tsugiki.errors import OtherProcessError
+from tests.runs import run_config, uneven_blocks
+from tests.tiny import grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError
+from tsugiki.errors import Interrupted, OtherProcessError
+from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.io.file_names import MANIFEST_FILE
-from tsugiki.train import processes, run
+from tsugiki.train import loop, processes, run
+from tsugiki.train.automatic import with_values
+from tsugiki.train.loop import Callback, TrainingLoop
+from tsugiki.train.prepare_loop import prepare_loop
 from tsugiki.train.processes import check_agreement, main_first, on_main, start_accelerator
 from tsugiki.train.run import train
 
@@ -87,3 +94,40 @@ def wait_for_the_main_process() -> list[int]:
 
 def test_the_main_process_may_take_longer_than_the_limit_of_the_gradients():
     assert run_function(wait_for_the_main_process) == [[1, 2], [1, 2]]
+
+
+def signalled(folder: Path) -> str:
+    """Train as on an accelerator until process 1 gets a signal at step 6; return the message of the end."""
+    accelerator = start_accelerator("cpu")
+    index = accelerator.process_index
+    model = grafted(tiny_model("gpt2", vocab_size=257), LoraConfig(r=2))
+    config = with_values(run_config(folder), batch_size=2, learning_rate=1e-3, max_steps=100_000, save_steps=100_000)
+    made = prepare_loop(accelerator, config, model, uneven_blocks(), detect_document_masking(model))
+    made.log_steps = 100_000
+    shown: Any = SimpleNamespace(
+        device=SimpleNamespace(type="cuda"), num_processes=2, is_main_process=index == 0, log=lambda *_, **__: None
+    )
+    made.accelerator = shown
+    changed: Any = loop  # this process ends with the function
+    changed._SECONDS_BETWEEN_READINGS = 0.1
+    clock = time.monotonic
+    changed.time = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: clock() * (1 + 10 * index))
+
+    class Signal(Callback):
+        def on_step_end(self, loop: TrainingLoop) -> None:
+            if index and loop.progress.step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    made.callbacks.append(Signal())
+    with pytest.raises(Interrupted) as stopped:
+        made.run()
+    return str(stopped.value)
+
+
+def test_a_signal_ends_all_processes_after_the_same_step_however_rarely_losses_are_logged(tmp_path: Path):
+    run_config(tmp_path)
+    first, second = run_function(signalled, tmp_path)
+    step = re.search(r"step (\d+) of 100000", first)
+    assert step, first
+    assert first == second
+    assert 6 < int(step[1]) < 1000

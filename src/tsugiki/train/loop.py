@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tsugiki.errors import Interrupted
 from tsugiki.language import _
 from tsugiki.train.gradients import Gradients, not_finite, overflow
+from tsugiki.train.processes import on_main
 from tsugiki.train.record import LossPoint
 from tsugiki.train.sharding import check_optimizer
 from tsugiki.train.signals import StopSignals
@@ -37,6 +38,8 @@ from tsugiki.train.state import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_SECONDS_BETWEEN_READINGS = 5.0
 
 
 class Callback:
@@ -66,7 +69,8 @@ class TrainingLoop:
     max_grad_norm: float
     """0: no limit."""
     log_steps: int
-    """Steps between two points of the loss curve. The loop waits for an accelerator only at these steps."""
+    """Steps between two points of the loss curve. The loop waits for an accelerator at these steps, and every some
+    seconds, so that a signal or a loss that is not a number soon ends the run."""
     save_steps: int
     """Steps between checkpoints."""
     save: Callable[["TrainingLoop"], None] = lambda loop: None
@@ -81,6 +85,8 @@ class TrainingLoop:
     _unread: list[tuple[Tensor, int]] = field(default_factory=list)
     """Results of `Gradients.step` that have not been read from the device, and the target tokens of their steps."""
     _stop_requests: float = 0.0  # number of processes that request the end of the run
+    _last_reading: tuple[int, float] = (0, 0.0)  # its step, and its time in seconds of `time.monotonic`
+    _next_reading: int = 0  # the step of the next one that is due by the clock
 
     def run(self) -> None:
         """Train until the last step. A signal ends the run between two steps, after a checkpoint.
@@ -92,6 +98,7 @@ class TrainingLoop:
         check_optimizer(self.model, self.optimizer)
         with StopSignals(raises=self.accelerator.num_processes == 1) as signals:
             self._saved_step = self.progress.step
+            self._last_reading = self.progress.step, time.monotonic()
             try:
                 for callback in self.callbacks:
                     callback.on_train_begin(self)
@@ -101,8 +108,9 @@ class TrainingLoop:
                 while self.progress.step < self.steps and not self.progress.stopped:
                     with signals.deferred():
                         self.train_step(stop=signals.received is not None)
-                        if self.accelerator.device.type == "cpu" or self._is_due(self.log_steps):
+                        if self._reads():
                             self.read_losses()
+                            self._plan_reading()
                         if self._is_due(self.log_steps):
                             self._log()
                     self._call_back()
@@ -172,7 +180,7 @@ class TrainingLoop:
         if not self._unread:
             return
         started, scaler = time.perf_counter(), self.gradients.scaler
-        requests, losses = torch.stack([results for results, _ in self._unread]).T.tolist()
+        requests, losses = torch.stack([results for results, _ in self._unread]).T.cpu().tolist()
         self._stop_requests += sum(requests)
         first = self.progress.step - len(losses) + 1
         for step, (loss, (_result, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
@@ -185,6 +193,24 @@ class TrainingLoop:
         self._unread.clear()
         self.progress.unlogged, self.step_loss = self.progress.unlogged + losses, losses[-1]
         self.progress.seconds += time.perf_counter() - started
+
+    def _reads(self) -> bool:
+        """Return whether the losses are read after the step that was just done, the same on all processes."""
+        is_host = self.accelerator.device.type == "cpu"
+        return is_host or self._is_due(self.log_steps) or self.progress.step >= self._next_reading
+
+    def _plan_reading(self) -> None:
+        """Choose the step of the next reading: some seconds from now by the clock of the main process.
+
+        The time of a step is known only from the time between two readings, so this number of steps at most doubles.
+        """
+        if self.accelerator.device.type == "cpu":
+            return
+        (last, then), now = self._last_reading, time.monotonic()
+        self._last_reading, steps = (self.progress.step, now), max(1, self.progress.step - last)
+        affordable = int(_SECONDS_BETWEEN_READINGS * steps / max(now - then, 1e-9))
+        chosen = max(1, min(affordable, 2 * steps))
+        self._next_reading = self.progress.step + on_main(self.accelerator, lambda: chosen)
 
     def _log(self) -> None:
         """Add a point to the loss curve, the mean of the steps since the last one, and send it to the trackers."""

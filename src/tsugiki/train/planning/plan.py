@@ -161,10 +161,9 @@ def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_s
     """Return the numbers of rows to compute at once, in ascending order."""
     if config.micro_batch_size is not None:
         return [config.micro_batch_size]
-    if device.type != "cpu":
-        return sorted({1, math.ceil(math.sqrt(in_step)), in_step})
-    usual = rows_of_micro_batch(tokens, adapter=METHODS[config.method].trains_adapter)
-    return sorted({1, min(usual, in_step)})
+    usual = rows_of_micro_batch(tokens, METHODS[config.method].trains_adapter, device.type)
+    more = {math.ceil(math.sqrt(in_step)), in_step} if device.type != "cpu" else set()
+    return sorted({1, min(usual, in_step)} | more)
 
 
 def can_recompute(config: RunConfig) -> bool:
