@@ -108,7 +108,7 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     with loading_errors(config.model):
         model = meta_model(shapes)
     tokens, threads = tokens_of_row(config, model), torch.get_num_threads() if device.type == "cpu" else 1
-    resolved = resolve(config, model, rows or 100 * threads, tokens, threads)
+    resolved = resolve(config, model, rows or 100 * threads, tokens)
     steps = None if rows is None else total_steps(resolved, rows)
     in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
     available = total_memory(device)
