@@ -21,7 +21,7 @@ from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.graft import trainable_parameters
-from tsugiki.train import loop
+from tsugiki.train import readings
 from tsugiki.train.automatic import with_values
 from tsugiki.train.gradients import Gradients
 from tsugiki.train.prepare_loop import prepare_loop
@@ -149,7 +149,7 @@ def test_a_run_waits_for_the_device_only_where_losses_are_read(
     config = with_values(run_config(tmp_path), batch_size=4, learning_rate=1e-3, max_steps=9, save_steps=100)
     training = prepare_loop(accelerator, config, model, uneven_blocks(), detect_document_masking(model))
     training.log_steps = 100
-    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_READINGS", 1000)
+    monkeypatch.setattr(readings, "_SECONDS_BETWEEN", 1000)
     read: list[int] = []
     losses = training.read_losses
     monkeypatch.setattr(training, "read_losses", lambda: read.append(training.progress.step) or losses())

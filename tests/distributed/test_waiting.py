@@ -20,7 +20,7 @@ from tsugiki import LoraConfig, TsugikiError
 from tsugiki.errors import Interrupted, OtherProcessError
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.io.file_names import MANIFEST_FILE
-from tsugiki.train import loop, processes, run
+from tsugiki.train import processes, readings, run
 from tsugiki.train.automatic import with_values
 from tsugiki.train.loop import Callback, TrainingLoop
 from tsugiki.train.prepare_loop import prepare_loop
@@ -108,10 +108,10 @@ def signalled(folder: Path) -> str:
         device=SimpleNamespace(type="cuda"), num_processes=2, is_main_process=index == 0, log=lambda *_, **__: None
     )
     made.accelerator = shown
-    changed: Any = loop  # this process ends with the function
-    changed._SECONDS_BETWEEN_READINGS = 0.1
+    changed: Any = readings  # this process ends with the function
+    changed._SECONDS_BETWEEN = 0.1
     clock = time.monotonic
-    changed.time = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: clock() * (1 + 10 * index))
+    changed.time = SimpleNamespace(monotonic=lambda: clock() * (1 + 10 * index))
 
     class Signal(Callback):
         def on_step_end(self, loop: TrainingLoop) -> None:

@@ -1,7 +1,7 @@
 """The settings that are `auto`, chosen before the first step from the model, the method and the amount of text.
 
-    rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least 2, at most 16. The
-                      machine has no influence, so that a run has the same steps on any number of threads and processes
+    rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least 2, at most 16,
+                      whatever the machine, so that a run has the same steps on any number of threads and processes
     learning rate     5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
                       in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it
 

@@ -10,8 +10,7 @@
 accelerate provides the device, the processes and the trackers; transformers provides the schedules. All processes run
 this loop with the same parameters and make the same updates.
 
-`examples/training_loop.py` is the same loop in one file, without accelerate and without the fast paths; a test compares
-the losses of the two.
+`examples/training_loop.py` is the same loop in one file, without the fast paths; a test compares the losses of the two.
 """
 
 import math
@@ -30,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tsugiki.errors import Interrupted
 from tsugiki.language import _
 from tsugiki.train.gradients import Gradients, not_finite, overflow
-from tsugiki.train.processes import on_main
+from tsugiki.train.readings import Readings
 from tsugiki.train.record import LossPoint
 from tsugiki.train.sharding import check_optimizer
 from tsugiki.train.signals import StopSignals
@@ -38,8 +37,6 @@ from tsugiki.train.state import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_SECONDS_BETWEEN_READINGS = 5.0
 
 
 class Callback:
@@ -69,8 +66,7 @@ class TrainingLoop:
     max_grad_norm: float
     """0: no limit."""
     log_steps: int
-    """Steps between two points of the loss curve. The loop waits for an accelerator at these steps, and every some
-    seconds, so that a signal or a loss that is not a number soon ends the run."""
+    """Steps between two points of the loss curve. The loop waits for an accelerator at these and at `Readings`."""
     save_steps: int
     """Steps between checkpoints."""
     save: Callable[["TrainingLoop"], None] = lambda loop: None
@@ -85,8 +81,6 @@ class TrainingLoop:
     _unread: list[tuple[Tensor, int]] = field(default_factory=list)
     """Results of `Gradients.step` that have not been read from the device, and the target tokens of their steps."""
     _stop_requests: float = 0.0  # number of processes that request the end of the run
-    _last_reading: tuple[int, float] = (0, 0.0)  # its step, and its time in seconds of `time.monotonic`
-    _next_reading: int = 0  # the step of the next one that is due by the clock
 
     def run(self) -> None:
         """Train until the last step. A signal ends the run between two steps, after a checkpoint.
@@ -98,19 +92,19 @@ class TrainingLoop:
         check_optimizer(self.model, self.optimizer)
         with StopSignals(raises=self.accelerator.num_processes == 1) as signals:
             self._saved_step = self.progress.step
-            self._last_reading = self.progress.step, time.monotonic()
             try:
                 for callback in self.callbacks:
                     callback.on_train_begin(self)
                 if self.progress.callbacks_pending:
                     self.step_loss = self.progress.last_loss
                     self._call_back()
+                readings = Readings(self.accelerator, self.progress.step)
                 while self.progress.step < self.steps and not self.progress.stopped:
                     with signals.deferred():
                         self.train_step(stop=signals.received is not None)
-                        if self._reads():
+                        if readings.are_due(self.progress.step) or self._is_due(self.log_steps):
                             self.read_losses()
-                            self._plan_reading()
+                            readings.done(self.progress.step)
                         if self._is_due(self.log_steps):
                             self._log()
                     self._call_back()
@@ -140,10 +134,8 @@ class TrainingLoop:
         """Write a checkpoint, and return the exception that ends the run."""
         step = self.progress.step
         self._save()
-        if not step:
-            return Interrupted(number, _("no step was done"))
-        message = _("a checkpoint of step {step} of {steps} was written")
-        return Interrupted(number, message.format(step=step, steps=self.steps))
+        written = _("a checkpoint of step {step} of {steps} was written").format(step=step, steps=self.steps)
+        return Interrupted(number, written if step else _("no step was done"))
 
     def train_step(self, stop: bool = False) -> None:
         """Make one optimiser step. Its loss stays on the device until `read_losses`.
@@ -193,24 +185,6 @@ class TrainingLoop:
         self._unread.clear()
         self.progress.unlogged, self.step_loss = self.progress.unlogged + losses, losses[-1]
         self.progress.seconds += time.perf_counter() - started
-
-    def _reads(self) -> bool:
-        """Return whether the losses are read after the step that was just done, the same on all processes."""
-        is_host = self.accelerator.device.type == "cpu"
-        return is_host or self._is_due(self.log_steps) or self.progress.step >= self._next_reading
-
-    def _plan_reading(self) -> None:
-        """Choose the step of the next reading: some seconds from now by the clock of the main process.
-
-        The time of a step is known only from the time between two readings, so this number of steps at most doubles.
-        """
-        if self.accelerator.device.type == "cpu":
-            return
-        (last, then), now = self._last_reading, time.monotonic()
-        self._last_reading, steps = (self.progress.step, now), max(1, self.progress.step - last)
-        affordable = int(_SECONDS_BETWEEN_READINGS * steps / max(now - then, 1e-9))
-        chosen = max(1, min(affordable, 2 * steps))
-        self._next_reading = self.progress.step + on_main(self.accelerator, lambda: chosen)
 
     def _log(self) -> None:
         """Add a point to the loss curve, the mean of the steps since the last one, and send it to the trackers."""
