@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,23 @@ def test_the_size_of_micro_batches_does_not_change_dropout(device: PretendedDevi
     for found in (pairs, all_rows):
         torch.testing.assert_close(on_host(found.step(0)), wanted, rtol=2e-5, atol=0)
     assert not torch.allclose(on_host(alone.step(1)), wanted)
+
+
+def test_masks_of_more_rows_take_no_more_operations(device: PretendedDevice):
+    added = []
+    for rows in (2, 8):
+        counts = []
+        for dropout in (0.0, 0.1):
+            _, model = models("llama", "lora", dropout=dropout)
+            found = gradients_of(model, NAME)
+            found.step(0)
+            micro = found._share(1)[0]
+            micro = replace(micro, places=micro.places[:rows], rows=micro.rows[:rows])
+            device.reset()
+            found._micro_batch(1, 100, micro)
+            counts.append(device.operations)
+        added.append(counts[1] - counts[0])
+    assert added[0] == added[1]
 
 
 def test_a_run_waits_for_the_device_only_where_losses_are_read(
