@@ -144,3 +144,28 @@ def test_a_second_ctrl_c_stops_at_once(base: str, run, monkeypatch: pytest.Monke
     assert status == 130
     assert "at once" in err.splitlines()[-1]
     assert not (Path("run") / "checkpoints" / "checkpoint-2").exists()
+
+
+@pytest.mark.parametrize("place", ["cut", "flip at 0", "flip in format", "missing"])
+def test_a_damaged_record_is_replaced_by_that_of_the_checkpoint(place: str, interrupted: str, run):
+    path = Path("run/run.json")
+    content = path.read_bytes()
+    if place == "missing":
+        path.unlink()
+    else:
+        at = content.index(b"format") if place == "flip in format" else 0
+        flipped = content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :]
+        path.write_bytes(content[:-20] if place == "cut" else flipped)
+    status, _, err = run("train", "--resume", "run")
+    assert (status, sum("checkpoint-2" in line for line in err.splitlines())) == (0, 1), err
+    record = read_record(Path("run"))
+    assert (record.status, record.config.max_steps, record.config.lora and record.config.lora.r) == ("finished", 4, 4)
+
+
+def test_a_setting_that_differs_from_the_checkpoint_is_refused(interrupted: str, run):
+    path = Path("run/run.json")
+    path.write_text(path.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.05'))
+    status, _, err = run("train", "--resume", "run")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "learning_rate (was 0.01, now 0.05)" in err
+    assert run("train", "--resume", "run", "--learning-rate", "0.01")[0] == 0

@@ -1,5 +1,9 @@
 """Optimiser steps of the training loop on the pretended device: the results of the processor, with one wait a step."""
 
+import math
+import weakref
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +12,7 @@ import torch
 
 from tests.devices.pretend import NAME, PretendedDevice, on_host
 from tests.devices.test_training import moved
-from tests.runs import uneven_blocks
+from tests.runs import run_config, uneven_blocks
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.base.replica import replica_in
@@ -18,7 +22,10 @@ from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.graft import trainable_parameters
+from tsugiki.train import readings
+from tsugiki.train.automatic import with_values
 from tsugiki.train.gradients import Gradients
+from tsugiki.train.prepare_loop import prepare_loop
 
 
 def copied(source: Any, target: Any) -> Any:
@@ -73,21 +80,39 @@ def test_a_step_has_the_gradients_of_the_processor(kind: str, method: str, devic
         assert (on_host(parameter.grad) - gradient).norm() <= tolerance * gradient.norm() + 1e-7, name
 
 
-def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(device: PretendedDevice):
+class Activations:
+    """What a failed micro-batch holds."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1.00 MB)"),
+        RuntimeError("Invalid buffer size: 20.00 GiB"),
+    ],
+)
+def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(error: RuntimeError, device: PretendedDevice):
     host, there = models("llama", "lora")
     expected, found = gradients_of(host, "cpu", rows=1), gradients_of(there, NAME)
     whole = found._micro_batch
     sizes: list[int] = []
+    held: list[weakref.ref[Activations]] = []
 
     def limited(step: int, count: int, micro: Any) -> Any:
         sizes.append(len(micro.rows))
         if len(micro.rows) > 3:
-            raise torch.OutOfMemoryError
+            activations = Activations()
+            held.append(weakref.ref(activations))
+            raise type(error)(*error.args)
         return whole(step, count, micro)
+
+    def empty_cache() -> None:
+        assert all(activations() is None for activations in held), "the traceback still holds them"
 
     found._micro_batch = limited  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(empty_cache=lambda: None))
+        patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(empty_cache=empty_cache))
         results = found.step(0)
     assert sizes == [8, 4, 2, 2, 2, 2]
     torch.testing.assert_close(on_host(results), expected.step(0), rtol=2e-5, atol=0)
@@ -95,6 +120,10 @@ def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(device: Pretended
     with pytest.raises(TsugikiError, match="8 rows.*--micro-batch-size to 4"):
         found._halve(SimpleNamespace(rows=[0] * 8), torch.OutOfMemoryError())  # type: ignore[arg-type]
     found.sharded = False
+    found._micro_batch = lambda *_: 1 / 0 and None  # type: ignore[method-assign,assignment]
+    with pytest.raises(ZeroDivisionError):
+        found.step(0)
+    found._micro_batch = limited  # type: ignore[method-assign]
     sizes.clear()
     found.step(1)
     assert sizes == [2, 2, 2, 2], "the size is kept"
@@ -107,6 +136,47 @@ def test_the_size_of_micro_batches_does_not_change_dropout(device: PretendedDevi
     for found in (pairs, all_rows):
         torch.testing.assert_close(on_host(found.step(0)), wanted, rtol=2e-5, atol=0)
     assert not torch.allclose(on_host(alone.step(1)), wanted)
+
+
+def test_masks_of_more_rows_take_no_more_operations(device: PretendedDevice):
+    added = []
+    for rows in (2, 8):
+        counts = []
+        for dropout in (0.0, 0.1):
+            _, model = models("llama", "lora", dropout=dropout)
+            found = gradients_of(model, NAME)
+            found.step(0)
+            micro = found._share(1)[0]
+            micro = replace(micro, places=micro.places[:rows], rows=micro.rows[:rows])
+            device.reset()
+            found._micro_batch(1, 100, micro)
+            counts.append(device.operations)
+        added.append(counts[1] - counts[0])
+    assert added[0] == added[1]
+
+
+def test_a_run_waits_for_the_device_only_where_losses_are_read(
+    tmp_path: Path, device: PretendedDevice, monkeypatch: pytest.MonkeyPatch
+):
+    """The first step and its doubles (1, 3, 7) until some seconds lie between them, and the last step."""
+    _, model = models("llama", "lora", dropout=0.1)
+    use_fast_paths(model)
+    accelerator: Any = SimpleNamespace(
+        device=torch.device(NAME), num_processes=1, process_index=0, is_main_process=True, log=lambda *_, **__: None
+    )
+    config = with_values(run_config(tmp_path), batch_size=4, learning_rate=1e-3, max_steps=9, save_steps=100)
+    training = prepare_loop(accelerator, config, model, uneven_blocks(), detect_document_masking(model))
+    training.log_steps = 100
+    monkeypatch.setattr(readings, "_SECONDS_BETWEEN", 1000)
+    read: list[int] = []
+    losses = training.read_losses
+    monkeypatch.setattr(training, "read_losses", lambda: read.append(training.progress.step) or losses())
+    device.reset()
+    training.run()
+    assert sorted(set(read)) == [1, 3, 7, 9]
+    assert device.waits.total() == 4, device.waits
+    assert training.progress.tokens > 0
+    assert math.isfinite(training.progress.loss)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

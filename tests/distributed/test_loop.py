@@ -27,6 +27,7 @@ from tsugiki.train.run import train
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"r": 4, "lora_dropout": 0.0}},
     "lora, dropout": {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["c_attn", "lm_head"]}},
+    "lora, bf16": {"base_dtype": "bf16", "micro_batch_size": 2, "lora": {"r": 4, "lora_dropout": 0.3}},
     "dora": {"method": "dora", "lora": {"r": 4}},
     "prompt": {"method": "prompt-tuning", "method_config": {"num_virtual_tokens": 4}, "learning_rate": 1e-2},
     "bitfit": {"method": "bitfit"},

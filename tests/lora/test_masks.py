@@ -6,7 +6,7 @@ from math import sqrt
 import pytest
 import torch
 
-from tsugiki.lora.masks import apply_mask, keep_mask, masks_from
+from tsugiki.lora.masks import _keep_mask_on_accelerator, apply_mask, keep_mask, masks_from
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -134,3 +134,45 @@ def test_after_the_block_the_former_generator_is_used():
 def _with(generator: torch.Generator, like: torch.Tensor) -> torch.Tensor:
     with masks_from(generator):
         return keep_mask(like, 0.5)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_an_accelerator_drops_with_probability_p_independently(p: float):
+    """Five standard deviations: all elements, lines and columns (chi squared), neighbours, and two rows."""
+    size, seeds = 512, [7, 8]
+    kept = _keep_mask_on_accelerator(torch.empty(2 * size, size), p, seeds).view(2, size, size) != 0
+    deviation = sqrt(p * (1 - p))
+    scaled = (kept.double() - (1 - p)) / deviation
+    assert abs(float(scaled.sum())) < 5 * sqrt(scaled.numel())
+    for axis in (1, 2):
+        sums = scaled.sum(axis).flatten() / sqrt(size)
+        assert abs(float((sums**2).sum()) - len(sums)) < 5 * sqrt(
+            2 * len(sums) + float(len(sums) / (size * p * (1 - p)))
+        )
+    first, second = scaled
+    for other in (second, first.roll(1, 0), first.roll(1, 1), first.roll(2, 1), first.T):
+        assert abs(float((first * other).mean())) < 5 / size
+
+
+def test_no_two_columns_or_lines_of_an_accelerator_are_alike():
+    size = 1024
+    dropped = (_keep_mask_on_accelerator(torch.empty(size, size), 0.5, [3]) == 0).double() * 2 - 1
+    for matrix in (dropped, dropped.T):
+        products = (matrix @ matrix.T / sqrt(size)).fill_diagonal_(0)
+        assert products.abs().max() < 6.5, "half a million pairs, which are normally distributed"
+
+
+def test_a_row_has_the_same_mask_on_an_accelerator_alone_together_and_cut():
+    seeds = [1, 2, 3]
+    together = _keep_mask_on_accelerator(torch.empty(3 * 20, 7), 0.5, seeds).chunk(3)
+    for mask, seed in zip(together, seeds, strict=True):
+        assert torch.equal(_keep_mask_on_accelerator(torch.empty(1, 20, 7), 0.5, [seed])[0], mask)
+        assert torch.equal(_keep_mask_on_accelerator(torch.empty(11, 7), 0.5, [seed]), mask[:11])
+    assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (5,), (3, 7), (2, 3, 5)])
+def test_a_mask_of_an_accelerator_has_one_byte_for_each_element(shape: tuple[int, ...]):
+    mask = _keep_mask_on_accelerator(torch.empty(shape), 0.5, [1])
+    assert (mask.shape, mask.dtype) == (shape, torch.int8)
+    assert ((mask == 0) | (mask == -1)).all()

@@ -51,20 +51,20 @@ def test_small_steps_have_a_lower_rate(tokens: int, rate: float):
 
 
 @pytest.mark.parametrize(
-    ("rows", "at_once", "batch_size", "steps"),
-    [(1, 1, 1, 3), (10, 2, 2, 15), (100, 2, 3, 102), (100, 8, 8, 39), (400, 2, 12, 102), (5000, 2, 16, 939)],
+    ("rows", "batch_size", "steps"),
+    [(1, 2, 3), (10, 2, 15), (100, 3, 102), (400, 12, 102), (5000, 16, 939)],
 )
-def test_a_run_has_about_a_hundred_steps(rows: int, at_once: int, batch_size: int, steps: int):
-    resolved = resolve(config(), tiny_model("gpt2"), rows, 512, at_once)
+def test_a_run_has_about_a_hundred_steps(rows: int, batch_size: int, steps: int):
+    resolved = resolve(config(), tiny_model("gpt2"), rows, 512)
     assert (resolved.batch_size, total_steps(resolved, rows)) == (batch_size, steps)
 
 
 def test_given_numbers_are_used_as_they_are():
     given = config(batch_size=5, learning_rate=0.5, max_steps=7)
-    resolved = resolve(given, tiny_model("gpt2"), 100, 512, 2)
+    resolved = resolve(given, tiny_model("gpt2"), 100, 512)
     assert (resolved.batch_size, resolved.learning_rate, total_steps(resolved, 100)) == (5, 0.5, 7)
     assert resolved.adapter_config == given.adapter_config
-    assert resolve(config(max_steps=7), tiny_model("gpt2"), 100, 512, 2).batch_size == 16
+    assert resolve(config(max_steps=7), tiny_model("gpt2"), 100, 512).batch_size == 16
 
 
 def test_minutes_become_steps_of_the_rows_that_fit_into_them():
@@ -75,11 +75,11 @@ def test_minutes_become_steps_of_the_rows_that_fit_into_them():
         return 450
 
     given = config(minutes=5)
-    resolved = resolve(given, tiny_model("gpt2"), 100, 512, 2, {}, rows_in_time)
+    resolved = resolve(given, tiny_model("gpt2"), 100, 512, {}, rows_in_time)
     assert (resolved.batch_size, total_steps(resolved, 100)) == (4, 112)
-    again = resolve(given, tiny_model("gpt2"), 100, 512, 2, {"steps": 112, "batch_size": 4}, rows_in_time)
+    again = resolve(given, tiny_model("gpt2"), 100, 512, {"steps": 112, "batch_size": 4}, rows_in_time)
     assert (again.batch_size, total_steps(again, 100), len(measured)) == (4, 112, 1)
-    twenty_epochs = resolve(given, tiny_model("gpt2"), 10, 512, 2, {}, rows_in_time)
+    twenty_epochs = resolve(given, tiny_model("gpt2"), 10, 512, {}, rows_in_time)
     assert total_steps(twenty_epochs, 10) * twenty_epochs.batch_size == 200
 
 
@@ -97,9 +97,9 @@ AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max
 
 
 def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
-    record = assert_resumes(train, run_config(tmp_path, save_steps=40, **AUTOMATIC), 41)
+    record = assert_resumes(train, run_config(tmp_path, save_steps=20, **AUTOMATIC), 21)
     assert record.config.learning_rate == "auto"
-    assert record.chosen("batch_size") == 1
+    assert record.chosen("batch_size") == 2
     assert record.chosen("learning_rate") == 0.0095
     assert record.loss_curve[0].learning_rate == 0.0095
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.json import read_json
 from tsugiki.language import _
 from tsugiki.train.config_files import validated
 
@@ -47,10 +46,10 @@ def go_to_working_directory(folder: Path) -> Path:
     Raises:
         TsugikiError: the folder holds no run.
     """
-    missing = _("{folder} holds no run that could be continued: it has no {file}")
-    fields = read_json(folder / RECORD_FILE, missing=missing.format(folder=folder, file=RECORD_FILE))
-    recorded = fields.get("working_directory")
-    if not isinstance(recorded, str) or not Path(recorded).is_dir() or Path(recorded).samefile(Path()):
+    from tsugiki.train.resume import recorded_run
+
+    recorded = recorded_run(folder).working_directory
+    if recorded is None or not Path(recorded).is_dir() or Path(recorded).samefile(Path()):
         return folder
     absolute = folder.absolute()
     os.chdir(recorded)

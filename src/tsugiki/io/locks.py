@@ -18,7 +18,7 @@ from tsugiki.io.atomic import make_folder, remove_empty
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _
 
-_LOCK, _OWNER = ".lock", ".lock.json"
+_LOCK, OWNER_FILE = ".lock", ".lock.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -66,11 +66,11 @@ def sole_use(folder: Path) -> Iterator[None]:
         try:
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             process = {"process": os.getpid(), "process_start": _process_start(os.getpid())}
-            write_json(folder / _OWNER, {**process, **_this_machine(), "started": started})
+            write_json(folder / OWNER_FILE, {**process, **_this_machine(), "started": started})
             yield
         finally:
             with suppress(OSError):
-                (folder / _OWNER).unlink()
+                (folder / OWNER_FILE).unlink()
 
 
 def is_in_use(folder: Path) -> bool:
@@ -148,7 +148,7 @@ def _remove_if_alone(path: Path) -> None:
 def _owner(folder: Path) -> dict[str, Any]:
     """Return the content of `.lock.json`; empty if it cannot be read."""
     try:
-        return read_json(folder / _OWNER)
+        return read_json(folder / OWNER_FILE)
     except TsugikiError:
         return {}
 
@@ -186,5 +186,5 @@ def _in_use(folder: Path, owner: dict[str, Any]) -> TsugikiError:
         _(
             "{folder} is in use by process {process} on {host}, started at {started}; if it does not run any more, "
             "delete {file}"
-        ).format(folder=folder, process=process, host=host, started=started, file=folder / _OWNER)
+        ).format(folder=folder, process=process, host=host, started=started, file=folder / OWNER_FILE)
     )

@@ -6,7 +6,9 @@ random bits from NumPy's SFC64, and is kept if they, as an unsigned number, are 
 To be applied, it is widened to the size of the element. The factor 1 / (1 - p) is left to the caller, which
 multiplies by a scale anyway.
 
-An accelerator draws random numbers fast, so there the mask is drawn by torch.
+An accelerator computes the 16 bits of all elements in a few operations, however many seeds there are, because starting
+operations for each row would take longer than they take. Torch's own generators do not suffice: which number they give
+to an element depends on the size of the tensor and on the device.
 
 The seed of each mask is drawn from the processor's generator, so `torch.manual_seed` determines it, and activation
 checkpointing, which restores that generator, draws the same mask again. Within `masks_from` the seeds come from another
@@ -14,13 +16,17 @@ generator, which torch's activation checkpointing does not restore (`fast.recomp
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+_Words: TypeAlias = NDArray[np.uint64]
 _LEVELS = 1 << 16
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of an element -> the integer dtype of this size."""
@@ -66,27 +72,66 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     Returns:
         int8: -1 (all bits set) where the element is kept, 0 where it is dropped.
     """
-    generators = current_generators()
-    if len(generators) > 1 and len(like) % len(generators) == 0:
-        parts = zip(like.chunk(len(generators)), generators, strict=True)
-        return torch.cat([_keep_mask(part, p, draw_seed(generator)) for part, generator in parts])
-    return _keep_mask(like, p, draw_seed(generators[0] if generators else None))
+    generators: tuple[torch.Generator | None, ...] = current_generators() or (None,)
+    if not like.dim() or len(like) % len(generators):
+        generators = generators[:1]
+    seeds = [draw_seed(generator) for generator in generators]
+    if like.device.type != "cpu":
+        return _keep_mask_on_accelerator(like, p, seeds)
+    if len(seeds) == 1:
+        return _keep_mask(like, p, seeds[0])
+    return torch.cat([_keep_mask(part, p, seed) for part, seed in zip(like.chunk(len(seeds)), seeds, strict=True)])
 
 
 def _keep_mask(like: Tensor, p: float, seed: int) -> Tensor:
-    if like.device.type != "cpu":
-        return -(torch.rand(like.shape, generator=_generator(like.device, seed), device=like.device) >= p).to(
-            torch.int8
-        )
     words = np.random.SFC64(seed).random_raw((like.numel() + 3) // 4)
     drawn = torch.from_numpy(words.view(np.int16))[: like.numel()].view(like.shape)
     kept = torch.empty(like.shape, dtype=torch.int8)
-    threshold = min(round(p * _LEVELS), _LEVELS - 1)  # _LEVELS itself would overflow 16 bits and keep everything
-    return torch.ge(drawn, threshold - _LEVELS // 2, out=kept).neg_()
+    return torch.ge(drawn, _threshold(p), out=kept).neg_()
 
 
-def _generator(device: torch.device, seed: int) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
+def _keep_mask_on_accelerator(like: Tensor, p: float, seeds: Sequence[int]) -> Tensor:
+    """Draw a mask whose first axis is divided into as many parts as there are seeds.
+
+    Two elements get the upper 32 bits of a word a · c + b modulo 2^64: a and b are random numbers of the line (all axes
+    but the last one), which follow from the seed of the part, and c is a random number of the place in the line. Such
+    hashes of two c are independent unless these differ in the upper 31 bits only (Dietzfelbinger, 1996), and each line
+    has its own a and b.
+    """
+    width = like.shape[-1] if like.dim() else 1
+    lines, words = like.numel() // max(width, 1), (width + 1) // 2
+    keys = _split_mix(seeds, 2 * lines // len(seeds))
+    host = torch.from_numpy(np.concatenate((keys, _constants(words))).view(np.int64))
+    if like.device.type == "cuda":
+        host = host.pin_memory()  # otherwise the copy would wait for the device
+    numbers = host.to(like.device, non_blocking=True)
+    a_and_b, c = numbers[: 2 * lines].view(lines, 2), numbers[2 * lines :]
+    drawn = (a_and_b[:, :1] * c).add_(a_and_b[:, 1:]).view(torch.int16).view(lines, words, 4)[..., 2:]
+    kept = torch.empty(lines, words, 2, dtype=torch.int8, device=like.device)
+    torch.ge(drawn, _threshold(p), out=kept).neg_()
+    if width % 2:
+        kept = kept.view(lines, 2 * words)[:, :width].contiguous()
+    return kept.view(like.shape)
+
+
+def _threshold(p: float) -> int:
+    """Return the smallest signed 16-bit number with which an element is kept."""
+    return min(round(p * _LEVELS), _LEVELS - 1) - _LEVELS // 2  # _LEVELS itself would overflow and keep everything
+
+
+@lru_cache(maxsize=64)
+def _constants(count: int) -> _Words:
+    return _split_mix([0], count)
+
+
+def _split_mix(seeds: Sequence[int], count: int) -> _Words:
+    """Return `count` random 64-bit numbers for each seed in turn, by SplitMix64 (Steele et al., 2014)."""
+    x: _Words = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = x + np.array(seeds, np.uint64)[:, None]
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x.reshape(-1)
 
 
 def apply_mask(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """The settings that are `auto`, chosen before the first step from the model, the method and the amount of text.
 
-    rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least one row for each
-                      thread or accelerator, at most 16
+    rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least 2, at most 16,
+                      whatever the machine, so that a run has the same steps on any number of threads and processes
     learning rate     5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
                       in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it
 
@@ -28,7 +28,7 @@ from tsugiki.methods.table import METHODS
 from tsugiki.train.config import AUTO, PROBE, RunConfig
 
 _STEPS = 100
-_MOST_ROWS = 16
+_FEWEST_ROWS, _MOST_ROWS = 2, 16
 _MOST_EPOCHS = 20  # of a run whose length is set in minutes
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
@@ -47,7 +47,6 @@ def resolve(
     model: nn.Module,
     rows: int,
     row_tokens: int,
-    at_once: int,
     chosen: Mapping[str, Any] = MappingProxyType({}),
     rows_in_time: Callable[[], int] | None = None,
 ) -> ResolvedConfig:
@@ -58,7 +57,6 @@ def resolve(
         model: the base model.
         rows: number of rows of the training data.
         row_tokens: tokens of a row.
-        at_once: how many rows all threads or accelerators of the run compute at once.
         chosen: the values that a resumed run has chosen before it was interrupted.
         rows_in_time: measures how many rows can be trained on in `config.minutes`.
     """
@@ -69,7 +67,7 @@ def resolve(
         if steps is None and rows_in_time is not None:
             in_run = min(rows_in_time(), _MOST_EPOCHS * rows)
     if batch_size == AUTO:
-        batch_size = chosen.get("batch_size") or _batch_size(steps, in_run, at_once)
+        batch_size = chosen.get("batch_size") or _batch_size(steps, in_run)
     if config.minutes is not None and steps is None:
         steps = max(1, in_run // min(batch_size, rows))
     resolved = with_values(config, batch_size=batch_size, max_steps=steps, learning_rate=1.0)
@@ -114,10 +112,10 @@ def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: i
     return float(f"{min(rate, _HIGHEST_RATE):.2g}")
 
 
-def _batch_size(steps: int | None, in_run: int, at_once: int) -> int:
+def _batch_size(steps: int | None, in_run: int) -> int:
     if steps is not None:  # it does not depend on the batch size
         return _MOST_ROWS
-    return min(max(in_run // _STEPS, at_once, 1), _MOST_ROWS)
+    return min(max(in_run // _STEPS, _FEWEST_ROWS), _MOST_ROWS)
 
 
 def _width(model: nn.Module) -> int:

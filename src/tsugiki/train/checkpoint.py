@@ -161,6 +161,8 @@ def _set_aside(folder: Path) -> None:
         if aside.exists():
             remove_folder(aside)
         folder.rename(aside)
+    except FileNotFoundError:  # another process of the run has renamed it
+        pass
     except OSError as error:
         raise TsugikiError(
             _("{folder} is damaged and cannot be renamed: {strerror}").format(

@@ -108,8 +108,8 @@ class TrainingSettings(BaseModel):
     max_steps: int | None = Field(default=None, ge=1)
     """Number of optimiser steps. Overrides epochs."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = AUTO
-    """Rows per optimiser step, over all processes. auto: so many that the run has about 100 steps, but at least one for
-    each thread or GPU and at most 16."""
+    """Rows per optimiser step, over all processes. auto: so many that the run has about 100 steps, but at least 2 and
+    at most 16."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "probe"] = AUTO
     """Peak learning rate. auto: by the width of the model, the method, lora_alpha and the number of steps. probe:
     measured on 30 rows of the training data before the first step."""
@@ -177,7 +177,7 @@ class TrainingSettings(BaseModel):
     """Where to compute. auto: on the accelerator of this machine if it has one, otherwise on the processor."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows that a thread or an accelerator computes at once; it changes speed and memory, not the result. Default: 512
-    tokens (1,024 if the whole model trains) on a processor, as many rows as fit in its memory on an accelerator."""
+    tokens (1,024 if the whole model trains) on a processor, 4,096 on an accelerator (2,048 on a Mac)."""
     recompute: Literal["auto", "none", "blocks"] = AUTO
     """Compute the activations of blocks again in the backward pass instead of keeping them, which saves memory; results
     stay the same. auto: of as many blocks as do not fit in the memory otherwise. blocks: of all."""

@@ -27,6 +27,7 @@ from tsugiki.train.evaluation_plan import evenly_spread, is_due, plan_evaluation
 from tsugiki.train.loop import Callback, TrainingLoop
 from tsugiki.train.memory import process_peak
 from tsugiki.train.packing import PackedDataset
+from tsugiki.train.processes import on_main
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import RunRecord, Sample, TrainingFigures
 from tsugiki.train.sharding import is_sharded
@@ -201,8 +202,12 @@ class EvaluationCallback(Callback):
         return self.config.sample_steps or max(1, total // 2)
 
     def _sample(self, loop: TrainingLoop, step: int | None = None) -> None:
-        if not loop.accelerator.is_main_process and not is_sharded(self.model):
-            return
+        if is_sharded(self.model):
+            self._add_samples(loop, step)
+        else:
+            on_main(loop.accelerator, lambda: self._add_samples(loop, step))
+
+    def _add_samples(self, loop: TrainingLoop, step: int | None) -> None:
         sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
         chat, system = self.data.summary.learns_conversations, self.config.system
         opening = [] if system is None else [Message("system", system)]

@@ -52,6 +52,8 @@ from tsugiki.train.threads import run_in_threads
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_OUT_OF_MEMORY_OF_MPS = ("MPS backend out of memory", "Invalid buffer size")
+
 
 @dataclass(frozen=True)
 class _MicroBatch:
@@ -89,8 +91,8 @@ class Gradients:
                 are copied at every step.
             batches: the rows of each step.
             accelerator: the device, and the processes that share the work.
-            micro_batch_size: rows that are computed at once; None: all rows of a step, or as many as fit in the memory
-                of an accelerator.
+            micro_batch_size: rows that are computed at once; None: all rows of a step, divided by the number of
+                processes.
             base_dropout: dropout inside the base is active. It uses torch's global random generator, so the rows are
                 computed one after another.
             tokens_at_once: compute more than `micro_batch_size` rows at once if they have similar lengths and at most
@@ -108,7 +110,8 @@ class Gradients:
         self.scaler.scale(self.buffer[-1])  # creates its tensors here, because several threads must not
         # Rotary frequencies that depend on a row's length are in the model while the row is computed.
         alone = base_dropout or rope_depends_on_length(computing)
-        self.micro_batch_size = 1 if alone else micro_batch_size or batches.batch_size
+        self._dealt_rows = 1 if alone else micro_batch_size or batches.batch_size
+        self.micro_batch_size = self._dealt_rows  # fewer after memory has run out in this process
         self._in_threads = accelerator.device.type == "cpu" and not alone and not self.sharded
         self.tokens_at_once = tokens_at_once if self._in_threads else 0
         by_positions = batches.collate.masking == "position_ids"
@@ -155,25 +158,35 @@ class Gradients:
         """Compute one micro-batch after another. If memory runs out, it is computed again in halves."""
         while todo:
             micro = todo.pop(0)
+            result = None
             try:
                 result = self._micro_batch(step, count, micro)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
                 self._halve(micro, error)
-                todo = [part for whole in (micro, *todo) for part in _split(whole, self.micro_batch_size)]
+            if result is not None:
+                yield result
                 continue
-            yield result
+            # Only now the traceback, which held the activations, is gone.
+            torch.get_device_module(self.accelerator.device).empty_cache()
+            todo = [part for whole in (micro, *todo) for part in _split(whole, self.micro_batch_size)]
 
     def _share(self, step: int) -> list[_MicroBatch]:
-        """Return the micro-batches of this process. With n processes, each computes every n-th row of the step."""
-        rows = self.batches.rows(step)
-        places = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
-        whole = _MicroBatch(list(places), [rows[place] for place in places])
+        """Return the micro-batches of this process: with n processes, every n-th one of the step.
+
+        So the same rows are computed together on any number of processes, unless there are too few micro-batches for
+        all of them.
+        """
+        rows, processes, index = self.batches.rows(step), self.accelerator.num_processes, self.accelerator.process_index
+        whole, size = _MicroBatch(list(range(len(rows))), rows), min(self._dealt_rows, math.ceil(len(rows) / processes))
         if self.tokens_at_once:
-            return _split_by_length(whole, self.batches.blocks.row_tokens, self.micro_batch_size, self.tokens_at_once)
-        mine = _split(whole, self.micro_batch_size)
-        if self.sharded:  # all processes must call the model equally often; process 0 has the most rows
-            most = math.ceil(math.ceil(len(rows) / self.accelerator.num_processes) / self.micro_batch_size)
-            mine += [_MicroBatch([0], rows[:1], learns=False)] * (most - len(mine))
+            lengths = self.batches.blocks.row_tokens
+            return _split_by_length(whole, lengths, size, self.tokens_at_once)[index::processes]
+        dealt = _split(whole, size)
+        mine = [part for micro in dealt[index::processes] for part in _split(micro, self.micro_batch_size)]
+        if self.sharded:  # all processes must call the model equally often
+            mine += [_MicroBatch([0], rows[:1], learns=False)] * (math.ceil(len(dealt) / processes) - len(mine))
         return mine
 
     def _micro_batch(self, step: int, count: int, micro: _MicroBatch) -> _Result:
@@ -227,7 +240,7 @@ class Gradients:
                 weight.grad += gradient
         self.buffer[-1] += loss
 
-    def _halve(self, micro: _MicroBatch, error: torch.OutOfMemoryError) -> None:
+    def _halve(self, micro: _MicroBatch, error: RuntimeError) -> None:
         """Compute half as many rows at once from now on.
 
         Raises:
@@ -255,7 +268,11 @@ class Gradients:
                 ).format(device=device, block_size=self.batches.blocks.block_size)
             ) from error
         self.micro_batch_size = len(micro.rows) // 2
-        torch.get_device_module(device).empty_cache()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether the memory of an accelerator has run out. On a Mac, only the message of the error says so."""
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _OUT_OF_MEMORY_OF_MPS)
 
 
 def row_seed(seed: int, step: int, place: int) -> int:

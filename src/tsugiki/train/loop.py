@@ -10,8 +10,7 @@
 accelerate provides the device, the processes and the trackers; transformers provides the schedules. All processes run
 this loop with the same parameters and make the same updates.
 
-`examples/training_loop.py` is the same loop in one file, without accelerate and without the fast paths; a test compares
-the losses of the two.
+`examples/training_loop.py` is the same loop in one file, without the fast paths; a test compares the losses of the two.
 """
 
 import math
@@ -30,6 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tsugiki.errors import Interrupted
 from tsugiki.language import _
 from tsugiki.train.gradients import Gradients, not_finite, overflow
+from tsugiki.train.readings import Readings
 from tsugiki.train.record import LossPoint
 from tsugiki.train.sharding import check_optimizer
 from tsugiki.train.signals import StopSignals
@@ -66,7 +66,7 @@ class TrainingLoop:
     max_grad_norm: float
     """0: no limit."""
     log_steps: int
-    """Steps between two points of the loss curve. The loop waits for an accelerator only at these steps."""
+    """Steps between two points of the loss curve. The loop waits for an accelerator at these and at `Readings`."""
     save_steps: int
     """Steps between checkpoints."""
     save: Callable[["TrainingLoop"], None] = lambda loop: None
@@ -98,11 +98,13 @@ class TrainingLoop:
                 if self.progress.callbacks_pending:
                     self.step_loss = self.progress.last_loss
                     self._call_back()
+                readings = Readings(self.accelerator, self.progress.step)
                 while self.progress.step < self.steps and not self.progress.stopped:
                     with signals.deferred():
                         self.train_step(stop=signals.received is not None)
-                        if self.accelerator.device.type == "cpu" or self._is_due(self.log_steps):
+                        if readings.are_due(self.progress.step) or self._is_due(self.log_steps):
                             self.read_losses()
+                            readings.done(self.progress.step)
                         if self._is_due(self.log_steps):
                             self._log()
                     self._call_back()
@@ -132,10 +134,8 @@ class TrainingLoop:
         """Write a checkpoint, and return the exception that ends the run."""
         step = self.progress.step
         self._save()
-        if not step:
-            return Interrupted(number, _("no step was done"))
-        message = _("a checkpoint of step {step} of {steps} was written")
-        return Interrupted(number, message.format(step=step, steps=self.steps))
+        written = _("a checkpoint of step {step} of {steps} was written").format(step=step, steps=self.steps)
+        return Interrupted(number, written if step else _("no step was done"))
 
     def train_step(self, stop: bool = False) -> None:
         """Make one optimiser step. Its loss stays on the device until `read_losses`.
@@ -172,7 +172,7 @@ class TrainingLoop:
         if not self._unread:
             return
         started, scaler = time.perf_counter(), self.gradients.scaler
-        requests, losses = torch.stack([results for results, _ in self._unread]).T.tolist()
+        requests, losses = torch.stack([results for results, _ in self._unread]).T.cpu().tolist()
         self._stop_requests += sum(requests)
         first = self.progress.step - len(losses) + 1
         for step, (loss, (_result, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):

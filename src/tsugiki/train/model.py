@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
 _ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
 _MODEL_TOKENS = 1024  # the gradients of each micro-batch are as large as the model, so there should be few
+_ACCELERATOR_TOKENS = {"mps": 2048}  # a Mac swaps before it says that memory has run out
+_OTHER_ACCELERATOR_TOKENS = 4096
 _SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
 
@@ -150,15 +152,24 @@ def make_gradients(
     if config.recompute != AUTO:  # otherwise it was decided when the memory was planned
         recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
     rows, tokens = config.micro_batch_size, 0
-    if rows is None and accelerator.device.type == "cpu":
-        rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model))
+    if rows is None:
+        device = accelerator.device.type
+        rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model), device=device)
         tokens = _SHORT_ROWS_TOKENS if batches.collate.masking == "separate_rows" else 0
     return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens)
 
 
-def rows_of_micro_batch(tokens: int, adapter: bool) -> int:
-    """Return how many rows of `tokens` tokens a thread of a processor computes at once, unless the run sets it."""
-    return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)
+def rows_of_micro_batch(tokens: int, adapter: bool, device: str = "cpu") -> int:
+    """Return how many rows are computed at once, unless the run sets it.
+
+    Args:
+        tokens: tokens of a row.
+        adapter: an adapter trains, not the whole model.
+        device: the type of the device; on a processor, each thread computes so many rows.
+    """
+    if device == "cpu":
+        return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)
+    return max(1, _ACCELERATOR_TOKENS.get(device, _OTHER_ACCELERATOR_TOKENS) // tokens)
 
 
 def save_trained(

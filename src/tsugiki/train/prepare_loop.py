@@ -95,18 +95,18 @@ def resolved_config(
     Raises:
         TsugikiError: more processes than rows in a step, or `minutes` is too short for one step.
     """
-    threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
-    at_once = min(threads * accelerator.num_processes, len(data.blocks))
 
     def measure() -> int:
         assert config.minutes is not None
+        threads = torch.get_num_threads() if accelerator.device.type == "cpu" else 1
+        at_once = min(threads * accelerator.num_processes, len(data.blocks))
         trial = with_values(config, batch_size=at_once, learning_rate=1.0, max_steps=1)
         loop = prepare_loop(accelerator, trial, model, data.blocks, data.document_masking)
         per_row = seconds_per_step(loop) / at_once
         left = config.minutes * 60 - (time.monotonic() - started)
         return on_main(accelerator, lambda: rows_in_time(left, per_row, data))  # all processes use the main one's value
 
-    resolved = resolve(config, model, len(data.blocks), data.blocks.block_size, at_once, chosen, measure)
+    resolved = resolve(config, model, len(data.blocks), data.blocks.block_size, chosen, measure)
     rows = min(resolved.batch_size, len(data.blocks))
     on_main(accelerator, partial(_check_rows, accelerator.num_processes, rows))
     automatic = {name: getattr(resolved, name) for name in _AUTOMATIC if isinstance(getattr(config, name), str)}

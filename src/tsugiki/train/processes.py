@@ -3,18 +3,27 @@
 `torchrun`, `accelerate launch` and `tsugiki train --processes` all start the same command several times, with
 environment variables that tell each process its number. Only the main process writes to the run's folder, shows
 progress and samples.
+
+The gradients are summed in torch's default group, whose time limit (10 minutes with NCCL, 30 with gloo) ends a run in
+which a process hangs. While the main process reads the data, loads the base, samples or writes, the others wait in a
+second group, which has a limit of a day. A process that ends is noticed at once in both, because its connections close.
 """
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, broadcast_object_list, gather_object
+from accelerate.utils import LoggerType
+from torch import distributed
 
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
 from tsugiki.language import _, marked
@@ -22,6 +31,10 @@ from tsugiki.ranks import several_processes
 from tsugiki.train.config import DeviceName
 
 T = TypeVar("T")
+
+_LONGEST_WAIT = timedelta(days=1)
+_SECONDS_UNTIL_SEEN = 90.0
+"""How long a network file system may take to show a new file to other machines; NFS looks again after 60 s."""
 
 _REQUIREMENTS = {
     "cuda": marked("a driver, and a build of torch for CUDA"),
@@ -74,8 +87,8 @@ def start_accelerator(
 
 
 def _disconnect() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def require_one_process(command: str) -> None:
@@ -102,10 +115,10 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
             outcome = [(True, action())]
     except BaseException:
         with suppress(OtherProcessError), errors_of_others(accelerator):
-            broadcast_object_list(outcome)
+            _broadcast(accelerator, outcome)
         raise
     with errors_of_others(accelerator):
-        broadcast_object_list(outcome)
+        _broadcast(accelerator, outcome)
     succeeded, result = outcome[0]
     if not succeeded:
         raise OtherProcessError
@@ -120,7 +133,9 @@ def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """
     results: list[T] = []
     on_main(accelerator, lambda: results.append(action()))
-    return results[0] if results else action()
+    result = results[0] if results else action()
+    _gathered(accelerator, None)  # the main process waits here, not in a sum of gradients
+    return result
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
@@ -134,7 +149,7 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
         TsugikiError: on the main process, if some differ.
         OtherProcessError: on the other processes, if some differ.
     """
-    everywhere: list[Mapping[str, object]] = gather_object([facts])
+    everywhere = _gathered(accelerator, facts)
     first = everywhere[0]
     for number, others in enumerate(everywhere):
         different = [name for name in {**first, **others} if first.get(name) != others.get(name)]
@@ -149,13 +164,73 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
             )
 
 
+def check_shared(accelerator: Accelerator, file: Path) -> None:
+    """Check that all processes see a file as the main process has written it, at the same path.
+
+    A network file system may show it to other machines some time later, so they look again for a while.
+
+    Raises:
+        TsugikiError: on the main process, if another one does not see the file.
+        OtherProcessError: on the other processes, if one of them does not see it.
+    """
+    if accelerator.num_processes == 1:
+        return
+    content = on_main(accelerator, file.read_bytes)
+    end = time.monotonic() + _SECONDS_UNTIL_SEEN
+    while not (seen := _content(file) == content) and time.monotonic() < end:
+        time.sleep(0.1)
+    everywhere = _gathered(accelerator, seen)
+    if all(everywhere):
+        return
+    if not accelerator.is_main_process:
+        raise OtherProcessError
+    raise TsugikiError(
+        _(
+            "process {number} does not find the {file} that process 0 has written: all processes need the same folder "
+            "--out, under the same path, on a file system that their machines share"
+        ).format(number=everywhere.index(False), file=file)
+    )
+
+
+def _content(file: Path) -> bytes | None:
+    with suppress(OSError):
+        return file.read_bytes()
+    return None
+
+
+@lru_cache(maxsize=1)
+def _waiting_group(default: distributed.ProcessGroup) -> distributed.ProcessGroup:
+    """Return the group in which processes wait for each other; all of them must call this together at first.
+
+    Args:
+        default: torch's default group, to which it belongs.
+    """
+    group: distributed.ProcessGroup = distributed.new_group(timeout=_LONGEST_WAIT, backend="gloo")
+    return group
+
+
+def _broadcast(accelerator: Accelerator, values: list[Any]) -> None:
+    if accelerator.num_processes > 1:
+        distributed.broadcast_object_list(values, group=_waiting_group(distributed.group.WORLD))
+
+
+def _gathered(accelerator: Accelerator, value: T) -> list[T]:
+    """Return the values of all processes, in order; all must call this together."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * accelerator.num_processes
+    with errors_of_others(accelerator):
+        distributed.all_gather_object(values, value, group=_waiting_group(distributed.group.WORLD))
+    return values
+
+
 @contextmanager
 def errors_of_others(accelerator: Accelerator) -> Iterator[None]:
     """Turn errors of the connection to another process, which are caused by its end, into an `OtherProcessError`."""
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
         if accelerator.num_processes > 1 and lost:
             raise OtherProcessError from error
         raise

@@ -13,7 +13,7 @@ from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.train.checkpoint import load_training_state, newest_checkpoint
+from tsugiki.train.checkpoint import Checkpoint, load_training_state, newest_checkpoint
 from tsugiki.train.config import RunConfig
 from tsugiki.train.processes import on_main
 from tsugiki.train.record import RecordedConfig, RunRecord, new_record, parse_record, read_record
@@ -57,7 +57,7 @@ def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TsugikiError: the folder holds no run.
     """
-    return _without_defaults(_read_record(out).config.to_dict(), defaults)
+    return _without_defaults(recorded_run(out).config.to_dict(), defaults)
 
 
 def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,9 +120,10 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
 
     The record is read from the checkpoint, so it contains no results of later steps.
     """
-    record = _read_record(out)
-    recorded = record.config.to_dict()
-    changed = changed_settings(recorded, settings, _MAY_CHANGE)
+    record, checkpoint = recorded_run(out), newest_checkpoint(out / CHECKPOINTS)
+    recorded, kept = record.config.to_dict(), _record_of(checkpoint)
+    # A checkpoint has a digest of its settings, and `run.json` has none.
+    changed = changed_settings(kept.config.to_dict() if kept else recorded, settings, _MAY_CHANGE)
     if changed:
         raise TsugikiError(
             _("the run in {out} was started with other settings: {changed}").format(out=out, changed=changed)
@@ -135,40 +136,49 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
                 "--minutes, continues it"
             ).format(out=out, steps=steps)
         )
-    checkpoint = newest_checkpoint(out / CHECKPOINTS)
     if checkpoint is None:
         record.forget_after(-1)
-        folder = None
-    elif checkpoint.record is None:
+    elif kept is None:
         record.forget_after(checkpoint.step)
-        folder = checkpoint.folder
     else:
-        record, folder = parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE), checkpoint.folder
+        record = kept
         if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
             record.forget_after(checkpoint.step - 1)  # the evaluations and samples after this step are repeated
     if _has_other_length(record.config.to_dict(), settings):
         record.resolved_settings.pop("steps", None)
     record.config = RecordedConfig.model_validate(settings)
     record.status = "running"
-    return record, folder
+    return record, checkpoint.folder if checkpoint else None
 
 
 def _has_other_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return any(before.get(name) != now.get(name) for name in LENGTH)
 
 
-def _read_record(out: Path) -> RunRecord:
-    """Return the record of a run; if it cannot be read, the record in the newest intact checkpoint."""
+def recorded_run(out: Path) -> RunRecord:
+    """Return the record of a run; if `run.json` cannot be read, the record in the newest intact checkpoint.
+
+    Raises:
+        TsugikiError: the folder holds no run, or neither can be read.
+    """
     try:
         return read_record(out)
     except TsugikiError as error:
         checkpoint = newest_checkpoint(out / CHECKPOINTS)
-        if checkpoint is None or checkpoint.record is None:
+        kept = _record_of(checkpoint)
+        if checkpoint is None or kept is None:
             raise
         warnings.warn(
-            _("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name), stacklevel=2
+            _("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name), stacklevel=1
         )
-        return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
+        return kept
+
+
+def _record_of(checkpoint: Checkpoint | None) -> RunRecord | None:
+    """Return the record in a checkpoint; None without a checkpoint, and for one of version 0.1."""
+    if checkpoint is None or checkpoint.record is None:
+        return None
+    return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

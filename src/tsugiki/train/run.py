@@ -35,7 +35,8 @@ from tsugiki.data.learned import Fingerprints, learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
-from tsugiki.io.locks import sole_use
+from tsugiki.io.file_names import MANIFEST_FILE
+from tsugiki.io.locks import OWNER_FILE, sole_use
 from tsugiki.io.manifest import read_manifest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, remove_run
@@ -73,7 +74,14 @@ from tsugiki.train.planning.base_dtype import base_dtype_notes, with_base_dtype
 from tsugiki.train.planning.fit import memory_notes, plan_memory
 from tsugiki.train.preparation import DatasetSplit, read_data
 from tsugiki.train.prepare_loop import choices, measure_rate, prepare_loop, resolved_config
-from tsugiki.train.processes import check_agreement, errors_of_others, main_first, on_main, start_accelerator
+from tsugiki.train.processes import (
+    check_agreement,
+    check_shared,
+    errors_of_others,
+    main_first,
+    on_main,
+    start_accelerator,
+)
 from tsugiki.train.progress import RunProgress
 from tsugiki.train.record import (
     LossPoint,
@@ -148,7 +156,8 @@ def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
     """Lock the folder of a run within the block, and remove temporary files of a killed process from it.
 
     Raises:
-        TsugikiError: another process uses the folder, or it cannot be written.
+        TsugikiError: another process uses the folder, it cannot be written, or the processes of the run do not share
+            it.
     """
 
     def enter() -> None:
@@ -159,6 +168,7 @@ def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
 
     with ExitStack() as stack:
         on_main(accelerator, enter)
+        check_shared(accelerator, out / OWNER_FILE)
         yield
 
 
@@ -322,12 +332,14 @@ def run(
             tracker.finish()
         record.status = "finished"
         trained = whole_model(model, keep=accelerator.is_main_process)
-        if accelerator.is_main_process:
+
+        def write() -> None:
             save_trained(trained, tokenizer, out, config.save_dtype, with_template=data.summary.learns_conversations)
             record.write(out)
+
+        on_main(accelerator, write)
     except WriteError as error:
         raise WriteError(_("{error}; finished steps are kept: continue with --resume").format(error=error)) from error
-    accelerator.wait_for_everyone()
 
 
 def _with_new_length(
@@ -394,33 +406,41 @@ def _save_checkpoint(
 ) -> None:
     is_main = loop.accelerator.is_main_process
     trained, optimizer = whole_model(loop.model, keep=is_main), whole_optimizer_state(loop.optimizer, keep=is_main)
-    if not is_main:
-        return
-    with (
-        display.stage(_("saving"), None),
-        new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary,
-    ):
-        chat = record.data is not None and record.data.learns_conversations
-        save_trained(trained, tokenizer, temporary, with_template=chat)
-        progress = asdict(loop.progress) | {
-            "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
-            "scaler": loop.gradients.scaler.state_dict(),
-        }
-        save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, record.to_json())
-    keep_newest(folder, _KEPT_CHECKPOINTS, loop.progress.best_step)
+
+    def write() -> None:
+        with (
+            display.stage(_("saving"), None),
+            new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary,
+        ):
+            chat = record.data is not None and record.data.learns_conversations
+            save_trained(trained, tokenizer, temporary, with_template=chat)
+            progress = asdict(loop.progress) | {
+                "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
+                "scaler": loop.gradients.scaler.state_dict(),
+            }
+            save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, record.to_json())
+        keep_newest(folder, _KEPT_CHECKPOINTS, loop.progress.best_step)
+
+    on_main(loop.accelerator, write)
 
 
 def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> bool:
-    """Restore the trained weights of a step; return False if its checkpoint is damaged."""
-    accelerator.wait_for_everyone()  # the main process may still be writing the checkpoint
+    """Restore the trained weights of a step; return False, on all processes, if its checkpoint is damaged."""
     checkpoint = folder / f"checkpoint-{step}"
-    try:
-        read_manifest(checkpoint)
-    except TsugikiError as error:
-        warnings.warn(
-            _("{error}; the last step is kept instead of step {step}").format(error=error, step=step), stacklevel=2
-        )
+
+    def is_intact() -> bool:
+        try:
+            read_manifest(checkpoint)
+        except TsugikiError as error:
+            warnings.warn(
+                _("{error}; the last step is kept instead of step {step}").format(error=error, step=step), stacklevel=2
+            )
+            return False
+        return True
+
+    if not on_main(accelerator, is_intact):
         return False
+    check_shared(accelerator, checkpoint / MANIFEST_FILE)
     load_trained(model, checkpoint)
     return True
 

@@ -108,7 +108,7 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     with loading_errors(config.model):
         model = meta_model(shapes)
     tokens, threads = tokens_of_row(config, model), torch.get_num_threads() if device.type == "cpu" else 1
-    resolved = resolve(config, model, rows or 100 * threads, tokens, threads)
+    resolved = resolve(config, model, rows or 100 * threads, tokens)
     steps = None if rows is None else total_steps(resolved, rows)
     in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
     available = total_memory(device)
@@ -161,10 +161,9 @@ def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_s
     """Return the numbers of rows to compute at once, in ascending order."""
     if config.micro_batch_size is not None:
         return [config.micro_batch_size]
-    if device.type != "cpu":
-        return sorted({1, math.ceil(math.sqrt(in_step)), in_step})
-    usual = rows_of_micro_batch(tokens, adapter=METHODS[config.method].trains_adapter)
-    return sorted({1, min(usual, in_step)})
+    usual = rows_of_micro_batch(tokens, METHODS[config.method].trains_adapter, device.type)
+    more = {math.ceil(math.sqrt(in_step)), in_step} if device.type != "cpu" else set()
+    return sorted({1, min(usual, in_step)} | more)
 
 
 def can_recompute(config: RunConfig) -> bool:
