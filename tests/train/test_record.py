@@ -42,7 +42,7 @@ CONFIG, DATA = (record().to_json()[name] for name in ("config", "data"))
     [
         ({"config": {"model": "m"}}, "config.method"),
         ({"training": {"steps": 4}}, "training.loss"),
-        ({"evaluations": [{"step": 0, "loss": 5.0}]}, "evaluations.0.loss_interval"),
+        ({"evaluations": [{"step": 0, "loss": 5.0}]}, "evaluations.0.perplexity"),
         ({"samples": [{"step": 0, "prompt": "a"}]}, "samples.0.text"),
         ({"loss_curve": [{"step": 1}]}, "loss_curve.0.loss"),
         ({"status": "stopped"}, "status"),
