@@ -87,7 +87,7 @@ def _few_steps(record: RunRecord) -> list[str]:
 def _result_hints(record: RunRecord) -> list[str]:
     """Return a hint if the result hardly differs from the base, or is worse."""
     evaluations: Sequence[StepEvaluation] = record.evaluations
-    if record.status != "finished" or len(evaluations) < 2 or not record.any_step_is_better():
+    if record.status != "finished" or len(evaluations) < 2 or record.kept_step == 0 or not record.any_step_is_better():
         return []
     change = change_of_bits(evaluations[0], evaluations[-1])
     if math.isnan(change.relative):

@@ -16,16 +16,13 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
-from tsugiki.language import _, marked
+from tsugiki.language import _
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.machine import Machine, library_versions
 
 FORMAT = 2
 """Version of the format of `run.json`."""
-NO_GAIN = marked(
-    "no step was better than the base on the validation text: the text is short, or like what the base knows already"
-)
 _MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
 
 
