@@ -24,8 +24,8 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 DOCUMENTS = (2, 3, 5, 10, 20)
 HEADERS = {
-    "en": ["documents differ", "lengths", "longer ones are", *(f"n = {count}" for count in DOCUMENTS)],
-    "ja": ["文書の違い", "長さ", "長い文書は", *(f"n = {count}" for count in DOCUMENTS)],
+    "en": ["figures", "σ of log length", "correlation", *(f"n = {count}" for count in DOCUMENTS)],
+    "ja": ["文書の値の分布", "長さの対数の σ", "相関", *(f"n = {count}" for count in DOCUMENTS)],
 }
 _RESAMPLES = 1000
 
@@ -43,11 +43,7 @@ class Case:
 
     def cells(self) -> list[str]:
         """Return the first cells of its row in the table."""
-        kinds = [
-            "exponentially" if self.exponential else "normally",
-            f"σ = {self.lengths:g}" if self.lengths else "equal",
-        ]
-        return [*kinds, {0: "–", 1: "worse", -1: "better"}[int(np.sign(self.correlation))]]
+        return ["exponential" if self.exponential else "normal", f"{self.lengths:g}", f"{self.correlation:g}"]
 
 
 CASES = [
