@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data.test_splits import sentence
+from tests.report import pages
 from tests.runs import assert_resumes, run_config
 from tsugiki.adapters.format import load_adapter
 from tsugiki.base.loading import load_model
@@ -188,6 +189,22 @@ def test_full_fine_tuning_cannot_keep_the_base_and_says_so(tmp_path: Path):
     record = train(config(tmp_path, **settings))
     assert record.kept_step != 0
     assert any("No step was better than the base" in note for note in run_notes(record))
+
+
+def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def plan(config: Any, data: Any) -> EvaluationPlan:
+        return EvaluationPlan(3, 1 if config.max_steps == 4 else 2)
+
+    monkeypatch.setattr("tsugiki.train.evaluation_callback.plan_evaluations", plan)
+    train(config(tmp_path, max_steps=4))
+    record = train(config(tmp_path, max_steps=6), resume=True)
+    assert [entry.windows for entry in record.validations] == [1] * 7
+
+
+def test_a_run_that_did_not_evaluate_its_base_does_not_tell_whether_it_is_better():
+    curve = [pages.evaluation(step, loss) for step, loss in ((2, 4.0), (4, 5.0))]
+    assert pages.record(validations=curve).any_step_is_better()
+    assert not pages.record(validations=[pages.evaluation(0, 3.9), *curve]).any_step_is_better()
 
 
 def test_evaluations_are_spread_over_the_run():

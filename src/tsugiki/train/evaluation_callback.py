@@ -84,7 +84,9 @@ class EvaluationCallback(Callback):
         # that both are scored on the same pieces of text.
         self.context = context_length(model)
         self.plan = plan_evaluations(config, data)
-        self.validation_windows = evenly_spread(data.validation_windows, self.plan.windows)
+        # A run that is continued with another length compares losses on the same windows as before.
+        windows = record.validations[0].windows if record.validations else self.plan.windows
+        self.validation_windows = evenly_spread(data.validation_windows, windows)
         self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
     def on_train_begin(self, loop: TrainingLoop) -> None:

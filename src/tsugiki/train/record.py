@@ -3,6 +3,7 @@
 All losses are in nats per token, times in seconds, sizes in bytes.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -293,9 +294,10 @@ class RunRecord(BaseModel):
         return self.resolved_settings.get(setting, getattr(self.config, setting))
 
     def any_step_is_better(self) -> bool:
-        """Return whether the validation text had a lower loss after some step than with the base; True without one."""
-        losses = [entry.loss for entry in self.validations]
-        return not losses[1:] or min(losses[1:]) < losses[0]
+        """Return whether the validation text had a lower loss after some step than with the base; True if unknown."""
+        losses = {entry.step: entry.loss for entry in self.validations}
+        base = losses.pop(0, math.inf)
+        return not losses or min(losses.values()) < base
 
     def folder(self) -> Path:
         """Return the folder of the run.

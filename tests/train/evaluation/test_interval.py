@@ -10,6 +10,7 @@ from benchmarks.coverage import CASES, DOCUMENTS, coverage, draw
 from tsugiki.train.evaluation.interval import (
     Score,
     bits_interval,
+    change,
     change_interval,
     loss_interval,
     paired_interval,
@@ -93,6 +94,13 @@ def test_one_document_tells_nothing():
     assert bits_interval(scores(1, 0.1)) is None
     assert change_interval(scores(1, 0.1), scores(1, 0.1)) is None
     assert change_interval(scores(3, 0.1), scores(2, 0.1)) is None
+
+
+def test_figures_of_different_documents_have_no_change():
+    before, after = scores(4, 0.1), scores(5, 0.1)
+    found = change(3.0, 2.0, before, after)
+    assert math.isnan(found.relative)
+    assert found.interval is None
 
 
 def test_what_cannot_be_computed_has_no_interval():

@@ -34,9 +34,9 @@ class Change:
     """The relative change of a figure between two evaluations."""
 
     relative: float
-    """After / before - 1; NaN if it cannot be computed."""
+    """After / before - 1; NaN if it cannot be computed, as of different documents."""
     interval: Interval | None
-    """95 % interval over documents; None if the two did not score the same documents, or scored fewer than two."""
+    """95 % interval over documents; None for fewer than two."""
     documents: int
     """Number of documents after the change; near-duplicates count as one."""
 
@@ -78,10 +78,11 @@ def change(before: float, after: float, scores_before: Sequence[Score], scores_a
         scores_before: the documents of the first evaluation.
         scores_after: the documents of the second evaluation.
     """
+    if [score[2] for score in scores_before] != [score[2] for score in scores_after]:
+        return Change(math.nan, None, len(scores_after))  # a record is too long for the context of one of the models
     finite = before and math.isfinite(before) and math.isfinite(after)
-    same = [score[2] for score in scores_before] == [score[2] for score in scores_after]
-    interval = change_interval(scores_before, scores_after) if same else None
-    return Change(after / before - 1 if finite else math.nan, interval, len(scores_after))
+    relative = after / before - 1 if finite else math.nan
+    return Change(relative, change_interval(scores_before, scores_after), len(scores_after))
 
 
 def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval | None:
