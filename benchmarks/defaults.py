@@ -85,7 +85,9 @@ def _row(name: str, records: dict[Any, list[RunRecord]]) -> list[str]:
     best = min((rate for rate in means if rate != AUTO), key=lambda rate: means[rate])
     first, default = records[best][0], records[AUTO][0]
     change = change_of_bits(first.evaluations[-1], default.evaluations[-1])
-    interval = " [{:+.2%}, {:+.2%}]".format(*change.interval) if change.interval else ""
+    # An interval belongs to one seed, and not to the means of several.
+    several = len(records[AUTO]) > 1
+    interval = "" if several or change.interval is None else " [{:+.2%}, {:+.2%}]".format(*change.interval)
     base = sum(record.evaluations[0].bits_per_char for record in records[AUTO]) / len(records[AUTO])
     return [
         name,

@@ -40,6 +40,9 @@ def test_eval_of_fewer_characters(base: str, run):
     status, out, _ = run("eval", "--data", "long.txt", "--model", base, "--characters", "1000", "--json")
     assert status == 0
     assert 512 <= json.loads(out.splitlines()[-1])["characters"] <= 1500
+    status, out, _ = run("eval", "--data", "long.txt", "--model", base, "--characters", "600")
+    assert status == 0
+    assert "--characters 600 was rounded up to 1,024" in out
 
 
 def test_eval_of_questions(base: str, run):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tests.distributed.launch import ProcessesFailed, run_command, run_function
 from tests.runs import interrupt, run_config
+from tests.train import test_keep_best
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.train.record import RunRecord, read_record
 from tsugiki.train.run import train
@@ -138,6 +139,17 @@ def test_a_run_is_resumed_on_another_number_of_processes(folder: Path):
     assert moved.training is not None
     assert expected.training is not None
     assert moved.training.tokens == expected.training.tokens
+
+
+def spoiled(folder: Path) -> RunRecord:
+    return train(test_keep_best.config(folder, "spoiled", **test_keep_best.BREAKING))
+
+
+@pytest.mark.slow
+def test_all_processes_keep_the_start_if_no_step_is_better(folder: Path):
+    records = run_function(spoiled, folder)
+    assert [record.kept_step for record in records] == [0, 0]
+    assert records[0].evaluations[0].loss == records[0].evaluations[1].loss
 
 
 def test_the_same_number_of_processes_gives_the_same_bytes(folder: Path):

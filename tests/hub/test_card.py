@@ -34,8 +34,7 @@ def evaluation(step: int, loss: float, **more: Any) -> dict[str, Any]:
     return {
         **pages.evaluation(step, loss),
         "bits_per_char": loss / 2,
-        "bits_per_char_interval": [loss / 2 - 0.1, loss / 2 + 0.1],
-        "documents": [[loss * 10 * i, 10 * i, 20 * i] for i in range(1, 13)],
+        "documents": [[loss * 10 * i * (1.01 if i % 2 else 0.99), 10 * i, 20 * i] for i in range(1, 13)],
         "characters": 2000,
         **more,
     }
@@ -112,8 +111,11 @@ def test_the_page_tells_the_run():
         "Licence",
     ]
     page = page_of(card)
-    assert "| perplexity | 54.60 | 20.09 |" in page
-    assert "| bits per character | 2.000 [1.900, 2.100] | 1.500 [1.400, 1.600] |" in page
+    (low, high), (least, most) = (entry.loss_interval for entry in record().evaluations if entry.loss_interval)
+    loss = f"| loss (nats per token) | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] |"
+    assert loss in page
+    assert "| perplexity | 54.60 [" in page
+    assert "Values in brackets are 95 %" in page
     assert "Change of bits per character: -25.0% (95 % interval" in page
     assert "over 12 documents" in page
     assert "sha256:cd" in page

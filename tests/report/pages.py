@@ -84,11 +84,8 @@ def evaluation(step: int, loss: float, documents: int = 12) -> dict[str, Any]:
     return {
         "step": step,
         "loss": loss,
-        "loss_interval": [loss - 0.1, loss + 0.1] if documents > 1 else None,
         "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "perplexity_interval": None,
         "bits_per_char": bits,
-        "bits_per_char_interval": [bits - 0.1, bits + 0.1] if documents > 1 else None,
         "nll": sum(score[0] for score in scores),
         "tokens": 100 * documents,
         "characters": 160 * documents,

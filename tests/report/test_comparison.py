@@ -68,10 +68,15 @@ def points(losses: dict[int, float], documents: int = 12, spread: float = 0.0) -
         (
             points({1: 4.52, 4: 4.5, 16: 4.499}, spread=0.05),
             ["Best of 3", "better than", "cannot be told"],
-            ["Rank 1 is sufficient", "Rank 4 is sufficient"],
+            ["Rank 1 is sufficient", "Rank 4 is sufficient", "Rank 16 is sufficient"],
         ),
         (points({1: 4.5, 4: 4.5}, documents=1), ["from 1 held-out document."], ["Rank 1", "still falls"]),
-        (points({1: 5.0, 4: 4.5}, documents=3), ["from 3 held-out documents."], ["Rank 4", "still falls"]),
+        (
+            points({1: 5.0, 3: 4.5}, documents=3, spread=0.2),
+            ["Which of the ranks 1, 3", "from 3 held-out documents.", "only 3 documents"],
+            ["Rank 4", "still falls"],
+        ),
+        (points({1: 5.0, 4: 4.5}, documents=3, spread=0.001), ["still falls up to rank 4"], ["cannot be told"]),
         (points({4: 4.5}), ["Best of 1: r=4"], ["ank 4", "cannot"]),
     ],
 )

@@ -5,10 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.data.test_splits import sentence
+from tests.report import pages
 from tests.runs import assert_resumes, run_config
+from tsugiki.adapters.format import load_adapter
+from tsugiki.base.loading import load_model
 from tsugiki.data.records import Document
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
@@ -17,7 +21,7 @@ from tsugiki.train.config import RunConfig
 from tsugiki.train.evaluation.evaluate import Window
 from tsugiki.train.evaluation_callback import EvaluationCallback
 from tsugiki.train.evaluation_plan import EvaluationPlan, evenly_spread, plan_evaluations
-from tsugiki.train.record import NO_GAIN, read_record
+from tsugiki.train.record import read_record
 from tsugiki.train.run import train
 
 SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
@@ -133,7 +137,74 @@ def test_it_is_said_that_no_step_was_better(tmp_path: Path, monkeypatch: pytest.
     record = train(config(tmp_path))
     assert not record.any_step_is_better()
     assert record.kept_step == 2  # what trained, and not the base
-    assert any(NO_GAIN[1:] in note for note in run_notes(record))
+    assert any("No step was better than the base" in note for note in run_notes(record))
+
+
+BREAKING: dict[str, Any] = {"model": "embedded", "learning_rate": 0.5, "max_steps": 3, "save_steps": 1, "prompts": []}
+"""Settings with which every step is worse than the base."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora": {"init_lora_weights": "pissa"}},
+        pytest.param({"lora": {"use_dora": True}}, marks=pytest.mark.slow),
+        pytest.param({"method": "houlsby"}, marks=pytest.mark.slow),
+    ],
+    ids=["lora", "pissa", "dora", "houlsby"],
+)
+def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_path: Path):
+    record = train(config(tmp_path, **BREAKING, **settings))
+    before, after = record.evaluations
+    assert (record.kept_step, after.step, after.loss) == (0, 0, before.loss)
+    assert [entry.step for entry in record.validations] == [0, 1, 2, 3]
+    notes = run_notes(record)
+    assert sum("No step was better than the start" in note for note in notes) == 1
+    assert not any("is kept" in note or "worse than the base" in note or "hardly" in note for note in notes)
+    ids = torch.arange(20)[None]
+    base, adapted = load_model("embedded"), load_model("embedded")
+    load_adapter(adapted, tmp_path / "run")
+    change = (adapted(ids).logits - base(ids).logits).abs().max().item()
+    assert change < 1e-4 if settings == {"lora": {"init_lora_weights": "pissa"}} else change == 0
+
+
+def test_an_interrupted_run_keeps_the_start(tmp_path: Path):
+    assert assert_resumes(train, config(tmp_path, **BREAKING), 2).kept_step == 0
+
+
+def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):
+    first = train(config(tmp_path, "first", max_steps=4, prompts=[]))
+    settings = {"start_from": str(tmp_path / "first"), "learning_rate": 100.0, "max_steps": 3, "prompts": []}
+    second = train(config(tmp_path, "second", **settings))
+    assert first.kept_step != 0
+    assert second.kept_step == 0
+    assert second.any_step_is_better(), "a step was better than the base, but not than the first adapter"
+    one, other = (load_file(tmp_path / name / ADAPTER_FILE) for name in ("first", "second"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_full_fine_tuning_cannot_keep_the_base_and_says_so(tmp_path: Path):
+    settings = {**BREAKING, "method": "full", "compute_dtype": "fp32"}
+    record = train(config(tmp_path, **settings))
+    assert record.kept_step != 0
+    assert any("No step was better than the base" in note for note in run_notes(record))
+
+
+def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def plan(config: Any, data: Any) -> EvaluationPlan:
+        return EvaluationPlan(3, 1 if config.max_steps == 4 else 2)
+
+    monkeypatch.setattr("tsugiki.train.evaluation_callback.plan_evaluations", plan)
+    train(config(tmp_path, max_steps=4))
+    record = train(config(tmp_path, max_steps=6), resume=True)
+    assert [entry.windows for entry in record.validations] == [1] * 7
+
+
+def test_a_run_that_did_not_evaluate_its_base_does_not_tell_whether_it_is_better():
+    curve = [pages.evaluation(step, loss) for step, loss in ((2, 4.0), (4, 5.0))]
+    assert pages.record(validations=curve).any_step_is_better()
+    assert not pages.record(validations=[pages.evaluation(0, 3.9), *curve]).any_step_is_better()
 
 
 def test_evaluations_are_spread_over_the_run():

@@ -9,6 +9,7 @@ import pytest
 from tests.report.pages import record
 from tsugiki import TsugikiError
 from tsugiki.train.config import RunConfig
+from tsugiki.train.evaluation.interval import loss_interval
 from tsugiki.train.record import FORMAT, finished, new_record, read_record
 
 
@@ -23,6 +24,15 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path):
     record().write(tmp_path)
     assert read_record(tmp_path) == record()
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["format"] == FORMAT
+
+
+def test_intervals_are_computed_and_not_read(tmp_path: Path):
+    """Those of earlier versions were too narrow."""
+    evaluations = [{**entry, "loss_interval": [4.99, 5.01]} for entry in record().to_json()["evaluations"]]
+    change(tmp_path, evaluations=evaluations)
+    assert read_record(tmp_path) == record()
+    first = read_record(tmp_path).evaluations[0]
+    assert first.loss_interval == loss_interval(first.documents)
 
 
 def test_the_record_of_a_run_that_has_not_started_has_its_settings():
@@ -42,7 +52,7 @@ CONFIG, DATA = (record().to_json()[name] for name in ("config", "data"))
     [
         ({"config": {"model": "m"}}, "config.method"),
         ({"training": {"steps": 4}}, "training.loss"),
-        ({"evaluations": [{"step": 0, "loss": 5.0}]}, "evaluations.0.loss_interval"),
+        ({"evaluations": [{"step": 0, "loss": 5.0}]}, "evaluations.0.perplexity"),
         ({"samples": [{"step": 0, "prompt": "a"}]}, "samples.0.text"),
         ({"loss_curve": [{"step": 1}]}, "loss_curve.0.loss"),
         ({"status": "stopped"}, "status"),

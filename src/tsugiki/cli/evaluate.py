@@ -44,7 +44,8 @@ def evaluate_command(
         ),
     ] = None,
     characters: Annotated[
-        int | None, typer.Option(min=1, help="Approximate number of characters to evaluate. Default: all.")
+        int | None,
+        typer.Option(min=1, help="Approximate number of characters to evaluate, in whole windows. Default: all."),
     ] = None,
     assistant_turns: Annotated[
         AssistantTurns, typer.Option(help="Which answers of a conversation are scored: all, or the last one.")
@@ -114,8 +115,15 @@ def evaluate_command(
     )
     if as_json:
         _print_json(chosen, results)
-    else:
-        print_evaluations([str(target) for target in chosen], list(results), reading.notes())
+        return
+    found, more = list(results), list(reading.notes())
+    if characters is not None and found[0].characters > characters:
+        more.append(
+            _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated").format(
+                asked=characters, measured=found[0].characters
+            )
+        )
+    print_evaluations([str(target) for target in chosen], found, more)
 
 
 def _columns(text: str | None) -> dict[str, str]:

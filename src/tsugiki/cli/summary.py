@@ -107,7 +107,6 @@ def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Pa
     """
     print_table(
         table,
-        _("in brackets: 95 % intervals over documents"),
         sentence,
         _("best run: {folder}; page: {page}").format(folder=best.out, page=page),
     )

@@ -165,7 +165,13 @@ def _figures(record: RunRecord | None) -> dict[str, Any]:
     described = describe_change(change)
     if not math.isnan(change.relative):
         described = f"{change.relative:+.1%} ({described})"
-    return {"rows": rows, "change": described, "warning": after.warning, "characters": after.characters}
+    return {
+        "rows": rows,
+        "intervals": after.loss_interval is not None,
+        "change": described,
+        "warning": after.warning,
+        "characters": after.characters,
+    }
 
 
 def _figures_of(result: Evaluation) -> list[tuple[str, str, float, Interval | None]]:

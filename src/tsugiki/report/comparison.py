@@ -13,7 +13,7 @@ from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.language import _, ngettext
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
-from tsugiki.report.formatting import MIN_DOCUMENTS, Table, format_change, format_value
+from tsugiki.report.formatting import Table, describe_intervals, format_change, format_value
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.record_plots import held_out_series
@@ -124,21 +124,17 @@ def sweep_sentence(points: Sequence[Point]) -> str:
         *(_chance(best.record, others[0].name, others[0].record) if others else []),
     ]
     needed = needed_rank(points)
-    return " ".join([*sentences, *([] if needed is None else [_rank_sentence(needed)])])
+    return " ".join([*sentences, *([] if needed is None else [_rank_sentence(needed)]), _intervals(best.record)])
 
 
 def _rank_sentence(needed: NeededRank) -> str:
-    if needed.documents < MIN_DOCUMENTS:
-        return ngettext(
-            "Which rank is sufficient cannot be told from {count} held-out document.",
-            "Which rank is sufficient cannot be told from {count} held-out documents.",
-            needed.documents,
-        ).format(count=needed.documents)
     undecided = summarise_list([str(rank) for rank in needed.undecided])
     if needed.sufficient is None:
-        return _("Which of the ranks {ranks} is sufficient cannot be told: the intervals are too wide.").format(
-            ranks=undecided
-        )
+        return ngettext(
+            "Which of the ranks {ranks} is sufficient cannot be told from {count} held-out document.",
+            "Which of the ranks {ranks} is sufficient cannot be told from {count} held-out documents.",
+            needed.documents,
+        ).format(ranks=undecided, count=needed.documents)
     if needed.sufficient == needed.highest and not needed.undecided:
         return _("The loss still falls up to rank {rank}, the highest one in the sweep.").format(rank=needed.highest)
     sentence = _(
@@ -163,13 +159,17 @@ def comparison_sentence(rows: Sequence[ComparisonRow], records: Mapping[str, Run
     if retention:
         lowest = min(retention, key=lambda name: retention[name])
         sentences.append(_("The retention loss is lowest with {name}.").format(name=lowest))
-    return " ".join(sentences)
+    return " ".join([*sentences, _intervals(records[best.name])])
+
+
+def _intervals(record: RunRecord) -> str:
+    return describe_intervals(len(record.evaluations[-1].independent))
 
 
 def _chance(best: RunRecord, name: str, second: RunRecord) -> list[str]:
     """Return a sentence if the held-out documents do not show that the best run is better than the second one."""
     worse = change_of_loss(best.evaluations[-1], second.evaluations[-1])
-    if worse.interval is not None and worse.interval[0] > 0 and worse.documents >= MIN_DOCUMENTS:
+    if worse.interval is not None and worse.interval[0] > 0:
         return []
     return [
         ngettext(

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from tsugiki.language import _, counts
-from tsugiki.report.formatting import Table, format_change, format_with_interval
+from tsugiki.report.formatting import Table, describe_intervals, format_change, format_with_interval
 from tsugiki.report.notebook import in_frame
 from tsugiki.report.page import page, render_macro
 from tsugiki.train.evaluation.result import Evaluation, change_of_bits, warning_text
@@ -89,12 +89,9 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
                 _("{name}: longer than the context, and scored in pieces: {windows}").format(name=name, windows=windows)
             )
     groups = len(first.independent)
-    message = _("{characters} of {documents} in {windows}; 95 % intervals over documents in brackets")
+    message = _("{characters} of {documents} in {windows}")
     if groups < len(first.documents):
-        message = _(
-            "{characters} of {documents} ({groups:,} groups of near-duplicates or single ones) in {windows}; 95 % "
-            "intervals over groups in brackets"
-        )
+        message = _("{characters} of {documents} ({groups:,} groups of near-duplicates or single ones) in {windows}")
     about = (
         message.format(
             characters=counts.characters(first.characters),
@@ -102,6 +99,7 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
             groups=groups,
             windows=counts.windows(first.windows),
         ),
+        describe_intervals(groups),
         _("between models with different tokenizers, compare only bits per character"),
     )
     return (headers, rows), [*about, *notes]

@@ -10,8 +10,8 @@ from tsugiki.train.evaluation.interval import Change, Interval
 Table: TypeAlias = tuple[list[str], list[list[str]]]
 """Headers, and rows of cells. A cell can contain line breaks."""
 
-MIN_DOCUMENTS = 10
-"""With fewer documents, an interval is too narrow."""
+FEW_DOCUMENTS = 5
+"""With fewer documents, an interval is wide (Student's t of four degrees of freedom is 2.8, of one 12.7)."""
 
 
 def format_number(value: float) -> str:
@@ -40,14 +40,23 @@ def format_change(change: Change, digits: int = 1) -> str:
 def describe_change(change: Change) -> str:
     """Describe the interval of a change, and whether the change could be due to the choice of documents."""
     if change.interval is None:
-        return _("no interval, which requires two or more documents")
+        return _("no interval, which requires two or more documents that are not near-duplicates")
     low, high = change.interval
     text = _("95 % interval {low:+.1%} to {high:+.1%}, over {documents}")
-    return (
-        text.format(low=low, high=high, documents=counts.documents(change.documents))
-        + (_("; it may be due to chance") if low < 0 < high else "")
-        + (_("; with so few documents, the interval is too narrow") if change.documents < MIN_DOCUMENTS else "")
+    return text.format(low=low, high=high, documents=counts.documents(change.documents)) + (
+        _("; it may be due to chance") if low < 0 < high else ""
     )
+
+
+def describe_intervals(documents: int) -> str:
+    """Return what the brackets in a table are, as a sentence; near-duplicates count as one document."""
+    if documents < 2:
+        return _("There are no intervals, which require two or more documents that are not near-duplicates.")
+    if documents < FEW_DOCUMENTS:
+        return _("In brackets: 95 % intervals, from only {documents}; more documents make them narrower.").format(
+            documents=counts.documents(documents)
+        )
+    return _("In brackets: 95 % intervals over documents.")
 
 
 def format_value(value: object) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from tsugiki.language import _, counts
+from tsugiki.report.formatting import FEW_DOCUMENTS
 from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits
 from tsugiki.train.record import RunRecord
 from tsugiki.train.writing import LITTLE_TEXT, Writing
@@ -16,7 +17,8 @@ _NO_CHANGE = 0.002  # relative
 
 def hints(record: RunRecord) -> list[str]:
     """Return hints for the user from the record of a run; empty for a run that has just begun."""
-    return [*_text_hints(record), *_loss_hints(record), *_result_hints(record), *_sample_hints(record)]
+    found = [_text_hints, _loss_hints, _result_hints, _interval_hints, _sample_hints]
+    return [hint for hints_of in found for hint in hints_of(record)]
 
 
 def _text_hints(record: RunRecord) -> list[str]:
@@ -85,7 +87,7 @@ def _few_steps(record: RunRecord) -> list[str]:
 def _result_hints(record: RunRecord) -> list[str]:
     """Return a hint if the result hardly differs from the base, or is worse."""
     evaluations: Sequence[StepEvaluation] = record.evaluations
-    if record.status != "finished" or len(evaluations) < 2 or not record.any_step_is_better():
+    if record.status != "finished" or len(evaluations) < 2 or record.kept_step == 0 or not record.any_step_is_better():
         return []
     change = change_of_bits(evaluations[0], evaluations[-1])
     if math.isnan(change.relative):
@@ -105,6 +107,19 @@ def _result_hints(record: RunRecord) -> list[str]:
             ).format(change=change.relative)
         ]
     return []
+
+
+def _interval_hints(record: RunRecord) -> list[str]:
+    """Return a hint if few documents are held out, so that the interval is wide."""
+    documents = len(record.evaluations[-1].independent) if record.evaluations else FEW_DOCUMENTS
+    if record.status != "finished" or documents >= FEW_DOCUMENTS:
+        return []
+    return [
+        _(
+            "Few texts are held out ({documents}; near-duplicates count as one): more works, or a larger --held-out, "
+            "narrow the interval or make one possible."
+        ).format(documents=counts.documents(documents))
+    ]
 
 
 def _sample_hints(record: RunRecord) -> list[str]:

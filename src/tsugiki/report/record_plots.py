@@ -1,8 +1,10 @@
 """Lines of plots: the losses and the bits per character of a run, by step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tsugiki.language import _
+from tsugiki.report.formatting import FEW_DOCUMENTS
 from tsugiki.report.plots import Series, smoothed
 from tsugiki.train.evaluation.interval import Interval
 from tsugiki.train.evaluation.result import StepEvaluation
@@ -41,7 +43,9 @@ def held_out_series(record: RunRecord, name: str, colour: int = _HELD_OUT) -> Se
 
 def bits_series(record: RunRecord) -> list[Series]:
     """Return lines for the bits per character of the held-out and of the validation text, with intervals."""
-    lines = [held_out_series(record, _("held-out, 95 % interval over documents"))]
+    lines = [held_out_series(record, _("held-out"))]
+    if lines[0].band:
+        lines = [replace(lines[0], name=_("held-out, 95 % interval over documents"))]
     return [*lines, *([_bits_by_step(record.validations, _("validation"), _VALIDATION)] if record.validations else [])]
 
 
@@ -52,8 +56,8 @@ def _bits_by_step(entries: Sequence[StepEvaluation], name: str, colour: int) -> 
 def _by_step(
     entries: Sequence[StepEvaluation], name: str, figures: list[tuple[float, Interval | None]], colour: int
 ) -> Series:
-    """Return a line with a point for each evaluation, and a band if every evaluation has an interval."""
+    """Return a line with a point for each evaluation, and a band if the intervals are narrow enough to see the line."""
     points = [(float(entry.step), figure) for entry, (figure, _) in zip(entries, figures, strict=True)]
+    many = all(len(entry.independent) >= FEW_DOCUMENTS for entry in entries)
     band = [interval for _, interval in figures if interval is not None]
-    # A single held-out document has no interval.
-    return Series(name, points, band if len(band) == len(points) else [], colour)
+    return Series(name, points, band if many and len(band) == len(points) else [], colour)

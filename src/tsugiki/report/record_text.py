@@ -7,7 +7,7 @@ from tsugiki.report.formatting import Table, describe_change, format_number, for
 from tsugiki.report.hints import hints
 from tsugiki.train.evaluation.interval import Change, Interval
 from tsugiki.train.evaluation.result import Evaluation, change_of_bits
-from tsugiki.train.record import NO_GAIN, DataSummary, RecordCounts, RunRecord
+from tsugiki.train.record import DataSummary, RecordCounts, RunRecord
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
@@ -82,7 +82,7 @@ def run_notes(record: RunRecord) -> list[str]:
         ).format(step=restart.step, rate=restart.learning_rate)
         for restart in record.restarts
     ]
-    if record.kept_step is not None and record.training and record.kept_step < record.training.steps:
+    if record.kept_step and record.training and record.kept_step < record.training.steps:
         notes.append(
             _(
                 "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
@@ -93,8 +93,20 @@ def run_notes(record: RunRecord) -> list[str]:
                 planned=record.resolved_settings.get("steps", "?"),
             )
         )
-    if not record.any_step_is_better():
-        notes.append(_sentence(_(NO_GAIN)))
+    if record.kept_step == 0:
+        notes.append(
+            _(
+                "No step was better than the start on the validation text, so the adapter stays as it was there (step "
+                "0): the learning rate is too high, or the text is short, or like what the model knows already."
+            )
+        )
+    elif not record.any_step_is_better():
+        notes.append(
+            _(
+                "No step was better than the base on the validation text: the learning rate is too high, or the text "
+                "is short, or like what the base knows already."
+            )
+        )
     retention = [entry.loss for entry in record.retention_evaluations]
     rise = retention[-1] / retention[0] - 1 if retention else 0.0
     if rise > _MUCH_FORGOTTEN:
@@ -158,10 +170,6 @@ def _figures_of(result: Evaluation) -> list[tuple[str, float, Interval | None]]:
 def _relative(before: float, after: float) -> str:
     finite = before and math.isfinite(before) and math.isfinite(after)
     return f"{after / before - 1:+.1%}" if finite else "–"
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith("。") else f"{text[0].upper()}{text[1:]}."
 
 
 def _size(part: RecordCounts) -> str:

@@ -10,7 +10,13 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes
 from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
-from tsugiki.report.formatting import format_change, format_number, format_value, format_with_interval
+from tsugiki.report.formatting import (
+    describe_intervals,
+    format_change,
+    format_number,
+    format_value,
+    format_with_interval,
+)
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves
 from tsugiki.report.record_plots import bits_series, loss_series
@@ -147,8 +153,8 @@ def _evaluations(record: RunRecord) -> Markup:
         for entry in entries
     ]
     explanation = _(
-        "Held-out text: {characters} in {tokens} and {windows}. In brackets 95 % intervals over documents. Between "
-        "models with different tokenizers, compare bits per character."
+        "Held-out text: {characters} in {tokens} and {windows}. Between models with different tokenizers, compare bits "
+        "per character."
     ).format(
         characters=counts.characters(last.characters),
         tokens=counts.tokens(last.tokens),
@@ -162,7 +168,8 @@ def _evaluations(record: RunRecord) -> Markup:
         _("bits per character"),
         _("change of bits"),
     )
-    return render_macro("table", headers, rows) + render_macro("paragraph", explanation)
+    intervals = describe_intervals(len(last.independent))
+    return render_macro("table", headers, rows) + render_macro("paragraph", f"{explanation} {intervals}")
 
 
 def _data(record: RunRecord) -> Markup:

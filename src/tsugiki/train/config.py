@@ -282,7 +282,7 @@ class RunConfig(TrainingSettings):
     second window of the held-out text."""
     keep: Literal["best", "last"] = "best"
     """What a run ends with: the adapter (or model) of the step with the lowest loss on the validation text, or of the
-    last step."""
+    last step. If no step is better than the start, an adapter stays as it was at the start (step 0)."""
     patience: int = Field(default=2, ge=0)
     """Evaluations on the validation text without a new lowest loss after which a run ends. 0: it never ends early."""
     loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)

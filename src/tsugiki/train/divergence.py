@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from tsugiki.language import _
@@ -60,5 +61,6 @@ def trained_values(model: nn.Module) -> dict[str, Tensor]:
 
 def restore_values(model: nn.Module, values: dict[str, Tensor]) -> None:
     """Copy values from `trained_values` back into the model."""
-    for name, parameter in trainable_parameters(model).items():
-        parameter.data.copy_(values[name])
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            parameter.copy_(values[name])

@@ -14,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torch import Tensor
+
 from tsugiki.base.context import context_length
 from tsugiki.data.records import Message
 from tsugiki.language import _
 from tsugiki.lora.graft_state import is_grafted
 from tsugiki.lora.switch import disable_adapter
 from tsugiki.train.automatic import ResolvedConfig
+from tsugiki.train.divergence import restore_values, trained_values
 from tsugiki.train.evaluation.evaluate import Window, evaluate
 from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.evaluation.sample import Sampling, generate_texts
@@ -45,8 +48,9 @@ class EvaluationCallback(Callback):
     """Evaluates and samples before the first step, during the run and at the end, and writes `run.json`.
 
     During the run, the validation text is evaluated if there is one. The checkpoint of the step with the lowest loss on
-    it is kept, and its weights are restored at the end. The held-out text does not influence this choice: it is
-    evaluated before the first step and at the end. Only without a validation text, it is evaluated during the run, too.
+    it is kept, and its weights are restored at the end; if no step is better than the start, those of the start. The
+    held-out text does not influence this choice: it is evaluated before the first step and at the end. Only without a
+    validation text, it is evaluated during the run, too.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class EvaluationCallback(Callback):
         record: RunRecord,
         display: RunProgress,
         restore: Callable[[int], bool],
+        start: dict[str, Tensor],
         base_results: BaseResults | None = None,
     ) -> None:
         """Create it.
@@ -70,16 +75,19 @@ class EvaluationCallback(Callback):
             record: the record of the run, which gets the results.
             display: where to show the results and the progress.
             restore: restores the trained weights of a step; returns whether its checkpoint was intact.
+            start: the trained values before the first step; empty: they are never restored.
             base_results: results of the base, which runs with the same base and data share.
         """
-        self.restore, self.base_results = restore, {} if base_results is None else base_results
+        self.restore, self.start, self.base_results = restore, start, {} if base_results is None else base_results
         self.model, self.tokenizer = model, tokenizer
         self.data, self.config, self.record, self.display = data, config, record, display
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(model)
         self.plan = plan_evaluations(config, data)
-        self.validation_windows = evenly_spread(data.validation_windows, self.plan.windows)
+        # A run that is continued with another length compares losses on the same windows as before.
+        windows = record.validations[0].windows if record.validations else self.plan.windows
+        self.validation_windows = evenly_spread(data.validation_windows, windows)
         self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
     def on_train_begin(self, loop: TrainingLoop) -> None:
@@ -136,11 +144,30 @@ class EvaluationCallback(Callback):
     def on_train_end(self, loop: TrainingLoop) -> None:
         """Restore the weights of the best step, and evaluate and sample with them."""
         best, last = loop.progress.best_step, loop.progress.step
-        restored = best is not None and best != last and self.restore(best)
-        self.record.kept_step = best if restored else last
+        if self._restore_start(loop):
+            self.record.kept_step = 0
+        else:
+            restored = best is not None and best != last and self.restore(best)
+            self.record.kept_step = best if restored else last
         self._evaluate(loop, self.record.kept_step)
         self._evaluate_retention(loop, self.record.kept_step)
         self._sample(loop, self.record.kept_step)
+
+    def _restore_start(self, loop: TrainingLoop) -> bool:
+        """Restore the values from the start if no step has a lower loss on the validation text, and return whether so.
+
+        Most new adapters do not change the base when they start. Others are evaluated here, only if it may matter.
+        """
+        best = loop.progress.best_loss
+        continues = self.config.start_from is not None
+        if best is None or not self.start or (self.record.any_step_is_better() and not continues):
+            return False
+        trained = trained_values(self.model)
+        restore_values(self.model, self.start)
+        if self._score(loop, self.validation_windows, 0).loss <= best:
+            return True
+        restore_values(self.model, trained)
+        return False
 
     def _choose(self, loop: TrainingLoop) -> None:
         """Evaluate the validation text, record the best step, and end the run if the loss no longer falls."""

@@ -3,6 +3,7 @@
 All losses are in nats per token, times in seconds, sizes in bytes.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,16 +17,13 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
-from tsugiki.language import _, marked
+from tsugiki.language import _
 from tsugiki.train import record_v0_1
 from tsugiki.train.evaluation.result import StepEvaluation
 from tsugiki.train.machine import Machine, library_versions
 
 FORMAT = 2
 """Version of the format of `run.json`."""
-NO_GAIN = marked(
-    "no step was better than the base on the validation text: the text is short, or like what the base knows already"
-)
 _MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
 
 
@@ -296,9 +294,10 @@ class RunRecord(BaseModel):
         return self.resolved_settings.get(setting, getattr(self.config, setting))
 
     def any_step_is_better(self) -> bool:
-        """Return whether the validation text had a lower loss after some step than with the base; True without one."""
-        losses = [entry.loss for entry in self.validations]
-        return not losses[1:] or min(losses[1:]) < losses[0]
+        """Return whether the validation text had a lower loss after some step than with the base; True if unknown."""
+        losses = {entry.step: entry.loss for entry in self.validations}
+        base = losses.pop(0, math.inf)
+        return not losses or min(losses.values()) < base
 
     def folder(self) -> Path:
         """Return the folder of the run.

@@ -287,7 +287,7 @@ def run(
         },
     )
     can_restart = isinstance(given["learning_rate"], str) and is_grafted(model)
-    initial = trained_values(model) if can_restart else {}
+    initial = trained_values(model) if is_grafted(model) else {}  # a copy of a whole model takes too much memory
     if checkpoint is not None:
         load_trained(model, checkpoint)
     if _in_shards(accelerator, config):
@@ -312,7 +312,7 @@ def run(
                 _save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS, display=display
             )
             loop.callbacks.append(
-                EvaluationCallback(model, tokenizer, data, config, record, display, restore, base_results)
+                EvaluationCallback(model, tokenizer, data, config, record, display, restore, initial, base_results)
             )
             if can_restart and len(record.restarts) < MOST_RESTARTS:
                 loop.callbacks.append(DivergenceCheck(config.batch_size))

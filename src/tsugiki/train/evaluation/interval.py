@@ -1,15 +1,19 @@
-"""Bootstrap intervals: how much a figure depends on which documents were held out.
+"""Intervals: how much a figure depends on which documents were held out.
 
-The documents are resampled with replacement many times. The interval lies between the 2.5th and the 97.5th percentile
-of the resulting figures (B. Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). Whole documents are
-resampled, because the tokens of one document are not independent of each other. Near-duplicates are resampled together
-for the same reason, as one document. With few documents the interval is too narrow.
+A figure such as the loss is a ratio of two sums over documents, and its standard error is that of the jackknife: each
+document is left out in turn, and the squares of the changes of the ratio are added (J. G. MacKinnon and H. White, "Some
+heteroskedasticity-consistent covariance matrix estimators", 1985, HC3). The interval is the ratio plus and minus its
+error times Student's t. The degrees of freedom are those of R. M. Bell and D. F. McCaffrey ("Bias reduction in standard
+errors for linear regression with multi-stage samples", 2002): n - 1 for n documents of one length, fewer if a few long
+ones have most of the text. A bootstrap would be too narrow with few documents (`benchmarks/coverage.py` compares them).
+
+The tokens of a document are not independent of each other, so whole documents are counted, and near-duplicates together
+as one.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -21,8 +25,8 @@ Score: TypeAlias = tuple[float, int, int]
 """Score of one document: summed negative log-likelihood in nats, number of tokens, number of characters."""
 
 _NORMAL = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
-_SAMPLES = 2000
-_MAX_COUNTS = 10_000_000  # documents times samples; with more than 5,000 documents, fewer samples are drawn
+# The logarithm of t / normal percentile, as a polynomial in 1 / degrees of freedom; t is right to 4 digits from 1 on.
+_LOG_T = (0.1008, -0.3165, 0.1666, 0.7082, 1.2101, 0.0)
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class Change:
     """The relative change of a figure between two evaluations."""
 
     relative: float
-    """After / before - 1; NaN if it cannot be computed."""
+    """After / before - 1; NaN if it cannot be computed, as of different documents."""
     interval: Interval | None
-    """95 % interval over documents; None if the two did not score the same documents, or scored fewer than two."""
+    """95 % interval over documents; None for fewer than two."""
     documents: int
     """Number of documents after the change; near-duplicates count as one."""
 
@@ -57,13 +61,12 @@ def sum_groups(scores: Sequence[Score], groups: Sequence[int]) -> list[Score]:
 
 def loss_interval(scores: Sequence[Score]) -> Interval | None:
     """Return the 95 % interval of the mean loss per token; None for fewer than two documents."""
-    return _ratio_interval(scores, 1)
+    return _ratio_interval([(nll, tokens) for nll, tokens, _characters in scores])
 
 
 def bits_interval(scores: Sequence[Score]) -> Interval | None:
     """Return the 95 % interval of the bits per character; None for fewer than two documents."""
-    nats = _ratio_interval(scores, 2)
-    return nats and (nats[0] / float(np.log(2)), nats[1] / float(np.log(2)))
+    return _ratio_interval([(nll / math.log(2), characters) for nll, _tokens, characters in scores])
 
 
 def change(before: float, after: float, scores_before: Sequence[Score], scores_after: Sequence[Score]) -> Change:
@@ -75,23 +78,57 @@ def change(before: float, after: float, scores_before: Sequence[Score], scores_a
         scores_before: the documents of the first evaluation.
         scores_after: the documents of the second evaluation.
     """
+    if [score[2] for score in scores_before] != [score[2] for score in scores_after]:
+        return Change(math.nan, None, len(scores_after))  # a record is too long for the context of one of the models
     finite = before and math.isfinite(before) and math.isfinite(after)
-    same = [score[2] for score in scores_before] == [score[2] for score in scores_after]
-    interval = change_interval(scores_before, scores_after) if same else None
-    if interval and not all(map(math.isfinite, interval)):
-        interval = None
-    return Change(after / before - 1 if finite else math.nan, interval, len(scores_after))
+    relative = after / before - 1 if finite else math.nan
+    return Change(relative, change_interval(scores_before, scores_after), len(scores_after))
 
 
 def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval | None:
-    """Return the 95 % interval of NLL after / NLL before - 1; None for fewer than two documents.
-
-    Every resample draws the same documents for both.
-    """
-    if len(before) < 2 or len(before) != len(after):
+    """Return the 95 % interval of NLL after / NLL before - 1; None for fewer than two documents."""
+    if len(before) != len(after):
         return None
-    sums = _resample(np.array([[one[0], other[0]] for one, other in zip(before, after, strict=True)], float))
-    return _percentiles(sums[:, 1] / sums[:, 0] - 1)
+    ratio = _ratio_interval([(other[0], one[0]) for one, other in zip(before, after, strict=True)])
+    return ratio and (ratio[0] - 1, ratio[1] - 1)
+
+
+def ratio_intervals(parts: npt.NDArray[np.float64], wholes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the ends of the 95 % interval of sum(parts) / sum(wholes) [2, ...]; the lower one is at least 0.
+
+    Args:
+        parts: such as the NLL of each document [..., documents].
+        wholes: such as its tokens, with the same shape.
+    """
+    part, whole = parts.sum(-1, keepdims=True), wholes.sum(-1, keepdims=True)
+    changes = (part - parts) / (whole - wholes) - part / whole  # when one document is left out
+    ratio = (part / whole)[..., 0]
+    half = t_percentile(_degrees_of_freedom(wholes / whole)) * np.sqrt((changes**2).sum(-1))
+    return np.stack([np.maximum(ratio - half, 0), ratio + half])
+
+
+def t_percentile(degrees: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the 97.5th percentile of Student's t distribution, for one degree of freedom or more."""
+    percentile: npt.NDArray[np.float64] = _NORMAL * np.exp(np.polyval(_LOG_T, 1 / degrees))
+    return percentile
+
+
+def _degrees_of_freedom(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return tr(C)^2 / tr(C^2), where C is the covariance of the changes if the documents' ratios vary equally.
+
+    With h the shares of the documents [..., documents], and s the sum of their squares, element ij of C is
+    h_i h_j / ((1 - h_i) (1 - h_j)) times (1 if i = j, otherwise 0) + s - h_i - h_j.
+    """
+    weights = (shares / (1 - shares)) ** 2
+    squares = (shares**2).sum(-1, keepdims=True)
+    centred = squares - 2 * shares
+    zeroth, first, second = ((weights * shares**power).sum(-1) for power in range(3))
+    trace = (weights * (1 + centred)).sum(-1)
+    s = squares[..., 0]
+    off_diagonal = (s * zeroth) ** 2 - 4 * s * zeroth * first + 2 * zeroth * second + 2 * first**2
+    trace_of_square = (weights**2 * (1 + 2 * centred)).sum(-1) + off_diagonal
+    degrees: npt.NDArray[np.float64] = trace**2 / trace_of_square
+    return degrees
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
@@ -135,27 +172,10 @@ def paired_interval(pairs: Sequence[tuple[bool, bool]]) -> Interval:
     )
 
 
-def _ratio_interval(scores: Sequence[Score], per: int) -> Interval | None:
-    """Return the interval of NLL per token (`per` 1) or per character (`per` 2)."""
-    if len(scores) < 2:
+def _ratio_interval(pairs: Sequence[tuple[float, float]]) -> Interval | None:
+    """Return `ratio_intervals` for one set of documents; None for fewer than two, or if it is not finite."""
+    if len(pairs) < 2:
         return None
-    sums = _resample(np.array(scores, float))
-    return _percentiles(sums[:, 0] / sums[:, per])
-
-
-def _resample(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the column sums of each resample [samples, columns]; every call draws the same documents."""
-    return _counts(len(scores)) @ scores
-
-
-@lru_cache(maxsize=1)
-def _counts(documents: int) -> npt.NDArray[np.float64]:
-    """Return how often each document is drawn in each sample [samples, documents]."""
-    samples = min(_SAMPLES, max(_MAX_COUNTS // documents, 1))
-    generator = np.random.default_rng(0)
-    return generator.multinomial(documents, np.full(documents, 1 / documents), size=samples).astype(np.float64)
-
-
-def _percentiles(figures: npt.NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(figures, [2.5, 97.5])
-    return float(low), float(high)
+    with np.errstate(all="ignore"):
+        low, high = ratio_intervals(*np.array(pairs, float).T).tolist()
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None

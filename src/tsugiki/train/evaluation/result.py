@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from tsugiki.language import _, marked, ngettext
 from tsugiki.train.evaluation.interval import (
@@ -24,12 +24,8 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     loss: float
-    loss_interval: Interval | None
-    """None if the text is one document."""
     perplexity: float
-    perplexity_interval: Interval | None
     bits_per_char: float
-    bits_per_char_interval: Interval | None
     nll: float
     """Summed negative log-likelihood of all tokens, in nats."""
     tokens: int
@@ -63,6 +59,24 @@ class Evaluation(BaseModel):
     def independent(self) -> tuple[Score, ...]:
         """The summed scores of each group of near-duplicates; the intervals are over these groups."""
         return tuple(sum_groups(self.documents, self.groups))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def loss_interval(self) -> Interval | None:
+        """None if the text is one document. The intervals are computed from `documents`, not read from a record."""
+        return loss_interval(self.independent)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def perplexity_interval(self) -> Interval | None:
+        """From the interval of the loss."""
+        return self.loss_interval and (_exp(self.loss_interval[0]), _exp(self.loss_interval[1]))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bits_per_char_interval(self) -> Interval | None:
+        """As `loss_interval`."""
+        return bits_interval(self.independent)
 
 
 _LOSSY = marked("decoding does not give the text back: the bits per character may be too low")
@@ -133,8 +147,6 @@ def summarise(
     tokens = sum(score[1] for score in documents)
     characters = sum(score[2] for score in documents)
     has_groups = len(set(groups)) < len(groups)
-    independent = sum_groups(documents, groups)
-    interval = loss_interval(independent)
     warning = None
     if unknown_tokens:
         warning = f"{unknown_tokens:,} unknown tokens: the bits per character are too low"
@@ -142,11 +154,8 @@ def summarise(
         warning = _LOSSY
     return Evaluation(
         loss=nll / tokens,
-        loss_interval=interval,
         perplexity=_exp(nll / tokens),
-        perplexity_interval=interval and (_exp(interval[0]), _exp(interval[1])),
         bits_per_char=nll / math.log(2) / characters,
-        bits_per_char_interval=bits_interval(independent),
         nll=nll,
         tokens=tokens,
         characters=characters,

@@ -92,7 +92,7 @@ class NeededRank:
     highest: int
     """The highest rank of the grid."""
     documents: int
-    """Number of held-out documents."""
+    """Number of held-out documents; near-duplicates count as one."""
 
 
 def change(best: Point, other: Point) -> Change:
@@ -106,18 +106,16 @@ def needed_rank(points: Sequence[Point]) -> NeededRank | None:
     ranks = sorted({point.values["r"] for point in ranked})
     if len(ranks) < 2:
         return None
-    best = min(ranked, key=lambda point: point.loss)
+    documents = len(points[0].record.evaluations[-1].independent)
     undecided: list[int] = []
     for rank in ranks:
         candidate = min((point for point in ranked if point.values["r"] == rank), key=lambda point: point.loss)
-        worse = change(best, candidate)
-        if worse.interval is None:
+        worse = [change(other, candidate).interval for other in ranked if other is not candidate]
+        if all(interval is not None and interval[1] < MIN_RELATIVE_GAIN for interval in worse):
+            return NeededRank(rank, tuple(undecided), ranks[-1], documents)
+        if not any(interval is not None and interval[0] >= MIN_RELATIVE_GAIN for interval in worse):
             undecided.append(rank)
-        elif worse.interval[1] < MIN_RELATIVE_GAIN:
-            return NeededRank(rank, tuple(undecided), ranks[-1], worse.documents)
-        elif worse.interval[0] < MIN_RELATIVE_GAIN:
-            undecided.append(rank)
-    return NeededRank(None, tuple(undecided), ranks[-1], change(best, best).documents)
+    return NeededRank(None, tuple(undecided), ranks[-1], documents)
 
 
 def _result(point: Point) -> PointResult:
