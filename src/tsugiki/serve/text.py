@@ -29,21 +29,23 @@ class TextStream:
         self._start, self._read = 0, len(self._ids)
         self._held = ""
 
-    def add(self, token: int) -> str:
-        """Add a token, and return the new text. Text that may be the beginning of a stop string is held back."""
+    def add(self, token: int, may_stop: bool = True) -> str:
+        """Add a token, and return the new text. Text that may be the beginning of a stop string is held back.
+
+        Args:
+            token: the token.
+            may_stop: whether the text may end with this token.
+        """
         self._ids.append(token)
         self._held += self._new_text()
-        ends = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            return self._take(min(ends))
-        return self._take(len(self._held) - self._possible_stop())
+        return self._taken(self._possible_stop(), may_stop)
 
-    def finish(self) -> str:
-        """Return the text that was held back. An incomplete character at the end is dropped."""
-        text = "" if self.stopped else self._held + self._tail().rstrip(_INCOMPLETE)
-        self._held = ""
-        return text
+    def finish(self, may_stop: bool = True) -> str:
+        """Return the text that was held back, up to a stop string. An incomplete character at the end is dropped."""
+        if self.stopped:
+            return ""
+        self._held += self._tail().rstrip(_INCOMPLETE)
+        return self._taken(0, may_stop)
 
     def _new_text(self) -> str:
         """Return the text since the last complete character; empty while the next one is incomplete."""
@@ -74,6 +76,10 @@ class TextStream:
             (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self.stops)), 0
         )
 
-    def _take(self, length: int) -> str:
+    def _taken(self, kept: int, may_stop: bool) -> str:
+        """Return what was held back, without the last `kept` characters; if there is a stop string, what is before."""
+        ends = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = may_stop and bool(ends)
+        length = min(ends) if self.stopped else len(self._held) - kept
         text, self._held = self._held[:length], self._held[length:]
         return text
