@@ -58,3 +58,12 @@ def test_stop_strings_before_the_least_number_of_tokens_do_not_count(least: int,
         if stream.stopped:
             break
     assert text + stream.finish(False) == expected
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+@pytest.mark.parametrize("after", ["", "a", "山"])
+def test_a_character_that_begins_in_the_prompt(cut: int, after: str):
+    spring = bytes_of("春")
+    stream = TextStream(byte_tokenizer(), [*bytes_of("x"), *spring[:cut]])
+    text = "".join(map(stream.add, [*spring[cut:], *bytes_of(after)])) + stream.finish()
+    assert text == ("" if cut == 3 else "春") + after

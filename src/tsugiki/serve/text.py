@@ -1,6 +1,7 @@
 """Decode tokens while they are generated: only complete characters, and no text that may belong to a stop string."""
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class TextStream:
 
     def _new_text(self) -> str:
         """Return the text since the last complete character; empty while the next one is incomplete."""
-        text = self._tail()
-        if text.endswith(_INCOMPLETE):
+        if self._decode(self._start, len(self._ids)).endswith(_INCOMPLETE):
             return ""
+        text = self._tail()
         self._start, self._read = self._read, len(self._ids)
         return text
 
@@ -59,9 +60,10 @@ class TextStream:
         """Return the text of the tokens that have not been read.
 
         It is the difference that they make to the text before them, because a token's text depends on its neighbours.
+        A prompt of tokens can end within a character, which then is part of the difference.
         """
         before, whole = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
-        return whole[len(before) :]
+        return whole[len(commonprefix((before, whole))) :]
 
     def _decode(self, start: int, stop: int) -> str:
         text: str = self.tokenizer.decode(
