@@ -1,7 +1,6 @@
 """Decode tokens while they are generated: only complete characters, and no text that may belong to a stop string."""
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class TextStream:
         A prompt of tokens can end within a character, which then is part of the difference.
         """
         before, whole = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
-        return whole[len(commonprefix((before, whole))) :]
+        return whole[len(before if whole.startswith(before) else before.rstrip(_INCOMPLETE)) :]
 
     def _decode(self, start: int, stop: int) -> str:
         text: str = self.tokenizer.decode(
