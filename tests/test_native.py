@@ -31,6 +31,8 @@ from tsugiki.base.integer_passes import (
 )
 from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.rotation import blocks_of, plain_rotated, rotated
+from tsugiki.bench.table import computer
+from tsugiki.cli.version import version_line
 from tsugiki.fast import activations
 from tsugiki.lora import product
 from tsugiki.lora.layer import LoraLinear, wrap
@@ -265,6 +267,24 @@ def test_without_a_compiler_nothing_is_compiled(build: ModuleType, tmp_path: Pat
     monkeypatch.setenv("CC", "no-such-compiler")
     assert not build.compile_library()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_compiled")
+def test_whether_there_is_a_library_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def said(name: str, **settings: Any) -> tuple[bool, str]:
+        record = train(run_config(tmp_path, out=str(tmp_path / name), prompts=[], max_steps=1, **settings))
+        assert record.machine is not None
+        assert record.machine.c_functions is native.is_compiled()
+        assert f"{'with' if native.is_compiled() else 'without'} C functions" in version_line()
+        assert (", without C functions" in computer(record.machine.model_dump())) is not native.is_compiled()
+        return native.is_compiled(), "C compiler" in capsys.readouterr().err
+
+    assert said("with", base_dtype="int8") == (True, False)
+    monkeypatch.setattr(native, "_library", lambda: None)
+    assert said("without", base_dtype="int8") == (False, True)
+    assert said("floats", base_dtype="fp32") == (False, False)
 
 
 @pytest.mark.usefixtures("_compiled")

@@ -10,9 +10,11 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("_native.so")
 """The compiled library; the file has this name on every system."""
@@ -60,15 +62,22 @@ def native(kind: str, dtype: str = "") -> Callable[..., None] | None:
     return function  # type: ignore[no-any-return]
 
 
-def native_for(kind: str, tensor: Tensor) -> Callable[..., None] | None:
+def is_compiled() -> bool:
+    """Return whether there is a library that is used. It does not import torch."""
+    return _library() is not None
+
+
+def native_for(kind: str, tensor: "Tensor") -> Callable[..., None] | None:
     """Return the C function for the dtype of a tensor on the CPU; None if there is none, or while torch compiles."""
+    import torch
+
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     return native(kind, _name(tensor.dtype))
 
 
 @cache
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: "torch.dtype") -> str:
     return str(dtype).removeprefix("torch.")
 
 

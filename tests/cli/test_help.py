@@ -32,7 +32,7 @@ def test_the_command_alone_prints_a_tour_of_existing_commands(run):
 
 def test_versions_are_shown_without_importing_torch():
     out = output_without({"torch", "transformers", "numpy"}, "--version")
-    assert re.fullmatch(r"tsugiki \S+ \(torch \S+, transformers \S+, Python \S+; .+\)\n", out)
+    assert re.fullmatch(r"tsugiki \S+ \(torch \S+, transformers \S+, Python \S+; .+ C functions\)\n", out)
 
 
 def test_commands_are_in_groups(run):

@@ -30,6 +30,21 @@ def test_what_is_refused(base: str, run, tmp_path: Path):
         assert said in err
 
 
+def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    from tsugiki.serve import server
+
+    def serve(*_given: object) -> None:
+        settings = next(one for one in _given if isinstance(one, server.ServerSettings))
+        seen.append((settings.api_key, "TSUGIKI_API_KEY" in os.environ))
+
+    seen: list[tuple[str | None, bool]] = []
+    monkeypatch.setattr(server, "serve", serve)
+    for flags, key in (((), "of the environment"), (("--api-key", "given"), "given")):
+        monkeypatch.setenv("TSUGIKI_API_KEY", "of the environment")
+        assert run("serve", "--model", base, "--port", "0", *flags)[0] == 0
+        assert seen.pop() == (key, False), "processes for previews, runs and chat templates must not get it"
+
+
 @pytest.mark.slow
 def test_sigterm_ends_a_server(tmp_path: Path):
     base = save_tiny(tmp_path / "base")

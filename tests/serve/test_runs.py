@@ -216,7 +216,6 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(run_processes.subprocess, "Popen", Started)
     monkeypatch.setattr(run_processes.os, "setpriority", lambda *_: None)
-    monkeypatch.setenv("TSUGIKI_API_KEY", "secret")
     name = "runs/$(touch x); 'a'"
     runs = _runs(tmp_path)
     write_run(tmp_path, name)
@@ -226,7 +225,6 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch:
     assert options["start_new_session"]
     assert "shell" not in options
     assert options["cwd"] == tmp_path
-    assert "TSUGIKI_API_KEY" not in options["env"]
     assert runs.details(runs.find(name))["state"] == "starting"
     write_run(tmp_path, "runs/b")
     with pytest.raises(Exception, match="touch x"):  # one at a time

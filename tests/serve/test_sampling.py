@@ -1,9 +1,11 @@
 """How the next token of a row is drawn."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from tsugiki.serve.sampling import draw_index
+from tsugiki.serve.sampling import Chooser, SamplingSettings, draw_index
 
 
 def test_indices_are_drawn_with_their_probabilities():
@@ -27,3 +29,23 @@ def test_an_index_of_probability_0_is_not_drawn_at_the_ends(monkeypatch: pytest.
 def test_probabilities_that_are_not_finite_are_refused(values: list[float]):
     with pytest.raises(ValueError, match="not finite"):
         draw_index(torch.tensor(values), torch.Generator())
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e-300},
+        {"temperature": 1e-39},
+        {"temperature": 1e-6},
+        {"temperature": 1e-5},
+        {"temperature": 2.0, "top_p": 1e-300},
+        {"temperature": 2.0, "min_p": 1.0},
+        {"temperature": 1e-5, "top_p": 1e-300, "min_p": 1.0, "top_k": 2**31},
+        {"temperature": 1e-5, "repetition_penalty": 100.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
+        {"temperature": 1e-5, "repetition_penalty": 0.01, "logit_bias": {7: 100.0, 8: -100.0}},
+    ],
+)
+def test_settings_at_their_limits_choose_the_most_probable_token(extreme: dict[str, Any]):
+    logits = torch.tensor([-40.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0, 30.0, 5.0])
+    settings = SamplingSettings(seed=-(2**63), **extreme)
+    assert Chooser(settings).choose(logits, [8], [7] if "logit_bias" in extreme else [8]) == 7

@@ -145,6 +145,8 @@ def test_chat(client: Any):
         model="歌人", prompt=byte_tokenizer()(rendered).input_ids, temperature=0, max_tokens=10
     )
     assert by_text.choices[0].text == choice.message.content
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        client.chat.completions.create(model="歌人", messages=messages, max_tokens=0)
     stream = list(client.chat.completions.create(**fields, stream=True))
     assert stream[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == choice.message.content
@@ -160,6 +162,8 @@ def test_stop_strings_and_seeds(client: Any):
     stop = one[4:6]
     stopped = ask(seed=1, stop=[stop])
     assert (stopped.text, stopped.finish_reason) == (one[: one.find(stop)], "stop")
+    whole = ask(seed=1, extra_body={"min_tokens": 30})
+    assert ask(seed=1, stop=[whole.text[4:6]], extra_body={"min_tokens": 30}) == whole
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def results_lines(results: Results) -> list[str]:
 
 def computer(machine: Mapping[str, Any]) -> str:
     """Return the name of the accelerator, or else of the processor, from the fields of a `Machine`."""
-    return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads"
+    without = ", without C functions" if machine.get("c_functions") is False else ""
+    return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads{without}"
 
 
 def markdown_table(table: Table) -> str:

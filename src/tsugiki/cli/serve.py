@@ -154,13 +154,16 @@ def _workspace(model: str, texts: Path, aozora: str) -> "Workspace":
 def _key(api_key: str | None, file: Path | None) -> str | None:
     """Return the API key from the flag, the file or the environment; None if there is none.
 
+    It leaves the environment, so that no process that the server starts has it.
+
     Raises:
         TsugikiError: there are a flag and a file, or the file cannot be read.
     """
+    of_environment = os.environ.pop(_KEY_VARIABLE, None)
     if api_key is not None and file is not None:
         raise TsugikiError(_("pass --api-key or --api-key-file, not both"))
     if file is None:
-        return os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
+        return of_environment if api_key is None else api_key
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:

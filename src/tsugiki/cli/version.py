@@ -6,16 +6,18 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from tsugiki.language import ngettext
+from tsugiki.language import _, ngettext
+from tsugiki.native import is_compiled
 
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 """The folder in which NVIDIA's driver for Linux describes each GPU."""
 
 
 def version_line() -> str:
-    """Return the versions of Tsugiki and of the libraries that matter most, and the device, in one line."""
+    """Return the versions of Tsugiki and of the libraries that matter most, the device and C functions, in one line."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return f"tsugiki {version('tsugiki')} ({libraries}, Python {platform.python_version()}; {_device()})"
+    native = _("with C functions") if is_compiled() else _("without C functions")
+    return f"tsugiki {version('tsugiki')} ({libraries}, Python {platform.python_version()}; {_device()}; {native})"
 
 
 def _device() -> str:

@@ -42,6 +42,7 @@ _LABELS = (
     marked("processes"),
     marked("system"),
     marked("python"),
+    marked("c functions"),
 )
 """Labels of settings that a run has chosen, and of facts about its machine."""
 
@@ -238,10 +239,16 @@ def _label(name: str) -> str:
     return _(name.replace("_", " "))
 
 
+def _fact(value: str | int | bool) -> str:
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    return str(value)
+
+
 def _machine(record: RunRecord) -> Markup:
     lines = []
     if record.machine:
-        lines += [(_label(name), str(value)) for name, value in record.machine if value is not None]
+        lines += [(_label(name), _fact(value)) for name, value in record.machine if value is not None]
     if record.training:
         training = record.training
         lines.append((_("steps"), f"{training.steps:,}"))

@@ -14,7 +14,7 @@ from tsugiki.serve.adapters import ServedAdapters, ServedModel
 from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.limits import QueueFull
-from tsugiki.serve.prompts import Prompt, chat_prompt, check_tokens, decoded, text_prompts, token_text
+from tsugiki.serve.prompts import Prompt, chat_prompt, check_tokens, is_part, text_prompts, token_text
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
 from tsugiki.serve.request import Event, Failed, Output, PromptScores, Request, ScoredToken
 
@@ -154,9 +154,9 @@ class Completions:
         )
 
     def _new_tokens(self, parsed: CompletionRequest | ChatRequest, prompt: Prompt, served: ServedModel) -> int:
+        if parsed.max_tokens == 0 and not (isinstance(parsed, CompletionRequest) and parsed.echo):
+            raise ApiError(400, _("max_tokens is 0, which is for echo only"), "max_tokens", "invalid_value")
         if isinstance(parsed, CompletionRequest):
-            if parsed.max_tokens == 0 and not parsed.echo:
-                raise ApiError(400, _("max_tokens is 0, which is for echo only"), "max_tokens", "invalid_value")
             return _DEFAULT_COMPLETION if parsed.max_tokens is None else parsed.max_tokens
         limit = parsed.max_completion_tokens or parsed.max_tokens
         room = self.engine.room(served.key) - len(prompt.ids)
@@ -268,8 +268,8 @@ def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredT
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         text = token_text(tokenizer, token)
-        is_text = text == decoded(tokenizer, [token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_text else None}
+        given = None if is_part(tokenizer, token) else list(text.encode())
+        return {"token": text, "logprob": logprob, "bytes": given}
 
     return {
         "content": [

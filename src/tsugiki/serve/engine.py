@@ -410,10 +410,11 @@ class Engine:
             if request.logprobs is not None:
                 scored = scored_token(torch.log_softmax(logits, -1), token, request.logprobs)
             is_end = token in request.ends
-            text = "" if is_end else row.text.add(token)
+            may_stop = len(row.generated) > request.min_tokens
+            text = "" if is_end else row.text.add(token, may_stop)
+            if is_end or row.remaining == 0:
+                text += row.text.finish(may_stop)
             reason = "stop" if is_end or row.text.stopped else "length" if row.remaining == 0 else None
-            if reason:
-                text += row.text.finish()
         except Exception as error:
             self._deliver(row, Failed(error))
             return False

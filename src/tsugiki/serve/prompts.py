@@ -101,9 +101,19 @@ def chat_prompt(
 
 
 def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
-    """Return the text of a token; for a part of a character, its name in the vocabulary."""
-    text = decoded(tokenizer, [token])
-    return str(tokenizer.convert_ids_to_tokens(token)) if _INCOMPLETE in text else text
+    """Return the text of a token within a text; for a part of a character, its name in the vocabulary.
+
+    It is what a second such token adds, because some tokenizers drop the space at the beginning of a text: "the" and
+    " the" would have the same text.
+    """
+    if is_part(tokenizer, token):
+        return str(tokenizer.convert_ids_to_tokens(token))
+    return decoded(tokenizer, [token, token])[len(decoded(tokenizer, [token])) :]
+
+
+def is_part(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
+    """Return whether a token is a part of a character."""
+    return _INCOMPLETE in decoded(tokenizer, [token])
 
 
 def decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:

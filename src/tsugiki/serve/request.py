@@ -76,7 +76,7 @@ class Request:
     ends: Collection[int] = ()
     """Tokens that end the text."""
     min_tokens: int = 0
-    """Number of new tokens before which no token of `ends` is chosen."""
+    """Number of new tokens before which no token of `ends` is chosen, and no stop string counts, as in vLLM."""
     logprobs: int | None = None
     """How many of the most probable tokens are delivered with each token; None: no log-probabilities."""
     prompt_logprobs: bool = False

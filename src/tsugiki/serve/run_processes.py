@@ -16,7 +16,6 @@ from tsugiki.language import VARIABLE, _, language
 LOG_FILE = "output.log"
 """The file in a run's folder with the output of its process, if the server has started it."""
 _NICE = 5  # so that requests have priority over training steps
-_SECRETS = ("TSUGIKI_API_KEY",)
 
 
 class RunProcesses:
@@ -38,7 +37,6 @@ class RunProcesses:
         Raises:
             TsugikiError: the process cannot be started.
         """
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         try:
             log = os.open(folder / LOG_FILE, flags, 0o666)
@@ -50,7 +48,7 @@ class RunProcesses:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={**environment, VARIABLE: language()},
+                    env={**os.environ, VARIABLE: language()},
                     start_new_session=True,  # it goes on when the server ends, and Ctrl-C does not reach it
                 )
             finally:

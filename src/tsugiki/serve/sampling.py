@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from tsugiki.language import _
+from tsugiki.train.evaluation.sample import LOWEST_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SamplingSettings:
     """How the tokens of a request are chosen. The defaults are those of OpenAI's API."""
 
     temperature: float = 1.0
-    """Divides the logits. 0 always takes the most probable token."""
+    """Divides the logits. 0 always takes the most probable token, as does less than `LOWEST_TEMPERATURE`."""
     top_p: float = 1.0
     """Sample from the most probable tokens that together have this probability."""
     top_k: int = 0
@@ -81,7 +82,7 @@ class Chooser:
             scores[list(counts)] -= torch.tensor(penalties)
         if forbidden:
             scores[[token for token in forbidden if token < len(scores)]] = -torch.inf
-        if settings.temperature == 0:
+        if settings.temperature < LOWEST_TEMPERATURE:
             return int(scores.argmax())
         return draw_index(torch.softmax(self.warpers(seen, scores[None])[0], -1), self.generator)
 
@@ -105,7 +106,7 @@ def draw_index(probabilities: Tensor, generator: torch.Generator) -> int:
 
 
 def _warpers(settings: SamplingSettings) -> list[LogitsProcessor]:
-    if settings.temperature == 0:
+    if settings.temperature < LOWEST_TEMPERATURE:
         return []
     warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(settings.temperature))]
     if settings.top_k > 0:

@@ -16,6 +16,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.app import new_app
+from tsugiki.serve.connection import Connection, possible_connections
 from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.limits import Limits
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING_CONNECTIONS = 256
-_CONNECTIONS = 1024
 _KEEP_ALIVE = 75  # seconds; longer than common clients keep an unused connection, so that they are the ones to close it
 _MAX_HEADERS = 32 << 10  # bytes
 
@@ -156,7 +156,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, stop_seconds: int, ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -164,7 +164,7 @@ class Server(uvicorn.Server):
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
+            limit_concurrency=possible_connections(),
             h11_max_incomplete_event_size=_MAX_HEADERS,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=stop_seconds,

@@ -29,27 +29,29 @@ class TextStream:
         self._start, self._read = 0, len(self._ids)
         self._held = ""
 
-    def add(self, token: int) -> str:
-        """Add a token, and return the new text. Text that may be the beginning of a stop string is held back."""
+    def add(self, token: int, may_stop: bool = True) -> str:
+        """Add a token, and return the new text. Text that may be the beginning of a stop string is held back.
+
+        Args:
+            token: the token.
+            may_stop: whether the text may end with this token.
+        """
         self._ids.append(token)
         self._held += self._new_text()
-        ends = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            return self._take(min(ends))
-        return self._take(len(self._held) - self._possible_stop())
+        return self._taken(self._possible_stop(), may_stop)
 
-    def finish(self) -> str:
-        """Return the text that was held back. An incomplete character at the end is dropped."""
-        text = "" if self.stopped else self._held + self._tail().rstrip(_INCOMPLETE)
-        self._held = ""
-        return text
+    def finish(self, may_stop: bool = True) -> str:
+        """Return the text that was held back, up to a stop string. An incomplete character at the end is dropped."""
+        if self.stopped:
+            return ""
+        self._held += self._tail().rstrip(_INCOMPLETE)
+        return self._taken(0, may_stop)
 
     def _new_text(self) -> str:
         """Return the text since the last complete character; empty while the next one is incomplete."""
-        text = self._tail()
-        if text.endswith(_INCOMPLETE):
+        if self._decode(self._start, len(self._ids)).endswith(_INCOMPLETE):
             return ""
+        text = self._tail()
         self._start, self._read = self._read, len(self._ids)
         return text
 
@@ -57,9 +59,10 @@ class TextStream:
         """Return the text of the tokens that have not been read.
 
         It is the difference that they make to the text before them, because a token's text depends on its neighbours.
+        A prompt of tokens can end within a character, which then is part of the difference.
         """
         before, whole = self._decode(self._start, self._read), self._decode(self._start, len(self._ids))
-        return whole[len(before) :]
+        return whole[len(before if whole.startswith(before) else before.rstrip(_INCOMPLETE)) :]
 
     def _decode(self, start: int, stop: int) -> str:
         text: str = self.tokenizer.decode(
@@ -74,6 +77,10 @@ class TextStream:
             (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self.stops)), 0
         )
 
-    def _take(self, length: int) -> str:
+    def _taken(self, kept: int, may_stop: bool) -> str:
+        """Return what was held back, without the last `kept` characters; if there is a stop string, what is before."""
+        ends = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = may_stop and bool(ends)
+        length = min(ends) if self.stopped else len(self._held) - kept
         text, self._held = self._held[:length], self._held[length:]
         return text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from tsugiki.io.processor import processor_name
+from tsugiki.native import is_compiled
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ class Machine(BaseModel):
     processes: int = 1
     system: str
     python: str
+    c_functions: bool | None = None
+    """Whether `native.c` is compiled; None: the record is of an earlier version."""
 
 
 def library_versions() -> dict[str, str]:
@@ -54,4 +57,5 @@ def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
         processes=processes,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
+        c_functions=is_compiled(),
     )

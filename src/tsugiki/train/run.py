@@ -43,6 +43,7 @@ from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.graft_state import is_grafted
 from tsugiki.methods.table import METHODS
+from tsugiki.native import is_compiled
 from tsugiki.train.automatic import ResolvedConfig, with_values
 from tsugiki.train.checkpoint import (
     keep_newest,
@@ -297,6 +298,14 @@ def run(
     _print_header(config.model, parameters, data, display)
     if accelerator.device.type == "cpu" and resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
         display.print(_("processors are slow in fp16; bf16 or fp32 is faster here"))
+    dtype = load_dtype(config, accelerator.device)
+    if accelerator.device.type == "cpu" and dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
+        display.print(
+            _(
+                "Tsugiki was installed without a C compiler, so a base in {dtype} is slower than it could be; install "
+                "a compiler, then Tsugiki again"
+            ).format(dtype=dtype)
+        )
     if overwrite:
         on_main(accelerator, lambda: remove_run(out))
     accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))

@@ -17,7 +17,7 @@ from tsugiki.train.evaluation.sample import Sampling, _RepetitionPenalty, genera
 PROMPTS = ["雨", "", "庭の枝に", "猫a"]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1.0])
 def test_what_streams_is_what_is_returned_and_has_no_half_character(temperature: float):
     model, pieces = tiny_model(vocab_size=257), []
     text = generate_text(model, byte_tokenizer(), "猫", Sampling(50, temperature, 1.0, seed=3), pieces.append)

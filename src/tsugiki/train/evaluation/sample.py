@@ -31,6 +31,9 @@ _BATCH = 16  # prompts
 _SMALL_MODEL = 500_000_000  # parameters
 _PROBED_TOKENS = 2  # the first one is computed from the prompts, the second one from the cache
 
+LOWEST_TEMPERATURE = 1e-5
+"""Lower ones are taken for 0, as in vLLM: logits that are divided by them need not be finite."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -199,7 +202,7 @@ def _generate(
     chooser: list[LogitsProcessor] = []
     if sampling.repetition_penalty != 1:
         chooser.append(_RepetitionPenalty(sampling.repetition_penalty, padding))
-    if sampling.temperature > 0:
+    if sampling.temperature >= LOWEST_TEMPERATURE:
         chooser.append(_Draw(len(rows), sampling))
     with evaluating(model), seeded(sampling.seed):
         return model.generate(

@@ -1,0 +1,168 @@
+"""Limits of connections, by raw sockets to a server with a small application of its own."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn")
+from tsugiki.serve import connection, server
+from tsugiki.serve.connection import client_of
+
+LIMIT = 50
+SECONDS = 1.0
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """A short answer; `/stream`: longer than the limit of time; `/large`: more than the buffers of two sockets."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    count, pause, part = {"/stream": (8, 0.25, b"part"), "/large": (400, 0, b"x" * 65536)}.get(
+        scope["path"], (0, 0, b"")
+    )
+    for _ in range(count):
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(pause)
+    await send({"type": "http.response.body", "body": b"end"})
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", SECONDS)
+    monkeypatch.setattr(connection, "UNREAD_SECONDS", SECONDS)
+    monkeypatch.setattr(connection, "CONNECTIONS", LIMIT)
+    listening, ready = server.listen("127.0.0.1", 0), threading.Event()
+    served = server.Server(application, 1, ready.set)
+    thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
+    thread.start()
+    assert ready.wait(60)
+    served.port = listening.getsockname()[1]
+    try:
+        yield served
+    finally:
+        served.end()
+        thread.join(60)
+
+
+@contextlib.contextmanager
+def opened(running: Any, count: int = 1, sent: bytes = b"") -> Iterator[list[socket.socket]]:
+    sockets = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(count)]
+    try:
+        for one in sockets:
+            one.sendall(sent)
+        yield sockets
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def answer(one: socket.socket) -> bytes:
+    """One answer on a connection."""
+    received = bytearray()
+    while not received.endswith(b"end\r\n0\r\n\r\n"):
+        part = one.recv(65536)
+        assert part, received
+        received += part
+    return bytes(received)
+
+
+def rest(one: socket.socket) -> bytes:
+    """What the server sends until it closes the connection."""
+    received = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while part := one.recv(65536):
+            received += part
+    return bytes(received)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n"])
+def test_more_silent_connections_than_the_limit(running: Any, sent: bytes):
+    began = time.monotonic()
+    with opened(running, LIMIT + 10, sent) as silent:
+        with opened(running, sent=GET) as (one,):  # it takes the place of one of them
+            assert answer(one).startswith(b"HTTP/1.1 200")
+        assert [rest(one) for one in silent] == [b""] * len(silent)
+    assert time.monotonic() - began < 8
+
+
+def test_a_slow_head_is_not_waited_for(running: Any):
+    with opened(running, sent=GET[:16]) as (one,):
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 8:
+                one.sendall(b"x: y\r\n")
+                time.sleep(0.1)
+        assert SECONDS * 0.8 < time.monotonic() - began < 6
+
+
+def test_requests_on_one_connection(running: Any):
+    with opened(running, sent=GET) as (one,):
+        assert answer(one).startswith(b"HTTP/1.1 200")
+        time.sleep(1.5 * SECONDS)  # between two requests, uvicorn's longer limit counts
+        one.sendall(GET)
+        assert answer(one).startswith(b"HTTP/1.1 200")
+        one.sendall(GET[:10])
+        began = time.monotonic()
+        assert rest(one) == b""
+        assert SECONDS * 0.8 < time.monotonic() - began < 6
+
+
+def test_a_body_after_its_answer_is_not_waited_for(running: Any):
+    with opened(running, sent=b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n") as (one,):
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 8:
+                one.sendall(b"x")
+                time.sleep(0.1)
+        assert time.monotonic() - began < 6
+
+
+def test_answers_are_not_cut(running: Any):
+    with opened(running, 3, GET.replace(b"/ ", b"/stream ")) as streams:
+        time.sleep(0.1)
+        with opened(running, LIMIT + 10):
+            assert [answer(one).count(b"part") for one in streams] == [8, 8, 8]
+
+
+def test_an_answer_that_nobody_reads(running: Any):
+    with opened(running, sent=GET.replace(b"/ ", b"/large ")) as (one,):
+        one.recv(1)
+        began = time.monotonic()
+        while running.server_state.connections and time.monotonic() - began < 8:
+            time.sleep(0.1)
+        assert SECONDS * 0.5 < time.monotonic() - began < 6
+
+
+def test_connections_of_one_client(running: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "client_of", lambda host: host)
+    monkeypatch.setattr(connection, "MOST_OF_A_CLIENT", 5)
+    with opened(running, 5) as first, opened(running) as (sixth,):
+        assert rest(sixth).startswith(b"HTTP/1.1 503")
+        first[0].sendall(GET)
+        assert answer(first[0]).startswith(b"HTTP/1.1 200")
+
+
+def test_what_counts_as_a_client():
+    assert client_of("127.0.0.1") is client_of("::1") is None
+    assert client_of("192.0.2.1") != client_of("192.0.2.2")
+    assert client_of("2001:db8::1") == client_of("2001:db8::2:1") != client_of("2001:db8:0:1::1")
+    assert client_of("fe80::1%eth0")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize(("limits", "expected"), [((256, 20000), "1024 2048"), ((256, 600), "300 600")])
+def test_open_files(limits: tuple[int, int], expected: str):
+    code = f"""
+import resource
+limit = resource.RLIMIT_NOFILE
+resource.setrlimit(limit, {limits})
+from tsugiki.serve.connection import possible_connections
+print(possible_connections(), resource.getrlimit(limit)[0])"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == expected
