@@ -10,7 +10,6 @@ from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.records import Document
 from tsugiki.data.splits import (
     FieldCondition,
-    find_overlap,
     parse_held_out,
     split_document,
     split_records,
@@ -118,15 +117,6 @@ def test_parsing_held_out(tmp_path: Path):
 def test_invalid_shares(fraction: float):
     with pytest.raises(TsugikiError, match="held_out"):
         parse_held_out(fraction)
-
-
-def test_training_records_in_a_held_out_file_are_named():
-    train = read_index(documents(5))
-    near = Document(documents(5)[3].text[:-2] + "変更", "h:2")
-    other = read_index([Document(documents(5)[1].text, "h:1"), near, Document(sentence(99), "h:3")])
-    same, alike = find_overlap(train, other)
-    assert same == ["f:1 (held out: h:1)"]
-    assert alike == ["f:3 (held out: h:2)"]
 
 
 def test_a_single_document_is_split_at_a_line_end():

@@ -85,18 +85,6 @@ def test_near_duplicates_are_on_one_side_and_told():
     assert any("near-duplicates of each other: 10 records in 5 groups" in note for note in prepared.notes)
 
 
-def test_a_held_out_file_that_holds_training_records_is_refused_and_near_ones_are_named():
-    train = lines("w.jsonl", works())
-    with pytest.raises(TsugikiError, match=r"20 records .* w.jsonl:1 \(held out: w.jsonl:1\), .* 15 more"):
-        prepare(train, held_out=train)
-    near = works()[3]["text"][:-3] + "変更済"
-    prepared = prepare(
-        train, held_out=lines("h.jsonl", [{"text": near}, {"text": sentence(99, 200)}]), validation="none"
-    )
-    assert any("w.jsonl:4 (held out: h.jsonl:1)" in note for note in prepared.notes)
-    assert len(learned_sources(prepared)) == 20
-
-
 def sources(windows: list[Window]) -> set[str]:
     return {window.record.source for window in windows}
 
@@ -163,7 +151,7 @@ def test_a_validation_file_and_a_condition():
 @pytest.mark.parametrize(
     ("validation", "said"),
     [
-        ("w.jsonl", "records of the training data are in the validation file"),
+        ("w.jsonl", "no record is left for training: all of them repeat held-out or validation text"),
         (1.5, "validation is 1.5; a share"),
         ("author=C", "no record has author=C"),
         ("kind=B", "no record has a field kind"),

@@ -124,6 +124,13 @@ class NearDuplicates(BaseModel):
     """Names of the records in the first groups; empty in a record that was pushed to the hub."""
 
 
+class LeftOutCounts(RecordCounts):
+    """Counts of the records that are not trained on, because they repeat held-out or validation text."""
+
+    first: list[str] = Field(default_factory=list)
+    """Names of the first records; empty in a record that was pushed to the hub."""
+
+
 class SplitSummary(BaseModel):
     """The data of a run, before they are packed."""
 
@@ -137,6 +144,8 @@ class SplitSummary(BaseModel):
     mixed: MixedCounts | None = None
     """Counts of mixed-in records, which `train` counts as well."""
     near_duplicates: NearDuplicates
+    left_out: LeftOutCounts | None = None
+    """None in records of version 0.1."""
 
 
 class DataSummary(SplitSummary):
