@@ -274,8 +274,8 @@ class RunConfig(TrainingSettings):
     """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
     settings are taken as well; only r can be set, to a larger rank."""
     mix: str | None = Field(default=None, min_length=1)
-    """Other text to train on as well, so that less is forgotten, and its share of all training tokens: PATH:SHARE, such
-    as other.txt:0.1."""
+    """Other text to train on as well, so that less is forgotten, and its share of the tokens in the loss: PATH:SHARE,
+    such as other.txt:0.1."""
     minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
     machine is measured first, and gives the number of steps."""

@@ -422,10 +422,12 @@ def _with_mixed_text(
         raise TsugikiError(
             _("mix: all records of {path} are held-out text or nearly the same; give another text").format(path=path)
         )
-    mixed = mix(split.store, split.train, other, np.array(allowed), share, config.seed)
-    added = MixedCounts(**_counts(other.index, mixed.taken), tokens=mixed.tokens, share=mixed.share)
+    mixed = mix(split.store, split.train, other, np.array(allowed), share, config.seed, tokenizer)
+    added = MixedCounts(
+        **_counts(mixed.store.index, mixed.train[len(split.train) :]), tokens=mixed.tokens, share=mixed.share
+    )
     train = RecordCounts(**_counts(mixed.store.index, mixed.train))
-    note = _("{share:.1%} of the training tokens are from {path} ({records})").format(
+    note = _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
         share=mixed.share, path=path, records=counts.records(len(mixed.taken))
     )
     notes = [*split.notes, note]

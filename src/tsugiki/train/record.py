@@ -111,8 +111,9 @@ class MixedCounts(RecordCounts):
     """Counts of the records that were mixed into the training data from another text."""
 
     tokens: int
+    """Their tokens in the loss."""
     share: float
-    """Share of all training tokens."""
+    """Their share of all tokens in the loss."""
 
 
 class NearDuplicates(BaseModel):
