@@ -54,6 +54,12 @@ def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
     assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line]
 
 
+def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("朝\n".encode("utf-8-sig") + "夜\n".encode("utf-8-sig"))
+    assert read(path) == [Document("朝\n夜\n", str(path))]
+
+
 HALF_WIDTH = ["ﾃｽﾄﾃ", "ｶﾅ", "ﾔﾏﾀﾞ ﾀﾛｳ", "ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
 
 

@@ -1,5 +1,6 @@
 """Splits contain whole records, depend on the seed, and keep near-duplicates on one side."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,13 @@ def test_a_condition_holds_out_matching_records_and_their_near_duplicates():
         6,
     ]
     assert split_records(index, FieldCondition("title", "2"), 0, []).tolist() == [2]
+
+
+def test_a_value_is_the_same_however_it_is_composed():
+    names = ["ガルシン", unicodedata.normalize("NFD", "ガルシン"), " ガルシン ", "カルシン"]
+    index = read_index([Document(sentence(i), f"f:{i}", {"author": name}) for i, name in enumerate(names)])
+    for name in names[:2]:
+        assert split_records(index, FieldCondition("author", name), 0, []).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ ENCODINGS = marked("UTF-8, UTF-16, EUC-JP or Shift_JIS")
 
 
 def decode(data: bytes, name: str) -> tuple[str, str]:
-    """Decode the bytes of a text file, and convert line ends to LF.
+    """Decode the bytes of a text file, convert line ends to LF, and remove byte order marks.
 
     Returns:
         The text, and Python's name of the encoding.
@@ -33,7 +33,8 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
             continue
         if "\0" in text:
             break
-        return text.replace("\r\n", "\n").replace("\r", "\n"), encoding
+        # Files that were joined have a byte order mark at the start of each.
+        return text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", ""), encoding
     raise TsugikiError(
         _("{name} is not text in {encodings}; convert it to UTF-8").format(name=name, encodings=_(ENCODINGS))
     )

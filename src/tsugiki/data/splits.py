@@ -3,6 +3,7 @@
 The held-out records are a share of all records, those with a certain field value (`author=…`), or a separate file.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +172,16 @@ def _by_share(
     return np.array(chosen or [min(leaders, key=lambda number: sizes[number])], np.int64)
 
 
+def _plain(value: str) -> str:
+    """Return a value as it is compared: が can be one code point or two, and no white space is seen at the ends."""
+    return unicodedata.normalize("NFC", value).strip()
+
+
 def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
-    matching = [number for number, fields in enumerate(index.fields) if fields.get(condition.field) == condition.value]
+    wanted = _plain(condition.value)
+    matching = [
+        number for number, fields in enumerate(index.fields) if _plain(fields.get(condition.field, "")) == wanted
+    ]
     if matching:
         return np.array(matching, np.int64)
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
