@@ -63,10 +63,18 @@ def test_known_rows(row: dict[str, Any], record: Any):
 
 @pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "p", "completion": "c"}, {"messages": [USER, ASSISTANT]}])
 def test_other_short_texts_are_the_fields(row: dict[str, Any]):
-    beside = {"author": "A", "title": "t" * 200, "note": "n" * 201, "year": 1900, "empty": "", "none": None}
+    beside = {
+        "author": "A",
+        "title": "t" * 200,
+        "note": "n" * 201,
+        "year": 1900,
+        "old": True,
+        "empty": "",
+        "none": None,
+    }
     record = read_row({**beside, **row}, "f:1")
     assert record is not None
-    assert record.fields == {"author": "A", "title": "t" * 200}
+    assert record.fields == {"author": "A", "title": "t" * 200, "year": "1900"}
 
 
 @pytest.mark.parametrize(

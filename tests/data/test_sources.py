@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import tracemalloc
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
+from tsugiki.data.character_encoding import decode
 from tsugiki.data.records import Completion, Conversation, Document, Message
 from tsugiki.data.sources import content_key, read_records
 
@@ -52,7 +54,13 @@ def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
     assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line]
 
 
-HALF_WIDTH = ["ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
+def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("朝\n".encode("utf-8-sig") + "夜\n".encode("utf-8-sig"))
+    assert read(path) == [Document("朝\n夜\n", str(path))]
+
+
+HALF_WIDTH = ["ﾃｽﾄﾃ", "ｶﾅ", "ﾔﾏﾀﾞ ﾀﾛｳ", "ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
 
 
 @pytest.mark.parametrize("text", HALF_WIDTH)
@@ -66,12 +74,32 @@ def test_half_width_katakana_is_not_read_as_kanji(text: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "text", ["海", "校長", "あいうえおかきく", "カキクケコ、ソウ。", "、。「」ー・、。", "中学校長会議", "　坂"]
+    "text", ["海", "校長", "間……", "あいうえおかきく", "カキクケコ、ソウ。", "、。「」ー・、。", "中学校長会議", "　坂"]
 )
 def test_short_texts_in_euc_jp_are_not_read_as_half_width(text: str, tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode("euc_jp"))
     assert read(path) == [Document(text, str(path))]
+
+
+@pytest.mark.parametrize(("length", "most_wrong"), [(2, 60), (4, 10), (6, 3), (8, 3), (12, 3), (20, 1), (40, 0)])
+def test_random_half_width_katakana(length: int, most_wrong: int):
+    letters = random.Random(length)
+    texts = ["".join(map(chr, letters.choices(range(0xFF71, 0xFF9E), k=length))) for _ in range(300)]  # ｱ to ﾝ
+    read = [decode(text.encode("cp932"), "a.txt") for text in texts]
+    wrong = [text for text, (found, name) in zip(texts, read, strict=True) if found != text and name != "utf-8-sig"]
+    assert len(wrong) <= most_wrong, len(wrong)
+
+
+@pytest.mark.parametrize(("length", "most_wrong"), [(2, 15), (3, 10), (4, 6), (6, 2), (10, 2), (60, 0)])
+def test_parts_of_sentences_in_both_japanese_encodings(length: int, most_wrong: int):
+    texts = [path.read_text() for path in sorted(Path(str(files("tsugiki"))).glob("assets/*/[0-9]*.txt"))]
+    writable = "\n".join(texts).encode("euc_jp", "ignore").decode("euc_jp").encode("cp932", "ignore").decode("cp932")
+    sentences = [part for part in re.split("[\n。]", writable) if len(part) >= min(length, 20)]
+    parts = [part[:length] for part in random.Random(length).sample(sentences, 300)]
+    for encoding in ("cp932", "euc_jp"):
+        wrong = [part for part in parts if decode(part.encode(encoding), "a.txt")[0] != part]
+        assert len(wrong) <= (most_wrong if encoding == "euc_jp" else 1), wrong
 
 
 @pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])

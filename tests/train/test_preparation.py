@@ -85,18 +85,6 @@ def test_near_duplicates_are_on_one_side_and_told():
     assert any("near-duplicates of each other: 10 records in 5 groups" in note for note in prepared.notes)
 
 
-def test_a_held_out_file_that_holds_training_records_is_refused_and_near_ones_are_named():
-    train = lines("w.jsonl", works())
-    with pytest.raises(TsugikiError, match=r"20 records .* w.jsonl:1 \(held out: w.jsonl:1\), .* 15 more"):
-        prepare(train, held_out=train)
-    near = works()[3]["text"][:-3] + "変更済"
-    prepared = prepare(
-        train, held_out=lines("h.jsonl", [{"text": near}, {"text": sentence(99, 200)}]), validation="none"
-    )
-    assert any("w.jsonl:4 (held out: h.jsonl:1)" in note for note in prepared.notes)
-    assert len(learned_sources(prepared)) == 20
-
-
 def sources(windows: list[Window]) -> set[str]:
     return {window.record.source for window in windows}
 
@@ -163,7 +151,7 @@ def test_a_validation_file_and_a_condition():
 @pytest.mark.parametrize(
     ("validation", "said"),
     [
-        ("w.jsonl", "records of the training data are in the validation file"),
+        ("w.jsonl", "no record is left for training: all of them repeat held-out or validation text"),
         (1.5, "validation is 1.5; a share"),
         ("author=C", "no record has author=C"),
         ("kind=B", "no record has a field kind"),
@@ -194,10 +182,27 @@ def test_other_text_is_mixed_in(share: float):
     assert {source for source in learned if source.startswith("w.")} == learned_sources(without)
     assert len([source for source in learned if source.startswith("other.")]) == counts.documents
     assert (prepared.windows, prepared.validation_windows) == (without.windows, without.validation_windows)
-    assert prepared.summary.target_tokens_per_epoch - without.summary.target_tokens_per_epoch <= counts.tokens
+    assert prepared.summary.target_tokens_per_epoch - without.summary.target_tokens_per_epoch == counts.tokens
     assert prepared.summary.train.documents == without.summary.train.documents + counts.documents
     assert prepare("w.jsonl", mix=f"{other}:{share}").summary == prepared.summary
     assert prepare("w.jsonl", mix=f"{other}:{share}", seed=7).summary.mixed != counts
+
+
+def test_the_share_of_a_mix_is_one_of_the_loss_and_its_characters_are_those_that_are_learned():
+    pairs = [{"prompt": sentence(i, 12), "completion": sentence(100 + i, 2)} for i in range(40)]
+    novel = sentence(500, 9000)
+    Path("novel.txt").write_text(novel)
+    prepared = prepare(lines("p.jsonl", pairs), mix="novel.txt:0.25", validation="none")
+    blocks, rows = prepared.blocks, range(len(prepared.blocks))
+    in_loss = [int(label) for row in rows for label in blocks[row]["labels"] if label != -100]
+    answers = prepared.summary.train.documents - 1
+    expected = answers * (2 * 3 + 1)  # three bytes for each character, and the token that ends the answer
+    assert len(in_loss) == prepared.summary.target_tokens_per_epoch
+    assert (len(in_loss) - expected) / len(in_loss) == pytest.approx(0.25, abs=0.5 / len(in_loss))
+    mixed = prepared.summary.mixed
+    assert mixed is not None
+    assert mixed.characters == pytest.approx(mixed.tokens / 3, abs=1)
+    assert prepared.summary.train.characters == answers * 14 + mixed.characters
 
 
 def test_too_little_other_text_is_taken_whole():

@@ -23,8 +23,8 @@ from tsugiki.train.config import argument_descriptions
 _SIMPLE = (str, int, float, bool)
 _PANELS = {
     "Data": (
-        "model", "trust_remote_code", "data", "columns", "drop_duplicates", "held_out", "validation", "mix",
-        "assistant_turns", "chat_template", "system", "block_size", "add_tokens",
+        "model", "trust_remote_code", "data", "columns", "drop_duplicates", "held_out", "validation",
+        "allow_overlap", "mix", "assistant_turns", "chat_template", "system", "block_size", "add_tokens",
     ),
     "Method": ("method", "start_from", "base_dtype", "compute_dtype", "base_dropout", "loraplus_lr_ratio"),
     "Schedule": (

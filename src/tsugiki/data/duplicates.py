@@ -11,7 +11,7 @@ slot, and each slot keeps its smallest hash. The share of equal slots estimates 
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from tsugiki.data.old_characters import NEW_FORMS
 
 SHINGLE = 4
+SEQUENCE = 12
+"""Characters of the longer sequences by which a text is found within another one (see `overlap`)."""
 SLOTS = 126
 
 # Similarity from which two texts are near-duplicates, for long and for short ones. The similarity of old and modern
@@ -67,6 +69,32 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
         rows = np.asarray(short)[np.repeat(np.arange(len(short)), lengths)]
         np.minimum.at(smallest, (rows, _slots(hashes)), hashes.astype(np.uint32))
     return smallest
+
+
+def sequence_hashes(texts: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.intp]]]:
+    """Yield hashes of all sequences of 12 characters in folded texts, each with the index of its text.
+
+    The texts are folded in groups of about a million characters, so that a long text does not need much memory.
+    Sequences across the borders of these pieces are left out.
+    """
+    pieces = [
+        (index, text[start : start + _CHUNK])
+        for index, text in enumerate(texts)
+        for start in range(0, len(text), _CHUNK)
+    ]
+    while pieces:
+        ends = np.cumsum([len(piece) for _, piece in pieces])
+        count = max(int(np.searchsorted(ends, _CHUNK, "right")), 1)
+        codes, owners = _fold_all([piece for _, piece in pieces[:count]])
+        if len(codes) >= SEQUENCE:
+            four = _hash_windows(codes)
+            hashes = np.zeros(len(codes) - SEQUENCE + 1, np.uint64)
+            for start in range(0, SEQUENCE, SHINGLE):
+                hashes *= np.uint64(0x9E3779B97F4A7C15)
+                hashes ^= four[start : start + len(hashes)]
+            whole = owners[SEQUENCE - 1 :] == owners[: len(hashes)]
+            yield hashes[whole], np.array([index for index, _ in pieces[:count]])[owners[: len(hashes)][whole]]
+        del pieces[:count]
 
 
 def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> list[list[int]]:

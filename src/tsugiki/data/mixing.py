@@ -1,10 +1,12 @@
 """Mix other text into the training data, so that a model keeps more of its earlier abilities (replay).
 
 Records of the other text are taken in a random order, which depends on the seed, until their tokens are the requested
-share of all training tokens; the last document is cut there. The arrays are joined in memory.
+share of all tokens in the loss; the last document is cut there. Tokens of prompts do not count, because nothing is
+learned from them. The arrays are joined in memory.
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from tsugiki.data.splits import Integers
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,9 @@ class Mixed:
     taken: Integers
     """Numbers of the records that were taken from the other text, in its own store."""
     tokens: int
-    """The number of tokens of these records."""
+    """The number of their tokens in the loss."""
     share: float
-    """Their share of all training tokens."""
+    """Their share of all tokens in the loss."""
 
 
 def parse_mix(setting: str) -> tuple[str, float]:
@@ -50,7 +55,15 @@ def parse_mix(setting: str) -> tuple[str, float]:
     return path, number
 
 
-def mix(store: TokenStore, train: Integers, other: TokenStore, allowed: Integers, share: float, seed: int) -> Mixed:
+def mix(
+    store: TokenStore,
+    train: Integers,
+    other: TokenStore,
+    allowed: Integers,
+    share: float,
+    seed: int,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Mixed:
     """Add records of another store to the training records.
 
     Args:
@@ -58,41 +71,46 @@ def mix(store: TokenStore, train: Integers, other: TokenStore, allowed: Integers
         train: numbers of the training records in it.
         other: the text to take from.
         allowed: numbers of the records in `other` that may be taken.
-        share: the share of all training tokens that the taken records should have. With too little text it is smaller.
+        share: the share of all tokens in the loss that the taken records should have. With too little text it is
+            smaller.
         seed: the seed of the order in which records are taken.
+        tokenizer: the tokenizer of both stores, to count the characters of a document that is cut.
     """
-    lengths = other.offsets[1:] - other.offsets[:-1]
-    wanted = round(int(_lengths(store, train).sum()) * share / (1 - share))
+    learned = int(_target_tokens(store)[train].sum())
+    wanted = round(learned * share / (1 - share))
     order = np.random.default_rng(seed).permutation(allowed)
-    ends = np.cumsum(lengths[order])
-    count = min(int(np.searchsorted(ends, wanted)) + 1, len(order))
+    targets = _target_tokens(other)[order]
+    count = min(int(np.searchsorted(np.cumsum(targets), wanted)) + 1, len(order))
     taken = order[:count]
-    kept = lengths[taken].copy()
-    excess = int(kept.sum()) - wanted
-    if excess > 0 and other.index.splittable[taken[-1]] and kept[-1] > excess:
+    tokens = int(targets[:count].sum())
+    starts, kept = other.offsets[taken], (other.offsets[taken + 1] - other.offsets[taken]).copy()
+    characters = other.index.characters[taken].copy()
+    excess = tokens - wanted
+    if excess > 0 and other.index.splittable[taken[-1]] and targets[count - 1] > excess:
         kept[-1] -= excess
-    starts = other.offsets[taken]
+        tokens = wanted
+        text = tokenizer.decode(other.ids[starts[-1] + 1 : starts[-1] + kept[-1]], clean_up_tokenization_spaces=False)
+        characters[-1] = len(text)
     pieces = [slice(start, start + length) for start, length in zip(starts, kept, strict=True)]
     joined = TokenStore(
-        index=_joined_index(store.index, other.index, taken),
+        index=_joined_index(store.index, other.index, taken, characters),
         ids=np.concatenate([store.ids, *(other.ids[piece] for piece in pieces)]),
         loss_mask=np.concatenate([store.loss_mask, *(other.loss_mask[piece] for piece in pieces)]),
         offsets=np.concatenate([store.offsets, store.offsets[-1] + np.cumsum(kept)]),
     )
     numbers = np.concatenate([train, len(store.index) + np.arange(count)])
-    tokens = int(kept.sum())
-    return Mixed(joined, numbers, taken, tokens, tokens / int(_lengths(joined, numbers).sum()))
+    return Mixed(joined, numbers, taken, tokens, tokens / (learned + tokens))
 
 
-def _lengths(store: TokenStore, records: Integers) -> Integers:
-    found: Integers = store.offsets[records + 1] - store.offsets[records]
-    return found
+def _target_tokens(store: TokenStore) -> Integers:
+    """Return the number of tokens of each record that are in the loss."""
+    return np.add.reduceat(store.loss_mask, store.offsets[:-1], dtype=np.int64)
 
 
-def _joined_index(index: RecordIndex, other: RecordIndex, taken: Integers) -> RecordIndex:
+def _joined_index(index: RecordIndex, other: RecordIndex, taken: Integers, characters: Integers) -> RecordIndex:
     return replace(
         index,
-        characters=np.concatenate([index.characters, other.characters[taken]]),
+        characters=np.concatenate([index.characters, characters]),
         digests=np.concatenate([index.digests, other.digests[taken]]),
         signatures=np.concatenate([index.signatures, other.signatures[taken]]),
         splittable=np.concatenate([index.splittable, other.splittable[taken]]),

@@ -85,7 +85,8 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
     The role of a message is system, developer, user, assistant or tool. Its content is a text or a list of text
     parts, which are joined. An assistant's message does not count in the loss if its `weight` is 0 (as in OpenAI's
     format), or if it is part of a `prompt` that is a list of messages. A `system` text next to ShareGPT's or Alpaca's
-    fields becomes the first turn. Other short texts of the row become the record's `fields`.
+    fields becomes the first turn. Other short texts and whole numbers of the row become the record's
+    `fields`.
 
     `row` holds values as JSON represents them; `source` is `file:line`, for the record and for errors.
 
@@ -99,9 +100,12 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
         )
     used = {*KEYS[schema], "input", "system"}
     fields = {
-        name: value
+        name: str(value)
         for name, value in row.items()
-        if name not in used and isinstance(value, str) and 0 < len(value) <= FIELD_LENGTH
+        if name not in used
+        and isinstance(value, str | int)
+        and not isinstance(value, bool)
+        and 0 < len(str(value)) <= FIELD_LENGTH
     }
     record: Record
     match schema:

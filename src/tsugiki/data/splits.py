@@ -3,6 +3,7 @@
 The held-out records are a share of all records, those with a certain field value (`author=…`), or a separate file.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.records import Document
 from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, error_text, summarise_list
@@ -135,35 +135,6 @@ def shorter_duplicates(index: RecordIndex, groups: Sequence[Sequence[int]]) -> I
     return np.array(sorted({number for group in groups for number in group} - longest), np.int64)
 
 
-def find_overlap(train: RecordIndex, held_out: RecordIndex) -> tuple[list[str], list[str]]:
-    """Find training records whose text is also in a held-out file.
-
-    Returns:
-        Records with the same text, and records with nearly the same text, each as `source (held out: source)`.
-    """
-    held_out_digests = {
-        digest.tobytes(): source for digest, source in zip(held_out.digests, held_out.sources, strict=True)
-    }
-    same, near = [], []
-    exact = set()
-    for number, digest in enumerate(train.digests):
-        if digest.tobytes() in held_out_digests:
-            exact.add(number)
-            same.append(_pair(train.sources[number], held_out_digests[digest.tobytes()]))
-    for group in near_duplicates(np.concatenate([train.signatures, held_out.signatures])):
-        outside = [number - len(train) for number in group if number >= len(train)]
-        near += [
-            _pair(train.sources[number], held_out.sources[outside[0]])
-            for number in group
-            if outside and number < len(train) and number not in exact
-        ]
-    return same, near
-
-
-def _pair(train: str, held_out: str) -> str:
-    return _("{train} (held out: {held_out})").format(train=train, held_out=held_out)
-
-
 def split_document(document: Document, fraction: float) -> tuple[Document, Document]:
     """Split a single document into its beginning and its last `fraction`, at a line end if there is one.
 
@@ -201,8 +172,16 @@ def _by_share(
     return np.array(chosen or [min(leaders, key=lambda number: sizes[number])], np.int64)
 
 
+def _plain(value: str) -> str:
+    """Return a value as it is compared: が can be one code point or two, and no white space is seen at the ends."""
+    return unicodedata.normalize("NFC", value).strip()
+
+
 def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
-    matching = [number for number, fields in enumerate(index.fields) if fields.get(condition.field) == condition.value]
+    wanted = _plain(condition.value)
+    matching = [
+        number for number, fields in enumerate(index.fields) if _plain(fields.get(condition.field, "")) == wanted
+    ]
     if matching:
         return np.array(matching, np.int64)
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})

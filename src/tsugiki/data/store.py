@@ -158,7 +158,7 @@ def open_store(
 def read_index(records: Iterable[Record]) -> RecordIndex:
     """Return the index of records without tokenising them."""
     builder = _IndexBuilder()
-    for batch in _batches(records):
+    for batch in batches(records):
         builder.add(batch)
     return builder.index()
 
@@ -175,7 +175,7 @@ class _IndexBuilder:
         self.fields: list[Mapping[str, str]] = []
 
     def add(self, batch: Sequence[Record]) -> None:
-        self.signatures.append(signatures([_text_to_compare(record) for record in batch]))
+        self.signatures.append(signatures([text_to_compare(record) for record in batch]))
         for record in batch:
             self.characters.append(len(record.text))
             self.digests += sha256_bytes(record.text.encode("utf-8", "surrogatepass"))[:DIGEST_BYTES]
@@ -208,7 +208,7 @@ def _write(
     builder, lengths = _IndexBuilder(), [0]
     without_target: list[str] = []
     with (folder / "ids.bin").open("wb") as ids, (folder / "loss_mask.bin").open("wb") as loss_mask:
-        for batch in _batches(records):
+        for batch in batches(records):
             for record, encoded in zip(batch, encode_records(tokenizer, batch, turns), strict=True):
                 if not encoded.target_tokens:
                     without_target.append(record.source)
@@ -300,7 +300,8 @@ def _tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     return f"{name}\0{vocabulary}\0{settings}\0{probe}"
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield the records in lists of limited size."""
     batch: list[Record] = []
     characters = 0
     for record in records:
@@ -313,7 +314,7 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _text_to_compare(record: Record) -> str:
+def text_to_compare(record: Record) -> str:
     """Return the text by which near-duplicates are found, without system messages that many conversations share."""
     if isinstance(record, Conversation):
         return "\n".join(turn.content for turn in record.messages if turn.role not in ("system", "developer"))

@@ -162,7 +162,8 @@ def _public_record(record: RunRecord, base: str | None) -> RunRecord:
     if public["base"]:
         public["base"]["name"] = base
     if public["data"]:
-        public["data"]["near_duplicates"]["first"] = []
+        for named in (public["data"]["near_duplicates"], public["data"]["left_out"] or {}):
+            named["first"] = []
     return RunRecord.model_validate(public)
 
 

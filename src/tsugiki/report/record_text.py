@@ -131,6 +131,7 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
         ),
         (_("held out"), _size(data.held_out)),
         *_validation_line(data),
+        *([(_("left out"), _size(data.left_out))] if data.left_out and data.left_out.documents else []),
         (_("tokens per epoch"), f"{data.tokens_per_epoch:,}"),
         (
             _("target tokens per epoch"),

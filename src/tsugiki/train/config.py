@@ -151,6 +151,9 @@ class TrainingSettings(BaseModel):
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
     """Held-out text, which is evaluated and not trained on: a share of the data (0.1), a condition on the records
     (author=NAME), or a file."""
+    allow_overlap: bool = False
+    """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
+    contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
     assistant_turns: AssistantTurns = "all"
     """Which answers of a conversation count in the loss: all, or the last one only."""
     held_out_characters: int = Field(default=20_000, ge=1)
@@ -223,7 +226,7 @@ class TrainingSettings(BaseModel):
 LORA_PLUS = "lora+"
 UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
-    "system",
+    "system", "allow_overlap",
 )  # fmt: skip
 
 
@@ -271,8 +274,8 @@ class RunConfig(TrainingSettings):
     """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
     settings are taken as well; only r can be set, to a larger rank."""
     mix: str | None = Field(default=None, min_length=1)
-    """Other text to train on as well, so that less is forgotten, and its share of all training tokens: PATH:SHARE, such
-    as other.txt:0.1."""
+    """Other text to train on as well, so that less is forgotten, and its share of the tokens in the loss: PATH:SHARE,
+    such as other.txt:0.1."""
     minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
     machine is measured first, and gives the number of steps."""

@@ -1,7 +1,8 @@
 """Read and split the data of a run, and compute the counts for its record."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -15,28 +16,29 @@ from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.learned import find_learned, learned_by
 from tsugiki.data.mixing import mix, parse_mix
+from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.reading import Reading
 from tsugiki.data.records import Conversation, Document, Record
 from tsugiki.data.sources import Data, content_key, read_records, record_kinds
 from tsugiki.data.splits import (
-    FieldCondition,
-    find_overlap,
     parse_held_out,
     shorter_duplicates,
     split_document,
     split_records,
     split_validation,
 )
-from tsugiki.data.store import RecordIndex, TokenStore, open_store, read_index, store_key
+from tsugiki.data.store import RecordIndex, TokenStore, open_store, store_key
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.train.config import AUTO, NO_VALIDATION, RunConfig
-from tsugiki.train.evaluation.evaluate import WINDOW_CHARACTERS, Window, read_windows, split_windows
+from tsugiki.train.evaluation.evaluate import WINDOW_CHARACTERS, Window
+from tsugiki.train.held_out import HeldOut, Repeated, numbered, read_held_out, repeated_text
 from tsugiki.train.record import (
     HeldOutCounts,
+    LeftOutCounts,
     MixedCounts,
     NearDuplicates,
     RecordCounts,
@@ -64,8 +66,10 @@ class DatasetSplit:
     """The tokens of all records in `data`."""
     train: Integers
     """Indices of the training records in `store`."""
-    not_learned: list["HeldOut"]
-    """The held-out records and the validation records."""
+    scored_parts: list[HeldOut]
+    """The records that are scored: the held-out ones, and those for validation and retention."""
+    scored: ScoredTexts
+    """Their texts."""
     windows: list[Window]
     """The held-out text."""
     validation_windows: list[Window]
@@ -100,37 +104,14 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
         groups = near_duplicates(store.index.signatures)
     dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
     used = np.setdiff1d(np.arange(len(store.index)), dropped)
-    if isinstance(held_out, float | FieldCondition):
+    scored, limit = ScoredTexts(), config.held_out_characters
+    if isinstance(held_out, Path):
+        part = read_held_out("held-out", read_records(held_out, config.columns), limit, scored)
+    else:
         chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
-        held_out_records = _held_out_of(config, store, chosen, groups, config.held_out_characters)
-        return _dataset_split(config, store, np.setdiff1d(used, chosen), held_out_records, groups, [], digest)
-    in_file = list(read_records(held_out, config.columns))
-    index = read_index(in_file)
-    notes = _overlap(store.index, index)
-    in_groups = near_duplicates(index.signatures)
-    windows = split_windows(in_file, index.characters.tolist(), config.held_out_characters, in_groups)
-    held_out_records = HeldOut(index, np.arange(len(index)), windows)
-    return _dataset_split(config, store, used, held_out_records, groups, notes, digest)
-
-
-def _held_out_of(
-    config: RunConfig, store: TokenStore, numbers: Integers, groups: list[list[int]], limit: int
-) -> "HeldOut":
-    """Read the text of some records of the data.
-
-    Args:
-        config: the settings.
-        store: the tokens of all records.
-        numbers: the records, sorted.
-        groups: groups of near-duplicates, as numbers in `store`.
-        limit: approximate number of characters to read.
-    """
-    place = {number: place for place, number in enumerate(numbers.tolist())}
-    records = (record for number, record in enumerate(read_records(config.data, config.columns)) if number in place)
-    inside = [[place[number] for number in group if number in place] for group in groups]
-    return HeldOut(
-        store.index, numbers, split_windows(records, store.index.characters[numbers].tolist(), limit, inside)
-    )
+        part, used = HeldOut("held-out", store.index, chosen, limit, groups), np.setdiff1d(used, chosen)
+    read = partial(read_records, config.data, config.columns)
+    return _dataset_split(config, store, read, used, part, scored, groups, [], digest)
 
 
 def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -177,10 +158,11 @@ def _split_document(
     """Hold out the end of the only document. `key` is from `content_key`; `reading` has the notes on its file."""
     records = split_document(document, held_out)
     store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
-    train, held_out_indices = np.array([0]), np.array([1])
-    windows = split_windows(records[1:], store.index.characters[held_out_indices].tolist(), config.held_out_characters)
+    part = HeldOut("held-out", store.index, np.array([1]), config.held_out_characters, [])
     notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
-    return _dataset_split(config, store, train, HeldOut(store.index, held_out_indices, windows), [], notes, digest)
+    # If the end repeats the beginning, a note says so, because nothing else is left to train on.
+    config = config.model_copy(update={"allow_overlap": True})
+    return _dataset_split(config, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest)
 
 
 def _tokenise(
@@ -205,53 +187,59 @@ def _tokenise(
         )
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Records that are not trained on."""
-
-    index: RecordIndex
-    """The index that contains the records."""
-    numbers: Integers
-    """Numbers of the records in the index."""
-    windows: list[Window]
-    """The text of the records."""
-
-
 def _dataset_split(
     config: RunConfig,
     store: TokenStore,
+    read: Callable[[], Iterable[Record]],
     train: Integers,
     held_out: HeldOut,
+    scored: ScoredTexts,
     groups: list[list[int]],
     notes: list[str],
     digest: str,
 ) -> DatasetSplit:
-    """Choose the validation text, count the records and read the retention data.
+    """Choose the validation text, leave out records that repeat scored text, and count the records.
 
     Args:
         config: the settings.
         store: the tokens of all records in `config.data`.
+        read: reads these records.
         train: numbers of the records in `store` that are not held out.
-        held_out: the held-out records.
+        held_out: the held-out records; their text is read if they are in `store`.
+        scored: the text of held-out records that are in a file.
         groups: groups of near-duplicates, as numbers in `store`.
         notes: the notes on the data so far.
         digest: from `_data_digest`.
     """
-    validation = _validation(config, store, train, groups)
+    validation = _validation(config, store, train, groups, scored)
+    parts = [held_out, *([] if validation is None else [validation])]
+    inside = [part for part in parts if part.index is store.index]
+    for numbers, batch in numbered(read()) if inside else ():
+        for part in inside:
+            part.add(numbers, batch, scored)
+    if config.retention_data is not None:
+        records = read_records(_retention_source(config.retention_data), config.columns)
+        parts.append(read_held_out("retention", records, config.held_out_characters, scored))
+    repeated = repeated_text(read(), store.index, train, parts, scored)
+    if validation is not None:
+        if validation.index is store.index:
+            train = np.setdiff1d(train, validation.numbers)
+        _leave_out_of_validation(config, validation, held_out, repeated, scored, notes)
+        if not validation.windows:  # automatic ones, all of which repeat held-out text
+            validation = None
+    train, left_out = _left_out(config, store.index, train, repeated, notes)
+    windows, validation_windows = held_out.windows, [] if validation is None else validation.windows
     validation_counts: ValidationCounts | None = None
-    windows = held_out.windows
-    if validation is None and config.validation == AUTO:  # few documents: windows of the held-out text choose
-        validation = HeldOut(held_out.index, held_out.numbers, windows[::2] if len(windows) > 1 else [])
+    if validation is not None:
+        validation_counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
+    elif config.validation == AUTO:  # few documents: windows of the held-out text choose
+        validation_windows = windows[::2] if len(windows) > 1 else []
         windows = windows[1::2] or windows
-        if validation.windows:
+        if validation_windows:
             validation_counts = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
             notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
         else:
             notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
-    elif validation is not None:
-        if validation.index is store.index:
-            train = np.setdiff1d(train, validation.numbers)
-        validation_counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
     duplicates = sum(map(len, groups))
     if groups and config.drop_duplicates:
         notes.append(
@@ -287,14 +275,114 @@ def _dataset_split(
         validation=validation_counts,
         learns_conversations=Conversation in record_kinds(config.data, config.columns),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
+        left_out=left_out,
     )
-    retention_windows = []
-    if config.retention_data is not None:
-        source = _retention_source(config.retention_data)
-        retention_windows = read_windows(source, config.held_out_characters, config.columns)
-    validation_windows = [] if validation is None else validation.windows
-    not_learned = [held_out, *([] if validation is None else [validation])]
-    return DatasetSplit(store, train, not_learned, windows, validation_windows, retention_windows, summary, notes)
+    retention_windows = parts[-1].windows if config.retention_data is not None else []
+    return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
+
+
+def _leave_out_of_validation(
+    config: RunConfig,
+    validation: HeldOut,
+    held_out: HeldOut,
+    repeated: Repeated,
+    scored: ScoredTexts,
+    notes: list[str],
+) -> None:
+    """Leave out validation records that repeat held-out text, and add a note.
+
+    Args:
+        config: the settings.
+        validation: the validation records.
+        held_out: the held-out records.
+        repeated: what the records of the data repeat.
+        scored: the text of the held-out records.
+        notes: the notes on the data so far.
+
+    Raises:
+        TsugikiError: no validation record is left, and the user has chosen them.
+    """
+    parsed = parse_held_out(config.validation, "validation") if config.validation != AUTO else None
+    if isinstance(parsed, Path):
+        records = read_records(parsed, config.columns)
+        repeated = repeated_text(records, validation.index, validation.numbers, [held_out], scored)
+    inside = np.intersect1d(validation.numbers, list(repeated))
+    found = {number: repeated[number] for number in inside.tolist() if "held-out" in repeated[number]}
+    if not found:
+        return
+    names = _named(validation.index, found, "held-out")
+    validation.leave_out(found)
+    if not validation.windows and config.validation != AUTO:
+        raise TsugikiError(
+            _("no record is left for validation: all of them repeat held-out text: {names}; give another text").format(
+                names=names
+            )
+        )
+    notes.append(
+        _("left out of the validation text, because they repeat held-out text: {records}: {names}").format(
+            records=counts.records(len(found)), names=names
+        )
+    )
+
+
+def _left_out(
+    config: RunConfig, index: RecordIndex, train: Integers, repeated: Repeated, notes: list[str]
+) -> tuple[Integers, LeftOutCounts]:
+    """Return the training records without those that repeat held-out or validation text, and their counts; add notes.
+
+    Raises:
+        TsugikiError: no training record is left.
+    """
+    repeated = {number: repeated[number] for number in np.intersect1d(train, list(repeated)).tolist()}
+    found = {number: kinds for number, kinds in repeated.items() if kinds.keys() & {"held-out", "validation"}}
+    names = _named(index, found, "held-out", "validation")
+    records = counts.records(len(found))
+    if found and config.allow_overlap:
+        notes.append(
+            _("trained on, although they repeat held-out or validation text: {records}: {names}").format(
+                records=records, names=names
+            )
+        )
+        found = {}
+    elif found:
+        if len(found) == len(train):
+            raise TsugikiError(
+                _(
+                    "no record is left for training: all of them repeat held-out or validation text: {names}; give "
+                    "another held-out text, or --allow-overlap"
+                ).format(names=names)
+            )
+        notes.append(
+            _(
+                "left out of training, because they repeat held-out or validation text: {records}: {names}; "
+                "--allow-overlap trains on them"
+            ).format(records=records, names=names)
+        )
+    kept, gone = np.setdiff1d(train, list(found)), np.array(sorted(found), np.int64)
+    _note_retention(index, {number: repeated[number] for number in repeated if number not in found}, notes)
+    return kept, LeftOutCounts(**_counts(index, gone), first=[index.name(number) for number in gone[:_SHOWN_GROUPS]])
+
+
+def _note_retention(index: RecordIndex, repeated: Repeated, notes: list[str]) -> None:
+    """Add a note if records that are trained on repeat the retention text."""
+    found = {number: kinds for number, kinds in repeated.items() if "retention" in kinds}
+    if found:
+        notes.append(
+            _(
+                "{records} that are trained on repeat the retention text, so the run seems to forget less than it "
+                "does: {names}"
+            ).format(records=counts.records(len(found)), names=_named(index, found, "retention"))
+        )
+
+
+def _named(index: RecordIndex, repeated: Repeated, *kinds: Kind) -> str:
+    """Return the names of some records and of the scored texts that they repeat, the latter of one of the kinds."""
+    labels = {"held-out": _("held out"), "validation": _("validation"), "retention": _("retention")}
+    names = []
+    for number, found in repeated.items():
+        kind = next(kind for kind in kinds if kind in found)
+        names.append(f"{index.sources[number]} ({labels[kind]}: {found[kind]})")
+    return summarise_list(names)
 
 
 def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> int:
@@ -319,29 +407,43 @@ def _with_mixed_text(
     path, share = parse_mix(setting)
     key = content_key(path, config.columns)
     other = _tokenise(config, read_records(path, config.columns), key, tokenizer, progress)
-    allowed = set(range(len(other.index)))
-    for held_out in split.not_learned:
-        signatures = np.concatenate([other.index.signatures, held_out.index.signatures[held_out.numbers]])
-        for group in near_duplicates(signatures):
-            if any(number >= len(other.index) for number in group):
-                allowed -= set(group)
+    everything = np.arange(len(other.index))
+    repeated = repeated_text(
+        read_records(path, config.columns), other.index, everything, split.scored_parts, split.scored
+    )
+    allowed = [
+        number for number in everything.tolist() if not repeated.get(number, {}).keys() & {"held-out", "validation"}
+    ]
     if not allowed:
         raise TsugikiError(
             _("mix: all records of {path} are held-out text or nearly the same; give another text").format(path=path)
         )
-    mixed = mix(split.store, split.train, other, np.array(sorted(allowed)), share, config.seed)
-    added = MixedCounts(**_counts(other.index, mixed.taken), tokens=mixed.tokens, share=mixed.share)
+    mixed = mix(split.store, split.train, other, np.array(allowed), share, config.seed, tokenizer)
+    added = MixedCounts(
+        **_counts(mixed.store.index, mixed.train[len(split.train) :]), tokens=mixed.tokens, share=mixed.share
+    )
     train = RecordCounts(**_counts(mixed.store.index, mixed.train))
-    note = _("{share:.1%} of the training tokens are from {path} ({records})").format(
+    note = _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
         share=mixed.share, path=path, records=counts.records(len(mixed.taken))
     )
     notes = [*split.notes, note]
+    taken = set(mixed.taken.tolist())
+    _note_retention(other.index, {number: kinds for number, kinds in repeated.items() if number in taken}, notes)
     summary = split.summary.model_copy(update={"train": train, "mixed": added})
     return replace(split, store=mixed.store, train=mixed.train, summary=summary, notes=notes)
 
 
-def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: list[list[int]]) -> HeldOut | None:
-    """Return the records whose loss decides which step is kept; None if no records are set aside for this."""
+def _validation(
+    config: RunConfig,
+    store: TokenStore,
+    train: Integers,
+    groups: list[list[int]],
+    scored: ScoredTexts,
+) -> HeldOut | None:
+    """Return the records whose loss decides which step is kept; None if no records are set aside for this.
+
+    The text of records in `store` is still to be read; see `_dataset_split` for the arguments.
+    """
     setting = config.validation
     if setting == NO_VALIDATION:
         return None
@@ -350,14 +452,10 @@ def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: l
             return None
         setting = _VALIDATION_SHARE
     parsed = parse_held_out(setting, "validation")
-    if isinstance(parsed, Path):
-        records = list(read_records(parsed, config.columns))
-        index = read_index(records)
-        _overlap(store.index, index, "validation")
-        windows = split_windows(records, index.characters.tolist(), _VALIDATION_CHARACTERS)
-        return HeldOut(index, np.arange(len(index)), windows)
-    numbers = split_validation(store.index, train, parsed, config.seed, groups)
-    return _held_out_of(config, store, numbers, groups, _VALIDATION_CHARACTERS)
+    if not isinstance(parsed, Path):
+        numbers = split_validation(store.index, train, parsed, config.seed, groups)
+        return HeldOut("validation", store.index, numbers, _VALIDATION_CHARACTERS, groups)
+    return read_held_out("validation", read_records(parsed, config.columns), _VALIDATION_CHARACTERS, scored)
 
 
 def _works(records: Integers, groups: list[list[int]]) -> Integers:
@@ -373,26 +471,3 @@ def _counts(index: RecordIndex, records: Integers) -> dict[str, Any]:
         "characters": int(index.characters[records].sum()),
         "fingerprint": index.fingerprint(records),
     }
-
-
-def _overlap(train: RecordIndex, held_out: RecordIndex, what: str = "held-out") -> list[str]:
-    """Return a note if the held-out file has near-duplicates of training records.
-
-    Raises:
-        TsugikiError: the held-out file contains training records.
-    """
-    same, near = find_overlap(train, held_out)
-    if same:
-        raise TsugikiError(
-            _(
-                "{count:,} records of the training data are in the {what} file as well: {same}; remove them from one "
-                "of the two, because {what} text must not be trained on"
-            ).format(count=len(same), what=_(what), same=summarise_list(same))
-        )
-    if not near:
-        return []
-    return [
-        _("training records that are nearly the same as held-out ones: {count:,}: {near}").format(
-            count=len(near), near=summarise_list(near)
-        )
-    ]

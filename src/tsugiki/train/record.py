@@ -109,8 +109,9 @@ class MixedCounts(RecordCounts):
     """Counts of the records that were mixed into the training data from another text."""
 
     tokens: int
+    """Their tokens in the loss."""
     share: float
-    """Share of all training tokens."""
+    """Their share of all tokens in the loss."""
 
 
 class NearDuplicates(BaseModel):
@@ -120,6 +121,13 @@ class NearDuplicates(BaseModel):
     records: int
     first: list[list[str]] = Field(default_factory=list)
     """Names of the records in the first groups; empty in a record that was pushed to the hub."""
+
+
+class LeftOutCounts(RecordCounts):
+    """Counts of the records that are not trained on, because they repeat held-out or validation text."""
+
+    first: list[str] = Field(default_factory=list)
+    """Names of the first records; empty in a record that was pushed to the hub."""
 
 
 class SplitSummary(BaseModel):
@@ -135,6 +143,8 @@ class SplitSummary(BaseModel):
     mixed: MixedCounts | None = None
     """Counts of mixed-in records, which `train` counts as well."""
     near_duplicates: NearDuplicates
+    left_out: LeftOutCounts | None = None
+    """None in records of version 0.1."""
 
 
 class DataSummary(SplitSummary):

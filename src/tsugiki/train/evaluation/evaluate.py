@@ -94,17 +94,32 @@ def split_windows(
         limit: approximate number of characters to return, in windows spread evenly over all records; None: all.
         groups: groups of records that are near-duplicates of each other, by their indices in `records`.
     """
-    group_of = {number: min(group) for group in groups if len(group) > 1 for number in group}
-    total = sum(characters)
-    every = limit if limit is not None and limit < total else total
-    windows: list[Window] = []
-    seen = 0
-    for number, record in enumerate(records):
+    choice = WindowChoice(characters, limit, groups)
+    for record in records:
+        choice.add(record)
+    return choice.windows
+
+
+class WindowChoice:
+    """Chooses the windows of records that are added one after another; arguments as for `split_windows`."""
+
+    def __init__(
+        self, characters: Sequence[int], limit: int | None = None, groups: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Begin without a record."""
+        self.windows: list[Window] = []
+        self._group_of = {number: min(group) for group in groups if len(group) > 1 for number in group}
+        self._total = sum(characters)
+        self._every = limit if limit is not None and limit < self._total else self._total
+        self._records = self._seen = 0
+
+    def add(self, record: Record) -> None:
+        """Add the windows of the next record."""
         for part in _split(record):
-            if seen * every // total != (seen - 1) * every // total:  # the share passes the next integer
-                windows.append(Window(part, number, group_of.get(number)))
-            seen += 1
-    return windows
+            seen, self._seen = self._seen, self._seen + 1
+            if seen * self._every // self._total != (seen - 1) * self._every // self._total:  # passes an integer
+                self.windows.append(Window(part, self._records, self._group_of.get(self._records)))
+        self._records += 1
 
 
 @torch.no_grad()
