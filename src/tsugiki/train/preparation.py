@@ -303,7 +303,7 @@ def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> 
     learned = None if folder is None else read_fingerprints(folder)
     if learned is None:
         return 0
-    same, near = find_learned(index.part(numbers), [learned])
+    same, near = find_learned(index, [learned], numbers)
     return len(same | near)
 
 
@@ -322,7 +322,8 @@ def _with_mixed_text(
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
     path, share = parse_mix(setting)
     key = content_key(path, config.columns)
-    other = _tokenise(config, read_records(path, config.columns), key, tokenizer, progress)
+    reading = Reading()
+    other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
     allowed = set(range(len(other.index)))
     for held_out in split.not_learned:
         signatures = np.concatenate([other.index.signatures, held_out.index.signatures[held_out.numbers]])
@@ -366,7 +367,7 @@ def _validation(config: RunConfig, store: TokenStore, train: Integers, groups: l
 
 def _works(records: Integers, groups: list[list[int]]) -> Integers:
     """Return one record of each group of near-duplicates, and all records that belong to no group."""
-    given = set(records.tolist())
+    given = set(np.intersect1d(records, [number for group in groups for number in group]).tolist())
     repeated = [number for group in groups for number in [one for one in group if one in given][1:]]
     return np.setdiff1d(records, repeated)
 
