@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from tests.tiny import store_of
 from tsugiki import TsugikiError
-from tsugiki.data.blocks import Blocks, best_fit, pack
+from tsugiki.data import blocks as blocks_module
+from tsugiki.data.blocks import Blocks, Segment, best_fit, pack
 from tsugiki.labels import IGNORE_INDEX
 
 
@@ -50,6 +51,30 @@ def test_every_token_but_the_first_is_a_label_once_with_its_own_context(block: i
         assert all(len(blocks.row(i)) == 1 for i in range(len(blocks)))
 
 
+def test_records_are_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    store = store_of(numbered(LENGTHS), prompts={1: 1, 4: 3})
+    whole = pack(store, np.arange(len(LENGTHS)), 8, pad=0)
+    monkeypatch.setattr(blocks_module, "_RECORDS", 3)
+    parts = pack(store, np.arange(len(LENGTHS)), 8, pad=0)
+    assert [parts.row(row) for row in range(len(parts))] == [whole.row(row) for row in range(len(whole))]
+    assert parts.target_tokens == whole.target_tokens
+
+
+def test_a_segment_names_its_record_and_whether_it_begins_and_ends_there():
+    blocks = pack(store_of(numbered(LENGTHS), prompts={3: 1}), np.arange(1, len(LENGTHS)), 8, pad=0)
+    found = sorted((part for row in range(len(blocks)) for part in blocks.row(row)), key=lambda part: part.start)
+    first = np.cumsum([0, *LENGTHS]).tolist()
+    expected = [
+        Segment(
+            start, min(8, first[record + 1] - start), record, start == first[record], start + 8 >= first[record + 1]
+        )
+        for record in range(1, len(LENGTHS))
+        for start in range(first[record], max(first[record + 1] - 1, first[record] + 1), 7)
+        if record != 3 or start == first[record]
+    ]
+    assert found == expected
+
+
 def test_an_example_is_cut_at_its_end_and_counted():
     store = store_of(numbered([6, 12, 4]), prompts={0: 2, 1: 3})
     blocks = pack(store, np.arange(3), 8, pad=0)
@@ -68,11 +93,31 @@ def test_a_prompt_that_fills_the_row_is_an_error():
         pack(store, np.arange(4), 9, pad=0)
 
 
+def bins_of(lengths: list[int], capacity: int) -> list[list[int]]:
+    items, rows = best_fit(np.array(lengths, np.int32), capacity)
+    return [items[begin:end].tolist() for begin, end in itertools.pairwise(rows)]
+
+
+def plain_best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    """One item after another, longest first, to the bin with the least room; of several, to the one filled last."""
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # room of each bin, and when it was filled last
+    for time, item in enumerate(sorted(range(len(lengths)), key=lambda number: -lengths[number])):
+        open_bins = [number for number, (room, _) in enumerate(rooms) if room >= lengths[item]]
+        chosen = min(open_bins, key=lambda number: (rooms[number][0], -rooms[number][1]), default=len(bins))
+        if chosen == len(bins):
+            bins.append([])
+            rooms.append((capacity, time))
+        bins[chosen].append(item)
+        rooms[chosen] = (rooms[chosen][0] - lengths[item], time)
+    return bins
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_best_fit_keeps_every_item_within_the_capacity(seed: int):
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, 65, size=200).tolist()
-    bins = best_fit(lengths, 64)
+    bins = bins_of(lengths, 64)
     assert sorted(item for one in bins for item in one) == list(range(200))
     fills = [sum(lengths[item] for item in one) for one in bins]
     assert max(fills) <= 64
@@ -80,7 +125,16 @@ def test_best_fit_keeps_every_item_within_the_capacity(seed: int):
 
 
 def test_best_fit_chooses_the_bin_with_the_least_room():
-    assert best_fit([6, 5, 4, 3], 9) == [[0, 3], [1, 2]]
+    assert bins_of([6, 5, 4, 3], 9) == [[0, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_best_fit_is_that_of_a_plain_loop(seed: int):
+    generator = np.random.default_rng(seed)
+    capacity = int(generator.choice([2, 5, 16, 64, 512]))
+    longest = int(generator.choice([1, max(1, capacity // 10), max(1, capacity // 3), capacity]))
+    lengths = generator.integers(1, longest + 1, size=int(generator.choice([1, 2, 10, 100, 1000]))).tolist()
+    assert bins_of(lengths, capacity) == plain_best_fit(lengths, capacity)
 
 
 def digest(rows: Any) -> str:

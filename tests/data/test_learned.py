@@ -8,6 +8,7 @@ import pytest
 
 from tsugiki import TsugikiError
 from tsugiki.base.resolve import local_folder
+from tsugiki.data import learned
 from tsugiki.data.learned import (
     Fingerprints,
     find_learned,
@@ -51,7 +52,16 @@ def test_other_texts_of_any_length_are_not_found(length: int):
 def test_only_the_chosen_records_are_learned():
     index = index_of(text(1), text(2), text(3))
     assert find_learned(index, [fingerprints(index, np.array([0, 2]))])[0] == {0, 2}
-    assert find_learned(index.part(np.array([1, 2])), [fingerprints(index, np.array([2]))])[0] == {1}
+    assert find_learned(index, [fingerprints(index, np.array([1, 2]))], np.array([0, 2]))[0] == {2}
+
+
+def test_of_very_many_texts_only_equal_ones_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(learned, "_MOST_SKETCHES", 2)
+    write_fingerprints([learned_of(text(1), text(2), text(3))], tmp_path)
+    found = read_fingerprints(tmp_path)
+    assert found is not None
+    assert (len(found), found.sketches.shape) == (3, (0, 126))
+    assert find_learned(index_of(text(3), text(2)[:-1] + "改", text(4)), [found]) == ({0}, set())
 
 
 def test_they_are_written_beside_the_adapter_and_read_from_its_checkpoints_too(tmp_path: Path):

@@ -309,6 +309,15 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read(tmp_path)
 
 
+def test_the_content_key_of_a_pattern_covers_files_of_the_same_name(tmp_path: Path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(folder)
+    key = content_key(f"{tmp_path}/*/a.txt")
+    (tmp_path / "one" / "a.txt").write_text("changed")
+    assert content_key(f"{tmp_path}/*/a.txt") != key
+
+
 def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
     def key(**files: str) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))

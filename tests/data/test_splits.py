@@ -1,5 +1,6 @@
 """Splits contain whole records, depend on the seed, and keep near-duplicates on one side."""
 
+import hashlib
 import unicodedata
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_a_share_is_of_characters_and_depends_on_the_seed(fraction: float):
     assert share <= max(fraction, 0.03)
     assert held(index, fraction, 1) == chosen
     assert fraction == 0.01 or held(index, fraction, 2) != chosen
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
+def test_records_are_taken_by_the_digest_of_seed_and_text(fraction: float):
+    records = documents(40)
+    texts = [record.text for record in records]
+    digests = [hashlib.sha256(b"3\0" + hashlib.sha256(text.encode()).digest()[:16]).digest() for text in texts]
+    left, expected = fraction * sum(map(len, texts)), set[int]()
+    for number in sorted(range(40), key=digests.__getitem__):
+        if len(texts[number]) <= left:
+            expected.add(number)
+            left -= len(texts[number])
+    assert held(read_index(records), fraction, 3) == (expected or {min(range(40), key=lambda i: len(texts[i]))})
 
 
 def test_an_additional_record_hardly_changes_the_split():

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import time
 import warnings
@@ -18,6 +19,7 @@ from tests.tiny import TEXT, byte_tokenizer
 from tsugiki import TsugikiError
 from tsugiki.data import store as store_module
 from tsugiki.data.encoding import encode_records
+from tsugiki.data.reading import Reading
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
 from tsugiki.data.store import TokenStore, open_store, read_index
 
@@ -40,7 +42,7 @@ def test_what_is_read_back_is_what_was_encoded(tmp_path: Path):
     assert stored(found) == [(one.ids, one.loss_mask) for one in encode_records(tokenizer, RECORDS)]
     assert sum(done) == len(RECORDS)
     index = found.index
-    assert index.sources == [record.source for record in RECORDS]
+    assert list(index.sources) == [record.source for record in RECORDS]
     assert index.characters.tolist() == [len(record.text) for record in RECORDS]
     assert index.splittable.tolist() == [isinstance(record, Document) for record in RECORDS]
     assert dict(index.fields[0]) == {"author": "A"}
@@ -155,7 +157,7 @@ def test_tokenizers_in_python_with_the_same_vocabulary_have_separate_stores(tmp_
     assert again.ids.tolist() == first.ids.tolist()
 
 
-FILES = ("store.json", "ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl")
+FILES = ("store.json", *sorted(store_module._FILES))
 
 
 def flip(data: bytes) -> bytes:
@@ -176,16 +178,62 @@ DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_store_is_written_again(name: str, damage: str, tmp_path: Path):
     tokenizer = byte_tokenizer()
-    expected = stored(open_store(RECORDS[:9], "key", tokenizer, "all", tmp_path))
+    expected = stored(open_store(RECORDS[:12], "key", tokenizer, "all", tmp_path))
     (path,) = tmp_path.glob(f"*/{name}")
     damaged = DAMAGE[damage](path.read_bytes())
     path.unlink()
     if damaged is not None:
         path.write_bytes(damaged)
     with pytest.warns(UserWarning, match="damaged"):
-        found = open_store(RECORDS[:9], "key", tokenizer, "all", tmp_path)
+        found = open_store(RECORDS[:12], "key", tokenizer, "all", tmp_path)
     assert stored(found) == expected
     assert stored(open_store(iter(()), "key", tokenizer, "all", tmp_path)) == expected
+
+
+def test_a_store_of_another_key_is_written_again(tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    open_store(RECORDS[2:], "key", tokenizer, "all", tmp_path)
+    open_store(RECORDS[:1], "other", tokenizer, "all", tmp_path)
+    ours, other = (
+        next(tmp_path.glob(f"{store_module.store_key(key, tokenizer, 'all')}-*")) for key in ("key", "other")
+    )
+    shutil.rmtree(ours)
+    shutil.copytree(other, ours)
+    with pytest.warns(UserWarning, match="damaged"):
+        found = open_store(RECORDS[2:], "key", tokenizer, "all", tmp_path)
+    assert stored(found) == [(one.ids, one.loss_mask) for one in encode_records(tokenizer, RECORDS[2:])]
+
+
+def test_a_large_file_is_read_whole_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenizer, read = byte_tokenizer(), set[str]()
+    monkeypatch.setattr(store_module, "_LARGE", 100)
+    changed_files = store_module.changed_files
+
+    def watched(folder: Path, digests: dict[str, str]) -> list[str]:
+        read.update(digests)
+        return changed_files(folder, digests)
+
+    monkeypatch.setattr(store_module, "changed_files", watched)
+
+    def files_read(folder: Path) -> set[str]:
+        read.clear()
+        assert stored(open_store(iter(RECORDS), "key", tokenizer, "all", folder)) == expected
+        return set(read)
+
+    expected = stored(open_store(RECORDS, "key", tokenizer, "all", tmp_path / "cache"))
+    (ids,) = tmp_path.glob("cache/*/ids.bin")
+    assert files_read(tmp_path / "cache") == set()
+    ids.write_bytes(ids.read_bytes())
+    assert files_read(tmp_path / "cache") == {"ids.bin"}
+    assert files_read(tmp_path / "cache") == set()
+    shutil.copytree(tmp_path / "cache", tmp_path / "copy")
+    assert files_read(tmp_path / "copy") == store_module._FILES
+    assert files_read(tmp_path / "copy") == set()
+    (ids.parent / "checked.json").write_text("{")
+    assert files_read(tmp_path / "cache") == store_module._FILES
+    ids.write_bytes(flip(ids.read_bytes()))
+    with pytest.warns(UserWarning, match="damaged"):
+        files_read(tmp_path / "cache")
 
 
 def test_no_changed_byte_of_the_description_passes(tmp_path: Path):
@@ -195,7 +243,7 @@ def test_no_changed_byte_of_the_description_passes(tmp_path: Path):
     whole = path.read_bytes()
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        store = store_module._read(path.parent)
+        store = store_module._read(path.parent, Reading())
         assert store is None or stored(store) == expected
 
 

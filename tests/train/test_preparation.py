@@ -42,7 +42,8 @@ def prepare(data: str, kind: str = "gpt2", template: str | None = None, **change
 
 def learned_sources(prepared: PackedDataset) -> set[str]:
     store = prepared.blocks.store
-    return {store.index.sources[record] for record in prepared.blocks.segments[:, 2].tolist()}
+    blocks = prepared.blocks
+    return {store.index.sources[part.record] for row in range(len(blocks)) for part in blocks.row(row)}
 
 
 def test_a_model_that_attends_to_later_tokens_is_an_error_that_names_the_setting():

@@ -10,9 +10,7 @@ are cut off at its end and counted. Rows are filled by best fit, longest segment
 Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
 """
 
-from array import array
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,6 +27,9 @@ from tsugiki.labels import IGNORE_INDEX
 from tsugiki.language import _
 
 Integers: TypeAlias = npt.NDArray[np.int64]
+Lengths: TypeAlias = npt.NDArray[np.int32]
+
+_RECORDS = 1 << 18  # records whose segments are computed at a time, to limit memory
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class Blocks(Dataset[dict[str, Tensor]]):
     block_size: int
     pad: int
     """The padding token; never a label."""
-    segments: Integers
-    """[segments, 5]: the fields of `Segment`, in the order of the rows."""
+    starts: Integers
+    """[segments]: the position of the first token of each segment in the store, in the order of the rows."""
+    lengths: Lengths
+    """[segments]: the number of tokens of each segment."""
     rows: Integers
-    """[rows + 1]: the segments of row i are segments[rows[i] : rows[i + 1]]."""
+    """[rows + 1]: the segments of row i are those from rows[i] to rows[i + 1] - 1."""
     target_tokens: int
     """Tokens that count in the loss, in one epoch."""
     cut_tokens: int
@@ -91,9 +94,14 @@ class Blocks(Dataset[dict[str, Tensor]]):
         """Return the segments of a row."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        fields = self.segments[self.rows[index] : self.rows[index + 1]].tolist()
+        here = slice(self.rows[index], self.rows[index + 1])
+        offsets = self.store.offsets
+        records = np.searchsorted(offsets, self.starts[here], side="right") - 1
         return [
-            Segment(start, length, record, bool(first), bool(last)) for start, length, record, first, last in fields
+            Segment(start, length, record, bool(start == offsets[record]), bool(start + length == offsets[record + 1]))
+            for start, length, record in zip(
+                self.starts[here].tolist(), self.lengths[here].tolist(), records.tolist(), strict=True
+            )
         ]
 
     def row_target_tokens(self, index: int) -> int:
@@ -103,24 +111,19 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
     def row_tokens(self, index: int) -> int:
         """Return the number of tokens of a row without padding."""
-        return sum(segment.length for segment in self.row(index))
+        return sum(self.lengths[self.rows[index] : self.rows[index + 1]].tolist())
 
     @property
     def tokens(self) -> int:
         """Number of tokens without padding."""
-        return int(self.segments[:, 1].sum())
+        return int(self.lengths.sum(dtype=np.int64))
 
     def fingerprint(self) -> str:
         """Return `sha256:` and 64 hexadecimal digits over everything that determines the items, in order."""
-
-        def parts() -> Iterator[bytes]:
-            yield repr((self.block_size, self.pad)).encode()
-            yield self.rows.tobytes()
-            for start, length in self.segments[:, :2].tolist():
-                yield self.store.ids[start : start + length].astype("<i4").tobytes()
-                yield self.store.loss_mask[start : start + length].tobytes()
-
-        return sha256(parts())
+        store = self.store
+        tokens = store.digest or sha256([store.ids.astype("<i4").data, store.loss_mask.data])
+        arrays = (np.ascontiguousarray(part).data for part in (self.rows, self.starts, self.lengths))
+        return sha256([repr((self.block_size, self.pad, tokens)).encode(), *arrays])
 
 
 def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:
@@ -136,26 +139,29 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
     Raises:
         TsugikiError: prompts fill whole rows, so that nothing of their completions is left; the message names them.
     """
-    flat = array("q")  # the fields of all segments one after another, because objects would use too much memory
+    starts: list[Integers] = []
+    lengths: list[Lengths] = []
     cut_tokens = cut_records = split_records = target_tokens = 0
     without_target: list[str] = []
-    for record in records.tolist():
-        start, end = store.offsets[record].item(), store.offsets[record + 1].item()
-        if store.index.splittable[record]:
-            for first in range(start, max(end - 1, start + 1), block_size - 1):
-                last = first + block_size >= end
-                flat.extend((first, min(block_size, end - first), record, first == start, last))
-            split_records += end - start > block_size
-            target_tokens += end - start - 1
-        else:
-            length = min(end - start, block_size)
-            flat.extend((start, length, record, True, length == end - start))
-            cut_records += length < end - start
-            cut_tokens += end - start - length
-            targets = int(store.loss_mask[start + 1 : start + length].sum())
+    for first in range(0, len(records), _RECORDS):
+        part = records[first : first + _RECORDS]
+        splittable = store.index.splittable[part]
+        size = store.offsets[part + 1] - store.offsets[part]
+        split_records += int((size[splittable] > block_size).sum())
+        target_tokens += int(size[splittable].sum()) - int(splittable.sum())
+        for record, length in zip(part[~splittable].tolist(), size[~splittable].tolist(), strict=True):
+            start, kept = int(store.offsets[record]), min(length, block_size)
+            cut_records += kept < length
+            cut_tokens += length - kept
+            targets = int(np.count_nonzero(store.loss_mask[start + 1 : start + kept]))
             target_tokens += targets
             if not targets:
                 without_target.append(store.index.sources[record])
+        segments = np.where(splittable, np.maximum(-((1 - size) // (block_size - 1)), 1), 1)
+        place = np.arange(segments.sum()) - np.repeat(np.cumsum(segments) - segments, segments)  # in the record
+        starts.append(np.repeat(store.offsets[part], segments) + place * (block_size - 1))
+        rest = np.repeat(size, segments) - place * (block_size - 1)
+        lengths.append(np.minimum(rest, block_size).astype(np.int32))
     if without_target:
         raise TsugikiError(
             _(
@@ -163,15 +169,19 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
                 "on; choose a larger --block-size, or shorten or remove it"
             ).format(without_target=summarise_list(without_target), block_size=block_size)
         )
-    segments = np.array(flat, np.int64).reshape(-1, 5)
-    alone = [[number] for number in range(len(segments))]
-    rows = best_fit(segments[:, 1].tolist(), block_size) if share_rows else alone
+    all_starts, all_lengths = np.concatenate(starts), np.concatenate(lengths)
+    del starts, lengths
+    if share_rows:
+        order, rows = best_fit(all_lengths, block_size)
+    else:
+        order, rows = np.arange(len(all_lengths)), np.arange(len(all_lengths) + 1)
     return Blocks(
         store=store,
         block_size=block_size,
         pad=pad,
-        segments=segments[[number for row in rows for number in row]],
-        rows=np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        starts=all_starts[order],
+        lengths=all_lengths[order],
+        rows=rows,
         target_tokens=target_tokens,
         cut_tokens=cut_tokens,
         cut_records=cut_records,
@@ -179,32 +189,55 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
     )
 
 
-def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+def best_fit(lengths: Lengths, capacity: int) -> tuple[Integers, Integers]:
     """Distribute items to bins: longest items first, each to the bin where it leaves the least room.
 
-    Each length is at most `capacity`.
+    Of several such bins, the one that was filled last is chosen. All items of one length are distributed together: a
+    bin with room for n of them takes n before the next bin is chosen, because it then has the least room.
+
+    Args:
+        lengths: the length of each item, at most `capacity`.
+        capacity: the room of an empty bin.
 
     Returns:
-        The numbers of the items in each bin.
+        The numbers of all items, bin by bin, int64 [items]; and where each bin begins in them, int64 [bins + 1].
     """
-    bins: list[list[int]] = []
-    open_bins: dict[int, list[int]] = {}  # remaining room -> numbers of the bins
+    sequence = np.argsort(-lengths, kind="stable")
+    bins = np.empty(len(lengths), np.int32)  # of each item, in this sequence
+    open_bins: dict[int, list[npt.NDArray[np.int32]]] = {}  # remaining room -> numbers of the bins, the newest last
     rooms: list[int] = []  # the keys of open_bins, sorted
-    for item in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        place = bisect_left(rooms, lengths[item])
-        if place == len(rooms):
-            room, chosen = capacity, len(bins)
-            bins.append([])
-        else:
-            room = rooms[place]
-            chosen = open_bins[room].pop()
-            if not open_bins[room]:
-                del open_bins[room], rooms[place]
-        bins[chosen].append(item)
-        room -= lengths[item]
-        if room:
+    count = done = 0
+
+    def put_back(numbers: npt.NDArray[np.int32], room: int) -> None:
+        if room and len(numbers):
             if room not in open_bins:
                 open_bins[room] = []
                 insort(rooms, room)
-            open_bins[room].append(chosen)
-    return bins
+            open_bins[room].append(numbers)
+
+    values, amounts = np.unique(lengths, return_counts=True)
+    for length, amount in zip(values[::-1].tolist(), amounts[::-1].tolist(), strict=True):
+        end = done + amount
+        while done < end:
+            place = bisect_left(rooms, length)
+            room = rooms[place] if place < len(rooms) else capacity
+            each = room // length
+            needed = -(-(end - done) // each)
+            if place == len(rooms):
+                chosen = np.arange(count, count + needed, dtype=np.int32)
+                count += needed
+            else:
+                newest = open_bins[room].pop()
+                chosen = newest[::-1][:needed]
+                if needed < len(newest):
+                    open_bins[room].append(newest[: len(newest) - needed])
+                elif not open_bins[room]:
+                    del open_bins[room], rooms[place]
+            taken = np.repeat(chosen, each)[: end - done]
+            bins[done : done + len(taken)] = taken
+            done += len(taken)
+            last = len(taken) - each * (len(chosen) - 1)  # items in the last bin
+            put_back(chosen[:-1], room - each * length)
+            put_back(chosen[-1:], room - last * length)
+    order = sequence[np.argsort(bins, kind="stable")]
+    return order, np.append(0, np.cumsum(np.bincount(bins, minlength=count)))

@@ -10,7 +10,6 @@ slot, and each slot keeps its smallest hash. The share of equal slots estimates 
 """
 
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -34,6 +33,8 @@ _BAND = 3
 # Pairs that are missed in one band are usually found in another one.
 _NEIGHBOURS = 4
 _PAIRS = 1 << 15  # pairs compared at a time, to limit memory
+_ROWS, _KEYS = 1 << 14, 1 << 26  # signatures read at a time, and hashes of bands held at a time
+_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 EMPTY = 0xFFFFFFFF
 """The value of a slot without a hash."""
 _MAX_MARKS = 30
@@ -101,8 +102,8 @@ def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> lis
     """Group near-duplicates.
 
     Similarity is transitive here: if A is similar to B and B to C, all three are in one group. Only signatures with an
-    equal band of slots are compared, and of many such signatures only neighbours, so time is nearly linear. A million
-    short texts take about half a minute and 1.5 GB of memory, signatures included.
+    equal band of slots are compared, and of many such signatures only neighbours, so time is nearly linear. The
+    signatures can be memory-mapped: they are read from the beginning to the end, some bands at a time.
 
     Returns:
         Groups of two or more indices, sorted. Texts without near-duplicates are in no group.
@@ -111,20 +112,32 @@ def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> lis
         return []
     rows = np.asarray(signatures, np.uint32)
     group = np.arange(len(rows))
-    for start in range(0, SLOTS, _BAND):
-        order = np.lexsort(rows[:, start : start + _BAND].T)
-        band = rows[order, start : start + _BAND]
-        for distance in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
-            same = (band[distance:] == band[:-distance]).all(axis=1) & (band[distance:] != EMPTY).any(axis=1)
-            if not same.any():
-                break
-            a, b = order[:-distance][same], order[distance:][same]
-            separate = group[a] != group[b]
-            _join(group, rows, a[separate], b[separate])
-    members = defaultdict(list)
-    for index, first in enumerate(group.tolist()):
-        members[first].append(index)
-    return [indices for indices in members.values() if len(indices) > 1]
+    (no_band,) = _band_keys(np.full((1, _BAND), EMPTY, np.uint32))[0]
+    slots = _BAND * max(1, _KEYS // len(rows))
+    for start in range(0, SLOTS, slots):
+        for keys in _band_keys(rows[:, start : start + slots]):
+            order = np.argsort(keys, kind="stable")
+            band = keys[order]
+            for distance in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
+                same = (band[distance:] == band[:-distance]) & (band[distance:] != no_band)
+                if not same.any():
+                    break
+                a, b = order[:-distance][same], order[distance:][same]
+                separate = group[a] != group[b]
+                _join(group, rows, a[separate], b[separate])
+    members = np.flatnonzero(np.bincount(group)[group] > 1)
+    members = members[np.argsort(group[members], kind="stable")]
+    borders = np.flatnonzero(np.diff(group[members])) + 1
+    return [part.tolist() for part in np.split(members, borders) if len(part)]
+
+
+def _band_keys(rows: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Return a hash of each band of some slots of signatures, [bands, signatures]."""
+    keys = np.empty((rows.shape[1] // _BAND, len(rows)), np.uint64)
+    for first in range(0, len(rows), _ROWS):
+        bands = rows[first : first + _ROWS].reshape(-1, len(keys), _BAND)
+        keys[:, first : first + _ROWS] = (bands * _MULTIPLIERS).sum(axis=2).T
+    return keys
 
 
 def similarity(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.float64]:
@@ -297,6 +310,8 @@ def _slots(hashes: NDArray[np.uint64]) -> NDArray[np.intp]:
 
 def _join(group: NDArray[np.intp], rows: NDArray[np.uint32], a: NDArray[np.intp], b: NDArray[np.intp]) -> None:
     """Join, in place, the groups of the similar pairs (a[i], b[i]); a group is identified by its first index."""
+    if not len(a):
+        return
     for start in range(0, len(a), _PAIRS):
         pairs_a, pairs_b = a[start : start + _PAIRS], b[start : start + _PAIRS]
         similar = _is_similar(rows[pairs_a], rows[pairs_b])

@@ -4,7 +4,8 @@ A run writes the fingerprints beside its adapter or model, and the embedded base
 compares its texts with them, so that a result on learned text is not mistaken for a result on new text. What is made
 from an adapter or a model has learned its texts as well, and inherits their fingerprints. A fingerprint
 is the digest of a text and a sketch, the lowest byte of each slot of its signature (see `duplicates`): 142 bytes in
-all, from which the text cannot be read. A work that is contained in a much longer one is not found.
+all, from which the text cannot be read. A work that is contained in a much longer one is not found. Of very many texts
+there are digests only, so that only equal texts are found.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,8 @@ from tsugiki.language import _
 
 _NO_HASH = 255  # the byte of an empty slot; a hash that ends in it counts as 254
 _MOST_PAIRS = 100_000_000  # beyond, only equal texts are searched: comparing this many sketches takes some seconds
-_ROWS = 1 << 12  # sketches compared at a time, to limit memory
+_ROWS = 1 << 12  # sketches computed or compared at a time, to limit memory
+_MOST_SKETCHES = 1_000_000  # texts; the sketches of more would rarely be compared, because of `_MOST_PAIRS`
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class Fingerprints:
     digests: npt.NDArray[np.uint8]
     """[texts, 16]"""
     sketches: npt.NDArray[np.uint8]
-    """[texts, 126]"""
+    """[texts, 126]; [0, 126] if there are too many texts."""
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -41,7 +43,10 @@ class Fingerprints:
 
 def fingerprints(index: RecordIndex, numbers: npt.NDArray[np.int64]) -> Fingerprints:
     """Return the fingerprints of the records with these numbers."""
-    return Fingerprints(np.asarray(index.digests[numbers], np.uint8), _sketches(index.signatures[numbers]))
+    sketches = np.empty((len(numbers) if len(numbers) <= _MOST_SKETCHES else 0, SLOTS), np.uint8)
+    for start in range(0, len(sketches), _ROWS):
+        sketches[start : start + _ROWS] = _sketches(index.signatures[numbers[start : start + _ROWS]])
+    return Fingerprints(np.asarray(index.digests[numbers], np.uint8), sketches)
 
 
 def write_fingerprints(found: Sequence[Fingerprints], folder: Path) -> None:
@@ -55,7 +60,8 @@ def write_fingerprints(found: Sequence[Fingerprints], folder: Path) -> None:
     if not found:
         return
     digests, first = np.unique(np.concatenate([texts.digests for texts in found]), axis=0, return_index=True)
-    sketches = np.concatenate([texts.sketches for texts in found])[first]
+    have_sketches = len(first) <= _MOST_SKETCHES and all(len(texts.sketches) == len(texts) for texts in found)
+    sketches = np.concatenate([texts.sketches for texts in found])[first if have_sketches else slice(0)]
     with new_file(folder / LEARNED_FILE, replace=True) as temporary:
         temporary.write_bytes(save({"digests": digests, "sketches": sketches}))
 
@@ -82,7 +88,7 @@ def read_fingerprints(folder: Path) -> Fingerprints | None:
     digests, sketches = tensors.get("digests"), tensors.get("sketches")
     if digests is None or sketches is None or {digests.dtype.name, sketches.dtype.name} != {"uint8"}:
         raise _damaged(path, "digests, sketches")
-    if digests.shape[1:] != (DIGEST_BYTES,) or sketches.shape != (len(digests), SLOTS):
+    if digests.shape[1:] != (DIGEST_BYTES,) or sketches.shape not in ((len(digests), SLOTS), (0, SLOTS)):
         raise _damaged(path, f"{digests.shape}, {sketches.shape}")
     return Fingerprints(digests, sketches)
 
@@ -101,26 +107,34 @@ def _damaged(path: Path, reason: str) -> TsugikiError:
     return TsugikiError(_("{path} is damaged ({reason}); remove it to go without it").format(path=path, reason=reason))
 
 
-def find_learned(index: RecordIndex, learned: Sequence[Fingerprints]) -> tuple[set[int], set[int]]:
+def find_learned(
+    index: RecordIndex, learned: Sequence[Fingerprints], numbers: npt.NDArray[np.int64] | None = None
+) -> tuple[set[int], set[int]]:
     """Find the records that are among learned texts.
+
+    Args:
+        index: the index of the records.
+        learned: fingerprints of the learned texts.
+        numbers: the records to look for; None: all.
 
     Returns:
         The numbers of records with the same text, and of others with nearly the same text.
     """
+    numbers = np.arange(len(index)) if numbers is None else numbers
     same: set[int] = set()
     near: set[int] = set()
     for texts in learned:
         known = {digest.tobytes() for digest in texts.digests}
-        same |= {number for number, digest in enumerate(index.digests) if digest.tobytes() in known}
-        if len(index) * len(texts) <= _MOST_PAIRS:
-            near |= {number for number in range(len(index)) if number not in same and _is_near(index, number, texts)}
+        same |= {number for number in numbers.tolist() if index.digests[number].tobytes() in known}
+        if len(texts.sketches) and len(numbers) * len(texts) <= _MOST_PAIRS:
+            near |= {number for number in numbers.tolist() if number not in same and _is_near(index, number, texts)}
     return same, near - same
 
 
 def _is_near(index: RecordIndex, number: int, learned: Fingerprints) -> bool:
     signature = index.signatures[number]
     sketch = _sketches(signature)
-    for start in range(0, len(learned), _ROWS):
+    for start in range(0, len(learned.sketches), _ROWS):
         rows = learned.sketches[start : start + _ROWS]
         filled = (rows != _NO_HASH) | (sketch != _NO_HASH)
         equal = ((rows == sketch) & (rows != _NO_HASH)).sum(axis=1) / filled.sum(axis=1)

@@ -14,6 +14,8 @@ from tsugiki.language import _, ngettext
 class Reading:
     """Facts that `sources.read_records` collects; JSON can represent them."""
 
+    files: list[str] = field(default_factory=list)
+    """The files and data sets that are read, in order."""
     works: list[str] = field(default_factory=list)
     """Files of Aozora Bunko, from which notation was removed."""
     unresolved: int = 0
@@ -37,6 +39,35 @@ class Reading:
     def from_json(cls, facts: Mapping[str, Any]) -> "Reading":
         """Return the facts that `to_json` returned; missing facts have the values of an empty reading."""
         return cls(**facts)
+
+    def new_names(self, now: "Reading") -> dict[str, str]:
+        """Return for each file of this reading its name in another reading of the same content."""
+        return dict(zip(self.files, now.files, strict=False))
+
+    def renamed(self, now: "Reading") -> "Reading":
+        """Return the facts of this reading with the files' names in `now`, another reading of the same content.
+
+        Files that were passed over are not a part of the content, except those in a zip, so they are taken from `now`.
+        """
+        if not now.files:
+            return self
+        names = self.new_names(now)
+        works, annotated, empty, without_fields, passed_over = (
+            [renamed(name, names) for name in found]
+            for found in (self.works, self.annotated, self.empty, self.without_fields, self.passed_over)
+        )
+        zips = tuple(f"{name}/" for name in now.files if name.lower().endswith(".zip"))
+        passed_over = [*now.passed_over, *(name for name in passed_over if name.startswith(zips))]
+        return Reading(
+            now.files,
+            works,
+            self.unresolved,
+            annotated,
+            empty,
+            list(dict.fromkeys(passed_over)),
+            without_fields,
+            self.unanswered,
+        )
 
     def notes(self) -> list[str]:
         """Return one sentence for each fact that a user should know."""
@@ -90,6 +121,19 @@ class Reading:
                 ).format(count=self.unanswered)
             )
         return found
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """Replace the file at the beginning of the name of a record (`file`, `file:line`, `file/member`, `file (its end)`).
+
+    Args:
+        name: the name; it is not changed if it begins with none of the files.
+        names: file -> its new name.
+    """
+    for end in range(len(name), 0, -1):
+        if name[end : end + 1] in ("", ":", "/", " ") and name[:end] in names:
+            return names[name[:end]] + name[end:]
+    return name
 
 
 def _kinds(names: list[str]) -> str:

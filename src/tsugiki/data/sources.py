@@ -126,16 +126,18 @@ def _sources(data: Data, reading: Reading) -> list[_File | str]:
     """Return the files to read, each once, and the names of data sets on the hub."""
     given = [data] if isinstance(data, str | Path) else list(data)
     found: dict[Path | str, _File | str] = {}
-    for number, source in enumerate(given):
-        for root in _expand(source):
-            if isinstance(root, str):
-                found.setdefault(root, root)
-                continue
-            for file in _files(root, reading):
-                # With several folders, files of the same name in them are different ones.
-                named = file if len(given) == 1 else _File(file.path, f"{number}/{file.name}", file.is_chosen)
-                found.setdefault(file.path.resolve(), named)
-    return list(found.values())
+    roots = [root for source in given for root in _expand(source)]
+    for number, root in enumerate(roots):
+        if isinstance(root, str):
+            found.setdefault(root, root)
+            continue
+        for file in _files(root, reading):
+            # In several folders, files of the same name are different ones.
+            named = file if len(roots) == 1 else _File(file.path, f"{number}/{file.name}", file.is_chosen)
+            found.setdefault(file.path.resolve(), named)
+    sources = list(found.values())
+    reading.files = [source if isinstance(source, str) else str(source.path) for source in sources]
+    return sources
 
 
 def _expand(given: str | Path) -> list[Path | str]:

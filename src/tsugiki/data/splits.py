@@ -159,17 +159,21 @@ def _by_share(
     among = np.arange(len(index)) if among is None else among
     sizes = np.bincount(belongs, index.characters, minlength=len(index))
     budget = fraction * float(index.characters[among].sum())
-    leaders = np.unique(belongs[among]).tolist()
+    leaders = np.unique(belongs[among])
+    smallest = leaders[sizes[leaders].argmin()]
 
-    def rank(number: int) -> bytes:
-        return sha256_bytes(f"{seed}\0".encode() + index.digests[number].tobytes())
+    def rank(number: int) -> int:
+        return int.from_bytes(sha256_bytes(f"{seed}\0".encode() + index.digests[number].tobytes())[:8])
 
+    ranks = np.fromiter(map(rank, leaders), np.uint64, len(leaders))  # 8 bytes of a digest, to save memory
     chosen = []
-    for leader in sorted(leaders, key=rank):
+    for leader in leaders[np.argsort(ranks, kind="stable")]:
         if sizes[leader] <= budget:
             chosen.append(leader)
             budget -= sizes[leader]
-    return np.array(chosen or [min(leaders, key=lambda number: sizes[number])], np.int64)
+        if budget < sizes[smallest]:
+            break
+    return np.array(chosen or [smallest], np.int64)
 
 
 def _plain(value: str) -> str:

@@ -2,36 +2,43 @@
 
 A store is a folder that is written in one pass over the records and memory-mapped for reading:
 
-    ids.bin              the token ids of all records, one after another, uint16 or int32 depending on the vocabulary
-    loss_mask.bin        one byte per token: 1 if the token counts in the loss
-    index.safetensors    for each record: offset of its first token, characters, digest, signature, kind
-    records.jsonl        for each record: its source and its fields
-    reading.json         how the files of the records were read
-    store.json           the version of the format, and the digests of the other files; written last
+    ids.bin         the token ids of all records, one after another, uint16 or int32 depending on the vocabulary
+    loss_mask.bin   one byte per token: 1 if the token counts in the loss
+    offsets.bin     the number of tokens before each record, and after the last one
+    characters.bin, digests.bin, signatures.bin, splittable.bin     see `RecordIndex`
+    records.jsonl   for each record: its source and its fields
+    lines.bin       the number of bytes before each line of records.jsonl, and after the last one
+    reading.json    how the files of the records were read
+    store.json      the version of the format, the key of the store, and the digests of the other files; written last
+    checked.json    size, time and inode of each large file when its digest was last checked
 
-Only the index is held in memory, about 0.6 kB per record. Several processes can use one cache: the first process that
-needs a store writes it, and the others wait for it. The digests are checked when a store is opened; a damaged store is
-written again.
+Several processes can use one cache: the first process that needs a store writes it, and the others wait for it. The
+digests are checked when a store is opened; a damaged store, or one of another key, is written again. The digest of a
+large file is checked again only after the file has changed.
+
+The tokens do not depend on the folder of the data, so a copy of the data uses the same store. Its names of files are
+those of the first reading, and are replaced by those of the present one.
 """
 
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tsugiki.data.duplicates import signatures
-from tsugiki.data.encoding import document_end, document_start, encode, encode_records
-from tsugiki.data.reading import Reading
+from tsugiki.data.duplicates import SLOTS, signatures
+from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode, encode_records
+from tsugiki.data.reading import Reading, renamed
 from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
-from tsugiki.io.digests import changed_files, file_sha256, sha256, sha256_bytes
+from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
 from tsugiki.language import _
@@ -41,12 +48,21 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 3
-_FILES = frozenset({"ids.bin", "loss_mask.bin", "index.safetensors", "records.jsonl"})
-_READING = "reading.json"  # missing in stores of earlier versions
+_FORMAT = 4  # of the files
+_ENCODING = 3  # how texts become tokens; a change of it ends the resuming of runs
+DIGEST_BYTES = 16
+_RECORDS, _READING, _CHECKED = "records.jsonl", "reading.json", "checked.json"
+_COLUMNS = {
+    "characters": np.dtype(np.int64),
+    "digests": np.dtype((np.uint8, DIGEST_BYTES)),
+    "signatures": np.dtype((np.uint32, SLOTS)),
+    "splittable": np.dtype(np.bool_),
+}
+_ARRAYS = ("ids", "loss_mask", "offsets", "lines", *_COLUMNS)
+_FILES = {f"{name}.bin" for name in _ARRAYS} | {_RECORDS, _READING}
+_LARGE = 1 << 26  # bytes; to read a smaller file takes some hundredths of a second
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
-DIGEST_BYTES = 16
 # Spaces, cases, digits, accents, widths, scripts, emoji, and words that tokenizers split differently.
 _PROBE = (
     "Hello,  World! don't re-enter 1234.5 3rd\n\t naïve e\u0301 ﬁ Ａｂ１ ｶﾞ カ\u3099 "
@@ -57,7 +73,10 @@ _PROBE_TOKENS = 2000
 
 @dataclass(frozen=True, eq=False)
 class RecordIndex:
-    """Everything about the records except their tokens; arrays and lists have one entry per record."""
+    """Everything about the records except their tokens; arrays and sequences have one entry per record.
+
+    In a store they are memory-mapped: what is not used takes no memory.
+    """
 
     characters: Array
     """int64 [records]: the length of the text in code points."""
@@ -67,26 +86,15 @@ class RecordIndex:
     """uint32 [records, 126]: see `duplicates.signature`."""
     splittable: Array
     """bool [records]: whether a long record may continue in another row (documents); other records are cut off."""
-    sources: list[str]
-    fields: list[Mapping[str, str]]
+    sources: Sequence[str]
+    fields: Sequence[Mapping[str, str]]
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.characters)
 
     def name(self, record: int) -> str:
         """Return the source of a record, with its title if it has one."""
         return " ".join(filter(None, (self.sources[record], self.fields[record].get("title"))))
-
-    def part(self, records: Array) -> "RecordIndex":
-        """Return the index of some records only."""
-        return RecordIndex(
-            self.characters[records],
-            self.digests[records],
-            self.signatures[records],
-            self.splittable[records],
-            [self.sources[record] for record in records],
-            [self.fields[record] for record in records],
-        )
 
     def fingerprint(self, records: Array) -> str:
         """Return `sha256:` and 64 hexadecimal digits over the texts of these records, in order."""
@@ -104,6 +112,8 @@ class TokenStore:
     """bool [tokens], memory-mapped: whether a token counts in the loss; False for the first token of each record."""
     offsets: Array
     """int64 [records + 1]: the tokens of record i are ids[offsets[i] : offsets[i + 1]]."""
+    digest: str = ""
+    """Identifies the tokens and which of them count in the loss; empty for a store that is not in the cache."""
     reading: Reading = field(default_factory=Reading)
     """Facts about how the files of the records were read."""
 
@@ -126,19 +136,21 @@ def open_store(
         turns: which of the assistant's turns count in the loss.
         cache: the folder of all stores.
         advance: called with the number of records that were tokenised since the last call.
-        reading: facts about the files, which are complete when all records are read; written with the tokens.
+        reading: facts about the files, which are complete when all records are read; written with the tokens. Of a
+            store that is in the cache, only the names of files in it are used.
 
     Raises:
         TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
     """
-    name = store_key(key, tokenizer, turns)
+    name = f"{store_key(key, tokenizer, turns)}-{_FORMAT}"
     folder = cache / name
-    if store := _read(folder):
+    reading = Reading() if reading is None else reading
+    if store := _read(folder, reading):
         return store
     with locked(cache / f".{name}.lock"):
         remove_leftovers(cache, of=name)  # left by killed processes, since running ones wait for the lock
         remove_leftovers(cache, older_than=DAY)
-        store = _read(folder)  # another process may have written it since
+        store = _read(folder, reading)  # another process may have written it since
         if store is None:
             if folder.exists():
                 warnings.warn(
@@ -146,8 +158,8 @@ def open_store(
                     stacklevel=2,
                 )
             with new_folder(folder, replace=True) as temporary:
-                _write(temporary, records, tokenizer, turns, advance, Reading() if reading is None else reading)
-            store = _read(folder)
+                _write(temporary, name, records, tokenizer, turns, advance, reading)
+            store = _read(folder, reading)
     if store is None:
         raise TsugikiError(
             _("the tokens in {folder} cannot be read after writing; check the disk").format(folder=folder)
@@ -156,66 +168,66 @@ def open_store(
 
 
 def read_index(records: Iterable[Record]) -> RecordIndex:
-    """Return the index of records without tokenising them."""
-    builder = _IndexBuilder()
+    """Return the index of records without tokenising them; all of it is held in memory, about 1 kB per record."""
+    columns: list[dict[str, Array]] = []
+    sources: list[str] = []
+    fields: list[Mapping[str, str]] = []
     for batch in batches(records):
-        builder.add(batch)
-    return builder.index()
+        columns.append(_columns(batch))
+        sources += [record.source for record in batch]
+        fields += [record.fields for record in batch]
+    joined = {name: np.concatenate([part[name] for part in columns]) for name in _COLUMNS}
+    return RecordIndex(**joined, sources=sources, fields=fields)
 
 
-class _IndexBuilder:
-    """Collects the entries of an index."""
-
-    def __init__(self) -> None:
-        self.characters: list[int] = []
-        self.digests = bytearray()
-        self.signatures: list[Array] = []
-        self.splittable: list[bool] = []
-        self.sources: list[str] = []
-        self.fields: list[Mapping[str, str]] = []
-
-    def add(self, batch: Sequence[Record]) -> None:
-        self.signatures.append(signatures([text_to_compare(record) for record in batch]))
-        for record in batch:
-            self.characters.append(len(record.text))
-            self.digests += sha256_bytes(record.text.encode("utf-8", "surrogatepass"))[:DIGEST_BYTES]
-            self.splittable.append(isinstance(record, Document))
-            self.sources.append(record.source)
-            self.fields.append(record.fields)
-
-    def index(self) -> RecordIndex:
-        return RecordIndex(
-            characters=np.array(self.characters, np.int64),
-            digests=np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, DIGEST_BYTES),
-            signatures=np.concatenate(self.signatures),
-            splittable=np.array(self.splittable, np.bool_),
-            sources=self.sources,
-            fields=self.fields,
-        )
+def _columns(batch: Sequence[Record]) -> dict[str, Array]:
+    """Return the arrays of the index for some records."""
+    texts = [record.text.encode("utf-8", "surrogatepass") for record in batch]
+    digests = b"".join(sha256_bytes(text)[:DIGEST_BYTES] for text in texts)
+    return {
+        "characters": np.array([len(record.text) for record in batch], np.int64),
+        "digests": np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
+        "signatures": signatures([text_to_compare(record) for record in batch]),
+        "splittable": np.array([isinstance(record, Document) for record in batch], np.bool_),
+    }
 
 
 def _write(
     folder: Path,
+    key: str,
     records: Iterable[Record],
     tokenizer: "PreTrainedTokenizerBase",
     turns: AssistantTurns,
     advance: Callable[[int], None],
     reading: Reading,
 ) -> None:
-    from safetensors.numpy import save_file
-
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    builder, lengths = _IndexBuilder(), [0]
     without_target: list[str] = []
-    with (folder / "ids.bin").open("wb") as ids, (folder / "loss_mask.bin").open("wb") as loss_mask:
+    with ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {
+            name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in _ARRAYS
+        }
+        texts = stack.enter_context((folder / _RECORDS).open("wb"))
+        ends = {name: np.zeros(1, np.int64) for name in ("offsets", "lines")}
+        for name, end in ends.items():
+            files[name].write(end.tobytes())
         for batch in batches(records):
-            for record, encoded in zip(batch, encode_records(tokenizer, batch, turns), strict=True):
-                if not encoded.target_tokens:
-                    without_target.append(record.source)
-                lengths.append(len(encoded.ids))
-                ids.write(np.array(encoded.ids, dtype).tobytes())
-                loss_mask.write(np.array([False, *encoded.loss_mask[1:]], np.bool_).tobytes())
-            builder.add(batch)
+            encoded = encode_records(tokenizer, batch, turns)
+            without_target += [
+                record.source for record, one in zip(batch, encoded, strict=True) if not one.target_tokens
+            ]
+            lines = [_line(record) for record in batch]
+            ends["offsets"] = ends["offsets"][-1] + np.cumsum([len(one.ids) for one in encoded])
+            ends["lines"] = ends["lines"][-1] + np.cumsum([len(line) for line in lines])
+            arrays = {
+                "ids": np.concatenate([np.asarray(one.ids, dtype) for one in encoded]),
+                "loss_mask": np.concatenate([_loss_mask(one) for one in encoded]),
+                **ends,
+                **_columns(batch),
+            }
+            for name, array in arrays.items():
+                files[name].write(array.tobytes())
+            texts.write(b"".join(lines))
             advance(len(batch))
     if without_target:
         raise TsugikiError(
@@ -223,29 +235,28 @@ def _write(
                 without_target=summarise_list(without_target)
             )
         )
-    index = builder.index()
-    with (folder / "records.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
-        for source, fields in zip(index.sources, index.fields, strict=True):
-            lines.write(json.dumps([source, dict(fields)], ensure_ascii=False) + "\n")
-    save_file(
-        {
-            "offsets": np.cumsum(lengths, dtype=np.int64),
-            "characters": index.characters,
-            "digests": index.digests,
-            "signatures": index.signatures,
-            "splittable": index.splittable,
-        },
-        folder / "index.safetensors",
-    )
     write_json(folder / _READING, reading.to_json())
-    digests = {name: file_sha256(folder / name) for name in (*_FILES, _READING)}
-    write_json(folder / "store.json", {"format": _FORMAT, "digests": digests})
+    digests = {name: file_sha256(folder / name) for name in sorted(_FILES)}
+    write_json(folder / "store.json", {"format": _FORMAT, "key": key, "digests": digests})
+    _note_as_checked(folder, _large_files(folder))
 
 
-def _read(folder: Path) -> TokenStore | None:
-    """Open the store in a folder; return None if there is none, or if it is damaged."""
-    from safetensors.numpy import load_file
+def _loss_mask(encoded: EncodedRecord) -> Array:
+    mask = np.array(encoded.loss_mask, np.bool_)
+    mask[:1] = False  # nothing predicts the first token
+    return mask
 
+
+def _line(record: Record) -> bytes:
+    text = json.dumps([record.source, dict(record.fields)], ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _read(folder: Path, reading: Reading) -> TokenStore | None:
+    """Open the store in a folder; return None if there is none, if it is damaged, or if it belongs to another key.
+
+    `reading` has the names of the files that the caller reads.
+    """
     try:
         content = read_json(folder / "store.json")
     except TsugikiError:
@@ -253,36 +264,95 @@ def _read(folder: Path) -> TokenStore | None:
     digests = content.get("digests")
     if (
         content.get("format") != _FORMAT
+        or content.get("key") != folder.name
         or not isinstance(digests, dict)
-        or not _FILES <= set(digests) <= _FILES | {_READING}
+        or digests.keys() != _FILES
+        or not _is_intact(folder, digests)
     ):
         return None
-    if changed_files(folder, digests):
-        return None
-    tensors = load_file(folder / "index.safetensors")
-    with (folder / "records.jsonl").open(encoding="utf-8") as lines:
-        sources_and_fields = [json.loads(line) for line in lines]
-    tokens, size = int(tensors["offsets"][-1]), (folder / "ids.bin").stat().st_size
+    offsets = _mapped(folder / "offsets.bin", np.dtype(np.int64))
+    lines = _mapped(folder / "lines.bin", np.dtype(np.int64))
+    text = _mapped(folder / _RECORDS, np.dtype(np.uint8))
+    is_short = (folder / "ids.bin").stat().st_size == 2 * int(offsets[-1])
+    read = Reading.from_json(read_json(folder / _READING))
+    names = read.new_names(reading)
     return TokenStore(
         index=RecordIndex(
-            characters=tensors["characters"],
-            digests=tensors["digests"],
-            signatures=tensors["signatures"],
-            splittable=tensors["splittable"],
-            sources=[source for source, _ in sources_and_fields],
-            fields=[fields for _, fields in sources_and_fields],
+            **{name: _mapped(folder / f"{name}.bin", dtype) for name, dtype in _COLUMNS.items()},
+            sources=_Described(text, lines, names, 0),
+            fields=_Described(text, lines, names, 1),
         ),
-        ids=np.memmap(folder / "ids.bin", np.uint16 if size == 2 * tokens else np.int32, mode="r"),
-        loss_mask=np.memmap(folder / "loss_mask.bin", np.bool_, mode="r"),
-        offsets=tensors["offsets"],
-        reading=Reading.from_json(read_json(folder / _READING) if _READING in digests else {}),
+        ids=_mapped(folder / "ids.bin", np.dtype(np.uint16 if is_short else np.int32)),
+        loss_mask=_mapped(folder / "loss_mask.bin", np.dtype(np.bool_)),
+        offsets=offsets,
+        digest=combined_digest({name: digests[name] for name in ("ids.bin", "loss_mask.bin")}),
+        reading=read.renamed(reading),
     )
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> Array:
+    return np.asarray(np.memmap(path, dtype, mode="r"))  # a plain array, because parts of a `memmap` are slow to make
+
+
+@dataclass(frozen=True, eq=False)
+class _Described(Sequence[Any]):
+    """The sources or the fields of the records, each read from its line when it is needed."""
+
+    text: Array
+    """uint8 [bytes]: the content of records.jsonl."""
+    lines: Array
+    """int64 [records + 1]: line i is text[lines[i] : lines[i + 1]]."""
+    names: Mapping[str, str]
+    """For the name of each file in the text, its present name."""
+    place: int
+    """0: the sources; 1: the fields."""
+
+    def __len__(self) -> int:
+        return len(self.lines) - 1
+
+    def __getitem__(self, record: Any) -> Any:
+        line = self.text[self.lines[record] : self.lines[record + 1]].tobytes()
+        source, fields = json.loads(line.decode("utf-8", "surrogatepass"))
+        return (renamed(source, self.names), fields)[self.place]
+
+
+def _is_intact(folder: Path, digests: Mapping[str, str]) -> bool:
+    """Check the digests of all files except large ones that have not changed since the last check."""
+    try:
+        large = _large_files(folder)
+    except OSError:  # a file is missing
+        return False
+    checked: Mapping[str, Any] = {}
+    with suppress(TsugikiError):
+        checked = read_json(folder / _CHECKED)
+    unchanged = {name for name, state in large.items() if checked.get(name) == state}
+    if changed_files(folder, {name: digest for name, digest in digests.items() if name not in unchanged}):
+        return False
+    if unchanged != large.keys():
+        with suppress(TsugikiError):  # a cache that only others may write
+            _note_as_checked(folder, large)
+    return True
+
+
+def _large_files(folder: Path) -> dict[str, list[int]]:
+    """Return size, time of the last change and inode of each large file."""
+    found = {name: (folder / name).stat() for name in _FILES}
+    return {
+        name: [status.st_size, status.st_mtime_ns, status.st_ino]
+        for name, status in found.items()
+        if status.st_size >= _LARGE
+    }
+
+
+def _note_as_checked(folder: Path, large: Mapping[str, list[int]]) -> None:
+    if large:
+        write_json(folder / _CHECKED, dict(large))
 
 
 def store_key(key: str, tokenizer: "PreTrainedTokenizerBase", turns: AssistantTurns) -> str:
     """Return 64 hexadecimal digits that identify the tokens of records; the arguments are those of `open_store`."""
     ends = repr((document_start(tokenizer), document_end(tokenizer)))
-    described = f"{_FORMAT}\0{key}\0{turns}\0{tokenizer.chat_template}\0{_tokenizer_key(tokenizer)}{ends}"
+    described = f"{_ENCODING}\0{key}\0{turns}\0{tokenizer.chat_template}\0{_tokenizer_key(tokenizer)}{ends}"
     return sha256([described.encode("utf-8", "surrogatepass")]).removeprefix("sha256:")
 
 

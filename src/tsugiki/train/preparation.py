@@ -387,7 +387,7 @@ def _named(index: RecordIndex, repeated: Repeated, *kinds: Kind) -> str:
 
 def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> int:
     """Return how many of the records the base was trained on, by the fingerprints in its folder."""
-    same, near = find_learned(index.part(numbers), learned_by([local_folder(config.model)]))
+    same, near = find_learned(index, learned_by([local_folder(config.model)]), numbers)
     return len(same | near)
 
 
@@ -406,7 +406,8 @@ def _with_mixed_text(
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
     path, share = parse_mix(setting)
     key = content_key(path, config.columns)
-    other = _tokenise(config, read_records(path, config.columns), key, tokenizer, progress)
+    reading = Reading()
+    other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
     everything = np.arange(len(other.index))
     repeated = repeated_text(
         read_records(path, config.columns), other.index, everything, split.scored_parts, split.scored
@@ -460,7 +461,7 @@ def _validation(
 
 def _works(records: Integers, groups: list[list[int]]) -> Integers:
     """Return one record of each group of near-duplicates, and all records that belong to no group."""
-    given = set(records.tolist())
+    given = set(np.intersect1d(records, [number for group in groups for number in group]).tolist())
     repeated = [number for group in groups for number in [one for one in group if one in given][1:]]
     return np.setdiff1d(records, repeated)
 
