@@ -54,6 +54,42 @@ def test_gradients_are_those_of_the_rows_of_the_whole_embedding(kind: str, fast:
     assert relative_error(vectors.grad, reference.get_input_embeddings().weight.grad[TOKENS]) < 1e-5
 
 
+PADDED = torch.tensor([[0, 1, 2, 3, 4]])
+"""A row in which the padding token, 0, is read and predicted."""
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    model(input_ids=PADDED, labels=PADDED).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "ours", "theirs"),
+    [
+        ({"trainable_token_indices": [1, 0, 3]}, ["tsugiki.vectors"], ["trainable_tokens_delta.default"]),
+        ({"target_modules": ["embed_tokens"]}, ["lora.A", "lora.B"], ["embedding_A.default", "embedding_B.default"]),
+        ({"modules_to_save": ["embed_tokens"]}, ["embed_tokens.weight"], ["embed_tokens.modules_to_save.default.weight"]),
+    ],
+)
+def test_the_embedding_of_padding_has_pefts_gradient(
+    settings: Any, ours: Any, theirs: Any, tied: bool, fast: bool, tmp_path: Path
+):
+    settings = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **settings}
+    tiny = {"pad_token_id": 0, "tie_word_embeddings": tied}
+    reference = peft.get_peft_model(tiny_model("llama", **tiny), peft.LoraConfig(**settings)).train()
+    reference.save_pretrained(tmp_path)
+    model = load_adapter(tiny_model("llama", **tiny), tmp_path).train()
+    if fast:
+        use_fast_paths(model)
+    expected, found = gradients(reference), gradients(model)
+    for our, their in zip(ours, theirs, strict=True):
+        (gradient,) = [value for name, value in found.items() if name.endswith(our) and "q_proj" not in name]
+        (same,) = [value for name, value in expected.items() if name.endswith(their) and "q_proj" not in name]
+        assert relative_error(gradient, same) < 1e-5, our
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_life_of_trained_vectors(kind: str, tmp_path: Path):
     model = tiny_model(kind)

@@ -34,13 +34,15 @@ class TokenVectors(nn.Module):
     Args:
         indices: the ids of the tokens, in the order of the file.
         vectors: [tokens, width].
+        padding: the id of the token for which the embedding passes on no gradient, as torch's `padding_idx`.
     """
 
     indices: Tensor
 
-    def __init__(self, indices: Sequence[int], vectors: Tensor) -> None:
+    def __init__(self, indices: Sequence[int], vectors: Tensor, padding: int | None = None) -> None:
         super().__init__()
         self.vectors = nn.Parameter(vectors)
+        self.padding_row = list(indices).index(padding) if padding in indices else None
         self.register_buffer("indices", torch.tensor(indices, device=vectors.device), persistent=False)
 
     def embed(self, ids: Tensor, embedded: Tensor, scale: Tensor | float) -> Tensor:
@@ -48,7 +50,7 @@ class TokenVectors(nn.Module):
         order = self.indices.argsort()
         place = torch.searchsorted(self.indices[order], ids).clamp(max=len(order) - 1)
         number = order[place]
-        own = F.embedding(number, self.vectors).to(embedded.dtype) * scale
+        own = F.embedding(number, self.vectors, self.padding_row).to(embedded.dtype) * scale
         return torch.where((self.indices[number] == ids)[..., None], own, embedded)
 
     def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
@@ -133,7 +135,8 @@ def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str
             continue
         weight = cast(Tensor, layers[name].weight)
         rows = weight[torch.tensor(indices, device=weight.device)].detach()
-        vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True))
+        padding = getattr(layers[name], "padding_idx", None)
+        vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True), padding)
         for other in (weight_name.removesuffix(".weight") for weight_name in shared.get(f"{name}.weight", ())):
             if other not in vectors and list(chosen.get(other, indices)) == list(indices):
                 vectors[other] = vectors[name]
