@@ -3,9 +3,11 @@
 Frozen weights gain nothing from dropout; it only costs time and adds noise. Models hold it in three forms: as
 `nn.Dropout` modules, as bare floats that their `forward` passes on (OPT's `dropout` and `layerdrop`, BLOOM's
 `hidden_dropout`, the `attention_dropout` of every SDPA attention), and as floats of the config that `forward` reads
-again at every call (`self.config.hidden_dropout` in Falcon, Persimmon and BLT).
+again at every call (`self.config.hidden_dropout` in Falcon, Persimmon and BLT). Other models can be built from the same
+config, so a model whose config has such floats first gets a config of its own.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,9 @@ model."""
 def disable_dropout(model: nn.Module) -> SavedDropout:
     """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`."""
     saved = _find_dropout(model)
+    if any(not isinstance(owner, nn.Module) for owner, _, _ in saved):
+        _copy_configs(model)
+        saved = _find_dropout(model)
     try:
         for owner, name, _ in saved:
             setattr(owner, name, 0.0)
@@ -30,6 +35,17 @@ def disable_dropout(model: nn.Module) -> SavedDropout:
         restore_dropout(saved)
         raise
     return saved
+
+
+def _copy_configs(model: nn.Module) -> None:
+    """Replace the configs that the modules of a model hold by copies, which are shared as the configs were."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        copy.deepcopy(vars(module).get("config"), copies)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if id(value) in copies:
+                vars(module)[name] = copies[id(value)]
 
 
 def _find_dropout(model: nn.Module) -> SavedDropout:
