@@ -94,6 +94,9 @@ def test_a_folder_that_is_written_over_has_another_identity_than_the_loaded_mode
     assert named_identity(str(base)).fingerprint not in (None, was.fingerprint)
     with pytest.warns(UserWarning, match="changed after it was loaded"):
         assert identity_of(late).fingerprint is None
+    save_adapter(grafted(late, LoraConfig(r=2)), tmp_path / "unknown")
+    with pytest.warns(UserWarning, match="unknown was saved without the fingerprint of .*base"):
+        load_adapter(load_model(str(base)), tmp_path / "unknown")
     grafted(early, LoraConfig(r=2))
     save_adapter(early, tmp_path / "adapter")
     with pytest.raises(TsugikiError, match="their weights differ"):

@@ -70,7 +70,11 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     [
         ({"trainable_token_indices": [1, 0, 3]}, ["tsugiki.vectors"], ["trainable_tokens_delta.default"]),
         ({"target_modules": ["embed_tokens"]}, ["lora.A", "lora.B"], ["embedding_A.default", "embedding_B.default"]),
-        ({"modules_to_save": ["embed_tokens"]}, ["embed_tokens.weight"], ["embed_tokens.modules_to_save.default.weight"]),
+        (
+            {"modules_to_save": ["embed_tokens"]},
+            ["embed_tokens.weight"],
+            ["embed_tokens.modules_to_save.default.weight"],
+        ),
     ],
 )
 def test_the_embedding_of_padding_has_pefts_gradient(
