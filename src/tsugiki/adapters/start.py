@@ -94,8 +94,10 @@ def _widen(pair: LowRank, fresh: LowRank) -> None:
     where their product is zero and must not stay so: for an embedding, whose fresh A is zero, and for PiSSA.
     """
     factor = pair.scaling / fresh.scaling
-    stacked = isinstance(pair, ParameterPair) and len(pair.shape) == 3
-    blocks = pair.shape[0] if stacked else len(pair.A) // pair.B.shape[1]  # experts, or the groups of a convolution
+    if isinstance(pair, ParameterPair) and len(pair.shape) == 3:
+        blocks = pair.shape[0]  # experts
+    else:
+        blocks = len(pair.A) // pair.B.shape[1]  # the groups of a convolution; otherwise 1
     for name in ("A", "A0"):
         rows = getattr(pair, name)
         if rows is not None:

@@ -42,7 +42,7 @@ class TokenVectors(nn.Module):
     def __init__(self, indices: Sequence[int], vectors: Tensor, padding: int | None = None) -> None:
         super().__init__()
         self.vectors = nn.Parameter(vectors)
-        self.padding_row = list(indices).index(padding) if padding in indices else None
+        self.padding_row = list(indices).index(padding) if padding is not None and padding in indices else None
         self.register_buffer("indices", torch.tensor(indices, device=vectors.device), persistent=False)
 
     def embed(self, ids: Tensor, embedded: Tensor, scale: Tensor | float) -> Tensor:
