@@ -7,12 +7,13 @@ again at every call (`self.config.hidden_dropout` in Falcon, Persimmon and BLT).
 config, so a model whose config has such floats first gets a config of its own.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+from tsugiki.lora.own_config import copy_configs
 
 SavedDropout = list[tuple[Any, str, float]]
 """Module or config, attribute and former probability."""
@@ -26,7 +27,7 @@ def disable_dropout(model: nn.Module) -> SavedDropout:
     """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`."""
     saved = _find_dropout(model)
     if any(not isinstance(owner, nn.Module) for owner, _, _ in saved):
-        _copy_configs(model)
+        copy_configs(model)
         saved = _find_dropout(model)
     try:
         for owner, name, _ in saved:
@@ -35,17 +36,6 @@ def disable_dropout(model: nn.Module) -> SavedDropout:
         restore_dropout(saved)
         raise
     return saved
-
-
-def _copy_configs(model: nn.Module) -> None:
-    """Replace the configs that the modules of a model hold by copies, which are shared as the configs were."""
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        copy.deepcopy(vars(module).get("config"), copies)
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if id(value) in copies:
-                vars(module)[name] = copies[id(value)]
 
 
 def _find_dropout(model: nn.Module) -> SavedDropout:
