@@ -10,6 +10,7 @@ written. Both give the same logits. It is an error if the config has a field tha
 supported, or if a file is not the one that was saved with `tsugiki.json`, because it is damaged or was replaced.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -230,7 +231,7 @@ def load_adapter(
     """Graft the adapter in a folder, written by Tsugiki or by PEFT, into a model and make it active.
 
     Every tensor in the file must be used: otherwise the load fails, names the tensors, and leaves the model unchanged.
-    An adapter that does not change any logit is loaded with a warning.
+    An adapter that does not change any logit, or with which one is not finite, is loaded with a warning.
 
     Args:
         model: the base that the adapter was trained on.
@@ -259,6 +260,11 @@ def load_adapter(
     if shift == 0:
         warnings.warn(
             _("the adapter in {folder} has no effect: the model's logits are those of the base").format(folder=folder),
+            stacklevel=2,
+        )
+    elif shift is not None and not math.isfinite(shift):
+        warnings.warn(
+            _("the adapter in {folder} makes logits infinite or NaN").format(folder=folder),
             stacklevel=2,
         )
     if not allow_base_mismatch:

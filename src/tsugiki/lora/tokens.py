@@ -20,7 +20,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.frozen_layer import device_of, factor_dtype, is_linear
 from tsugiki.lora.names import matches
-from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.lora.swap import CHILD, Undo
 from tsugiki.lora.targets import base_modules, vocabulary_layers
 
@@ -122,7 +122,8 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
 def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str, TokenVectors]:
     """Return the vectors of tokens by the names of their layers, with the base's values.
 
-    Layers that share a weight share the vectors, unless their lists of tokens differ.
+    Layers that share a weight share the vectors, unless their lists of tokens differ. So does an output head with a
+    quantised copy of the embedding: its logits of these tokens are then computed from the vectors as they are.
 
     Raises:
         TsugikiError: as for `find_tokens`.
@@ -137,7 +138,8 @@ def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str
         rows = weight[torch.tensor(indices, device=weight.device)].detach()
         padding = getattr(layers[name], "padding_idx", None)
         vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True), padding)
-        for other in (weight_name.removesuffix(".weight") for weight_name in shared.get(f"{name}.weight", ())):
+        others = [weight_name.removesuffix(".weight") for weight_name in shared.get(f"{name}.weight", ())]
+        for other in (*others, *quantized_copies(model, f"{name}.weight")):
             if other not in vectors and list(chosen.get(other, indices)) == list(indices):
                 vectors[other] = vectors[name]
     return vectors
