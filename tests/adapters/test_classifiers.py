@@ -6,10 +6,11 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 
 from tests.adapters.folders import edit_weights
 from tests.adapters.peft_matrix import MODELS, outputs
-from tests.tiny import relative_error, shake
+from tests.tiny import grafted, relative_error, shake
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, trainable_parameters, ungraft
 from tsugiki.adapters.files import read_config_fields
 from tsugiki.methods.ia3 import IA3Config
@@ -34,6 +35,29 @@ def test_the_task_type_follows_the_models_class(kind: str, tmp_path: Path):
     graft(model, LoraConfig(target_modules=MODELS[kind].targets))
     save_adapter(model, tmp_path)
     assert read_config_fields(tmp_path)["task_type"] == TASKS[kind]
+
+
+def test_peft_calls_a_model_of_texts_and_images_with_an_adapter(tmp_path: Path):
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.CLIPConfig(
+        text_config={**sizes, "vocab_size": 99, "eos_token_id": 1},
+        vision_config={**sizes, "image_size": 30, "patch_size": 15},
+        projection_dim=16,
+    )
+
+    def clip() -> Any:
+        torch.manual_seed(0)
+        return transformers.CLIPModel(config).eval()
+
+    inputs = {"input_ids": torch.tensor([[5, 6, 1]]), "pixel_values": torch.ones(1, 3, 30, 30)}
+    with torch.no_grad():
+        ours = grafted(clip(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        save_adapter(ours, tmp_path)
+        expected = ours(**inputs).image_embeds
+        theirs = peft.PeftModel.from_pretrained(clip(), tmp_path)
+        assert read_config_fields(tmp_path)["task_type"] is None
+        assert relative_error(theirs(**inputs).image_embeds, expected) < 1e-6
+        assert relative_error(clip()(**inputs).image_embeds, expected) > 1e-3
 
 
 @pytest.mark.parametrize("config", [LoraConfig(), LoraConfig(target_modules="all-linear"), IA3Config()])

@@ -530,6 +530,16 @@ def test_an_adapter_that_changes_nothing_is_reported(tmp_path: Path):
         load_adapter(tiny_model(), tmp_path)
 
 
+def test_an_adapter_that_gives_no_finite_logits_is_reported(tmp_path: Path):
+    model = graft(tiny_model(), LoraConfig(lora_alpha=1e6))
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.fill_(1e30)
+    save_adapter(model, tmp_path)
+    with pytest.warns(UserWarning, match="infinite or NaN"):
+        load_adapter(tiny_model(), tmp_path)
+
+
 def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
     for seed in (0, 1):
         tiny_model(seed=seed).save_pretrained(tmp_path / f"base{seed}")

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 
+from tests import tiny
 from tests.runs import assert_resumes, run_config
-from tsugiki import TsugikiError, load_adapter
+from tests.tiny_types import lively_model as tiny_type
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter
 from tsugiki.adapters.start import start_from
 from tsugiki.base.inference import probe_logits
 from tsugiki.base.loading import load_model
@@ -45,6 +48,60 @@ def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str,
     load_adapter(expected, folder)
     torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-6)
     assert (logits(expected) - logits(load_model(config.model))).abs().max() > 1e-3
+
+
+WIDENED: dict[str, dict[str, Any]] = {
+    "lora_bias": {"lora_bias": True},
+    "rslora with lora_bias": {"use_rslora": True, "lora_bias": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "random B": {"init_lora_weights": False},
+    "biases": {"bias": "all", "target_modules": ["c_attn", "wte"]},
+    "patterns": {"rank_pattern": {"h.0.attn.c_attn": 3}, "alpha_pattern": {"h.1.attn.c_attn": 5}},
+}
+
+
+def widened(model: Any, folder: Path, settings: dict[str, Any], r: int) -> Any:
+    """Begin with the adapter in a folder at rank r."""
+    graft(model, LoraConfig(**{**settings, "r": r}))
+    start_from(model, str(folder))
+    return model
+
+
+@pytest.mark.parametrize("kind", WIDENED)
+def test_a_larger_rank_computes_the_old_adapter_at_first(kind: str, tmp_path: Path):
+    settings = {"r": 2, "lora_alpha": 8, "target_modules": ["c_attn"], **WIDENED[kind]}
+    old = tiny.logits(tiny.save_grafted(tmp_path, tiny.tiny_model(), LoraConfig(**settings)))
+    new = widened(tiny.tiny_model(), tmp_path, settings, 6)
+    assert tiny.relative_error(tiny.logits(new), old) < 1e-5
+    assert tiny.relative_error(tiny.logits(tiny.tiny_model()), old) > 1e-2
+    assert {pair.A.shape[0] for pair in active_adapter(new).pairs.values()} <= {3, 6}
+
+
+def test_each_expert_keeps_its_own_factors_at_a_larger_rank(tmp_path: Path):
+    settings = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj"]}
+    old = tiny.logits(tiny.save_grafted(tmp_path, tiny_type("qwen2_moe"), LoraConfig(**settings)))
+    assert tiny.relative_error(tiny.logits(widened(tiny_type("qwen2_moe"), tmp_path, settings, 5)), old) < 1e-5
+
+
+def test_each_group_of_a_convolution_keeps_its_own_factors_at_a_larger_rank(tmp_path: Path):
+    def convolutions() -> Any:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(6, 4, 1)).eval()
+
+    settings, x = {"r": 2, "target_modules": ["0", "1"]}, torch.randn(2, 4, 5, 5)
+    old = tiny.save_grafted(tmp_path, convolutions(), LoraConfig(**settings))(x)
+    torch.testing.assert_close(widened(convolutions(), tmp_path, settings, 8)(x), old)
+
+
+def test_the_new_directions_of_an_embedding_train(tmp_path: Path):
+    settings = {"r": 2, "target_modules": ["wte"]}
+    tiny.save_grafted(tmp_path, tiny.tiny_model(), LoraConfig(**settings))
+    model = widened(tiny.tiny_model(), tmp_path, settings, 4)
+    tiny.train_steps(model, 1)
+    (pair,) = active_adapter(model).pairs.values()
+    assert pair.A.grad[2:].abs().sum() > 0
 
 
 def test_a_run_goes_on_from_an_adapter_and_is_resumed(first: str, tmp_path: Path):

@@ -94,6 +94,9 @@ def test_a_folder_that_is_written_over_has_another_identity_than_the_loaded_mode
     assert named_identity(str(base)).fingerprint not in (None, was.fingerprint)
     with pytest.warns(UserWarning, match="changed after it was loaded"):
         assert identity_of(late).fingerprint is None
+    save_adapter(grafted(late, LoraConfig(r=2)), tmp_path / "unknown")
+    with pytest.warns(UserWarning, match="unknown was saved without the fingerprint of .*base"):
+        load_adapter(load_model(str(base)), tmp_path / "unknown")
     grafted(early, LoraConfig(r=2))
     save_adapter(early, tmp_path / "adapter")
     with pytest.raises(TsugikiError, match="their weights differ"):
@@ -197,11 +200,18 @@ def test_the_fingerprint_of_large_files_is_kept_until_they_change(tmp_path: Path
         patch.setattr(identity, "_digest_tensors", lambda shard: pytest.fail("read again"))
         assert computed_again() == expected
     (kept,) = (tmp_path / "cache" / "tsugiki" / "fingerprints").iterdir()
-    for damaged in ("{", "[]", '{"fingerprint": "sha256:no"}', "{}"):
+    of_this, last = kept.read_text(), expected[-1]  # type: ignore[index]
+    assert of_this.count(expected or "") == 1
+    changed = of_this.replace(expected or "", f"{(expected or '')[:-1]}{'1' if last == '0' else '0'}")
+    for damaged in ("{", "[]", '{"fingerprint": "sha256:no"}', "{}", changed):
         kept.write_text(damaged)
         assert computed_again() == expected
     path = folder / "model.safetensors"
     tensors = load_file(path)
     tensors["model.norm.weight"] += 1
     save_file(tensors, path)
-    assert computed_again() != expected
+    other = computed_again()
+    assert other != expected
+    for name in kept.parent.iterdir():  # an entry of other files under this name
+        name.write_text(of_this)
+    assert computed_again() == other

@@ -1,6 +1,7 @@
 """Quantised bases are kept on the disk: the second start gives the same model, and whatever is wrong ends well."""
 
 import errno
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_a_damaged_entry_is_said_and_made_again(damage: Any, folder: str, monkey
     with pytest.warns(UserWarning, match=f"{quantized_cache._WEIGHTS}.*again"):
         assert torch.equal(logits(load_model(folder, "nf4")), expected)
     assert torch.equal(logits(_from_cache(folder, "nf4", monkeypatch)), expected)
+
+
+def test_an_entry_of_another_model_is_made_again(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = logits(load_model(folder, "int8"))
+    (entry,) = entries()
+    other = tmp_path / "other"
+    tiny_model("llama", seed=1, vocab_size=257).save_pretrained(other)
+    load_model(str(other), "int8")
+    (foreign,) = [path for path in entries() if path != entry]
+    shutil.rmtree(entry)
+    shutil.copytree(foreign, entry)
+    with pytest.warns(UserWarning, match=f"{entry.name} holds another model; the model is quantised again"):
+        assert torch.equal(logits(load_model(folder, "int8")), expected)
+    assert torch.equal(logits(_from_cache(folder, "int8", monkeypatch)), expected)
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_left(folder: str, monkeypatch: pytest.MonkeyPatch):

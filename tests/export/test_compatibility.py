@@ -62,6 +62,7 @@ def test_llama_cpp_supports_only_lora(method: str, base: str, tmp_path: Path):
     ("fields", "message"),
     [
         ({"bias": "lora_only"}, "llama.cpp cannot load"),
+        ({"lora_bias": True}, "c_attn.lora_B.bias.*llama.cpp cannot load"),
         ({"modules_to_save": ["ln_f"]}, r"\(transformer.ln_f.*llama.cpp"),
         ({"target_modules": ["wpe"]}, r"transformer.wpe.*position_embd"),
         ({"target_modules": ["lm_head"]}, "lm_head, .*shared"),

@@ -20,6 +20,8 @@ from tsugiki import LoraConfig, TsugikiError
         ({"lora_alpha": math.nan}, "lora_alpha is nan"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_alpha": math.inf}, "lora_alpha is inf"),
+        ({"lora_alpha": 1e24}, "lora_alpha is 1e+24; alpha is a number above 0 and at most 1,000,000"),
+        ({"alpha_pattern": {"c_fc": 1e7}}, "alpha_pattern['c_fc'] is 10000000.0"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0"),
         ({"lora_dropout": math.nan}, "lora_dropout is nan"),
         ({"bias": "some"}, "bias is 'some'"),

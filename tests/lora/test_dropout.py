@@ -58,12 +58,14 @@ def test_two_training_passes_of_the_base_are_equal(kind: str):
 
 def test_dropout_of_the_base_is_switched_off_and_restored_in_all_forms():
     for model in (with_dropout("opt"), with_dropout("falcon")):
-        owners = [owner for m in model.modules() for owner in (m, getattr(m, "config", None)) if owner is not None]
+        modules = list(model.modules())
 
-        def floats(owners: list[Any] = owners) -> list[tuple[int, str, float]]:
+        def floats(modules: list[Any] = modules) -> list[tuple[str, str, float]]:
             return [
-                (id(owner), key, value)
-                for owner in owners
+                (type(owner).__name__, key, value)
+                for module in modules
+                for owner in (module, getattr(module, "config", None))
+                if owner is not None
                 for key, value in vars(owner).items()
                 if ("drop" in key or (isinstance(owner, torch.nn.Dropout) and key == "p")) and isinstance(value, float)
             ]
@@ -76,6 +78,24 @@ def test_dropout_of_the_base_is_switched_off_and_restored_in_all_forms():
         assert floats() == was
         graft(model, LoraConfig(target_modules="all-linear"), base_dropout=True)
         assert floats() == was
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "falcon", "blt"])
+def test_another_model_of_the_same_config_object_keeps_its_dropout(kind: str):
+    config = with_dropout(kind).config
+    model, before = (type(with_dropout(kind))(config) for _ in range(2))
+    as_dict = config.to_dict()
+    assert model.config is before.config is config
+    graft(model, LoraConfig(target_modules="all-linear"))
+    first = output(model.train())
+    assert torch.equal(first, output(model))
+    assert config.to_dict() == as_dict
+    for other in (before, type(model)(config)):
+        assert not torch.equal(output(other.train()), output(other))
+    model.config.pad_token_id = 5  # as trainers do
+    ungraft(model)
+    assert model.config.to_dict() == {**as_dict, "pad_token_id": 5}
+    assert not torch.equal(output(model), output(model))
 
 
 def test_a_probability_that_scales_outputs_in_evaluation_stays():

@@ -216,10 +216,12 @@ def test_a_layer_quantised_by_another_library_is_refused():
 def test_merging_into_a_shared_weight_unties_it_with_a_warning(tmp_path: Path):
     for targets in (["lm_head"], ["wte"]):
         model = tiny_model()
+        config = model.config
         graft(model, LoraConfig(r=4, target_modules=targets))
         adapted = logits(shake(model))
         with pytest.warns(UserWarning, match="two weights"):
             merge(model)
+        assert config.tie_word_embeddings  # of other models, too
         torch.testing.assert_close(logits(model), adapted, rtol=1e-4, atol=1e-4)
         unmerge(model)
         assert model.config.tie_word_embeddings

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import ids, logits, relative_error, shake, tiny_model
+from tests.adapters.folders import edit_weights
+from tests.tiny import ids, logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -22,6 +23,7 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
+from tsugiki.base.loading import load_model
 from tsugiki.fast.paths import use_fast_paths
 
 TOKENS = [17, 3, 64]
@@ -54,6 +56,46 @@ def test_gradients_are_those_of_the_rows_of_the_whole_embedding(kind: str, fast:
     assert relative_error(vectors.grad, reference.get_input_embeddings().weight.grad[TOKENS]) < 1e-5
 
 
+PADDED = torch.tensor([[0, 1, 2, 3, 4]])
+"""A row in which the padding token, 0, is read and predicted."""
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    model(input_ids=PADDED, labels=PADDED).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "ours", "theirs"),
+    [
+        ({"trainable_token_indices": [1, 0, 3]}, ["tsugiki.vectors"], ["trainable_tokens_delta.default"]),
+        ({"target_modules": ["embed_tokens"]}, ["lora.A", "lora.B"], ["embedding_A.default", "embedding_B.default"]),
+        (
+            {"modules_to_save": ["embed_tokens"]},
+            ["embed_tokens.weight"],
+            ["embed_tokens.modules_to_save.default.weight"],
+        ),
+    ],
+)
+def test_the_embedding_of_padding_has_pefts_gradient(
+    settings: Any, ours: Any, theirs: Any, tied: bool, fast: bool, tmp_path: Path
+):
+    settings = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **settings}
+    tiny = {"pad_token_id": 0, "tie_word_embeddings": tied}
+    reference = peft.get_peft_model(tiny_model("llama", **tiny), peft.LoraConfig(**settings)).train()
+    reference.save_pretrained(tmp_path)
+    model = load_adapter(tiny_model("llama", **tiny), tmp_path).train()
+    if fast:
+        use_fast_paths(model)
+    expected, found = gradients(reference), gradients(model)
+    for our, their in zip(ours, theirs, strict=True):
+        (gradient,) = [value for name, value in found.items() if name.endswith(our) and "q_proj" not in name]
+        (same,) = [value for name, value in expected.items() if name.endswith(their) and "q_proj" not in name]
+        assert relative_error(gradient, same) < 1e-5, our
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_life_of_trained_vectors(kind: str, tmp_path: Path):
     model = tiny_model(kind)
@@ -81,6 +123,32 @@ def test_the_life_of_trained_vectors(kind: str, tmp_path: Path):
     assert relative_error(logits(merge(model)), adapted) < 1e-5
     assert torch.equal(logits(unmerge(model)), adapted)
     assert relative_error(logits(ungraft(merge(model))), adapted) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_a_quantised_head_that_shares_the_embeddings_weight_has_the_vectors_too(kind: str, tmp_path: Path):
+    base = save_tiny(tmp_path / "base", kind)
+    exact, coarse = load_model(base, "fp32"), load_model(base, "int8")
+    before = logits(exact)
+    save_grafted(tmp_path / "adapter", exact, config())
+    load_adapter(coarse, tmp_path / "adapter")
+    assert relative_error(logits(coarse), logits(exact)) < 0.05
+    assert relative_error(logits(exact)[..., TOKENS], before[..., TOKENS]) > 0.2
+    embedding, head = coarse.get_input_embeddings(), coarse.get_output_embeddings()
+    assert embedding.tsugiki.vectors is head.tsugiki.vectors
+
+
+def test_other_weights_for_an_embedding_do_not_reach_a_quantised_head(tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "gpt2")
+    exact = load_model(base, "fp32")
+    save_grafted(tmp_path / "adapter", exact, LoraConfig(r=2))
+    other = 2 * exact.get_input_embeddings().weight.detach()
+    edit_weights(
+        tmp_path / "adapter", lambda tensors: tensors.update({"base_model.model.transformer.wte.weight": other})
+    )
+    load_adapter(load_model(base, "fp32"), tmp_path / "adapter")
+    with pytest.raises(TsugikiError, match="transformer.wte, of which lm_head has a quantised copy"):
+        load_adapter(load_model(base, "int8"), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

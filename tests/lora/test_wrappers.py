@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import AutoModelForCausalLM
 
-from tests.tiny import grafted, ids, logits, relative_error, shake, tiny_model
+from tests.tiny import grafted, ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -101,6 +102,39 @@ def test_a_wrapper_is_refused_with_what_to_graft_instead(wrapper: str, advice: s
         load_adapter(wrapped, tmp_path / "adapter")
     assert set(trainable_parameters(wrapped)) == trained
     assert not is_grafted(wrapped)
+
+
+def by_load_adapter(folder: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    model.load_adapter(str(folder / "adapter"))
+    return model
+
+
+def by_injection(folder: Path) -> Any:
+    config = peft.LoraConfig(target_modules=["q_proj"])
+    return peft.inject_adapter_in_model(config, AutoModelForCausalLM.from_pretrained(folder / "base"))
+
+
+INJECTED = {
+    "from_pretrained": lambda folder: AutoModelForCausalLM.from_pretrained(folder / "adapter"),
+    "load_adapter": by_load_adapter,
+    "inject_adapter_in_model": by_injection,
+}
+
+
+@pytest.mark.parametrize("way", INJECTED)
+@pytest.mark.parametrize("targets", [None, "all-linear", ["k_proj"]])
+def test_a_model_into_which_peft_has_put_an_adapter_is_refused(way: str, targets: Any, tmp_path: Path):
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    save_grafted(tmp_path / "adapter", base, LoraConfig(r=2, target_modules=["q_proj"]))
+    model = INJECTED[way](tmp_path)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    with pytest.raises(TsugikiError, match=r"an adapter of PEFT \(in model.layers.0.self_attn.q_proj\).*load_adapter"):
+        graft(model, LoraConfig(target_modules=targets))
+    with pytest.raises(TsugikiError, match="an adapter of PEFT"):
+        load_adapter(model, tmp_path / "adapter")
+    assert not is_grafted(model)
 
 
 def test_the_whole_life_of_an_adapter_through_a_compiled_model(tmp_path: Path):

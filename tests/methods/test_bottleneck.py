@@ -305,6 +305,8 @@ def test_a_file_that_does_not_fit_is_refused_and_the_model_is_unchanged(
         ({"non_linearity": "sine"}, "non_linearity is 'sine'.* relu"),
         ({"init_weights": "houlsby"}, "init_weights is 'houlsby'.* mam_adapter, bert"),
         ({"scaling": "learned"}, "scaling is 'learned'"),
+        ({"scaling": -1e24}, "scaling is -1e.24.*1,000,000"),
+        ({"scaling": float("nan")}, "scaling is nan"),
         ({"dropout": 1}, "dropout is 1"),
         ({"dropout": "much"}, "dropout is 'much'"),
         ({"leave_out": "0"}, "leave_out is '0'"),

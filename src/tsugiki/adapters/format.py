@@ -10,9 +10,11 @@ written. Both give the same logits. It is an error if the config has a field tha
 supported, or if a file is not the one that was saved with `tsugiki.json`, because it is damaged or was replaced.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.files import COMMON_FIELDS, read_adapter_config, read_base, read_weights, write_adapter_files
 from tsugiki.adapters.fit import differing_blocks, misfits, not_finite
-from tsugiki.adapters.metadata import BaseReference, Metadata
+from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
 from tsugiki.adapters.probe import logit_shift
 from tsugiki.base.config import loading_errors
 from tsugiki.base.context import text_config
@@ -207,8 +209,9 @@ def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
 def task_type_of(model: nn.Module, adapter: Any) -> str | None:
     """Return the `task_type` by which PEFT chooses its class of model: AutoPeft classes and soft prompts depend on it.
 
-    None for a model that PEFT's class for the task could not use: a model that takes no token ids, such as Whisper, and
-    a classifier whose output layers are not in the file, although PEFT's class expects them.
+    None for a model that PEFT's class for the task could not use: a model that takes no token ids, such as Whisper, a
+    model without a head that takes no embeddings, such as CLIP, and a classifier whose output layers are not in the
+    file, although PEFT's class expects them.
     """
     if getattr(model, "main_input_name", "") != "input_ids":
         return None
@@ -218,7 +221,8 @@ def task_type_of(model: nn.Module, adapter: Any) -> str | None:
         return task if set(task_heads(model)) <= getattr(adapter, "modules", {}).keys() else None
     if hasattr(model, "generate"):
         return "SEQ_2_SEQ_LM" if getattr(model.config, "is_encoder_decoder", False) else "CAUSAL_LM"
-    return "FEATURE_EXTRACTION" if getattr(model, "base_model", None) is model else None
+    is_headless = getattr(model, "base_model", None) is model
+    return "FEATURE_EXTRACTION" if is_headless and "inputs_embeds" in signature(model.forward).parameters else None
 
 
 def load_adapter(
@@ -227,7 +231,7 @@ def load_adapter(
     """Graft the adapter in a folder, written by Tsugiki or by PEFT, into a model and make it active.
 
     Every tensor in the file must be used: otherwise the load fails, names the tensors, and leaves the model unchanged.
-    An adapter that does not change any logit is loaded with a warning.
+    An adapter that does not change any logit, or with which one is not finite, is loaded with a warning.
 
     Args:
         model: the base that the adapter was trained on.
@@ -258,8 +262,13 @@ def load_adapter(
             _("the adapter in {folder} has no effect: the model's logits are those of the base").format(folder=folder),
             stacklevel=2,
         )
+    elif shift is not None and not math.isfinite(shift):
+        warnings.warn(
+            _("the adapter in {folder} makes logits infinite or NaN").format(folder=folder),
+            stacklevel=2,
+        )
     if not allow_base_mismatch:
-        warn_of_another_name(base, folder)
+        warn_of_unknown_base(base, folder)
     return model
 
 
@@ -336,18 +345,31 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
         tensor.copy_(tensors[key])
 
 
-def warn_of_another_name(model: nn.Module, folder: Path) -> None:
-    """Warn if it is unknown whether the adapter was trained on this base, and their names differ."""
-    base, name = read_base(folder), getattr(model, "name_or_path", "")
-    if base.fingerprint and identity_of(model).fingerprint:
+def warn_of_unknown_base(model: nn.Module, folder: Path) -> None:
+    """Warn if it is unknown whether the adapter was trained on this base, and there is a reason to doubt it.
+
+    The reason is another name, or a fingerprint that Tsugiki would have saved with the adapter if the base's files had
+    not changed.
+    """
+    base, name, fingerprint = read_base(folder), getattr(model, "name_or_path", ""), identity_of(model).fingerprint
+    if base.fingerprint and fingerprint:
         return
     names = [Path(split_revision(base_name)[0]).name.lower() for base_name in (base.name or "", name)]
+    metadata = read_metadata(folder)
     if all(names) and names[0] != names[1]:
         warnings.warn(
             _(
                 "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
                 "are the same is unknown"
             ).format(folder=folder, trained=base.name, here=name),
+            stacklevel=3,
+        )
+    elif base.name and fingerprint and metadata.digests and not metadata.provenance:
+        warnings.warn(
+            _(
+                "the adapter in {folder} was saved without the fingerprint of {trained}, whose files had changed; "
+                "whether it was trained on the weights of this model is unknown"
+            ).format(folder=folder, trained=base.name),
             stacklevel=3,
         )
 

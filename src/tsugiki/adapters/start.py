@@ -1,7 +1,7 @@
 """Continue the training of an adapter: begin a run with its values, at its rank or a larger rank.
 
 A pair of larger rank computes the same update at first: A gets new rows, and B gets columns of zeros. Because the
-factor alpha / r becomes smaller, B is multiplied by the ratio of the old factor to the new factor.
+factor alpha / r becomes smaller, B and its bias are multiplied by the ratio of the old factor to the new factor.
 """
 
 from collections.abc import Mapping
@@ -9,16 +9,18 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tsugiki.adapters.files import read_adapter_config, read_weights
-from tsugiki.adapters.format import load_tensors, refuse_another_base
+from tsugiki.adapters.format import load_tensors, read_adapter, refuse_another_base
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft_state import active_adapter
+from tsugiki.lora.pair import LowRank
+from tsugiki.lora.parameters import ParameterPair
 from tsugiki.methods.table import METHODS, format_of, methods_of
 
 
@@ -59,22 +61,21 @@ def start_from(model: nn.Module, name: str) -> None:
     """Copy the values of an adapter into the active adapter of a model, which has its settings or a larger rank.
 
     Raises:
-        TsugikiError: there is no such adapter, it was trained on another base, or it has patterns of ranks.
+        TsugikiError: there is no such adapter, or it was trained on another base.
     """
     folder = adapter_folder(name)
-    refuse_another_base(model, folder)
     adapter, config = active_adapter(model), read_adapter_config(folder)
-    tensors = read_weights(folder)
-    if isinstance(config, LoraConfig) and adapter.config.r != config.r:
-        if config.rank_pattern or config.alpha_pattern:
-            raise TsugikiError(
-                _("{folder} has patterns of ranks or alphas, so its rank cannot be raised: leave r out").format(
-                    folder=folder
-                )
-            )
-        factor = config.scaling_of("") / adapter.config.scaling_of("")
-        tensors = _widened(tensors, format_of(config).tensors(model, adapter), factor)
-    load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
+    source = str(folder / ADAPTER_FILE)
+    if not isinstance(config, LoraConfig) or adapter.config.r == config.r:
+        refuse_another_base(model, folder)
+        load_tensors(model, adapter, read_weights(folder), source)
+        return
+    old = read_adapter(model, folder, config)
+    for path, pair in old.pairs.items():
+        _widen(pair, adapter.pairs[path])
+    for path, pair in old.parameter_pairs.items():
+        _widen(pair, adapter.parameter_pairs[path])
+    load_tensors(model, adapter, format_of(config).tensors(model, old), source)
 
 
 def _is_larger(key: str, value: Any, own: Mapping[str, Any]) -> bool:
@@ -85,25 +86,30 @@ def _as_in_yaml(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _widened(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Return the tensors with the shapes of a larger rank.
+@torch.no_grad()
+def _widen(pair: LowRank, fresh: LowRank) -> None:
+    """Give a pair the rank and the factor of a fresh pair, so that it computes the same as before.
 
-    Args:
-        tensors: the tensors of the file, by their names.
-        expected: the tensors of the new adapter, from which the new rows of A are taken.
-        factor: the factor on B.
+    The further rows of A are those of the fresh pair. The further columns of B are zeros, or those of the fresh pair
+    where their product is zero and must not stay so: for an embedding, whose fresh A is zero, and for PiSSA.
     """
-    wide = {}
-    for name, tensor in tensors.items():
-        target = expected.get(name)
-        if target is None or target.shape == tensor.shape or target.dim() != tensor.dim():
-            wide[name] = tensor
-            continue
-        is_A = tensor.shape[0] != target.shape[0]
-        new = target.detach().clone() if is_A else torch.zeros_like(target)
-        if is_A:
-            new[: tensor.shape[0]] = tensor
-        else:
-            new[:, : tensor.shape[1]] = tensor * factor
-        wide[name] = new
-    return wide
+    factor = pair.scaling / fresh.scaling
+    if isinstance(pair, ParameterPair) and len(pair.shape) == 3:
+        blocks = pair.shape[0]  # experts
+    else:
+        blocks = len(pair.A) // pair.B.shape[1]  # the groups of a convolution; otherwise 1
+    for name in ("A", "A0"):
+        rows = getattr(pair, name)
+        if rows is not None:
+            wide = getattr(fresh, name).detach().clone().unflatten(0, (blocks, -1))
+            wide[:, : len(rows) // blocks] = rows.unflatten(0, (blocks, -1))
+            setattr(pair, name, nn.Parameter(wide.flatten(0, 1)))
+    keeps_fresh = pair.B0 is not None or not fresh.A.any()
+    for name in ("B", "B0"):
+        columns = getattr(pair, name)
+        if columns is not None:
+            wide = getattr(fresh, name).detach().clone() if keeps_fresh else torch.zeros_like(fresh.B)
+            wide[:, : columns.shape[1]] = columns * factor
+            setattr(pair, name, nn.Parameter(wide))
+    if pair.bias is not None:
+        pair.bias.mul_(factor)

@@ -33,11 +33,9 @@ from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, local_folder
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.io.atomic import make_folder
-from tsugiki.io.cache import cache_folder
+from tsugiki.io.cache import cache_folder, read_kept, write_kept
 from tsugiki.io.digests import combined_digest, sha256, tensor_digest
 from tsugiki.io.file_state import FileState, file_state
-from tsugiki.io.json import read_json, write_json
 from tsugiki.io.shards import Shard, dtype_name, read_shard
 from tsugiki.language import _
 from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
@@ -54,7 +52,6 @@ _FINGERPRINT = "_tsugiki_fingerprint"
 """The attribute of a model that holds its name and the fingerprint that was computed for it."""
 _LARGE = 1_000_000_000
 """The size of a model's files, in bytes, from which their fingerprint is kept on the disk."""
-_FORM = re.compile(r"sha256:[0-9a-f]{64}")
 _NOT_COMPUTED = re.compile(r"drop|_token_id$|^initializer|^use_cache$|^pretraining_tp$|^summary_")
 """Settings that do not change what a model computes with given weights, except in training."""
 
@@ -84,9 +81,13 @@ def named_identity(name: str) -> BaseIdentity:
 
     This reads all of the weights, unless their digest is cached.
     """
+    return named_settings(name).model_copy(update={"fingerprint": named_fingerprint(name)})
+
+
+def named_settings(name: str) -> BaseIdentity:
+    """Return the identity of the model with this name (see `load_model`) by its config alone, which is read fast."""
     folder = local_folder(name)
-    config = _settings(load_config(name).get_text_config()) if folder is not None else {}
-    return BaseIdentity(fingerprint=named_fingerprint(name), config=config)
+    return BaseIdentity(config=_settings(load_config(name).get_text_config()) if folder is not None else {})
 
 
 def why_different(one: BaseIdentity, other: BaseIdentity) -> str:
@@ -195,28 +196,20 @@ def _digest_files(states: FileStates) -> str | None:
     paths = [path for path, _ in states]
     if len(paths) == 1 and gguf_path(str(paths[0])) is not None:
         return gguf_fingerprint(paths[0])
-    known = _known(states)
-    if known is not None:
-        with suppress(TsugikiError):
-            stored = read_json(known).get("fingerprint")
-            if isinstance(stored, str) and _FORM.fullmatch(stored):
-                return stored
+    key = sha256([repr(states).encode()])
+    known = cache_folder("fingerprints") / f"{key.removeprefix('sha256:')[:32]}.json"
+    is_large = sum(numbers[2] for _path, numbers in states) >= _LARGE
+    stored: str | None = read_kept(known, key) if is_large else None
+    if stored is not None:
+        return stored
     digests = {name: digest for path in paths for name, digest in _digest_tensors(read_shard(path)).items()}
     if not digests:
         return None
     fingerprint = combined_digest(digests)
-    if known is not None:
+    if is_large:
         with suppress(TsugikiError):  # if the disk is full, it is computed again next time
-            make_folder(known.parent)
-            write_json(known, {"fingerprint": fingerprint})
+            write_kept(known, key, fingerprint)
     return fingerprint
-
-
-def _known(states: FileStates) -> Path | None:
-    """Return the path under which the fingerprint of large files is kept; None for small files, which are read fast."""
-    if sum(numbers[2] for _path, numbers in states) < _LARGE:
-        return None
-    return cache_folder("fingerprints") / f"{sha256([repr(states).encode()]).removeprefix('sha256:')[:32]}.json"
 
 
 def _digest_tensors(shard: Shard) -> dict[str, str]:

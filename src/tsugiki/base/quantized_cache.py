@@ -106,14 +106,19 @@ def limit() -> float:
 
 
 def read_entry(entry: Entry) -> dict[str, Tensor] | None:
-    """Return an entry's tensors by name, memory-mapped; None if it does not exist or, with a warning, is damaged."""
+    """Return an entry's tensors by name, memory-mapped.
+
+    Returns None if it does not exist or, with a warning, if it is damaged or holds another model.
+    """
     from safetensors.torch import load_file
 
     if not entry.folder.is_dir():
         return None
     try:
         with ProgressDisplay().stage(_("checking the quantised model in the cache"), None):
-            read_manifest(entry.folder)
+            facts = read_manifest(entry.folder)
+        if facts.get("entry") != entry.folder.name:
+            raise TsugikiError(_("{folder} holds another model").format(folder=entry.folder))
         tensors: dict[str, Tensor] = load_file(entry.folder / _WEIGHTS)
         with suppress(OSError):  # the cache may be read-only
             os.utime(entry.folder)  # the time of the last use
@@ -150,7 +155,8 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
                 raise TsugikiError(_("the disk has {free} left").format(free=format_size(free)))
             with new_folder(entry.folder, replace=True) as temporary:
                 save_file(tensors, temporary / _WEIGHTS)
-                write_manifest(temporary, {"model": str(entry.model.resolve()), "base_dtype": entry.base_dtype})
+                facts = {"entry": entry.folder.name, "model": str(entry.model.resolve())}
+                write_manifest(temporary, {**facts, "base_dtype": entry.base_dtype})
     except (TsugikiError, OSError) as error:
         warnings.warn(
             _(

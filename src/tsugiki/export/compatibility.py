@@ -69,6 +69,8 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
             _("whether llama.cpp can load it depends on its base: {error}").format(error=error),
             *_ollama(loader),
         ]
+    if config.lora_bias:  # such an adapter is not read as the updates of weights alone
+        return problems + incompatibilities_before_training(loader, config, shape)
     return problems + llama_cpp_incompatibilities(read_lora_weights(folder), shape) + _ollama(loader)
 
 
@@ -89,6 +91,7 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
     experts = list(find_target_parameters(model, config))
     tokens = find_tokens(model, config.trainable_token_indices)
     whole = [*find_modules_to_save(model, config), *trained_biases(model, config, targets), *tokens]
+    whole += [f"{path}.lora_B.bias" for path in targets if config.lora_bias]
     return _llama_cpp(model, targets, experts, whole, config.use_dora) + _ollama(loader)
 
 

@@ -1,8 +1,10 @@
 """Measure the time of functions on this machine, and keep times in the cache for the next start."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from typing import Any
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
@@ -27,14 +29,21 @@ def kept_seconds(
     path = cache_folder("machine") / file
     key = f"{processor_name()}, torch {torch.__version__}, {key}"
     with suppress(TsugikiError), locked(path.parent / ".lock"):  # processes that start together agree
-        kept = read_json(path) if path.exists() else {}
-        if key not in kept:
-            write_json(path, {**kept, key: measure()})
+        kept: dict[str, Any] = {}
+        with suppress(TsugikiError):  # there is no file yet, or it is damaged
             kept = read_json(path)
-        found = kept[key]
-        if isinstance(found, dict) and all(isinstance(found.get(name), float) for name in names):
-            return found
-    return measure()  # the cache cannot be written, or its file is damaged
+        if not _are_times(kept.get(key), names):
+            kept[key] = measure()
+            write_json(path, kept)
+        found: dict[str, float] = kept[key]
+        return found
+    return measure()  # the cache cannot be written
+
+
+def _are_times(found: object, names: Collection[str]) -> bool:
+    """Return whether a value from the cache has a time in seconds under each of these names."""
+    times = [found.get(name) for name in names] if isinstance(found, dict) else [None]
+    return all(isinstance(time, float) and 0 < time < math.inf for time in times)
 
 
 def shortest_seconds(calls: Mapping[str, Callable[[], object]], repeats: int, most_seconds: float) -> dict[str, float]:

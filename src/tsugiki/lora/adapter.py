@@ -38,7 +38,7 @@ from tsugiki.lora.parameters import (
 )
 from tsugiki.lora.peft_names import named_like_experts
 from tsugiki.lora.saved_modules import copies_to_save
-from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.lora.swap import (
     Undo,
     WeightUpdate,
@@ -209,7 +209,8 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
 def _refuse_to_tie(model: nn.Module, changed: Collection[str]) -> None:
     """Raise a TsugikiError if embedding and head share a weight, and one of them is among the changed layers."""
     shared = shared_parameters(model)
-    tied = [path for path in changed if path in vocabulary_layers(model) and f"{path}.weight" in shared]
+    ends = [path for path in changed if path in vocabulary_layers(model)]
+    tied = [path for path in ends if f"{path}.weight" in shared or quantized_copies(model, f"{path}.weight")]
     if tied:
         raise TsugikiError(
             _(

@@ -13,6 +13,8 @@ from tsugiki.lora.names import check_names, matches
 from tsugiki.lora.patterns import PatternTable
 
 Bias = Literal["none", "lora_only", "all"]
+LARGEST_FACTOR = 1e6
+"""The largest factor on what an adapter adds. Factors in use are below 1,000; huge ones give infinity and NaN."""
 _INITIALISATIONS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
 
 
@@ -123,9 +125,11 @@ class LoraConfig:
             ("lora_alpha", self.lora_alpha),
             *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()),
         ]:
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_FACTOR:
                 raise TsugikiError(
-                    _("{where} is {alpha!r}; alpha is a finite number above 0").format(where=where, alpha=alpha)
+                    _("{where} is {alpha!r}; alpha is a number above 0 and at most {largest:,.0f}").format(
+                        where=where, alpha=alpha, largest=LARGEST_FACTOR
+                    )
                 )
         if not 0 <= self.lora_dropout < 1:
             raise TsugikiError(

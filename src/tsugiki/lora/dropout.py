@@ -3,7 +3,8 @@
 Frozen weights gain nothing from dropout; it only costs time and adds noise. Models hold it in three forms: as
 `nn.Dropout` modules, as bare floats that their `forward` passes on (OPT's `dropout` and `layerdrop`, BLOOM's
 `hidden_dropout`, the `attention_dropout` of every SDPA attention), and as floats of the config that `forward` reads
-again at every call (`self.config.hidden_dropout` in Falcon, Persimmon and BLT).
+again at every call (`self.config.hidden_dropout` in Falcon, Persimmon and BLT). Other models can be built from the same
+config, so a model whose config has such floats first gets a config of its own.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+from tsugiki.lora.own_config import copy_configs
 
 SavedDropout = list[tuple[Any, str, float]]
 """Module or config, attribute and former probability."""
@@ -23,6 +26,9 @@ model."""
 def disable_dropout(model: nn.Module) -> SavedDropout:
     """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`."""
     saved = _find_dropout(model)
+    if any(not isinstance(owner, nn.Module) for owner, _, _ in saved):
+        copy_configs(model)
+        saved = _find_dropout(model)
     try:
         for owner, name, _ in saved:
             setattr(owner, name, 0.0)

@@ -28,6 +28,7 @@ from tsugiki.language import _
 from tsugiki.lora.frozen_layer import QuantizedLinear, is_quantized
 from tsugiki.lora.graft_state import active_adapter, require_state
 from tsugiki.lora.layer import Grafted
+from tsugiki.lora.own_config import copy_configs
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import (
     Undo,
@@ -137,7 +138,7 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     """Record in the model's config that embedding and output head are two weights, if one of `layers` is either.
 
     Args:
-        model: its config changes.
+        model: a copy of its config takes the place of the config, and changes.
         layers: the names of layers whose weight is not shared any more.
         undo: a function that restores the config is appended to it.
 
@@ -148,8 +149,9 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     tied = config is not None and getattr(config, "tie_word_embeddings", False)
     if not tied or not _embedding_paths(model) & set(layers):
         return False
-    undo.append(partial(setattr, config, "tie_word_embeddings", True))
-    config.tie_word_embeddings = False  # type: ignore[union-attr]
+    copy_configs(model)
+    undo.append(partial(setattr, model.config, "tie_word_embeddings", True))
+    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     warnings.warn(
         _(
             "the adapter changes the weight that the embedding and the output head share, but not in both places "

@@ -2,6 +2,9 @@
 
 from torch import nn
 
+from tsugiki.lora.frozen_layer import is_quantized
+from tsugiki.lora.layer import base_of
+
 
 def shared_parameters(model: nn.Module) -> dict[str, list[str]]:
     """Find the parameters that have several names.
@@ -13,3 +16,10 @@ def shared_parameters(model: nn.Module) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
     return {name: group for group in names.values() if len(group) > 1 for name in group}
+
+
+def quantized_copies(model: nn.Module, parameter: str) -> list[str]:
+    """Return the names of layers whose weight is this parameter in the model's files, but is quantised in the model."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    layers = [name.rpartition(".")[0] for name, source in tied.items() if source == parameter]
+    return [name for name in layers if is_quantized(base_of(model.get_submodule(name)))]

@@ -20,7 +20,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.frozen_layer import device_of, factor_dtype, is_linear
 from tsugiki.lora.names import matches
-from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.lora.swap import CHILD, Undo
 from tsugiki.lora.targets import base_modules, vocabulary_layers
 
@@ -34,13 +34,15 @@ class TokenVectors(nn.Module):
     Args:
         indices: the ids of the tokens, in the order of the file.
         vectors: [tokens, width].
+        padding: the id of the token for which the embedding passes on no gradient, as torch's `padding_idx`.
     """
 
     indices: Tensor
 
-    def __init__(self, indices: Sequence[int], vectors: Tensor) -> None:
+    def __init__(self, indices: Sequence[int], vectors: Tensor, padding: int | None = None) -> None:
         super().__init__()
         self.vectors = nn.Parameter(vectors)
+        self.padding_row = list(indices).index(padding) if padding is not None and padding in indices else None
         self.register_buffer("indices", torch.tensor(indices, device=vectors.device), persistent=False)
 
     def embed(self, ids: Tensor, embedded: Tensor, scale: Tensor | float) -> Tensor:
@@ -48,7 +50,7 @@ class TokenVectors(nn.Module):
         order = self.indices.argsort()
         place = torch.searchsorted(self.indices[order], ids).clamp(max=len(order) - 1)
         number = order[place]
-        own = F.embedding(number, self.vectors).to(embedded.dtype) * scale
+        own = F.embedding(number, self.vectors, self.padding_row).to(embedded.dtype) * scale
         return torch.where((self.indices[number] == ids)[..., None], own, embedded)
 
     def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
@@ -120,7 +122,8 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
 def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str, TokenVectors]:
     """Return the vectors of tokens by the names of their layers, with the base's values.
 
-    Layers that share a weight share the vectors, unless their lists of tokens differ.
+    Layers that share a weight share the vectors, unless their lists of tokens differ. So does an output head with a
+    quantised copy of the embedding: its logits of these tokens are then computed from the vectors as they are.
 
     Raises:
         TsugikiError: as for `find_tokens`.
@@ -133,8 +136,10 @@ def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str
             continue
         weight = cast(Tensor, layers[name].weight)
         rows = weight[torch.tensor(indices, device=weight.device)].detach()
-        vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True))
-        for other in (weight_name.removesuffix(".weight") for weight_name in shared.get(f"{name}.weight", ())):
+        padding = getattr(layers[name], "padding_idx", None)
+        vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True), padding)
+        others = [weight_name.removesuffix(".weight") for weight_name in shared.get(f"{name}.weight", ())]
+        for other in (*others, *quantized_copies(model, f"{name}.weight")):
             if other not in vectors and list(chosen.get(other, indices)) == list(indices):
                 vectors[other] = vectors[name]
     return vectors

@@ -43,7 +43,8 @@ def unwrapped_to_graft(model: nn.Module) -> nn.Module:
     """Return the model inside of `torch.compile`, which compiles it again after its layers have changed.
 
     Raises:
-        TsugikiError: the model is in another wrapper; the message says what to graft instead.
+        TsugikiError: the model is in another wrapper, or PEFT has put an adapter into it; the message says what to
+            graft instead.
     """
     while (attribute := _held_in(model)) is not None:
         if attribute in _WHY_NOT:
@@ -53,7 +54,20 @@ def unwrapped_to_graft(model: nn.Module) -> nn.Module:
                 )
             )
         model = getattr(model, attribute)
+    of_peft = [path for path, module in model.named_modules() if _is_of_peft(type(module))]
+    if of_peft:
+        raise TsugikiError(
+            _(
+                "this {kind} holds an adapter of PEFT (in {path}), which would be missing in what is saved; load the "
+                "base itself, and the adapter by load_adapter(model, folder), or merge the adapter into the base with "
+                "PEFT (PeftModel.from_pretrained(base, folder).merge_and_unload())"
+            ).format(kind=type(model).__name__, path=of_peft[0])
+        )
     return model
+
+
+def _is_of_peft(kind: type) -> bool:
+    return any(parent.__module__.startswith("peft.") for parent in kind.__mro__)
 
 
 def _held_in(model: nn.Module) -> str | None:

@@ -42,6 +42,7 @@ from tsugiki.base.context import text_config
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
+from tsugiki.lora.config import LARGEST_FACTOR
 from tsugiki.lora.frozen_layer import features, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.masks import dropout
@@ -70,7 +71,6 @@ NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 """The activation functions, by AdapterHub's names."""
 _MIN_REDUCTION = 1 / 64  # a bottleneck that is 64 times as wide as the model
-_MAX_SCALING = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,11 @@ class BottleneckConfig:
                     init_weights=self.init_weights, known=", ".join(get_args(Initialisation))
                 )
             )
-        if not isinstance(self.scaling, int | float) or not abs(self.scaling) <= _MAX_SCALING:
+        if not isinstance(self.scaling, int | float) or not abs(self.scaling) <= LARGEST_FACTOR:
             raise TsugikiError(
-                _("scaling is {scaling!r}; it must be a number in the range of float32").format(scaling=self.scaling)
+                _("scaling is {scaling!r}; its absolute value must be at most {largest:,.0f}").format(
+                    scaling=self.scaling, largest=LARGEST_FACTOR
+                )
             )
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise TsugikiError(

@@ -65,7 +65,7 @@ from tsugiki.lora.parameters import is_transposed, parameter_pair_shapes
 from tsugiki.lora.patterns import name_pattern
 from tsugiki.lora.peft_names import named_like_experts
 from tsugiki.lora.saved_modules import names_for_file, saved_in_file, saved_tensors
-from tsugiki.lora.shared_parameters import shared_parameters
+from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.lora.swap import Undo, replace_parameter, undo_all
 from tsugiki.lora.targets import (
     base_modules,
@@ -211,6 +211,14 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
         keys = [key for shared_name in frozen for key in parameter_keys(shared_name) if key in file_tensors]
         if keys and not weight.is_meta and not equal_when_rounded(weight, file_tensors[keys[0]]):
             check_shapes({keys[0]: weight.shape}, file_tensors)
+            quantized = quantized_copies(model, name)
+            if quantized:
+                raise TsugikiError(
+                    _(
+                        "the file has other weights for {path}, of which {head} has a quantised copy; load the base "
+                        "unquantised"
+                    ).format(path=path, head=quantized[0])
+                )
             copies |= dict.fromkeys(frozen, nn.Parameter(file_tensors[keys[0]].to(weight), requires_grad=False))
     return copies
 

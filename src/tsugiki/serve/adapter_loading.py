@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.files import content_digest, map_weights, read_adapter_config
-from tsugiki.adapters.format import read_adapter, warn_of_another_name
+from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.vocabulary import words_for
 from tsugiki.errors import TsugikiError
@@ -49,7 +49,7 @@ def load_served(model: "PreTrainedModel", folder: Path, key: str, allow_base_mis
     config = read_adapter_config(folder)
     add_adapter(model, read_adapter(model, folder, config, allow_base_mismatch=allow_base_mismatch), key)
     if not allow_base_mismatch:
-        warn_of_another_name(model, folder)
+        warn_of_unknown_base(model, folder)
     return _batch_mode(model, key)
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from tests.adapters.algebra.test_truncate import updates
 from tests.tiny import ids, logits, relative_error, save_tiny
@@ -192,6 +194,19 @@ def test_models_that_are_no_pair(base: str, tmp_path: Path):
         extract(norm, base, 4, ["q_proj"])
     with pytest.raises(TsugikiError, match="r is 0"):
         extract(norm, base, 0)
+
+
+def test_another_config_is_said(tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "llama")
+    tuned = changed(base, tmp_path / "tuned", "model.layers.0.self_attn.q_proj.weight")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extract(tuned, base, 2)
+    config = AutoConfig.from_pretrained(tuned)
+    config.rope_parameters["rope_theta"] = 5e5
+    config.save_pretrained(tuned)
+    with pytest.warns(UserWarning, match=r"rope_parameters.rope_theta is 500000.0 and 10000.0"):
+        extract(tuned, base, 2)
 
 
 @pytest.mark.parametrize(

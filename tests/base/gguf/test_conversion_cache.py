@@ -177,11 +177,23 @@ def test_a_damaged_folder_is_converted_again(path: Path, file: str, count: list[
     content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / file).write_bytes(content)
-    with pytest.warns(UserWarning, match=f"damaged: {file} has changed.*converted again"):
+    with pytest.warns(UserWarning, match=f"{file} (has changed|cannot be read).*converted again"):
         assert converted_folder(path) == folder
     assert len(count) == 2
     assert converted_folder(path) == folder
     assert len(count) == 2
+
+
+def test_a_folder_of_another_file_is_converted_again(path: Path, tmp_path: Path, count: list[Path]):
+    own = converted_folder(path)
+    expected = logits(load_model(str(path)))
+    foreign = converted_folder(write_gguf(tmp_path / "other.gguf", base(seed=1), Kind.Q8_0))
+    shutil.rmtree(own)
+    shutil.copytree(foreign, own)
+    conversion_cache._check.cache_clear()
+    with pytest.warns(UserWarning, match=f"{own.name} holds another model; it is converted again"):
+        assert torch.equal(logits(load_model(str(path))), expected)
+    assert count == [path, tmp_path / "other.gguf", path]
 
 
 def test_what_another_version_converted_is_replaced(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -204,9 +216,13 @@ def test_leftovers_of_killed_processes_are_removed_after_a_day(path: Path, cache
 
 def test_damaged_cached_digests_are_computed_again(path: Path, cache: Path):
     first = converted_folder(path)
-    for known in (cache / "known").iterdir():
-        known.write_text("{")
-    assert converted_folder(path) == first
+    (known,) = (cache / "known").iterdir()
+    content = known.read_text()
+    digit = content.index(first.name[:8])
+    changed = f"{content[:digit]}{'1' if content[digit] == '0' else '0'}{content[digit + 1 :]}"
+    for damaged in ("{", changed):
+        known.write_text(damaged)
+        assert converted_folder(path) == first
 
 
 def test_patched_packages_are_restored(path: Path, tmp_path: Path):

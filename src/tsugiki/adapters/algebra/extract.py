@@ -8,6 +8,7 @@ models are read from their files tensor by tensor, so only one layer of each is 
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from tsugiki.adapters.algebra.matrices import best_factors
 from tsugiki.adapters.algebra.truncate import RankReduction
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.adapters.metadata import BaseReference
-from tsugiki.base.identity import named_identity
+from tsugiki.base.identity import named_identity, named_settings, why_different
 from tsugiki.base.inference import seeded
 from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import LazyTensors, map_keys
@@ -72,6 +73,8 @@ def extract(
 ) -> Extraction:
     """Return the adapter with which `base` comes closest to `finetuned`. The result is deterministic.
 
+    A warning says if their configs differ, such as in the base of the rotary positions.
+
     A shared weight, such as that of an embedding and an output head, is captured completely only if all layers that use
     it are targeted, because an adapter has a separate update for each layer.
 
@@ -122,9 +125,22 @@ def extract(
         target_modules=shortest_target_modules(model, config, {path: targets[path] for path in layers}),
         fan_in_fan_out=any(is_conv1d(targets[path]) for path in layers),
     )
+    _warn_of_other_settings(finetuned, base)
     reference = BaseReference(name=base, **dict(named_identity(base)))
     unchanged = [path for path in targets if path not in layers]
     return Extraction(LoraWeights(config, layers, {}, reference, "CAUSAL_LM"), kept, unchanged, not_captured)
+
+
+def _warn_of_other_settings(finetuned: str, base: str) -> None:
+    why = why_different(named_settings(finetuned), named_settings(base))
+    if why:
+        warnings.warn(
+            _(
+                "an adapter changes weights only, so with this one {base} computes something else than {finetuned}: "
+                "{why}"
+            ).format(base=base, finetuned=finetuned, why=why),
+            stacklevel=3,
+        )
 
 
 class _StoredModel:

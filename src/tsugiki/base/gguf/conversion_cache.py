@@ -25,12 +25,11 @@ from pathlib import Path
 from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder, write_settings
 from tsugiki.base.gguf.file import GgufHeader
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import DAY, make_folder, new_folder, remove_leftovers
-from tsugiki.io.cache import cache_folder
+from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
+from tsugiki.io.cache import cache_folder, read_kept, write_kept
 from tsugiki.io.digests import combined_digest, sha256, tensor_digest
 from tsugiki.io.file_state import file_state
 from tsugiki.io.formatting import format_size
-from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
 from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
@@ -90,7 +89,8 @@ def _is_intact(folder: Path) -> bool:
 @functools.lru_cache(maxsize=8)
 def _check(folder: Path, inode: int) -> None:
     """Compare a folder with its manifest; if it is intact, later calls do not compare it again."""
-    read_manifest(folder)
+    if read_manifest(folder).get("folder") != folder.name:
+        raise TsugikiError(_("{folder} holds another model").format(folder=folder))
 
 
 def gguf_fingerprint(path: Path) -> str:
@@ -104,15 +104,14 @@ def gguf_fingerprint(path: Path) -> str:
 
 def _digests(path: Path) -> dict[str, str]:
     """Return the digest of the whole `file` and the digest of its `tensors`; both are cached."""
-    cached = cache_folder("gguf") / "known" / f"{_identity(path)}.json"
+    key = _identity(path)
+    cached = cache_folder("gguf") / "known" / f"{key[:32]}.json"
+    stored: dict[str, str] | None = read_kept(cached, key)
+    if stored is not None:
+        return stored
+    digests = _compute_digests(path, read_model_header(path))
     try:
-        stored = read_json(cached)
-        return {name: stored[name] for name in ("file", "tensors")}
-    except (TsugikiError, KeyError):
-        digests = _compute_digests(path, read_model_header(path))
-    try:
-        make_folder(cached.parent)
-        write_json(cached, digests)
+        write_kept(cached, key, digests)
     except TsugikiError as error:
         raise _write_error(error) from error
     return digests
@@ -126,7 +125,7 @@ def _identity(path: Path) -> str:
         raise TsugikiError(
             _("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error)
         ) from error
-    return sha256([repr(state).encode()]).removeprefix("sha256:")[:32]
+    return sha256([repr(state).encode()]).removeprefix("sha256:")
 
 
 def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
@@ -162,7 +161,7 @@ def _new_folder(path: Path, folder: Path) -> Iterator[Path]:
     try:
         with new_folder(folder, replace=True) as temporary:
             yield temporary
-            write_manifest(temporary, {"file": path.name})
+            write_manifest(temporary, {"folder": folder.name, "file": path.name})
     except TsugikiError as error:
         raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
     _remove_outdated(path, folder)
