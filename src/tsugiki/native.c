@@ -31,7 +31,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 8; }
+EXPORT int64_t interface_version(void) { return 9; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -401,69 +401,90 @@ GGUF(gguf_float32, float, to_float)
 GGUF(gguf_bfloat16, uint16_t, to_bfloat16)
 
 /* Dot product of a and x, always summed in the same order. */
-#define DOT(NAME, TYPE, FROM)                                                                                         \
-    static inline float NAME(const float *a, const TYPE *x, int64_t n) {                                              \
-        float parts[PARTS] = {0}, sum = 0;                                                                            \
-        int64_t whole = n - n % PARTS;                                                                                \
-        for (int64_t i = 0; i < whole; i += PARTS)                                                                    \
-            for (int k = 0; k < PARTS; k++) parts[k] += a[i + k] * FROM(x[i + k]);                                    \
-        for (int k = 0; k < PARTS; k++) sum += parts[k];                                                              \
-        for (int64_t i = whole; i < n; i++) sum += a[i] * FROM(x[i]);                                                 \
-        return sum;                                                                                                   \
-    }
+static inline float dot(const float *a, const float *x, int64_t n) {
+    float parts[PARTS] = {0}, sum = 0;
+    int64_t whole = n - n % PARTS;
+    for (int64_t i = 0; i < whole; i += PARTS)
+        for (int k = 0; k < PARTS; k++) parts[k] += a[i + k] * x[i + k];
+    for (int k = 0; k < PARTS; k++) sum += parts[k];
+    for (int64_t i = whole; i < n; i++) sum += a[i] * x[i];
+    return sum;
+}
 
-DOT(dot_float32, float, from_float)
-DOT(dot_bfloat16, uint16_t, from_bfloat16)
+/* The products of eight rows of B [8, r] with `low`, where 8 divides r: in eight parts, which are then added. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define HAS_EIGHT 1
+typedef float Floats __attribute__((vector_size(32)));
+INLINE void eight(const float *B, const float *low, int64_t r, float *sum) {
+    Floats part[8] = {{0}}, b, l;
+    for (int row = 0; row < 8; row++)
+        for (int64_t k = 0; k < r; k += 8) {
+            memcpy(&b, B + row * r + k, 32);
+            memcpy(&l, low + k, 32);
+            part[row] += b * l;
+        }
+    for (int i = 0; i < 4; i++)
+        part[i] = __builtin_shufflevector(part[2 * i], part[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
+                  __builtin_shufflevector(part[2 * i], part[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    for (int i = 0; i < 2; i++)
+        part[i] = __builtin_shufflevector(part[2 * i], part[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+                  __builtin_shufflevector(part[2 * i], part[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+    part[0] = __builtin_shufflevector(part[0], part[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+              __builtin_shufflevector(part[0], part[1], 4, 5, 6, 7, 12, 13, 14, 15);
+    memcpy(sum, part, 32);
+}
+#else
+#define HAS_EIGHT 0
+#define eight(B, low, r, sum)
+#endif
 
 #define MOST_RANKS 1024
+#define COLUMNS 1024 /* of x that are converted at once */
 
 /* `add_low_rank`: y [rows, out] += scaling x A^T B^T, with x [rows, in], A [r, in], B [out, r] and r <= MOST_RANKS. */
-#define LOW_RANK_ADDED(NAME, TYPE, FROM, TO, DOT_X)                                                                   \
+#define LOW_RANK_ADDED(NAME, TYPE, FROM, TO)                                                                          \
     EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t r, const float *A,            \
                           const float *B, double scaling, TYPE *y) {                                                  \
-        float low[MOST_RANKS];                                                                                        \
+        float low[MOST_RANKS], columns[COLUMNS], sum[8];                                                              \
+        int64_t whole = HAS_EIGHT && r % 8 == 0 ? out / 8 * 8 : 0;                                                    \
         for (int64_t row = 0; row < rows; row++, x += in, y += out) {                                                 \
-            for (int64_t k = 0; k < r; k++) low[k] = (float)scaling * DOT_X(A + k * in, x, in);                       \
-            for (int64_t i = 0; i < out; i++) y[i] = TO(FROM(y[i]) + dot_float32(B + i * r, low, r));                 \
+            for (int64_t k = 0; k < r; k++) low[k] = 0;                                                               \
+            for (int64_t start = 0; start < in; start += COLUMNS) {                                                   \
+                int64_t n = in - start < COLUMNS ? in - start : COLUMNS;                                              \
+                for (int64_t i = 0; i < n; i++) columns[i] = FROM(x[start + i]);                                      \
+                for (int64_t k = 0; k < r; k++) low[k] += dot(A + k * in + start, columns, n);                        \
+            }                                                                                                         \
+            for (int64_t k = 0; k < r; k++) low[k] *= (float)scaling;                                                 \
+            for (int64_t i = 0; i < whole; i += 8) {                                                                  \
+                if (r == 8) /* the compiler knows the size */                                                         \
+                    eight(B + i * 8, low, 8, sum);                                                                    \
+                else                                                                                                  \
+                    eight(B + i * r, low, r, sum);                                                                    \
+                for (int k = 0; k < 8; k++) y[i + k] = TO(FROM(y[i + k]) + sum[k]);                                   \
+            }                                                                                                         \
+            for (int64_t i = whole; i < out; i++) y[i] = TO(FROM(y[i]) + dot(B + i * r, low, r));                     \
         }                                                                                                             \
     }
 
-LOW_RANK_ADDED(low_rank_added_float32, float, from_float, to_float, dot_float32)
-LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16, dot_bfloat16)
+LOW_RANK_ADDED(low_rank_added_float32, float, from_float, to_float)
+LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
-/* `rows_product` of lora/row_products.py for few tokens: y [groups * rows, out] += x A^T B, each group of rows with its
-   A [rank, in] and B [rank, out]; A is null for the base. */
-#define ROWS_ADDED(NAME, TYPE, FROM, TO)                                                                              \
-    static inline float NAME##_dot(const TYPE *a, const TYPE *x, int64_t n) {                                         \
-        float parts[PARTS] = {0}, sum = 0;                                                                            \
-        int64_t whole = n - n % PARTS;                                                                                \
-        for (int64_t i = 0; i < whole; i += PARTS)                                                                    \
-            for (int k = 0; k < PARTS; k++) parts[k] += FROM(a[i + k]) * FROM(x[i + k]);                              \
-        for (int k = 0; k < PARTS; k++) sum += parts[k];                                                              \
-        for (int64_t i = whole; i < n; i++) sum += FROM(a[i]) * FROM(x[i]);                                           \
-        return sum;                                                                                                   \
-    }                                                                                                                 \
-    INLINE void NAME##_columns(const float *low, int64_t rank, const TYPE *b, int64_t out, int64_t n, TYPE *y) {      \
-        float sum[64] = {0};                                                                                          \
-        for (int64_t k = 0; k < rank; k++)                                                                            \
-            for (int64_t i = 0; i < n; i++) sum[i] += low[k] * FROM(b[k * out + i]);                                  \
-        for (int64_t i = 0; i < n; i++) y[i] = TO(FROM(y[i]) + sum[i]);                                               \
-    }                                                                                                                 \
-    EXPORT FAST void NAME(const TYPE *x, int64_t groups, int64_t rows, int64_t in, int64_t out, const TYPE **A,       \
-                          const TYPE **B, const int64_t *ranks, TYPE *y) {                                            \
-        float low[MOST_RANKS];                                                                                        \
-        for (int64_t row = 0; row < groups * rows; row++, x += in, y += out) {                                        \
-            const TYPE *a = A[row / rows], *b = B[row / rows];                                                        \
-            int64_t rank = ranks[row / rows], start = 0;                                                              \
-            if (a == 0) continue;                                                                                     \
-            for (int64_t k = 0; k < rank; k++) low[k] = NAME##_dot(a + k * in, x, in);                                \
-            for (; start + 64 <= out; start += 64) NAME##_columns(low, rank, b + start, out, 64, y + start);          \
-            NAME##_columns(low, rank, b + start, out, out - start, y + start);                                        \
+/* `rows_product` of lora/row_products.py for few tokens: the same for each group of rows, with its factors and scaling.
+   `table` has the address of A, the address of B, the rank and, as a double, the scaling of each group, [4, groups]; A is
+   null for the base. */
+#define ROWS_ADDED(NAME, TYPE, LOW_RANK)                                                                              \
+    EXPORT void NAME(const TYPE *x, int64_t groups, int64_t rows, int64_t in, int64_t out, const int64_t *table,      \
+                     TYPE *y) {                                                                                       \
+        for (int64_t g = 0; g < groups; g++, x += rows * in, y += rows * out) {                                       \
+            const float *A = (const float *)(intptr_t)table[g], *B = (const float *)(intptr_t)table[groups + g];      \
+            double scaling;                                                                                           \
+            memcpy(&scaling, table + 3 * groups + g, 8);                                                              \
+            if (A != 0) LOW_RANK(x, rows, in, out, table[2 * groups + g], A, B, scaling, y);                          \
         }                                                                                                             \
     }
 
-ROWS_ADDED(rows_added_float32, float, from_float, to_float)
-ROWS_ADDED(rows_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
+ROWS_ADDED(rows_added_float32, float, low_rank_added_float32)
+ROWS_ADDED(rows_added_bfloat16, uint16_t, low_rank_added_bfloat16)
 
 /* `rms_norm` of fast/norms.py: y [rows, n] = x / sqrt(mean of x^2 + eps) * (offset + weight). */
 #define RMS_NORM(NAME, TYPE, FROM, TO)                                                                                \

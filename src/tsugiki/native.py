@@ -29,7 +29,7 @@ _SIGNATURES = {
     "nf4_codes": "pnnnppp",
     "gguf": "pnnnpp",
     "low_rank_added": "pnnnnppdp",
-    "rows_added": "pnnnnpppp",
+    "rows_added": "pnnnnpp",
     "rms_norm": "pnnpddp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
@@ -37,7 +37,7 @@ _SIGNATURES = {
     "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 8
+_VERSION = 9
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}

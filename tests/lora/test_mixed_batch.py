@@ -23,7 +23,7 @@ from tsugiki.lora.frozen_layer import oriented
 from tsugiki.lora.initialise import init_pissa_
 from tsugiki.lora.layer import new_pair, wrap
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.row_products import plain_rows, prepare_rows, rows_product
+from tsugiki.lora.row_products import RowPairs, plain_rows, rows_product
 
 NAMES = ["a", None, "c", "b", "__base__", "c"]
 
@@ -189,9 +189,9 @@ def test_the_products_of_rows_equal_the_definition(
     with torch.no_grad():
         y = layer.base_layer(x)
         wanted = plain_rows(layer, pairs, x, y)
-        compiled = rows_product(layer, prepare_rows(layer, pairs, x), x, y.clone())
+        compiled = rows_product(layer, RowPairs(pairs), x, y.clone())
         monkeypatch.setattr(row_products, "native_for", lambda kind, tensor: None)
-        stacked = rows_product(layer, prepare_rows(layer, pairs, x), x, y.clone())
+        stacked = rows_product(layer, RowPairs(pairs), x, y.clone())
     tolerance = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 4e-2}[dtype]
     for found in (compiled, stacked):
         assert found.dtype == wanted.dtype == dtype

@@ -150,13 +150,16 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _known_spans(mask: Tensor | None) -> Tensor | None:
-    """Return `causal_spans`, computed once for all layers that get this mask, and again if its values have changed."""
-    if mask is None or mask.is_inference():  # an inference tensor has no version, by which a change is noticed
-        return causal_spans(mask)
-    version, spans = getattr(mask, "_tsugiki_spans", (None, None))
-    if version != mask._version:
+    """Return `causal_spans`, computed once for all layers that get this mask, and again if its values have changed.
+
+    The values are compared with a copy: torch does not count the changes that are made through `.data` or NumPy.
+    """
+    if mask is None:
+        return None
+    copy, spans = getattr(mask, "_tsugiki_spans", (None, None))
+    if copy is None or not torch.equal(mask, copy):
         spans = causal_spans(mask)
-        mask._tsugiki_spans = mask._version, spans  # type: ignore[attr-defined]
+        mask._tsugiki_spans = mask.clone(), spans  # type: ignore[attr-defined]
     return spans
 
 

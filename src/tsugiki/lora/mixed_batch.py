@@ -30,8 +30,7 @@ from tsugiki.lora.frozen_layer import is_hooked
 from tsugiki.lora.graft import BASE_ROW
 from tsugiki.lora.graft_state import Graft, find_adapter, require_state
 from tsugiki.lora.layer import Grafted, LoraLinear
-from tsugiki.lora.pair import LowRank
-from tsugiki.lora.row_products import PairsState, RowPairs, is_like, plain_rows, prepare_rows, rows_product
+from tsugiki.lora.row_products import RowPairs, plain_rows, rows_product
 from tsugiki.lora.swap import Undo, replace_forward
 from tsugiki.lora.switch import detach_adapter, disable_adapter
 from tsugiki.lora.wrappers import unwrapped
@@ -67,8 +66,7 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
         try:
             state.mixed_rows = rows
             rows.attach(state.attached)
-            with rows.checked_in_each_pass(model):
-                yield
+            yield
         finally:
             detach_adapter(state)
             state.mixed_rows = outer
@@ -79,40 +77,6 @@ class RowAdapters:
     """The grafted layers of a model, each with the pairs of the rows."""
 
     layers: list[tuple[Grafted, "LayerRowAdapters"]]
-    pairs: list[LowRank]
-    """The pairs of all layers, each once."""
-    state: PairsState | None = None
-    """The values of the pairs in the last forward pass of the model."""
-
-    @contextmanager
-    def checked_in_each_pass(self, model: nn.Module) -> Iterator[None]:
-        """Within the block, check at the beginning of each forward pass of the model whether a pair has changed.
-
-        That is faster than a check in each layer. A layer that is called by itself still checks its own pairs.
-        """
-        hooks = [
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._end, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _begin(self, *_: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if self.state is None or not self.state.is_present(self.pairs):
-            self.state = PairsState.of(self.pairs)
-            for _layer, rows in self.layers:
-                rows.prepared = None
-        for _layer, rows in self.layers:
-            rows.is_checked = True
-
-    def _end(self, *_: Any) -> None:
-        for _layer, rows in self.layers:
-            rows.is_checked = False
 
     def attach(self, undo: list[Undo]) -> None:
         """Let the layers compute each row with its pair; functions that undo this are appended to `undo`."""
@@ -128,34 +92,9 @@ class LayerRowAdapters:
     """The layer's name."""
     names: int
     """The number of adapter names that `mixed_batch` got."""
-    pairs: list[LowRank | None]
-    """The pair of each group of neighbouring rows, all of the same size; None: the base."""
-    distinct: list[LowRank]
-    """The pairs, each once."""
+    pairs: RowPairs
     thread: int = field(default_factory=get_ident)
     """The thread that is in the block."""
-    is_checked: bool = False
-    """Whether a forward pass of the model is running, at the beginning of which the pairs were checked."""
-    prepared: RowPairs | None = None
-    """The pairs in the dtype of the layer's input; None before the first use."""
-    like: Tensor | None = None
-    """An empty tensor with the dtype and the device of the input for which the pairs were prepared."""
-    state: PairsState | None = None
-    """The values of the pairs when they were prepared."""
-
-    def prepare(self, layer: LoraLinear, x: Tensor) -> RowPairs:
-        """Return the pairs in the dtype of x; they are prepared again if one has changed."""
-        present, like = self.prepared, self.like
-        if present is None or like is None or not is_like(like, x):
-            return self._prepare(layer, x)
-        if not self.is_checked and (self.state is None or not self.state.is_present(self.distinct)):
-            return self._prepare(layer, x)
-        return present
-
-    def _prepare(self, layer: LoraLinear, x: Tensor) -> RowPairs:
-        self.prepared, self.like = prepare_rows(layer, self.pairs, x), x.new_empty(0)
-        self.state = PairsState.of(self.distinct)  # after pairs were moved to the device of x
-        return self.prepared
 
 
 def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAdapters:
@@ -180,9 +119,8 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAda
             )
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
-        distinct = list(dict.fromkeys(pair for pair in pairs if pair is not None))
-        layers.append((layer, LayerRowAdapters(path, len(names), pairs, distinct)))
-    return RowAdapters(layers, list(dict.fromkeys(pair for _layer, rows in layers for pair in rows.distinct)))
+        layers.append((layer, LayerRowAdapters(path, len(names), RowPairs(pairs))))
+    return RowAdapters(layers)
 
 
 def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
@@ -236,10 +174,10 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     if y.requires_grad:
         raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))
     if compiling or not isinstance(layer, LoraLinear) or not layer.fused or x.dtype != y.dtype:
-        return plain_rows(layer, rows.pairs, x, y)
+        return plain_rows(layer, rows.pairs.pairs, x, y)
     if is_hooked(layer.base_layer):
-        return plain_rows(layer, rows.pairs, x, y)
-    return rows_product(layer, rows.prepare(layer, x), x, y.contiguous())
+        return plain_rows(layer, rows.pairs.pairs, x, y)
+    return rows_product(layer, rows.pairs, x, y.contiguous())
 
 
 @torch.no_grad()

@@ -10,17 +10,20 @@ tokens, the pairs are stacked, with smaller ranks padded with zeros, and multipl
 
 with x [groups, tokens, in], A [groups, r, in], B [groups, out, r] and y [groups, tokens, out].
 
-Nothing is added to rows of the base, so they are bit-identical to the output of the frozen layer. A DoRA pair also
-scales its rows by its factor, which is computed once (see `dora`).
+Each call reads the factors anew, so a pair may change between two calls in any way: torch does not count the changes
+that a fused optimiser or a write through `.data` or NumPy makes. Only DoRA's factor is kept, with copies of the numbers
+from which it was computed.
+
+Nothing is added to rows of the base, so they are bit-identical to the output of the frozen layer.
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import chain, groupby
-from operator import attrgetter, is_
-from weakref import WeakKeyDictionary
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,65 +38,39 @@ from tsugiki.native import native_for
 
 
 @dataclass(frozen=True)
-class RowPair:
-    """A pair as the products use it, in the dtype and on the device of the layer's input."""
+class Places:
+    """Where the C function finds the factors of the groups of rows."""
 
-    A: Tensor
-    """[r, in], contiguous."""
-    B: Tensor
-    """The transposed B, multiplied by the scaling, [r, out], contiguous."""
-    magnitude_delta: Tensor | None
-    """DoRA's g - 1, [out]. None without DoRA."""
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The pairs of neighbouring groups of rows, stacked; each of the groups has a pair."""
-
-    groups: slice
-    A: Tensor
-    """[groups, r, in]"""
-    B: Tensor
-    """[groups, r, out]"""
-    magnitude_delta: Tensor | None
-    """DoRA's g - 1, [groups, 1, out]; 0 for a pair without DoRA. None if no pair has DoRA."""
+    state: list[float]
+    """The addresses, the sizes and the scalings of the factors for which the table was made."""
+    table: bytes
+    """The address of A, the address of B, the rank and the scaling of each group, [4, groups]; 0 for the base."""
+    size: int | None
+    """The number of elements of all factors; None if the C function cannot read one of them."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowPairs:
-    """The pairs of the groups of rows of a layer, prepared for `rows_product`."""
+    """The pairs of the groups of rows of a layer."""
 
-    pairs: Sequence[RowPair | None]
-    """The pair of each group; None: the base."""
+    pairs: Sequence[LowRank | None]
+    """The pair of each group of neighbouring rows, all of the same size; None: the base."""
+    distinct: list[LowRank] = field(init=False)
+    """The pairs, each once."""
+    parameters: list[dict[str, Any]] = field(init=False)
+    """Their parameters by name."""
+    with_dora: list[tuple[int, LowRank]] = field(init=False)
+    """The groups whose pairs have DoRA."""
+    places: Places | None = None
+    """Where the factors were in the last call of the C function."""
+    excesses: dict[LowRank, tuple[list[Tensor], Tensor]] = field(default_factory=dict)
+    """Of each pair with DoRA: copies of its parameters, and g - 1 for these, [out]."""
 
-    @cached_property
-    def stacks(self) -> list[Stack]:
-        """Each run of groups that have pairs, stacked."""
-        stacks = []
-        for has_pair, run in groupby(enumerate(self.pairs), lambda numbered: numbered[1] is not None):
-            numbers, pairs = zip(*run, strict=True)
-            if has_pair:
-                stacks.append(_stack(pairs, slice(numbers[0], numbers[-1] + 1)))
-        return stacks
-
-    @cached_property
-    def table(self) -> Tensor:
-        """The address of A, the address of B and the rank of each group, int64 [3, groups]; 0 for the base."""
-        values = [(pair.A.data_ptr(), pair.B.data_ptr(), len(pair.A)) if pair else (0, 0, 0) for pair in self.pairs]
-        return torch.tensor(values).T.contiguous()
-
-    @cached_property
-    def addresses(self) -> tuple[int, ...]:
-        """The addresses of the rows of `table`, for the C function."""
-        return tuple(row.data_ptr() for row in self.table)
-
-    @cached_property
-    def native_size(self) -> int | None:
-        """The number of elements of all factors; None if the C function cannot compute a pair, as one with DoRA."""
-        found = [pair for pair in self.pairs if pair]
-        if any(pair.magnitude_delta is not None or len(pair.A) > NATIVE_RANKS for pair in found):
-            return None
-        return sum(pair.A.numel() + pair.B.numel() for pair in found)
+    def __post_init__(self) -> None:
+        self.distinct = list(dict.fromkeys(pair for pair in self.pairs if pair is not None))
+        self.parameters = [pair._parameters for pair in self.distinct]
+        numbered = [(group, pair) for group, pair in enumerate(self.pairs) if pair is not None]
+        self.with_dora = [(group, pair) for group, pair in numbered if pair.magnitude is not None]
 
 
 @torch.no_grad()
@@ -115,132 +92,101 @@ def rows_product(layer: LoraLinear, rows: RowPairs, x: Tensor, y: Tensor) -> Ten
 
     Args:
         layer: the grafted layer.
-        rows: the pairs of the groups of rows, in the dtype of x and y.
+        rows: the pairs of the groups of rows.
         x: the layer's input, [rows, …, in].
-        y: the frozen layer's output for x, [rows, …, out], contiguous; overwritten.
+        y: the frozen layer's output for x, [rows, …, out], of the dtype of x and contiguous; overwritten.
     """
     groups, into, out = len(rows.pairs), x.shape[-1], y.shape[-1]
     tokens = x.numel() // (groups * into)
-    call = _native_call(rows, x, tokens)
-    if call is not None:
+    call = native_for("rows_added", x) if tokens <= FEW_ROWS else None
+    places = _find_places(rows, into, out) if call else None
+    if call and places and _is_faster(places, tokens):
         x = x.contiguous()
-        call(x.data_ptr(), groups, tokens, into, out, *rows.addresses, y.data_ptr())
-        return y
-    _add_stacks(layer, rows.stacks, x.reshape(groups, tokens, into), y.view(groups, tokens, out))
+        call(x.data_ptr(), groups, tokens, into, out, places.table, y.data_ptr())
+    else:
+        _add_stacks(rows.pairs, x.reshape(groups, tokens, into), y.view(groups, tokens, out))
+    if rows.with_dora:
+        _rescale(layer, rows, y)
     return y
 
 
+def _find_places(rows: RowPairs, into: int, out: int) -> Places:
+    """Return where the factors are now.
+
+    This runs for each layer and each token, so the comparison with the last call is made of few calls of Python.
+    """
+    factors: list[Tensor] = [parameters[name] for parameters in rows.parameters for name in ("A", "B")]
+    state = [*map(Tensor.data_ptr, factors), *map(_nbytes, factors), *[pair.scaling for pair in rows.distinct]]
+    if rows.places is None or rows.places.state != state:
+        fits = not any(parameters["A0"] is not None for parameters in rows.parameters)  # PiSSA's factors are sums
+        found: dict[LowRank | None, tuple[float, ...]] = {None: (0, 0, 0, 0.0)}
+        for pair, A, B in zip(rows.distinct, factors[::2], factors[1::2], strict=True):
+            fits = fits and _can_read(A, B, into, out)
+            found[pair] = A.data_ptr(), B.data_ptr(), len(A), pair.scaling
+        groups, columns = len(rows.pairs), zip(*[found[pair] for pair in rows.pairs], strict=True)
+        table = struct.pack(f"={3 * groups}q{groups}d", *chain.from_iterable(columns))
+        size = sum(found[pair][2] for pair in rows.pairs) * (into + out)
+        rows.places = Places(state, table, int(size) if fits else None)
+    return rows.places
+
+
+_nbytes = attrgetter("nbytes")
+
+
+def _can_read(A: Tensor, B: Tensor, into: int, out: int) -> bool:
+    """Return whether the C function can read A [r, in] and B [out, r]."""
+    fits = A.shape[1:] == (into,) and B.shape == (out, len(A)) and len(A) <= NATIVE_RANKS
+    return fits and all(t.is_cpu and t.dtype == torch.float32 and t.is_contiguous() for t in (A, B))
+
+
+def _is_faster(places: Places, tokens: int) -> bool:
+    """Return whether the C function, which uses one thread, can be used and is not slower than torch."""
+    return places.size is not None and (tokens * places.size <= NATIVE_SIZE or torch.get_num_threads() == 1)
+
+
 @torch.no_grad()
-def _add_stacks(layer: LoraLinear, stacks: Sequence[Stack], inputs: Tensor, outputs: Tensor) -> None:
-    """Compute `rows_product` with stacked pairs, for inputs [groups, tokens, in] and outputs [groups, tokens, out]."""
+def _add_stacks(pairs: Sequence[LowRank | None], inputs: Tensor, outputs: Tensor) -> None:
+    """Add the low-rank products of stacked pairs, for inputs [groups, tokens, in] and outputs [groups, tokens, out]."""
+    for has_pair, run in groupby(enumerate(pairs), lambda numbered: numbered[1] is not None):
+        numbers, found = zip(*run, strict=True)
+        if has_pair:
+            groups = slice(numbers[0], numbers[-1] + 1)
+            A, B = _stack(found, inputs)
+            outputs[groups].baddbmm_(torch.bmm(inputs[groups], A.mT), B)
+
+
+def _stack(pairs: Sequence[LowRank], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A [groups, r, in] and s Bᵀ [groups, r, out], in the dtype of `like` and on its device."""
+    for pair in pairs:
+        if pair.A.device != like.device:
+            pair.to(like.device)
+    factors = [pair.factors() for pair in pairs]
+    scaled: Sequence[Tensor] = torch._foreach_mul([B.T for _, B in factors], [pair.scaling for pair in pairs])
+    stacked = []
+    for each in ([A for A, _ in factors], scaled):
+        same = all(len(factor) == len(each[0]) for factor in each)
+        stacked.append((torch.stack([*each]) if same else pad_sequence([*each], batch_first=True)).to(like.dtype))
+    return stacked[0], stacked[1]
+
+
+@torch.no_grad()
+def _rescale(layer: LoraLinear, rows: RowPairs, y: Tensor) -> None:
+    """Multiply the rows of pairs with DoRA by g, which is computed again if a number of the pair has changed."""
     bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
-    for stack in stacks:
-        out = outputs[stack.groups]
-        low = torch.bmm(inputs[stack.groups], stack.A.transpose(1, 2))
-        out.baddbmm_(low, stack.B)
-        if stack.magnitude_delta is not None:
-            out.addcmul_(out if bias is None else out - bias, stack.magnitude_delta)
-
-
-def _native_call(rows: RowPairs, x: Tensor, tokens: int) -> Callable[..., None] | None:
-    """Return the C function if it is there and faster than torch for `tokens` tokens in each group."""
-    size = rows.native_size
-    if tokens > FEW_ROWS or size is None:
-        return None
-    if tokens * size > NATIVE_SIZE and torch.get_num_threads() > 1:  # the C function uses one thread
-        return None
-    return native_for("rows_added", x)
-
-
-@torch.no_grad()
-def prepare_rows(layer: LoraLinear, pairs: Sequence[LowRank | None], like: Tensor) -> RowPairs:
-    """Convert the pairs of the groups of rows to the dtype and the device of `like`."""
-    return RowPairs([None if pair is None else _prepare(layer, pair, like) for pair in pairs])
+    groups = y.chunk(len(rows.pairs))
+    for group, pair in rows.with_dora:
+        values = [parameter for parameter in pair._parameters.values() if parameter is not None]
+        copies, excess = rows.excesses.get(pair, (None, y))
+        if copies is None or not is_like(excess, y) or not all(map(torch.equal, values, copies)):
+            excess = (dora_factor(oriented(layer.base_layer), pair) - 1).to(y.dtype)
+            rows.excesses[pair] = [value.clone() for value in values], excess
+        adapted = groups[group]
+        adapted.addcmul_(adapted if bias is None else adapted - bias, excess)
 
 
 def is_like(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same dtype and device."""
     return one.dtype == other.dtype and one.device == other.device
-
-
-@dataclass(frozen=True)
-class PairsState:
-    """The state of some pairs when they were prepared, to detect a change.
-
-    It is checked for every new token, so the check is made of few calls of Python.
-    """
-
-    scalings: list[float]
-    parameters: list[Tensor | None]
-    """All parameters of all pairs."""
-    tensors: list[Tensor]
-    """The parameters that are not None."""
-    addresses: list[int]
-    """The addresses of their elements."""
-    versioned: list[Tensor]
-    """The parameters that count changes in place; tensors that were made in inference mode do not."""
-    versions: int
-    """The sum of these counts."""
-
-    @staticmethod
-    def of(pairs: Sequence[LowRank]) -> "PairsState":
-        """Return the present state of these pairs."""
-        parameters = _parameters(pairs)
-        tensors = [tensor for tensor in parameters if tensor is not None]
-        versioned = [tensor for tensor in tensors if not tensor.is_inference()]
-        return PairsState(
-            [pair.scaling for pair in pairs],
-            parameters,
-            tensors,
-            [*map(Tensor.data_ptr, tensors)],
-            versioned,
-            sum(map(_version, versioned)),
-        )
-
-    def is_present(self, pairs: Sequence[LowRank]) -> bool:
-        """Return whether the pairs have not changed."""
-        return (
-            [pair.scaling for pair in pairs] == self.scalings
-            and all(map(is_, _parameters(pairs), self.parameters))
-            and sum(map(_version, self.versioned)) == self.versions
-            and [*map(Tensor.data_ptr, self.tensors)] == self.addresses
-        )
-
-
-_version = attrgetter("_version")
-_prepared: "WeakKeyDictionary[LowRank, tuple[PairsState, RowPair]]" = WeakKeyDictionary()
-"""Pairs without DoRA in the dtype of the last input, so that another batch with the same adapters need not convert them
-again."""
-
-
-def _parameters(pairs: Sequence[LowRank]) -> list[Tensor | None]:
-    return [*chain.from_iterable([pair._parameters.values() for pair in pairs])]
-
-
-def _prepare(layer: LoraLinear, pair: LowRank, like: Tensor) -> RowPair:
-    if pair.A.device != like.device:
-        pair.to(like.device)
-    before = _prepared.get(pair)
-    if before is not None and is_like(before[1].A, like) and before[0].is_present([pair]):
-        return before[1]
-    A, B = pair.factors()
-    delta = None
-    if pair.magnitude is not None:
-        delta = (dora_factor(oriented(layer.base_layer), pair) - 1).to(like.dtype)
-    prepared = RowPair(A.detach().to(like.dtype).contiguous(), (pair.scaling * B.T).to(like.dtype).contiguous(), delta)
-    if delta is None:  # the factor of DoRA depends on the layer's weight as well
-        _prepared[pair] = PairsState.of([pair]), prepared
-    return prepared
-
-
-def _stack(pairs: Sequence[RowPair], groups: slice) -> Stack:
-    A, B = (pad_sequence(factors, batch_first=True) for factors in ([p.A for p in pairs], [p.B for p in pairs]))
-    deltas = [pair.magnitude_delta for pair in pairs]
-    delta = None
-    if any(one is not None for one in deltas):
-        zero = torch.zeros_like(pairs[0].B[0])
-        delta = torch.stack([zero if one is None else one for one in deltas])[:, None]
-    return Stack(groups, A, B, delta)
 
 
 def _with_pair(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """Switching between the adapters of a grafted model. The active one computes and trains; there may be none."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
+from typing import Any
 
+import torch
 from torch import nn
 
 from tsugiki.errors import TsugikiError
@@ -33,8 +36,8 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
         name: the adapter's name. If several LoRA adapters are named, their updates are added, and all of them train.
 
     Raises:
-        TsugikiError: there is no such adapter, an adapter is merged, the call is inside a `mixed_batch` block, or the
-            updates of the adapters cannot be added.
+        TsugikiError: there is no such adapter, an adapter is merged, the call is inside a `mixed_batch` block, the
+            updates of the adapters cannot be added, or another thread computes with the model.
     """
     model = unwrapped(model)
     state = require_state(model)
@@ -46,14 +49,15 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
     called, before, joined = " + ".join(names), state.active, state.joined
     if before == called:
         return
-    try:
-        state.joined = join_adapters(chosen) if len(names) > 1 else None
-        attach_adapter(model, called)
-        state.joined_names = names
-    except BaseException:
-        state.joined = joined
-        attach_adapter(model, before)
-        raise
+    with _in_this_thread_only(model, state):
+        try:
+            state.joined = join_adapters(chosen) if len(names) > 1 else None
+            attach_adapter(model, called)
+            state.joined_names = names
+        except BaseException:
+            state.joined = joined
+            attach_adapter(model, before)
+            raise
 
 
 @contextmanager
@@ -61,26 +65,25 @@ def disable_adapter(model: nn.Module) -> Iterator[None]:
     """Within the `with` block the model is bit-identical to its base.
 
     Which adapter computes is a property of the model, not of a thread. So while a thread is in such a block, or in one
-    of `mixed_batch`, no other thread can enter one or switch the model's adapters.
+    of `mixed_batch`, no other thread can enter one, switch the model's adapters or call the model.
 
     Raises:
-        TsugikiError: an adapter is merged into the base (`unmerge` first), or another thread is in such a block.
+        TsugikiError: an adapter is merged into the base (`unmerge` first), or another thread is in such a block or in a
+            forward pass of the model. Within the block: another thread calls the model.
     """
     model = unwrapped(model)
     state = require_state(model)
     check_not_merged(state)
-    check_thread(state)
-    outer, active, rows = state.thread, state.active, state.mixed_rows if state.attached else None
-    try:
-        state.thread = get_ident()
-        attach_adapter(model, None)
-        yield
-    finally:
-        if rows is not None:
-            rows.attach(state.attached)
-        elif (active in state.adapters or state.joined) and find_state(model) is state:  # the block did not ungraft it
-            attach_adapter(model, active)
-        state.thread = outer
+    active, rows = state.active, state.mixed_rows if state.attached else None
+    with _in_this_thread_only(model, state):
+        try:
+            attach_adapter(model, None)
+            yield
+        finally:
+            if rows is not None:
+                rows.attach(state.attached)
+            elif (active in state.adapters or state.joined) and find_state(model) is state:  # it was not ungrafted
+                attach_adapter(model, active)
 
 
 @contextmanager
@@ -126,12 +129,55 @@ def deactivate(model: nn.Module) -> None:
     """Detach the active adapter; if an error interrupts this, the adapter stays active."""
     state = require_state(model)
     before = state.active
+    with _in_this_thread_only(model, state):
+        try:
+            attach_adapter(model, None)
+        except BaseException:
+            if before is not None:
+                attach_adapter(model, before)
+            raise
+
+
+@contextmanager
+def _in_this_thread_only(model: nn.Module, state: Graft) -> Iterator[None]:
+    """Within the block, another thread can neither switch the model's adapters nor call the model.
+
+    Raises:
+        TsugikiError: another thread is in such a block, or in a forward pass, which would get parts of two adapters.
+    """
+    check_thread(state)
+    outer, state.thread = state.thread, get_ident()
+    hook = model.register_forward_pre_hook(_refuse_other_threads, prepend=True)
     try:
-        attach_adapter(model, None)
-    except BaseException:
-        if before is not None:
-            attach_adapter(model, before)
-        raise
+        _check_not_computing(model)  # passes that begin from now on meet the hook
+        yield
+    finally:
+        hook.remove()
+        state.thread = outer
+
+
+def _refuse_other_threads(model: nn.Module, args: Any) -> None:
+    state = find_state(model)
+    if state is not None and not torch.compiler.is_compiling():
+        check_thread(state)
+
+
+def _check_not_computing(model: nn.Module) -> None:
+    """Raise a TsugikiError if another thread is in a forward pass of the model.
+
+    Hooks that count the passes would have to stay on the model, where compilers and other libraries meet them. So the
+    calls of the other threads are looked through.
+    """
+    for thread, frame in sys._current_frames().items():
+        while frame is not None and thread != get_ident():
+            if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is model:
+                raise TsugikiError(
+                    _(
+                        "another thread is in a forward pass of this model, which would get parts of two adapters; "
+                        "wait until it has ended (threading.Lock), or give each thread a copy of the model"
+                    )
+                )
+            frame = frame.f_back
 
 
 def _refuse_offloaded(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
 """The names of an adapter's files and their states."""
-_BYTES = 6  # of a number: 4 in float32, and 2 more as a mixed batch uses it (see `lora.row_products`)
+_BYTES = 4  # of a number
 _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 
 

@@ -1,0 +1,102 @@
+"""A model in several threads, whose adapters one of them switches."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from tests.lora.test_graft_undo import CONFIGS
+from tests.tiny import logits, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, mixed_batch, set_adapter, ungraft
+from tsugiki.lora.graft import remove_adapter
+
+BLOCK = "another thread is in a .* block of this model.*threading.Lock"
+PASS = "another thread is in a forward pass of this model.*threading.Lock"
+
+
+@contextmanager
+def in_the_middle(model: Any) -> Iterator["Future[torch.Tensor]"]:
+    """Within the block, another thread is between two layers of a forward pass, which then goes on."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        inside.set()
+        assert go_on.wait(60)
+
+    hook = model.get_submodule("transformer.h.1").register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(logits, model)
+        try:
+            assert inside.wait(60)
+            yield result
+        finally:
+            go_on.set()
+            hook.remove()
+
+
+@pytest.mark.filterwarnings("ignore:lm_head shares")
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_disabling_is_the_base_in_this_thread_and_an_error_in_others(config: Callable[[], Any]):
+    model = tiny_model()
+    base = logits(model)
+    graft(model, config(), "a")
+    adapted = logits(shake(model))
+    assert not torch.allclose(adapted, base, atol=1e-3)
+    with ThreadPoolExecutor(1) as pool:
+        with disable_adapter(model):
+            assert torch.equal(logits(model), base)
+            with disable_adapter(model), pytest.raises(TsugikiError, match=BLOCK):
+                pool.submit(logits, model).result()
+            with pytest.raises(TsugikiError, match=BLOCK):
+                pool.submit(logits, model).result()
+        assert torch.equal(pool.submit(logits, model).result(), adapted)
+    with in_the_middle(model) as result:
+        with pytest.raises(TsugikiError, match=PASS), disable_adapter(model):
+            pass
+        assert model._tsugiki.thread is None
+    assert torch.equal(result.result(), adapted), "it was not disturbed"
+    assert not model._forward_pre_hooks or "prompt" in str(config())
+
+
+def test_switching_in_the_middle_of_another_threads_pass_is_an_error():
+    model = tiny_model()
+    for seed, name in enumerate("ab"):
+        graft(model, LoraConfig(r=2), name)
+        shake(model, seed)
+    adapted = logits(model)
+    switches = {
+        "set": lambda: set_adapter(model, "a"),
+        "graft": lambda: graft(model, LoraConfig(r=2), "c"),
+        "ungraft": lambda: ungraft(model),
+        "remove": lambda: remove_adapter(model, "b"),
+        "mixed": lambda: mixed_batch(model, ["a", "b"]).__enter__(),
+    }
+    with in_the_middle(model) as result:
+        for switch in switches.values():
+            with pytest.raises(TsugikiError, match=PASS):
+                switch()
+        logits(tiny_model())
+    assert torch.equal(result.result(), adapted)
+    assert list(model._tsugiki.adapters) == ["a", "b"]
+    assert torch.equal(logits(model), adapted)
+    set_adapter(model, "a")
+
+
+def test_a_thread_may_switch_within_its_own_pass():
+    model = graft(tiny_model(), LoraConfig(r=2))
+    shake(model)
+    found = []
+
+    def base_of_block(block: Any, args: tuple[torch.Tensor, ...]) -> None:
+        with disable_adapter(model):
+            found.append(block.attn.c_attn(args[0]))
+
+    hook = model.transformer.h[0].register_forward_pre_hook(base_of_block)
+    adapted = logits(model)
+    hook.remove()
+    assert torch.equal(logits(model), adapted)
+    assert len(found) == 1
