@@ -18,7 +18,8 @@ LIBRARY = Path(__file__).with_name("_native.so")
 """The compiled library; the file has this name on every system."""
 _SIGNATURES = {
     "rotated": "pnnn",
-    "rounded": "pnnnnppp",
+    "rounded": "pnnnnpppppp",
+    "large_added": "pnnnpppppp",
     "dithered": "pnnnpppp",
     "scaled": "pnnppppn",
     "added": "pnnppppnpp",
@@ -35,7 +36,7 @@ _SIGNATURES = {
     "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 8
+_VERSION = 9
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
