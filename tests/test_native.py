@@ -20,10 +20,14 @@ from tsugiki.base import nf4
 from tsugiki.base.gguf import layer as gguf
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_passes import (
+    add_large,
     added,
     dithered,
+    levels_of,
+    plain_add_large,
     plain_added,
     plain_dithered,
+    plain_levels,
     plain_rounded,
     plain_scaled,
     rounded,
@@ -105,11 +109,39 @@ def test_rounding_gives_the_bits_of_the_definition(dtype: torch.dtype, shape: tu
 
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 8), (40, 65)])
+def test_large_numbers_give_the_bits_of_the_definition(dtype: torch.dtype, shape: tuple[int, int]):
+    torch.manual_seed(0)
+    width = shape[1]
+    x = _draw(*shape, dtype=dtype).float()
+    x[:, ::11] *= 20
+    x[:, width // 2] *= 1e4
+    x[-1] = 0
+    x[-1, 0] = 1e-32  # its step is too small for a mean
+    for blocks in {1, blocks_of(width)}:
+        q, s, large = levels_of(x.to(dtype), blocks)
+        m, plain_s = plain_levels(x.to(dtype), blocks)
+        assert _same_bits(s, plain_s)
+        assert torch.equal(q, m.clamp(-127, 127).to(torch.int8))
+        assert (large is None) == (m.abs().max() <= 127)
+        if large is None:
+            continue
+        for channels in (1, 7, 64, 130):
+            w = torch.randint(-127, 128, (channels, width), dtype=torch.int8)
+            ours, plain = ((q.double() @ w.double().T).to(torch.int32) for _ in range(2))
+            add_large(ours, large, w)
+            plain_add_large(plain, large, w)
+            assert torch.equal(ours, plain)
+            assert torch.equal(ours, (m.double() @ w.double().T).to(torch.int32))
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 def test_what_is_not_finite_gives_a_scale_that_is_not(dtype: torch.dtype, value: float):
     x = torch.ones(3, 40, dtype=dtype)
     x[1, 7], x[2] = value, 0
-    for q, s, *lost in (rounded(x), rounded(x, 4), dithered(x, torch.ones(40))):
+    for q, s, *lost in (rounded(x), rounded(x, 4), levels_of(x)[:2], dithered(x, torch.ones(40))):
         assert s.isfinite().flatten().tolist() == [True, False, True]
         assert q[0].abs().max() == 127
         assert q[2].tolist() == [0] * 40

@@ -84,10 +84,52 @@ INLINE int8_t nearest(float x) { /* adding 1.5 * 2^23 rounds to the nearest even
     return (int8_t)(as_bits(x + 12582912.0f) - 0x4b400000u);
 }
 
-/* `rounded`: q [rows, n] and s [rows]; `exact` is memory for one row. */
+#define LARGE 8.0 /* those of base/integer_passes.py */
+#define LEAST_SHARE (1.0f / 128.0f)
+#define RUN 64
+
+INLINE int32_t nearest_level(float x) { /* as `nearest`, for absolute values below 2^22 */
+    return (int32_t)(as_bits(x + 12582912.0f) - 0x4b400000u);
+}
+
+/* The share of the largest number of a row that is 127 steps, so that few large numbers do not decide the step: see
+   `plain_levels`. */
+INLINE float share_of(const float *row, int64_t n, float step) {
+    uint32_t sum = 0;
+    float inverse = 256.0f / step;
+    if (step < 1e-30f) return 1.0f;
+    for (int64_t i = 0; i < n; i++) sum += (uint32_t)nearest_level(fabsf(row[i]) * inverse);
+    float share = (float)sum * (float)(LARGE / (127.0 * 256.0 * (double)n));
+    return share < LEAST_SHARE ? LEAST_SHARE : share > 1.0f ? 1.0f : share;
+}
+
+/* q [n] = the levels of a row, limited to ±127. What is beyond is appended to columns and values, which have `count`
+   elements; their new number is returned. */
+INLINE int64_t limited(const float *row, int64_t n, float step, int8_t *q, int64_t count, int32_t *columns,
+                       int32_t *values) {
+    for (int64_t start = 0; start < n; start += RUN) {
+        int64_t end = n - start < RUN ? n : start + RUN;
+        int32_t beyond = 0;
+        for (int64_t i = start; i < end; i++) {
+            int32_t level = nearest_level(row[i] / step), kept = level > 127 ? 127 : level < -127 ? -127 : level;
+            q[i] = (int8_t)kept;
+            beyond |= level - kept;
+        }
+        if (beyond == 0) continue;
+        for (int64_t i = start; i < end; i++) {
+            int32_t rest = nearest_level(row[i] / step) - q[i];
+            if (rest != 0) columns[count] = (int32_t)i, values[count++] = rest;
+        }
+    }
+    return count;
+}
+
+/* `rounded`: q [rows, n] and s [rows]; `exact` is memory for one row. With `ends` it is `levels_of`, which has large
+   numbers as well. */
 #define ROUNDED(NAME, TYPE, FROM)                                                                                     \
     EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t n, int64_t stride, int64_t blocks, int8_t *q,          \
-                          float *s, float *exact) {                                                                   \
+                          float *s, float *exact, int64_t *ends, int32_t *columns, int32_t *values) {                 \
+        int64_t count = 0;                                                                                            \
         for (int64_t row = 0; row < rows; row++, x += stride, q += n) {                                               \
             uint32_t largest = 0; /* bits of absolute values, as integers, have the values' order; NaN is largest */  \
             for (int64_t i = 0; i < n; i++) exact[i] = FROM(x[i]);                                                    \
@@ -97,15 +139,59 @@ INLINE int8_t nearest(float x) { /* adding 1.5 * 2^23 rounds to the nearest even
                 largest = bits > largest ? bits : largest;                                                            \
             }                                                                                                         \
             float step = s[row] = step_of(largest);                                                                   \
+            float share = ends == 0 || largest >= 0x7f800000 ? 1.0f : share_of(exact, n, step);                       \
             if (largest >= 0x7f800000)                                                                                \
                 memset(q, 0, (size_t)n);                                                                              \
-            else                                                                                                      \
+            else if (share < 1.0f) {                                                                                  \
+                s[row] = step * share;                                                                                \
+                count = limited(exact, n, s[row], q, count, columns, values);                                         \
+            } else                                                                                                    \
                 for (int64_t i = 0; i < n; i++) q[i] = nearest(exact[i] / step);                                      \
+            if (ends != 0) ends[row] = count;                                                                         \
         }                                                                                                             \
     }
 
 ROUNDED(rounded_float32, float, from_float)
 ROUNDED(rounded_bfloat16, uint16_t, from_bfloat16)
+
+/* Transpose 8 rows of at most 8 bytes: bytes of one column become neighbours. */
+INLINE void transpose_bytes(const int8_t *w, int64_t stride, int64_t rows, int64_t columns, int8_t *to) {
+    uint64_t lines[8] = {0};
+    for (int64_t r = 0; r < rows; r++) memcpy(lines + r, w + r * stride, columns < 8 ? (size_t)columns : 8);
+    for (int half = 4; half > 0; half /= 2) {
+        uint64_t lower = half == 4 ? 0xffffffffu : half == 2 ? 0x0000ffff0000ffffu : 0x00ff00ff00ff00ffu;
+        for (int r = 0; r < 8; r++)
+            if ((r & half) == 0) {
+                uint64_t swapped = (lines[r] >> 8 * half ^ lines[r + half]) & lower;
+                lines[r] ^= swapped << 8 * half;
+                lines[r + half] ^= swapped;
+            }
+    }
+    for (int c = 0; c < 8; c++) memcpy(to + c * RUN, lines + c, 8);
+}
+
+/* `add_large`: product [rows, n] += the large numbers times their columns of w [n, width]. 64 rows of w at a time are
+   transposed to `columns_of_w` [width rounded up to 8, 64], but only the groups of 8 columns that are needed. */
+EXPORT FAST void large_added(int32_t *product, int64_t rows, int64_t n, int64_t width, const int64_t *ends,
+                             const int32_t *columns, const int32_t *values, const int8_t *w, int8_t *columns_of_w,
+                             uint8_t *is_needed) {
+    memset(is_needed, 0, (size_t)(width + 7) / 8);
+    for (int64_t i = 0; i < ends[rows - 1]; i++) is_needed[columns[i] / 8] = 1;
+    for (int64_t c = 0; c < n; c += RUN, w += RUN * width) {
+        int64_t channels = n - c < RUN ? n - c : RUN;
+        for (int64_t i = 0; i < width; i += 8)
+            for (int64_t k = 0; k < channels && is_needed[i / 8]; k += 8)
+                transpose_bytes(w + k * width + i, width, channels - k < 8 ? channels - k : 8, width - i,
+                                columns_of_w + i * RUN + k);
+        for (int64_t row = 0, i = 0; row < rows; row++) {
+            int32_t sums[RUN] = {0};
+            if (i == ends[row]) continue;
+            for (; i < ends[row]; i++)
+                for (int k = 0; k < RUN; k++) sums[k] += values[i] * columns_of_w[columns[i] * (int64_t)RUN + k];
+            for (int64_t k = 0; k < channels; k++) product[row * n + c + k] += sums[k];
+        }
+    }
+}
 
 /* `dithered`: q [rows, n], s [rows] and lost [rows]. A row is read twice, the second time from the cache. */
 #define DITHERED(NAME, TYPE, FROM)                                                                                    \

@@ -20,7 +20,8 @@ LIBRARY = Path(__file__).with_name("_native.so")
 """The compiled library; the file has this name on every system."""
 _SIGNATURES = {
     "rotated": "pnnn",
-    "rounded": "pnnnnppp",
+    "rounded": "pnnnnpppppp",
+    "large_added": "pnnnpppppp",
     "dithered": "pnnnpppp",
     "scaled": "pnnppppn",
     "added": "pnnppppnpp",

@@ -10,22 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from tsugiki.base import decoded_layer, integer_products, nf4, product_dtype
+from tsugiki.base import decoded_layer, integer_products, nf4
 from tsugiki.base.int8 import plain_input_gradient, plain_product
 from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.nf4 import Nf4Linear, decode, decode_by_pairs, encode, plain_levels
 from tsugiki.lora.frozen_layer import QuantizedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture
-def integers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multiply integers, also where floats are faster."""
-    if not exact_integers():
-        pytest.skip("this processor does not multiply integers exactly")
-    for dtype in DTYPES:
-        monkeypatch.setitem(product_dtype._decided, dtype, True)
 
 
 def _weight(out: int = 40, into: int = 128) -> Tensor:
@@ -39,8 +30,10 @@ def _layer(out: int = 40, into: int = 128, bias: bool = True) -> Nf4Linear:
 
 def _plain(layer: Nf4Linear, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Return product and input gradient by the definition of the levels and of int8 products, all in floats."""
-    levels = plain_levels(layer.packed, layer.blocks)[:, : layer.in_features].to(torch.int8)
-    return plain_product(x, levels, layer.scale, layer.bias), plain_input_gradient(dy, levels, layer.scale)
+    levels = plain_levels(layer.packed, layer.blocks).to(torch.int8)
+    padded = F.pad(x, (0, layer.padded_width - layer.in_features))
+    dx = plain_input_gradient(dy, levels, layer.scale)
+    return plain_product(padded, levels, layer.scale, layer.bias), dx[:, : layer.in_features]
 
 
 def _error(a: Tensor, b: Tensor) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.base import integer_products
-from tsugiki.base.integer_passes import dither_rows, plain_rounded, rounded
+from tsugiki.base.integer_passes import dither_rows, plain_levels, rounded
 from tsugiki.base.integer_products import CHANNELS, Tile, has_exact_product, mean_row, split
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.base.rotation import blocks_of, plain_rotated, rotated
@@ -91,9 +91,9 @@ def _round_piece(piece: tuple[Tensor, Tensor, Tensor]) -> None:
 def plain_product(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None, blocks: int = 1) -> Tensor:
     """Compute `Int8Linear.product` in floats: the weight is dequantised, x is rotated and rounded row by row."""
     dtype = _plain_dtype(x)
-    q, s = plain_rounded(x, blocks)
+    m, s = plain_levels(x, blocks)
     weight = qweight * scale.to(dtype)[:, None]
-    return F.linear((q * s).to(dtype), weight, bias if bias is None else bias.to(dtype)).to(x.dtype)
+    return F.linear((m * s).to(dtype), weight, bias if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def plain_input_gradient(dy: Tensor, qweight: Tensor, scale: Tensor, blocks: int = 1) -> Tensor:

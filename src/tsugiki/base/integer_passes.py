@@ -5,20 +5,122 @@ on. The C functions of `tsugiki.native` take one pass each, with bit-identical r
 definitions.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tsugiki.base.rotation import plain_rotated
-from tsugiki.native import native_for
+from tsugiki.native import native, native_for
 
+LARGE = 8.0
+"""From how many times the mean absolute value of its row on a number is large; the same as in native.c."""
+LEAST_SHARE = 1 / 128
+"""The smallest share of a row's largest number that is 127 steps; the same as in native.c."""
 _DITHER_OF_COLUMN, _DITHER_OF_ROW = (constant - (1 << 32) for constant in (0x9E3779B1, 0x85EBCA6B))
 """The multipliers of the column and of the row's scale, modulo 2³² as int32; the same as in native.c."""
 
 
-def rounded(x: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:
-    """Rotate and quantise the rows of x, so that x R ≈ s · q with the largest absolute value of each row at ±127.
+class Large(NamedTuple):
+    """What is left of the levels that are beyond ±127, as a sparse matrix [rows, n]."""
+
+    ends: Tensor
+    """How many numbers there are in each row and the rows before it, int64 [rows]."""
+    columns: Tensor
+    values: Tensor
+    """Their columns and values, int32."""
+
+
+class Levels(NamedTuple):
+    """Rounded rows: x R ≈ s · (q + large)."""
+
+    q: Tensor
+    """int8 [rows, n]."""
+    s: Tensor
+    """float32 [rows, 1]."""
+    large: Large | None
+    """None if no level is beyond ±127."""
+
+
+def levels_of(x: Tensor, blocks: int = 1) -> Levels:
+    """Rotate and round the rows of x by a step that suits their ordinary numbers; see `plain_levels`.
 
     Values that are not finite make s not finite, so that the result is not finite either.
+
+    Args:
+        x: [rows, n], of any float dtype.
+        blocks: the number of blocks of the rotation R; 1: no rotation.
+    """
+    call = native_for("rounded", x)
+    if call is None:
+        return _without_large(*plain_levels(x, blocks))
+    (x, q, s), exact = _row_buffers(x), torch.empty(x.shape[1])
+    ends, most = torch.zeros(len(x), dtype=torch.int64), int(x.numel() / LARGE)
+    columns, values = torch.empty(most, dtype=torch.int32), torch.empty(most, dtype=torch.int32)
+    given = (x.data_ptr(), *x.shape, x.stride(0), blocks, q.data_ptr(), s.data_ptr(), exact.data_ptr())
+    call(*given, ends.data_ptr(), columns.data_ptr(), values.data_ptr())
+    return Levels(q, s, Large(ends, columns, values) if len(x) and ends[-1] else None)
+
+
+def plain_levels(x: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """Return the integers m, int32 [rows, n], and s, float32 [rows, 1], for which x R ≈ s · m.
+
+    The largest number of a row is 127 steps, unless it is more than LARGE times the row's mean absolute value. Then
+    LARGE times the mean is 127 steps, so that the large number does not take the precision of the others, and the m of
+    large numbers is beyond ±127, by a factor of 1 / LEAST_SHARE at most. Because of the mean, fewer than n / LARGE
+    numbers of a row are large. The mean is computed in integers, so that it does not depend on the order of a sum.
+    """
+    exact = plain_rotated(own_float(x), blocks)
+    s = _step(exact)
+    total = (exact.abs() * (256 / s)).round_().to(torch.int32).sum(1, keepdim=True)
+    share = (total.float() * (LARGE / (127 * 256 * x.shape[1]))).clamp_(LEAST_SHARE, 1)
+    s = torch.where(s < 1e-30, s, s * share)  # 256 / s must be finite
+    return torch.where(s.isfinite(), exact.div_(s).round_(), 0).to(torch.int32), s
+
+
+def _without_large(m: Tensor, s: Tensor) -> Levels:
+    """Split integers into those of 8 bits and the rest."""
+    q = m.clamp(-127, 127)
+    rest = m - q
+    rows, columns = rest.nonzero(as_tuple=True)
+    ends = (rest != 0).sum(1).cumsum(0)
+    large = Large(ends, columns.int(), rest[rows, columns]) if len(rows) else None
+    return Levels(q.to(torch.int8), s, large)
+
+
+def add_large(product: Tensor, large: Large, w: Tensor) -> None:
+    """Add the product of the large numbers with wᵀ to q wᵀ, int32 [rows, channels], exactly.
+
+    Args:
+        product: q wᵀ, contiguous.
+        large: the large numbers of the rows.
+        w: int8 [channels, n].
+    """
+    call = native("large_added") if product.device.type == "cpu" and w.is_contiguous() else None
+    if call is None:
+        plain_add_large(product, large, w)
+        return
+    width = math.ceil(w.shape[1] / 8)
+    columns_of_w, is_needed = torch.empty(width * 8, 64, dtype=torch.int8), torch.empty(width, dtype=torch.uint8)
+    given = (product.data_ptr(), *product.shape, w.shape[1], *(part.data_ptr() for part in large))
+    call(*given, w.data_ptr(), columns_of_w.data_ptr(), is_needed.data_ptr())
+
+
+def plain_add_large(product: Tensor, large: Large, w: Tensor) -> None:
+    """Compute `add_large` by its definition."""
+    ends, count = large.ends, int(large.ends[-1])
+    rows = torch.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
+    columns, place = large.columns[:count].unique(return_inverse=True)
+    values = torch.zeros(len(ends), len(columns), dtype=torch.float64)
+    values[rows, place] = large.values[:count].double()
+    product += (values @ w[:, columns].double().T).to(torch.int32)
+
+
+def rounded(x: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:
+    """Rotate and quantise the rows of a weight x, so that x R ≈ s · q with the largest value of each row at ±127.
+
+    Values that are not finite make s not finite.
 
     Args:
         x: [rows, n], of any float dtype.
@@ -31,13 +133,16 @@ def rounded(x: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:
     if call is None:
         return plain_rounded(x, blocks)
     (x, q, s), exact = _row_buffers(x), torch.empty(x.shape[1])
-    call(x.data_ptr(), *x.shape, x.stride(0), blocks, q.data_ptr(), s.data_ptr(), exact.data_ptr())
+    given = (x.data_ptr(), *x.shape, x.stride(0), blocks, q.data_ptr(), s.data_ptr(), exact.data_ptr())
+    call(*given, None, None, None)
     return q, s
 
 
 def plain_rounded(x: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
     """Compute `rounded` by its definition."""
-    return round_rows(plain_rotated(own_float(x), blocks))
+    exact = plain_rotated(own_float(x), blocks)
+    s = _step(exact)
+    return exact.div_(s).round_().to(torch.int8), s
 
 
 def dithered(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,12 +191,6 @@ def dither_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def _row_buffers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return x with contiguous rows, and memory for q and s."""
     return x if x.stride(1) == 1 else x.contiguous(), torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
-
-
-def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise the rows of x, float32, which is overwritten, without a rotation; see `rounded`."""
-    s = _step(x)
-    return x.div_(s).round_().to(torch.int8), s
 
 
 def _step(x: Tensor) -> Tensor:

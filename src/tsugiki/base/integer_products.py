@@ -3,6 +3,11 @@
     y  = x Wᵀ ≈ s · (q wᵀ) · scale + bias      q, s: x rounded to 8 bits row by row, x ≈ s · q
     dx = dy W ≈ s · (q w)                      q, s: dy · scale rounded in the same way, with dither
 
+A few features of a hidden state can be hundreds of times as large as the others. If they decided the step s, the others
+would be lost. So s suits the ordinary numbers of a row, and the few numbers that are beyond 127 steps are kept exactly
+as integers of 16 bits: what 8 bits cannot hold of them is a sparse matrix, whose product with w is added to q wᵀ. The
+sum is still one of integers, so that a row has the same result beside any other rows.
+
 The sum in dx runs over the output channels, so dy is multiplied by their scales before it is rounded; that is why the
 backward pass needs no second copy of the weight. The products with w are exact in int32: only rounding loses precision.
 
@@ -26,7 +31,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.base.few_rows import integer_product
-from tsugiki.base.integer_passes import added, dithered, rounded, scaled
+from tsugiki.base.integer_passes import Levels, add_large, added, dithered, levels_of, scaled
 from tsugiki.base.threads import in_threads
 
 CHANNELS = 3072
@@ -55,7 +60,7 @@ def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features:
     """
     y = x.new_empty(len(x), out_features)
     rows = _rows_of_part(len(x))
-    parts = in_threads(partial(rounded, blocks=blocks), split(x, rows))
+    parts = in_threads(partial(levels_of, blocks=blocks), split(x, rows))
     start = 0
     for w, scale in tiles:
         channels = slice(start, start + len(w))
@@ -89,10 +94,13 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
     return dx
 
 
-def _write_product(w: Tensor, scale: Tensor, bias: Tensor | None, part: tuple[tuple[Tensor, Tensor], Tensor]) -> None:
-    """Write the product of some rounded rows, (q, s), with a tile."""
-    (q, s), y = part
-    scaled(integer_product(q, w), s, scale, bias, y)
+def _write_product(w: Tensor, scale: Tensor, bias: Tensor | None, part: tuple[Levels, Tensor]) -> None:
+    """Write the product of some rounded rows with a tile."""
+    (q, s, large), y = part
+    product = integer_product(q, w)
+    if large is not None:
+        add_large(product, large, w)
+    scaled(product, s, scale, bias, y)
 
 
 def _add_gradient(
