@@ -279,6 +279,7 @@ def test_a_signal_to_both_processes_ends_the_run_with_a_checkpoint(folder: Path)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 143
     last = errors.splitlines()[-1]
+    assert sum("SIGTERM" in line or "signal" in line for line in errors.splitlines()) == 1, errors
     step = re.search(r"SIGTERM.* step (\d+) of 900.*--resume", last)
     assert step, errors
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"checkpoint-{step[1]}"]

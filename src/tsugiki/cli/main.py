@@ -41,6 +41,8 @@ def main() -> None:
     except TsugikiError as error:
         _stop(str(error), 2, debug)
     except Interrupted as stop:
+        if not is_main_process():  # the main process got the signal as well, and says so
+            raise SystemExit(128 + stop.number) from None
         _stop(str(stop), 128 + stop.number, debug=False)
     except OtherProcessError:
         raise SystemExit(2) from None

@@ -27,7 +27,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """
     # On a processor, threads of several processes would compete for the cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would repeat the errors
+    for name in ("", ".agent.server.api"):  # they would repeat errors, and name signals by numbers
+        logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
