@@ -119,7 +119,7 @@ def test_a_file_of_which_all_is_trained_on_is_refused():
 def test_short_held_out_lines_and_common_phrases_leave_the_corpus_in_place():
     phrase, licence = prose(1, 20), prose(2, 400)
     rows = [{"text": prose(10 + number, 600) + phrase + licence + prose(50 + number, 600)} for number in range(30)]
-    scored = [{"text": phrase}, {"text": licence + prose(90, 300)}]
+    scored = [{"text": phrase}, {"text": licence + prose(90, 100)}]
     prepared = split(lines("w.jsonl", rows), held_out=lines("h.jsonl", scored), validation="none")
     assert len(learned_sources(prepared)) == 30
     assert prepared.summary.left_out is not None
