@@ -71,6 +71,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     ("settings", "ours", "theirs"),
     [
         ({"trainable_token_indices": [1, 0, 3]}, ["tsugiki.vectors"], ["trainable_tokens_delta.default"]),
+        ({"trainable_token_indices": {"lm_head": [1, 0, 3]}}, ["vectors"], ["trainable_tokens_delta.default"]),
         ({"target_modules": ["embed_tokens"]}, ["lora.A", "lora.B"], ["embedding_A.default", "embedding_B.default"]),
         (
             {"modules_to_save": ["embed_tokens"]},
@@ -123,6 +124,18 @@ def test_the_life_of_trained_vectors(kind: str, tmp_path: Path):
     assert relative_error(logits(merge(model)), adapted) < 1e-5
     assert torch.equal(logits(unmerge(model)), adapted)
     assert relative_error(logits(ungraft(merge(model))), adapted) < 1e-5
+
+
+def test_vectors_of_a_head_alone_are_not_those_of_the_embedding_that_shares_its_weight(tmp_path: Path):
+    indices = {"lm_head": TOKENS}
+    reference = peft.get_peft_model(
+        tiny_model("gpt2"), peft.LoraConfig(r=2, target_modules=["c_attn"], trainable_token_indices=indices)
+    )
+    expected = logits(shake(reference), PADDED[:, 1:4] + 15)
+    reference.save_pretrained(tmp_path)
+    model = load_adapter(tiny_model("gpt2"), tmp_path)
+    assert relative_error(logits(model, PADDED[:, 1:4] + 15), expected) < 1e-5
+    assert relative_error(logits(ungraft(merge(model)), PADDED[:, 1:4] + 15), expected) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from tsugiki.lora.own_config import copy_configs
+from tsugiki.lora.own_config import copy_configs, restore_configs
 
-SavedDropout = list[tuple[Any, str, float]]
-"""Module or config, attribute and former probability."""
+SavedDropout = list[tuple[Any, str, Any]]
+"""Module or config, attribute and former probability; then modules whose config was replaced (see `own_config`)."""
 
 _SCALE = "moe_token_dropout"
 """Left as it is, because NLLB-MoE multiplies the outputs of its experts by 1 - p in evaluation: 0 would change the
@@ -25,17 +25,17 @@ model."""
 
 def disable_dropout(model: nn.Module) -> SavedDropout:
     """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`."""
-    saved = _find_dropout(model)
+    saved, replaced = _find_dropout(model), list[tuple[Any, str, Any]]()
     if any(not isinstance(owner, nn.Module) for owner, _, _ in saved):
-        copy_configs(model)
+        replaced = copy_configs(model)
         saved = _find_dropout(model)
     try:
         for owner, name, _ in saved:
             setattr(owner, name, 0.0)
     except BaseException:
-        restore_dropout(saved)
+        restore_dropout([*saved, *replaced])
         raise
-    return saved
+    return [*saved, *replaced]
 
 
 def _find_dropout(model: nn.Module) -> SavedDropout:
@@ -53,16 +53,23 @@ def _find_dropout(model: nn.Module) -> SavedDropout:
 
 def restore_dropout(saved: SavedDropout) -> None:
     """Undo `disable_dropout`."""
-    for owner, name, value in saved:
-        setattr(owner, name, value)
+    _set_probabilities(saved)
+    restore_configs([entry for entry in saved if not isinstance(entry[2], float)])
 
 
 @contextmanager
 def dropout_restored(saved: SavedDropout) -> Iterator[None]:
-    """Undo `disable_dropout` within the block, so that the model's config can be written as it was."""
-    restore_dropout(saved)
+    """Restore the probabilities within the block, so that the model's config can be written as it was."""
+    _set_probabilities(saved)
     try:
         yield
     finally:
-        for owner, name, _ in saved:
-            setattr(owner, name, 0.0)
+        for owner, name, value in saved:
+            if isinstance(value, float):
+                setattr(owner, name, 0.0)
+
+
+def _set_probabilities(saved: SavedDropout) -> None:
+    for owner, name, value in saved:
+        if isinstance(value, float):
+            setattr(owner, name, value)

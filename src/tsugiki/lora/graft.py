@@ -21,7 +21,7 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
   (`linear_of_matrix` in `lora.frozen_layer`);
 - dropout probabilities are set to 0, unless `base_dropout` is set; a model whose config has some gets a copy of its
-  config, and keeps it (`lora.dropout`);
+  config, and keeps the copy if it is changed meanwhile (`lora.dropout`, `lora.own_config`);
 - BatchNorm modules get a `train` that keeps them in evaluation mode (`lora.batchnorm`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
 - modules whose parameters have pairs (`target_parameters`) get a child `tsugiki` and another `forward`

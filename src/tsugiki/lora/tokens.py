@@ -34,23 +34,26 @@ class TokenVectors(nn.Module):
     Args:
         indices: the ids of the tokens, in the order of the file.
         vectors: [tokens, width].
-        padding: the id of the token for which the embedding passes on no gradient, as torch's `padding_idx`.
     """
 
     indices: Tensor
 
-    def __init__(self, indices: Sequence[int], vectors: Tensor, padding: int | None = None) -> None:
+    def __init__(self, indices: Sequence[int], vectors: Tensor) -> None:
         super().__init__()
         self.vectors = nn.Parameter(vectors)
-        self.padding_row = list(indices).index(padding) if padding is not None and padding in indices else None
+        self.rows = {token: row for row, token in enumerate(indices)}
         self.register_buffer("indices", torch.tensor(indices, device=vectors.device), persistent=False)
 
-    def embed(self, ids: Tensor, embedded: Tensor, scale: Tensor | float) -> Tensor:
-        """Replace the vectors of the chosen tokens in the embedding's output [..., width] for ids [...]."""
+    def embed(self, ids: Tensor, embedded: Tensor, scale: Tensor | float, padding: int | None = None) -> Tensor:
+        """Replace the vectors of the chosen tokens in the embedding's output [..., width] for ids [...].
+
+        The vector of the token `padding` gets no gradient from it, as in torch's `nn.Embedding`.
+        """
+        padding_row = None if padding is None else self.rows.get(padding)
         order = self.indices.argsort()
         place = torch.searchsorted(self.indices[order], ids).clamp(max=len(order) - 1)
         number = order[place]
-        own = F.embedding(number, self.vectors, self.padding_row).to(embedded.dtype) * scale
+        own = F.embedding(number, self.vectors, padding_row).to(embedded.dtype) * scale
         return torch.where((self.indices[number] == ids)[..., None], own, embedded)
 
     def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
@@ -122,8 +125,9 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
 def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str, TokenVectors]:
     """Return the vectors of tokens by the names of their layers, with the base's values.
 
-    Layers that share a weight share the vectors, unless their lists of tokens differ. So does an output head with a
-    quantised copy of the embedding: its logits of these tokens are then computed from the vectors as they are.
+    Layers that share the weight of an embedding share its vectors, unless their lists of tokens differ. So does an
+    output head with a quantised copy of the weight: its logits of these tokens are then computed from the vectors as
+    they are. As in PEFT, vectors of the head alone are not those of the embedding.
 
     Raises:
         TsugikiError: as for `find_tokens`.
@@ -136,8 +140,9 @@ def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str
             continue
         weight = cast(Tensor, layers[name].weight)
         rows = weight[torch.tensor(indices, device=weight.device)].detach()
-        padding = getattr(layers[name], "padding_idx", None)
-        vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True), padding)
+        vectors[name] = TokenVectors(indices, rows.to(factor_dtype(layers[name]), copy=True))
+        if not isinstance(layers[name], nn.Embedding):
+            continue
         others = [weight_name.removesuffix(".weight") for weight_name in shared.get(f"{name}.weight", ())]
         for other in (*others, *quantized_copies(model, f"{name}.weight")):
             if other not in vectors and list(chosen.get(other, indices)) == list(indices):
@@ -164,5 +169,6 @@ def _replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     x: Tensor = args[0] if args else kwargs["input"]
     if isinstance(layer, nn.Embedding):
         scale = getattr(layer, "embed_scale", 1.0)
-        return vectors.embed(x, output, scale.to(output.dtype) if isinstance(scale, Tensor) else scale)
+        factor = scale.to(output.dtype) if isinstance(scale, Tensor) else scale
+        return vectors.embed(x, output, factor, layer.padding_idx)
     return vectors.score(x, output)
