@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.runs import run_config
 from tests.tiny import relative_error
 from tsugiki import native
-from tsugiki.base import nf4
+from tsugiki.base import few_rows, integer_passes, nf4, rotation
 from tsugiki.base.gguf import layer as gguf
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_passes import (
@@ -37,8 +37,8 @@ from tsugiki.base.integer_products import exact_integers
 from tsugiki.base.rotation import blocks_of, plain_rotated, rotated
 from tsugiki.bench.table import computer
 from tsugiki.cli.version import version_line
-from tsugiki.fast import activations
-from tsugiki.lora import product
+from tsugiki.fast import activations, norms
+from tsugiki.lora import product, row_products
 from tsugiki.lora.layer import LoraLinear, wrap
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.product import add_low_rank, plain_add_low_rank
@@ -366,3 +366,91 @@ def test_a_low_rank_product_of_other_strides_is_added_by_the_definition():
     x, y, A, B = torch.randn(6, 4).T, torch.zeros(4, 5), torch.randn(6, 3).T, torch.randn(2 * 3, 5).T[:, ::2]
     add_low_rank(y, x, A, B, 2.0)
     torch.testing.assert_close(y, 2 * x @ A.T @ B.T)
+
+
+def _bytes(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.uint8)
+
+
+def _ints(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.int8)
+
+
+def _half(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.bfloat16)
+
+
+def _rows_of(r: int, into: int, out: int) -> Tensor:
+    layer = wrap(torch.nn.Linear(8, 6).requires_grad_(False)).eval()
+    assert isinstance(layer, LoraLinear)
+    pair = LowRank(torch.ones(2, into), torch.ones(out, r), 0.5, 0.0)
+    return rows_product(layer, RowPairs([pair]), torch.ones(2, 1, 8), torch.ones(2, 1, 6))
+
+
+ONE, INT32, STRIDED = torch.ones, torch.int32, torch.arange(12.0)[::2]
+MISFITS: dict[str, Callable[[], object]] = {
+    "few rows: wide x": lambda: few_rows.few_rows_product(_half(2, 40), _half(6, 8), None),
+    "few rows: narrow x": lambda: few_rows.few_rows_product(_half(2, 4), _half(8, 6).T, None),
+    "few rows: long bias": lambda: few_rows.few_rows_product(_half(2, 8), _half(6, 8), _half(9)),
+    "few rows: short bias": lambda: few_rows.few_rows_product(_half(2, 8), _half(8, 6).T, _half(3)),
+    "few rows: no memory": lambda: few_rows.few_rows_product(_half(2, 8), _half(6, 8).to("meta"), None),
+    "few rows: no memory of bias": lambda: few_rows.few_rows_product(_half(2, 8), _half(6, 8), _half(6).to("meta")),
+    "few rows: x of three dimensions": lambda: few_rows.few_rows_product(_half(2, 8, 8), _half(6, 8), None),
+    "integers: wide": lambda: few_rows.integer_product(_ints(2, 40), _ints(6, 8)),
+    "integers: no memory": lambda: few_rows.integer_product(_ints(2, 8), _ints(6, 8).to("meta")),
+    "integers: floats": lambda: few_rows.integer_product(_half(2, 8), _ints(6, 8)),
+    "low rank: wide x": lambda: add_low_rank(ONE(2, 6), ONE(2, 40), ONE(2, 8), ONE(6, 2), 0.5),
+    "low rank: ranks": lambda: add_low_rank(ONE(2, 6), ONE(2, 8), ONE(3, 8), ONE(6, 2), 0.5),
+    "low rank: out": lambda: add_low_rank(ONE(2, 6), ONE(2, 8), ONE(2, 8), ONE(9, 2), 0.5),
+    "low rank: rows": lambda: add_low_rank(ONE(3, 6), ONE(2, 8), ONE(2, 8), ONE(6, 2), 0.5),
+    "low rank: no memory": lambda: add_low_rank(ONE(2, 6), ONE(2, 8), ONE(2, 8), ONE(6, 2).to("meta"), 0.5),
+    "rows: ranks": lambda: _rows_of(3, 8, 6),
+    "rows: in": lambda: _rows_of(2, 9, 6),
+    "rows: out": lambda: _rows_of(2, 8, 7),
+    "norm: short weight": lambda: norms.generated_rms_norm(ONE(2, 8), ONE(6), 1e-5),
+    "norm: no memory": lambda: norms.generated_rms_norm(ONE(2, 8), ONE(8).to("meta"), 1e-5),
+    "rotation": lambda: rotated(ONE(2, 10), 16),
+    "rounded": lambda: rounded(ONE(2, 10), 16),
+    "dithered": lambda: dithered(ONE(2, 8), ONE(6)),
+    "scaled: short scale": lambda: scaled(ONE(2, 8, dtype=INT32), ONE(2, 1), ONE(6), None, ONE(2, 8)),
+    "scaled: short bias": lambda: scaled(ONE(2, 8, dtype=INT32), ONE(2, 1), ONE(8), ONE(6), ONE(2, 8)),
+    "scaled: rows": lambda: scaled(ONE(2, 8, dtype=INT32), ONE(3, 1), ONE(8), None, ONE(2, 8)),
+    "scaled: strided bias": lambda: scaled(ONE(2, 6, dtype=INT32), ONE(2, 1), ONE(6), STRIDED, ONE(2, 6)),
+    "added": lambda: added(ONE(2, 8, dtype=INT32), ONE(2, 1), ONE(2, 1), ONE(6), None, ONE(2, 8)),
+    "added: before": lambda: added(ONE(2, 8, dtype=INT32), ONE(2, 1), ONE(2, 1), ONE(8), ONE(3, 8), ONE(2, 8)),
+    "nf4: codes": lambda: nf4.nearest_codes(ONE(2, 64), _bytes(3, 32)),
+    "nf4: blocks": lambda: nf4.decode(_bytes(2, 32), _bytes(2, 2), None, _ints(2, 128)),
+    "nf4: out": lambda: nf4.decode(_bytes(2, 32), _bytes(2, 1), None, _ints(1, 64)),
+    "nf4: scale": lambda: nf4.decode(_bytes(2, 32), _bytes(2, 1), ONE(3), ONE(2, 64)),
+    "gguf: out": lambda: gguf.decode(_bytes(2, 34), "Q8_0", None, ONE(2, 31)),
+    "gguf: factor": lambda: gguf.decode(_bytes(2, 34), "Q8_0", ONE(1), ONE(2, 32)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+@pytest.mark.parametrize("call", MISFITS.values(), ids=MISFITS)
+def test_what_does_not_fit_together_never_reaches_a_c_function(
+    call: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+):
+    """The same happens as without the library: torch's error, or a right result."""
+
+    def none(*_: object) -> None:
+        pytest.fail("a C function was called")
+
+    def outcome(found: object) -> type[Exception] | None:
+        for module in (few_rows, integer_passes, nf4, gguf, product, row_products, norms):
+            monkeypatch.setattr(module, "native_for", lambda *_: found)
+        monkeypatch.setattr(rotation, "native", lambda _: found)
+        try:
+            call()
+        except Exception as error:
+            return type(error)
+        return None
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # functions of few rows use one thread
+    try:
+        assert outcome(none) is outcome(None)
+    finally:
+        torch.set_num_threads(threads)

@@ -77,6 +77,17 @@ def native_for(kind: str, tensor: "Tensor") -> Callable[..., None] | None:
     return native(kind, _name(tensor.dtype))
 
 
+def can_read(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> bool:
+    """Return whether a C function can read a tensor as contiguous memory of this dtype and shape; None is none to read.
+
+    A C function does not check what it gets. So each caller checks it, and otherwise lets torch compute, whose errors
+    say what does not fit.
+    """
+    if tensor is None:
+        return True
+    return tensor.dtype is dtype and tensor.shape == shape and tensor.is_cpu and tensor.is_contiguous()
+
+
 @cache
 def _name(dtype: "torch.dtype") -> str:
     return str(dtype).removeprefix("torch.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.native import native_for
+from tsugiki.native import can_read, native_for
 
 FEW_ROWS = 4
 """The largest number of rows in bfloat16 for AVX512. With more, computing takes longer than reading."""
@@ -39,13 +39,21 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = torch.bfloat16
     if x.shape[0] > FEW_AMX_ROWS or not (x.dtype is weight.dtype is dtype and (bias is None or bias.dtype is dtype)):
         return plain_product(x, weight, bias)
-    if torch.is_grad_enabled() or torch.get_num_threads() > 1:
+    if torch.is_grad_enabled() or torch.get_num_threads() > 1 or not _fit(x, weight, bias):
         return plain_product(x, weight, bias)
     if weight.is_contiguous():
         return _product(x, weight, bias)
     if weight.mT.is_contiguous():
         return _product_of_transposed(x, weight, bias)
     return plain_product(x, weight, bias)
+
+
+def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether the shapes and devices are those of a product; otherwise torch's operation raises an error."""
+    shape = weight.shape
+    if len(shape) != 2 or x.shape[1:] != shape[1:] or not weight.is_cpu:
+        return False
+    return bias is None or (bias.shape == shape[:1] and bias.is_cpu)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,7 +99,7 @@ def integer_product(q: Tensor, w: Tensor) -> Tensor:
         w: int8 [out, in].
     """
     call = native_for("few_rows", q) if len(q) <= FEW_INTEGER_ROWS and torch.get_num_threads() == 1 else None
-    if call is None or not w.is_contiguous():
+    if call is None or q.dim() != 2 or q.dtype is not torch.int8 or not can_read(w, torch.int8, len(w), q.shape[1]):
         return torch._int_mm(q, w.T)
     (rows, width), out = q.shape, len(w)
     q, y = q.contiguous(), torch.empty(rows, out, dtype=torch.int32)

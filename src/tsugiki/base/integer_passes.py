@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.base.rotation import plain_rotated
-from tsugiki.native import native, native_for
+from tsugiki.native import can_read, native, native_for
 
 LARGE = 8.0
 """From how many times the mean absolute value of its row on a number is large; the same as in native.c."""
@@ -129,7 +129,7 @@ def rounded(x: Tensor, blocks: int = 1) -> tuple[Tensor, Tensor]:
     Returns:
         q, int8 [rows, n]; s, float32 [rows, 1].
     """
-    call = native_for("rounded", x)
+    call = native_for("rounded", x) if x.shape[1] % blocks == 0 else None
     if call is None:
         return plain_rounded(x, blocks)
     (x, q, s), exact = _row_buffers(x), torch.empty(x.shape[1])
@@ -159,7 +159,7 @@ def dithered(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         q, int8 [rows, n]; s, float32 [rows, 1]; and Σ (x · scale - s · q), float32 [rows, 1].
     """
-    call = native_for("dithered", x)
+    call = native_for("dithered", x) if can_read(scale, torch.float32, x.shape[1]) else None
     if call is None:
         return plain_dithered(x, scale)
     (x, q, s), lost = _row_buffers(x), torch.empty(len(x), 1)
@@ -214,12 +214,23 @@ def scaled(product: Tensor, s: Tensor, scale: Tensor, bias: Tensor | None, y: Te
         bias: float32 [n], or None.
         y: [rows, n], of any float dtype; may be a slice of columns of a larger matrix.
     """
-    call = native_for("scaled", y)
-    if call is None or y.stride(1) != 1:
+    call = native_for("scaled", y) if y.stride(1) == 1 and _can_scale(product, s, scale, bias, y) else None
+    if call is None:
         plain_scaled(product, s, scale, bias, y)
         return
     given = (product.data_ptr(), *product.shape, s.data_ptr(), scale.data_ptr(), _pointer(bias))
     call(*given, y.data_ptr(), y.stride(0))
+
+
+def _can_scale(product: Tensor, s: Tensor, scale: Tensor, other: Tensor | None, out: Tensor) -> bool:
+    """Return whether C functions can read product [rows, n], s [rows, 1], scale [n] and another vector [n]."""
+    rows, n = out.shape
+    return (
+        can_read(product, torch.int32, rows, n)
+        and can_read(s, torch.float32, rows, 1)
+        and can_read(scale, torch.float32, n)
+        and can_read(other, torch.float32, n)
+    )
 
 
 def plain_scaled(product: Tensor, s: Tensor, scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
@@ -242,7 +253,9 @@ def added(
         out: [rows, n], of any float dtype, contiguous.
         blocks: the number of blocks of the rotation R; 1: no rotation.
     """
-    call = native_for("added", out)
+    fits = _can_scale(product, s, mean, None, out) and can_read(lost, torch.float32, len(out), 1)
+    fits = fits and can_read(before, torch.float32, *out.shape) and out.is_contiguous() and out.shape[1] % blocks == 0
+    call = native_for("added", out) if fits else None
     if call is None:
         plain_added(product, s, lost, mean, before, out, blocks)
         return

@@ -27,7 +27,7 @@ from tsugiki.base.integer_passes import own_float
 from tsugiki.base.integer_products import CHANNELS, split
 from tsugiki.base.quantized_layer import QuantizedLayer
 from tsugiki.base.threads import in_threads
-from tsugiki.native import native_for
+from tsugiki.native import can_read, native_for
 
 BLOCK = 64
 """Numbers of a row that share one m."""
@@ -133,7 +133,9 @@ def nearest_codes(weight: Tensor, packed: Tensor) -> Tensor:
     Returns:
         The largest absolute value of each block, float32 [rows, blocks].
     """
-    call = native_for("nf4_codes", weight) if weight.stride(1) == 1 else None
+    shape = len(weight), -(-weight.shape[1] // BLOCK) * BLOCK // 2
+    fits = weight.stride(1) == 1 and can_read(packed, torch.uint8, *shape)
+    call = native_for("nf4_codes", weight) if fits else None
     if call is None:
         return plain_nearest_codes(weight, packed)
     largest = torch.empty(len(weight), packed.shape[1] * 2 // BLOCK)
@@ -172,7 +174,10 @@ def decode(packed: Tensor, blocks: Tensor, scale: Tensor | None, out: Tensor) ->
         scale: the scale of each row, float32 [rows]; None for levels.
         out: [rows, blocks · 64], contiguous: int8 for levels; a float dtype of at most 32 bits for weights.
     """
-    call = native_for("nf4", out)
+    rows, count = blocks.shape
+    fits = can_read(packed, torch.uint8, rows, count * BLOCK // 2) and can_read(blocks, torch.uint8, rows, count)
+    fits = fits and can_read(scale, torch.float32, rows) and can_read(out, out.dtype, rows, count * BLOCK)
+    call = native_for("nf4", out) if fits else None
     if call is None:
         decode_by_pairs(packed, blocks, scale, out)
         return

@@ -12,7 +12,7 @@ is split into as many blocks, and the elements at the same position of all block
 import torch
 from torch import Tensor
 
-from tsugiki.native import native
+from tsugiki.native import can_read, native
 
 
 def blocks_of(width: int) -> int:
@@ -27,7 +27,7 @@ def rotated(x: Tensor, blocks: int) -> Tensor:
         x: float32 [rows, n], contiguous; it may be overwritten.
         blocks: 1, 4, 16 or 64, a divisor of n.
     """
-    call = native("rotated") if x.device.type == "cpu" else None
+    call = native("rotated") if can_read(x, torch.float32, *x.shape) and x.shape[1] % blocks == 0 else None
     if call is None:
         return plain_rotated(x, blocks)
     call(x.data_ptr(), *x.shape, blocks)

@@ -111,7 +111,7 @@ def _compute(x: Tensor, activation: Swish, times: Tensor | None) -> tuple[Tensor
 def _look_up(x: Tensor, activation: Swish, times: Tensor | None) -> tuple[Tensor, Tensor]:
     value, slope = torch.empty_like(x), torch.empty_like(x)
     table = _table(activation, x.dtype)
-    call = native("looked_up")
+    call = native("looked_up") if x.is_cpu else None
     if call is not None:
         call(x.data_ptr(), x.numel(), table.data_ptr(), value.data_ptr(), slope.data_ptr())
         return value, slope if times is None else slope.mul_(times)

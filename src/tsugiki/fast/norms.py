@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.fast.activations import eager_on_cpu
-from tsugiki.native import native_for
+from tsugiki.native import can_read, native_for
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -43,11 +43,11 @@ def generated_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.
 
     It sums in another order than `rms_norm`, so the results are equal up to rounding. Arguments as in `rms_norm`.
     """
-    call = native_for("rms_norm", x) if x.dtype is weight.dtype and not torch.is_grad_enabled() else None
-    if call is None:
+    call, width = native_for("rms_norm", x) if not torch.is_grad_enabled() else None, x.shape[-1]
+    if call is None or not width or not can_read(weight, x.dtype, width):
         return rms_norm(x, weight, eps, offset)
-    x, weight = x.contiguous(), weight.contiguous()
-    y, width = torch.empty_like(x), x.shape[-1]
+    x = x.contiguous()
+    y = torch.empty_like(x)
     call(x.data_ptr(), x.numel() // width, width, weight.data_ptr(), eps, offset, y.data_ptr())
     return y
 

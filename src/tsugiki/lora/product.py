@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product
 from tsugiki.lora.masks import apply_mask, keep_mask
-from tsugiki.native import native_for
+from tsugiki.native import can_read, native_for
 
 FEW_ROWS = 16  # with more, low-rank products in float32 take longer than in 16 bits
 NATIVE_RANKS = 1024  # as in `native.c`
@@ -63,13 +63,13 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> 
         B: [out, r].
         scaling: the factor on B A.
     """
-    rows, r = len(y), len(A)
-    call = native_for("low_rank_added", y) if A.is_cpu and A.dtype == torch.float32 else None
+    (rows, out), r, width = y.shape, len(A), x.shape[-1]
+    call = native_for("low_rank_added", y) if y.is_contiguous() and can_read(x, y.dtype, rows, width) else None
     fits = rows * (A.numel() + B.numel()) <= NATIVE_SIZE and r <= NATIVE_RANKS
-    if call is None or not fits or not (x.is_contiguous() and A.is_contiguous() and B.is_contiguous()):
+    if call is None or not (fits and can_read(A, torch.float32, r, width) and can_read(B, torch.float32, out, r)):
         plain_add_low_rank(y, x, A, B, scaling)
         return
-    call(x.data_ptr(), rows, x.shape[1], y.shape[1], r, A.data_ptr(), B.data_ptr(), scaling, y.data_ptr())
+    call(x.data_ptr(), rows, width, out, r, A.data_ptr(), B.data_ptr(), scaling, y.data_ptr())
 
 
 def plain_add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> None:

@@ -34,7 +34,7 @@ from tsugiki.lora.frozen_layer import oriented
 from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.product import FEW_ROWS, NATIVE_RANKS, NATIVE_SIZE
-from tsugiki.native import native_for
+from tsugiki.native import can_read, native_for
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,14 @@ def _find_places(rows: RowPairs, into: int, out: int) -> Places:
         fits = not any(parameters["A0"] is not None for parameters in rows.parameters)  # PiSSA's factors are sums
         found: dict[LowRank | None, tuple[float, ...]] = {None: (0, 0, 0, 0.0)}
         for pair, A, B in zip(rows.distinct, factors[::2], factors[1::2], strict=True):
-            fits = fits and _can_read(A, B, into, out)
-            found[pair] = A.data_ptr(), B.data_ptr(), len(A), pair.scaling
+            r = len(A)
+            fits = (
+                fits
+                and can_read(A, torch.float32, r, into)
+                and can_read(B, torch.float32, out, r)
+                and r <= NATIVE_RANKS
+            )
+            found[pair] = A.data_ptr(), B.data_ptr(), r, pair.scaling
         groups, columns = len(rows.pairs), zip(*[found[pair] for pair in rows.pairs], strict=True)
         table = struct.pack(f"={3 * groups}q{groups}d", *chain.from_iterable(columns))
         size = sum(found[pair][2] for pair in rows.pairs) * (into + out)
@@ -131,12 +137,6 @@ def _find_places(rows: RowPairs, into: int, out: int) -> Places:
 
 
 _nbytes = attrgetter("nbytes")
-
-
-def _can_read(A: Tensor, B: Tensor, into: int, out: int) -> bool:
-    """Return whether the C function can read A [r, in] and B [out, r]."""
-    fits = A.shape[1:] == (into,) and B.shape == (out, len(A)) and len(A) <= NATIVE_RANKS
-    return fits and all(t.is_cpu and t.dtype == torch.float32 and t.is_contiguous() for t in (A, B))
 
 
 def _is_faster(places: Places, tokens: int) -> bool:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -168,8 +169,8 @@ def _check_not_computing(model: nn.Module) -> None:
     Hooks that count the passes would have to stay on the model, where compilers and other libraries meet them. So the
     calls of the other threads are looked through.
     """
-    for thread, frame in sys._current_frames().items():
-        while frame is not None and thread != get_ident():
+    for thread, innermost in sys._current_frames().items():
+        for frame, _line in walk_stack(innermost) if thread != get_ident() else ():
             if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is model:
                 raise TsugikiError(
                     _(
@@ -177,7 +178,6 @@ def _check_not_computing(model: nn.Module) -> None:
                         "wait until it has ended (threading.Lock), or give each thread a copy of the model"
                     )
                 )
-            frame = frame.f_back
 
 
 def _refuse_offloaded(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from tsugiki.base.decoded_layer import DecodedLayer
 from tsugiki.base.int8 import Int8Linear
 from tsugiki.base.integer_products import split
 from tsugiki.base.quantized_layer import QuantizedLayer
-from tsugiki.native import native_for
+from tsugiki.native import can_read, native_for
 
 _PIECE = 1 << 19
 """Weights that are decoded at once: few enough for the cache, many enough for the overhead of torch's calls."""
@@ -93,13 +93,15 @@ def decode(blocks: Tensor, kind: str, factor: Tensor | None, out: Tensor) -> Non
         factor: float32 [rows]; None: 1.
         out: [rows, in], contiguous: int8, or a float dtype.
     """
-    call = native_for("gguf", out)
+    numbers, size = BLOCKS[kind]
+    rows, count, number = len(blocks), blocks.shape[1] // size, list(BLOCKS).index(kind)
+    fits = can_read(blocks, torch.uint8, rows, count * size) and can_read(factor, torch.float32, rows)
+    call = native_for("gguf", out) if fits and can_read(out, out.dtype, rows, count * numbers) else None
     if call is None:
         plain_decode(blocks, kind, factor, out)
         return
-    count, number = blocks.shape[1] // BLOCKS[kind][1], list(BLOCKS).index(kind)
     given = None if factor is None else factor.data_ptr()
-    call(blocks.data_ptr(), len(blocks), count, number, given, out.data_ptr())
+    call(blocks.data_ptr(), rows, count, number, given, out.data_ptr())
 
 
 def plain_decode(blocks: Tensor, kind: str, factor: Tensor | None, out: Tensor) -> None:
