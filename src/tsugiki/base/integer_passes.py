@@ -110,7 +110,7 @@ def plain_add_large(product: Tensor, large: Large, w: Tensor) -> None:
     """Compute `add_large` by its definition."""
     ends, count = large.ends, int(large.ends[-1])
     rows = torch.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
-    columns, place = large.columns[:count].unique(return_inverse=True)
+    columns, place = large.columns[:count].unique(return_inverse=True)  # type: ignore[no-untyped-call]
     values = torch.zeros(len(ends), len(columns), dtype=torch.float64)
     values[rows, place] = large.values[:count].double()
     product += (values @ w[:, columns].double().T).to(torch.int32)
