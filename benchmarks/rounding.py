@@ -5,9 +5,9 @@ x with the layer's weight is compared with that of x. Errors are those of a row,
 contribute: those of at most ten times the row's mean absolute value. For each kind of layer: the median row in the mean
 of the layers, and the worst row of the worst layer.
 
-`8 bits` is one step for a row, decided by its largest number. `levels` is what `nf4` and `stored` use, and with `int8`
-in front, x is rotated as for that dtype. `bf16` is x and the weight in bfloat16. `large` is the number of large numbers
-in a row, as `nf4` has them.
+`one step` is rounding to 8 bits by a step that the largest number of a row decides, and `nf4` what `nf4` and `stored`
+do instead: see `plain_levels`. `rotated, one step` and `int8` are the same for rotated rows. `bf16` is x and the weight
+in bfloat16. `large` is how many numbers of a row are large for `nf4`.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.rotation import blocks_of, plain_rotated
 from tsugiki.bench.table import markdown_table
 
-_WAYS = ("8 bits", "levels", "int8, 8 bits", "int8, levels", "bf16")
+_WAYS = ("one step", "nf4", "rotated, one step", "int8", "bf16")
 HEADERS = {
     "en": ["model", "layer", *_WAYS, "large"],
-    "ja": ["モデル", "層", *_WAYS, "大きな値"],
+    "ja": ["モデル", "層", "一つの刻み", "nf4", "回転、一つの刻み", "int8", "bf16", "大きな値"],
 }
 
 

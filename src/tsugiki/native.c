@@ -108,18 +108,16 @@ INLINE float share_of(const float *row, int64_t n, float step) {
 INLINE int64_t limited(const float *row, int64_t n, float step, int8_t *q, int64_t count, int32_t *columns,
                        int32_t *values) {
     for (int64_t start = 0; start < n; start += RUN) {
-        int64_t end = n - start < RUN ? n : start + RUN;
-        int32_t beyond = 0;
-        for (int64_t i = start; i < end; i++) {
-            int32_t level = nearest_level(row[i] / step), kept = level > 127 ? 127 : level < -127 ? -127 : level;
-            q[i] = (int8_t)kept;
+        int64_t size = n - start < RUN ? n - start : RUN;
+        int32_t rest[RUN], beyond = 0;
+        for (int64_t i = 0; i < size; i++) {
+            int32_t level = nearest_level(row[start + i] / step), kept = level > 127 ? 127 : level < -127 ? -127 : level;
+            q[start + i] = (int8_t)kept;
+            rest[i] = level - kept;
             beyond |= level - kept;
         }
-        if (beyond == 0) continue;
-        for (int64_t i = start; i < end; i++) {
-            int32_t rest = nearest_level(row[i] / step) - q[i];
-            if (rest != 0) columns[count] = (int32_t)i, values[count++] = rest;
-        }
+        for (int64_t i = 0; beyond != 0 && i < size; i++)
+            if (rest[i] != 0) columns[count] = (int32_t)(start + i), values[count++] = rest[i];
     }
     return count;
 }
@@ -154,41 +152,70 @@ INLINE int64_t limited(const float *row, int64_t n, float step, int8_t *q, int64
 ROUNDED(rounded_float32, float, from_float)
 ROUNDED(rounded_bfloat16, uint16_t, from_bfloat16)
 
-/* Transpose 8 rows of at most 8 bytes: bytes of one column become neighbours. */
-INLINE void transpose_bytes(const int8_t *w, int64_t stride, int64_t rows, int64_t columns, int8_t *to) {
-    uint64_t lines[8] = {0};
-    for (int64_t r = 0; r < rows; r++) memcpy(lines + r, w + r * stride, columns < 8 ? (size_t)columns : 8);
-    for (int half = 4; half > 0; half /= 2) {
-        uint64_t lower = half == 4 ? 0xffffffffu : half == 2 ? 0x0000ffff0000ffffu : 0x00ff00ff00ff00ffu;
-        for (int r = 0; r < 8; r++)
-            if ((r & half) == 0) {
-                uint64_t swapped = (lines[r] >> 8 * half ^ lines[r + half]) & lower;
-                lines[r] ^= swapped << 8 * half;
-                lines[r + half] ^= swapped;
+/* sums [64] = the columns of w [width, 64] at `columns`, times `values`. The compiler would not keep them in registers. */
+#ifdef HAS_AVX512
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2")))
+EXPORT int64_t has_large_added(void) { return __builtin_cpu_supports("avx2") != 0; }
+
+AVX2 INLINE void sum_columns(const int8_t *w, const int32_t *columns, const int32_t *values, int64_t count, int32_t *sums) {
+    for (int k = 0; k < RUN; k += 32) {
+        __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+        for (int64_t i = 0; i < count; i++) {
+            const int8_t *column = w + columns[i] * (int64_t)RUN + k;
+            __m256i value = _mm256_set1_epi32(values[i]);
+            for (int m = 0; m < 4; m++) {
+                __m256i part = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(column + 8 * m)));
+                sum[m] = _mm256_add_epi32(sum[m], _mm256_mullo_epi32(part, value));
             }
+        }
+        for (int m = 0; m < 4; m++) _mm256_storeu_si256((__m256i *)(sums + k + 8 * m), sum[m]);
     }
-    for (int c = 0; c < 8; c++) memcpy(to + c * RUN, lines + c, 8);
+}
+#else
+#define AVX2
+INLINE void sum_columns(const int8_t *w, const int32_t *columns, const int32_t *values, int64_t count, int32_t *sums) {
+    memset(sums, 0, RUN * sizeof *sums);
+    for (int64_t i = 0; i < count; i++)
+        for (int k = 0; k < RUN; k++) sums[k] += values[i] * w[columns[i] * (int64_t)RUN + k];
+}
+#endif
+
+/* to [width, 64] = the columns of w that are needed, of 64 rows, of which `rows` exist. Lines of 64 columns are copied
+   first, because rows that are a power of two apart displace each other from the cache. */
+AVX2 INLINE void copy_columns(const int8_t *w, int64_t rows, int64_t width, const uint8_t *is_needed, int8_t *restrict to) {
+    int8_t lines[RUN][RUN] = {{0}};
+    for (int64_t start = 0; start < width; start += RUN) {
+        int64_t columns = width - start < RUN ? width - start : RUN;
+        if (memchr(is_needed + start, 1, (size_t)columns) == 0) continue;
+        if (columns == RUN)
+            for (int64_t r = 0; r < rows; r++) memcpy(lines[r], w + r * width + start, RUN);
+        else
+            for (int64_t r = 0; r < rows; r++) memcpy(lines[r], w + r * width + start, (size_t)columns);
+        for (int64_t c = 0; c < columns; c++)
+            if (is_needed[start + c])
+                for (int r = 0; r < RUN; r++) to[(start + c) * RUN + r] = lines[r][c];
+    }
 }
 
-/* `add_large`: product [rows, n] += the large numbers times their columns of w [n, width]. 64 rows of w at a time are
-   transposed to `columns_of_w` [width rounded up to 8, 64], but only the groups of 8 columns that are needed. */
-EXPORT FAST void large_added(int32_t *product, int64_t rows, int64_t n, int64_t width, const int64_t *ends,
+/* `add_large`: product [rows, n] += the large numbers times their columns of w [n, width]. `columns_of_w` [width, 64] and
+   `is_needed` [width] are memory for 64 rows of w at a time. */
+EXPORT AVX2 void large_added(int32_t *restrict product, int64_t rows, int64_t n, int64_t width, const int64_t *ends,
                              const int32_t *columns, const int32_t *values, const int8_t *w, int8_t *columns_of_w,
                              uint8_t *is_needed) {
-    memset(is_needed, 0, (size_t)(width + 7) / 8);
-    for (int64_t i = 0; i < ends[rows - 1]; i++) is_needed[columns[i] / 8] = 1;
+    memset(is_needed, 0, (size_t)width);
+    for (int64_t i = 0; i < ends[rows - 1]; i++) is_needed[columns[i]] = 1;
     for (int64_t c = 0; c < n; c += RUN, w += RUN * width) {
-        int64_t channels = n - c < RUN ? n - c : RUN;
-        for (int64_t i = 0; i < width; i += 8)
-            for (int64_t k = 0; k < channels && is_needed[i / 8]; k += 8)
-                transpose_bytes(w + k * width + i, width, channels - k < 8 ? channels - k : 8, width - i,
-                                columns_of_w + i * RUN + k);
-        for (int64_t row = 0, i = 0; row < rows; row++) {
-            int32_t sums[RUN] = {0};
-            if (i == ends[row]) continue;
-            for (; i < ends[row]; i++)
-                for (int k = 0; k < RUN; k++) sums[k] += values[i] * columns_of_w[columns[i] * (int64_t)RUN + k];
-            for (int64_t k = 0; k < channels; k++) product[row * n + c + k] += sums[k];
+        int64_t channels = n - c < RUN ? n - c : RUN, first = 0;
+        copy_columns(w, channels, width, is_needed, columns_of_w);
+        for (int64_t row = 0; row < rows; first = ends[row++]) {
+            if (first == ends[row]) continue;
+            int32_t sums[RUN], *to = product + row * n + c;
+            sum_columns(columns_of_w, columns + first, values + first, ends[row] - first, sums);
+            if (channels == RUN)
+                for (int k = 0; k < RUN; k++) to[k] += sums[k];
+            else
+                for (int64_t k = 0; k < channels; k++) to[k] += sums[k];
         }
     }
 }

@@ -5,7 +5,6 @@ on. The C functions of `tsugiki.native` take one pass each, with bit-identical r
 definitions.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -101,9 +100,9 @@ def add_large(product: Tensor, large: Large, w: Tensor) -> None:
     if call is None:
         plain_add_large(product, large, w)
         return
-    width = math.ceil(w.shape[1] / 8)
-    columns_of_w, is_needed = torch.empty(width * 8, 64, dtype=torch.int8), torch.empty(width, dtype=torch.uint8)
-    given = (product.data_ptr(), *product.shape, w.shape[1], *(part.data_ptr() for part in large))
+    width = w.shape[1]
+    columns_of_w, is_needed = torch.empty(width, 64, dtype=torch.int8), torch.empty(width, dtype=torch.uint8)
+    given = (product.data_ptr(), *product.shape, width, *(part.data_ptr() for part in large))
     call(*given, w.data_ptr(), columns_of_w.data_ptr(), is_needed.data_ptr())
 
 
@@ -111,7 +110,7 @@ def plain_add_large(product: Tensor, large: Large, w: Tensor) -> None:
     """Compute `add_large` by its definition."""
     ends, count = large.ends, int(large.ends[-1])
     rows = torch.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
-    columns, place = large.columns[:count].unique(return_inverse=True)
+    columns, place = large.columns[:count].unique(return_inverse=True)  # type: ignore[no-untyped-call]
     values = torch.zeros(len(ends), len(columns), dtype=torch.float64)
     values[rows, place] = large.values[:count].double()
     product += (values @ w[:, columns].double().T).to(torch.int32)
