@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.devices import pretend
 from tests.hub_server import WRITER, HubServer
 
 os.environ["TSUGIKI_LANG"] = "en"  # whatever the locale of the machine
 
 # The models of the tests are tiny: several threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
-try:
-    from tests.devices import pretend
-except ImportError:  # the oldest torch that is allowed has no devices in plain Python
-    collect_ignore = ["devices"]
-else:
-    pretend.register()
+pretend.register()
 
 
 @pytest.fixture(autouse=True)

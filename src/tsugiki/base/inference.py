@@ -39,8 +39,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kind = "cuda" if accelerator is None else accelerator.type  # without an accelerator, the default of `fork_rng`
-    count = 0 if accelerator is None else torch.accelerator.device_count()  # raises in torch 2.7 where a driver lacks
-    with torch.random.fork_rng(range(count), device_type=kind):
+    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
         torch.manual_seed(seed)
         yield
 
