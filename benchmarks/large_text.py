@@ -39,9 +39,11 @@ from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.table import markdown_table
 from tsugiki.data import batches, blocks, store
 from tsugiki.data.collator import Collator
-from tsugiki.data.duplicates import SLOTS
+from tsugiki.data.duplicates import SLOTS, near_duplicates
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode
+from tsugiki.data.learned import fingerprints
 from tsugiki.data.records import Record
+from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.train import packing, preparation
 
@@ -162,19 +164,20 @@ def measure_index(records: int, folder: Path) -> None:
     )
     ids = np.memmap(folder / "tokens.bin", np.uint16, "r")
     watch = Watch()
-    groups = preparation.near_duplicates(index.signatures)
-    held_out = preparation.split_records(index, 0.1, 0, groups)
+    groups = watch.watched(near_duplicates, "near-duplicates")(index.signatures)
+    held_out = watch.watched(split_records, "split")(index, 0.1, 0, groups)
     train = np.setdiff1d(np.arange(records), held_out)
-    validation = preparation.split_validation(index, train, 0.05, 0, groups)
+    validation = watch.watched(split_validation, "split")(index, train, 0.05, 0, groups)
     train = np.setdiff1d(train, validation)
-    packed = packing.pack(store.TokenStore(index, ids, ids, offsets, "digest"), train, 512, 0)
+    tokens_of_texts = store.TokenStore(index, ids, ids, offsets, "digest")
+    packed = watch.watched(blocks.pack, "packing")(tokens_of_texts, train, 512, 0)
     packed.fingerprint()
-    packing.fingerprints(index, train)
+    watch.watched(fingerprints, "fingerprints of the texts")(index, train)
     batches.StepBatches(packed, Collator("position_ids"), 16, 0).rows(0)
     watch.end()
-    rows = [[name, _cell(phase)] for name, phase in watch.phases.items()]
     print(f"{len(groups):,} groups, {len(packed):,} rows of {len(packed.lengths):,} segments")
-    print(markdown_table((["phase", f"{records:,} records"], rows)))
+    cells = [[name, _cell(phase)] for name, phase in watch.phases.items()]
+    print(markdown_table((["phase", f"{records:,} records"], cells)))
 
 
 def use_stand_ins() -> None:
@@ -207,7 +210,7 @@ class Watch:
         self.started = time.monotonic(), time.process_time()
         self.ended = threading.Event()
         for place, name, phase in PHASES:
-            setattr(place, name, self._watched(getattr(place, name), phase))
+            setattr(place, name, self.watched(getattr(place, name), phase))
         self.thread = threading.Thread(target=self._sample, daemon=True)
         self.thread.start()
 
@@ -217,7 +220,9 @@ class Watch:
         self.ended.set()
         self.thread.join()
 
-    def _watched(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    def watched(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        """Return a function that does the same as a phase."""
+
         def call(*args: Any, **kwargs: Any) -> Any:
             before = self._change(phase)
             try:

@@ -33,7 +33,7 @@ _BAND = 3
 # Pairs that are missed in one band are usually found in another one.
 _NEIGHBOURS = 4
 _PAIRS = 1 << 15  # pairs compared at a time, to limit memory
-_ROWS, _KEYS = 1 << 14, 1 << 26  # signatures read at a time, and hashes of bands held at a time
+_ROWS, _KEYS = 1 << 14, 1 << 25  # signatures read at a time, and hashes of bands held at a time
 _MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 EMPTY = 0xFFFFFFFF
 """The value of a slot without a hash."""
