@@ -77,7 +77,7 @@ def native_for(kind: str, tensor: "Tensor") -> Callable[..., None] | None:
     return native(kind, _name(tensor.dtype))
 
 
-def can_read(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> bool:
+def can_read(tensor: "Tensor | None", dtype: "torch.dtype", *shape: int) -> bool:
     """Return whether a C function can read a tensor as contiguous memory of this dtype and shape; None is none to read.
 
     A C function does not check what it gets. So each caller checks it, and otherwise lets torch compute, whose errors
