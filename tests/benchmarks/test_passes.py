@@ -31,7 +31,8 @@ def test_c_functions_are_counted(monkeypatch):
     totals: Totals = defaultdict(Total)
     with counted_native(totals):
         integer_passes.rounded(torch.ones(3, 5, dtype=torch.bfloat16))
-        integer_passes.added(*(torch.ones(3, 5) for _ in range(6)))
+        product, column = torch.ones(3, 5, dtype=torch.int32), torch.ones(3, 1)
+        integer_passes.added(product, column, column, torch.ones(5), torch.ones(3, 5), torch.ones(3, 5))
     assert {name: total.bytes for name, total in totals.items()} == {
         "C: rounded bfloat16": 15 * 3,
         "C: added float32": 15 * 12,

@@ -181,5 +181,5 @@ def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
         train(other, resume=True)
     record["config"]["compute_dtype"] = "bf16"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    with pytest.raises(TsugikiError, match="compute_dtype .*fp32 .*bf16"):
+    with pytest.raises(TsugikiError, match="compute_dtype .*fp32.*bf16"):
         train(config.model_copy(update={"compute_dtype": "bf16"}), resume=True)

@@ -105,7 +105,7 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
 
 
 def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop_module, "rows_in_time", lambda *_: 6)
+    monkeypatch.setattr(loop_module, "rows_in_time", lambda *_: 12)  # six steps of two rows
     settings = {**AUTOMATIC, "minutes": 5}
     del settings["epochs"], settings["max_steps"]
     given = {name: value for name, value in run_config(tmp_path, save_steps=2).model_dump().items() if name in RUN}

@@ -23,19 +23,22 @@ _SCALE = "moe_token_dropout"
 model."""
 
 
-def disable_dropout(model: nn.Module) -> SavedDropout:
-    """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`."""
-    saved, replaced = _find_dropout(model), list[tuple[Any, str, Any]]()
-    if any(not isinstance(owner, nn.Module) for owner, _, _ in saved):
-        replaced = copy_configs(model)
-        saved = _find_dropout(model)
-    try:
-        for owner, name, _ in saved:
-            setattr(owner, name, 0.0)
-    except BaseException:
-        restore_dropout([*saved, *replaced])
-        raise
-    return [*saved, *replaced]
+def disable_dropout(model: nn.Module, saved: SavedDropout | None = None) -> SavedDropout:
+    """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`.
+
+    Args:
+        model: the model.
+        saved: a list that gets the former values, each before it changes, so that an interruption can be undone.
+    """
+    saved = [] if saved is None else saved
+    found = _find_dropout(model)
+    if any(not isinstance(owner, nn.Module) for owner, _, _ in found):
+        copy_configs(model, saved)
+        found = _find_dropout(model)
+    saved += found
+    for owner, name, _ in found:
+        setattr(owner, name, 0.0)
+    return saved
 
 
 def _find_dropout(model: nn.Module) -> SavedDropout:

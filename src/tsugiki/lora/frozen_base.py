@@ -37,7 +37,7 @@ def freeze_base(model: nn.Module, state: Graft, base_dropout: bool) -> None:
     setattr(model, STATE_ATTRIBUTE, state)
     model.requires_grad_(False)
     if not base_dropout:
-        state.saved_dropout = disable_dropout(model)
+        disable_dropout(model, state.saved_dropout)
     freeze_batchnorm(model)
     head = output_head(model)
     if type(head) is nn.Linear and "forward" not in vars(head):

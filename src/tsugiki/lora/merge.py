@@ -28,7 +28,7 @@ from tsugiki.language import _
 from tsugiki.lora.frozen_layer import QuantizedLinear, is_quantized
 from tsugiki.lora.graft_state import active_adapter, require_state
 from tsugiki.lora.layer import Grafted
-from tsugiki.lora.own_config import copy_configs, restore_configs
+from tsugiki.lora.own_config import Replaced, copy_configs, restore_configs
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import (
     Undo,
@@ -149,7 +149,9 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     tied = config is not None and getattr(config, "tie_word_embeddings", False)
     if not tied or not _embedding_paths(model) & set(layers):
         return False
-    undo.append(partial(restore_configs, copy_configs(model)))
+    replaced: Replaced = []
+    undo.append(partial(restore_configs, replaced))
+    copy_configs(model, replaced)
     undo.append(partial(setattr, model.config, "tie_word_embeddings", True))
     model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     warnings.warn(

@@ -95,13 +95,13 @@ def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
 
 
 def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
-    if before is not None and before.digest is None:  # a record of version 0.1
-        now = now.model_copy(update={"digest": None})
+    if before is not None and before.digest is None:  # a record of version 0.1, which digested rows in another way
+        now = now.model_copy(update={"digest": None, "blocks_fingerprint": before.blocks_fingerprint})
     return before is None or _compared(before) != _compared(now)
 
 
 def _compared(data: DataSummary) -> dict[str, Any]:
     """Return the description of data without the fields that older records lack."""
-    described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share"})
+    described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share", "left_out"})
     del described["held_out"]["known_to_base"]
     return described
