@@ -54,6 +54,7 @@ def test_no_gradient_is_recorded_and_errors_are_raised(threads: int):
 @pytest.mark.parametrize("kind", [Int8Linear, Nf4Linear])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "out", "into"), [(300, 3100, 64), (65, 33, 100), (1, 40, 65), (0, 7, 5)])
+@pytest.mark.usefixtures("integers")
 def test_no_bit_of_a_product_depends_on_the_number_of_threads(
     kind: type[QuantizedLayer], dtype: torch.dtype, rows: int, out: int, into: int
 ):
