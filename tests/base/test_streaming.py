@@ -49,8 +49,8 @@ def test_the_model_is_that_of_loading_whole_and_quantising(kind: str, half: bool
         for name, parameter in found.items():
             assert parameter.dtype == expected[name].dtype
             assert torch.equal(parameter, expected[name]), name
-        # Where models are computed in float32, a model that is loaded whole in bfloat16 keeps buffers of this precision,
-        # such as Gemma's embed_scale.
+        # Where models are computed in float32, a model that is loaded whole in bfloat16 keeps buffers that are rounded
+        # to it, such as Gemma's embed_scale.
         rounded = half and streamed.dtype == torch.float32
         torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=1e-4 if rounded else 0)
         assert {name for name, _ in streamed.named_buffers()} == {name for name, _ in whole.named_buffers()}
