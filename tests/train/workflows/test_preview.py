@@ -71,6 +71,14 @@ def test_its_counts_are_those_of_the_run(config: RunConfig):
     assert counts.seconds > 0
 
 
+def test_the_longest_record_is_one_that_is_trained_on(config: RunConfig):
+    lines = Path("d.jsonl").read_text()
+    Path("d.jsonl").write_text(lines + json.dumps({"text": TEXT[:900], "part": "test"}) + "\n")
+    counts = shown(config.model_copy(update={"held_out": "part=test"})).counts
+    assert counts.longest_record != "d.jsonl:13"
+    assert counts.longest_tokens < 900
+
+
 def test_names_are_those_of_the_data_although_the_tokens_are_in_the_cache(config: RunConfig):
     text = [json.loads(line)["text"] * 3 for line in Path("d.jsonl").read_text().splitlines()]
     for folder in ("one", "two"):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
+
 from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.data.sources import describe_data
 from tsugiki.io.progress import ProgressDisplay
@@ -171,13 +173,15 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
 
 def _counts(config: ResolvedConfig, data: PackedDataset, seconds_per_step: float) -> PreviewCounts:
     blocks = data.blocks
-    index, lengths = blocks.store.index, blocks.store.offsets[1:] - blocks.store.offsets[:-1]
+    index, offsets = blocks.store.index, blocks.store.offsets
+    records = np.unique(np.searchsorted(offsets, blocks.starts, side="right") - 1)  # that are trained on
+    lengths = offsets[records + 1] - offsets[records]
     longest = int(lengths.argmax())
     steps = total_steps(config, len(blocks))
     return PreviewCounts(
         **dict(data.summary),
-        characters_per_token=float(index.characters.sum() / lengths.sum()),
-        longest_record=index.name(longest),
+        characters_per_token=float(index.characters[records].sum() / lengths.sum()),
+        longest_record=index.name(int(records[longest])),
         longest_tokens=int(lengths[longest]),
         steps=steps,
         seconds=steps * seconds_per_step,
