@@ -286,13 +286,14 @@ def test_a_compiled_layer_computes_the_same():
 
 @pytest.mark.slow
 def test_a_processor_that_saturates_is_detected():
-    """With AVX2 only, oneDNN adds in 16 bits, so the integer product is wrong and must not be used."""
+    """With AVX2 only, oneDNN adds in 16 bits on many processors; such a product is wrong and must not be used."""
     program = """if True:
         import torch
         from tsugiki.base.int8 import Int8Linear
         from tsugiki.base.integer_products import exact_integers
         layer, x = Int8Linear(torch.ones(64, 256), None, torch.float32), torch.ones(64, 256)
-        saturates = bool((torch._int_mm(layer.qweight, layer.qweight.T) != 256 * 127 * 127).any())
+        largest = torch.full((64, 256), 127, dtype=torch.int8)
+        saturates = bool((torch._int_mm(largest, largest.T) != 256 * 127 * 127).any())
         assert exact_integers() is not saturates
         torch.testing.assert_close(layer.product(x), torch.full((64, 64), 256.0))
     """
