@@ -14,12 +14,12 @@ from typing import Any
 
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
-from tsugiki.train.config import RunConfig
-from tsugiki.train.config_files import validated
-from tsugiki.train.evaluation.result import change_of_bits
-from tsugiki.train.record import RunRecord
-from tsugiki.train.resume import earlier_run
-from tsugiki.train.run import train
+from tsugiki.training.config import RunConfig
+from tsugiki.training.config_files import validated
+from tsugiki.training.evaluation.result import change_of_bits
+from tsugiki.training.record import RunRecord
+from tsugiki.training.resume import earlier_run
+from tsugiki.training.run import train
 
 HEADERS = {
     "en": ["model, text", "base", "bits/char before", "beside fp32", "after", "beside fp32"],

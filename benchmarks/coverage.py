@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
-from tsugiki.train.evaluation.interval import ratio_intervals
+from tsugiki.training.evaluation.interval import ratio_intervals
 
 Array: TypeAlias = npt.NDArray[np.float64]
 

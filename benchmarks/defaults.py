@@ -18,13 +18,13 @@ from typing import Any
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
 from tsugiki.lora.graft import ungraft
-from tsugiki.train.config import RunConfig
-from tsugiki.train.config_files import validated
-from tsugiki.train.evaluation.result import change_of_bits
-from tsugiki.train.progress import RunProgress
-from tsugiki.train.record import RunRecord
-from tsugiki.train.resume import earlier_run, start_or_resume
-from tsugiki.train.run import accelerator_of, load, run, sole_run
+from tsugiki.training.config import RunConfig
+from tsugiki.training.config_files import validated
+from tsugiki.training.evaluation.result import change_of_bits
+from tsugiki.training.progress import RunProgress
+from tsugiki.training.record import RunRecord
+from tsugiki.training.resume import earlier_run, start_or_resume
+from tsugiki.training.run import accelerator_of, load, run, sole_run
 
 HEADERS = {
     "en": ["text", "steps", "base", "default", "lowest of the sweep", "default above it"],

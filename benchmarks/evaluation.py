@@ -24,12 +24,12 @@ from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.config_files import validated
-from tsugiki.train.evaluation.evaluate import evaluate, read_windows
-from tsugiki.train.model import load_dtype, prepare_model
-from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.processes import start_accelerator
+from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.config_files import validated
+from tsugiki.training.evaluation.evaluate import evaluate, read_windows
+from tsugiki.training.model import load_dtype, prepare_model
+from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.processes import start_accelerator
 
 HEADERS = {
     "en": ["model", "threads", "evaluation, tokens/s", "training, tokens/s", "ratio"],

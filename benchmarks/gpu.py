@@ -37,13 +37,13 @@ from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.config_files import validated
-from tsugiki.train.machine import describe_machine
-from tsugiki.train.model import prepare_model
-from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import accelerator_of, load
+from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.config_files import validated
+from tsugiki.training.machine import describe_machine
+from tsugiki.training.model import prepare_model
+from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.progress import RunProgress
+from tsugiki.training.run import accelerator_of, load
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
     **{name: TRAINING_ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},

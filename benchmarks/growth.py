@@ -29,7 +29,6 @@ from typing import TypeAlias
 
 from benchmarks.figures import Figures
 from benchmarks.growth_plot import Line, Panel, plot
-from tsugiki.base.meta import meta_model
 from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.process import KILLED, EntryFailed, EntryProcess
@@ -40,7 +39,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder, write_text
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.io.json import read_json, write_json
-from tsugiki.train import memory
+from tsugiki.model.meta import meta_model
+from tsugiki.training import memory
 
 TOOLS: Mapping[str, BenchmarkEntry] = {
     "PEFT": TRAINING_ENTRIES["peft-bf16-malloc"],

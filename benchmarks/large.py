@@ -40,17 +40,17 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.figures import Figures
-from tsugiki.base.blocks import decoder_blocks
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.base.meta import meta_model
 from tsugiki.bench.table import markdown_table
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft
-from tsugiki.train.allocator import keep_freed_memory
-from tsugiki.train.memory import process_peak
+from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.meta import meta_model
+from tsugiki.training.allocator import keep_freed_memory
+from tsugiki.training.memory import process_peak
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -249,7 +249,7 @@ def _tsugiki(options: argparse.Namespace) -> None:
 _LOAD = """if True:
     import sys, time, transformers
     from tsugiki.base.loading import load_model
-    from tsugiki.train.memory import process_peak
+    from tsugiki.training.memory import process_peak
     started, used = time.perf_counter(), time.process_time()
     load_model(sys.argv[1], sys.argv[2])
     print(f"{time.perf_counter() - started:.1f} s ({time.process_time() - used:.1f} s of processor time), "

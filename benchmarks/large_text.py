@@ -45,7 +45,7 @@ from tsugiki.data.learned import fingerprints
 from tsugiki.data.records import Record
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
-from tsugiki.train import packing, preparation
+from tsugiki.training import packing, preparation
 
 SHORTEST, LONGEST = 300, 1500  # characters of a record
 AT_ONCE, COPIES = 10_000, 100

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
 from tsugiki.fast.loss import Head, chunked_loss, plain_loss
-from tsugiki.train.memory import available, peak, reset_peak, resident
+from tsugiki.training.memory import available, peak, reset_peak, resident
 
 Loss = Callable[[Tensor, Head, Tensor], Tensor]
 

@@ -24,9 +24,9 @@ from tsugiki.bench.workload import Workload
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.collator import Collator
 from tsugiki.fast.loss import rows_per_chunk
-from tsugiki.train.gradients import Gradients
-from tsugiki.train.memory import peak, reset_peak, resident
-from tsugiki.train.processes import start_accelerator
+from tsugiki.training.gradients import Gradients
+from tsugiki.training.memory import peak, reset_peak, resident
+from tsugiki.training.processes import start_accelerator
 
 _GROUP = 512
 

@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 
 PROCEDURES = {
-    "imports alone": "import tsugiki.train.workflows.merge",
+    "imports alone": "import tsugiki.training.workflows.merge",
     "file to file": (
         "from pathlib import Path\n"
-        "from tsugiki.train.workflows.merge import *\n"
+        "from tsugiki.training.workflows.merge import *\n"
         "merge_into_folder(Merge('base', [Path('adapter')], verify=False), Path('out'), ProgressDisplay())"
     ),
     "file to file, verified": (
         "from pathlib import Path\n"
-        "from tsugiki.train.workflows.merge import *\n"
+        "from tsugiki.training.workflows.merge import *\n"
         "merge_into_folder(Merge('base', [Path('adapter')]), Path('out'), ProgressDisplay())"
     ),
     "in memory, bfloat16": (
@@ -39,7 +39,9 @@ PROCEDURES = {
         "model.merge_and_unload().save_pretrained('out')"
     ),
 }
-_MEASURED = "import sys, tsugiki.train.memory as memory\nmemory.reset_peak()\nexec(sys.argv[1])\nprint(memory.peak())"
+_MEASURED = (
+    "import sys, tsugiki.training.memory as memory\nmemory.reset_peak()\nexec(sys.argv[1])\nprint(memory.peak())"
+)
 
 
 def main() -> None:

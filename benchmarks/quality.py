@@ -23,15 +23,15 @@ from tsugiki.base.loading import load_model
 from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
 from tsugiki.bench.table import markdown_table
 from tsugiki.bench.workload import StepBarrier
-from tsugiki.train.automatic import ResolvedConfig, total_steps
-from tsugiki.train.config import CHAPTER
-from tsugiki.train.config_files import validated
-from tsugiki.train.evaluation.evaluate import evaluate
-from tsugiki.train.model import prepare_model
-from tsugiki.train.packing import PackedDataset
-from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import accelerator_of, load
+from tsugiki.training.automatic import ResolvedConfig, total_steps
+from tsugiki.training.config import CHAPTER
+from tsugiki.training.config_files import validated
+from tsugiki.training.evaluation.evaluate import evaluate
+from tsugiki.training.model import prepare_model
+from tsugiki.training.packing import PackedDataset
+from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.progress import RunProgress
+from tsugiki.training.run import accelerator_of, load
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],

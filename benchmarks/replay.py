@@ -13,12 +13,12 @@ from typing import Any
 from benchmarks.figures import Figures
 from tsugiki.bench.table import markdown_table
 from tsugiki.report.formatting import format_change
-from tsugiki.train.config import RunConfig
-from tsugiki.train.config_files import validated
-from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits
-from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.resume import earlier_run
-from tsugiki.train.run import train
+from tsugiki.training.config import RunConfig
+from tsugiki.training.config_files import validated
+from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits
+from tsugiki.training.record import RunRecord, finished
+from tsugiki.training.resume import earlier_run
+from tsugiki.training.run import train
 
 HEADERS = {
     "en": ["share of other text", "steps", "held-out text, bits/char", "retention text, bits/char"],

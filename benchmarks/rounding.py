@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.figures import Figures
-from tsugiki.base.integer_passes import plain_levels, plain_rounded
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.base.rotation import blocks_of, plain_rotated
 from tsugiki.bench.table import markdown_table
+from tsugiki.lowbit.integer_passes import plain_levels, plain_rounded
+from tsugiki.lowbit.rotation import blocks_of, plain_rotated
 
 _WAYS = ("one step", "nf4", "rotated, one step", "int8", "bf16")
 HEADERS = {

@@ -21,14 +21,14 @@ from benchmarks.figures import Figures
 from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.bench.table import markdown_table
-from tsugiki.lora.dropout import disable_dropout
-from tsugiki.train.automatic import ResolvedConfig
-from tsugiki.train.config import CHAPTER, RunConfig
-from tsugiki.train.config_files import validated
-from tsugiki.train.model import prepare_model
-from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.progress import RunProgress
-from tsugiki.train.run import accelerator_of, load, train
+from tsugiki.model.dropout import disable_dropout
+from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.config import CHAPTER, RunConfig
+from tsugiki.training.config_files import validated
+from tsugiki.training.model import prepare_model
+from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.progress import RunProgress
+from tsugiki.training.run import accelerator_of, load, train
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 

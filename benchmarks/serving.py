@@ -36,9 +36,9 @@ from benchmarks.figures import Figures
 from benchmarks.served import Answers, Served, messages, prompt, server
 from tsugiki import LoraConfig, graft, load_adapter, mixed_batch, save_adapter, trainable_parameters, ungraft
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.base.threads import with_one_thread
 from tsugiki.bench.models import SHAPES, build
 from tsugiki.bench.table import markdown_table
+from tsugiki.lowbit.threads import with_one_thread
 
 HEADERS = {"en": ["model", "measurement", "figure"], "ja": ["モデル", "測定項目", "値"]}
 _PROMPT, _NEW = 32, 32

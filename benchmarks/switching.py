@@ -45,7 +45,7 @@ from tsugiki import (
 from tsugiki.bench.models import SHAPES, build
 from tsugiki.bench.table import markdown_table
 from tsugiki.lora.graft import remove_adapter
-from tsugiki.train.memory import reset_peak, resident
+from tsugiki.training.memory import reset_peak, resident
 
 HEADERS = {
     "en": ["model", "dtype", "measurement", "Tsugiki", "PEFT"],

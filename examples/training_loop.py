@@ -3,7 +3,7 @@
     python examples/training_loop.py
 
 The embedded model, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts. It needs
-no network and takes less than a minute on two cores. This command has the same losses (`src/tsugiki/train/loop.py`):
+no network and takes less than a minute on two cores. This command has the same losses (`src/tsugiki/training/loop.py`):
 
     tsugiki train --model embedded --data src/tsugiki/assets/quickstart --out runs/loop --epochs 2 --batch-size 8 \
         --learning-rate 2e-3 --block-size 128 --lora-dropout 0 --base-dtype fp32 --device cpu
@@ -32,8 +32,8 @@ from tsugiki.data.encoding import document_end
 from tsugiki.data.sources import content_key, read_records
 from tsugiki.data.splits import split_records
 from tsugiki.data.store import open_store
-from tsugiki.labels import IGNORE_INDEX
-from tsugiki.train.evaluation.evaluate import Window, evaluate, split_windows
+from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.training.evaluation.evaluate import Window, evaluate, split_windows
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE
+from tsugiki.io import ADAPTER_CONFIG_FILE
 
 
 def text_outputs(model: Any) -> Tensor:

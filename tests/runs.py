@@ -11,13 +11,10 @@ import torch
 
 from tests.tiny import TEXT, byte_tokenizer, save_tiny, store_of
 from tsugiki import TsugikiError
-from tsugiki.data.blocks import Blocks, pack
-from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
-from tsugiki.train.config import RunConfig
-from tsugiki.train.loop import TrainingLoop
-from tsugiki.train.record import RunRecord
-from tsugiki.train.workflows import several
+from tsugiki.data import Blocks, pack
+from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
+from tsugiki.training import RunConfig, RunRecord, TrainingLoop
+from tsugiki.training.workflows import several
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
 """Flags of `tsugiki train` for a short run in the working directory of the command line's tests."""

@@ -1,5 +1,4 @@
 import inspect
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ import tsugiki
 from tests.runs import run_config
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
-from tsugiki.functions import train
-from tsugiki.train.config import RunConfig
+from tsugiki.training import RunConfig
 
 
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -50,15 +48,10 @@ def test_the_settings_are_in_the_signature_and_the_docstring():
     assert set(shown) == {"resume", *RunConfig.model_fields}
     assert shown["epochs"].default == RunConfig.model_fields["epochs"].default
     assert shown["model"].default is inspect.Parameter.empty
-    text = inspect.getdoc(train) or ""
+    text = inspect.getdoc(tsugiki.train) or ""
     assert all(f"    {name}: " in text for name in RunConfig.model_fields)
     assert not [line for line in text.splitlines() if line.strip().endswith(":") and line.startswith("    ")]
     assert "out" not in inspect.signature(tsugiki.preview).parameters
-
-
-def test_the_package_train_can_be_called():
-    assert tsugiki.train is sys.modules["tsugiki.train"]
-    assert tsugiki.train.config.RunConfig is RunConfig
 
 
 def test_public_names_are_listed():

@@ -16,34 +16,46 @@ from torch import Tensor
 from tests.runs import run_config
 from tests.tiny import relative_error
 from tsugiki import native
-from tsugiki.base import few_rows, integer_passes, nf4, rotation
 from tsugiki.base.gguf import layer as gguf
-from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.integer_passes import (
+from tsugiki.bench import computer
+from tsugiki.cli import version_line
+from tsugiki.fast import activations, norms
+from tsugiki.lora import (
+    LoraLinear,
+    LowRank,
+    RowPairs,
+    add_low_rank,
+    plain_add_low_rank,
+    plain_rows,
+    product,
+    row_products,
+    rows_product,
+    wrap,
+)
+from tsugiki.lowbit import (
+    Int8Linear,
     add_large,
     added,
+    blocks_of,
     dithered,
+    exact_integers,
+    few_rows,
+    integer_passes,
     levels_of,
+    nf4,
     plain_add_large,
     plain_added,
     plain_dithered,
-    plain_levels,
+    plain_rotated,
     plain_rounded,
     plain_scaled,
+    rotated,
+    rotation,
     rounded,
     scaled,
 )
-from tsugiki.base.integer_products import exact_integers
-from tsugiki.base.rotation import blocks_of, plain_rotated, rotated
-from tsugiki.bench.table import computer
-from tsugiki.cli.version import version_line
-from tsugiki.fast import activations, norms
-from tsugiki.lora import product, row_products
-from tsugiki.lora.layer import LoraLinear, wrap
-from tsugiki.lora.pair import LowRank
-from tsugiki.lora.product import add_low_rank, plain_add_low_rank
-from tsugiki.lora.row_products import RowPairs, plain_rows, rows_product
-from tsugiki.train.run import train
+from tsugiki.lowbit.integer_passes import plain_levels
+from tsugiki.training import train
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [(1, 2), (3, 5), (64, 768), (7, 48), (5, 4), (17, 1001), (2, 4099)]

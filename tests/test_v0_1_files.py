@@ -14,15 +14,10 @@ from torch import Tensor
 
 from tests.tiny import logits
 from tsugiki import TsugikiError, active_adapter, load_adapter
-from tsugiki.adapters.metadata import read_metadata
-from tsugiki.base.loading import load_model
+from tsugiki.adapters import read_metadata
+from tsugiki.base import load_model
 from tsugiki.cli.main import main
-from tsugiki.train.config import RunConfig
-from tsugiki.train.record import read_record
-from tsugiki.train.resume import changed_settings
-from tsugiki.train.run import train
-from tsugiki.train.workflows.pretrain import pretrain
-from tsugiki.train.workflows.pretrain_config import PretrainConfig
+from tsugiki.training import PretrainConfig, RunConfig, changed_settings, pretrain, read_record, train
 
 FILES = Path(__file__).parent / "fixtures" / "v0_1"
 LOGITS = load_file(FILES / "logits.safetensors")

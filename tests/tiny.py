@@ -8,8 +8,8 @@ import transformers
 from torch.nn import functional as F
 
 from tsugiki import graft, save_adapter
-from tsugiki.data.store import RecordIndex, TokenStore
-from tsugiki.labels import IGNORE_INDEX
+from tsugiki.data import RecordIndex, TokenStore
+from tsugiki.model import IGNORE_INDEX
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 96,

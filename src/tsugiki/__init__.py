@@ -68,6 +68,7 @@ _MODULE_OF = {
     "print_trainable_parameters": "tsugiki.adapters.parameter_counts",
     "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.frozen_base`, not public
     "set_adapter": "tsugiki.lora.switch",
+    "train": "tsugiki.functions",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",
     "use_plain_paths": "tsugiki.fast.paths",
@@ -78,8 +79,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import tsugiki` alone does not load torch."""
     if name not in __all__ and name not in _MODULE_OF:
         raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
-    if name == "train":  # the package, which can be called
-        return import_module("tsugiki.train")
     return getattr(import_module(_MODULE_OF.get(name, "tsugiki.lora.graft")), name)
 
 

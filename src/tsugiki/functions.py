@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsugiki.data.columns import NO_COLUMNS
 from tsugiki.data.records import AssistantTurns, Message
-from tsugiki.train.config import RunConfig
-from tsugiki.train.config_files import validated
+from tsugiki.training.config import RunConfig
+from tsugiki.training.config_files import validated
 
 if TYPE_CHECKING:
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.train.record import RunRecord
-    from tsugiki.train.workflows.preview import Preview
+    from tsugiki.training.record import RunRecord
+    from tsugiki.training.workflows.preview import Preview
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -69,7 +69,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     """
     from tsugiki.base.quiet import quiet_libraries
     from tsugiki.report.run import write_report
-    from tsugiki.train.run import train as train_run
+    from tsugiki.training.run import train as train_run
 
     config = validated(RunConfig, settings, None)
     with quiet_libraries():
@@ -94,7 +94,7 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     """
     from tsugiki.base.quiet import quiet_libraries
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.workflows.preview import preview as preview_run
+    from tsugiki.training.workflows.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
     with quiet_libraries():
@@ -136,7 +136,7 @@ def evaluate(
     from tsugiki.base.quiet import quiet_libraries
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.train.evaluation.targets import evaluate_targets, evaluation_targets
+    from tsugiki.training.evaluation.targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
     results = evaluate_targets(
@@ -191,9 +191,9 @@ def generate(
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
     from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.train.evaluation.prompts import as_prompt, learned_conversations
-    from tsugiki.train.evaluation.sample import Sampling, generate_text
-    from tsugiki.train.evaluation.targets import evaluation_targets, loaded_targets
+    from tsugiki.training.evaluation.prompts import as_prompt, learned_conversations
+    from tsugiki.training.evaluation.sample import Sampling, generate_text
+    from tsugiki.training.evaluation.targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():

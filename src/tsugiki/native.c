@@ -1,9 +1,9 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
-   results, are the `plain_` functions of the modules that call them: base/integer_passes.py, base/nf4.py,
+   results, are the `plain_` functions of the modules that call them: lowbit/integer_passes.py, lowbit/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
    (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm` and the functions of few rows in bfloat16 sum in
    another order than torch; their definitions are in lora/product.py, lora/row_products.py, fast/norms.py and
-   base/few_rows.py. */
+   lowbit/few_rows.py. */
 
 #include <math.h>
 #include <stdint.h>
@@ -55,7 +55,7 @@ static inline uint16_t to_bfloat16(float x) {
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-/* `rotated`: see base/rotation.py. Each step adds and subtracts the four quarters of a piece of the row, and the next
+/* `rotated`: see lowbit/rotation.py. Each step adds and subtracts the four quarters of a piece of the row, and the next
    step does so in each quarter. */
 INLINE void rotate(float *row, int64_t n, int64_t blocks) {
     for (int64_t run = n / 4; run >= n / blocks && blocks > 1; run /= 4)
@@ -84,7 +84,7 @@ INLINE int8_t nearest(float x) { /* adding 1.5 * 2^23 rounds to the nearest even
     return (int8_t)(as_bits(x + 12582912.0f) - 0x4b400000u);
 }
 
-#define LARGE 8.0 /* those of base/integer_passes.py */
+#define LARGE 8.0 /* those of lowbit/integer_passes.py */
 #define LEAST_SHARE (1.0f / 128.0f)
 #define RUN 64
 
@@ -337,7 +337,7 @@ static inline void levels_of_block(const uint8_t *packed, const int8_t *row, int
     }
 }
 
-/* `decode` of base/nf4.py: out [rows, blocks * 64], by `table` [256, 16]; without a scale, the levels themselves. */
+/* `decode` of lowbit/nf4.py: out [rows, blocks * 64], by `table` [256, 16]; without a scale, the levels themselves. */
 EXPORT FAST void nf4_int8(const uint8_t *packed, const uint8_t *m, int64_t rows, int64_t blocks, const int8_t *table,
                           const float *scale, int8_t *out) {
     (void)scale;
@@ -360,7 +360,7 @@ EXPORT FAST void nf4_int8(const uint8_t *packed, const uint8_t *m, int64_t rows,
 NF4(nf4_float32, float, to_float)
 NF4(nf4_bfloat16, uint16_t, to_bfloat16)
 
-/* `nearest_codes` of base/nf4.py: packed [rows, blocks * 32] and largest [rows, blocks]; the last block of a row is
+/* `nearest_codes` of lowbit/nf4.py: packed [rows, blocks * 32] and largest [rows, blocks]; the last block of a row is
    filled up with zeros. A code is the number of bounds that are below x. */
 #define CODES(NAME, TYPE, FROM)                                                                                       \
     EXPORT FAST void NAME(const TYPE *w, int64_t rows, int64_t width, int64_t stride, const float *bounds,            \
@@ -618,7 +618,7 @@ ROWS_ADDED(rows_added_bfloat16, uint16_t, low_rank_added_bfloat16)
 RMS_NORM(rms_norm_float32, float, from_float, to_float)
 RMS_NORM(rms_norm_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
-/* Products with few rows, as while text is generated: see base/few_rows.py. They read the weight once, at the speed of
+/* Products with few rows, as while text is generated: see lowbit/few_rows.py. They read the weight once, at the speed of
    the memory; four channels are computed with up to four rows at a time. */
 #ifdef HAS_AVX512
 #include <immintrin.h>

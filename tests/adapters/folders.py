@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, write_lora_weights
-from tsugiki.adapters.metadata import BaseReference
-from tsugiki.lora.config import LoraConfig
+from tsugiki.adapters import BaseReference, LayerFactors, LoraWeights, write_lora_weights
+from tsugiki.lora import LoraConfig
 
 
 def lora_of(seed: int = 0, r: int = 4, blocks: int = 2, **fields: Any) -> LoraWeights:

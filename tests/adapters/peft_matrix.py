@@ -32,11 +32,7 @@ from transformers.utils import logging
 
 from tests.tiny import CONFIGS, ids, relative_error, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
-from tsugiki.methods.ia3 import IA3Config
-from tsugiki.methods.p_tuning import PromptEncoderConfig
-from tsugiki.methods.prefix_tuning import PrefixTuningConfig
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.methods.selective import LNTuningConfig
+from tsugiki.methods import IA3Config, LNTuningConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
 _TOLERANCE = 1e-5
 

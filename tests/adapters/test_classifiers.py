@@ -12,9 +12,8 @@ from tests.adapters.folders import edit_weights
 from tests.adapters.peft_matrix import MODELS, outputs
 from tests.tiny import grafted, relative_error, shake
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, trainable_parameters, ungraft
-from tsugiki.adapters.files import read_config_fields
-from tsugiki.methods.ia3 import IA3Config
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.adapters import read_config_fields
+from tsugiki.methods import IA3Config, PromptTuningConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -30,19 +30,12 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.adapters.files import read_base
-from tsugiki.adapters.format import check_can_save
-from tsugiki.adapters.info import read_adapter_info
-from tsugiki.adapters.merge.to_folder import plan_merge, write_merged
-from tsugiki.adapters.verify import KnownBase, verify
-from tsugiki.base.identity import BaseIdentity
-from tsugiki.io.atomic import new_folder
-from tsugiki.lora.graft_state import active_name, is_grafted
-from tsugiki.lora.targets import base_modules
-from tsugiki.methods.bottleneck import BottleneckConfig
-from tsugiki.methods.p_tuning import PromptEncoderConfig
-from tsugiki.methods.prefix_tuning import PrefixTuningConfig
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.adapters import KnownBase, check_can_save, plan_merge, read_adapter_info, read_base, write_merged
+from tsugiki.adapters.verify import verify
+from tsugiki.base import BaseIdentity
+from tsugiki.io import new_folder
+from tsugiki.lora import active_name, base_modules, is_grafted
+from tsugiki.methods import BottleneckConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
 SHAPES = ["gpt2", "llama", "gemma3_text"]
 ATTENTION = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "gemma3_text": ["q_proj", "down_proj"]}

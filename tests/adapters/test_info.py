@@ -8,11 +8,9 @@ from tests.adapters.folders import edit_config, write
 from tests.tiny import shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters
-from tsugiki.adapters.algebra.combine import scaled
-from tsugiki.adapters.info import read_adapter_info
-from tsugiki.adapters.lora_weights import read_lora_weights
-from tsugiki.lora.graft import add_adapter, new_adapter
-from tsugiki.methods.table import METHODS
+from tsugiki.adapters import read_adapter_info, read_lora_weights, scaled
+from tsugiki.lora import add_adapter, new_adapter
+from tsugiki.methods import METHODS
 
 
 def test_lora_has_ranks_and_targets(tmp_path: Path):

@@ -10,7 +10,7 @@ from tests.files import contents
 from tests.processes import start
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
-from tsugiki.adapters.library import (
+from tsugiki.adapters import (
     adapter_folder,
     check_name,
     copy_into_library,
@@ -19,8 +19,7 @@ from tsugiki.adapters.library import (
     read_library,
     rename_adapter,
 )
-from tsugiki.io.atomic import remove_folder
-from tsugiki.io.file_names import ADAPTER_FILE
+from tsugiki.io import ADAPTER_FILE, remove_folder
 
 
 @pytest.fixture

@@ -15,10 +15,16 @@ from tests.adapters.folders import forget_digests
 from tests.adapters.test_format import CASES, peft_model, settings
 from tests.tiny import logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
-from tsugiki.adapters.algebra.combine import scaled
-from tsugiki.adapters.algebra.truncate import truncated
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
-from tsugiki.adapters.metadata import BaseReference, Provenance
+from tsugiki.adapters import (
+    BaseReference,
+    LayerFactors,
+    LoraWeights,
+    Provenance,
+    read_lora_weights,
+    scaled,
+    truncated,
+    write_lora_weights,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, Source, read_metadata, write_metadata
+from tsugiki.adapters import BaseReference, Metadata, Provenance, Source, read_metadata, write_metadata
 from tsugiki.errors import TsugikiError
 
 

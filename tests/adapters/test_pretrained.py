@@ -26,7 +26,7 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.lora.graft_state import active_adapter
+from tsugiki.lora import active_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from tests.tiny import logits, shake, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.adapters.probe import logit_shift
+from tsugiki.adapters import logit_shift
 
 
 def test_a_new_adapter_has_no_effect_and_a_trained_one_has():

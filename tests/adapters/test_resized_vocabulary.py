@@ -22,8 +22,8 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.adapters.format import check_can_save
-from tsugiki.methods.bottleneck import BottleneckConfig
+from tsugiki.adapters import check_can_save
+from tsugiki.methods import BottleneckConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

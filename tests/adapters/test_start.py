@@ -12,11 +12,10 @@ from tests import tiny
 from tests.runs import assert_resumes, run_config
 from tests.tiny_types import lively_model as tiny_type
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter
-from tsugiki.adapters.start import start_from
-from tsugiki.base.inference import probe_logits
-from tsugiki.base.loading import load_model
-from tsugiki.train.model import prepare_model
-from tsugiki.train.run import train
+from tsugiki.adapters import start_from
+from tsugiki.base import load_model
+from tsugiki.model import probe_logits
+from tsugiki.training import prepare_model, train
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["c_attn", "wte"]}
 

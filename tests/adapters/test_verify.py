@@ -14,9 +14,10 @@ from tests.adapters.folders import edit_weights as spoil
 from tests.adapters.folders import forget_digests, write
 from tests.tiny import save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig
-from tsugiki.adapters.verify import known_base, verify
-from tsugiki.base.loading import load_model
-from tsugiki.methods.table import METHODS
+from tsugiki.adapters import known_base
+from tsugiki.adapters.verify import verify
+from tsugiki.base import load_model
+from tsugiki.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"

@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base.checks import code_digest
+from tsugiki.base import code_digest, load_meta_model, load_model, load_tokenizer
 from tsugiki.base.config import load_config
-from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tiny import relative_error
-from tsugiki.base.fp8 import decode, encode
+from tsugiki.base import decode, encode
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

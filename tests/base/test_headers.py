@@ -8,8 +8,7 @@ import pytest
 from tests.hub_server import HubServer
 from tests.tiny import save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base.headers import folder_entries, weight_entries
-from tsugiki.base.loading import load_meta_model
+from tsugiki.base import folder_entries, load_meta_model, weight_entries
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import grafted, logits, save_grafted, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, load_adapter, merge, save_adapter, ungraft, unmerge
-from tsugiki.adapters.files import read_base
-from tsugiki.base import identity
-from tsugiki.base.identity import (
+from tsugiki.adapters import read_base
+from tsugiki.base import (
     BaseIdentity,
     folder_fingerprint,
+    identity,
     identity_of,
+    load_model,
     named_fingerprint,
     named_identity,
     why_different,
 )
-from tsugiki.base.loading import load_model
 
 
 @pytest.fixture

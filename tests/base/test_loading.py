@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny import CONFIGS, grafted, ids, logits, relative_error, save_tiny, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
-from tsugiki.base.loading import load_model, load_tokenizer, placeholder_model
-from tsugiki.base.resolve import local_folder
+from tsugiki.base import load_model, load_tokenizer, local_folder, placeholder_model
 
 
 def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):

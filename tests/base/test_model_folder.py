@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import CONFIGS, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base.loading import load_meta_model
-from tsugiki.base.model_folder import LazyTensors, copy_other_files, map_keys, read_shards, write_index
+from tsugiki.base import LazyTensors, copy_other_files, load_meta_model, map_keys, read_shards, write_index
 
 
 @pytest.fixture

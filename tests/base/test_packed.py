@@ -11,12 +11,8 @@ from torch import Tensor
 
 from tests.tiny import logits, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base import loading
-from tsugiki.base.fp8 import encode
-from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.loading import load_model
-from tsugiki.base.nf4 import Nf4Linear
-from tsugiki.base.packed import unpack_awq, unpack_fp8, unpack_gptq, unpack_mxfp4
+from tsugiki.base import encode, load_model, loading, unpack_awq, unpack_fp8, unpack_gptq, unpack_mxfp4
+from tsugiki.lowbit import Int8Linear, Nf4Linear
 
 OUT, IN, GROUP = 16, 32, 8
 

@@ -15,11 +15,9 @@ from safetensors.torch import load_file, save_file
 from tests.base.test_packed import _pack
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base import quantized_cache, streaming
-from tsugiki.base.loading import load_model
-from tsugiki.base.quantization import count_parameters
-from tsugiki.base.quantized_cache import LIMIT_VARIABLE, entries
-from tsugiki.io.cache import cache_folder, folder_size
+from tsugiki.base import LIMIT_VARIABLE, entries, load_model, quantized_cache, streaming
+from tsugiki.io import cache_folder, folder_size
+from tsugiki.lowbit import count_parameters
 
 
 @pytest.fixture(autouse=True)

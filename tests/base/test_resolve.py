@@ -9,8 +9,8 @@ import torch
 from tests.hub_server import HubServer
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base.loading import load_model, load_tokenizer, placeholder_model
-from tsugiki.base.resolve import local_folder, model_folder, settings_folder, split_revision
+from tsugiki.base import load_model, load_tokenizer, local_folder, placeholder_model, settings_folder, split_revision
+from tsugiki.base.resolve import model_folder
 
 
 @pytest.fixture

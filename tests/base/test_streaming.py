@@ -12,10 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base import loading
-from tsugiki.base.loading import load_model
-from tsugiki.base.nf4 import Nf4Linear
-from tsugiki.base.quantization import count_parameters
+from tsugiki.base import load_model, loading
+from tsugiki.lowbit import Nf4Linear, count_parameters
 
 OTHERS = sorted(CONFIGS.keys() - {"gpt2", "llama", "gemma3_text"})
 

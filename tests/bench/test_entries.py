@@ -7,18 +7,24 @@ import pytest
 import torch
 
 from tests.tiny import save_tiny
-from tsugiki.bench import hugging_face, tsugiki_entry
-from tsugiki.bench.entries import (
+from tsugiki.bench import (
     DEFAULT_ENTRIES,
     GENERATION_ENTRIES,
     LIMIT_ENTRY,
+    SHAPES,
     TRAINING_ENTRIES,
     BenchmarkEntry,
+    EntryFailed,
+    EntryProcess,
+    StepBarrier,
+    StopRequested,
+    Workload,
+    build,
+    hugging_face,
     load_function,
+    read_model_config,
+    tsugiki_entry,
 )
-from tsugiki.bench.models import SHAPES, build, read_model_config
-from tsugiki.bench.process import EntryFailed, EntryProcess
-from tsugiki.bench.workload import StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 
 

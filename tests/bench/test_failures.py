@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.bench.entries import BenchmarkEntry
-from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.workload import Workload
+from tsugiki.bench import BenchmarkEntry, Measurement, Workload, measure
 
 MODULE = """
 import os, resource, signal, sys

@@ -8,9 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import ids, tiny_model
-from tsugiki.bench.limit import LAYOUTS, Product, Timings, operands, products
-from tsugiki.lora.config import LoraConfig as OurConfig
-from tsugiki.lora.targets import find_targets
+from tsugiki.bench import LAYOUTS, Product, Timings, operands, products
+from tsugiki.lora import LoraConfig as OurConfig
+from tsugiki.lora import find_targets
 
 ROWS, LENGTH, RANK = 3, 12, 4
 

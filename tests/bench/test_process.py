@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.bench.entries import BenchmarkEntry
-from tsugiki.bench.process import EntryFailed, EntryProcess
-from tsugiki.bench.workload import Workload
+from tsugiki.bench import BenchmarkEntry, EntryFailed, EntryProcess, Workload
 
 
 @pytest.mark.slow

@@ -5,12 +5,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tsugiki.bench.entries import TRAINING_ENTRIES
+from tsugiki.bench import (
+    TRAINING_ENTRIES,
+    Measurement,
+    Results,
+    Workload,
+    collect,
+    markdown_table,
+    results_page,
+    results_table,
+)
 from tsugiki.bench.plot import plot
-from tsugiki.bench.results import Results, collect
-from tsugiki.bench.runner import Measurement
-from tsugiki.bench.table import markdown_table, results_page, results_table
-from tsugiki.bench.workload import Workload
 
 LIMITS = {
     "fp32": {"tokens_per_second": 400.0, "causal_tokens_per_second": 450.0, "seconds": {}},

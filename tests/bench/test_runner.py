@@ -4,11 +4,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki.bench import runner
-from tsugiki.bench.entries import BenchmarkEntry
-from tsugiki.bench.process import EntryFailed
-from tsugiki.bench.runner import measure
-from tsugiki.bench.workload import Workload
+from tsugiki.bench import BenchmarkEntry, EntryFailed, Workload, measure, runner
 
 GB = 10**9
 
@@ -44,7 +40,7 @@ class Fake:
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Fake.log, Fake.held, Fake.failing = [], 0, ""
     monkeypatch.setattr(runner, "EntryProcess", Fake)
-    monkeypatch.setattr("tsugiki.train.memory.available", lambda: 100 * GB)
+    monkeypatch.setattr("tsugiki.training.memory.available", lambda: 100 * GB)
     return Fake.log
 
 
@@ -86,7 +82,7 @@ def test_a_failed_entry_does_not_stop_the_others(failing: str, log: list[str]):
 
 
 def test_one_by_one_if_memory_does_not_hold_all(log: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.train.memory.available", lambda: 5 * GB // 2 - Fake.held)
+    monkeypatch.setattr("tsugiki.training.memory.available", lambda: 5 * GB // 2 - Fake.held)
     found = run("a", "b", "c")
     assert log[:7] == ["start a", "a 1", "a 2", "start b", "b 1", "b 2", "end b"]
     steps = [line for line in log[8:] if not line.startswith(("start", "end"))]

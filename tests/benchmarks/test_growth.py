@@ -10,11 +10,8 @@ from benchmarks.figures import Figures
 from benchmarks.growth import PANELS, Measured, Point
 
 from benchmarks import growth
-from tsugiki.bench.entries import BenchmarkEntry, load_function
-from tsugiki.bench.models import SHAPES
-from tsugiki.bench.process import EntryFailed
-from tsugiki.bench.workload import Workload
-from tsugiki.io.json import read_json, write_json
+from tsugiki.bench import SHAPES, BenchmarkEntry, EntryFailed, Workload, load_function
+from tsugiki.io import read_json, write_json
 
 GB = 10**9
 

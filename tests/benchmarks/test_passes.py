@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from benchmarks.passes import Counting, Total, Totals, counted_native, table
 
-from tsugiki.base import integer_passes
+from tsugiki.lowbit import integer_passes
 
 
 def test_bytes_are_those_of_what_is_read_and_written():

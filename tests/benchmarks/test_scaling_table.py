@@ -9,7 +9,7 @@ from benchmarks.scaling_table import ETHERNET, LLAMA_8B, QWEN_1_7B, Decoder, Set
 from transformers import AutoConfig
 
 from tsugiki import LoraConfig, graft, trainable_parameters
-from tsugiki.base.meta import meta_model
+from tsugiki.model import meta_model
 
 ROOT = Path(__file__).parents[2]
 

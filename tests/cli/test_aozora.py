@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from tests.cli.imports import output_without
 from tests.data.aozora.samples import ROWS, index_csv, make_mirror, work_zip
 from tests.data.aozora.test_text import zipped
-from tsugiki.cli.aozora import aozora_command
-from tsugiki.data.aozora.index import INDEX
+from tsugiki.cli import aozora_command
+from tsugiki.data import INDEX
 from tsugiki.errors import TsugikiError
 
 app = typer.Typer()

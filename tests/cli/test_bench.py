@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.bench import bench
-from tsugiki.bench.runner import Measurement
+from tsugiki.bench import Measurement, bench
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, base: str,
 
 
 def test_too_little_memory_is_reported_before_loading(run, fast, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.train.memory.available", lambda: 300_000_000)
+    monkeypatch.setattr("tsugiki.training.memory.available", lambda: 300_000_000)
     status, _, err = run("bench", "--entries", "chapter")
     assert (status, err.count("\n")) == (2, 1)
     assert "497.76 MB" in err

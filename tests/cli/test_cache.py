@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.base import quantized_cache
-from tsugiki.base.loading import load_model
-from tsugiki.io.cache import cache_folder, folder_size
+from tsugiki.base import load_model, quantized_cache
+from tsugiki.io import cache_folder, folder_size
 
 
 def test_list_and_clear(run, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

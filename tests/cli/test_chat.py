@@ -11,8 +11,8 @@ import pytest
 
 from tests.runs import TRAIN
 from tests.tiny import save_tiny
-from tsugiki.train.evaluation import sample as sample_module
-from tsugiki.train.evaluation.prompts import prompt_tokens
+from tsugiki.training import prompt_tokens
+from tsugiki.training.evaluation import sample as sample_module
 
 TOKENS = ("--max-new-tokens", "6")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tsugiki.cli.deferred import changed_after_import, deferred
+from tsugiki.cli import changed_after_import
+from tsugiki.cli.deferred import deferred
 
 _SHAPES = """
 class Shape:

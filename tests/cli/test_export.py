@@ -11,8 +11,8 @@ from tests.export.bases import write_base
 from tests.files import contents
 from tests.tiny import save_grafted, save_tiny
 from tsugiki import LoraConfig
-from tsugiki.adapters.lora_weights import read_lora_weights
-from tsugiki.base.loading import load_model
+from tsugiki.adapters import read_lora_weights
+from tsugiki.base import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -12,12 +12,10 @@ from typer.main import get_command
 from tests.cli.imports import output_without
 from tsugiki import TsugikiError
 from tsugiki.cli import app as app_module
-from tsugiki.cli.flags import settings_of, with_flags, words_of
+from tsugiki.cli import settings_of, with_flags, words_of
 from tsugiki.cli.main import main
-from tsugiki.lora.config import LoraConfig
-from tsugiki.train.config import DEFAULT_LORA, RunConfig
-from tsugiki.train.workflows.compare_config import ComparisonConfig, SweepConfig
-from tsugiki.train.workflows.pretrain_config import PretrainConfig
+from tsugiki.lora import LoraConfig
+from tsugiki.training import DEFAULT_LORA, ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
 
 
 def flags_of(command: str) -> dict[str, str]:
@@ -132,7 +130,7 @@ def test_help_does_not_import_torch(command: str):
 def test_words_give_the_settings_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     taken: list[RunConfig] = []
     monkeypatch.setattr("tsugiki.cli.checks.check_settings", lambda given: None)  # the files do not exist
-    monkeypatch.setattr("tsugiki.train.run.train", lambda config, *_, **__: taken.append(config) or sys.exit(0))
+    monkeypatch.setattr("tsugiki.training.run.train", lambda config, *_, **__: taken.append(config) or sys.exit(0))
     config = RunConfig.model_validate(settings)
     words = words_of(RunConfig, config.model_dump(mode="json", exclude_unset=True))
     assert not [word for word in words if word in ("--epochs", "--lora-dropout")]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.tiny import TEXT, logits
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 
 TRAIN = ("--max-steps", "2", "--block-size", "32", "--target-modules", "q_proj")
 

@@ -14,11 +14,9 @@ from typer.main import get_command
 
 from tests.cli.imports import output_without
 from tests.docs.test_architecture import commands, problem_of
+from tsugiki.cli import EXAMPLES, near_flags, panel_of, settings_of
 from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE, app
-from tsugiki.cli.examples import EXAMPLES
-from tsugiki.cli.flags import panel_of, settings_of
-from tsugiki.cli.usage import near_flags
-from tsugiki.train.config import RunConfig
+from tsugiki.training import RunConfig
 
 
 def test_the_command_alone_prints_a_tour_of_existing_commands(run):

@@ -26,10 +26,10 @@ def change(module):
         print("imported:", *(name for name in %r if name in sys.modules))
         module.TrainingLoop.train_step = step
     module.TrainingLoop.train_step = first
-hook = changed_after_import("tsugiki.train.loop", change)
+hook = changed_after_import("tsugiki.training.loop", change)
 hook.__enter__()
 """
-_PLAINLY = "import tsugiki.train.run\n"  # so that `import_libraries` has nothing left to do
+_PLAINLY = "import tsugiki.training.run\n"  # so that `import_libraries` has nothing left to do
 
 
 def _run(before: str, *arguments: str) -> str:

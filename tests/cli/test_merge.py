@@ -11,8 +11,8 @@ from tests.adapters.folders import edit_weights
 from tests.files import contents
 from tests.tiny import save_grafted, save_tiny
 from tsugiki import LoraConfig, graft, save_adapter
-from tsugiki.base.loading import load_model
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.base import load_model
+from tsugiki.methods import PromptTuningConfig
 
 
 @pytest.fixture

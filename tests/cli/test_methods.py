@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, JambaConfig
 
 from tests.tiny import save_tiny
 from tsugiki import graft, trainable_parameters
-from tsugiki.base.loading import load_meta_model
-from tsugiki.methods.selective import SelectiveConfig
-from tsugiki.methods.table import METHODS, family_of
+from tsugiki.base import load_meta_model
+from tsugiki.methods import METHODS, SelectiveConfig, family_of
+from tsugiki.report import describe_method, methods_table
 from tsugiki.report import methods as report_methods
-from tsugiki.report.methods import describe_method, methods_table
-from tsugiki.train.config import RunConfig
+from tsugiki.training import RunConfig
 
 NEEDS_SETTINGS = {"select"}
 

@@ -9,11 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from tsugiki.cli.flags import settings_of
-from tsugiki.cli.settings_file import settings_text
-from tsugiki.train.config import RunConfig
-from tsugiki.train.config_files import load_config
-from tsugiki.train.workflows.pretrain_config import PretrainConfig
+from tsugiki.cli import settings_of, settings_text
+from tsugiki.training import PretrainConfig, RunConfig, load_config
 
 
 @pytest.fixture

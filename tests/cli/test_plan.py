@@ -8,7 +8,7 @@ import pytest
 
 from tests.hub_server import HubServer
 from tests.runs import TRAIN
-from tsugiki.train import memory
+from tsugiki.training import memory
 
 
 def test_a_plan_is_a_table_or_json_and_names_a_command_that_runs(base: str, run):

@@ -12,7 +12,7 @@ from tests.hub_server import HubServer
 from tests.runs import TRAIN
 from tests.tiny import save_grafted, tiny_model
 from tsugiki import LoraConfig, save_adapter
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 
 
 @pytest.fixture

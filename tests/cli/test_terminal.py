@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from tsugiki.cli import print_table
 from tsugiki.cli.main import _let_threads_wait_passively
-from tsugiki.cli.tables import print_table
-from tsugiki.train.progress import RunProgress, TimeLeft
+from tsugiki.training import RunProgress, TimeLeft
 
 
 @pytest.mark.parametrize(("columns", "language"), [(70, "en"), (70, "ja"), (100, "en"), (100, "ja")])

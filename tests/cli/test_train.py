@@ -26,7 +26,7 @@ def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytes
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tsugiki.train.run.train", interrupt)
+    monkeypatch.setattr("tsugiki.training.run.train", interrupt)
     status, _, err = run("train", "--model", base, *TRAIN)
     assert status == 130
     assert "--resume" in err

@@ -4,9 +4,7 @@ import numpy as np
 import torch
 
 from tests.tiny import store_of
-from tsugiki.data.batches import StepBatches
-from tsugiki.data.blocks import pack
-from tsugiki.data.collator import Collator
+from tsugiki.data import Collator, StepBatches, pack
 
 
 def test_every_epoch_has_the_random_order_of_its_seed():

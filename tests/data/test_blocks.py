@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from tests.tiny import store_of
 from tsugiki import TsugikiError
+from tsugiki.data import Blocks, Segment, best_fit, pack
 from tsugiki.data import blocks as blocks_module
-from tsugiki.data.blocks import Blocks, Segment, best_fit, pack
-from tsugiki.labels import IGNORE_INDEX
+from tsugiki.model import IGNORE_INDEX
 
 
 def numbered(lengths: list[int]) -> list[list[int]]:

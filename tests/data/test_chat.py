@@ -8,10 +8,16 @@ import pytest
 
 from tests.data.chat_templates import MARKED_THINKING, SHAPES, Shape, tokenizer_of
 from tsugiki import TsugikiError
-from tsugiki.data import chat
-from tsugiki.data.chat import read_template, render
-from tsugiki.data.encoding import EncodedRecord, encode_records
-from tsugiki.data.records import AssistantTurns, Conversation, Message
+from tsugiki.data import (
+    AssistantTurns,
+    Conversation,
+    EncodedRecord,
+    Message,
+    chat,
+    encode_records,
+    read_template,
+    render,
+)
 
 TALK = (
     ("system", "Answer in one line."),

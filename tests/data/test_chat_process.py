@@ -13,9 +13,7 @@ import pytest
 
 from tests.data.chat_templates import SHAPES, Shape, tokenizer_of
 from tsugiki import TsugikiError
-from tsugiki.data import chat_process
-from tsugiki.data.chat import Rendering, prompt_text, read_template, render
-from tsugiki.data.records import Conversation, Message
+from tsugiki.data import Conversation, Message, Rendering, chat_process, prompt_text, read_template, render
 
 TURNS = [{"role": "user", "content": "a"}]
 ANSWERED = Conversation((Message("user", "a"), Message("assistant", "b")), "talk.jsonl:1")

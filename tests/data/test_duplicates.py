@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsugiki.data import duplicates
-from tsugiki.data.aozora.works import iter_works
-from tsugiki.data.duplicates import SHINGLE, fold, near_duplicates, signature, signatures, similarity
+from tsugiki.data import SHINGLE, duplicates, fold, iter_works, near_duplicates, signature, signatures, similarity
 
 MODERN = (
     "庭の奥に古い井戸があって、そこの水は夏でも氷のように冷たかった。祖母は毎朝そこへ行って、「今日はよい"

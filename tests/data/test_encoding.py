@@ -10,9 +10,18 @@ import transformers
 from tests.data.chat_templates import SHAPES, Shape, tokenizer_of
 from tests.tiny import byte_tokenizer
 from tsugiki import TsugikiError
-from tsugiki.data import encoding
-from tsugiki.data.encoding import document_end, document_start, encode, encode_records
-from tsugiki.data.records import Completion, Conversation, Document, Message, Record
+from tsugiki.data import (
+    Completion,
+    Conversation,
+    Document,
+    Message,
+    Record,
+    document_end,
+    document_start,
+    encode,
+    encode_records,
+    encoding,
+)
 
 TALK = Conversation((Message("user", "Say:"), Message("assistant", " Tea")), "talk.jsonl:1")
 

@@ -11,13 +11,21 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.data.aozora.text import has_annotations, is_work
-from tsugiki.data.columns import parse_columns
-from tsugiki.data.epub import chapter_text
-from tsugiki.data.reading import Reading
-from tsugiki.data.records import Completion, Conversation, Document, Message
-from tsugiki.data.sources import content_key, read_records, record_kinds
-from tsugiki.io.json_stream import iterate_json
+from tsugiki.data import (
+    Completion,
+    Conversation,
+    Document,
+    Message,
+    Reading,
+    chapter_text,
+    content_key,
+    has_annotations,
+    is_work,
+    parse_columns,
+    read_records,
+    record_kinds,
+)
+from tsugiki.io import iterate_json
 
 RULE = "-------------------------------------------------------\n"
 BODY = (

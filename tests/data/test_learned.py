@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.base.resolve import local_folder
-from tsugiki.data import learned
-from tsugiki.data.learned import (
+from tsugiki.base import local_folder
+from tsugiki.data import (
+    Document,
     Fingerprints,
+    RecordIndex,
     find_learned,
     fingerprints,
+    learned,
     learned_by,
     read_fingerprints,
     write_fingerprints,
 )
-from tsugiki.data.records import Document
-from tsugiki.data.store import RecordIndex, read_index
-from tsugiki.io.file_names import LEARNED_FILE
+from tsugiki.data.store import read_index
+from tsugiki.io import LEARNED_FILE
 
 LETTERS = "あいうえおかきくけこさしすせそ春夏秋冬山川草木人心時雨雪花"
 

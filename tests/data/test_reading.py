@@ -2,7 +2,7 @@
 
 import pytest
 
-from tsugiki.data.reading import Reading, renamed
+from tsugiki.data import Reading, renamed
 
 NAMES = {"a/x.txt": "b/x.txt", "a/x.txt.md": "b/x.txt.md", "a/t.zip": "c/t.zip", "own/data": "own/data"}
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.data.records import Completion, Conversation, Document, Message
-from tsugiki.data.schemas import read_row, schema_of
+from tsugiki.data import Completion, Conversation, Document, Message, read_row, schema_of
 
 ASK, SAY = Message("user", "ask"), Message("assistant", "say")
 USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}

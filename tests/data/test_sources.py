@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.data.character_encoding import decode
-from tsugiki.data.records import Completion, Conversation, Document, Message
-from tsugiki.data.sources import content_key, read_records
+from tsugiki.data import Completion, Conversation, Document, Message, content_key, decode, read_records
 
 SENTENCE = "庭の梅が咲いた。\r\nまだ寒い。ABC\r\n"
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp932", "euc_jp"]

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.records import Document
-from tsugiki.data.splits import (
+from tsugiki.data import (
+    Document,
     FieldCondition,
+    RecordIndex,
+    near_duplicates,
     parse_held_out,
     split_document,
     split_records,
 )
-from tsugiki.data.store import RecordIndex, read_index
+from tsugiki.data.store import read_index
 from tsugiki.errors import summarise_list
 
 

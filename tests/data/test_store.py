@@ -17,11 +17,19 @@ import transformers
 
 from tests.tiny import TEXT, byte_tokenizer
 from tsugiki import TsugikiError
+from tsugiki.data import (
+    Completion,
+    Conversation,
+    Document,
+    Message,
+    Reading,
+    Record,
+    TokenStore,
+    encode_records,
+    open_store,
+)
 from tsugiki.data import store as store_module
-from tsugiki.data.encoding import encode_records
-from tsugiki.data.reading import Reading
-from tsugiki.data.records import Completion, Conversation, Document, Message, Record
-from tsugiki.data.store import TokenStore, open_store, read_index
+from tsugiki.data.store import read_index
 
 RECORDS: list[Record] = [
     Document("庭の枝。", "a.txt", {"author": "A"}),
@@ -116,7 +124,7 @@ def test_system_messages_do_not_make_near_duplicates():
         Conversation((system, Message("user", ask), Message("assistant", answer)), ask)
         for ask, answer in (("梅はいつ咲きますか", "二月から三月です"), ("鋸の手入れは", "脂を拭き、油を引きます"))
     ]
-    from tsugiki.data.duplicates import near_duplicates
+    from tsugiki.data import near_duplicates
 
     assert near_duplicates(read_index(talks).signatures) == []
 

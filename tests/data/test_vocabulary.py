@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
-from tsugiki.data.vocabulary import END, train_vocabulary
+from tsugiki.data import END, train_vocabulary
 
 ODD = [
     "",

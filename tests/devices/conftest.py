@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from tests.devices.pretend import PretendedDevice, pretended_device
-from tsugiki.lora import frozen_layer
+from tsugiki.model import linear as frozen_layer
 
 
 @pytest.fixture

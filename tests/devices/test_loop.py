@@ -15,17 +15,12 @@ from tests.devices.test_training import moved
 from tests.runs import run_config, uneven_blocks
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
-from tsugiki.base.replica import replica_in
-from tsugiki.data.batches import StepBatches
-from tsugiki.data.collator import Collator
-from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.fast.paths import use_fast_paths
-from tsugiki.lora.dropout import disable_dropout
-from tsugiki.lora.graft import trainable_parameters
-from tsugiki.train import readings
-from tsugiki.train.automatic import with_values
-from tsugiki.train.gradients import Gradients
-from tsugiki.train.prepare_loop import prepare_loop
+from tsugiki.data import Collator, StepBatches
+from tsugiki.fast import detect_document_masking, use_fast_paths
+from tsugiki.lora import trainable_parameters
+from tsugiki.model import disable_dropout, replica_in
+from tsugiki.training import Gradients, readings, with_values
+from tsugiki.training.prepare_loop import prepare_loop
 
 
 def copied(source: Any, target: Any) -> Any:

@@ -12,20 +12,23 @@ from tests.devices.test_training import batch_of, gradients, moved
 from tests.methods.test_table import SMALL
 from tests.tiny import TEXT, byte_tokenizer, ids, relative_error, tiny_model
 from tsugiki import LoraConfig, graft, save_adapter, trainable_parameters
-from tsugiki.base import quantization
-from tsugiki.base.inference import same_to_rounding, seeded
-from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.loading import default_device
-from tsugiki.base.quantization import quantize
-from tsugiki.data.records import Document
+from tsugiki.base import default_device
+from tsugiki.data import Document
 from tsugiki.dtypes import preferred_compute_dtype
-from tsugiki.fast import attention
-from tsugiki.fast.document_masks import detect_document_masking, packed_masks
-from tsugiki.fast.loss import Head, chunked_loss, plain_loss
-from tsugiki.fast.paths import use_fast_paths
-from tsugiki.lora.layer import LoraLinear, new_pair
-from tsugiki.methods.table import METHODS
-from tsugiki.train.evaluation.evaluate import evaluate, split_windows
+from tsugiki.fast import (
+    Head,
+    attention,
+    chunked_loss,
+    detect_document_masking,
+    packed_masks,
+    plain_loss,
+    use_fast_paths,
+)
+from tsugiki.lora import LoraLinear, new_pair
+from tsugiki.lowbit import Int8Linear, quantization, quantize
+from tsugiki.methods import METHODS
+from tsugiki.model import same_to_rounding, seeded
+from tsugiki.training import evaluate, split_windows
 
 SPREAD = {"init_lora_weights": False}
 
@@ -198,7 +201,7 @@ def test_int8_codes_move_with_the_model_and_keep_their_dtypes(device: PretendedD
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_an_evaluation_waits_once_for_its_figures(fast: bool, device: PretendedDevice, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.train.evaluation.evaluate._DEVICE_TOKENS", 300)  # several batches
+    monkeypatch.setattr("tsugiki.training.evaluation.evaluate._DEVICE_TOKENS", 300)  # several batches
     model = tiny_model("llama", vocab_size=257, max_position_embeddings=2048)
     documents = [Document(text, "data:1") for text in TEXT.splitlines()[:12]]
     windows = split_windows(documents, [len(document.text) for document in documents])

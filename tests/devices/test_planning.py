@@ -6,9 +6,9 @@ import pytest
 
 from tests.devices.pretend import NAME, PretendedDevice
 from tests.runs import run_config
-from tsugiki.report.plan import plan_lines
-from tsugiki.train import memory
-from tsugiki.train.planning import plan, sample
+from tsugiki.report import plan_lines
+from tsugiki.training import memory
+from tsugiki.training.planning import plan, sample
 
 
 @pytest.mark.slow

@@ -11,13 +11,11 @@ from tests.devices.pretend import NAME, PretendedDevice, on_host
 from tests.methods.test_table import NEEDED, SMALL
 from tests.tiny import grafted, ids, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.base.quantization import quantize
-from tsugiki.fast.document_masks import packed_masks
-from tsugiki.fast.paths import use_fast_paths
-from tsugiki.lora.frozen_layer import is_quantized
-from tsugiki.lora.layer import LoraLinear, grafted_layers
-from tsugiki.lora.masks import keep_mask, masks_from
-from tsugiki.methods.table import METHODS
+from tsugiki.fast import packed_masks, use_fast_paths
+from tsugiki.lora import LoraLinear, grafted_layers, keep_mask, masks_from
+from tsugiki.lowbit import quantize
+from tsugiki.methods import METHODS
+from tsugiki.model import is_quantized
 
 LENGTH = 24
 ADAPTERS = [name for name, method in METHODS.items() if method.trains_adapter]

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from tests.distributed.launch import ProcessesFailed, run_command, run_function
 from tests.runs import interrupt, run_config
-from tests.train import test_keep_best
-from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
-from tsugiki.train.record import RunRecord, read_record
-from tsugiki.train.run import train
+from tests.training import test_keep_best
+from tsugiki.io import ADAPTER_FILE, MODEL_FILE
+from tsugiki.training import RunRecord, read_record, train
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"r": 4, "lora_dropout": 0.0}},

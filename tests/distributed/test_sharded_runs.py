@@ -14,13 +14,11 @@ from torch import Tensor
 
 from tests.distributed.launch import run_function
 from tests.runs import interrupt, run_config
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 from tsugiki.cli.main import main
-from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
-from tsugiki.train import run as run_module
-from tsugiki.train.model import shard_model
-from tsugiki.train.record import RunRecord, read_record
-from tsugiki.train.run import train
+from tsugiki.io import ADAPTER_FILE, MODEL_FILE
+from tsugiki.training import RunRecord, read_record, shard_model, train
+from tsugiki.training import run as run_module
 
 # Five rows for two processes in micro-batches of one row: one process has a row more than the other.
 SETTINGS: dict[str, Any] = {

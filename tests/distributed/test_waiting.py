@@ -18,14 +18,22 @@ from tests.runs import run_config, uneven_blocks
 from tests.tiny import grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError
 from tsugiki.errors import Interrupted, OtherProcessError
-from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.io.file_names import MANIFEST_FILE
-from tsugiki.train import processes, readings, run
-from tsugiki.train.automatic import with_values
-from tsugiki.train.loop import Callback, TrainingLoop
-from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.processes import check_agreement, main_first, on_main, start_accelerator
-from tsugiki.train.run import train
+from tsugiki.fast import detect_document_masking
+from tsugiki.io import MANIFEST_FILE
+from tsugiki.training import (
+    Callback,
+    TrainingLoop,
+    check_agreement,
+    main_first,
+    on_main,
+    processes,
+    readings,
+    run,
+    start_accelerator,
+    train,
+    with_values,
+)
+from tsugiki.training.prepare_loop import prepare_loop
 
 
 def train_in_own_folder(folder: Path) -> str:

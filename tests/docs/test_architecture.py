@@ -83,7 +83,7 @@ def test_paths_and_module_names_exist(page: Path):
 def is_module_name(token: str) -> bool:
     """Whether code in a page, such as `lora.graft.graft`, names something in the package."""
     return bool(re.fullmatch(rf"(?:tsugiki\.)?(?:{'|'.join(PACKAGES)})(?:\.\w+)+", token)) and not token.endswith(
-        (".md", ".py", ".html", ".json", ".yaml")
+        (".md", ".py", ".html", ".json", ".yaml", ".safetensors")
     )
 
 

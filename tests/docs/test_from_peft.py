@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import ids, relative_error, save_tiny
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora import is_grafted
 
 DOCS = Path(__file__).parents[2] / "docs"
 ENGLISH, JAPANESE = (DOCS / name for name in ("from-peft.md", "from-peft.ja.md"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.methods.table import METHODS
+from tsugiki.methods import METHODS
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "families"
 

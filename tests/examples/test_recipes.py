@@ -11,10 +11,10 @@ import yaml
 from tests.tiny import TEXT, byte_tokenizer, save_tiny
 from tests.tiny_types import tiny_of
 from tsugiki import graft
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 from tsugiki.cli.main import main
-from tsugiki.methods.table import METHODS
-from tsugiki.train.workflows.compare_config import load_comparison
+from tsugiki.methods import METHODS
+from tsugiki.training import load_comparison
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.rglob("*.yaml"))

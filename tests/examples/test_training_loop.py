@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tsugiki.train.config import RunConfig
-from tsugiki.train.run import train
+from tsugiki.training import RunConfig, train
 
 LOOP = Path(__file__).resolve().parents[2] / "examples" / "training_loop.py"
 sys.path.insert(0, str(LOOP.parent))

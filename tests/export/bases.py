@@ -8,7 +8,7 @@ from typing import Any
 
 import gguf
 
-from tsugiki.export.layout import llama_cpp_architecture, row_order
+from tsugiki.export import llama_cpp_architecture, row_order
 
 F32 = 0  # ggml's number of it
 

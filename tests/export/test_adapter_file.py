@@ -14,11 +14,10 @@ from tests.export.bases import write_base
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import ids, logits, save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, load_adapter
-from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights, write_lora_weights
-from tsugiki.architectures import ARCHITECTURES
-from tsugiki.base.gguf.file import read_header
-from tsugiki.export.adapter_file import read_gguf_adapter, write_gguf_adapter
-from tsugiki.export.compatibility import llama_cpp_incompatibilities
+from tsugiki.adapters import LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.base import read_header
+from tsugiki.export import llama_cpp_incompatibilities, read_gguf_adapter, write_gguf_adapter
+from tsugiki.model import ARCHITECTURES
 
 ROW = ids(1, 8)
 TOKENS = ROW[0].tolist()

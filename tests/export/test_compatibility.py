@@ -9,11 +9,10 @@ import pytest
 from tests.tiny import save_grafted, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError
-from tsugiki.base.loading import load_meta_model, load_model
-from tsugiki.export.compatibility import incompatibilities, incompatibilities_before_training
-from tsugiki.methods.table import METHODS
-from tsugiki.train.config import RunConfig
-from tsugiki.train.verify_loaders import refusals_of_run
+from tsugiki.base import load_meta_model, load_model
+from tsugiki.export import incompatibilities, incompatibilities_before_training
+from tsugiki.methods import METHODS
+from tsugiki.training import RunConfig, refusals_of_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

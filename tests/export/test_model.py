@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import ids, logits, relative_error, save_tiny, shake
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
-from tsugiki.export.model import export_model, merged_model, stored_model
-from tsugiki.export.model_file import write_model_gguf
+from tsugiki.export import export_model, merged_model, stored_model, write_model_gguf
 
 
 def load_plain(folder: str) -> Any:

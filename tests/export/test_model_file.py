@@ -14,11 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, tiny_model
-from tsugiki.architectures import ARCHITECTURES
 from tsugiki.errors import TsugikiError
-from tsugiki.export.architectures import GGUF_ARCHITECTURES, gguf_architecture_of
-from tsugiki.export.model import stored_model
-from tsugiki.export.model_file import write_model_gguf
+from tsugiki.export import GGUF_ARCHITECTURES, gguf_architecture_of, stored_model, write_model_gguf
+from tsugiki.model import ARCHITECTURES
 
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 _GEMMA3 = {**_GEMMA, "num_hidden_layers": 6, "layer_types": None}

@@ -1,6 +1,6 @@
 """The text of Modelfiles."""
 
-from tsugiki.export.ollama import modelfile
+from tsugiki.export import modelfile
 
 
 def test_base_adapter_stop_texts_and_context() -> None:

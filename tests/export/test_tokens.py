@@ -7,9 +7,7 @@ import pytest
 
 from tests.export.tokenizers_of_kinds import CHAT, KINDS, byte_level, unigram, write_tokenizer
 from tests.tiny import byte_tokenizer
-from tsugiki.export import tokens
-from tsugiki.export.tokens import PROMPTS, compare_tokens
-from tsugiki.export.vocabulary import read_vocabulary
+from tsugiki.export import PROMPTS, compare_tokens, read_vocabulary, tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)

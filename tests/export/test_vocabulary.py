@@ -5,7 +5,7 @@ import pytest
 
 from tests.export.tokenizers_of_kinds import byte_level, sentencepiece_bpe
 from tsugiki.errors import TsugikiError
-from tsugiki.export.vocabulary import read_vocabulary
+from tsugiki.export import read_vocabulary
 
 
 def test_token_types_and_rows_without_a_token() -> None:

@@ -9,9 +9,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import TEXT, byte_tokenizer
-from tsugiki.base.loading import load_tokenizer
-from tsugiki.export.tokens import PROMPTS
-from tsugiki.export.vocabulary import PRE_TOKENIZERS, add_vocabulary
+from tsugiki.base import load_tokenizer
+from tsugiki.export import PRE_TOKENIZERS, PROMPTS, add_vocabulary
 
 _TEXTS = [TEXT, *PROMPTS * 3]
 CHAT = (

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.fast.kept import kept_bytes
-from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish, value_and_slope
+from tsugiki.fast import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish, value_and_slope
 
 ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}

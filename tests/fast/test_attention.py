@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import relative_error
-from tsugiki.fast import attention
-from tsugiki.fast.attention import attention_forward, causal_spans, plain_attention
+from tsugiki.fast import attention, attention_forward, causal_spans, plain_attention
 
 # The error against float64 may be twice that of the plain path plus this: the two round scores in different places.
 FLOOR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}

@@ -10,18 +10,16 @@ from torch.nn import functional as F
 from tests.tiny import CONFIGS, ids, relative_error, store_of, tiny_model
 from tests.tiny_types import lively_model, tiny_of
 from tsugiki import TsugikiError
-from tsugiki.base.context import possible_windows
-from tsugiki.base.quantization import quantize
-from tsugiki.data.blocks import Blocks, pack
-from tsugiki.data.collator import Collator
-from tsugiki.fast import document_masks
-from tsugiki.fast.document_masks import (
+from tsugiki.data import Blocks, Collator, pack
+from tsugiki.fast import (
     attends_to_later_tokens,
     detect_document_masking,
+    document_masks,
     has_unknown_window,
     packed_masks,
 )
-from tsugiki.labels import IGNORE_INDEX
+from tsugiki.lowbit import quantize
+from tsugiki.model import IGNORE_INDEX, possible_windows
 
 EXPECTED = dict.fromkeys(CONFIGS, "position_ids") | {"opt": "attention_mask", "bloom": "separate_rows"}
 

@@ -19,15 +19,11 @@ from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_p
 
 from tests.tiny import store_of, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.data.batches import StepBatches
-from tsugiki.data.blocks import Blocks, pack
-from tsugiki.data.collator import Collator
-from tsugiki.fast import paths
-from tsugiki.fast.attention import plain_attention
-from tsugiki.fast.document_masks import FLASH, flash_arguments, keeps_apart_by_flash
-from tsugiki.lora.dropout import disable_dropout
-from tsugiki.methods.table import METHODS
-from tsugiki.train.gradients import Gradients
+from tsugiki.data import Blocks, Collator, StepBatches, pack
+from tsugiki.fast import FLASH, flash_arguments, keeps_apart_by_flash, paths, plain_attention
+from tsugiki.methods import METHODS
+from tsugiki.model import disable_dropout
+from tsugiki.training import Gradients
 
 calls: list[int] = []
 

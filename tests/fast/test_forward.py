@@ -14,8 +14,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.tiny import CONFIGS, ids, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, merge, set_adapter, ungraft
+from tsugiki.fast import disable_chunked_loss, enable_chunked_loss
 from tsugiki.fast import loss as loss_module
-from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
 
 KINDS = ["gpt2", "llama", "gemma2", "cohere", "phi"]  # tied head, untied, capped, scaled, with a bias
 SETUPS: dict[str, Any] = {

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.fast.kept import kept_bytes
-from tsugiki.fast.activations import GELU_TANH, SILU, Swish
-from tsugiki.fast.gated import gated, plain_gated
+from tsugiki.fast import GELU_TANH, SILU, Swish, plain_gated
+from tsugiki.fast.gated import gated
 
 ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2e-2}

@@ -6,11 +6,9 @@ from torch import nn
 
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch, trainable_parameters, ungraft
-from tsugiki.base.few_rows import few_rows_product
-from tsugiki.fast import generation
-from tsugiki.fast.generation import fast_generation
-from tsugiki.fast.norms import generated_rms_norm
-from tsugiki.lora.frozen_layer import is_conv1d, linear_of_matrix
+from tsugiki.fast import fast_generation, generated_rms_norm, generation
+from tsugiki.lowbit import few_rows_product
+from tsugiki.model import is_conv1d, linear_of_matrix
 from tsugiki.native import native
 
 pytestmark = pytest.mark.skipif(native("few_rows", "bfloat16") is None, reason="no compiler, or not this processor")

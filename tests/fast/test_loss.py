@@ -16,12 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
+from tsugiki.fast import Head, chunked_loss, find_head, plain_loss, token_losses
 from tsugiki.fast import loss as loss_module
-from tsugiki.fast.loss import Head, chunked_loss, find_head, plain_loss, token_losses
-from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.graft import trainable_parameters
-from tsugiki.lora.layer import LoraLinear, new_pair
-from tsugiki.lora.masks import keep_mask
+from tsugiki.lora import LoraLinear, keep_mask, new_pair, trainable_parameters
+from tsugiki.model import IGNORE_INDEX
 
 # The error against float64 may be twice that of the plain path plus this.
 FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3}

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from tests.fast.kept import kept_bytes
 from tests.tiny import CONFIGS, grafted, ids, logits, tiny_model
 from tsugiki import LoraConfig, disable_adapter, trainable_parameters, ungraft
-from tsugiki.fast.modules import ReplacedModules, restore_modules, use_fused_modules
+from tsugiki.fast import ReplacedModules, restore_modules, use_fused_modules
 
 GOT = {
     "gpt2": {"gelu_tanh": 2},

@@ -9,8 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.fast.kept import kept_bytes
-from tsugiki.fast import norms
-from tsugiki.fast.norms import generated_rms_norm, plain_rms_norm, rms_norm
+from tsugiki.fast import generated_rms_norm, norms, plain_rms_norm, rms_norm
 from tsugiki.native import native
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3}

@@ -11,14 +11,10 @@ from torch import Tensor
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, summed_loss, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, graft, merge
-from tsugiki.data.blocks import pack
-from tsugiki.data.collator import Collator
-from tsugiki.fast import attention, paths
-from tsugiki.fast.attention import NAME
-from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.fast.paths import use_fast_paths, use_plain_paths
-from tsugiki.lora.dropout import disable_dropout
-from tsugiki.methods.table import METHODS
+from tsugiki.data import Collator, pack
+from tsugiki.fast import NAME, attention, detect_document_masking, paths, use_fast_paths, use_plain_paths
+from tsugiki.methods import METHODS
+from tsugiki.model import disable_dropout
 
 OWN = ("bloom", "gpt_neo", "falcon")
 """Architectures that compute attention themselves."""

@@ -8,11 +8,10 @@ from torch import nn
 
 from tests.fast.kept import kept_bytes
 from tests.tiny import ids, logits, shake, tiny_model
-from tests.train.test_gradients import gradients_of
+from tests.training.test_gradients import gradients_of
 from tsugiki import LoraConfig, TsugikiError, graft
-from tsugiki.base.quantization import quantize
-from tsugiki.fast.paths import use_fast_paths
-from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
+from tsugiki.fast import recompute_blocks, recomputed_blocks, use_fast_paths
+from tsugiki.lowbit import quantize
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
 

@@ -9,10 +9,10 @@ from markdown_it import MarkdownIt
 
 from tests.report import pages
 from tsugiki import LoraConfig
-from tsugiki.adapters.metadata import BaseReference, Provenance
-from tsugiki.hub.card import CardData, is_own_card, model_card
-from tsugiki.methods.bottleneck import BottleneckConfig
-from tsugiki.train.record import RunRecord
+from tsugiki.adapters import BaseReference, Provenance
+from tsugiki.hub import CardData, is_own_card, model_card
+from tsugiki.methods import BottleneckConfig
+from tsugiki.training import RunRecord
 
 AWKWARD = [
     "```\n# not a heading\n```",

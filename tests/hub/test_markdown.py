@@ -3,7 +3,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from tsugiki.hub.markdown import code_span, fenced
+from tsugiki.hub import code_span, fenced
 
 TEXTS = [
     "plain",

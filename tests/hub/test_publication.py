@@ -11,9 +11,10 @@ import torch
 from tests.hub.test_card import record
 from tests.tiny import logits, save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
-from tsugiki.hub.publication import Publication, publication, published_base
-from tsugiki.report.run import write_report
-from tsugiki.train.record import RecordedBase, RecordedConfig
+from tsugiki.hub import Publication, published_base
+from tsugiki.hub.publication import publication
+from tsugiki.report import write_report
+from tsugiki.training import RecordedBase, RecordedConfig
 
 
 def saved(folder: Path, base: str, **changed: Any) -> Path:

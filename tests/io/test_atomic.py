@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import (
+from tsugiki.io import (
     check_writable,
     files_into,
     new_file,

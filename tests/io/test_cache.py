@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.io import cache
-from tsugiki.io.cache import cache_folder, read_kept, write_kept
+from tsugiki.io import cache, cache_folder, read_kept, write_kept
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="users and modes are those of POSIX")
 

@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.io.digests import (
-    changed_files,
-    combined_digest,
-    file_sha256,
-    read_chunks,
-    sha256,
-    sha256_bytes,
-    tensor_digest,
-)
+from tsugiki.io import changed_files, combined_digest, file_sha256, read_chunks, sha256, sha256_bytes, tensor_digest
 
 CONTENT = bytes(range(256)) * 3
 EXPECTED = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"

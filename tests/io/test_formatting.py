@@ -2,7 +2,7 @@
 
 import pytest
 
-from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
+from tsugiki.io import format_duration, format_gigabytes, format_size
 
 
 @pytest.mark.parametrize(

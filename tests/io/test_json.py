@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.json import read_json, value_text, write_json
+from tsugiki.io import read_json, value_text, write_json
 
 
 def test_what_is_written_is_read(tmp_path: Path):

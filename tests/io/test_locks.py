@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.locks import is_in_use, locked, process_of, sole_use
+from tsugiki.io import is_in_use, locked, process_of, sole_use
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.file_names import MANIFEST_FILE
-from tsugiki.io.manifest import read_manifest, write_manifest
+from tsugiki.io import MANIFEST_FILE, read_manifest, write_manifest
 
 FACTS = {"step": 3, "losses": [0.1, 1e-300], "name": "枝"}
 

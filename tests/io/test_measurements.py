@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki.io.cache import cache_folder
-from tsugiki.io.measurements import kept_seconds
+from tsugiki.io import cache_folder, kept_seconds
 
 
 def test_times_are_measured_once_and_impossible_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

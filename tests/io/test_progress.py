@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tsugiki.io import progress
-from tsugiki.io.progress import ProgressDisplay
+from tsugiki.io import ProgressDisplay, progress
 
 
 def test_outside_a_terminal_only_lines_are_printed():

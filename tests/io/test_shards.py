@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.shards import is_float, read_shard, read_tensor, write_shard
+from tsugiki.io import is_float, read_shard, read_tensor, write_shard
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.bfloat16).view(2, 3),

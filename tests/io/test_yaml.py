@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.yaml import parse_yaml, read_yaml
+from tsugiki.io import parse_yaml, read_yaml
 
 
 def test_values_of_settings():

@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
+from tsugiki.cli import message_of, texts_of
 from tsugiki.cli.app import app
-from tsugiki.cli.help import message_of, texts_of
 
 
 def help_texts() -> Iterator[tuple[str, str]]:

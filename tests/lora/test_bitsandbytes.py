@@ -10,8 +10,7 @@ from torch import nn
 
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, load_adapter, merge, save_adapter
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.lora.merge import merge_quantized
+from tsugiki.lora import is_grafted, merge_quantized
 
 bnb = pytest.importorskip("bitsandbytes")
 

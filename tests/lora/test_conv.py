@@ -25,9 +25,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.lora.conv import LoraConv2d
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.io import ADAPTER_FILE
+from tsugiki.lora import LoraConv2d, is_grafted
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

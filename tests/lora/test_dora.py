@@ -10,11 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.fast.kept import kept_bytes
 from tests.tiny import relative_error
-from tsugiki.base.int8 import Int8Linear
-from tsugiki.lora import dora
-from tsugiki.lora.dora import add_magnitude, dora_factor, plain_factor
-from tsugiki.lora.frozen_layer import oriented
-from tsugiki.lora.layer import LoraLinear, new_pair, wrap
+from tsugiki.lora import LoraLinear, add_magnitude, dora, dora_factor, new_pair, plain_factor, wrap
+from tsugiki.lowbit import Int8Linear
+from tsugiki.model import oriented
 
 LAYERS = {
     "linear": nn.Linear,

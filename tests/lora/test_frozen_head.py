@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import ids, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, merge, ungraft
-from tsugiki.lora.frozen_layer import has_product
+from tsugiki.model import has_product
 
 VOCABULARY = 96
 

@@ -23,8 +23,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.base.quantization import quantize
-from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora import remove_adapter
+from tsugiki.lowbit import quantize
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -21,13 +21,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.graft_state import active_name, is_grafted, is_merged
-from tsugiki.lora.pair import LowRank
-from tsugiki.methods.bottleneck import BottleneckConfig
-from tsugiki.methods.ia3 import IA3Config
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.methods.selective import SelectiveConfig
+from tsugiki.lora import LowRank, active_name, is_grafted, is_merged, remove_adapter
+from tsugiki.methods import BottleneckConfig, IA3Config, PromptTuningConfig, SelectiveConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SOURCES = tuple(str(Path(sys.modules["tsugiki"].__file__ or "").parent / part) for part in ("lora", "methods"))  # type: ignore[arg-type]

@@ -8,10 +8,8 @@ import torch
 
 from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import LoraConfig, graft, load_adapter, save_adapter, set_adapter, trainable_parameters, ungraft
-from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.quantization import quantize
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.layer import grafted_layers
+from tsugiki.lora import grafted_layers, remove_adapter
+from tsugiki.lowbit import Int8Linear, quantize
 
 
 def two_adapters(model):

@@ -21,8 +21,8 @@ from tsugiki import (
     use_fast_paths,
     use_plain_paths,
 )
-from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
-from tsugiki.methods.table import METHODS
+from tsugiki.methods import METHODS
+from tsugiki.model import CHANGED_WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

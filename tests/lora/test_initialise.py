@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tsugiki.lora.initialise import init_orthogonal_, init_pissa_
-from tsugiki.lora.pair import LowRank
+from tsugiki.lora import LowRank, init_orthogonal_, init_pissa_
 
 
 def pair(r: int) -> LowRank:

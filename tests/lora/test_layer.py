@@ -6,8 +6,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki import LoraConfig, TsugikiError, graft, merge
-from tsugiki.lora.frozen_layer import features
-from tsugiki.lora.layer import LoraEmbedding, LoraLinear, new_pair, updated_weight, wrap
+from tsugiki.lora import LoraEmbedding, LoraLinear, new_pair, updated_weight, wrap
+from tsugiki.model import features
 
 
 def _grafted(layer: nn.Module, r: int = 3, scaling: float = 2.0, seed: int = 0):

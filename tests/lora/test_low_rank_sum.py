@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.tiny import relative_error
-from tsugiki.lora.low_rank_sum import LowRankSum
+from tsugiki.lora import LowRankSum
 
 EXPERTS, ROWS, M, N, R = 4, 6, 8, 16, 3
 _ENDS = torch.tensor([1, 1, 4, 6], dtype=torch.int32)

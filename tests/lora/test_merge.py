@@ -22,9 +22,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.quantization import quantize
-from tsugiki.methods.table import METHODS
+from tsugiki.lowbit import Int8Linear, quantize
+from tsugiki.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

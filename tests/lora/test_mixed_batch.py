@@ -15,15 +15,19 @@ from tsugiki import (
     set_adapter,
     use_fast_paths,
 )
-from tsugiki.base.int8 import Int8Linear
-from tsugiki.base.quantization import quantize
-from tsugiki.lora import row_products
-from tsugiki.lora.dora import add_magnitude
-from tsugiki.lora.frozen_layer import oriented
-from tsugiki.lora.initialise import init_pissa_
-from tsugiki.lora.layer import new_pair, wrap
-from tsugiki.lora.pair import LowRank
-from tsugiki.lora.row_products import RowPairs, plain_rows, rows_product
+from tsugiki.lora import (
+    LowRank,
+    RowPairs,
+    add_magnitude,
+    init_pissa_,
+    new_pair,
+    plain_rows,
+    row_products,
+    rows_product,
+    wrap,
+)
+from tsugiki.lowbit import Int8Linear, quantize
+from tsugiki.model import oriented
 
 NAMES = ["a", None, "c", "b", "__base__", "c"]
 

@@ -31,8 +31,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.lora import remove_adapter
+from tsugiki.methods import PromptTuningConfig
 
 TWO = ["a", None]
 

@@ -5,10 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from tsugiki.lora.dora import add_magnitude
-from tsugiki.lora.frozen_layer import oriented
-from tsugiki.lora.initialise import init_pissa_
-from tsugiki.lora.pair import LowRank
+from tsugiki.lora import LowRank, add_magnitude, init_pissa_
+from tsugiki.model import oriented
 
 
 def test_delta_is_the_scaled_product():

@@ -31,9 +31,9 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.adapters.format import check_can_save
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE
-from tsugiki.lora.parameters import LoraParameters
+from tsugiki.adapters import check_can_save
+from tsugiki.io import ADAPTER_CONFIG_FILE
+from tsugiki.lora import LoraParameters
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

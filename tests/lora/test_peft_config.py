@@ -7,8 +7,8 @@ import torch
 
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, print_trainable_parameters, use_fast_paths
-from tsugiki.base.quantization import quantize
-from tsugiki.lora.peft_config import config_of_peft
+from tsugiki.lora import config_of_peft
+from tsugiki.lowbit import quantize
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},

@@ -12,13 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.tiny import relative_error
 from tsugiki import LoraConfig, graft, set_adapter
+from tsugiki.lora import LoraLinear, grafted_product, keep_mask, new_pair, product, trainable_parameters
 from tsugiki.lora import layer as layer_module
-from tsugiki.lora import product
-from tsugiki.lora.frozen_layer import frozen_input_gradient, has_product
-from tsugiki.lora.graft import trainable_parameters
-from tsugiki.lora.layer import LoraLinear, new_pair
-from tsugiki.lora.masks import keep_mask
-from tsugiki.lora.product import grafted_product
+from tsugiki.model import frozen_input_gradient, has_product
 
 LAYERS = {
     "linear": nn.Linear,

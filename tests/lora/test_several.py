@@ -21,9 +21,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.graft_state import active_names
-from tsugiki.methods.ia3 import IA3Config
+from tsugiki.lora import active_names, remove_adapter
+from tsugiki.methods import IA3Config
 
 CONFIGS = {
     "one": {"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "down_proj"]},

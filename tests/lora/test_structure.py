@@ -8,8 +8,8 @@ import transformers
 
 from tests.tiny import CONFIGS, tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, save_adapter
-from tsugiki.lora.frozen_layer import is_linear
-from tsugiki.lora.structure import default_layers, reasons_against
+from tsugiki.lora import default_layers, reasons_against
+from tsugiki.model import is_linear
 
 _LLAMA = CONFIGS["llama"]
 _MOE = {**_LLAMA, "pad_token_id": 0, "num_experts_per_tok": 2}

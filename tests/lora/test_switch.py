@@ -12,7 +12,7 @@ import torch
 from tests.lora.test_graft_undo import CONFIGS
 from tests.tiny import logits, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, mixed_batch, set_adapter, ungraft
-from tsugiki.lora.graft import remove_adapter
+from tsugiki.lora import remove_adapter
 
 BLOCK = "another thread is in a .* block of this model.*threading.Lock"
 PASS = "another thread is in a forward pass of this model.*threading.Lock"

@@ -19,9 +19,8 @@ from tsugiki import (
     save_adapter,
     trainable_parameters,
 )
-from tsugiki.architectures import ARCHITECTURES, Architecture
-from tsugiki.lora.structure import default_layers
-from tsugiki.lora.targets import find_targets
+from tsugiki.lora import default_layers, find_targets
+from tsugiki.model import ARCHITECTURES, Architecture
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

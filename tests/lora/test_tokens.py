@@ -23,8 +23,8 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.base.loading import load_model
-from tsugiki.fast.paths import use_fast_paths
+from tsugiki.base import load_model
+from tsugiki.fast import use_fast_paths
 
 TOKENS = [17, 3, 64]
 KINDS = ["gpt2", "llama", "gemma3_text"]  # the first and the last share the weight; the last scales its embedding

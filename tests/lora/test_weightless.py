@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from tests.tiny import CONFIGS, tiny_model
-from tsugiki.lora.weightless import _ShapesOnly, run, weightless_copy
+from tsugiki.lora import run, weightless_copy
+from tsugiki.lora.weightless import _ShapesOnly
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -29,16 +29,12 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.base.quantization import quantize
-from tsugiki.fast.modules import use_fused_modules
-from tsugiki.fast.paths import use_fast_paths
-from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.methods.bottleneck import NON_LINEARITIES, Bottleneck, BottleneckConfig
-from tsugiki.methods.places import places_of
-from tsugiki.methods.table import METHODS
-from tsugiki.train.run import train
+from tsugiki.fast import use_fast_paths, use_fused_modules
+from tsugiki.io import ADAPTER_FILE
+from tsugiki.lora import is_grafted, remove_adapter
+from tsugiki.lowbit import quantize
+from tsugiki.methods import METHODS, NON_LINEARITIES, Bottleneck, BottleneckConfig, places_of
+from tsugiki.training import train
 
 METHOD_NAMES = ["houlsby", "pfeiffer"]
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm between the sub-layer and the residual

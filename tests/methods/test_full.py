@@ -13,19 +13,13 @@ from torch.nn import functional as F
 from tests.runs import assert_resumes, run_config, tiny_base, uneven_blocks
 from tests.tiny import TEXT, byte_tokenizer, ids, logits, store_of, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.data.blocks import pack
-from tsugiki.io.file_names import MODEL_FILE
-from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
-from tsugiki.labels import IGNORE_INDEX
-from tsugiki.methods.full import FullConfig, load_weights_into, prepare_full, save_model
-from tsugiki.train.automatic import with_values
-from tsugiki.train.config import RunConfig
-from tsugiki.train.model import prepare_model
-from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.processes import start_accelerator
-from tsugiki.train.record import Parameters
-from tsugiki.train.run import train
+from tsugiki.base import load_model, load_tokenizer
+from tsugiki.data import pack
+from tsugiki.io import CHECKPOINTS, MODEL_FILE, checkpoints
+from tsugiki.methods import FullConfig, load_weights_into, prepare_full, save_model
+from tsugiki.model import IGNORE_INDEX
+from tsugiki.training import Parameters, RunConfig, prepare_model, start_accelerator, train, with_values
+from tsugiki.training.prepare_loop import prepare_loop
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:

@@ -31,14 +31,12 @@ from tsugiki import (
     ungraft,
     unmerge,
 )
-from tsugiki.base.quantization import quantize
-from tsugiki.fast.modules import use_fused_modules
-from tsugiki.fast.paths import use_fast_paths
-from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.methods.ia3 import IA3Config
-from tsugiki.train.run import train
+from tsugiki.fast import use_fast_paths, use_fused_modules
+from tsugiki.io import ADAPTER_FILE
+from tsugiki.lora import is_grafted, remove_adapter
+from tsugiki.lowbit import quantize
+from tsugiki.methods import IA3Config
+from tsugiki.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 

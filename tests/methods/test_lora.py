@@ -27,11 +27,11 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.adapters.format import load_adapter_weights
-from tsugiki.base.loading import load_model
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.methods.table import METHODS
+from tsugiki.adapters import load_adapter_weights
+from tsugiki.base import load_model
+from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from tsugiki.lora import is_grafted
+from tsugiki.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -256,7 +256,7 @@ def test_merged_dora_equals_pefts(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_and_gradients_with_a_grafted_head(name: str):
-    from tsugiki.fast.loss import chunked_loss, find_head, plain_loss
+    from tsugiki.fast import chunked_loss, find_head, plain_loss
 
     model = tiny_model("llama")
     graft(model, config_of(name, "llama", target_modules=["lm_head"]))

@@ -12,9 +12,7 @@ from tests.tiny import CONFIGS, relative_error, shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import active_adapter, graft, save_adapter
 from tsugiki.lora.weightless import _inputs
-from tsugiki.methods.bottleneck import BottleneckConfig
-from tsugiki.methods.ia3 import IA3Config
-from tsugiki.methods.places import places_of
+from tsugiki.methods import BottleneckConfig, IA3Config, places_of
 
 _GPT2 = (["attn.c_attn"], ["mlp.c_proj"], ["attn"], ["mlp"])
 _LLAMA = (["self_attn.k_proj", "self_attn.v_proj"], ["mlp.down_proj"], ["self_attn"], ["mlp"])

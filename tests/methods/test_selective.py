@@ -32,12 +32,10 @@ from tsugiki import (
     unmerge,
     use_fast_paths,
 )
-from tsugiki.base.quantization import quantize
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.methods.selective import LNTuningConfig, SelectiveConfig
-from tsugiki.methods.table import METHODS
-from tsugiki.train.config import RunConfig
-from tsugiki.train.run import train
+from tsugiki.lora import is_grafted
+from tsugiki.lowbit import quantize
+from tsugiki.methods import METHODS, LNTuningConfig, SelectiveConfig
+from tsugiki.training import RunConfig, train
 
 NORMS = {
     "gpt2": ["ln_1", "ln_2", "ln_f"],

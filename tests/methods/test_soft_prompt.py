@@ -31,28 +31,27 @@ from tsugiki import (
     ungraft,
     use_fast_paths,
 )
-from tsugiki.base.context import context_length, virtual_tokens
-from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.data.batches import StepBatches
-from tsugiki.data.blocks import pack
-from tsugiki.data.collator import Collator
-from tsugiki.fast import attention
-from tsugiki.fast.document_masks import detect_document_masking, mask_documents
-from tsugiki.io.progress import ProgressDisplay
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.methods.p_tuning import PromptEncoderConfig
-from tsugiki.methods.prefix_tuning import PrefixTuningConfig
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
-from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluation.evaluate import evaluate, split_windows
-from tsugiki.train.evaluation.sample import Sampling, generate_text
-from tsugiki.train.gradients import Gradients
-from tsugiki.train.model import load_dtype, prepare_model
-from tsugiki.train.packing import pack_data
-from tsugiki.train.preparation import read_data
-from tsugiki.train.processes import start_accelerator
-from tsugiki.train.run import train
+from tsugiki.base import load_model, load_tokenizer
+from tsugiki.data import Collator, StepBatches, pack
+from tsugiki.fast import attention, detect_document_masking, mask_documents
+from tsugiki.io import ProgressDisplay
+from tsugiki.lora import is_grafted, remove_adapter
+from tsugiki.methods import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from tsugiki.model import context_length, virtual_tokens
+from tsugiki.training import (
+    Gradients,
+    RunConfig,
+    Sampling,
+    evaluate,
+    generate_text,
+    load_dtype,
+    pack_data,
+    prepare_model,
+    read_data,
+    split_windows,
+    start_accelerator,
+    train,
+)
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
 LENGTH = 5
@@ -496,7 +495,7 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
     assert len(tokenizer(text).input_ids) <= 2
     with pytest.raises(TsugikiError, match="32"):
         generate_text(model, tokenizer, "a" * 32, Sampling())
-    from tsugiki.data.records import Document
+    from tsugiki.data import Document
 
     windows = split_windows([Document("a" * 40, "x")], [40])
     assert evaluate(model, tokenizer, windows).split_windows == 1

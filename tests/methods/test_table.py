@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.lifecycle import assert_lifecycle
 from tests.tiny import grafted, ids, logits, tiny_model
 from tsugiki import LoraConfig, TsugikiError, trainable_parameters
-from tsugiki.methods.table import FORMATS, METHODS, family_of, format_of, methods_of
+from tsugiki.methods import FORMATS, METHODS, family_of, format_of, methods_of
 
 NEEDED = {"select": {"target_parameters": ["bias"]}}
 SMALL: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from tests.lifecycle import assert_lifecycle
 from tests.tiny import shake
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter
-from tsugiki.lora.graft import trainable_parameters
-from tsugiki.methods.table import METHODS
+from tsugiki.lora import trainable_parameters
+from tsugiki.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

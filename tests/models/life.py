@@ -31,12 +31,10 @@ from tsugiki import (
     use_fast_paths,
     use_plain_paths,
 )
-from tsugiki.architectures import ARCHITECTURES, Architecture
-from tsugiki.fast.document_masks import attends_to_later_tokens, detect_document_masking, mask_documents
-from tsugiki.lora.names import matches
-from tsugiki.lora.parameters import LoraParameters
-from tsugiki.lora.switch import base_alone
+from tsugiki.fast import attends_to_later_tokens, detect_document_masking, mask_documents
+from tsugiki.lora import LoraParameters, base_alone
 from tsugiki.lora.weightless import _inputs
+from tsugiki.model import ARCHITECTURES, Architecture, matches
 
 STEPS = 6
 _TOKENS = 24

@@ -19,8 +19,8 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from tests.models.life import CHECKS, Life
 from tests.models.peft_targets import EXPLAINED, comparable, compare
 from tests.models.walk import read_results
-from tsugiki.architectures import ARCHITECTURES, Architecture
-from tsugiki.report.formatting import Table
+from tsugiki.model import ARCHITECTURES, Architecture
+from tsugiki.report import Table
 
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 _JAPANESE = {

@@ -6,9 +6,8 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 
 from tests.tiny_types import TASKS, tiny_of
 from tsugiki import LoraConfig
-from tsugiki.lora.frozen_layer import is_linear
-from tsugiki.lora.names import matches
-from tsugiki.lora.targets import find_targets
+from tsugiki.lora import find_targets
+from tsugiki.model import is_linear, matches
 
 EXPLAINED = {("bart", "causal"): "the cross-attention, which a decoder without an encoder never calls"}
 """Model type and task -> which layers Tsugiki leaves out that PEFT adapts, and why."""

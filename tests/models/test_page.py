@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.models.life import CHECKS, Life
 from tests.models.page import fill, tables_of
-from tsugiki.report.formatting import Table
+from tsugiki.report import Table
 
 LIVES = [
     Life("llama", "causal", ["model.layers.*.self_attn.q_proj"], [], "position_ids"),

@@ -4,7 +4,7 @@ import math
 from html.parser import HTMLParser
 from typing import Any
 
-from tsugiki.train.record import RunRecord
+from tsugiki.training import RunRecord
 
 _VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -9,11 +9,18 @@ from tests.adapters.folders import lora_of, write
 from tests.report.pages import assert_whole, record
 from tests.tiny import save_grafted, tiny_model
 from tsugiki import LoraConfig
-from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights, write_lora_weights
-from tsugiki.adapters.metadata import Provenance
-from tsugiki.methods.table import METHODS
-from tsugiki.report.adapter import info_lines, inspect_adapter, tensors_table, write_adapter_page
-from tsugiki.report.layers import bars, decompose, kinds_table, layers_table
+from tsugiki.adapters import LayerFactors, Provenance, read_lora_weights, write_lora_weights
+from tsugiki.methods import METHODS
+from tsugiki.report import (
+    bars,
+    decompose,
+    info_lines,
+    inspect_adapter,
+    kinds_table,
+    layers_table,
+    tensors_table,
+    write_adapter_page,
+)
 
 
 def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):

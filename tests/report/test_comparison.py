@@ -6,9 +6,8 @@ import pytest
 
 from tests.report.pages import assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report.comparison import sweep_sentence, write_comparison
-from tsugiki.report.plots import Series, over_ranks
-from tsugiki.train.workflows.sweep import Point
+from tsugiki.report import Series, over_ranks, sweep_sentence, write_comparison
+from tsugiki.training import Point
 
 TABLE = (
     ["run", "bits a character", "parameters"],

@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import pytest
 
 from tests.report.pages import Page
-from tsugiki.report.plots import Series, curves, over_parameters, over_ranks, smoothed
+from tsugiki.report import Series, curves, over_parameters, over_ranks, smoothed
 
 VALUES = [5.735, 5.196, 5.044, 4.985, 4.955]
 LINE = Series("held-out", [(24 * i, value) for i, value in enumerate(VALUES)], [(v - 0.3, v + 0.2) for v in VALUES])

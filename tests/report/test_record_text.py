@@ -1,7 +1,7 @@
 """What a record says in words; `test_run.py` has the pages that show it."""
 
 from tests.report.pages import record
-from tsugiki.report.record_text import speed_text
+from tsugiki.report import speed_text
 
 
 def test_the_speed_counts_tokens_outside_the_loss_too():

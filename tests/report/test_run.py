@@ -13,10 +13,8 @@ from typer.testing import CliRunner
 
 from tests.report.pages import Page, assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report.run import report_page, write_report
-from tsugiki.report.samples import differences_in_form, sample_columns, shown_samples
-from tsugiki.train.evaluation.interval import change_interval
-from tsugiki.train.record import RunRecord, Sample
+from tsugiki.report import differences_in_form, report_page, sample_columns, shown_samples, write_report
+from tsugiki.training import RunRecord, Sample, change_interval
 
 HERE = Path("runs/庭")
 PARTS = ("training", "parameters", "data", "base", "machine")
@@ -254,7 +252,7 @@ def test_a_folder_that_is_not_writable(tmp_path: Path):
 def test_unpaired_surrogates_are_replaced(tmp_path: Path):
     run = record(samples=[Sample.model_construct(step=0, prompt="庭", text="\ud83c咲")])
     (tmp_path / "report.html").write_text("")
-    from tsugiki.io.atomic import write_text
+    from tsugiki.io import write_text
 
     write_text(tmp_path / "report.html", report_page(run, tmp_path))
     assert "?咲" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -263,7 +261,7 @@ def test_unpaired_surrogates_are_replaced(tmp_path: Path):
 def test_the_command_prints_the_path_of_the_page(tmp_path: Path):
     import typer
 
-    from tsugiki.cli.report import report_command
+    from tsugiki.cli import report_command
 
     app = typer.Typer()
     app.command()(report_command)

@@ -15,19 +15,33 @@ import torch
 from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
-from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, scaled
-from tsugiki.adapters.algebra.truncate import truncated
-from tsugiki.adapters.files import read_adapter_config, read_base, read_weights
-from tsugiki.adapters.library import copy_into_library, read_library
-from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
+from tsugiki.adapters import (
+    Combination,
+    combine,
+    copy_into_library,
+    load_weighted_adapters,
+    read_adapter_config,
+    read_base,
+    read_library,
+    read_lora_weights,
+    read_weights,
+    scaled,
+    truncated,
+    write_lora_weights,
+)
 from tsugiki.adapters.verify import verify
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
-from tsugiki.lora.graft import remove_adapter
-from tsugiki.lora.graft_state import active_name
-from tsugiki.methods.table import METHODS
-from tsugiki.report.adapter import info_lines, inspect_adapter, tensors_table
-from tsugiki.report.layers import kinds_table, layers_table
-from tsugiki.report.library import entry_line, library_table
+from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.lora import active_name, remove_adapter
+from tsugiki.methods import METHODS
+from tsugiki.report import (
+    entry_line,
+    info_lines,
+    inspect_adapter,
+    kinds_table,
+    layers_table,
+    library_table,
+    tensors_table,
+)
 
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")

@@ -11,10 +11,7 @@ import pytest
 from tests.data.aozora.samples import COLUMNS, ROWS, make_mirror
 from tests.data.aozora.test_text import FOOTER, LEGEND, RULE, zipped
 from tests.robustness.mutations import MAX_SIZE, mutate_bytes, mutate_value
-from tsugiki.data.aozora.index import INDEX
-from tsugiki.data.aozora.query import Query, select
-from tsugiki.data.aozora.text import plain_text, read_work
-from tsugiki.data.aozora.works import MirrorFolder, read_entries
+from tsugiki.data import INDEX, MirrorFolder, Query, plain_text, read_entries, read_work, select
 
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")

@@ -12,9 +12,8 @@ import pytest
 
 from tests.robustness.mutations import VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import CONFIGS, byte_tokenizer, tiny_model
-from tsugiki.base.identity import folder_fingerprint
-from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
-from tsugiki.io.file_names import MODEL_CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE, TOKENIZER_CONFIG_FILE
+from tsugiki.base import folder_fingerprint, load_meta_model, load_model, load_tokenizer
+from tsugiki.io import MODEL_CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE, TOKENIZER_CONFIG_FILE
 
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")

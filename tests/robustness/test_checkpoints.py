@@ -9,9 +9,8 @@ import pytest
 
 from tests.runs import interrupt, run_config
 from tsugiki.errors import TsugikiError
-from tsugiki.io.run_folder import CHECKPOINTS
-from tsugiki.train.checkpoint import newest_checkpoint
-from tsugiki.train.run import train
+from tsugiki.io import CHECKPOINTS
+from tsugiki.training import newest_checkpoint, train
 
 
 @pytest.fixture

@@ -13,10 +13,7 @@ import pytest
 from tests.data.test_formats import EPUB, WORK
 from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import byte_tokenizer
-from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.sources import content_key, read_records
-from tsugiki.data.splits import parse_held_out, split_records
-from tsugiki.data.store import open_store
+from tsugiki.data import content_key, near_duplicates, open_store, parse_held_out, read_records, split_records
 
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")

@@ -17,15 +17,10 @@ from tests.robustness.faults import CODES, failing
 from tests.runs import run_config
 from tests.tiny import byte_tokenizer, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
-from tsugiki.adapters.library import copy_into_library, rename_adapter
-from tsugiki.adapters.verify import check_adapter
-from tsugiki.data.records import Document
-from tsugiki.data.store import open_store
-from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE, RECORD_FILE
-from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
-from tsugiki.train.checkpoint import newest_checkpoint
-from tsugiki.train.record import read_record
-from tsugiki.train.run import train
+from tsugiki.adapters import check_adapter, copy_into_library, rename_adapter
+from tsugiki.data import Document, open_store
+from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, MODEL_FILE, RECORD_FILE, checkpoints
+from tsugiki.training import newest_checkpoint, read_record, train
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
 

@@ -18,10 +18,13 @@ pytest.importorskip("gguf")
 harness = pytest.importorskip("tests.robustness.harness")
 
 from tests.base.gguf.files import tiny_base, write_gguf, write_vocabulary  # noqa: E402  (they import gguf)
-from tsugiki.base.gguf.conversion import read_model_header  # noqa: E402
-from tsugiki.base.gguf.conversion_cache import converted_folder, gguf_fingerprint  # noqa: E402
-from tsugiki.base.gguf.file import read_header  # noqa: E402
-from tsugiki.base.loading import load_tokenizer  # noqa: E402
+from tsugiki.base import (  # noqa: E402
+    converted_folder,
+    gguf_fingerprint,
+    load_tokenizer,
+    read_header,
+    read_model_header,
+)
 
 KINDS = ("llama", "gpt2", "gemma3_text", "qwen2", "vocabulary")
 SETTINGS: Sequence[Any] = (

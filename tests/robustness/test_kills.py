@@ -25,10 +25,8 @@ import yaml
 from tests.processes import Process, run_tsugiki, start
 from tests.runs import short_texts, tiny_base
 from tests.tiny import TEXT
-from tsugiki.data.records import Document
-from tsugiki.data.store import open_store
-from tsugiki.io.digests import file_sha256
-from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
+from tsugiki.data import Document, open_store
+from tsugiki.io import ADAPTER_FILE, MODEL_FILE, file_sha256
 
 KILLS, MINUTES = int(os.environ.get("TSUGIKI_KILLS", "200")), float(os.environ.get("TSUGIKI_MINUTES", "10"))
 _KILLS_OF_ONE = 6
@@ -68,7 +66,7 @@ def pretrain(folder: Path) -> None:
 
 
 def compare(folder: Path) -> None:
-    from tsugiki.train.workflows import compare as module
+    from tsugiki.training.workflows import compare as module
 
     module.subprocess = SimpleNamespace(run=_forked, DEVNULL=None)  # type: ignore[assignment]
     settings = yaml.safe_load(Path("compare.yaml").read_text(encoding="utf-8"))

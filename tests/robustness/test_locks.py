@@ -9,9 +9,8 @@ import yaml
 
 from tests.processes import run_tsugiki, start, start_tsugiki
 from tests.runs import TRAIN, short_texts, tiny_base
-from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.io.locks import sole_use
-from tsugiki.train.loop import TrainingLoop
+from tsugiki.io import ADAPTER_FILE, sole_use
+from tsugiki.training import TrainingLoop
 
 
 @pytest.fixture

@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 
 from tests.robustness.test_faults import run_of
-from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.run_folder import CHECKPOINTS
-from tsugiki.train import run as run_module
-from tsugiki.train.checkpoint import newest_checkpoint
-from tsugiki.train.record import read_record
+from tsugiki.io import CHECKPOINTS, RECORD_FILE
+from tsugiki.training import newest_checkpoint, read_record
+from tsugiki.training import run as run_module
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
 

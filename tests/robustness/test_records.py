@@ -10,10 +10,10 @@ import pytest
 
 from tests.report.pages import record
 from tests.robustness.mutations import MAX_SIZE, json_bytes, mutate_bytes, mutate_value
-from tsugiki.cli.summary import print_summary
+from tsugiki.cli import print_summary
 from tsugiki.hub.publication import publication
-from tsugiki.report.run import write_report
-from tsugiki.train.record import finished, read_record
+from tsugiki.report import write_report
+from tsugiki.training import finished, read_record
 
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")

@@ -8,10 +8,8 @@ import pytest
 import yaml
 
 from tests.robustness.mutations import VALUES, json_bytes, mutate_bytes, mutate_value
-from tsugiki.cli.flags import yaml_value
-from tsugiki.train.config_files import load_config
-from tsugiki.train.workflows.compare_config import load_comparison, load_sweep
-from tsugiki.train.workflows.pretrain_config import load_pretrain_config
+from tsugiki.cli import yaml_value
+from tsugiki.training import load_comparison, load_config, load_pretrain_config, load_sweep
 
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")

@@ -7,8 +7,7 @@ import pytest
 
 from tests.data.chat_templates import SHAPES, tokenizer_of
 from tests.robustness.mutations import mutate_bytes
-from tsugiki.data.chat import prompt_text, read_template, render
-from tsugiki.data.records import Conversation, Message
+from tsugiki.data import Conversation, Message, prompt_text, read_template, render
 
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")

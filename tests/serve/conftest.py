@@ -11,9 +11,9 @@ import pytest
 
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft, save_adapter, ungraft
-from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.data.chat import DEFAULT_TEMPLATE
-from tsugiki.methods.ia3 import IA3Config
+from tsugiki.base import load_model, load_tokenizer
+from tsugiki.data import DEFAULT_TEMPLATE
+from tsugiki.methods import IA3Config
 
 CONTEXT = 256
 LIMITS: dict[str, Any] = {"rows": 4, "cache_bytes": 1 << 20, "waiting": 16}
@@ -62,12 +62,7 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     """Run a server until the generator is closed."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    from tsugiki.serve.adapters import ServedAdapters
-    from tsugiki.serve.app import new_app
-    from tsugiki.serve.engine import Engine
-    from tsugiki.serve.limits import Limits
-    from tsugiki.serve.security import Access
-    from tsugiki.serve.server import Server, listen
+    from tsugiki.serve import Access, Engine, Limits, ServedAdapters, Server, listen, new_app
 
     model, tokenizer = load_model(base), load_tokenizer(base)
     engine = Engine(model, Limits(**{**LIMITS, **settings.get("limits", {})}))
@@ -87,7 +82,7 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     access = Access("127.0.0.1", port, settings.get("api_key"), frozenset(settings.get("origins", ())))
     seconds, updates, views = settings.get("seconds", 60), settings.get("allow_lora_updates", False), ()
     if workspace := settings.get("workspace"):
-        from tsugiki.serve.training import workspace_routes
+        from tsugiki.serve import workspace_routes
 
         views = workspace_routes(workspace)
     app = new_app(engine, adapters, access, seconds, updates, views)

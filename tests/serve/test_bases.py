@@ -9,7 +9,7 @@ import torch
 from tests.serve.test_engine import ADAPTERS, Client, alone, prompts, serving
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 
 BLOCK = {"hidden_size": 64, "intermediate_size": 128}  # what quantised blocks of weights need
 

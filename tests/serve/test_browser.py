@@ -21,7 +21,7 @@ VIEWS = ("talk", "adapters", "runs", "train")
 @pytest.fixture(scope="module")
 def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with all views."""
-    from tsugiki.serve.training import Workspace
+    from tsugiki.serve import Workspace
 
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "a.txt").write_text("text " * 100, encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from tests.serve.conftest import Running
 from tests.tiny import byte_tokenizer
 from tsugiki import load_adapter
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 
 CONTEXT, CONTINUATION = "a mountain", " stands"
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("uvicorn")
-from tsugiki.serve import connection, server
-from tsugiki.serve.connection import client_of
+from tsugiki.serve import client_of, connection, server
 
 LIMIT = 50
 SECONDS = 1.0

@@ -14,12 +14,21 @@ from transformers import DynamicCache
 from tests.tiny import byte_tokenizer, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch
 from tsugiki.errors import TsugikiError
-from tsugiki.methods.ia3 import IA3Config
-from tsugiki.serve.engine import Engine
-from tsugiki.serve.limits import EngineStopped, Limits, QueueFull, WaitedTooLong
-from tsugiki.serve.request import Event, Failed, Output, PromptScores, Request
-from tsugiki.serve.rows import bytes_per_token
-from tsugiki.serve.sampling import SamplingSettings
+from tsugiki.methods import IA3Config
+from tsugiki.serve import (
+    Engine,
+    EngineStopped,
+    Event,
+    Failed,
+    Limits,
+    Output,
+    PromptScores,
+    QueueFull,
+    Request,
+    SamplingSettings,
+    WaitedTooLong,
+    bytes_per_token,
+)
 
 GREEDY = SamplingSettings(temperature=0)
 TOKENIZER = byte_tokenizer()

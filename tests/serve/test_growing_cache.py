@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache
 
-from tsugiki.serve.growing_cache import GrowingCache
+from tsugiki.serve import GrowingCache
 
 
 def states(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

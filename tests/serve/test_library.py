@@ -13,8 +13,7 @@ import pytest
 
 from tests.serve.conftest import Running, save_adapter_of, start
 from tests.serve.test_server import PROMPT, connect, greedy, ids, text_of
-from tsugiki.adapters.library import library_names
-from tsugiki.adapters.metadata import read_metadata
+from tsugiki.adapters import library_names, read_metadata
 
 API = "/page/api/"
 

@@ -9,10 +9,10 @@ import torch
 from tests.serve.test_engine import Client, prompts, serving
 from tests.tiny import save_grafted, save_tiny
 from tsugiki import disable_adapter, mixed_batch, set_adapter
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 from tsugiki.errors import TsugikiError
-from tsugiki.methods.table import METHODS
-from tsugiki.serve.adapter_loading import load_served
+from tsugiki.methods import METHODS
+from tsugiki.serve import load_served
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

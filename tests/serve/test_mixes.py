@@ -14,10 +14,9 @@ import torch
 from tests.serve.conftest import Running, save_adapter_of, start
 from tests.serve.test_server import PROMPT, connect, greedy, ids, text_of
 from tsugiki import load_adapter
-from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters
-from tsugiki.adapters.lora_weights import write_lora_weights
-from tsugiki.base.loading import load_model
-from tsugiki.lora.config import LoraConfig
+from tsugiki.adapters import Combination, combine, load_weighted_adapters, write_lora_weights
+from tsugiki.base import load_model
+from tsugiki.lora import LoraConfig
 
 openai = pytest.importorskip("openai")
 MIX = {"poet": 0.7, "lawyer": -0.3}

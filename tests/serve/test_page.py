@@ -13,9 +13,7 @@ pytest.importorskip("starlette")
 from starlette.datastructures import Headers
 
 import tsugiki.serve.page as page_module
-from tsugiki.serve.errors import ApiError
-from tsugiki.serve.page import page_files
-from tsugiki.serve.security import check_token
+from tsugiki.serve import ApiError, check_token, page_files
 
 FOLDER = Path(page_module.__file__).with_name("page")
 SCRIPTS = sorted(FOLDER.rglob("*.js"))

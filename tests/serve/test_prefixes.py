@@ -14,9 +14,8 @@ from tests.serve.conftest import Running, save_adapter_of
 from tests.serve.test_engine import Client, alone, model_with_adapters, prompts, serving
 from tests.serve.test_metrics import values
 from tsugiki import load_adapter
-from tsugiki.base.loading import load_model
-from tsugiki.serve.prefixes import BLOCK, PrefixCache
-from tsugiki.serve.rows import CachedRows
+from tsugiki.base import load_model
+from tsugiki.serve import BLOCK, CachedRows, PrefixCache
 
 
 def computed_tokens(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import ChatRequest, CompletionRequest, parse
+from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
 
 
 @pytest.mark.parametrize(

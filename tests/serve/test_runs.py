@@ -14,11 +14,9 @@ import pytest
 
 pytest.importorskip("starlette")
 from tests.serve.workspace import Place, serve_in, write_run
-from tsugiki.io.locks import process_of, sole_use
-from tsugiki.serve import run_processes
-from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
-from tsugiki.serve.runs import Runs
-from tsugiki.train.record import LossPoint
+from tsugiki.io import process_of, sole_use
+from tsugiki.serve import LOG_FILE, RunProcesses, Runs, run_processes
+from tsugiki.training import LossPoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no signals and links as these")
 

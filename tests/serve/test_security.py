@@ -14,8 +14,7 @@ from tests.serve.conftest import Running, start
 from tsugiki.errors import TsugikiError
 
 pytest.importorskip("starlette")
-from tsugiki.serve.security import MAX_BODY, Access, Guard, check_origins
-from tsugiki.serve.server import check_access, listen
+from tsugiki.serve import MAX_BODY, Access, Guard, check_access, check_origins, listen
 
 DOCUMENTED = {200, 400, 401, 403, 404, 405, 413, 415, 429, 503}
 COMPLETIONS = "/v1/completions"
@@ -56,8 +55,7 @@ def test_a_key_is_required_everywhere_but_for_health():
     access = Access("0.0.0.0", 8000, "kéy")
     from starlette.datastructures import Headers
 
-    from tsugiki.serve.errors import ApiError
-    from tsugiki.serve.security import check
+    from tsugiki.serve import ApiError, check
 
     check(access, "GET", "/health", Headers({"host": "any"}))
     for value in ("", "Bearer wrong", "Basic a", "Bearer \xff"):

@@ -16,8 +16,8 @@ import torch
 from tests.serve.conftest import CONTEXT, Running, save_adapter_of, start
 from tests.tiny import byte_tokenizer
 from tsugiki import disable_adapter, load_adapter
-from tsugiki.base.loading import load_model
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.base import load_model
+from tsugiki.lora import is_grafted
 
 openai = pytest.importorskip("openai")
 PROMPT = "on the mountain"

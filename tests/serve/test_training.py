@@ -16,12 +16,8 @@ from tests.data.aozora.samples import make_mirror
 from tests.serve.workspace import Place, serve_in, write_run
 from tests.tiny import TEXT
 from tsugiki.errors import TsugikiError
-from tsugiki.io.locks import sole_use
-from tsugiki.serve.errors import ApiError
-from tsugiki.serve.jobs import Jobs
-from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
-from tsugiki.serve.runs import Runs
-from tsugiki.serve.training import RunRequest, Training, Workspace
+from tsugiki.io import sole_use
+from tsugiki.serve import LOG_FILE, ApiError, Jobs, RunProcesses, RunRequest, Runs, Training, Workspace
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("starlette")
 from tests.serve.chromium import marks
 from tests.serve.workspace import Place, serve_in
-from tsugiki.io.run_folder import checkpoint_step, checkpoints
+from tsugiki.io import checkpoint_step, checkpoints
 
 pytestmark = marks
 WAIT = 300_000  # ms

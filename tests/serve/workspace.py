@@ -13,7 +13,7 @@ import httpx2
 from tests.runs import run_config
 from tests.serve.conftest import Running, start
 from tests.tiny import TEXT
-from tsugiki.train.record import LossPoint, RunRecord, Sample, TrainingFigures, new_record
+from tsugiki.training import LossPoint, RunRecord, Sample, TrainingFigures, new_record
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Place:
 
 def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) -> Iterator[Place]:
     """Serve a working directory; `texts` below it has texts, and a link that leads out of it."""
-    from tsugiki.serve.training import Workspace
+    from tsugiki.serve import Workspace
 
     texts = directory / "texts"
     (texts / "novels").mkdir(parents=True)

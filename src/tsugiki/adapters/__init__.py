@@ -1,1 +1,35 @@
 """Adapters in files: reading and writing PEFT's format, a library of adapters, operations on them, and merging."""
+
+from tsugiki.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "algebra.combine": (
+            "Combination TYPES WeightedAdapter combine distance load_weighted_adapters norm scaled "
+            "weights_or_ones write_combined"
+        ),
+        "algebra.difference": "compare_layers compare_tensors overall",
+        "algebra.extract": "extract",
+        "algebra.interference": "RULES apply_rule largest random",
+        "algebra.matrices": "svd",
+        "algebra.spectrum": "difference_norm effective_rank inner_product singular_values update_norm update_shape",
+        "algebra.truncate": "kept_energy truncated truncated_to_energy",
+        "algebra.weighted_sum": "load_weighted_sum",
+        "chat_template": "saved_chat_template with_chat_template",
+        "files": "read_adapter_config read_base read_config_fields read_weights",
+        "format": "check_can_save load_adapter load_adapter_weights",
+        "info": "read_adapter_info",
+        "library": (
+            "adapter_folder check_name copy_into_library library_folder library_names member read_library "
+            "rename_adapter"
+        ),
+        "lora_weights": "LayerFactors LoraWeights read_lora_weights write_lora_weights",
+        "merge.to_folder": "RoundingLoss plan_merge write_merged",
+        "metadata": "BaseReference Metadata Provenance Source read_metadata source_adapter write_metadata",
+        "probe": "logit_shift",
+        "start": "start_from",
+        "verify": "KnownBase check_adapter known_base",
+        "vocabulary": "with_new_words",
+    },
+)

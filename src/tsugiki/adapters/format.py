@@ -26,7 +26,6 @@ from tsugiki.adapters.fit import differing_blocks, misfits, not_finite
 from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
 from tsugiki.adapters.probe import logit_shift
 from tsugiki.base.config import loading_errors
-from tsugiki.base.context import text_config
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import local_folder, split_revision
 from tsugiki.errors import TsugikiError, summarise_list
@@ -40,9 +39,10 @@ from tsugiki.lora.peft_names import renamed_when_loaded
 from tsugiki.lora.several import JoinedAdapter
 from tsugiki.lora.switch import base_alone, set_adapter
 from tsugiki.lora.targets import find_target_parameters, find_targets, task_heads, vocabulary_layers
-from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
+from tsugiki.model.context import text_config
+from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
 
 _SHOWN_PROBLEMS = 3
 

@@ -24,9 +24,9 @@ from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.names import matches
-from tsugiki.lora.patterns import name_pattern
 from tsugiki.methods.peft_keys import factor_keys, magnitude_key, parse_factor_key
+from tsugiki.model.names import matches
+from tsugiki.model.patterns import name_pattern
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from tsugiki.base.quantization import count_parameters
 from tsugiki.lora.graft import trainable_parameters
+from tsugiki.lowbit.quantization import count_parameters
 
 
 def print_trainable_parameters(model: nn.Module) -> None:

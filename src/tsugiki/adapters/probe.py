@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from tsugiki.base.inference import probe_logits
 from tsugiki.lora.switch import disable_adapter
+from tsugiki.model.inference import probe_logits
 
 
 def logit_shift(model: nn.Module) -> float | None:

@@ -1,1 +1,25 @@
 """The base model: loading, device and precision, quantised layers, GGUF files."""
+
+from tsugiki.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "card": "CardFacts read_card",
+        "checks": "code_digest",
+        "fp8": "decode encode",
+        "gguf.conversion": "VERIFIED read_model_header",
+        "gguf.conversion_cache": "converted_folder gguf_fingerprint",
+        "gguf.file": "is_gguf read_header",
+        "gguf.layer": "BLOCKS GgufLinear",
+        "headers": "folder_entries weight_entries",
+        "identity": "BaseIdentity folder_fingerprint identity_of named_fingerprint named_identity why_different",
+        "loading": "default_device load_meta_model load_model load_tokenizer placeholder_model",
+        "model_folder": "LazyTensors copy_other_files map_keys read_shards write_index",
+        "new_words": "add_rows add_words read_words",
+        "packed": "unpack_awq unpack_fp8 unpack_gptq unpack_mxfp4",
+        "progress_bars": "hidden_progress_bars",
+        "quantized_cache": "LIMIT_VARIABLE entries",
+        "resolve": "local_folder settings_folder split_revision",
+    },
+)

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsugiki.base.nf4 import BLOCK, NF4, Nf4Linear
 from tsugiki.errors import TsugikiError
 from tsugiki.io.shards import Shard, read_bytes, read_tensor
 from tsugiki.language import _
+from tsugiki.lowbit.nf4 import BLOCK, NF4, Nf4Linear
 
 _STATE = ".quant_state.bitsandbytes__nf4"
 _PARTS = (_STATE, ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")

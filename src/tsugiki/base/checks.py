@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.base.meta import meta_model
 from tsugiki.base.model_folder import map_keys
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import combined_digest, file_sha256
@@ -26,6 +25,7 @@ from tsugiki.io.file_names import (
 from tsugiki.io.json import read_json
 from tsugiki.io.shards import Entry
 from tsugiki.language import _
+from tsugiki.model.meta import meta_model
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tsugiki.base.config import load_config
-from tsugiki.base.context import text_config
 from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, local_folder
@@ -38,7 +37,8 @@ from tsugiki.io.digests import combined_digest, sha256, tensor_digest
 from tsugiki.io.file_state import FileState, file_state
 from tsugiki.io.shards import Shard, dtype_name, read_shard
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
+from tsugiki.model.context import text_config
+from tsugiki.model.linear import CHANGED_WEIGHTS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -12,12 +12,12 @@ from tsugiki.base.checks import check_all_used, check_weights
 from tsugiki.base.config import load_config, loading_errors, read_config
 from tsugiki.base.headers import folder_entries
 from tsugiki.base.identity import file_states, remember_files
-from tsugiki.base.meta import fill_with_zeros, meta_model
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.base.resolve import gguf_path, model_folder, settings_folder
 from tsugiki.dtypes import LoadDtype, QuantizedDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
+from tsugiki.model.meta import fill_with_zeros, meta_model
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,7 @@ def _load_by_transformers(
         )
     check_all_used(name, model, loading_info["unexpected_keys"])
     if dtype in ("int8", "nf4", "nf4-int8"):
-        from tsugiki.base.quantization import quantize
+        from tsugiki.lowbit.quantization import quantize
 
         quantize(model, torch_dtype(preferred_compute_dtype()), dtype)
     model.eval()

@@ -27,8 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.base.identity import FileStates, file_states
-from tsugiki.base.meta import place
-from tsugiki.base.quantization import LAYERS, is_quantizable, layer_dtype
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder, remove_leftovers
@@ -39,6 +37,8 @@ from tsugiki.io.locks import locked
 from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
+from tsugiki.lowbit.quantization import LAYERS, is_quantizable, layer_dtype
+from tsugiki.model.meta import place
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -21,10 +21,16 @@ from torch import Tensor, nn
 
 from tsugiki.base.bitsandbytes import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.base.checks import OLD_BUFFERS
-from tsugiki.base.meta import model_without_weights, place
 from tsugiki.base.model_folder import map_keys, read_shards
 from tsugiki.base.packed import PackedWeight, packed_weights
-from tsugiki.base.quantization import (
+from tsugiki.base.quantized_cache import Entry, entry_of, place_entry, read_entry, write_entry
+from tsugiki.dtypes import QuantizedDtype
+from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import GENERATION_CONFIG_FILE, MODEL_CONFIG_FILE
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.io.shards import Shard, is_float, read_tensor
+from tsugiki.language import _
+from tsugiki.lowbit.quantization import (
     count_parameters,
     is_quantizable,
     layer_dtype,
@@ -32,15 +38,9 @@ from tsugiki.base.quantization import (
     quantize,
     quantized_layer,
 )
-from tsugiki.base.quantized_cache import Entry, entry_of, place_entry, read_entry, write_entry
-from tsugiki.base.quantized_layer import QuantizedLayer
-from tsugiki.dtypes import QuantizedDtype
-from tsugiki.errors import TsugikiError
-from tsugiki.io.file_names import GENERATION_CONFIG_FILE, MODEL_CONFIG_FILE
-from tsugiki.io.progress import ProgressDisplay
-from tsugiki.io.shards import Shard, is_float, read_tensor
-from tsugiki.language import _
-from tsugiki.lora.frozen_layer import is_conv1d
+from tsugiki.lowbit.quantized_layer import QuantizedLayer
+from tsugiki.model.linear import is_conv1d
+from tsugiki.model.meta import model_without_weights, place
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tsugiki.base.loading import default_device
-from tsugiki.base.meta import meta_model
 from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import SHAPES, read_model_config
 from tsugiki.bench.plot import plot
@@ -16,8 +15,9 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
-from tsugiki.train import memory
-from tsugiki.train.machine import describe_machine
+from tsugiki.model.meta import meta_model
+from tsugiki.training import memory
+from tsugiki.training.machine import describe_machine
 
 
 def run_benchmark(

@@ -22,8 +22,8 @@ from tsugiki.bench.workload import (
     wait_for_accelerator,
 )
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.dropout import disable_dropout
 from tsugiki.lora.targets import find_targets
+from tsugiki.model.dropout import disable_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

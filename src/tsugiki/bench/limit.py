@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tsugiki.base.meta import meta_model
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.workload import RANK, WARM_UP, StepBarrier, Workload
 from tsugiki.dtypes import processor_has_bf16, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import features, is_conv1d
 from tsugiki.lora.targets import find_targets
-from tsugiki.train.threads import run_in_threads
+from tsugiki.model.linear import features, is_conv1d
+from tsugiki.model.meta import meta_model
+from tsugiki.training.threads import run_in_threads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -18,7 +18,7 @@ from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.process import EntryFailed, EntryProcess
 from tsugiki.bench.workload import STEPS, WARM_UP, Workload
 from tsugiki.language import _
-from tsugiki.train import memory
+from tsugiki.training import memory
 
 _MARGIN = 1.15  # free memory that the next entry needs, relative to the largest peak so far
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tsugiki.base.quantization import quantize
 from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import build, read_model_config
 from tsugiki.bench.workload import LEARNING_RATE, StepBarrier, Workload
@@ -14,13 +13,14 @@ from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.train.automatic import ResolvedConfig, with_values
-from tsugiki.train.config import CHAPTER, RunConfig
-from tsugiki.train.config_files import validated
-from tsugiki.train.model import load_dtype, prepare_model
-from tsugiki.train.planning.base_dtype import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-from tsugiki.train.prepare_loop import prepare_loop
-from tsugiki.train.processes import start_accelerator
+from tsugiki.lowbit.quantization import quantize
+from tsugiki.training.automatic import ResolvedConfig, with_values
+from tsugiki.training.config import CHAPTER, RunConfig
+from tsugiki.training.config_files import validated
+from tsugiki.training.model import load_dtype, prepare_model
+from tsugiki.training.planning.base_dtype import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.processes import start_accelerator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

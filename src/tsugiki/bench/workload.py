@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.train import memory
+from tsugiki.training import memory
 
 if TYPE_CHECKING:
     from torch import Tensor

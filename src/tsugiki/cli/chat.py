@@ -27,8 +27,8 @@ from tsugiki.language import _, marked
 if TYPE_CHECKING:
     from tsugiki.data.records import Message
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.evaluation.sample import Sampling
-    from tsugiki.train.evaluation.targets import EvaluationTarget, TargetLoader
+    from tsugiki.training.evaluation.sample import Sampling
+    from tsugiki.training.evaluation.targets import EvaluationTarget, TargetLoader
 
 _HELP = marked("""\
 /base            switch to the base alone, and answer the last input again
@@ -92,8 +92,8 @@ def chat_command(
     import_libraries()
     from tsugiki.adapters.chat_template import saved_chat_template
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.evaluation.sample import Sampling
-    from tsugiki.train.evaluation.targets import TargetLoader, dtype_of, evaluation_targets
+    from tsugiki.training.evaluation.sample import Sampling
+    from tsugiki.training.evaluation.targets import TargetLoader, dtype_of, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
@@ -137,7 +137,7 @@ def _run_command(session: _Session, command: str, argument: str) -> None:
     Raises:
         TsugikiError: there is no such command, no such adapter, or an adapter for another base.
     """
-    from tsugiki.train.evaluation.targets import EvaluationTarget, evaluation_targets
+    from tsugiki.training.evaluation.targets import EvaluationTarget, evaluation_targets
 
     if command == "/help":
         typer.echo(_(_HELP))
@@ -201,8 +201,8 @@ def _answer(session: _Session, line: str) -> None:
     from dataclasses import replace
 
     from tsugiki.data.records import Message
-    from tsugiki.train.evaluation.prompts import as_prompt, learned_conversations
-    from tsugiki.train.evaluation.sample import generate_text
+    from tsugiki.training.evaluation.prompts import as_prompt, learned_conversations
+    from tsugiki.training.evaluation.sample import generate_text
 
     adapter: Path | None = session.target.adapter
     as_turns = not session.raw and learned_conversations(adapter, session.tokenizer)

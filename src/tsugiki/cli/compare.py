@@ -8,7 +8,7 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
-from tsugiki.train.workflows.compare_config import ComparisonConfig
+from tsugiki.training.workflows.compare_config import ComparisonConfig
 
 
 @with_flags(ComparisonConfig, only=["model", "data", "out"])
@@ -21,17 +21,17 @@ def compare_command(
     Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
     """
     from tsugiki.cli.checks import check_settings
-    from tsugiki.train.workflows.compare_config import load_comparison
+    from tsugiki.training.workflows.compare_config import load_comparison
 
     comparison = load_comparison(config, settings)
     check_settings({**comparison.settings, **comparison.model_dump(include={"model", "data", "out"})})
 
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.run")
+    import_libraries("tsugiki.training.run")
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
-    from tsugiki.train.workflows.compare import compare, comparison_rows
+    from tsugiki.training.workflows.compare import compare, comparison_rows
 
     with continued_by(sys.argv[1:]):
         records = compare(comparison)

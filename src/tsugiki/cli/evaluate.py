@@ -17,7 +17,7 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tsugiki.train.evaluation.targets import EvaluationTarget
+    from tsugiki.training.evaluation.targets import EvaluationTarget
 
 
 def evaluate_command(
@@ -74,8 +74,8 @@ def evaluate_command(
     import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.evaluation.questions import read_questions
-    from tsugiki.train.evaluation.targets import answer_with_targets, evaluate_targets, evaluation_targets
+    from tsugiki.training.evaluation.questions import read_questions
+    from tsugiki.training.evaluation.targets import answer_with_targets, evaluate_targets, evaluation_targets
 
     if (not data) == (questions is None):
         raise TsugikiError(

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from tsugiki.cli.help import DEFAULT
 from tsugiki.io.yaml import parse_yaml
-from tsugiki.train.config import argument_descriptions
+from tsugiki.training.config import argument_descriptions
 
 _SIMPLE = (str, int, float, bool)
 _PANELS = {

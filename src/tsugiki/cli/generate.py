@@ -24,8 +24,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from tsugiki.train.evaluation.prompts import Prompt
-    from tsugiki.train.evaluation.targets import EvaluationTarget
+    from tsugiki.training.evaluation.prompts import Prompt
+    from tsugiki.training.evaluation.targets import EvaluationTarget
 
 
 def generate_command(
@@ -76,9 +76,9 @@ def generate_command(
 
     import_libraries()
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.evaluation.prompts import as_prompt, learned_conversations
-    from tsugiki.train.evaluation.sample import Sampling, generate_text, generate_texts
-    from tsugiki.train.evaluation.targets import EvaluationTarget, evaluation_targets, loaded_targets
+    from tsugiki.training.evaluation.prompts import as_prompt, learned_conversations
+    from tsugiki.training.evaluation.sample import Sampling, generate_text, generate_texts
+    from tsugiki.training.evaluation.targets import EvaluationTarget, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
     if compare:

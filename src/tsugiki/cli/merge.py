@@ -47,13 +47,13 @@ def merge_command(
     """Merge adapters into their base and write an ordinary Transformers model, in the dtypes of the base's files."""
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.workflows.merge")
+    import_libraries("tsugiki.training.workflows.merge")
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.named_base import named_base
     from tsugiki.cli.summary import print_merge
     from tsugiki.cli.tables import print_next_command
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.workflows.merge import Merge, merge_into_folder
+    from tsugiki.training.workflows.merge import Merge, merge_into_folder
 
     folders = [adapter_folder(name) for name in adapter]
     base = model or named_base(folders[0])

@@ -43,7 +43,7 @@ def new_command(
     from tsugiki.cli.tables import print_line, print_next_command
     from tsugiki.data.sources import check_data
     from tsugiki.io.atomic import new_file
-    from tsugiki.train.config import RunConfig
+    from tsugiki.training.config import RunConfig
 
     interactive = sys.stdin.isatty()
     if data is None and not interactive:
@@ -96,8 +96,8 @@ def _show_preview(settings: Mapping[str, Any]) -> None:
 
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_terminal
-    from tsugiki.train.config import RunConfig
-    from tsugiki.train.workflows.preview import preview
+    from tsugiki.training.config import RunConfig
+    from tsugiki.training.workflows.preview import preview
 
     shown = preview(RunConfig.model_validate(dict(settings)), 1, ProgressDisplay())
     console = Console(highlight=False)

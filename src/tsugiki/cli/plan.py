@@ -10,10 +10,10 @@ import typer
 
 from tsugiki.cli.flags import settings_of, with_flags
 from tsugiki.language import _
-from tsugiki.train.config import RunConfig
+from tsugiki.training.config import RunConfig
 
 if TYPE_CHECKING:
-    from tsugiki.train.planning.plan import Option
+    from tsugiki.training.planning.plan import Option
 
 _UNSET = "-"
 """Value of settings that a run requires and a plan does not."""
@@ -32,8 +32,8 @@ def plan_command(
     """
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.run")  # so that this process uses as much memory as a run
-    from tsugiki.train.config_files import load_config
+    import_libraries("tsugiki.training.run")  # so that this process uses as much memory as a run
+    from tsugiki.training.config_files import load_config
 
     given = dict(settings)
     if config is None:
@@ -43,10 +43,10 @@ def plan_command(
     from tsugiki.cli.tables import print_line, print_table
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.train.packing import tokens_of_row
-    from tsugiki.train.planning.fit import smallest_need
-    from tsugiki.train.planning.plan import plan_run
-    from tsugiki.train.planning.rows import rows_of_data
+    from tsugiki.training.packing import tokens_of_row
+    from tsugiki.training.planning.fit import smallest_need
+    from tsugiki.training.planning.plan import plan_run
+    from tsugiki.training.planning.rows import rows_of_data
 
     progress = ProgressDisplay()
     rows = None

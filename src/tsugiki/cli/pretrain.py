@@ -9,7 +9,7 @@ from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
 from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.ranks import is_main_process
-from tsugiki.train.workflows.pretrain_config import PretrainConfig
+from tsugiki.training.workflows.pretrain_config import PretrainConfig
 
 
 @with_flags(PretrainConfig)
@@ -29,12 +29,12 @@ def pretrain_command(
     """Train a model from scratch: first its tokenizer, then its weights."""
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.run")
+    import_libraries("tsugiki.training.run")
     from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
     from tsugiki.cli.summary import print_command_after_run, print_summary
     from tsugiki.report.run import write_report
-    from tsugiki.train.workflows.pretrain import pretrain
-    from tsugiki.train.workflows.pretrain_config import load_pretrain_config
+    from tsugiki.training.workflows.pretrain import pretrain
+    from tsugiki.training.workflows.pretrain_config import load_pretrain_config
 
     folder = named_folder(config, resume)
     if start_processes(processes):

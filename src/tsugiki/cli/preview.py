@@ -8,7 +8,7 @@ import typer
 from tsugiki.cli.flags import with_flags, words_of
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.train.config import RunConfig
+from tsugiki.training.config import RunConfig
 
 
 @with_flags(RunConfig, exclude=["out", "method_config"])
@@ -21,10 +21,10 @@ def preview_command(
     """Show the first rows of a run, counts, and the time that it would take, without training."""
     from tsugiki.cli.checks import check_settings
     from tsugiki.cli.libraries import import_libraries
-    from tsugiki.train.config_files import load_config, read_yaml
+    from tsugiki.training.config_files import load_config, read_yaml
 
     check_settings({**(read_yaml(config) if config is not None else {}), **settings, "out": "preview"})
-    import_libraries("tsugiki.train.run")
+    import_libraries("tsugiki.training.run")
     if config is None:
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)
@@ -39,7 +39,7 @@ def preview_command(
     from tsugiki.io.atomic import write_text
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_html, to_terminal
-    from tsugiki.train.workflows.preview import preview
+    from tsugiki.training.workflows.preview import preview
 
     shown = preview(run_config, rows, ProgressDisplay())
     console = Console(highlight=False)

@@ -12,10 +12,10 @@ def quickstart_command(
     """Train the embedded model to write historical Japanese spelling, offline, in about two minutes."""
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.run")
+    import_libraries("tsugiki.training.run")
     from tsugiki.cli.summary import print_command_after_run, print_summary
     from tsugiki.report.run import write_report
-    from tsugiki.train.workflows.quickstart import quickstart
+    from tsugiki.training.workflows.quickstart import quickstart
 
     record = quickstart(out)
     print_summary(record, write_report(record.folder()))

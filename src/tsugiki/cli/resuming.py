@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
-from tsugiki.train.config_files import validated
+from tsugiki.training.config_files import validated
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -46,7 +46,7 @@ def go_to_working_directory(folder: Path) -> Path:
     Raises:
         TsugikiError: the folder holds no run.
     """
-    from tsugiki.train.resume import recorded_run
+    from tsugiki.training.resume import recorded_run
 
     recorded = recorded_run(folder).working_directory
     if recorded is None or not Path(recorded).is_dir() or Path(recorded).samefile(Path()):
@@ -68,7 +68,7 @@ def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any
     Raises:
         TsugikiError: the folder holds no run, or a setting is invalid.
     """
-    from tsugiki.train.resume import recorded_settings
+    from tsugiki.training.resume import recorded_settings
 
     recorded = recorded_settings(folder, kind.model_construct().model_dump(mode="json", warnings=False))
     if "method" not in kind.model_fields:

@@ -11,10 +11,10 @@ from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.formatting import Table, describe_change
 from tsugiki.report.record_text import change_of_run, held_out_table, run_notes, speed_text
-from tsugiki.train.config import RunConfig
-from tsugiki.train.evaluation.result import Answers, Evaluation, change_of_share, warning_text
-from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.workflows.merge import MergeReport
+from tsugiki.training.config import RunConfig
+from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_share, warning_text
+from tsugiki.training.record import RunRecord, finished
+from tsugiki.training.workflows.merge import MergeReport
 
 
 def print_summary(record: RunRecord, page: Path) -> None:

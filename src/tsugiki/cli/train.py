@@ -11,7 +11,7 @@ from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.ranks import is_main_process
-from tsugiki.train.config import STAGES, RunConfig
+from tsugiki.training.config import STAGES, RunConfig
 
 
 @with_flags(RunConfig, exclude=["method_config"])
@@ -69,8 +69,8 @@ def train_command(
     """Train an adapter, or a whole model, on texts."""
     from tsugiki.cli.checks import check_new_folder, check_settings
     from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
-    from tsugiki.train.config import CHAPTER, RunConfig
-    from tsugiki.train.config_files import load_config, merged_settings, read_yaml
+    from tsugiki.training.config import CHAPTER, RunConfig
+    from tsugiki.training.config_files import load_config, merged_settings, read_yaml
 
     method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
     if print_config:
@@ -106,8 +106,8 @@ def train_command(
         return
     from tsugiki.cli.libraries import import_libraries
 
-    import_libraries("tsugiki.train.run")
-    from tsugiki.train.run import train
+    import_libraries("tsugiki.training.run")
+    from tsugiki.training.run import train
 
     words = ["train", "--resume", str(out)]
     with continued_by(words):
@@ -131,8 +131,8 @@ def _fitted(config: RunConfig) -> RunConfig:
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.cli.tables import print_line
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.planning.fit import fitted
-    from tsugiki.train.planning.plan import plan_run
+    from tsugiki.training.planning.fit import fitted
+    from tsugiki.training.planning.plan import plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
@@ -150,7 +150,7 @@ def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
     from tsugiki.cli.tables import print_table
     from tsugiki.report.comparison import stages_table
     from tsugiki.report.run import write_report
-    from tsugiki.train.workflows.stages import run_stages
+    from tsugiki.training.workflows.stages import run_stages
 
     records = run_stages(settings, path)
     pages = [write_report(record.folder()) for record in records]

@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked
-from tsugiki.train.config_files import SEVERAL_TEXTS
+from tsugiki.training.config_files import SEVERAL_TEXTS
 
 _OTHER_NAMES = {
     "--rank": "--r",

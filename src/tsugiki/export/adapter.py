@@ -19,8 +19,8 @@ from tsugiki.export.layout import OUTPUT_HEAD, TOKEN_EMBEDDING, gguf_names, llam
 from tsugiki.export.ollama import MAX_CONTEXT, modelfile
 from tsugiki.io.atomic import new_file
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.targets import base_modules
+from tsugiki.model.linear import features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -27,8 +27,8 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.export.layout import TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import features, is_conv1d
 from tsugiki.lora.targets import base_modules, shortest_target_modules
+from tsugiki.model.linear import features, is_conv1d
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tsugiki.architectures import ARCHITECTURES
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.layout import KEY_ORDER, QUERY_ORDER
 from tsugiki.language import _, ngettext
+from tsugiki.model.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

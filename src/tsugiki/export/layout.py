@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tsugiki.architectures import ARCHITECTURES, architecture_of, model_type
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import is_linear
 from tsugiki.lora.targets import base_modules, output_head
+from tsugiki.model.architectures import ARCHITECTURES, architecture_of, model_type
+from tsugiki.model.linear import is_linear
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -19,7 +19,6 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from tsugiki.base.gguf.names import llama_cpp_names
-from tsugiki.base.meta import meta_model
 from tsugiki.base.model_folder import map_keys
 from tsugiki.data.encoding import document_start
 from tsugiki.dtypes import GgufDtype
@@ -28,6 +27,7 @@ from tsugiki.export.architectures import GgufArchitecture, gguf_architecture_of
 from tsugiki.export.vocabulary import add_vocabulary, adds_start, read_vocabulary
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
+from tsugiki.model.meta import meta_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -1,1 +1,23 @@
 """Faster equivalents of parts of a model's forward and backward pass, each beside its plain definition."""
+
+from tsugiki.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "activations": "GELU_TANH QUICK_GELU SILU Swish plain_swish swish value_and_slope",
+        "attention": "NAME attention_forward causal_spans plain_attention",
+        "document_masks": (
+            "FLASH attends_to_later_tokens detect_document_masking flash_arguments has_unknown_window "
+            "keeps_apart_by_flash mask_documents packed_masks"
+        ),
+        "forward": "disable_chunked_loss enable_chunked_loss has_chunked_loss loss_of_hidden_states",
+        "gated": "plain_gated",
+        "generation": "fast_generation",
+        "loss": "Head chunked_loss find_head plain_loss token_losses",
+        "modules": "ReplacedModules restore_modules use_fused_modules",
+        "norms": "generated_rms_norm plain_rms_norm rms_norm",
+        "paths": "use_fast_paths use_plain_paths",
+        "recomputation": "recompute_blocks recomputed_blocks",
+    },
+)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.base.blocks import on_first_blocks
-from tsugiki.base.context import PROMPT_ATTRIBUTE, max_positions, possible_windows
-from tsugiki.base.inference import evaluating, last_hidden_states, same_to_rounding
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.attention import NAME, additive_mask
 from tsugiki.language import _
+from tsugiki.model.blocks import on_first_blocks
+from tsugiki.model.context import PROMPT_ATTRIBUTE, max_positions, possible_windows
+from tsugiki.model.inference import evaluating, last_hidden_states, same_to_rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

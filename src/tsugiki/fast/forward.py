@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tsugiki.base.blocks import on_first_blocks
-from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.fast.loss import Head, chunked_loss, find_head, token_losses
-from tsugiki.labels import IGNORE_INDEX
+from tsugiki.model.blocks import on_first_blocks
+from tsugiki.model.inference import evaluating, probe_ids, same_to_rounding
+from tsugiki.model.labels import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,12 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tsugiki.base.few_rows import few_rows_product
-from tsugiki.base.inference import seeded
 from tsugiki.fast.modules import rms_norm_of, takes_one_tensor
 from tsugiki.fast.norms import generated_rms_norm
-from tsugiki.lora.frozen_layer import is_conv1d, is_hooked, linear_of_matrix
 from tsugiki.lora.swap import Undo, replace_forward, undo_all
+from tsugiki.lowbit.few_rows import few_rows_product
+from tsugiki.model.inference import seeded
+from tsugiki.model.linear import is_conv1d, is_hooked, linear_of_matrix
 from tsugiki.native import native
 
 

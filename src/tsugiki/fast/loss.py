@@ -26,11 +26,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tsugiki.base.blocks import on_first_blocks
-from tsugiki.base.inference import evaluating, probe_ids, same_to_rounding
 from tsugiki.dtypes import at_least_float32
-from tsugiki.labels import IGNORE_INDEX
-from tsugiki.lora.frozen_layer import (
+from tsugiki.lora.layer import LoraLinear, base_of
+from tsugiki.lora.masks import dropout
+from tsugiki.lora.pair import LowRank
+from tsugiki.model.blocks import on_first_blocks
+from tsugiki.model.inference import evaluating, probe_ids, same_to_rounding
+from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.linear import (
     features,
     frozen_input_gradient,
     frozen_product,
@@ -38,9 +41,6 @@ from tsugiki.lora.frozen_layer import (
     is_autocast_enabled,
     is_hooked,
 )
-from tsugiki.lora.layer import LoraLinear, base_of
-from tsugiki.lora.masks import dropout
-from tsugiki.lora.pair import LowRank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

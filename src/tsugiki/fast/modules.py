@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.base.inference import seeded
 from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, eager_on_cpu, swish
 from tsugiki.fast.gated import gated
 from tsugiki.fast.norms import rms_norm
 from tsugiki.lora.swap import CHILD
+from tsugiki.model.inference import seeded
 
 ReplacedModules = list[tuple[nn.Module, str]]
 """The modules whose `forward` was replaced, each with the name of its fused equivalent."""

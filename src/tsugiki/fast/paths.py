@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from tsugiki.base.blocks import on_first_blocks
-from tsugiki.base.context import max_positions, possible_windows, virtual_tokens
-from tsugiki.base.inference import evaluating, last_hidden_states, probe_ids, same_to_rounding
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.document_masks import FLASH, keeps_apart_by_flash
 from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
@@ -19,6 +16,9 @@ from tsugiki.fast.modules import restore_modules, use_fused_modules
 from tsugiki.lora.graft import warn_of_float16
 from tsugiki.lora.graft_state import is_grafted, is_merged
 from tsugiki.lora.switch import base_alone
+from tsugiki.model.blocks import on_first_blocks
+from tsugiki.model.context import max_positions, possible_windows, virtual_tokens
+from tsugiki.model.inference import evaluating, last_hidden_states, probe_ids, same_to_rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tsugiki.base.blocks import decoder_blocks
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.masks import current_generators, masks_from
+from tsugiki.model.blocks import decoder_blocks
 
 
 def recompute_blocks(model: nn.Module, count: int) -> None:

@@ -18,7 +18,6 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.dora import add_magnitude
-from tsugiki.lora.frozen_layer import features, is_linear, oriented
 from tsugiki.lora.layer import (
     Grafted,
     activate_factors,
@@ -55,6 +54,7 @@ from tsugiki.lora.targets import (
     vocabulary_layers,
 )
 from tsugiki.lora.tokens import TokenVectors, attach_vectors, new_token_vectors
+from tsugiki.model.linear import features, is_linear, oriented
 
 _MAX_RANK_FACTOR = 64
 """A rank above that of the weight is useless, but occurs where many adapters are combined into one."""

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
-from tsugiki.lora.names import check_names, matches
-from tsugiki.lora.patterns import PatternTable
+from tsugiki.model.names import check_names, matches
+from tsugiki.model.patterns import PatternTable
 
 Bias = Literal["none", "lora_only", "all"]
 LARGEST_FACTOR = 1e6
@@ -27,7 +27,7 @@ class LoraConfig:
         lora_alpha: the update is scaled by `lora_alpha / r` (see `use_rslora`).
         target_modules: the layers to graft. A list holds names or name endings (`c_attn` selects every `….c_attn`); a
             string is a regular expression for the whole name, or "all-linear" for every linear layer except the output
-            head. None: the layers that `tsugiki.architectures` names for the model type, or else those that
+            head. None: the layers that `tsugiki.model.architectures` names for the model type, or else those that
             `tsugiki.lora.structure` finds in any model.
         exclude_modules: layers to leave out although `target_modules` selects them; matched in the same way.
         target_parameters: names or name endings of parameters that get factors, too: weights of all experts in one

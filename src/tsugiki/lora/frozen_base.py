@@ -10,13 +10,13 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.batchnorm import freeze_batchnorm, unfreeze_batchnorm
-from tsugiki.lora.dropout import disable_dropout, restore_dropout
-from tsugiki.lora.frozen_layer import linear_of_matrix
 from tsugiki.lora.graft_state import STATE_ATTRIBUTE, Graft
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.swap import replace_forward, undo_all
 from tsugiki.lora.targets import output_head
+from tsugiki.model.batchnorm import freeze_batchnorm, unfreeze_batchnorm
+from tsugiki.model.dropout import disable_dropout, restore_dropout
+from tsugiki.model.linear import linear_of_matrix
 
 
 def freeze_base(model: nn.Module, state: Graft, base_dropout: bool) -> None:

@@ -49,7 +49,6 @@ from tsugiki.language import _
 from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.frozen_base import freeze_base, unfreeze_base
-from tsugiki.lora.frozen_layer import CHANGED_WEIGHTS
 from tsugiki.lora.graft_state import (
     Adapter,
     Graft,
@@ -63,7 +62,8 @@ from tsugiki.lora.layer import Grafted
 from tsugiki.lora.peft_config import PeftConfig, config_of_peft
 from tsugiki.lora.swap import replace_module
 from tsugiki.lora.switch import base_alone, deactivate, set_adapter
-from tsugiki.lora.wrappers import unwrapped, unwrapped_to_graft
+from tsugiki.model.linear import CHANGED_WEIGHTS
+from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"

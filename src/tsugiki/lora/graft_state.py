@@ -9,10 +9,10 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.dropout import SavedDropout
 from tsugiki.lora.several import JoinedAdapter
 from tsugiki.lora.swap import Undo, WeightUpdate
-from tsugiki.lora.wrappers import unwrapped
+from tsugiki.model.dropout import SavedDropout
+from tsugiki.model.wrappers import unwrapped
 
 STATE_ATTRIBUTE = "_tsugiki"
 """The attribute of a grafted model that holds its `Graft`."""

@@ -23,7 +23,10 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.conv import LoraConv2d
 from tsugiki.lora.dora import dora_factor, dora_product, plain_dora, rescale
-from tsugiki.lora.frozen_layer import (
+from tsugiki.lora.initialise import init_orthogonal_, init_pissa_, init_random_
+from tsugiki.lora.pair import LowRank
+from tsugiki.lora.product import grafted_product
+from tsugiki.model.linear import (
     device_of,
     factor_dtype,
     features,
@@ -34,9 +37,6 @@ from tsugiki.lora.frozen_layer import (
     is_stored_in_out,
     oriented,
 )
-from tsugiki.lora.initialise import init_orthogonal_, init_pissa_, init_random_
-from tsugiki.lora.pair import LowRank
-from tsugiki.lora.product import grafted_product
 
 
 class LoraLinear(nn.Module):

@@ -25,10 +25,8 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import QuantizedLinear, is_quantized
 from tsugiki.lora.graft_state import active_adapter, require_state
 from tsugiki.lora.layer import Grafted
-from tsugiki.lora.own_config import Replaced, copy_configs, restore_configs
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.swap import (
     Undo,
@@ -40,7 +38,9 @@ from tsugiki.lora.swap import (
     undo_all,
 )
 from tsugiki.lora.switch import attach_adapter, detach_adapter
-from tsugiki.lora.wrappers import unwrapped
+from tsugiki.model.linear import QuantizedLinear, is_quantized
+from tsugiki.model.own_config import Replaced, copy_configs, restore_configs
+from tsugiki.model.wrappers import unwrapped
 
 
 @torch.no_grad()

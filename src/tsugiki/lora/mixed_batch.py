@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
-from tsugiki.lora.frozen_layer import is_hooked
 from tsugiki.lora.graft import BASE_ROW
 from tsugiki.lora.graft_state import Graft, find_adapter, require_state
 from tsugiki.lora.layer import Grafted, LoraLinear
 from tsugiki.lora.row_products import RowPairs, plain_rows, rows_product
 from tsugiki.lora.swap import Undo, replace_forward
 from tsugiki.lora.switch import detach_adapter, disable_adapter
-from tsugiki.lora.wrappers import unwrapped
+from tsugiki.model.linear import is_hooked
+from tsugiki.model.wrappers import unwrapped
 
 _ROWS, _TOKENS = 2, 3  # the shape of the trial forward pass that shows the order
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tsugiki.architectures import model_type
+from tsugiki.model.architectures import model_type
 
 
 def named_like_experts(model: nn.Module, layers: Iterable[str]) -> list[str]:

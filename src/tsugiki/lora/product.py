@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tsugiki.lora.frozen_layer import frozen_input_gradient, frozen_product
 from tsugiki.lora.masks import apply_mask, keep_mask
+from tsugiki.model.linear import frozen_input_gradient, frozen_product
 from tsugiki.native import can_read, native_for
 
 FEW_ROWS = 16  # with more, low-rank products in float32 take longer than in 16 bits

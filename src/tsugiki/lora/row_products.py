@@ -30,10 +30,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tsugiki.lora.dora import dora_factor
-from tsugiki.lora.frozen_layer import oriented
 from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.product import FEW_ROWS, NATIVE_RANKS, NATIVE_SIZE
+from tsugiki.model.linear import oriented
 from tsugiki.native import can_read, native_for
 
 

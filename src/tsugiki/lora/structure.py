@@ -24,8 +24,8 @@ from typing import Any
 from torch import nn
 
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import features
 from tsugiki.lora.trace import Trace, structure_key, trace
+from tsugiki.model.linear import features
 
 _FEWEST_FEATURES = 8
 

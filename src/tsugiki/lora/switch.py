@@ -24,7 +24,7 @@ from tsugiki.lora.graft_state import (
 )
 from tsugiki.lora.several import join_adapters
 from tsugiki.lora.swap import undo_all
-from tsugiki.lora.wrappers import unwrapped
+from tsugiki.model.wrappers import unwrapped
 
 
 def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import is_graftable, is_linear, is_stored_in_out
 from tsugiki.lora.layer import base_of
-from tsugiki.lora.names import Names, matches, shortest_endings, split_block
 from tsugiki.lora.structure import default_layers
 from tsugiki.lora.swap import CHILD
+from tsugiki.model.architectures import architecture_of, model_type
+from tsugiki.model.linear import is_graftable, is_linear, is_stored_in_out
+from tsugiki.model.names import Names, matches, shortest_endings, split_block
 
 _HEADS = {
     "ForSequenceClassification": ("classifier", "score"),

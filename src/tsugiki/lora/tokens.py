@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import device_of, factor_dtype, is_linear
-from tsugiki.lora.names import matches
 from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.lora.swap import CHILD, Undo
 from tsugiki.lora.targets import base_modules, vocabulary_layers
+from tsugiki.model.linear import device_of, factor_dtype, is_linear
+from tsugiki.model.names import matches
 
 TokenIndices: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
 """Indices of tokens, for the embedding, or by names of layers."""

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import features, is_conv1d, is_linear
 from tsugiki.lora.weightless import run, weightless_copy
+from tsugiki.model.linear import features, is_conv1d, is_linear
 
 Node: TypeAlias = Any
 """A node of the graph of autograd, such as `tensor.grad_fn`. It depends on its `next_functions`."""

@@ -1,1 +1,18 @@
 """Fine-tuning methods: a module for each kind of adapter, and a table with a row for each method."""
+
+from tsugiki.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "bottleneck": "Bottleneck BottleneckConfig NON_LINEARITIES",
+        "full": "FullConfig load_weights_into prepare_full save_model",
+        "ia3": "IA3Config",
+        "p_tuning": "PromptEncoderConfig",
+        "places": "places_of",
+        "prefix_tuning": "PrefixTuningConfig",
+        "prompt_tuning": "PromptTuningConfig",
+        "selective": "LNTuningConfig SelectiveConfig",
+        "table": "FORMATS METHODS family_of format_of methods_of",
+    },
+)

@@ -37,22 +37,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.architectures import model_type
-from tsugiki.base.context import text_config
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LARGEST_FACTOR
-from tsugiki.lora.frozen_layer import features, is_linear
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.masks import dropout
-from tsugiki.lora.names import Names, check_names, shortest_endings, split_block
 from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import base_modules, find_modules
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.methods.places import places_of
+from tsugiki.model.architectures import model_type
+from tsugiki.model.context import text_config
+from tsugiki.model.linear import features, is_linear
+from tsugiki.model.names import Names, check_names, shortest_endings, split_block
 
 _NAME_MODULES = marked("name the modules whose output is added to the residual, such as {setting}: [mlp]")
 

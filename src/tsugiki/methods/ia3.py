@@ -22,13 +22,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tsugiki.architectures import architecture_of, model_type
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.lora.layer import base_of
-from tsugiki.lora.names import Names, check_names, matches, shortest_endings
 from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
 from tsugiki.lora.targets import base_modules, find_targets
@@ -36,6 +33,9 @@ from tsugiki.methods.hooks import attach_input_module, attach_output_module
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.methods.places import Places, places_of
+from tsugiki.model.architectures import architecture_of, model_type
+from tsugiki.model.linear import device_of, factor_dtype, features, is_conv1d, is_linear
+from tsugiki.model.names import Names, check_names, matches, shortest_endings
 
 _NAME_LAYERS = marked(
     "set target_modules to the layers of keys and values and the last layer of the feed-forward network, and "
@@ -50,7 +50,7 @@ class IA3Config:
     Args:
         target_modules: the linear layers to scale, named as in `LoraConfig`. None: the layers of keys and values and
             the last layer of each feed-forward network (`tsugiki.methods.places`); for some model types, the queries
-            in place of the keys, as in PEFT (`tsugiki.architectures`).
+            in place of the keys, as in PEFT (`tsugiki.model.architectures`).
         exclude_modules: layers left out although `target_modules` selects them; named the same way.
         feedforward_modules: those of the target layers that are scaled on their input instead of their output. A list
             of name endings, each of which `target_modules` must select too, or a regular expression. None: those that

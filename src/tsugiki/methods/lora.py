@@ -37,7 +37,7 @@ run reads this from its own config.
 
 Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.dora`), PiSSA and
 orthogonal initialisation (`tsugiki.lora.initialise`), and a separate learning rate for B
-(`tsugiki.train.optimizers.loraplus`).
+(`tsugiki.training.optimizers.loraplus`).
 
 LoRA-FA (Zhang et al. 2023, arXiv:2308.03303) is y = W x + s B A x with A [r, in] frozen at its random initial value,
 and only B [out, r] trained. The gradient of B needs A x [tokens, r] only, so no layer keeps its input x [tokens, in]
@@ -58,11 +58,8 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _, marked
 from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.layer import pair_shapes
-from tsugiki.lora.names import check_names, matches
 from tsugiki.lora.parameters import is_transposed, parameter_pair_shapes
-from tsugiki.lora.patterns import name_pattern
 from tsugiki.lora.peft_names import named_like_experts
 from tsugiki.lora.saved_modules import names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
@@ -77,6 +74,9 @@ from tsugiki.lora.targets import (
 )
 from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
+from tsugiki.model.linear import is_conv1d
+from tsugiki.model.names import check_names, matches
+from tsugiki.model.patterns import name_pattern
 
 _HARMLESS = frozenset(
     {

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     CacheShape,
@@ -36,6 +35,7 @@ from tsugiki.methods.soft_prompt import (
     random_rows,
 )
 from tsugiki.methods.soft_prompt_file import check_file, from_json, has_network, tensors, to_json, with_saved_modules
+from tsugiki.model.names import check_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""Find the layers and modules for (IA)³ and bottleneck adapters in a model without a row in `tsugiki.architectures`.
+"""Find the layers and modules for (IA)³ and bottleneck adapters in a model without a row in `model.architectures`.
 
 They are found by structure, in the graph of one pass through a copy of the model without weights
 (`tsugiki.lora.trace`):

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.names import check_names
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     CacheShape,
@@ -37,6 +36,7 @@ from tsugiki.methods.soft_prompt import (
     sampled_rows,
 )
 from tsugiki.methods.soft_prompt_file import check_file, from_json, tensors, to_json, with_saved_modules
+from tsugiki.model.names import check_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -35,8 +35,6 @@ from torch import Tensor, nn
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.frozen_layer import is_quantized
-from tsugiki.lora.names import Names, check_names, matches, shortest_endings
 from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.lora.swap import (
     Undo,
@@ -52,6 +50,8 @@ from tsugiki.lora.swap import (
 from tsugiki.lora.targets import base_modules, output_head
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.model.linear import is_quantized
+from tsugiki.model.names import Names, check_names, matches, shortest_endings
 
 HEAD = "head"
 """The value of `target_parameters` that selects the parameters of the output head, whatever their names are."""

@@ -25,8 +25,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tsugiki.base.context import PROMPT_ATTRIBUTE, decoder_of, max_positions
-from tsugiki.base.inference import evaluating
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import (
@@ -44,6 +42,8 @@ from tsugiki.lora.layer import base_of
 from tsugiki.lora.saved_modules import copies_to_save
 from tsugiki.lora.swap import CHILD, Undo, replace_module
 from tsugiki.lora.targets import find_modules, task_heads
+from tsugiki.model.context import PROMPT_ATTRIBUTE, decoder_of, max_positions
+from tsugiki.model.inference import evaluating
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

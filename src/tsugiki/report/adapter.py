@@ -22,7 +22,7 @@ from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.record_text import summary_sentence
 from tsugiki.report.run import adapter_commands, record_sections
-from tsugiki.train.record import RunRecord
+from tsugiki.training.record import RunRecord
 
 LAYERS_EXPLAINED = marked(
     "‖ΔW‖ is the Frobenius norm of a layer's update, σ its singular values in descending order. The effective rank is "

@@ -19,10 +19,10 @@ from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.record_plots import held_out_series
 from tsugiki.report.run import REPORT_FILE
 from tsugiki.report.samples import sample_columns
-from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits, change_of_loss
-from tsugiki.train.record import RunRecord, finished
-from tsugiki.train.workflows.compare import ComparisonRow
-from tsugiki.train.workflows.sweep import MIN_RELATIVE_GAIN, NeededRank, Point, change, needed_rank
+from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, change_of_loss
+from tsugiki.training.record import RunRecord, finished
+from tsugiki.training.workflows.compare import ComparisonRow
+from tsugiki.training.workflows.sweep import MIN_RELATIVE_GAIN, NeededRank, Point, change, needed_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
 

@@ -9,7 +9,7 @@ from tsugiki.language import _, counts
 from tsugiki.report.formatting import Table, describe_intervals, format_change, format_with_interval
 from tsugiki.report.notebook import in_frame
 from tsugiki.report.page import page, render_macro
-from tsugiki.train.evaluation.result import Evaluation, change_of_bits, warning_text
+from tsugiki.training.evaluation.result import Evaluation, change_of_bits, warning_text
 
 
 class Evaluations(dict[str, Evaluation]):

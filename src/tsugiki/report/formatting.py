@@ -5,7 +5,7 @@ import unicodedata
 from typing import TypeAlias
 
 from tsugiki.language import _, counts
-from tsugiki.train.evaluation.interval import Change, Interval
+from tsugiki.training.evaluation.interval import Change, Interval
 
 Table: TypeAlias = tuple[list[str], list[list[str]]]
 """Headers, and rows of cells. A cell can contain line breaks."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import FEW_DOCUMENTS
-from tsugiki.train.evaluation.result import StepEvaluation, change_of_bits
-from tsugiki.train.record import RunRecord
-from tsugiki.train.writing import LITTLE_TEXT, Writing
+from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits
+from tsugiki.training.record import RunRecord
+from tsugiki.training.writing import LITTLE_TEXT, Writing
 
 _FEW_STEPS = 20
 _RISE = 0.02  # of the loss above its lowest value, relative

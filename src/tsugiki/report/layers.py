@@ -11,7 +11,7 @@ from torch import Tensor
 from tsugiki.adapters.algebra.spectrum import effective_rank, singular_values, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
 from tsugiki.language import _
-from tsugiki.lora.names import split_block
+from tsugiki.model.names import split_block
 from tsugiki.report.formatting import Table, format_number
 from tsugiki.report.plots import Series, curves
 

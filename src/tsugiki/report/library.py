@@ -13,8 +13,8 @@ from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.report.formatting import Table, format_number
-from tsugiki.train.evaluation.result import Evaluation, StepEvaluation
-from tsugiki.train.record import RunRecord, read_record
+from tsugiki.training.evaluation.result import Evaluation, StepEvaluation
+from tsugiki.training.record import RunRecord, read_record
 
 
 def library_table(entries: Sequence[LibraryEntry]) -> Table:

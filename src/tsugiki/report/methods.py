@@ -20,7 +20,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import Family, Method
 from tsugiki.methods.table import METHODS
 from tsugiki.report.formatting import Table
-from tsugiki.train.config import RunConfig, argument_descriptions, validate_method
+from tsugiki.training.config import RunConfig, argument_descriptions, validate_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

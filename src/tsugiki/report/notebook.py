@@ -9,8 +9,8 @@ from tsugiki.report.page import page
 from tsugiki.report.preview import to_html
 from tsugiki.report.record_text import summary_sentence
 from tsugiki.report.run import REPORT_FILE, record_sections
-from tsugiki.train.record import RunRecord
-from tsugiki.train.workflows.preview import Preview
+from tsugiki.training.record import RunRecord
+from tsugiki.training.workflows.preview import Preview
 
 _HEIGHT = 620  # pixels; a longer page is scrolled
 

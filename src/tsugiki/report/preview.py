@@ -11,7 +11,7 @@ from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, counts
 from tsugiki.report.page import render
 from tsugiki.report.record_text import data_lines, near_duplicate_lines
-from tsugiki.train.workflows.preview import Preview, RowView, SegmentView
+from tsugiki.training.workflows.preview import Preview, RowView, SegmentView
 
 STYLES = {
     "target": "green",

@@ -6,9 +6,9 @@ from dataclasses import replace
 from tsugiki.language import _
 from tsugiki.report.formatting import FEW_DOCUMENTS
 from tsugiki.report.plots import Series, smoothed
-from tsugiki.train.evaluation.interval import Interval
-from tsugiki.train.evaluation.result import StepEvaluation
-from tsugiki.train.record import RunRecord
+from tsugiki.training.evaluation.interval import Interval
+from tsugiki.training.evaluation.result import StepEvaluation
+from tsugiki.training.record import RunRecord
 
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
 _TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours

@@ -5,9 +5,9 @@ import math
 from tsugiki.language import _, counts, marked
 from tsugiki.report.formatting import Table, describe_change, format_number, format_with_interval
 from tsugiki.report.hints import hints
-from tsugiki.train.evaluation.interval import Change, Interval
-from tsugiki.train.evaluation.result import Evaluation, change_of_bits
-from tsugiki.train.record import DataSummary, RecordCounts, RunRecord
+from tsugiki.training.evaluation.interval import Change, Interval
+from tsugiki.training.evaluation.result import Evaluation, change_of_bits
+from tsugiki.training.record import DataSummary, RecordCounts, RunRecord
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text

@@ -22,8 +22,8 @@ from tsugiki.report.plots import Series, curves
 from tsugiki.report.record_plots import bits_series, loss_series
 from tsugiki.report.record_text import data_lines, near_duplicate_lines, run_notes, speed_text, summary_sentence
 from tsugiki.report.samples import all_samples, sample_columns
-from tsugiki.train.evaluation.result import change_of_bits, warning_text
-from tsugiki.train.record import RunRecord, TrainingFigures, read_record
+from tsugiki.training.evaluation.result import change_of_bits, warning_text
+from tsugiki.training.record import RunRecord, TrainingFigures, read_record
 
 REPORT_FILE = "report.html"
 _LABELS = (

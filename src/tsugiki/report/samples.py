@@ -13,7 +13,7 @@ from markupsafe import Markup
 from tsugiki.data.old_characters import NEW_FORMS
 from tsugiki.language import _
 from tsugiki.report.page import render_macro
-from tsugiki.train.record import RunRecord, Sample, samples_by_prompt
+from tsugiki.training.record import RunRecord, Sample, samples_by_prompt
 
 _SAME = str.maketrans(
     {

@@ -7,10 +7,10 @@ from torch import nn
 from tsugiki.base.loading import load_meta_model
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import features, is_linear
 from tsugiki.lora.parameters import is_transposed
 from tsugiki.lora.structure import reasons_against
 from tsugiki.lora.targets import base_modules, find_stacks, find_targets
+from tsugiki.model.linear import features, is_linear
 from tsugiki.report.formatting import Table
 
 

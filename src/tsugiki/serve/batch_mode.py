@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tsugiki.base.context import rope_depends_on_length
-from tsugiki.base.inference import same_to_rounding
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
+from tsugiki.model.context import rope_depends_on_length
+from tsugiki.model.inference import same_to_rounding
 from tsugiki.serve.request import BatchMode
 from tsugiki.serve.rows import CachedRows, compute, padded
 

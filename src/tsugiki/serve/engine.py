@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from tsugiki.base.context import context_length
-from tsugiki.base.inference import evaluating
-from tsugiki.base.quantization import count_parameters
-from tsugiki.base.threads import with_one_thread
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.generation import fast_generation
 from tsugiki.language import _
 from tsugiki.lora.graft_state import find_adapter
+from tsugiki.lowbit.quantization import count_parameters
+from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
+from tsugiki.model.context import context_length
+from tsugiki.model.inference import evaluating
 from tsugiki.serve.active_adapters import ActiveAdapters
 from tsugiki.serve.batch import (
     Arriving,

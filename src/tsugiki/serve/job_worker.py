@@ -21,8 +21,8 @@ def preview(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the first rows of a run, counts and notes."""
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import count_lines
-    from tsugiki.train.config import RunConfig
-    from tsugiki.train.workflows.preview import preview
+    from tsugiki.training.config import RunConfig
+    from tsugiki.training.workflows.preview import preview
 
     shown = preview(RunConfig.model_validate(settings), _ROWS, ProgressDisplay())
     return {
@@ -39,10 +39,10 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     from tsugiki.base.loading import load_meta_model
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.train.config import RunConfig
-    from tsugiki.train.packing import tokens_of_row
-    from tsugiki.train.planning.plan import plan_run
-    from tsugiki.train.planning.rows import rows_of_data
+    from tsugiki.training.config import RunConfig
+    from tsugiki.training.packing import tokens_of_row
+    from tsugiki.training.planning.plan import plan_run
+    from tsugiki.training.planning.rows import rows_of_data
 
     config = RunConfig.model_validate(settings)
     rows = rows_of_data(config, tokens_of_row(config, load_meta_model(config.model)), ProgressDisplay())

@@ -51,7 +51,7 @@ from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import MixField, parse
 from tsugiki.serve.security import PAGE_API, read_body
-from tsugiki.train.record import RunRecord
+from tsugiki.training.record import RunRecord
 
 _CARD = "README.md"
 _LARGEST_CARD = 200_000  # bytes

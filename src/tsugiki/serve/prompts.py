@@ -10,7 +10,7 @@ from tsugiki.data.records import Message
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatMessage
-from tsugiki.train.evaluation.prompts import configured_ends, prompt_tokens
+from tsugiki.training.evaluation.prompts import configured_ends, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -33,8 +33,8 @@ from tsugiki.serve.folders import entries, inside, read_end
 from tsugiki.serve.protocol import parse
 from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
 from tsugiki.serve.security import PAGE_API, read_body
-from tsugiki.train.evaluation.result import StepEvaluation
-from tsugiki.train.record import RunRecord, read_record, samples_by_prompt
+from tsugiki.training.evaluation.result import StepEvaluation
+from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
 
 _DEPTH = 4  # of a run's folder below the working directory
 _MOST_FOLDERS = 5000  # that are searched

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tsugiki.language import _
-from tsugiki.train.evaluation.sample import LOWEST_TEMPERATURE
+from tsugiki.training.evaluation.sample import LOWEST_TEMPERATURE
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from tsugiki.serve.protocol import parse
 from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
 from tsugiki.serve.runs import Runs, run_routes
 from tsugiki.serve.security import PAGE_API, read_body
-from tsugiki.train.config import RunConfig
-from tsugiki.train.config_files import validated
+from tsugiki.training.config import RunConfig
+from tsugiki.training.config_files import validated
 
 RUNS_FOLDER = "runs"
 """The folder of new runs in the working directory."""

@@ -15,19 +15,22 @@ from tests.lora.test_conv import images, net
 from tests.tiny import logits, relative_error, shake, tiny_model
 from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter
-from tsugiki.adapters.algebra.combine import (
+from tsugiki.adapters import (
     TYPES,
+    BaseReference,
     Combination,
+    LayerFactors,
+    LoraWeights,
     WeightedAdapter,
     combine,
     distance,
     load_weighted_adapters,
     norm,
+    read_lora_weights,
     scaled,
     weights_or_ones,
+    write_lora_weights,
 )
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
-from tsugiki.adapters.metadata import BaseReference
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.adapters.folders import lora_of
-from tsugiki.adapters.algebra.difference import compare_layers, compare_tensors, overall
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
+from tsugiki.adapters import LayerFactors, LoraWeights, compare_layers, compare_tensors, overall
 
 
 def formed(lora: LoraWeights) -> dict[str, torch.Tensor]:

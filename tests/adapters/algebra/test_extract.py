@@ -16,10 +16,9 @@ from transformers import AutoConfig
 from tests.adapters.algebra.test_truncate import updates
 from tests.tiny import ids, logits, relative_error, save_tiny
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, merge, ungraft
-from tsugiki.adapters.algebra.extract import extract
-from tsugiki.adapters.lora_weights import write_lora_weights
-from tsugiki.base.loading import load_model
-from tsugiki.io.file_names import MODEL_FILE
+from tsugiki.adapters import extract, write_lora_weights
+from tsugiki.base import load_model
+from tsugiki.io import MODEL_FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from tsugiki.adapters.algebra.interference import RULES, apply_rule, largest, random
+from tsugiki.adapters import RULES, apply_rule, largest, random
 
 
 def tensors(n: int = 3) -> list[Tensor]:

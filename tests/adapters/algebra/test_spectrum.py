@@ -9,15 +9,16 @@ from torch.nn import functional as F
 
 from tests.adapters.test_format import peft_model, settings
 from tests.tiny import shake
-from tsugiki.adapters.algebra.spectrum import (
+from tsugiki.adapters import (
+    LayerFactors,
     difference_norm,
     effective_rank,
     inner_product,
+    read_lora_weights,
     singular_values,
     update_norm,
     update_shape,
 )
-from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -10,11 +10,18 @@ from torch import Tensor
 
 from tests.tiny import logits, relative_error, tiny_model
 from tsugiki import TsugikiError, load_adapter
-from tsugiki.adapters.algebra.matrices import svd
-from tsugiki.adapters.algebra.truncate import kept_energy, truncated, truncated_to_energy
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
-from tsugiki.adapters.metadata import BaseReference
-from tsugiki.lora.config import LoraConfig
+from tsugiki.adapters import (
+    BaseReference,
+    LayerFactors,
+    LoraWeights,
+    kept_energy,
+    read_lora_weights,
+    svd,
+    truncated,
+    truncated_to_energy,
+    write_lora_weights,
+)
+from tsugiki.lora import LoraConfig
 
 LAYERS: dict[str, dict[str, Any]] = {
     "linear": {"A": (6, 20), "B": (15, 6)},

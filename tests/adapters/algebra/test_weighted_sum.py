@@ -8,9 +8,8 @@ from torch import Tensor
 
 from tests.tiny import logits, relative_error, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
-from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
-from tsugiki.adapters.lora_weights import read_lora_weights
-from tsugiki.lora.graft import add_adapter
+from tsugiki.adapters import load_weighted_sum, read_lora_weights
+from tsugiki.lora import add_adapter
 
 
 def saved(folder: Path, seed: int, **settings: object) -> Path:

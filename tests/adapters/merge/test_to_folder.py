@@ -17,10 +17,10 @@ from tests.adapters.folders import edit_weights
 from tests.adapters.test_format import CASES, settings
 from tests.tiny import logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, ungraft
-from tsugiki.adapters.merge.to_folder import RoundingLoss, plan_merge, write_merged
-from tsugiki.base.loading import load_model
-from tsugiki.io.atomic import new_folder
-from tsugiki.methods.table import METHODS
+from tsugiki.adapters import RoundingLoss, plan_merge, write_merged
+from tsugiki.base import load_model
+from tsugiki.io import new_folder
+from tsugiki.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -176,7 +176,7 @@ MIXTRAL = {
 def test_experts_that_transformers_puts_together(how: str, tmp_path: Path):
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    from tsugiki.methods.selective import SelectiveConfig
+    from tsugiki.methods import SelectiveConfig
 
     torch.manual_seed(0)
     MixtralForCausalLM(MixtralConfig(**MIXTRAL)).save_pretrained(tmp_path / "base")
@@ -214,7 +214,7 @@ def test_several_are_summed_and_weighted(tmp_path: Path):
 
 
 def test_a_layer_of_an_image_model_is_summed_as_in_memory():
-    from tsugiki.lora.layer import updated_weight
+    from tsugiki.lora import updated_weight
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
     graft(model, LoraConfig(r=2, target_modules=["0"]))

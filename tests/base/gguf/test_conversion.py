@@ -12,9 +12,8 @@ from transformers import AutoTokenizer, GenerationConfig
 from tests.base.gguf.files import TOKENS, Kind, tiny_base, write_gguf
 from tests.tiny import ids, logits
 from tsugiki import TsugikiError
-from tsugiki.base.gguf.conversion import VERIFIED
-from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
-from tsugiki.base.resolve import local_folder, model_folder
+from tsugiki.base import VERIFIED, load_meta_model, load_model, load_tokenizer, local_folder
+from tsugiki.base.resolve import model_folder
 
 KINDS = {"gemma3": "gemma3_text"}
 BLOCK = {"intermediate_size": 64}

@@ -18,11 +18,8 @@ from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.processes import start
 from tests.tiny import logits, shake
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
+from tsugiki.base import converted_folder, gguf_fingerprint, identity_of, load_model, local_folder
 from tsugiki.base.gguf import conversion, conversion_cache
-from tsugiki.base.gguf.conversion_cache import converted_folder, gguf_fingerprint
-from tsugiki.base.identity import identity_of
-from tsugiki.base.loading import load_model
-from tsugiki.base.resolve import local_folder
 
 
 def base(seed: int = 0) -> Any:

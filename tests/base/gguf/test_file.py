@@ -8,7 +8,7 @@ import pytest
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tsugiki import TsugikiError
-from tsugiki.base.gguf.file import is_gguf, read_header
+from tsugiki.base import is_gguf, read_header
 
 
 @pytest.fixture

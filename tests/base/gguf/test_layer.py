@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.base import decoded_layer
+from tsugiki.base import BLOCKS, GgufLinear
 from tsugiki.base.gguf import layer as gguf_layer
-from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.base.int8 import Int8Linear, plain_input_gradient, plain_product
-from tsugiki.lora.frozen_layer import QuantizedLinear
+from tsugiki.lowbit import Int8Linear, decoded_layer, plain_input_gradient, plain_product
+from tsugiki.model import QuantizedLinear
 
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 """Where a block has numbers of 16 bits; others have one at its beginning."""

@@ -9,8 +9,7 @@ import torch
 from tests.base.gguf.files import TOKENS, tiny_base, write_gguf, write_vocabulary
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import TEXT, ids, logits
-from tsugiki.base.gguf.conversion import VERIFIED
-from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base import VERIFIED, load_model, load_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp")
 

@@ -9,12 +9,10 @@ import torch
 from tests.base.gguf.files import TOKENS, Kind, tiny_base, write_gguf
 from tests.tiny import ids, logits
 from tsugiki import LoraConfig, TsugikiError, graft
-from tsugiki.base import decoded_layer
+from tsugiki.base import VERIFIED, GgufLinear, load_model, load_tokenizer
 from tsugiki.base.gguf import conversion_cache
-from tsugiki.base.gguf.conversion import VERIFIED
-from tsugiki.base.gguf.layer import GgufLinear
-from tsugiki.base.loading import load_config, load_model, load_tokenizer
-from tsugiki.base.quantization import count_parameters
+from tsugiki.base.loading import load_config
+from tsugiki.lowbit import count_parameters, decoded_layer
 
 KINDS = {"gemma3": "gemma3_text"}
 

@@ -8,7 +8,7 @@ import torch
 from tests.adapters.folders import write
 from tests.report.pages import record
 from tsugiki import LoraConfig, graft, save_adapter
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from tests.adapters.folders import forget_digests
 from tests.files import contents
 from tests.tiny import logits
 from tsugiki import load_adapter
-from tsugiki.base.loading import load_model
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
+from tsugiki.base import load_model
+from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
 
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command: status, standard output, standard error."""

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tests.cli.adapters.spoiled import Run, adapted, assert_refused, spoiled
 from tests.tiny import logits, relative_error
 from tsugiki import load_adapter, merge, ungraft
-from tsugiki.base.loading import load_model
+from tsugiki.base import load_model
 
 
 def test_extracted(run: Run, base: str, pair: tuple[str, str], library: Path, tmp_path: Path):

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from tests.data.aozora.test_text import FOOTER, zipped
-from tsugiki.data.aozora.index import INDEX
+from tsugiki.data import INDEX
 
 COLUMNS = [
     "作品ID",

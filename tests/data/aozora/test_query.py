@@ -3,8 +3,8 @@
 import pytest
 
 from tests.data.aozora.samples import ROWS, index_csv
-from tsugiki.data.aozora.index import IndexEntry, Person, read_index
-from tsugiki.data.aozora.query import Query, parse_role, select
+from tsugiki.data import IndexEntry, Person, Query, parse_role, select
+from tsugiki.data.aozora.index import read_index
 from tsugiki.errors import TsugikiError
 
 

@@ -15,13 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.data.aozora.samples import FILES, ROWS, index_zip
+from tsugiki.data import INDEX, Query, Site, SiteUnreachable, Work, read_entries
 from tsugiki.data.aozora import site as site_module
-from tsugiki.data.aozora.index import INDEX
-from tsugiki.data.aozora.query import Query
-from tsugiki.data.aozora.site import Site, SiteUnreachable
-from tsugiki.data.aozora.works import Work, read_entries
 from tsugiki.errors import TsugikiError
-from tsugiki.io.cache import cache_folder
+from tsugiki.io import cache_folder
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.data.aozora.text import guess_kana, plain_text, read_work, title_and_author
+from tsugiki.data import guess_kana, plain_text, read_work, title_and_author
 from tsugiki.errors import TsugikiError
 
 RULE = "-" * 55

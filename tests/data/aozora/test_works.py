@@ -19,16 +19,19 @@ from tests.data.aozora.samples import (
     work_zip,
 )
 from tests.data.aozora.test_text import FOOTER, zipped
-from tsugiki.data.aozora.index import INDEX, IndexEntry, Person
-from tsugiki.data.aozora.query import Query, select
-from tsugiki.data.aozora.works import (
+from tsugiki.data import (
+    INDEX,
+    IndexEntry,
     LooseFiles,
     MirrorFolder,
+    Person,
+    Query,
     Work,
     check_target,
     iter_works,
     open_source,
     read_entries,
+    select,
     write_works,
 )
 from tsugiki.errors import TsugikiError

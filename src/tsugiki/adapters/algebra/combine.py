@@ -42,7 +42,7 @@ from tsugiki.base.identity import why_different
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.names import matches
+from tsugiki.model.names import matches
 
 ProgressIterator: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
 """Iterates over the names of layers and shows the progress; `iter` shows nothing."""

@@ -22,16 +22,16 @@ from tsugiki.adapters.algebra.truncate import RankReduction
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.identity import named_identity, named_settings, why_different
-from tsugiki.base.inference import seeded
 from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import LazyTensors, map_keys
 from tsugiki.base.resolve import model_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_layer import is_conv1d
 from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import find_targets, shortest_target_modules
+from tsugiki.model.inference import seeded
+from tsugiki.model.linear import is_conv1d
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

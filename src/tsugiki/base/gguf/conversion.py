@@ -14,14 +14,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.architectures import ARCHITECTURES
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, read_header
 from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
-from tsugiki.base.meta import meta_model
 from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.language import _, marked
+from tsugiki.model.architectures import ARCHITECTURES
+from tsugiki.model.meta import meta_model
 
 if TYPE_CHECKING:
     import torch

@@ -19,12 +19,12 @@ from tsugiki.base.gguf.conversion import VERIFIED, read_model_header
 from tsugiki.base.gguf.file import GgufTensor
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
 from tsugiki.base.gguf.names import llama_cpp_names
-from tsugiki.base.meta import model_without_weights
-from tsugiki.base.quantization import count_parameters, is_quantizable, note_parameters
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import GENERATION_CONFIG_FILE
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
+from tsugiki.lowbit.quantization import count_parameters, is_quantizable, note_parameters
+from tsugiki.model.meta import model_without_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

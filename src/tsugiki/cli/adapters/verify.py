@@ -37,8 +37,8 @@ def verify_command(
     from tsugiki.cli.tables import print_line
     from tsugiki.export.compatibility import incompatibilities
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.train.config_files import load_config
-    from tsugiki.train.verify_loaders import refusals_of_run
+    from tsugiki.training.config_files import load_config
+    from tsugiki.training.verify_loaders import refusals_of_run
 
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]

@@ -1,0 +1,103 @@
+"""The tokens of a prompt: plain text, or a conversation that the chat template renders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from tsugiki.adapters.chat_template import saved_chat_template
+from tsugiki.data.chat import prompt_text, read_template
+from tsugiki.data.encoding import EncodedRecord, document_start, encode, encode_records
+from tsugiki.data.records import Conversation, Message
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.model.context import context_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompt: TypeAlias = str | Sequence[Message]
+"""A text to continue, or the turns of a conversation that the assistant answers."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """The tokens of a prompt, and those that end the answer."""
+
+    ids: list[int]
+    ends: frozenset[int]
+    """The tokens that end an answer; none for plain text, which always ends at the token that ends a document."""
+
+
+def prompt_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, source: str = "the prompt"
+) -> PromptTokens:
+    """Return the tokens of a prompt in the same form as before an answer in training.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer; with `adapters.chat_template.with_chat_template`, the template is an adapter's.
+        prompt: a text; or messages, the last of which is not the assistant's.
+        source: the name of the prompt in errors.
+
+    Raises:
+        TsugikiError: the tokenizer has no chat template for a conversation, or the template cannot render it.
+    """
+    if isinstance(prompt, str):
+        return PromptTokens([document_start(tokenizer), *encode(tokenizer, [prompt])[0]], frozenset())
+    messages = [{"role": message.role, "content": message.content} for message in prompt]
+    text = prompt_text(read_template(tokenizer, source), messages)
+    # The token that ends an answer differs between templates, so a short answer is rendered to find it.
+    answered = Conversation((*prompt, Message("assistant", "a")), source)
+    end = last_target(encode_records(tokenizer, [answered], "last")[0])
+    return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))
+
+
+def learned_conversations(adapter: Path | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return whether prompts are turns of a conversation: the adapter was trained on some, or a model alone can chat.
+
+    Args:
+        adapter: the adapter's folder; None: the model alone.
+        tokenizer: the model's tokenizer.
+
+    Raises:
+        TsugikiError: the adapter's chat template is not a text.
+    """
+    if adapter is not None:
+        return saved_chat_template(adapter) is not None
+    return bool(tokenizer.chat_template)
+
+
+def as_prompt(text: str, as_turn: bool, system: str | None = None) -> Prompt:
+    """Return a text to continue; or, `as_turn`, the user's turn of a conversation, after the system message if any."""
+    if not as_turn:
+        return text
+    return [*([Message("system", system)] if system else []), Message("user", text)]
+
+
+def check_room(model: "PreTrainedModel", ids: Sequence[int]) -> None:
+    """Check that the model's context has room for one token after a prompt.
+
+    Raises:
+        TsugikiError: the prompt fills the context.
+    """
+    context = context_length(model)
+    if len(ids) >= context:
+        raise TsugikiError(
+            _("the prompt has {count} tokens; the model's context of {context} leaves no room for more").format(
+                count=len(ids), context=context
+            )
+        )
+
+
+def configured_ends(model: "PreTrainedModel") -> set[int]:
+    """Return the tokens that end a text according to the model's settings for generation."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
+
+
+def last_target(record: EncodedRecord) -> int:
+    """Return the last token that counts in the loss, which ends the answer."""
+    return next(
+        token for token, in_loss in zip(reversed(record.ids), reversed(record.loss_mask), strict=True) if in_loss
+    )

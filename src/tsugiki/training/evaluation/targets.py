@@ -1,0 +1,248 @@
+"""Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tsugiki.adapters.chat_template import saved_chat_template, with_chat_template
+from tsugiki.adapters.format import load_adapter
+from tsugiki.adapters.library import adapter_folder
+from tsugiki.adapters.named_base import named_base
+from tsugiki.adapters.vocabulary import with_new_words
+from tsugiki.base.loading import default_device, load_model, load_tokenizer
+from tsugiki.base.resolve import local_folder
+from tsugiki.data.chat import use_template
+from tsugiki.data.columns import NO_COLUMNS, Columns
+from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.learned import find_learned, learned_by
+from tsugiki.data.reading import Reading
+from tsugiki.data.records import AssistantTurns
+from tsugiki.data.sources import Data, read_records
+from tsugiki.data.store import read_index
+from tsugiki.dtypes import LoadDtype
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.paths import use_fast_paths, use_plain_paths
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
+from tsugiki.lora.graft import ungraft
+from tsugiki.training.evaluation.answers import answer_questions
+from tsugiki.training.evaluation.evaluate import evaluate, split_windows
+from tsugiki.training.evaluation.questions import Question
+from tsugiki.training.evaluation.result import Answers, Evaluation
+from tsugiki.training.record import read_record
+
+
+@dataclass(frozen=True)
+class EvaluationTarget:
+    """A model to evaluate, alone or with an adapter."""
+
+    model: str
+    """Name of the model."""
+    adapter: Path | None = None
+    """Folder of the adapter."""
+    adapter_name: str = ""
+    """The adapter as the user has named it: a folder, or a name in the library."""
+
+    def __str__(self) -> str:
+        return f"{self.model} + {self.adapter_name}" if self.adapter else self.model
+
+
+def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[EvaluationTarget]:
+    """Return the models alone, then each adapter on its base.
+
+    The base of an adapter is the model if exactly one is given, otherwise the base that the adapter's files name.
+
+    Args:
+        models: names of models.
+        adapters: folders of adapters, or names in the library.
+
+    Raises:
+        TsugikiError: there is nothing to evaluate, an adapter does not exist, or it names no base.
+    """
+    found = [EvaluationTarget(model) for model in models]
+    for adapter in adapters:
+        folder = adapter_folder(adapter)
+        base = models[0] if len(models) == 1 else named_base(folder)
+        if not base:
+            raise TsugikiError(
+                _("{adapter} does not name its base; give the base as the only --model").format(adapter=adapter)
+            )
+        found.append(EvaluationTarget(base, folder, adapter))
+    if not found:
+        raise TsugikiError(_("nothing to evaluate: give --model, --adapter or both; each can be repeated"))
+    return found
+
+
+def evaluate_targets(
+    chosen: Sequence[EvaluationTarget],
+    data: Data,
+    turns: AssistantTurns,
+    limit: int | None,
+    progress: ProgressDisplay,
+    *,
+    columns: Columns = NO_COLUMNS,
+    reading: Reading | None = None,
+    chat_template: str | None = None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+    dtype: LoadDtype | None = None,
+) -> Iterator[Evaluation]:
+    """Evaluate each target in order.
+
+    Args:
+        chosen: the targets, from `evaluation_targets`.
+        data: the text; same formats as the data of a run.
+        turns: which answers of a conversation are scored.
+        limit: approximate number of characters to evaluate; None: all.
+        progress: where to show the progress.
+        columns: names of columns that differ from those of Tsugiki.
+        reading: collects notes about the files for the user.
+        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
+            takes that of the first adapter.
+        allow_base_mismatch: load adapters that were trained on another base.
+        trust_remote_code: run Python code that a model brings.
+        dtype: dtype of the models' weights; None: see `dtype_of`.
+
+    Yields:
+        The evaluation of each target.
+
+    Raises:
+        TsugikiError: the data, a model or an adapter cannot be read.
+    """
+    records = list(read_records(data, columns, reading))
+    index = read_index(records)
+    groups = near_duplicates(index.signatures)
+    windows = split_windows(records, index.characters.tolist(), limit, groups)
+    evaluated = {window.document for window in windows}
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    for target, model, tokenizer in loaded:
+        with progress.stage(str(target), len(windows)) as advance:
+            result = evaluate(model, tokenizer, windows, turns, advance)
+        same, near = find_learned(index, learned_by([local_folder(target.model), target.adapter]))
+        counts = {"learned": len(same & evaluated), "nearly_learned": len(near & evaluated)}
+        yield result.model_copy(update=counts)
+
+
+def answer_with_targets(
+    chosen: Sequence[EvaluationTarget],
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    progress: ProgressDisplay,
+    *,
+    chat_template: str | None = None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+    dtype: LoadDtype | None = None,
+) -> Iterator[Answers]:
+    """Let each target answer the questions (see `answer_questions`). See `evaluate_targets` for the other arguments.
+
+    Yields:
+        The answers of each target.
+
+    Raises:
+        TsugikiError: a model or an adapter cannot be read, or a question does not fit a model.
+    """
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    for target, model, tokenizer in loaded:
+        with progress.stage(str(target), len(questions)) as advance:
+            yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
+
+
+def loaded_targets(
+    chosen: Sequence[EvaluationTarget],
+    allow_base_mismatch: bool,
+    trust_remote_code: bool,
+    chat_template: str | None,
+    dtype: LoadDtype | None = None,
+) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
+    """Yield each target with its model and tokenizer, which can be used until the next target is yielded.
+
+    A model that occurs twice in succession is loaded once. See `evaluate_targets` for the arguments.
+    """
+    saved = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
+    template = next((template for template in saved if template is not None), None)
+    loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, template, dtype or dtype_of(chosen))
+    for target in chosen:
+        yield target, *loader.use(target)
+
+
+_FEW_BITS: Mapping[str, LoadDtype] = MappingProxyType(
+    {"int8": "int8", "nf4": "nf4", "nf4-int8": "nf4-int8", "stored": "stored"}
+)
+
+
+def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
+    """Return the dtype of the base that the first adapter was trained on if it was quantised, otherwise fp32.
+
+    Such a base was perhaps too large for memory in another dtype, and the adapter fits it best.
+    """
+    for target in chosen:
+        with suppress(TsugikiError):  # not the folder of a run
+            trained_on = read_record(target.adapter).resolved_settings.get("base_dtype") if target.adapter else None
+            if isinstance(trained_on, str) and trained_on in _FEW_BITS:
+                return _FEW_BITS[trained_on]
+    return "fp32"
+
+
+class TargetLoader:
+    """One base model in memory, with one adapter at a time."""
+
+    def __init__(
+        self,
+        allow_base_mismatch: bool,
+        trust_remote_code: bool,
+        chat_template: str | None = None,
+        template_of_base: str | None = None,
+        dtype: LoadDtype = "fp32",
+    ) -> None:
+        """Create it; nothing is loaded.
+
+        Args:
+            allow_base_mismatch: load adapters that were trained on another base.
+            trust_remote_code: run Python code that a model brings.
+            chat_template: for conversations, as in the settings of a run; None: each target's own.
+            template_of_base: the chat template of a base that has none.
+            dtype: dtype of the bases' weights.
+        """
+        self.allow_base_mismatch, self.trust_remote_code = allow_base_mismatch, trust_remote_code
+        self.chat_template, self.template_of_base = chat_template, template_of_base
+        self.dtype: LoadDtype = dtype
+        self._name = ""  # of the base that is loaded
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._has_adapter = False
+
+    def use(self, target: EvaluationTarget) -> tuple[Any, Any]:
+        """Load a target instead of the one before, and return its model and tokenizer.
+
+        Raises:
+            TsugikiError: the model or the adapter cannot be read; the base then has no adapter.
+        """
+        self._remove_adapter()
+        if target.model != self._name:
+            model = load_model(target.model, self.dtype, trust_remote_code=self.trust_remote_code)
+            self._model = model.to(default_device())
+            self._tokenizer = load_tokenizer(target.model, trust_remote_code=self.trust_remote_code)
+            self._tokenizer.chat_template = self._tokenizer.chat_template or self.template_of_base
+            self._name = target.model
+        tokenizer = self._tokenizer
+        if target.adapter:
+            tokenizer = with_new_words(self._model, tokenizer, target.adapter)
+            if tokenizer is not self._tokenizer:
+                self._name = ""  # new words are no part of the base
+            load_adapter(self._model, target.adapter, allow_base_mismatch=self.allow_base_mismatch)
+            self._has_adapter = True
+        use_fast_paths(self._model)
+        shown = with_chat_template(tokenizer, target.adapter) if target.adapter else copy.copy(tokenizer)
+        use_template(shown, self.chat_template)
+        return self._model, shown
+
+    def _remove_adapter(self) -> None:
+        if self._model is not None:
+            use_plain_paths(self._model)
+        if self._has_adapter:
+            self._model, self._has_adapter = ungraft(self._model), False

@@ -1,0 +1,267 @@
+"""Evaluate and sample during a run, and keep its record up to date.
+
+All processes evaluate, each a part of the text. Only the main process writes and shows progress. It alone samples,
+unless the weights are in shards; then all processes generate the same text.
+
+Runs with the same base and the same data can share `BaseResults`: the first one evaluates the base, and the others take
+its results.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor
+
+from tsugiki.data.records import Message
+from tsugiki.language import _
+from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.switch import disable_adapter
+from tsugiki.model.context import context_length
+from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.divergence import restore_values, trained_values
+from tsugiki.training.evaluation.evaluate import Window, evaluate
+from tsugiki.training.evaluation.result import StepEvaluation
+from tsugiki.training.evaluation.sample import Sampling, generate_texts
+from tsugiki.training.evaluation_plan import evenly_spread, is_due, plan_evaluations
+from tsugiki.training.loop import Callback, TrainingLoop
+from tsugiki.training.memory import process_peak
+from tsugiki.training.packing import PackedDataset
+from tsugiki.training.processes import on_main
+from tsugiki.training.progress import RunProgress
+from tsugiki.training.record import RunRecord, Sample, TrainingFigures
+from tsugiki.training.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BaseResults: TypeAlias = dict[tuple[object, ...], dict[str, list[Any]]]
+"""Settings on which the results of the base depend -> fields of the record -> results."""
+_OF_BASE = ("evaluations", "validations", "retention_evaluations", "samples")
+_SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a quick step
+
+
+class EvaluationCallback(Callback):
+    """Evaluates and samples before the first step, during the run and at the end, and writes `run.json`.
+
+    During the run, the validation text is evaluated if there is one. The checkpoint of the step with the lowest loss on
+    it is kept, and its weights are restored at the end; if no step is better than the start, those of the start. The
+    held-out text does not influence this choice: it is evaluated before the first step and at the end. Only without a
+    validation text, it is evaluated during the run, too.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        data: PackedDataset,
+        config: ResolvedConfig,
+        record: RunRecord,
+        display: RunProgress,
+        restore: Callable[[int], bool],
+        start: dict[str, Tensor],
+        base_results: BaseResults | None = None,
+    ) -> None:
+        """Create it.
+
+        Args:
+            model: the prepared model.
+            tokenizer: its tokenizer.
+            data: the texts that are evaluated.
+            config: the settings.
+            record: the record of the run, which gets the results.
+            display: where to show the results and the progress.
+            restore: restores the trained weights of a step; returns whether its checkpoint was intact.
+            start: the trained values before the first step; empty: they are never restored.
+            base_results: results of the base, which runs with the same base and data share.
+        """
+        self.restore, self.start, self.base_results = restore, start, {} if base_results is None else base_results
+        self.model, self.tokenizer = model, tokenizer
+        self.data, self.config, self.record, self.display = data, config, record, display
+        # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
+        # that both are scored on the same pieces of text.
+        self.context = context_length(model)
+        self.plan = plan_evaluations(config, data)
+        # A run that is continued with another length compares losses on the same windows as before.
+        windows = record.validations[0].windows if record.validations else self.plan.windows
+        self.validation_windows = evenly_spread(data.validation_windows, windows)
+        self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
+
+    def on_train_begin(self, loop: TrainingLoop) -> None:
+        """Evaluate the base model. Most new adapters do not change it, but an untrained soft prompt does."""
+        started = time.monotonic()
+        if loop.progress.step == 0:
+            known = self.base_results.get(self._base_key())
+            if known is not None:
+                self._take(known, loop)
+            else:
+                with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
+                    self._evaluate(loop)
+                    self._evaluate_retention(loop)
+                    if self._validates_base():
+                        self._validate(loop)
+                    self._sample(loop)
+                self.base_results[self._base_key()] = {name: list(getattr(self.record, name)) for name in _OF_BASE}
+        # The same evaluations and samples follow after the last step, so the display counts their time.
+        self.display.begin(loop.steps, loop.progress.step, after=time.monotonic() - started)
+
+    def _validates_base(self) -> bool:
+        return bool(self.validation_windows and self.plan.evaluations)
+
+    def _base_key(self) -> tuple[object, ...]:
+        """Return the settings on which the results of the base depend, besides the base and the data."""
+        validation = len(self.validation_windows) if self._validates_base() else 0
+        return (self.context, validation, self.config.prompts, self.config.seed, self.config.sample_tokens)
+
+    def _take(self, known: dict[str, list[Any]], loop: TrainingLoop) -> None:
+        """Take the results of the base from another run."""
+        for name, results in known.items():
+            getattr(self.record, name).extend(results)
+        self.display.evaluation(self.record.evaluations[-1])
+        self._write_record(loop)
+
+    def on_step_end(self, loop: TrainingLoop) -> None:
+        """Show the step, and evaluate and sample if this is due."""
+        step, total = loop.progress.step, loop.steps
+        counts = self.data.summary
+        all_per_target = counts.tokens_per_epoch / max(1, counts.target_tokens_per_epoch)
+        self.display.step(step, total, loop.step_loss, loop.progress.tokens_per_second * all_per_target)
+        if loop.progress.loss_curve and loop.progress.loss_curve[-1].step == step:
+            self._update_record(loop)
+            if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
+                self._write_record(loop)
+        if self.plan.is_due(step, total, self.config.eval_steps):
+            if self.validation_windows:
+                self._choose(loop)
+            elif step < total:
+                self._evaluate(loop)
+        if step < total and not loop.progress.stopped and is_due(step, total, self._sample_steps(total)):
+            self._sample(loop)
+
+    def on_train_end(self, loop: TrainingLoop) -> None:
+        """Restore the weights of the best step, and evaluate and sample with them."""
+        best, last = loop.progress.best_step, loop.progress.step
+        if self._restore_start(loop):
+            self.record.kept_step = 0
+        else:
+            restored = best is not None and best != last and self.restore(best)
+            self.record.kept_step = best if restored else last
+        self._evaluate(loop, self.record.kept_step)
+        self._evaluate_retention(loop, self.record.kept_step)
+        self._sample(loop, self.record.kept_step)
+
+    def _restore_start(self, loop: TrainingLoop) -> bool:
+        """Restore the values from the start if no step has a lower loss on the validation text, and return whether so.
+
+        Most new adapters do not change the base when they start. Others are evaluated here, only if it may matter.
+        """
+        best = loop.progress.best_loss
+        continues = self.config.start_from is not None
+        if best is None or not self.start or (self.record.any_step_is_better() and not continues):
+            return False
+        trained = trained_values(self.model)
+        restore_values(self.model, self.start)
+        if self._score(loop, self.validation_windows, 0).loss <= best:
+            return True
+        restore_values(self.model, trained)
+        return False
+
+    def _choose(self, loop: TrainingLoop) -> None:
+        """Evaluate the validation text, record the best step, and end the run if the loss no longer falls."""
+        progress, result = loop.progress, self._validate(loop)
+        if self.config.keep == "last":
+            return
+        if progress.best_loss is None or result.loss < progress.best_loss:
+            progress.best_step, progress.best_loss, progress.evaluations_since_best = progress.step, result.loss, 0
+            return
+        progress.evaluations_since_best += 1
+        if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
+            self.display.print(
+                _(
+                    "step {step}: the loss on the validation text has not fallen since step {best_step}, so the run "
+                    "ends here"
+                ).format(step=progress.step, best_step=progress.best_step)
+            )
+            progress.stopped = True
+
+    def _evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:
+        loop.read_losses()
+        result = self._score(loop, self.data.windows, step)
+        self.record.evaluations.append(result)
+        self.display.evaluation(result)
+        loop.accelerator.log({"eval_loss": result.loss, "eval_bits_per_char": result.bits_per_char}, step=result.step)
+        self._write_record(loop)
+
+    def _validate(self, loop: TrainingLoop) -> StepEvaluation:
+        loop.read_losses()
+        result = self._score(loop, self.validation_windows)
+        self.record.validations.append(result)
+        self.display.evaluation(result, _("validation"))
+        loop.accelerator.log({"validation_loss": result.loss}, step=result.step)
+        self._write_record(loop)
+        return result
+
+    def _evaluate_retention(self, loop: TrainingLoop, step: int | None = None) -> None:
+        if self.data.retention_windows:
+            result = self._score(loop, self.data.retention_windows, step)
+            self.record.retention_evaluations.append(result)
+            self.display.print(_("step {step}  retention loss {loss:.4f}").format(step=result.step, loss=result.loss))
+            self._write_record(loop)
+
+    def _score(self, loop: TrainingLoop, windows: list[Window], step: int | None = None) -> StepEvaluation:
+        """Evaluate windows; `step` is the step of the model's weights (None: the last step)."""
+        with self.display.stage(_("evaluating"), len(windows)) as advance:
+            result = evaluate(
+                self.model,
+                self.tokenizer,
+                windows,
+                self.config.assistant_turns,
+                advance,
+                self.context,
+                loop.accelerator,
+            )
+        return StepEvaluation(step=loop.progress.step if step is None else step, **dict(result))
+
+    def _sample_steps(self, total: int) -> int:
+        return self.config.sample_steps or max(1, total // 2)
+
+    def _sample(self, loop: TrainingLoop, step: int | None = None) -> None:
+        if is_sharded(self.model):
+            self._add_samples(loop, step)
+        else:
+            on_main(loop.accelerator, lambda: self._add_samples(loop, step))
+
+    def _add_samples(self, loop: TrainingLoop, step: int | None) -> None:
+        sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
+        chat, system = self.data.summary.learns_conversations, self.config.system
+        opening = [] if system is None else [Message("system", system)]
+        prompts = [[*opening, Message("user", prompt)] if chat else prompt for prompt in self.config.prompts]
+        with self.display.stage(_("sampling"), None):
+            texts = generate_texts(self.model, self.tokenizer, prompts, sampling)
+        for prompt, text in zip(self.config.prompts, texts, strict=True):
+            done = loop.progress.step if step is None else step
+            sample = Sample(step=done, prompt=prompt, text="\n" * chat + text)
+            self.record.samples.append(sample)
+            self.display.sample(sample)
+        self._write_record(loop)
+
+    def _update_record(self, loop: TrainingLoop) -> None:
+        progress = loop.progress
+        self.record.loss_curve = list(progress.loss_curve)
+        self.record.training = TrainingFigures(
+            steps=progress.step,
+            loss=progress.loss,
+            tokens=progress.tokens,
+            seconds=progress.seconds,
+            tokens_per_second=progress.tokens_per_second,
+            peak_memory=process_peak(),
+        )
+
+    def _write_record(self, loop: TrainingLoop) -> None:
+        self._update_record(loop)
+        if loop.accelerator.is_main_process:
+            self.record.write(Path(self.config.out))
+        self._written = time.monotonic()

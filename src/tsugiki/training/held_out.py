@@ -1,0 +1,107 @@
+"""Read the text that a run scores and does not train on, and find the training records that repeat it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from tsugiki.data.blocks import Integers
+from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.overlap import Kind, ScoredTexts, Search
+from tsugiki.data.records import Record
+from tsugiki.data.store import RecordIndex, batches, read_index
+from tsugiki.training.evaluation.evaluate import Window, WindowChoice
+
+Repeated: TypeAlias = dict[int, dict[Kind, str]]
+"""Record -> what the texts that it repeats are scored for -> the source of one of them."""
+
+
+class HeldOut:
+    """Records that are scored and not trained on."""
+
+    def __init__(
+        self, kind: Kind, index: RecordIndex, numbers: Integers, limit: int, groups: Sequence[Sequence[int]]
+    ) -> None:
+        """Choose the records; their text is added while it is read.
+
+        Args:
+            kind: what the records are scored for.
+            index: the index that has the records.
+            numbers: the numbers of the records in the index, sorted.
+            limit: approximate number of characters to score.
+            groups: groups of near-duplicates, as numbers in the index.
+        """
+        self.kind: Kind = kind
+        self.index, self.numbers = index, numbers
+        self._places = {number: place for place, number in enumerate(numbers.tolist())}
+        inside = [[self._places[number] for number in group if number in self._places] for group in groups]
+        self._choice = WindowChoice(index.characters[numbers].tolist(), limit, inside)
+
+    @property
+    def windows(self) -> list[Window]:
+        """The text that is scored."""
+        return self._choice.windows
+
+    def add(self, numbers: Iterable[int], records: Iterable[Record], scored: ScoredTexts) -> None:
+        """Add the text of those of the numbered records that are among these records."""
+        chosen = [record for number, record in zip(numbers, records, strict=True) if number in self._places]
+        for record in chosen:
+            self._choice.add(record)
+        scored.add(self.kind, chosen)
+
+    def leave_out(self, numbers: Iterable[int]) -> None:
+        """Leave out records and their text."""
+        places = {self._places[number] for number in numbers}
+        kept = np.array([place not in places for place in range(len(self.numbers))], np.bool_)
+        self.numbers = self.numbers[kept]
+        self._choice.windows = [window for window in self.windows if window.document not in places]
+
+
+def read_held_out(kind: Kind, records: Iterable[Record], limit: int, scored: ScoredTexts) -> HeldOut:
+    """Read held-out records that are no part of the data; see `HeldOut` for the arguments."""
+    held = list(records)
+    index = read_index(held)
+    part = HeldOut(kind, index, np.arange(len(index)), limit, near_duplicates(index.signatures))
+    for numbers, batch in numbered(held):
+        part.add(numbers, batch, scored)
+    return part
+
+
+def numbered(records: Iterable[Record]) -> Iterator[tuple[range, list[Record]]]:
+    """Yield the records in batches of limited size, with their numbers."""
+    first = 0
+    for batch in batches(records):
+        yield range(first, first + len(batch)), batch
+        first += len(batch)
+
+
+def repeated_text(
+    records: Iterable[Record], index: RecordIndex, numbers: Integers, parts: Sequence[HeldOut], scored: ScoredTexts
+) -> Repeated:
+    """Find the records that repeat a text of the parts: see `data.overlap`, and near-duplicates of texts elsewhere.
+
+    Near-duplicates within the index are not looked for, because a split keeps them together.
+
+    Args:
+        records: all records of the index.
+        index: an index.
+        numbers: the numbers of the records to look at.
+        parts: scored records.
+        scored: their texts.
+    """
+    wanted = np.zeros(len(index), np.bool_)
+    wanted[numbers] = True
+    search = Search(scored, len(numbers))
+    for batch_numbers, batch in numbered(records):
+        chosen = np.flatnonzero(wanted[batch_numbers.start : batch_numbers.stop]).tolist()
+        search.look_at([batch_numbers[place] for place in chosen], [batch[place] for place in chosen])
+    repeated = search.found()
+    elsewhere = [part for part in parts if part.index is not index]
+    if elsewhere:
+        signatures = [part.index.signatures[part.numbers] for part in elsewhere]
+        others = [(part.kind, part.index.sources[number]) for part in elsewhere for number in part.numbers.tolist()]
+        for group in near_duplicates(np.concatenate([index.signatures, *signatures])):
+            for number in (number for number in group if number < len(index) and wanted[number]):
+                for kind, source in (others[other - len(index)] for other in group if other >= len(index)):
+                    repeated.setdefault(number, {}).setdefault(kind, source)
+    return repeated

@@ -1,0 +1,224 @@
+"""The model of a run: the dtype to load it in, which parameters train, their gradients, and how they are saved.
+
+Adapter methods train an adapter on a frozen base; only the adapter is saved. Method `full` trains every weight and
+saves a whole model. After `prepare_model`, a grafted model trains its adapter and any other model all of its weights.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
+from tsugiki.base.loading import load_tokenizer
+from tsugiki.base.new_words import read_words
+from tsugiki.data.batches import StepBatches
+from tsugiki.data.chat import read_template, use_template
+from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.fast.recomputation import recompute_blocks
+from tsugiki.io.atomic import files_into, write_text
+from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
+from tsugiki.language import _, marked
+from tsugiki.lora.graft_state import active_adapter, is_grafted
+from tsugiki.lora.targets import vocabulary_layers
+from tsugiki.lowbit.decoded_layer import product_dtype
+from tsugiki.methods.full import load_weights_into, save_model
+from tsugiki.methods.table import METHODS
+from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.replica import replica_in
+from tsugiki.training.config import AUTO, RunConfig
+from tsugiki.training.gradients import Gradients
+from tsugiki.training.sharding import is_sharded, shard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# They are in the record of a run, so they stay in English there.
+_OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
+_ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
+_MODEL_TOKENS = 1024  # the gradients of each micro-batch are as large as the model, so there should be few
+_ACCELERATOR_TOKENS = {"mps": 2048}  # a Mac swaps before it says that memory has run out
+_OTHER_ACCELERATOR_TOKENS = 4096
+_SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
+
+
+def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
+    """Return the dtype in which the run loads its base model.
+
+    Args:
+        config: the settings of the run.
+        device: where it computes; None: on this machine's accelerator, or its processor if it has none.
+    """
+    if config.base_dtype is not None:
+        return config.base_dtype
+    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
+
+
+def load_run_tokenizer(config: RunConfig) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of the run's base model, with the chat template of its settings.
+
+    Raises:
+        TsugikiError: the tokenizer or the template cannot be read.
+    """
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    use_template(tokenizer, config.chat_template)
+    return tokenizer
+
+
+def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the tokens of the words of `add_tokens`, which `run.load` has added to the tokenizer."""
+    if config.add_tokens is None:
+        return []
+    tokens: list[int] = tokenizer.convert_tokens_to_ids(read_words(Path(config.add_tokens)))
+    return tokens
+
+
+def prepare_model(
+    model: "PreTrainedModel", config: RunConfig, device: torch.device | None = None, tokens: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Graft the adapter, or make every weight trainable, so that `requires_grad` marks the trained parameters.
+
+    This seeds all random generators: the seed determines the adapter's initial values.
+
+    Args:
+        model: the base model; it is changed in place.
+        config: the settings of the run.
+        device: where the model will compute; None: where it is.
+        tokens: tokens whose vectors train with the adapter, from `trained_tokens`.
+
+    Returns:
+        The settings that were decided here, for the run's record.
+
+    Raises:
+        TsugikiError: the adapter does not fit the model.
+    """
+    set_seed(config.seed)
+    device = device or model.device
+    resolved: dict[str, Any] = {}
+    adapter_config = config.adapter_config
+    if tokens:
+        by_layer = dict.fromkeys(vocabulary_layers(model), tokens)  # an untied output head must predict them, too
+        adapter_config = dataclasses.replace(adapter_config, trainable_token_indices=by_layer)
+    METHODS[config.method].prepare(model, adapter_config, config.base_dropout)
+    resolved["base_dropout"] = "on" if config.base_dropout else _OFF_ADAPTER if is_grafted(model) else _OFF_MODEL
+    if not is_grafted(model):
+        resolved["compute_dtype"] = _compute_dtype(config, device)
+        return resolved
+    check_can_save(model)
+    use_fast_paths(model, attention=device.type == "cpu")
+    targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})
+    if targets:
+        resolved["target_modules"] = targets
+    resolved["base_dtype"] = load_dtype(config, device)
+    if device.type == "cpu" and (multiplied := product_dtype(model)) is not None:
+        resolved["product_dtype"] = multiplied
+    return resolved
+
+
+def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
+    """Split the weights of a prepared model over the processes, and move it to the device (see `train.sharding`).
+
+    Raises:
+        TsugikiError: the whole model trains and computes in float16, for which its gradients would have to be scaled.
+    """
+    compute_dtype = None
+    if not is_grafted(model):
+        name = _compute_dtype(config, device)
+        if name == "fp16":
+            raise TsugikiError(_("full fine-tuning in shards computes in bf16 or fp32, not in fp16: set compute_dtype"))
+        use_fast_paths(model, attention=device.type == "cpu")
+        compute_dtype = torch.bfloat16 if name == "bf16" else None
+    shard(model, device, compute_dtype)
+
+
+def make_gradients(
+    model: "PreTrainedModel", config: RunConfig, batches: StepBatches, accelerator: Accelerator
+) -> Gradients:
+    """Return the object that computes the gradients of the prepared model, which is on the accelerator's device."""
+    computing = model
+    if not is_grafted(model) and not is_sharded(model):
+        dtype = torch_dtype(_compute_dtype(config, model.device))
+        computing = model if dtype == torch.float32 else replica_in(dtype, model)
+        use_fast_paths(computing)
+    elif not is_sharded(model) and model.device.type != "cpu":
+        use_fast_paths(model, modules=False, loss=False)  # flash attention can be tried on the device only
+    if config.recompute != AUTO:  # otherwise it was decided when the memory was planned
+        recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
+    rows, tokens = config.micro_batch_size, 0
+    if rows is None:
+        device = accelerator.device.type
+        rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model), device=device)
+        tokens = _SHORT_ROWS_TOKENS if batches.collate.masking == "separate_rows" else 0
+    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens)
+
+
+def rows_of_micro_batch(tokens: int, adapter: bool, device: str = "cpu") -> int:
+    """Return how many rows are computed at once, unless the run sets it.
+
+    Args:
+        tokens: tokens of a row.
+        adapter: an adapter trains, not the whole model.
+        device: the type of the device; on a processor, each thread computes so many rows.
+    """
+    if device == "cpu":
+        return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)
+    return max(1, _ACCELERATOR_TOKENS.get(device, _OTHER_ACCELERATOR_TOKENS) // tokens)
+
+
+def save_trained(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    dtype: SaveDtype = "fp32",
+    *,
+    with_template: bool = False,
+) -> None:
+    """Write what was trained to `folder`: the adapter of a grafted model, otherwise the model and its tokenizer.
+
+    If an adapter trains the vectors of tokens, the tokenizer is written as well.
+
+    Args:
+        model: a model that `prepare_model` has changed.
+        tokenizer: the model's tokenizer.
+        folder: created if it does not exist.
+        dtype: the dtype of a whole model's file. Adapters are always saved in float32.
+        with_template: write the chat template beside an adapter, because it was trained with it.
+
+    Raises:
+        TsugikiError: the folder cannot be written.
+    """
+    if not is_grafted(model):
+        save_model(model, tokenizer, folder, dtype)
+        return
+    template = read_template(tokenizer, str(folder)).template if with_template else None
+    if getattr(active_adapter(model), "tokens", None):  # perhaps of new words
+        with files_into(folder, last=TOKENIZER_CONFIG_FILE) as temporary:
+            tokenizer.save_pretrained(temporary)
+            if template is None:  # its presence marks adapters that were trained on conversations
+                (temporary / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
+    save_adapter(model, folder)
+    if template is not None:
+        write_text(folder / CHAT_TEMPLATE_FILE, template)
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Copy the values that `save_trained` wrote to `folder` into the prepared model.
+
+    Raises:
+        TsugikiError: the folder holds nothing that fits the model.
+    """
+    if is_grafted(model):
+        load_adapter_weights(model, folder)
+    else:
+        load_weights_into(model, folder)
+
+
+def _compute_dtype(config: RunConfig, device: torch.device) -> ComputeDtype:
+    return config.compute_dtype or preferred_compute_dtype(device)

@@ -1,0 +1,244 @@
+"""Plan a run: the memory and the time for each combination of base dtype, recomputed blocks and micro-batch size.
+
+The time of a step is that of its micro-batches. A processor computes as many of them at a time as torch has threads, an
+accelerator one:
+
+    micro-batches / threads · (blocks · (forward + backward) + recomputed blocks · forward + loss)
+
+The range that is shown covers evaluations, samples and checkpoints, which the estimate leaves out, and the influence of
+other programs.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+
+from tsugiki.base.bitsandbytes import is_stored_in_4_bits
+from tsugiki.base.checks import check_weights
+from tsugiki.base.config import load_config, loading_errors
+from tsugiki.base.headers import weight_entries
+from tsugiki.base.resolve import gguf_path
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
+from tsugiki.io.cache import cache_folder
+from tsugiki.methods.table import METHODS
+from tsugiki.model.meta import meta_model
+from tsugiki.training import memory
+from tsugiki.training.automatic import resolve, total_steps
+from tsugiki.training.config import AUTO, RunConfig
+from tsugiki.training.model import load_dtype, rows_of_micro_batch
+from tsugiki.training.packing import tokens_of_row
+from tsugiki.training.planning.need import Need, need_of
+from tsugiki.training.processes import device_type
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Recompute: TypeAlias = Literal["none", "auto", "blocks"]
+RANGE = (0.8, 1.4)
+"""Lowest and highest time of a run, relative to the planned time."""
+SPARE = 0.95
+"""The share of the available memory that a run may take; other programs need some, and the estimate is not exact."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run: a base dtype, a number of recomputed blocks and a micro-batch size."""
+
+    base_dtype: BaseDtype
+    recompute: Recompute
+    """Which blocks are recomputed. none; blocks: all; auto: as many as needed."""
+    recomputed_blocks: int
+    micro_batch_size: int
+    peak_memory: int
+    """Bytes of the process, or of the accelerator."""
+    step_seconds: float
+    seconds: float | None
+    """Time of all steps; None without data."""
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory, the disk and the time that a run needs, planned before it starts."""
+
+    model: str
+    device: str
+    """Where the run computes, by torch's name."""
+    parameters: int
+    trainable: int
+    file_bytes: int | None
+    """Size of the model's files; None if it is not known."""
+    is_here: bool
+    """Whether the files are on this machine."""
+    free_disk: int
+    """Bytes."""
+    available: int | None
+    """Bytes of the device's memory that this process can use, including those that it already uses; None if the system
+    does not report them."""
+    blocks: int
+    tokens: int
+    """Tokens of a row."""
+    batch_size: int
+    steps: int | None
+    """Optimiser steps of the run; None without data."""
+    parts: dict[str, int]
+    """Bytes of the parts of the chosen option's peak memory."""
+    options: tuple[Option, ...]
+    """The options, the chosen one first."""
+
+
+def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
+    """Plan a run on this machine's accelerator, or on its processor.
+
+    Args:
+        config: the settings of the run.
+        rows: number of rows of the training data; None: unknown.
+        base_dtypes: dtypes of the base to compare; None: all that the settings allow.
+
+    Raises:
+        TsugikiError: there is no such model or device, or its blocks cannot be measured.
+    """
+    device = torch.device(device_type(config.device))
+    shapes = load_config(config.model)
+    file_bytes, is_here = _files(config.model, shapes)
+    with loading_errors(config.model):
+        model = meta_model(shapes)
+    tokens, threads = tokens_of_row(config, model), torch.get_num_threads() if device.type == "cpu" else 1
+    resolved = resolve(config, model, rows or 100 * threads, tokens)
+    steps = None if rows is None else total_steps(resolved, rows)
+    in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
+    available = total_memory(device)
+    options, needs = [], {}
+    for base_dtype in base_dtypes or _dtypes(config, shapes, device):
+        for size in micro_batch_sizes(config, device, tokens, in_step):
+            need = need_of(config, shapes, base_dtype, device, size, in_step, timed=True)
+            for option in _options(config, need, base_dtype, size, in_step, steps, available):
+                options.append(option)
+                needs[option] = need
+    ordered = _ordered(options)
+    chosen = needs[ordered[0]]
+    return Plan(
+        model=config.model,
+        device=device.type,
+        parameters=chosen.parameters,
+        trainable=chosen.trainable,
+        file_bytes=file_bytes,
+        is_here=is_here,
+        free_disk=_free_disk(),
+        available=available,
+        blocks=chosen.blocks,
+        tokens=tokens,
+        batch_size=in_step,
+        steps=steps,
+        parts=chosen.parts(ordered[0].recomputed_blocks),
+        options=tuple(ordered),
+    )
+
+
+def _dtypes(config: RunConfig, shapes: "PretrainedConfig", device: torch.device) -> list[BaseDtype]:
+    """Return the dtypes to compare: the one that is set, or all that the method allows."""
+    if config.base_dtype is not None or config.trains_base_parameters():
+        return [computing_dtype(config, shapes, device)]
+    if is_stored_in_4_bits(shapes):  # its layers stay as they are in the files
+        return ["nf4"]
+    kept: list[BaseDtype] = [] if gguf_path(config.model) is None else ["stored"]
+    return [preferred_compute_dtype(device), "int8", *kept, "nf4"]
+
+
+def computing_dtype(config: RunConfig, shapes: "PretrainedConfig", device: torch.device) -> BaseDtype:
+    """Return the dtype that a run computes in."""
+    if METHODS[config.method].trains_adapter:
+        dtype = load_dtype(config, device)
+        return "nf4" if is_stored_in_4_bits(shapes) and dtype != "nf4-int8" else dtype
+    return config.compute_dtype or preferred_compute_dtype(device)
+
+
+def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_step: int) -> list[int]:
+    """Return the numbers of rows to compute at once, in ascending order."""
+    if config.micro_batch_size is not None:
+        return [config.micro_batch_size]
+    usual = rows_of_micro_batch(tokens, METHODS[config.method].trains_adapter, device.type)
+    more = {math.ceil(math.sqrt(in_step)), in_step} if device.type != "cpu" else set()
+    return sorted({1, min(usual, in_step)} | more)
+
+
+def can_recompute(config: RunConfig) -> bool:
+    """Return whether blocks can be recomputed: not with a soft prompt."""
+    return getattr(config.adapter_config, "num_virtual_tokens", None) is None
+
+
+def _options(
+    config: RunConfig,
+    need: Need,
+    base_dtype: BaseDtype,
+    size: int,
+    in_step: int,
+    steps: int | None,
+    available: int | None,
+) -> Iterator[Option]:
+    """Yield an option for each number of recomputed blocks: none, as many as needed, and all, if the settings allow."""
+    limit = None if available is None else round(SPARE * available)
+    counts = {"none": [0], "blocks": [need.blocks]}.get(config.recompute, [0])
+    if config.recompute == AUTO and can_recompute(config):
+        needed = need.blocks if limit is None else need.recomputed(limit)
+        counts = sorted({0, needed, need.blocks})
+    for count in counts:
+        peak, seconds = need.peak(count), _step_seconds(need, size, in_step, count)
+        recompute: Recompute = "none" if not count else "blocks" if count == need.blocks else AUTO
+        total = None if steps is None else steps * seconds
+        fits = limit is None or peak <= limit
+        yield Option(base_dtype, recompute, count, size, peak, seconds, total, fits)
+
+
+def _step_seconds(need: Need, size: int, in_step: int, recomputed: int) -> float:
+    time = need.measured
+    micro_batch = need.blocks * (time.forward + time.backward) + recomputed * time.forward + time.loss
+    return math.ceil(math.ceil(in_step / size) / need.threads) * micro_batch
+
+
+def _ordered(options: Sequence[Option]) -> list[Option]:
+    """Sort options: those that fit come first, the fastest before the others. If none fits, sort them by memory.
+
+    A base in 4 bits costs quality, so it comes after all other dtypes that fit.
+    """
+    if not any(option.fits for option in options):
+        return sorted(options, key=lambda option: option.peak_memory)
+    coarse = any(option.fits and option.base_dtype != "nf4" for option in options)
+    return sorted(
+        options,
+        key=lambda option: (not option.fits, coarse and option.base_dtype == "nf4", option.step_seconds),
+    )
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Return the bytes of a device's memory that this process uses or could use; None if they are not reported."""
+    free = memory.available(device)
+    return None if free is None else free + (memory.resident(device) or 0)
+
+
+def _files(name: str, shapes: "PretrainedConfig") -> tuple[int | None, bool]:
+    """Return the bytes of a model's weights, which must fit its config, and whether they are on this machine.
+
+    Raises:
+        TsugikiError: the weights are missing or damaged, or do not fit the config.
+    """
+    gguf = gguf_path(name)
+    if gguf is not None:
+        return gguf.stat().st_size, True
+    entries, is_here = weight_entries(name)
+    if entries is None:
+        return None, False
+    with loading_errors(name):
+        check_weights(name, entries, shapes)
+    return sum(entry.end - entry.begin for entry in entries.values()), is_here
+
+
+def _free_disk() -> int:
+    folder = cache_folder("")
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,474 @@
+"""Read and split the data of a run, and compute the counts for its record."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsugiki.base.resolve import EMBEDDED, local_folder
+from tsugiki.data.blocks import Integers
+from tsugiki.data.columns import NO_COLUMNS, Columns
+from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.learned import find_learned, learned_by
+from tsugiki.data.mixing import mix, parse_mix
+from tsugiki.data.overlap import Kind, ScoredTexts
+from tsugiki.data.reading import Reading
+from tsugiki.data.records import Conversation, Document, Record
+from tsugiki.data.sources import Data, content_key, read_records, record_kinds
+from tsugiki.data.splits import (
+    parse_held_out,
+    shorter_duplicates,
+    split_document,
+    split_records,
+    split_validation,
+)
+from tsugiki.data.store import RecordIndex, TokenStore, open_store, store_key
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.cache import cache_folder
+from tsugiki.io.digests import combined_digest
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _, counts
+from tsugiki.training.config import AUTO, NO_VALIDATION, RunConfig
+from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
+from tsugiki.training.held_out import HeldOut, Repeated, numbered, read_held_out, repeated_text
+from tsugiki.training.record import (
+    HeldOutCounts,
+    LeftOutCounts,
+    MixedCounts,
+    NearDuplicates,
+    RecordCounts,
+    SplitSummary,
+    ValidationCounts,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DOCUMENTS_FOR_VALIDATION = 20
+"""With fewer documents, one document is too large a share of the text to be left out of training."""
+_VALIDATION_SHARE = 0.05
+_VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
+"""Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
+because the same windows are compared."""
+_SHOWN_GROUPS = 5
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """The data of a run, tokenised and split into training and held-out records."""
+
+    store: TokenStore
+    """The tokens of all records in `data`."""
+    train: Integers
+    """Indices of the training records in `store`."""
+    scored_parts: list[HeldOut]
+    """The records that are scored: the held-out ones, and those for validation and retention."""
+    scored: ScoredTexts
+    """Their texts."""
+    windows: list[Window]
+    """The held-out text."""
+    validation_windows: list[Window]
+    """The validation text, whose loss decides which step is kept; empty if there is none."""
+    retention_windows: list[Window]
+    """The text of `retention_data`."""
+    summary: SplitSummary
+    """Counts and fingerprints of the records, for the run's record."""
+    notes: list[str]
+    """Notes on what is unusual about the data, one sentence each."""
+
+
+def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
+    """Read, tokenise and split the data of a run, and mix other text into them.
+
+    Raises:
+        TsugikiError: the data cannot be read, or cannot be split as the config says.
+    """
+    split = _read_data(config, tokenizer, progress)
+    return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
+
+
+def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
+    held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
+    digest = _data_digest(config, tokenizer, key)
+    reading = Reading()
+    single = single_document(config.data, config.columns, reading) if isinstance(held_out, float) else None
+    if single is not None and isinstance(held_out, float):
+        return _split_document(config, single, held_out, tokenizer, key, digest, progress, reading)
+    store = _tokenise(config, None, key, tokenizer, progress)
+    with progress.stage(_("looking for near-duplicates"), None):
+        groups = near_duplicates(store.index.signatures)
+    dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
+    used = np.setdiff1d(np.arange(len(store.index)), dropped)
+    scored, limit = ScoredTexts(), config.held_out_characters
+    if isinstance(held_out, Path):
+        part = read_held_out("held-out", read_records(held_out, config.columns), limit, scored)
+    else:
+        chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
+        part, used = HeldOut("held-out", store.index, chosen, limit, groups), np.setdiff1d(used, chosen)
+    read = partial(read_records, config.data, config.columns)
+    return _dataset_split(config, store, read, used, part, scored, groups, [], digest)
+
+
+def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a digest of the files of the data, the held-out text and the retention data, and of the tokenizer.
+
+    Raises:
+        TsugikiError: a file cannot be read.
+    """
+    return _data_digest(config, tokenizer, content_key(config.data, config.columns))
+
+
+def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
+    held_out = parse_held_out(config.held_out)
+    digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
+    if isinstance(held_out, Path):
+        digests["held_out"] = content_key(held_out, config.columns)
+    if config.validation not in (AUTO, NO_VALIDATION):
+        validation = parse_held_out(config.validation, "validation")
+        if isinstance(validation, Path):
+            digests["validation"] = content_key(validation, config.columns)
+    if config.mix is not None:
+        digests["mix"] = content_key(parse_mix(config.mix)[0], config.columns)
+    if config.retention_data is not None:
+        digests["retention_data"] = content_key(_retention_source(config.retention_data), config.columns)
+    return combined_digest(digests)
+
+
+def single_document(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Document | None:
+    """Return the document if the data consist of one document only, otherwise None; arguments: see `read_records`."""
+    first = list(islice(read_records(data, columns, reading), 2))
+    return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
+
+
+def _split_document(
+    config: RunConfig,
+    document: Document,
+    held_out: float,
+    tokenizer: "PreTrainedTokenizerBase",
+    key: str,
+    digest: str,
+    progress: ProgressDisplay,
+    reading: Reading,
+) -> DatasetSplit:
+    """Hold out the end of the only document. `key` is from `content_key`; `reading` has the notes on its file."""
+    records = split_document(document, held_out)
+    store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
+    part = HeldOut("held-out", store.index, np.array([1]), config.held_out_characters, [])
+    notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
+    # If the end repeats the beginning, a note says so, because nothing else is left to train on.
+    config = config.model_copy(update={"allow_overlap": True})
+    return _dataset_split(config, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest)
+
+
+def _tokenise(
+    config: RunConfig,
+    records: Iterable[Record] | None,
+    key: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    progress: ProgressDisplay,
+    reading: Reading | None = None,
+) -> TokenStore:
+    """Return the tokens of `records` (None: of `config.data`), from the cache if it has them under `key`."""
+    reading = Reading() if reading is None else reading
+    with progress.stage(_("tokenising"), None) as advance:
+        return open_store(
+            read_records(config.data, config.columns, reading) if records is None else records,
+            key,
+            tokenizer,
+            config.assistant_turns,
+            cache_folder("tokens"),
+            advance,
+            reading,
+        )
+
+
+def _dataset_split(
+    config: RunConfig,
+    store: TokenStore,
+    read: Callable[[], Iterable[Record]],
+    train: Integers,
+    held_out: HeldOut,
+    scored: ScoredTexts,
+    groups: list[list[int]],
+    notes: list[str],
+    digest: str,
+) -> DatasetSplit:
+    """Choose the validation text, leave out records that repeat scored text, and count the records.
+
+    Args:
+        config: the settings.
+        store: the tokens of all records in `config.data`.
+        read: reads these records.
+        train: numbers of the records in `store` that are not held out.
+        held_out: the held-out records; their text is read if they are in `store`.
+        scored: the text of held-out records that are in a file.
+        groups: groups of near-duplicates, as numbers in `store`.
+        notes: the notes on the data so far.
+        digest: from `_data_digest`.
+    """
+    validation = _validation(config, store, train, groups, scored)
+    parts = [held_out, *([] if validation is None else [validation])]
+    inside = [part for part in parts if part.index is store.index]
+    for numbers, batch in numbered(read()) if inside else ():
+        for part in inside:
+            part.add(numbers, batch, scored)
+    if config.retention_data is not None:
+        records = read_records(_retention_source(config.retention_data), config.columns)
+        parts.append(read_held_out("retention", records, config.held_out_characters, scored))
+    repeated = repeated_text(read(), store.index, train, parts, scored)
+    if validation is not None:
+        if validation.index is store.index:
+            train = np.setdiff1d(train, validation.numbers)
+        _leave_out_of_validation(config, validation, held_out, repeated, scored, notes)
+        if not validation.windows:  # automatic ones, all of which repeat held-out text
+            validation = None
+    train, left_out = _left_out(config, store.index, train, repeated, notes)
+    windows, validation_windows = held_out.windows, [] if validation is None else validation.windows
+    validation_counts: ValidationCounts | None = None
+    if validation is not None:
+        validation_counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
+    elif config.validation == AUTO:  # few documents: windows of the held-out text choose
+        validation_windows = windows[::2] if len(windows) > 1 else []
+        windows = windows[1::2] or windows
+        if validation_windows:
+            validation_counts = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
+            notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
+        else:
+            notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
+    duplicates = sum(map(len, groups))
+    if groups and config.drop_duplicates:
+        notes.append(
+            _(
+                "near-duplicates of each other: {records} in {groups}; only the longest one of each group is used"
+            ).format(records=counts.records(duplicates), groups=counts.groups(len(groups)))
+        )
+    elif groups:
+        notes.append(
+            _(
+                "near-duplicates of each other: {records} in {groups}, kept together; "
+                "--drop-duplicates uses one of each"
+            ).format(records=counts.records(duplicates), groups=counts.groups(len(groups)))
+        )
+    notes = [*store.reading.notes(), *notes]
+    known_to_base = _known_to_base(config, held_out.index, held_out.numbers)
+    if known_to_base:
+        notes.append(
+            _(
+                "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
+                "{model}: it is better on them than on new text, and there is less to gain"
+            ).format(known=known_to_base, all=len(held_out.numbers), model=config.model)
+        )
+    first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
+    summary = SplitSummary(
+        digest=digest,
+        train=RecordCounts(**_counts(store.index, train)),
+        held_out=HeldOutCounts(
+            **_counts(held_out.index, held_out.numbers),
+            measured_characters=sum(len(window.record.text) for window in windows),
+            known_to_base=known_to_base,
+        ),
+        validation=validation_counts,
+        learns_conversations=Conversation in record_kinds(config.data, config.columns),
+        near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
+        left_out=left_out,
+    )
+    retention_windows = parts[-1].windows if config.retention_data is not None else []
+    return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
+
+
+def _leave_out_of_validation(
+    config: RunConfig,
+    validation: HeldOut,
+    held_out: HeldOut,
+    repeated: Repeated,
+    scored: ScoredTexts,
+    notes: list[str],
+) -> None:
+    """Leave out validation records that repeat held-out text, and add a note.
+
+    Args:
+        config: the settings.
+        validation: the validation records.
+        held_out: the held-out records.
+        repeated: what the records of the data repeat.
+        scored: the text of the held-out records.
+        notes: the notes on the data so far.
+
+    Raises:
+        TsugikiError: no validation record is left, and the user has chosen them.
+    """
+    parsed = parse_held_out(config.validation, "validation") if config.validation != AUTO else None
+    if isinstance(parsed, Path):
+        records = read_records(parsed, config.columns)
+        repeated = repeated_text(records, validation.index, validation.numbers, [held_out], scored)
+    inside = np.intersect1d(validation.numbers, list(repeated))
+    found = {number: repeated[number] for number in inside.tolist() if "held-out" in repeated[number]}
+    if not found:
+        return
+    names = _named(validation.index, found, "held-out")
+    validation.leave_out(found)
+    if not validation.windows and config.validation != AUTO:
+        raise TsugikiError(
+            _("no record is left for validation: all of them repeat held-out text: {names}; give another text").format(
+                names=names
+            )
+        )
+    notes.append(
+        _("left out of the validation text, because they repeat held-out text: {records}: {names}").format(
+            records=counts.records(len(found)), names=names
+        )
+    )
+
+
+def _left_out(
+    config: RunConfig, index: RecordIndex, train: Integers, repeated: Repeated, notes: list[str]
+) -> tuple[Integers, LeftOutCounts]:
+    """Return the training records without those that repeat held-out or validation text, and their counts; add notes.
+
+    Raises:
+        TsugikiError: no training record is left.
+    """
+    repeated = {number: repeated[number] for number in np.intersect1d(train, list(repeated)).tolist()}
+    found = {number: kinds for number, kinds in repeated.items() if kinds.keys() & {"held-out", "validation"}}
+    names = _named(index, found, "held-out", "validation")
+    records = counts.records(len(found))
+    if found and config.allow_overlap:
+        notes.append(
+            _("trained on, although they repeat held-out or validation text: {records}: {names}").format(
+                records=records, names=names
+            )
+        )
+        found = {}
+    elif found:
+        if len(found) == len(train):
+            raise TsugikiError(
+                _(
+                    "no record is left for training: all of them repeat held-out or validation text: {names}; give "
+                    "another held-out text, or --allow-overlap"
+                ).format(names=names)
+            )
+        notes.append(
+            _(
+                "left out of training, because they repeat held-out or validation text: {records}: {names}; "
+                "--allow-overlap trains on them"
+            ).format(records=records, names=names)
+        )
+    kept, gone = np.setdiff1d(train, list(found)), np.array(sorted(found), np.int64)
+    _note_retention(index, {number: repeated[number] for number in repeated if number not in found}, notes)
+    return kept, LeftOutCounts(**_counts(index, gone), first=[index.name(number) for number in gone[:_SHOWN_GROUPS]])
+
+
+def _note_retention(index: RecordIndex, repeated: Repeated, notes: list[str]) -> None:
+    """Add a note if records that are trained on repeat the retention text."""
+    found = {number: kinds for number, kinds in repeated.items() if "retention" in kinds}
+    if found:
+        notes.append(
+            _(
+                "{records} that are trained on repeat the retention text, so the run seems to forget less than it "
+                "does: {names}"
+            ).format(records=counts.records(len(found)), names=_named(index, found, "retention"))
+        )
+
+
+def _named(index: RecordIndex, repeated: Repeated, *kinds: Kind) -> str:
+    """Return the names of some records and of the scored texts that they repeat, the latter of one of the kinds."""
+    labels = {"held-out": _("held out"), "validation": _("validation"), "retention": _("retention")}
+    names = []
+    for number, found in repeated.items():
+        kind = next(kind for kind in kinds if kind in found)
+        names.append(f"{index.sources[number]} ({labels[kind]}: {found[kind]})")
+    return summarise_list(names)
+
+
+def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> int:
+    """Return how many of the records the base was trained on, by the fingerprints in its folder."""
+    same, near = find_learned(index, learned_by([local_folder(config.model)]), numbers)
+    return len(same | near)
+
+
+def _retention_source(name: str) -> str:
+    """Return the source that the setting `retention_data` names: the text that comes with Tsugiki, or the user's."""
+    return str(files("tsugiki") / "assets" / "retention") if name == EMBEDDED else name
+
+
+def _with_mixed_text(
+    config: RunConfig,
+    setting: str,
+    split: DatasetSplit,
+    tokenizer: "PreTrainedTokenizerBase",
+    progress: ProgressDisplay,
+) -> DatasetSplit:
+    """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
+    path, share = parse_mix(setting)
+    key = content_key(path, config.columns)
+    reading = Reading()
+    other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
+    everything = np.arange(len(other.index))
+    repeated = repeated_text(
+        read_records(path, config.columns), other.index, everything, split.scored_parts, split.scored
+    )
+    allowed = [
+        number for number in everything.tolist() if not repeated.get(number, {}).keys() & {"held-out", "validation"}
+    ]
+    if not allowed:
+        raise TsugikiError(
+            _("mix: all records of {path} are held-out text or nearly the same; give another text").format(path=path)
+        )
+    mixed = mix(split.store, split.train, other, np.array(allowed), share, config.seed, tokenizer)
+    added = MixedCounts(
+        **_counts(mixed.store.index, mixed.train[len(split.train) :]), tokens=mixed.tokens, share=mixed.share
+    )
+    train = RecordCounts(**_counts(mixed.store.index, mixed.train))
+    note = _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
+        share=mixed.share, path=path, records=counts.records(len(mixed.taken))
+    )
+    notes = [*split.notes, note]
+    taken = set(mixed.taken.tolist())
+    _note_retention(other.index, {number: kinds for number, kinds in repeated.items() if number in taken}, notes)
+    summary = split.summary.model_copy(update={"train": train, "mixed": added})
+    return replace(split, store=mixed.store, train=mixed.train, summary=summary, notes=notes)
+
+
+def _validation(
+    config: RunConfig,
+    store: TokenStore,
+    train: Integers,
+    groups: list[list[int]],
+    scored: ScoredTexts,
+) -> HeldOut | None:
+    """Return the records whose loss decides which step is kept; None if no records are set aside for this.
+
+    The text of records in `store` is still to be read; see `_dataset_split` for the arguments.
+    """
+    setting = config.validation
+    if setting == NO_VALIDATION:
+        return None
+    if setting == AUTO:
+        if len(_works(train, groups)) < _DOCUMENTS_FOR_VALIDATION:
+            return None
+        setting = _VALIDATION_SHARE
+    parsed = parse_held_out(setting, "validation")
+    if not isinstance(parsed, Path):
+        numbers = split_validation(store.index, train, parsed, config.seed, groups)
+        return HeldOut("validation", store.index, numbers, _VALIDATION_CHARACTERS, groups)
+    return read_held_out("validation", read_records(parsed, config.columns), _VALIDATION_CHARACTERS, scored)
+
+
+def _works(records: Integers, groups: list[list[int]]) -> Integers:
+    """Return one record of each group of near-duplicates, and all records that belong to no group."""
+    given = set(np.intersect1d(records, [number for group in groups for number in group]).tolist())
+    repeated = [number for group in groups for number in [one for one in group if one in given][1:]]
+    return np.setdiff1d(records, repeated)
+
+
+def _counts(index: RecordIndex, records: Integers) -> dict[str, Any]:
+    return {
+        "documents": len(records),
+        "characters": int(index.characters[records].sum()),
+        "fingerprint": index.fingerprint(records),
+    }

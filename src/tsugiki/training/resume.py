@@ -1,0 +1,190 @@
+"""Start a run in a folder, or continue the one that it holds."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run
+from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
+from tsugiki.training.checkpoint import Checkpoint, load_training_state, newest_checkpoint
+from tsugiki.training.config import RunConfig
+from tsugiki.training.processes import on_main
+from tsugiki.training.record import RecordedConfig, RunRecord, new_record, parse_record, read_record
+
+LENGTH = ("epochs", "max_steps", "minutes")
+"""The settings that give the length of a run."""
+_MAY_CHANGE = frozenset({*LENGTH, "patience", "prompts", "report_to", "sample_steps", "sample_tokens", "save_steps"})
+"""The settings whose values may change when a run is continued."""
+
+
+def start_or_resume(
+    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool, overwrite: bool = False
+) -> tuple[RunRecord, Path | None]:
+    """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
+
+    Args:
+        accelerator: connects the processes, of which the main one decides.
+        settings: the settings, as `to_record` returns them.
+        out: the run's folder.
+        resume: continue the run that the folder holds, instead of starting a new one.
+        overwrite: start a new run although the folder holds one.
+
+    Raises:
+        TsugikiError: the folder already holds a run (without `resume` or `overwrite`), holds none that can be resumed
+            (with `resume`), or all of its checkpoints are damaged.
+    """
+    if resume:
+        return on_main(accelerator, lambda: _resume(settings, out))
+    if not overwrite:
+        on_main(accelerator, lambda: refuse_earlier_run(out))
+    return on_main(accelerator, lambda: new_record(settings)), None
+
+
+def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the run in a folder, nested as in a YAML file, without those that are defaults.
+
+    Args:
+        out: the folder.
+        defaults: setting -> default, nested.
+
+    Raises:
+        TsugikiError: the folder holds no run.
+    """
+    return _without_defaults(recorded_run(out).config.to_dict(), defaults)
+
+
+def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    different: dict[str, Any] = {}
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = _without_defaults(value, default)
+            default = {}
+        if name not in defaults or value != default:
+            different[name] = value
+    return different
+
+
+def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
+    """Return the record of the run that `config.out` already holds; None if it holds none.
+
+    Args:
+        name: the run's name in the error.
+        config: the settings that the run must have.
+
+    Raises:
+        TsugikiError: the folder holds a run with other settings.
+    """
+    out = Path(config.out)
+    if not (out / RECORD_FILE).is_file():
+        return None
+    record = read_record(out)
+    changed = changed_settings(record.config.to_dict(), config.to_record())
+    if changed:
+        raise TsugikiError(
+            _("{name}: {out} holds a run with other settings: {changed}; delete it or rename this one").format(
+                name=name, out=out, changed=changed
+            )
+        )
+    return record
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()) -> str:
+    """Return the differences between two recorded configs in one line; empty if only the folder differs.
+
+    Args:
+        before: the settings of a run.
+        now: the settings to compare with them.
+        may_change: full names of settings that are not compared.
+    """
+    old, new = flat_settings(before), flat_settings(now)
+    if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
+        old = {**{f"lora.{field.name}": field.default for field in fields(LoraConfig)}, **old}
+    compared = (name for name in {**new, **old} if name != "out" and name not in may_change)
+    changed = [name for name in compared if new.get(name) != old.get(name)]
+    return ", ".join(
+        _("{name} (was {old!r}, now {new!r})").format(name=name, old=old.get(name), new=new.get(name))
+        for name in changed
+    )
+
+
+def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
+    """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
+
+    The record is read from the checkpoint, so it contains no results of later steps.
+    """
+    record, checkpoint = recorded_run(out), newest_checkpoint(out / CHECKPOINTS)
+    recorded, kept = record.config.to_dict(), _record_of(checkpoint)
+    # A checkpoint has a digest of its settings, and `run.json` has none.
+    changed = changed_settings(kept.config.to_dict() if kept else recorded, settings, _MAY_CHANGE)
+    if changed:
+        raise TsugikiError(
+            _("the run in {out} was started with other settings: {changed}").format(out=out, changed=changed)
+        )
+    if record.status == "finished" and not _has_other_length(recorded, settings):
+        steps = record.resolved_settings.get("steps", record.training.steps if record.training else 0)
+        raise TsugikiError(
+            _(
+                "the run in {out} is finished, after {steps} steps; a larger --epochs or --max-steps, or more "
+                "--minutes, continues it"
+            ).format(out=out, steps=steps)
+        )
+    if checkpoint is None:
+        record.forget_after(-1)
+    elif kept is None:
+        record.forget_after(checkpoint.step)
+    else:
+        record = kept
+        if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
+            record.forget_after(checkpoint.step - 1)  # the evaluations and samples after this step are repeated
+    if _has_other_length(record.config.to_dict(), settings):
+        record.resolved_settings.pop("steps", None)
+    record.config = RecordedConfig.model_validate(settings)
+    record.status = "running"
+    return record, checkpoint.folder if checkpoint else None
+
+
+def _has_other_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return any(before.get(name) != now.get(name) for name in LENGTH)
+
+
+def recorded_run(out: Path) -> RunRecord:
+    """Return the record of a run; if `run.json` cannot be read, the record in the newest intact checkpoint.
+
+    Raises:
+        TsugikiError: the folder holds no run, or neither can be read.
+    """
+    try:
+        return read_record(out)
+    except TsugikiError as error:
+        checkpoint = newest_checkpoint(out / CHECKPOINTS)
+        kept = _record_of(checkpoint)
+        if checkpoint is None or kept is None:
+            raise
+        warnings.warn(
+            _("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name), stacklevel=1
+        )
+        return kept
+
+
+def _record_of(checkpoint: Checkpoint | None) -> RunRecord | None:
+    """Return the record in a checkpoint; None without a checkpoint, and for one of version 0.1."""
+    if checkpoint is None or checkpoint.record is None:
+        return None
+    return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by their full names, such as lora.r."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = flat_settings(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": entry for key, entry in inner.items()} or {name: value}
+    return flat

@@ -1,0 +1,124 @@
+"""Products of a few rows by the C functions, beside torch and a formula in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tsugiki.lowbit import (
+    FEW_AMX_ROWS,
+    FEW_INTEGER_ROWS,
+    FEW_ROWS,
+    FEW_TRANSPOSED_AMX_ROWS,
+    few_rows,
+    few_rows_product,
+    integer_product,
+)
+from tsugiki.native import native, native_for
+
+SHAPES = [(1, 1), (7, 31), (5, 33), (64, 96), (3, 100), (130, 257)]
+needs = {
+    dtype: pytest.mark.skipif(native("few_rows", dtype) is None, reason="no compiler, or not this processor")
+    for dtype in ("bfloat16", "int8")
+}
+AMX = pytest.param(
+    "amx", marks=pytest.mark.skipif(native("few_rows_amx", "bfloat16") is None, reason="the processor has no AMX")
+)
+
+
+@pytest.fixture
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The unit of the processor that multiplies: amx, or avx512 on a processor that seems to have no AMX."""
+    if request.param == "avx512":
+        monkeypatch.setattr(few_rows, "native_for", lambda kind, x: None if "amx" in kind else native_for(kind, x))
+    return request.param
+
+
+def _weight(out: int, width: int, transposed: bool) -> torch.Tensor:
+    weight = torch.randn(out, width).bfloat16()
+    return weight.T.contiguous().T if transposed else weight
+
+
+@needs["bfloat16"]
+@pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
+@pytest.mark.parametrize("rows", [1, 2, 3, FEW_ROWS, 5, FEW_TRANSPOSED_AMX_ROWS, 17, FEW_AMX_ROWS, 40])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_floats_are_those_of_the_formula(
+    shape: tuple[int, int], rows: int, with_bias: bool, transposed: bool, unit: str
+):
+    out, width = shape
+    x, weight = torch.randn(rows, width).bfloat16(), _weight(out, width, transposed)
+    bias = torch.randn(out).bfloat16() if with_bias else None
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    size = F.linear(x.double().abs(), weight.double().abs())
+    with torch.no_grad():
+        found = few_rows_product(x, weight, bias)
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - expected).abs() <= expected.abs() / 256 + size * 1e-6).all()
+
+
+@needs["bfloat16"]
+@pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_row_is_the_same_beside_other_rows(transposed: bool, unit: str):
+    most = {"avx512": FEW_ROWS, "amx": FEW_TRANSPOSED_AMX_ROWS if transposed else FEW_AMX_ROWS}[unit]
+    x, weight = torch.randn(most, 100).bfloat16(), _weight(50, 100, transposed)
+    with torch.no_grad():
+        together = few_rows_product(x, weight, None)
+        alone = torch.cat([few_rows_product(row[None], weight, None) for row in x])
+    assert torch.equal(together, alone)
+
+
+@needs["bfloat16"]
+@pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
+@pytest.mark.parametrize("transposed", [True, False])
+def test_numbers_beside_a_weight_are_not_read_into_the_product(transposed: bool, unit: str):
+    whole = torch.full((40, 112), float("nan")).bfloat16()
+    part = whole[:35] if transposed else whole[:37]
+    part.copy_(torch.randn(part.shape))
+    weight = part.T if transposed else part
+    x = torch.randn(3, weight.shape[1]).bfloat16()
+    with torch.no_grad():
+        assert few_rows_product(x, weight, None).isfinite().all()
+
+
+@needs["int8"]
+@pytest.mark.parametrize("rows", range(1, FEW_INTEGER_ROWS + 2))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_integers_are_exact(shape: tuple[int, int], rows: int):
+    out, width = shape
+    q = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
+    w = torch.randint(-127, 128, (out, width), dtype=torch.int8)
+    assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())
+    largest = torch.full((rows, width), -127, dtype=torch.int8)
+    assert torch.equal(integer_product(largest, -w), (largest.long() @ -w.long().T).int())
+
+
+@needs["bfloat16"]
+@needs["int8"]
+def test_several_threads_use_torchs_products():
+    x, weight, bias = torch.randn(2, 40).bfloat16(), torch.randn(9, 40).bfloat16(), torch.randn(9).bfloat16()
+    q, w = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((3, 40), (9, 40)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(few_rows, "native_for", lambda *_: pytest.fail("the C function was looked up"))
+            assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
+            assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [2, FEW_AMX_ROWS + 1])
+def test_elsewhere_it_is_torchs_product(rows: int, monkeypatch: pytest.MonkeyPatch):
+    x, weight, bias = torch.randn(rows, 8), torch.randn(3, 8), torch.randn(3)
+    assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
+    assert few_rows_product(x.bfloat16(), weight.bfloat16().requires_grad_(), None).requires_grad
+    strided = torch.randn(3, 16).bfloat16()[:, ::2]
+    with torch.no_grad():
+        assert torch.equal(few_rows_product(x.bfloat16(), strided, None), F.linear(x.bfloat16(), strided))
+    monkeypatch.setattr(few_rows, "native_for", lambda kind, tensor: None)
+    q, w = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((rows, 8), (3, 8)))
+    assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())

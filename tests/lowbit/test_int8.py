@@ -1,0 +1,312 @@
+"""The integer products, compared with the same rounding in floats and with the float weight."""
+
+import copy
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from tsugiki.lowbit import (
+    Int8Linear,
+    exact_integers,
+    int8,
+    integer_products,
+    is_quantizable,
+    plain_dithered,
+    plain_input_gradient,
+    plain_product,
+    plain_rotated,
+)
+from tsugiki.model import QuantizedLinear
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+needs_exact_integers = pytest.mark.skipif(not exact_integers(), reason="the plain twin is all that runs here")
+
+
+def _float_layer(out: int = 40, into: int = 48, bias: bool = True, kind: type[nn.Module] = nn.Linear) -> Any:
+    torch.manual_seed(0)
+    layer = Conv1D(out, into) if kind is Conv1D else nn.Linear(into, out, bias=bias)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer.requires_grad_(False)
+
+
+def _layer(out: int = 40, into: int = 48, bias: bool = True) -> Int8Linear:
+    return Int8Linear.from_layer(_float_layer(out, into, bias), torch.bfloat16)
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    """Return the norm of the difference, relative to the norm."""
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
+
+
+def _assert_is_plain(layer: Int8Linear, x: Tensor, dy: Tensor) -> None:
+    y, dx = layer.product(x), layer.input_gradient(dy)
+    plain_y = plain_product(x, layer.qweight, layer.scale, layer.bias, layer.blocks)
+    plain_dx = plain_input_gradient(dy, layer.qweight, layer.scale, layer.blocks)
+    for fast, plain in ((y, plain_y), (dx, plain_dx)):
+        assert fast.dtype == plain.dtype == x.dtype
+        assert fast.shape == plain.shape
+        assert fast.isfinite().all()
+        assert _error(fast, plain) <= torch.finfo(x.dtype).eps / 4 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("out", "into"), [(48, 40), (40, 48), (33, 7), (1, 5), (5, 1)])
+@pytest.mark.parametrize("rows", [0, 1, 3, 17])
+def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
+    torch.manual_seed(1)
+    x, dy = torch.randn(rows, into).to(dtype), torch.randn(rows, out).to(dtype)
+    _assert_is_plain(_layer(out, into, bias), x, dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_do_not_depend_on_the_tiles(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(integer_products, "_ROWS", 4)
+    monkeypatch.setattr(int8, "CHANNELS", 16)
+    torch.manual_seed(1)
+    for rows, out in ((11, 37), (8, 32), (4, 17)):
+        _assert_is_plain(_layer(out, 12), torch.randn(rows, 12).to(dtype), torch.randn(rows, out).to(dtype))
+
+
+def test_a_layer_of_real_size_equals_the_plain_one():
+    torch.manual_seed(1)
+    _assert_is_plain(_layer(3200, 96), torch.randn(300, 96).bfloat16(), torch.randn(300, 3200).bfloat16())
+
+
+def test_strides_do_not_matter():
+    torch.manual_seed(1)
+    layer = _layer(40, 48)
+    for x, dy in (
+        (torch.randn(48, 6).T, torch.randn(40, 6).T),
+        (torch.randn(12, 96)[::2, ::2], torch.randn(12, 80)[::2, ::2]),
+        (torch.randn(48).expand(6, 48), torch.randn(40).expand(6, 40)),
+    ):
+        assert torch.equal(layer.product(x), layer.product(x.contiguous()))
+        assert torch.equal(layer.input_gradient(dy), layer.input_gradient(dy.contiguous()))
+        _assert_is_plain(layer, x, dy)
+
+
+def test_the_inputs_are_not_overwritten():
+    x, dy = torch.randn(5, 48), torch.randn(5, 40)
+    before = x.clone(), dy.clone()
+    layer = _layer()
+    layer.product(x), layer.input_gradient(dy)
+    assert torch.equal(x, before[0])
+    assert torch.equal(dy, before[1])
+
+
+def test_each_rotated_row_is_rounded_to_255_levels_of_its_largest_value():
+    layer = Int8Linear(torch.eye(64), None, torch.float32)  # so the product is x, rotated, rounded and rotated back
+    x = torch.randn(9, 64) * torch.logspace(-20, 20, 9)[:, None]
+    largest = plain_rotated(x, 64).abs().amax(1, keepdim=True)
+    levels = plain_rotated(layer.product(x), 64) * 127 / largest
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(levels.abs().amax(1), torch.full((9,), 127.0))
+    torch.testing.assert_close(levels, plain_rotated(x, 64) * 127 / largest, rtol=0, atol=0.5001)
+
+
+def test_features_that_are_much_larger_do_not_spoil_the_others():
+    torch.manual_seed(1)
+    weight, x = torch.randn(40, 192), torch.randn(30, 192)
+    x[:, 7] *= 100
+    weight[:, 7] = 0  # so that the large feature does not hide the error of the others
+    layer = Int8Linear(weight, None, torch.float32)
+    assert _error(layer.product(x), x @ weight.T) < 0.1
+    without = F.linear(
+        torch.round(x / x.abs().amax(1, keepdim=True) * 127) * x.abs().amax(1, keepdim=True) / 127, weight
+    )
+    assert _error(without, x @ weight.T) > 0.2
+
+
+def test_dither_gives_small_numbers_their_share():
+    x = torch.full((4, 3000), 0.1)
+    x[:, 0] = 127  # one level is 1
+    x[1], x[2] = -x[1], 2 * x[2]
+    q, s, lost = plain_dithered(x, torch.ones(3000))
+    assert s.flatten().tolist() == [1, 1, 2, 1]
+    assert torch.equal(q[0], q[3])  # a row gives the same in every batch
+    assert set(q[0, 1:].tolist()) == {0, 1}
+    assert 0.095 < float(q[0, 1:].float().mean()) < 0.105
+    assert -0.105 < float(q[1, 1:].float().mean()) < -0.095
+    torch.testing.assert_close(lost, (x - s * q).double().sum(1, keepdim=True).float(), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_huge_and_tiny_values(dtype: torch.dtype):
+    layer = _layer(40, 48, bias=False)
+    for values in (0.0, 1e-42, 1e-30, 1e30):
+        x, dy = torch.full((3, 48), values, dtype=dtype), torch.full((3, 40), values, dtype=dtype)
+        x[1], dy[1] = 0, 0
+        _assert_is_plain(layer, x, dy)
+        assert (layer.product(x)[1] == 0).all()
+        assert (layer.input_gradient(dy)[1] == 0).all()
+    x = torch.ones(3, 48, dtype=dtype)
+    x[0, 3], x[2, 5] = float("nan"), float("inf")
+    finite = layer.product(x).isfinite()
+    assert not finite[0].any()
+    assert not finite[2].any()
+    assert finite[1].all()
+
+
+def test_a_channel_of_zeros_gives_its_bias():
+    weight = torch.randn(6, 8)
+    weight[2] = 0
+    layer = Int8Linear(weight, nn.Parameter(torch.arange(6.0)), torch.float32)
+    assert (layer.product(torch.randn(4, 8))[:, 2] == 2).all()
+    assert layer.input_gradient(torch.randn(4, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_error_for_gaussian_values_is_below_1_5_percent(kind: type[nn.Module], dtype: torch.dtype):
+    plain = _float_layer(576, 768, kind=kind)
+    layer = Int8Linear.from_layer(plain, dtype)
+    torch.manual_seed(1)
+    x, dy = torch.randn(64, 768), torch.randn(64, 576)
+    weight = plain.weight if kind is nn.Linear else plain.weight.T
+    assert 0.001 < _error(layer.product(x.to(dtype)), plain(x)) < 0.015
+    assert 0.001 < _error(layer.input_gradient(dy.to(dtype)), dy @ weight) < 0.015
+    assert _error(layer.weight, weight) < 0.01
+
+
+def test_thousands_of_tiny_softmax_gradients_are_kept():
+    """The gradient is near -1 for one channel; rounded to the nearest integer, most others would be 0.
+
+    The likely words have other rows in the weight than the mean word, so that giving back the sum would not be enough.
+    """
+    torch.manual_seed(1)
+    weight, targets = torch.randn(8192, 64), torch.arange(0, 8192, 16)
+    weight[::3] += 2
+    logits = torch.randn(512, 8192) * 2.5
+    logits[:, ::3] += 2
+    dz = torch.softmax(logits, -1)
+    dz[torch.arange(512), targets] -= 1
+    layer = Int8Linear(weight, None, torch.float32)
+    dx, exact = layer.input_gradient(dz), dz @ weight
+    assert _error(dx, exact) < 0.06
+    assert _error(dx.sum(0), exact.sum(0)) < 0.003  # a row errs by chance, so that the sum of rows hardly errs
+    _assert_is_plain(layer, torch.randn(16, 64), dz[:16])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(48,), (5, 48), (2, 3, 48), (0, 48)])
+def test_forward_and_its_gradient(dtype: torch.dtype, bias: bool, shape: tuple[int, ...]):
+    torch.manual_seed(1)
+    layer = _layer(bias=bias)
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    dy = torch.randn(*shape[:-1], 40).to(dtype)
+    y = layer(x)
+    y.backward(dy)
+    rows, dy_rows = x.detach().reshape(-1, 48), dy.reshape(-1, 40)
+    assert torch.equal(y, layer.product(rows).view(*shape[:-1], 40))
+    assert x.grad is not None
+    assert torch.equal(x.grad, layer.input_gradient(dy_rows).view(shape))
+
+    # It approximates the gradient of the plain product, with rounding treated as the identity.
+    z = x.detach().float().requires_grad_()
+    F.linear(z, layer.dequantize()).backward(dy.float())
+    assert z.grad is not None
+    if z.numel():
+        assert _error(x.grad, z.grad) < 0.015
+
+
+def test_a_trained_bias_gets_its_gradient():
+    layer = _layer()
+    layer.bias = nn.Parameter(torch.zeros(40))
+    dy = torch.randn(2, 3, 40)
+    layer(torch.randn(2, 3, 48)).backward(dy)
+    torch.testing.assert_close(layer.bias.grad, dy.sum((0, 1)))
+
+
+def test_nothing_is_kept_for_backward():
+    layer, kept = _layer(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(torch.randn(5, 48, requires_grad=True))
+    assert not kept
+    assert y.requires_grad
+    assert not layer(torch.randn(5, 48)).requires_grad
+
+
+def test_it_has_the_attributes_of_the_layer_that_it_replaces():
+    plain = _float_layer(kind=Conv1D)
+    layer = Int8Linear.from_layer(plain, torch.bfloat16)
+    assert isinstance(layer, QuantizedLinear)
+    assert is_quantizable(plain)
+    assert is_quantizable(_float_layer())
+    assert not is_quantizable(layer)
+    assert (layer.in_features, layer.out_features) == (48, 40)
+    assert layer.weight.shape == (40, 48)
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.bias is plain.bias
+    assert set(layer.state_dict()) == {"qweight", "scale", "means", "bias"}
+    assert {id(p) for p in layer.parameters()} == {id(p) for p in (*layer.codes(), layer.bias)}
+    assert not any(p.requires_grad for p in layer.codes())
+    assert not list(layer.buffers()), "FSDP shards parameters only, and DDP sends buffers in every forward pass"
+    assert layer.qweight.abs().amax(1).eq(127).all()  # each channel uses the whole range
+    assert str(layer) == "Int8Linear(in_features=48, out_features=40, bias=True)"
+
+
+def test_casting_does_not_change_the_precision_of_the_scales():
+    layer = _layer()
+    moved = copy.deepcopy(layer).to(torch.float16)
+    assert torch.equal(moved.scale, layer.scale)
+    assert torch.equal(moved.means, layer.means)
+    assert moved.qweight.dtype == torch.int8
+    assert moved.weight.dtype == moved.bias.dtype == torch.float16
+    assert layer.weight.dtype == torch.bfloat16
+    assert layer.to("cpu").dtype == torch.bfloat16
+
+
+@needs_exact_integers
+def test_other_devices_and_processors_use_the_plain_products(monkeypatch: pytest.MonkeyPatch):
+    layer, x, dy = _layer(), torch.randn(5, 48), torch.randn(5, 40)
+    expected = layer.product(x), layer.input_gradient(dy)
+    monkeypatch.setattr(integer_products, "exact_integers", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", None)
+    torch.testing.assert_close(layer.product(x), expected[0])
+    torch.testing.assert_close(layer.input_gradient(dy), expected[1])
+    on_meta = layer.to("meta")
+    assert on_meta.product(x.to("meta")).shape == (5, 40)
+    assert on_meta.input_gradient(dy.to("meta")).shape == (5, 48)
+
+
+@needs_exact_integers
+def test_a_compiled_layer_computes_the_same():
+    layer, x = _layer(), torch.randn(5, 48)
+    compiled = torch.compile(layer, backend="eager")
+    z = x.clone().requires_grad_()
+    y = compiled(z)
+    torch.testing.assert_close(y, layer(x))
+    y.sum().backward()
+    torch.testing.assert_close(z.grad, layer.input_gradient(torch.ones(5, 40)))
+
+
+@pytest.mark.slow
+def test_a_processor_that_saturates_is_detected():
+    """With AVX2 only, oneDNN adds in 16 bits on many processors; such a product is wrong and must not be used."""
+    program = """if True:
+        import torch
+        from tsugiki.lowbit.int8 import Int8Linear
+        from tsugiki.lowbit.integer_products import exact_integers
+        layer, x = Int8Linear(torch.ones(64, 256), None, torch.float32), torch.ones(64, 256)
+        largest = torch.full((64, 256), 127, dtype=torch.int8)
+        saturates = bool((torch._int_mm(largest, largest.T) != 256 * 127 * 127).any())
+        assert exact_integers() is not saturates
+        torch.testing.assert_close(layer.product(x), torch.full((64, 64), 256.0))
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, env={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+
+
+@pytest.mark.parametrize("rows", [1, 3072, 300])
+def test_the_mean_row_is_exact(rows: int):
+    w = torch.randint(-127, 128, (rows, 40), dtype=torch.int8)
+    w[:, 0] = 127
+    assert torch.equal(integer_products.mean_row(w), (w.double().sum(0).float() / rows))

@@ -1,0 +1,99 @@
+"""The choice between integer and float products, by measuring."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.runs import run_config
+from tsugiki.dtypes import preferred_compute_dtype
+from tsugiki.io import cache_folder, measurements
+from tsugiki.lowbit import exact_integers, integers_are_faster, product_dtype
+from tsugiki.training import train
+
+INTEGERS, FLOATS = {"int8": 1.0, "float": 2.0}, {"int8": 2.0, "float": 1.0}
+
+
+class Measured:
+    """Stands for measuring: returns these seconds, and counts its calls."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def __call__(self, dtype: torch.dtype) -> dict[str, float]:
+        self.calls += 1
+        return self.seconds
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    product_dtype._decided.clear()
+    yield
+    product_dtype._decided.clear()
+
+
+def _as_in_a_new_process(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Measured:
+    measured = Measured(seconds)
+    product_dtype._decided.clear()
+    monkeypatch.setattr(product_dtype, "measure", measured)
+    return measured
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_products_are_measured(dtype: torch.dtype):
+    threads = torch.get_num_threads()
+    seconds = product_dtype.measure(dtype)
+    assert seconds.keys() == {"int8", "float"}
+    assert all(0 < each < float("inf") for each in seconds.values())
+    assert torch.get_num_threads() == threads
+
+
+def test_the_answer_is_measured_once_for_each_dtype_and_kept(monkeypatch: pytest.MonkeyPatch):
+    measured = _as_in_a_new_process(FLOATS, monkeypatch)
+    assert not integers_are_faster(torch.bfloat16)
+    assert not integers_are_faster(torch.bfloat16)
+    measured.seconds = INTEGERS
+    assert integers_are_faster(torch.float32)
+    assert measured.calls == 2
+    again = _as_in_a_new_process(INTEGERS, monkeypatch)
+    assert not integers_are_faster(torch.bfloat16)
+    assert again.calls == 0
+    monkeypatch.setattr(measurements, "processor_name", lambda: "another processor")
+    product_dtype._decided.clear()
+    assert integers_are_faster(torch.bfloat16)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "KEY", '{"KEY": 1}', '{"KEY": {"int8": "fast"}}'])
+def test_a_damaged_cache_is_no_error(content: str, monkeypatch: pytest.MonkeyPatch):
+    _as_in_a_new_process(FLOATS, monkeypatch)
+    assert not integers_are_faster(torch.bfloat16)
+    path = cache_folder("machine") / product_dtype._FILE
+    (key,) = json.loads(path.read_text())
+    path.write_text(content.replace("KEY", key))
+    _as_in_a_new_process(INTEGERS, monkeypatch)
+    assert integers_are_faster(torch.bfloat16)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everything can be written")
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tmp_path.chmod(0o500)
+    _as_in_a_new_process(FLOATS, monkeypatch)
+    assert not integers_are_faster(torch.bfloat16)
+
+
+@pytest.mark.skipif(not exact_integers(), reason="only floats are multiplied here")
+def test_a_run_records_the_dtype_and_keeps_it_when_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _as_in_a_new_process(FLOATS, monkeypatch)
+    config = run_config(tmp_path, base_dtype="nf4", max_steps=1)
+    name = preferred_compute_dtype()
+    assert train(config).resolved_settings["product_dtype"] == name
+    cache_folder("machine").joinpath(product_dtype._FILE).unlink()
+    _as_in_a_new_process(INTEGERS, monkeypatch)
+    assert train(config.model_copy(update={"max_steps": 2}), resume=True).resolved_settings["product_dtype"] == name
+    product_dtype._decided.clear()
+    other = run_config(tmp_path, base_dtype="nf4", max_steps=1, out=str(tmp_path / "other"))
+    assert train(other).resolved_settings["product_dtype"] == "int8"

@@ -1,0 +1,175 @@
+"""Models whose linear layers are all quantised to int8."""
+
+import copy
+import weakref
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tests.tiny import CONFIGS, ids, logits, relative_error, save_tiny, tiny_model, train_steps
+from tsugiki import LoraConfig, graft, merge, merge_quantized, unmerge
+from tsugiki.base import load_model, load_tokenizer
+from tsugiki.errors import TsugikiError
+from tsugiki.lowbit import Int8Linear, Nf4Linear, blocks_of, count_parameters, is_quantizable, plain_rotated, quantize
+from tsugiki.lowbit import quantization as quantization_module
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_linear_layer_is_replaced_and_the_model_computes_nearly_the_same(kind: str):
+    model = tiny_model(kind)
+    expected = logits(model)
+    linear = {path for path, layer in model.named_modules() if is_quantizable(layer)}
+    quantize(model, torch.float32)
+    assert {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)} == linear
+    assert isinstance(model.get_output_embeddings(), Int8Linear)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    error = (logits(model) - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_the_gradient_reaches_the_input_nearly_as_before(kind: str):
+    model, tokens = tiny_model(kind), ids()
+
+    def gradient(model: Any) -> torch.Tensor:
+        x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        model(inputs_embeds=x, labels=tokens).loss.backward()
+        return x.grad
+
+    expected = gradient(model)
+    found = gradient(quantize(model, torch.float32))
+    assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.995
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_quantised_model_counts_as_many_parameters_as_before(kind: str, tied: bool):
+    model = tiny_model(kind, tie_word_embeddings=tied)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(model) == count
+    assert count_parameters(quantize(model)) == count
+    graft(model, LoraConfig(r=2, target_modules="all-linear"))
+    assert count_parameters(model) == count + sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_other_parameters_are_cast_and_buffers_are_not():
+    model = tiny_model("llama")
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    quantize(model)
+    codes = {id(p) for module in model.modules() if isinstance(module, Int8Linear) for p in module.codes()}
+    assert {p.dtype for p in model.parameters() if id(p) not in codes} == {torch.bfloat16}
+    assert model.dtype == model.config.dtype == torch.bfloat16
+    assert logits(model).dtype == torch.bfloat16
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+    assert model.lm_head.scale.dtype == torch.float32
+
+
+def test_a_tied_head_is_quantised_and_the_embedding_stays():
+    model = tiny_model("gpt2")
+    table = copy.deepcopy(model.transformer.wte.weight)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    quantize(model, torch.float32)
+    assert torch.equal(model.transformer.wte.weight, table)
+    assert isinstance(model.lm_head, Int8Linear)
+    largest = plain_rotated(table, blocks_of(table.shape[1])).abs().max()  # each number errs by at most 1/2 of 1/127
+    assert (model.lm_head.weight - table).norm() <= largest / 254 * table.numel() ** 0.5
+
+
+def test_weights_are_freed_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    weights = [weakref.ref(layer.weight) for layer in model]
+    alive: list[int] = []
+    make = Int8Linear.from_layer
+
+    def counting(layer: nn.Module, dtype: torch.dtype) -> Int8Linear:
+        alive.append(sum(weight() is not None for weight in weights))
+        return make(layer, dtype)
+
+    monkeypatch.setattr(Int8Linear, "from_layer", counting)
+    quantize(model)
+    assert alive == [5, 4, 3, 2, 1]
+
+
+def test_a_model_loaded_in_the_dtype_of_its_files(tmp_path: Path):
+    folder = save_tiny(tmp_path / "base")
+    expected = logits(load_model(folder))
+    model = quantize(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), torch.float32)
+    assert (logits(model) - expected).norm() / expected.norm() < 0.05
+
+
+def test_the_embedded_model_predicts_as_well_as_before():
+    model, tokenizer = load_model("embedded"), load_tokenizer("embedded")
+    text = (files("tsugiki") / "assets" / "quickstart" / "01_tsugiki_no_niwa.txt").read_text(encoding="utf-8")
+    tokens = torch.tensor([tokenizer(text, truncation=True, max_length=512)["input_ids"]])
+    with torch.no_grad():
+        expected = model(input_ids=tokens, labels=tokens).loss
+        found = quantize(model)(input_ids=tokens, labels=tokens).loss
+    assert abs(found - expected) < 0.01 * expected
+
+
+def test_a_processor_without_exact_integers_gives_a_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quantization_module, "exact_integers", lambda: False)
+    with pytest.warns(UserWarning, match="8-bit"):
+        quantize(tiny_model())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_in_4_bits_every_layer_but_the_head_is_replaced(kind: str):
+    model = tiny_model(kind)
+    expected, head = logits(model), model.get_output_embeddings()
+    count = count_parameters(model)
+    linear = {path for path, layer in model.named_modules() if is_quantizable(layer) and layer is not head}
+    quantize(model, torch.float32, "nf4")
+    assert {path for path, layer in model.named_modules() if isinstance(layer, Nf4Linear)} == linear
+    assert model.get_output_embeddings() is head
+    assert count_parameters(model) == count
+    assert 0.001 < (logits(model) - expected).norm() / expected.norm() < 0.3
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own
+def test_the_head_of_a_model_in_4_bits_may_have_8(kind: str):
+    model, other = tiny_model(kind), tiny_model(kind)
+    table = model.get_input_embeddings().weight.detach().clone()
+    count, linear = count_parameters(model), {p for p, layer in model.named_modules() if is_quantizable(layer)}
+    quantize(model, torch.float32, "nf4-int8")
+    quantize(other, torch.float32, "nf4")
+    head = model.get_output_embeddings()
+    assert isinstance(head, Int8Linear)
+    assert {p for p, layer in model.named_modules() if isinstance(layer, Nf4Linear) or layer is head} == linear
+    assert torch.equal(model.get_input_embeddings().weight, table)
+    assert count_parameters(model) == count
+    assert 0 < (logits(model) - logits(other)).norm() / logits(other).norm() < 0.02
+
+
+@pytest.mark.parametrize("base_dtype", ["int8", "nf4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(base_dtype: Any, value: float):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = value
+    with pytest.raises(TsugikiError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        quantize(model, torch.float32, base_dtype)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}, {"lora_dropout": 0.1}])
+def test_an_adapter_trains_on_a_base_in_4_bits_and_is_merged_into_it_on_request_only(settings: dict[str, Any]):
+    model = quantize(tiny_model("llama"), torch.float32, "nf4")
+    before = logits(model)
+    graft(model, LoraConfig(r=2, target_modules="all-linear", **settings))
+    assert relative_error(logits(model), before) < 1e-4
+    train_steps(model.train(), 3, lr=3e-2)
+    model.eval()
+    trained = logits(model)
+    assert relative_error(trained, before) > 0.01
+    with pytest.raises(TsugikiError, match="quantised"):
+        merge(model)
+    lost = merge_quantized(model)
+    assert len(lost) == 14
+    assert all(0 <= share < 3 for share in lost.values())
+    unmerge(model)
+    assert torch.equal(logits(model), trained)

@@ -1,0 +1,38 @@
+"""The table of architectures."""
+
+import ast
+import inspect
+import sys
+
+import pytest
+
+from tests.tiny import CONFIGS, tiny_model
+from tsugiki.lora import base_modules
+from tsugiki.lora.targets import matches
+from tsugiki.model import ARCHITECTURES, architecture_of, architectures, model_type
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind in ARCHITECTURES])
+def test_every_name_of_a_row_is_in_the_model(kind: str):
+    model = tiny_model(kind)
+    row = architecture_of(model)
+    assert row is ARCHITECTURES[kind]
+    for name in (*(row.target_modules or ()), *(row.ia3_outputs or ())):
+        assert any(matches(path, [name]) for path, _ in base_modules(model)), name
+
+
+def test_a_model_type_without_a_row_is_named():
+    model = tiny_model("gpt2")
+    model.config.model_type = "other"
+    assert architecture_of(model) is None
+    assert model_type(model) == "other"
+    assert model_type(object()) == "object"
+
+
+def test_imports_nothing_but_the_standard_library():
+    names = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
+        for node in ast.walk(ast.parse(inspect.getsource(architectures)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert names <= sys.stdlib_module_names

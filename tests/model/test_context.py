@@ -1,0 +1,72 @@
+"""How much text a model can process at once."""
+
+from typing import Any
+
+import pytest
+
+from tests.tiny import tiny_model
+from tsugiki import disable_adapter, graft, ungraft
+from tsugiki.methods import METHODS
+from tsugiki.model import (
+    PROMPT_ATTRIBUTE,
+    context_length,
+    decoder_of,
+    max_positions,
+    rope_depends_on_length,
+    virtual_tokens,
+)
+
+
+@pytest.mark.parametrize(("kind", "positions", "length"), [("gpt2", 64, 64), ("llama", 64, 64), ("bloom", None, 2048)])
+def test_context_is_the_number_of_positions(kind: str, positions: int | None, length: int):
+    model = tiny_model(kind)
+    assert (max_positions(model), virtual_tokens(model), context_length(model)) == (positions, 0, length)
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
+def test_an_attached_soft_prompt_takes_up_context(method: str):
+    model = tiny_model("llama")
+    graft(model, METHODS[method].configure({"num_virtual_tokens": 5}))
+    assert (virtual_tokens(model), context_length(model)) == (5, 59)
+    with disable_adapter(model):
+        assert (virtual_tokens(model), context_length(model)) == (0, 64)
+    ungraft(model)
+    assert context_length(model) == 64
+    assert not hasattr(decoder_of(model), PROMPT_ATTRIBUTE)
+
+
+def test_other_adapters_leave_the_context_alone():
+    model = tiny_model("llama")
+    graft(model, METHODS["houlsby"].configure({}))
+    assert context_length(model) == 64
+
+
+_LONG: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddings": 12, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope", "depends"),
+    [
+        ("gpt2", None, False),
+        ("llama", None, False),
+        ("llama", {"rope_type": "linear", "factor": 2.0}, False),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0}, True),
+        ("llama", {**_LONG, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, True),
+        ("llama", {**_LONG, "short_factor": [2.0] * 4, "long_factor": [2.0] * 4}, False),
+        (
+            "gemma3_text",
+            {"sliding_attention": {"rope_type": "default"}, "full_attention": {"rope_type": "linear"}},
+            False,
+        ),
+        (
+            "gemma3_text",
+            {"sliding_attention": {"rope_type": "default"}, "full_attention": {"rope_type": "dynamic"}},
+            True,
+        ),
+    ],
+)
+def test_rotary_frequencies_that_depend_on_the_length(kind: str, rope: dict[str, Any] | None, depends: bool):
+    model = tiny_model(kind)
+    if rope is not None:
+        model.config.rope_parameters = rope
+    assert rope_depends_on_length(model) is depends

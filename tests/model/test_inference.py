@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import tiny_model
+from tests.tiny_types import tiny_of
+from tsugiki.model import evaluating, probe_ids, probe_logits, same_to_rounding, seeded
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 0.03), (torch.float32, 5e-4)])
+def test_rounding_is_told_from_a_difference(dtype: torch.dtype, share: float):
+    torch.manual_seed(0)
+    logits = torch.randn(96, 500).to(dtype)
+    noise = torch.randn(96, 500) * share
+    noise[7, 3] = 100 * share  # one logit that went astray
+    assert same_to_rounding((logits.float() + noise).to(dtype), logits)
+    assert not same_to_rounding((logits.float() + 3 * noise).to(dtype), logits)
+    assert not same_to_rounding(logits * float("nan"), logits)
+
+
+def test_evaluating_restores_the_mode_of_every_submodule():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)))
+    model.train()
+    model[1][0].eval()
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert not model(torch.ones(2)).requires_grad
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()
+
+
+def test_seeded_draws_the_same_numbers_and_leaves_the_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    with seeded(1):
+        first = torch.rand(3)
+    with seeded(1):
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_probe_spreads_over_the_vocabulary():
+    model = tiny_model()
+    ids = probe_ids(model, 5)
+    assert ids.shape == (1, 5)
+    assert ids[0, 0] == 0
+    assert ids[0, -1] == model.config.vocab_size - 1
+    model.train()
+    first, second = probe_logits(model), probe_logits(model)
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first, second)
+    assert model.training
+    assert probe_logits(nn.Linear(2, 2)) is None
+
+
+def test_both_sides_of_an_encoder_decoder_model_are_probed():
+    model = tiny_of("t5", "seq2seq")
+    found = probe_logits(model)
+    assert found is not None
+    ids = probe_ids(model)
+    with torch.no_grad():
+        assert torch.equal(found, model(input_ids=ids, decoder_input_ids=ids).logits)
+    assert probe_logits(tiny_of("whisper", "speech")) is None  # it takes sounds

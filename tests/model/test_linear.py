@@ -1,0 +1,111 @@
+"""What is asked of a frozen layer: its product, input gradient, sizes, device and dtypes, for every class of layer."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tsugiki.lowbit import Int8Linear
+from tsugiki.model import (
+    QuantizedLinear,
+    device_of,
+    factor_dtype,
+    features,
+    frozen_input_gradient,
+    frozen_product,
+    has_product,
+    is_conv1d,
+    is_graftable,
+    is_linear,
+    is_quantized,
+    is_stored_in_out,
+    oriented,
+)
+from tsugiki.model import linear as frozen_layer
+
+LAYERS: dict[str, Any] = {
+    "linear": lambda: nn.Linear(5, 4),
+    "no bias": lambda: nn.Linear(5, 4, bias=False),
+    "conv1d": lambda: Conv1D(4, 5),
+    "int8": lambda: Int8Linear(torch.randn(4, 5), nn.Parameter(torch.randn(4)), torch.float32),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_product_and_the_input_gradient(kind: str):
+    torch.manual_seed(0)
+    layer = LAYERS[kind]().requires_grad_(False)
+    assert has_product(layer)
+    x = torch.randn(3, 5, requires_grad=True)
+    y = layer(x)
+    torch.testing.assert_close(frozen_product(layer, x.detach()), y)
+    dy = torch.randn(3, 4)
+    torch.testing.assert_close(frozen_input_gradient(layer, dy), torch.autograd.grad(y, x, dy)[0])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_sizes_and_layout_of_linear_layers(kind: str):
+    layer = LAYERS[kind]()
+    assert is_linear(layer)
+    assert is_graftable(layer)
+    assert features(layer) == (5, 4)
+    assert oriented(layer).shape == (4, 5)
+    assert is_conv1d(layer) == is_stored_in_out(layer) == (kind == "conv1d")
+    assert is_quantized(layer) == isinstance(layer, QuantizedLinear) == (kind == "int8")
+
+
+def test_other_layers():
+    assert features(nn.Embedding(7, 3)) == (7, 3)
+    assert is_stored_in_out(nn.Embedding(7, 3))
+    assert features(nn.Conv2d(3, 4, (2, 5))) == (30, 4)
+    assert is_graftable(nn.Conv2d(3, 4, 2))
+    assert not is_graftable(nn.LayerNorm(3))
+    assert not is_linear(nn.MultiheadAttention(4, 2).out_proj), "its weight is used without calling it"
+
+
+def test_without_transformers_no_layer_is_a_conv1d(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(frozen_layer.sys.modules, "transformers.pytorch_utils")
+    assert not is_conv1d(nn.Linear(2, 2))
+    assert has_product(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_the_dtype_of_factors(dtype: torch.dtype, expected: torch.dtype):
+    assert factor_dtype(nn.Linear(2, 2).to(dtype)) == expected
+    assert factor_dtype(Int8Linear(torch.randn(2, 2), None, dtype)) == expected
+
+
+def test_the_device_and_dtype_are_known_without_dequantising(monkeypatch: pytest.MonkeyPatch):
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+    layer = Int8Linear(torch.randn(2, 2), None, torch.float32)
+    monkeypatch.delattr(Int8Linear, "dequantize")
+    assert device_of(layer) == torch.device("cpu")
+    assert device_of(Wrapper(layer.to("meta"))) == torch.device("meta")
+
+
+def test_a_class_with_the_methods_is_quantised():
+    class Doubled(nn.Module):
+        def product(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+        def input_gradient(self, dy: Tensor) -> Tensor:
+            return 2 * dy
+
+        def dequantize(self) -> Tensor:
+            return 2 * torch.eye(3)
+
+        def requantize(self, weight: Tensor) -> nn.Module:
+            return self
+
+    assert is_quantized(Doubled())
+    assert has_product(Doubled())
+    assert torch.equal(frozen_product(Doubled(), torch.ones(1, 3)), torch.full((1, 3), 2.0))

@@ -1,0 +1,174 @@
+"""Plans: the bytes of weights, what is chosen, and what a run does with it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runs import interrupt, run_config
+from tests.tiny import save_tiny, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.base import load_meta_model, load_model
+from tsugiki.training import (
+    Measured,
+    MemoryPlan,
+    Need,
+    base_bytes,
+    fitted,
+    measure,
+    memory,
+    memory_notes,
+    plan_memory,
+    plan_run,
+    read_record,
+    sample_model,
+    train,
+)
+from tsugiki.training.planning import fit, plan, sample
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "nf4", "nf4-int8"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "phi"])
+def test_the_bytes_of_a_base_are_those_of_the_loaded_one(kind: str, dtype: Any, tmp_path: Path):
+    folder = save_tiny(tmp_path, kind)
+    loaded = {id(p): p.numel() * p.element_size() for p in load_model(folder, dtype).parameters()}
+    assert base_bytes(load_meta_model(folder), dtype) == sum(loaded.values())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8", "nf4"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_a_sample_has_the_shapes_and_dtypes_of_the_first_blocks(kind: str, dtype: Any, tmp_path: Path):
+    folder = save_tiny(tmp_path, kind, num_hidden_layers=2)
+    whole = dict(load_model(folder, dtype).named_parameters())
+    sample = sample_model(load_meta_model(folder).config, 1, dtype)
+    found = {name: p for name, p in sample.named_parameters() if p.shape[:1] != (257,)}
+    blocks = {name for name in whole if ".0." in name}
+    assert blocks
+    assert blocks <= found.keys()
+    assert not any(".1." in name for name in found)
+    for name in blocks:
+        assert (found[name].shape, found[name].dtype) == (whole[name].shape, whole[name].dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "nf4", "nf4-int8"])
+def test_a_sample_may_have_fewer_words_than_the_files_of_the_model(
+    dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sample, "_WORDS", 100)
+    found = plan_run(run_config(tmp_path), None, base_dtypes=(dtype,))
+    assert {option.base_dtype for option in found.options} == {dtype}
+
+
+def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
+    config = run_config(tmp_path, base_dtype="fp32")
+    shapes = load_meta_model(config.model).config
+    one, two = (
+        measure(
+            sample_model(shapes, 2, "fp32"), config, torch.device("cpu"), rows, 32, 1, shapes.vocab_size, timed=True
+        )
+        for rows in (1, 2)
+    )
+    assert one.input == 32 * 32 * 4
+    assert two.kept == pytest.approx(2 * one.kept, rel=0.1)
+    assert one.forward > 0
+    assert one.backward > 0
+
+
+def _need(**changes: Any) -> Need:
+    measured = Measured(kept=100, input=1, transient=10, forward=1.0, backward=2.0, loss=0.5)
+    values = {"parameters": 50, "trainable": 5, "blocks": 4, "base": 1000, "loading": 0, "process": 0, "loss": 7}
+    return Need(**{**values, "threads": 2, "measured": measured, **changes})
+
+
+def test_as_many_blocks_are_recomputed_as_needed():
+    need = _need()
+    peaks = [need.peak(count) for count in range(5)]
+    assert peaks[:4] == sorted(peaks[:4], reverse=True)
+    assert peaks[4] > peaks[3], "the last block is needed first, so nothing is gained"
+    assert peaks[0] - peaks[1] == 2 * 99
+    assert [need.recomputed(peak) for peak in peaks[:3]] == [0, 1, 2]
+    assert need.recomputed(0) == 4
+    large = _need(loading=10_000)
+    assert large.peak(0) == large.parts(0)["process"] + 1000 + 10_000
+
+
+def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = run_config(tmp_path, learning_rate="auto")
+    found = plan_run(config, rows=10, base_dtypes=("fp32", "int8", "nf4"))
+    assert {option.base_dtype for option in found.options} == {"fp32", "int8", "nf4"}
+    assert {option.recompute for option in found.options} == {"none", "blocks"}
+    chosen = found.options[0]
+    assert chosen.fits
+    assert chosen.base_dtype != "nf4"
+    assert chosen.seconds == pytest.approx(4 * chosen.step_seconds)
+    assert found.steps == 4
+    assert chosen.peak_memory == sum(found.parts.values()) - found.parts["loading"]
+    assert found.trainable > 0
+    assert (found.file_bytes or 0) > 4 * found.parameters - 1
+    # The whole effective batch stays.
+    settings = fitted(config, found)
+    assert (settings.batch_size, settings.base_dtype) == (config.batch_size, chosen.base_dtype)
+    # 4 bits are taken only where nothing else fits.
+    only = [replace(option, fits=option.base_dtype == "nf4") for option in found.options]
+    assert plan._ordered(only)[0].base_dtype == "nf4"
+    nothing = replace(found, options=tuple(replace(option, fits=False) for option in found.options))
+    with pytest.raises(TsugikiError, match=r"does not fit .* GB"):
+        fitted(config, nothing)
+    monkeypatch.setattr(memory, "available", lambda device: 1)
+    assert not any(option.fits for option in plan_run(config, None, base_dtypes=("fp32",)).options)
+
+
+def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    config = run_config(tmp_path, prompts=[], recompute="auto")
+    assert plan_memory(config) is None  # too small
+    monkeypatch.setattr(fit, "SMALL_MODEL", 0)
+    planned = plan_memory(config)
+    assert planned is not None
+    assert planned.fits
+    assert planned.recomputed_blocks == 0
+    record = train(config)
+    assert record.planned_memory == pytest.approx(planned.peak, rel=0.5)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    tight = plan_memory(config)
+    assert tight is not None
+    assert (tight.recomputed_blocks, tight.fits) == (2, False)
+    again = train(run_config(tmp_path, "tight", prompts=[], recompute="auto"))
+    assert [point.loss for point in again.loss_curve] == [point.loss for point in record.loss_curve]
+    assert "memory: this run needs about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_resumed_run_recomputes_as_many_blocks_as_before(method: str, tmp_path: Path):
+    given = run_config(tmp_path, method=method, prompts=[], recompute="blocks", micro_batch_size=1)
+    interrupt(train, given, 2)
+    plain = run_config(tmp_path, method=method, prompts=[])
+    interrupt(lambda config: train(config, resume=True), plain, 3)
+    record = read_record(tmp_path / "run")
+    assert (record.recomputed_blocks, record.micro_batch_size) == (2, 1)
+    record = train(plain.model_copy(update={"recompute": "none", "micro_batch_size": 2}), resume=True)
+    assert (record.recomputed_blocks, record.micro_batch_size) == (0, 2)
+
+
+def test_a_plan_keeps_what_was_recomputed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fit, "SMALL_MODEL", 0)
+    counts = [plan_memory(run_config(tmp_path, recompute=recompute), 1) for recompute in ("auto", "none", "blocks")]
+    assert [planned.recomputed_blocks for planned in counts if planned is not None] == [1, 0, 2]
+
+
+def test_notes_of_a_plan(tmp_path: Path):
+    config = run_config(tmp_path)
+    assert memory_notes(MemoryPlan(10**9, 0, True, 2 * 10**9), config) == []
+    assert "1 blocks" in memory_notes(MemoryPlan(10**9, 1, True, 2 * 10**9), config)[0]
+    assert "--fit" in memory_notes(MemoryPlan(3 * 10**9, 2, False, 2 * 10**9), config)[0]
+
+
+def test_a_model_whose_blocks_cannot_be_measured_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr("tsugiki.training.planning.need.sample_model", fail)
+    with pytest.raises(TsugikiError, match="no such operation"):
+        plan_run(run_config(tmp_path), None, base_dtypes=("fp32",))
+    assert tiny_model("gpt2").dtype == torch.float32

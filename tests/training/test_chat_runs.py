@@ -1,0 +1,136 @@
+"""Runs that learn conversations: their chat template is saved with the adapter and used by everything that follows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.data.chat_templates import SHAPES, tokenizer_of
+from tests.runs import run_config
+from tests.tiny import byte_tokenizer, save_tiny, tiny_model
+from tsugiki import TsugikiError
+from tsugiki.adapters import copy_into_library, saved_chat_template, with_chat_template
+from tsugiki.data import DEFAULT_TEMPLATE, Conversation, Message, encode_records
+from tsugiki.export import export_model, merged_model
+from tsugiki.io import ProgressDisplay
+from tsugiki.training import Merge, evaluate_targets, evaluation_targets, merge_into_folder, prompt_tokens, train
+
+TURNS = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes, hi"))
+
+
+def chat_file(folder: Path, count: int = 6) -> str:
+    path = folder / "chat.jsonl"
+    rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}{n}"}] for n in range(count)]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on conversations, of a base without a chat template."""
+    tmp_path = tmp_path_factory.mktemp("chat")
+    base = save_tiny(tmp_path / "base", vocab_size=257, n_positions=256)
+    config = run_config(
+        tmp_path, model=base, data=chat_file(tmp_path), chat_template="default", block_size=128, prompts=["1?"]
+    )
+    return config, train(config)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "default"])
+def test_a_prompt_is_what_came_before_the_answer_in_training(shape: str):
+    tokenizer = tokenizer_of(SHAPES["chatml" if shape == "default" else shape])
+    turns = TURNS if shape == "default" or "system" in SHAPES[shape].roles else TURNS[1:]
+    if shape == "default":
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    record = encode_records(tokenizer, [Conversation(turns, "")], "last")[0]
+    prompt = prompt_tokens(tiny_model(), tokenizer, turns[:-1])
+    start = record.loss_mask.index(True)
+    assert record.ids[: len(prompt.ids)] == prompt.ids
+    assert "yes, hi" in tokenizer.decode(record.ids[len(prompt.ids) :])
+    assert start >= len(prompt.ids)
+    assert record.ids[max(i for i, one in enumerate(record.loss_mask) if one)] in prompt.ends
+
+
+def test_conversations_without_a_template_are_told_what_to_do(tmp_path: Path):
+    base = save_tiny(tmp_path / "base", vocab_size=257)
+    with pytest.raises(TsugikiError, match="--chat-template default"):
+        train(run_config(tmp_path, model=base, data=chat_file(tmp_path)))
+
+
+def test_the_template_is_in_the_adapters_folder_and_in_every_checkpoint(trained: Any):
+    config, _ = trained
+    folders = [Path(config.out), *(Path(config.out) / "checkpoints").iterdir()]
+    assert len(folders) > 1
+    assert {saved_chat_template(folder) for folder in folders} == {DEFAULT_TEMPLATE}
+
+
+def test_plain_text_leaves_no_template(tmp_path: Path):
+    base = Path(save_tiny(tmp_path / "base", vocab_size=257))
+    tokenizer_of(SHAPES["chatml"]).save_pretrained(base)
+    train(run_config(tmp_path, model=str(base), max_steps=2, add_tokens=words(tmp_path)))
+    assert saved_chat_template(tmp_path / "run") is None
+
+
+def words(folder: Path) -> str:
+    (folder / "words.txt").write_text("庭師\n")
+    return str(folder / "words.txt")
+
+
+def test_samples_of_a_run_on_conversations_are_answers(trained: Any):
+    _, record = trained
+    assert record.data.learns_conversations
+    assert {sample.prompt for sample in record.samples} == {"1?"}
+    assert all(sample.text.startswith("\n") for sample in record.samples)
+
+
+def test_the_base_is_evaluated_with_the_template_of_the_adapter(trained: Any):
+    config, _ = trained
+    targets = evaluation_targets([config.model], [config.out])
+    base, adapted = evaluate_targets(targets, config.data, "all", None, ProgressDisplay())
+    assert base.tokens == adapted.tokens
+    given = list(evaluate_targets(targets, config.data, "all", None, ProgressDisplay(), chat_template="default"))
+    assert [one.loss for one in given] == [base.loss, adapted.loss]
+
+
+def test_a_given_template_replaces_that_of_the_tokenizer(tmp_path: Path):
+    base = Path(save_tiny(tmp_path / "base", vocab_size=257, n_positions=256))
+    tokenizer_of(SHAPES["chatml"]).save_pretrained(base)
+    (tmp_path / "own.jinja").write_text(DEFAULT_TEMPLATE.replace("###", "@@"))
+    config = run_config(
+        tmp_path, model=str(base), data=chat_file(tmp_path), chat_template=str(tmp_path / "own.jinja"), block_size=128
+    )
+    train(config)
+    assert (saved_chat_template(Path(config.out)) or "").count("@@") == 2
+
+
+def test_merged_and_exported_models_have_the_template(trained: Any, tmp_path: Path):
+    gguf = pytest.importorskip("gguf")
+    config, _ = trained
+    merge_into_folder(Merge(config.model, [Path(config.out)]), tmp_path / "merged", ProgressDisplay())
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == DEFAULT_TEMPLATE
+    export_model(merged_model(config.model, Path(config.out)), tmp_path / "m.gguf", allow_tokenizer_mismatch=True)
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == DEFAULT_TEMPLATE
+
+
+def test_the_library_keeps_the_template(trained: Any, tmp_path: Path):
+    config, _ = trained
+    copy_into_library(Path(config.out), tmp_path / "library", "kind")
+    assert saved_chat_template(tmp_path / "library" / "kind") == DEFAULT_TEMPLATE
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a" * 1_000_001, None])
+def test_a_file_that_is_no_template_is_one_line(content: bytes | None, tmp_path: Path):
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes(content) if content is not None else path.mkdir()
+    with pytest.raises(TsugikiError, match="chat template"):
+        with_chat_template(byte_tokenizer(), tmp_path)
+
+
+def test_a_tokenizer_does_not_change_when_an_adapter_brings_a_template(tmp_path: Path):
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    tokenizer = byte_tokenizer()
+    assert with_chat_template(tokenizer, tmp_path).chat_template == "{{ messages }}"
+    assert tokenizer.chat_template is None

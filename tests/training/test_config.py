@@ -1,0 +1,57 @@
+"""Settings of a run: from YAML and flags, defaults of methods, and values that are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.training import CHAPTER, RunConfig, load_config
+
+
+def test_learning_rate_and_batch_size_are_auto_or_numbers():
+    def config(**given: Any) -> RunConfig:
+        return load_config(None, {"model": "m", "data": "d", "out": "o", **given})
+
+    assert (config().batch_size, config().learning_rate) == ("auto", "auto")
+    assert (config(batch_size=4).batch_size, config(learning_rate=1e-3).learning_rate) == (4, 1e-3)
+    assert config(learning_rate="1e-3").learning_rate == 1e-3  # YAML takes a number without a dot for text
+    for setting in ("learning_rate", "batch_size"):
+        with pytest.raises(TsugikiError, match=f"settings: {setting}: input should be a valid .*'fast'") as error:
+            config(**{setting: "fast"})
+        assert "literal" not in str(error.value)
+
+
+def test_the_settings_of_the_chapter():
+    config = load_config(None, {"model": "m", "data": "d", "out": "o", **CHAPTER})
+    assert (config.epochs, config.batch_size, config.learning_rate) == (3, 16, 1e-4)
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (8, 32, 0.1)
+
+
+def test_a_preset_has_other_defaults_which_settings_override(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ndata: d\nout: o\nlora: {r: 4}\nbatch_size: 2\n")
+    config = load_config(path, {"learning_rate": 0.5}, preset=CHAPTER)
+    assert (config.batch_size, config.learning_rate, config.validation) == (2, 0.5, "none")
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (4, 32, 0.1)
+    other = load_config(None, {"model": "m", "data": "d", "out": "o", "method": "ia3"}, preset=CHAPTER)
+    assert other.adapter_config is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "full", "lora": {"r": 4}}, "lora: .*full"),
+        ({"method": "full", "base_dtype": "fp32"}, "base_dtype: .*full"),
+        ({"compute_dtype": "bf16"}, "compute_dtype: .*lora"),
+        ({"save_dtype": "fp16"}, "save_dtype: .*lora"),
+        ({"minutes": 5, "epochs": 2}, "minutes cannot be combined with epochs"),
+        ({"minutes": 5, "max_steps": 2}, "minutes cannot be combined with max_steps"),
+        ({"validation": "none", "keep": "best"}, "keep best needs a validation text"),
+        ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type.*warmup_stable_decay"),
+        ({"method": "full", "optimizer": "sgd"}, "optimizer: .*'adamw' or 'muon'"),
+    ],
+)
+def test_settings_that_cannot_be_combined(fields: dict[str, Any], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        load_config(None, {"model": "m", "data": "d", "out": "o", **fields})

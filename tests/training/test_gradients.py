@@ -1,0 +1,309 @@
+"""Loss and gradients of a whole model against autograd on the whole logits."""
+
+import copy
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.tiny import shake, store_of, summed_loss, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft
+from tsugiki.data import Blocks, Collator, StepBatches, pack
+from tsugiki.fast import detect_document_masking, has_chunked_loss, use_fast_paths
+from tsugiki.model import IGNORE_INDEX, disable_dropout, replica_in
+from tsugiki.training import Gradients, row_seed, start_accelerator
+from tsugiki.training.gradients import _MicroBatch, _split_by_length
+
+
+def model_of(kind: str = "gpt2") -> Any:
+    model = tiny_model(kind)
+    disable_dropout(model)
+    return model
+
+
+def batches_of(model: Any, batch_size: int = 4, size: int = 24) -> StepBatches:
+    """Steps of four rows with several documents each."""
+    generator = torch.Generator().manual_seed(5)
+    records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 30, 5, 14, 20, 7, 11)]
+    masking = detect_document_masking(model)
+    blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=masking != "separate_rows")
+    return StepBatches(blocks, Collator(masking, model.dtype), batch_size, seed=1)
+
+
+def gradients_of(
+    model: Any, computing: Any = None, rows: int = 1, base_dropout: bool = False, batch_size: int = 4
+) -> Gradients:
+    batches = batches_of(model, batch_size)
+    return Gradients(model, computing or model, batches, start_accelerator("cpu"), rows, base_dropout)
+
+
+def replica(model: Any) -> Any:
+    short = replica_in(torch.bfloat16, model)
+    use_fast_paths(short)
+    return short
+
+
+def plain_gradients(model: Any, batches: StepBatches) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and the gradient of every parameter that trains, by autograd on the whole logits of the whole step."""
+    model.train()
+    inputs = batches.batch(batches.rows(0))
+    labels = inputs.pop("labels")
+    loss = summed_loss(model(**inputs, use_cache=False).logits, labels) / int((labels[:, 1:] != IGNORE_INDEX).sum())
+    names, weights = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
+    return loss.detach(), dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
+
+
+def assert_gradients(model: Any, wanted: dict[str, Any]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-3, atol=1e-6, msg=name)
+        else:
+            assert parameter.grad is None, name
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "gemma2", "phi", "bloom", "cohere"])
+def test_gradients_are_those_of_the_whole_logits(kind: str):
+    model = model_of(kind)
+    plain, wanted = plain_gradients(model, batches_of(model))
+    use_fast_paths(model)
+    assert has_chunked_loss(model)
+    found = gradients_of(model)
+    for _ in range(2):  # each step begins at zero
+        torch.testing.assert_close(found.step(0)[1], plain)
+        assert_gradients(model, wanted)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_rows_are_computed_in_micro_batches(rows: int):
+    model = model_of()
+    plain, wanted = plain_gradients(model, batches_of(model))
+    found = gradients_of(model, rows=rows)
+    assert len(found._share(0)) == -(-4 // rows)
+    torch.testing.assert_close(found.step(0)[1], plain)
+    assert_gradients(model, wanted)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic", "default"])
+def test_rows_whose_length_changes_the_rotary_frequencies_are_computed_alone(kind: str):
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 12}
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=12)
+    use_fast_paths(model)
+    found = gradients_of(model, rows=4)
+    assert found._in_threads is (kind == "default")
+    batches, alone = found.batches, []
+    for row in batches.rows(0):
+        inputs = batches.batch([row])
+        labels = inputs.pop("labels")
+        alone.append(summed_loss(model(**inputs, use_cache=False).logits, labels) / batches.target_tokens(0))
+    torch.testing.assert_close(found.step(0)[1], torch.stack(alone).sum())
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
+def test_the_size_of_micro_batches_does_not_change_dropout(targets: list[str]):
+    def make(rows: int) -> Tensor:
+        model = model_of()
+        graft(model, LoraConfig(r=3, lora_dropout=0.5, target_modules=targets))
+        shake(model)
+        use_fast_paths(model)
+        return step_of(model, rows=rows)
+
+    alone = make(1)
+    for rows in (2, 3, 4):
+        torch.testing.assert_close(make(rows), alone)
+
+
+@pytest.mark.parametrize("head", [[], ["lm_head"]], ids=["", "lm_head"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+def test_gradients_of_an_adapter(kind: str, head: list[str]):
+    model = model_of(kind)
+    graft(model, LoraConfig(r=3, target_modules=["c_attn" if kind == "gpt2" else "q_proj", *head]))
+    shake(model)
+    plain, wanted = plain_gradients(model, batches_of(model))
+    use_fast_paths(model)
+    torch.testing.assert_close(gradients_of(model).step(0)[1], plain)
+    assert len(wanted) == 4 + 2 * len(head)
+    assert_gradients(model, wanted)
+
+
+def test_a_model_whose_head_is_not_known_makes_its_own_logits():
+    model = model_of()
+    plain, wanted = plain_gradients(model, batches_of(model))
+    model.lm_head.register_forward_hook(lambda module, given, y: y)
+    use_fast_paths(model)
+    assert not has_chunked_loss(model)
+    torch.testing.assert_close(gradients_of(model).step(0)[1], plain)
+    assert_gradients(model, wanted)
+
+
+def test_what_has_no_part_in_the_loss_gets_zeros():
+    model = model_of()
+    model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+    gradients_of(model).step(0)
+    assert not model.idle.grad.any()
+
+
+def test_the_gradients_and_the_loss_are_one_buffer():
+    model = model_of()
+    found = gradients_of(model)
+    results = found.step(0, stop=True)
+    assert results[0] == 1
+    assert torch.equal(torch.cat([*(p.grad.flatten() for p in model.parameters()), results]), found.buffer)
+
+
+def test_a_model_in_which_nothing_trains_is_refused():
+    with pytest.raises(TsugikiError, match="requires_grad"):
+        gradients_of(model_of().requires_grad_(False))
+
+
+def test_bf16_computes_on_a_copy_that_follows_the_weights():
+    model = model_of()
+    whole, short = gradients_of(model), gradients_of(model, replica(model))
+    for _ in range(2):
+        short_loss = short.step(0)[1]
+        found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        whole_model = copy.deepcopy(model)
+        whole = gradients_of(whole_model)
+        torch.testing.assert_close(short_loss, whole.step(0)[1], rtol=2e-2, atol=0)
+        for name, parameter in whole_model.named_parameters():
+            assert parameter.dtype == found[name].dtype == torch.float32
+            cosine = F.cosine_similarity(found[name].flatten(), parameter.grad.flatten(), dim=0)
+            assert cosine > 0.98, name
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
+def test_the_copy_keeps_documents_apart_as_the_model_does(kind: str):
+    model = model_of(kind)
+    assert detect_document_masking(replica(model)) == detect_document_masking(model)
+
+
+def with_threads(count: int, make: Any) -> Any:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        found = make()
+        assert torch.get_num_threads() == count
+        return found
+    finally:
+        torch.set_num_threads(before)
+
+
+def step_of(model: Any, step: int = 0, **options: Any) -> Tensor:
+    """Gradients and loss of a step."""
+    found = gradients_of(model, **options)
+    found.step(step)
+    return found.buffer
+
+
+def test_the_number_of_threads_changes_no_bit():
+    one, two, three = (with_threads(count, lambda: step_of(model_of())) for count in (1, 2, 3))
+    assert torch.equal(one, two)
+    assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
+def test_dropout_follows_from_seed_step_and_place(targets: list[str]):
+    def make(p: float = 0.5, step: int = 0) -> Tensor:
+        model = model_of()
+        graft(model, LoraConfig(r=3, lora_dropout=p, target_modules=targets))
+        shake(model)
+        torch.manual_seed(step)  # torch's own generator has no part in it
+        return step_of(model, step, batch_size=8)
+
+    one = with_threads(1, make)
+    for _ in range(3):
+        assert torch.equal(one, with_threads(2, make))
+    assert not torch.equal(one, make(0.0))
+    assert not torch.equal(one, make(step=1))
+    assert row_seed(1, 2, 3) == row_seed(1, 2, 3)
+    assert len({row_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
+
+
+def test_dropout_inside_the_base_draws_the_same_numbers_however_many_threads():
+    def make() -> Tensor:
+        torch.manual_seed(0)
+        return step_of(tiny_model(), base_dropout=True)
+
+    one, two = (with_threads(count, make) for count in (1, 2))
+    torch.testing.assert_close(one, two)
+    assert (one - step_of(model_of())).norm() > 0.05 * one.norm()
+
+
+def test_a_share_of_the_rows_is_computed_by_each_process():
+    def share(index: int, count: int) -> Tensor:
+        model = model_of()
+        graft(model, LoraConfig(r=3, lora_dropout=0.5))
+        found = gradients_of(shake(model))
+        found.accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=index, num_processes=count)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.distributed, "all_reduce", lambda buffer: None)
+            found.step(0)
+        return found.buffer
+
+    whole = share(0, 1)
+    for count in (2, 3):
+        torch.testing.assert_close(sum(share(index, count) for index in range(count)), whole)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom"])
+def test_padding_is_not_computed_and_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch):
+    lengths: list[int] = []
+
+    def step(size: int) -> Tensor:
+        model = model_of(kind)
+        graft(model, LoraConfig(r=3, lora_dropout=0.5))
+        shake(model)
+        found = gradients_of(model)
+        lengths.clear()
+        model.get_input_embeddings().register_forward_hook(
+            lambda module, given, output: lengths.append(given[0].shape[-1])
+        )
+        found.batches = replace(
+            found.batches, blocks=pack(found.batches.blocks.store, np.arange(7), size, pad=0, share_rows=False)
+        )
+        found.step(0)
+        return found.buffer
+
+    short = step(40)
+    assert sorted(lengths)[-1] <= 30  # the longest record
+    assert len(set(lengths)) > 1
+    monkeypatch.setattr(Blocks, "row_tokens", lambda blocks, row: blocks.block_size)
+    padded = step(40)
+    assert set(lengths) == {40}
+    torch.testing.assert_close(short, padded, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gpt2"])
+def test_short_rows_are_computed_at_once_and_change_nothing(kind: str):
+    def step(tokens: int) -> tuple[Tensor, list[list[int]]]:
+        model = model_of(kind)
+        graft(model, LoraConfig(r=3, lora_dropout=0.5))
+        shake(model)
+        use_fast_paths(model)
+        found = gradients_of(model, batch_size=7)
+        blocks = pack(found.batches.blocks.store, np.arange(7), 40, pad=0, share_rows=False)
+        found.batches, found.tokens_at_once = replace(found.batches, blocks=blocks), tokens
+        found.step(0)
+        return found.buffer, [[blocks.row_tokens(row) for row in micro.rows] for micro in found._share(0)]
+
+    alone, micro_batches = step(0)
+    assert sorted(map(len, micro_batches)) == [1] * 7
+    together, micro_batches = step(42)
+    assert micro_batches == [[30], [20, 14], [11, 9, 7], [5]]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert torch.equal(with_threads(2, lambda: step(42))[0], together)
+
+
+def test_a_micro_batch_may_always_have_its_number_of_rows():
+    micro = _MicroBatch([4, 5, 6, 7, 8], [0, 1, 2, 3, 4])
+    parts = _split_by_length(micro, [9, 50, 8, 60, 7].__getitem__, 2, 30)
+    assert [(part.places, part.rows) for part in parts] == [([7, 5], [3, 1]), ([4, 6, 8], [0, 2, 4])]

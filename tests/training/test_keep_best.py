@@ -1,0 +1,237 @@
+"""The step with the lowest loss on the validation text is kept, and nothing that is reported has chosen it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.data.test_splits import sentence
+from tests.report import pages
+from tests.runs import assert_resumes, run_config
+from tsugiki.adapters import load_adapter
+from tsugiki.base import load_model
+from tsugiki.data import Document
+from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
+from tsugiki.report import run_notes
+from tsugiki.training import (
+    EvaluationCallback,
+    EvaluationPlan,
+    RunConfig,
+    Window,
+    evenly_spread,
+    plan_evaluations,
+    read_record,
+    train,
+)
+
+SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
+
+
+def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    texts = folder / "works"
+    if not texts.exists():
+        texts.mkdir()
+        for i in range(6):
+            (texts / f"{i}.txt").write_text(sentence(i, 300))
+    return run_config(folder, out, data=str(texts), **{**SETTINGS, **changes})
+
+
+def losses_on_validation(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Let the evaluations of the validation text have these losses: of the base, and after each step."""
+    validate = EvaluationCallback._validate
+
+    def pretended(self: EvaluationCallback, loop: Any) -> Any:
+        result = validate(self, loop).model_copy(update={"loss": losses[loop.progress.step]})
+        self.record.validations[-1] = result
+        return result
+
+    monkeypatch.setattr(EvaluationCallback, "_validate", pretended)
+
+
+def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.6, 4.75, 4.7])
+    record = train(config(tmp_path))
+    assert record.kept_step == 4
+    assert [entry.step for entry in record.validations] == [0, 1, 2, 3, 4, 5, 6]
+    assert [entry.step for entry in record.evaluations] == [0, 4]
+    assert [sample.step for sample in record.samples] == [0, 3, 4]
+    kept, last = (load_file(checkpoint / ADAPTER_FILE) for checkpoint in _checkpoints(tmp_path, 4, 6))
+    ours = load_file(tmp_path / "run" / ADAPTER_FILE)
+    assert all((ours[name] == kept[name]).all() for name in kept)
+    assert any((ours[name] != last[name]).any() for name in last)
+    assert record.data is not None
+    assert record.data.validation is not None
+
+    lasting = train(config(tmp_path, "last", keep="last"))
+    assert lasting.kept_step == 6
+    assert [entry.step for entry in lasting.evaluations] == [0, 6]
+    assert lasting.loss_curve == record.loss_curve
+
+
+def _checkpoints(folder: Path, *steps: int) -> list[Path]:
+    found = {path.name: path for path in checkpoints(folder / "run" / CHECKPOINTS)}
+    return [found[f"checkpoint-{step}"] for step in steps]
+
+
+def test_a_run_ends_when_the_loss_has_not_fallen_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
+    record = train(config(tmp_path))
+    assert (record.kept_step, record.status) == (2, "finished")
+    assert record.training is not None
+    assert record.training.steps == 4
+    patient = train(config(tmp_path, "patient", patience=0))
+    assert patient.kept_step == 5
+    assert patient.training is not None
+    assert patient.training.steps == 6
+
+
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
+def test_an_interrupted_run_keeps_the_same_step(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.9, 4.65, 4.8, 4.9, 4.9])
+    record = assert_resumes(train, config(tmp_path, max_steps=8, save_steps=1, patience=3), step)
+    assert record.kept_step == 5
+    assert record.validations == read_record(tmp_path / "run" / "cut").validations
+
+
+def test_a_run_that_is_interrupted_after_its_last_step_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
+    whole = train(config(tmp_path))
+
+    def interrupted(self: EvaluationCallback, loop: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationCallback, "on_train_end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path, "cut"))
+    record = train(config(tmp_path, "cut"), resume=True)
+    assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+    assert (record.evaluations, record.kept_step) == (whole.evaluations, 2)
+
+
+def test_if_the_best_checkpoint_is_damaged_the_last_step_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
+    settings = config(tmp_path, max_steps=4)
+    finish = EvaluationCallback.on_train_end
+
+    def damaged(self: EvaluationCallback, loop: Any) -> None:
+        file = tmp_path / "run" / CHECKPOINTS / "checkpoint-2" / ADAPTER_FILE
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        finish(self, loop)
+
+    monkeypatch.setattr(EvaluationCallback, "on_train_end", damaged)
+    with pytest.warns(UserWarning, match="checkpoint-2 is damaged.*the last step is kept instead of step 2"):
+        record = train(settings)
+    assert (record.kept_step, record.status) == (4, "finished")
+
+
+def test_full_fine_tuning_keeps_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
+    settings = {"method": "full", "compute_dtype": "fp32", "max_steps": 4, "learning_rate": 1e-3}
+    record = assert_resumes(train, config(tmp_path, **settings, save_steps=1), 3, files=("model.safetensors",))
+    assert record.kept_step == 2
+
+
+def test_it_is_said_that_no_step_was_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [4.0, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
+    record = train(config(tmp_path))
+    assert not record.any_step_is_better()
+    assert record.kept_step == 2  # what trained, and not the base
+    assert any("No step was better than the base" in note for note in run_notes(record))
+
+
+BREAKING: dict[str, Any] = {"model": "embedded", "learning_rate": 0.5, "max_steps": 3, "save_steps": 1, "prompts": []}
+"""Settings with which every step is worse than the base."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora": {"init_lora_weights": "pissa"}},
+        pytest.param({"lora": {"use_dora": True}}, marks=pytest.mark.slow),
+        pytest.param({"method": "houlsby"}, marks=pytest.mark.slow),
+    ],
+    ids=["lora", "pissa", "dora", "houlsby"],
+)
+def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_path: Path):
+    record = train(config(tmp_path, **BREAKING, **settings))
+    before, after = record.evaluations
+    assert (record.kept_step, after.step, after.loss) == (0, 0, before.loss)
+    assert [entry.step for entry in record.validations] == [0, 1, 2, 3]
+    notes = run_notes(record)
+    assert sum("No step was better than the start" in note for note in notes) == 1
+    assert not any("is kept" in note or "worse than the base" in note or "hardly" in note for note in notes)
+    ids = torch.arange(20)[None]
+    base, adapted = load_model("embedded"), load_model("embedded")
+    load_adapter(adapted, tmp_path / "run")
+    change = (adapted(ids).logits - base(ids).logits).abs().max().item()
+    assert change < 1e-4 if settings == {"lora": {"init_lora_weights": "pissa"}} else change == 0
+
+
+def test_an_interrupted_run_keeps_the_start(tmp_path: Path):
+    assert assert_resumes(train, config(tmp_path, **BREAKING), 2).kept_step == 0
+
+
+def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):
+    first = train(config(tmp_path, "first", max_steps=4, prompts=[]))
+    settings = {"start_from": str(tmp_path / "first"), "learning_rate": 100.0, "max_steps": 3, "prompts": []}
+    second = train(config(tmp_path, "second", **settings))
+    assert first.kept_step != 0
+    assert second.kept_step == 0
+    assert second.any_step_is_better(), "a step was better than the base, but not than the first adapter"
+    one, other = (load_file(tmp_path / name / ADAPTER_FILE) for name in ("first", "second"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_full_fine_tuning_cannot_keep_the_base_and_says_so(tmp_path: Path):
+    settings = {**BREAKING, "method": "full", "compute_dtype": "fp32"}
+    record = train(config(tmp_path, **settings))
+    assert record.kept_step != 0
+    assert any("No step was better than the base" in note for note in run_notes(record))
+
+
+def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def plan(config: Any, data: Any) -> EvaluationPlan:
+        return EvaluationPlan(3, 1 if config.max_steps == 4 else 2)
+
+    monkeypatch.setattr("tsugiki.training.evaluation_callback.plan_evaluations", plan)
+    train(config(tmp_path, max_steps=4))
+    record = train(config(tmp_path, max_steps=6), resume=True)
+    assert [entry.windows for entry in record.validations] == [1] * 7
+
+
+def test_a_run_that_did_not_evaluate_its_base_does_not_tell_whether_it_is_better():
+    curve = [pages.evaluation(step, loss) for step, loss in ((2, 4.0), (4, 5.0))]
+    assert pages.record(validations=curve).any_step_is_better()
+    assert not pages.record(validations=[pages.evaluation(0, 3.9), *curve]).any_step_is_better()
+
+
+def test_evaluations_are_spread_over_the_run():
+    evaluations = EvaluationPlan(4, 12)
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, None)] == [3, 5, 8, 10]
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 4)] == [4, 10]
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 3)] == [3, 6, 10]
+    assert not any(EvaluationPlan(0, 12).is_due(step, 10, None) for step in range(1, 11))
+    assert evenly_spread(range(10), 4) == [0, 2, 5, 7]
+    assert evenly_spread(range(3), 4) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluations", "windows"),
+    [(100, 0, 12), (200, 2, 12), (1000, 4, 12), (4000, 8, 19), (100_000, 8, 32)],
+)
+def test_evaluations_take_a_share_of_the_run(steps: int, evaluations: int, windows: int):
+    # A step has 200 tokens. A window has 512, of which each costs half as much as in a step: 3,072 for twelve of them.
+    summary = SimpleNamespace(tokens_per_epoch=10_000, train=SimpleNamespace(characters=10_000))
+    data: Any = SimpleNamespace(
+        blocks=range(100),
+        windows=[],
+        validation_windows=[Window(Document("枝" * 512, str(number)), number) for number in range(40)],
+        summary=summary,
+    )
+    settings: Any = SimpleNamespace(max_steps=steps, batch_size=2, eval_steps=None)
+    assert plan_evaluations(settings, data) == EvaluationPlan(evaluations, windows)

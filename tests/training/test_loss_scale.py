@@ -1,0 +1,157 @@
+"""Training in float16: the loss is scaled, steps with overflowing gradients are skipped, and the scale grows again."""
+
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runs import assert_resumes, run_config, uneven_blocks
+from tests.tiny import tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, trainable_parameters
+from tsugiki.fast import detect_document_masking, use_fast_paths
+from tsugiki.io import CHECKPOINTS, MODEL_FILE
+from tsugiki.training import Gradients, RunConfig, TrainingLoop, shard_model, start_accelerator, train
+from tsugiki.training.prepare_loop import prepare_loop
+
+
+def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> TrainingLoop:
+    """A few steps of a tiny model whose base has this dtype; with `method: full`, only the copy that computes does."""
+    model = tiny_model(kind, vocab_size=257)
+    if settings.get("method") != "full":
+        torch.manual_seed(0)
+        graft(model.to(dtype), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+        use_fast_paths(model)
+    fields = {"model": "-", "data": "-", "out": "-", "max_steps": 4, "batch_size": 4, "learning_rate": 1e-2}
+    config = RunConfig.model_validate(fields | settings)
+    return prepare_loop(start_accelerator("cpu"), config, model, uneven_blocks(), detect_document_masking(model))
+
+
+def gradients_of(loop: TrainingLoop) -> torch.Tensor:
+    """The gradients of the first step, before they are divided by the scale."""
+    loop.gradients.step(0)
+    return torch.cat([weight.grad.flatten() for weight in loop.gradients.weights if weight.grad is not None])
+
+
+def set_scale(loop: TrainingLoop, scale: float) -> None:
+    loop.gradients.scaler.load_state_dict({**loop.gradients.scaler.state_dict(), "scale": scale})
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_losses_are_those_of_float32(kind: str):
+    half, exact = loop_in(torch.float16, kind), loop_in(torch.float32, kind)
+    for loop in (half, exact):
+        loop.run()
+    assert half.gradients.scaler.is_enabled()
+    assert not exact.gradients.scaler.is_enabled()
+    wanted = [point.loss for point in exact.progress.loss_curve]
+    assert [point.loss for point in half.progress.loss_curve] == pytest.approx(wanted, rel=2e-4)
+
+
+def test_small_gradients_do_not_become_zero(monkeypatch: pytest.MonkeyPatch):
+    """Gradients of 1e-9 are 0 in float16; those of a loss that is 65,536 times as large are not."""
+    plain = Gradients._loss
+    monkeypatch.setattr(Gradients, "_loss", lambda self, batch, count: plain(self, batch, count) * 1e-6)
+    wanted = gradients_of(loop_in(torch.float32))
+    half = loop_in(torch.float16)
+    scaled = gradients_of(half) / half.gradients.scaler.get_scale()
+    assert (scaled - wanted).norm() <= 0.02 * wanted.norm()
+    set_scale(half, 1.0)
+    assert (gradients_of(half) - wanted).norm() > 0.3 * wanted.norm()
+
+
+def test_a_step_that_overflows_is_skipped_and_the_scale_is_halved():
+    loop = loop_in(torch.float16)
+    before = {name: weight.detach().clone() for name, weight in trainable_parameters(loop.model).items()}
+    set_scale(loop, 2.0**60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch expects that the first step is made
+        loop.train_step()
+    assert loop.gradients.scaler.get_scale() == 2.0**59
+    assert all(torch.equal(weight, before[name]) for name, weight in trainable_parameters(loop.model).items())
+    assert {float(state["step"]) for state in loop.optimizer.state_dict()["state"].values()} == {0}
+    set_scale(loop, 2.0**10)
+    loop.train_step()
+    loop.read_losses()
+    assert loop.progress.step == 2
+    assert not all(torch.equal(weight, before[name]) for name, weight in trainable_parameters(loop.model).items())
+
+
+def test_the_scale_grows_after_steps_without_overflow():
+    loop = loop_in(torch.float16, max_steps=5)
+    loop.gradients.scaler.set_growth_interval(2)
+    scales = []
+    for _ in range(5):
+        loop.train_step()
+        scales.append(loop.gradients.scaler.get_scale() / 65536)
+    assert scales == [1, 2, 2, 4, 4]
+
+
+def test_the_limit_of_the_norm_is_that_of_the_unscaled_gradients():
+    loop, exact = (loop_in(dtype, max_grad_norm=1e-3) for dtype in (torch.float16, torch.float32))
+    for one in (loop, exact):
+        one.train_step()
+    norms = [
+        torch.cat([w.grad.flatten() for w in one.gradients.weights if w.grad is not None]) for one in (loop, exact)
+    ]
+    assert float(norms[0].norm()) == pytest.approx(1e-3, rel=1e-3)
+    assert float(norms[1].norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_gradients_that_float16_cannot_hold_are_an_error():
+    loop = loop_in(torch.float16)
+    loop.train_step()
+    set_scale(loop, 0.5)
+    with pytest.raises(TsugikiError, match="step 1.*fp32"):
+        loop.read_losses()
+
+
+def test_a_loss_that_is_not_finite_names_fp32(monkeypatch: pytest.MonkeyPatch):
+    for dtype, named in ((torch.float16, True), (torch.float32, False)):
+        loop = loop_in(dtype)
+        loop._unread.append((torch.tensor([0.0, float("nan")]), 7))
+        loop.progress.step = 1
+        with pytest.raises(TsugikiError, match="nan at step 1") as error:
+            loop.read_losses()
+        assert ("fp32" in str(error.value)) == named
+
+
+def test_full_fine_tuning():
+    half, exact = (loop_in(torch.float32, method="full", compute_dtype=dtype) for dtype in ("fp16", "fp32"))
+    assert half.gradients.computing.dtype == torch.float16
+    for loop in (half, exact):
+        loop.run()
+    assert all(weight.dtype == torch.float32 for weight in half.model.parameters())
+    wanted = [point.loss for point in exact.progress.loss_curve]
+    assert [point.loss for point in half.progress.loss_curve] == pytest.approx(wanted, rel=2e-3)
+
+
+@pytest.mark.parametrize("settings", [{"base_dtype": "fp16"}, {"method": "full", "compute_dtype": "fp16"}])
+def test_a_run_is_resumed_with_its_scale(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+):
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=3))
+    config = run_config(tmp_path, save_steps=1, prompts=[], **settings)
+    record = assert_resumes(train, config, 2, *([(MODEL_FILE,)] if "method" in settings else []))
+    assert record.resolved_settings.get("base_dtype", record.resolved_settings.get("compute_dtype")) == "fp16"
+    folders = [Path(config.out) / name / CHECKPOINTS / "checkpoint-4" for name in ("whole", "cut")]
+    scalers = [json.loads((folder / "training.json").read_text())["progress"]["scaler"] for folder in folders]
+    assert scalers[0] == scalers[1]
+    assert (scalers[0]["scale"], scalers[0]["_growth_tracker"]) == (131072, 1)
+    said = [capsys.readouterr().err, *(str(warning.message) for warning in recwarn)]
+    assert any("processors are slow" in text for text in said)
+
+
+def test_full_fine_tuning_in_shards_is_not_in_float16():
+    config = RunConfig.model_validate(
+        {"model": "-", "data": "-", "out": "-", "method": "full", "compute_dtype": "fp16", "shard": "fsdp"}
+    )
+    with pytest.raises(TsugikiError, match="fp16.*compute_dtype"):
+        shard_model(tiny_model("gpt2"), config, torch.device("cpu"))

@@ -1,0 +1,52 @@
+"""The memory that the benchmark reports."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tsugiki.training import memory
+
+
+def test_of_a_process_on_the_processor():
+    assert not torch.accelerator.is_available()
+    memory.reset_peak()
+    before, peak = memory.resident(), memory.peak()
+    if before is not None:
+        kept = torch.ones(50_000_000)
+        assert (memory.resident() or 0) - before > 100_000_000
+        del kept
+    assert peak is None or peak > 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("names", "free"),
+    [
+        (("memory_allocated", "max_memory_allocated"), True),  # CUDA, XPU
+        (("current_allocated_memory", "driver_allocated_memory"), False),  # MPS
+    ],
+)
+def test_of_an_accelerator(names: tuple[str, str], free: bool, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+    device = SimpleNamespace(empty_cache=lambda: calls.append("emptied"))
+    for number, name in enumerate(names, 1):
+        setattr(device, name, lambda number=number: number)
+    if free:
+        device.mem_get_info = lambda: (3, 4)
+        device.reset_peak_memory_stats = lambda: calls.append("reset")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_device_module", lambda: device)
+    assert (memory.resident(), memory.peak()) == (1, 2)
+    assert (memory.available() == 3) == free
+    memory.reset_peak()
+    assert calls == ["emptied", *(["reset"] if free else [])]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_the_process_that_started_this_one_does_not_count():
+    large = bytearray(b"x") * 400_000_000
+    code = "from tsugiki.training.memory import process_peak; print(process_peak())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1_000_000 < int(done.stdout) < len(large)

@@ -1,0 +1,280 @@
+"""From data to rows and windows: what is held out, what is refused, and that two runs prepare the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.test_splits import sentence
+from tests.tiny import TEXT, byte_tokenizer, tiny_model
+from tests.tiny_types import tiny_of
+from tsugiki import TsugikiError
+from tsugiki.io import ProgressDisplay
+from tsugiki.training import DataSummary, PackedDataset, RunConfig, Window, pack_data, read_data
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lines(name: str, records: list[dict[str, Any]]) -> str:
+    Path(name).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return name
+
+
+def works(count: int = 20) -> list[dict[str, Any]]:
+    return [{"text": sentence(i, 200 + i), "author": "AB"[i % 2], "title": f"t{i}"} for i in range(count)]
+
+
+def prepare(data: str, kind: str = "gpt2", template: str | None = None, **changes: Any) -> PackedDataset:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64, **changes})
+    prepared = read_data(config, tokenizer, ProgressDisplay())
+    return pack_data(config, prepared, tiny_model(kind, vocab_size=257), tokenizer)
+
+
+def learned_sources(prepared: PackedDataset) -> set[str]:
+    store = prepared.blocks.store
+    blocks = prepared.blocks
+    return {store.index.sources[part.record] for row in range(len(blocks)) for part in blocks.row(row)}
+
+
+def test_a_model_that_attends_to_later_tokens_is_an_error_that_names_the_setting():
+    data, tokenizer = lines("w.jsonl", works()), byte_tokenizer()
+    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64})
+    model = tiny_of("bert", vocab_size=257, is_decoder=False)
+    with pytest.raises(TsugikiError, match=r"BertLMHeadModel attends to later tokens.*is_decoder"):
+        pack_data(config, read_data(config, tokenizer, ProgressDisplay()), model, tokenizer)
+
+
+def test_a_share_is_held_out_and_everything_counted():
+    prepared = prepare(lines("w.jsonl", works()), held_out=0.2)
+    summary = prepared.summary
+    assert summary.train.documents + summary.held_out.documents == 20
+    measured = {window.record.source for window in prepared.windows}
+    assert measured
+    assert not measured & learned_sources(prepared)
+    texts = [work["text"] for work in works()]
+    assert summary.target_tokens_per_epoch == sum(
+        len(text.encode()) + 1 for i, text in enumerate(texts, 1) if f"w.jsonl:{i}" in learned_sources(prepared)
+    )
+    assert summary.blocks * 64 == summary.tokens_per_epoch + summary.padding
+    assert DataSummary.model_validate_json(summary.model_dump_json()) == summary
+
+
+def test_a_condition_holds_an_author_out():
+    prepared = prepare(lines("w.jsonl", works()), held_out="author=B", validation="none")
+    assert learned_sources(prepared) == {f"w.jsonl:{i}" for i in range(1, 21, 2)}
+    assert {window.record.source for window in prepared.windows} == {f"w.jsonl:{i}" for i in range(2, 21, 2)}
+
+
+def test_near_duplicates_are_on_one_side_and_told():
+    records = works()
+    records += [{**records[i], "text": records[i]["text"][:-3] + "変更済", "title": "copy"} for i in range(5)]
+    prepared = prepare(lines("w.jsonl", records), held_out=0.3)
+    learned = learned_sources(prepared)
+    for i in range(5):
+        assert (f"w.jsonl:{i + 1}" in learned) == (f"w.jsonl:{i + 21}" in learned)
+    assert prepared.summary.near_duplicates.groups == 5
+    assert any("near-duplicates of each other: 10 records in 5 groups" in note for note in prepared.notes)
+
+
+def sources(windows: list[Window]) -> set[str]:
+    return {window.record.source for window in windows}
+
+
+def test_a_twentieth_of_many_documents_chooses_the_step():
+    prepared = prepare(lines("w.jsonl", works(60)))
+    learned, held_out, validation = (
+        learned_sources(prepared),
+        sources(prepared.windows),
+        sources(prepared.validation_windows),
+    )
+    assert not learned & held_out
+    assert not learned & validation
+    assert not held_out & validation
+    assert len(learned) + len(held_out) + len(validation) == 60
+    counts = prepared.summary.validation
+    assert counts is not None
+    assert not counts.from_held_out
+    assert 1 <= counts.documents == len(validation) <= 4
+    without = prepare(lines("w.jsonl", works(60)), validation="none")
+    assert learned_sources(without) == learned | validation
+    assert sources(without.windows) == held_out
+
+
+def test_of_few_documents_every_second_held_out_window_chooses_the_step():
+    prepared = prepare(lines("w.jsonl", works(10)), held_out=0.4)
+    without = prepare(lines("w.jsonl", works(10)), held_out=0.4, validation="none")
+    assert learned_sources(prepared) == learned_sources(without)
+    assert prepared.validation_windows == without.windows[::2]
+    assert prepared.windows == without.windows[1::2]
+    assert prepared.summary.validation is not None
+    assert prepared.summary.validation.from_held_out
+    assert any("few documents" in note for note in prepared.notes)
+    measured = prepared.summary.held_out.measured_characters
+    assert measured == sum(len(window.record.text) for window in prepared.windows)
+
+
+def test_near_duplicates_of_validation_documents_are_not_learned():
+    records = works(60)
+    records += [{**record, "text": record["text"][:-3] + "変更済", "title": "copy"} for record in records]
+    prepared = prepare(lines("w.jsonl", records), validation=0.3)
+    chosen = {int(source.partition(":")[2]) for source in sources(prepared.validation_windows)}
+    assert chosen == {(number + 59) % 120 + 1 for number in chosen}  # both of each pair
+    assert len(chosen) > 10
+
+
+def test_a_document_whose_longer_duplicate_is_used_counts_as_one():
+    longer = [{**record, "text": record["text"] + "変更済"} for record in works(60)]
+    prepared = prepare(lines("w.jsonl", works(60) + longer), drop_duplicates=True)
+    assert prepared.summary.validation is not None
+    assert not prepared.summary.validation.from_held_out
+
+
+def test_a_validation_file_and_a_condition():
+    train = lines("w.jsonl", works(30))
+    prepared = prepare(train, validation=lines("v.jsonl", [{"text": sentence(99, 200)}]))
+    assert sources(prepared.validation_windows) == {"v.jsonl:1"}
+    assert learned_sources(prepared) == learned_sources(prepare(train, validation="none"))
+    prepared = prepare(train, validation="author=B")
+    assert {int(source.partition(":")[2]) % 2 for source in sources(prepared.validation_windows)} == {0}
+    assert {int(source.partition(":")[2]) % 2 for source in learned_sources(prepared)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        ("w.jsonl", "no record is left for training: all of them repeat held-out or validation text"),
+        (1.5, "validation is 1.5; a share"),
+        ("author=C", "no record has author=C"),
+        ("kind=B", "no record has a field kind"),
+        ("missing.txt", "missing.txt"),
+    ],
+)
+def test_validation_texts_that_cannot_be(validation: Any, said: str):
+    data = lines("w.jsonl", works(30))
+    with pytest.raises(TsugikiError, match=said):
+        prepare(data, validation=validation)
+
+
+def test_a_condition_that_leaves_nothing_to_learn_is_refused():
+    data = lines("w.jsonl", [{**work, "author": "A"} for work in works(30)])
+    with pytest.raises(TsugikiError, match="no record is left for training"):
+        prepare(data, validation="author=A")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_other_text_is_mixed_in(share: float):
+    other = lines("other.jsonl", [{"text": sentence(200 + i, 300)} for i in range(40)])
+    prepared = prepare(lines("w.jsonl", works(30)), mix=f"{other}:{share}")
+    without = prepare("w.jsonl")
+    counts = prepared.summary.mixed
+    assert counts is not None
+    assert counts.share == pytest.approx(share, abs=2e-3)
+    learned = learned_sources(prepared)
+    assert {source for source in learned if source.startswith("w.")} == learned_sources(without)
+    assert len([source for source in learned if source.startswith("other.")]) == counts.documents
+    assert (prepared.windows, prepared.validation_windows) == (without.windows, without.validation_windows)
+    assert prepared.summary.target_tokens_per_epoch - without.summary.target_tokens_per_epoch == counts.tokens
+    assert prepared.summary.train.documents == without.summary.train.documents + counts.documents
+    assert prepare("w.jsonl", mix=f"{other}:{share}").summary == prepared.summary
+    assert prepare("w.jsonl", mix=f"{other}:{share}", seed=7).summary.mixed != counts
+
+
+def test_the_share_of_a_mix_is_one_of_the_loss_and_its_characters_are_those_that_are_learned():
+    pairs = [{"prompt": sentence(i, 12), "completion": sentence(100 + i, 2)} for i in range(40)]
+    novel = sentence(500, 9000)
+    Path("novel.txt").write_text(novel)
+    prepared = prepare(lines("p.jsonl", pairs), mix="novel.txt:0.25", validation="none")
+    blocks, rows = prepared.blocks, range(len(prepared.blocks))
+    in_loss = [int(label) for row in rows for label in blocks[row]["labels"] if label != -100]
+    answers = prepared.summary.train.documents - 1
+    expected = answers * (2 * 3 + 1)  # three bytes for each character, and the token that ends the answer
+    assert len(in_loss) == prepared.summary.target_tokens_per_epoch
+    assert (len(in_loss) - expected) / len(in_loss) == pytest.approx(0.25, abs=0.5 / len(in_loss))
+    mixed = prepared.summary.mixed
+    assert mixed is not None
+    assert mixed.characters == pytest.approx(mixed.tokens / 3, abs=1)
+    assert prepared.summary.train.characters == answers * 14 + mixed.characters
+
+
+def test_too_little_other_text_is_taken_whole():
+    prepared = prepare(lines("w.jsonl", works(30)), mix=f"{lines('o.jsonl', [{'text': sentence(300, 100)}])}:0.9")
+    assert prepared.summary.mixed is not None
+    assert prepared.summary.mixed.documents == 1
+    assert prepared.summary.mixed.share < 0.1
+
+
+def test_held_out_text_is_not_mixed_in():
+    records = works(30)
+    data = lines("w.jsonl", records)
+    held_out = {int(source.partition(":")[2]) - 1 for source in sources(prepare(data).windows)}
+    near = [{"text": records[number]["text"][:-3] + "変更済"} for number in held_out]
+    fresh = {"text": sentence(300, 300)}
+    prepared = prepare(data, mix=f"{lines('o.jsonl', [*near, fresh])}:0.9")
+    assert {source for source in learned_sources(prepared) if source.startswith("o.")} == {f"o.jsonl:{len(near) + 1}"}
+    with pytest.raises(TsugikiError, match="all records of o.jsonl are held-out text"):
+        prepare(data, mix=f"{lines('o.jsonl', near)}:0.1")
+
+
+@pytest.mark.parametrize(
+    "setting", ["w.jsonl", "w.jsonl:", "w.jsonl:0", "w.jsonl:1", "w.jsonl:x", ":0.1", "w.jsonl:nan"]
+)
+def test_a_mix_has_a_path_and_a_share(setting: str):
+    with pytest.raises(TsugikiError, match="mix is .* write PATH:SHARE"):
+        prepare(lines("w.jsonl", works(30)), mix=setting)
+
+
+def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    data = lines("w.jsonl", works())
+    one = prepare(data).summary
+    assert prepare(data).summary == one
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    assert prepare(data).summary == one, "with or without a cache"
+    assert prepare(data, seed=43).summary.blocks_fingerprint != one.blocks_fingerprint
+    lines("w.jsonl", works(21))
+    assert prepare(data).summary.blocks_fingerprint != one.blocks_fingerprint
+
+
+def test_a_model_that_cannot_isolate_says_so():
+    prepared = prepare(lines("w.jsonl", works()), kind="bloom")
+    assert prepared.document_masking == "separate_rows"
+    assert any("m cannot mask documents" in note for note in prepared.notes)
+    assert all(len(prepared.blocks.row(i)) == 1 for i in range(len(prepared.blocks)))
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_conversations_are_cut_counted_and_refused_by_line():
+    talks = [
+        {"messages": [{"role": "user", "content": "問"}, {"role": "assistant", "content": sentence(i, 1 + i)}]}
+        for i in range(12)
+    ]
+    data = lines("t.jsonl", talks)
+    whole = prepare(data, template=CHATML, held_out=0.3)
+    assert whole.summary.cut_records == 0
+    assert {window.record.source for window in whole.windows}.isdisjoint(learned_sources(whole))
+    cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
+    assert cut.summary.cut_records > 0
+    assert any("longer than a row of 56 tokens" in note for note in cut.notes)
+    with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.* 20 tokens"):
+        prepare(data, template=CHATML, block_size=20)
+    with pytest.raises(TsugikiError, match="t.jsonl:1 .*chat template"):
+        prepare(data)
+
+
+def test_a_single_document_gives_its_end():
+    Path("novel.txt").write_text(TEXT)
+    prepared = prepare("novel.txt")
+    assert any("its last 10% is held out" in note for note in prepared.notes)
+    held_out = "".join(window.record.text for window in prepared.windows)
+    assert TEXT.endswith(held_out)
+    assert prepared.summary.target_tokens_per_epoch == len(TEXT[: -len(held_out)].encode()) + 1

@@ -1,0 +1,481 @@
+"""Grafted models in the trainers of others: transformers' Trainer, and TRL's where it is installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import distributed, nn
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from tests.distributed.launch import run_function
+from tests.runs import uneven_blocks
+from tests.tiny import byte_tokenizer, ids, logits, relative_error, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    active_adapter,
+    graft,
+    load_adapter,
+    save_adapter,
+    trainable_parameters,
+    ungraft,
+    use_fast_paths,
+)
+from tsugiki.fast import forward
+from tsugiki.lowbit import quantize
+from tsugiki.methods import METHODS
+
+QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "use_cpu": True}
+FILES = {"adapter_config.json", "adapter_model.safetensors", "tsugiki.json"}
+RESUMED: dict[str, tuple[Any, str]] = {
+    "lora in bf16": (LoraConfig(lora_dropout=0.1), "bfloat16"),
+    "lora on int8": (LoraConfig(lora_dropout=0.1), "int8"),
+    "a module and biases": (LoraConfig(modules_to_save=["lm_head"], bias="all"), "float32"),
+    "dora from pissa": (LoraConfig(r=2, use_dora=True, init_lora_weights="pissa"), "float32"),
+    "p-tuning": (METHODS["p-tuning"].configure({"num_virtual_tokens": 3}), "float32"),
+    "norms": (METHODS["norms"].configure({}), "bfloat16"),
+}
+
+
+def rows(count: int) -> list[dict[str, torch.Tensor]]:
+    """Of which each has its own number of learned tokens."""
+    found = []
+    for row, tokens in enumerate(ids(rows=count, length=16)):
+        labels = tokens.clone()
+        labels[: row % 9] = -100
+        found.append({"input_ids": tokens, "labels": labels})
+    return found
+
+
+def trainer_of(model: Any, folder: Path, **settings: Any) -> Trainer:
+    usual = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 5,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+    }
+    arguments = TrainingArguments(output_dir=str(folder), **{**usual, **QUIET, **settings})
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows(20),
+        eval_dataset=rows(4),
+        data_collator=default_data_collator,
+    )
+
+
+def base_of(dtype: str, kind: str = "gpt2") -> Any:
+    model = tiny_model(kind)
+    return quantize(model, torch.float32) if dtype == "int8" else model.to(getattr(torch, dtype))
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("gpt2", None), ("llama", ["q_proj", "lm_head"])])
+def test_trainer_learns_the_same_without_whole_logits(
+    kind: str, targets: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    used = []
+    chunked = forward.chunked_loss
+    monkeypatch.setattr(forward, "chunked_loss", lambda *given: used.append(1) or chunked(*given))
+    runs = []
+    for fast in (True, False):
+        model = tiny_model(kind)
+        torch.manual_seed(2)
+        graft(model, LoraConfig(r=2, lora_dropout=0.0, target_modules=targets))
+        if fast:
+            use_fast_paths(model)
+        used.clear()
+        trainer = trainer_of(model, tmp_path, gradient_checkpointing=fast)
+        trainer.train()
+        assert len(used) == (10 if fast else 0)
+        prediction = trainer.predict(rows(4))
+        assert prediction.predictions.shape == (4, 16, 96)
+        runs.append((losses(trainer), prediction.metrics["test_loss"], trainable_parameters(model)))
+    (ours, ours_after, found), (theirs, theirs_after, wanted) = runs
+    assert len(ours) == 5
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert ours_after == pytest.approx(theirs_after, abs=1e-5)
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_trainers_defaults_keep_the_adapter(dtype: str, tmp_path: Path):
+    model = base_of(dtype, "llama")
+    graft(model, LoraConfig(r=2, target_modules="all-linear"))
+    trainer = trainer_of(model, tmp_path, per_device_train_batch_size=4)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    assert {path.name for path in (tmp_path / "checkpoint-5").iterdir()} >= FILES
+    assert {path.name for path in (tmp_path / "final").iterdir()} == FILES | {"training_args.bin"}
+    for folder in (tmp_path / "checkpoint-5", tmp_path / "final"):
+        loaded = base_of(dtype, "llama")
+        load_adapter(loaded, folder)
+        assert torch.equal(logits(loaded), logits(model))
+        theirs = peft.PeftModel.from_pretrained(tiny_model("llama").to(model.dtype), folder)
+        error = relative_error(logits(theirs), logits(model))
+        assert error < {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.02}[dtype]
+    assert relative_error(logits(base_of(dtype, "llama")), logits(model)) > 0.05
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_equals_the_uninterrupted_one(name: str, tmp_path: Path):
+    config, dtype = RESUMED[name]
+
+    def trainer(seed: int) -> Trainer:
+        model = base_of(dtype)
+        torch.manual_seed(seed)
+        graft(model, config)
+        return trainer_of(model, tmp_path, save_strategy="steps", save_steps=3)
+
+    whole, resumed = trainer(2), trainer(3)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-5")
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+    state = resumed.model.state_dict()
+    assert [key for key, tensor in whole.model.state_dict().items() if not torch.equal(tensor, state[key])] == []
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model = tiny_model()
+    graft(model, LoraConfig(r=2))
+    trainer = trainer_of(
+        model,
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        load_best_model_at_end=True,
+        greater_is_better=True,  # the worst one is the first, so that it is another than the last
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    first = tiny_model()
+    load_adapter(first, tmp_path / "checkpoint-1")
+    assert torch.equal(logits(model), logits(first))
+    assert not [record for record in caplog.records if "missing keys" in record.message]
+
+
+def test_a_base_that_transformers_has_quantised_is_accepted_while_it_is_grafted(tmp_path: Path):
+    model = tiny_model("llama")
+    model.is_quantized, model.hf_quantizer = True, SimpleNamespace(is_trainable=True, is_qat_trainable=False)
+    with pytest.raises(ValueError, match="purely quantized"):
+        trainer_of(model, tmp_path)
+    graft(model, LoraConfig(r=2))
+    trainer_of(model, tmp_path)
+    ungraft(model)
+    with pytest.raises(ValueError, match="purely quantized"):
+        trainer_of(model, tmp_path)
+
+
+def test_bitsandbytes_trains_and_resumes(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_model("llama", hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path / "base")
+
+    def base() -> Any:
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings, device_map="cpu")
+
+    runs = []
+    for seed in (2, 3):
+        model = base()
+        torch.manual_seed(seed)
+        graft(model, LoraConfig(r=2))
+        trainer = trainer_of(model, tmp_path, save_steps=3)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3") if runs else None)
+        runs.append((losses(trainer), logits(model)))
+    assert runs[0][0] == runs[1][0]
+    assert torch.equal(runs[0][1], runs[1][1])
+    theirs = peft.PeftModel.from_pretrained(base(), tmp_path / "checkpoint-5")
+    assert relative_error(logits(theirs), runs[0][1]) < 1e-5
+    assert relative_error(logits(base()), runs[0][1]) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_compiled_model_given_to_trainer_does_not_resume_without_its_adapter(tmp_path: Path):
+    """Trainer would load the adapter's tensors into the wrapper, where they have no place, and only warn."""
+    for resume in (False, True):
+        model = tiny_model("llama", num_hidden_layers=1)
+        graft(model, LoraConfig(r=2, target_modules=["q_proj"]))
+        compiled = torch.compile(model, backend="eager")
+        trainer = trainer_of(compiled, tmp_path, max_steps=1, remove_unused_columns=False)
+        if not resume:
+            trainer.train()
+            load_adapter(tiny_model("llama", num_hidden_layers=1), tmp_path / "checkpoint-1")
+            continue
+        with pytest.raises(ValueError, match="checkpoint-1"):
+            trainer.train(resume_from_checkpoint=True)
+
+
+def test_resuming_with_another_rank_is_refused(tmp_path: Path):
+    for rank in (2, 4):
+        model = tiny_model()
+        graft(model, LoraConfig(r=rank))
+        trainer = trainer_of(model, tmp_path, save_steps=2)
+        if rank == 2:
+            trainer.train()
+            continue
+        with pytest.raises(TsugikiError, match=r"is \[2, 32\], expected \[4, 32\]"):
+            trainer.train(resume_from_checkpoint=True)
+
+
+def new_model(dtype: str) -> Any:
+    model = base_of(dtype, "llama")
+    torch.manual_seed(2)
+    graft(model, LoraConfig(r=2, lora_dropout=0.0))
+    use_fast_paths(model)
+    return model
+
+
+def weights(model: Any) -> dict[str, Any]:
+    """What trains, so that it can be pickled."""
+    return {name: p.detach().numpy() for name, p in trainable_parameters(model).items()}
+
+
+def train_with_trainer(folder: Path, dtype: str, rows_each: int, checkpoint: str | None = None) -> Any:
+    """Train one row at a time, `rows_each` per step on each of the processes."""
+    model = new_model(dtype)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows_each, "save_steps": 3}
+    trainer = trainer_of(model, folder, ddp_find_unused_parameters=False, **settings)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return losses(trainer), weights(model)
+
+
+def train_in_a_loop(folder: Path, dtype: str) -> Any:
+    """Train on four rows a step, which the processes share, and save the adapter of the model that computes."""
+    model = new_model(dtype)
+    rank, count = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    computing = nn.parallel.DistributedDataParallel(model) if count > 1 else model
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-3)
+    for step in range(3):
+        mine = ids(rows=4, length=16, seed=step)[rank::count]
+        optimizer.zero_grad()
+        computing(input_ids=mine, labels=mine).loss.backward()
+        optimizer.step()
+    if rank == 0:
+        save_adapter(computing, folder)
+    return weights(model)
+
+
+def train_all_ways(folder: Path, dtype: str) -> Any:
+    """In one of two processes."""
+    return (
+        train_with_trainer(folder, dtype, 2),
+        train_with_trainer(folder, dtype, 2, str(folder / "checkpoint-3")),
+        train_in_a_loop(folder / "loop", dtype),
+    )
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any], tolerance: float = 1e-5) -> None:
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        assert found[name] == pytest.approx(weight, abs=tolerance), name
+
+
+# The order of a sum changes last bits, and in int8 those decide how other numbers are rounded.
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("int8", 1e-3)])
+def test_two_processes_learn_and_keep_what_one_does(dtype: str, tolerance: float, tmp_path: Path):
+    wanted_losses, wanted = train_with_trainer(tmp_path / "one", dtype, 4)
+    looped = train_in_a_loop(tmp_path / "one/loop", dtype)
+    cpu = {"ACCELERATE_USE_CPU": "true"}
+    for (found_losses, found), resumed, in_a_loop in run_function(
+        train_all_ways, tmp_path / "two", dtype, environment=cpu
+    ):
+        assert found_losses == pytest.approx(wanted_losses, abs=tolerance)
+        assert_same(found, wanted, tolerance)
+        assert resumed[0] == found_losses
+        assert all((resumed[1][name] == weight).all() for name, weight in found.items())
+        assert_same(in_a_loop, looped, tolerance)
+    for saved in ("checkpoint-5", "loop"):
+        one, two = (load_file(tmp_path / number / saved / "adapter_model.safetensors") for number in ("one", "two"))
+        ours, theirs = ({name: t.numpy() for name, t in weights.items()} for weights in (two, one))
+        assert_same(ours, theirs, tolerance)
+
+
+@pytest.mark.slow
+def test_torchrun_learns_and_keeps_what_one_process_does(tmp_path: Path):
+    wanted_losses, wanted = train_with_trainer(tmp_path / "one", "bfloat16", 4)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, pathlib\n"
+        "from tests.training.test_stock_trainers import train_with_trainer\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "losses, _ = train_with_trainer(folder / 'two', 'bfloat16', 2)\n"
+        "(folder / f'{os.environ[\"RANK\"]}.json').write_text(json.dumps(losses))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    root = str(Path(__file__).parents[2])
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    variables["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(launcher, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(wanted_losses, abs=1e-5)
+    model = base_of("bfloat16", "llama")
+    load_adapter(model, tmp_path / "two/checkpoint-5")
+    assert_same(weights(model), wanted)
+
+
+DORA = LoraConfig(r=2, use_dora=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "config"),
+    [
+        ("aot_eager", LoraConfig(r=2, target_modules="all-linear")),
+        pytest.param("aot_eager", DORA, marks=pytest.mark.slow),
+        pytest.param("inductor", LoraConfig(r=2, target_modules="all-linear"), marks=pytest.mark.slow),
+        pytest.param("inductor", DORA, marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_model_is_one_graph_with_the_same_gradients(backend: str, config: LoraConfig):
+    model = tiny_model("llama", num_hidden_layers=1)
+    graft(model, config)
+    shake(model)
+    found = []
+    for call in (model, torch.compile(model, backend=backend, fullgraph=True)):
+        model.zero_grad()
+        call(input_ids=ids(), labels=ids(), use_cache=False).loss.backward()
+        found.append({name: p.grad.clone() for name, p in trainable_parameters(model).items()})
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_trainer_compiles_and_saves(tmp_path: Path):
+    runs = []
+    for compiled in (False, True):
+        model = tiny_model("llama", num_hidden_layers=1)
+        torch.manual_seed(2)
+        graft(model, LoraConfig(r=2))
+        folder = tmp_path / str(compiled)
+        trainer = trainer_of(model, folder, torch_compile=compiled, torch_compile_backend="eager" if compiled else None)
+        trainer.train()
+        runs.append((losses(trainer), load_file(folder / "checkpoint-5/adapter_model.safetensors")))
+    (ours, found), (theirs, wanted) = runs
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def sft(model: Any, folder: Path, **settings: Any) -> Any:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    arguments = trl.SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=2,
+        max_steps=2,
+        logging_steps=1,
+        bf16=False,
+        **QUIET,
+        **settings,
+    )
+    data = Dataset.from_dict({"input_ids": [row["input_ids"].tolist() for row in rows(8)]})
+    return trl.SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("fast", "settings"),
+    [
+        (True, {}),
+        (False, {"gradient_checkpointing": False}),
+        pytest.param(False, {}, marks=pytest.mark.slow),
+        pytest.param(True, {"gradient_checkpointing": False}, marks=pytest.mark.slow),
+    ],
+)
+def test_trl_trains_a_grafted_body_as_it_trains_pefts(fast: bool, settings: dict[str, Any], tmp_path: Path):
+    pytest.importorskip("trl")
+    model = tiny_model("llama", vocab_size=257)
+    torch.manual_seed(2)
+    graft(model, LoraConfig(r=2, lora_dropout=0.0))
+    before = {name: weight.detach().clone() for name, weight in trainable_parameters(model).items()}
+    save_adapter(model, tmp_path / "adapter")
+    if fast:
+        use_fast_paths(model)
+    ours = sft(model, tmp_path / "ours", **settings)
+    ours.train()
+    assert all(not torch.equal(weight, before[name]) for name, weight in trainable_parameters(model).items())
+
+    base = tiny_model("llama", vocab_size=257)
+    wrapped = peft.PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    theirs = sft(wrapped, tmp_path / "theirs", **settings)
+    theirs.train()
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-5)
+    found, wanted = (load_file(tmp_path / who / "checkpoint-2/adapter_model.safetensors") for who in ("ours", "theirs"))
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
+
+
+def test_trl_resumes_as_if_it_had_not_stopped(tmp_path: Path):
+    pytest.importorskip("trl")
+    runs = []
+    for seed in (2, 3):
+        model = tiny_model("llama", vocab_size=257)
+        torch.manual_seed(seed)
+        graft(model, LoraConfig(r=2, lora_dropout=0.1))
+        trainer = sft(model, tmp_path, save_steps=1)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1") if runs else None)
+        runs.append((losses(trainer), model.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(tensor, runs[1][1][name]) for name, tensor in runs[0][1].items())
+
+
+def test_a_grafted_weight_may_be_read_but_not_learned_past_its_pair():
+    model = tiny_model("llama")
+    graft(model, LoraConfig(r=2, target_modules=["lm_head"]))
+    head, x = model.lm_head, torch.randn(3, 32)
+    assert torch.equal(head.weight, head.base_layer.weight)
+    with torch.no_grad():
+        assert head.weight is head.base_layer.weight
+    (head(x.to(head.weight.dtype)) ** 2).sum().backward()
+    with pytest.raises(TsugikiError, match="would not train"):
+        (x @ head.weight.T).sum().backward()
+
+
+def test_trl_is_refused_a_grafted_head_that_it_would_not_train(tmp_path: Path):
+    model = tiny_model("llama", vocab_size=257)
+    graft(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    trainer = sft(model, tmp_path)
+    with pytest.raises(TsugikiError, match=r"TRL.*\(lm_head, embed_out\)"):
+        trainer.train()
+
+
+def test_trl_trains_a_head_that_is_trained_whole(tmp_path: Path):
+    model = tiny_model("llama", vocab_size=257)
+    graft(model, LoraConfig(r=2, modules_to_save=["lm_head"]))
+    before = model.lm_head.weight.detach().clone()
+    sft(model, tmp_path).train()
+    assert not torch.equal(model.lm_head.weight, before)
+
+
+def test_stock_trainer_trains_a_grafted_model_in_place(tmp_path: Path):
+    from transformers import Trainer, TrainingArguments
+
+    model = tiny_model(vocab_size=257)
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adapter = active_adapter(graft(model, LoraConfig(r=4)))
+    arguments = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, report_to=[])
+    Trainer(model=model, args=arguments, train_dataset=uneven_blocks()).train()
+    assert all(pair.B.any() for pair in adapter.pairs.values())
+    ungraft(model)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())
