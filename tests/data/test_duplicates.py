@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.aozora.samples import works_of
+from tests.data.read.aozora.samples import works_of
 from tsugiki.data import SHINGLE, duplicates, fold, near_duplicates, signature, signatures, similarity
 
 MODERN = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsugiki.data.aozora.site import SITE
+from tsugiki.data.read.aozora.site import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tsugiki.base.identity import named_identity, why_different
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.training.config import RunConfig

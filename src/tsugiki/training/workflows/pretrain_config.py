@@ -11,7 +11,7 @@ from tsugiki.training.config_files import read_yaml, validated
 
 
 class TokenizerSettings(BaseModel):
-    """The settings of a tokenizer to train (see `data.vocabulary`)."""
+    """The settings of a tokenizer to train (see `data.train_tokenizer`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.data.aozora.samples import ROWS, index_csv
+from tests.data.read.aozora.samples import ROWS, index_csv
 from tsugiki.data import IndexEntry, Person, Query, parse_role, select
-from tsugiki.data.aozora.index import read_index
+from tsugiki.data.read.aozora.index import read_index
 from tsugiki.errors import TsugikiError
 
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, read_index
+from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.io.archives import is_whole_zip
 from tsugiki.io.atomic import make_folder, write_bytes

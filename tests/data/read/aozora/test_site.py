@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.aozora.samples import FILES, ROWS, index_zip
+from tests.data.read.aozora.samples import FILES, ROWS, index_zip
 from tsugiki.data import INDEX, Query, Site, SiteUnreachable, Work, read_entries
-from tsugiki.data.aozora import site as site_module
+from tsugiki.data.read.aozora import site as site_module
 from tsugiki.errors import TsugikiError
 from tsugiki.io import cache_folder
 

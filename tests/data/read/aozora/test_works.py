@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.aozora.samples import (
+from tests.data.read.aozora.samples import (
     FILES,
     ROWS,
     YAMADA,
@@ -19,7 +19,7 @@ from tests.data.aozora.samples import (
     work_zip,
     works_of,
 )
-from tests.data.aozora.test_text import FOOTER, zipped
+from tests.data.read.aozora.test_text import FOOTER, zipped
 from tsugiki.data import (
     INDEX,
     IndexEntry,

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, read_index, read_manifest
-from tsugiki.data.aozora.query import Query, no_author, no_work, normalise_name
-from tsugiki.data.aozora.site import MAX_ZIP, Site, SiteUnreachable
-from tsugiki.data.aozora.text import guess_kana, read_text_file, read_work
+import numpy as np
+from numpy.typing import NDArray
+
+from tsugiki.data.duplicates import near_duplicates, signature
+from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, read_index, read_manifest
+from tsugiki.data.read.aozora.query import Query, no_author, no_work, normalise_name
+from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
+from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
@@ -23,6 +27,7 @@ from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 
 _LONGEST_REASON = 500  # characters
+_SHORTEST_COPY = 100  # characters; shorter texts, such as two haiku with a common line, are easily similar
 
 
 @dataclass(frozen=True)
@@ -349,3 +354,28 @@ def _record(work: Work) -> dict[str, str]:
         "kana": work.kana,
         **({"orthography": work.orthography} if work.orthography else {}),
     }
+
+
+# Several editions of a work -----------------------------------------------------------------------------
+
+
+class NearCopies:
+    """Keeps the names and the signatures of works (504 bytes each), and groups those that are nearly the same."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._signatures: list[NDArray[np.uint32]] = []
+
+    def collect(self, works: Iterable[Work]) -> Iterator[Work]:
+        """Yield the works, and keep the signatures of all but very short ones."""
+        for work in works:
+            if len(work.text) >= _SHORTEST_COPY:
+                self._names.append(f"{work.title} ({work.source})")
+                self._signatures.append(signature(work.text))
+            yield work
+
+    def groups(self) -> list[list[str]]:
+        """Return the names of the works in each group of near-duplicates."""
+        if not self._names:
+            return []
+        return [[self._names[number] for number in group] for group in near_duplicates(np.stack(self._signatures))]

@@ -2,7 +2,7 @@
 
     .txt, .md                  a document
     .epub                      a document (see `epub`)
-    .jsonl, .json, .csv, .parquet   a record for each row (see `rows`; its fields: `schemas`)
+    .jsonl, .json, .csv, .parquet   a record for each row (see `tables`; its fields: `schemas`)
     .zip                       the texts and tables in it
 
 A text that is a work of Aozora Bunko, as the library distributes it, is read without its notation (see `aozora.text`).
@@ -17,15 +17,23 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from tsugiki.data.aozora.text import clean_work, has_annotations, is_work, standard_characters
-from tsugiki.data.character_encoding import decode
-from tsugiki.data.columns import NO_COLUMNS, Columns
-from tsugiki.data.epub import read_epub
-from tsugiki.data.hub_datasets import dataset_fingerprint, dataset_rows, is_dataset_name
-from tsugiki.data.reading import Reading
+from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
+from tsugiki.data.read.character_encoding import decode
+from tsugiki.data.read.epub import read_epub
+from tsugiki.data.read.reading import Reading
+from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
+from tsugiki.data.read.tables import (
+    NumberedRows,
+    OpenFile,
+    csv_rows,
+    dataset_fingerprint,
+    dataset_rows,
+    is_dataset_name,
+    json_rows,
+    jsonl_rows,
+    parquet_rows,
+)
 from tsugiki.data.records import Document, Record
-from tsugiki.data.rows import NumberedRows, OpenFile, csv_rows, json_rows, jsonl_rows, parquet_rows
-from tsugiki.data.schemas import FIELD_LENGTH, NotDataError, read_row, schema_of
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256

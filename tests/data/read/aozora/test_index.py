@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.data.aozora.samples import KAWADA, ROOT, ROWS, YAMADA, index_csv, index_zip, row
-from tests.data.aozora.test_text import zipped
+from tests.data.read.aozora.samples import KAWADA, ROOT, ROWS, YAMADA, index_csv, index_zip, row
+from tests.data.read.aozora.test_text import zipped
 from tsugiki.data import INDEX, IndexEntry, Person, read_manifest
-from tsugiki.data.aozora import index
-from tsugiki.data.aozora.index import read_index
+from tsugiki.data.read.aozora import index
+from tsugiki.data.read.aozora.index import read_index
 from tsugiki.errors import TsugikiError
 
 YAMADA_WROTE, KAWADA_WROTE = Person("000001", "山田一", "author"), Person("000002", "川田二葉", "author")

@@ -23,8 +23,8 @@ from tsugiki.data import (
     is_work,
     parse_columns,
     read_records,
-    rows,
 )
+from tsugiki.data.read import tables
 
 RULE = "-------------------------------------------------------\n"
 BODY = (
@@ -104,13 +104,13 @@ def test_a_text_that_is_read_in_another_way_than_before_has_another_key(tmp_path
     path = tmp_path / "a.txt"
     path.write_text(WORK)
     key = content_key(path)
-    monkeypatch.setattr("tsugiki.data.sources.is_work", lambda text: False)
+    monkeypatch.setattr("tsugiki.data.read.files.is_work", lambda text: False)
     assert content_key(path) != key
 
 
 @pytest.mark.parametrize("name", ["000074", "000035"])
 def test_the_library_itself(name: str):
-    folder = Path(__file__).parents[2] / "../shared/aozora/cards" / name / "files"
+    folder = Path(__file__).parents[3] / "../shared/aozora/cards" / name / "files"
     if not folder.is_dir():
         pytest.skip("no works of Aozora Bunko beside the repository")
     records, reading = read(folder)
@@ -302,7 +302,7 @@ def test_bad_json_is_one_line(content: str, fact: str, tmp_path: Path):
 
 
 def test_a_json_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows, "_MAX_JSON", 20)
+    monkeypatch.setattr(tables, "_MAX_JSON", 20)
     (tmp_path / "a.json").write_text('[{"text": "abcdefgh"}]')
     with pytest.raises(TsugikiError, match=r"a\.json has more than .*\.jsonl"):
         read(tmp_path / "a.json")

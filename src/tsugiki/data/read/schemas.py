@@ -13,11 +13,17 @@ the rendered conversation as `text`.
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
+
+Columns: TypeAlias = Mapping[str, str]
+"""Field of a schema -> the name of its column, where a data set calls it otherwise."""
+
+NO_COLUMNS: Columns = MappingProxyType({})
 
 
 class NotDataError(TsugikiError):
@@ -77,6 +83,22 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
             source=source, known=", ".join(reversed(KEYS)), names=names
         )
     )
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Parse names of columns in the form `prompt=question,completion=answer`.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):
+        raise ValueError(
+            _("columns are {text}; write field=column, such as prompt=question,completion=answer").format(
+                text=error_text(repr(text), 100)
+            )
+        )
+    return {field.strip(): column.strip() for field, sign, column in pairs}
 
 
 def read_row(row: Mapping[str, Any], source: str) -> Record | None:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.data.aozora.test_text import FOOTER, zipped
+from tests.data.read.aozora.test_text import FOOTER, zipped
 from tsugiki.data import INDEX, Query, Work, open_source, read_entries, select
 
 COLUMNS = [

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
-from tsugiki.data.aozora.text import Encoding, title_and_author
+from tsugiki.data.read.aozora.text import Encoding, title_and_author
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.archives import read_only_member
 from tsugiki.language import _

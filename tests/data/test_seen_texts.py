@@ -14,9 +14,9 @@ from tsugiki.data import (
     RecordIndex,
     find_learned,
     fingerprints,
-    learned,
     learned_by,
     read_fingerprints,
+    seen_texts,
     write_fingerprints,
 )
 from tsugiki.data.store import read_index
@@ -57,7 +57,7 @@ def test_only_the_chosen_records_are_learned():
 
 
 def test_of_very_many_texts_only_equal_ones_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learned, "_MOST_SKETCHES", 2)
+    monkeypatch.setattr(seen_texts, "_MOST_SKETCHES", 2)
     write_fingerprints([learned_of(text(1), text(2), text(3))], tmp_path)
     found = read_fingerprints(tmp_path)
     assert found is not None

@@ -12,7 +12,7 @@ from tsugiki.language import _, ngettext
 
 @dataclass
 class Reading:
-    """Facts that `sources.read_records` collects; JSON can represent them."""
+    """Facts that `files.read_records` collects; JSON can represent them."""
 
     files: list[str] = field(default_factory=list)
     """The files and data sets that are read, in order."""
