@@ -5,6 +5,7 @@ half-width katakana in Shift_JIS are often valid EUC-JP.
 """
 
 import codecs
+import io
 import re
 from collections.abc import Callable, Iterable
 from typing import BinaryIO
@@ -22,26 +23,15 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
         The text, and Python's name of the encoding.
 
     Raises:
-        TsugikiError: the text is in none of the encodings above.
+        TsugikiError: as for `detect_encoding`.
     """
-    for encoding in _candidates(data):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "euc_jp" and _is_half_width([data]):
-            continue
-        if "\0" in text:
-            break
-        # Files that were joined have a byte order mark at the start of each.
-        return text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", ""), encoding
-    raise TsugikiError(
-        _("{name} is not text in {encodings}; convert it to UTF-8").format(name=name, encodings=_(ENCODINGS))
-    )
+    encoding = detect_encoding(lambda: io.BytesIO(data), name)
+    # Files that were joined have a byte order mark at the start of each.
+    return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", ""), encoding
 
 
 def detect_encoding(open_file: Callable[[], BinaryIO], name: str) -> str:
-    """Detect the encoding of a file as `decode` does, with only one line in memory at a time.
+    """Detect the encoding of a file, with only one line in memory at a time.
 
     Args:
         open_file: opens the file; it is read several times.
