@@ -45,7 +45,7 @@ Signature = NDArray[np.uint32]
 
 def signature(text: str) -> Signature:
     """Return the signature of a text, uint32 [126]. It is the same on every machine and takes linear time."""
-    return signatures([text])[0]
+    return np.asarray(signatures([text])[0])
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
@@ -80,7 +80,7 @@ def sequence_hashes(texts: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], 
 
 def _folded_pieces(
     texts: Sequence[str],
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.intp], NDArray[np.intp]]]:
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.intp]]]:
     """Yield texts folded, in groups of about a million characters, so that a long text does not need much memory.
 
     Yields:
@@ -197,7 +197,7 @@ def fold(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     empty = np.flatnonzero(np.bincount(owners, minlength=len(texts)) == 0)
     if not empty.size:
         return codes, owners
-    unfolded = [texts[index] for index in empty]
+    unfolded = [texts[index] for index in empty.tolist()]
     codes = np.concatenate([codes, _code_points("".join(unfolded))])
     owners = np.concatenate([owners, np.repeat(empty, [len(text) for text in unfolded])]).astype(np.int32)
     order = np.argsort(owners, kind="stable")
