@@ -11,7 +11,6 @@ __getattr__, __dir__ = lazy_names(
         "config_files": "load_config",
         "evaluation.answers": "answer_questions",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
-        "evaluation.expressions": "TooSlowError search",
         "evaluation.interval": (
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
