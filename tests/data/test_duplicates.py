@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsugiki.data import SHINGLE, duplicates, fold, iter_works, near_duplicates, signature, signatures, similarity
+from tests.data.aozora.samples import works_of
+from tsugiki.data import SHINGLE, duplicates, fold, near_duplicates, signature, signatures, similarity
 
 MODERN = (
     "庭の奥に古い井戸があって、そこの水は夏でも氷のように冷たかった。祖母は毎朝そこへ行って、「今日はよい"
@@ -246,7 +247,7 @@ def test_many_copies_are_one_group() -> None:
 @pytest.mark.slow
 def test_the_corpus_has_its_works_in_two_orthographies_and_no_absurd_groups(aozora_mirror: Path) -> None:
     works, signatures = [], []
-    for work in iter_works(str(aozora_mirror)):
+    for work in works_of(str(aozora_mirror)):
         works.append((work.person_id, bytes(fold(work.title)), len(work.text)))
         signatures.append(signature(work.text))
     found = near_duplicates(signatures)

@@ -1,4 +1,4 @@
-"""Files as people have them: zips, works of Aozora Bunko, EPUB, JSON arrays, exports, patterns, other columns."""
+"""Files as people have them: zips, works of Aozora Bunko, EPUB, JSON arrays, patterns, other columns."""
 
 import io
 import json
@@ -23,9 +23,8 @@ from tsugiki.data import (
     is_work,
     parse_columns,
     read_records,
-    record_kinds,
+    rows,
 )
-from tsugiki.io import iterate_json
 
 RULE = "-------------------------------------------------------\n"
 BODY = (
@@ -282,9 +281,9 @@ def test_a_json_array_in_another_encoding(encoding: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        ('[{"text": "a"}, {"text": ', "after element 1: .*middle"),
-        ('[{"text": "a"} {"text": "b"}]', "after element 1: a comma"),
-        ('[{"text": "a"}] x', "text follows the array"),
+        ('[{"text": "a"}, {"text": ', "a.json is not JSON: "),
+        ('[{"text": "a"} {"text": "b"}]', "a.json is not JSON: "),
+        ('[{"text": "a"}] x', "is not JSON: "),
         ("[" * 100_000, "nested too deeply"),
         ('[{"text": ' + "[" * 200 + "]" * 200 + "}]", "nested too deeply"),
         ('["a", "b"]', "element 1 is not a JSON object"),
@@ -302,84 +301,11 @@ def test_bad_json_is_one_line(content: str, fact: str, tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_large_array_is_not_held_in_memory(tmp_path: Path):
-    path = tmp_path / "a.json"
-    path.write_text("[" + ",\n".join(json.dumps({"text": f"{n}" + "字" * 1000}) for n in range(3000)) + "]")
-    list(record_kinds(path))
-    tracemalloc.start()
-    count = sum(1 for _ in read_records(path))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert count == 3000
-    assert peak < 8_000_000, "the file has 18 MB"
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
-def test_values_are_found_wherever_a_chunk_ends(size: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.io.json_stream._CHUNK", size)
-    values = [{"a": [1, 23, '\\"]']}, 12345, "x", [], {}, None, -1.5e3]
-    assert list(iterate_json(io.StringIO(" " + json.dumps(values, indent=1) + "\n"))) == values
-    assert list(iterate_json(io.StringIO("\n".join(map(json.dumps, values))))) == values
-
-
-def exported(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
-    """A conversation as ChatGPT exports it, with a branch that is not shown."""
-    mapping: dict[str, Any] = {"root": {"id": "root", "message": None, "parent": None}}
-    before = "root"
-    for number, (role, text) in enumerate(turns):
-        content = text if isinstance(text, dict) else {"content_type": "text", "parts": [text]}
-        message = {"author": {"role": role}, "content": content, "recipient": "all"}
-        mapping[str(number)] = {"message": message, "parent": before}
-        mapping[f"other {number}"] = {"message": {**message, "content": {"parts": ["replaced"]}}, "parent": before}
-        before = str(number)
-    return {"title": "枝の話", "mapping": mapping, "current_node": before} | more
-
-
-def test_chatgpts_export(tmp_path: Path):
-    talks = [
-        exported(
-            ("system", ""),
-            ("user", "一？"),
-            ("assistant", {"content_type": "code", "text": "search()"}),
-            ("tool", "result"),
-            ("assistant", "一。"),
-            ("assistant", "続き。"),
-            ("user", {"content_type": "multimodal_text", "parts": [{"asset_pointer": "x"}, "絵は？"]}),
-            ("assistant", "枝。"),
-            ("user", "？"),
-        ),
-        exported(("user", "返事のない話")),
-        exported(("assistant", "挨拶"), ("user", "a"), ("assistant", "b")),
-    ]
-    path = zipped(tmp_path / "export.zip", conversations_json=json.dumps(talks), user_json='{"id": "x"}', chat_html="x")
-    records, reading = read(path)
-    assert [one.messages for one in records] == [
-        (
-            Message("user", "一？"),
-            Message("assistant", "一。\n\n続き。"),
-            Message("user", "絵は？"),
-            Message("assistant", "枝。"),
-        ),
-        (Message("user", "a"), Message("assistant", "b")),
-    ]
-    assert records[0].fields == {"title": "枝の話"}
-    assert reading.unanswered == 1
-    assert reading.without_fields == [f"{path}/user.json"]
-
-
-@pytest.mark.parametrize(
-    "talk",
-    [
-        exported(("user", "a"), ("assistant", "b"), current_node=None),
-        exported(("user", "a"), ("assistant", "b"), current_node=[]),
-        {"mapping": {"a": {"parent": "a", "message": {"author": None}}}, "current_node": "a"},
-        {"mapping": {"a": 5}, "current_node": "a"},
-        {"mapping": {}},
-    ],
-)
-def test_odd_exports_do_not_fail(talk: dict[str, Any], tmp_path: Path):
-    (tmp_path / "conversations.json").write_text(json.dumps([talk, exported(("user", "c"), ("assistant", "d"))]))
-    assert read(tmp_path)[0][-1].messages == (Message("user", "c"), Message("assistant", "d"))
+def test_a_json_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rows, "_MAX_JSON", 20)
+    (tmp_path / "a.json").write_text('[{"text": "abcdefgh"}]')
+    with pytest.raises(TsugikiError, match=r"a\.json has more than .*\.jsonl"):
+        read(tmp_path / "a.json")
 
 
 def test_sharegpts_export(tmp_path: Path):

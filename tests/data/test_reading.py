@@ -32,7 +32,6 @@ def test_files_that_were_passed_over_are_those_of_the_present_folder():
         unresolved=2,
         empty=["a/t.zip/e.txt"],
         passed_over=["a/old.pdf", "a/t.zip/old.png"],
-        unanswered=1,
     )
     now = Reading(files=["b/t.zip", "b/x.txt"], passed_over=["b/new.doc"])
     assert written.renamed(now) == Reading(
@@ -41,6 +40,5 @@ def test_files_that_were_passed_over_are_those_of_the_present_folder():
         unresolved=2,
         empty=["b/t.zip/e.txt"],
         passed_over=["b/new.doc", "b/t.zip/old.png"],
-        unanswered=1,
     )
     assert written.renamed(Reading()) is written

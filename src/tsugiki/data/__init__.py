@@ -14,7 +14,7 @@ __getattr__, __dir__ = lazy_names(
         "aozora.query": "Query parse_role select",
         "aozora.site": "Site SiteUnreachable",
         "aozora.text": "guess_kana has_annotations is_work plain_text read_work title_and_author",
-        "aozora.works": "LooseFiles MirrorFolder Work check_target iter_works open_source read_entries write_works",
+        "aozora.works": "LooseFiles MirrorFolder Work check_target open_source read_entries write_works",
         "batches": "StepBatches",
         "blocks": "Blocks Segment best_fit pack",
         "character_encoding": "decode",

@@ -28,8 +28,6 @@ class Reading:
     """Files of another kind in a folder or a zip."""
     without_fields: list[str] = field(default_factory=list)
     """Tables in a folder or a zip that have none of the known fields."""
-    unanswered: int = 0
-    """The number of exported conversations in which the assistant never answers."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON represents them."""
@@ -66,7 +64,6 @@ class Reading:
             empty,
             list(dict.fromkeys(passed_over)),
             without_fields,
-            self.unanswered,
         )
 
     def notes(self) -> list[str]:
@@ -111,14 +108,6 @@ class Reading:
                 _("{names}: passed over, because no known field is in it").format(
                     names=summarise_list(self.without_fields)
                 )
-            )
-        if self.unanswered:
-            found.append(
-                ngettext(
-                    "{count:,} conversation without an answer is passed over",
-                    "{count:,} conversations without an answer are passed over",
-                    self.unanswered,
-                ).format(count=self.unanswered)
             )
         return found
 

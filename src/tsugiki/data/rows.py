@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -10,12 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from tsugiki.data.character_encoding import detect_encoding
-from tsugiki.data.chatgpt import exported_row, is_exported
+from tsugiki.data.character_encoding import decode, detect_encoding
 from tsugiki.data.schemas import KEYS, NotDataError
 from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.io.json import parse_json
-from tsugiki.io.json_stream import iterate_json
+from tsugiki.io.formatting import format_size
+from tsugiki.io.json import check_depth, integer, parse_json
 from tsugiki.language import _
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _MAX_RATIO, _MIN_UNPACKED = 100, 10_000_000  # bytes in memory for each byte of the file, and for any file
 _MIN_VALUE, _MIN_VALUES = 2, 100_000  # bytes of the file for each value of a column, and values of any file
 _ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
+
+_MAX_JSON = 500_000_000  # bytes; the values of such a file take two to five times as much memory
+_NOT_SPACE = re.compile("[^ \t\r\n]")
 
 EXTRA = "pip install 'tsugiki[datasets]'"
 KNOWN_COLUMNS = frozenset(key for keys in KEYS.values() for key in keys) | {"input", "system", "history", "tools"}
@@ -73,40 +76,55 @@ def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
             yield number, row
 
 
-def json_rows(open_file: OpenFile, name: str, skip: Callable[[int], None] = lambda number: None) -> NumberedRows:
+def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
     """Yield the number and the object of each element of a JSON array, or of each of several JSON objects.
 
-    A conversation as ChatGPT exports it becomes a row with messages.
+    A file is read whole, because Python's JSON has no other way; `.jsonl` files are read line by line.
 
     Args:
-        open_file: opens the file; it is read several times.
+        open_file: opens the file.
         name: the file's name, for errors.
-        skip: called with the number of each exported conversation in which the assistant never answers.
 
     Raises:
-        TsugikiError: while reading, the text is not JSON, or an element is not an object.
+        TsugikiError: the file is too large, the text is not JSON, or an element is not an object.
     """
-    number = 0
-    with _open_text(open_file, name) as file:
-        try:
-            for number, value in enumerate(iterate_json(file), 1):
-                row = exported_row(value) if is_exported(value) else value
-                if row is None:
-                    skip(number)
-                elif isinstance(row, dict):
-                    yield number, row
-                else:
-                    raise NotDataError(
-                        _('{name}: element {number} is not a JSON object; write each one as {{"text": "…"}}').format(
-                            name=name, number=number
-                        )
+    with open_file() as file:
+        data = file.read(_MAX_JSON + 1)
+    if len(data) > _MAX_JSON:
+        raise TsugikiError(
+            _("{name} has more than {size}, and a .json file is read whole; make it a .jsonl file").format(
+                name=name, size=format_size(_MAX_JSON)
+            )
+        )
+    text, _encoding = decode(data, name)
+    del data
+    try:
+        for number, value in enumerate(_json_values(text), 1):
+            if not isinstance(value, dict):
+                raise NotDataError(
+                    _('{name}: element {number} is not a JSON object; write each one as {{"text": "…"}}').format(
+                        name=name, number=number
                     )
-        except ValueError as error:
-            raise TsugikiError(
-                _("{name} is not JSON: after element {number}: {reason}; correct the file").format(
-                    name=name, number=number, reason=error_text(error, 100)
                 )
-            ) from error
+            yield number, value
+    except ValueError as error:
+        raise TsugikiError(
+            _("{name} is not JSON: {reason}; correct the file").format(name=name, reason=error_text(error, 100))
+        ) from error
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    """Yield the elements of JSON arrays, and other JSON values, that follow each other."""
+    decoder = json.JSONDecoder(parse_int=integer)
+    place = _NOT_SPACE.search(text)
+    while place:
+        try:
+            value, end = decoder.raw_decode(text, place.start())
+        except RecursionError as error:
+            raise ValueError(_("it is nested too deeply")) from error
+        check_depth(value)
+        yield from value if isinstance(value, list) else [value]
+        place = _NOT_SPACE.search(text, end)
 
 
 def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:

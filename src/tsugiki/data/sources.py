@@ -6,7 +6,7 @@
     .zip                       the texts and tables in it
 
 A text that is a work of Aozora Bunko, as the library distributes it, is read without its notation (see `aozora.text`).
-A text or a book is read whole, a zip member by member, other files row by row (`.parquet`: in batches of rows).
+A text, a book or a `.json` file is read whole, a zip member by member, other files row by row (`.parquet`: in batches).
 """
 
 import glob
@@ -247,19 +247,11 @@ def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, 
         with open_file() as file:
             content = file.read()
         return _read_text(content, name, suffix, reading)
-    return _records_of_rows(_rows(open_file, name, suffix, columns, reading), name, columns)
-
-
-def _rows(open_file: OpenFile, name: str, suffix: str, columns: Columns, reading: Reading) -> NumberedRows:
     if suffix == ".csv":
-        return csv_rows(open_file, name, columns)
-    if suffix == ".jsonl":
-        return jsonl_rows(open_file, name)
-
-    def skip(number: int) -> None:
-        reading.unanswered += 1
-
-    return json_rows(open_file, name, skip)
+        rows = csv_rows(open_file, name, columns)
+    else:
+        rows = jsonl_rows(open_file, name) if suffix == ".jsonl" else json_rows(open_file, name)
+    return _records_of_rows(rows, name, columns)
 
 
 def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iterator[Document]:

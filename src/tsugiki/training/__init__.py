@@ -16,10 +16,8 @@ __getattr__, __dir__ = lazy_names(
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
         ),
-        "evaluation.prompts": "prompt_tokens",
         "evaluation.questions": "Question read_questions",
         "evaluation.result": "Answers change_of_share",
-        "evaluation.sample": "Sampling generate_text generate_texts",
         "evaluation.targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
         "evaluation_callback": "EvaluationCallback",
         "evaluation_plan": "EvaluationPlan evenly_spread plan_evaluations",

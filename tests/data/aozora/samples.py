@@ -2,10 +2,11 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.data.aozora.test_text import FOOTER, zipped
-from tsugiki.data import INDEX
+from tsugiki.data import INDEX, Query, Work, open_source, read_entries, select
 
 COLUMNS = [
     "作品ID",
@@ -90,3 +91,10 @@ def make_mirror(root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return root
+
+
+def works_of(source: str, **query: str) -> Iterator[Work]:
+    """Yield the works of a site or a mirror that match a query; works that cannot be read are left out."""
+    wanted = Query(**query)  # type: ignore[arg-type]
+    opened = open_source(source)
+    return read_entries(opened, select(opened.entries(), wanted), wanted, lambda reason: None)

@@ -17,6 +17,7 @@ from tests.data.aozora.samples import (
     make_mirror,
     row,
     work_zip,
+    works_of,
 )
 from tests.data.aozora.test_text import FOOTER, zipped
 from tsugiki.data import (
@@ -28,7 +29,6 @@ from tsugiki.data import (
     Query,
     Work,
     check_target,
-    iter_works,
     open_source,
     read_entries,
     select,
@@ -43,14 +43,14 @@ def mirror(tmp_path: Path) -> Path:
 
 
 def titles(source: Path | str, **query: str) -> list[str]:
-    return [work.title for work in iter_works(str(source), **query)]  # type: ignore[arg-type]
+    return [work.title for work in works_of(str(source), **query)]
 
 
 # Folders -------------------------------------------------------------------------------------------------
 
 
 def test_without_an_index_the_texts_give_title_and_author(mirror):
-    assert list(iter_works(str(mirror))) == [
+    assert list(works_of(str(mirror))) == [
         Work("坂の上", "山田一", "000001", "　上ったと思う。", "cards/000001/files/1_ruby.zip", "modern", 0),
         Work("海の底", "山田一", "000001", "　下つたと思ふ。", "cards/000001/files/2_ruby.zip", "old", 0),
         Work("川の話", "川田二葉", "000002", "　〓の字。", "cards/000002/files/3_ruby.zip", "modern", 1),
@@ -63,7 +63,7 @@ def test_an_index_in_the_folder_takes_precedence(mirror, place):
     rows = [row("1", "坂の上（索引）", "000009", ("索引", "者"), テキストファイルURL=ROWS[0]["テキストファイルURL"])]
     (mirror / place).write_bytes(index_csv(rows) if place.endswith(".csv") else index_zip(rows))
     (mirror / "manifest.tsv").write_text("broken", encoding="utf-8")
-    (work,) = iter_works(str(mirror))
+    (work,) = works_of(str(mirror))
     assert (work.title, work.author, work.person_id) == ("坂の上（索引）", "索引者", "000009")
 
 
@@ -74,7 +74,7 @@ def test_a_manifest_names_files_persons_and_kana(mirror):
         "cards/000002/files/3_ruby.zip\t000002\t川田二葉\t川の話\t9\told\n",
         encoding="utf-8",
     )
-    works = list(iter_works(str(mirror)))
+    works = list(works_of(str(mirror)))
     assert [(w.title, w.author, w.person_id, w.kana) for w in works] == [
         ("坂の上", "山田一", "000001", "modern"),  # the manifest names the translator; the text gives the author
         ("川の話", "川田二葉", "000002", "old"),
@@ -196,22 +196,22 @@ def test_a_missing_file_is_an_error_or_skipped(mirror, index):
 def test_a_work_of_several_people_is_read_once(mirror):
     (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
-    (work,) = iter_works(str(mirror), author="川田二葉", role="translator")
+    (work,) = works_of(str(mirror), author="川田二葉", role="translator")
     assert (work.author, work.person_id, work.translator) == ("山田一", "000001", "川田二葉")
-    (work,) = iter_works(str(mirror), author="山田一", title="川の話")
+    (work,) = works_of(str(mirror), author="山田一", title="川の話")
     assert (work.author, work.person_id, work.translator) == ("川田二葉、山田一", "000002", None)
 
 
 def test_a_work_without_author_in_the_index_uses_its_text(mirror):
     (mirror / f"{INDEX}.csv").write_bytes(index_csv([ROWS[0] | {"役割フラグ": "編者"}]))
-    (work,) = iter_works(str(mirror), role="editor")
+    (work,) = works_of(str(mirror), role="editor")
     assert (work.author, work.person_id) == ("山田一", "000001")
 
 
 def test_kana_is_guessed_only_if_the_index_does_not_give_it(mirror):
     rows = [ROWS[0] | {"文字遣い種別": "新字旧仮名"}, ROWS[1] | {"文字遣い種別": "その他"}]
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(rows))
-    assert [(work.kana, work.orthography) for work in iter_works(str(mirror))] == [
+    assert [(work.kana, work.orthography) for work in works_of(str(mirror))] == [
         ("old", "新字旧仮名"),  # the text itself looks modern
         ("old", "その他"),  # guessed from the text
     ]
@@ -223,7 +223,7 @@ def test_the_encoding_is_that_of_the_index(mirror):
     )
     rows = [ROWS[0], ROWS[1] | {"テキストファイル符号化方式": "UTF-8"}]
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(rows))
-    assert [work.text for work in iter_works(str(mirror))] == ["　上ったと思う。", "　底。"]
+    assert [work.text for work in works_of(str(mirror))] == ["　上ったと思う。", "　底。"]
     rows = [one | {"テキストファイル符号化方式": code} for one, code in zip(rows, ("UTF-8", "ShiftJIS"), strict=True)]
     (mirror / f"{INDEX}.csv").write_bytes(index_csv([*rows, ROWS[2]]))
     source = MirrorFolder(mirror)
@@ -243,7 +243,7 @@ def test_only_damaged_works_is_an_error(mirror):
 
 
 def test_works_are_read_lazily(mirror):
-    works = iter_works(str(mirror))
+    works = works_of(str(mirror))
     next(works)
     for name in FILES:
         (mirror / name).unlink()
@@ -256,7 +256,7 @@ def test_works_are_read_lazily(mirror):
 
 def test_one_json_line_per_work(mirror, tmp_path):
     out = tmp_path / "works.jsonl"
-    totals = write_works(iter_works(str(mirror)), out)
+    totals = write_works(works_of(str(mirror)), out)
     lines = out.read_bytes().decode("utf-8").splitlines()
     assert json.loads(lines[0]) == {
         "title": "坂の上",
@@ -275,7 +275,7 @@ def test_lines_include_translator_and_orthography_of_the_index(mirror, tmp_path)
     (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
     (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
     out = tmp_path / "works.jsonl"
-    write_works(iter_works(str(mirror), role="translator"), out)
+    write_works(works_of(str(mirror), role="translator"), out)
     record = json.loads(out.read_text(encoding="utf-8"))
     assert (record["author"], record["translator"], record["orthography"]) == ("山田一", "川田二葉", "新字新仮名")
 
@@ -284,7 +284,7 @@ def test_the_output_is_never_overwritten_or_partial(mirror, tmp_path):
     out = tmp_path / "works.jsonl"
 
     def works() -> Iterator[Work]:
-        yield next(iter_works(str(mirror)))
+        yield next(works_of(str(mirror)))
         raise TsugikiError("gone")
 
     with pytest.raises(TsugikiError, match="gone"):
@@ -330,7 +330,7 @@ def test_files_as_they_were_downloaded(tmp_path: Path, mirror):
     source = LooseFiles([paths[0], folder])
     skipped: list[str] = []
     works = list(read_entries(source, source.entries(), Query(), skipped.append))
-    expected = {work.text for work in iter_works(str(mirror))}
+    expected = {work.text for work in works_of(str(mirror))}
     assert {work.text for work in works} == expected
     assert [work.person_id for work in works] == [""] * len(paths)
     assert len(skipped) == 1

@@ -2,19 +2,18 @@
 
 A source lists its works: from the library's index (list_person_all_extended_utf8), from a manifest.tsv, or from the
 files in cards/<person>/files/. `select` chooses from this list, `read_entries` downloads and cleans the chosen works,
-and `write_works` writes them. `iter_works` combines selection and reading.
+and `write_works` writes them.
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, Role, read_index, read_manifest
-from tsugiki.data.aozora.query import Query, no_author, no_work, normalise_name, select
+from tsugiki.data.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, read_index, read_manifest
+from tsugiki.data.aozora.query import Query, no_author, no_work, normalise_name
 from tsugiki.data.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.aozora.text import guess_kana, read_text_file, read_work
 from tsugiki.errors import TsugikiError, error_text, summarise_list
@@ -208,30 +207,6 @@ def open_source(source: str, cache: Path | None = None) -> WorkSource:
 
 
 # Reading -------------------------------------------------------------------------------------------------
-
-
-def iter_works(
-    source: str,
-    author: str | None = None,
-    title: str | None = None,
-    kana: Kana | None = None,
-    cache: Path | None = None,
-    role: Role = "author",
-) -> Iterator[Work]:
-    """Yield the works of a site or a mirror folder that match. Works that cannot be read are logged and skipped.
-
-    `source` and `cache` are as for `open_source`; `author`, `title`, `kana` and `role` are as in `Query`.
-
-    Raises:
-        TsugikiError: there is no such source, it cannot be reached, a file that it lists does not exist, or no work
-            matches.
-    """
-    query = Query(author, title, kana, role)
-    opened = open_source(source, cache)
-    log = logging.getLogger(__name__)
-    return read_entries(
-        opened, select(opened.entries(), query), query, lambda reason: log.warning("skipped %s", reason)
-    )
 
 
 def read_entries(

@@ -2,9 +2,9 @@
 
 from contextlib import suppress
 
-from tsugiki.serve.batch import Row
-from tsugiki.serve.prefixes import Prefix, PrefixCache, common_tokens
-from tsugiki.serve.rows import CachedRows
+from tsugiki.generation.batch import Row
+from tsugiki.generation.prefixes import Prefix, PrefixCache, common_tokens
+from tsugiki.generation.rows import CachedRows
 
 
 class SharedPrefixes:

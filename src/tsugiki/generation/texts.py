@@ -17,11 +17,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from tsugiki.data.encoding import document_end
 from tsugiki.fast.generation import fast_generation
+from tsugiki.generation.prompts import Prompt, check_room, prompt_tokens
+from tsugiki.generation.sampling import LOWEST_TEMPERATURE
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.model.context import context_length, rope_depends_on_length
 from tsugiki.model.inference import evaluating, same_to_rounding, seeded
-from tsugiki.training.evaluation.prompts import Prompt, check_room, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,9 +31,6 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _BATCH = 16  # prompts
 _SMALL_MODEL = 500_000_000  # parameters
 _PROBED_TOKENS = 2  # the first one is computed from the prompts, the second one from the cache
-
-LOWEST_TEMPERATURE = 1e-5
-"""Lower ones are taken for 0, as in vLLM: logits that are divided by them need not be finite."""
 
 
 @dataclass(frozen=True)

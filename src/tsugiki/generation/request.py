@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tsugiki.serve.sampling import SamplingSettings
+from tsugiki.generation.sampling import SamplingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +52,40 @@ BatchMode: TypeAlias = Literal["mixed", "same", "alone"]
 ("alone")."""
 
 Event: TypeAlias = PromptScores | Output | Failed
+
+
+@dataclass
+class Timing:
+    """The times of a request's events, in seconds of `time.monotonic`."""
+
+    model_name: str
+    arrived: float = field(default_factory=time.monotonic)
+    begun: float | None = None
+    """When the computation of its prompt began."""
+    first: float | None = None
+    """When its first new token was chosen."""
+    last: float | None = None
+    """When its last new token was chosen."""
+    ended: bool = False
+
+
+class Observer:
+    """Is told what happens to requests, for metrics, in the engine's thread. This one does nothing."""
+
+    def begun(self, timing: Timing, prompt_tokens: int) -> None:
+        """The computation of a prompt begins; again after a failed batch."""
+
+    def found(self, timing: Timing, queried: int, found: int) -> None:
+        """So many tokens of a prompt were looked up in the prefix cache, and so many were used from it."""
+
+    def token(self, timing: Timing) -> None:
+        """A token was chosen."""
+
+    def ended(self, timing: Timing, reason: str) -> None:
+        """A request has ended: "stop", "length", "abort" or "error"; this can be told more than once."""
+
+    def refused(self, reason: str) -> None:
+        """A request was not accepted; called in the thread of the caller."""
 
 
 @dataclass(eq=False)

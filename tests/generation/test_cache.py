@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache
 
-from tsugiki.serve import GrowingCache
+from tsugiki.generation import GrowingCache
 
 
 def states(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tsugiki.serve.growing_cache import GrowingCache
+from tsugiki.generation.growing_cache import GrowingCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

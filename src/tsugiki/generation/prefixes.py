@@ -15,9 +15,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from tsugiki.generation.growing_cache import GrowingCache
+from tsugiki.generation.rows import CachedRows
 from tsugiki.io.digests import sha256_bytes
-from tsugiki.serve.growing_cache import GrowingCache
-from tsugiki.serve.rows import CachedRows
 
 BLOCK = 16  # tokens, as in vLLM
 

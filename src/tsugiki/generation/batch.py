@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tsugiki.serve.metrics import Timing
-from tsugiki.serve.prefixes import Prefix, rows_with_prefixes
-from tsugiki.serve.request import Request, ScoredToken
-from tsugiki.serve.rows import CachedRows, padded, round_up, selected
-from tsugiki.serve.sampling import Chooser
-from tsugiki.serve.text import TextStream
+from tsugiki.generation.prefixes import Prefix, rows_with_prefixes
+from tsugiki.generation.request import Request, ScoredToken, Timing
+from tsugiki.generation.rows import CachedRows, padded, round_up, selected
+from tsugiki.generation.sampling import Chooser
+from tsugiki.generation.text import TextStream
 
 _PIECE = 512  # tokens of prompts that one step computes, padding included
 _SCORED_PIECE = 128  # the same if logits of all of them are wanted

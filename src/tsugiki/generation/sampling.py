@@ -18,7 +18,9 @@ from transformers import (
 )
 
 from tsugiki.language import _
-from tsugiki.training.evaluation.sample import LOWEST_TEMPERATURE
+
+LOWEST_TEMPERATURE = 1e-5
+"""Lower ones are taken for 0, as in vLLM: logits that are divided by them need not be finite."""
 
 
 @dataclass(frozen=True)

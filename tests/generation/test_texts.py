@@ -10,10 +10,10 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki import TsugikiError, graft, use_fast_paths
+from tsugiki.generation import Sampling, generate_text, generate_texts
+from tsugiki.generation import texts as sample
+from tsugiki.generation.texts import _RepetitionPenalty
 from tsugiki.methods import METHODS
-from tsugiki.training import Sampling, generate_text, generate_texts
-from tsugiki.training.evaluation import sample
-from tsugiki.training.evaluation.sample import _RepetitionPenalty
 
 PROMPTS = ["雨", "", "庭の枝に", "猫a"]
 

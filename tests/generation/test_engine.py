@@ -14,8 +14,7 @@ from transformers import DynamicCache
 from tests.tiny import byte_tokenizer, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch
 from tsugiki.errors import TsugikiError
-from tsugiki.methods import IA3Config
-from tsugiki.serve import (
+from tsugiki.generation import (
     Engine,
     EngineStopped,
     Event,
@@ -29,6 +28,7 @@ from tsugiki.serve import (
     WaitedTooLong,
     bytes_per_token,
 )
+from tsugiki.methods import IA3Config
 
 GREEDY = SamplingSettings(temperature=0)
 TOKENIZER = byte_tokenizer()
@@ -123,7 +123,7 @@ def test_the_width_of_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     model = model_with_adapters("gemma3_text")
     given = list(zip(prompts([40, 33, 50]), ["a", None, "c"], [6, 9, 4], strict=True))
     expected = [alone(model, *one) for one in given]
-    monkeypatch.setattr("tsugiki.serve.batch._PIECE", 21)
+    monkeypatch.setattr("tsugiki.generation.batch._PIECE", 21)
     with serving(model) as engine:
         first = Client(prompts([3])[0], "b", max_tokens=60)
         engine.submit([first.request])
@@ -139,8 +139,8 @@ def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: p
     model = model_with_adapters("llama")
     given = list(zip(prompts([60, 5, 58, 6]), ["a", "b", None, "c"], [3, 3, 4, 2], strict=True))
     expected = [alone(model, *one) for one in given]
-    monkeypatch.setattr("tsugiki.serve.batch._PIECE", 4)
-    monkeypatch.setattr("tsugiki.serve.engine._PADDING", 8)
+    monkeypatch.setattr("tsugiki.generation.batch._PIECE", 4)
+    monkeypatch.setattr("tsugiki.generation.engine._PADDING", 8)
     first_tokens: list[int] = []
     with serving(model) as engine:
         clients = [Client(*one) for one in given]

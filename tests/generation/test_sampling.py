@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tsugiki.serve import Chooser, SamplingSettings, draw_index
+from tsugiki.generation import Chooser, SamplingSettings, draw_index
 
 
 def test_indices_are_drawn_with_their_probabilities():

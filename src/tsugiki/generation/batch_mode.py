@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tsugiki.errors import TsugikiError, error_text
+from tsugiki.generation.request import BatchMode
+from tsugiki.generation.rows import CachedRows, compute, padded
 from tsugiki.language import _
 from tsugiki.model.context import rope_depends_on_length
 from tsugiki.model.inference import same_to_rounding
-from tsugiki.serve.request import BatchMode
-from tsugiki.serve.rows import CachedRows, compute, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

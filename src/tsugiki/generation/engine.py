@@ -32,15 +32,8 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.generation import fast_generation
-from tsugiki.language import _
-from tsugiki.lora.graft_state import find_adapter
-from tsugiki.lowbit.quantization import count_parameters
-from tsugiki.lowbit.threads import with_one_thread
-from tsugiki.methods.soft_prompt import SoftPromptAdapter
-from tsugiki.model.context import context_length
-from tsugiki.model.inference import evaluating
-from tsugiki.serve.active_adapters import ActiveAdapters
-from tsugiki.serve.batch import (
+from tsugiki.generation.active_adapters import ActiveAdapters
+from tsugiki.generation.batch import (
     Arriving,
     Batch,
     Row,
@@ -50,20 +43,26 @@ from tsugiki.serve.batch import (
     scored_token,
     without_cancelled,
 )
-from tsugiki.serve.batch_mode import find_batch_mode
-from tsugiki.serve.limits import DEFAULT_LIMITS, Limits, QueueFull, stopped, waited_too_long
-from tsugiki.serve.metrics import Metrics
-from tsugiki.serve.prefixes import Prefix
-from tsugiki.serve.request import BatchMode, Event, Failed, Output, PromptScores, Request, ScoredToken
-from tsugiki.serve.rows import bytes_per_token, compute, joined, selected, without_common_padding
-from tsugiki.serve.sampling import Chooser
-from tsugiki.serve.shared_prefixes import SharedPrefixes
-from tsugiki.serve.text import TextStream
+from tsugiki.generation.batch_mode import find_batch_mode
+from tsugiki.generation.limits import DEFAULT_LIMITS, Limits, QueueFull, stopped, waited_too_long
+from tsugiki.generation.prefixes import Prefix
+from tsugiki.generation.request import BatchMode, Event, Failed, Observer, Output, PromptScores, Request, ScoredToken
+from tsugiki.generation.rows import bytes_per_token, compute, joined, selected, without_common_padding
+from tsugiki.generation.sampling import Chooser
+from tsugiki.generation.shared_prefixes import SharedPrefixes
+from tsugiki.generation.text import TextStream
+from tsugiki.language import _
+from tsugiki.lora.graft_state import find_adapter
+from tsugiki.lowbit.quantization import count_parameters
+from tsugiki.lowbit.threads import with_one_thread
+from tsugiki.methods.soft_prompt import SoftPromptAdapter
+from tsugiki.model.context import context_length
+from tsugiki.model.inference import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SMALL_MODEL = 500_000_000  # parameters; see `train.evaluation.sample.continue_rows`
+_SMALL_MODEL = 500_000_000  # parameters; see `generation.texts`
 _PADDING = 64  # tokens that prompts may differ in length to be computed together
 _MOST_GROUPS = 4  # of prompts that are computed in turn, each of like length
 
@@ -86,7 +85,7 @@ class Engine:
         """Of rows of the base; found out when the thread starts, as is the next one."""
         self.token_bytes = 1
         """How many bytes the keys and values of one token take."""
-        self.metrics = Metrics()
+        self.observer = Observer()
         self.prefixes = SharedPrefixes(limits.prefix_bytes)
         self._waiting: deque[Row] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -179,7 +178,7 @@ class Engine:
             if not self.alive:
                 raise stopped()
             if self._waiting and len(self._waiting) + len(rows) > self.limits.waiting:
-                self.metrics.refused("queue_full")
+                self.observer.refused("queue_full")
                 raise QueueFull(_("{count} requests wait already; try again later").format(count=len(self._waiting)))
             self._waiting += rows
             self._changed.notify()
@@ -267,7 +266,7 @@ class Engine:
         for group in self._groups():
             for row in group.rows:
                 if row.request.cancelled:
-                    self.metrics.ended(row.timing, "abort")
+                    self.observer.ended(row.timing, "abort")
         self._arriving = tuple(left for group in self._arriving if (left := without_cancelled(group)))
         if self._batch:
             self._keep([i for i, row in enumerate(self._batch.rows) if not row.request.cancelled])
@@ -322,9 +321,9 @@ class Engine:
         """Begin to compute the prompts of rows after their prefixes, as many tokens for all of them."""
         arriving = begin_prompts(rows, prefixes, self.model.device)
         for row in rows:
-            self.metrics.begun(row.timing, len(row.request.prompt))
+            self.observer.begun(row.timing, len(row.request.prompt))
             if self.prefixes.shares(row):
-                self.metrics.found(row.timing, row.length, max(0, row.length - arriving.left))
+                self.observer.found(row.timing, row.length, max(0, row.length - arriving.left))
         self._arriving += (arriving,)
 
     def _groups(self) -> tuple[Batch | Arriving, ...]:
@@ -405,7 +404,7 @@ class Engine:
             forbidden = request.ends if len(row.generated) < request.min_tokens else ()
             token = row.chooser.choose(logits, request.prompt, row.generated, forbidden)
             row.generated.append(token)
-            self.metrics.token(row.timing)
+            self.observer.token(row.timing)
             scored = ScoredToken(token, None)
             if request.logprobs is not None:
                 scored = scored_token(torch.log_softmax(logits, -1), token, request.logprobs)
@@ -434,15 +433,15 @@ class Engine:
         """Deliver an event, and return whether there is anybody to receive it."""
         if not row.request.cancelled:
             if isinstance(event, Failed):
-                self.metrics.ended(row.timing, "error")
+                self.observer.ended(row.timing, "error")
             elif isinstance(event, Output) and event.finish_reason:
-                self.metrics.ended(row.timing, event.finish_reason)
+                self.observer.ended(row.timing, event.finish_reason)
             try:
                 row.request.deliver(event)
             except Exception:  # nobody waits for it any more
                 row.request.cancelled = True
         if row.request.cancelled:
-            self.metrics.ended(row.timing, "abort")
+            self.observer.ended(row.timing, "abort")
         return not row.request.cancelled
 
     def _end(self) -> None:
