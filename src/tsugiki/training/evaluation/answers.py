@@ -12,15 +12,15 @@ import torch
 
 from tsugiki.data.encoding import encode_records
 from tsugiki.errors import TsugikiError
+from tsugiki.generation.prompts import configured_ends, prompt_tokens
+from tsugiki.generation.texts import Sampling, continue_rows
 from tsugiki.language import _
 from tsugiki.model.context import context_length
 from tsugiki.model.patterns import compile_search
 from tsugiki.training.evaluation.evaluate import TokenSequence, score_sequences
 from tsugiki.training.evaluation.interval import wilson_interval
-from tsugiki.training.evaluation.prompts import configured_ends, prompt_tokens
 from tsugiki.training.evaluation.questions import Question
 from tsugiki.training.evaluation.result import Answer, Answers
-from tsugiki.training.evaluation.sample import Sampling, continue_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

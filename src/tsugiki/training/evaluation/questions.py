@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from tsugiki.data.read.schemas import read_row
+from tsugiki.data.read.tables import jsonl_rows
 from tsugiki.data.records import Completion, Conversation, Message
-from tsugiki.data.rows import jsonl_rows
-from tsugiki.data.schemas import read_row
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.model.patterns import compile_search
