@@ -365,7 +365,7 @@ def test_a_refused_graft_leaves_the_model_unchanged(given: dict[str, Any], said:
     ("given", "said"),
     [
         ({"target_modules": "("}, "target_modules: '\\(' .*regular expression"),
-        ({"target_modules": 3}, "target_modules is 3"),
+        ({"target_modules": 3}, "^target_modules"),
         (
             {"target_modules": ["c_attn"], "feedforward_modules": ["c_attn", "c_proj"]},
             "feedforward_modules .*c_proj.* target_modules",
@@ -377,12 +377,10 @@ def test_invalid_settings_are_refused(given: dict[str, Any], said: str):
         IA3Config(**given)
 
 
-def test_an_unknown_architecture_needs_both_settings():
+def test_an_unknown_architecture_needs_target_modules():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(TsugikiError, match="target_modules.*'Sequential'"):
+    with pytest.raises(TsugikiError, match="Sequential.*target_modules"):
         graft(model, IA3Config())
-    with pytest.raises(TsugikiError, match="feedforward_modules"):
-        graft(model, IA3Config(target_modules=["0"]))
     adapter = active_adapter(graft(model, IA3Config(target_modules=["0", "2"], feedforward_modules=["2"])))
     assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == {"0": (3, 1), "2": (1, 3)}
 

@@ -19,7 +19,7 @@ __getattr__, __dir__ = lazy_names(
             "has_product is_conv1d is_graftable is_linear is_quantized is_stored_in_out linear_of_matrix oriented"
         ),
         "meta": "meta_model",
-        "names": "check_names matches shortest_endings split_block",
+        "names": "matches shortest_endings split_block",
         "patterns": "PatternTable compile_pattern compile_search name_pattern",
         "replica": "replica_in",
     },
