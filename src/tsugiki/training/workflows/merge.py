@@ -16,8 +16,8 @@ from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, sourc
 from tsugiki.base.identity import named_identity
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
-from tsugiki.data.learned import learned_by, write_fingerprints
-from tsugiki.data.sources import Data
+from tsugiki.data.read.files import Data
+from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_folder
