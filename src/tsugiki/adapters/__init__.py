@@ -12,9 +12,10 @@ __getattr__, __dir__ = lazy_names(
         "algebra.difference": "compare_layers compare_tensors overall",
         "algebra.extract": "extract",
         "algebra.interference": "RULES apply_rule largest random",
-        "algebra.matrices": "svd",
-        "algebra.spectrum": "difference_norm effective_rank inner_product singular_values update_norm update_shape",
-        "algebra.truncate": "kept_energy truncated truncated_to_energy",
+        "algebra.matrices": (
+            "difference_norm effective_rank inner_product kept_energy singular_values svd truncated "
+            "truncated_to_energy update_norm update_shape"
+        ),
         "algebra.weighted_sum": "load_weighted_sum",
         "chat_template": "saved_chat_template with_chat_template",
         "files": "read_adapter_config read_base read_config_fields read_weights",

@@ -95,8 +95,6 @@ def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
 
 
 def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
-    if before is not None and before.digest is None:  # a record of version 0.1, which digested rows in another way
-        now = now.model_copy(update={"digest": None, "blocks_fingerprint": before.blocks_fingerprint})
     return before is None or _compared(before) != _compared(now)
 
 

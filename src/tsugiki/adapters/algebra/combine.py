@@ -27,9 +27,14 @@ import torch
 from torch import Generator, Tensor
 
 from tsugiki.adapters.algebra.interference import RULES, apply_rule
-from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, with_matrices
-from tsugiki.adapters.algebra.spectrum import update_norm
-from tsugiki.adapters.algebra.truncate import truncated
+from tsugiki.adapters.algebra.matrices import (
+    best_factors,
+    concatenate,
+    matrices,
+    truncated,
+    update_norm,
+    with_matrices,
+)
 from tsugiki.adapters.lora_weights import (
     LayerFactors,
     LoraWeights,

@@ -1,12 +1,12 @@
-"""Linear layers in the files of a model that transformers has saved in bitsandbytes' 4 bits (NF4).
+"""Models whose files hold quantised weights: the formats that can be read, and bitsandbytes' 4 bits (NF4).
+
+transformers undoes FP8 and MXFP4 while it loads a model. A linear layer that it has saved in NF4 keeps its codes:
 
     NAME.weight                                     the codes, two in a byte, uint8 [out · in / 2, 1]
     NAME.weight.absmax                              the largest absolute value of each block of 64, or its 8-bit code
     NAME.weight.quant_map                           the 16 numbers of NF4
     NAME.weight.nested_absmax, .nested_quant_map    with double quantisation: what the 8-bit codes stand for
     NAME.weight.quant_state.bitsandbytes__nf4       shape, sizes of blocks and the mean that was subtracted, as JSON
-
-The codes are kept as they are. bitsandbytes is not needed.
 """
 
 import json
@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.shards import Shard, read_bytes, read_tensor
 from tsugiki.language import _
 from tsugiki.lowbit.nf4 import BLOCK, NF4, Nf4Linear
 
+_DEQUANTIZED = ("fp8", "mxfp4")
+"""Quantisations that transformers undoes while it loads a model, without another library."""
 _STATE = ".quant_state.bitsandbytes__nf4"
 _PARTS = (_STATE, ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
@@ -90,12 +92,38 @@ def stored_layers(shard_of: Mapping[str, Shard]) -> dict[str, StoredNf4]:
     return {key: StoredNf4(key, shard_of) for key in weights if key in shard_of}
 
 
-def is_stored_in_4_bits(config: Any) -> bool:
+def is_stored_in_4_bits(config: object) -> bool:
     """Return whether a model's config says that its files hold layers in bitsandbytes' NF4."""
-    found = getattr(config, "quantization_config", None) or {}
-    settings = found if isinstance(found, dict) else found.to_dict()
+    settings = quantization_settings(config)
     return (
         settings.get("quant_method") == "bitsandbytes"
         and bool(settings.get("load_in_4bit"))
         and settings.get("bnb_4bit_quant_type") == "nf4"
     )
+
+
+def quantization_settings(config: object) -> dict[str, Any]:
+    """Return the settings by which the weights in a model's files are quantised; empty if they are not."""
+    found = getattr(config, "quantization_config", None) or {}
+    settings: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    return settings
+
+
+def check_format(name: str, config: object) -> None:
+    """Check that the weights of a model are not quantised, or that their quantisation can be kept or undone.
+
+    Args:
+        name: the model's name, for the error.
+        config: its config.
+
+    Raises:
+        TsugikiError: the weights are quantised in a format that cannot be read.
+    """
+    method = error_text(quantization_settings(config).get("quant_method", ""), 40)
+    if method and method not in _DEQUANTIZED and not is_stored_in_4_bits(config):
+        raise TsugikiError(
+            _(
+                "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
+                "in int8 or nf4 if memory is short"
+            ).format(name=name, method=method)
+        )
