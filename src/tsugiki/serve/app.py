@@ -21,16 +21,16 @@ from starlette.types import Receive, Scope, Send
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
 from tsugiki.language import _
-from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
 from tsugiki.serve.disconnect import ClientDisconnected, unless_disconnected, wait_for_disconnect
 from tsugiki.serve.errors import ApiError, as_api_error
-from tsugiki.serve.library import library_routes
+from tsugiki.serve.library_view import library_routes
 from tsugiki.serve.metrics import Gauges, Metrics
 from tsugiki.serve.page import page_files, page_routes
-from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, parse
-from tsugiki.serve.security import HEALTH, Access, Guard, read_body
-from tsugiki.serve.tokens import token_routes
+from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, read
+from tsugiki.serve.security import HEALTH, Access, Guard
+from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.token_routes import token_routes
 
 _log = logging.getLogger("tsugiki.serve")
 _PROMETHEUS = "text/plain; version=0.0.4"
@@ -88,18 +88,18 @@ def new_app(
         return JSONResponse(card(adapters.find(name)))
 
     async def complete(request: Request) -> Response:
-        return await _answer(completions, request, parse(CompletionRequest, await read_body(request)))
+        return await _answer(completions, request, await read(CompletionRequest, request))
 
     async def chat(request: Request) -> Response:
-        return await _answer(completions, request, parse(ChatRequest, await read_body(request)))
+        return await _answer(completions, request, await read(ChatRequest, request))
 
     async def load(request: Request) -> Response:
-        name = parse(AdapterRequest, await read_body(request)).lora_name
+        name = (await read(AdapterRequest, request)).lora_name
         adapters.release(await unless_disconnected(request, adapters.acquire(name)))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(request: Request) -> Response:
-        name = parse(AdapterRequest, await read_body(request)).lora_name
+        name = (await read(AdapterRequest, request)).lora_name
         await adapters.unload(name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 

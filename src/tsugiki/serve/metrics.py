@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Observer, Timing
-from tsugiki.serve.adapters import ServedAdapters
+from tsugiki.serve.served_adapters import ServedAdapters
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 
