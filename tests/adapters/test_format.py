@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests.adapters.folders import edit_config, forget_digests
+from tests.adapters.folders import edit_config, forget_digests, verify
 from tests.files import contents
 from tests.tiny import ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import (
@@ -31,7 +31,6 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.adapters import KnownBase, check_can_save, plan_merge, read_adapter_info, read_base, write_merged
-from tsugiki.adapters.verify import verify
 from tsugiki.base import BaseIdentity
 from tsugiki.io import new_folder
 from tsugiki.lora import active_name, base_modules, is_grafted
@@ -340,7 +339,7 @@ def test_many_tensors_that_do_not_belong_there_are_compared_with_one_list(
         calls.append(model)
         return base_modules(model)
 
-    monkeypatch.setattr("tsugiki.adapters.fit.base_modules", counted)
+    monkeypatch.setattr("tsugiki.adapters.verify.base_modules", counted)
     with pytest.raises(TsugikiError, match=r"x\.0 is not part of the adapter.*and 2997 more"):
         load_adapter(tiny_model(), folder)
     assert len(calls) == 2, "for the tensors, and for the blocks that the message names"

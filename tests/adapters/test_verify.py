@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 
 from tests.adapters.folders import edit_config as config
 from tests.adapters.folders import edit_weights as spoil
-from tests.adapters.folders import forget_digests, write
+from tests.adapters.folders import forget_digests, verify, write
 from tests.tiny import save_grafted, save_tiny, shake, tiny_model
 from tsugiki import LoraConfig
 from tsugiki.adapters import known_base
-from tsugiki.adapters.verify import verify
 from tsugiki.base import load_model
 from tsugiki.methods import METHODS
 

@@ -237,7 +237,7 @@ def test_an_interrupted_pull_leaves_nothing(hub: HubServer, tmp_path: Path, monk
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tsugiki.hub.client.find_problems", interrupt)
+    monkeypatch.setattr("tsugiki.hub.client.read_adapter_files", interrupt)
     (tmp_path / "library").mkdir()
     with pytest.raises(KeyboardInterrupt):
         pull("me/it", tmp_path / "library" / "b")

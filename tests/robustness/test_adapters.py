@@ -21,6 +21,7 @@ from tsugiki.adapters import (
     copy_into_library,
     load_weighted_adapters,
     read_adapter_config,
+    read_adapter_files,
     read_base,
     read_library,
     read_lora_weights,
@@ -29,7 +30,6 @@ from tsugiki.adapters import (
     truncated,
     write_lora_weights,
 )
-from tsugiki.adapters.verify import verify
 from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.lora import active_name, remove_adapter
 from tsugiki.methods import METHODS
@@ -157,7 +157,7 @@ def mutated_weights(rng: random.Random, content: bytes) -> bytes:
 
 def read_alone(rng: random.Random, folder: Path) -> None:
     """List the problems of an adapter, and load it; if that is refused, the model is as it was."""
-    verify(mutated(rng, folder))
+    read_adapter_files(mutated(rng, folder))
     model = base()
     before = dict(model.named_parameters(remove_duplicate=False))
     try:

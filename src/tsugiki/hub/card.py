@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.base.resolve import EMBEDDED
-from tsugiki.export.compatibility import (
+from tsugiki.export.loaders import (
     can_merge,
     is_plain_lora,
     peft_reads,
