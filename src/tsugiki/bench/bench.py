@@ -52,9 +52,7 @@ def run_benchmark(
             )
         )
     parameters = sum(weight.numel() for weight in meta_model(config).parameters())
-    skipped = {
-        name: reason for name, entry in entries.items() if (reason := _why_too_large(entry, parameters))
-    }
+    skipped = {name: reason for name, entry in entries.items() if (reason := _why_too_large(entry, parameters))}
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
     if not measurable:
         raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons="; ".join(skipped.values())))
