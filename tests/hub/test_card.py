@@ -197,12 +197,6 @@ def test_methods_that_peft_has_not():
     assert "tsugiki merge" not in page  # nor can it be merged
 
 
-def test_llama_cpp_is_offered_what_it_takes_of_any_base():
-    page = page_of(model_card(described(config=LoraConfig(target_modules=["c_attn", "lm_head"]))))
-    assert "llama-cli" not in page
-    assert "tsugiki export soseki --merged --gguf soseki.gguf" in page
-
-
 def test_what_is_not_known_is_not_said():
     card = model_card(
         described(record=None, base=BaseReference(name=None, fingerprint=None), license_id=None, languages=[])
@@ -219,8 +213,3 @@ def test_the_embedded_base_is_no_repository():
     card = model_card(described(base=BaseReference(name="embedded", fingerprint="sha256:123")))
     assert "base_model" not in ModelCard(card).data.to_dict()
     assert 'load_model("embedded")' in page_of(card)
-
-
-def test_figures_that_are_no_numbers_are_left_out():
-    infinite = record(evaluations=[evaluation(0, 4.0), evaluation(8, math.inf, perplexity=math.inf)])
-    assert "model-index" not in ModelCard(model_card(described(record=infinite))).data.to_dict()

@@ -235,17 +235,6 @@ def test_scaled_logits_are_pefts_with_a_scaling(factor: float, tmp_path: Path):
     assert relative_error(logits(again), logits(theirs)) < 1e-5
 
 
-def test_an_adapter_and_its_negative_are_the_base(tmp_path: Path):
-    model = tiny_model()
-    graft(model, LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False))
-    save_adapter(model, tmp_path / "a")
-    lora = read_lora_weights(tmp_path / "a")
-    assert norm(
-        combine([WeightedAdapter("a", lora, 1), WeightedAdapter("-a", scaled(lora, -1), 1)], Combination())
-    ) < 1e-6 * norm(lora)
-    assert scaled(scaled(lora, -1), -1).layers.keys() == lora.layers.keys()
-
-
 @pytest.mark.parametrize(
     ("configs", "targets"),
     [
@@ -318,12 +307,6 @@ def test_what_cannot_be_combined():
 def test_combinations_that_cannot_be_meant(fields: tuple[Any, ...], said: str):
     with pytest.raises(TsugikiError, match=said):
         Combination(*fields)
-
-
-@pytest.mark.parametrize("factor", [0, float("inf"), float("nan")])
-def test_factors_that_cannot_be_meant(factor: float):
-    with pytest.raises(TsugikiError, match="scaled"):
-        scaled(stored(x=factors("linear")), factor)
 
 
 def test_without_weights_updates_are_added():

@@ -16,7 +16,6 @@ from tsugiki.adapters import (
     LoraWeights,
     kept_energy,
     read_lora_weights,
-    svd,
     truncated,
     truncated_to_energy,
     write_lora_weights,
@@ -70,17 +69,6 @@ def test_no_rank_comes_nearer(kind: str, r: int):
         energy, whole = energy + float(S[:share].square().sum()), whole + float(S.square().sum())
     assert kept["layer"].energy == pytest.approx(energy / whole, rel=1e-12)
     assert kept_energy(kept) == pytest.approx(energy / whole, rel=1e-12)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_directions_are_at_right_angles_and_factors_balanced(kind: str):
-    U, S, Vh = svd(factors(kind))
-    one = torch.eye(S.shape[1], dtype=torch.float64)
-    assert torch.allclose(U.mT @ U, one.expand(len(S), -1, -1), atol=1e-12)
-    assert torch.allclose(Vh @ Vh.mT, one.expand(len(S), -1, -1), atol=1e-12)
-    found = truncated(lora_of(layer=factors(kind)), 2)[0].layers["layer"]
-    assert float(found.A.norm()) == pytest.approx(float(found.B.norm()), rel=1e-5)
-    assert found.scaling == 1.5
 
 
 def test_a_rank_that_is_no_lower_changes_nothing():
