@@ -194,7 +194,7 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"peft_type": "VERA"}, "peft_type 'VERA'"),
         ({"peft_type": "IA3"}, "would change the result"),
-        ({"r": 0}, "r is 0"),
+        ({"r": 0}, "r: "),
         ({"r": 8}, "is [4, 32], expected [8, 32]"),
         ({"target_modules": ["q_proj"]}, "does not fit this model"),
         ({"target_modules": ["c_attn", "c_fc"]}, "is missing"),

@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.base.test_packed import _pack
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base import LIMIT_VARIABLE, entries, load_model, quantized_cache, streaming
@@ -158,11 +157,3 @@ def test_nothing_is_kept_where_it_is_not_wanted(folder: str, monkeypatch: pytest
     monkeypatch.setenv(LIMIT_VARIABLE, "much")
     with pytest.raises(TsugikiError, match="much"):
         load_model(folder, "int8")
-
-
-def test_a_model_that_is_unpacked_first_is_kept_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _pack(tiny_model("llama", hidden_size=32, intermediate_size=64), tmp_path, "fp8")
-    first, second = load_model(str(tmp_path), "int8"), _from_cache(str(tmp_path), "int8", monkeypatch)
-    assert torch.equal(logits(first), logits(second))
-    assert first.config.to_dict() == second.config.to_dict()
-    assert "Int8Linear" in str(second)

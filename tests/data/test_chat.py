@@ -15,6 +15,7 @@ from tsugiki.data import (
     Message,
     chat,
     encode_records,
+    prompt_text,
     read_template,
     render,
 )
@@ -301,3 +302,28 @@ def test_a_tokenizer_without_template_or_without_end():
     tokenizer.eos_token = None
     with pytest.raises(TsugikiError, match="talk.jsonl:1: turn 2 "):
         encode_records(tokenizer, [record], "all")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{" + "(" * 5000 + ")" * 5000 + "}}",
+        "{{ raise_exception('a\n' * 9999) }}",
+        "{{ 'a' * 10_000_001 }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% include '/etc/passwd' %}",
+    ],
+    ids=lambda template: template[:30],
+)
+def test_a_template_that_fails_is_an_error_of_one_line(template: str):
+    tokenizer = tokenizer_of(Shape(template, (), "", ""))
+    with pytest.raises(TsugikiError, match="^a prompt: ") as caught:
+        prompt_text(read_template(tokenizer, ""), [{"role": "user", "content": "a"}])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_very_long_template_is_refused():
+    with pytest.raises(TsugikiError, match="1,000,000"):
+        read_template(tokenizer_of(Shape("{# #}" * 200_001, (), "", "")), "")

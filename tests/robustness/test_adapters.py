@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.report.pages import record
 from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
@@ -105,7 +106,7 @@ def base() -> Any:
     return tiny_model()
 
 
-RECORD = (Path(__file__).resolve().parents[1] / "fixtures" / "v0_1" / "runs" / "lora" / RECORD_FILE).read_bytes()
+RECORD = json_bytes(record(config={"out": "run"}).to_json())
 
 
 def prepare() -> None:

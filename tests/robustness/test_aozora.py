@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.aozora.samples import COLUMNS, ROWS, make_mirror
-from tests.data.aozora.test_text import FOOTER, LEGEND, RULE, zipped
+from tests.data.read.aozora.samples import COLUMNS, ROWS, make_mirror
+from tests.data.read.aozora.test_text import FOOTER, LEGEND, RULE, zipped
 from tests.robustness.mutations import MAX_SIZE, mutate_bytes, mutate_value
 from tsugiki.data import INDEX, MirrorFolder, Query, plain_text, read_entries, read_work, select
 

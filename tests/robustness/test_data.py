@@ -134,7 +134,7 @@ def read_parquet(rng: random.Random, folder: Path) -> None:
 
 
 def read_json(rng: random.Random, folder: Path) -> None:
-    rows: Any = [talk() for _ in range(3)] if rng.random() < 0.5 else rng.choice(ROWS)
+    rows: Any = rng.choice(ROWS)
     if rng.random() < 0.6:
         data = json_bytes(mutate_value(rng, rows))
     else:
@@ -143,22 +143,12 @@ def read_json(rng: random.Random, folder: Path) -> None:
     read(rng, folder / "a.json" if rng.random() < 0.5 else folder)
 
 
-def talk() -> dict[str, Any]:
-    """A conversation as ChatGPT exports it."""
-    names = ["root", "a", "b", "c"]
-    texts = [None, ("user", "梅は？"), ("assistant", "咲いた。"), ("user", "？")]
-    mapping = {
-        name: {
-            "parent": names[number - 1] if number else None,
-            "message": text and {"author": {"role": text[0]}, "content": {"content_type": "text", "parts": [text[1]]}},
-        }
-        for number, (name, text) in enumerate(zip(names, texts, strict=True))
-    }
-    return {"title": "梅", "mapping": mapping, "current_node": "c"}
-
-
 def read_zip(rng: random.Random, folder: Path) -> None:
-    members = {"a.txt": encoded(rng, WORK), "sub/b.jsonl": b'{"text": "a"}\n' * 9, "c.json": json_bytes([talk()])}
+    members = {
+        "a.txt": encoded(rng, WORK),
+        "sub/b.jsonl": b'{"text": "a"}\n' * 9,
+        "c.json": json_bytes([{"text": "梅"}]),
+    }
     if rng.random() < 0.3:
         members = {name: mutate_bytes(rng, content, PIECES) for name, content in members.items()}
     data = zipped({name: members[name] for name in rng.sample(list(members), rng.randint(1, 3))})

@@ -1,8 +1,6 @@
 """Mutated records of runs are read and shown, or refused in one line."""
 
-import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pytest
 
 from tests.report.pages import record
 from tests.robustness.mutations import MAX_SIZE, json_bytes, mutate_bytes, mutate_value
+from tests.robustness.test_adapters import files
 from tsugiki.cli import print_summary
 from tsugiki.hub.publication import publication
 from tsugiki.report import write_report
@@ -18,14 +17,12 @@ from tsugiki.training import finished, read_record
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")
 
-OLD = Path(__file__).resolve().parents[1] / "fixtures" / "v0_1" / "runs" / "lora"
 RECORDS: list[dict[str, Any]] = [
     {
         **record(
             config={"out": "run", "lora": {"r": 8, "lora_alpha": 32.0, "lora_dropout": 0.1, "bias": "none"}}
         ).to_json()
     },
-    json.loads((OLD / "run.json").read_text(encoding="utf-8")),
 ]
 PIECES = [
     b'"',
@@ -62,8 +59,8 @@ def mutated_record(rng: random.Random, folder: Path) -> None:
 
 def read_texts(rng: random.Random, folder: Path) -> None:
     """Read the record, prepare its publication with its card, and print its summary."""
-    for name in ("adapter_config.json", "adapter_model.safetensors", "tsugiki.json"):
-        shutil.copy(OLD / name, folder / name)
+    for name, content in files("lora").items():
+        (folder / name).write_bytes(content)
     mutated_record(rng, folder)
     run = read_record(folder)
     publication(folder, "user/name", rng.choice((None, "owner/base")))

@@ -18,7 +18,7 @@ COMMON: dict[str, Any] = {"data": "text.txt", "out": "out"}
 TRAIN: dict[str, Any] = {
     **COMMON,
     **{"model": "embedded", "epochs": 2, "learning_rate": 1e-3, "lr_scheduler_type": "warmup_stable_decay"},
-    **{"decay_ratio": 0.1, "warmup_steps": 3, "held_out": "author=A", "prompts": ["a", "b"], "base_dtype": "fp32"},
+    **{"decay_ratio": 0.1, "warmup_ratio": 0.3, "held_out": "author=A", "prompts": ["a", "b"], "base_dtype": "fp32"},
     "lora": {"r": 8, "lora_alpha": 16, "target_modules": ["c_attn"], "rank_pattern": {"h.0": 2}, "use_dora": True},
 }
 METHOD: dict[str, Any] = {

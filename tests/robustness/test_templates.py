@@ -15,45 +15,24 @@ harness = pytest.importorskip("tests.robustness.harness")
 PIECES = [
     piece.encode()
     for piece in (
-        *(
-            "{% for m in messages %}",
-            "{% endfor %}",
-            "{% for i in range(99999) %}",
-            "{% for m in messages recursive %}",
-        ),
+        *("{% for m in messages %}", "{% endfor %}", "{% for m in messages recursive %}", "{{ loop(messages) }}"),
         *(
             "{% if m['role'] == 'user' %}",
             "{% else %}",
             "{% endif %}",
-            "{{ loop(messages) }}",
             "{% break %}",
             "{{",
             "}}",
-        ),
-        *("{% set x = x ~ x %}", "{% set x = messages * 999 %}", "{{ 'a' * 10**9 }}", "{{ x | tojson(indent=9**9) }}"),
-        *(
-            "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
-            "{{ m.content | center(10**9) }}",
-            "{{ '%9999d' % 1 }}",
-        ),
-        *("{{ ''.__class__ }}", "{{ m.__init__.__globals__ }}", "{{ raise_exception('no\nno') }}", "{{ undefined.x }}"),
-        *("{% generation %}", "{% endgeneration %}", "{{ strftime_now('%Y' * 999) }}", "{% include 'x' %}", "{#", "#}"),
-        *(
-            "{{ m.content | replace('', m.content) }}",
-            "{{ range(10**9) | list }}",
-            "{{ namespace(a=1) }}",
-            "<|im_end|>",
-        ),
-        *(
-            "{{ eos_token }}",
-            "{% if add_generation_prompt %}",
-            "(" * 300,
-            "[" * 300,
-            "not " * 300,
-            "-" * 300,
+            "{#",
+            "#}",
             "|",
             "\n",
         ),
+        *("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{{ '%9999d' % 1 }}", "{{ range(10**9) | list }}"),
+        *("{{ ''.__class__ }}", "{{ m.__init__.__globals__ }}", "{{ raise_exception('no\nno') }}", "{{ undefined.x }}"),
+        *("{% generation %}", "{% endgeneration %}", "{{ strftime_now('%Y' * 999) }}", "{% include 'x' %}"),
+        *("{{ m.content | replace('', m.content) }}", "{{ namespace(a=1) }}", "<|im_end|>", "{{ eos_token }}"),
+        *("{% if add_generation_prompt %}", "(" * 300, "[" * 300, "not " * 300, "-" * 300),
     )
 ]
 TURNS = (
@@ -64,7 +43,7 @@ TOKENIZERS = {name: tokenizer_of(shape) for name, shape in SHAPES.items()}
 
 
 def read(rng: random.Random, folder: Path) -> None:
-    """Find the answers of a conversation, and render a prompt. The process that renders is limited by the system."""
+    """Find the answers of a conversation, and render a prompt."""
     tokenizer = TOKENIZERS[name := rng.choice(list(SHAPES))]
     data = SHAPES[name].template.encode()
     tokenizer.chat_template = mutate_bytes(rng, data, PIECES).decode("utf-8", "replace")
@@ -76,13 +55,11 @@ def read(rng: random.Random, folder: Path) -> None:
     assert all(0 <= start < stop <= len(found.text) for start, stop in found.spans)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux only")
 def test_some_mutations(tmp_path: Path):
     harness.check("chat templates", read, 20, tmp_path / "case")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is limited on Linux only")
 def test_many_mutations(tmp_path: Path):
     harness.check("chat templates", read, harness.LONG, tmp_path / "case")
 

@@ -7,7 +7,8 @@ import httpx2
 import pytest
 
 from tests.serve.conftest import Running
-from tsugiki.serve import Metrics, Timing
+from tsugiki.generation import Timing
+from tsugiki.serve import Metrics
 
 LINE = re.compile(r'[a-z_]+:?[a-z_0-9]+(\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\})? [0-9.e+-]+')
 

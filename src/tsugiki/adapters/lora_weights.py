@@ -24,7 +24,7 @@ from tsugiki.adapters.files import (
     write_adapter_files,
 )
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance
-from tsugiki.data.learned import learned_by, write_fingerprints
+from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE

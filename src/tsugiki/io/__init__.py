@@ -17,7 +17,6 @@ __getattr__, __dir__ = lazy_names(
         ),
         "formatting": "format_duration format_gigabytes format_size",
         "json": "read_json value_text write_json",
-        "json_stream": "iterate_json",
         "locks": "is_in_use locked process_of sole_use",
         "manifest": "read_manifest write_manifest",
         "measurements": "kept_seconds",

@@ -24,6 +24,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.library import library_names
 from tsugiki.errors import TsugikiError
+from tsugiki.generation.engine import Engine
+from tsugiki.generation.limits import waited_too_long
+from tsugiki.generation.request import BatchMode
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
@@ -35,10 +38,7 @@ from tsugiki.serve.adapter_loading import (
     load_served,
     memory_of,
 )
-from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.limits import waited_too_long
-from tsugiki.serve.request import BatchMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

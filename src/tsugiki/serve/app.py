@@ -19,14 +19,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tsugiki.errors import TsugikiError
+from tsugiki.generation.engine import Engine
 from tsugiki.language import _
 from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
 from tsugiki.serve.disconnect import ClientDisconnected, unless_disconnected, wait_for_disconnect
-from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError, as_api_error
 from tsugiki.serve.library import library_routes
-from tsugiki.serve.metrics import Sample
+from tsugiki.serve.metrics import Metrics, Sample
 from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, parse
 from tsugiki.serve.security import HEALTH, Access, Guard, read_body
@@ -54,6 +54,7 @@ def new_app(
         allow_lora_updates: whether requests may load and unload adapters.
         views: more routes, of the page's views that need more than the engine and the adapters.
     """
+    metrics = engine.observer = Metrics()
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
     page_token = secrets.token_urlsafe(32)
@@ -63,8 +64,8 @@ def new_app(
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
 
-    async def metrics(request: Request) -> Response:
-        return PlainTextResponse(engine.metrics.text(gauges(engine, adapters)), media_type=_PROMETHEUS)
+    async def show_metrics(request: Request) -> Response:
+        return PlainTextResponse(metrics.text(gauges(engine, adapters)), media_type=_PROMETHEUS)
 
     def card(name: str) -> dict[str, Any]:
         is_base = name == adapters.base.name
@@ -108,7 +109,7 @@ def new_app(
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/metrics", metrics),
+        Route("/metrics", show_metrics),
         *token_routes(adapters),
         *page_routes(adapters, page_token),
         *views,

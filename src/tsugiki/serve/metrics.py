@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from tsugiki.generation.request import Observer, Timing
+
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 _TIMES = {
     "vllm:time_to_first_token_seconds": "From the arrival of a request to its first new token.",
@@ -57,22 +59,7 @@ class Histogram:
         return [*buckets, f"{name}_sum{_text(labels)} {self.total}", f"{name}_count{_text(labels)} {count}"]
 
 
-@dataclass
-class Timing:
-    """The times of a request's events, in seconds of `time.monotonic`."""
-
-    model_name: str
-    arrived: float = field(default_factory=time.monotonic)
-    begun: float | None = None
-    """When the computation of its prompt began."""
-    first: float | None = None
-    """When its first new token was chosen."""
-    last: float | None = None
-    """When its last new token was chosen."""
-    ended: bool = False
-
-
-class Metrics:
+class Metrics(Observer):
     """Counters and times. The engine's thread changes them, and any thread may read them."""
 
     def __init__(self) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.data.records import Message
+from tsugiki.generation.prompts import configured_ends, prompt_tokens
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatMessage
-from tsugiki.training.evaluation.prompts import configured_ends, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from tsugiki.generation.sampling import SamplingSettings
 from tsugiki.io.validation import problem_text
 from tsugiki.language import _, marked
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.sampling import SamplingSettings
 
 _WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.chat_template import saved_chat_template
 from tsugiki.adapters.files import map_weights
-from tsugiki.adapters.merge.quantized import QuantizedWeight, quantized_weight, unsupported_format
 from tsugiki.adapters.vocabulary import words_for
 from tsugiki.base.loading import load_model, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
 from tsugiki.base.progress_bars import hidden_progress_bars
+from tsugiki.base.quantized_files import quantization_settings
 from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
@@ -72,8 +72,6 @@ class MergePlan:
     the model, or the vocabulary grows."""
     config: Mapping[str, Any]
     """Fields of config.json that change."""
-    quantized: Mapping[str, QuantizedWeight]
-    """The quantised weights among `changed`, by key."""
     vocabulary: Vocabulary | None = None
     """None if the adapters bring no new words."""
     chat_template: str | None = None
@@ -130,7 +128,7 @@ def plan_merge(
 
     Raises:
         TsugikiError: the base is incomplete; an adapter does not fit it, or cannot be merged or added to others; or a
-            changed weight is quantised in a format that is not supported.
+            changed weight is quantised.
     """
     plan = _plan_merge(base, adapters, weights, allow_base_mismatch)
     templates = {template for folder in adapters if (template := saved_chat_template(folder)) is not None}
@@ -162,19 +160,19 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
                 )
             )
         config["vocab_size"] = vocabulary.size
-        return MergePlan(base, folder, shards, {}, {}, updates, config, {}, vocabulary)
+        return MergePlan(base, folder, shards, {}, {}, updates, config, vocabulary)
     not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
     if any(name in mapping.converted for name in not_in_files):
-        if getattr(model.config, "quantization_config", None):
-            raise unsupported_format(not_in_files[0], model.config)
-        return MergePlan(base, folder, shards, {}, {}, updates, config, {})
+        if quantization_settings(model.config):
+            raise _quantized_error(not_in_files[0], model.config)
+        return MergePlan(base, folder, shards, {}, {}, updates, config)
     if not_in_files:
         raise TsugikiError(
             _("{base} is not a complete model: {names} is missing").format(
                 base=base, names=summarise_list(not_in_files)
             )
         )
-    changed, quantized = {}, {}
+    changed = {}
     shapes = model.state_dict()
     for name, key in mapping.key_of.items():
         if name not in updates:
@@ -188,26 +186,19 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
                 )
             )
         if not is_float(entry):
-            quantized[key] = quantized_weight(key, shard_of, model.config)
-    return MergePlan(base, folder, shards, changed, added, {}, config, quantized)
+            raise _quantized_error(key, model.config)
+    return MergePlan(base, folder, shards, changed, added, {}, config)
 
 
-@torch.no_grad()
-def quantization_loss(plan: MergePlan, advance: Callable[[int], None] = lambda done: None) -> RoundingLoss:
-    """Compute the loss of the updates in the quantised weights that `write_merged` would cause; nothing is written.
-
-    Args:
-        plan: the merge.
-        advance: called with 1 after each of `plan.quantized`.
-
-    Raises:
-        TsugikiError: a merged weight is not finite, or the base cannot be read.
-    """
-    loss = RoundingLoss()
-    for key, weight in plan.quantized.items():
-        _merged_qweight(weight, plan.changed[key], loss)
-        advance(1)
-    return loss
+def _quantized_error(name: str, config: object) -> TsugikiError:
+    """Return the error for merging into a quantised weight."""
+    method = quantization_settings(config).get("quant_method", "integers")
+    return TsugikiError(
+        _(
+            "{name} is quantised ({method}), and merging into this format is not supported; merge into the "
+            "unquantised model, or load the adapter without merging it"
+        ).format(name=name, method=method)
+    )
 
 
 @torch.no_grad()
@@ -235,7 +226,12 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
                 for key, (like, update) in plan.added.items()
                 if like in shard.entries
             }
-            write_shard(shard, out / shard.path.name, _changed_tensors(shard, plan, loss), new, advance)
+            changed = {
+                key: partial(_merged_tensor, shard, key, update, loss)
+                for key, update in plan.changed.items()
+                if key in shard.entries
+            }
+            write_shard(shard, out / shard.path.name, changed, new, advance)
             added |= {key: (shard.path.name, shard.entries[like]) for key, (like, _) in new.items()}
         write_index(plan.folder, out, added)
     copy_other_files(plan.folder, out, plan.config)
@@ -244,21 +240,6 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
     if plan.chat_template is not None:
         write_text(out / CHAT_TEMPLATE_FILE, plan.chat_template)
     return loss
-
-
-def _changed_tensors(shard: Shard, plan: MergePlan, loss: RoundingLoss) -> dict[str, Callable[[], Tensor]]:
-    """Return, for each tensor of a file that changes, a function that computes the new one."""
-    changed: dict[str, Callable[[], Tensor]] = {
-        key: partial(_merged_tensor, shard, key, update, loss)
-        for key, update in plan.changed.items()
-        if key in shard.entries and key not in plan.quantized
-    }
-    for key, weight in plan.quantized.items():
-        if key in shard.entries:
-            changed[key] = partial(_merged_qweight, weight, plan.changed[key], loss)
-        if weight.scale_key in shard.entries:
-            changed[weight.scale_key] = partial(_merged_scale, weight, plan.changed[key])
-    return changed
 
 
 def _merged_tensor(shard: Shard, key: str, update: WeightUpdate, loss: RoundingLoss) -> Tensor:
@@ -272,18 +253,6 @@ def _merged(name: str, weight: Tensor, update: WeightUpdate, loss: RoundingLoss)
     rounded = exact.to(weight.dtype)
     loss.add(name, before, exact, rounded)
     return rounded
-
-
-def _merged_qweight(weight: QuantizedWeight, update: WeightUpdate, loss: RoundingLoss) -> Tensor:
-    before = weight.read()
-    exact = update(before)
-    qweight, scale = weight.encode(exact)
-    loss.add(weight.key, before, exact, weight.decode(qweight, scale))
-    return qweight
-
-
-def _merged_scale(weight: QuantizedWeight, update: WeightUpdate) -> Tensor:
-    return weight.encode(update(weight.read()))[1]
 
 
 def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
