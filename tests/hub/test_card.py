@@ -11,6 +11,7 @@ from tests.report import pages
 from tsugiki import LoraConfig
 from tsugiki.adapters import BaseReference, Provenance
 from tsugiki.hub import CardData, is_own_card, model_card
+from tsugiki.language import speaking
 from tsugiki.methods import BottleneckConfig
 from tsugiki.training import RunRecord
 
@@ -112,7 +113,7 @@ def test_the_page_tells_the_run():
     ]
     page = page_of(card)
     (low, high), (least, most) = (entry.loss_interval for entry in record().evaluations if entry.loss_interval)
-    loss = f"| loss (nats per token) | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] |"
+    loss = f"| loss | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] | -25.0% |"
     assert loss in page
     assert "| perplexity | 54.60 [" in page
     assert "Values in brackets are 95 %" in page
@@ -149,6 +150,12 @@ def test_what_a_model_wrote_stays_in_its_block(text: str):
     assert "\x1b" not in card
     for line in (line for line in text.splitlines() if line.isascii() and line.isprintable()):
         assert line in shown
+
+
+def test_the_card_is_in_english_for_every_user():
+    english = model_card(described())
+    with speaking("ja"):
+        assert model_card(described()) == english
 
 
 def test_a_card_that_was_edited_is_not_its_own():
