@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from tests.adapters.algebra.test_truncate import updates
+from tests.adapters.algebra.test_matrices import updates
 from tests.tiny import ids, logits, relative_error, save_tiny
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, merge, ungraft
 from tsugiki.adapters import extract, write_lora_weights
