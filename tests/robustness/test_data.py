@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.test_formats import EPUB, WORK
+from tests.data.read.test_formats import EPUB, WORK
 from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import byte_tokenizer
 from tsugiki.data import content_key, near_duplicates, open_store, parse_held_out, read_records, split_records
