@@ -12,7 +12,6 @@ __getattr__, __dir__ = lazy_names(
         "config_files": "load_config",
         "evaluation.answers": "answer_questions",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
-        "evaluation.expressions": "TooSlowError search",
         "evaluation.interval": (
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
@@ -45,7 +44,6 @@ __getattr__, __dir__ = lazy_names(
         "split_data": "DatasetSplit read_data",
         "stopping": "StopSignals",
         "threads": "run_in_threads",
-        "verify_loaders": "refusals_of_run",
         "workflows.compare": "Point compare comparison_rows needed_rank sweep",
         "workflows.merge": "Merge MergeReport merge_into_folder",
         "workflows.pretrain": "START build_model pretrain",

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from tsugiki.data.columns import parse_columns
+from tsugiki.data.read.schemas import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, summarise_list

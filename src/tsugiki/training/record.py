@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsugiki.adapters.metadata import Source
 from tsugiki.base.identity import BaseIdentity
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import settings_folder
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run

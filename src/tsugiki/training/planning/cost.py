@@ -69,7 +69,6 @@ _REPEATS = 3
 _DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")
 _GAIN = 1.1
 """Integers must be at least this many times as fast as bfloat16."""
-_FILE = "base_dtype_seconds.json"
 _MOST_TOKENS, _LEAST_TOKENS = 256, 32
 _MULTIPLICATIONS = 8_000_000_000
 """Of one forward pass through a block: large blocks are measured with fewer tokens."""
@@ -308,7 +307,7 @@ def seconds_of_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float] | N
                 "tokens": f"{config.block_size}",
             }
         )
-        return kept_seconds(_FILE, key, _DTYPES, partial(_measure_dtypes, config, shapes))
+        return kept_seconds(f"training, {key}", partial(_measure_dtypes, config, shapes))
     except BaseException as error:  # transformers' models raise errors of all kinds
         if not is_ordinary(error):
             raise

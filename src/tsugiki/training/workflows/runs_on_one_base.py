@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tsugiki.base.identity import named_identity, why_different
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.paths import use_plain_paths

@@ -39,7 +39,7 @@ _LORA_FIELDS = frozenset(field.name for field in fields(LoraConfig))
 
 
 class TokenizerSettings(BaseModel):
-    """The settings of a tokenizer to train (see `data.vocabulary`)."""
+    """The settings of a tokenizer to train (see `data.train_tokenizer`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
