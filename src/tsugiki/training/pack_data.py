@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tsugiki.base.loading import load_meta_model
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.encoding import document_end
 from tsugiki.data.seen_texts import Fingerprints, fingerprints
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.methods.prompt_tuning import PromptTuningConfig
@@ -15,9 +17,10 @@ from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation.evaluate import Window
-from tsugiki.training.preparation import DatasetSplit
+from tsugiki.training.model import load_run_tokenizer
 from tsugiki.training.record import DataSummary
-from tsugiki.training.writing import LITTLE_TEXT, writing_of
+from tsugiki.training.split_data import DatasetSplit, read_data
+from tsugiki.training.tokenizer_coverage import LITTLE_TEXT, coverage_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +59,7 @@ def pack_data(
         TsugikiError: `block_size` exceeds the model's context, or a prompt fills a whole row.
     """
     size = tokens_of_row(config, model)
-    masking = _document_masking(config, model)
+    masking = _document_masking(model, size, virtual_tokens(config))
     blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
     notes = [*split.notes]
     if masking == "separate_rows":
@@ -72,8 +75,8 @@ def pack_data(
                 size=size, examples=counts.examples(blocks.cut_records), tokens=counts.tokens(blocks.cut_tokens)
             )
         )
-    writing = writing_of(tokenizer, split.store)
-    notes += writing.notes()
+    coverage = coverage_of(tokenizer, split.store)
+    notes += coverage.notes()
     if split.summary.train.characters < LITTLE_TEXT:
         notes.append(
             _("the training text is short ({characters}): it is soon learned by heart").format(
@@ -82,8 +85,8 @@ def pack_data(
         )
     summary = DataSummary(
         **dict(split.summary),
-        unknown_share=writing.unknown,
-        piece_share=writing.pieces,
+        unknown_share=coverage.unknown,
+        piece_share=coverage.pieces,
         blocks=len(blocks),
         block_size=size,
         blocks_fingerprint=blocks.fingerprint(),
@@ -99,6 +102,21 @@ def pack_data(
     return PackedDataset(
         blocks, split.windows, split.validation_windows, split.retention_windows, masking, summary, notes, learned
     )
+
+
+def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
+    """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run.
+
+    Args:
+        config: the settings of the run.
+        progress: where to show the progress.
+
+    Raises:
+        TsugikiError: the data cannot be read or split, or there is no such model.
+    """
+    size, tokenizer = tokens_of_row(config, load_meta_model(config.model)), load_run_tokenizer(config)
+    split = read_data(config, tokenizer, progress)
+    return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))
 
 
 def tokens_of_row(config: RunConfig, model: "PreTrainedModel") -> int:
@@ -122,10 +140,15 @@ def tokens_of_row(config: RunConfig, model: "PreTrainedModel") -> int:
     return config.block_size or min(_BLOCK_SIZE, available)
 
 
-def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMasking:
-    """Return how this model can mask documents in a row from each other, given the soft prompt of the run, if any.
+def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> DocumentMasking:
+    """Return how this model can mask documents in a row from each other.
 
-    The soft prompt comes before every document, so the model is probed with one of the same length.
+    A soft prompt comes before every document, so the model is probed with one of the same length.
+
+    Args:
+        model: the base model.
+        tokens: tokens of a row.
+        prompt: length of the soft prompt; 0 if there is none.
     """
     if attends_to_later_tokens(model):
         raise TsugikiError(
@@ -134,15 +157,14 @@ def _document_masking(config: RunConfig, model: "PreTrainedModel") -> DocumentMa
                 "is_decoder, set it to true"
             ).format(name=type(model).__name__)
         )
-    length, row_length = virtual_tokens(config), tokens_of_row(config, model)
-    if not length:
-        return detect_document_masking(model, row_length)
+    if not prompt:
+        return detect_document_masking(model, tokens)
     # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
     # error in bfloat16 that the probe could not tell the documents apart.
     with seeded(0):  # a resumed run must get the same answer
-        graft(model, PromptTuningConfig(length, prompt_tuning_init="SAMPLE_VOCAB"))
+        graft(model, PromptTuningConfig(prompt, prompt_tuning_init="SAMPLE_VOCAB"))
     try:
-        return detect_document_masking(model, row_length)
+        return detect_document_masking(model, tokens)
     finally:
         ungraft(model)
 

@@ -8,11 +8,19 @@ import torch
 
 from tests.runs import interrupt, run_config
 from tests.tiny import save_tiny
-from tsugiki.base import load_meta_model
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.lowbit import exact_integers
-from tsugiki.training import RunConfig, faster_dtype, leaves_dtype_open, read_record, seconds_of_dtypes, train
-from tsugiki.training.planning import base_dtype
+from tsugiki.training import (
+    RunConfig,
+    facts,
+    faster_dtype,
+    find_shapes,
+    leaves_dtype_open,
+    read_record,
+    seconds_of_dtypes,
+    train,
+)
+from tsugiki.training.planning import cost
 
 needs_both = pytest.mark.skipif(
     preferred_compute_dtype(torch.device("cpu")) != "bf16" or not exact_integers(),
@@ -22,7 +30,8 @@ needs_both = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _measure_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_dtype, "SMALL_MODEL", 0)
+    monkeypatch.setattr(cost, "SMALL_MODEL", 0)
+    monkeypatch.setattr(facts, "SMALL_MODEL", 0)
 
 
 def _let_integers_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -33,12 +42,12 @@ def _let_integers_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[
         calls.append(arguments)
         return {"bf16": 1.0, "int8": seconds}
 
-    monkeypatch.setattr(base_dtype, "_measure", measure)
+    monkeypatch.setattr(cost, "_measure_dtypes", measure)
     return calls
 
 
 def _shapes(config: RunConfig) -> Any:
-    return load_meta_model(config.model).config
+    return find_shapes(config)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
@@ -77,7 +86,7 @@ def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
     config = run_config(tmp_path)
     interrupt(train, config, 2)
     _let_integers_take(2.0, monkeypatch)
-    monkeypatch.setattr(base_dtype, "kept_seconds", lambda key, measure: measure())  # an empty cache
+    monkeypatch.setattr(cost, "kept_seconds", lambda key, measure: measure())  # an empty cache
     record = train(config, resume=True)
     assert record.resolved_settings["base_dtype"] == "int8"
     assert record.base_dtype_seconds == {"bf16": 1.0, "int8": 0.5}
@@ -104,14 +113,14 @@ def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
 def test_only_the_dtype_of_plain_lora_is_open(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(base_dtype, "exact_integers", lambda: True)
-    monkeypatch.setattr(base_dtype, "preferred_compute_dtype", lambda device: "bf16")
+    monkeypatch.setattr(cost, "exact_integers", lambda: True)
+    monkeypatch.setattr(cost, "preferred_compute_dtype", lambda device: "bf16")
     assert leaves_dtype_open(run_config(tmp_path))
     assert not leaves_dtype_open(run_config(tmp_path, **settings))
     with monkeypatch.context() as patch:
-        patch.setattr(base_dtype, "preferred_compute_dtype", lambda device: "fp32")
+        patch.setattr(cost, "preferred_compute_dtype", lambda device: "fp32")
         assert not leaves_dtype_open(run_config(tmp_path))
-    monkeypatch.setattr(base_dtype, "exact_integers", lambda: False)
+    monkeypatch.setattr(cost, "exact_integers", lambda: False)
     assert not leaves_dtype_open(run_config(tmp_path))
 
 
@@ -120,9 +129,9 @@ def test_small_and_quantised_models_are_not_measured(tmp_path: Path, monkeypatch
     config = run_config(tmp_path)
     shapes = _shapes(config)
     with monkeypatch.context() as patch:
-        patch.setattr(base_dtype, "SMALL_MODEL", 50_000_000)
+        patch.setattr(cost, "SMALL_MODEL", 50_000_000)
         assert seconds_of_dtypes(config, shapes) is None
-    shapes.quantization_config = {"quant_method": "fp8"}
+    shapes.config.quantization_config = {"quant_method": "fp8"}
     assert seconds_of_dtypes(config, shapes) is None
     assert not calls
 
@@ -132,7 +141,7 @@ def test_a_model_that_cannot_be_measured_is_trained_in_floats(tmp_path: Path, mo
     def fail(*_: Any) -> None:
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr(base_dtype, "_measure", fail)
+    monkeypatch.setattr(cost, "_measure_dtypes", fail)
     record = train(run_config(tmp_path, max_steps=1))
     assert record.resolved_settings["base_dtype"] == "bf16"
     assert record.base_dtype_seconds is None

@@ -1,12 +1,14 @@
-"""The bytes of a model's weights in memory, from its shapes alone."""
+"""The shapes of a run's model, and the bytes of its weights in memory, before the weights are loaded."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.gguf.layer import BLOCKS
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
@@ -15,8 +17,48 @@ from tsugiki.lowbit.integer_products import CHANNELS
 from tsugiki.lowbit.nf4 import Nf4Linear
 from tsugiki.lowbit.quantization import LayerDtype, is_quantizable, layer_dtype
 from tsugiki.model.linear import features
+from tsugiki.model.meta import meta_model
+from tsugiki.training.config import RunConfig
+from tsugiki.training.pack_data import tokens_of_row
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
+
+
+SMALL_MODEL = 50_000_000
+"""Models with fewer parameters are not measured before a run, neither their speed nor their memory."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The model of a run without its weights."""
+
+    config: "PretrainedConfig"
+    model: "PreTrainedModel"
+    """The model on torch's meta device, not grafted."""
+    parameters: int
+    """Number of parameters."""
+    row_tokens: int
+    """Tokens of a row of the run."""
+
+
+def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> Shapes:
+    """Return the shapes of a run's model.
+
+    Args:
+        config: the settings of the run.
+        shapes: the config of the model; None: it is read.
+
+    Raises:
+        TsugikiError: there is no such model, or `block_size` exceeds its context.
+    """
+    shapes = shapes or load_config(config.model)
+    with loading_errors(config.model):
+        model = meta_model(shapes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Shapes(shapes, model, parameters, tokens_of_row(config, model))
 
 
 def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:

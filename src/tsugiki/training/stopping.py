@@ -1,14 +1,24 @@
-"""End a run between two optimiser steps when SIGINT, SIGTERM or SIGHUP arrives, so that its state is complete."""
+"""End a run between two optimiser steps, so that its state is complete, after a signal or a loss that is not a number.
+
+Signals are SIGINT, SIGTERM and SIGHUP. All processes read losses, and stop requests of the others, after the same
+steps. A processor has them at once, so they are read after every step. Reading from an accelerator makes the loop wait,
+so there are some seconds between two readings. Then a signal or a loss that is not a number soon ends the run.
+"""
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tsugiki.errors import Interrupted
+from accelerate import Accelerator
 
+from tsugiki.errors import Interrupted
+from tsugiki.training.processes import on_main
+
+_SECONDS_BETWEEN = 5.0
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -53,3 +63,28 @@ class StopSignals:
         self.received = number
         if self._raises and not self._deferred:
             raise Interrupted(number)
+
+
+class Readings:
+    """When losses are read."""
+
+    def __init__(self, accelerator: Accelerator, step: int) -> None:
+        """Create it when `step` steps have been done, on all processes together."""
+        self.accelerator = accelerator
+        self._step, self._time, self._next = step, time.monotonic(), step + 1
+
+    def are_due(self, step: int) -> bool:
+        """Return whether losses must be read after `step` steps."""
+        return self.accelerator.device.type == "cpu" or step >= self._next
+
+    def done(self, step: int) -> None:
+        """Choose the next step after losses were read, by the clock of the main process.
+
+        The number of steps between two readings at most doubles, because only a reading shows how long steps take.
+        """
+        if self.accelerator.device.type == "cpu":
+            return
+        steps, seconds = max(1, step - self._step), time.monotonic() - self._time
+        self._step, self._time = step, time.monotonic()
+        chosen = max(1, min(2 * steps, int(_SECONDS_BETWEEN * steps / max(seconds, 1e-9))))
+        self._next = step + on_main(self.accelerator, lambda: chosen)

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from tsugiki.lora.layer import LoraEmbedding, grafted_layers
 from tsugiki.lora.pair import LowRank
-from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.config import RunConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def loraplus(model: "PreTrainedModel", config: ResolvedConfig) -> torch.optim.AdamW:
-    """Return the optimiser for all trained parameters."""
-    rate, decay = config.learning_rate, config.weight_decay
+def loraplus(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.optim.AdamW:
+    """Return the optimiser for all trained parameters; `rate` is the learning rate of A."""
+    decay = config.weight_decay
     slow_embeddings = {
         layer.lora for layer in grafted_layers(model).values() if isinstance(layer, LoraEmbedding) and layer.lora
     }

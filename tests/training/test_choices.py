@@ -1,4 +1,4 @@
-"""Settings that are `auto`: the numbers that are chosen, and that a resumed run keeps them."""
+"""What a run chooses, also by a range test of the learning rate, and that a resumed run keeps it."""
 
 import math
 from pathlib import Path
@@ -9,8 +9,18 @@ import pytest
 from tests.runs import assert_resumes, run_config
 from tests.tiny import tiny_model
 from tsugiki import TsugikiError
-from tsugiki.training import RunConfig, automatic_learning_rate, choices, divergence, resolve, total_steps, train
-from tsugiki.training import prepare_loop as loop_module
+from tsugiki.io import ADAPTER_FILE
+from tsugiki.training import (
+    ProbePoint,
+    RunConfig,
+    automatic_learning_rate,
+    choose,
+    describe_choices,
+    learning_rate,
+    limit,
+    run,
+    train,
+)
 
 
 def config(**changes: Any) -> RunConfig:
@@ -51,16 +61,14 @@ def test_small_steps_have_a_lower_rate(tokens: int, rate: float):
     [(1, 2, 3), (10, 2, 15), (100, 3, 102), (400, 12, 102), (5000, 16, 939)],
 )
 def test_a_run_has_about_a_hundred_steps(rows: int, batch_size: int, steps: int):
-    resolved = resolve(config(), tiny_model("gpt2"), rows, 512)
-    assert (resolved.batch_size, total_steps(resolved, rows)) == (batch_size, steps)
+    chosen = choose(config(), tiny_model("gpt2"), rows, 512)
+    assert (chosen.batch_size, chosen.steps) == (batch_size, steps)
 
 
 def test_given_numbers_are_used_as_they_are():
-    given = config(batch_size=5, learning_rate=0.5, max_steps=7)
-    resolved = resolve(given, tiny_model("gpt2"), 100, 512)
-    assert (resolved.batch_size, resolved.learning_rate, total_steps(resolved, 100)) == (5, 0.5, 7)
-    assert resolved.adapter_config == given.adapter_config
-    assert resolve(config(max_steps=7), tiny_model("gpt2"), 100, 512).batch_size == 16
+    chosen = choose(config(batch_size=5, learning_rate=0.5, max_steps=7), tiny_model("gpt2"), 100, 512)
+    assert (chosen.batch_size, chosen.learning_rate, chosen.steps) == (5, 0.5, 7)
+    assert choose(config(max_steps=7), tiny_model("gpt2"), 100, 512).batch_size == 16
 
 
 def test_minutes_become_steps_of_the_rows_that_fit_into_them():
@@ -71,22 +79,24 @@ def test_minutes_become_steps_of_the_rows_that_fit_into_them():
         return 450
 
     given = config(minutes=5)
-    resolved = resolve(given, tiny_model("gpt2"), 100, 512, {}, rows_in_time)
-    assert (resolved.batch_size, total_steps(resolved, 100)) == (4, 112)
-    again = resolve(given, tiny_model("gpt2"), 100, 512, {"steps": 112, "batch_size": 4}, rows_in_time)
-    assert (again.batch_size, total_steps(again, 100), len(measured)) == (4, 112, 1)
-    twenty_epochs = resolve(given, tiny_model("gpt2"), 10, 512, {}, rows_in_time)
-    assert total_steps(twenty_epochs, 10) * twenty_epochs.batch_size == 200
+    chosen = choose(given, tiny_model("gpt2"), 100, 512, {}, rows_in_time)
+    assert (chosen.batch_size, chosen.steps) == (4, 112)
+    again = choose(given, tiny_model("gpt2"), 100, 512, {"steps": 112, "batch_size": 4}, rows_in_time)
+    assert (again.batch_size, again.steps, len(measured)) == (4, 112, 1)
+    twenty_epochs = choose(given, tiny_model("gpt2"), 10, 512, {}, rows_in_time)
+    assert twenty_epochs.steps * twenty_epochs.batch_size == 200
 
 
 def test_what_was_chosen_is_one_line():
     given = {"batch_size": "auto", "learning_rate": "auto"}
     chosen = {"batch_size": 3, "learning_rate": 0.0037, "steps": 1200}
-    assert choices(chosen, given, measured=False) == ["chosen for 1,200 steps: batch size 3, learning rate 0.0037"]
-    assert choices(chosen, {**given, "batch_size": 3}, measured=True) == [
+    assert describe_choices(chosen, given, measured=False) == [
+        "chosen for 1,200 steps: batch size 3, learning rate 0.0037"
+    ]
+    assert describe_choices(chosen, {**given, "batch_size": 3}, measured=True) == [
         "chosen for 1,200 steps: learning rate 0.0037 (measured on some rows)"
     ]
-    assert choices(chosen, {"batch_size": 3, "learning_rate": 1.0}, measured=False) == []
+    assert describe_choices(chosen, {"batch_size": 3, "learning_rate": 1.0}, measured=False) == []
 
 
 AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max_steps": None, "epochs": 1}
@@ -101,7 +111,7 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
 
 
 def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop_module, "rows_in_time", lambda *_: 12)  # six steps of two rows
+    monkeypatch.setattr(run, "rows_in_time", lambda *_: 12)  # six steps of two rows
     settings = {**AUTOMATIC, "minutes": 5}
     del settings["epochs"], settings["max_steps"]
     given = {name: value for name, value in run_config(tmp_path, save_steps=2).model_dump().items() if name in RUN}
@@ -122,8 +132,8 @@ def test_minutes_that_are_over_before_the_first_step_end_with_one_line(tmp_path:
 
 
 def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.automatic.automatic_learning_rate", lambda *_: 30.0)
-    monkeypatch.setattr(divergence, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
+    monkeypatch.setattr("tsugiki.training.choices.automatic_learning_rate", lambda *_: 30.0)
+    monkeypatch.setattr(learning_rate, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
     settings = {**AUTOMATIC, "max_steps": 10, "batch_size": 4, "lora": {"lora_dropout": 0.0}}
     record = assert_resumes(train, run_config(tmp_path, save_steps=2, **settings), 5)
     rates = [restart.learning_rate for restart in record.restarts]
@@ -148,4 +158,46 @@ def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Pat
     ],
 )
 def test_a_rise_by_a_fifth_is_divergence(losses: list[float], rows: int, expected: bool):
-    assert divergence.diverges(losses, rows) == expected
+    assert learning_rate.diverges(losses, rows) == expected
+
+
+def points(*changes: float) -> list[ProbePoint]:
+    return [ProbePoint(learning_rate=float(rate), change=change) for rate, change in enumerate(changes, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([-0.1, -0.2, -0.3, -0.2, 0.1, 0.5, 0.9], 4),
+        ([0.01, 0.01, -0.2, 0.01, 0.01, 0.4, 0.9], 3),  # two rows that are a little higher are noise
+        ([-0.1] * 7, 7),  # no rate was too high
+        ([0.1] * 7, 1),
+    ],
+)
+def test_the_limit_is_the_highest_rate_that_lowers_the_mean_of_five_rows(changes: list[float], expected: int):
+    assert limit(points(*changes)) == expected
+
+
+def test_a_run_with_the_number_that_was_measured_is_the_same(tmp_path: Path):
+    record = assert_resumes(train, run_config(tmp_path, learning_rate="probe", save_steps=1), 2)
+    rate = record.chosen("learning_rate")
+    assert 1 < len(record.rate_probe) <= learning_rate.PROBE_ROWS
+    assert rate == float(f"{limit(record.rate_probe) / 5:.2g}")
+    assert record.loss_curve[0].learning_rate == rate
+    given = run_config(tmp_path, "given", learning_rate=rate, save_steps=1)
+    assert not train(given).rate_probe
+    first, second = (Path(folder) / ADAPTER_FILE for folder in (given.out, record.folder()))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_loss_that_rises_at_once_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(learning_rate, "_FROM", 1e9)
+    monkeypatch.setattr(learning_rate, "_FAR_ABOVE", 1.0 + 1e-9)
+    with pytest.raises(TsugikiError, match=r"the loss rises at the lowest learning rate .* preview"):
+        train(run_config(tmp_path, "risen", learning_rate="probe"))
+    assert not (tmp_path / "risen").exists()
+
+
+def test_full_fine_tuning_has_no_probe(tmp_path: Path):
+    with pytest.raises(ValueError, match="learning_rate probe needs a method that trains an adapter"):
+        RunConfig.model_validate({"model": "m", "data": "d", "out": "o", "method": "full", "learning_rate": "probe"})

@@ -18,7 +18,7 @@ _MOST_UNKNOWN, _MOST_PIECES = 0.001, 0.2
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-class Writing(NamedTuple):
+class Coverage(NamedTuple):
     """Shares of a text's tokens."""
 
     unknown: float = 0.0
@@ -45,15 +45,15 @@ class Writing(NamedTuple):
         return notes
 
 
-def writing_of(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> Writing:
+def coverage_of(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> Coverage:
     """Count the tokens of a text, or of its beginning if it is long."""
     ids, counts = np.unique(np.asarray(store.ids[:_TOKENS]), return_counts=True)
     total = int(counts.sum())
     if not total:
-        return Writing()
+        return Coverage()
     of_token = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     unknown = of_token.get(tokenizer.unk_token_id, 0)
-    return Writing(unknown / total, sum(of_token[token] for token in of_token if _is_piece(tokenizer, token)) / total)
+    return Coverage(unknown / total, sum(of_token[token] for token in of_token if _is_piece(tokenizer, token)) / total)
 
 
 def _is_piece(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
