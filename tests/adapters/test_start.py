@@ -15,7 +15,7 @@ from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapte
 from tsugiki.adapters import start_from
 from tsugiki.base import load_model
 from tsugiki.model import probe_logits
-from tsugiki.training import prepare_model, train
+from tsugiki.training import make_trainable, train
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["c_attn", "wte"]}
 
@@ -31,8 +31,9 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("given", [{}, {"r": 4}, {"r": 9}])
-@pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    ("method", "given"), [("lora", {}), ("lora", {"r": 4}), ("rslora", {"r": 9}), ("dora", {"r": 9})]
+)
 def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str, Any], tmp_path: Path):
     lora = {**LORA, "target_modules": ["c_attn"]} if method == "dora" else LORA
     folder = train(run_config(tmp_path, "first", method=method, lora=lora, base_dtype="fp32")).folder()
@@ -41,7 +42,7 @@ def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str,
     assert config.lora.lora_alpha == 8
     assert config.lora.r == given.get("r", 4)
     model = load_model(config.model)
-    prepare_model(model, config)
+    make_trainable(model, config)
     start_from(model, str(folder))
     expected = load_model(config.model)
     load_adapter(expected, folder)

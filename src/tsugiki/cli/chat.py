@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tsugiki.data.records import Message
     from tsugiki.generation.texts import Sampling
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.targets import EvaluationTarget, TargetLoader
+    from tsugiki.training.evaluation_targets import EvaluationTarget, TargetLoader
 
 _HELP = marked("""\
 /base            switch to the base alone, and answer the last input again
@@ -93,7 +93,7 @@ def chat_command(
     from tsugiki.adapters.chat_template import saved_chat_template
     from tsugiki.generation.texts import Sampling
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.targets import TargetLoader, dtype_of, evaluation_targets
+    from tsugiki.training.evaluation_targets import TargetLoader, dtype_of, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
@@ -137,7 +137,7 @@ def _run_command(session: _Session, command: str, argument: str) -> None:
     Raises:
         TsugikiError: there is no such command, no such adapter, or an adapter for another base.
     """
-    from tsugiki.training.evaluation.targets import EvaluationTarget, evaluation_targets
+    from tsugiki.training.evaluation_targets import EvaluationTarget, evaluation_targets
 
     if command == "/help":
         typer.echo(_(_HELP))

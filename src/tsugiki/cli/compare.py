@@ -8,7 +8,7 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
-from tsugiki.training.workflows.compare_config import ComparisonConfig
+from tsugiki.training.workflows.workflow_settings import ComparisonConfig
 
 
 @with_flags(ComparisonConfig, only=["model", "data", "out"])
@@ -21,7 +21,7 @@ def compare_command(
     Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
     """
     from tsugiki.cli.checks import check_settings
-    from tsugiki.training.workflows.compare_config import load_comparison
+    from tsugiki.training.workflows.workflow_settings import load_comparison
 
     comparison = load_comparison(config, settings)
     check_settings({**comparison.settings, **comparison.model_dump(include={"model", "data", "out"})})

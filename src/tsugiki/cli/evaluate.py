@@ -17,7 +17,7 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tsugiki.training.evaluation.targets import EvaluationTarget
+    from tsugiki.training.evaluation_targets import EvaluationTarget
 
 
 def evaluate_command(
@@ -75,7 +75,7 @@ def evaluate_command(
     from tsugiki.cli.summary import print_answers, print_evaluations
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.evaluation.targets import answer_with_targets, evaluate_targets, evaluation_targets
+    from tsugiki.training.evaluation_targets import answer_with_targets, evaluate_targets, evaluation_targets
 
     if (not data) == (questions is None):
         raise TsugikiError(

@@ -25,7 +25,7 @@ from tsugiki.language import _
 
 if TYPE_CHECKING:
     from tsugiki.generation.prompts import Prompt
-    from tsugiki.training.evaluation.targets import EvaluationTarget
+    from tsugiki.training.evaluation_targets import EvaluationTarget
 
 
 def generate_command(
@@ -78,7 +78,7 @@ def generate_command(
     from tsugiki.generation.prompts import as_prompt, learned_conversations
     from tsugiki.generation.texts import Sampling, generate_text, generate_texts
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.targets import EvaluationTarget, evaluation_targets, loaded_targets
+    from tsugiki.training.evaluation_targets import EvaluationTarget, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
     if compare:

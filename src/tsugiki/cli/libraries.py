@@ -37,7 +37,7 @@ _UNUSED = (
 """Modules that transformers imports for PyTorch's compiler, for sharded models, and for object detection."""
 
 
-def import_libraries(module: str = "tsugiki.training.evaluation.targets") -> None:
+def import_libraries(module: str = "tsugiki.training.evaluation_targets") -> None:
     """Import a module that needs torch and transformers; in a terminal, an animated message is shown meanwhile.
 
     Only the main process does this in advance. Other processes import the module where it is used.

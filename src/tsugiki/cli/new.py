@@ -94,11 +94,10 @@ def _check_minutes(minutes: float) -> None:
 def _show_preview(settings: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_terminal
     from tsugiki.training.config import RunConfig
     from tsugiki.training.workflows.preview import preview
 
-    shown = preview(RunConfig.model_validate(dict(settings)), 1, ProgressDisplay())
+    shown = preview(RunConfig.model_validate(dict(settings)), 1)
     console = Console(highlight=False)
     console.print(to_terminal(shown, colours=console.color_system is not None))

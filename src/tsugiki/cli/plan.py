@@ -39,19 +39,16 @@ def plan_command(
     if config is None:
         settings = {"data": _UNSET, "out": _UNSET, **settings}
     run_config = load_config(config, settings)
-    from tsugiki.base.loading import load_meta_model
     from tsugiki.cli.tables import print_line, print_table
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.training.packing import tokens_of_row
-    from tsugiki.training.planning.fit import smallest_need
-    from tsugiki.training.planning.plan import plan_run
-    from tsugiki.training.planning.rows import rows_of_data
+    from tsugiki.training.pack_data import rows_of_data
+    from tsugiki.training.planning.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()
     rows = None
     if config is not None or "data" in given:
-        rows = rows_of_data(run_config, tokens_of_row(run_config, load_meta_model(run_config.model)), progress)
+        rows = rows_of_data(run_config, progress)
     with progress.stage(_("measuring blocks of the model"), None):
         plan = plan_run(run_config, rows)
     command = _command(config, given, plan.options[0])

@@ -9,7 +9,7 @@ from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
 from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.ranks import is_main_process
-from tsugiki.training.workflows.pretrain_config import PretrainConfig
+from tsugiki.training.workflows.workflow_settings import PretrainConfig
 
 
 @with_flags(PretrainConfig)
@@ -34,7 +34,7 @@ def pretrain_command(
     from tsugiki.cli.summary import print_command_after_run, print_summary
     from tsugiki.report.run import write_report
     from tsugiki.training.workflows.pretrain import pretrain
-    from tsugiki.training.workflows.pretrain_config import load_pretrain_config
+    from tsugiki.training.workflows.workflow_settings import load_pretrain_config
 
     folder = named_folder(config, resume)
     if start_processes(processes):

@@ -37,11 +37,10 @@ def preview_command(
 
     from tsugiki.cli.tables import print_next_command
     from tsugiki.io.atomic import write_text
-    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_html, to_terminal
     from tsugiki.training.workflows.preview import preview
 
-    shown = preview(run_config, rows, ProgressDisplay())
+    shown = preview(run_config, rows)
     console = Console(highlight=False)
     console.print(to_terminal(shown, colours=console.color_system is not None))
     if html:

@@ -28,7 +28,7 @@ def start_processes(count: int) -> bool:
     """
     if count == 1 or several_processes():
         return False
-    from tsugiki.training.launch import launch
+    from tsugiki.training.processes import launch
 
     status = launch(count, sys.argv[1:])
     if status:

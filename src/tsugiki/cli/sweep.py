@@ -8,7 +8,7 @@ import typer
 
 from tsugiki.cli.flags import with_flags
 from tsugiki.cli.interruption import continued_by
-from tsugiki.training.workflows.compare_config import SweepConfig
+from tsugiki.training.workflows.workflow_settings import SweepConfig
 
 
 @with_flags(SweepConfig, only=["model", "data", "out"])
@@ -21,7 +21,7 @@ def sweep_command(
     Runs that have finished are not repeated; an interrupted sweep continues where it stopped.
     """
     from tsugiki.cli.checks import check_settings
-    from tsugiki.training.workflows.compare_config import load_sweep
+    from tsugiki.training.workflows.workflow_settings import load_sweep
 
     sweep_config = load_sweep(config, settings)
     check_settings({**sweep_config.settings, **sweep_config.model_dump(include={"model", "data", "out"})})
@@ -31,7 +31,7 @@ def sweep_command(
     import_libraries("tsugiki.training.run")
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
-    from tsugiki.training.workflows.sweep import sweep
+    from tsugiki.training.workflows.compare import sweep
 
     with continued_by(sys.argv[1:]):
         points = sweep(sweep_config)

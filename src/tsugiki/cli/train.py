@@ -126,8 +126,7 @@ def _fitted(config: RunConfig) -> RunConfig:
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.cli.tables import print_line
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.planning.fit import fitted
-    from tsugiki.training.planning.plan import plan_run
+    from tsugiki.training.planning.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
