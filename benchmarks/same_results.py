@@ -21,7 +21,7 @@ from benchmarks.figures import Figures
 from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.bench.table import markdown_table
-from tsugiki.model.dropout import disable_dropout
+from tsugiki.model.training_mode import disable_dropout
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.run import loop_of, prepared, train

@@ -170,8 +170,7 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
     assert relative_error(seen["y"], expected) < 1e-5
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "method"), [("gemma2", "houlsby"), ("opt", "pfeiffer")])
 def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
     config = config_of(method, reduction_factor=4)
     model = assert_lifecycle(
@@ -250,8 +249,9 @@ def test_a_module_without_a_transformers_config():
 # --- files --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("gpt2", "houlsby"), ("llama", "pfeiffer"), ("gemma3_text", "houlsby"), ("opt", "pfeiffer")]
+)
 def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: Path):
     model = grafted(kind, method)
     save_adapter(model, tmp_path)
@@ -347,7 +347,7 @@ def test_fixed_settings_cannot_be_changed():
 # --- in a model ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_several_adapters_and_a_lora_on_one_model(kind: str):
     model = tiny_model(kind)
     base = logits(model)
@@ -408,8 +408,7 @@ def test_it_follows_the_models_training_mode():
     assert all(part.training for part in adapter.bottlenecks.values())
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize(("kind", "method"), [("llama", "houlsby"), ("gemma3_text", "pfeiffer"), ("gpt2", "houlsby")])
 def test_the_fast_paths_compute_the_same(kind: str, method: str):
     plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
     assert [name for _, name in use_fused_modules(quick)] == [name for _, name in use_fused_modules(bare)]
@@ -424,8 +423,7 @@ def test_the_fast_paths_compute_the_same(kind: str, method: str):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("few_bits", [False, True], ids=["bf16", "int8"])
+@pytest.mark.parametrize(("few_bits", "method"), [(False, "pfeiffer"), (True, "houlsby")])
 def test_a_16_bit_or_int8_base(few_bits: bool, method: str):
     exact = grafted("llama", method)
     model = tiny_model("llama")

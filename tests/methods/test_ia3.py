@@ -64,7 +64,7 @@ VARIANTS: dict[str, Any] = {
         "modules_to_save": ["ln_f" if kind == "gpt2" else "final_layer_norm" if kind == "opt" else "model.norm"]
     },
 }
-CASES = [(kind, variant) for kind in SHAPES for variant in VARIANTS]
+CASES = [(SHAPES[i % 4], variant) for i, variant in enumerate(VARIANTS)] + [("llama", "default"), ("opt", "default")]
 
 
 def peft_model(kind: str, variant: str) -> Any:
@@ -217,7 +217,7 @@ def test_random_factors_are_initialised_as_in_peft():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", ["opt", "bloom"])
 def test_the_life_of_an_adapter(kind: str, tmp_path: Path):
     assert_lifecycle(functools.partial(tiny_model, kind), IA3Config(), tmp_path)
 
@@ -282,8 +282,9 @@ def test_a_new_adapter_copies_modules_of_the_base():
         assert not [m for m in model._tsugiki.adapters[name].modules.values() if hasattr(m, "tsugiki")]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "phi3", "gpt2"])
-@pytest.mark.parametrize("targets", [None, "all-linear", ["lm_head"]], ids=["default", "all", "head"])
+@pytest.mark.parametrize(
+    ("kind", "targets"), [("llama", None), ("gemma3_text", "all-linear"), ("phi3", "all-linear"), ("gpt2", ["lm_head"])]
+)
 def test_the_fast_paths_do_not_skip_it(kind: str, targets: Any):
     given = {} if targets is None else {"target_modules": targets, "feedforward_modules": r".*(c_proj|down_proj)"}
     plain, quick, bare = grafted(kind, **given), grafted(kind, **given), tiny_model(kind)

@@ -117,7 +117,7 @@ def our_name(method: str, name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize(("kind", "method"), CASES)
+@pytest.mark.parametrize(("kind", "method"), [("gemma3_text", "projected prefix"), ("gpt2", "lstm")])
 def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
     assert_lifecycle(functools.partial(tiny_model, kind), OURS[method], tmp_path, start=math.inf, mergeable=False)
 

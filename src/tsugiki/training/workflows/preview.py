@@ -17,7 +17,7 @@ from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft_state import active_adapter, is_grafted
 from tsugiki.lora.targets import base_modules, vocabulary_layers
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
