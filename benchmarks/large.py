@@ -41,7 +41,6 @@ from safetensors.torch import save_file
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
@@ -49,6 +48,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft
 from tsugiki.model.blocks import decoder_blocks
 from tsugiki.model.meta import meta_model
+from tsugiki.report.table import Table
 from tsugiki.training.allocator import keep_freed_memory
 from tsugiki.training.memory import process_peak
 
@@ -297,7 +297,7 @@ def _compare(options: argparse.Namespace) -> None:
                         f"{statistics.median(result['loading_seconds'] for result in of_entry):.0f} s",
                     ]
                 )
-            print(markdown_table((HEADERS["en"], rows)), flush=True)
+            print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     finally:
         shutil.rmtree(model)
     if options.figures:

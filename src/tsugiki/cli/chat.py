@@ -87,7 +87,7 @@ def chat_command(
     """
     if model is None and adapter is None:
         raise TsugikiError(_("give an adapter, or a model as --model"))
-    from tsugiki.cli.libraries import import_libraries
+    from tsugiki.cli.fast_start import import_libraries
 
     import_libraries()
     from tsugiki.adapters.chat_template import saved_chat_template

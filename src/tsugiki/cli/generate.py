@@ -72,7 +72,7 @@ def generate_command(
         raise TsugikiError(_("--compare needs an --adapter, which is compared with its base"))
     texts = read_prompts(prompt or (), prompts)
 
-    from tsugiki.cli.libraries import import_libraries
+    from tsugiki.cli.fast_start import import_libraries
 
     import_libraries()
     from tsugiki.io.progress import ProgressDisplay
@@ -140,7 +140,7 @@ def _print_columns(
     from rich.table import Table
     from rich.text import Text
 
-    from tsugiki.report.formatting import printable
+    from tsugiki.report.table import printable
 
     console = Console(highlight=False, markup=False)
     for number, prompt in enumerate(prompts):
