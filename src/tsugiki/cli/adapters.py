@@ -16,7 +16,7 @@ from tsugiki.language import ENGLISH, _, choose_language
 from tsugiki.report.table import Table
 
 if TYPE_CHECKING:
-    from tsugiki.adapters.algebra.truncate import RankReduction
+    from tsugiki.adapters.algebra.matrices import RankReduction
 
 NewAdapter: TypeAlias = Annotated[
     str, typer.Option("--out", help="A new name in the library, or the path of a new folder.")
@@ -251,11 +251,11 @@ def verify_command(
         model: A base that the adapters must fit: 'embedded', a model folder, or a hub id.
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
-    from tsugiki.adapters.verify import known_base, verify
-    from tsugiki.export.compatibility import incompatibilities
+    from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
+    from tsugiki.base.loading import load_meta_model
+    from tsugiki.export.loaders import incompatibilities, incompatibilities_before_training
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.config_files import load_config
-    from tsugiki.training.verify_loaders import refusals_of_run
 
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
@@ -279,10 +279,16 @@ def verify_command(
                             "the adapter"
                         ).format(name=name)
                     )
-                problems = refusals_of_run(for_, load_config(Path(name), {"model": model} if model else {}))
+                settings = load_config(Path(name), {"model": model} if model else {})
+                shape = load_meta_model(settings.model)
+                problems = incompatibilities_before_training(for_, settings.adapter_config, shape)
             else:
-                folder = adapter_folder(name, home)
-                problems = verify(folder, base) or (incompatibilities(for_, folder, model) if for_ else [])
+                files = read_adapter_files(adapter_folder(name, home))
+                problems = list(files.problems)
+                if base and not problems:
+                    problems = find_misfits(files, base)
+                if for_ and not problems:
+                    problems = incompatibilities(for_, files, model)
             broken += bool(problems)
             for problem in problems or [_("nothing is wrong")]:
                 print_line(f"{name}: {problem}")
@@ -383,7 +389,7 @@ def truncate_command(
         rank: The new rank of every layer that has a higher one.
         energy: Instead of --rank: give each layer the smallest rank that keeps this share, such as 0.99.
     """
-    from tsugiki.adapters.algebra.truncate import kept_energy, truncated, truncated_to_energy
+    from tsugiki.adapters.algebra.matrices import kept_energy, truncated, truncated_to_energy
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
     from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
     from tsugiki.adapters.metadata import Provenance, source_adapter
@@ -473,7 +479,7 @@ def import_command(
     """
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.base.gguf.file import require_gguf
-    from tsugiki.export.adapter import import_gguf_adapter
+    from tsugiki.export.gguf_adapter import import_gguf_adapter
     from tsugiki.io.progress import ProgressDisplay
 
     require_gguf()

@@ -15,11 +15,11 @@ import typer
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import FlagsOf, Given, settings_text, words_of
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
-from tsugiki.data.aozora.index import Kana
-from tsugiki.data.aozora.query import Query, parse_role, select
-from tsugiki.data.aozora.site import SITE
-from tsugiki.data.aozora.works import LooseFiles, check_target, open_source, read_entries, write_works
-from tsugiki.data.sources import check_data
+from tsugiki.data.read.aozora.index import Kana
+from tsugiki.data.read.aozora.query import Query, parse_role, select
+from tsugiki.data.read.aozora.site import SITE
+from tsugiki.data.read.aozora.works import LooseFiles, check_target, open_source, read_entries, write_works
+from tsugiki.data.read.files import check_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import check_writable, new_file
 from tsugiki.io.run_folder import refuse_earlier_run
@@ -58,7 +58,7 @@ def aozora_command(
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
         cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora).
     """
-    from tsugiki.data.aozora.copies import NearCopies
+    from tsugiki.data.read.aozora.works import NearCopies
     from tsugiki.io.progress import ProgressDisplay
 
     start = time.perf_counter()

@@ -23,7 +23,6 @@ def merge_command(
     weights: Weights = None,
     data: list[str] | None = None,
     characters: Annotated[int | None, typer.Option(min=1)] = None,
-    allow_quantized_base: bool = False,
     verify: bool = True,
     allow_base_mismatch: AllowBaseMismatch = False,
 ) -> None:
@@ -35,7 +34,6 @@ def merge_command(
         model: The base: 'embedded', a model folder, a GGUF file, or a hub id. Default: what the adapter names.
         data: Text on which perplexity is compared before and after, as for tsugiki eval; repeatable.
         characters: Evaluate about this many characters of --data, spread evenly; all if unset.
-        allow_quantized_base: Merge into an 8-bit base, too; rounding can lose much of the update.
         verify: Compare logits before and after; this loads the whole model.
     """
 
@@ -55,7 +53,6 @@ def merge_command(
         folders,
         parse_weights(weights),
         allow_base_mismatch,
-        allow_quantized_base,
         verify,
         data or None,
         characters,
@@ -119,7 +116,7 @@ def _export_adapter(
     allow_base_mismatch: bool,
 ) -> None:
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.export.adapter import export_gguf_adapter
+    from tsugiki.export.gguf_adapter import export_gguf_adapter
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
@@ -156,7 +153,7 @@ def _export_model(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.named_base import named_base
     from tsugiki.base.resolve import gguf_path
-    from tsugiki.export.model import export_model, merged_model, stored_model
+    from tsugiki.export.gguf_model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 

@@ -16,11 +16,11 @@ from tsugiki.cli.before_a_run import check_new_folder, check_settings
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import FlagsOf, Given, settings_text, yaml_value
 from tsugiki.cli.main import is_main_process, several_processes
-from tsugiki.cli.terminal import print_line, print_table
+from tsugiki.cli.terminal import print_line
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
-from tsugiki.training.config import CHAPTER, STAGES, RunConfig
+from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import load_config, merged_settings, read_yaml, validated
 from tsugiki.training.workflows.compare_config import ComparisonConfig, SweepConfig, load_comparison, load_sweep
 from tsugiki.training.workflows.pretrain_config import PretrainConfig
@@ -69,11 +69,6 @@ def train_command(
     folder = named_folder(config, resume)
     path = config if folder is None else None
     in_file = read_yaml(path) if path is not None else {}
-    if path is not None and STAGES in in_file:
-        if set_ or as_chapter or fit:
-            raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=path))
-        _train_in_stages({**in_file, **settings}, path)
-        return
     if resume and fit:
         raise TsugikiError(
             _(
@@ -134,21 +129,6 @@ def _fitted(config: RunConfig) -> RunConfig:
         )
     )
     return chosen
-
-
-def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
-    from tsugiki.cli.summary import print_command_after_run
-    from tsugiki.report.comparison import stages_table
-    from tsugiki.report.run import write_report
-    from tsugiki.training.workflows.stages import run_stages
-
-    records = run_stages(settings, path)
-    pages = [write_report(record.folder()) for record in records]
-    print_table(
-        stages_table(records),
-        _("adapter of the last stage: {folder}; page: {page}").format(folder=records[-1].folder(), page=pages[-1]),
-    )
-    print_command_after_run(records[-1])
 
 
 def _setting(text: str) -> tuple[str, Any]:
