@@ -34,6 +34,7 @@ from tsugiki import (
 from tsugiki.base import load_model, load_tokenizer
 from tsugiki.data import Collator, StepBatches, pack
 from tsugiki.fast import attention, detect_document_masking, mask_documents
+from tsugiki.generation import Sampling, generate_text
 from tsugiki.io import ProgressDisplay
 from tsugiki.lora import is_grafted, remove_adapter
 from tsugiki.methods import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
@@ -41,9 +42,7 @@ from tsugiki.model import context_length, virtual_tokens
 from tsugiki.training import (
     Gradients,
     RunConfig,
-    Sampling,
     evaluate,
-    generate_text,
     load_dtype,
     pack_data,
     prepare_model,
@@ -491,10 +490,10 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
     graft(model, PrefixTuningConfig(num_virtual_tokens=32))
     assert context_length(model) == 32
     use_fast_paths(model)
-    text = generate_text(model, tokenizer, "a" * 29, Sampling(max_new_tokens=50, temperature=0))
+    text = generate_text(model, tokenizer, "a" * 29, 50, Sampling(temperature=0))
     assert len(tokenizer(text).input_ids) <= 2
     with pytest.raises(TsugikiError, match="32"):
-        generate_text(model, tokenizer, "a" * 32, Sampling())
+        generate_text(model, tokenizer, "a" * 32, 1, Sampling())
     from tsugiki.data import Document
 
     windows = split_windows([Document("a" * 40, "x")], [40])

@@ -54,7 +54,7 @@ def new_app(
         allow_lora_updates: whether requests may load and unload adapters.
         views: more routes, of the page's views that need more than the engine and the adapters.
     """
-    metrics = engine.observer = Metrics()
+    metrics = engine.scheduler.observer = Metrics()
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
     page_token = secrets.token_urlsafe(32)
@@ -153,6 +153,7 @@ def gauges(engine: Engine, adapters: ServedAdapters) -> dict[str, tuple[str, lis
     """Return the present values of all gauges, for `Metrics.text`."""
     base = (("model_name", adapters.base.name),)
     running, waiting = engine.adapters()
+    prefixes = engine.scheduler.prefixes
     lora = (
         ("max_lora", str(adapters.max_loaded)),
         ("running_lora_adapters", ",".join(running)),
@@ -169,7 +170,10 @@ def gauges(engine: Engine, adapters: ServedAdapters) -> dict[str, tuple[str, lis
         ),
         "vllm:lora_requests_info": ("Time of this snapshot, in seconds since 1970.", [(lora, time.time())]),
         "tsugiki:kv_cache_bytes": ("Bytes of the cache that are used.", [(base, cache)]),
-        "tsugiki:prefix_cache_bytes": ("Bytes of the prefix cache that are used.", [(base, engine.prefixes.bytes)]),
+        "tsugiki:prefix_cache_bytes": (
+            "Bytes of the prefix cache that are used.",
+            [(base, prefixes.bytes)],
+        ),
         "tsugiki:adapters_loaded": ("Adapters in memory.", [(base, len(adapters.loaded()))]),
     }
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from tsugiki.generation.sampling import SamplingSettings
+from tsugiki.generation.sampling import Sampling
 from tsugiki.io.validation import problem_text
 from tsugiki.language import _, marked
 from tsugiki.serve.errors import ApiError
@@ -88,9 +88,9 @@ class _Request(_Fields):
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def sampling(self, choice: int) -> SamplingSettings:
+    def sampling(self, choice: int) -> Sampling:
         """Return the sampling settings of one of the `n` choices: `seed` plus the number of the choice, from 0."""
-        return SamplingSettings(
+        return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(0, self.top_k),
