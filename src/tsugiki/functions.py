@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tsugiki.data.columns import NO_COLUMNS
+from tsugiki.data.read.schemas import NO_COLUMNS
 from tsugiki.data.records import AssistantTurns, Message
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated

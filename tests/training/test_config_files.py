@@ -15,7 +15,7 @@ from tsugiki.training import load_config
         ({"learning_rate": math.nan}, "learning_rate: .*finite"),
         ({"learning_rate": math.inf}, "learning_rate: .*finite"),
         ({"epochs": 0}, "epochs: .*greater than 0"),
-        ({"lora": {"r": 0}}, "r is 0"),
+        ({"lora": {"r": 0}}, "r: "),
         ({"lora": {"rank": 4}}, "rank"),
         ({"method": "lola"}, "method: .*lora"),
         ({"method": "dora", "lora": {"use_dora": False}}, "use_dora is True"),

@@ -1,8 +1,20 @@
 """Messages for the validation errors of pydantic, in the language of the user."""
 
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from tsugiki.errors import error_text
 from tsugiki.language import _, marked
+
+LONGEST_MESSAGE = 1500
+"""The most characters of a message about invalid settings."""
+_MAX_PROBLEMS = 5
+_TYPE_NAME = re.compile(r"function-|constrained-|literal\[|json-or-python\[|dict\[|(bool|int|float|str)$")
+"""Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
 
 _PROBLEMS = {
     "missing": marked("field required"),
@@ -24,6 +36,8 @@ _PROBLEMS = {
     "string_too_short": marked("input should not be empty"),
     "dict_type": marked("input should be settings"),
     "tuple_type": marked("input should be a list"),
+    "is_instance_of": marked("input should be a list"),  # of a `Sequence`, the only class that settings name
+    "sequence_str": marked("input should be a list"),
     "list_type": marked("input should be a list"),
     "too_short": marked("input should have at least {min_length} entries"),
     "too_long": marked("input should have at most {max_length} entries"),
@@ -41,3 +55,28 @@ def problem_text(problem: ErrorDetails) -> str:
     if known is None:
         return problem["msg"].removeprefix("Value error, ")
     return _(known).format(**problem.get("ctx", {}))
+
+
+def describe_problems(error: ValidationError, known_settings: Collection[str]) -> str:
+    """Return the first problems of a validation in one line, each with the name of its field.
+
+    Args:
+        error: pydantic's error.
+        known_settings: the names that an unknown setting is compared with.
+    """
+    problems = []
+    for problem in error.errors():
+        if problem["type"] == "literal_error" and any(_TYPE_NAME.match(str(part)) for part in problem["loc"]):
+            continue  # of a setting that is a number or `auto`; the problem of the number is listed
+        where = error_text(".".join(str(part) for part in problem["loc"] if not _TYPE_NAME.match(str(part))), 100)
+        has_value = where and problem["type"] not in ("missing", "extra_forbidden")
+        message = problem_text(problem)
+        message = message[:1].lower() + message[1:] if where else message
+        if problem["type"] == "extra_forbidden" and (near := get_close_matches(where, known_settings, n=1)):
+            message += _("; did you mean {name!r}?").format(name=near[0])
+        if has_value:
+            message += _(" (got {value})").format(value=error_text(repr(problem["input"]), 100))
+        problems.append(f"{where}: {message}" if where else message)
+    left = len(problems) - _MAX_PROBLEMS
+    more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
+    return error_text("; ".join(problems[:_MAX_PROBLEMS] + more), LONGEST_MESSAGE)

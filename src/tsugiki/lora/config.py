@@ -5,16 +5,30 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
-from tsugiki.model.names import check_names, matches
+from tsugiki.model.names import Names, check_names, matches
 from tsugiki.model.patterns import PatternTable
+from tsugiki.model.settings import check_types
 
 Bias = Literal["none", "lora_only", "all"]
-LARGEST_FACTOR = 1e6
+LARGEST_FACTOR = 1_000_000
 """The largest factor on what an adapter adds. Factors in use are below 1,000; huge ones give infinity and NaN."""
+Rank: TypeAlias = Annotated[int, Ge(1)]
+Alpha: TypeAlias = Annotated[float, Gt(0), Le(LARGEST_FACTOR)]
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, range) else value
+
+
+Indices: TypeAlias = Annotated[Sequence[int], BeforeValidator(_listed)]
+"""A list, a tuple or a range of integers."""
 _INITIALISATIONS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
 
 
@@ -28,7 +42,7 @@ class LoraConfig:
         target_modules: the layers to graft. A list holds names or name endings (`c_attn` selects every `….c_attn`); a
             string is a regular expression for the whole name, or "all-linear" for every linear layer except the output
             head. None: the layers that `tsugiki.model.architectures` names for the model type, or else those that
-            `tsugiki.lora.structure` finds in any model.
+            `tsugiki.model.targets_by_rule` finds in any model.
         exclude_modules: layers to leave out although `target_modules` selects them; matched in the same way.
         target_parameters: names or name endings of parameters that get factors, too: weights of all experts in one
             parameter (`experts.gate_up_proj`; see `tsugiki.lora.parameters`), or the weight of a layer
@@ -66,25 +80,25 @@ class LoraConfig:
         TsugikiError: an invalid value.
     """
 
-    r: int = 8
-    lora_alpha: float = 8
-    target_modules: Sequence[str] | str | None = None
-    exclude_modules: Sequence[str] | str | None = None
+    r: Rank = 8
+    lora_alpha: Alpha = 8
+    target_modules: Names | None = None
+    exclude_modules: Names | None = None
     target_parameters: Sequence[str] | None = None
-    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    trainable_token_indices: Indices | Mapping[str, Indices] | None = None
     ensure_weight_tying: bool = False
     lora_bias: bool = False
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     bias: Bias = "none"
     use_rslora: bool = False
     modules_to_save: Sequence[str] | None = None
     init_lora_weights: bool | str = True
     use_dora: bool = False
     freeze_A: bool = False
-    layers_to_transform: Sequence[int] | int | None = None
-    layers_pattern: Sequence[str] | str | None = None
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    layers_to_transform: Indices | int | None = None
+    layers_pattern: Names | None = None
+    rank_pattern: Mapping[str, Rank] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, Alpha] = field(default_factory=dict)
     fan_in_fan_out: bool = False
     task_type: InitVar[Any] = None
     auto_mapping: InitVar[Any] = None
@@ -104,53 +118,9 @@ class LoraConfig:
             raise TsugikiError(
                 _("inference_mode is true, which in PEFT freezes the new adapter; leave it out to train it")
             )
-        for setting in ("rank_pattern", "alpha_pattern"):
-            patterns = getattr(self, setting)
-            if not isinstance(patterns, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):
-                shown = error_text(repr(patterns), 80)
-                raise TsugikiError(
-                    _("{setting} is {value}; it must be a mapping from regular expressions to numbers").format(
-                        setting=setting, value=shown
-                    )
-                )
-        for where, rank in [
-            ("r", self.r),
-            *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items()),
-        ]:
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise TsugikiError(
-                    _("{where} is {rank!r}; a rank is an integer of at least 1").format(where=where, rank=rank)
-                )
-        for where, alpha in [
-            ("lora_alpha", self.lora_alpha),
-            *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()),
-        ]:
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_FACTOR:
-                raise TsugikiError(
-                    _("{where} is {alpha!r}; alpha is a number above 0 and at most {largest:,.0f}").format(
-                        where=where, alpha=alpha, largest=LARGEST_FACTOR
-                    )
-                )
-        if not 0 <= self.lora_dropout < 1:
-            raise TsugikiError(
-                _("lora_dropout is {lora_dropout!r}; it must be at least 0 and below 1").format(
-                    lora_dropout=self.lora_dropout
-                )
-            )
-        if self.bias not in get_args(Bias):
-            raise TsugikiError(
-                _("bias is {bias!r}; choose one of {known}").format(bias=self.bias, known=", ".join(get_args(Bias)))
-            )
-        blocks = self.layers_to_transform
-        listed = blocks if isinstance(blocks, list | tuple | range) else [blocks or 0]
-        if not all(isinstance(index, int) for index in listed):
-            raise TsugikiError(
-                _("layers_to_transform is {blocks!r}; give the index of a block, or a list of indices").format(
-                    blocks=blocks
-                )
-            )
+        check_types(self)
         init = self.init_lora_weights
-        if not isinstance(init, bool) and re.fullmatch(_INITIALISATIONS, str(init)) is None:
+        if isinstance(init, str) and re.fullmatch(_INITIALISATIONS, init) is None:
             raise TsugikiError(
                 _(
                     "init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
@@ -162,21 +132,6 @@ class LoraConfig:
             raise TsugikiError(
                 _("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}").format(rank=odd[0])
             )
-        if isinstance(self.target_parameters, str):
-            raise TsugikiError(
-                _("target_parameters is {target_parameters!r}; it must be a list of names").format(
-                    target_parameters=self.target_parameters
-                )
-            )
-        check_names("target_parameters", self.target_parameters)
-        self._check_token_indices()
-        for setting in ("lora_bias", "ensure_weight_tying"):
-            if not isinstance(getattr(self, setting), bool):
-                raise TsugikiError(
-                    _("{setting} is {value!r}; it must be true or false").format(
-                        setting=setting, value=getattr(self, setting)
-                    )
-                )
         if self.lora_bias and (self.use_dora or not isinstance(self.init_lora_weights, bool)):
             raise TsugikiError(_("lora_bias cannot be combined with use_dora or other initial values; leave one out"))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
@@ -187,28 +142,18 @@ class LoraConfig:
                 ).format(target_modules=self.target_modules)
             )
         for setting in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, setting), str):
-                check_names(setting, getattr(self, setting))
-        if not isinstance(self.layers_pattern, str):
-            check_names("layers_pattern", self.layers_pattern)
-        _checked = (
-            self._ranks,
-            self._alphas,
-            self._block_lists,
-        )  # each raises an error for a pattern that cannot be used
-
-    def _check_token_indices(self) -> None:
+            check_names(setting, getattr(self, setting))
         wanted = self.trainable_token_indices
         lists = wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]
-        for ids in lists:
-            is_list = isinstance(ids, list | tuple | range) and all(type(index) is int and index >= 0 for index in ids)
-            if not is_list or not ids or len(set(ids)) < len(ids):
-                raise TsugikiError(
-                    _(
-                        "trainable_token_indices has {value}; give a list of different token ids, or such a list "
-                        "for each name of a layer"
-                    ).format(value=error_text(repr(ids), 40))
-                )
+        if any(not ids or min(ids) < 0 or len(set(ids)) < len(ids) for ids in lists):
+            raise TsugikiError(
+                _(
+                    "trainable_token_indices has {value}; give a list of different token ids, or such a list "
+                    "for each name of a layer"
+                ).format(value=error_text(repr(wanted), 40))
+            )
+        # Each raises an error for a pattern that cannot be used.
+        _checked = self._ranks, self._alphas, self._block_lists
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings alone, for copies and for pickle. Patterns are compiled again when they are needed."""

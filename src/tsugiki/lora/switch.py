@@ -148,12 +148,14 @@ def _in_this_thread_only(model: nn.Module, state: Graft) -> Iterator[None]:
     """
     check_thread(state)
     outer, state.thread = state.thread, get_ident()
-    hook = model.register_forward_pre_hook(_refuse_other_threads, prepend=True)
     try:
+        model.register_forward_pre_hook(_refuse_other_threads, prepend=True)
         _check_not_computing(model)  # passes that begin from now on meet the hook
         yield
     finally:
-        hook.remove()
+        # The hook is found by its function, because an interruption may come before a handle is kept.
+        for key in [key for key, hook in model._forward_pre_hooks.items() if hook is _refuse_other_threads][-1:]:
+            del model._forward_pre_hooks[key]
         state.thread = outer
 
 

@@ -1,8 +1,6 @@
 """Settings of a run or a workflow from a YAML file, from flags, or both, and messages for invalid settings."""
 
-import re
-from collections.abc import Collection, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,15 +10,12 @@ from pydantic import BaseModel, ValidationError
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io import yaml
 from tsugiki.io.file_names import DATA_SUFFIXES
-from tsugiki.io.validation import problem_text
+from tsugiki.io.validation import LONGEST_MESSAGE, describe_problems
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.training.config import RunConfig
 
 SEVERAL_TEXTS = marked("Give several texts by repeating --data, or as a pattern in quotes: --data 'texts/*.txt'")
-_MAX_PROBLEMS, _MAX_LENGTH = 5, 1500  # problems that an error lists, and characters of its message
-_UNION = re.compile(r"function-|constrained-|literal\[")
-"""Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -113,29 +108,4 @@ def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None)
     except ValidationError as error:
         raise TsugikiError(f"{path or _('settings')}: {describe_problems(error, kind.model_fields)}") from error
     except TsugikiError as error:  # from the config of a method
-        raise TsugikiError(f"{path or _('settings')}: {error_text(error, _MAX_LENGTH)}") from error
-
-
-def describe_problems(error: ValidationError, known_settings: Collection[str]) -> str:
-    """Return the first problems of a validation in one line, each with the name of its field.
-
-    Args:
-        error: pydantic's error.
-        known_settings: the names that an unknown setting is compared with.
-    """
-    problems = []
-    for problem in error.errors():
-        if problem["type"] == "literal_error" and any(_UNION.match(str(part)) for part in problem["loc"]):
-            continue  # of a setting that is a number or `auto`; the problem of the number is listed
-        where = error_text(".".join(str(part) for part in problem["loc"] if not _UNION.match(str(part))), 100)
-        has_value = where and problem["type"] not in ("missing", "extra_forbidden")
-        message = problem_text(problem)
-        message = message[:1].lower() + message[1:] if where else message
-        if problem["type"] == "extra_forbidden" and (near := get_close_matches(where, known_settings, n=1)):
-            message += _("; did you mean {name!r}?").format(name=near[0])
-        if has_value:
-            message += _(" (got {value})").format(value=error_text(repr(problem["input"]), 100))
-        problems.append(f"{where}: {message}" if where else message)
-    left = len(problems) - _MAX_PROBLEMS
-    more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
-    return error_text("; ".join(problems[:_MAX_PROBLEMS] + more), _MAX_LENGTH)
+        raise TsugikiError(f"{path or _('settings')}: {error_text(error, LONGEST_MESSAGE)}") from error
