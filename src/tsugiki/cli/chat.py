@@ -26,7 +26,7 @@ from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     from tsugiki.data.records import Message
-    from tsugiki.generation.texts import Sampling
+    from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.targets import EvaluationTarget, TargetLoader
 
@@ -46,6 +46,7 @@ class _Session:
 
     loader: "TargetLoader"
     target: "EvaluationTarget"
+    max_new_tokens: int
     sampling: "Sampling"
     display: "ProgressDisplay"
     raw: bool
@@ -91,17 +92,17 @@ def chat_command(
 
     import_libraries()
     from tsugiki.adapters.chat_template import saved_chat_template
-    from tsugiki.generation.texts import Sampling
+    from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.targets import TargetLoader, dtype_of, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
+    sampling = Sampling(temperature, top_p, seed, repetition_penalty)
     template = saved_chat_template(target.adapter) if target.adapter else None
     loader = TargetLoader(
         allow_base_mismatch, trust_remote_code, template_of_base=template, dtype=dtype or dtype_of([target])
     )
-    session = _Session(loader, target, sampling, ProgressDisplay(), raw, system)
+    session = _Session(loader, target, max_new_tokens, sampling, ProgressDisplay(), raw, system)
     _switch(session, target)
     typer.echo(_("{target}; /help lists what else can be typed").format(target=target))
     while (line := _read_line()) is not None:
@@ -201,8 +202,8 @@ def _answer(session: _Session, line: str) -> None:
     from dataclasses import replace
 
     from tsugiki.data.records import Message
-    from tsugiki.generation.prompts import as_prompt, learned_conversations
-    from tsugiki.generation.texts import generate_text
+    from tsugiki.generation.generate import generate_text
+    from tsugiki.generation.prompt import as_prompt, learned_conversations
 
     adapter: Path | None = session.target.adapter
     as_turns = not session.raw and learned_conversations(adapter, session.tokenizer)
@@ -222,9 +223,9 @@ def _answer(session: _Session, line: str) -> None:
 
     if isinstance(prompt, str) and line.strip():
         typer.echo(text, nl=False)
-    sampling = replace(session.sampling, seed=session.sampling.seed + session.number)
+    sampling = replace(session.sampling, seed=(session.sampling.seed or 0) + session.number)
     with suppress(KeyboardInterrupt):
-        generate_text(session.model, session.tokenizer, prompt, sampling, emit)
+        generate_text(session.model, session.tokenizer, prompt, session.max_new_tokens, sampling, emit)
     typer.echo("" if written else _("(the model wrote nothing)"))
     answer = "".join(written)
     session.text = text + answer

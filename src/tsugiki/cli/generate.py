@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,7 +25,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from tsugiki.generation.prompts import Prompt
+    from tsugiki.generation.prompt import Prompt
     from tsugiki.training.evaluation.targets import EvaluationTarget
 
 
@@ -75,15 +76,16 @@ def generate_command(
     from tsugiki.cli.fast_start import import_libraries
 
     import_libraries()
-    from tsugiki.generation.prompts import as_prompt, learned_conversations
-    from tsugiki.generation.texts import Sampling, generate_text, generate_texts
+    from tsugiki.generation.generate import generate_text, generate_texts
+    from tsugiki.generation.prompt import as_prompt, learned_conversations
+    from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.targets import EvaluationTarget, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
     if compare:
         chosen = [EvaluationTarget(chosen[0].model), *chosen]
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed, repetition_penalty)
+    sampling = Sampling(temperature, top_p, seed, repetition_penalty)
     display, results = ProgressDisplay(), list[list[str]]()
     display.announce(_("loading {model}").format(model=chosen[0]))
     targets = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, None, dtype)
@@ -92,11 +94,12 @@ def generate_command(
     inputs: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]
     if not compare and not jsonl:
         for text, model_input in zip(texts, inputs, strict=True):
-            _stream(text, model_input, lambda turn, emit: generate_text(loaded, tokenizer, turn, sampling, emit))
+            start = partial(generate_text, loaded, tokenizer, model_input, max_new_tokens, sampling)
+            _stream(text, model_input, start)
         return
     while True:
         with display.stage(_("writing"), None):
-            results.append(generate_texts(loaded, tokenizer, inputs, sampling))
+            results.append(generate_texts(loaded, tokenizer, inputs, max_new_tokens, sampling))
         following = next(targets, None)
         if following is None:
             break
@@ -107,7 +110,7 @@ def generate_command(
         _print_columns(chosen, texts, results)
 
 
-def _stream(text: str, prompt: "Prompt", generate: Any) -> None:
+def _stream(text: str, prompt: "Prompt", generate: Callable[[Callable[[str], None]], str]) -> None:
     """Print a text and its continuation, or a question and its answer, while it is generated."""
     started = False
 
@@ -116,7 +119,7 @@ def _stream(text: str, prompt: "Prompt", generate: Any) -> None:
         typer.echo(piece if started or not isinstance(prompt, str) else text + piece, nl=False)
         started = True
 
-    generate(prompt, emit)
+    generate(emit)
     if not started and not isinstance(prompt, str):
         typer.echo(_("(the model wrote nothing)"), err=True)
     typer.echo("" if started or not isinstance(prompt, str) else text)

@@ -89,7 +89,7 @@ def serve_command(
     from tsugiki.adapters.library import library_folder
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
-    from tsugiki.generation.limits import Limits
+    from tsugiki.generation.request import Limits
     from tsugiki.serve.security import check_origins
 
     key = _key(api_key, api_key_file)
