@@ -6,6 +6,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "app": "version_line",
+        "before_a_run": "aozora_command",
         "examples": "EXAMPLES",
         "flags": "FlagsOf Given as_command panel_of settings_of settings_text words_of yaml_value",
         "help": "message_of texts_of",

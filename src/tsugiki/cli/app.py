@@ -15,13 +15,12 @@ import typer
 
 from tsugiki.cli.adapters import adapters_app
 from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
-from tsugiki.cli.chat import chat_command
 from tsugiki.cli.flags import add_command_to
-from tsugiki.cli.generate import generate_command
 from tsugiki.cli.help import Group
 from tsugiki.cli.look import bench_command, cache_app, evaluate_command, methods_command, report_command
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
+from tsugiki.cli.talk import chat_command, generate_command
 from tsugiki.cli.train import compare_command, pretrain_command, quickstart_command, sweep_command, train_command
 from tsugiki.language import _, marked, ngettext
 from tsugiki.native import is_compiled
