@@ -3,6 +3,9 @@
 Rows of different lengths are padded on the left, as in `generate`. Every layer of the cache keeps all positions; the
 model's own masks leave out what is outside a sliding window. The keys of a soft prompt are before those of the text,
 and are not in the mask.
+
+transformers' `DynamicCache` copies all keys and values to new memory for every token. `GrowingCache` allocates memory
+for some more tokens than it holds, and appends new ones in place.
 """
 
 import inspect
@@ -13,11 +16,52 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-
-from tsugiki.generation.growing_cache import GrowingCache
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_ROOM = 64  # tokens for which memory is allocated in advance
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer, [rows, heads, tokens, width]: views of longer tensors."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._with_room: dict[str, Tensor] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens, and return those of all tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._appended("keys", self.keys, key_states)
+        self.values = self._appended("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _appended(self, name: str, before: Tensor, new: Tensor) -> Tensor:
+        length = before.shape[-2] if before.numel() else 0
+        whole = length + new.shape[-2]
+        memory = self._with_room.get(name)
+        if memory is None or not _begins(memory, before) or memory.shape[2] < whole:
+            memory = new.new_empty(*new.shape[:2], whole + _ROOM, new.shape[3])
+            if length:
+                memory[:, :, :length] = before
+            self._with_room[name] = memory
+        memory[:, :, length:whole] = new
+        return memory[:, :, :whole]
+
+
+class GrowingCache(DynamicCache):  # type: ignore[misc]
+    """A `DynamicCache` whose layers are `GrowingLayer`, without sliding windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_class_to_replicate = GrowingLayer
 
 
 @dataclass
@@ -119,3 +163,16 @@ def _stacked(one: Tensor, other: Tensor, length: int, dimension: int, before: in
         padding = pad(part.narrow(dimension, before, own), [*after, length - own, 0])
         parts.append(torch.cat([part.narrow(dimension, 0, before), padding], dimension) if before else padding)
     return torch.cat(parts)
+
+
+def _begins(memory: Tensor, part: Tensor) -> bool:
+    """Return whether `part` is a view of the first tokens of `memory`.
+
+    It is not if other code has assigned new tensors to `keys` and `values`.
+    """
+    return (
+        part.data_ptr() == memory.data_ptr()
+        and part.stride() == memory.stride()
+        and part.shape[:2] == memory.shape[:2]
+        and part.dtype == memory.dtype
+    )
