@@ -26,11 +26,10 @@ __getattr__, __dir__ = lazy_names(
             "rename_adapter"
         ),
         "lora_weights": "LayerFactors LoraWeights read_lora_weights write_lora_weights",
-        "merge.to_folder": "RoundingLoss plan_merge write_merged",
+        "merge_files": "RoundingLoss plan_merge write_merged",
         "metadata": "BaseReference Metadata Provenance Source read_metadata source_adapter write_metadata",
-        "probe": "logit_shift",
         "start": "start_from",
-        "verify": "KnownBase check_adapter known_base",
+        "verify": "AdapterFiles KnownBase check_adapter find_misfits known_base logit_shift read_adapter_files",
         "vocabulary": "with_new_words",
     },
 )

@@ -15,8 +15,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tsugiki.adapters.files import read_base, read_config_fields, read_peft_config, read_weights, write_adapter_files
-from tsugiki.adapters.fit import not_finite
+from tsugiki.adapters.files import (
+    not_finite,
+    read_base,
+    read_config_fields,
+    read_peft_config,
+    read_weights,
+    write_adapter_files,
+)
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance
 from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError, summarise_list

@@ -22,8 +22,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.errors import TsugikiError
+from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.file_state import FileState, file_state
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use
 from tsugiki.language import _

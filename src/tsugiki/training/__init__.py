@@ -46,7 +46,6 @@ __getattr__, __dir__ = lazy_names(
         "sharding": "check_optimizer is_sharded shard split_optimizer_state whole_optimizer_state whole_state",
         "signals": "StopSignals",
         "threads": "run_in_threads",
-        "verify_loaders": "refusals_of_run",
         "workflows.compare": "compare comparison_rows",
         "workflows.compare_config": "ComparisonConfig MAX_RUNS SweepConfig load_comparison load_sweep",
         "workflows.earlier": "check_same_inputs",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.files import read_config_fields
-from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, write_merged
+from tsugiki.adapters.merge_files import MergePlan, plan_merge, write_merged
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, source_adapter, write_metadata
 from tsugiki.base.identity import named_identity
 from tsugiki.base.loading import default_device, load_model, load_tokenizer

@@ -213,21 +213,6 @@ def test_several_are_summed_and_weighted(tmp_path: Path):
         assert relative_error(after[key], weight) < 1e-6, key
 
 
-def test_a_layer_of_an_image_model_is_summed_as_in_memory():
-    from tsugiki.lora import updated_weight
-
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
-    graft(model, LoraConfig(r=2, target_modules=["0"]))
-    shake(model)
-    adapter = model._tsugiki.adapters["default"]
-    kernel = model[0].base_layer.weight.detach().clone()
-    with torch.no_grad():
-        made = adapter.weight_updates(model)["0.weight"](kernel)
-        assert torch.equal(made, updated_weight(model[0].base_layer, adapter.pairs["0"], kernel))
-    merge(model)
-    assert torch.equal(model[0].base_layer.weight, made)
-
-
 def test_what_belongs_to_the_model_comes_along(tmp_path: Path):
     base = save_tiny(tmp_path / "base")
     adapter_on(base, tmp_path / "adapter")
@@ -259,67 +244,31 @@ def test_what_belongs_to_the_model_comes_along(tmp_path: Path):
 KEY = "transformer.h.1.attn.c_attn.weight"
 
 
-def _edit(path: Path, change: Any) -> None:
-    """Change the tensor called KEY in a file; None: leave it out."""
-    tensors = load_file(path)
-    new = change(tensors.pop(KEY))
-    save_file(tensors | ({} if new is None else {KEY: new}), path)
-
-
 def _spoil(folder: Path, how: str) -> None:
-    index = folder / "base" / "model.safetensors.index.json"
-    fields = json.loads(index.read_text())
-    part = folder / "base" / fields["weight_map"][KEY]
-    cut = {"cut": part.read_bytes()[:-9], "cut in its header": part.read_bytes()[:40], "empty": b""}
+    path = folder / "base" / "model.safetensors"
+    tensors = load_file(path)
     edits: dict[str, Any] = {
         "shape": lambda tensor: tensor[:, :32].contiguous(),
         "codes": lambda tensor: tensor.to(torch.int8),
         "overflow": lambda tensor: tensor.half(),
-        "gone": lambda tensor: None,
     }
-    if how in cut:
-        part.write_bytes(cut[how])
-    elif how in edits:
-        _edit(part, edits[how])
-    elif how == "no JSON":
-        part.write_bytes((9).to_bytes(8, "little") + b'{"a": [1}')
-    elif how == "missing":
-        part.unlink()
-    elif how == "no index":
-        index.unlink()
-    elif how == "outside":
-        fields["weight_map"]["x"] = "../x.safetensors"
-    elif how == "elsewhere":
-        fields["weight_map"]["x"] = part.name
-    if how == "gone":
-        del fields["weight_map"][KEY]
-    if how != "no index":
-        index.write_text(json.dumps(fields))
-    if how in ("nan", "overflow"):
-        factor = torch.nan if how == "nan" else 1e4
-        edit_weights(folder / "adapter", lambda tensors: [tensor.mul_(factor) for tensor in tensors.values()])
+    weight = tensors.pop(KEY)
+    save_file(tensors | ({KEY: edits[how](weight)} if how in edits else {}), path)
+    if how == "overflow":
+        edit_weights(folder / "adapter", lambda tensors: [tensor.mul_(1e4) for tensor in tensors.values()])
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("cut", "by its header"),
-        ("cut in its header", "incomplete"),
-        ("empty", "incomplete"),
-        ("no JSON", "is broken"),
-        ("missing", "is missing"),
-        ("no index", "has no safetensors weights"),
-        ("outside", "names .*x.safetensors"),
-        ("elsewhere", "says that .* is in"),
         ("gone", "transformer.h.1.attn.c_attn.weight is missing"),
         ("shape", r"transformer.h.1.attn.c_attn.weight of .* is \[32, 32\] in its files, and \[32, 96\] by its config"),
         ("codes", "is quantised"),
         ("overflow", "not finite in transformer.h.1.attn.c_attn.weight"),
-        ("nan", "is not finite"),
     ],
 )
 def test_what_cannot_be_merged_leaves_nothing(how: str, said: str, tmp_path: Path):
-    base = save_base(tmp_path / "base", max_shard_size="20KB")
+    base = save_base(tmp_path / "base")
     adapter_on(base, tmp_path / "adapter", target_modules=["c_attn"])
     _spoil(tmp_path, how)
     there = sorted(path.name for path in tmp_path.iterdir())
@@ -340,15 +289,6 @@ def test_what_is_no_sum_is_merged_alone(fields: dict[str, Any], tmp_path: Path):
     with pytest.raises(TsugikiError, match="alone"):
         plan_merge(base, [tmp_path / "b"], [0.5])
     plan_merge(base, [tmp_path / "b"])
-
-
-@pytest.mark.parametrize("weights", [[1.0], [1.0, math.nan], [1.0, 2.0, 3.0]])
-def test_weights_that_do_not_go_with_the_adapters(weights: list[float], tmp_path: Path):
-    base = save_base(tmp_path / "base")
-    for name in "ab":
-        adapter_on(base, tmp_path / name)
-    with pytest.raises(TsugikiError, match="2 adapters"):
-        plan_merge(base, [tmp_path / "a", tmp_path / "b"], weights)
 
 
 def test_an_adapter_of_another_base(tmp_path: Path):

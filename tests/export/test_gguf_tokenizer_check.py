@@ -7,7 +7,8 @@ import pytest
 
 from tests.export.tokenizers_of_kinds import CHAT, KINDS, byte_level, unigram, write_tokenizer
 from tests.tiny import byte_tokenizer
-from tsugiki.export import PROMPTS, compare_tokens, read_vocabulary, tokens
+from tsugiki.export import PROMPTS, compare_tokens, read_vocabulary
+from tsugiki.export import gguf_tokenizer_check as tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,10 +9,11 @@ import pytest
 from tests.tiny import save_grafted, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError
+from tsugiki.adapters import read_adapter_files
 from tsugiki.base import load_meta_model, load_model
-from tsugiki.export import incompatibilities, incompatibilities_before_training
+from tsugiki.export import Loader, incompatibilities_before_training, loaders
 from tsugiki.methods import METHODS
-from tsugiki.training import RunConfig, refusals_of_run
+from tsugiki.training import RunConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -28,6 +29,10 @@ _NEEDED: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def base(tmp_path: Path) -> str:
     return save_tiny(tmp_path / "base", "gpt2")
+
+
+def incompatibilities(loader: Loader, folder: Path, model: str | None = None) -> list[str]:
+    return loaders.incompatibilities(loader, read_adapter_files(folder), model)
 
 
 def saved(base: str, folder: Path, config: Any) -> Path:
@@ -96,12 +101,17 @@ def test_another_base_is_reported_since_no_loader_checks_it(base: str, tmp_path:
         assert not any("another base" in said for said in incompatibilities(loader, folder, base))
 
 
-def test_predictions_for_the_config_of_a_run(base: str):
-    common = {"model": base, "data": "x.txt", "out": "out"}
-    assert refusals_of_run("llama.cpp", RunConfig(**common)) == []
-    assert "DoRA" in refusals_of_run("llama.cpp", RunConfig(**common, method="dora"))[0]
-    assert "PEFT has no such method" in refusals_of_run("peft", RunConfig(**common, method="bitfit"))[0]
-    assert "every weight" in refusals_of_run("peft", RunConfig(**common, method="full"))[0]
+@pytest.mark.parametrize(
+    ("loader", "method", "said"),
+    [
+        ("llama.cpp", "dora", "DoRA"),
+        ("peft", "bitfit", "PEFT has no such method"),
+        ("peft", "full", "every weight"),
+    ],
+)
+def test_predictions_for_the_config_of_a_run(loader: Loader, method: str, said: str, base: str):
+    run = RunConfig(model=base, data="x.txt", out="out", method=method)
+    assert said in incompatibilities_before_training(loader, run.adapter_config, load_meta_model(base))[0]
 
 
 def test_unknown_loaders_and_architectures(base: str, tmp_path: Path):

@@ -1,6 +1,8 @@
-"""Lower ranks, against the decomposition of the whole update in float64."""
+"""Norms, singular values, products and lower ranks of updates, against ΔW formed whole in float64."""
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -8,20 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import logits, relative_error, tiny_model
+from tests.adapters.test_format import peft_model, settings
+from tests.tiny import logits, relative_error, shake, tiny_model
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.adapters import (
     BaseReference,
     LayerFactors,
     LoraWeights,
+    difference_norm,
+    effective_rank,
+    inner_product,
     kept_energy,
     read_lora_weights,
-    svd,
+    singular_values,
     truncated,
     truncated_to_energy,
+    update_norm,
+    update_shape,
     write_lora_weights,
 )
 from tsugiki.lora import LoraConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 LAYERS: dict[str, dict[str, Any]] = {
     "linear": {"A": (6, 20), "B": (15, 6)},
@@ -52,6 +62,66 @@ def updates(layer: LayerFactors) -> list[Tensor]:
     return [layer.scaling * (b @ a) for a, b in zip(A, B, strict=True)]
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_against_the_update_formed_whole(kind: str):
+    one, other = factors(kind, scaling=0.7), factors(kind, seed=1)
+    M, N = torch.cat(updates(one)), torch.cat(updates(other))
+    values = singular_values(one)
+    expected = torch.linalg.svdvals(M)
+    assert torch.allclose(values, expected[: len(values)], rtol=1e-12)
+    assert float(expected[len(values) :].sum()) < 1e-12
+    assert update_norm(one) == pytest.approx(float(M.norm()), rel=1e-12)
+    assert inner_product(one, other) == pytest.approx(float((M * N).sum()), rel=1e-11)
+    assert difference_norm(one, other) == pytest.approx(float((M - N).norm()), rel=1e-12)
+    assert math.prod(update_shape(one)) == M.numel()
+
+
+def test_ranks_may_differ():
+    one, other = factors("linear"), truncated(lora_of(layer=factors("linear", seed=1)), 2)[0].layers["layer"]
+    (M,), (N,) = updates(one), updates(other)
+    assert inner_product(one, other) == pytest.approx(float((M * N).sum()), rel=1e-11)
+    assert difference_norm(one, other) == pytest.approx(float((M - N).norm()), rel=1e-12)
+
+
+def test_a_small_difference_is_not_lost():
+    one = factors("linear")
+    turned = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double)).Q
+    same = LayerFactors(turned @ one.A.double(), one.B.double() @ turned.T, one.scaling)
+    assert difference_norm(one, same) / update_norm(one) < 1e-14, "other factors, the same update"
+    moved = LayerFactors(one.A, one.B * (1 + 1e-6), one.scaling)
+    expected = float((updates(one)[0] - updates(moved)[0]).norm())
+    assert difference_norm(one, moved) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("gpt2", "patterns"), ("gpt2", "embedding"), ("llama", "rslora")])
+def test_pefts_own_updates(kind: str, variant: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, settings(kind, variant)))
+    theirs.save_pretrained(tmp_path)
+    layers = read_lora_weights(tmp_path).layers
+    modules = {
+        name.removeprefix("base_model.model."): module
+        for name, module in theirs.named_modules()
+        if hasattr(module, "get_delta_weight") and len(module.lora_A) + len(module.lora_embedding_A)
+    }
+    assert layers.keys() == modules.keys()
+    for path, layer in layers.items():
+        delta = modules[path].get_delta_weight("default").detach().double()
+        values = singular_values(layer)
+        assert torch.allclose(values, torch.linalg.svdvals(delta)[: len(values)], rtol=1e-5), path
+        expected = delta.T.shape if getattr(modules[path], "fan_in_fan_out", False) else delta.shape
+        assert sorted(update_shape(layer)) == sorted(expected)
+
+
+def test_effective_rank_is_between_one_and_the_rank():
+    equal = torch.tensor([2.0, 2, 2, 0], dtype=torch.double)
+    assert effective_rank(equal) == pytest.approx(3)
+    assert effective_rank(torch.tensor([5.0, 0, 0])) == pytest.approx(1)
+    assert effective_rank(torch.zeros(4)) == 0
+    halves = torch.tensor([0.5, 0.25, 0.25], dtype=torch.double)
+    assert effective_rank(halves) == pytest.approx(2**1.5), "an entropy of 1.5 bits"
+    assert effective_rank(7 * halves) == pytest.approx(2**1.5)
+
+
 @pytest.mark.parametrize("r", [1, 4])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_no_rank_comes_nearer(kind: str, r: int):
@@ -70,17 +140,6 @@ def test_no_rank_comes_nearer(kind: str, r: int):
         energy, whole = energy + float(S[:share].square().sum()), whole + float(S.square().sum())
     assert kept["layer"].energy == pytest.approx(energy / whole, rel=1e-12)
     assert kept_energy(kept) == pytest.approx(energy / whole, rel=1e-12)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_directions_are_at_right_angles_and_factors_balanced(kind: str):
-    U, S, Vh = svd(factors(kind))
-    one = torch.eye(S.shape[1], dtype=torch.float64)
-    assert torch.allclose(U.mT @ U, one.expand(len(S), -1, -1), atol=1e-12)
-    assert torch.allclose(Vh @ Vh.mT, one.expand(len(S), -1, -1), atol=1e-12)
-    found = truncated(lora_of(layer=factors(kind)), 2)[0].layers["layer"]
-    assert float(found.A.norm()) == pytest.approx(float(found.B.norm()), rel=1e-5)
-    assert found.scaling == 1.5
 
 
 def test_a_rank_that_is_no_lower_changes_nothing():

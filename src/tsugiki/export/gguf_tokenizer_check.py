@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
-from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
-from tsugiki.export.vocabulary import adds_start, unsupported_normalizers
+from tsugiki.export.gguf_vocabulary import adds_start, unsupported_normalizers
 from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
@@ -44,12 +43,6 @@ PROMPTS = (
 """The prompts of every export. One more prompt is added for each special token, up to `_MAX_SPECIAL_TOKENS`."""
 
 _MAX_SPECIAL_TOKENS = 20  # Gemma has thousands of special tokens
-_CONVERSATION: list[dict[str, str]] = [
-    {"role": "system", "content": "簡潔に答える。"},
-    {"role": "user", "content": "花は？"},
-    {"role": "assistant", "content": "まだ咲かない。"},
-    {"role": "user", "content": " And summer?\n"},
-]
 
 _Tokenise: TypeAlias = Callable[[str, bool], list[int]]
 """(text, whether to add a BOS token as for a prompt) -> token ids; special tokens in the text are recognised."""
@@ -92,7 +85,6 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
         start = [document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id]
         expected = (start if adds_start(tokenizer) else []) + encode(tokenizer, ["春"])[0]
         problems += _compare_ids("春", expected, reader.tokenise("春", True), _(" as a prompt"))
-        problems += _compare_templates(tokenizer, reader.template, reader.tokenise)
     return TokenComparison(reader.name, len(prompts), tuple(problems), notes)
 
 
@@ -164,29 +156,6 @@ def _compare_metadata(tokenizer: "PreTrainedTokenizerBase", reader: _Reader) -> 
         for what, in_file, expected in values
         if in_file != expected
     ]
-
-
-def _compare_templates(tokenizer: "PreTrainedTokenizerBase", template: str | None, tokenise: _Tokenise) -> list[str]:
-    """Compare how llama-cpp-python and the tokenizer render and tokenise a conversation."""
-    if tokenizer.chat_template is None or template is None or not _has_llama_cpp():
-        return []
-    formatter = importlib.import_module("llama_cpp.llama_chat_format").Jinja2ChatFormatter(
-        template, eos_token=tokenizer.eos_token or "", bos_token=tokenizer.bos_token or ""
-    )
-    for conversation in (_CONVERSATION, _CONVERSATION[1:]):
-        try:
-            expected = prompt_text(read_template(tokenizer, "the prompt"), conversation)
-        except TsugikiError:  # some templates reject the system role
-            continue
-        rendered = formatter(messages=conversation).prompt
-        if expected != rendered:
-            return [
-                _("a conversation is rendered as {found} by llama.cpp and as {expected} by the tokenizer").format(
-                    found=_abbreviate(rendered), expected=_abbreviate(expected)
-                )
-            ]
-        return _compare_ids(expected, encode(tokenizer, [expected])[0], tokenise(rendered, False))
-    return []
 
 
 def _compare_ids(text: str, expected: Sequence[int], in_file: Sequence[int], where: str = "") -> list[str]:

@@ -8,21 +8,21 @@ biases and ranks above --max-lora-rank, and uses one alpha and one rank for all 
 """
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from tsugiki.adapters.files import read_base, read_peft_config
-from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors, read_lora_weights
+from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors, parse_tensors
+from tsugiki.adapters.verify import AdapterFiles
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export import Loader
-from tsugiki.export.layout import gguf_names, llama_cpp_architecture, unsupported_reason
+from tsugiki.export.llama_cpp_layers import gguf_names, llama_cpp_architecture, unsupported_reason
 from tsugiki.language import _, marked
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_modules_to_save, find_target_parameters, find_targets
 from tsugiki.lora.tokens import find_tokens
+from tsugiki.methods.full import FullConfig
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 from tsugiki.methods.table import METHODS, format_of
@@ -38,17 +38,19 @@ _MERGE = marked("export it merged into its base instead (--merged)")
 _OLLAMA = marked("Ollama supports no adapters since version 0.34.1; for that version or newer, {merge}")
 
 
-def incompatibilities(loader: Loader, folder: Path, model: str | None = None) -> list[str]:
+def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None = None) -> list[str]:
     """Return the reasons why a program would reject an adapter or give another result; empty if there are none.
 
-    If `model` is None, the base is that which the adapter names.
+    Args:
+        loader: the program.
+        adapter: the files of an adapter that have no problems of their own.
+        model: the base; None: that which the adapter names.
 
     Raises:
-        TsugikiError: the loader is not known, or the folder is not an adapter or is broken.
+        TsugikiError: the loader is not known.
     """
     _check_loader(loader)
-    config = read_peft_config(folder)
-    base = read_base(folder)
+    config, base = adapter.as_peft, adapter.base
     problems = []
     why = why_different(base, named_identity(model)) if model is not None else ""
     if why:
@@ -71,18 +73,25 @@ def incompatibilities(loader: Loader, folder: Path, model: str | None = None) ->
         ]
     if config.lora_bias:  # such an adapter is not read as the updates of weights alone
         return problems + incompatibilities_before_training(loader, config, shape)
-    return problems + llama_cpp_incompatibilities(read_lora_weights(folder), shape) + _ollama(loader)
+    layers, others, _wrong = parse_tensors(config, adapter.tensors)
+    lora = LoraWeights(config, layers, others, base, None)
+    return problems + llama_cpp_incompatibilities(lora, shape) + _ollama(loader)
 
 
 def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
     """Return the reasons that `incompatibilities` will return for the adapter after training with this config.
 
-    `config` is of any method; a model on the meta device is enough.
+    Args:
+        loader: the program.
+        config: the settings of any method.
+        model: the base; a model on the meta device is enough.
 
     Raises:
         TsugikiError: the loader is not known, or the config does not fit the model.
     """
     _check_loader(loader)
+    if isinstance(config, FullConfig):
+        return [_("the run trains every weight, so there will be no adapter; export the model instead")]
     if loader in ("peft", "vllm"):
         return _config_incompatibilities(loader, config)
     if not isinstance(config, LoraConfig):

@@ -7,7 +7,7 @@ llama.cpp implements three kinds of tokenizer. A GGUF file names the kind (`mode
              result has the highest score comes first
     t5       SentencePiece's unigram model: the most likely segmentation by the scores of the pieces
 
-`tokens` verifies that the file then gives the same tokens as the tokenizer.
+`gguf_tokenizer_check` verifies that the file then gives the same tokens as the tokenizer.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """The representation of each architecture in GGUF: hyperparameters, and tensors that differ from transformers'.
 
 A row exists only for an architecture for which a random model gives the same logits in llama.cpp as in transformers
-(`tests/export/test_model_file.py`). A config field that GGUF cannot represent raises an error that names it.
+(`tests/export/test_gguf_model.py`). A config field that GGUF cannot represent raises an error that names it.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.layout import KEY_ORDER, QUERY_ORDER
+from tsugiki.export.llama_cpp_layers import KEY_ORDER, QUERY_ORDER
 from tsugiki.language import _, ngettext
 from tsugiki.model.architectures import ARCHITECTURES
 
@@ -108,7 +108,7 @@ def _llama_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
 
 
 def _llama_tensor(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
-    """Put rows of queries and keys that rotate together next to each other (see `layout`)."""
+    """Put rows of queries and keys that rotate together next to each other (see `llama_cpp_layers`)."""
     order = _ROW_ORDERS.get(name.split(".")[-2])
     return tensor if order is None else tensor[order(config, len(tensor))]
 
