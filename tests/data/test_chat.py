@@ -162,14 +162,6 @@ def test_template_text_after_an_answer_does_not_count():
     assert tokenizer.decode(ids) == "the end end end<|endoftext|>"
 
 
-def test_the_longest_matching_token_ends_the_turn():
-    template = SHAPES["zephyr"].template.replace("{{ eos_token }}", "<end><of turn>")
-    tokenizer = tokenizer_of(Shape(template, ("<end>", "<end><of turn>"), "", ""))
-    rendering = render(read_template(tokenizer, ""), conversation(("user", "a"), ("assistant", "b")), "all")
-    ((start, stop),) = rendering.spans
-    assert rendering.text[start:stop] == "b<end><of turn>"
-
-
 def test_an_added_token_that_is_not_special_ends_the_turn():
     tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template, (), "", ""))
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "\n"])

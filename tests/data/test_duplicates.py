@@ -136,13 +136,6 @@ def test_similarity_estimates_the_jaccard_index_of_the_shingles(length: int, tol
     assert abs(sum(errors) / len(errors)) < 0.02
 
 
-def test_a_text_hashed_in_chunks_keeps_nearly_all_shingles(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = random_text(random.Random(0), 20_000)
-    whole = signature(text)
-    monkeypatch.setattr(duplicates, "_CHUNK", 1000)
-    assert similarity(whole, signature(text)) > 0.95
-
-
 # Groups
 
 
@@ -230,21 +223,6 @@ def test_many_texts_of_one_template_take_linear_time() -> None:
 def test_nothing_and_one_text_have_no_groups() -> None:
     assert near_duplicates([]) == []
     assert groups(MODERN) == []
-
-
-def test_the_bands_can_be_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = random.Random(6)
-    texts = [random_text(rng, rng.choice([0, 3, 30, 300])) for _ in range(300)]
-    signatures = [signature(text) for text in [*texts, *(edited(rng, text, 1) for text in texts if len(text) > 30)]]
-    at_once = near_duplicates(signatures)
-    assert len(at_once) > 50
-    for name, value in (("_KEYS", 1000), ("_ROWS", 7)):
-        monkeypatch.setattr(duplicates, name, value)
-        assert near_duplicates(signatures) == at_once
-
-
-def test_many_copies_are_one_group() -> None:
-    assert near_duplicates(np.repeat(signature(MODERN)[None], 5000, axis=0)) == [list(range(5000))]
 
 
 # The corpus

@@ -14,7 +14,6 @@ from tsugiki.data import (
     RecordIndex,
     find_learned,
     fingerprints,
-    learned_by,
     read_fingerprints,
     seen_texts,
     write_fingerprints,
@@ -83,11 +82,6 @@ def test_fingerprints_of_several_are_joined_and_each_text_is_written_once(tmp_pa
     assert len(found) == 3
     edited = text(3)[:300] + "改" + text(3)[310:]
     assert find_learned(index_of(text(1), text(2), edited, text(4)), [found]) == ({0, 1}, {2})
-
-
-def test_without_fingerprints_there_is_no_file(tmp_path: Path):
-    write_fingerprints(learned_by([tmp_path, None]), tmp_path)
-    assert not (tmp_path / LEARNED_FILE).exists()
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:50], lambda data: b"{}" + data, lambda data: data[:-3]])

@@ -82,11 +82,6 @@ def test_characters_of_the_given_alphabet_are_single_tokens():
     assert asked.decode(asked(text).input_ids) == text
 
 
-def test_the_same_texts_give_the_same_tokenizer():
-    one, two = (train_vocabulary(lambda: iter([TEXT, TEXT[::-1]]), 450).backend_tokenizer.to_str() for _ in range(2))
-    assert one == two
-
-
 def test_too_large_a_vocabulary_is_an_error_with_the_possible_size():
     with pytest.raises(TsugikiError, match=r"vocab_size is 5,000") as caught:
         train_vocabulary(lambda: [TEXT], 5000)

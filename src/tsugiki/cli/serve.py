@@ -14,7 +14,7 @@ from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from tsugiki.serve.training import Workspace
+    from tsugiki.serve.train_view import Workspace
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
@@ -144,7 +144,7 @@ def _workspace(model: str, texts: Path, aozora: str) -> "Workspace":
     Raises:
         TsugikiError: the folder of texts does not exist.
     """
-    from tsugiki.serve.training import Workspace
+    from tsugiki.serve.train_view import Workspace
 
     if not texts.is_dir():
         raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))

@@ -24,12 +24,10 @@ __getattr__, __dir__ = lazy_names(
         "peft_config": "config_of_peft",
         "product": "add_low_rank grafted_product plain_add_low_rank",
         "row_products": "RowPairs plain_rows rows_product",
-        "structure": "default_layers reasons_against",
         "swap": (
             "Undo cast_parameters module_updates parameter_owner replace_module replace_parameter replace_with undo_all"
         ),
         "switch": "base_alone",
-        "targets": "base_modules find_targets",
-        "weightless": "run weightless_copy",
+        "targets": "base_modules default_layers find_targets reasons_against sublayers_of",
     },
 )

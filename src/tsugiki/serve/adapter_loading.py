@@ -14,9 +14,8 @@ from tsugiki.adapters.vocabulary import words_for
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.batch_mode import find_batch_mode
 from tsugiki.generation.request import BatchMode
-from tsugiki.io.digests import sha256
+from tsugiki.io.digests import FileState, file_state, sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
-from tsugiki.io.file_state import FileState, file_state
 from tsugiki.language import _
 from tsugiki.lora.graft import add_adapter, remove_adapter
 from tsugiki.lora.mixed_batch import mixed_batch

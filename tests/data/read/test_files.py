@@ -4,7 +4,6 @@ import json
 import random
 import re
 import sys
-import time
 import tracemalloc
 from importlib.resources import files
 from itertools import islice
@@ -38,8 +37,7 @@ def test_encodings_are_detected(encoding: str, text: str, tmp_path: Path):
     assert read(path) == [Document(text.replace("\r\n", "\n"), str(path))]
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("encoding", "end"), [*zip(ENCODINGS, ["\n", "\r\n", "\r", "\n", "\r\n"], strict=True)])
 def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
     lines = ["朝の庭", "", "ABC", *(f"{i}番目の石、{'水' * (i % 50)}" for i in range(1000)), "終"]
     path = tmp_path / "a.jsonl"
@@ -50,12 +48,6 @@ def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_bytes(end.join(["text", *lines]).encode(encoding))
     assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line]
-
-
-def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path):
-    path = tmp_path / "a.txt"
-    path.write_bytes("朝\n".encode("utf-8-sig") + "夜\n".encode("utf-8-sig"))
-    assert read(path) == [Document("朝\n夜\n", str(path))]
 
 
 HALF_WIDTH = ["ﾃｽﾄﾃ", "ｶﾅ", "ﾔﾏﾀﾞ ﾀﾛｳ", "ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
@@ -80,16 +72,7 @@ def test_short_texts_in_euc_jp_are_not_read_as_half_width(text: str, tmp_path: P
     assert read(path) == [Document(text, str(path))]
 
 
-@pytest.mark.parametrize(("length", "most_wrong"), [(2, 60), (4, 10), (6, 3), (8, 3), (12, 3), (20, 1), (40, 0)])
-def test_random_half_width_katakana(length: int, most_wrong: int):
-    letters = random.Random(length)
-    texts = ["".join(map(chr, letters.choices(range(0xFF71, 0xFF9E), k=length))) for _ in range(300)]  # ｱ to ﾝ
-    read = [decode(text.encode("cp932"), "a.txt") for text in texts]
-    wrong = [text for text, (found, name) in zip(texts, read, strict=True) if found != text and name != "utf-8-sig"]
-    assert len(wrong) <= most_wrong, len(wrong)
-
-
-@pytest.mark.parametrize(("length", "most_wrong"), [(2, 15), (3, 10), (4, 6), (6, 2), (10, 2), (60, 0)])
+@pytest.mark.parametrize(("length", "most_wrong"), [(2, 15), (4, 6), (10, 2), (60, 0)])
 def test_parts_of_sentences_in_both_japanese_encodings(length: int, most_wrong: int):
     texts = [path.read_text() for path in sorted(Path(str(files("tsugiki"))).glob("assets/*/[0-9]*.txt"))]
     writable = "\n".join(texts).encode("euc_jp", "ignore").decode("euc_jp").encode("cp932", "ignore").decode("cp932")
@@ -147,33 +130,22 @@ def test_a_cell_can_be_very_long(tmp_path: Path):
 
 BAD = {
     "broken line": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2 is not JSON: Expecting value at character 11"),
-    "json array": ("a.jsonl", '[\n{"text": "x"}\n]\n', "a.jsonl:1 is not JSON"),
     "deep": ("a.jsonl", "[" * 100_000, "a.jsonl:1 cannot be read"),
-    "deep enough for Python": ("a.jsonl", '{"text": ' + "[" * 200 + "]" * 200 + "}", "a.jsonl:1 cannot be read"),
     "long number": ("a.jsonl", '{"text": ' + "9" * 200 + "}", "a.jsonl:1 cannot be read: .*100 digits"),
-    "list": ("a.jsonl", '{"text": "x"}\n["x"]\n', "a.jsonl:2"),
     "number as text": ("a.jsonl", '{"text": 5}\n', "a.jsonl:1 has a number as text"),
     "mixed": (
         "a.jsonl",
         json.dumps(turns("a", "b")) + '\n\n{"prompt": "a", "completion": "b"}\n',
         "a.jsonl:3 has prompt and completion.* line 1 has messages",
     ),
-    "blank, then mixed": ("a.jsonl", '{"text": ""}\n' + json.dumps(turns("a", "b")), "a.jsonl:2 has messages"),
     "ragged, too many": ("a.csv", "text\na\nb, c\n", "a.csv:3 has 2 cells.* 1 columns"),
-    "ragged, too few": ("a.csv", 'prompt,completion\n"a\n",b\nc\n', "a.csv:4 has 1 cells"),
     "header twice": ("a.csv", "text,author,text\na,b,c\n", "a.csv:1 names the column 'text' twice"),
-    "no header": ("a.csv", "It rained, today\nfoo,bar\n", "a.csv:1 names none of the columns text,"),
     "semicolons": ("a.csv", "prompt;completion\na;b\n", "a.csv:1 names none of .*comma"),
     "open quote": ("a.csv", 'text\nok\n"a\nb\n', "a.csv:3 .*CSV row: unexpected end of data"),
-    "quote within": ("a.csv", 'text\n"a"b\n', "a.csv:2 .*CSV row"),
     "empty completion": ("a.csv", "prompt,completion\na,b\nc,\n", "a.csv:3 has an empty completion"),
-    "messages in csv": ("a.csv", "messages\nhello\n", "a.csv:2: messages is a text"),
     "empty": ("a.txt", "", "is empty"),
-    "empty lines": ("a.jsonl", "\n\n", "is empty"),
-    "header alone": ("a.csv", "text\n", "is empty"),
     "blank": ("a.txt", " \n\u3000", "is empty"),
     "other kind": ("a.pdf", "x", ".pdf .*use .txt, .md, .jsonl, .json, .csv, .parquet, .epub or .zip"),
-    "no kind": ("a", "x", "without a suffix"),
     "no parquet": ("a.parquet", "x", "a.parquet cannot be read as Parquet"),
 }
 
@@ -187,19 +159,6 @@ def test_bad_files_are_named_with_their_line(case: str, tmp_path: Path):
     with pytest.raises(TsugikiError, match=fact) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
-
-
-def test_many_columns_take_linear_time(tmp_path: Path):
-    path = tmp_path / "a.csv"
-    names = ",".join(map(str, range(30_000)))
-    path.write_text(f"text,{names}\na{',b' * 30_000}\n")
-    start = time.process_time()
-    assert [record.text for record in read(path)] == ["a"]
-    path.write_text(f"text,{'a' * 10_000},{'a' * 10_000}\n")
-    with pytest.raises(TsugikiError, match="a.csv:1 names the column 'aaa.* twice") as caught:
-        read(path)
-    assert len(str(caught.value)) < 500
-    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~nobody-has-this-name/a", "a\0b"])
@@ -290,14 +249,6 @@ def test_a_parquet_file_that_unpacks_to_very_much_is_refused(tmp_path: Path):
         assert path.stat().st_size < 200_000
         with pytest.raises(TsugikiError, match="a.parquet unpacks to more than 100 times its size"):
             read(path)
-
-
-def test_a_parquet_file_with_short_rows_is_read(tmp_path: Path):
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    texts = [f"{i} + {j} = {i + j}" for i in range(100) for j in range(100)]
-    parquet.write_table(arrow.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")
-    assert [record.text for record in read_records(tmp_path / "a.parquet")] == texts
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

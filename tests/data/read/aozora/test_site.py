@@ -1,11 +1,7 @@
 """Reading works from a test server on 127.0.0.1 that counts requests."""
 
-import itertools
 import os
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +14,6 @@ from tests.data.read.aozora.samples import FILES, ROWS, index_zip
 from tsugiki.data import INDEX, Query, Site, SiteUnreachable, Work, read_entries
 from tsugiki.data.read.aozora import site as site_module
 from tsugiki.errors import TsugikiError
-from tsugiki.io import cache_folder
 
 
 @dataclass
@@ -90,23 +85,6 @@ def test_a_site_is_read_through_its_index_once(stub, tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_an_interrupted_run_continues_from_the_cache(stub, tmp_path):
-    stub.limit = 3  # the index and two works
-    out = tmp_path / "works.jsonl"
-    arguments = ["aozora", "--source", stub.url, "--cache", str(tmp_path / "cache"), "--out", str(out)]
-    first = subprocess.Popen([sys.executable, "-c", "from tsugiki.cli.main import main; main()", *arguments])
-    assert stub.at_limit.wait(60)
-    first.kill()
-    first.wait()
-    assert not out.exists()
-    stub.limit = 1000
-    stub.go_on.set()
-    works, skipped = site_works(stub, tmp_path / "cache")
-    assert (len(works), skipped) == (3, [])
-    assert set(stub.asked.values()) == {1}
-    assert len(stub.asked) == 4
-
-
 @pytest.mark.parametrize("name", ["cards/000001/files/1_ruby.zip", f"index_pages/{INDEX}.zip"])
 def test_a_cached_file_that_was_damaged_is_downloaded_again(stub, tmp_path, name):
     works, _ = site_works(stub, tmp_path)
@@ -176,22 +154,6 @@ def test_an_error_status_ends_the_run_and_keeps_downloaded_files(stub, tmp_path,
     assert stub.asked["/cards/000001/files/2_ruby.zip"] == (2 if status == 403 else 5)
 
 
-def test_files_of_other_sites_and_rows_without_files_are_skipped(stub, tmp_path):
-    stub.files[f"/index_pages/{INDEX}.zip"] = index_zip([ROWS[0], *ROWS[-2:]])
-    works, skipped = site_works(stub, tmp_path)
-    assert len(works) == 1
-    elsewhere, no_file = skipped
-    assert elsewhere.endswith("line 3: https://example.org/a.zip is at another site, which is not supported")
-    assert no_file.endswith("line 4: 題名だけ has no text file")
-    assert sum(stub.asked.values()) == 2
-
-
-def test_an_unreachable_site_is_a_one_line_error(tmp_path):
-    with pytest.raises(SiteUnreachable, match="http://127.0.0.1:9/index_pages/") as caught:
-        Site("http://127.0.0.1:9", tmp_path, pause=0.0).entries()
-    assert "\n" not in str(caught.value)
-
-
 def test_a_site_that_becomes_unreachable_ends_the_run(stub, tmp_path):
     site = Site(stub.url, tmp_path, pause=0.0)
     works = read_entries(site, site.entries(), Query(), pytest.fail)
@@ -211,29 +173,3 @@ def test_the_index_is_downloaded_again_after_a_week(stub, tmp_path):
     site = Site(stub.url, tmp_path, pause=0.0)
     site.url = "http://127.0.0.1:9"
     assert len(site.entries()) == 2
-
-
-def test_requests_are_spaced_out(stub, tmp_path, monkeypatch):
-    now = 100.0
-    times: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-        times.append(now)
-
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(time, "sleep", sleep)
-    stub.failures["/cards/000001/files/1_ruby.zip"] = [503, 503]
-    site = Site(stub.url, tmp_path)
-    assert len(list(read_entries(site, site.entries(), Query(), pytest.fail))) == 3
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert gaps == [0.5, 0.5, 1.0, 0.5, 0.5]
-
-
-def test_the_default_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder("aozora") == tmp_path / "tsugiki" / "aozora"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder("aozora") == tmp_path / "home" / ".cache" / "tsugiki" / "aozora"

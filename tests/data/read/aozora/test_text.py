@@ -4,7 +4,6 @@ import contextlib
 import io
 import re
 import time
-import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -190,24 +189,15 @@ def test_a_line_of_the_body_that_begins_like_the_footer_is_kept(body, footer):
     assert read_work(zipped(f"坂\n山田一\n\n{LEGEND}\n{body}{footer}")).text == body
 
 
-# What took quadratic time or longer in an earlier version, and marks that are similar: 100,000 characters of each.
+# What took quadratic time or longer in an earlier version: 100,000 characters of each.
 REPEATED = {
-    "spaces": " ",
     "kome": "※",
-    "opened captions": "［＃キャプション］",
     "captions that are named": "あ［＃「あ」はキャプション］",
     "a long line before a caption": "漢",
     "legends without an end": "［表記について］\n",
-    "rules": f"{RULE}\n",
-    "opened annotations": "［＃",
     "nested annotations": "［＃［＃［＃",
-    "layout lines": "　［＃改ページ］",
-    "references": "※［＃「口＋世」、U+4E16］",
     "opened ruby": "｜《",
-    "opened accents": "〔e'",
-    "line feeds": "\n\n\n\nx",
     "footers": "\n底本：\n",
-    "notes": "［※1",
 }
 
 
@@ -222,37 +212,6 @@ def test_hostile_texts_take_linear_time(name):
         with contextlib.suppress(TsugikiError):  # some of them have no body
             read_work(zipped(source))
     assert time.process_time() - start < 5
-
-
-def test_a_zip_that_unpacks_to_very_much_is_refused():
-    bomb = zipped(b"\n" * 100_000_000)
-    assert len(bomb) < 100_000
-    tracemalloc.start()
-    with pytest.raises(TsugikiError, match="unpacks to more than"):
-        read_work(bomb)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 30_000_000
-
-
-def test_the_size_that_a_zip_claims_is_not_believed():
-    bomb = bytearray(zipped(b"\n" * 100_000_000))
-    claimed = (100_000_000).to_bytes(4, "little")
-    assert bomb.count(claimed) == 2
-    tracemalloc.start()
-    with pytest.raises(TsugikiError, match="1.zip"):
-        read_work(bytes(bomb).replace(claimed, (1000).to_bytes(4, "little")), "1.zip")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 30_000_000
-
-
-def test_other_packing_methods_are_refused():
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_BZIP2) as archive:
-        archive.writestr("a.txt", "a")
-    with pytest.raises(TsugikiError, match="method"):
-        read_work(buffer.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -319,20 +278,6 @@ def test_unreadable_files_are_one_line_errors(data, message):
         read_work(data, "cards/000001/files/1.zip")
     assert str(caught.value).startswith("cards/000001/files/1.zip: ")
     assert "\n" not in str(caught.value)
-
-
-def test_damage_inside_the_zip_is_found():
-    whole = zipped("坂\n山田一\n\n　上る。" + FOOTER)
-    expected = read_work(whole)
-    refused = 0
-    for position in range(len(whole)):
-        data = bytearray(whole)
-        data[position] ^= 0xFF
-        try:
-            assert read_work(bytes(data)) == expected  # a byte that is not used, such as the date
-        except TsugikiError:
-            refused += 1
-    assert refused > len(whole) / 2
 
 
 def test_kana_of_a_text():

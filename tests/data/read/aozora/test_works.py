@@ -1,7 +1,6 @@
 """Works of mirror folders: selected, read, cleaned and written."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.data.read.aozora.samples import (
     work_zip,
     works_of,
 )
-from tests.data.read.aozora.test_text import FOOTER, zipped
+from tests.data.read.aozora.test_text import zipped
 from tsugiki.data import (
     INDEX,
     IndexEntry,
@@ -152,25 +151,6 @@ def test_files_outside_the_mirror_are_not_read(mirror, path):
     assert "秘密" not in titles(mirror)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-@pytest.mark.parametrize("path", ["cards/a\nb.zip", "cards/a\u2028b.zip", "https://a.b/" + "あ" * 9999, "あ" * 9999])
-def test_reasons_are_one_short_line(mirror, path):
-    reasons: list[str] = []
-    entry = IndexEntry(path, (Person("000001", "山田一"),))
-    with pytest.raises(TsugikiError, match="no work could be read") as caught:
-        list(read_entries(MirrorFolder(mirror), [entry], Query(), skip=reasons.append, missing=reasons.append))
-    for text in (*reasons, str(caught.value)):
-        assert len(text.splitlines()) == 1
-        assert len(text) < 700
-    assert len(reasons) == 1
-
-
-def test_a_pipe_in_the_mirror_is_not_waited_for(mirror):
-    os.mkfifo(mirror / "cards/000001/files/pipe.zip")
-    with pytest.raises(TsugikiError, match="pipe.zip is not a file"):
-        MirrorFolder(mirror).fetch(IndexEntry("cards/000001/files/pipe.zip", (Person("000001"),)))
-
-
 @pytest.mark.parametrize("index", [f"{INDEX}.csv", "manifest.tsv"])
 def test_a_missing_file_is_an_error_or_skipped(mirror, index):
     names = list(FILES)
@@ -217,38 +197,11 @@ def test_kana_is_guessed_only_if_the_index_does_not_give_it(mirror):
     ]
 
 
-def test_the_encoding_is_that_of_the_index(mirror):
-    (mirror / "cards/000001/files/2_ruby.zip").write_bytes(
-        zipped(f"海の底\n山田一\n\n　底。{FOOTER}", encoding="utf-8")
-    )
-    rows = [ROWS[0], ROWS[1] | {"テキストファイル符号化方式": "UTF-8"}]
-    (mirror / f"{INDEX}.csv").write_bytes(index_csv(rows))
-    assert [work.text for work in works_of(str(mirror))] == ["　上ったと思う。", "　底。"]
-    rows = [one | {"テキストファイル符号化方式": code} for one, code in zip(rows, ("UTF-8", "ShiftJIS"), strict=True)]
-    (mirror / f"{INDEX}.csv").write_bytes(index_csv([*rows, ROWS[2]]))
-    source = MirrorFolder(mirror)
-    skipped: list[str] = []
-    assert len(list(read_entries(source, source.entries(), Query(), skipped.append))) == 1
-    assert skipped == [
-        "cards/000001/files/1_ruby.zip: the index says utf-8, the text is shift_jis; download both again",
-        "cards/000001/files/2_ruby.zip: the index says shift_jis, the text is utf-8; download both again",
-    ]
-
-
 def test_only_damaged_works_is_an_error(mirror):
     for name in FILES:
         (mirror / name).write_bytes(b"PK nonsense")
     with pytest.raises(TsugikiError, match="3 .*cards/000001/files/1_ruby"):
         titles(mirror)
-
-
-def test_works_are_read_lazily(mirror):
-    works = works_of(str(mirror))
-    next(works)
-    for name in FILES:
-        (mirror / name).unlink()
-    with pytest.raises(TsugikiError, match="no such file"):
-        next(works)
 
 
 # Writing -------------------------------------------------------------------------------------------------
@@ -269,15 +222,6 @@ def test_one_json_line_per_work(mirror, tmp_path):
     assert "坂の上" in lines[0]  # not escaped
     assert len(lines) == 3
     assert (totals.works, totals.characters, totals.unresolved) == (3, 21, 1)
-
-
-def test_lines_include_translator_and_orthography_of_the_index(mirror, tmp_path):
-    (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
-    (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
-    out = tmp_path / "works.jsonl"
-    write_works(works_of(str(mirror), role="translator"), out)
-    record = json.loads(out.read_text(encoding="utf-8"))
-    assert (record["author"], record["translator"], record["orthography"]) == ("山田一", "川田二葉", "新字新仮名")
 
 
 def test_the_output_is_never_overwritten_or_partial(mirror, tmp_path):

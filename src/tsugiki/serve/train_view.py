@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -30,10 +30,10 @@ from tsugiki.methods.table import METHODS
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed
 from tsugiki.serve.jobs import Jobs
-from tsugiki.serve.protocol import parse
+from tsugiki.serve.protocol import Fields, read
 from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
-from tsugiki.serve.runs import Runs, run_routes
-from tsugiki.serve.security import PAGE_API, read_body
+from tsugiki.serve.runs_view import Runs, run_routes
+from tsugiki.serve.security import PAGE_API
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 
@@ -47,11 +47,7 @@ _PREVIEW_SECONDS, _PLAN_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 180, 60,
 _LORA = ("r", "lora_alpha", "lora_dropout")
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RunRequest(_Asked):
+class RunRequest(Fields):
     """The fields of the form for a run. A setting that is left out has its default."""
 
     name: str
@@ -69,10 +65,12 @@ class RunRequest(_Asked):
     base_dtype: BaseDtype | None = None
     held_out: Annotated[float | None, Field(gt=0, lt=1)] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**32)] = None
-    prompts: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4)] = []
+    prompts: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4, default_factory=list)
+    ]
 
 
-class WorksRequest(_Asked):
+class WorksRequest(Fields):
     """A search among the works of Aozora Bunko."""
 
     author: Annotated[str | None, StringConstraints(min_length=1, max_length=100)] = None
@@ -280,7 +278,7 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
     """Return the routes of the view Train."""
 
     async def prepared_run(request: Request) -> Prepared:
-        parsed = parse(RunRequest, await read_body(request))
+        parsed = await read(RunRequest, request)
         return await asyncio.to_thread(training.prepare, parsed)
 
     async def options(request: Request) -> Response:
@@ -304,11 +302,11 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         return await job(request, "plan", _PLAN_SECONDS)
 
     async def works(request: Request) -> Response:
-        query = parse(WorksRequest, await read_body(request)).query()
+        query = (await read(WorksRequest, request)).query()
         return JSONResponse(await jobs.run(request, "works", _SEARCH_SECONDS, source=training.aozora, query=query))
 
     async def fetch(request: Request) -> Response:
-        parsed = parse(FetchRequest, await read_body(request))
+        parsed = await read(FetchRequest, request)
         out = training.new_text(parsed.name)
         done = await jobs.run(
             request, "fetch", _FETCH_SECONDS, source=training.aozora, query=parsed.query(), out=str(out)

@@ -9,11 +9,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.language import _
-from tsugiki.serve.adapters import ServedAdapters, ServedModel
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.prompts import chat_prompt, check_tokens, decoded, text_prompts
-from tsugiki.serve.protocol import DetokenizeRequest, TokenizeRequest, parse
-from tsugiki.serve.security import read_body
+from tsugiki.serve.prompt_tokens import chat_prompt, check_tokens, decoded, text_prompts
+from tsugiki.serve.protocol import DetokenizeRequest, TokenizeRequest, read
+from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -31,7 +30,7 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
             adapters.release(served)
 
     async def tokenize(request: Request) -> Response:
-        parsed = parse(TokenizeRequest, await read_body(request))
+        parsed = await read(TokenizeRequest, request)
         async with held(parsed.model) as served:
             ids = await asyncio.to_thread(_ids, parsed, served)
             names = served.tokenizer.convert_ids_to_tokens(ids) if parsed.return_token_strs else None
@@ -53,7 +52,7 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
         return prompt.shown if parsed.add_special_tokens is False else prompt.ids
 
     async def detokenize(request: Request) -> Response:
-        parsed = parse(DetokenizeRequest, await read_body(request))
+        parsed = await read(DetokenizeRequest, request)
         check_tokens(model, parsed.tokens, "tokens")
         async with held(parsed.model) as served:
             return JSONResponse({"prompt": await asyncio.to_thread(decoded, served.tokenizer, parsed.tokens)})

@@ -16,23 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.errors import TsugikiError
+from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.file_state import FileState, file_state
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use
 from tsugiki.language import _
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end
-from tsugiki.serve.protocol import parse
+from tsugiki.serve.protocol import Fields, read
 from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
-from tsugiki.serve.security import PAGE_API, read_body
+from tsugiki.serve.security import PAGE_API
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
 
@@ -49,10 +48,8 @@ State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finish
 """failed: the process ended before it wrote a record; unreadable: the record cannot be read."""
 
 
-class RunName(BaseModel):
+class RunName(Fields):
     """A request that names a run."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
 
@@ -281,12 +278,12 @@ def run_routes(runs: Runs) -> list[Route]:
         return JSONResponse(await asyncio.to_thread(lambda: runs.details(runs.find(name))))
 
     async def stop(request: Request) -> Response:
-        name = parse(RunName, await read_body(request)).name
+        name = (await read(RunName, request)).name
         await asyncio.to_thread(lambda: runs.stop(runs.find(name)))
         return JSONResponse({}, 202)
 
     async def resume(request: Request) -> Response:
-        name = parse(RunName, await read_body(request)).name
+        name = (await read(RunName, request)).name
         command = await asyncio.to_thread(lambda: runs.resume(runs.find(name)))
         return JSONResponse({"command": command}, 202)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -47,10 +47,10 @@ from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
 from tsugiki.report.samples import shown_samples
 from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
-from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import MixField, parse
-from tsugiki.serve.security import PAGE_API, read_body
+from tsugiki.serve.protocol import Fields, MixField, read
+from tsugiki.serve.security import PAGE_API
+from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.training.record import RunRecord
 
 _CARD = "README.md"
@@ -67,24 +67,20 @@ _drawing = Lock()
 """Held while plots are drawn, because matplotlib's settings are global in the process."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Renaming(_Body):
+class Renaming(Fields):
     """A request to rename an adapter."""
 
     name: str
     to: Annotated[str, Field(max_length=200)]
 
 
-class Removal(_Body):
+class Removal(Fields):
     """A request to remove an adapter."""
 
     name: str
 
 
-class Combining(_Body):
+class Combining(Fields):
     """A request to save a mix as a new adapter."""
 
     adapters: MixField
@@ -116,17 +112,17 @@ def library_routes(adapters: ServedAdapters) -> list[Route]:
         return Response(page, media_type="text/html", headers=headers)
 
     async def rename(request: Request) -> Response:
-        parsed = parse(Renaming, await read_body(request))
+        parsed = await read(Renaming, request)
         await view.rename(parsed.name, parsed.to)
         return JSONResponse({"name": parsed.to})
 
     async def remove(request: Request) -> Response:
-        parsed = parse(Removal, await read_body(request))
+        parsed = await read(Removal, request)
         await view.remove(parsed.name)
         return JSONResponse({"name": parsed.name})
 
     async def save_mix(request: Request) -> Response:
-        parsed = parse(Combining, await read_body(request))
+        parsed = await read(Combining, request)
         await view.save_mix(parsed.adapters, parsed.name)
         return JSONResponse({"name": parsed.name})
 
