@@ -170,7 +170,7 @@ def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):
 
 
 def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def plan(config: Any, choices: Any, data: Any) -> EvaluationPlan:
+    def plan(choices: Any, data: Any, every: Any) -> EvaluationPlan:
         return EvaluationPlan(3, 1 if choices.steps == 4 else 2)
 
     monkeypatch.setattr("tsugiki.training.evaluation_callback.plan_evaluations", plan)
@@ -202,5 +202,4 @@ def test_evaluations_take_a_share_of_the_run(steps: int, evaluations: int, windo
         validation_windows=[Window(Document("枝" * 512, str(number)), number) for number in range(40)],
         summary=summary,
     )
-    settings: Any = SimpleNamespace(eval_steps=None)
-    assert plan_evaluations(settings, Choices(2, 1e-3, steps), data) == EvaluationPlan(evaluations, windows)
+    assert plan_evaluations(Choices(2, 1e-3, steps), data, None) == EvaluationPlan(evaluations, windows)

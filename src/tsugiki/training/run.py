@@ -228,7 +228,7 @@ def find_facts(run: Run) -> None:
     run.record.base_dtype_seconds = run.facts.dtype_seconds
     if run.facts.memory is not None:
         run.record.planned_memory = run.facts.memory.peak
-    for line in fact_notes(run.facts, run.config):
+    for line in fact_notes(run.facts):
         run.display.print(line)
 
 
@@ -301,7 +301,7 @@ def choose_numbers(run: Run) -> None:
                 "steps"
             ).format(done=done, steps=choices.steps)
         )
-    run.choices, run.resolved = choices, prepared | choices.automatic(config)
+    run.choices, run.resolved = choices, prepared | choices.resolved()
 
 
 def probe_rate(run: Run) -> None:

@@ -28,7 +28,6 @@ from tsugiki.native import is_compiled
 from tsugiki.training.build_loop import build_loop
 from tsugiki.training.checkpoint import Progress, keep_newest, load_training_state, save_training_state
 from tsugiki.training.choices import Choices, describe_choices
-from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation_callback import EvaluationCallback
 from tsugiki.training.learning_rate import (
     LOWER,
@@ -86,7 +85,7 @@ def train_steps(run: "Run") -> None:
                 _load_training_state(loop, checkpoint, run.is_longer)
             if run.accelerator.is_main_process:
                 record.write(run.out)
-                write_fingerprints([run.data.learned, *_learned_before(run.config)], run.out)
+                write_fingerprints([run.data.learned, *_learned_before(run)], run.out)
             try:
                 loop.run()
                 break
@@ -153,8 +152,9 @@ def _lower_rate(run: "Run", error: DivergedError) -> None:
     run.choices = replace(run.choices, learning_rate=rate)
 
 
-def _learned_before(config: RunConfig) -> list[Fingerprints]:
+def _learned_before(run: "Run") -> list[Fingerprints]:
     """Return the fingerprints of the texts that the result of a run has learned before the run."""
+    config = run.config
     folders: list[Path | None] = [] if config.start_from is None else [adapter_folder(config.start_from)]
     if not METHODS[config.method].trains_adapter:  # the result contains the weights of the base
         folders.append(local_folder(config.model))

@@ -168,14 +168,14 @@ def test_a_resumed_run_recomputes_as_many_blocks_as_before(method: str, tmp_path
     assert (record.recomputed_blocks, record.micro_batch_size) == (0, 2)
 
 
-def test_notes_of_a_plan(tmp_path: Path):
+def test_notes_of_a_plan():
     def notes(*plan: Any) -> str:
         memory = MemoryPlan(*plan)
-        return " ".join(fact_notes(Facts("fp32", memory.recomputed_blocks, memory=memory), run_config(tmp_path)))
+        return " ".join(fact_notes(Facts("fp32", memory.recomputed_blocks, memory=memory)))
 
-    assert notes(10**9, 0, True, 2 * 10**9) == ""
-    assert "1 blocks" in notes(10**9, 1, True, 2 * 10**9)
-    assert "--fit" in notes(3 * 10**9, 2, False, 2 * 10**9)
+    assert notes(10**9, 0, True, True, 2 * 10**9) == ""
+    assert "1 blocks" in notes(10**9, 1, True, True, 2 * 10**9)
+    assert "--fit" in notes(3 * 10**9, 2, True, False, 2 * 10**9)
 
 
 def test_a_model_whose_blocks_cannot_be_measured_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
