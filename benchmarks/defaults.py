@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figures
-from tsugiki.bench.table import markdown_table
+from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.result import change_of_bits
@@ -52,7 +52,7 @@ def main() -> None:
             for rate, record in zip(records, _runs(settings, list(records), options.out), strict=True):
                 records[rate].append(record)
         rows.append(_row(Path(data).stem, records))
-        print(markdown_table((HEADERS["en"], rows)), flush=True)
+        print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     if options.figures:
         command = f"python -m benchmarks.defaults {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)

@@ -19,11 +19,11 @@ from benchmarks.figures import Figures
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.models import build
-from tsugiki.bench.table import markdown_table
 from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
+from tsugiki.report.table import Table
 from tsugiki.training.build_loop import build_loop
 from tsugiki.training.choices import choose
 from tsugiki.training.config import RunConfig
@@ -53,7 +53,7 @@ def main() -> None:
             evaluation, training = map(statistics.median, zip(*speeds, strict=True))
             ratio = statistics.median(one / other for one, other in speeds)
             rows.append([model, str(threads), f"{evaluation:,.0f}", f"{training:,.0f}", f"{ratio:.2f}"])
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         command = shlex.join(["python -m benchmarks.evaluation", *sys.argv[1:]]).replace("'", "")
         Figures(HEADERS, rows, command).write(options.out)

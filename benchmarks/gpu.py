@@ -32,7 +32,7 @@ from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.table import markdown_table, results_page
+from tsugiki.bench.table import results_page
 from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
@@ -98,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = Workload(options.model, options.batch, options.length)
 
     losses = compare_losses(options.device, options.steps, command)
-    print(markdown_table(losses.table("en")))
+    print(losses.table("en").to_markdown())
     profile = in_process(profile_step, work, options.device, command)
-    print(markdown_table(profile.table("en")))
+    print(profile.table("en").to_markdown())
     results = measure_entries({name: ENTRIES[name] for name in names}, work, options.rounds, end, command)
     print(results_page(results))
     if options.out:
@@ -184,7 +184,7 @@ def measure_entries(
         else:
             found.append(Measurement(name, problem="left out: the time was over (--minutes)"))
     machine = describe_machine(default_device()).model_dump()
-    return collect("train", work, entries, found, {}, command, machine)
+    return collect(work, work.tokens, entries, found, {}, command, machine)
 
 
 def profile_step(work: Workload, device: str, command: str) -> Figures:

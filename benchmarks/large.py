@@ -41,7 +41,6 @@ from safetensors.torch import save_file
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
@@ -49,6 +48,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft
 from tsugiki.model.blocks import decoder_blocks
 from tsugiki.model.meta import meta_model
+from tsugiki.report.table import Table
 from tsugiki.training.memory import keep_freed_memory, process_peak
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 0}
@@ -248,8 +248,7 @@ def _tsugiki(options: argparse.Namespace) -> None:
 _LOAD = """if True:
     import sys, time, transformers
     from tsugiki.base.loading import load_model
-    from tsugiki.training.memory import process_peak
-    started, used = time.perf_counter(), time.process_time()
+        started, used = time.perf_counter(), time.process_time()
     load_model(sys.argv[1], sys.argv[2])
     print(f"{time.perf_counter() - started:.1f} s ({time.process_time() - used:.1f} s of processor time), "
           f"peak {process_peak() / 1e9:.2f} GB")
@@ -296,7 +295,7 @@ def _compare(options: argparse.Namespace) -> None:
                         f"{statistics.median(result['loading_seconds'] for result in of_entry):.0f} s",
                     ]
                 )
-            print(markdown_table((HEADERS["en"], rows)), flush=True)
+            print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     finally:
         shutil.rmtree(model)
     if options.figures:

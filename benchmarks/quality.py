@@ -20,8 +20,8 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model
 from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
-from tsugiki.bench.table import markdown_table
 from tsugiki.bench.workload import StepBarrier
+from tsugiki.report.table import Table
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate
@@ -60,7 +60,7 @@ def main() -> None:
         ["the chapter's script", f"{steps:,}", f"{theirs:,.0f}", f"{target:.4f}", "1"],
         ["Tsugiki", f"{step:,}", f"{seconds:,.0f}", f"{loss:.4f}", reached],
     ]
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.quality {shlex.join(sys.argv[1:])}").write(options.out)
 

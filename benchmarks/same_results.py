@@ -20,8 +20,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from benchmarks.figures import Figures
 from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
-from tsugiki.bench.table import markdown_table
 from tsugiki.model.dropout import disable_dropout
+from tsugiki.report.table import Table
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.run import prepared, train
@@ -52,7 +52,7 @@ def main() -> None:
     for precision in ("fp32", "bf16", "int8") if options.run_steps else ():
         loss = _held_out({**common, "base_dtype": precision, "max_steps": options.run_steps})
         rows.append([f"held-out loss after {options.run_steps} steps, base in {precision}", f"{loss:.4f}"])
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.same_results {shlex.join(sys.argv[1:])}".strip()).write(
             options.out

@@ -192,8 +192,9 @@ def generate(
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
     from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.generation.prompts import as_prompt, learned_conversations
-    from tsugiki.generation.texts import Sampling, generate_text
+    from tsugiki.generation.generate import generate_text
+    from tsugiki.generation.prompt import as_prompt, learned_conversations
+    from tsugiki.generation.sampling import Sampling
     from tsugiki.training.evaluation_targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
@@ -204,7 +205,7 @@ def generate(
             turns = as_prompt(prompt, as_turns, None)
         else:
             turns = [Message(turn["role"], turn["content"]) for turn in prompt]
-        return generate_text(loaded, tokenizer, turns, Sampling(max_new_tokens, temperature, top_p, seed))
+        return generate_text(loaded, tokenizer, turns, max_new_tokens, Sampling(temperature, top_p, seed))
 
 
 def _list(names: str | Sequence[str] | None) -> list[str]:

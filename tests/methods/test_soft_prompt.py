@@ -490,10 +490,10 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
     graft(model, PrefixTuningConfig(num_virtual_tokens=32))
     assert context_length(model) == 32
     use_fast_paths(model)
-    text = generate_text(model, tokenizer, "a" * 29, Sampling(max_new_tokens=50, temperature=0))
+    text = generate_text(model, tokenizer, "a" * 29, 50, Sampling(temperature=0))
     assert len(tokenizer(text).input_ids) <= 2
     with pytest.raises(TsugikiError, match="32"):
-        generate_text(model, tokenizer, "a" * 32, Sampling())
+        generate_text(model, tokenizer, "a" * 32, 1, Sampling())
     from tsugiki.data import Document
 
     windows = split_windows([Document("a" * 40, "x")], [40])

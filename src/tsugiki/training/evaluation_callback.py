@@ -10,14 +10,14 @@ its results.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
 from tsugiki.data.records import Message
-from tsugiki.generation.texts import Sampling, generate_texts
+from tsugiki.generation.generate import generate_texts
+from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 from tsugiki.lora.graft_state import is_grafted
 from tsugiki.lora.switch import disable_adapter
@@ -238,12 +238,13 @@ class EvaluationCallback(Callback):
             on_main(loop.accelerator, lambda: self._add_samples(loop, step))
 
     def _add_samples(self, loop: TrainingLoop, step: int | None) -> None:
-        sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
         chat, system = self.data.summary.learns_conversations, self.config.system
         opening = [] if system is None else [Message("system", system)]
         prompts = [[*opening, Message("user", prompt)] if chat else prompt for prompt in self.config.prompts]
         with self.display.stage(_("sampling"), None):
-            texts = generate_texts(self.model, self.tokenizer, prompts, sampling)
+            texts = generate_texts(
+                self.model, self.tokenizer, prompts, self.config.sample_tokens, Sampling(seed=self.config.seed)
+            )
         for prompt, text in zip(self.config.prompts, texts, strict=True):
             done = loop.progress.step if step is None else step
             sample = Sample(step=done, prompt=prompt, text="\n" * chat + text)

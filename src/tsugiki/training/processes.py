@@ -29,7 +29,6 @@ from torch import distributed
 
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
 from tsugiki.language import _, marked
-from tsugiki.ranks import several_processes
 from tsugiki.training.config import DeviceName
 
 T = TypeVar("T")
@@ -49,6 +48,11 @@ _ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
 """Environment variables that `accelerate launch` sets."""
+
+
+def several_processes() -> bool:
+    """Return whether this process is one of several, by the variable that launchers set."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def start_accelerator(
