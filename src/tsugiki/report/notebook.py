@@ -20,15 +20,19 @@ def in_frame(html: str, height: int = _HEIGHT) -> str:
     return f'<iframe srcdoc="{escape(html)}" style="width: 100%; height: {height}px; border: 0"></iframe>'
 
 
-def run_html(record: RunRecord) -> str:
-    """Return a small report of a run: its result, curves and samples."""
-    folder = record.config.out
-    whole = Path(folder) / REPORT_FILE if folder else None
-    curves_and_samples = record_sections(record)[:2]
-    notes = [_("the whole report: {path}").format(path=whole)] if whole and whole.is_file() else []
-    return in_frame(page(folder or _("run"), summary_sentence(record), curves_and_samples, notes))
+class ShownRecord(RunRecord):
+    """The record of a run, which a notebook shows as a small report: its result, curves and samples."""
+
+    def _repr_html_(self) -> str:
+        folder = self.config.out
+        whole = Path(folder) / REPORT_FILE if folder else None
+        curves_and_samples = record_sections(self)[:2]
+        notes = [_("the whole report: {path}").format(path=whole)] if whole and whole.is_file() else []
+        return in_frame(page(folder or _("run"), summary_sentence(self), curves_and_samples, notes))
 
 
-def preview_html(preview: Preview) -> str:
-    """Return the page of a preview."""
-    return in_frame(to_html(preview))
+class ShownPreview(Preview):
+    """A preview, which a notebook shows as its page."""
+
+    def _repr_html_(self) -> str:
+        return in_frame(to_html(self))
