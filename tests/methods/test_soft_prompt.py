@@ -44,8 +44,8 @@ from tsugiki.training import (
     RunConfig,
     evaluate,
     load_dtype,
+    make_trainable,
     pack_data,
-    prepare_model,
     read_data,
     split_windows,
     start_accelerator,
@@ -588,7 +588,7 @@ def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str
         == "position_ids"
     )
     torch.manual_seed(42)
-    prepare_model(model, config)
+    make_trainable(model, config)
     assert model.config._attn_implementation == "tsugiki"
 
 
