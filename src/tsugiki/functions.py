@@ -68,8 +68,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
         TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
     """
     from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.report.notebook import ShownRecord
-    from tsugiki.report.run import write_report
+    from tsugiki.report.run import ShownRecord, write_report
     from tsugiki.training.run import train as train_run
 
     config = validated(RunConfig, settings, None)
@@ -94,7 +93,7 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
         TsugikiError: an error that would stop the run before its first step.
     """
     from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.report.notebook import ShownPreview
+    from tsugiki.report.preview import ShownPreview
     from tsugiki.training.workflows.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
