@@ -67,7 +67,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     Raises:
         TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
     """
-    from tsugiki.base.quiet import quiet_libraries
+    from tsugiki.io.quiet import quiet_libraries
     from tsugiki.report.run import write_report
     from tsugiki.training.run import train as train_run
 
@@ -92,8 +92,8 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     Raises:
         TsugikiError: an error that would stop the run before its first step.
     """
-    from tsugiki.base.quiet import quiet_libraries
     from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.io.quiet import quiet_libraries
     from tsugiki.training.workflows.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
@@ -133,8 +133,8 @@ def evaluate(
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
-    from tsugiki.base.quiet import quiet_libraries
     from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.io.quiet import quiet_libraries
     from tsugiki.report.evaluations import Evaluations
     from tsugiki.training.evaluation.targets import evaluate_targets, evaluation_targets
 
@@ -190,9 +190,9 @@ def generate(
     Raises:
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
-    from tsugiki.base.quiet import quiet_libraries
     from tsugiki.generation.prompts import as_prompt, learned_conversations
     from tsugiki.generation.texts import Sampling, generate_text
+    from tsugiki.io.quiet import quiet_libraries
     from tsugiki.training.evaluation.targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]

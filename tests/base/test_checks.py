@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base import code_digest, load_meta_model, load_model, load_tokenizer
-from tsugiki.base.config import load_config
+from tsugiki.base.model_config import load_config
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tsugiki.base.config import load_config
 from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
+from tsugiki.base.model_config import load_config
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, local_folder
 from tsugiki.errors import TsugikiError, error_text

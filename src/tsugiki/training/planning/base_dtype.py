@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tsugiki.base.config import load_config, loading_errors
+from tsugiki.base.model_config import load_config, loading_errors
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError, is_ordinary
 from tsugiki.io.digests import combined_digest

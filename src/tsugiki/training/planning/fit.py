@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tsugiki.base.config import load_config, loading_errors
+from tsugiki.base.model_config import load_config, loading_errors
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tsugiki.base.config import loading_errors
 from tsugiki.base.loading import stored_path
+from tsugiki.base.model_config import loading_errors
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.fast.loss import rows_per_chunk
