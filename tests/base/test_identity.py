@@ -15,7 +15,6 @@ from tsugiki import LoraConfig, TsugikiError, load_adapter, merge, save_adapter,
 from tsugiki.adapters import read_base
 from tsugiki.base import (
     BaseIdentity,
-    folder_fingerprint,
     identity,
     identity_of,
     load_model,
@@ -32,7 +31,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("change", ["value", "dtype", "name", "shape"])
 def test_a_change_of_one_tensor_changes_the_fingerprint(change: str, base: Path):
-    expected = folder_fingerprint(base)
+    expected = named_fingerprint(str(base))
     tensors = load_file(base / "model.safetensors")
     key = "transformer.h.0.ln_1.weight"
     if change == "value":
@@ -44,18 +43,18 @@ def test_a_change_of_one_tensor_changes_the_fingerprint(change: str, base: Path)
     else:
         tensors[key] = tensors[key][None]
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    assert folder_fingerprint(base) != expected
+    assert named_fingerprint(str(base)) != expected
 
 
 def test_the_identity_of_a_loaded_model_is_that_of_its_files(base: Path):
     for dtype in ("fp32", "bf16", "int8"):
         model = load_model(str(base), dtype)  # type: ignore[arg-type]
         assert identity_of(model) == named_identity(str(base))
-        assert identity_of(model).fingerprint == named_fingerprint(str(base)) == folder_fingerprint(base) is not None
+        assert identity_of(model).fingerprint == named_fingerprint(str(base)) is not None
 
 
 def test_the_shards_are_those_of_the_index(base: Path, tmp_path: Path):
-    expected = folder_fingerprint(base)
+    expected = named_fingerprint(str(base))
     sharded = tmp_path / "sharded"
     tiny_model(vocab_size=257).save_pretrained(sharded, max_shard_size="20KB")
     names = {path.name: f"part-{i}.safetensors" for i, path in enumerate(sorted(sharded.glob("*.safetensors")))}
@@ -65,12 +64,12 @@ def test_the_shards_are_those_of_the_index(base: Path, tmp_path: Path):
     index["weight_map"] = {key: names[file] for key, file in index["weight_map"].items()}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
     shutil.copy(base / "model.safetensors", sharded / "model-of-another.safetensors")
-    assert folder_fingerprint(sharded) == expected
+    assert named_fingerprint(str(sharded)) == expected
     assert identity_of(load_model(str(sharded))).fingerprint == expected
 
 
 def test_bases_that_are_not_on_this_machine_have_no_identity(tmp_path: Path):
-    assert folder_fingerprint(tmp_path) is None
+    assert named_fingerprint(str(tmp_path)) is None
     assert named_identity("nobody/nothing") == BaseIdentity()
     assert identity_of(torch.nn.Linear(2, 2)) == BaseIdentity()
 
@@ -174,13 +173,13 @@ def test_an_infinite_setting_is_the_same_after_it_was_written(tmp_path: Path):
 
 def test_the_fingerprint_of_large_files_is_kept_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = Path(save_tiny(tmp_path / "base", "llama"))
-    expected = folder_fingerprint(folder)
+    expected = named_fingerprint(str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(identity, "_LARGE", 0)
 
     def computed_again() -> str | None:
         identity._digest_files.cache_clear()
-        return folder_fingerprint(folder)
+        return named_fingerprint(str(folder))
 
     assert computed_again() == expected
     with monkeypatch.context() as patch:

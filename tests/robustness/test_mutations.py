@@ -39,11 +39,11 @@ from tsugiki.adapters import (
 )
 from tsugiki.base import (
     converted_folder,
-    folder_fingerprint,
     gguf_fingerprint,
     load_meta_model,
     load_model,
     load_tokenizer,
+    named_fingerprint,
     read_model_header,
 )
 from tsugiki.cli import print_summary
@@ -144,7 +144,7 @@ def base_files(kind: str) -> Files:
 
 
 def read_base(folder: Path) -> None:
-    folder_fingerprint(folder)
+    named_fingerprint(str(folder))
     load_meta_model(str(folder))
     load_model(str(folder), "int8")
     load_tokenizer(str(folder))("枝を 3本\n<|endoftext|>").input_ids  # noqa: B018

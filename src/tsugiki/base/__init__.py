@@ -12,7 +12,7 @@ __getattr__, __dir__ = lazy_names(
         "gguf.file": "is_gguf read_header",
         "gguf.layer": "BLOCKS GgufLinear",
         "headers": "folder_entries weight_entries",
-        "identity": "BaseIdentity folder_fingerprint identity_of named_fingerprint named_identity why_different",
+        "identity": "BaseIdentity identity_of named_fingerprint named_identity why_different",
         "loading": "default_device load_meta_model load_model load_tokenizer placeholder_model",
         "model_folder": "LazyTensors copy_other_files map_keys read_shards write_index",
         "new_words": "add_rows add_words read_words",

@@ -20,6 +20,8 @@ from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.base import converted_folder, gguf_fingerprint, identity_of, load_model, local_folder
 from tsugiki.base.gguf import conversion_cache
 
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
 
 def base(seed: int = 0) -> Any:
     return tiny_base("llama", seed=seed, intermediate_size=64)
@@ -105,8 +107,9 @@ def test_an_adapter_is_tied_to_its_gguf_file(path: Path, tmp_path: Path):
         load_adapter(load_model(str(other)), tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("where", ["config", "weights", "tokenizer"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("where", "error"), [("config", FULL), ("weights", KeyboardInterrupt()), ("weights", FULL), ("tokenizer", FULL)]
+)
 def test_an_interrupted_conversion_leaves_nothing(
     where: str, error: BaseException, path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
