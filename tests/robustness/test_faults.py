@@ -17,6 +17,7 @@ from tests.robustness.faults import CODES, failing
 from tests.runs import run_config
 from tests.tiny import byte_tokenizer, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
+from tsugiki.adapters import check_adapter, copy_into_library, rename_adapter
 from tsugiki.data import Document, open_store
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, MODEL_FILE, RECORD_FILE, checkpoints
 from tsugiki.training import newest_checkpoint, read_record, train
@@ -72,6 +73,25 @@ def saving_of(folder: Path, inputs: Path) -> Work:
     return Work(partial(save_adapter, model, folder / "adapter"), partial(_files, folder))
 
 
+def library_of(folder: Path, inputs: Path) -> Work:
+    """Adding an adapter to a library, and renaming it."""
+    if not inputs.exists():
+        saving_of(inputs, inputs).do()
+
+    def do() -> None:
+        if not (folder / "new").exists():
+            if not (folder / "old").exists():
+                copy_into_library(inputs / "adapter", folder, "old")
+            rename_adapter("old", "new", folder)
+
+    def check(text: str) -> None:
+        for path in folder.iterdir():
+            if path.name in ("old", "new"):
+                check_adapter(path)
+
+    return Work(do, partial(_files, folder), check)
+
+
 def cache_of(folder: Path, inputs: Path) -> Work:
     """Writing tokens into the cache."""
     tokenizer, records = byte_tokenizer(), [Document("枝を接ぐ。" * 9, str(number)) for number in range(70)]
@@ -82,11 +102,12 @@ KINDS: dict[str, Callable[[Path, Path], Work]] = {
     "run": run_of,
     "full run": partial(run_of, method="full", lora=None, max_steps=2),
     "saving": saving_of,
+    "library": library_of,
     "cache": cache_of,
 }
 
 
-@pytest.mark.parametrize(("kind", "count"), [("run", 8), ("saving", 20), ("cache", 10)])
+@pytest.mark.parametrize(("kind", "count"), [("run", 8), ("saving", 20), ("library", 20), ("cache", 10)])
 def test_a_failing_disk_loses_nothing(kind: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     generator = random.Random(kind)
     _check(kind, tmp_path, monkeypatch, lambda points: generator.sample(points, min(count, len(points))))
