@@ -389,4 +389,3 @@ def test_what_a_folder_holds_besides_data_is_told(tmp_path: Path):
     assert "(.pdf 2, .png)" in notes[1]
     assert "config.json" in notes[2]
     assert "meta.csv" in notes[2]
-    assert Reading.from_json(json.loads(json.dumps(reading.to_json()))) == reading
