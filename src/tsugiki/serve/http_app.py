@@ -54,7 +54,7 @@ def new_app(
         allow_lora_updates: whether requests may load and unload adapters.
         views: more routes, of the page's views that need more than the engine and the adapters.
     """
-    metrics = engine.observer = Metrics(Gauges(engine, adapters))
+    metrics = engine.scheduler.observer = Metrics(Gauges(engine, adapters))
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
     page_token = secrets.token_urlsafe(32)

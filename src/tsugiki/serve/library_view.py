@@ -40,11 +40,12 @@ from tsugiki.report.adapter import (
     inspect_adapter,
     tensors_table,
 )
-from tsugiki.report.formatting import Table, describe_change, format_change, format_with_interval
+from tsugiki.report.formatting import describe_change, format_change, format_with_interval
 from tsugiki.report.layers import kinds_table, layer_plots, layers_table
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
 from tsugiki.report.samples import shown_samples
+from tsugiki.report.table import Table
 from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import Fields, MixField, read

@@ -25,8 +25,7 @@ from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.library import library_names
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
-from tsugiki.generation.limits import waited_too_long
-from tsugiki.generation.request import BatchMode
+from tsugiki.generation.request import BatchMode, waited_too_long
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter

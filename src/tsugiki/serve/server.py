@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
-from tsugiki.generation.limits import Limits
+from tsugiki.generation.request import Limits
 from tsugiki.language import _
 from tsugiki.serve.connection import Connection, possible_connections
 from tsugiki.serve.errors import ApiError
