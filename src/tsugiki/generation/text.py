@@ -13,9 +13,7 @@ _BEFORE = 6  # tokens of the prompt: some tokenizers drop the space at the begin
 class TextStream:
     """The text of new tokens, up to the first stop string."""
 
-    def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], stops: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
         """Create it.
 
         Args:
