@@ -183,7 +183,7 @@ def measure_entries(
         else:
             found.append(Measurement(name, problem="left out: the time was over (--minutes)"))
     machine = describe_machine(default_device()).model_dump()
-    return collect("train", work, entries, found, {}, command, machine)
+    return collect(work, work.tokens, entries, found, {}, command, machine)
 
 
 def profile_step(work: Workload, device: str, command: str) -> Figures:
