@@ -32,18 +32,15 @@ from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.table import markdown_table, results_page
+from tsugiki.bench.table import results_page
 from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.machine import describe_machine
-from tsugiki.training.model import prepare_model
-from tsugiki.training.prepare_loop import prepare_loop
-from tsugiki.training.progress import RunProgress
-from tsugiki.training.run import accelerator_of, load
+from tsugiki.training.run import loop_of, prepared
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
     **{name: peers.ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},
@@ -100,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = Workload(options.model, options.batch, options.length)
 
     losses = compare_losses(options.device, options.steps, command)
-    print(markdown_table(losses.table("en")))
+    print(losses.table("en").to_markdown())
     profile = in_process(profile_step, work, options.device, command)
-    print(markdown_table(profile.table("en")))
+    print(profile.table("en").to_markdown())
     results = measure_entries({name: ENTRIES[name] for name in names}, work, options.rounds, end, command)
     print(results_page(results))
     if options.out:
@@ -147,7 +144,7 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
     """
     losses = {}
     for dtype in dtypes:
-        with TemporaryDirectory() as folder, RunProgress(shown=False) as display:
+        with TemporaryDirectory() as folder:
             settings = {
                 "model": "embedded",
                 "data": str(files("tsugiki") / "assets" / "quickstart"),
@@ -160,11 +157,8 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
                 "learning_rate": 1e-3,
                 "lora": {"lora_dropout": 0.0, "target_modules": "all-linear"},
             }
-            config = validated(ResolvedConfig, settings, None)
-            accelerator = accelerator_of(config)
-            model, _, data = load(accelerator, config, display)
-            prepare_model(model, config)
-            loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+            config = validated(RunConfig, settings, None)
+            loop = loop_of(prepared(config))
             loop.run()
         losses[dtype] = [point.loss for point in loop.progress.loss_curve]
     return losses

@@ -106,9 +106,9 @@ def test_a_given_attention_and_adapter_of_peft(name: str, folder: str, trained: 
 
 def test_a_given_adapter_of_tsugiki(folder: str, monkeypatch: pytest.MonkeyPatch):
     script, models = Script(), []
-    prepare = tsugiki_entry.prepare_model
+    prepare = tsugiki_entry.make_trainable
     monkeypatch.setattr(
-        tsugiki_entry, "prepare_model", lambda model, config: models.append(model) or prepare(model, config)
+        tsugiki_entry, "make_trainable", lambda model, config: models.append(model) or prepare(model, config)
     )
     workload = Workload(folder, batch=1, length=16, r=3, target_modules=["c_attn"])
     with pytest.raises(StopRequested):

@@ -11,11 +11,11 @@ from tsugiki.bench import (
     Results,
     Workload,
     collect,
-    markdown_table,
     results_page,
     results_table,
 )
 from tsugiki.bench.plot import plot
+from tsugiki.report import Table
 
 LIMITS = {
     "fp32": {"tokens_per_second": 400.0, "causal_tokens_per_second": 450.0, "seconds": {}},
@@ -72,9 +72,9 @@ def test_the_table():
 
 
 def test_markdown_tables_are_regular():
-    lines = markdown_table(results_table(example())).splitlines()
+    lines = results_table(example()).to_markdown().splitlines()
     assert len({line.count(" | ") for line in lines}) == 1
-    assert markdown_table((["a", "b"], [["x|y", "z"]])).splitlines()[-1] == r"| x\|y | z |"
+    assert Table(["a", "b"], [["x|y", "z"]]).to_markdown().splitlines()[-1] == r"| x\|y | z |"
     assert "tsugiki bench --rounds 3" in results_page(example())
 
 

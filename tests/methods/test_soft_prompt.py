@@ -44,8 +44,8 @@ from tsugiki.training import (
     RunConfig,
     evaluate,
     load_dtype,
+    make_trainable,
     pack_data,
-    prepare_model,
     read_data,
     split_windows,
     start_accelerator,
@@ -490,10 +490,10 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
     graft(model, PrefixTuningConfig(num_virtual_tokens=32))
     assert context_length(model) == 32
     use_fast_paths(model)
-    text = generate_text(model, tokenizer, "a" * 29, Sampling(max_new_tokens=50, temperature=0))
+    text = generate_text(model, tokenizer, "a" * 29, 50, Sampling(temperature=0))
     assert len(tokenizer(text).input_ids) <= 2
     with pytest.raises(TsugikiError, match="32"):
-        generate_text(model, tokenizer, "a" * 32, Sampling())
+        generate_text(model, tokenizer, "a" * 32, 1, Sampling())
     from tsugiki.data import Document
 
     windows = split_windows([Document("a" * 40, "x")], [40])
@@ -588,7 +588,7 @@ def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str
         == "position_ids"
     )
     torch.manual_seed(42)
-    prepare_model(model, config)
+    make_trainable(model, config)
     assert model.config._attn_implementation == "tsugiki"
 
 

@@ -95,8 +95,8 @@ def watched(folder: Path) -> Iterator[Disk]:
 
     save = run_module._save_checkpoint
 
-    def saved(loop: Any, **options: Any) -> None:
-        save(loop, **options)
+    def saved(run: Any, loop: Any) -> None:
+        save(run, loop)
         disk.saved(loop.progress.step)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -44,7 +44,7 @@ def test_tokens_after_a_known_beginning_are_those_of_each_request_alone(kind: st
             first = Client(beginning, adapter, 1, content=adapter or "")
             engine.submit([first.request])
             first.all()
-        assert 0 < engine.prefixes.bytes <= engine.limits.prefix_bytes
+        assert 0 < engine.scheduler.prefixes.bytes <= engine.limits.prefix_bytes
         engine.call(lambda: None).result()
         columns = computed_tokens(model, monkeypatch)
         clients = [Client(*one, content=one[1] or "") for one in given]

@@ -17,6 +17,7 @@ from tsugiki.data import Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
 from tsugiki.report import run_notes
 from tsugiki.training import (
+    Choices,
     EvaluationCallback,
     EvaluationPlan,
     RunConfig,
@@ -195,8 +196,8 @@ def test_full_fine_tuning_cannot_keep_the_base_and_says_so(tmp_path: Path):
 
 
 def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def plan(config: Any, data: Any) -> EvaluationPlan:
-        return EvaluationPlan(3, 1 if config.max_steps == 4 else 2)
+    def plan(config: Any, choices: Any, data: Any) -> EvaluationPlan:
+        return EvaluationPlan(3, 1 if choices.steps == 4 else 2)
 
     monkeypatch.setattr("tsugiki.training.evaluation_callback.plan_evaluations", plan)
     train(config(tmp_path, max_steps=4))
@@ -233,5 +234,5 @@ def test_evaluations_take_a_share_of_the_run(steps: int, evaluations: int, windo
         validation_windows=[Window(Document("枝" * 512, str(number)), number) for number in range(40)],
         summary=summary,
     )
-    settings: Any = SimpleNamespace(max_steps=steps, batch_size=2, eval_steps=None)
-    assert plan_evaluations(settings, data) == EvaluationPlan(evaluations, windows)
+    settings: Any = SimpleNamespace(eval_steps=None)
+    assert plan_evaluations(settings, Choices(2, 1e-3, steps), data) == EvaluationPlan(evaluations, windows)

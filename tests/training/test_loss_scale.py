@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs import assert_resumes, run_config, uneven_blocks
+from tests.runs import assert_resumes, loop_of, run_config
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, trainable_parameters
-from tsugiki.fast import detect_document_masking, use_fast_paths
+from tsugiki.fast import use_fast_paths
 from tsugiki.io import CHECKPOINTS, MODEL_FILE
-from tsugiki.training import Gradients, RunConfig, TrainingLoop, shard_model, start_accelerator, train
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training import Gradients, RunConfig, TrainingLoop, shard_model, train
 
 
 def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> TrainingLoop:
@@ -27,7 +26,7 @@ def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> Trainin
         use_fast_paths(model)
     fields = {"model": "-", "data": "-", "out": "-", "max_steps": 4, "batch_size": 4, "learning_rate": 1e-2}
     config = RunConfig.model_validate(fields | settings)
-    return prepare_loop(start_accelerator("cpu"), config, model, uneven_blocks(), detect_document_masking(model))
+    return loop_of(config, model)
 
 
 def gradients_of(loop: TrainingLoop) -> torch.Tensor:

@@ -8,7 +8,6 @@ __getattr__, __dir__ = lazy_names(
         "adapter": "info_lines inspect_adapter tensors_table write_adapter_page",
         "comparison": "sweep_sentence write_comparison",
         "evaluations": "evaluation_table",
-        "formatting": "Table",
         "layers": "bars decompose kinds_table layers_table",
         "library": "entry_line library_table",
         "methods": "describe_method methods_table",
@@ -18,5 +17,6 @@ __getattr__, __dir__ = lazy_names(
         "record_text": "run_notes speed_text",
         "run": "report_page write_report",
         "samples": "differences_in_form sample_columns shown_samples",
+        "table": "Table wrap",
     },
 )

@@ -16,12 +16,13 @@ from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.language import _, counts, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
-from tsugiki.report.formatting import Table, format_number
+from tsugiki.report.formatting import format_number
 from tsugiki.report.layers import Layer, decompose, kinds_table, layer_plots, layers_table
 from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.record_text import summary_sentence
 from tsugiki.report.run import adapter_commands, record_sections
+from tsugiki.report.table import Table
 from tsugiki.training.record import RunRecord
 
 LAYERS_EXPLAINED = marked(
@@ -119,7 +120,7 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
         ]
         for key, tensor in tensors.items()
     ]
-    return [_("tensor"), _("shape"), _("dtype"), _("norm"), _("largest value")], rows
+    return Table([_("tensor"), _("shape"), _("dtype"), _("norm"), _("largest value")], rows)
 
 
 def write_adapter_page(path: Path, adapter: AdapterReport) -> None:

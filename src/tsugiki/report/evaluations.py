@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from tsugiki.language import _, counts
-from tsugiki.report.formatting import Table, describe_intervals, format_change, format_with_interval
+from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
 from tsugiki.report.notebook import in_frame
 from tsugiki.report.page import page, render_macro
+from tsugiki.report.table import Table
 from tsugiki.training.evaluation.result import Evaluation, change_of_bits, warning_text
 
 
@@ -102,4 +103,4 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
         describe_intervals(groups),
         _("between models with different tokenizers, compare only bits per character"),
     )
-    return (headers, rows), [*about, *notes]
+    return Table(headers, rows), [*about, *notes]

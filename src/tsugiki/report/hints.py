@@ -7,7 +7,7 @@ from tsugiki.language import _, counts
 from tsugiki.report.formatting import FEW_DOCUMENTS
 from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits
 from tsugiki.training.record import RunRecord
-from tsugiki.training.writing import LITTLE_TEXT, Writing
+from tsugiki.training.tokenizer_coverage import LITTLE_TEXT, Coverage
 
 _FEW_STEPS = 20
 _RISE = 0.02  # of the loss above its lowest value, relative
@@ -32,7 +32,7 @@ def _text_hints(record: RunRecord) -> list[str]:
                 "--epochs 1 and a small --r keep the adapter closer to the base."
             ).format(characters=counts.characters(data.train.characters))
         )
-    notes += [note[:1].upper() + note[1:] for note in Writing(data.unknown_share, data.piece_share).notes()]
+    notes += [note[:1].upper() + note[1:] for note in Coverage(data.unknown_share, data.piece_share).notes()]
     if data.held_out.known_to_base:
         notes.append(
             _(

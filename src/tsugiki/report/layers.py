@@ -12,8 +12,9 @@ from tsugiki.adapters.algebra.matrices import effective_rank, singular_values, u
 from tsugiki.adapters.lora_weights import LayerFactors
 from tsugiki.language import _
 from tsugiki.model.names import split_block
-from tsugiki.report.formatting import Table, format_number
+from tsugiki.report.formatting import format_number
 from tsugiki.report.plots import Series, curves
+from tsugiki.report.table import Table
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MAX_BARS = 16  # in one cell
@@ -66,18 +67,21 @@ def block_order(path: str) -> tuple[bool, int, str]:
 def layers_table(layers: Sequence[Layer]) -> Table:
     """Return a table with a row for each layer."""
     headers = [_("layer"), _("shape"), "r", "‖ΔW‖", "σ₁", _("effective rank"), "σ / σ₁"]
-    return headers, [
+    return Table(
+        headers,
         [
-            layer.path,
-            "×".join(map(str, layer.shape)),
-            str(layer.r),
-            format_number(layer.norm),
-            format_number(float(layer.values[0])),
-            f"{layer.effective_rank:.2f}",
-            bars(layer.values.tolist()),
-        ]
-        for layer in layers
-    ]
+            [
+                layer.path,
+                "×".join(map(str, layer.shape)),
+                str(layer.r),
+                format_number(layer.norm),
+                format_number(float(layer.values[0])),
+                f"{layer.effective_rank:.2f}",
+                bars(layer.values.tolist()),
+            ]
+            for layer in layers
+        ],
+    )
 
 
 def kinds_table(layers: Sequence[Layer]) -> Table:
@@ -90,7 +94,7 @@ def kinds_table(layers: Sequence[Layer]) -> Table:
         rows.append(
             [kind, str(len(group)), format_number(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)],
         )
-    return headers, rows
+    return Table(headers, rows)
 
 
 def layer_plots(layers: Sequence[Layer]) -> list[Markup]:

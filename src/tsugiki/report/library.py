@@ -12,7 +12,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
-from tsugiki.report.formatting import Table, format_number
+from tsugiki.report.formatting import format_number
+from tsugiki.report.table import Table
 from tsugiki.training.evaluation.result import Evaluation, StepEvaluation
 from tsugiki.training.record import RunRecord, read_record
 
@@ -37,7 +38,7 @@ def library_table(entries: Sequence[LibraryEntry]) -> Table:
                     datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d"),
                 ]
             )
-    return headers, rows
+    return Table(headers, rows)
 
 
 def entry_line(entry: LibraryEntry) -> str:

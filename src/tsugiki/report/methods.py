@@ -19,7 +19,7 @@ from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import Family, Method
 from tsugiki.methods.table import METHODS
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig, argument_descriptions, validate_method
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def methods_table(model: str) -> Table:
         ]
         for name, method in METHODS.items()
     ]
-    return headers, rows
+    return Table(headers, rows)
 
 
 def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
@@ -158,13 +158,16 @@ def _settings(name: str, method: Method) -> Table:
             value = default if defaults is None else getattr(defaults, field.name)
             rows.append([field.name, _value_text(value), _meaning(meanings.get(field.name, ""))])
     if not rows:
-        return [], []
+        return Table([], [])
     section = "lora" if method.config is LoraConfig else "method_config"
-    return [
-        _("--set NAME=VALUE, or {section}: in the YAML file").format(section=section),
-        _("default"),
-        _("meaning"),
-    ], rows
+    return Table(
+        [
+            _("--set NAME=VALUE, or {section}: in the YAML file").format(section=section),
+            _("default"),
+            _("meaning"),
+        ],
+        rows,
+    )
 
 
 def _meaning(description: str) -> str:

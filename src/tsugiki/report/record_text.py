@@ -3,8 +3,9 @@
 import math
 
 from tsugiki.language import _, counts, marked
-from tsugiki.report.formatting import Table, describe_change, format_number, format_with_interval
+from tsugiki.report.formatting import describe_change, format_number, format_with_interval
 from tsugiki.report.hints import hints
+from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Change, Interval
 from tsugiki.training.evaluation.result import Evaluation, change_of_bits
 from tsugiki.training.record import DataSummary, RecordCounts, RunRecord
@@ -70,7 +71,7 @@ def held_out_table(record: RunRecord) -> Table:
         for (label, before, before_interval), (_same, after, after_interval) in figures:
             texts = format_with_interval(before, before_interval), format_with_interval(after, after_interval)
             rows.append([label, *texts, _relative(before, after)])
-    return [_("held-out text"), _("before"), _("after"), _("change")], rows
+    return Table([_("held-out text"), _("before"), _("after"), _("change")], rows)
 
 
 def run_notes(record: RunRecord) -> list[str]:

@@ -10,7 +10,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.parameters import is_transposed
 from tsugiki.lora.targets import base_modules, find_stacks, find_targets, reasons_against
 from tsugiki.model.linear import features, is_linear
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
         _("parameters, r={r}").format(r=config.r),
     ]
     line = _("{count} of {all} linear layers, {trained:,} trainable parameters")
-    return (headers, rows), [line.format(count=len(targets), all=len(linear), trained=trained)]
+    return Table(headers, rows), [line.format(count=len(targets), all=len(linear), trained=trained)]
 
 
 def _experts(model: nn.Module) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """The settings of a run (`train.config_files` reads them from a YAML file and from flags).
 
 The text under a field is its help text on the command line (see `cli.flags`). Settings that are `auto` are chosen
-when a run starts (see `train.automatic`). This module is imported for `tsugiki train --help`, so it imports torch
+when a run starts (see `training.choices`). This module is imported for `tsugiki train --help`, so it imports torch
 and the table of methods only inside functions.
 """
 

@@ -18,7 +18,7 @@ from tsugiki.data import Blocks
 from tsugiki.io import CHECKPOINTS, MODEL_FILE
 from tsugiki.training import START, PretrainConfig, TrainingLoop, build_model, load_pretrain_config, pretrain
 from tsugiki.training import run as run_module
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.build_loop import build_loop
 
 MODEL = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 
@@ -209,11 +209,11 @@ def test_a_row_holds_documents_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen: list[Blocks] = []
 
     def watched(*arguments: Any) -> TrainingLoop:
-        loop = prepare_loop(*arguments)
+        loop = build_loop(*arguments)
         seen.append(loop.gradients.batches.blocks)
         return loop
 
-    monkeypatch.setattr(run_module, "prepare_loop", watched)
+    monkeypatch.setattr(run_module, "build_loop", watched)
     pretrain(settings(tmp_path, max_steps=1))
     begins = sum(int((seen[0][row]["position_ids"] == 0).sum()) for row in range(len(seen[0])))
     assert begins > len(seen[0])

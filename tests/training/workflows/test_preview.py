@@ -9,7 +9,6 @@ import pytest
 from tests.runs import one_thread
 from tests.tiny import TEXT, save_tiny
 from tsugiki.data import StepBatches
-from tsugiki.io import ProgressDisplay
 from tsugiki.report import count_lines, to_html, to_terminal
 from tsugiki.training import Preview, RunConfig, preview, train
 
@@ -30,7 +29,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def shown(config: RunConfig, rows: int = 3) -> Preview:
-    return preview(config, rows, ProgressDisplay())
+    return preview(config, rows)
 
 
 def row_text(row: Any) -> str:

@@ -9,7 +9,6 @@ import pytest
 from tests.runs import run_config
 from tests.tiny import byte_tokenizer, save_tiny
 from tsugiki.base import CardFacts, read_card
-from tsugiki.io import ProgressDisplay
 from tsugiki.training import preview
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -28,7 +27,7 @@ def notes(folder: Path, data: str | None = None, template: str | None = None, **
         path = folder / ("data.jsonl" if data.startswith("{") else "data.txt")
         path.write_text(data)
         settings["data"] = str(path)
-    return " ".join(preview(run_config(folder, model=str(base), block_size=64, **settings), 1, ProgressDisplay()).notes)
+    return " ".join(preview(run_config(folder, model=str(base), block_size=64, **settings), 1).notes)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from tests.training.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
 from tsugiki.training import load_sweep, needed_rank, sweep
-from tsugiki.training.workflows import several
-from tsugiki.training.workflows.sweep import change
+from tsugiki.training.workflows import runs_on_one_base
+from tsugiki.training.workflows.compare import change
 
 pytestmark = pytest.mark.usefixtures("comparison_data")
 
@@ -20,8 +20,8 @@ def grid(**axes: list[Any]) -> Path:
 
 def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
     loads: list[Any] = []
-    plain = several.load_base
-    monkeypatch.setattr(several, "load_base", lambda *given: loads.append(given) or plain(*given))
+    plain = runs_on_one_base.load_base
+    monkeypatch.setattr(runs_on_one_base, "load_base", lambda *given: loads.append(given) or plain(*given))
     config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
     points = sweep(config)
     assert len(loads) == 1
