@@ -24,7 +24,8 @@ from tsugiki.model.training_mode import disable_dropout
 from tsugiki.report.table import Table
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
-from tsugiki.training.run import loop_of, prepared, train
+from tsugiki.training.run import prepared, train
+from tsugiki.training.train_steps import loop_of
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 

@@ -23,7 +23,8 @@ from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
 from tsugiki.training.pack_data import PackedDataset
 from tsugiki.training.record import DataSummary
-from tsugiki.training.run import loop_of, prepared
+from tsugiki.training.run import prepared
+from tsugiki.training.train_steps import loop_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,12 +94,6 @@ class Preview:
 
     def __repr__(self) -> str:
         return f"<preview of {self.data} for {self.model}: {self.counts.steps:,} steps>"
-
-    def _repr_html_(self) -> str:
-        import tsugiki  # `report` is a layer above `train`, so only the package imports it
-
-        html: str = tsugiki.preview_html(self)
-        return html
 
 
 def preview(config: RunConfig, rows: int) -> Preview:
