@@ -14,8 +14,9 @@ and activations during the forward pass, was slower. If an adapter trains, the f
 A model that computes in float16 gets a loss that is multiplied by a scale, so that small gradients do not become 0.
 `training.loop` divides the gradients by it.
 
-If the weights of the model are in shards (see `training.sharding`), all processes compute equally many micro-batches, one
-after another. In full fine-tuning, torch then reduces the gradients, and casts the weights that it gathers to bfloat16.
+If the weights of the model are in shards (see `training.sharding`), all processes compute equally many micro-batches,
+one after another. In full fine-tuning, torch then reduces the gradients, and casts the weights that it gathers to
+bfloat16.
 
 The dropout masks of each row are drawn from a generator that is seeded by the seed of the run, the step, and the row's
 place in the step. So neither the size of micro-batches, nor the number of processes, nor an interruption changes them.
