@@ -68,14 +68,14 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
         TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
     """
     from tsugiki.io.quiet import quiet_libraries
-    from tsugiki.report.run import write_report
+    from tsugiki.report.run import ShownRecord, write_report
     from tsugiki.training.run import train as train_run
 
     config = validated(RunConfig, settings, None)
     with quiet_libraries():
         record = train_run(config, resume=resume)
     write_report(Path(config.out))
-    return record
+    return ShownRecord.model_construct(record.model_fields_set, **dict(record))
 
 
 @partial(_with_settings_of_a_run, without="out")
@@ -93,11 +93,12 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
         TsugikiError: an error that would stop the run before its first step.
     """
     from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.report.preview import ShownPreview
     from tsugiki.training.workflows.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
     with quiet_libraries():
-        return preview_run(config, rows)
+        return ShownPreview(**vars(preview_run(config, rows)))
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from tsugiki.fast.loss import Head, plain_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft_state import is_grafted
 from tsugiki.lowbit.quantization import is_quantizable, quantized_layer
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.linear import features
 from tsugiki.model.meta import model_without_weights
 from tsugiki.training.config import RunConfig

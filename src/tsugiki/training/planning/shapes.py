@@ -58,7 +58,7 @@ def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> 
     with loading_errors(config.model):
         model = meta_model(shapes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Shapes(shapes, model, parameters, tokens_of_row(config, model))
+    return Shapes(shapes, model, parameters, tokens_of_row(model, config.block_size, config.virtual_tokens))
 
 
 def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
