@@ -40,7 +40,8 @@ from tsugiki.io.atomic import check_writable, make_folder
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.machine import describe_machine
-from tsugiki.training.run import loop_of, prepared
+from tsugiki.training.run import prepared
+from tsugiki.training.train_steps import loop_of
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
     **{name: peers.ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},

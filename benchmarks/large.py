@@ -46,7 +46,7 @@ from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import meta_model
 from tsugiki.report.table import Table
 from tsugiki.training.memory import keep_freed_memory, process_peak

@@ -26,7 +26,8 @@ from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate
 from tsugiki.training.pack_data import PackedDataset
-from tsugiki.training.run import Run, loop_of, prepared
+from tsugiki.training.run import Run, prepared
+from tsugiki.training.train_steps import loop_of
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],

@@ -20,11 +20,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from benchmarks.figures import Figures
 from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
-from tsugiki.model.dropout import disable_dropout
+from tsugiki.model.training_mode import disable_dropout
 from tsugiki.report.table import Table
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
-from tsugiki.training.run import loop_of, prepared, train
+from tsugiki.training.run import prepared, train
+from tsugiki.training.train_steps import loop_of
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 

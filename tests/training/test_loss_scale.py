@@ -79,16 +79,6 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_is_halved():
     assert not all(torch.equal(weight, before[name]) for name, weight in trainable_parameters(loop.model).items())
 
 
-def test_the_scale_grows_after_steps_without_overflow():
-    loop = loop_in(torch.float16, max_steps=5)
-    loop.gradients.scaler.set_growth_interval(2)
-    scales = []
-    for _ in range(5):
-        loop.train_step()
-        scales.append(loop.gradients.scaler.get_scale() / 65536)
-    assert scales == [1, 2, 2, 4, 4]
-
-
 def test_the_limit_of_the_norm_is_that_of_the_unscaled_gradients():
     loop, exact = (loop_in(dtype, max_grad_norm=1e-3) for dtype in (torch.float16, torch.float32))
     for one in (loop, exact):

@@ -65,7 +65,7 @@ def list_command(
         json_: Print JSON, one object per line.
     """
     from tsugiki.adapters.library import library_folder, read_library
-    from tsugiki.report.library import entry_line, library_table
+    from tsugiki.report.adapter import entry_line, library_table
 
     if json_:
         choose_language(ENGLISH)  # of the reasons why adapters are broken
@@ -175,9 +175,16 @@ def show_command(
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.report.adapter import LAYERS_EXPLAINED, info_lines, inspect_adapter, tensors_table, write_adapter_page
+    from tsugiki.report.adapter import (
+        LAYERS_EXPLAINED,
+        info_lines,
+        inspect_adapter,
+        kinds_table,
+        layers_table,
+        tensors_table,
+        write_adapter_page,
+    )
     from tsugiki.report.formatting import describe_change
-    from tsugiki.report.layers import kinds_table, layers_table
     from tsugiki.report.record_text import change_of_run, held_out_table
     from tsugiki.report.samples import shown_samples
 

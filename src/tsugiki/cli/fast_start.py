@@ -29,6 +29,7 @@ _UNUSED = (
     "torch.distributed.tensor", "torch.distributed.tensor._utils", "torch.distributed.tensor.placement_types",
     "torch.nn.attention.flex_attention",
 )  # fmt: skip
+_SHARDS = "torch.distributed.tensor"
 _NEEDED = ("transformers.modeling_utils", "transformers.generation.utils", "transformers.models.auto.modeling_auto")
 
 
@@ -90,10 +91,7 @@ class _StandIn:
         # While the module of a class has not been imported, there are no instances.
         return self._module in sys.modules and isinstance(instance, self._object)
 
-    def __or__(self, other: Any) -> Any:
-        return self  # an annotation, `DTensor | None`
-
-    __ror__ = __or__
+    __or__ = __ror__ = lambda self, other: self  # an annotation, `DTensor | None`
 
 
 class _Finder:
@@ -123,44 +121,29 @@ def _files_of_classes(read: Any, path: Any) -> dict[Any, Any]:
     version = [str(models), stat.st_mtime_ns, stat.st_size]
     with suppress(TsugikiError, AttributeError, TypeError, KeyError):
         if (cached := read_json(cache))["version"] == version:
-            return dict(_from_json(cached["files"]))
+            return dict(_converted(cached["files"], lambda key: frozenset(key.split()) if key[:1] == " " else key, set))
     found = read(path)
     with suppress(TsugikiError, OSError, TypeError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, {"version": version, "files": _to_json(found)})
+        files = _converted(found, lambda key: key if isinstance(key, str) else f" {' '.join(sorted(key))}", sorted)
+        write_json(cache, {"version": version, "files": files})
     return dict(found)
 
 
-def _to_json(files: Any) -> Any:
-    """Return sets as lists, and sets of required packages, which are keys, as text that begins with a space."""
-    if not isinstance(files, dict):
-        return sorted(files)
-    return {key if isinstance(key, str) else f" {' '.join(sorted(key))}": _to_json(files[key]) for key in files}
-
-
-def _from_json(content: Any) -> Any:
-    if not isinstance(content, dict):
-        return set(content)
-    return {frozenset(key.split()) if key[:1] == " " else key: _from_json(content[key]) for key in content}
+def _converted(files: Any, key: Callable[[Any], Any], names: Callable[[Any], Any]) -> Any:
+    """Return nested dictionaries with other keys, and other collections of names as values."""
+    is_folder = isinstance(files, dict)
+    return {key(name): _converted(files[name], key, names) for name in files} if is_folder else names(files)
 
 
 _REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
     # A command compiles nothing, so no function is excluded from compilation, and no graph is broken in an optimiser.
     "torch._compile": ("_disable_dynamo", lambda exclude, fn=None, recursive=True: fn or (lambda function: function)),
-    "torch.optim.optimizer": (
-        "_use_grad_for_differentiable",
-        lambda decorate, step: sys.modules["torch"].no_grad()(step),
-    ),
+    "torch.optim.optimizer": ("_use_grad_for_differentiable", lambda of, step: sys.modules["torch"].no_grad()(step)),
     # Tensors on the meta device have no values; drawing them would import SymPy.
-    "torch.nn.init": (
-        "_no_grad_normal_",
-        lambda draw, to, *given, **named: to if to.is_meta else draw(to, *given, **named),
-    ),
-    # Without the class of tensors that are split over processes, there are none.
-    "transformers.distributed.utils": (
-        "is_dtensor",
-        lambda check, tensor: "torch.distributed.tensor" in sys.modules and check(tensor),
-    ),
+    "torch.nn.init": ("_no_grad_normal_", lambda draw, to, *at, **how: to if to.is_meta else draw(to, *at, **how)),
+    # Before the class of tensors that are split over processes has been imported, there are none.
+    "transformers.distributed.utils": ("is_dtensor", lambda check, it: _SHARDS in sys.modules and check(it)),
     "transformers.utils.import_utils": ("create_import_structure_from_path", _files_of_classes),
 }
 """Module -> its function that imports or reads too much, and what is called instead, with the function first."""

@@ -149,7 +149,7 @@ def methods_command(
         )
         return
     if name == "targets":
-        from tsugiki.report.targets import targets_table
+        from tsugiki.report.methods import targets_table
 
         table, lines = targets_table(model)
         print_table(table, *lines)

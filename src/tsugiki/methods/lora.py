@@ -75,7 +75,7 @@ from tsugiki.lora.targets import (
 from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
 from tsugiki.model.linear import is_conv1d
-from tsugiki.model.names import check_names, matches
+from tsugiki.model.names import matches
 from tsugiki.model.patterns import name_pattern
 
 _HARMLESS = frozenset(
@@ -320,8 +320,6 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
                     name=name, value=error_text(repr(fields[name]), 80), reason=_(instead)
                 )
             )
-    for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
-        check_names(name, fields.get(name))
     if fields.get("target_parameters") and fields.get("target_modules") is None:
         fields = {**fields, "target_modules": []}  # PEFT writes the layers that it has grafted
     known = initialisation if initialisation in (True, False, "gaussian") else True

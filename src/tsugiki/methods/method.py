@@ -156,10 +156,7 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
                 unknown=", ".join(unknown), hint=_(MERGE_WITH_PEFT)
             )
         )
-    try:
-        return config(**{name: value for name, value in fields.items() if name in known and value is not None})
-    except (TypeError, ValueError, AttributeError) as error:  # for example a list where the config expects a mapping
-        raise TsugikiError(str(error)) from error
+    return config(**{name: value for name, value in fields.items() if name in known and value is not None})
 
 
 def equal_when_rounded(a: Tensor, b: Tensor) -> bool:

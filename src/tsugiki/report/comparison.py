@@ -194,7 +194,7 @@ def write_comparison(
         held_out = [replace(line, band=()) for line in held_out]
     plots = [*figures, curves(held_out, _("Held-out text by step, bits per character"))]
     sections = [
-        (_("Runs"), render_macro("table", *table)),
+        (_("Runs"), table.to_html()),
         (_("Figures"), render_macro("figures", plots)),
         (_("Samples"), sample_columns(runs)),
     ]

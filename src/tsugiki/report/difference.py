@@ -19,9 +19,8 @@ from tsugiki.io.json import value_text
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.report.adapter import block_order, ranks_text
 from tsugiki.report.formatting import format_number
-from tsugiki.report.layers import block_order
-from tsugiki.report.library import ranks_text
 from tsugiki.report.table import Table
 
 _ROUNDING = 1e-6  # smaller relative differences of updates are rounding errors

@@ -38,11 +38,14 @@ from tsugiki.report.adapter import (
     adapter_page,
     info_lines,
     inspect_adapter,
+    kinds_table,
+    layer_plots,
+    layers_table,
+    ranks_text,
+    record_of,
     tensors_table,
 )
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
-from tsugiki.report.layers import kinds_table, layer_plots, layers_table
-from tsugiki.report.library import ranks_text, record_of
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
 from tsugiki.report.samples import shown_samples
 from tsugiki.report.table import Table

@@ -53,7 +53,7 @@ def build_loop(
         model=model,
         gradients=make_gradients(model, config, batches, accelerator, choices.micro_batch_size),
         optimizer=optimizer,
-        schedule=_schedule(optimizer, config, steps),
+        schedule=_schedule(optimizer, config.lr_scheduler_type, steps, config.warmup_ratio, config.decay_ratio),
         steps=steps,
         max_grad_norm=config.max_grad_norm,
         log_steps=max(1, steps // _LOSS_CURVE_POINTS),
@@ -83,27 +83,36 @@ def _optimizer(model: "PreTrainedModel", config: RunConfig, rate: float) -> torc
     return muon(model, config, rate) if config.optimizer == "muon" else adamw(model, config, rate)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -> LRScheduler:
+def _schedule(
+    optimizer: torch.optim.Optimizer, kind: str, steps: int, warmup_ratio: float, decay_ratio: float | None
+) -> LRScheduler:
     """Return the learning rate schedule.
+
+    Args:
+        optimizer: the optimiser.
+        kind: the name of the schedule.
+        steps: optimiser steps of the run.
+        warmup_ratio: share of the steps over which the rate rises.
+        decay_ratio: share of the steps over which it falls at the end, if the schedule has such a part.
 
     Raises:
         TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
     """
-    warmup = math.ceil(config.warmup_ratio * steps)
-    if config.lr_scheduler_type == "linear":  # the default, without the imports of transformers' schedules
+    warmup = math.ceil(warmup_ratio * steps)
+    if kind == "linear":  # the default, without the imports of transformers' schedules
         return LambdaLR(optimizer, partial(linear_share, warmup=warmup, steps=steps))
     from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
 
-    decay = math.ceil((config.decay_ratio or 0) * steps)
+    decay = math.ceil((decay_ratio or 0) * steps)
     options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
     try:
-        schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps, options)
+        schedule = get_scheduler(kind, optimizer, warmup, steps, options)
     except (ValueError, TypeError) as error:
         raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
     if not isinstance(schedule, LambdaLR):
         raise TsugikiError(
             _("lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one").format(
-                lr_scheduler_type=config.lr_scheduler_type
+                lr_scheduler_type=kind
             )
         )
     return schedule

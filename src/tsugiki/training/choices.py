@@ -54,11 +54,12 @@ class Choices:
     """Rows that are computed at once; None: see `train.model.rows_of_micro_batch`."""
     keep: Literal["best", "last"] = "best"
     """The step that the run ends with."""
+    automatic: tuple[str, ...] = ()
+    """The settings that are `auto` or `probe`."""
 
-    def automatic(self, config: RunConfig) -> dict[str, Any]:
-        """Return name -> value for the settings that are `auto` or `probe`, and the number of steps."""
-        names = [name for name in ("batch_size", "learning_rate") if isinstance(getattr(config, name), str)]
-        return {**{name: getattr(self, name) for name in names}, "steps": self.steps}
+    def resolved(self) -> dict[str, Any]:
+        """Return name -> value for the automatic settings, and the number of steps."""
+        return {**{name: getattr(self, name) for name in self.automatic}, "steps": self.steps}
 
 
 def choose(
@@ -96,7 +97,8 @@ def choose(
             config, _width(model), steps, batch_size * row_tokens
         )
     assert not isinstance(rate, str)
-    return Choices(batch_size, rate, steps, config.micro_batch_size, config.keep)
+    automatic = tuple(name for name in ("batch_size", "learning_rate") if isinstance(getattr(config, name), str))
+    return Choices(batch_size, rate, steps, config.micro_batch_size, config.keep, automatic)
 
 
 def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
@@ -194,10 +196,16 @@ def is_due(step: int, total: int, every: int) -> bool:
     return step == total or (step % every == 0 and total - step > every // 2)
 
 
-def plan_evaluations(config: RunConfig, choices: Choices, data: PackedDataset) -> EvaluationPlan:
-    """Return how often the validation text (without one, the held-out text) is evaluated during a run."""
+def plan_evaluations(choices: Choices, data: PackedDataset, every: int | None) -> EvaluationPlan:
+    """Return how often the validation text (without one, the held-out text) is evaluated during a run.
+
+    Args:
+        choices: the rows of a step, and the steps.
+        data: the data of the run.
+        every: steps between two evaluations, if the user has set them.
+    """
     windows = data.validation_windows or data.windows
-    if config.eval_steps is not None:
+    if every is not None:
         count = min(len(windows), _MOST_WINDOWS) if data.validation_windows else len(windows)
         return EvaluationPlan(_MOST, count)
     steps = choices.steps

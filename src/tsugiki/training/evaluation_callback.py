@@ -87,7 +87,7 @@ class EvaluationCallback(Callback):
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(model)
-        self.plan = plan_evaluations(config, choices, data)
+        self.plan = plan_evaluations(choices, data, config.eval_steps)
         # A run that is continued with another length compares losses on the same windows as before.
         windows = record.validations[0].windows if record.validations else self.plan.windows
         self.validation_windows = evenly_spread(data.validation_windows, windows)

@@ -14,7 +14,7 @@ from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
-from tsugiki.training.config import AUTO, RunConfig
+from tsugiki.training.config import RunConfig
 from tsugiki.training.model import load_dtype
 from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
 from tsugiki.training.planning.plan import MemoryPlan, plan_memory
@@ -66,7 +66,7 @@ def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
     return facts if memory is None else replace(facts, memory=memory, recomputed_blocks=memory.recomputed_blocks)
 
 
-def fact_notes(facts: Facts, config: RunConfig) -> Iterator[str]:
+def fact_notes(facts: Facts) -> Iterator[str]:
     """Yield notes for the user before the run starts.
 
     The base is in 8 bits because it is faster, the memory does not suffice, or blocks are recomputed.
@@ -84,8 +84,8 @@ def fact_notes(facts: Facts, config: RunConfig) -> Iterator[str]:
             "memory: this run needs about {need}, and {free} are free; `tsugiki plan` shows what fits, and --fit "
             "takes it"
         ).format(need=need, free=free)
-    elif facts.recomputed_blocks and config.recompute == AUTO:
+    elif facts.memory.recomputed_blocks and facts.memory.is_automatic:
         yield _(
             "memory: about {need} of {free}; the activations of {count} blocks are computed again in the backward "
             "pass, because all of them do not fit"
-        ).format(need=need, free=free, count=facts.recomputed_blocks)
+        ).format(need=need, free=free, count=facts.memory.recomputed_blocks)

@@ -31,8 +31,8 @@ from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.lowbit.decoded_layer import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
-from tsugiki.model.blocks import decoder_blocks
-from tsugiki.model.replica import replica_in
+from tsugiki.model.inference import decoder_blocks
+from tsugiki.model.meta import replica_in
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.gradients import Gradients
 from tsugiki.training.sharding import is_sharded, shard

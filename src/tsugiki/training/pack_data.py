@@ -58,8 +58,8 @@ def pack_data(
     Raises:
         TsugikiError: `block_size` exceeds the model's context, or a prompt fills a whole row.
     """
-    size = tokens_of_row(config, model)
-    masking = _document_masking(model, size, virtual_tokens(config))
+    size = tokens_of_row(model, config.block_size, config.virtual_tokens)
+    masking = _document_masking(model, size, config.virtual_tokens)
     blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
     notes = [*split.notes]
     if masking == "separate_rows":
@@ -114,20 +114,25 @@ def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     Raises:
         TsugikiError: the data cannot be read or split, or there is no such model.
     """
-    size, tokenizer = tokens_of_row(config, load_meta_model(config.model)), load_run_tokenizer(config)
+    size = tokens_of_row(load_meta_model(config.model), config.block_size, config.virtual_tokens)
+    tokenizer = load_run_tokenizer(config)
     split = read_data(config, tokenizer, progress)
     return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))
 
 
-def tokens_of_row(config: RunConfig, model: "PreTrainedModel") -> int:
+def tokens_of_row(model: "PreTrainedModel", block_size: int | None, prompt: int) -> int:
     """Return the number of tokens of a row.
+
+    Args:
+        model: the base model; its shapes are enough.
+        block_size: the setting.
+        prompt: length of the soft prompt that the run trains; 0 if it trains none.
 
     Raises:
         TsugikiError: `block_size` exceeds the model's context.
     """
-    prompt = virtual_tokens(config)
     available = context_length(model) - prompt
-    if config.block_size and config.block_size > available:
+    if block_size and block_size > available:
         message = _("block_size is {size}, but the model's context is {context} tokens")
         if prompt:
             message = _(
@@ -135,9 +140,9 @@ def tokens_of_row(config: RunConfig, model: "PreTrainedModel") -> int:
                 "takes: {available} are left"
             )
         raise TsugikiError(
-            message.format(size=config.block_size, context=available + prompt, prompt=prompt, available=available)
+            message.format(size=block_size, context=available + prompt, prompt=prompt, available=available)
         )
-    return config.block_size or min(_BLOCK_SIZE, available)
+    return block_size or min(_BLOCK_SIZE, available)
 
 
 def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> DocumentMasking:
@@ -167,8 +172,3 @@ def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> Doc
         return detect_document_masking(model, tokens)
     finally:
         ungraft(model)
-
-
-def virtual_tokens(config: RunConfig) -> int:
-    """Return the length of the soft prompt that the run trains; 0 if it trains none."""
-    return getattr(config.adapter_config, "num_virtual_tokens", 0)

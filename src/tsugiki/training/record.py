@@ -285,12 +285,6 @@ class RunRecord(BaseModel):
         held_out = f", held-out bits per character {' → '.join(dict.fromkeys([bits[0], bits[-1]]))}" if bits else ""
         return f"<run {self.config.out}: {self.status}{steps}{held_out}>"
 
-    def _repr_html_(self) -> str:
-        import tsugiki  # `report` is a layer above `train`, so only the package imports it
-
-        html: str = tsugiki.run_html(self)
-        return html
-
     def all_tokens_per_second(self) -> float:
         """Return the tokens per second, including those that are not in the loss, as other tools report them."""
         if self.training is None or self.data is None or not self.data.target_tokens_per_epoch:

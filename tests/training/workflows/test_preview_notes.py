@@ -44,12 +44,6 @@ def test_a_card_in_the_folder_is_read(card: str, facts: CardFacts, tmp_path: Pat
     assert read_card(str(tmp_path)) == facts
 
 
-def test_nothing_is_asked_of_the_hub_in_offline_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked"))
-    assert read_card("some/model") == CardFacts()
-
-
 def test_the_licence_and_the_gate_are_named(tmp_path: Path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "README.md").write_text("---\nlicense: llama3.2\nextra_gated_prompt: accept\n---\n")

@@ -42,7 +42,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lowbit.integer_products import exact_integers
 from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.methods.table import METHODS
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import meta_model
 from tsugiki.training import memory
 from tsugiki.training.config import RunConfig

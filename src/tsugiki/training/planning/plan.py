@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 
 from tsugiki.base.checks import check_weights
-from tsugiki.base.config import loading_errors
 from tsugiki.base.headers import weight_entries
+from tsugiki.base.model_config import loading_errors
 from tsugiki.base.quantized_files import is_stored_in_4_bits
 from tsugiki.base.resolve import gguf_path
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
@@ -100,6 +100,8 @@ class MemoryPlan:
     peak: int
     """Bytes."""
     recomputed_blocks: int
+    is_automatic: bool
+    """Whether the settings leave the number of recomputed blocks open."""
     fits: bool
     available: int
     """Bytes that the run can use."""
@@ -174,10 +176,10 @@ def plan_memory(
     except TsugikiError:  # the run itself reports the error, or the model is of a kind that cannot be planned
         return None
     limit = round(SPARE * available)
-    automatic = max(before, need.recomputed(limit)) if can_recompute(config) else 0
+    automatic = 0 if config.virtual_tokens else max(before, need.recomputed(limit))
     count = {"none": 0, "blocks": need.blocks, AUTO: automatic}
     peak = need.peak(count[config.recompute])
-    return MemoryPlan(peak, count[config.recompute], peak <= limit, available)
+    return MemoryPlan(peak, count[config.recompute], config.recompute == AUTO, peak <= limit, available)
 
 
 def fitted(config: RunConfig, plan: Plan) -> RunConfig:
@@ -236,11 +238,6 @@ def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_s
     return sorted({1, min(usual, in_step)} | more)
 
 
-def can_recompute(config: RunConfig) -> bool:
-    """Return whether blocks can be recomputed: not with a soft prompt."""
-    return getattr(config.adapter_config, "num_virtual_tokens", None) is None
-
-
 def _options(
     config: RunConfig,
     need: Need,
@@ -253,7 +250,7 @@ def _options(
     """Yield an option for each number of recomputed blocks: none, as many as needed, and all, if the settings allow."""
     limit = None if available is None else round(SPARE * available)
     counts = {"none": [0], "blocks": [need.blocks]}.get(config.recompute, [0])
-    if config.recompute == AUTO and can_recompute(config):
+    if config.recompute == AUTO and not config.virtual_tokens:
         needed = need.blocks if limit is None else need.recomputed(limit)
         counts = sorted({0, needed, need.blocks})
     for count in counts:

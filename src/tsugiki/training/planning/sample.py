@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.base.gguf.conversion import read_model_header
+from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
 from tsugiki.fast.loss import Head, plain_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.graft_state import is_grafted
 from tsugiki.lowbit.quantization import is_quantizable, quantized_layer
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.linear import features
 from tsugiki.model.meta import model_without_weights
 from tsugiki.training.config import RunConfig

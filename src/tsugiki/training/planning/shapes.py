@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.gguf.layer import BLOCKS
+from tsugiki.base.model_config import load_config, loading_errors
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.lowbit.int8 import Int8Linear
 from tsugiki.lowbit.integer_products import CHANNELS
@@ -58,7 +58,7 @@ def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> 
     with loading_errors(config.model):
         model = meta_model(shapes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Shapes(shapes, model, parameters, tokens_of_row(config, model))
+    return Shapes(shapes, model, parameters, tokens_of_row(model, config.block_size, config.virtual_tokens))
 
 
 def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:

@@ -17,13 +17,14 @@ from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft_state import active_adapter, is_grafted
 from tsugiki.lora.targets import base_modules, vocabulary_layers
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
 from tsugiki.training.pack_data import PackedDataset
 from tsugiki.training.record import DataSummary
-from tsugiki.training.run import loop_of, prepared
+from tsugiki.training.run import prepared
+from tsugiki.training.train_steps import loop_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,12 +94,6 @@ class Preview:
 
     def __repr__(self) -> str:
         return f"<preview of {self.data} for {self.model}: {self.counts.steps:,} steps>"
-
-    def _repr_html_(self) -> str:
-        import tsugiki  # `report` is a layer above `train`, so only the package imports it
-
-        html: str = tsugiki.preview_html(self)
-        return html
 
 
 def preview(config: RunConfig, rows: int) -> Preview:

@@ -23,7 +23,7 @@ from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.memory import reset_process_peak, return_freed_memory
 from tsugiki.training.model import load_run_tokenizer
-from tsugiki.training.pack_data import PackedDataset, pack_data, virtual_tokens
+from tsugiki.training.pack_data import PackedDataset, pack_data
 from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord
 from tsugiki.training.resume import earlier_run
@@ -82,7 +82,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
             return_freed_memory()
             if base is None:
                 load_base(run)
-                base = _Base(run.model, run.facts.dtype, {virtual_tokens(config): run.data})
+                base = _Base(run.model, run.facts.dtype, {config.virtual_tokens: run.data})
                 return_freed_memory()
             reset_process_peak()
             try:
@@ -132,7 +132,7 @@ def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
 
 def _train_on(run: Run, base: _Base) -> None:
     """Train on a base that runs share. Afterwards it is as before, but for its adapter, unless its weights train."""
-    prompt = virtual_tokens(run.config)
+    prompt = run.config.virtual_tokens
     if prompt not in base.packed:
         base.packed[prompt] = pack_data(run.config, run.texts.split, base.model, run.texts.tokenizer)
     run.model, run.data, run.base_results = base.model, base.packed[prompt], base.results

@@ -8,7 +8,7 @@ from tests.tiny import CONFIGS, ids, tiny_model
 from tsugiki.model import replica_in
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom"])
 def test_a_replica_computes_as_the_model_loaded_in_bfloat16(kind: str, tmp_path: Path):
     """The oracle is transformers' own loading; the positions are those where rounded frequencies are far off."""
     longer = (

@@ -1,21 +1,14 @@
 """The beginnings of prompts are computed once, and what one adapter has computed is never used for another."""
 
 import inspect
-import shutil
-from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import torch
 from transformers import DynamicCache
 
 from tests.generation.test_engine import Client, alone, model_with_adapters, prompts, serving
-from tests.serve.conftest import Running, save_adapter_of
-from tests.serve.test_metrics import values
-from tsugiki import load_adapter
-from tsugiki.base import load_model
-from tsugiki.generation import BLOCK, CachedRows, PrefixCache
+from tsugiki.generation import BLOCK, CachedRows, PrefixCache, Row
 
 
 def computed_tokens(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -31,7 +24,7 @@ def computed_tokens(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return columns
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
 def test_tokens_after_a_known_beginning_are_those_of_each_request_alone(kind: str, monkeypatch: pytest.MonkeyPatch):
     model = model_with_adapters(kind)
     beginning, *ends = prompts([40, 3, 9, 1, 14, 6])
@@ -92,6 +85,10 @@ def test_prompts_whose_log_probabilities_are_wanted_are_computed_whole_and_toget
     assert [count for count in columns if count > 3] == [64, 48]  # without the probe of `mixed_batch`
 
 
+def row_of(tokens: list[int], content: str = "") -> Row:
+    return Row(Client(tokens, content=content).request)
+
+
 def cached_rows(tokens: int) -> CachedRows:
     cache = DynamicCache()
     cache.update(torch.randn(1, 2, tokens, 4), torch.randn(1, 2, tokens, 4), 0)
@@ -101,11 +98,16 @@ def cached_rows(tokens: int) -> CachedRows:
 def test_blocks_belong_to_what_computed_them_and_to_all_tokens_before():
     kept, tokens = PrefixCache(1 << 20), list(range(3 * BLOCK + 1))
     rows = cached_rows(len(tokens))
-    kept.keep("one", tokens, rows, 0)
-    assert kept.find("other", tokens).tokens == kept.find("", tokens).tokens == 0
-    assert kept.find("one", [9, *tokens[1:]]).tokens == 0
-    assert kept.find("one", [*tokens[: 2 * BLOCK], 9, *tokens[2 * BLOCK + 1 :]]).tokens == 2 * BLOCK
-    found = kept.find("one", tokens)
+    kept.keep(row_of(tokens, "one"), rows, 0)
+    for other, content, known in (
+        (tokens, "other", 0),
+        (tokens, "", 0),
+        ([9, *tokens[1:]], "one", 0),
+        ([*tokens[: 2 * BLOCK], 9, *tokens[2 * BLOCK + 1 :]], "one", 2),
+        (tokens[:-1], "one", 2),  # the logits of the last token are needed
+    ):
+        assert kept.find(row_of(other, content)).tokens == known * BLOCK
+    found = kept.find(row_of(tokens, "one"))
     assert found.tokens == 3 * BLOCK
     for which, whole in enumerate((rows.cache.layers[0].keys, rows.cache.layers[0].values)):
         assert torch.equal(torch.cat([block[0][which] for block in found.blocks], 1), whole[0, :, : 3 * BLOCK])
@@ -114,51 +116,10 @@ def test_blocks_belong_to_what_computed_them_and_to_all_tokens_before():
 def test_the_bytes_are_bounded_and_beginnings_stay_the_longest():
     size = 2 * 2 * BLOCK * 4 * 4  # of a block
     kept = PrefixCache(5 * size)
-    first, second = list(range(100, 100 + 4 * BLOCK)), list(range(500, 500 + 3 * BLOCK))
-    kept.keep("", first, cached_rows(len(first)), 0)
-    kept.keep("", second, cached_rows(len(second)), 0)
+    first, second, third = (list(range(start, start + n * BLOCK + 1)) for start, n in ((100, 4), (500, 3), (900, 9)))
+    for tokens in (first, second):
+        kept.keep(row_of(tokens), cached_rows(len(tokens)), 0)
     assert kept.bytes == 5 * size
-    assert (kept.find("", first).tokens, kept.find("", second).tokens) == (2 * BLOCK, 3 * BLOCK)
-    kept.keep("", list(range(900, 900 + 9 * BLOCK)), cached_rows(9 * BLOCK), 0)
+    assert (kept.find(row_of(first)).tokens, kept.find(row_of(second)).tokens) == (2 * BLOCK, 3 * BLOCK)
+    kept.keep(row_of(third), cached_rows(len(third)), 0)
     assert kept.bytes == 5 * size
-    nothing = PrefixCache(0)
-    nothing.keep("", first, cached_rows(len(first)), 0)
-    assert nothing.bytes == 0
-
-
-@torch.no_grad()
-def test_an_adapter_that_was_replaced_under_its_name_has_nothing_of_the_old_one(server: Running):
-    prompt = prompts([60])[0]
-
-    def ask(name: str) -> str:
-        body = {"model": name, "prompt": prompt, "temperature": 0, "max_tokens": 10, "ignore_eos": True}
-        answer = httpx2.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
-        return str(answer["choices"][0]["text"])
-
-    def hits() -> float:
-        found = values(httpx2.get(f"{server.url}/metrics").text)
-        return found.get('vllm:prefix_cache_hits_total{model_name="changing"}', 0)
-
-    def fresh() -> Any:
-        model = load_model(server.base)
-        load_adapter(model, folder)
-        out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=10, eos_token_id=None)
-        return server.adapters.base.tokenizer.decode(out[0, 60:], skip_special_tokens=True)
-
-    folder: Path = server.library / "changing"
-    known = 60 - BLOCK  # the prompt is padded to 64 tokens, of which a block is computed
-    try:
-        shutil.copytree(server.library / "poet", folder)
-        old = ask("changing")
-        assert hits() == 0
-        assert (ask("changing"), hits()) == (old, known)
-        shutil.rmtree(folder)
-        save_adapter_of(server.base, folder, 9)
-        new = ask("changing")
-        assert (new.rstrip("\N{REPLACEMENT CHARACTER}"), hits()) == (fresh().rstrip("\N{REPLACEMENT CHARACTER}"), known)
-        assert new != old
-        shutil.rmtree(folder)
-        shutil.copytree(server.library / "poet", folder)  # the content of the first one again
-        assert (ask("changing"), hits()) == (old, 2 * known)
-    finally:
-        shutil.rmtree(folder)
