@@ -127,14 +127,9 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
 
 def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:
-    """Pack records into rows of `block_size` tokens (see the module's docstring).
+    """Pack the records with these numbers into rows of `block_size` tokens, at least 2 (see the module's docstring).
 
-    Args:
-        store: the tokens of all records.
-        records: the numbers of the records to pack.
-        block_size: tokens per row, at least 2.
-        pad: the padding token.
-        share_rows: whether a row may have several segments; if not, each segment has a separate row.
+    Without `share_rows`, each segment has a separate row.
 
     Raises:
         TsugikiError: prompts fill whole rows, so that nothing of their completions is left; the message names them.
@@ -194,10 +189,6 @@ def best_fit(lengths: Lengths, capacity: int) -> tuple[Integers, Integers]:
 
     Of several such bins, the one that was filled last is chosen. All items of one length are distributed together: a
     bin with room for n of them takes n before the next bin is chosen, because it then has the least room.
-
-    Args:
-        lengths: the length of each item, at most `capacity`.
-        capacity: the room of an empty bin.
 
     Returns:
         The numbers of all items, bin by bin, int64 [items]; and where each bin begins in them, int64 [bins + 1].

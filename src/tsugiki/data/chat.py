@@ -114,11 +114,7 @@ def read_template_file(path: Path) -> str:
 
 
 def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> None:
-    """Give a tokenizer another chat template, in place.
-
-    Args:
-        tokenizer: a model's tokenizer.
-        setting: a file, or `default` for `DEFAULT_TEMPLATE`; None: nothing changes.
+    """Give a tokenizer another chat template, in place: a file, or `DEFAULT_TEMPLATE` for `default`; None: its own.
 
     Raises:
         TsugikiError: the file cannot be read.

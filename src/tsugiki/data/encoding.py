@@ -72,12 +72,9 @@ def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[l
 def encode_records(
     tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record], assistant_turns: AssistantTurns = "all"
 ) -> list[EncodedRecord]:
-    """Encode a batch of records. The tokenizer is called once for documents and once for the other records.
+    """Encode a batch of records; some dozens are enough to use all cores.
 
-    Args:
-        tokenizer: the tokenizer of the base model.
-        records: the batch; some dozens of records are enough to use all cores.
-        assistant_turns: which of the assistant's turns count in the loss.
+    The tokenizer is called once for documents and once for the other records.
 
     Raises:
         TsugikiError: the tokenizer has no end token or no chat template although a record requires one; the template

@@ -110,12 +110,7 @@ def _damaged(path: Path, reason: str) -> TsugikiError:
 def find_learned(
     index: RecordIndex, learned: Sequence[Fingerprints], numbers: npt.NDArray[np.int64] | None = None
 ) -> tuple[set[int], set[int]]:
-    """Find the records that are among learned texts.
-
-    Args:
-        index: the index of the records.
-        learned: fingerprints of the learned texts.
-        numbers: the records to look for; None: all.
+    """Find the records with these numbers that are among learned texts; None: all records.
 
     Returns:
         The numbers of records with the same text, and of others with nearly the same text.

@@ -101,12 +101,8 @@ def split_validation(
 ) -> Integers:
     """Return the sorted numbers of the validation records among training records; arguments as for `split_records`.
 
-    Args:
-        index: the index of all records.
-        among: numbers of the training records.
-        share: the share of these records' characters, or a condition.
-        seed: the seed of the choice; with the seed of the held-out records, the order of that choice is continued.
-        groups: the numbers of near-duplicates, which stay together.
+    The share is that of the characters of the records `among` which is chosen. With the seed of the held-out records,
+    the order of that choice is continued.
 
     Raises:
         TsugikiError: no record is left for training, or no record fulfils the condition.

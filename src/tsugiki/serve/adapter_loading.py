@@ -30,16 +30,10 @@ _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 
 
 def load_served(model: "PreTrainedModel", folder: Path, key: str, allow_base_mismatch: bool = False) -> BatchMode:
-    """Load an adapter into the served model, and return how its rows can be batched with other rows.
+    """Load an adapter under the name `key`, and return how its rows can be batched with other rows.
 
     Unlike `load_adapter`, this does not compare the logits with and without the adapter, to warn of one without any
     effect. The comparison would take most of the time, in which no other request gets a token.
-
-    Args:
-        model: the model.
-        folder: the adapter's folder.
-        key: the adapter's name in the model.
-        allow_base_mismatch: as in `load_adapter`.
 
     Raises:
         TsugikiError: the adapter cannot be loaded, or cannot be computed with a key-value cache.
@@ -59,14 +53,7 @@ def load_mix(
     key: str,
     allow_base_mismatch: bool = False,
 ) -> BatchMode:
-    """Load the weighted sum of adapters as one adapter, and return how its rows can be batched with other rows.
-
-    Args:
-        model: the model.
-        folders: the adapters' folders.
-        weights: the factors on their updates.
-        key: the sum's name in the model.
-        allow_base_mismatch: as in `load_adapter`.
+    """Load the sum of adapters with factors on their updates as one adapter; otherwise as `load_served`.
 
     Raises:
         TsugikiError: as for `load_served`, or an adapter consists of more than LoRA updates, which cannot be summed.

@@ -59,16 +59,9 @@ class Generation:
 
 
 class Completions:
-    """Answers requests, as many at once as the engine accepts."""
+    """Answers requests, as many at once as the engine accepts; each may take some seconds."""
 
     def __init__(self, engine: Engine, adapters: ServedAdapters, seconds: float) -> None:
-        """Create it.
-
-        Args:
-            engine: computes the rows.
-            adapters: the models that a request can name.
-            seconds: how long a request may take.
-        """
         self.engine, self.adapters, self.seconds = engine, adapters, seconds
         self._open = 0
 
@@ -163,11 +156,7 @@ class Completions:
 
 
 async def outputs(generation: Generation) -> AsyncIterator[tuple[int, Output]]:
-    """Yield each new token with the index of its choice, which is updated, until all choices are finished.
-
-    Raises:
-        BaseException: the error of a row or of the request.
-    """
+    """Yield each new token with the index of its choice, which is updated, until all are finished or one fails."""
     unfinished = len(generation.choices)
     while unfinished:
         event = await generation.events.get()

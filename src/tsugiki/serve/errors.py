@@ -21,15 +21,7 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int = 5
     ) -> None:
-        """Create it.
-
-        Args:
-            status: the HTTP status.
-            message: what is wrong and what to do.
-            param: the field of the request that is wrong.
-            code: the kind of error, for programs.
-            retry_after: seconds after which the client may try again after 429 or 503.
-        """
+        """Create it; `param` is the wrong field of the request, `code` the kind of error, `retry_after` in seconds."""
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
 

@@ -12,11 +12,9 @@ _LONGEST = 1000  # characters of a path
 
 
 def inside(root: Path, name: str) -> Path:
-    """Return the file or folder below `root` that a request names.
+    """Return the file or folder below `root` that a request names by a relative path, with slashes.
 
-    Args:
-        root: the folder.
-        name: a relative path, with slashes. No part of it is hidden, `..` or a symbolic link.
+    No part of the path may be hidden, `..` or a symbolic link.
 
     Raises:
         ApiError: the path is not allowed, or there is nothing.

@@ -44,15 +44,9 @@ def new_app(
     allow_lora_updates: bool = False,
     views: Sequence[Route] = (),
 ) -> Starlette:
-    """Return the ASGI application.
+    """Return the ASGI application; its engine has been started, and a request may take some seconds.
 
-    Args:
-        engine: the engine, which has been started.
-        adapters: the base and the adapters.
-        access: who may use the server.
-        seconds: how long a request may take.
-        allow_lora_updates: whether requests may load and unload adapters.
-        views: more routes, of the page's views that need more than the engine and the adapters.
+    `views` are the routes of the page's views that need more than the engine and the adapters.
     """
     metrics = engine.scheduler.observer = Metrics(Gauges(engine, adapters))
     completions = Completions(engine, adapters, seconds)

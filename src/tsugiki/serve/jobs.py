@@ -32,13 +32,7 @@ class Jobs:
     async def run(self, request: Request, function: str, seconds: float, **arguments: Any) -> Any:
         """Call a function of `job_worker.FUNCTIONS` in a new process, and return its result.
 
-        The process is ended if it takes too long, or if the client disconnects.
-
-        Args:
-            request: the request, whose body has been read.
-            function: name of the function.
-            seconds: the time limit.
-            arguments: arguments of the function, which JSON can represent.
+        The process is ended after these seconds, or if the client disconnects; the body of the request has been read.
 
         Raises:
             ApiError: another job is running, the job takes too long, or the client has disconnected.

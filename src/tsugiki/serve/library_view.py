@@ -91,11 +91,7 @@ class Combining(Fields):
 
 
 def library_routes(adapters: ServedAdapters) -> list[Route]:
-    """Return the routes of the view.
-
-    Args:
-        adapters: the base and the adapters.
-    """
+    """Return the routes of the view."""
     view = LibraryView(adapters)
     return [
         Route(f"{PAGE_API}adapters", view.table),

@@ -49,12 +49,7 @@ def page_files() -> dict[str, Path]:
 
 
 def page_routes(adapters: ServedAdapters, token: str) -> list[Route]:
-    """Return the routes of the page's files, and of the list of models that all its views use.
-
-    Args:
-        adapters: the base and the adapters.
-        token: the page's token, for requests that change something.
-    """
+    """Return the routes of the page's files, which get the token, and of the list of models that all views use."""
 
     async def models(request: Request) -> Response:
         return JSONResponse(await asyncio.to_thread(_models, adapters))

@@ -69,13 +69,7 @@ def check_tokens(model: "PreTrainedModel", tokens: Iterable[int], param: str) ->
 def chat_prompt(
     model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[ChatMessage]
 ) -> Prompt:
-    """Return the prompt that asks for the next message of a conversation.
-
-    Args:
-        model: the model.
-        name: the model's name in the request, for errors.
-        tokenizer: its tokenizer, with the chat template.
-        messages: at least one.
+    """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request.
 
     Raises:
         ApiError: there is no chat template, the last message is the assistant's, or a text has a lone surrogate.

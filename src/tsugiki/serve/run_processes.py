@@ -29,10 +29,7 @@ class RunProcesses:
     def start(self, folder: Path, words: Sequence[str], directory: Path) -> None:
         """Start `tsugiki …` in a session of its own. Its output is appended to a file in the run's folder.
 
-        Args:
-            folder: the run's folder, which exists.
-            words: the arguments after `tsugiki`, which no shell interprets.
-            directory: the working directory.
+        No shell interprets the words. `directory` is the working directory.
 
         Raises:
             TsugikiError: the process cannot be started.

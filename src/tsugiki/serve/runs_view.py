@@ -67,15 +67,9 @@ class RunFolder:
 
 
 class Runs:
-    """The runs below a folder."""
+    """The runs below the working directory."""
 
     def __init__(self, root: Path, processes: RunProcesses) -> None:
-        """Create it.
-
-        Args:
-            root: the working directory.
-            processes: the processes that the server starts.
-        """
         self.root, self.processes = root.resolve(), processes
         self._beginning = threading.Lock()
 

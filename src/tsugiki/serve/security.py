@@ -53,14 +53,7 @@ class Guard:
     """ASGI middleware that refuses requests that are not allowed, and sets the language of the answers."""
 
     def __init__(self, app: ASGIApp, access: Access, public: Container[str], page_token: str) -> None:
-        """Create it.
-
-        Args:
-            app: the application, which gets the allowed requests.
-            access: who may use the server.
-            public: as in `check`.
-            page_token: as in `check`.
-        """
+        """Create it; `public` and `page_token` are as in `check`."""
         self.app, self.access, self.public, self.page_token = app, access, public, page_token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,17 +96,10 @@ def check(
 ) -> None:
     """Check a request by its headers.
 
-    Starlette's TrustedHostMiddleware is not used for `Host`, because its answers are not in OpenAI's format and name no
-    code, and its CORSMiddleware only adds headers: it refuses no request.
-
-    Args:
-        access: who may use the server.
-        method: the HTTP method.
-        path: the path of the address.
-        headers: the headers.
-        public: paths that need no key, and may be opened from another site.
-        page_token: the token that the page sends with requests that change something; only a page that this server has
-            sent knows it.
+    The paths in `public` need no key, and may be opened from another site. The page sends `page_token` with requests
+    that change something; only a page that this server has sent knows it. Starlette's TrustedHostMiddleware is not
+    used for `Host`, because its answers are not in OpenAI's format and name no code, and its CORSMiddleware only adds
+    headers: it refuses no request.
 
     Raises:
         ApiError: the request is not allowed.

@@ -82,17 +82,9 @@ class ServedAdapters:
         allow_base_mismatch: bool = False,
         max_bytes: int = 2_000_000_000,
     ) -> None:
-        """Create it.
+        """Create it; the adapters in `folders`, by name, take precedence over those of the library.
 
-        Args:
-            engine: holds the model.
-            tokenizer: the base's tokenizer.
-            base_name: the name that selects the base.
-            folders: name -> folder of adapters besides those of the library; they take precedence.
-            library: the library's folder.
-            max_loaded: largest number of adapters in memory.
-            allow_base_mismatch: load adapters that were trained on another base.
-            max_bytes: largest size of the adapters in memory.
+        At most `max_loaded` adapters, of `max_bytes` together, are in memory.
         """
         self.engine = engine
         self.base = ServedModel(base_name, None, tokenizer, engine.batch_mode)

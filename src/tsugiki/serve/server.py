@@ -98,18 +98,10 @@ def serve(
     listening: socket.socket,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve a model and its adapters until SIGINT or SIGTERM.
+    """Serve a model, which is not grafted, and its adapters until SIGINT or SIGTERM.
 
-    Running requests then go on for `stop_seconds` at most.
-
-    Args:
-        model: a causal language model that is not grafted.
-        tokenizer: its tokenizer.
-        name: the name that selects the base.
-        library: the library's folder.
-        settings: the settings of the server.
-        listening: the result of `listen`; it is closed.
-        ready: called with the server's address once it answers.
+    Running requests then go on for `stop_seconds` at most. The socket `listening` is closed. `ready` is called with the
+    server's address once it answers.
 
     Raises:
         TsugikiError: the model cannot be served.

@@ -141,12 +141,6 @@ class Training:
     """Prepares and starts runs."""
 
     def __init__(self, workspace: Workspace, runs: Runs) -> None:
-        """Create it.
-
-        Args:
-            workspace: the base and the folders.
-            runs: the runs of the working directory.
-        """
         self.model, self.texts, self.aozora = workspace.model, workspace.texts.resolve(), workspace.aozora
         self.runs = runs
 

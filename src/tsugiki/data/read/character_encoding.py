@@ -31,11 +31,7 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
 
 
 def detect_encoding(open_file: Callable[[], BinaryIO], name: str) -> str:
-    """Detect the encoding of a file, with only one line in memory at a time.
-
-    Args:
-        open_file: opens the file; it is read several times.
-        name: the file's name, for errors.
+    """Detect the encoding of a file, which is read several times, with only one line in memory at a time.
 
     Raises:
         TsugikiError: the text is in none of the encodings above; the message names the first line that is not.

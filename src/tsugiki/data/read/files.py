@@ -242,15 +242,7 @@ def _read_file(source: _File, columns: Columns, reading: Reading) -> Iterator[Re
 
 
 def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, reading: Reading) -> Iterator[Record]:
-    """Yield the records of a text or a table.
-
-    Args:
-        open_file: opens the file; tables are read several times.
-        name: the file's name, for records and errors.
-        suffix: one of `_IN_ZIP`.
-        columns: names of columns that differ from those in `schemas`.
-        reading: is filled with facts about the file.
-    """
+    """Yield the records of a text or a table with one of the suffixes `_IN_ZIP`; tables are opened several times."""
     if suffix in _TEXTS:
         with open_file() as file:
             content = file.read()

@@ -105,9 +105,7 @@ class Reading:
 def renamed(name: str, names: Mapping[str, str]) -> str:
     """Replace the file at the beginning of the name of a record (`file`, `file:line`, `file/member`, `file (its end)`).
 
-    Args:
-        name: the name; it is not changed if it begins with none of the files.
-        names: file -> its new name.
+    `names` is file -> its new name; a name that begins with none of the files is not changed.
     """
     for end in range(len(name), 0, -1):
         if name[end : end + 1] in ("", ":", "/", " ") and name[:end] in names:

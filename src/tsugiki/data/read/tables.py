@@ -40,10 +40,6 @@ OpenFile: TypeAlias = Callable[[], BinaryIO]
 def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
     """Yield the number of each line of a `.jsonl` file that is not blank, and its object.
 
-    Args:
-        open_file: opens the file; it is read several times.
-        name: the file's name, for errors.
-
     Raises:
         TsugikiError: while reading, a line is not a JSON object, or the encoding is not supported (see
             `character_encoding`).
@@ -80,10 +76,6 @@ def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
     """Yield the number and the object of each element of a JSON array, or of each of several JSON objects.
 
     A file is read whole, because Python's JSON has no other way; `.jsonl` files are read line by line.
-
-    Args:
-        open_file: opens the file.
-        name: the file's name, for errors.
 
     Raises:
         TsugikiError: the file is too large, the text is not JSON, or an element is not an object.
@@ -134,10 +126,7 @@ def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:
 def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> NumberedRows:
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
-    Args:
-        open_file: opens the file; it is read several times.
-        name: the file's name, for errors.
-        columns: field -> the name of its column, where the names differ.
+    `columns` is field -> the name of its column, where the names differ.
 
     Raises:
         TsugikiError: while reading, a row is malformed, or the number of its cells differs from the first line's.

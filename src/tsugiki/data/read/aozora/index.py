@@ -130,12 +130,7 @@ def _rows(
 ) -> Iterator[tuple[dict[str, str], str]]:
     """Yield the named columns of each row, and the row's origin: the file and the first line of the row.
 
-    Args:
-        lines: the file.
-        dialect: the kind of CSV.
-        name: the name of the file.
-        columns: the columns that the file must have; others are ignored.
-        advice: the end of the error messages, with what the user can do.
+    Other columns are ignored. `advice` ends the error messages: what the user can do.
 
     Raises:
         TsugikiError: a column is missing, the number of a row's cells differs from the header's, there are too many

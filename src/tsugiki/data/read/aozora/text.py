@@ -41,12 +41,9 @@ class CleanText:
 
 
 def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = None) -> CleanText:
-    """Read the clean text, the title and the author of one work.
+    """Read the clean text, the title and the author of one work from a zip with one text, in UTF-8 or Shift_JIS.
 
-    Args:
-        data: a zip that contains one text, in UTF-8 or Shift_JIS (cp932 if necessary).
-        name: the name of the zip, for errors.
-        encoding: the encoding that the index gives for the text; None: it is detected.
+    `name` is that of the zip, for errors; `encoding` is what the index gives for the text; None: it is detected.
 
     Raises:
         TsugikiError: the zip is damaged, it does not contain exactly one text, or the text's encoding is not supported

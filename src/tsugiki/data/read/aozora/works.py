@@ -199,11 +199,9 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def open_source(source: str, cache: Path | None = None) -> WorkSource:
-    """Open a site or a mirror folder.
+    """Open a site (an address such as https://www.aozora.gr.jp) or a mirror folder (one that contains cards/).
 
-    Args:
-        source: an address such as https://www.aozora.gr.jp, or a folder that contains cards/.
-        cache: the folder for files of a site (default: tsugiki/aozora in the user's cache folder).
+    `cache` is for the files of a site; None: tsugiki/aozora in the user's cache folder.
     """
     if urlsplit(source).scheme in ("http", "https"):
         return Site(source, cache or cache_folder("aozora"))
@@ -220,14 +218,10 @@ def read_entries(
     skip: Callable[[str], None],
     missing: Callable[[str], None] | None = None,
 ) -> Iterator[Work]:
-    """Read and clean the works of the entries. Conditions that the index could not decide are checked on the texts.
+    """Read and clean the works of the entries, which `select` returned for this query.
 
-    Args:
-        source: the source of the entries.
-        entries: the entries that `select` returned for this query.
-        query: the query.
-        skip: called with a message for each work that cannot be read.
-        missing: called with a message for each work whose file does not exist; None: a missing file is an error.
+    Conditions that the index could not decide are checked on the texts. `skip` is called with a message for each work
+    that cannot be read, `missing` for each whose file does not exist; None: a missing file is an error.
 
     Raises:
         TsugikiError: a file does not exist (and `missing` is None), or no work matches.
