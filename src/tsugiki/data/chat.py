@@ -88,11 +88,7 @@ class Rendering:
 
 
 def read_template_file(path: Path) -> str:
-    """Read a chat template from a UTF-8 file, without running it.
-
-    Raises:
-        TsugikiError: there is no such file, or it is not a text of at most a million characters.
-    """
+    """Read a chat template from a UTF-8 file, without running it."""
     try:
         if not path.is_file():
             raise TsugikiError(_("no chat template at {path}: there is no such file").format(path=path))
@@ -114,11 +110,7 @@ def read_template_file(path: Path) -> str:
 
 
 def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> None:
-    """Give a tokenizer another chat template, in place: a file, or `DEFAULT_TEMPLATE` for `default`; None: its own.
-
-    Raises:
-        TsugikiError: the file cannot be read.
-    """
+    """Give a tokenizer another chat template, in place: a file, or `DEFAULT_TEMPLATE` for `default`; None: its own."""
     if setting is not None:
         is_default = setting == DEFAULT
         tokenizer.chat_template = DEFAULT_TEMPLATE if is_default else read_template_file(Path(setting).expanduser())
@@ -190,11 +182,7 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
 
 
 def prompt_text(template: ChatTemplate, messages: _Messages) -> str:
-    """Render a conversation and the beginning of the answer that the model is to generate.
-
-    Raises:
-        TsugikiError: the template raises an error, or renders a very long text.
-    """
+    """Render a conversation and the beginning of the answer that the model is to generate."""
     return _render(template, messages, "a prompt", add_generation_prompt=True)[0]
 
 

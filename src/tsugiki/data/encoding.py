@@ -42,9 +42,6 @@ def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the token before a document: the begin token if the tokenizer adds one to texts, otherwise the end token.
 
     Training, evaluation and generation all use it as the context of a text's first token.
-
-    Raises:
-        TsugikiError: the tokenizer has no end token.
     """
     begin = tokenizer.bos_token_id
     if begin is not None and tokenizer("a").input_ids[:1] == [begin]:

@@ -36,11 +36,7 @@ class Mixed:
 
 
 def parse_mix(setting: str) -> tuple[str, float]:
-    """Return the path and the share of `PATH:SHARE`.
-
-    Raises:
-        TsugikiError: the setting has another form, or the share is not between 0 and 1.
-    """
+    """Return the path and the share of `PATH:SHARE`."""
     path, colon, share = setting.rpartition(":")
     try:
         number = float(share)

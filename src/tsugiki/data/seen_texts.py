@@ -50,11 +50,7 @@ def fingerprints(index: RecordIndex, numbers: npt.NDArray[np.int64]) -> Fingerpr
 
 
 def write_fingerprints(found: Sequence[Fingerprints], folder: Path) -> None:
-    """Write fingerprints into a folder, for `read_fingerprints`, each text once. Without any, no file is written.
-
-    Raises:
-        TsugikiError: the file cannot be written.
-    """
+    """Write fingerprints into a folder, for `read_fingerprints`, each text once. Without any, no file is written."""
     from safetensors.numpy import save
 
     if not found:
@@ -70,9 +66,6 @@ def read_fingerprints(folder: Path) -> Fingerprints | None:
     """Read the fingerprints of the texts that a model or an adapter in a folder has learned; None if there are none.
 
     For a checkpoint, they are in its own folder or in the folder of its run.
-
-    Raises:
-        TsugikiError: the file is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -94,11 +87,7 @@ def read_fingerprints(folder: Path) -> Fingerprints | None:
 
 
 def learned_by(folders: Iterable[Path | None]) -> list[Fingerprints]:
-    """Return the fingerprints in the folders of models and adapters, of those that have any; None: not a folder.
-
-    Raises:
-        TsugikiError: a file is damaged.
-    """
+    """Return the fingerprints in the folders of models and adapters, of those that have any; None: not a folder."""
     found = [read_fingerprints(folder) for folder in folders if folder is not None]
     return [texts for texts in found if texts is not None]
 

@@ -103,9 +103,6 @@ def split_validation(
 
     The share is that of the characters of the records `among` which is chosen. With the seed of the held-out records,
     the order of that choice is continued.
-
-    Raises:
-        TsugikiError: no record is left for training, or no record fulfils the condition.
     """
     inside = _choose(index, among, share, seed, groups)
     if len(inside) in (0, len(among)):
@@ -121,11 +118,7 @@ def shorter_duplicates(index: RecordIndex, groups: Sequence[Sequence[int]]) -> I
 
 
 def split_document(document: Document, fraction: float) -> tuple[Document, Document]:
-    """Split a single document into its beginning and its last `fraction`, at a line end if there is one.
-
-    Raises:
-        TsugikiError: the document is too short.
-    """
+    """Split a single document into its beginning and its last `fraction`, at a line end if there is one."""
     text = document.text
     middle = int(len(text) * (1 - fraction))
     cut = text.find("\n", middle, len(text) - 1) + 1 or text.rfind("\n", 0, middle) + 1 or middle

@@ -53,11 +53,7 @@ def load_mix(
     key: str,
     allow_base_mismatch: bool = False,
 ) -> BatchMode:
-    """Load the sum of adapters with factors on their updates as one adapter; otherwise as `load_served`.
-
-    Raises:
-        TsugikiError: as for `load_served`, or an adapter consists of more than LoRA updates, which cannot be summed.
-    """
+    """Load the sum of adapters with factors on their updates as one adapter; otherwise as `load_served`."""
     for folder in folders:
         _refuse_new_words(model, folder)
         refuse_more_than_updates(read_lora_weights(folder), folder.name)

@@ -59,7 +59,7 @@ class Generation:
 
 
 class Completions:
-    """Answers requests, as many at once as the engine accepts; each may take some seconds."""
+    """Answers requests, as many at once as the engine accepts, each within `seconds`."""
 
     def __init__(self, engine: Engine, adapters: ServedAdapters, seconds: float) -> None:
         self.engine, self.adapters, self.seconds = engine, adapters, seconds

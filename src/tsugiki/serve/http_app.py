@@ -44,7 +44,7 @@ def new_app(
     allow_lora_updates: bool = False,
     views: Sequence[Route] = (),
 ) -> Starlette:
-    """Return the ASGI application; its engine has been started, and a request may take some seconds.
+    """Return the ASGI application; its engine has been started, and a request may take `seconds`.
 
     `views` are the routes of the page's views that need more than the engine and the adapters.
     """

@@ -185,11 +185,7 @@ class LibraryView:
         return JSONResponse({"name": asked.name})
 
     def _find(self, name: str) -> Path:
-        """Return the folder of an adapter.
-
-        Raises:
-            ApiError: no adapter has this name.
-        """
+        """Return the folder of an adapter."""
         if name == self.adapters.base.name or self.adapters.find(name) != name:
             raise ApiError(404, _("no adapter is called {name!r}").format(name=name[:100]), "name", "not_found")
         return self.adapters.folder(name)

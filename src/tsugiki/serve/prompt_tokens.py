@@ -36,11 +36,7 @@ class Prompt:
 def text_prompts(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", given: Sequence[str | list[int]]
 ) -> list[Prompt]:
-    """Return prompts that are given as texts or tokens.
-
-    Raises:
-        ApiError: a text contains a lone surrogate, or a token is not in the vocabulary.
-    """
+    """Return prompts that are given as texts or tokens."""
     ends = frozenset({tokenizer.eos_token_id, *configured_ends(model)} - {None})
     prompts = []
     for prompt in given:
@@ -69,11 +65,7 @@ def check_tokens(model: "PreTrainedModel", tokens: Iterable[int], param: str) ->
 def chat_prompt(
     model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[ChatMessage]
 ) -> Prompt:
-    """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request.
-
-    Raises:
-        ApiError: there is no chat template, the last message is the assistant's, or a text has a lone surrogate.
-    """
+    """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request."""
     if tokenizer.chat_template is None:
         raise ApiError(
             400,

@@ -189,20 +189,12 @@ _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 
 async def read(kind: type[_Parsed], request: Request) -> _Parsed:
-    """Read and parse the body of a request.
-
-    Raises:
-        ApiError: as for `parse`, or the body is larger than `MAX_BODY` or arrives too slowly.
-    """
+    """Read and parse the body of a request."""
     return parse(kind, await _read_body(request))
 
 
 async def _read_body(request: Request) -> bytes:
-    """Return the body of a request.
-
-    Raises:
-        ApiError: it is larger than `MAX_BODY`, or arrives too slowly.
-    """
+    """Return the body of a request."""
     body = bytearray()
     try:
         async with asyncio.timeout(_SECONDS):

@@ -30,9 +30,6 @@ class RunProcesses:
         """Start `tsugiki …` in a session of its own. Its output is appended to a file in the run's folder.
 
         No shell interprets the words. `directory` is the working directory.
-
-        Raises:
-            TsugikiError: the process cannot be started.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         try:

@@ -74,11 +74,7 @@ class Runs:
         self._beginning = threading.Lock()
 
     def find(self, name: str) -> RunFolder:
-        """Return the run that a request names.
-
-        Raises:
-            ApiError: there is no run of this name.
-        """
+        """Return the run that a request names."""
         folder = inside(self.root, name)
         run = _run_in(folder, name)
         if run is None:
@@ -140,22 +136,13 @@ class Runs:
         }
 
     def stop(self, run: RunFolder) -> None:
-        """Ask a run to end after its present step.
-
-        Raises:
-            ApiError: no process of this machine trains in the folder.
-        """
+        """Ask a run to end after its present step."""
         if not self.processes.stop(run.folder):
             message = _("no process that could be stopped from here trains in {name}").format(name=run.name)
             raise ApiError(409, message, code="not_running")
 
     def resume(self, run: RunFolder) -> list[str]:
-        """Continue a run in a process of its own, and return its command.
-
-        Raises:
-            ApiError: it is finished, cannot be read, or another run is going on.
-            TsugikiError: the process cannot be started.
-        """
+        """Continue a run in a process of its own, and return its command."""
         record = _record(run.folder)
         if isinstance(record, TsugikiError):
             raise record
@@ -172,11 +159,7 @@ class Runs:
 
     @contextmanager
     def only_run(self) -> Iterator[None]:
-        """Start a run in the block only if no other one is going on here: two would compete for memory and time.
-
-        Raises:
-            ApiError: another run is going on.
-        """
+        """Start a run in the block only if no other one is going on here: two would compete for memory and time."""
         with self._beginning:
             own = self.processes.any_started()
             busy = [own] if own else [run.folder for run in self.all()[0] if is_in_use(run.folder)]

@@ -100,9 +100,6 @@ def check(
     that change something; only a page that this server has sent knows it. Starlette's TrustedHostMiddleware is not
     used for `Host`, because its answers are not in OpenAI's format and name no code, and its CORSMiddleware only adds
     headers: it refuses no request.
-
-    Raises:
-        ApiError: the request is not allowed.
     """
     host = headers.get("host", "").lower()
     if access.hosts is not None and host not in access.hosts:
@@ -126,11 +123,7 @@ def check(
 
 
 def check_origins(origins: Collection[str]) -> frozenset[str]:
-    """Return the origins that the user allows, as browsers write them.
-
-    Raises:
-        TsugikiError: a value is not an origin.
-    """
+    """Return the origins that the user allows, as browsers write them."""
     for origin in origins:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":

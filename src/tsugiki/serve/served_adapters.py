@@ -138,11 +138,7 @@ class ServedAdapters:
         self._unload_replaced()
 
     async def unload(self, name: str) -> None:
-        """Unload an adapter; running requests finish with it first.
-
-        Raises:
-            ApiError: it is not in memory.
-        """
+        """Unload an adapter; running requests finish with it first."""
         if name not in self.loaded():
             raise ApiError(
                 404, _("the adapter {name!r} is not loaded").format(name=name), "lora_name", "model_not_found"
@@ -156,11 +152,7 @@ class ServedAdapters:
         self._unload_replaced()
 
     def find(self, name: str, param: str = "model") -> str:
-        """Return the name of the base or of the adapter that a request names in the field `param`.
-
-        Raises:
-            ApiError: no model or adapter has this name.
-        """
+        """Return the name of the base or of the adapter that a request names in the field `param`."""
         called, names = name.removeprefix(f"{self.base.name}:"), [self.base.name, *self.names()]
         if called in names:  # a name is looked up in a list and is no path
             return called

@@ -59,11 +59,7 @@ class ServerSettings:
 
 
 def check_access(host: str, api_key: str | None) -> None:
-    """Check that there is a key if other machines can reach the address.
-
-    Raises:
-        TsugikiError: there is no key, or it is not printable ASCII text.
-    """
+    """Check that there is a key if other machines can reach the address."""
     if api_key is not None and (not api_key.strip() or not api_key.isascii() or not api_key.isprintable()):
         raise TsugikiError(_("the API key must be printable ASCII characters, and at least one"))
     if api_key is None and host not in _LOOPBACK:
@@ -73,11 +69,7 @@ def check_access(host: str, api_key: str | None) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address.
-
-    Raises:
-        TsugikiError: the port is in use, or the address is not this machine's.
-    """
+    """Return a socket that listens at an address."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_WAITING_CONNECTIONS)
@@ -102,9 +94,6 @@ def serve(
 
     Running requests then go on for `stop_seconds` at most. The socket `listening` is closed. `ready` is called with the
     server's address once it answers.
-
-    Raises:
-        TsugikiError: the model cannot be served.
     """
     host, port = settings.host, listening.getsockname()[1]
     with listening:

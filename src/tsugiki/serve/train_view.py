@@ -78,11 +78,7 @@ class WorksRequest(Fields):
     kana: Kana | None = None
 
     def query(self) -> dict[str, Any]:
-        """Return the fields of a `Query`.
-
-        Raises:
-            ApiError: every work would match.
-        """
+        """Return the fields of a `Query`."""
         if self.author is None and self.title is None:
             raise ApiError(400, _("give an author or a part of a title"), code="invalid_value")
         return {"author": self.author, "title": self.title, "kana": self.kana}
@@ -164,11 +160,7 @@ class Training:
         }
 
     def listing(self, folder: str) -> dict[str, Any]:
-        """Return the folders and texts in a subfolder of the folder of texts; "": in the folder of texts itself.
-
-        Raises:
-            ApiError: there is no such folder.
-        """
+        """Return the folders and texts in a subfolder of the folder of texts; "": in the folder of texts itself."""
         path = inside(self.texts, folder) if folder else self.texts
         if not path.is_dir():
             raise ApiError(404, _("{name!r} is no folder").format(name=folder[:100]), code="not_found")
@@ -182,12 +174,7 @@ class Training:
         return {"folder": folder, "entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
 
     def prepare(self, parsed: RunRequest) -> Prepared:
-        """Return the run that a request describes.
-
-        Raises:
-            ApiError: a text, a method or the name is not allowed.
-            TsugikiError: the name or a setting is not valid.
-        """
+        """Return the run that a request describes."""
         name = check_name(parsed.name)
         if not is_allowed(name):
             raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
@@ -208,23 +195,14 @@ class Training:
         return Prepared(name, validated(RunConfig, given, None), given)
 
     def start(self, prepared: Prepared) -> None:
-        """Start a run in a process of its own.
-
-        Raises:
-            ApiError: another run is going on, or its folder exists already.
-            TsugikiError: the folder cannot be written, or the process cannot be started.
-        """
+        """Start a run in a process of its own."""
         with self.runs.only_run():
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
             self.runs.processes.start(folder, prepared.words, self.runs.root)
 
     def new_text(self, name: str) -> Path:
-        """Return the path of a new file in the folder of texts.
-
-        Raises:
-            ApiError: the name is not allowed.
-        """
+        """Return the path of a new file in the folder of texts."""
         if not is_allowed(name) or len(name) > 100:
             raise ApiError(400, _("a file cannot be called {name!r}").format(name=name[:100]), param="name")
         return self.texts / f"{name}.jsonl"
@@ -238,12 +216,7 @@ class Training:
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def _new_folder(self, name: str) -> Path:
-        """Create the folder of a run, or reuse a folder with only the files of a failed start.
-
-        Raises:
-            ApiError: the folder exists already, or is a link.
-            TsugikiError: it cannot be written.
-        """
+        """Create the folder of a run, or reuse a folder with only the files of a failed start."""
         folder = self.runs.root / RUNS_FOLDER / name
         try:
             folder.parent.mkdir(exist_ok=True)
@@ -325,11 +298,7 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
 
 
 def _refuse_links(folder: Path, name: str) -> None:
-    """Check that a folder contains no links, which could lead out of it.
-
-    Raises:
-        ApiError: there is a link, or the folder contains too many files.
-    """
+    """Check that a folder contains no links, which could lead out of it."""
     seen = 0
     for parent, folders, files in os.walk(folder):
         for entry in (*folders, *files):

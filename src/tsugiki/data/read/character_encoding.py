@@ -21,9 +21,6 @@ def decode(data: bytes, name: str) -> tuple[str, str]:
 
     Returns:
         The text, and Python's name of the encoding.
-
-    Raises:
-        TsugikiError: as for `detect_encoding`.
     """
     encoding = detect_encoding(lambda: io.BytesIO(data), name)
     # Files that were joined have a byte order mark at the start of each.

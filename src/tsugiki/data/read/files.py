@@ -72,20 +72,12 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
 
 
 def check_data(data: Data) -> None:
-    """Check that the data exist, in files of a supported type. Nothing is read, and the hub is not contacted.
-
-    Raises:
-        TsugikiError: there is no such file or folder, or its type is not supported.
-    """
+    """Check that the data exist, in files of a supported type. Nothing is read, and the hub is not contacted."""
     _sources(data, Reading())
 
 
 def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
-    """Return the kinds of the records, by the first record of each file.
-
-    Raises:
-        TsugikiError: as for `read_records`.
-    """
+    """Return the kinds of the records, by the first record of each file."""
     reading = Reading()
     return {type(record) for source in _sources(data, reading) for record in islice(_read(source, columns, reading), 1)}
 
@@ -94,9 +86,6 @@ def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
     """Return a digest that identifies what `read_records` would read.
 
     It covers the names and the bytes of files, or the fingerprint of a data set on the hub.
-
-    Raises:
-        TsugikiError: there is no such data, or it cannot be read.
     """
     digests: dict[str, str] = {}
     for source in _sources(data, Reading()):

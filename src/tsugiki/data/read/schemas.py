@@ -111,9 +111,6 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
     `fields`.
 
     `row` holds values as JSON represents them; `source` is `file:line`, for the record and for errors.
-
-    Raises:
-        TsugikiError: the row matches no schema, or contains something that cannot be trained on.
     """
     schema = schema_of(row, source)
     if row.get("tools"):

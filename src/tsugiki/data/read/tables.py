@@ -38,12 +38,7 @@ OpenFile: TypeAlias = Callable[[], BinaryIO]
 
 
 def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
-    """Yield the number of each line of a `.jsonl` file that is not blank, and its object.
-
-    Raises:
-        TsugikiError: while reading, a line is not a JSON object, or the encoding is not supported (see
-            `character_encoding`).
-    """
+    """Yield the number of each line of a `.jsonl` file that is not blank, and its object."""
     with _open_text(open_file, name) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -76,9 +71,6 @@ def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
     """Yield the number and the object of each element of a JSON array, or of each of several JSON objects.
 
     A file is read whole, because Python's JSON has no other way; `.jsonl` files are read line by line.
-
-    Raises:
-        TsugikiError: the file is too large, the text is not JSON, or an element is not an object.
     """
     with open_file() as file:
         data = file.read(_MAX_JSON + 1)
@@ -127,9 +119,6 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> Numb
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
     `columns` is field -> the name of its column, where the names differ.
-
-    Raises:
-        TsugikiError: while reading, a row is malformed, or the number of its cells differs from the first line's.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
     with _open_text(open_file, name) as file:
@@ -283,11 +272,7 @@ def dataset_fingerprint(data: str) -> str:
 
 
 def dataset_rows(data: str, columns: Mapping[str, str]) -> NumberedRows:
-    """Return the number of each row of a data set, and its values; `columns` are as for `csv_rows`.
-
-    Raises:
-        TsugikiError: there is no such data set, the hub cannot be reached, or no column can be read.
-    """
+    """Return the number of each row of a data set, and its values; `columns` are as for `csv_rows`."""
     dataset = _load_dataset(data)
     known = KNOWN_COLUMNS | set(columns.values())
     names = [name for name, kind in dataset.features.items() if name in known or getattr(kind, "dtype", "") == "string"]

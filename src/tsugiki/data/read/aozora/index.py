@@ -86,9 +86,6 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
     """Read the library's index, a CSV file or a zip of one.
 
     The index has a row for each person of a work. These rows become one entry, whose origin is the first row.
-
-    Raises:
-        TsugikiError: the file is not such an index; the message names the line.
     """
     if data.lstrip()[:1] == b"<":
         raise TsugikiError(
@@ -131,10 +128,6 @@ def _rows(
     """Yield the named columns of each row, and the row's origin: the file and the first line of the row.
 
     Other columns are ignored. `advice` ends the error messages: what the user can do.
-
-    Raises:
-        TsugikiError: a column is missing, the number of a row's cells differs from the header's, there are too many
-            rows, or the file is not UTF-8.
     """
     table = csv.reader(lines, dialect)
     line = 1
@@ -194,9 +187,6 @@ def read_manifest(path: Path) -> list[IndexEntry]:
     """Read a manifest.tsv with the columns path, person_id, author_line, title_line and kana_guess.
 
     Titles are not read from it but from the texts, whose headers also contain the subtitles.
-
-    Raises:
-        TsugikiError: the file is not such a manifest; the message names the line.
     """
     columns = ("path", "person_id", "author_line", "title_line", "kana_guess")
     try:

@@ -28,11 +28,7 @@ class Query:
 
 
 def parse_role(name: str) -> Role:
-    """Parse the English name of a role, or its Japanese name in the index.
-
-    Raises:
-        TsugikiError: there is no such role.
-    """
+    """Parse the English name of a role, or its Japanese name in the index."""
     for flag, role in ROLES.items():
         if name in (flag, role):
             return role

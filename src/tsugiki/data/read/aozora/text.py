@@ -54,12 +54,7 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
 
 
 def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> CleanText:
-    """Read the clean text, the title and the author of a work that is not in a zip; arguments as for `read_work`.
-
-    Raises:
-        TsugikiError: the text's encoding is not supported or not the given one, or the text is not a work as the
-            library distributes it.
-    """
+    """Read the clean text, the title and the author of a work that is not in a zip; arguments as for `read_work`."""
     source = _decode(data, name, encoding)
     if not is_work(source):
         raise TsugikiError(

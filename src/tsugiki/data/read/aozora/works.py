@@ -129,11 +129,7 @@ class LooseFiles:
     """Files as they were downloaded: zips and texts of the library, or folders of these."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Find the files.
-
-        Raises:
-            TsugikiError: there is no such file or folder, or none with works.
-        """
+        """Find the files."""
         self.files: list[Path] = []
         for path in paths:
             if not path.exists():
@@ -313,11 +309,7 @@ class Totals:
 
 
 def check_target(out: Path) -> None:
-    """Check that a new file can be written, before works are downloaded.
-
-    Raises:
-        TsugikiError: the file exists, or its folder does not.
-    """
+    """Check that a new file can be written, before works are downloaded."""
     if out.exists():
         raise TsugikiError(_("{out}: exists already; choose another --out, or delete it first").format(out=out))
     if not out.parent.is_dir():
