@@ -54,6 +54,11 @@ def summarise_list(items: Sequence[str]) -> str:
     return ", ".join(error_text(item, _LONGEST_ITEM) for item in items[:_MAX_ITEMS]) + more
 
 
+def unreadable(path: object, error: OSError) -> TsugikiError:
+    """Return the error for a file that the system cannot read."""
+    return TsugikiError(_("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error))
+
+
 def error_text(error: object, limit: int = 300) -> str:
     """Return an error's message as one line of at most `limit` characters."""
     return " ".join(str(error).split())[:limit]

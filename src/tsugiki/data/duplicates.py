@@ -148,10 +148,6 @@ def similarity(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np
     return np.asarray(shared.sum(axis=-1) / filled.sum(axis=-1))
 
 
-def _is_similar(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    return is_similar(similarity(one, other), np.minimum(one, other))
-
-
 def is_similar(similarity: NDArray[np.float64], signature: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Return whether similarities make texts near-duplicates.
 
@@ -295,7 +291,8 @@ def _join(group: NDArray[np.intp], rows: NDArray[np.uint32], a: NDArray[np.intp]
         return
     for start in range(0, len(a), _PAIRS):
         pairs_a, pairs_b = a[start : start + _PAIRS], b[start : start + _PAIRS]
-        similar = _is_similar(rows[pairs_a], rows[pairs_b])
+        one, other = rows[pairs_a], rows[pairs_b]
+        similar = is_similar(similarity(one, other), np.minimum(one, other))
         for first, second in zip(pairs_a[similar].tolist(), pairs_b[similar].tolist(), strict=True):
             first, second = sorted((_root(group, first), _root(group, second)))
             group[second] = first

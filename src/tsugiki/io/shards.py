@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.io.digests import read_chunks
 from tsugiki.language import _
 
@@ -126,9 +126,7 @@ def read_bytes(shard: Shard, key: str) -> Tensor:
             file.seek(entry.begin)
             complete = file.readinto(buffer) == len(buffer)
     except OSError as error:
-        raise TsugikiError(
-            _("{path} cannot be read: {reason}").format(path=shard.path, reason=error.strerror or error)
-        ) from error
+        raise unreadable(shard.path, error) from error
     if not complete:
         raise TsugikiError(_("{path} ends too early; it was changed while it was read").format(path=shard.path))
     return torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)

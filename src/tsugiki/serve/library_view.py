@@ -51,7 +51,7 @@ from tsugiki.report.samples import shown_samples
 from tsugiki.report.table import Table
 from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import Fields, MixField, read
+from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.training.record import RunRecord
@@ -70,17 +70,10 @@ _drawing = Lock()
 """Held while plots are drawn, because matplotlib's settings are global in the process."""
 
 
-class Renaming(Fields):
+class Renaming(NameRequest):
     """A request to rename an adapter."""
 
-    name: str
     to: Annotated[str, Field(max_length=200)]
-
-
-class Removal(Fields):
-    """A request to remove an adapter."""
-
-    name: str
 
 
 class Combining(Fields):
@@ -159,7 +152,7 @@ class LibraryView:
 
     async def remove(self, request: Request) -> Response:
         """Remove an adapter from the library; running requests finish with it."""
-        name = (await read(Removal, request)).name
+        name = (await read(NameRequest, request)).name
         self._own(name)
         folder = await asyncio.to_thread(member, name, self.adapters.library)
         await asyncio.to_thread(remove_folder, folder)

@@ -185,6 +185,12 @@ class AdapterRequest(Fields):
     load_inplace: bool = False
 
 
+class NameRequest(Fields):
+    """A request of the page that names a run or an adapter."""
+
+    name: str
+
+
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 

@@ -30,7 +30,7 @@ from tsugiki.language import _
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end
-from tsugiki.serve.protocol import Fields, read
+from tsugiki.serve.protocol import NameRequest, read
 from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
 from tsugiki.serve.security import PAGE_API
 from tsugiki.training.evaluation.result import StepEvaluation
@@ -47,12 +47,6 @@ _END_OF_LOG = 8000  # bytes
 
 State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
 """failed: the process ended before it wrote a record; unreadable: the record cannot be read."""
-
-
-class RunName(Fields):
-    """A request that names a run."""
-
-    name: str
 
 
 @dataclass(frozen=True)
@@ -226,12 +220,12 @@ def run_routes(runs: Runs) -> list[Route]:
         return JSONResponse(await asyncio.to_thread(lambda: runs.details(runs.find(name))))
 
     async def stop(request: Request) -> Response:
-        name = (await read(RunName, request)).name
+        name = (await read(NameRequest, request)).name
         await asyncio.to_thread(lambda: runs.stop(runs.find(name)))
         return JSONResponse({}, 202)
 
     async def resume(request: Request) -> Response:
-        name = (await read(RunName, request)).name
+        name = (await read(NameRequest, request)).name
         command = await asyncio.to_thread(lambda: runs.resume(runs.find(name)))
         return JSONResponse({"command": command}, 202)
 

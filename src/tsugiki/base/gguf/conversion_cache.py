@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder, write_settings
 from tsugiki.base.gguf.file import GgufHeader
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, unreadable
 from tsugiki.io.atomic import WriteError
 from tsugiki.io.cache import cache_folder, check_room, has_entry, kept, lock_of, new_entry
 from tsugiki.io.digests import combined_digest, file_state, tensor_digest
@@ -87,9 +87,7 @@ def _digests(path: Path) -> dict[str, str]:
     try:
         state = file_state(path.stat())
     except OSError as error:
-        raise TsugikiError(
-            _("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error)
-        ) from error
+        raise unreadable(path, error) from error
     digests: dict[str, str] = kept("gguf/known", repr(state), lambda: _compute_digests(path, read_model_header(path)))
     return digests
 

@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.language import _
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
     except OSError as error:
-        raise TsugikiError(
-            _("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error)
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def require_gguf() -> None:

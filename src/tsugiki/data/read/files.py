@@ -34,7 +34,7 @@ from tsugiki.data.read.tables import (
     parquet_rows,
 )
 from tsugiki.data.records import Document, Record
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import DATA_SUFFIXES
@@ -95,7 +95,7 @@ def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
         try:
             digests[source.name + _way_of_reading(source.path)] = file_sha256(source.path)
         except OSError as error:
-            raise _unreadable(source.path, error) from error
+            raise unreadable(source.path, error) from error
     digests |= {f"column {field}": column for field, column in columns.items()}
     return combined_digest(digests)
 
@@ -227,7 +227,7 @@ def _read_file(source: _File, columns: Columns, reading: Reading) -> Iterator[Re
     try:
         yield from records if source.is_chosen else _without_other_tables(records, str(path), reading)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, reading: Reading) -> Iterator[Record]:
@@ -357,9 +357,3 @@ def _refuse_empty(records: Iterable[Record], data: Data) -> Iterator[Record]:
         yield record
     if empty:
         raise TsugikiError(_("{data} is empty: there is no text to train on").format(data=describe_data(data)))
-
-
-def _unreadable(path: Path, error: OSError) -> TsugikiError:
-    return TsugikiError(
-        _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error_text(error))
-    )

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from tsugiki.data.read.schemas import read_row
 from tsugiki.data.read.tables import jsonl_rows
 from tsugiki.data.records import Completion, Conversation, Message
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _
 from tsugiki.model.patterns import compile_search
 
@@ -57,9 +57,7 @@ def read_questions(path: Path) -> list[Question]:
         rows = jsonl_rows(lambda: path.open("rb"), str(path))
         questions = [_question(row, f"{path}:{number}") for number, row in rows]
     except OSError as error:
-        raise TsugikiError(
-            _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error_text(error))
-        ) from error
+        raise unreadable(path, error) from error
     if not questions:
         raise TsugikiError(
             _("{path} is empty: write one question in each line, with prompt and expected").format(path=path)

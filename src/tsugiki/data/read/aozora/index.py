@@ -11,7 +11,7 @@ from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from tsugiki.data.read.aozora.text import Encoding, title_and_author
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_only_member
 from tsugiki.language import _
 
@@ -205,9 +205,7 @@ def read_manifest(path: Path) -> list[IndexEntry]:
                 )
             ]
     except OSError as error:
-        raise TsugikiError(
-            _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error)
-        ) from error
+        raise unreadable(path, error) from error
 
 
 class _Tabs(csv.excel_tab):

@@ -35,6 +35,7 @@ class Site:
         `pause` is the shortest time between requests in seconds; it doubles with each failed attempt.
         """
         self.url = url.rstrip("/")
+        self.prefix = f"{self.url}/"
         self.cache = cache / self.url.partition("://")[2].replace(":", "_")
         self.pause = pause
         self._next = 0.0
@@ -44,10 +45,6 @@ class Site:
         """Return the works in the site's index."""
         path = f"index_pages/{INDEX}.zip"
         return read_index(self._cached(path, max_age=7 * 86_400), f"{self.url}/{path}")
-
-    def locate(self, entry: IndexEntry) -> str:
-        """Return the URL of an entry's zip."""
-        return f"{self.url}/{entry.path}"
 
     def fetch(self, entry: IndexEntry) -> bytes:
         """Return an entry's zip, from the cache if possible.

@@ -16,7 +16,7 @@ from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Kana,
 from tsugiki.data.read.aozora.query import Query, no_author, no_work, normalise_name
 from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
@@ -53,11 +53,11 @@ class Work:
 class WorkSource(Protocol):
     """A site or a folder that contains works."""
 
+    prefix: str
+    """What precedes the path of an entry in `Work.source`."""
+
     def entries(self) -> list[IndexEntry]:
         """Return all works in a fixed order."""
-
-    def locate(self, entry: IndexEntry) -> str:
-        """Return the value of `Work.source`."""
 
     def fetch(self, entry: IndexEntry) -> bytes:
         """Return an entry's zip.
@@ -70,6 +70,8 @@ class WorkSource(Protocol):
 
 class MirrorFolder:
     """A local mirror with the layout cards/<person>/files/*.zip, with or without an index or a manifest.tsv."""
+
+    prefix = ""
 
     def __init__(self, root: Path) -> None:
         if not (root / "cards").is_dir():
@@ -86,16 +88,15 @@ class MirrorFolder:
         for name in (f"{INDEX}.csv", f"{INDEX}.zip"):
             for path in (self.root / name, self.root / "index_pages" / name):
                 if path.is_file():
-                    return read_index(_read_bytes(path), str(path))
+                    try:
+                        return read_index(path.read_bytes(), str(path))
+                    except OSError as error:
+                        raise unreadable(path, error) from error
         manifest = self.root / "manifest.tsv"
         if manifest.is_file():
             return read_manifest(manifest)
         paths = sorted(path.relative_to(self.root) for path in self.root.glob("cards/*/files/*.zip"))
         return [IndexEntry(path.as_posix(), (Person(path.parts[1]),)) for path in paths]
-
-    def locate(self, entry: IndexEntry) -> str:
-        """Return the path in the mirror."""
-        return entry.path
 
     def fetch(self, entry: IndexEntry) -> bytes:
         """Read an entry's zip. Files outside the folder, also behind symbolic links, are not read.
@@ -128,8 +129,9 @@ class MirrorFolder:
 class LooseFiles:
     """Files as they were downloaded: zips and texts of the library, or folders of these."""
 
+    prefix = ""
+
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Find the files."""
         self.files: list[Path] = []
         for path in paths:
             if not path.exists():
@@ -146,10 +148,6 @@ class LooseFiles:
     def entries(self) -> list[IndexEntry]:
         """Return an entry for each file; title and author are read from the texts."""
         return [IndexEntry(str(path), (Person(""),)) for path in self.files]
-
-    def locate(self, entry: IndexEntry) -> str:
-        """Return the path of the file."""
-        return entry.path
 
     def fetch(self, entry: IndexEntry) -> bytes:
         """Read a file.
@@ -183,15 +181,6 @@ def _unreadable(name: str, error: OSError) -> TsugikiError:
     return TsugikiError(
         _("{path}: {strerror}; check the permissions").format(path=name, strerror=error.strerror or error)
     )
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TsugikiError(
-            _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error)
-        ) from error
 
 
 def open_source(source: str, cache: Path | None = None) -> WorkSource:
@@ -269,7 +258,7 @@ def _read(source: WorkSource, entry: IndexEntry) -> Work:
                 origin=entry.origin, path=entry.path
             )
         )
-    name = source.locate(entry)
+    name = source.prefix + entry.path
     read = read_text_file if entry.path.lower().endswith(".txt") else read_work
     clean = read(source.fetch(entry), name, entry.encoding)
     author = next((person for person in entry.people if person.role == "author"), entry.people[0])
