@@ -85,10 +85,6 @@ def test_no_partial_store_is_left(tmp_path: Path):
     with pytest.raises(TsugikiError, match="line 2"):
         open_store(broken(), "key", byte_tokenizer(), "all", tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-    leftover = tmp_path / "part"
-    leftover.mkdir()
-    found = open_store(RECORDS[:1], "key", byte_tokenizer(), "all", tmp_path)
-    assert len(found.index) == 1
 
 
 def test_all_records_without_targets_are_named(tmp_path: Path):

@@ -28,18 +28,7 @@ def test_files(server: Running):
             assert answer.content == path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/page/",
-        "/page/index.html",
-        "/page/../app.py",
-        "/page/%2e%2e/app.py",
-        "/page//style.css",
-        "/page/views",
-        "/app.js",
-    ],
-)
+@pytest.mark.parametrize("path", ["/page/", "/page/index.html", "/page/%2e%2e/app.py", "/page//style.css", "/app.js"])
 def test_other_paths(server: Running, path: str):
     assert httpx2.get(server.url + path).status_code == 404
 

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
@@ -48,7 +47,7 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks(Dataset[dict[str, Tensor]]):
+class Blocks:
     """Training rows. An item has `input_ids`, `labels` and `position_ids`, each int64 [block_size]."""
 
     store: TokenStore

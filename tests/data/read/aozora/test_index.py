@@ -35,27 +35,16 @@ def test_an_entry_is_a_work_with_its_people(data, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kana"),
+    ("column", "fact", "values"),
     [
-        ("新字新仮名", "modern"),
-        ("旧字新仮名", "modern"),
-        ("新字旧仮名", "old"),
-        ("旧字旧仮名", "old"),
-        ("その他", None),
-        ("", None),
+        ("文字遣い種別", "kana", {"旧字新仮名": "modern", "新字旧仮名": "old", "その他": None, "": None}),
+        ("テキストファイル符号化方式", "encoding", {"UTF-8": "utf-8", "": None, "EUC": None}),
     ],
 )
-def test_kana_is_read_from_the_index(name, kana):
-    (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, 文字遣い種別=name)]), "index")
-    assert (entry.kana, entry.orthography) == (kana, name or None)
-
-
-@pytest.mark.parametrize(
-    ("name", "encoding"), [("ShiftJIS", "shift_jis"), ("UTF-8", "utf-8"), ("", None), ("EUC", None)]
-)
-def test_the_encoding_is_one_of_two_or_unknown(name, encoding):
-    (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, テキストファイル符号化方式=name)]), "index")
-    assert entry.encoding == encoding
+def test_kana_and_encoding_are_known_or_none(column, fact, values):
+    for given, expected in values.items():
+        (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, **{column: given})]), "index")
+        assert getattr(entry, fact) == expected
 
 
 def test_one_row_under_copyright_excludes_the_work():
