@@ -145,12 +145,6 @@ def test_a_mixed_batch_keeps_its_order():
     assert encode_records(tokenizer, []) == []
 
 
-def test_a_record_without_targets_has_none():
-    tokenizer = tokenizer_of(SHAPES["chatml"])
-    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", in_loss=False)), "")
-    assert encode_records(tokenizer, [unlearned])[0].target_tokens == 0
-
-
 def test_a_completion_that_contains_the_end_token_is_an_error():
     with pytest.raises(TsugikiError, match=r"a.jsonl:4 .*<\|endoftext\|>"):
         encode_records(byte_tokenizer(), [Completion("a", "b<|endoftext|>", "a.jsonl:4")])

@@ -50,7 +50,7 @@ templates, such as <|im_start|>, would be many tokens for a base whose vocabular
 
 _LONG = 64  # turns; in longer conversations, answers are located in parts
 _PART, _CONTEXT = 16, 8  # turns
-_MAX_TURNS = 1000  # without parts, all turns before an answer are rendered again for each answer: 2 s for 1,000 turns
+_MAX_TURNS = 1000  # without parts; each answer renders all turns before it again, which takes 2 s for 1,000 turns
 _MAX_TEMPLATE = 1_000_000  # characters
 _MAX_TEXT = 10_000_000  # characters
 

@@ -39,7 +39,7 @@ class Connection(H11Protocol):
             transport.close()
         elif self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             waiting = [one for one in others if one._waits]
-            if waiting:  # first those that never sent a request, then those that are kept for another one
+            if waiting:  # those that never sent a request go before those that are kept for another one
                 oldest = min(waiting, key=lambda one: (one.cycle is not None, one._waits_since))
                 self.connections.discard(oldest)
                 oldest.timeout_keep_alive_handler()
@@ -96,7 +96,7 @@ class Connection(H11Protocol):
 def client_of(host: str) -> str | None:
     """Return what is counted as one client: an IPv4 address or the network (/64) of an IPv6 address.
 
-    None: no limit. It is for this machine's own addresses, because all that a proxy passes on comes from there.
+    This machine's own addresses have no limit (None), because all that a proxy passes on comes from there.
     """
     address = ip_address(host)
     if address.is_loopback:

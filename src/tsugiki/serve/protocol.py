@@ -162,11 +162,11 @@ class TokenizeRequest(Fields):
     """A request to `/tokenize`, with `prompt` or `messages`."""
 
     model: str | None = None
-    """None: the base."""
+    """The base if it is None."""
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
     add_special_tokens: bool | None = None
-    """None: for `prompt` only."""
+    """If it is None, for `prompt` only."""
     return_token_strs: bool = False
 
 
@@ -174,7 +174,7 @@ class DetokenizeRequest(Fields):
     """A request to `/detokenize`."""
 
     model: str | None = None
-    """None: the base."""
+    """The base if it is None."""
     tokens: list[Annotated[int, Field(ge=0)]]
 
 

@@ -35,7 +35,7 @@ class Access:
     host: str
     port: int
     api_key: str | None
-    """None: no key is needed."""
+    """Without one, no key is needed."""
     origins: frozenset[str] = frozenset()
     """Other sites whose pages may use the addresses below `API`, such as `https://example.org`."""
 

@@ -187,22 +187,9 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
         ) from error
     try:
         with parquet.ParquetFile(path) as file:
-            known = KNOWN_COLUMNS | set(columns.values())
-            names = [
-                column.name
-                for column in file.schema_arrow
-                if column.name in known or column.type in (arrow.string(), arrow.large_string())
-            ]
-            if not names:
-                raise NotDataError(
-                    _(
-                        "{path} has none of the columns {known}; it has {names}; give its names as --columns text=NAME"
-                    ).format(
-                        path=path,
-                        known=", ".join(reversed(KEYS)),
-                        names=summarise_list(file.schema_arrow.names) or _("nothing"),
-                    )
-                )
+            texts = (arrow.string(), arrow.large_string())
+            kinds = {column.name: column.type in texts for column in file.schema_arrow}
+            names = _columns_to_read(str(path), kinds, columns)
             size = path.stat().st_size
             limit = _MIN_UNPACKED + _MAX_RATIO * size
             largest, total, values = _unpacked_sizes(file.metadata, names)
@@ -226,6 +213,18 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
                 path=path, error_line=error_text(error).rstrip(".;")
             )
         ) from error
+
+
+def _columns_to_read(source: str, kinds: Mapping[str, bool], columns: Mapping[str, str]) -> list[str]:
+    """Return the columns of texts, and those of the schemas. `kinds` is column -> whether it has texts."""
+    names = [name for name, is_text in kinds.items() if is_text or name in KNOWN_COLUMNS or name in columns.values()]
+    if not names:
+        raise NotDataError(
+            _("{path} has none of the columns {known}; it has {names}; give its names as --columns text=NAME").format(
+                path=source, known=", ".join(reversed(KEYS)), names=summarise_list([*kinds]) or _("nothing")
+            )
+        )
+    return names
 
 
 def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
@@ -274,14 +273,8 @@ def dataset_fingerprint(data: str) -> str:
 def dataset_rows(data: str, columns: Mapping[str, str]) -> NumberedRows:
     """Return the number of each row of a data set, and its values; `columns` are as for `csv_rows`."""
     dataset = _load_dataset(data)
-    known = KNOWN_COLUMNS | set(columns.values())
-    names = [name for name, kind in dataset.features.items() if name in known or getattr(kind, "dtype", "") == "string"]
-    if not names:
-        raise TsugikiError(
-            _("{data} has none of the columns {reversed}; it has {names}; choose another data set").format(
-                data=data, reversed=", ".join(reversed(KEYS)), names=summarise_list(list(dataset.features))
-            )
-        )
+    kinds = {name: getattr(kind, "dtype", "") == "string" for name, kind in dataset.features.items()}
+    names = _columns_to_read(data, kinds, columns)
     return enumerate(dataset.select_columns(names), 1)  # other columns, such as images, are not decoded
 
 

@@ -117,12 +117,8 @@ def test_failed_requests_are_repeated(stub, tmp_path):
 
 def test_a_missing_file_stops_the_run_at_its_row(stub, tmp_path):
     del stub.files["/cards/000001/files/2_ruby.zip"]
-    with pytest.raises(TsugikiError) as caught:
+    with pytest.raises(TsugikiError, match=f"{INDEX}.csv: line 3: .*2_ruby.zip: .* 404; .*--skip-missing"):
         site_works(stub, tmp_path)
-    assert str(caught.value) == (
-        f"{stub.url}/index_pages/{INDEX}.zip/{INDEX}.csv: line 3: {stub.url}/cards/000001/files/2_ruby.zip: "
-        "the site answers 404; try again later, or skip such works with --skip-missing"
-    )
     assert stub.asked["/cards/000001/files/2_ruby.zip"] == 1  # not requested again immediately
 
 

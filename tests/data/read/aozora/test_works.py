@@ -158,12 +158,8 @@ def test_a_missing_file_is_an_error_or_skipped(mirror, index):
     )
     (mirror / index).write_bytes(index_csv(ROWS[:3]) if index.endswith(".csv") else manifest.encode())
     (mirror / names[1]).unlink()
-    with pytest.raises(TsugikiError) as caught:
+    with pytest.raises(TsugikiError, match=f"{index}: line 3: .*{names[1]}.*--skip-missing"):
         titles(mirror)
-    assert str(caught.value) == (
-        f"{mirror / index}: line 3: {mirror / names[1]}: no such file; complete the mirror, "
-        "or skip such works with --skip-missing"
-    )
     source = MirrorFolder(mirror)
     missing: list[str] = []
     works = list(read_entries(source, source.entries(), Query(), pytest.fail, missing.append))
