@@ -24,11 +24,12 @@ from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.report.table import Table
-from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.build_loop import build_loop
+from tsugiki.training.choices import choose
+from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate, read_windows
-from tsugiki.training.model import load_dtype, prepare_model
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.model import load_dtype, make_trainable
 from tsugiki.training.processes import start_accelerator
 
 HEADERS = {
@@ -69,13 +70,15 @@ def _measured(name: str, threads: list[int], characters: int, repeats: int) -> d
         "max_steps": 10_000,
         "learning_rate": 1e-4,
     }
-    config = validated(ResolvedConfig, given, None)
+    config = validated(RunConfig, given, None)
     accelerator = start_accelerator(config.device)
     model = build(name, torch_dtype(load_dtype(config))).to(accelerator.device)
     blocks = random_blocks(workload, model.config.vocab_size)
     masking = detect_document_masking(model, workload.length)
-    prepare_model(model, config)
-    loop = prepare_loop(accelerator, config, model, blocks, masking)
+    make_trainable(model, config)
+    loop = build_loop(
+        accelerator, config, choose(config, model, len(blocks), blocks.block_size), model, blocks, masking
+    )
     tokenizer = load_tokenizer(EMBEDDED)  # its token ids are in the vocabulary of every known shape
     windows = read_windows(str(files("tsugiki") / "assets" / "quickstart"), characters)
     look = partial(evaluate, model, tokenizer, windows)

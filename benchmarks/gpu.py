@@ -37,13 +37,11 @@ from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.machine import describe_machine
-from tsugiki.training.model import prepare_model
-from tsugiki.training.prepare_loop import prepare_loop
-from tsugiki.training.progress import RunProgress
-from tsugiki.training.run import accelerator_of, load
+from tsugiki.training.run import prepared
+from tsugiki.training.train_steps import loop_of
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
     **{name: TRAINING_ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},
@@ -147,7 +145,7 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
     """
     losses = {}
     for dtype in dtypes:
-        with TemporaryDirectory() as folder, RunProgress(shown=False) as display:
+        with TemporaryDirectory() as folder:
             settings = {
                 "model": "embedded",
                 "data": str(files("tsugiki") / "assets" / "quickstart"),
@@ -160,11 +158,8 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
                 "learning_rate": 1e-3,
                 "lora": {"lora_dropout": 0.0, "target_modules": "all-linear"},
             }
-            config = validated(ResolvedConfig, settings, None)
-            accelerator = accelerator_of(config)
-            model, _, data = load(accelerator, config, display)
-            prepare_model(model, config)
-            loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+            config = validated(RunConfig, settings, None)
+            loop = loop_of(prepared(config))
             loop.run()
         losses[dtype] = [point.loss for point in loop.progress.loss_curve]
     return losses
@@ -189,7 +184,7 @@ def measure_entries(
         else:
             found.append(Measurement(name, problem="left out: the time was over (--minutes)"))
     machine = describe_machine(default_device()).model_dump()
-    return collect("train", work, entries, found, {}, command, machine)
+    return collect(work, work.tokens, entries, found, {}, command, machine)
 
 
 def profile_step(work: Workload, device: str, command: str) -> Figures:

@@ -54,7 +54,6 @@ def main() -> None:
     if options.out:
         check_writable(options.out)
     results = run_benchmark(
-        "train",
         {name: ENTRIES[name] for name in names},
         Workload(options.model, options.batch, options.length),
         options.rounds,

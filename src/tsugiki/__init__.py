@@ -63,8 +63,6 @@ _MODULE_OF = {
     "evaluate": "tsugiki.functions",
     "generate": "tsugiki.functions",
     "preview": "tsugiki.functions",
-    "preview_html": "tsugiki.report.preview",  # for a preview in a notebook, not public
-    "run_html": "tsugiki.report.run",  # for a record in a notebook, not public
     "print_trainable_parameters": "tsugiki.adapters.pretrained",
     "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.frozen_base`, not public
     "set_adapter": "tsugiki.lora.switch",

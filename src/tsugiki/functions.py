@@ -68,6 +68,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
         TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
     """
     from tsugiki.base.quiet import quiet_libraries
+    from tsugiki.report.notebook import ShownRecord
     from tsugiki.report.run import write_report
     from tsugiki.training.run import train as train_run
 
@@ -75,7 +76,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     with quiet_libraries():
         record = train_run(config, resume=resume)
     write_report(Path(config.out))
-    return record
+    return ShownRecord.model_construct(record.model_fields_set, **dict(record))
 
 
 @partial(_with_settings_of_a_run, without="out")
@@ -93,12 +94,12 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
         TsugikiError: an error that would stop the run before its first step.
     """
     from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.report.notebook import ShownPreview
     from tsugiki.training.workflows.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
     with quiet_libraries():
-        return preview_run(config, rows, ProgressDisplay())
+        return ShownPreview(**vars(preview_run(config, rows)))
 
 
 def evaluate(
@@ -136,7 +137,7 @@ def evaluate(
     from tsugiki.base.quiet import quiet_libraries
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.evaluation.targets import evaluate_targets, evaluation_targets
+    from tsugiki.training.evaluation_targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
     results = evaluate_targets(
@@ -194,7 +195,7 @@ def generate(
     from tsugiki.generation.generate import generate_text
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
-    from tsugiki.training.evaluation.targets import evaluation_targets, loaded_targets
+    from tsugiki.training.evaluation_targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():

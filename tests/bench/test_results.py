@@ -32,8 +32,8 @@ def example() -> Results:
     ]
     machine = {"processor": "EPYC", "threads": 2}
     return collect(
-        "train",
         Workload("gpt2-small", 4, 512),
+        4 * 512,
         TRAINING_ENTRIES,
         measured,
         LIMITS,

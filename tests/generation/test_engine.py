@@ -96,7 +96,7 @@ def alone(model: Any, prompt: list[int], adapter: str | None, new: int) -> list[
     return out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
 def test_greedy_tokens_are_those_of_each_request_alone(kind: str):
     model = model_with_adapters(kind)
     given = [
@@ -117,22 +117,6 @@ def test_greedy_tokens_are_those_of_each_request_alone(kind: str):
         assert [client.tokens() for client in clients] == expected
         engine.call(lambda: None).result()
         assert (engine.running, engine.waiting) == (0, 0)
-
-
-def test_the_width_of_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch):
-    model = model_with_adapters("gemma3_text")
-    given = list(zip(prompts([40, 33, 50]), ["a", None, "c"], [6, 9, 4], strict=True))
-    expected = [alone(model, *one) for one in given]
-    monkeypatch.setattr("tsugiki.generation.batch._PIECE", 21)
-    with serving(model) as engine:
-        first = Client(prompts([3])[0], "b", max_tokens=60)
-        engine.submit([first.request])
-        first.events.get(timeout=60)
-        clients = [Client(*one) for one in given]
-        engine.submit([client.request for client in clients])
-        assert [client.tokens() for client in clients] == expected
-        rest = first.tokens()
-    assert rest == alone(model, prompts([3])[0], "b", 60)[1:]
 
 
 def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: pytest.MonkeyPatch):

@@ -29,13 +29,13 @@ from tsugiki.adapters import (
     combine,
     copy_into_library,
     load_weighted_adapters,
+    read_adapter_files,
     read_library,
     read_lora_weights,
     scaled,
     truncated,
     write_lora_weights,
 )
-from tsugiki.adapters.verify import verify
 from tsugiki.base import folder_fingerprint, load_meta_model, load_model, load_tokenizer
 from tsugiki.cli import print_summary
 from tsugiki.data import (
@@ -167,7 +167,7 @@ def adapter_files(kind: str) -> Files:
 
 def read_adapter(folder: Path) -> None:
     """List the problems of an adapter, and load it; if that is refused, the model is as it was."""
-    verify(folder)
+    read_adapter_files(folder)
     model = small_model()
     before = dict(model.named_parameters(remove_duplicate=False))
     try:

@@ -46,9 +46,7 @@ def load_function(name: str) -> Callable[[Workload, StepBarrier], None]:
     return function
 
 
-_HUGGING_FACE, _TSUGIKI, _GENERATION = (
-    f"tsugiki.bench.{module}" for module in ("hugging_face", "tsugiki_entry", "generation")
-)
+_HUGGING_FACE, _TSUGIKI = "tsugiki.bench.hugging_face", "tsugiki.bench.tsugiki_entry"
 _KEEP = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 _PEFT_FP32 = partial(BenchmarkEntry, compute_dtype="fp32", requires=("peft",))
 _PEFT_BF16 = partial(BenchmarkEntry, compute_dtype="bf16", bytes_per_parameter=2, requires=("peft",))
@@ -107,13 +105,5 @@ TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
 
 DEFAULT_ENTRIES = ("chapter", "peft-fp32", "peft-bf16", "trl", "tsugiki")
 """The training entries that are measured if no names are given."""
-
-GENERATION_ENTRIES: Mapping[str, BenchmarkEntry] = {
-    "peft-grafted": _PEFT_FP32(marked("PEFT's adapter, not merged"), f"{_GENERATION}:peft_grafted"),
-    "peft-merged": _PEFT_FP32(marked("PEFT's adapter, merged into the base"), f"{_GENERATION}:peft_merged"),
-    "grafted": BenchmarkEntry(marked("Tsugiki's adapter, not merged"), f"{_GENERATION}:grafted", "fp32"),
-    "grafted-off": BenchmarkEntry(marked("as grafted, inside disable_adapter"), f"{_GENERATION}:grafted_off", "fp32"),
-    "merged": BenchmarkEntry(marked("Tsugiki's adapter, merged into the base"), f"{_GENERATION}:merged", "fp32"),
-}
 
 LIMIT_ENTRY = BenchmarkEntry("only the matrix products of a training step", "tsugiki.bench.limit:limit")

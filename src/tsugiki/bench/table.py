@@ -26,8 +26,6 @@ def results_lines(results: Results) -> list[str]:
     """Return two lines: the workload, the machine, the date and the versions; and the command."""
     work, machine = results.work, results.machine
     what = f"{work['model']}, {work['batch']} x {work['length']} tokens per step"
-    if results.kind == "generate":
-        what = f"{work['model']}, prompt of {work['length']} tokens, greedy decoding with a cache"
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     return [
         f"{what}; {computer(machine)}; {results.date}; {versions}",

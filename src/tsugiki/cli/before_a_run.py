@@ -18,7 +18,6 @@ from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.data.read.aozora.index import Kana
 from tsugiki.data.read.aozora.query import Query, parse_role, select
 from tsugiki.data.read.aozora.site import SITE
-from tsugiki.data.read.aozora.works import LooseFiles, check_target, open_source, read_entries, write_works
 from tsugiki.data.read.files import check_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import check_writable, new_file
@@ -58,7 +57,14 @@ def aozora_command(
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
         cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora).
     """
-    from tsugiki.data.read.aozora.works import NearCopies
+    from tsugiki.data.read.aozora.works import (
+        LooseFiles,
+        NearCopies,
+        check_target,
+        open_source,
+        read_entries,
+        write_works,
+    )
     from tsugiki.io.progress import ProgressDisplay
 
     start = time.perf_counter()
@@ -190,11 +196,10 @@ def _check_minutes(minutes: float) -> None:
 def _show_preview(settings: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_terminal
     from tsugiki.training.workflows.preview import preview
 
-    shown = preview(RunConfig.model_validate(dict(settings)), 1, ProgressDisplay())
+    shown = preview(RunConfig.model_validate(dict(settings)), 1)
     console = Console(highlight=False)
     console.print(to_terminal(shown, colours=console.color_system is not None))
 
@@ -227,11 +232,10 @@ def preview_command(
     from rich.console import Console
 
     from tsugiki.io.atomic import write_text
-    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import to_html, to_terminal
     from tsugiki.training.workflows.preview import preview
 
-    shown = preview(run_config, rows, ProgressDisplay())
+    shown = preview(run_config, rows)
     console = Console(highlight=False)
     console.print(to_terminal(shown, colours=console.color_system is not None))
     if html:
@@ -271,18 +275,15 @@ def plan_command(
     if config is None:
         settings = {"data": _UNSET, "out": _UNSET, **settings}
     run_config = load_config(config, settings)
-    from tsugiki.base.loading import load_meta_model
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.training.packing import tokens_of_row
-    from tsugiki.training.planning.fit import smallest_need
-    from tsugiki.training.planning.plan import plan_run
-    from tsugiki.training.planning.rows import rows_of_data
+    from tsugiki.training.pack_data import rows_of_data
+    from tsugiki.training.planning.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()
     rows = None
     if config is not None or "data" in given:
-        rows = rows_of_data(run_config, tokens_of_row(run_config, load_meta_model(run_config.model)), progress)
+        rows = rows_of_data(run_config, progress)
     with progress.stage(_("measuring blocks of the model"), None):
         plan = plan_run(run_config, rows)
     command = _command(config, given, plan.options[0])

@@ -23,7 +23,7 @@ from tsugiki.report.table import Table
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tsugiki.training.evaluation.targets import EvaluationTarget
+    from tsugiki.training.evaluation_targets import EvaluationTarget
 
 
 def evaluate_command(
@@ -63,7 +63,7 @@ def evaluate_command(
     from tsugiki.cli.summary import print_answers, print_evaluations
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.evaluation.targets import answer_with_targets, evaluate_targets, evaluation_targets
+    from tsugiki.training.evaluation_targets import answer_with_targets, evaluate_targets, evaluation_targets
 
     if (not data) == (questions is None):
         raise TsugikiError(
@@ -183,7 +183,6 @@ def bench_command(
     length: Annotated[int, typer.Option(min=2)] = 512,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     steps: Annotated[int, typer.Option(min=1)] = 6,
-    generate: bool = False,
     out: Path | None = None,
     list_: bool = False,
 ) -> None:
@@ -198,7 +197,6 @@ def bench_command(
         length: Tokens per row.
         rounds: Blocks of consecutive steps of each entry, in turns.
         steps: Counted steps in a block; two more come first.
-        generate: Measure generation instead of training.
         out: Folder for results.json, table.md and plot.svg.
         list_: List models and entries without measuring.
     """
@@ -207,21 +205,19 @@ def bench_command(
         _list()
         return
     from tsugiki.bench.bench import choose_entries, run_benchmark, write_results
-    from tsugiki.bench.entries import GENERATION_ENTRIES, TRAINING_ENTRIES
-    from tsugiki.bench.results import Kind
+    from tsugiki.bench.entries import TRAINING_ENTRIES
     from tsugiki.bench.table import results_lines, results_table
-    from tsugiki.bench.workload import PROMPT, Workload
+    from tsugiki.bench.workload import Workload
     from tsugiki.io.atomic import check_writable
 
     if out is not None:
         check_writable(out)
-    kind: Kind = "generate" if generate else "train"
-    table = GENERATION_ENTRIES if generate else TRAINING_ENTRIES
-    names = list(table) if entries == "all" else [name.strip() for name in (entries or "").split(",") if name]
+    names = (
+        list(TRAINING_ENTRIES) if entries == "all" else [name.strip() for name in (entries or "").split(",") if name]
+    )
     results = run_benchmark(
-        kind,
-        choose_entries(kind, names),
-        Workload(model, 1, PROMPT) if generate else Workload(model, batch, length),
+        choose_entries(names),
+        Workload(model, batch, length),
         rounds,
         shlex.join(["tsugiki", *sys.argv[1:]]),
         lambda line: print(line, file=sys.stderr),
@@ -238,22 +234,16 @@ def bench_command(
 
 
 def _list() -> None:
-    from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, TRAINING_ENTRIES
+    from tsugiki.bench.entries import DEFAULT_ENTRIES, TRAINING_ENTRIES
     from tsugiki.bench.models import known_models
 
     print_table(Table([_("model"), ""], [[name, _(summary)] for name, summary in known_models().items()]))
-    for title, table in ((_("entry"), TRAINING_ENTRIES), (_("entry, --generate"), GENERATION_ENTRIES)):
-        rows = []
-        for name, entry in table.items():
-            default = _("default") if name in DEFAULT_ENTRIES else ""
-            rows.append(
-                [
-                    name,
-                    _(entry.summary),
-                    _("not installed ({install})").format(install=entry.install) if entry.missing else default,
-                ]
-            )
-        print_table(Table([title, "", ""], rows))
+    rows = []
+    for name, entry in TRAINING_ENTRIES.items():
+        default = _("default") if name in DEFAULT_ENTRIES else ""
+        missing = _("not installed ({install})").format(install=entry.install)
+        rows.append([name, _(entry.summary), missing if entry.missing else default])
+    print_table(Table([_("entry"), "", ""], rows))
 
 
 def list_cache_command(

@@ -22,8 +22,13 @@ from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import load_config, merged_settings, read_yaml, validated
-from tsugiki.training.workflows.compare_config import ComparisonConfig, SweepConfig, load_comparison, load_sweep
-from tsugiki.training.workflows.pretrain_config import PretrainConfig
+from tsugiki.training.workflows.workflow_settings import (
+    ComparisonConfig,
+    PretrainConfig,
+    SweepConfig,
+    load_comparison,
+    load_sweep,
+)
 
 if TYPE_CHECKING:
     from tsugiki.training.record import RunRecord
@@ -117,8 +122,7 @@ def _show(record: "RunRecord") -> None:
 def _fitted(config: RunConfig) -> RunConfig:
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.planning.fit import fitted
-    from tsugiki.training.planning.plan import plan_run
+    from tsugiki.training.planning.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
@@ -150,7 +154,7 @@ def start_processes(count: int) -> bool:
     """
     if count == 1 or several_processes():
         return False
-    from tsugiki.training.launch import launch
+    from tsugiki.training.processes import launch
 
     status = launch(count, sys.argv[1:])
     if status:
@@ -258,7 +262,7 @@ def pretrain_command(
 
     import_libraries("tsugiki.training.run")
     from tsugiki.training.workflows.pretrain import pretrain
-    from tsugiki.training.workflows.pretrain_config import load_pretrain_config
+    from tsugiki.training.workflows.workflow_settings import load_pretrain_config
 
     folder = named_folder(config, resume)
     if start_processes(processes):
@@ -332,7 +336,7 @@ def sweep_command(
     _prepare(sweep_config)
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
-    from tsugiki.training.workflows.sweep import sweep
+    from tsugiki.training.workflows.compare import sweep
 
     with continued_by(sys.argv[1:]):
         points = sweep(sweep_config)

@@ -24,7 +24,7 @@ from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.digests import sha256
 from tsugiki.language import _
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 Lengths: TypeAlias = npt.NDArray[np.int32]

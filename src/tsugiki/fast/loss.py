@@ -30,9 +30,8 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.lora.layer import LoraLinear, base_of
 from tsugiki.lora.masks import dropout
 from tsugiki.lora.pair import LowRank
-from tsugiki.model.blocks import on_first_blocks
-from tsugiki.model.inference import evaluating, probe_ids, same_to_rounding
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
+from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.linear import (
     features,
     frozen_input_gradient,

@@ -16,9 +16,8 @@ from tsugiki.fast.modules import restore_modules, use_fused_modules
 from tsugiki.lora.graft import warn_of_float16
 from tsugiki.lora.graft_state import is_grafted, is_merged
 from tsugiki.lora.switch import base_alone
-from tsugiki.model.blocks import on_first_blocks
 from tsugiki.model.context import max_positions, possible_windows, virtual_tokens
-from tsugiki.model.inference import evaluating, last_hidden_states, probe_ids, same_to_rounding
+from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, probe_ids, same_to_rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.masks import current_generators, masks_from
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 
 
 def recompute_blocks(model: nn.Module, count: int) -> None:

@@ -9,7 +9,7 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "batch": "find_batch_mode",
+        "batch": "Row find_batch_mode",
         "cache": "CachedRows GrowingCache bytes_per_token",
         "engine": "Engine",
         "generate": "continue_rows generate_text generate_texts",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.batch import Row, find_batch_mode
 from tsugiki.generation.cache import bytes_per_token
-from tsugiki.generation.prefixes import SharedPrefixes
+from tsugiki.generation.prefixes import PrefixCache
 from tsugiki.generation.request import BatchMode, EngineStopped, Limits, QueueFull, Request
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.language import _
@@ -65,7 +65,7 @@ class Engine:
         self._thread.start()
         self.batch_mode = self.call(lambda: find_batch_mode(self.model)).result()
         if self.batch_mode != "mixed":  # keys and values depend on the length of the row
-            self.scheduler.rows, self.scheduler.prefixes = 1, SharedPrefixes(0)
+            self.scheduler.rows, self.scheduler.prefixes = 1, PrefixCache(0)
         self.token_bytes = self.call(lambda: bytes_per_token(self.model)).result()
         self.scheduler.cache_tokens = self.cache_tokens
 

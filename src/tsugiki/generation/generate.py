@@ -81,7 +81,7 @@ def generate_texts(
 
 def continue_rows(
     model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase | None",
+    tokenizer: "PreTrainedTokenizerBase",
     rows: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling,
@@ -93,7 +93,7 @@ def continue_rows(
 
     Args:
         model: a causal language model.
-        tokenizer: the model's tokenizer; None: the texts are empty.
+        tokenizer: the model's tokenizer.
         rows: the tokens of each prompt, fewer than the model's context.
         max_new_tokens: largest number of new tokens; there are fewer where the model's context ends.
         sampling: how to choose tokens. Every prompt has the same seed. The repetition penalty of the model's own

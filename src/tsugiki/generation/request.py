@@ -129,8 +129,7 @@ class Request:
 
     prompt: Sequence[int]
     """At least one token."""
-    tokenizer: "PreTrainedTokenizerBase | None"
-    """None: what is delivered has no text."""
+    tokenizer: "PreTrainedTokenizerBase"
     max_tokens: int
     deliver: Callable[[Event], None]
     """Called in the thread that computes; must return at once."""

@@ -39,7 +39,7 @@ from tsugiki.generation.batch import (
     without_cancelled,
 )
 from tsugiki.generation.cache import compute, joined, selected, without_common_padding
-from tsugiki.generation.prefixes import Prefix, SharedPrefixes
+from tsugiki.generation.prefixes import Prefix, PrefixCache
 from tsugiki.generation.request import (
     Event,
     Failed,
@@ -98,7 +98,7 @@ class Scheduler:
         """
         self.model, self.rows, self.cache_tokens, self.seconds = model, rows, cache_tokens, seconds
         self.activate = activate
-        self.prefixes = SharedPrefixes(prefix_bytes)
+        self.prefixes = PrefixCache(prefix_bytes)
         self.observer = Observer()
         self.waiting: deque[Row] = deque()
         self._batch: Batch | None = None

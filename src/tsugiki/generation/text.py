@@ -13,13 +13,11 @@ _BEFORE = 6  # tokens of the prompt: some tokenizers drop the space at the begin
 class TextStream:
     """The text of new tokens, up to the first stop string."""
 
-    def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase | None", prompt: Sequence[int], stops: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
         """Create it.
 
         Args:
-            tokenizer: decodes the tokens; special tokens are skipped. None: the text is empty.
+            tokenizer: decodes the tokens; special tokens are skipped.
             prompt: the tokens before the new ones.
             stops: strings at which the text ends, without them; none is empty.
         """
@@ -67,8 +65,6 @@ class TextStream:
         return whole[len(before if whole.startswith(before) else before.rstrip(_INCOMPLETE)) :]
 
     def _decode(self, start: int, stop: int) -> str:
-        if self.tokenizer is None:
-            return ""
         text: str = self.tokenizer.decode(
             self._ids[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

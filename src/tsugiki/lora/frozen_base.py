@@ -14,9 +14,8 @@ from tsugiki.lora.graft_state import STATE_ATTRIBUTE, Graft
 from tsugiki.lora.layer import base_of
 from tsugiki.lora.swap import replace_forward, undo_all
 from tsugiki.lora.targets import output_head
-from tsugiki.model.batchnorm import freeze_batchnorm, unfreeze_batchnorm
-from tsugiki.model.dropout import disable_dropout, restore_dropout
 from tsugiki.model.linear import linear_of_matrix
+from tsugiki.model.training_mode import disable_dropout, freeze_batchnorm, restore_dropout, unfreeze_batchnorm
 
 
 def freeze_base(model: nn.Module, state: Graft, base_dropout: bool) -> None:

@@ -11,7 +11,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.several import JoinedAdapter
 from tsugiki.lora.swap import Undo, WeightUpdate
-from tsugiki.model.dropout import SavedDropout
+from tsugiki.model.training_mode import SavedDropout
 from tsugiki.model.wrappers import unwrapped
 
 STATE_ATTRIBUTE = "_tsugiki"

@@ -39,7 +39,7 @@ from tsugiki.lora.swap import (
 )
 from tsugiki.lora.switch import attach_adapter, detach_adapter
 from tsugiki.model.linear import QuantizedLinear, is_quantized
-from tsugiki.model.own_config import Replaced, copy_configs, restore_configs
+from tsugiki.model.training_mode import Replaced, copy_configs, restore_configs
 from tsugiki.model.wrappers import unwrapped
 
 

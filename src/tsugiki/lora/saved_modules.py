@@ -11,7 +11,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import grafted_layers
 from tsugiki.lora.swap import warn_untied_weights
 from tsugiki.lora.targets import base_modules, find_modules_to_save
-from tsugiki.model.batchnorm import unfreeze_batchnorm
+from tsugiki.model.training_mode import unfreeze_batchnorm
 
 
 def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:

@@ -23,7 +23,7 @@ from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import files_into
 from tsugiki.language import _
-from tsugiki.model.dropout import disable_dropout, dropout_restored
+from tsugiki.model.training_mode import disable_dropout, dropout_restored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,8 +22,7 @@ from tsugiki.report.samples import sample_columns
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.record import RunRecord, finished
-from tsugiki.training.workflows.compare import ComparisonRow
-from tsugiki.training.workflows.sweep import MIN_RELATIVE_GAIN, NeededRank, Point, change, needed_rank
+from tsugiki.training.workflows.compare import MIN_RELATIVE_GAIN, ComparisonRow, NeededRank, Point, change, needed_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
 

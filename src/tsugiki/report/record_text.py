@@ -9,7 +9,7 @@ from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Change, Interval
 from tsugiki.training.evaluation.result import Evaluation, StepEvaluation, change_of_bits
 from tsugiki.training.record import DataSummary, RecordCounts, RunRecord
-from tsugiki.training.writing import LITTLE_TEXT, Writing
+from tsugiki.training.tokenizer_coverage import LITTLE_TEXT, Coverage
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
@@ -209,7 +209,7 @@ def _text_hints(record: RunRecord) -> list[str]:
                 "--epochs 1 and a small --r keep the adapter closer to the base."
             ).format(characters=counts.characters(data.train.characters))
         )
-    notes += [note[:1].upper() + note[1:] for note in Writing(data.unknown_share, data.piece_share).notes()]
+    notes += [note[:1].upper() + note[1:] for note in Coverage(data.unknown_share, data.piece_share).notes()]
     if data.held_out.known_to_base:
         notes.append(
             _(

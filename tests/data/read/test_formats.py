@@ -254,7 +254,7 @@ def test_bad_epubs_are_one_line(change: dict[str, bytes | None], fact: str, tmp_
 
 
 def test_unended_elements_take_linear_time():
-    assert chapter_text("<p>a</p>" + "<rt>" * 100_000 + "</rt>" * 100_000 + "<p>b</p>") == "a\nb"
+    assert chapter_text("<p>a</p>" + "<rt>" * 20_000 + "</rt>" * 20_000 + "<p>b</p>") == "a\nb"
 
 
 # JSON ----------------------------------------------------------------------------------------------------
