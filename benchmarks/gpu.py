@@ -26,10 +26,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks import import_in_children
+from benchmarks import import_in_children, peers
 from benchmarks.figures import Figures
 from tsugiki.base.loading import default_device
-from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
+from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
 from tsugiki.bench.table import results_page
@@ -44,7 +44,7 @@ from tsugiki.training.run import prepared
 from tsugiki.training.train_steps import loop_of
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
-    **{name: TRAINING_ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},
+    **{name: peers.ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},
     "tsugiki-no-dropout": BenchmarkEntry(
         "Tsugiki, base in bfloat16, without LoRA dropout", "benchmarks.gpu:tsugiki_without_dropout", "bf16"
     ),

@@ -67,9 +67,8 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     Raises:
         TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
     """
-    from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.report.notebook import ShownRecord
-    from tsugiki.report.run import write_report
+    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.report.run import ShownRecord, write_report
     from tsugiki.training.run import train as train_run
 
     config = validated(RunConfig, settings, None)
@@ -93,8 +92,8 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     Raises:
         TsugikiError: an error that would stop the run before its first step.
     """
-    from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.report.notebook import ShownPreview
+    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.report.preview import ShownPreview
     from tsugiki.training.workflows.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
@@ -134,8 +133,8 @@ def evaluate(
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
-    from tsugiki.base.quiet import quiet_libraries
     from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.io.quiet import quiet_libraries
     from tsugiki.report.evaluations import Evaluations
     from tsugiki.training.evaluation_targets import evaluate_targets, evaluation_targets
 
@@ -191,10 +190,10 @@ def generate(
     Raises:
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
-    from tsugiki.base.quiet import quiet_libraries
     from tsugiki.generation.generate import generate_text
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
+    from tsugiki.io.quiet import quiet_libraries
     from tsugiki.training.evaluation_targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.peers import ENTRIES
 
 from tests.tiny import save_tiny
 from tsugiki.bench import (
@@ -68,7 +69,7 @@ TRAINED = [
 
 @pytest.mark.parametrize("name", [*TRAINED, pytest.param(COMPILED, marks=pytest.mark.slow)])
 def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
-    script, entry = Script(), TRAINING_ENTRIES[name]
+    script, entry = Script(), ENTRIES[name]
     if entry.missing:
         pytest.skip(f"{entry.missing[0]} is not installed")
     with pytest.raises(StopRequested):
@@ -125,7 +126,7 @@ def test_the_limit(folder: str):
 
 def test_the_function_of_every_entry_exists():
     assert set(DEFAULT_ENTRIES) <= set(TRAINING_ENTRIES)
-    for entry in [*TRAINING_ENTRIES.values(), LIMIT_ENTRY]:
+    for entry in [*ENTRIES.values(), LIMIT_ENTRY]:
         if not entry.missing:
             assert callable(load_function(entry.function))
 

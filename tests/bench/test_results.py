@@ -4,9 +4,9 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from benchmarks.peers import ENTRIES
 
 from tsugiki.bench import (
-    TRAINING_ENTRIES,
     Measurement,
     Results,
     Workload,
@@ -34,7 +34,7 @@ def example() -> Results:
     return collect(
         Workload("gpt2-small", 4, 512),
         4 * 512,
-        TRAINING_ENTRIES,
+        ENTRIES,
         measured,
         LIMITS,
         "tsugiki bench --rounds 3",

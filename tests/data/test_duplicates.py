@@ -5,12 +5,10 @@ import random
 import time
 import unicodedata
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.data.read.aozora.samples import works_of
 from tsugiki.data import SHINGLE, duplicates, fold, near_duplicates, signature, signatures, similarity
 
 MODERN = (
@@ -223,37 +221,6 @@ def test_many_texts_of_one_template_take_linear_time() -> None:
 def test_nothing_and_one_text_have_no_groups() -> None:
     assert near_duplicates([]) == []
     assert groups(MODERN) == []
-
-
-# The corpus
-
-
-@pytest.mark.slow
-def test_the_corpus_has_its_works_in_two_orthographies_and_no_absurd_groups(aozora_mirror: Path) -> None:
-    works, signatures = [], []
-    for work in works_of(str(aozora_mirror)):
-        works.append((work.person_id, bytes(fold([work.title])[0]), len(work.text)))
-        signatures.append(signature(work.text))
-    found = near_duplicates(signatures)
-    files = sum(map(len, found))
-    pairs = [(a, b) for group in found for place, a in enumerate(group) for b in group[place + 1 :]]
-    assert (len(found), files, len(pairs)) == (255, 549, 346)
-    assert max(map(len, found)) == 6
-
-    # Of the pairs with equal author, title and length, only two are not grouped: two letters, and a story and its play.
-    by_title = defaultdict(list)
-    for index, (person, title, _) in enumerate(works):
-        by_title[person, title].append(index)
-    same = {
-        (a, b)
-        for indices in by_title.values()
-        for place, a in enumerate(indices)
-        for b in indices[place + 1 :]
-        if 0.95 < works[a][2] / works[b][2] < 1 / 0.95
-    }
-    assert (len(same), len(same - set(pairs))) == (305, 2)
-    # The others were checked by reading: one work under two titles, or one work that contains the other.
-    assert sum(works[a][:2] != works[b][:2] for a, b in pairs) == 29
 
 
 def test_many_combining_marks_take_linear_time():

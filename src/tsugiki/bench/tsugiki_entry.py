@@ -70,8 +70,6 @@ tsugiki = run
 tsugiki_fp32 = partial(run, base_dtype="fp32")
 tsugiki_bf16 = partial(run, base_dtype="bf16")
 tsugiki_int8 = partial(run, base_dtype="int8")
-tsugiki_full_fp32 = partial(run, method="full", compute_dtype="fp32")
-tsugiki_full_bf16 = partial(run, method="full", compute_dtype="bf16")
 
 
 def random_blocks(workload: Workload, vocabulary: int) -> Blocks:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
 """The names of an adapter's files and their states."""
-_BYTES = 4  # of a number
+_BYTES = 4  # bytes of a number in memory
 _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 
 

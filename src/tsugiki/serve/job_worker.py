@@ -14,7 +14,7 @@ from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.language import _
 
 _ROWS = 3
-_MOST_WORKS = 200  # that are listed
+_MOST_WORKS = 200  # works that are listed
 
 
 def preview(settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tsugiki.language import _, marked
 from tsugiki.serve.errors import ApiError
 
 MAX_BODY = 4 << 20  # bytes
-_SECONDS = 30  # within which a body must arrive
+_SECONDS = 30  # the longest time in which a body may arrive
 _WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 )

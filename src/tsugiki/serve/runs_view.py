@@ -36,13 +36,13 @@ from tsugiki.serve.security import PAGE_API
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
 
-_DEPTH = 4  # of a run's folder below the working directory
-_MOST_FOLDERS = 5000  # that are searched
-_MOST_RUNS = 200  # that are listed
+_DEPTH = 4  # levels of folders that are searched below the working directory
+_MOST_FOLDERS = 5000  # folders that are searched
+_MOST_RUNS = 200  # runs that are listed
 _NOT_ENTERED = frozenset({"checkpoints", "node_modules", "__pycache__"})
 _LARGEST_RECORD = 64_000_000  # bytes
 _KEPT_RECORDS = 64  # in the cache
-_MOST_POINTS = 1000  # of a curve
+_MOST_POINTS = 1000  # points of a curve
 _END_OF_LOG = 8000  # bytes
 
 State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]

@@ -107,16 +107,6 @@ def test_a_text_that_is_read_in_another_way_than_before_has_another_key(tmp_path
     assert content_key(path) != key
 
 
-@pytest.mark.parametrize("name", ["000074", "000035"])
-def test_the_library_itself(name: str):
-    folder = Path(__file__).parents[3] / "../shared/aozora/cards" / name / "files"
-    if not folder.is_dir():
-        pytest.skip("no works of Aozora Bunko beside the repository")
-    records, reading = read(folder)
-    assert len(reading.works) == len(records) > 3
-    assert not any("［＃" in record.text or "底本：" in record.text for record in records)
-
-
 # Zips ----------------------------------------------------------------------------------------------------
 
 
@@ -389,4 +379,3 @@ def test_what_a_folder_holds_besides_data_is_told(tmp_path: Path):
     assert "(.pdf 2, .png)" in notes[1]
     assert "config.json" in notes[2]
     assert "meta.csv" in notes[2]
-    assert Reading.from_json(json.loads(json.dumps(reading.to_json()))) == reading

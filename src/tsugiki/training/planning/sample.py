@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.base.gguf.conversion import read_model_header
+from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
 from tsugiki.fast.loss import Head, plain_loss

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.gguf.layer import BLOCKS
+from tsugiki.base.model_config import load_config, loading_errors
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.lowbit.int8 import Int8Linear
 from tsugiki.lowbit.integer_products import CHANNELS

@@ -3,7 +3,7 @@
 import pytest
 from transformers.utils import logging
 
-from tsugiki.base import hidden_progress_bars
+from tsugiki.io import hidden_progress_bars
 
 
 @pytest.mark.parametrize("enabled", [True, False])
