@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tsugiki import graft, save_adapter
 from tsugiki.data import RecordIndex, TokenStore
+from tsugiki.lora import LoraConv2d, LoraLinear
 from tsugiki.model import IGNORE_INDEX
 
 _LLAMA: dict[str, Any] = {
@@ -139,6 +140,15 @@ def train_steps(model: Any, steps: int, lr: float = 1e-2) -> None:
         optimizer.zero_grad()
         model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
         optimizer.step()
+
+
+def by_definition(module: Any) -> Any:
+    """Let all layers compute as `tsugiki.lora` defines, without the products of `tsugiki.fast`."""
+    for layer in module.modules():
+        vars(layer).pop("in_place_of", None)
+        if isinstance(layer, LoraLinear | LoraConv2d):
+            vars(layer).pop("forward", None)
+    return module
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:

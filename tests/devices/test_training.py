@@ -9,10 +9,9 @@ from torch import Tensor
 
 from tests.devices.pretend import NAME, PretendedDevice, on_host
 from tests.methods.test_table import NEEDED, SMALL
-from tests.tiny import grafted, ids, relative_error, tiny_model
+from tests.tiny import by_definition, grafted, ids, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.fast import packed_masks, use_fast_paths
-from tsugiki.lora import LoraLinear, grafted_layers, keep_mask, masks_from
+from tsugiki.fast import keep_mask, masks_from, packed_masks, use_fast_paths
 from tsugiki.lowbit import quantize
 from tsugiki.methods import METHODS
 from tsugiki.model import is_quantized
@@ -47,9 +46,8 @@ def moved(model: Any) -> Any:
 def set_paths(model: Any, fast: bool) -> None:
     if fast:
         use_fast_paths(model)
-    for layer in grafted_layers(model).values():
-        if isinstance(layer, LoraLinear):
-            layer.fused = fast
+    else:
+        by_definition(model)
 
 
 def gradients(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.fast import Head, chunked_loss, find_head, plain_loss, token_losses
+from tsugiki.fast import Head, chunked_loss, find_head, keep_mask, plain_loss, token_losses
 from tsugiki.fast import loss as loss_module
-from tsugiki.lora import LoraLinear, keep_mask, new_pair, trainable_parameters
+from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
 from tsugiki.model import IGNORE_INDEX
 
 # The error against float64 may be twice that of the plain path plus this.

@@ -413,7 +413,7 @@ def test_it_follows_the_models_training_mode():
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
 def test_the_fast_paths_compute_the_same(kind: str, method: str):
     plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
-    assert [name for _, name in use_fused_modules(quick)] == [name for _, name in use_fused_modules(bare)]
+    assert use_fused_modules(quick, []) == use_fused_modules(bare, [])
     use_fast_paths(quick)
     losses = []
     for model in (plain, quick):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.language import _
-from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import base_modules
 from tsugiki.methods.method import equal_when_rounded, shape_problems
 from tsugiki.methods.peft_keys import base_name, parameter_keys
 from tsugiki.model.names import split_block
+from tsugiki.model.shared_parameters import shared_parameters
 
 
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

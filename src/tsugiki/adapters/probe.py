@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from tsugiki.lora.switch import disable_adapter
+from tsugiki.lora.hold import disable_adapter
 from tsugiki.model.inference import probe_logits
 
 

@@ -9,10 +9,11 @@ import torch
 from tsugiki.bench.hugging_face import with_peft
 from tsugiki.bench.models import build
 from tsugiki.bench.workload import ALPHA, NEW_TOKENS, RANK, StepBarrier, Workload
+from tsugiki.fast.layers import graft
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import graft, ungraft
+from tsugiki.lora.graft import ungraft
+from tsugiki.lora.hold import disable_adapter
 from tsugiki.lora.merge import merge
-from tsugiki.lora.switch import disable_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,7 @@
     with disable_adapter(model): ...                  # bit-identical to the base
     ungraft(model)                                    # plain layers again
 
-Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `lora.wrappers`).
+Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `model.wrappers`).
 
 The model keeps its class. The trained parts belong to the adapter: while it is active they are in the model, and the
 base's own parameters never change. A LoRA adapter wraps each target `layer` as `LoraLinear(layer)`,
@@ -13,24 +13,25 @@ base's own parameters never change. A LoRA adapter wraps each target `layer` as 
 
 This is all that grafting changes in a model; `ungraft` undoes each of them:
 
-- the model gets the attribute `_tsugiki` (a `Graft`, see `lora.graft_state`); `resize_token_embeddings` and
-  `nn.DataParallel` raise an error (`lora.frozen_base`);
-- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter
-  (`adapters.pretrained`);
-- every parameter of the base gets `requires_grad=False` (`lora.frozen_base`);
+- the model gets the attribute `_tsugiki` (a `Graft`, see `lora.hold`); `resize_token_embeddings` and
+  `nn.DataParallel` raise an error;
+- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter, after the public
+  `tsugiki.graft` or `load_adapter` (`adapters.pretrained`);
+- every parameter of the base gets `requires_grad=False`;
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
-  (`linear_of_matrix` in `lora.frozen_layer`);
+  (`linear_of_matrix` in `model.linear`);
 - dropout probabilities are set to 0, unless `base_dropout` is set; a model whose config has some gets a copy of its
-  config, and keeps the copy if it is changed meanwhile (`lora.dropout`, `lora.own_config`);
-- BatchNorm modules get a `train` that keeps them in evaluation mode (`lora.batchnorm`);
+  config, and keeps the copy if it is changed meanwhile (`model.dropout`, `model.own_config`);
+- BatchNorm modules get a `train` that keeps them in evaluation mode (`model.batchnorm`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
+  the public `tsugiki.graft` gives them another `forward`, which computes the same faster (`fast.layers`);
 - modules whose parameters have pairs (`target_parameters`) get a child `tsugiki` and another `forward`
-  (`lora.parameters`);
+  (`lora.experts`);
 - modules and parameters that train on a copy are replaced by it; a module that holds a 32-bit copy of a 16-bit
-  parameter gets another `forward` (`lora.swap`);
+  parameter gets another `forward` (`model.undo`);
 - modules get a child `tsugiki` and hooks that call it (`methods.hooks`, `methods.soft_prompt`); a decoder with a soft
   prompt has its length in the attribute `tsugiki_prompt_tokens`;
-- within `mixed_batch`, grafted layers get another `forward` (`lora.mixed_batch`).
+- within `mixed_batch`, grafted layers get another `forward` (`fast.mixed_batch`).
 
 Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights, and has the
 attribute `_tsugiki_changed_weights`, because its files no longer identify it (`base.identity`). Fast paths are
@@ -39,7 +40,8 @@ independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_
 
 import warnings
 from collections.abc import Collection
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -48,21 +50,26 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_base import freeze_base, unfreeze_base
-from tsugiki.lora.graft_state import (
+from tsugiki.lora.hold import (
+    STATE_ATTRIBUTE,
     Adapter,
     Graft,
+    base_alone,
     check_can_switch,
     check_thread,
+    deactivate,
     find_adapter,
     find_state,
     require_state,
+    set_adapter,
 )
 from tsugiki.lora.layer import Grafted
-from tsugiki.lora.peft_config import PeftConfig, config_of_peft
-from tsugiki.lora.swap import replace_module
-from tsugiki.lora.switch import base_alone, deactivate, set_adapter
-from tsugiki.model.linear import CHANGED_WEIGHTS
+from tsugiki.lora.peft import PeftConfig, config_of_peft
+from tsugiki.lora.targets import output_head
+from tsugiki.model.batchnorm import freeze_batchnorm, unfreeze_batchnorm
+from tsugiki.model.dropout import disable_dropout, restore_dropout
+from tsugiki.model.linear import CHANGED_WEIGHTS, linear_of_matrix
+from tsugiki.model.undo import base_of, replace_forward, replace_module, undo_all
 from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
 
 DEFAULT_NAME = "default"
@@ -158,14 +165,14 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
         )
     try:
         if not state.adapters:
-            freeze_base(model, state, bool(base_dropout))
+            _freeze_base(model, state, bool(base_dropout))
         state.adapters[name] = adapter
         set_adapter(model, name)
     except BaseException:
         state.adapters.pop(name, None)
         _unwrap(model, keep=state.adapters.values())
         if not state.adapters and find_state(model) is state:
-            unfreeze_base(model, state)
+            _unfreeze_base(model, state)
         raise
 
 
@@ -183,7 +190,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     else:
         deactivate(model)
     _unwrap(model, keep=())
-    unfreeze_base(model, state)
+    _unfreeze_base(model, state)
     return model
 
 
@@ -231,3 +238,64 @@ def _unwrap(model: nn.Module, keep: Collection[Adapter]) -> None:
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Grafted) and id(module) not in kept and model.get_submodule(path) is module:
             replace_module(model, path, module.base_layer, [])
+
+
+def _freeze_base(model: nn.Module, state: Graft, base_dropout: bool) -> None:
+    """Prepare a model for its first adapter.
+
+    Raises:
+        TsugikiError: the model changes its own weights between training and evaluation (RWKV).
+    """
+    if getattr(getattr(model, "config", None), "rescale_every", 0) > 0:
+        raise TsugikiError(
+            _(
+                "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; "
+                "load it with rescale_every 0 in its config"
+            )
+        )
+    state.required_grad = {path: p.requires_grad for path, p in model.named_parameters(remove_duplicate=False)}
+    state.base_dropout = base_dropout
+    setattr(model, STATE_ATTRIBUTE, state)
+    model.requires_grad_(False)
+    if not base_dropout:
+        disable_dropout(model, state.saved_dropout)
+    freeze_batchnorm(model)
+    head = output_head(model)
+    if type(head) is nn.Linear and "forward" not in vars(head):
+        replace_forward(head, partial(linear_of_matrix, head), state.replaced_head)
+    model._replicate_for_data_parallel = _refuse_data_parallel  # type: ignore[method-assign]
+    if hasattr(model, "resize_token_embeddings"):
+        model.resize_token_embeddings = partial(_refuse_to_resize, model)  # type: ignore[assignment]
+
+
+def _unfreeze_base(model: nn.Module, state: Graft) -> None:
+    """Undo `_freeze_base`."""
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(state.required_grad.get(path, False))
+    restore_dropout(state.saved_dropout)
+    unfreeze_batchnorm(model)
+    undo_all(state.replaced_head)
+    undo_all(state.added)
+    for name in (STATE_ATTRIBUTE, "_replicate_for_data_parallel", "resize_token_embeddings"):
+        vars(model).pop(name, None)
+
+
+def _refuse_to_resize(model: Any, new_num_tokens: int | None = None, *_args: object, **_kwargs: object) -> nn.Module:
+    embedding: nn.Module = model.get_input_embeddings()
+    if new_num_tokens not in (None, len(base_of(embedding).weight)):  # type: ignore[arg-type]
+        raise TsugikiError(
+            _(
+                "resize_token_embeddings would replace the layers that an adapter changes, or trained copies of "
+                "them; resize the vocabulary before you graft"
+            )
+        )
+    return embedding
+
+
+def _refuse_data_parallel(*_args: object) -> NoReturn:
+    raise TsugikiError(
+        _(
+            "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter "
+            "could be grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
+        )
+    )

@@ -25,21 +25,13 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.graft_state import active_adapter, require_state
+from tsugiki.lora.adapter import WeightUpdate, is_replacement
+from tsugiki.lora.hold import active_adapter, attach_adapter, detach_adapter, require_state
 from tsugiki.lora.layer import Grafted
-from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.swap import (
-    Undo,
-    WeightUpdate,
-    is_replacement,
-    parameter_owner,
-    replace_module,
-    replace_parameter,
-    undo_all,
-)
-from tsugiki.lora.switch import attach_adapter, detach_adapter
 from tsugiki.model.linear import QuantizedLinear, is_quantized
 from tsugiki.model.own_config import Replaced, copy_configs, restore_configs
+from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.undo import Undo, parameter_owner, replace_module, replace_parameter, undo_all
 from tsugiki.model.wrappers import unwrapped
 
 

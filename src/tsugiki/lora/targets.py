@@ -9,12 +9,11 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import base_of
 from tsugiki.lora.structure import default_layers
-from tsugiki.lora.swap import CHILD
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import is_graftable, is_linear, is_stored_in_out
 from tsugiki.model.names import Names, matches, shortest_endings, split_block
+from tsugiki.model.undo import CHILD, base_of
 
 _HEADS = {
     "ForSequenceClassification": ("classifier", "score"),

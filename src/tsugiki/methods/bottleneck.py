@@ -39,11 +39,9 @@ from torch.nn import functional as F
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.masks import dropout
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LARGEST_FACTOR
-from tsugiki.lora.layer import base_of
-from tsugiki.lora.masks import dropout
-from tsugiki.lora.swap import Undo
 from tsugiki.lora.targets import base_modules, find_modules
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
@@ -53,6 +51,7 @@ from tsugiki.model.architectures import model_type
 from tsugiki.model.context import text_config
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.names import Names, check_names, shortest_endings, split_block
+from tsugiki.model.undo import Undo, base_of
 
 _NAME_MODULES = marked("name the modules whose output is added to the residual, such as {setting}: [mlp]")
 

@@ -22,7 +22,7 @@ The tensors in the file have PEFT's names and shapes:
     base_model.model.<module path>.token_adapter.trainable_tokens_delta    [tokens, width]   (trainable_token_indices)
     base_model.model.<module path>[.base_layer…].lora_A.weight   [experts · r, in]; likewise B   (target_parameters)
 
-The last line is for a parameter of a module, such as the weights of all experts (`tsugiki.lora.parameters`). If several
+The last line is for a parameter of a module, such as the weights of all experts (`tsugiki.lora.experts`). If several
 parameters of the module have factors, the names for the last parameter have no `.base_layer`, the names for the
 parameter before it have one, and so on.
 
@@ -35,8 +35,8 @@ doubled and its alphas raised, so that the scaling stays the same. Every version
 `tsugiki.json` marks the file as PiSSA, so that loading splits the factors again and training can continue. A resumed
 run reads this from its own config.
 
-Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.dora`), PiSSA and
-orthogonal initialisation (`tsugiki.lora.initialise`), and a separate learning rate for B
+Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.variants`), PiSSA and
+orthogonal initialisation (`tsugiki.lora.init`), and a separate learning rate for B
 (`tsugiki.training.optimizers.loraplus`).
 
 LoRA-FA (Zhang et al. 2023, arXiv:2308.03303) is y = W x + s B A x with A [r, in] frozen at its random initial value,
@@ -56,14 +56,18 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _, marked
-from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
+from tsugiki.lora.adapter import (
+    LoraAdapter,
+    names_for_file,
+    new_lora_adapter,
+    saved_in_file,
+    saved_tensors,
+    trained_biases,
+)
 from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.experts import is_transposed, parameter_pair_shapes
 from tsugiki.lora.layer import pair_shapes
-from tsugiki.lora.parameters import is_transposed, parameter_pair_shapes
-from tsugiki.lora.peft_names import named_like_experts
-from tsugiki.lora.saved_modules import names_for_file, saved_in_file, saved_tensors
-from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
-from tsugiki.lora.swap import Undo, replace_parameter, undo_all
+from tsugiki.lora.peft import named_like_experts
 from tsugiki.lora.targets import (
     base_modules,
     find_modules_to_save,
@@ -77,6 +81,8 @@ from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_k
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.names import check_names, matches
 from tsugiki.model.patterns import name_pattern
+from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.undo import Undo, replace_parameter, undo_all
 
 _HARMLESS = frozenset(
     {

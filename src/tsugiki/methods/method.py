@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.fast.layers import graft
 from tsugiki.language import _, marked
-from tsugiki.lora.graft import graft, new_adapter
+from tsugiki.lora.graft import new_adapter
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.lora.saved_modules import names_for_file, saved_in_file, saved_tensors
+from tsugiki.lora.adapter import names_for_file, saved_in_file, saved_tensors
 from tsugiki.methods.method import ConfigT, check_shapes, read_fields
 from tsugiki.methods.soft_prompt import PromptConfigT, SoftPrompt, SoftPromptAdapter, embedding_width
 

@@ -23,5 +23,7 @@ __getattr__, __dir__ = lazy_names(
         "names": "check_names matches shortest_endings split_block",
         "patterns": "PatternTable compile_pattern name_pattern",
         "replica": "replica_in",
+        "settings": "check_types",
+        "undo": ("Undo cast_parameters parameter_owner replace_forward replace_module replace_parameter undo_all"),
     },
 )

@@ -7,7 +7,7 @@ from torch import nn
 from tsugiki.base.loading import load_meta_model
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.parameters import is_transposed
+from tsugiki.lora.experts import is_transposed
 from tsugiki.lora.structure import reasons_against
 from tsugiki.lora.targets import base_modules, find_stacks, find_targets
 from tsugiki.model.linear import features, is_linear

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from tsugiki.lora.mixed_batch import mixed_batch
-from tsugiki.lora.switch import base_alone, set_adapter
+from tsugiki.fast.mixed_batch import mixed_batch
+from tsugiki.lora.hold import base_alone, set_adapter
 from tsugiki.serve.batch import Row
 
 if TYPE_CHECKING:

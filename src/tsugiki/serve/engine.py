@@ -33,7 +33,7 @@ from torch import Tensor
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.generation import fast_generation
 from tsugiki.language import _
-from tsugiki.lora.graft_state import find_adapter
+from tsugiki.lora.hold import find_adapter
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.methods.soft_prompt import SoftPromptAdapter

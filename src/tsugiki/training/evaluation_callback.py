@@ -18,8 +18,7 @@ from torch import Tensor
 
 from tsugiki.data.records import Message
 from tsugiki.language import _
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.lora.switch import disable_adapter
+from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
 from tsugiki.training.automatic import ResolvedConfig
 from tsugiki.training.divergence import restore_values, trained_values

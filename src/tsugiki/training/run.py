@@ -40,7 +40,7 @@ from tsugiki.io.manifest import read_manifest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, remove_run
 from tsugiki.language import _, counts
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.product_dtype import decide
 from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled

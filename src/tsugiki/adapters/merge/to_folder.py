@@ -41,10 +41,11 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.language import _
+from tsugiki.lora.adapter import WeightUpdate
 from tsugiki.lora.merge import untie
-from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.swap import Undo, WeightUpdate, replace_parameter, undo_all
 from tsugiki.methods.peft_keys import base_name
+from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.undo import Undo, replace_parameter, undo_all
 
 
 @dataclass(frozen=True)

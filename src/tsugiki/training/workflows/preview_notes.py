@@ -10,7 +10,7 @@ from tsugiki.data.records import Completion, Conversation
 from tsugiki.data.sources import record_kinds
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
-from tsugiki.lora.graft_state import active_adapter, is_grafted
+from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.lora.targets import base_modules, vocabulary_layers
 from tsugiki.training.config import RunConfig
 

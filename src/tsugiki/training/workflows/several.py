@@ -18,7 +18,7 @@ from tsugiki.fast.paths import use_plain_paths
 from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import ungraft
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.hold import is_grafted
 from tsugiki.training.allocator import return_freed_memory
 from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation.result import change_of_loss

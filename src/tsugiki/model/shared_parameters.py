@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from tsugiki.lora.layer import base_of
 from tsugiki.model.linear import is_quantized
+from tsugiki.model.undo import base_of
 
 
 def shared_parameters(model: nn.Module) -> dict[str, list[str]]:
