@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tsugiki.data.batches import Collator
 from tsugiki.data.blocks import Blocks, pack
-from tsugiki.data.collator import Collator
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.model.labels import IGNORE_INDEX

@@ -38,11 +38,11 @@ from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.table import markdown_table
 from tsugiki.data import batches, blocks, store
-from tsugiki.data.collator import Collator
+from tsugiki.data.batches import Collator
 from tsugiki.data.duplicates import SLOTS, near_duplicates
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode
-from tsugiki.data.learned import fingerprints
 from tsugiki.data.records import Record
+from tsugiki.data.seen_texts import fingerprints
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.training import packing, preparation

@@ -29,7 +29,7 @@ from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
-from tsugiki.data.sources import content_key, read_records
+from tsugiki.data.read.files import content_key, read_records
 from tsugiki.data.splits import split_records
 from tsugiki.data.store import open_store
 from tsugiki.model.labels import IGNORE_INDEX

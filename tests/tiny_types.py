@@ -1,5 +1,6 @@
 """Tiny random models of every causal and encoder-decoder type of transformers, by a general rule for their configs."""
 
+import inspect
 import re
 from typing import Any
 
@@ -112,6 +113,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"moe_top_k": 2}},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    # Heavy compression of 128 tokens would have no effect on a text of 24.
+    "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_shared_experts": 1},
     "dory": {
         "num_hidden_layers": 6,
@@ -226,3 +229,25 @@ def merged(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
         inner = both.get(name)
         both[name] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
     return both
+
+
+def inputs_for(model: Any) -> dict[str, Any]:
+    """Arguments for a forward pass of a few tokens: token ids, and the input of an audio encoder, if any."""
+    accepted = inspect.signature(model.forward).parameters
+    config = model.config
+    text = config.get_text_config(decoder=True)
+    positions = getattr(text, "max_position_embeddings", None) or 24
+    ids = torch.arange(min(24, positions) if positions > 0 else 24)[None] % text.vocab_size  # XLNet's is -1
+    given: dict[str, Any] = {"use_cache": False, "decoder_input_ids": ids}
+    name = getattr(model, "main_input_name", "input_ids")
+    sounds = {"input_features": _spectrogram, "input_values": lambda config: torch.zeros(1, 8000)}
+    given[name] = sounds[name](config) if name in sounds else ids
+    return {name: value for name, value in given.items() if name in accepted}
+
+
+def _spectrogram(config: Any) -> torch.Tensor:
+    """A spectrogram, [1, frequencies, frames] as Whisper's encoder reads it, or [1, frames, frequencies]."""
+    if hasattr(config, "num_mel_bins"):
+        return torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)
+    encoder = getattr(config, "encoder_config", config)
+    return torch.zeros(1, 96, getattr(encoder, "num_mel_bins", None) or encoder.input_feat_per_channel)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.learned import fingerprints, write_fingerprints
-from tsugiki.data.sources import read_records
+from tsugiki.data.read.files import read_records
+from tsugiki.data.seen_texts import fingerprints, write_fingerprints
 from tsugiki.data.splits import FieldCondition, split_records
 from tsugiki.data.store import read_index
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsugiki.adapters.format import load_adapter, save_adapter
-    from tsugiki.adapters.parameter_counts import print_trainable_parameters
-    from tsugiki.adapters.pretrained import graft
+    from tsugiki.adapters.pretrained import graft, print_trainable_parameters
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
@@ -65,7 +64,7 @@ _MODULE_OF = {
     "preview": "tsugiki.functions",
     "preview_html": "tsugiki.report.notebook",  # for a preview in a notebook, not public
     "run_html": "tsugiki.report.notebook",  # for a record in a notebook, not public
-    "print_trainable_parameters": "tsugiki.adapters.parameter_counts",
+    "print_trainable_parameters": "tsugiki.adapters.pretrained",
     "graft": "tsugiki.adapters.pretrained",
     "set_adapter": "tsugiki.lora.hold",
     "train": "tsugiki.functions",

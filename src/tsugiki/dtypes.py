@@ -43,6 +43,11 @@ def torch_dtype(name: str) -> "torch.dtype":
     return dtype
 
 
+def quantized_dtype(name: LoadDtype | None) -> QuantizedDtype | None:
+    """Return the dtype if it is one of those of quantised linear layers; None for all others."""
+    return name if name in ("int8", "nf4", "nf4-int8") else None
+
+
 def name_of_dtype(dtype: "torch.dtype") -> ComputeDtype:
     """Return the name of a float dtype of at most 32 bits."""
     names: tuple[ComputeDtype, ...] = ("bf16", "fp16", "fp32")

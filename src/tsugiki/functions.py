@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tsugiki.data.columns import NO_COLUMNS
+from tsugiki.data.read.schemas import NO_COLUMNS
 from tsugiki.data.records import AssistantTurns, Message
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
@@ -191,8 +191,8 @@ def generate(
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
     from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.training.evaluation.prompts import as_prompt, learned_conversations
-    from tsugiki.training.evaluation.sample import Sampling, generate_text
+    from tsugiki.generation.prompts import as_prompt, learned_conversations
+    from tsugiki.generation.texts import Sampling, generate_text
     from tsugiki.training.evaluation.targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]

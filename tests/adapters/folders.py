@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tsugiki.adapters import BaseReference, LayerFactors, LoraWeights, write_lora_weights
+from tsugiki.adapters import (
+    BaseReference,
+    KnownBase,
+    LayerFactors,
+    LoraWeights,
+    find_misfits,
+    read_adapter_files,
+    write_lora_weights,
+)
 from tsugiki.lora import LoraConfig
 
 
@@ -53,3 +61,9 @@ def write(folder: Path, seed: int = 0, **fields: Any) -> Path:
     """Such an adapter as a folder."""
     write_lora_weights(lora_of(seed, **fields), folder, None)
     return folder
+
+
+def verify(folder: Path, base: KnownBase | None = None) -> list[str]:
+    """All problems of an adapter's files or, if they have none and a base is given, the reasons why it does not fit."""
+    files = read_adapter_files(folder)
+    return list(files.problems) or (find_misfits(files, base) if base else [])

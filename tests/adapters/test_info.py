@@ -4,22 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.folders import edit_config, write
 from tests.tiny import shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters
 from tsugiki.adapters import read_adapter_info, read_lora_weights, scaled
 from tsugiki.lora import add_adapter, new_adapter
 from tsugiki.methods import METHODS
-
-
-def test_lora_has_ranks_and_targets(tmp_path: Path):
-    folder = write(tmp_path / "a")
-    info = read_adapter_info(folder)
-    assert (info.method, info.ranks, info.base.name) == ("lora", (4,), "tiny")
-    assert info.targets == ("c_attn",)
-    assert info.size == (folder / "adapter_model.safetensors").stat().st_size
-    assert info.parameters * 4 < info.size
 
 
 def test_experts_are_targets_and_only_merging_takes_them(tmp_path: Path):
@@ -44,10 +34,3 @@ def test_other_methods_have_no_ranks(method: str, tmp_path: Path):
     info = read_adapter_info(tmp_path)
     assert (info.method, info.ranks) == (method, ())
     assert info.parameters > 0
-
-
-def test_a_rank_that_the_config_does_not_give_is_an_error(tmp_path: Path):
-    folder = write(tmp_path / "a")
-    edit_config(folder, r=5)
-    with pytest.raises(TsugikiError, match="rank 4"):
-        read_adapter_info(folder)

@@ -1,13 +1,11 @@
 """A folder of adapters: what is in it, and that nothing is lost, overwritten or half there."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.adapters.folders import edit_config, write
 from tests.files import contents
-from tests.processes import start
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
 from tsugiki.adapters import (
@@ -19,7 +17,7 @@ from tsugiki.adapters import (
     read_library,
     rename_adapter,
 )
-from tsugiki.io import ADAPTER_FILE, remove_folder
+from tsugiki.io import remove_folder
 
 
 @pytest.fixture
@@ -102,30 +100,21 @@ def test_what_is_broken_is_not_added(library: Path, tmp_path: Path):
     assert sorted(path.name for path in library.iterdir()) == ["b", "soseki", "漱石"]
 
 
-def test_a_full_disk_leaves_the_library_as_it_was(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = write(tmp_path / "new")
-
-    def full(here: Path, there: Path) -> None:
-        Path(there).write_bytes(Path(here).read_bytes()[:50])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shutil, "copy2", full)
-    with pytest.raises(TsugikiError, match="new: No space left"):
-        copy_into_library(source, library)
-    assert sorted(path.name for path in library.iterdir()) == [".lock", "b", "soseki", "漱石"]
-
-
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "a/b", "../b", "a\\b", "-rf", ".x", "a\nb", "a\x1b[2J", "a ", "x" * 101, "雨" * 99, "a.", "c:"],
 )
-def test_names_that_cannot_be(name: str, library: Path):
+def test_names_that_cannot_be(name: str):
+    with pytest.raises(TsugikiError):
+        check_name(name)
+
+
+def test_a_name_that_cannot_be_is_no_path_either(library: Path):
     for attempt in (
-        lambda: check_name(name),
-        lambda: rename_adapter("b", name, library),
-        lambda: copy_into_library(library / "b", library, name),
-        lambda: member(name, library),
-        lambda: adapter_folder(name, library),
+        lambda: rename_adapter("b", "../b", library),
+        lambda: copy_into_library(library / "b", library, "../b"),
+        lambda: member("../b", library),
+        lambda: adapter_folder("../b", library),
     ):
         with pytest.raises(TsugikiError):
             attempt()
@@ -149,17 +138,6 @@ def test_a_link_is_removed_and_what_it_points_to_stays(library: Path, tmp_path: 
     assert contents(elsewhere) == before
 
 
-def test_half_a_removal_is_not_listed(library: Path, monkeypatch: pytest.MonkeyPatch):
-    def stop(folder: Path) -> None:
-        (folder / "adapter_config.json").unlink()
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(shutil, "rmtree", stop)
-    with pytest.raises(TsugikiError, match=r"soseki .*\.removed: Permission denied"):
-        remove_folder(library / "soseki")
-    assert names(library) == ["b", "漱石"]
-
-
 def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TSUGIKI_ADAPTERS", str(library))
     assert library_folder() == library
@@ -172,21 +150,6 @@ def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "b", 8)
     assert adapter_folder("b") == Path("b"), "a folder here comes first"
-
-
-@pytest.mark.slow
-def test_of_two_processes_that_add_the_same_name_one_is_refused(tmp_path: Path):
-    library = tmp_path / "library"
-    sources = [write(tmp_path / str(number), number) for number in range(3)]
-    processes = [start(copy_into_library, source, library, "same", output=source / "out.txt") for source in sources]
-    outcomes = [process.wait() for process in processes]
-    assert sorted(status for status, _ in outcomes) == [0, 1, 1]
-    for status, printed in outcomes:
-        assert (status == 0) == (printed == "")
-        assert status == 0 or "'same' is in the library" in printed.splitlines()[-1]
-    added = sources[[status for status, _ in outcomes].index(0)]
-    assert (library / "same" / ADAPTER_FILE).read_bytes() == (added / ADAPTER_FILE).read_bytes()
-    assert sorted(path.name for path in library.iterdir()) == [".lock", "same"]
 
 
 def test_the_tokenizer_of_new_words_is_copied(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`tsugiki.json`: written, read, and read as Tsugiki 0.1 wrote it."""
+"""`tsugiki.json`: written and read."""
 
 import json
 from pathlib import Path
@@ -34,28 +34,6 @@ def test_a_folder_without_it_has_empty_metadata(tmp_path: Path):
 def test_names_that_are_no_unicode_are_written(tmp_path: Path):
     write_metadata(tmp_path, Metadata(base=BaseReference(name="\udcff/base")))
     assert read_metadata(tmp_path).base.name == "?/base"
-
-
-def test_version_1_is_read(tmp_path: Path):
-    base = {"name": "base", "fingerprint": "sha256:2"}
-    made = {"operation": "scale", "by": -1.0, "from": [{"name": "a", "weights": "sha256:1"}]}
-    found = read(tmp_path, {"format": 1, "base": base, "adapter": {"freeze_A": True}, "made": made})
-    assert found.base == BaseReference(**base)
-    assert found.method_config == {"freeze_A": True}
-    assert found.provenance == Provenance(
-        operation="scale", sources=(Source(name="a", weights="sha256:1"),), settings={"by": -1.0}
-    )
-
-
-def test_an_import_and_a_merge_of_version_1_are_read(tmp_path: Path):
-    base = {"name": "base", "fingerprint": None}
-    imported = read(tmp_path, {"format": 1, "base": base, "made": {"imported from": "a.gguf"}}).provenance
-    assert imported == Provenance(operation="import", sources=(Source(name="a.gguf"),))
-    adapters = [{"name": "a", "weights": "sha256:1", "peft_type": "LORA", "weight": 1.0}]
-    merged = read(tmp_path, {"format": 1, "merged": {"base": base, "adapters": adapters}, "figures": {"x": 1}})
-    assert merged.base.name == "base"
-    assert merged.provenance == Provenance(operation="merge", sources=(Source(**adapters[0]),))
-    assert merged.figures == {"x": 1}
 
 
 @pytest.mark.parametrize(

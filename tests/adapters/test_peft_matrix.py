@@ -28,6 +28,17 @@ SHORT = [
     "gemma3_text: lora, tokens, tying ensured",
     "t5: lora, tokens by name",
     "gpt2: lora, lora_bias",
+    "gpt2: lora, all-linear",
+    "gpt2: lora, rslora, rank_pattern",
+    "gpt2: lora, alpha_pattern",
+    "gpt2: lora, bias lora_only",
+    "gpt2: lora, exclude by expression",
+    "llama: lora, rank_pattern",
+    "llama: lora, embedding and head",
+    "llama: lora, layers_to_transform",
+    "gemma3_text: lora, a regular expression",
+    "gemma3_text: lora, exclude by name",
+    "gemma3_text: lora, embedding",
 ]
 """Cases that are equal in both directions."""
 

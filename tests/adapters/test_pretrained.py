@@ -1,6 +1,5 @@
 import copy
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,6 @@ def test_only_a_checkpoint_has_the_second_name(tmp_path: Path):
         assert os.path.samefile(*(tmp_path / "checkpoint-1" / f"{n}.safetensors" for n in ("model", "adapter_model")))
 
 
-def test_without_hard_links_it_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
-    grafted(tiny_model(), LoraConfig()).save_pretrained(tmp_path / "checkpoint-1")
-    one, other = (tmp_path / "checkpoint-1" / f"{name}.safetensors" for name in ("model", "adapter_model"))
-    assert one.read_bytes() == other.read_bytes()
-
-
 def test_transformers_and_peft_load_a_checkpoint_as_an_adapter(tmp_path: Path):
     base = save_tiny(tmp_path / "base", "llama")
     from transformers import AutoModelForCausalLM
@@ -130,14 +122,6 @@ def test_a_copy_of_the_model_saves_its_own_adapter(tmp_path: Path):
     before = logits(model)
     twin.load_state_dict(load_file(tmp_path / "twin/adapter_model.safetensors"), strict=False)
     assert torch.equal(logits(model), before)
-
-
-def test_a_pickled_copy_saves_its_own_adapter(tmp_path: Path):
-    model = grafted(tiny_model(), LoraConfig())
-    twin = shake(pickle.loads(pickle.dumps(model)), seed=5)
-    twin.save_pretrained(tmp_path / "twin")
-    save_adapter(twin, tmp_path / "expected")
-    assert same_files(tmp_path / "twin", tmp_path / "expected")
 
 
 def test_a_compiled_model_that_trainer_was_given_has_no_second_name(tmp_path: Path):

@@ -31,8 +31,9 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("given", [{}, {"r": 4}, {"r": 9}])
-@pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    ("method", "given"), [("lora", {}), ("lora", {"r": 4}), ("rslora", {"r": 9}), ("dora", {"r": 9})]
+)
 def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str, Any], tmp_path: Path):
     lora = {**LORA, "target_modules": ["c_attn"]} if method == "dora" else LORA
     folder = train(run_config(tmp_path, "first", method=method, lora=lora, base_dtype="fp32")).folder()

@@ -1,7 +1,7 @@
 """Quantised bases are kept on the disk: the second start gives the same model, and whatever is wrong ends well."""
 
 import errno
-import shutil
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -12,11 +12,10 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.base.test_packed import _pack
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base import LIMIT_VARIABLE, entries, load_model, quantized_cache, streaming
-from tsugiki.io import cache_folder, folder_size
+from tsugiki.io import cache, cache_folder, folder_size
 from tsugiki.lowbit import count_parameters
 
 
@@ -93,23 +92,10 @@ def test_a_damaged_entry_is_said_and_made_again(damage: Any, folder: str, monkey
     content = path.read_bytes()
     path.unlink()  # another inode, because the first one may still be mapped
     path.write_bytes(damage(content))
+    cache._check.cache_clear()
     with pytest.warns(UserWarning, match=f"{quantized_cache._WEIGHTS}.*again"):
         assert torch.equal(logits(load_model(folder, "nf4")), expected)
     assert torch.equal(logits(_from_cache(folder, "nf4", monkeypatch)), expected)
-
-
-def test_an_entry_of_another_model_is_made_again(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    expected = logits(load_model(folder, "int8"))
-    (entry,) = entries()
-    other = tmp_path / "other"
-    tiny_model("llama", seed=1, vocab_size=257).save_pretrained(other)
-    load_model(str(other), "int8")
-    (foreign,) = [path for path in entries() if path != entry]
-    shutil.rmtree(entry)
-    shutil.copytree(foreign, entry)
-    with pytest.warns(UserWarning, match=f"{entry.name} holds another model; the model is quantised again"):
-        assert torch.equal(logits(load_model(folder, "int8")), expected)
-    assert torch.equal(logits(_from_cache(folder, "int8", monkeypatch)), expected)
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_left(folder: str, monkeypatch: pytest.MonkeyPatch):
@@ -124,8 +110,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(folder: str, monkeypatch: p
     assert _left() == []
     usage = type("usage", (), {"free": 100})
     with monkeypatch.context() as patch:
-        patch.setattr(quantized_cache.shutil, "disk_usage", lambda path: usage)
-        with pytest.warns(UserWarning, match=r"not kept.*0.1 kB left"):
+        patch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+        with pytest.warns(UserWarning, match=r"not kept.*0.1 kB"):
             load_model(folder, "int8")
     assert _left() == []
 
@@ -134,7 +120,7 @@ def test_what_was_not_used_for_the_longest_time_makes_room(tmp_path: Path, monke
     folders = [save_tiny(tmp_path / name, "llama") for name in ("one", "two", "three")]
     for number, name in enumerate(folders[:2]):
         load_model(name, "int8")
-        quantized_cache.os.utime(entries()[-1], (number, number))
+        os.utime(entries()[-1], (number, number))
     one, two = entries()
     _from_cache(folders[0], "int8", monkeypatch)  # now `two` is the older one
     monkeypatch.setenv(LIMIT_VARIABLE, str(2.5 * folder_size(one) / 1e9))
@@ -158,11 +144,3 @@ def test_nothing_is_kept_where_it_is_not_wanted(folder: str, monkeypatch: pytest
     monkeypatch.setenv(LIMIT_VARIABLE, "much")
     with pytest.raises(TsugikiError, match="much"):
         load_model(folder, "int8")
-
-
-def test_a_model_that_is_unpacked_first_is_kept_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _pack(tiny_model("llama", hidden_size=32, intermediate_size=64), tmp_path, "fp8")
-    first, second = load_model(str(tmp_path), "int8"), _from_cache(str(tmp_path), "int8", monkeypatch)
-    assert torch.equal(logits(first), logits(second))
-    assert first.config.to_dict() == second.config.to_dict()
-    assert "Int8Linear" in str(second)

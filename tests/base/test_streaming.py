@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
@@ -98,9 +99,7 @@ def _save_as_bitsandbytes(model: Any, folder: Path, nested: bool = True) -> None
         )
         tensors |= {name: codes, **{f"{name}.{key}": t for key, t in state.as_dict(packed=True).items()}}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    path = folder / "config.json"
-    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+    _set_quantization(folder, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -141,6 +140,56 @@ def test_a_damaged_checkpoint_of_bitsandbytes_is_one_line(key: str, change: Any,
     save_file({**tensors, name: change(tensors[name]).contiguous()}, path)
     with pytest.raises(TsugikiError, match=r"layers.0.mlp.up_proj"):
         load_model(str(tmp_path), "nf4")
+
+
+def _set_quantization(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+
+
+def test_transformers_dequantises_fp8(tmp_path: Path):
+    model = tiny_model("llama", hidden_size=64, intermediate_size=64, head_dim=16)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for key in [key for key in tensors if "_proj" in key]:
+        scale = torch.rand(tensors[key].shape[0] // 16, tensors[key].shape[1] // 16) / 100 + 0.01
+        each = scale.repeat_interleave(16, 0).repeat_interleave(16, 1)
+        codes = (tensors[key] / each).to(torch.float8_e4m3fn)
+        model.get_parameter(key).data = codes.float() * each
+        tensors |= {key: codes, f"{key}_scale_inv": scale}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _set_quantization(tmp_path, {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"})
+    loaded = load_model(str(tmp_path), "fp32")
+    assert torch.equal(logits(loaded), logits(model))
+    assert getattr(loaded.config, "quantization_config", None) is None
+    assert isinstance(load_model(str(tmp_path), "nf4").model.layers[0].mlp.up_proj, Nf4Linear)
+
+
+def test_transformers_dequantises_mxfp4(tmp_path: Path):
+    config = GptOssConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"],
+        pad_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GptOssForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for key in [key for key in tensors if key.endswith(("gate_up_proj", "down_proj"))]:
+        experts, width, out = tensors.pop(key).shape
+        tensors[f"{key}_blocks"] = torch.full((experts, out, width // 32, 16), 0x22, dtype=torch.uint8)  # the code of 1
+        tensors[f"{key}_scales"] = torch.full((experts, out, width // 32), 124, dtype=torch.uint8)  # 2 ** -3
+        model.get_parameter(key).data.fill_(0.125)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    _set_quantization(tmp_path, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    assert torch.allclose(logits(load_model(str(tmp_path), "fp32")), logits(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
+def test_other_formats_are_refused_by_name(method: str, tmp_path: Path):
+    folder = Path(save_tiny(tmp_path / "base", "llama"))
+    _set_quantization(folder, {"quant_method": method, "load_in_8bit": True})
+    with pytest.raises(TsugikiError, match=method):
+        load_model(str(folder), "nf4")
 
 
 _CHILD = """if True:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.bench import BenchmarkEntry, Measurement, Workload, measure
+from tsugiki.bench import BenchmarkEntry, EntryFailed, EntryProcess, Measurement, Workload, measure
 
 MODULE = """
 import os, resource, signal, sys
@@ -76,3 +76,13 @@ def test_each_failure_is_one_line_and_the_others_are_measured(module: str):
     assert not any("\n" in line for line in shown)
     assert found["absent"].problem == "not installed (pip install 'tsugiki[bench]')"
     assert (found["trains"].problem, len(found["trains"].seconds)) == (None, 1)
+
+
+@pytest.mark.slow
+def test_a_process_does_not_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for module in ("json", "torch"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(EntryFailed, match="tsugiki.nothing"):
+        EntryProcess("any", BenchmarkEntry("", "tsugiki.nothing:none"), Workload("any"))
+    assert not (tmp_path / "ran").exists()

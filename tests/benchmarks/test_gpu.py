@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,41 +51,3 @@ def test_wrong_losses_fail(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpu, "in_process", directly)
     monkeypatch.setattr(gpu, "run_losses", lambda device, dtypes, steps: found[device])
     assert [row[-1] for row in gpu.compare_losses("auto", 2, "").rows] == ["–", "no", "yes"]
-
-
-def test_idle_time_of_a_device():
-    assert gpu.busy_time([gpu.Span(5, 7), gpu.Span(0, 4), gpu.Span(1, 2), gpu.Span(3, 6)]) == 7
-
-    def event(name: str, device: str, start: float, end: float, annotation: bool = False) -> SimpleNamespace:
-        kind, times = SimpleNamespace(name=device), SimpleNamespace(start=start, end=end)
-        return SimpleNamespace(name=name, device_type=kind, time_range=times, is_user_annotation=annotation)
-
-    events = [
-        event("aten::mm", "CPU", 0, 900_000),
-        event("gemm", "CUDA", 100_000, 300_000),
-        event("softmax", "CUDA", 300_000, 400_000),
-        event("Optimizer.step", "CUDA", 0, 1_000_000, annotation=True),
-        event("cudaStreamSynchronize", "CPU", 900_000, 1_000_000),
-    ]
-    averages = [
-        SimpleNamespace(key="gemm", count=1, self_device_time_total=200_000),
-        SimpleNamespace(key="softmax", count=1, self_device_time_total=100_000),
-    ]
-    profiler = SimpleNamespace(events=lambda: events, key_averages=lambda: averages)
-    assert [row[1] for row in gpu.profile_rows(profiler, 1.0)] == [
-        "1.000 s",
-        "2",
-        "70%",
-        "1",
-        "200.0 ms, 67%, 1 calls",
-        "100.0 ms, 33%, 1 calls",
-    ]
-
-
-def test_entries_are_left_out_when_the_time_is_over():
-    results = gpu.measure_entries({"unsloth": gpu.ENTRIES["unsloth"]}, gpu.Workload("embedded"), 1, 0.0, "")
-    assert "--minutes" in (results.rows[0].problem or "")
-
-
-def test_a_part_runs_in_its_own_process():
-    assert gpu.in_process(os.getpid) != os.getpid()

@@ -1,17 +1,16 @@
 """The measurement of how cost grows: what it skips, what it runs, and the table and plot of what was found."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from benchmarks.figures import Figures
-from benchmarks.growth import PANELS, Measured, Point
+from benchmarks.growth import PANELS
 
 from benchmarks import growth
-from tsugiki.bench import SHAPES, BenchmarkEntry, EntryFailed, Workload, load_function
-from tsugiki.io import read_json, write_json
+from tsugiki.bench import BenchmarkEntry, EntryFailed, Workload, load_function
+from tsugiki.io import read_json
 
 GB = 10**9
 
@@ -85,42 +84,3 @@ def test_one_panel_and_what_its_processes_are_given(run, without_plots, tmp_path
     attention = [entry.function.rpartition(":")[2] for name, entry, _ in started if name == "PEFT"]
     assert attention == ["peft_bf16"] + ["peft_bf16_eager"] * (len(attention) - 1), "it is tried once for a row length"
     assert len(read_json(tmp_path / "out" / "points.json")["points"]) == len(started)
-
-
-def test_of_two_measurements_the_faster_one_counts(run, without_plots, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def speeds() -> list[float]:
-        return [found.speed or 0.0 for found in growth._read(tmp_path / "out" / "points.json").values()]
-
-    def step(self: Fake) -> dict[str, Any]:
-        return {"seconds": 0.5 if self.name == "PEFT" else 4.0, "peak": GB}
-
-    assert len(run("--only", "threads")) == 4
-    assert speeds() == [512.0, 1024.0] * 2
-    monkeypatch.setattr(Fake, "step", step)
-    assert len(run("--only", "threads", "--again")) == 4
-    assert speeds() == [2048.0, 1024.0] * 2
-
-
-def test_long_rows_use_sdpa(run, without_plots):
-    functions = {
-        w.length: e.function.rpartition(":")[2] for name, e, w in run("--only", "row-length") if name == "PEFT"
-    }
-    assert {functions[length] for length in (2048, 4096, 8192)} == {"peft_bf16_sdpa"}
-
-
-def test_what_was_measured_is_read_back(tmp_path: Path):
-    one = Measured(Point(target_modules=("q_proj",)), "PEFT", "eager", [1.0, 3.0], 1, 2)
-    write_json(tmp_path / "points.json", {"points": [asdict(one)]})
-    assert growth._read(tmp_path / "points.json") == {(one.point, "PEFT"): one}
-    assert one.speed == 512
-
-
-def test_lines_are_drawn_from_left_to_right():
-    found = {(point, "Tsugiki"): Measured(point, "Tsugiki", None, [1.0], 1, GB) for point in PANELS["model"]}
-    sizes = [x for x, _ in growth._panels(found)[0].lines[1].speeds]
-    assert len(sizes) == len(PANELS["model"])
-    assert sizes == sorted(sizes)
-
-
-def test_the_models_are_known():
-    assert {point.model for panel in PANELS.values() for point in panel} <= {"embedded", *SHAPES}

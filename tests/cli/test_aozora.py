@@ -10,8 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from tests.cli.imports import output_without
-from tests.data.aozora.samples import ROWS, index_csv, make_mirror, work_zip
-from tests.data.aozora.test_text import zipped
+from tests.data.read.aozora.samples import ROWS, index_csv, make_mirror, work_zip
+from tests.data.read.aozora.test_text import zipped
 from tsugiki.cli import aozora_command
 from tsugiki.data import INDEX
 from tsugiki.errors import TsugikiError

@@ -67,7 +67,6 @@ def test_generation_and_names(base: str, run, fast, tmp_path: Path):
         (("--rounds", "0"), "--rounds"),
         (("--length", "2000"), "--length is 2000, but the context of"),
         (("--out", "text.txt"), "text.txt is a file"),
-        (("--model", "qwen3-1.7b", "--entries", "chapter"), "measured in bfloat16 and int8 only"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, base: str, run, fast):

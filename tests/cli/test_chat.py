@@ -11,8 +11,8 @@ import pytest
 
 from tests.runs import TRAIN
 from tests.tiny import save_tiny
-from tsugiki.training import prompt_tokens
-from tsugiki.training.evaluation import sample as sample_module
+from tsugiki.generation import prompt_tokens
+from tsugiki.generation import texts as sample_module
 
 TOKENS = ("--max-new-tokens", "6")
 

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from tests.tiny import store_of
 from tsugiki import TsugikiError
 from tsugiki.data import Blocks, Segment, best_fit, pack
-from tsugiki.data import blocks as blocks_module
 from tsugiki.model import IGNORE_INDEX
 
 
@@ -49,15 +48,6 @@ def test_every_token_but_the_first_is_a_label_once_with_its_own_context(block: i
     assert blocks.split_records == sum(length > block for length in LENGTHS)
     if not share_rows:
         assert all(len(blocks.row(i)) == 1 for i in range(len(blocks)))
-
-
-def test_records_are_taken_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    store = store_of(numbered(LENGTHS), prompts={1: 1, 4: 3})
-    whole = pack(store, np.arange(len(LENGTHS)), 8, pad=0)
-    monkeypatch.setattr(blocks_module, "_RECORDS", 3)
-    parts = pack(store, np.arange(len(LENGTHS)), 8, pad=0)
-    assert [parts.row(row) for row in range(len(parts))] == [whole.row(row) for row in range(len(whole))]
-    assert parts.target_tokens == whole.target_tokens
 
 
 def test_a_segment_names_its_record_and_whether_it_begins_and_ends_there():
@@ -113,22 +103,7 @@ def plain_best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_best_fit_keeps_every_item_within_the_capacity(seed: int):
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, 65, size=200).tolist()
-    bins = bins_of(lengths, 64)
-    assert sorted(item for one in bins for item in one) == list(range(200))
-    fills = [sum(lengths[item] for item in one) for one in bins]
-    assert max(fills) <= 64
-    assert len(bins) <= sum(lengths) / 64 * 1.1 + 1, "within a tenth of what the tokens alone need"
-
-
-def test_best_fit_chooses_the_bin_with_the_least_room():
-    assert bins_of([6, 5, 4, 3], 9) == [[0, 3], [1, 2]]
-
-
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(40))
 def test_best_fit_is_that_of_a_plain_loop(seed: int):
     generator = np.random.default_rng(seed)
     capacity = int(generator.choice([2, 5, 16, 64, 512]))
@@ -145,7 +120,7 @@ def digest(rows: Any) -> str:
     return total.hexdigest()
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_blocks_are_the_same_on_any_number_of_workers(workers: int):
     def make() -> Blocks:
         return pack(store_of(numbered(LENGTHS), prompts={2: 3}), np.arange(len(LENGTHS)), 16, pad=0)

@@ -15,6 +15,7 @@ from tsugiki.data import (
     Message,
     chat,
     encode_records,
+    prompt_text,
     read_template,
     render,
 )
@@ -161,14 +162,6 @@ def test_template_text_after_an_answer_does_not_count():
     assert tokenizer.decode(ids) == "the end end end<|endoftext|>"
 
 
-def test_the_longest_matching_token_ends_the_turn():
-    template = SHAPES["zephyr"].template.replace("{{ eos_token }}", "<end><of turn>")
-    tokenizer = tokenizer_of(Shape(template, ("<end>", "<end><of turn>"), "", ""))
-    rendering = render(read_template(tokenizer, ""), conversation(("user", "a"), ("assistant", "b")), "all")
-    ((start, stop),) = rendering.spans
-    assert rendering.text[start:stop] == "b<end><of turn>"
-
-
 def test_an_added_token_that_is_not_special_ends_the_turn():
     tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template, (), "", ""))
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "\n"])
@@ -301,3 +294,28 @@ def test_a_tokenizer_without_template_or_without_end():
     tokenizer.eos_token = None
     with pytest.raises(TsugikiError, match="talk.jsonl:1: turn 2 "):
         encode_records(tokenizer, [record], "all")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{" + "(" * 5000 + ")" * 5000 + "}}",
+        "{{ raise_exception('a\n' * 9999) }}",
+        "{{ 'a' * 10_000_001 }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% include '/etc/passwd' %}",
+    ],
+    ids=lambda template: template[:30],
+)
+def test_a_template_that_fails_is_an_error_of_one_line(template: str):
+    tokenizer = tokenizer_of(Shape(template, (), "", ""))
+    with pytest.raises(TsugikiError, match="^a prompt: ") as caught:
+        prompt_text(read_template(tokenizer, ""), [{"role": "user", "content": "a"}])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_very_long_template_is_refused():
+    with pytest.raises(TsugikiError, match="1,000,000"):
+        read_template(tokenizer_of(Shape("{# #}" * 200_001, (), "", "")), "")

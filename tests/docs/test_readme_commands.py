@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.aozora.samples import ROOT as AOZORA
-from tests.data.aozora.samples import work_zip
+from tests.data.read.aozora.samples import ROOT as AOZORA
+from tests.data.read.aozora.samples import work_zip
 from tests.tiny import TEXT, save_tiny
 from tsugiki.cli.main import main
 

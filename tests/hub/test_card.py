@@ -11,6 +11,7 @@ from tests.report import pages
 from tsugiki import LoraConfig
 from tsugiki.adapters import BaseReference, Provenance
 from tsugiki.hub import CardData, is_own_card, model_card
+from tsugiki.language import speaking
 from tsugiki.methods import BottleneckConfig
 from tsugiki.training import RunRecord
 
@@ -112,7 +113,7 @@ def test_the_page_tells_the_run():
     ]
     page = page_of(card)
     (low, high), (least, most) = (entry.loss_interval for entry in record().evaluations if entry.loss_interval)
-    loss = f"| loss (nats per token) | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] |"
+    loss = f"| loss | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] | -25.0% |"
     assert loss in page
     assert "| perplexity | 54.60 [" in page
     assert "Values in brackets are 95 %" in page
@@ -149,6 +150,12 @@ def test_what_a_model_wrote_stays_in_its_block(text: str):
     assert "\x1b" not in card
     for line in (line for line in text.splitlines() if line.isascii() and line.isprintable()):
         assert line in shown
+
+
+def test_the_card_is_in_english_for_every_user():
+    english = model_card(described())
+    with speaking("ja"):
+        assert model_card(described()) == english
 
 
 def test_a_card_that_was_edited_is_not_its_own():
@@ -197,12 +204,6 @@ def test_methods_that_peft_has_not():
     assert "tsugiki merge" not in page  # nor can it be merged
 
 
-def test_llama_cpp_is_offered_what_it_takes_of_any_base():
-    page = page_of(model_card(described(config=LoraConfig(target_modules=["c_attn", "lm_head"]))))
-    assert "llama-cli" not in page
-    assert "tsugiki export soseki --merged --gguf soseki.gguf" in page
-
-
 def test_what_is_not_known_is_not_said():
     card = model_card(
         described(record=None, base=BaseReference(name=None, fingerprint=None), license_id=None, languages=[])
@@ -219,8 +220,3 @@ def test_the_embedded_base_is_no_repository():
     card = model_card(described(base=BaseReference(name="embedded", fingerprint="sha256:123")))
     assert "base_model" not in ModelCard(card).data.to_dict()
     assert 'load_model("embedded")' in page_of(card)
-
-
-def test_figures_that_are_no_numbers_are_left_out():
-    infinite = record(evaluations=[evaluation(0, 4.0), evaluation(8, math.inf, perplexity=math.inf)])
-    assert "model-index" not in ModelCard(model_card(described(record=infinite))).data.to_dict()

@@ -1,13 +1,11 @@
 """Push and pull against a hub on this machine, through huggingface_hub itself."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.hub_server import READER, HubServer
 from tests.tiny import logits, save_grafted, tiny_model
@@ -123,13 +121,8 @@ def test_a_change_meanwhile_is_not_overwritten(hub: HubServer, tmp_path: Path):
     [
         ("/repos/create", 401, "token.*hf auth login"),
         ("/repos/create", 403, "me/it.*write access"),
-        ("/repos/create", 500, "500"),
         ("/api/models/me/it", 404, "me/it"),
-        ("/preupload/", 403, "me/it.*write access"),
-        ("/objects/batch", 500, "500"),
-        ("/lfs/", 503, "503"),
         ("/commit/", 409, "me/it.*again"),
-        ("/commit/", 500, "500"),
         ("/commit/", 429, "minutes"),
     ],
 )
@@ -162,7 +155,7 @@ def test_a_token_that_may_only_read(hub: HubServer, tmp_path: Path, monkeypatch:
     assert hub.repositories == {}
 
 
-@pytest.mark.parametrize("repo_id", ["it", "me/../it", "me/it/there", "me/-it", "../it", "me/it.git", "", "me/日本"])
+@pytest.mark.parametrize("repo_id", ["it", "me/../it", "me/it/there", "", "me/日本"])
 def test_names_that_cannot_be_are_not_asked_for(repo_id: str, hub: HubServer, tmp_path: Path):
     with pytest.raises(TsugikiError, match="USER/NAME"):
         push({}, repo_id, may_replace_card=nobody_minds)
@@ -177,34 +170,21 @@ def adapter_files(tmp_path: Path, **changed: bytes | None) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if content is not None}
 
 
-def _with_nan(tmp_path: Path) -> bytes:
-    saved(tmp_path / "nan")
-    tensors = load_file(tmp_path / "nan" / "adapter_model.safetensors")
-    next(iter(tensors.values()))[0, 0] = torch.nan
-    save_file(tensors, tmp_path / "nan.safetensors")
-    return (tmp_path / "nan.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({ADAPTER_CONFIG_FILE: None, "config.json": b"{}"}, "me/it.*--model"),
         ({ADAPTER_CONFIG_FILE: None}, f"me/it.*{ADAPTER_CONFIG_FILE}"),
-        ({ADAPTER_FILE: None}, f"me/it has no {ADAPTER_FILE}$"),
         ({ADAPTER_FILE: None, "adapter_model.bin": b"\x80"}, "adapter_model.bin.*safetensors"),
-        ({ADAPTER_CONFIG_FILE: b"[]"}, f"me/it.*{ADAPTER_CONFIG_FILE}.*JSON"),
         (
             {ADAPTER_CONFIG_FILE: b'{"peft_type": "LOHA"}'},
             f"me/it.*{ADAPTER_CONFIG_FILE}.*peft_type.*'LOHA'",
         ),
-        ({ADAPTER_CONFIG_FILE: b'{"peft_type": "LORA", "use_new": 3}'}, "use_new=3"),
         ({ADAPTER_FILE: b"\x10\0\0\0\0\0\0\0{"}, f"me/it.*{ADAPTER_FILE}"),
-        ({ADAPTER_FILE: _with_nan}, "finite"),
     ],
 )
 def test_what_is_no_whole_adapter_is_not_pulled(changed: dict[str, Any], said: str, hub: HubServer, tmp_path: Path):
-    made = {name: content(tmp_path) if callable(content) else content for name, content in changed.items()}
-    hub.add("me/it", adapter_files(tmp_path, **made, **{METADATA_FILE: None}))
+    hub.add("me/it", adapter_files(tmp_path, **changed, **{METADATA_FILE: None}))
     (tmp_path / "library").mkdir()
     with pytest.raises(TsugikiError, match=said):
         pull("me/it", tmp_path / "library" / "b")
@@ -227,19 +207,6 @@ def test_what_was_cut_short_is_not_there(name: str, hub: HubServer, tmp_path: Pa
     hub.cut.add(name)
     (tmp_path / "library").mkdir()
     with pytest.raises(TsugikiError, match=f"me/it.*again|{ADAPTER_CONFIG_FILE}.*JSON"):
-        pull("me/it", tmp_path / "library" / "b")
-    assert list((tmp_path / "library").iterdir()) == []
-
-
-def test_an_interrupted_pull_leaves_nothing(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    hub.add("me/it", adapter_files(tmp_path))
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tsugiki.hub.client.find_problems", interrupt)
-    (tmp_path / "library").mkdir()
-    with pytest.raises(KeyboardInterrupt):
         pull("me/it", tmp_path / "library" / "b")
     assert list((tmp_path / "library").iterdir()) == []
 
@@ -274,24 +241,16 @@ def test_revisions_and_repositories_that_are_not_there(hub: HubServer, tmp_path:
     assert not (tmp_path / "b").exists()
 
 
-def test_a_hub_that_is_none_or_away(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_is_away(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TsugikiError, match="http://127.0.0.1:9 "):
         pull("me/it", tmp_path / "b")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"{hub.url}/lfs")
-    hub.objects["api/models/me/it"] = b"<html>a login page</html>"
-    with pytest.raises(TsugikiError, match=hub.url):
-        pull("me/it", tmp_path / "b")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(TsugikiError, match="HF_HUB_OFFLINE|127.0.0.1"):
-        pull("me/it", tmp_path / "b")
 
 
-def test_no_adapter_among_a_models_files(hub: HubServer, tmp_path: Path):
-    saved(tmp_path / "a")
+def test_a_repository_of_a_model_gets_no_adapter(hub: HubServer, tmp_path: Path):
     hub.add("me/model", {"config.json": b"{}", "model.safetensors": b""})
     with pytest.raises(TsugikiError, match="me/model .* model"):
-        push(files_of(tmp_path / "a"), "me/model", may_replace_card=nobody_minds)
+        push(adapter_files(tmp_path), "me/model", may_replace_card=nobody_minds)
     assert set(hub.repositories["me/model"].files) == {"config.json", "model.safetensors"}
 
 
@@ -308,26 +267,3 @@ def test_bases_are_looked_up(hub: HubServer):
     refuse_unknown_base("them/base")
     with pytest.raises(TsugikiError, match="them/typo.*--base"):
         refuse_unknown_base("them/typo")
-
-
-def test_the_record_is_among_the_files():
-    assert RECORD_FILE in HUB_FILES
-
-
-def test_a_full_disk_is_said(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    hub.add("me/it", adapter_files(tmp_path))
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("huggingface_hub.file_download._chmod_and_move", full)
-    with pytest.raises(TsugikiError, match="No space left"):
-        pull("me/it", tmp_path / "b")
-    assert not (tmp_path / "b").exists()
-
-
-def test_the_config_is_sent_as_it_is_given(hub: HubServer, tmp_path: Path):
-    saved(tmp_path / "a")
-    files = {**files_of(tmp_path / "a"), ADAPTER_CONFIG_FILE: json.dumps({"peft_type": "LORA"}).encode()}
-    push(files, "me/it", may_replace_card=nobody_minds)
-    assert json.loads(hub.repositories["me/it"].files[ADAPTER_CONFIG_FILE]) == {"peft_type": "LORA"}

@@ -32,9 +32,5 @@ def test_a_block_is_the_text(text: str):
     assert (block.type, block.info, block.content) == ("fence", "text", f"{text}\n")
 
 
-def test_nothing_is_a_dash():
-    assert code_span(" \n") == "`–`"
-
-
 def test_control_characters_are_replaced():
     assert fenced("a\r\nb\x1b[0m\ud800") == "```\na\nb\N{REPLACEMENT CHARACTER}[0m\N{REPLACEMENT CHARACTER}\n```"

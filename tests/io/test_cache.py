@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.io import cache, cache_folder, read_kept, write_kept
+from tsugiki.io import cache, cache_folder, has_entry, kept, new_entry
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="users and modes are those of POSIX")
 
@@ -59,14 +59,52 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: 
     assert cache_folder("tokens") == tmp_path / "file" / "tsugiki" / "tokens"
 
 
-def test_a_value_belongs_to_its_key(tmp_path: Path):
-    one, other = tmp_path / "a" / "one.json", tmp_path / "a" / "other.json"
-    write_kept(one, "one", 1)
-    write_kept(other, "other", ["sha256:12"])
-    assert (read_kept(one, "one"), read_kept(other, "other")) == (1, ["sha256:12"])
-    assert read_kept(tmp_path / "missing.json", "one") is None
-    shutil.copy(other, one)
-    assert read_kept(one, "one") is None
-    for damaged in ("", "[]", "{}", other.read_text().replace("sha256:12", "sha256:13")):
-        other.write_text(damaged)
-        assert read_kept(other, "other") is None
+@pytest.fixture
+def computed() -> list[int]:
+    return []
+
+
+def test_a_value_is_computed_once_for_its_key(root: Path, computed: list[int]):
+    def kept_value(key: str) -> object:
+        return kept("times", key, lambda: computed.append(1) or {"a": 0.5})
+
+    assert [kept_value("one"), kept_value("one"), kept_value("other")] == [{"a": 0.5}] * 3
+    assert len(computed) == 2
+    one, other = sorted((root / "times").glob("*.json"))
+    for damaged in ("", "[]", "{}", other.read_text(), one.read_text().replace("0.5", "0.6")):
+        one.write_text(damaged)
+        before = len(computed)
+        assert [kept_value("one"), kept_value("other")] == [{"a": 0.5}] * 2
+        assert len(computed) == before + 1, damaged
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="everything can be written")
+def test_without_a_cache_a_value_is_computed_each_time(root: Path, computed: list[int]):
+    root.mkdir(parents=True, mode=0o500)
+    assert [kept("times", "key", lambda: computed.append(1) or 1) for _ in range(2)] == [1, 1]
+    assert len(computed) == 2
+
+
+def test_an_entry_is_whole_or_made_again(root: Path):
+    folder = root / "models" / "one-1"
+
+    def write() -> None:
+        cache._check.cache_clear()
+        with new_entry(folder, {"model": "a"}) as temporary:
+            (temporary / "weights").write_text("12345")
+
+    assert not has_entry(folder)
+    old = root / "models" / "one-0"
+    for path in (old, root / "models" / "other-0", root / "models" / ".one-1.01234567.part"):
+        path.mkdir(parents=True)
+    write()
+    assert has_entry(folder)
+    assert sorted(path.name for path in (root / "models").iterdir()) == ["one-1", "other-0"]
+    (folder / "weights").write_text("12346")
+    cache._check.cache_clear()
+    with pytest.warns(UserWarning, match="weights has changed.*made again"):
+        assert not has_entry(folder)
+    write()
+    shutil.copytree(folder, old)
+    with pytest.warns(UserWarning, match="one-0 holds another model.*made again"):
+        assert not has_entry(old)

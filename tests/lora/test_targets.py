@@ -24,7 +24,7 @@ from tsugiki.model import ARCHITECTURES, Architecture
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_without_targets_the_row_decides_or_else_the_structure(kind: str):
+def test_without_targets_the_row_decides_or_else_the_rule(kind: str):
     model = tiny_model(kind)
     row = ARCHITECTURES.get(kind, Architecture()).target_modules
     expected = {

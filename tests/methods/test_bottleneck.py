@@ -17,6 +17,7 @@ from tests.lifecycle import assert_lifecycle
 from tests.methods import adapterhub
 from tests.runs import assert_resumes, run_config
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
+from tests.tiny_types import inputs_for, tiny_of
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -31,9 +32,9 @@ from tsugiki import (
 )
 from tsugiki.fast import use_fast_paths, use_fused_modules
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.lora import is_grafted, remove_adapter
+from tsugiki.lora import is_grafted, remove_adapter, sublayers_of
 from tsugiki.lowbit import quantize
-from tsugiki.methods import METHODS, NON_LINEARITIES, Bottleneck, BottleneckConfig, places_of
+from tsugiki.methods import METHODS, NON_LINEARITIES, Bottleneck, BottleneckConfig
 from tsugiki.training import train
 
 METHOD_NAMES = ["houlsby", "pfeiffer"]
@@ -132,9 +133,9 @@ def test_dropout_applies_to_what_is_added_while_training():
 
 def sublayers(kind: str) -> tuple[str, str]:
     """The names of attention and feed-forward network inside a block."""
-    places = places_of(tiny_model(kind))
+    sublayers = sublayers_of(tiny_model(kind))
     attention, feedforward = (
-        re.split(r"\.0\.", names[0], maxsplit=1)[1] for names in (places.attention, places.feedforward)
+        re.split(r"\.0\.", names[0], maxsplit=1)[1] for names in (sublayers.attention, sublayers.feedforward)
     )
     return attention, feedforward
 
@@ -465,3 +466,17 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     assert whole.loss_curve[-1].loss < whole.loss_curve[0].loss
     stored = load_file(Path(config.out) / "whole" / ADAPTER_FILE)
     assert all(bool(t.any()) for t in stored.values()), "all of it moved"
+
+
+@pytest.mark.parametrize("kind", ["bert", "mixtral", "mamba"])
+def test_bottlenecks_work_without_a_row(kind: str, tmp_path: Path):
+    model = tiny_of(kind)
+    inputs = inputs_for(model)
+    base = model(**inputs).logits.detach()
+    adapter = active_adapter(graft(model, BottleneckConfig(reduction_factor=8)))
+    assert len(adapter.bottlenecks) == (1 if kind == "mamba" else 2) * model.config.num_hidden_layers
+    assert torch.equal(model(**inputs).logits, base)
+    shake(model)
+    model(**inputs).logits.sum().backward()
+    assert all(parameter.grad.any() for one in adapter.bottlenecks.values() for parameter in one.parameters())
+    save_adapter(model, tmp_path)

@@ -75,7 +75,7 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
     config = RunConfig(
         model="-", data="-", out=str(tmp_path), method="full", epochs=1, batch_size=4,
         learning_rate=1e-2, weight_decay=0.1, adam_beta2=0.9, lr_scheduler_type="warmup_stable_decay",
-        warmup_steps=1, decay_ratio=0.5, compute_dtype="fp32",
+        warmup_ratio=0.25, decay_ratio=0.5, compute_dtype="fp32",
     )  # fmt: skip
     ours = tiny_model("llama", vocab_size=257)
     prepare_model(ours, config)

@@ -17,6 +17,7 @@ from tests.adapters.folders import edit_config
 from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model, train_steps
+from tests.tiny_types import inputs_for, tiny_of
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -420,3 +421,19 @@ def test_merging_non_finite_values_is_refused_and_changes_nothing():
         with pytest.raises(TsugikiError, match="not finite.*c_attn"):
             merge(model)
         assert all(p is before[name] for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["bert", "ctrl"])
+def test_ia3_works_without_a_row_and_peft_reads_its_file(kind: str, tmp_path: Path):
+    model = tiny_of(kind)
+    inputs = inputs_for(model)
+    with torch.no_grad():
+        base = model(**inputs).logits
+        graft(model, IA3Config())
+        assert torch.equal(model(**inputs).logits, base)
+        shake(model)
+        save_adapter(model, tmp_path)
+        adapted = model(**inputs).logits
+        assert relative_error(adapted, base) > 1e-4
+        theirs = peft.PeftModel.from_pretrained(tiny_of(kind), tmp_path)
+        assert relative_error(theirs(**inputs).logits, adapted) < 1e-4

@@ -34,6 +34,7 @@ from tsugiki import (
 from tsugiki.base import load_model, load_tokenizer
 from tsugiki.data import Collator, StepBatches, pack
 from tsugiki.fast import attention, detect_document_masking, mask_documents
+from tsugiki.generation import Sampling, generate_text
 from tsugiki.io import ProgressDisplay
 from tsugiki.lora import is_grafted, remove_adapter
 from tsugiki.methods import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
@@ -41,9 +42,7 @@ from tsugiki.model import context_length, virtual_tokens
 from tsugiki.training import (
     Gradients,
     RunConfig,
-    Sampling,
     evaluate,
-    generate_text,
     load_dtype,
     pack_data,
     prepare_model,

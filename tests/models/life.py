@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from tests.tiny import by_definition, relative_error
-from tests.tiny_types import VOCABULARY, lively_model
+from tests.tiny_types import VOCABULARY, inputs_for, lively_model
 from tsugiki import (
     LoraConfig,
     active_adapter,
@@ -33,7 +33,6 @@ from tsugiki import (
 )
 from tsugiki.fast import attends_to_later_tokens, detect_document_masking, mask_documents
 from tsugiki.lora import base_alone
-from tsugiki.lora.weightless import _inputs
 from tsugiki.model import ARCHITECTURES, Architecture, matches
 
 STEPS = 6
@@ -214,7 +213,7 @@ def _reason(error: Exception) -> str:
 
 def tokens_for(model: Any) -> dict[str, Tensor]:
     """Arguments for a forward pass."""
-    inputs = _inputs(model)
+    inputs = inputs_for(model)
     generator = torch.Generator().manual_seed(2)
     for name in ("input_ids", "decoder_input_ids"):
         if name in inputs:
@@ -330,7 +329,7 @@ def kinds_of(names: Any) -> list[str]:
 
 
 def reference_targets(model: Any, inputs: dict[str, Tensor]) -> set[str]:
-    """The layers that the rule of `tsugiki.lora.structure` names, found with real weights and backward passes.
+    """The layers that `tsugiki.model.targets_by_rule` names, found with real weights and backward passes.
 
     Routers are known here by their names and by the numbers of experts in the config, and a weight that is read past
     its layer by its gradient.

@@ -62,7 +62,8 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     """Run a server until the generator is closed."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    from tsugiki.serve import Access, Engine, Limits, ServedAdapters, Server, listen, new_app
+    from tsugiki.generation import Engine, Limits
+    from tsugiki.serve import Access, ServedAdapters, Server, listen, new_app
 
     model, tokenizer = load_model(base), load_tokenizer(base)
     engine = Engine(model, Limits(**{**LIMITS, **settings.get("limits", {})}))

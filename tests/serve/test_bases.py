@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serve.test_engine import ADAPTERS, Client, alone, prompts, serving
+from tests.generation.test_engine import ADAPTERS, Client, alone, prompts, serving
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft
 from tsugiki.base import load_model

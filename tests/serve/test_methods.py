@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serve.test_engine import Client, prompts, serving
+from tests.generation.test_engine import Client, prompts, serving
 from tests.tiny import save_grafted, save_tiny
 from tsugiki import disable_adapter, mixed_batch, set_adapter
 from tsugiki.base import load_model

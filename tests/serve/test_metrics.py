@@ -7,7 +7,8 @@ import httpx2
 import pytest
 
 from tests.serve.conftest import Running
-from tsugiki.serve import Metrics, Timing
+from tsugiki.generation import Timing
+from tsugiki.serve import Metrics
 
 LINE = re.compile(r'[a-z_]+:?[a-z_0-9]+(\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\})? [0-9.e+-]+')
 
@@ -31,11 +32,11 @@ def test_times_are_in_cumulative_buckets():
         metrics.token(timing)
     metrics.ended(timing, "stop")
     metrics.ended(timing, "abort")
-    found = values(metrics.text({}))
+    found = values(metrics.text().decode())
     label = r'model_name="a\"b\\c"'
     assert found[f"vllm:prompt_tokens_total{{{label}}}"] == 7
     assert found[f"vllm:generation_tokens_total{{{label}}}"] == 3
-    assert found[f'vllm:request_success_total{{{label},finished_reason="stop"}}'] == 1
+    assert found[f'vllm:request_success_total{{finished_reason="stop",{label}}}'] == 1
     assert not any("abort" in name for name in found)
     buckets = [value for name, value in found.items() if name.startswith("vllm:inter_token_latency_seconds_bucket")]
     assert buckets == sorted(buckets)
@@ -66,7 +67,7 @@ def test_requests_are_counted_by_adapter(server: Running):
         ("vllm:e2e_request_latency_seconds_count", 3),
     ):
         assert after[name + label] - before[name + label] == more, name
-    finished = 'vllm:request_success_total{model_name="lawyer",finished_reason="length"}'
+    finished = 'vllm:request_success_total{finished_reason="length",model_name="lawyer"}'
     assert after[finished] - before[finished] == 3
     assert after['vllm:num_requests_running{model_name="base"}'] == 0
     assert after['tsugiki:kv_cache_bytes{model_name="base"}'] == 0

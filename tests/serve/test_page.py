@@ -10,10 +10,8 @@ import pytest
 from tests.serve.conftest import Running
 
 pytest.importorskip("starlette")
-from starlette.datastructures import Headers
-
 import tsugiki.serve.page as page_module
-from tsugiki.serve import ApiError, check_token, page_files
+from tsugiki.serve import page_files
 
 FOLDER = Path(page_module.__file__).with_name("page")
 SCRIPTS = sorted(FOLDER.rglob("*.js"))
@@ -59,13 +57,8 @@ def test_nothing_comes_from_elsewhere():
 def test_the_token(server: Running):
     token = re.findall(r'name="page-token" content="([\w-]{43})"', httpx2.get(server.url).text)[0]
     path = "/page/api/models"
-    check_token(token, "POST", path, Headers({"x-page-token": token}))
-    check_token(token, "GET", path, Headers({}))
-    for given in ({}, {"x-page-token": token[:-1]}, {"x-page-token": "é"}):
-        with pytest.raises(ApiError) as caught:
-            check_token(token, "POST", path, Headers(given))
-        assert caught.value.status == 403
-    for given, status in ({}, 403), ({"X-Page-Token": token}, 405):
+    wrong = {"X-Page-Token": token[:-1]}
+    for given, status in ({}, 403), (wrong, 403), ({"X-Page-Token": token}, 405):
         assert httpx2.post(server.url + path, json={}, headers=given).status_code == status
 
 

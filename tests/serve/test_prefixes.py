@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.generation.test_engine import Client, alone, model_with_adapters, prompts, serving
 from tests.serve.conftest import Running, save_adapter_of
-from tests.serve.test_engine import Client, alone, model_with_adapters, prompts, serving
 from tests.serve.test_metrics import values
 from tsugiki import load_adapter
 from tsugiki.base import load_model
-from tsugiki.serve import BLOCK, CachedRows, PrefixCache
+from tsugiki.generation import BLOCK, CachedRows, PrefixCache
 
 
 def computed_tokens(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:

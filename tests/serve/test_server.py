@@ -272,7 +272,7 @@ def test_adapters_in_memory_are_bounded_in_bytes(served_files: tuple[str, Path])
 def test_waiting_for_an_adapter_ends_and_what_is_half_loaded_is_not_lost(
     served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    from tsugiki.serve import adapters as module
+    from tsugiki.serve import served_adapters as module
 
     allowed = threading.Event()
     load = module.load_served
@@ -321,7 +321,7 @@ def test_an_adapter_that_is_asked_for_without_a_pause_makes_room(served_files: t
 def test_nothing_is_loaded_for_a_client_that_has_gone(
     served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, path: str
 ):
-    from tsugiki.serve import adapters as module
+    from tsugiki.serve import served_adapters as module
 
     begun, allowed = threading.Event(), threading.Event()
     load = module.load_served

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
-from tsugiki.serve import ScoredToken, TextStream, completion_logprobs, token_text
+from tsugiki.generation import ScoredToken, TextStream
+from tsugiki.serve import completion_logprobs, token_text
 
 FIRST_BYTES = byte_tokenizer()("x 春", add_special_tokens=False).input_ids[1:-1]
 """A space, and a character without its last byte."""

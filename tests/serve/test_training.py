@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 pytest.importorskip("starlette")
-from tests.data.aozora.samples import make_mirror
+from tests.data.read.aozora.samples import make_mirror
 from tests.serve.workspace import Place, serve_in, write_run
 from tests.tiny import TEXT
 from tsugiki.errors import TsugikiError

@@ -14,8 +14,9 @@ from tsugiki import TsugikiError
 from tsugiki.adapters import copy_into_library, saved_chat_template, with_chat_template
 from tsugiki.data import DEFAULT_TEMPLATE, Conversation, Message, encode_records
 from tsugiki.export import export_model, merged_model
+from tsugiki.generation import prompt_tokens
 from tsugiki.io import ProgressDisplay
-from tsugiki.training import Merge, evaluate_targets, evaluation_targets, merge_into_folder, prompt_tokens, train
+from tsugiki.training import Merge, evaluate_targets, evaluation_targets, merge_into_folder, train
 
 TURNS = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes, hi"))
 

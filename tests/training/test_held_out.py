@@ -195,7 +195,7 @@ def test_only_sequences_within_a_text_are_found():
     assert {owner: len(values) for owner, values in found.items()} == {
         number: count
         for number, text in enumerate(texts)
-        if (count := len(duplicates.fold(text)) - duplicates.SEQUENCE + 1) > 0
+        if (count := len(duplicates.fold([text])[0]) - duplicates.SEQUENCE + 1) > 0
     }
     alone = [
         np.concatenate([hashes for hashes, _ in duplicates.sequence_hashes([text])]) for text in (texts[0], texts[2])

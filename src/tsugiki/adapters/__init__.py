@@ -12,9 +12,10 @@ __getattr__, __dir__ = lazy_names(
         "algebra.difference": "compare_layers compare_tensors overall",
         "algebra.extract": "extract",
         "algebra.interference": "RULES apply_rule largest random",
-        "algebra.matrices": "svd",
-        "algebra.spectrum": "difference_norm effective_rank inner_product singular_values update_norm update_shape",
-        "algebra.truncate": "kept_energy truncated truncated_to_energy",
+        "algebra.matrices": (
+            "difference_norm effective_rank inner_product kept_energy singular_values svd truncated "
+            "truncated_to_energy update_norm update_shape"
+        ),
         "algebra.weighted_sum": "load_weighted_sum",
         "chat_template": "saved_chat_template with_chat_template",
         "files": "read_adapter_config read_base read_config_fields read_weights",
@@ -25,11 +26,10 @@ __getattr__, __dir__ = lazy_names(
             "rename_adapter"
         ),
         "lora_weights": "LayerFactors LoraWeights read_lora_weights write_lora_weights",
-        "merge.to_folder": "RoundingLoss plan_merge write_merged",
+        "merge_files": "RoundingLoss plan_merge write_merged",
         "metadata": "BaseReference Metadata Provenance Source read_metadata source_adapter write_metadata",
-        "probe": "logit_shift",
         "start": "start_from",
-        "verify": "KnownBase check_adapter known_base",
+        "verify": "AdapterFiles KnownBase check_adapter find_misfits known_base logit_shift read_adapter_files",
         "vocabulary": "with_new_words",
     },
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -175,6 +176,17 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
                 _("{path} is broken: {reason}").format(path=path, reason=_other_format(path) or error)
             ) from error
     return without_duplicates(tensors)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """List the tensors that hold infinities or NaN, a clause for each."""
+    # `torch.isfinite` does not support 8-bit floating-point numbers.
+    comparable = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}
+    return [
+        _("{name} is not finite").format(name=key)
+        for key, tensor in comparable.items()
+        if not torch.isfinite(tensor).all()
+    ]
 
 
 def adapter_weight_files(folder: Path) -> list[Path]:

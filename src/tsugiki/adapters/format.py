@@ -21,10 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.files import COMMON_FIELDS, read_adapter_config, read_base, read_weights, write_adapter_files
-from tsugiki.adapters.fit import differing_blocks, misfits, not_finite
+from tsugiki.adapters.files import (
+    COMMON_FIELDS,
+    not_finite,
+    read_adapter_config,
+    read_base,
+    read_weights,
+    write_adapter_files,
+)
 from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
-from tsugiki.adapters.probe import logit_shift
+from tsugiki.adapters.verify import differing_blocks, logit_shift, misfits
 from tsugiki.base.config import loading_errors
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import local_folder, split_revision
@@ -251,7 +257,7 @@ def load_adapter(
 
     Raises:
         TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
-            tensors do not fit, or the model is wrapped (see `lora.wrappers`).
+            tensors do not fit, or the model is wrapped (see `model.wrappers`).
     """
     from tsugiki.adapters.pretrained import replace_saving  # a module that imports this one
 

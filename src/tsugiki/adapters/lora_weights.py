@@ -15,10 +15,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tsugiki.adapters.files import read_base, read_config_fields, read_peft_config, read_weights, write_adapter_files
-from tsugiki.adapters.fit import not_finite
+from tsugiki.adapters.files import (
+    not_finite,
+    read_base,
+    read_config_fields,
+    read_peft_config,
+    read_weights,
+    write_adapter_files,
+)
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance
-from tsugiki.data.learned import learned_by, write_fingerprints
+from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE

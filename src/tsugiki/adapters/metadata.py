@@ -15,7 +15,7 @@ from tsugiki.io.json import read_json, value_text, write_json
 from tsugiki.language import _, marked
 
 _VERSION = 2
-"""Version of the file's format. Tsugiki 0.1 wrote version 1."""
+"""Version of the file's format."""
 _SHOWN_DIGITS = len("sha256:") + 12
 
 
@@ -110,15 +110,15 @@ def read_metadata(folder: Path) -> Metadata:
     if not path.is_file():
         return Metadata()
     fields = read_json(path)
-    version = fields.pop("format", 1)
-    if version not in (1, _VERSION):
+    version = fields.pop("format", None)
+    if version != _VERSION:
         raise TsugikiError(
             _("{path} has format {version}, which this version of Tsugiki cannot read; upgrade it").format(
                 path=path, version=error_text(repr(version), 40)
             )
         )
     try:
-        return Metadata(**(_from_version_1(fields) if version == 1 else fields))
+        return Metadata(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -154,22 +154,3 @@ def source_adapter(folder: Path, weight: float | None = None, peft_type: str | N
     file = folder / ADAPTER_FILE  # the weights of a large adapter may be in several files
     digest = file_sha256(file) if file.is_file() else None
     return Source(name=name, weights=digest, peft_type=peft_type, weight=weight)
-
-
-def _from_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the fields that Tsugiki 0.1 wrote."""
-    names = {"adapter": "method_config", "made": "provenance"}
-    found = {names.get(name, name): value for name, value in fields.items() if value is not None}
-    merged = found.pop("merged", None)
-    if isinstance(merged, dict):
-        found["base"] = merged.get("base")
-        found["provenance"] = {"operation": "merge", "from": merged.get("adapters")}
-    made = found.get("provenance")
-    if isinstance(made, dict):
-        settings = {name: value for name, value in made.items() if name not in ("operation", "from", "imported from")}
-        found["provenance"] = {
-            "operation": made.get("operation", "import"),
-            "sources": made.get("from") or [{"name": made.get("imported from")}],
-            "settings": settings,
-        }
-    return found

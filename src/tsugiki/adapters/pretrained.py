@@ -31,6 +31,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, trainable_parameters
 from tsugiki.lora.hold import active_adapter, is_merged, require_state
 from tsugiki.lora.peft import PeftConfig
+from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.undo import set_attribute
 from tsugiki.model.wrappers import unwrapped
@@ -166,6 +167,17 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: boo
         raise TsugikiError(_("an adapter cannot be loaded into one that is merged into the base; call unmerge(model)"))
     load_tensors(model, active_adapter(model), state_dict, _("the state dict"))
     return nn.Module().load_state_dict({})  # torch's result if nothing is missing and nothing unexpected
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print the number of trainable parameters, in the format of PEFT's method of the same name.
+
+    The total includes the base and the active adapter; for a quantised base, the number before quantising is used.
+    """
+    trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    total = count_parameters(model)
+    share = trainable / total if total else 0
+    print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * share:.4f}")
 
 
 def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor]) -> Any:

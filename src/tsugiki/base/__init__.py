@@ -7,7 +7,6 @@ __getattr__, __dir__ = lazy_names(
     {
         "card": "CardFacts read_card",
         "checks": "code_digest",
-        "fp8": "decode encode",
         "gguf.conversion": "VERIFIED read_model_header",
         "gguf.conversion_cache": "converted_folder gguf_fingerprint",
         "gguf.file": "is_gguf read_header",
@@ -17,7 +16,6 @@ __getattr__, __dir__ = lazy_names(
         "loading": "default_device load_meta_model load_model load_tokenizer placeholder_model",
         "model_folder": "LazyTensors copy_other_files map_keys read_shards write_index",
         "new_words": "add_rows add_words read_words",
-        "packed": "unpack_awq unpack_fp8 unpack_gptq unpack_mxfp4",
         "progress_bars": "hidden_progress_bars",
         "quantized_cache": "LIMIT_VARIABLE entries",
         "resolve": "local_folder settings_folder split_revision",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.base.model_folder import map_keys
+from tsugiki.base.quantized_files import check_format, quantization_settings
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import (
@@ -127,7 +128,7 @@ def code_digest(folder: Path) -> str | None:
 def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedConfig") -> None:
     """Compare the weights of a model with what its config describes, before memory is allocated for them.
 
-    Quantised models are not compared, since the tensors in their files differ from the model's.
+    Of quantised models only the format is checked, since the tensors in their files differ from the model's.
 
     Args:
         name: the model's name, for the errors.
@@ -136,9 +137,10 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
 
     Raises:
         TsugikiError: the shape of a tensor does not fit the config, or the config describes a much larger model than
-            the files hold.
+            the files hold; or the weights are quantised in a format that cannot be read.
     """
-    if getattr(config, "quantization_config", None) is not None:
+    check_format(name, config)
+    if quantization_settings(config):
         return
     try:
         model = meta_model(config, most_tensors=2 * len(entries) + _SPARE_TENSORS)

@@ -19,7 +19,6 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,9 +31,8 @@ from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, local_folder
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.io.cache import cache_folder, read_kept, write_kept
-from tsugiki.io.digests import combined_digest, sha256, tensor_digest
-from tsugiki.io.file_state import FileState, file_state
+from tsugiki.io.cache import kept
+from tsugiki.io.digests import FileState, combined_digest, file_state, sha256, tensor_digest
 from tsugiki.io.shards import Shard, dtype_name, read_shard
 from tsugiki.language import _
 from tsugiki.model.context import text_config
@@ -68,7 +66,7 @@ class BaseIdentity(BaseModel):
 
 
 def identity_of(model: nn.Module) -> BaseIdentity:
-    """Return the identity of a model in which no adapter is active (see `lora.switch.base_alone`)."""
+    """Return the identity of a model in which no adapter is active (see `lora.hold.base_alone`)."""
     from transformers import PretrainedConfig
 
     config = text_config(model)
@@ -196,20 +194,15 @@ def _digest_files(states: FileStates) -> str | None:
     paths = [path for path, _ in states]
     if len(paths) == 1 and gguf_path(str(paths[0])) is not None:
         return gguf_fingerprint(paths[0])
-    key = sha256([repr(states).encode()])
-    known = cache_folder("fingerprints") / f"{key.removeprefix('sha256:')[:32]}.json"
-    is_large = sum(numbers[2] for _path, numbers in states) >= _LARGE
-    stored: str | None = read_kept(known, key) if is_large else None
-    if stored is not None:
-        return stored
-    digests = {name: digest for path in paths for name, digest in _digest_tensors(read_shard(path)).items()}
-    if not digests:
-        return None
-    fingerprint = combined_digest(digests)
-    if is_large:
-        with suppress(TsugikiError):  # if the disk is full, it is computed again next time
-            write_kept(known, key, fingerprint)
+    if sum(numbers[2] for _path, numbers in states) < _LARGE:
+        return _digest_of(paths)
+    fingerprint: str | None = kept("fingerprints", repr(states), lambda: _digest_of(paths))
     return fingerprint
+
+
+def _digest_of(paths: Iterable[Path]) -> str | None:
+    digests = {name: digest for path in paths for name, digest in _digest_tensors(read_shard(path)).items()}
+    return combined_digest(digests) if digests else None
 
 
 def _digest_tensors(shard: Shard) -> dict[str, str]:

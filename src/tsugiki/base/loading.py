@@ -13,8 +13,9 @@ from tsugiki.base.config import load_config, loading_errors, read_config
 from tsugiki.base.headers import folder_entries
 from tsugiki.base.identity import file_states, remember_files
 from tsugiki.base.progress_bars import hidden_progress_bars
+from tsugiki.base.quantized_files import is_stored_in_4_bits, quantization_settings
 from tsugiki.base.resolve import gguf_path, model_folder, settings_folder
-from tsugiki.dtypes import LoadDtype, QuantizedDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.model.meta import fill_with_zeros, meta_model
@@ -94,27 +95,27 @@ def _load_stored(name: str) -> "PreTrainedModel":
 
 def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) -> "PreTrainedModel | None":
     """Load a model that is to be quantised, or is stored quantised, tensor by tensor; None if that is not possible."""
-    from tsugiki.base.bitsandbytes import is_stored_in_4_bits
-
-    in_4_bits = is_stored_in_4_bits(config)
-    if dtype not in ("int8", "nf4", "nf4-int8") and getattr(config, "quantization_config", None) is None:
+    base_dtype = quantized_dtype(dtype)
+    if is_stored_in_4_bits(config):
+        base_dtype = base_dtype or "nf4"
+    elif base_dtype is None or quantization_settings(config):
         return None
     from tsugiki.base.streaming import load_quantized
 
     named = getattr(config.dtype, "itemsize", 4) == 2 and dtype == "auto"
     compute_dtype = dtype if dtype in ("bf16", "fp16", "fp32") else preferred_compute_dtype()
-    base_dtype: QuantizedDtype | None = "nf4" if in_4_bits else None
-    if dtype in ("int8", "nf4", "nf4-int8"):
-        base_dtype = dtype
     return load_quantized(folder, config, config.dtype if named else torch_dtype(compute_dtype), base_dtype)
 
 
 def _load_by_transformers(
     name: str, folder: Path, config: "PretrainedConfig", dtype: LoadDtype, trust_remote_code: bool
 ) -> "PreTrainedModel":
-    """Load a model by `from_pretrained`, and quantise it afterwards."""
+    """Load a model by `from_pretrained`, which dequantises its weights if necessary, and quantise it afterwards."""
     from transformers import AutoModelForCausalLM
 
+    stored = quantization_settings(config)
+    if stored:
+        config.quantization_config = {**stored, "dequantize": True}
     with hidden_progress_bars(not sys.stderr.isatty()):
         model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -133,10 +134,11 @@ def _load_by_transformers(
             )
         )
     check_all_used(name, model, loading_info["unexpected_keys"])
-    if dtype in ("int8", "nf4", "nf4-int8"):
+    base_dtype = quantized_dtype(dtype)
+    if base_dtype is not None:
         from tsugiki.lowbit.quantization import quantize
 
-        quantize(model, torch_dtype(preferred_compute_dtype()), dtype)
+        quantize(model, torch_dtype(preferred_compute_dtype()), base_dtype)
     model.eval()
     loaded: PreTrainedModel = model
     return loaded

@@ -3,13 +3,11 @@
     ~/.cache/tsugiki/quantized/<model, dtypes>-<files>/    weights.safetensors and manifest.json
 
 The first half of the name is a digest of the model's folder and of the dtypes. The second half is a digest of
-everything that the result depends on: sizes, inodes and times of the model's files, its config, and versions. So the
-name changes with a file, and other folders with the same first half are outdated.
+everything that the result depends on: sizes, inodes and times of the model's files, its config, and versions.
 
-The weights are mapped into memory, and the system may drop their pages and read them again. At each start an entry is
-compared with its digests; a damaged entry is written anew. `TSUGIKI_CACHE_GB` limits the size of all entries (20 by
-default, 0: nothing is kept); the least recently used entries are removed. A model whose files have less than 1 GB is
-not kept, because reading and quantising it takes only a few seconds.
+The weights are mapped into memory, and the system may drop their pages and read them again. `TSUGIKI_CACHE_GB` limits
+the size of all entries (20 by default, 0: nothing is kept); the least recently used entries are removed. A model whose
+files have less than 1 GB is not kept, because reading and quantising it takes only a few seconds.
 """
 
 import os
@@ -29,12 +27,10 @@ from torch import Tensor, nn
 from tsugiki.base.identity import FileStates, file_states
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import new_folder, remove_leftovers
-from tsugiki.io.cache import cache_folder, folder_size
+from tsugiki.io.cache import cache_folder, check_room, folder_size, has_entry, lock_of, new_entry
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import locked
-from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lowbit.quantization import LAYERS, is_quantizable, layer_dtype
@@ -108,25 +104,17 @@ def limit() -> float:
 def read_entry(entry: Entry) -> dict[str, Tensor] | None:
     """Return an entry's tensors by name, memory-mapped.
 
-    Returns None if it does not exist or, with a warning, if it is damaged or holds another model.
+    None if there is no entry, or if it is damaged; then a warning says so.
     """
     from safetensors.torch import load_file
 
-    if not entry.folder.is_dir():
-        return None
-    try:
-        with ProgressDisplay().stage(_("checking the quantised model in the cache"), None):
-            facts = read_manifest(entry.folder)
-        if facts.get("entry") != entry.folder.name:
-            raise TsugikiError(_("{folder} holds another model").format(folder=entry.folder))
+    with ProgressDisplay().stage(_("checking the quantised model in the cache"), None):
+        if not has_entry(entry.folder):
+            return None
+    with suppress(OSError):  # another process may have removed it
         tensors: dict[str, Tensor] = load_file(entry.folder / _WEIGHTS)
-        with suppress(OSError):  # the cache may be read-only
-            os.utime(entry.folder)  # the time of the last use
-    except (TsugikiError, OSError) as error:  # another process may have removed it
-        if entry.folder.is_dir():
-            warnings.warn(_("{error}; the model is quantised again").format(error=error), stacklevel=2)
-        return None
-    return tensors
+        return tensors
+    return None
 
 
 def write_entry(entry: Entry, model: nn.Module) -> None:
@@ -148,15 +136,12 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
     try:
         if file_states(str(entry.model)) != entry.states:
             return
-        with locked(entry.folder.parent / ".lock"):
-            _make_room(entry.folder, size)
-            free = shutil.disk_usage(entry.folder.parent).free
-            if free < 1.1 * size:
-                raise TsugikiError(_("the disk has {free} left").format(free=format_size(free)))
-            with new_folder(entry.folder, replace=True) as temporary:
+        with locked(lock_of(entry.folder)):
+            facts = {"model": str(entry.model.resolve()), "base_dtype": entry.base_dtype}
+            with new_entry(entry.folder, facts) as temporary:
+                _make_room(size)
+                check_room(temporary, 1.1 * size)
                 save_file(tensors, temporary / _WEIGHTS)
-                facts = {"entry": entry.folder.name, "model": str(entry.model.resolve())}
-                write_manifest(temporary, {**facts, "base_dtype": entry.base_dtype})
     except (TsugikiError, OSError) as error:
         warnings.warn(
             _(
@@ -220,11 +205,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor] | None:
     return kept if len(set(places)) == len(places) else None
 
 
-def _make_room(new: Path, size: int) -> None:
-    """Remove outdated entries of the model, then the least recently used ones, until there is room for `size` bytes."""
-    remove_leftovers(new.parent)  # left by killed processes, since running ones wait for the lock
-    for other in new.parent.glob(f"{new.name.partition('-')[0]}-*"):
-        shutil.rmtree(other, ignore_errors=True)
+def _make_room(size: int) -> None:
+    """Remove the least recently used entries until there is room for `size` bytes."""
     sizes = {folder: folder_size(folder) for folder in entries()}
     for folder in list(sizes):
         if sum(sizes.values()) + size <= limit():

@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tsugiki.base.bitsandbytes import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.base.checks import OLD_BUFFERS
 from tsugiki.base.model_folder import map_keys, read_shards
-from tsugiki.base.packed import PackedWeight, packed_weights
 from tsugiki.base.quantized_cache import Entry, entry_of, place_entry, read_entry, write_entry
+from tsugiki.base.quantized_files import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
-from tsugiki.io.file_names import GENERATION_CONFIG_FILE, MODEL_CONFIG_FILE
+from tsugiki.io.file_names import GENERATION_CONFIG_FILE
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.io.shards import Shard, is_float, read_tensor
+from tsugiki.io.shards import is_float, read_tensor
 from tsugiki.language import _
 from tsugiki.lowbit.quantization import (
     count_parameters,
@@ -39,7 +38,6 @@ from tsugiki.lowbit.quantization import (
     quantized_layer,
 )
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
-from tsugiki.model.linear import is_conv1d
 from tsugiki.model.meta import model_without_weights, place
 
 if TYPE_CHECKING:
@@ -47,18 +45,15 @@ if TYPE_CHECKING:
 
 
 def load_quantized(
-    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype | None
+    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
 ) -> "PreTrainedModel | None":
     """Load a causal language model and quantise its linear layers on the way, as `quantize` does.
-
-    The quantised weights of a checkpoint are unpacked first (see `packed`).
 
     Args:
         folder: the model's folder, whose weights were compared with the config.
         config: its config.
         dtype: the dtype of the activations, and of everything that is not quantised.
-        base_dtype: the dtype of the linear layers; None: `dtype`. Layers that bitsandbytes has stored in 4 bits keep
-            their codes.
+        base_dtype: the dtype of the linear layers. Layers that bitsandbytes has stored in 4 bits keep their codes.
 
     Returns:
         The model, in evaluation mode; None if its files do not hold the tensors of the model one by one.
@@ -66,7 +61,7 @@ def load_quantized(
     Raises:
         TsugikiError: a file is missing or damaged, or a weight is not finite.
     """
-    entry = None if is_stored_in_4_bits(config) or base_dtype is None else entry_of(folder, config, dtype, base_dtype)
+    entry = None if is_stored_in_4_bits(config) else entry_of(folder, config, dtype, base_dtype)
     model = None if entry is None else _read_from_cache(entry, config, dtype)
     if model is None:
         model = _read_from_files(folder, config, dtype, base_dtype)
@@ -83,8 +78,6 @@ def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtyp
     tensors = read_entry(entry)
     if tensors is None:
         return None
-    if getattr(config, "quantization_config", None) is not None:  # the quantisation of the files, which were unpacked
-        config.quantization_config = None
     model = model_without_weights(config)
     count = count_parameters(model)
     place_entry(model, tensors, entry, dtype)
@@ -94,20 +87,17 @@ def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtyp
 
 
 def _read_from_files(
-    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype | None
+    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
 ) -> "PreTrainedModel | None":
     shards = read_shards(folder)
     shard_of = {key: shard for shard in shards for key in shard.entries}
     stored = stored_layers(shard_of) if is_stored_in_4_bits(config) else {}
     read = {key for key in shard_of if not OLD_BUFFERS.search(key)}
     read -= {part for layer in stored.values() for part in layer.tensors() if part not in stored}
-    packed = {weight.parts[0]: weight for weight in packed_weights(config, shard_of)}
-    unpacked = {weight.key for weight in packed.values()}
-    read = (read - {part for weight in packed.values() for part in weight.parts}) | unpacked
-    if not all(is_float(shard_of[key].entries[key]) for key in read if key not in stored and key not in unpacked):
+    if not all(is_float(shard_of[key].entries[key]) for key in read if key not in stored):
         return None
     settings = getattr(config, "quantization_config", None)
-    if stored or packed:
+    if stored:
         config.quantization_config = None
     model = model_without_weights(config)
     count = count_parameters(model)
@@ -119,14 +109,13 @@ def _read_from_files(
     head = model.get_output_embeddings()
     with ProgressDisplay().stage(_("loading the model"), sum(shard.size for shard in shards)) as advance:
         for key, shard in shard_of.items():
-            weight = packed.get(key)
-            name = name_of.get(key if weight is None else weight.key, "")
+            name = name_of.get(key, "")
             path, _dot, attribute = name.rpartition(".")
             if key in stored:
                 _place_stored(model, path, stored[key], dtype)
-            elif name and (weight is not None or key not in unpacked):
-                layer, tensor = model.get_submodule(path), _read(weight, shard, key, model, name, dtype)
-                kept_as = None if base_dtype is None else layer_dtype(base_dtype, is_head=layer is head)
+            elif name:
+                layer, tensor = model.get_submodule(path), read_tensor(shard, key)
+                kept_as = layer_dtype(base_dtype, is_head=layer is head)
                 if kept_as is None or attribute != "weight" or not is_quantizable(layer):
                     place(layer, attribute, tensor if name in tied else tensor.to(dtype))
                 else:
@@ -135,36 +124,9 @@ def _read_from_files(
             entry = shard.entries[key]
             advance(entry.end - entry.begin)
     model.tie_weights()
-    if base_dtype is None:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        config.dtype = dtype
-        return model.requires_grad_(True)
     quantize(model, dtype, base_dtype)  # a head that is tied to the embedding, and the dtype of everything else
     note_parameters(model, count)
     return model
-
-
-def _read(
-    packed: PackedWeight | None, shard: Shard, key: str, model: "PreTrainedModel", name: str, dtype: torch.dtype
-) -> Tensor:
-    """Read one tensor of a model, which may be packed.
-
-    Raises:
-        TsugikiError: the shape of a packed tensor does not fit the config, or its file is damaged.
-    """
-    if packed is None:
-        return read_tensor(shard, key)
-    tensor, expected = packed.read(dtype), model.get_parameter(name).shape
-    if tensor.shape == expected[::-1] and is_conv1d(model.get_submodule(name.rpartition(".")[0])):
-        return tensor.T
-    if tensor.shape != expected:
-        raise TsugikiError(
-            _("{key} is {shape} in its files, and {expected} by {file}").format(
-                key=key, shape=list(tensor.shape), expected=list(expected), file=MODEL_CONFIG_FILE
-            )
-        )
-    return tensor
 
 
 def _holds_all(model: "PreTrainedModel", keys: Collection[str], name_of: dict[str, str]) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
-from tsugiki.bench.models import SHAPES, read_model_config
+from tsugiki.bench.models import read_model_config
 from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Kind, Results, collect
 from tsugiki.bench.runner import Measurement, measure
@@ -52,9 +52,7 @@ def run_benchmark(
             )
         )
     parameters = sum(weight.numel() for weight in meta_model(config).parameters())
-    skipped = {
-        name: reason for name, entry in entries.items() if (reason := _why_too_large(workload, entry, parameters))
-    }
+    skipped = {name: reason for name, entry in entries.items() if (reason := _why_too_large(entry, parameters))}
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
     if not measurable:
         raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons="; ".join(skipped.values())))
@@ -102,11 +100,8 @@ def write_results(results: Results, out: Path) -> None:
     write_text(out / "plot.svg", plot(results))
 
 
-def _why_too_large(workload: Workload, entry: BenchmarkEntry, parameters: int) -> str | None:
+def _why_too_large(entry: BenchmarkEntry, parameters: int) -> str | None:
     """Return the reason why this entry cannot hold the model in memory, or None if it can."""
-    float32 = entry.compute_dtype == "fp32" or entry.full
-    if workload.model in SHAPES and not SHAPES[workload.model].float32 and float32:
-        return f"skipped: {workload.model} is measured in bfloat16 and int8 only"
     free, needed = memory.available(), parameters * entry.bytes_per_parameter
     if free is not None and needed > free:
         return f"not enough memory: {format_size(needed)} for the weights, {format_size(free)} free"

@@ -23,8 +23,6 @@ class Shape:
     """The name of the architecture in transformers."""
     settings: Mapping[str, Any]
     """Config values that differ from the architecture's defaults."""
-    float32: bool = True
-    """Whether the model is small enough for entries in float32."""
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -71,7 +69,7 @@ SHAPES: Mapping[str, Shape] = {
         },
     ),
     "qwen2.5-0.5b": Shape(
-        marked("Qwen2.5 0.5B: 24 layers, width 896, vocabulary 151,936; bf16 and int8 only"),
+        marked("Qwen2.5 0.5B: 24 layers, width 896, vocabulary 151,936"),
         "qwen2",
         {
             "vocab_size": 151_936,
@@ -83,10 +81,9 @@ SHAPES: Mapping[str, Shape] = {
             "max_position_embeddings": 32_768,
             "tie_word_embeddings": True,
         },
-        float32=False,
     ),
     "tinyllama-1.1b": Shape(
-        marked("TinyLlama 1.1B: a Llama with 22 layers, width 2,048, vocabulary 32,000; bf16 and int8 only"),
+        marked("TinyLlama 1.1B: a Llama with 22 layers, width 2,048, vocabulary 32,000"),
         "llama",
         {
             "vocab_size": 32_000,
@@ -97,10 +94,9 @@ SHAPES: Mapping[str, Shape] = {
             "num_key_value_heads": 4,
             "max_position_embeddings": 2048,
         },
-        float32=False,
     ),
     "qwen3-1.7b": Shape(
-        marked("Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936; bf16 and int8 only"),
+        marked("Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936"),
         "qwen3",
         {
             "vocab_size": 151_936,
@@ -113,7 +109,6 @@ SHAPES: Mapping[str, Shape] = {
             "max_position_embeddings": 40_960,
             "tie_word_embeddings": True,
         },
-        float32=False,
     ),
 }
 

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.data.aozora.index import Kana
-from tsugiki.data.aozora.query import Query, parse_role, select
-from tsugiki.data.aozora.site import SITE
-from tsugiki.data.aozora.works import LooseFiles, check_target, open_source, read_entries, write_works
+from tsugiki.data.read.aozora.index import Kana
+from tsugiki.data.read.aozora.query import Query, parse_role, select
+from tsugiki.data.read.aozora.site import SITE
 from tsugiki.language import _, counts, ngettext
 
 
@@ -49,7 +48,14 @@ def aozora_command(
     Works under copyright are never used. Files of a site are cached, and later runs download only missing ones.
     """
     from tsugiki.cli.tables import print_next_command
-    from tsugiki.data.aozora.copies import NearCopies
+    from tsugiki.data.read.aozora.works import (
+        LooseFiles,
+        NearCopies,
+        check_target,
+        open_source,
+        read_entries,
+        write_works,
+    )
     from tsugiki.errors import summarise_list
     from tsugiki.io.progress import ProgressDisplay
 

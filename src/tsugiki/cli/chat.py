@@ -26,8 +26,8 @@ from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     from tsugiki.data.records import Message
+    from tsugiki.generation.texts import Sampling
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.sample import Sampling
     from tsugiki.training.evaluation.targets import EvaluationTarget, TargetLoader
 
 _HELP = marked("""\
@@ -91,8 +91,8 @@ def chat_command(
 
     import_libraries()
     from tsugiki.adapters.chat_template import saved_chat_template
+    from tsugiki.generation.texts import Sampling
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.sample import Sampling
     from tsugiki.training.evaluation.targets import TargetLoader, dtype_of, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
@@ -201,8 +201,8 @@ def _answer(session: _Session, line: str) -> None:
     from dataclasses import replace
 
     from tsugiki.data.records import Message
-    from tsugiki.training.evaluation.prompts import as_prompt, learned_conversations
-    from tsugiki.training.evaluation.sample import generate_text
+    from tsugiki.generation.prompts import as_prompt, learned_conversations
+    from tsugiki.generation.texts import generate_text
 
     adapter: Path | None = session.target.adapter
     as_turns = not session.raw and learned_conversations(adapter, session.tokenizer)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tsugiki.data.sources import check_data
+from tsugiki.data.read.files import check_data
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable
 from tsugiki.io.run_folder import refuse_earlier_run

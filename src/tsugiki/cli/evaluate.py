@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsugiki.cli.sampling import AllowBaseMismatch, BaseWeights, TrustRemoteCode
-from tsugiki.data.columns import parse_columns
-from tsugiki.data.reading import Reading
+from tsugiki.data.read.reading import Reading
+from tsugiki.data.read.schemas import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _

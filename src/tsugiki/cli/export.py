@@ -87,7 +87,7 @@ def _export_adapter(
     allow_base_mismatch: bool,
 ) -> None:
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.export.adapter import export_gguf_adapter
+    from tsugiki.export.gguf_adapter import export_gguf_adapter
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
@@ -124,7 +124,7 @@ def _export_model(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.adapters.named_base import named_base
     from tsugiki.base.resolve import gguf_path
-    from tsugiki.export.model import export_model, merged_model, stored_model
+    from tsugiki.export.gguf_model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 

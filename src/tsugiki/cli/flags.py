@@ -28,9 +28,8 @@ _PANELS = {
     ),
     "Method": ("method", "start_from", "base_dtype", "compute_dtype", "base_dropout", "loraplus_lr_ratio"),
     "Schedule": (
-        "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps",
-        "warmup_ratio", "decay_steps", "decay_ratio", "optimizer", "adam_beta2", "weight_decay", "max_grad_norm",
-        "seed", "keep", "patience",
+        "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_ratio",
+        "decay_ratio", "optimizer", "adam_beta2", "weight_decay", "max_grad_norm", "seed", "keep", "patience",
     ),
     "Evaluation": (
         "prompts", "sample_steps", "sample_tokens", "eval_steps", "held_out_characters", "retention_data", "report_to",

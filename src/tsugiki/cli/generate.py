@@ -24,7 +24,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from tsugiki.training.evaluation.prompts import Prompt
+    from tsugiki.generation.prompts import Prompt
     from tsugiki.training.evaluation.targets import EvaluationTarget
 
 
@@ -75,9 +75,9 @@ def generate_command(
     from tsugiki.cli.libraries import import_libraries
 
     import_libraries()
+    from tsugiki.generation.prompts import as_prompt, learned_conversations
+    from tsugiki.generation.texts import Sampling, generate_text, generate_texts
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.prompts import as_prompt, learned_conversations
-    from tsugiki.training.evaluation.sample import Sampling, generate_text, generate_texts
     from tsugiki.training.evaluation.targets import EvaluationTarget, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]

@@ -33,12 +33,6 @@ def merge_command(
         int | None,
         typer.Option(min=1, help="Evaluate about this many characters of --data, spread evenly; all if unset."),
     ] = None,
-    allow_quantized_base: Annotated[
-        bool,
-        typer.Option(
-            "--allow-quantized-base", help="Merge into an 8-bit base, too; rounding can lose much of the update."
-        ),
-    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits before and after; this loads the whole model.")
     ] = True,
@@ -64,7 +58,6 @@ def merge_command(
         folders,
         parse_weights(weights),
         allow_base_mismatch,
-        allow_quantized_base,
         verify,
         data or None,
         characters,

@@ -41,7 +41,7 @@ def new_command(
     from tsugiki.cli.checks import check_model, check_new_folder
     from tsugiki.cli.settings_file import settings_text
     from tsugiki.cli.tables import print_line, print_next_command
-    from tsugiki.data.sources import check_data
+    from tsugiki.data.read.files import check_data
     from tsugiki.io.atomic import new_file
     from tsugiki.training.config import RunConfig
 

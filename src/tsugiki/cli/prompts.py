@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsugiki.data.character_encoding import decode
+from tsugiki.data.read.character_encoding import decode
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.json import parse_json
 from tsugiki.language import _

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tsugiki.data.aozora.site import SITE
+from tsugiki.data.read.aozora.site import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from tsugiki.serve.training import Workspace
+    from tsugiki.serve.train_view import Workspace
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
@@ -100,7 +100,7 @@ def serve_command(
     from tsugiki.adapters.library import library_folder
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
-    from tsugiki.serve.limits import Limits
+    from tsugiki.generation.limits import Limits
     from tsugiki.serve.security import check_origins
 
     key = _key(api_key, api_key_file)
@@ -144,7 +144,7 @@ def _workspace(model: str, texts: Path, aozora: str) -> "Workspace":
     Raises:
         TsugikiError: the folder of texts does not exist.
     """
-    from tsugiki.serve.training import Workspace
+    from tsugiki.serve.train_view import Workspace
 
     if not texts.is_dir():
         raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))

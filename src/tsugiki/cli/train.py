@@ -11,7 +11,7 @@ from tsugiki.cli.processes import Processes, start_processes
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.ranks import is_main_process
-from tsugiki.training.config import STAGES, RunConfig
+from tsugiki.training.config import RunConfig
 
 
 @with_flags(RunConfig, exclude=["method_config"])
@@ -81,11 +81,6 @@ def train_command(
     folder = named_folder(config, resume)
     path = config if folder is None else None
     in_file = read_yaml(path) if path is not None else {}
-    if path is not None and STAGES in in_file:
-        if set_ or as_chapter or fit:
-            raise TsugikiError(_("{path} has stages: write the settings of each into the file").format(path=path))
-        _train_in_stages({**in_file, **settings}, path)
-        return
     if resume and fit:
         raise TsugikiError(
             _(
@@ -143,22 +138,6 @@ def _fitted(config: RunConfig) -> RunConfig:
         )
     )
     return chosen
-
-
-def _train_in_stages(settings: dict[str, Any], path: Path) -> None:
-    from tsugiki.cli.summary import print_command_after_run
-    from tsugiki.cli.tables import print_table
-    from tsugiki.report.comparison import stages_table
-    from tsugiki.report.run import write_report
-    from tsugiki.training.workflows.stages import run_stages
-
-    records = run_stages(settings, path)
-    pages = [write_report(record.folder()) for record in records]
-    print_table(
-        stages_table(records),
-        _("adapter of the last stage: {folder}; page: {page}").format(folder=records[-1].folder(), page=pages[-1]),
-    )
-    print_command_after_run(records[-1])
 
 
 def _setting(text: str) -> tuple[str, Any]:

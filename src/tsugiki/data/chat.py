@@ -12,18 +12,18 @@ conversation is rendered again with another content: the common suffix of the tw
 first special token in it ends the turn. Searching the rendering for the texts of the messages would not be reliable,
 because a text can occur several times.
 
-Templates are rendered in a separate process (see `chat_process`), which calls `find_answers` and `render_prompt`.
+Templates are programs that come with a model. They are rendered in Jinja's sandbox, as in transformers, which keeps
+them from files and from Python's internals; an endless loop is not stopped.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tsugiki.data.chat_process import LimitExceeded, call
 from tsugiki.data.records import AssistantTurns, Conversation
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
@@ -60,7 +60,7 @@ _Messages: TypeAlias = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template, and the data for rendering it, all of which JSON can represent."""
+    """A tokenizer's chat template, and the data for rendering it."""
 
     template: str
     variables: dict[str, Any]
@@ -169,7 +169,7 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     If the template does not end the last turn with a special token, the tokenizer's end token is added.
 
     Raises:
-        TsugikiError: a message contains a special token; the template raises an error, or takes much time or memory;
+        TsugikiError: a message contains a special token; the template raises an error, or renders a very long text;
             the rendering of a turn that counts in the loss differs from what the model would generate; or there are
             more than 1,000 turns of which several count, and the rendering of a turn depends on turns far away.
     """
@@ -189,46 +189,23 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
                 ).format(source=conversation.source, number=number, role=message.role, group=found.group())
             )
     messages = [{"role": message.role, "content": message.content} for message in rendered]
-    text, spans = _call("find_answers", template, conversation.source, messages=messages, targets=targets)
-    return Rendering(text, tuple((start, stop) for start, stop in spans))
+    text, spans = _find_answers(template, conversation.source, messages, targets)
+    return Rendering(text, tuple(spans))
 
 
 def prompt_text(template: ChatTemplate, messages: _Messages) -> str:
     """Render a conversation and the beginning of the answer that the model is to generate.
 
     Raises:
-        TsugikiError: the template raises an error, or takes much time or memory.
+        TsugikiError: the template raises an error, or renders a very long text.
     """
-    text: str = _call("render_prompt", template, "a prompt", messages=messages)
-    return text
-
-
-def _call(function: str, template: ChatTemplate, source: str, **arguments: Any) -> Any:
-    try:
-        return call(function, template=asdict(template), source=source, **arguments)
-    except LimitExceeded as error:
-        raise TsugikiError(
-            _("{source}: the chat template {error}; use a base model with another one").format(
-                source=source, error=error
-            )
-        ) from error
-
-
-def find_answers(
-    template: Mapping[str, Any], source: str, messages: _Messages, targets: Sequence[int]
-) -> tuple[str, list[_Span]]:
-    """Compute the text and the spans of `render` for the turns with these indices; the last index is the last turn."""
-    return _find_answers(ChatTemplate(**template), source, messages, targets)
-
-
-def render_prompt(template: Mapping[str, Any], source: str, messages: _Messages) -> str:
-    """Compute the result of `prompt_text`."""
-    return _render(ChatTemplate(**template), messages, source, add_generation_prompt=True)[0]
+    return _render(template, messages, "a prompt", add_generation_prompt=True)[0]
 
 
 def _find_answers(
     template: ChatTemplate, source: str, messages: _Messages, targets: Sequence[int]
 ) -> tuple[str, list[_Span]]:
+    """Return the text and the spans of `render` for the turns with these indices; the last index is the last turn."""
     whole, marks = _render(template, messages, source)
     located = None
     if len(messages) > _LONG and len(targets) > 1:
@@ -380,8 +357,6 @@ def _render(
             add_generation_prompt=add_generation_prompt,
             **template.variables,
         )
-    except MemoryError:  # the memory limit of this process, see chat_process
-        raise
     except Exception as error:  # a template is a program and can raise any exception
         what = error_text(error).rstrip(".") or type(error).__name__
         raise TsugikiError(

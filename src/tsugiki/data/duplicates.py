@@ -38,55 +38,36 @@ _MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB13311
 EMPTY = 0xFFFFFFFF
 """The value of a slot without a hash."""
 _MAX_MARKS = 30
-_CHUNK = 1 << 20  # characters hashed at a time, to limit memory
-_SHORT = 1 << 13  # characters of a text that is hashed together with others
+_CHUNK = 1 << 20  # characters folded and hashed at a time, to limit memory
 
 Signature = NDArray[np.uint32]
 
 
 def signature(text: str) -> Signature:
     """Return the signature of a text, uint32 [126]. It is the same on every machine and takes linear time."""
-    smallest = np.full(SLOTS, EMPTY, np.uint32)
-    for start in range(0, max(len(text), 1), _CHUNK):
-        chunk = text[start : start + _CHUNK]
-        folded = fold(chunk)
-        hashes = _hash_windows(np.pad(folded if folded.size else _code_points(chunk), SHINGLE - 1))
-        np.minimum.at(smallest, _slots(hashes), hashes.astype(np.uint32))
-    return smallest
+    return np.asarray(signatures([text])[0])
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
     """Return the signatures of several texts, uint32 [texts, 126]; faster for short texts than one by one."""
     smallest = np.full((len(texts), SLOTS), EMPTY, np.uint32)
-    short = [index for index, text in enumerate(texts) if len(text) <= _SHORT]
-    for index in set(range(len(texts))).difference(short):
-        smallest[index] = signature(texts[index])
-    if short:
-        codes, owners = _fold_all([texts[index] for index in short])
-        lengths = np.bincount(owners, minlength=len(short)) + SHINGLE - 1  # in shingles
-        wide = np.zeros(lengths.sum() + SHINGLE - 1, np.uint32)  # the texts, each with zeros before and after it
+    for codes, owners, pieces in _folded_pieces(texts):
+        lengths = np.bincount(owners, minlength=len(pieces)) + SHINGLE - 1  # in shingles
+        wide = np.zeros(lengths.sum() + SHINGLE - 1, np.uint32)  # the pieces, each with zeros before and after it
         wide[np.arange(len(codes)) + (owners + 1) * (SHINGLE - 1)] = codes
         hashes = _hash_windows(wide)
-        rows = np.asarray(short)[np.repeat(np.arange(len(short)), lengths)]
-        np.minimum.at(smallest, (rows, _slots(hashes)), hashes.astype(np.uint32))
+        slots = ((hashes >> np.uint64(32)) * np.uint64(SLOTS) >> np.uint64(32)).astype(np.intp)
+        slots += np.repeat(pieces * SLOTS, lengths)
+        np.minimum.at(smallest.reshape(-1), slots, hashes.astype(np.uint32))
     return smallest
 
 
 def sequence_hashes(texts: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.intp]]]:
     """Yield hashes of all sequences of 12 characters in folded texts, each with the index of its text.
 
-    The texts are folded in groups of about a million characters, so that a long text does not need much memory.
-    Sequences across the borders of these pieces are left out.
+    Sequences across the borders of the pieces of a long text are left out.
     """
-    pieces = [
-        (index, text[start : start + _CHUNK])
-        for index, text in enumerate(texts)
-        for start in range(0, len(text), _CHUNK)
-    ]
-    while pieces:
-        ends = np.cumsum([len(piece) for _, piece in pieces])
-        count = max(int(np.searchsorted(ends, _CHUNK, "right")), 1)
-        codes, owners = _fold_all([piece for _, piece in pieces[:count]])
+    for codes, owners, pieces in _folded_pieces(texts):
         if len(codes) >= SEQUENCE:
             four = _hash_windows(codes)
             hashes = np.zeros(len(codes) - SEQUENCE + 1, np.uint64)
@@ -94,7 +75,27 @@ def sequence_hashes(texts: Sequence[str]) -> Iterator[tuple[NDArray[np.uint64], 
                 hashes *= np.uint64(0x9E3779B97F4A7C15)
                 hashes ^= four[start : start + len(hashes)]
             whole = owners[SEQUENCE - 1 :] == owners[: len(hashes)]
-            yield hashes[whole], np.array([index for index, _ in pieces[:count]])[owners[: len(hashes)][whole]]
+            yield hashes[whole], pieces[owners[: len(hashes)][whole]]
+
+
+def _folded_pieces(
+    texts: Sequence[str],
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.intp]]]:
+    """Yield texts folded, in groups of about a million characters, so that a long text does not need much memory.
+
+    Yields:
+        What `fold` returns for a group of pieces of the texts, and the index of the text of each piece.
+    """
+    pieces = [
+        (index, text[start : start + _CHUNK])
+        for index, text in enumerate(texts)
+        for start in range(0, max(len(text), 1), _CHUNK)
+    ]
+    while pieces:
+        ends = np.cumsum([len(piece) for _, piece in pieces])
+        count = max(int(np.searchsorted(ends, _CHUNK, "right")), 1)
+        codes, owners = fold([piece for _, piece in pieces[:count]])
+        yield codes, owners, np.array([index for index, _ in pieces[:count]])
         del pieces[:count]
 
 
@@ -167,37 +168,21 @@ def is_similar(similarity: NDArray[np.float64], signature: NDArray[np.uint32]) -
 # Orthography ---------------------------------------------------------------------------------------------
 
 
-def fold(text: str) -> NDArray[np.uint32]:
-    """Return the code points of a text without differences of orthography, width and punctuation.
+def fold(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    """Return code points of texts without differences of orthography, width and punctuation, one after another.
 
     The result is used only for comparison. Letters, digits and symbols are lower case and of normal width. Old forms of
     kanji become new ones. All kana become hiragana, with つ for っ, ず for づ, わ for は, い for ひ and so on;
     そう for さう, and しう for しょう, しやう and せう. Repeated characters other than digits become one, since 々 and
-    ゝ are removed.
-    """
-    table, before_u, kinds = _tables()
-    codes: NDArray[np.uint32] = table[_code_points(unicodedata.normalize("NFC", _with_few_marks(text)))]
-    codes = codes[codes != 0]
-    if not codes.size:
-        return codes
-    kind = kinds[codes]
-    codes = codes[np.append(True, (kind[:-1] != _I_ROW) | (kind[1:] != _Y_ROW))]
-    u_follows = np.append(codes[1:] == ord("う"), False)
-    codes = np.where(u_follows, before_u[codes], codes)
-    digit = (codes >= ord("0")) & (codes <= ord("9"))  # 11 differs from 1
-    different = np.append(True, (codes[1:] != codes[:-1]) | digit[1:])
-    return np.asarray(codes[different])
+    ゝ are removed. A text that would be empty after folding is not folded.
 
-
-def _fold_all(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
-    """Return the folded texts one after another, and for each code point the index of its text.
-
-    A text that would be empty after folding is not folded.
+    Returns:
+        The code points of all texts, and for each of them the index of its text.
     """
     table, before_u, kinds = _tables()
     plain = [unicodedata.normalize("NFC", _with_few_marks(text)) for text in texts]
     codes = table[_code_points("".join(plain))]
-    owners = np.repeat(np.arange(len(texts)), [len(text) for text in plain])
+    owners = np.repeat(np.arange(len(texts), dtype=np.int32), [len(text) for text in plain])
     codes, owners = codes[codes != 0], owners[codes != 0]
     same = owners[1:] == owners[:-1]
     kind = kinds[codes]
@@ -206,15 +191,15 @@ def _fold_all(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.intp
     same = owners[1:] == owners[:-1]
     u_follows = np.append((codes[1:] == ord("う")) & same, False)[: len(codes)]
     codes = np.where(u_follows, before_u[codes], codes)
-    digit = (codes >= ord("0")) & (codes <= ord("9"))
+    digit = (codes >= ord("0")) & (codes <= ord("9"))  # 11 differs from 1
     different = np.append(True, (codes[1:] != codes[:-1]) | digit[1:] | ~same)[: len(codes)]
     codes, owners = codes[different], owners[different]
-    empty = np.setdiff1d(np.arange(len(texts)), owners)
+    empty = np.flatnonzero(np.bincount(owners, minlength=len(texts)) == 0)
     if not empty.size:
         return codes, owners
-    unfolded = [texts[index] for index in empty]
+    unfolded = [texts[index] for index in empty.tolist()]
     codes = np.concatenate([codes, _code_points("".join(unfolded))])
-    owners = np.concatenate([owners, np.repeat(empty, [len(text) for text in unfolded])])
+    owners = np.concatenate([owners, np.repeat(empty, [len(text) for text in unfolded])]).astype(np.int32)
     order = np.argsort(owners, kind="stable")
     return codes[order], owners[order]
 
@@ -302,10 +287,6 @@ def _hash_windows(codes: NDArray[np.uint32]) -> NDArray[np.uint64]:
         hashes ^= hashes >> np.uint64(29)
     hashes *= np.uint64(0xBF58476D1CE4E5B9)
     return hashes ^ (hashes >> np.uint64(32))
-
-
-def _slots(hashes: NDArray[np.uint64]) -> NDArray[np.intp]:
-    return ((hashes >> np.uint64(32)) * np.uint64(SLOTS) >> np.uint64(32)).astype(np.intp)
 
 
 def _join(group: NDArray[np.intp], rows: NDArray[np.uint32], a: NDArray[np.intp], b: NDArray[np.intp]) -> None:

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.data.duplicates import sequence_hashes
-from tsugiki.data.records import Completion, Conversation, Record
-from tsugiki.data.store import text_to_compare
+from tsugiki.data.records import Completion, Conversation, Record, text_to_compare
 
 _CONTAINED = 0.6
 _MIN_SEQUENCES = 64

@@ -75,3 +75,10 @@ def target_text(record: Record, turns: AssistantTurns) -> str:
             answers = [message for message in record.messages if message.role == "assistant"]
             chosen = answers if turns == "all" else answers[-1:]
             return "".join(message.content for message in chosen if message.in_loss)
+
+
+def text_to_compare(record: Record) -> str:
+    """Return the text by which near-duplicates are found, without system messages that many conversations share."""
+    if isinstance(record, Conversation):
+        return "\n".join(turn.content for turn in record.messages if turn.role not in ("system", "developer"))
+    return record.text

@@ -85,11 +85,7 @@ def split_records(
                 sources=index.sources[0]
             )
         )
-    belongs = np.arange(len(index))
-    for group in groups:
-        belongs[list(group)] = group[0]
-    chosen = _by_share(index, held_out, seed, belongs) if isinstance(held_out, float) else _matching(index, held_out)
-    inside = np.flatnonzero(np.isin(belongs, belongs[chosen]))
+    inside = _choose(index, np.arange(len(index)), held_out, seed, groups)
     if len(inside) == len(index):
         why = (
             _("{field}={value} matches all records").format(field=held_out.field, value=held_out.value)
@@ -115,14 +111,7 @@ def split_validation(
     Raises:
         TsugikiError: no record is left for training, or no record fulfils the condition.
     """
-    belongs = np.arange(len(index))
-    for group in groups:
-        belongs[list(group)] = group[0]
-    if isinstance(share, float):
-        chosen = _by_share(index, share, seed, belongs, among)
-    else:
-        chosen = np.intersect1d(_matching(index, share), among)
-    inside = np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
+    inside = _choose(index, among, share, seed, groups)
     if len(inside) in (0, len(among)):
         left = _("training") if len(inside) else _("validation")
         raise TsugikiError(_("no record is left for {left}: add text, or set validation to none").format(left=left))
@@ -152,11 +141,22 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
 
-def _by_share(
-    index: RecordIndex, fraction: float, seed: int, belongs: Integers, among: Integers | None = None
+def _choose(
+    index: RecordIndex, among: Integers, wanted: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
 ) -> Integers:
+    """Return the sorted numbers of the records among some that are chosen, with their near-duplicates."""
+    belongs = np.arange(len(index))
+    for group in groups:
+        belongs[list(group)] = group[0]
+    if isinstance(wanted, float):
+        chosen = _by_share(index, among, wanted, seed, belongs)
+    else:
+        chosen = np.intersect1d(_matching(index, wanted), among)
+    return np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
+
+
+def _by_share(index: RecordIndex, among: Integers, fraction: float, seed: int, belongs: Integers) -> Integers:
     """Choose whole groups in the order of their rank while they fit the share; at least the smallest group."""
-    among = np.arange(len(index)) if among is None else among
     sizes = np.bincount(belongs, index.characters, minlength=len(index))
     budget = fraction * float(index.characters[among].sum())
     leaders = np.unique(belongs[among])

@@ -34,8 +34,8 @@ import numpy.typing as npt
 
 from tsugiki.data.duplicates import SLOTS, signatures
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode, encode_records
-from tsugiki.data.reading import Reading, renamed
-from tsugiki.data.records import AssistantTurns, Conversation, Document, Record
+from tsugiki.data.read.reading import Reading, renamed
+from tsugiki.data.records import AssistantTurns, Document, Record, text_to_compare
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 4  # of the files
+_FORMAT = 5  # of the files
 _ENCODING = 3  # how texts become tokens; a change of it ends the resuming of runs
 DIGEST_BYTES = 16
 _RECORDS, _READING, _CHECKED = "records.jsonl", "reading.json", "checked.json"
@@ -131,7 +131,7 @@ def open_store(
 
     Args:
         records: the records; not read if the cache has their store.
-        key: identifies the content of the records (see `sources.content_key`).
+        key: identifies the content of the records (see `read.files.content_key`).
         tokenizer: the tokenizer of the base model.
         turns: which of the assistant's turns count in the loss.
         cache: the folder of all stores.
@@ -382,10 +382,3 @@ def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def text_to_compare(record: Record) -> str:
-    """Return the text by which near-duplicates are found, without system messages that many conversations share."""
-    if isinstance(record, Conversation):
-        return "\n".join(turn.content for turn in record.messages if turn.role not in ("system", "developer"))
-    return record.text

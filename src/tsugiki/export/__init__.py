@@ -10,14 +10,13 @@ Loader: TypeAlias = Literal["llama.cpp", "ollama", "peft", "vllm"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "adapter_file": "read_gguf_adapter write_gguf_adapter",
-        "architectures": "GGUF_ARCHITECTURES gguf_architecture_of",
-        "compatibility": "incompatibilities incompatibilities_before_training llama_cpp_incompatibilities",
-        "layout": "llama_cpp_architecture row_order",
-        "model": "export_model merged_model stored_model",
-        "model_file": "write_model_gguf",
+        "gguf_adapter": "read_gguf_adapter write_gguf_adapter",
+        "gguf_architectures": "GGUF_ARCHITECTURES gguf_architecture_of",
+        "gguf_model": "export_model merged_model stored_model write_model_gguf",
+        "gguf_tokenizer_check": "PROMPTS compare_tokens",
+        "gguf_vocabulary": "PRE_TOKENIZERS add_vocabulary read_vocabulary",
+        "llama_cpp_layers": "llama_cpp_architecture row_order",
+        "loaders": "incompatibilities incompatibilities_before_training llama_cpp_incompatibilities",
         "ollama": "modelfile",
-        "tokens": "PROMPTS compare_tokens",
-        "vocabulary": "PRE_TOKENIZERS add_vocabulary read_vocabulary",
     },
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.adapters.files import read_config_fields
-from tsugiki.adapters.verify import find_problems
+from tsugiki.adapters.verify import read_adapter_files
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import (
@@ -139,7 +139,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
                 if name in names:
                     api.hf_hub_download(repo_id, name, revision=repository.sha, local_dir=temporary)
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's metadata of the download
-        problems = find_problems(temporary)
+        problems = read_adapter_files(temporary).problems
         if problems:
             raise TsugikiError(
                 _("the adapter in {repo} is not complete: {problems}").format(

@@ -9,7 +9,7 @@ __getattr__, __dir__ = lazy_names(
             "check_writable files_into new_file new_folder remove_folder remove_leftovers rename_folder "
             "write_bytes write_text"
         ),
-        "cache": "cache_folder folder_size read_kept write_kept",
+        "cache": "cache_folder folder_size has_entry kept new_entry",
         "digests": "changed_files combined_digest file_sha256 read_chunks sha256 sha256_bytes tensor_digest",
         "file_names": (
             "ADAPTER_CONFIG_FILE ADAPTER_FILE CHAT_TEMPLATE_FILE LEARNED_FILE MANIFEST_FILE METADATA_FILE "
@@ -17,7 +17,6 @@ __getattr__, __dir__ = lazy_names(
         ),
         "formatting": "format_duration format_gigabytes format_size",
         "json": "read_json value_text write_json",
-        "json_stream": "iterate_json",
         "locks": "is_in_use locked process_of sole_use",
         "manifest": "read_manifest write_manifest",
         "measurements": "kept_seconds",

@@ -1,18 +1,32 @@
-"""The folder of caches, whose files can be deleted at any time because Tsugiki can create them again.
+"""The cache: folders and values that can be deleted at any time, because Tsugiki can create them again.
 
-Results depend on what is in it, so no other user may write there, and each entry holds the key that it belongs to.
+    kept(kind, key, compute)                     a JSON value
+    with locked(lock_of(folder)):                an entry: a folder of files
+        if not has_entry(folder):
+            with new_entry(folder, facts) as temporary: ...
+
+Results depend on what is in the cache, so no other user may write there. An entry has a manifest, and a value its key
+and a digest; what is damaged, or belongs to another key, is made again. The name of an entry is `<which>-<version>`: a
+new entry replaces those of other versions. Entries are written under the lock of their kind.
 """
 
 import os
+import shutil
 import stat
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import make_folder
+from tsugiki.io.atomic import WriteError, make_folder, new_folder, remove_leftovers
 from tsugiki.io.digests import sha256
+from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, to_json_text, write_json
+from tsugiki.io.locks import locked
+from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
 
 
@@ -32,27 +46,104 @@ def cache_folder(name: str) -> Path:
     return folder / name
 
 
-def read_kept(path: Path, key: str) -> Any:
-    """Return the value in a file of `write_kept`; None if the file is missing or damaged, or belongs to another key."""
+def kept(kind: str, key: str, compute: Callable[[], Any]) -> Any:
+    """Return a JSON value from the cache; it is computed and kept if it is not there.
+
+    Of processes that need it at once, one computes it. If the cache cannot be written, nothing is kept.
+
+    Args:
+        kind: a folder of the cache.
+        key: everything that the value depends on.
+        compute: returns the value.
+    """
+    path = cache_folder(kind) / f"{sha256([key.encode()]).removeprefix('sha256:')[:32]}.json"
+    found = _read_kept(path, key)
+    if found is not None:
+        return found
+    with ExitStack() as stack:
+        with suppress(TsugikiError):
+            stack.enter_context(locked(path.parent / ".lock"))
+        found = _read_kept(path, key)
+        if found is None:
+            found = compute()
+            with suppress(TsugikiError):
+                make_folder(path.parent)
+                write_json(path, _with_digest(key, found))
+        return found
+
+
+def _read_kept(path: Path, key: str) -> Any:
     with suppress(TsugikiError):
         content = read_json(path)
-        if content == _entry(key, content.get("value")):
+        if content == _with_digest(key, content.get("value")):
             return content["value"]
     return None
 
 
-def write_kept(path: Path, key: str, value: Any) -> None:
-    """Write a JSON value with its key to a file in the cache.
+def _with_digest(key: str, value: Any) -> dict[str, Any]:
+    return {"key": key, "value": value, "sha256": sha256([to_json_text({"key": key, "value": value}).encode()])}
+
+
+def lock_of(entry: Path) -> Path:
+    """Return the lock of an entry's kind."""
+    return entry.parent / ".lock"
+
+
+def has_entry(folder: Path) -> bool:
+    """Return whether an entry exists and is as it was written; a warning names a damaged entry.
+
+    An entry is compared with its manifest once in a process.
+    """
+    if not folder.is_dir():
+        return False
+    try:
+        _check(folder, folder.stat().st_ino)
+    except (TsugikiError, OSError) as error:
+        warnings.warn(_("{error}; it is made again").format(error=error), stacklevel=2)
+        return False
+    with suppress(OSError):  # the cache may be read-only
+        os.utime(folder)  # the time of the last use
+    return True
+
+
+@lru_cache(maxsize=8)
+def _check(folder: Path, inode: int) -> None:
+    if read_manifest(folder).get("entry") != folder.name:
+        raise TsugikiError(_("{folder} holds another model").format(folder=folder))
+
+
+@contextmanager
+def new_entry(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a temporary folder that becomes an entry when the block succeeds; the caller holds the lock.
+
+    Args:
+        folder: the entry. Those of other versions are removed, and what killed processes left.
+        facts: facts about it, for its manifest.
 
     Raises:
-        TsugikiError: the file cannot be written.
+        TsugikiError: the entry cannot be written.
     """
-    make_folder(path.parent)
-    write_json(path, _entry(key, value))
+    remove_leftovers(folder.parent)  # no other process writes without the lock
+    for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
+        shutil.rmtree(other, ignore_errors=True)
+    with new_folder(folder, replace=True) as temporary:
+        yield temporary
+        write_manifest(temporary, {"entry": folder.name, **facts})
 
 
-def _entry(key: str, value: Any) -> dict[str, Any]:
-    return {"key": key, "value": value, "sha256": sha256([to_json_text({"key": key, "value": value}).encode()])}
+def check_room(folder: Path, size: float) -> None:
+    """Check that the disk has room for this many bytes in a folder.
+
+    Raises:
+        WriteError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise WriteError(
+            _("{needed} are needed, and the disk of {folder} has {free} left").format(
+                folder=folder.parent, free=format_size(free), needed=format_size(size)
+            )
+        )
 
 
 def _refuse_other_writers(folder: Path) -> None:

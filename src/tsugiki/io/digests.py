@@ -1,14 +1,25 @@
-"""SHA-256 digests of bytes, files and tensors, written as `sha256:` and 64 hexadecimal digits."""
+"""SHA-256 digests of bytes, files and tensors, written as `sha256:` and 64 hexadecimal digits.
+
+`file_state` shows without reading a file whether it has changed since it was read.
+"""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from tsugiki.language import _
 
+FileState: TypeAlias = tuple[int, ...]
+"""Numbers that change when a file is written or replaced: device, inode, size and times."""
 _CHUNK = 1 << 22  # bytes read at once
+
+
+def file_state(status: os.stat_result) -> FileState:
+    """Return the state of the file with this `Path.stat()`."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def sha256(parts: Iterable[bytes | memoryview]) -> str:

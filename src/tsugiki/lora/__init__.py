@@ -19,9 +19,7 @@ __getattr__, __dir__ = lazy_names(
         "merge": "merge_quantized",
         "pair": "LowRank",
         "peft": "config_of_peft",
-        "structure": "default_layers reasons_against",
-        "targets": "base_modules find_targets",
+        "targets": "base_modules default_layers find_targets reasons_against sublayers_of",
         "variants": "LoraConv2d add_magnitude dora dora_factor plain_factor",
-        "weightless": "run weightless_copy",
     },
 )

@@ -1,7 +1,7 @@
 """Merging: the active adapter is added to the base's weights, so that it costs nothing at inference.
 
 An adapter defines its effect as updates of named weights (`Adapter.weight_updates`). Here they are applied to a model
-in memory; `adapters.merge` applies them to the files of a model.
+in memory; `adapters.merge_files` applies them to the files of a model.
 
     merge(model)             W                 →   W + ΔW, rounded to the dtype of W
     merge_quantized(model)   scale · qweight   →   W   →   W + ΔW   →   scale' · qweight'

@@ -9,10 +9,11 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.structure import default_layers
+from tsugiki.model import targets_by_rule
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import is_graftable, is_linear, is_stored_in_out
 from tsugiki.model.names import Names, matches, shortest_endings, split_block
+from tsugiki.model.targets_by_rule import Sublayers
 from tsugiki.model.undo import CHILD, base_of
 
 _HEADS = {
@@ -130,6 +131,24 @@ def find_stacks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
         for name, parameter in module._parameters.items()
         if parameter is not None and parameter.dim() == 3 and min(parameter.shape) > 1
     }
+
+
+def default_layers(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers on which the rule puts adapters, in the order of the model's modules."""
+    return [name for name, reason in reasons_against(model).items() if not reason]
+
+
+def reasons_against(model: nn.Module) -> dict[str, str]:
+    """Return, for each linear layer, a short reason why no adapter is put on it; an empty string if one is put on it.
+
+    The keys are the layers' names in the model before any graft (see `tsugiki.model.targets_by_rule`).
+    """
+    return targets_by_rule.reasons_against(model, _with_first_names(dict(base_modules(model))))
+
+
+def sublayers_of(model: nn.Module) -> Sublayers:
+    """Return the layers and modules of the ungrafted model on which (IA)³ and bottleneck adapters are put."""
+    return targets_by_rule.find_sublayers(_with_first_names(dict(base_modules(model))), default_layers(model))
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
@@ -266,17 +285,15 @@ def _is_in_chosen_block(name: str, config: LoraConfig) -> bool:
 
 def _default_targets(model: nn.Module) -> Sequence[str]:
     """Return the names of the layers, or their endings, that are grafted if the config names none."""
-    architecture = architecture_of(model)
-    if architecture is not None and architecture.target_modules is not None:
-        return architecture.target_modules
-    try:
-        return default_layers(model)
-    except TsugikiError as error:
+    row = architecture_of(model)
+    targets = default_layers(model) if row is None or row.target_modules is None else row.target_modules
+    if not targets:
         raise TsugikiError(
-            _("no default target_modules for {name!r}: {error}; name them, or use 'all-linear'; {hint}").format(
-                name=model_type(model), error=error, hint=_list_graftable(dict(base_modules(model)))
+            _("no default target_modules for {name!r}; name them, or use 'all-linear'; {hint}").format(
+                name=model_type(model), hint=_list_graftable(dict(base_modules(model)))
             )
-        ) from error
+        )
+    return targets
 
 
 def _describe(config: LoraConfig) -> str:

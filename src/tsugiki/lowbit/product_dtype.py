@@ -15,7 +15,6 @@ from tsugiki.io.measurements import kept_seconds, shortest_seconds
 from tsugiki.lowbit import integer_products
 from tsugiki.lowbit.threads import with_one_thread
 
-_FILE = "product_seconds.json"
 _ROWS, _WIDTH = 256, 2048
 _REPEATS = 7
 _MOST_SECONDS = 0.5
@@ -27,7 +26,7 @@ def integers_are_faster(dtype: torch.dtype) -> bool:
     """Return whether an integer product, including the rounding of its rows, is faster than a product in `dtype`."""
     with _lock:  # all threads of a run wait for the same answer
         if dtype not in _decided:
-            seconds = kept_seconds(_FILE, str(dtype), ("int8", "float"), partial(measure, dtype))
+            seconds = kept_seconds(f"products, {dtype}", partial(measure, dtype))
             _decided[dtype] = seconds["int8"] < seconds["float"]
         return _decided[dtype]
 

@@ -9,7 +9,6 @@ __getattr__, __dir__ = lazy_names(
         "full": "FullConfig load_weights_into prepare_full save_model",
         "ia3": "IA3Config",
         "p_tuning": "PromptEncoderConfig",
-        "places": "places_of",
         "prefix_tuning": "PrefixTuningConfig",
         "prompt_tuning": "PromptTuningConfig",
         "selective": "LNTuningConfig SelectiveConfig",

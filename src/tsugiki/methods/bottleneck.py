@@ -42,11 +42,10 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import dropout
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LARGEST_FACTOR
-from tsugiki.lora.targets import base_modules, find_modules
+from tsugiki.lora.targets import base_modules, find_modules, sublayers_of
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX
-from tsugiki.methods.places import places_of
 from tsugiki.model.architectures import model_type
 from tsugiki.model.context import text_config
 from tsugiki.model.linear import features, is_linear
@@ -91,7 +90,7 @@ class BottleneckConfig:
         dropout: probability of dropping an element of what is added, while training.
         leave_out: indices of the blocks that get no adapter.
         attention_modules: the attention modules: a list of names or name endings, or a regular expression for the whole
-            name. None: those that `tsugiki.methods.places` finds.
+            name. None: those that `tsugiki.model.targets_by_rule` finds.
         feedforward_modules: the feed-forward modules, named the same way.
     """
 
@@ -256,15 +255,8 @@ def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Nam
     used = {"attention_modules": config.mh_adapter, "feedforward_modules": config.output_adapter}
     names: dict[str, Names] = {setting: getattr(config, setting) for setting, is_used in used.items() if is_used}
     for setting in [setting for setting, given in names.items() if given is None]:
-        try:
-            places = places_of(model)
-        except TsugikiError as error:
-            raise TsugikiError(
-                _("no default {setting} for {name!r}: {error}; {hint}").format(
-                    setting=setting, name=model_type(model), error=error, hint=_(_NAME_MODULES).format(setting=setting)
-                )
-            ) from error
-        found = set(places.attention if setting == "attention_modules" else places.feedforward)
+        sublayers = sublayers_of(model)
+        found = set(sublayers.attention if setting == "attention_modules" else sublayers.feedforward)
         names[setting] = shortest_endings(found, (name for name, _ in base_modules(model) if name not in found))
     if not any(names.values()):
         raise TsugikiError(

@@ -33,11 +33,10 @@ from tsugiki.lora.adapter import (
     saved_tensors,
 )
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.targets import base_modules, find_targets
+from tsugiki.lora.targets import base_modules, find_targets, sublayers_of
 from tsugiki.methods.hooks import attach_input_module, attach_output_module
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
-from tsugiki.methods.places import Places, places_of
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.model.names import Names, check_names, matches, shortest_endings
@@ -55,8 +54,8 @@ class IA3Config:
 
     Args:
         target_modules: the linear layers to scale, named as in `LoraConfig`. None: the layers of keys and values and
-            the last layer of each feed-forward network (`tsugiki.methods.places`); for some model types, the queries
-            in place of the keys, as in PEFT (`tsugiki.model.architectures`).
+            the last layer of each feed-forward network (`tsugiki.model.targets_by_rule`); for some model types, the
+            queries in place of the keys, as in PEFT (`tsugiki.model.architectures`).
         exclude_modules: layers left out although `target_modules` selects them; named the same way.
         feedforward_modules: those of the target layers that are scaled on their input instead of their output. A list
             of name endings, each of which `target_modules` must select too, or a regular expression. None: those that
@@ -199,7 +198,7 @@ def _target_names(model: nn.Module, config: IA3Config) -> Names:
     row = architecture_of(model)
     outputs = row.ia3_outputs if row is not None else None
     if outputs is None:
-        outputs = tuple(_endings(model, _places(model).keys_and_values))
+        outputs = tuple(_endings(model, sublayers_of(model).keys_and_values))
     targets = (*outputs, *_feedforward_ends(model))
     if not targets:
         raise TsugikiError(
@@ -219,24 +218,13 @@ def _feedforward_names(model: nn.Module, config: IA3Config) -> Names:
 
 
 def _feedforward_ends(model: nn.Module) -> list[str]:
-    return _endings(model, _places(model).feedforward_ends)
+    return _endings(model, sublayers_of(model).feedforward_ends)
 
 
 def _endings(model: nn.Module, layers: Sequence[str]) -> list[str]:
     """Return name endings that select these layers and no other module of the model."""
     chosen = set(layers)
     return shortest_endings(layers, (name for name, _ in base_modules(model) if name not in chosen))
-
-
-def _places(model: nn.Module) -> Places:
-    try:
-        return places_of(model)
-    except TsugikiError as error:
-        raise TsugikiError(
-            _("no default target_modules of (IA)³ for {name!r}: {error}; {hint}").format(
-                name=model_type(model), error=error, hint=_(_NAME_LAYERS)
-            )
-        ) from error
 
 
 def _is_feedforward(path: str, names: Names) -> bool:

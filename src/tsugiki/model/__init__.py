@@ -6,7 +6,6 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "architectures": "ARCHITECTURES Architecture architecture_of model_type",
-        "automaton": "Automaton parse",
         "blocks": "decoder_blocks on_first_blocks",
         "context": (
             "PROMPT_ATTRIBUTE context_length decoder_of max_positions possible_windows rope_depends_on_length "
@@ -21,7 +20,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "meta": "meta_model",
         "names": "check_names matches shortest_endings split_block",
-        "patterns": "PatternTable compile_pattern name_pattern",
+        "patterns": "PatternTable compile_pattern compile_search name_pattern",
         "replica": "replica_in",
         "settings": "check_types",
         "undo": ("Undo cast_parameters parameter_owner replace_forward replace_module replace_parameter undo_all"),

@@ -1,7 +1,7 @@
 """Properties of model types of transformers that cannot be derived from the model: one row for each type.
 
-The layers to adapt are derived from the model's structure (`tsugiki.lora.structure`, `tsugiki.methods.places`), so a
-model type needs a row only for an exception, or for its name in llama.cpp.
+The layers to adapt are found by a rule (`tsugiki.model.targets_by_rule`), so a model type needs a row only for an
+exception, or for its name in llama.cpp.
 
 This module imports only the standard library, so that every package may import it.
 """
@@ -19,10 +19,10 @@ class Architecture:
     """
 
     target_modules: tuple[str, ...] | None = None
-    """Layers that get LoRA factors when the config names none. None: the layers that `tsugiki.lora.structure` finds."""
+    """Layers that get LoRA factors when the config names none. None: the layers that the rule finds."""
     ia3_outputs: tuple[str, ...] | None = None
-    """Layers whose output (IA)³ scales when the config names none. None: the layers of keys and values, which
-    `tsugiki.methods.places` finds."""
+    """Layers whose output (IA)³ scales when the config names none. None: the layers of keys and values, which the rule
+    finds."""
     llama_cpp: str | None = None
     """llama.cpp's name for the architecture (`general.architecture` in a GGUF file); None: it cannot be exported."""
     layers_of_27b: int | None = None
@@ -30,6 +30,7 @@ class Architecture:
 
 
 _QUERIES_VALUES = ("q_proj", "v_proj")
+_QKV = ("q_proj", "k_proj", "v_proj")
 _GPT2 = ("c_attn", "c_proj")
 """The two names that guides for GPT-2 give. `c_proj` is the last layer of the attention and of the feed-forward
 network; the first layer of the latter, `c_fc`, is left out."""
@@ -58,6 +59,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "cohere": Architecture(llama_cpp="command-r"),
         "olmo2": Architecture(llama_cpp="olmo2"),
         "smollm3": Architecture(llama_cpp="smollm3"),
+        # All but the adapters of the base itself, of which each block holds those of all blocks and calls one.
+        "zamba2": Architecture(
+            target_modules=("in_proj", "linear", *_QKV, "o_proj", "gate_up_proj", "down_proj"),
+        ),
     }
 )
 """`model_type` of transformers -> its row."""

@@ -18,7 +18,7 @@ def matches(name: str, wanted: Names) -> bool:
     `transformer.h.0.attn.c_attn`. A string is a regular expression that must match the whole name.
 
     Raises:
-        TsugikiError: the expression cannot be matched in a bounded time (see `lora.patterns`).
+        TsugikiError: it is not a regular expression, or takes too long (see `model.patterns`).
     """
     if isinstance(wanted, str):
         return compile_pattern(wanted)(name)

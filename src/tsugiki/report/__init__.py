@@ -6,7 +6,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "adapter": "info_lines inspect_adapter tensors_table write_adapter_page",
-        "comparison": "stages_table sweep_sentence write_comparison",
+        "comparison": "sweep_sentence write_comparison",
         "evaluations": "evaluation_table",
         "formatting": "Table",
         "layers": "bars decompose kinds_table layers_table",

@@ -19,7 +19,7 @@ from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.record_plots import held_out_series
 from tsugiki.report.run import REPORT_FILE
 from tsugiki.report.samples import sample_columns
-from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, change_of_loss
+from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.record import RunRecord, finished
 from tsugiki.training.workflows.compare import ComparisonRow
 from tsugiki.training.workflows.sweep import MIN_RELATIVE_GAIN, NeededRank, Point, change, needed_rank
@@ -67,27 +67,6 @@ def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: 
     title = _("Comparison · {name}").format(name=folder.name)
     lead = comparison_sentence(rows, records)
     return write_comparison(folder, title, lead, comparison_table(rows), list(records.items()), figures)
-
-
-def stages_table(records: Sequence[RunRecord]) -> Table:
-    """Return a table with a row for each stage: its held-out text, and that of all stages before it."""
-    headers = [_("stage"), _("data"), _("steps"), _("held-out text, bits/char"), _("text of earlier stages, bits/char")]
-    return headers, [
-        [
-            str(number),
-            record.config.data_text or "–",
-            _("{kept:,} of {steps:,}").format(kept=record.kept_step, steps=finished(record)[0].steps),
-            _before_and_after(record.evaluations),
-            _before_and_after(record.retention_evaluations) if number > 1 else "–",
-        ]
-        for number, record in enumerate(records, 1)
-    ]
-
-
-def _before_and_after(evaluations: Sequence[StepEvaluation]) -> str:
-    """Return the bits per character of the base and at the end, and the change."""
-    first, last = evaluations[0], evaluations[-1]
-    return f"{first.bits_per_char:.3f} → {last.bits_per_char:.3f}\n{format_change(change_of_bits(first, last))}"
 
 
 def sweep_table(points: Sequence[Point]) -> Table:

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tsugiki.adapters.algebra.difference import Difference, compare_layers, compare_tensors, overall, same_tensors
-from tsugiki.adapters.files import read_adapter_config, read_weights
-from tsugiki.adapters.fit import not_finite
+from tsugiki.adapters.files import not_finite, read_adapter_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.adapters.metadata import BaseReference

@@ -8,7 +8,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from tsugiki.adapters.algebra.spectrum import effective_rank, singular_values, update_shape
+from tsugiki.adapters.algebra.matrices import effective_rank, singular_values, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
 from tsugiki.language import _
 from tsugiki.model.names import split_block
@@ -40,7 +40,7 @@ class Layer:
 
     @property
     def effective_rank(self) -> float:
-        """The effective rank of ΔW (see `adapters.algebra.spectrum`)."""
+        """The effective rank of ΔW (see `adapters.algebra.matrices`)."""
         return effective_rank(self.values)
 
 

@@ -8,8 +8,7 @@ from tsugiki.base.loading import load_meta_model
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
-from tsugiki.lora.structure import reasons_against
-from tsugiki.lora.targets import base_modules, find_stacks, find_targets
+from tsugiki.lora.targets import base_modules, find_stacks, find_targets, reasons_against
 from tsugiki.model.linear import features, is_linear
 from tsugiki.report.formatting import Table
 
@@ -29,7 +28,7 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
     """Return a table of the linear layers of a model, whose weights are not read, and a line with their numbers.
 
     Raises:
-        TsugikiError: there is no such model, or its default targets cannot be found.
+        TsugikiError: there is no such model, or none of its layers is a default target.
     """
     shape = load_meta_model(model)
     config = LoraConfig()

@@ -14,13 +14,12 @@ from tsugiki.adapters.vocabulary import words_for
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import add_adapter
 from tsugiki.fast.mixed_batch import mixed_batch
-from tsugiki.io.digests import sha256
+from tsugiki.generation.batch_mode import find_batch_mode
+from tsugiki.generation.request import BatchMode
+from tsugiki.io.digests import FileState, file_state, sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
-from tsugiki.io.file_state import FileState, file_state
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
-from tsugiki.serve.batch_mode import find_batch_mode
-from tsugiki.serve.request import BatchMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

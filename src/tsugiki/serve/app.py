@@ -19,18 +19,18 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tsugiki.errors import TsugikiError
+from tsugiki.generation.engine import Engine
 from tsugiki.language import _
-from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
 from tsugiki.serve.disconnect import ClientDisconnected, unless_disconnected, wait_for_disconnect
-from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError, as_api_error
-from tsugiki.serve.library import library_routes
-from tsugiki.serve.metrics import Sample
+from tsugiki.serve.library_view import library_routes
+from tsugiki.serve.metrics import Gauges, Metrics
 from tsugiki.serve.page import page_files, page_routes
-from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, parse
-from tsugiki.serve.security import HEALTH, Access, Guard, read_body
-from tsugiki.serve.tokens import token_routes
+from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, read
+from tsugiki.serve.security import HEALTH, Access, Guard
+from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.token_routes import token_routes
 
 _log = logging.getLogger("tsugiki.serve")
 _PROMETHEUS = "text/plain; version=0.0.4"
@@ -54,6 +54,7 @@ def new_app(
         allow_lora_updates: whether requests may load and unload adapters.
         views: more routes, of the page's views that need more than the engine and the adapters.
     """
+    metrics = engine.observer = Metrics(Gauges(engine, adapters))
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
     page_token = secrets.token_urlsafe(32)
@@ -63,8 +64,8 @@ def new_app(
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
 
-    async def metrics(request: Request) -> Response:
-        return PlainTextResponse(engine.metrics.text(gauges(engine, adapters)), media_type=_PROMETHEUS)
+    async def show_metrics(request: Request) -> Response:
+        return Response(metrics.text(), media_type=_PROMETHEUS)
 
     def card(name: str) -> dict[str, Any]:
         is_base = name == adapters.base.name
@@ -87,18 +88,18 @@ def new_app(
         return JSONResponse(card(adapters.find(name)))
 
     async def complete(request: Request) -> Response:
-        return await _answer(completions, request, parse(CompletionRequest, await read_body(request)))
+        return await _answer(completions, request, await read(CompletionRequest, request))
 
     async def chat(request: Request) -> Response:
-        return await _answer(completions, request, parse(ChatRequest, await read_body(request)))
+        return await _answer(completions, request, await read(ChatRequest, request))
 
     async def load(request: Request) -> Response:
-        name = parse(AdapterRequest, await read_body(request)).lora_name
+        name = (await read(AdapterRequest, request)).lora_name
         adapters.release(await unless_disconnected(request, adapters.acquire(name)))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(request: Request) -> Response:
-        name = parse(AdapterRequest, await read_body(request)).lora_name
+        name = (await read(AdapterRequest, request)).lora_name
         await adapters.unload(name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
@@ -108,7 +109,7 @@ def new_app(
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/metrics", metrics),
+        Route("/metrics", show_metrics),
         *token_routes(adapters),
         *page_routes(adapters, page_token),
         *views,
@@ -146,31 +147,6 @@ def _cors(access: Access) -> list[Middleware]:
             CORSMiddleware, allow_origins=[*access.origins], allow_methods=["GET", "POST"], allow_headers=headers
         )
     ]
-
-
-def gauges(engine: Engine, adapters: ServedAdapters) -> dict[str, tuple[str, list[Sample]]]:
-    """Return the present values of all gauges, for `Metrics.text`."""
-    base = (("model_name", adapters.base.name),)
-    running, waiting = engine.adapters()
-    lora = (
-        ("max_lora", str(adapters.max_loaded)),
-        ("running_lora_adapters", ",".join(running)),
-        ("waiting_lora_adapters", ",".join(waiting)),
-    )
-    cache = engine.cached_tokens * engine.token_bytes
-    part = cache / engine.limits.cache_bytes
-    return {
-        "vllm:num_requests_running": ("Requests in the batch.", [(base, engine.running)]),
-        "vllm:num_requests_waiting": ("Requests in the queue.", [(base, engine.waiting)]),
-        "vllm:kv_cache_usage_perc": (
-            "Part of the cache that is used, up to 1.",
-            [(base, part)],
-        ),
-        "vllm:lora_requests_info": ("Time of this snapshot, in seconds since 1970.", [(lora, time.time())]),
-        "tsugiki:kv_cache_bytes": ("Bytes of the cache that are used.", [(base, cache)]),
-        "tsugiki:prefix_cache_bytes": ("Bytes of the prefix cache that are used.", [(base, engine.prefixes.bytes)]),
-        "tsugiki:adapters_loaded": ("Adapters in memory.", [(base, len(adapters.loaded()))]),
-    }
 
 
 async def _answer(completions: Completions, request: Request, parsed: CompletionRequest | ChatRequest) -> Response:

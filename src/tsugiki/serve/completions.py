@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tsugiki.generation.engine import Engine
+from tsugiki.generation.limits import QueueFull
+from tsugiki.generation.request import Event, Failed, Output, PromptScores, Request, ScoredToken
 from tsugiki.language import _
-from tsugiki.serve.adapters import ServedAdapters, ServedModel
-from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.limits import QueueFull
-from tsugiki.serve.prompts import Prompt, chat_prompt, check_tokens, is_part, text_prompts, token_text
+from tsugiki.serve.prompt_tokens import Prompt, chat_prompt, check_tokens, is_part, text_prompts, token_text
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
-from tsugiki.serve.request import Event, Failed, Output, PromptScores, Request, ScoredToken
+from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,8 +3,8 @@
 from typing import Any
 
 from tsugiki.errors import TsugikiError
+from tsugiki.generation.limits import EngineStopped, QueueFull, WaitedTooLong
 from tsugiki.language import _
-from tsugiki.serve.limits import EngineStopped, QueueFull, WaitedTooLong
 
 _TYPES = {
     401: "authentication_error",

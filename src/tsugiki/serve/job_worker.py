@@ -53,8 +53,8 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
 
 def works(source: str, query: dict[str, Any]) -> dict[str, Any]:
     """Return the works of Aozora Bunko that match a query."""
-    from tsugiki.data.aozora.query import Query, select
-    from tsugiki.data.aozora.works import open_source
+    from tsugiki.data.read.aozora.query import Query, select
+    from tsugiki.data.read.aozora.works import open_source
 
     found = select(open_source(source, None).entries(), Query(**query))
     shown = [
@@ -66,8 +66,8 @@ def works(source: str, query: dict[str, Any]) -> dict[str, Any]:
 
 def fetch(source: str, query: dict[str, Any], out: str) -> dict[str, Any]:
     """Write the works that match a query as clean text, a JSON line each."""
-    from tsugiki.data.aozora.query import Query, select
-    from tsugiki.data.aozora.works import check_target, open_source, read_entries, write_works
+    from tsugiki.data.read.aozora.query import Query, select
+    from tsugiki.data.read.aozora.works import check_target, open_source, read_entries, write_works
 
     check_target(Path(out))
     opened, selection = open_source(source, None), Query(**query)

@@ -5,104 +5,80 @@ vLLM does not have begin with `tsugiki:`. The label `model_name` is the name of 
 """
 
 import time
-from bisect import bisect_left
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from tsugiki.generation.engine import Engine
+from tsugiki.generation.request import Observer, Timing
+from tsugiki.serve.served_adapters import ServedAdapters
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
-_TIMES = {
-    "vllm:time_to_first_token_seconds": "From the arrival of a request to its first new token.",
-    "vllm:inter_token_latency_seconds": "Between two new tokens of a request.",
-    "vllm:e2e_request_latency_seconds": "From the arrival of a request to its end.",
-    "vllm:request_queue_time_seconds": "From the arrival of a request to the beginning of its prompt's computation.",
-    "vllm:request_prefill_time_seconds": "From the beginning of the computation of a prompt to the first new token.",
-    "vllm:request_decode_time_seconds": "From the first new token to the last one.",
-}
-_COUNTS = {
-    "vllm:prompt_tokens_total": "Tokens of prompts.",
-    "vllm:generation_tokens_total": "New tokens.",
-    "vllm:prefix_cache_queries_total": "Tokens of prompts that were looked up in the prefix cache.",
-    "vllm:prefix_cache_hits_total": "Tokens of prompts that were found in the prefix cache and not computed again.",
-}
-_FINISHED = "vllm:request_success_total"
-_REFUSED = "tsugiki:requests_refused_total"
-
-Labels: TypeAlias = tuple[tuple[str, str], ...]
-Sample: TypeAlias = tuple[Labels, float]
-Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 
 
-@dataclass
-class Histogram:
-    """A histogram of durations in seconds, with the bounds `_SECONDS`."""
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
-    """Number of durations between two bounds; the last number is for durations above the largest bound."""
-    total: float = 0.0
-    """Sum of the durations."""
-
-    def observe(self, seconds: float) -> None:
-        """Count a duration."""
-        self.counts[bisect_left(_SECONDS, seconds)] += 1
-        self.total += seconds
-
-    def lines(self, name: str, labels: Labels) -> list[str]:
-        """Return the histogram in Prometheus' text format."""
-        buckets, count = [], 0
-        for bound, number in zip([*map(str, _SECONDS), "+Inf"], self.counts, strict=True):
-            count += number
-            buckets.append(f"{name}_bucket{_text((*labels, ('le', bound)))} {count}")
-        return [*buckets, f"{name}_sum{_text(labels)} {self.total}", f"{name}_count{_text(labels)} {count}"]
-
-
-@dataclass
-class Timing:
-    """The times of a request's events, in seconds of `time.monotonic`."""
-
-    model_name: str
-    arrived: float = field(default_factory=time.monotonic)
-    begun: float | None = None
-    """When the computation of its prompt began."""
-    first: float | None = None
-    """When its first new token was chosen."""
-    last: float | None = None
-    """When its last new token was chosen."""
-    ended: bool = False
-
-
-class Metrics:
+class Metrics(Observer):
     """Counters and times. The engine's thread changes them, and any thread may read them."""
 
-    def __init__(self) -> None:
-        self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._finished: Counter[tuple[str, str]] = Counter()
-        self._refused: Counter[str] = Counter()
-        self._times: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
+    def __init__(self, gauges: Collector | None = None) -> None:
+        """Begin at 0; `gauges` adds values that are read when the metrics are asked for."""
+        self._registry = CollectorRegistry()
+        # vLLM does not show the time of the first event of each label either.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        if gauges is not None:
+            self._registry.register(gauges)
+        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Tokens of prompts.")
+        self._new_tokens = self._counter("vllm:generation_tokens", "New tokens.")
+        self._queried = self._counter(
+            "vllm:prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache."
+        )
+        self._found = self._counter(
+            "vllm:prefix_cache_hits",
+            "Tokens of prompts that were found in the prefix cache and not computed again.",
+        )
+        self._finished = self._counter(
+            "vllm:request_success", "Requests that have ended.", "model_name", "finished_reason"
+        )
+        self._refused = self._counter("tsugiki:requests_refused", "Requests that were not taken.", "reason")
+        self._first_token = self._histogram(
+            "vllm:time_to_first_token_seconds", "From the arrival of a request to its first new token."
+        )
+        self._between = self._histogram("vllm:inter_token_latency_seconds", "Between two new tokens of a request.")
+        self._whole = self._histogram("vllm:e2e_request_latency_seconds", "From the arrival of a request to its end.")
+        self._queue = self._histogram(
+            "vllm:request_queue_time_seconds",
+            "From the arrival of a request to the beginning of its prompt's computation.",
+        )
+        self._prefill = self._histogram(
+            "vllm:request_prefill_time_seconds",
+            "From the beginning of the computation of a prompt to the first new token.",
+        )
+        self._decode = self._histogram("vllm:request_decode_time_seconds", "From the first new token to the last one.")
 
     def begun(self, timing: Timing, prompt_tokens: int) -> None:
         """Record that the computation of a prompt begins. A second call, after a failed batch, changes nothing."""
         if timing.begun is None:
             timing.begun = time.monotonic()
-            self._counts["vllm:prompt_tokens_total"][timing.model_name] += prompt_tokens
-            self._observe("vllm:request_queue_time_seconds", timing, timing.begun - timing.arrived)
+            self._prompt_tokens.labels(timing.model_name).inc(prompt_tokens)
+            self._queue.labels(timing.model_name).observe(timing.begun - timing.arrived)
 
     def found(self, timing: Timing, queried: int, found: int) -> None:
         """Record how many tokens of a prompt were looked up in the prefix cache, and how many were used from it."""
-        self._counts["vllm:prefix_cache_queries_total"][timing.model_name] += queried
-        self._counts["vllm:prefix_cache_hits_total"][timing.model_name] += found
+        self._queried.labels(timing.model_name).inc(queried)
+        self._found.labels(timing.model_name).inc(found)
 
     def token(self, timing: Timing) -> None:
         """Record a new token."""
-        now = time.monotonic()
-        self._counts["vllm:generation_tokens_total"][timing.model_name] += 1
+        now, name = time.monotonic(), timing.model_name
+        self._new_tokens.labels(name).inc()
         if timing.last is not None:
-            self._observe("vllm:inter_token_latency_seconds", timing, now - timing.last)
+            self._between.labels(name).observe(now - timing.last)
         if timing.first is None:
             timing.first = now
-            self._observe("vllm:time_to_first_token_seconds", timing, now - timing.arrived)
-            self._observe("vllm:request_prefill_time_seconds", timing, now - (timing.begun or timing.arrived))
+            self._first_token.labels(name).observe(now - timing.arrived)
+            self._prefill.labels(name).observe(now - (timing.begun or timing.arrived))
         timing.last = now
 
     def ended(self, timing: Timing, reason: str) -> None:
@@ -110,56 +86,56 @@ class Metrics:
         if timing.ended:
             return
         timing.ended = True
-        self._finished[timing.model_name, reason] += 1
-        self._observe("vllm:e2e_request_latency_seconds", timing, time.monotonic() - timing.arrived)
+        self._finished.labels(timing.model_name, reason).inc()
+        self._whole.labels(timing.model_name).observe(time.monotonic() - timing.arrived)
         if timing.first is not None and timing.last is not None:
-            self._observe("vllm:request_decode_time_seconds", timing, timing.last - timing.first)
+            self._decode.labels(timing.model_name).observe(timing.last - timing.first)
 
     def refused(self, reason: str) -> None:
         """Record that a request was not accepted."""
-        self._refused[reason] += 1
+        self._refused.labels(reason).inc()
 
-    def text(self, gauges: Mapping[str, tuple[str, Sequence[Sample]]]) -> str:
-        """Return all metrics in Prometheus' text format.
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
 
-        Args:
-            gauges: name -> (help text, values with their labels).
-        """
-        lines: list[str] = []
-        for name, (help_text, samples) in gauges.items():
-            lines += _metric(name, help_text, "gauge", samples)
-        for name, help_text in _COUNTS.items():
-            counts = [(_model(model), count) for model, count in self._counts[name].copy().items()]
-            lines += _metric(name, help_text, "counter", counts)
-        finished = [
-            ((*_model(model), ("finished_reason", reason)), count)
-            for (model, reason), count in self._finished.copy().items()
-        ]
-        lines += _metric(_FINISHED, "Requests that have ended.", "counter", finished)
-        refused = [((("reason", reason),), count) for reason, count in self._refused.copy().items()]
-        lines += _metric(_REFUSED, "Requests that were not taken.", "counter", refused)
-        times = self._times.copy()
-        for name, help_text in _TIMES.items():
-            lines += _metric(name, help_text, "histogram", ())
-            for (metric, model), histogram in times.items():
-                lines += histogram.lines(name, _model(model)) if metric == name else []
-        return "\n".join(lines) + "\n"
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        """Return a counter; the client library adds `_total` to its name."""
+        return Counter(name, help_text, labels or ("model_name",), registry=self._registry)
 
-    def _observe(self, name: str, timing: Timing, seconds: float) -> None:
-        self._times[name, timing.model_name].observe(seconds)
+    def _histogram(self, name: str, help_text: str) -> Histogram:
+        return Histogram(name, help_text, ("model_name",), registry=self._registry, buckets=_SECONDS)
 
 
-def _model(name: str) -> Labels:
-    return (("model_name", name),)
+class Gauges(Collector):
+    """The present state of a server, read when the metrics are asked for."""
+
+    def __init__(self, engine: Engine, adapters: ServedAdapters) -> None:
+        self._engine, self._adapters = engine, adapters
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield each gauge with its present value."""
+        engine, base = self._engine, {"model_name": self._adapters.base.name}
+        running, waiting = engine.adapters()
+        cache = engine.cached_tokens * engine.token_bytes
+        yield _gauge("vllm:num_requests_running", "Requests in the batch.", base, engine.running)
+        yield _gauge("vllm:num_requests_waiting", "Requests in the queue.", base, engine.waiting)
+        part = cache / engine.limits.cache_bytes
+        yield _gauge("vllm:kv_cache_usage_perc", "Part of the cache that is used, up to 1.", base, part)
+        lora = {
+            "max_lora": str(self._adapters.max_loaded),
+            "running_lora_adapters": ",".join(running),
+            "waiting_lora_adapters": ",".join(waiting),
+        }
+        snapshot = "Time of this snapshot, in seconds since 1970."
+        yield _gauge("vllm:lora_requests_info", snapshot, lora, time.time())
+        yield _gauge("tsugiki:kv_cache_bytes", "Bytes of the cache that are used.", base, cache)
+        prefixes = "Bytes of the prefix cache that are used."
+        yield _gauge("tsugiki:prefix_cache_bytes", prefixes, base, engine.prefixes.bytes)
+        yield _gauge("tsugiki:adapters_loaded", "Adapters in memory.", base, len(self._adapters.loaded()))
 
 
-def _metric(name: str, help_text: str, kind: Kind, samples: Iterable[Sample]) -> list[str]:
-    values = [f"{name}{_text(labels)} {value}" for labels, value in samples]
-    return [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}", *values]
-
-
-def _text(labels: Labels) -> str:
-    def escaped(value: str) -> str:
-        return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-    return "{" + ",".join(f'{name}="{escaped(value)}"' for name, value in labels) + "}" if labels else ""
+def _gauge(name: str, help_text: str, labels: Mapping[str, str], value: float) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, help_text, labels=[*labels])
+    family.add_metric([*labels.values()], value)
+    return family

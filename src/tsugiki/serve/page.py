@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
-from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.security import PAGE_API
+from tsugiki.serve.served_adapters import ServedAdapters
 
 _FOLDER = Path(__file__).with_name("page")
 _INDEX = "index.html"

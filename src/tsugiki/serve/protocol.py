@@ -4,16 +4,20 @@ A field that would change the result and is not supported is an error, not ignor
 such as `user`, and neutral values of unsupported fields, such as an empty list of tools, are accepted.
 """
 
+import asyncio
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, from_json
+from starlette.requests import Request
 
+from tsugiki.generation.sampling import SamplingSettings
 from tsugiki.io.validation import problem_text
 from tsugiki.language import _, marked
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.sampling import SamplingSettings
 
+MAX_BODY = 4 << 20  # bytes
+_SECONDS = 30  # within which a body must arrive
 _WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 )
@@ -48,18 +52,20 @@ MixField: TypeAlias = Annotated[dict[str, _Weight], Field(min_length=1, max_leng
 _Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
+    """The fields of a request. Others are errors, and numbers are not converted."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     """Which fields a stream contains besides the text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class _Request(_Fields):
+class _Request(Fields):
     model: str
     adapters: MixField = {}
     """Weights of the adapters to mix, by name. `model` must then be the base."""
@@ -124,14 +130,14 @@ class CompletionRequest(_Request):
         return [parts] if isinstance(parts[0], int) else parts
 
 
-class TextPart(_Fields):
+class TextPart(Fields):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Fields):
+class ChatMessage(Fields):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -152,7 +158,7 @@ class ChatRequest(_Request):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
 
-class TokenizeRequest(_Fields):
+class TokenizeRequest(Fields):
     """A request to `/tokenize`, with `prompt` or `messages`."""
 
     model: str | None = None
@@ -164,7 +170,7 @@ class TokenizeRequest(_Fields):
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(_Fields):
+class DetokenizeRequest(Fields):
     """A request to `/detokenize`."""
 
     model: str | None = None
@@ -172,7 +178,7 @@ class DetokenizeRequest(_Fields):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
-class AdapterRequest(_Fields):
+class AdapterRequest(Fields):
     """A request to `/v1/load_lora_adapter` or `/v1/unload_lora_adapter`."""
 
     lora_name: str
@@ -180,6 +186,34 @@ class AdapterRequest(_Fields):
 
 
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
+
+
+async def read(kind: type[_Parsed], request: Request) -> _Parsed:
+    """Read and parse the body of a request.
+
+    Raises:
+        ApiError: as for `parse`, or the body is larger than `MAX_BODY` or arrives too slowly.
+    """
+    return parse(kind, await _read_body(request))
+
+
+async def _read_body(request: Request) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        ApiError: it is larger than `MAX_BODY`, or arrives too slowly.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY:
+                    message = _("the body has more than {count:,} bytes").format(count=MAX_BODY)
+                    raise ApiError(413, message, code="too_large")
+    except TimeoutError as error:
+        raise ApiError(408, _("the body did not arrive within {seconds} s").format(seconds=_SECONDS)) from error
+    return bytes(body)
 
 
 def parse(kind: type[_Parsed], body: bytes) -> _Parsed:

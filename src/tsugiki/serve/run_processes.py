@@ -108,30 +108,13 @@ class RunProcesses:
         if pid is None:
             return False
         with self._lock:
+            if self._stopping.get(folder) == pid:
+                return True
             self._stopping[folder] = pid
-        if not self._signal(folder, pid):
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except OSError:  # it has ended, or is another user's
             with self._lock:
                 self._stopping.pop(folder, None)
             return False
-        return True
-
-    def _signal(self, folder: Path, pid: int) -> bool:
-        """Send SIGTERM to the process `pid`, if it still owns the folder."""
-        try:
-            handle = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # not Linux, or an old one
-            handle = None
-        try:
-            # A handle always refers to the same process. If this is the owner now, no other one can get the signal.
-            if self.owner(folder) != pid:
-                return False
-            if handle is None:
-                os.kill(pid, signal.SIGTERM)
-            else:
-                signal.pidfd_send_signal(handle, signal.SIGTERM)
-        except OSError:  # it has ended, or is another user's
-            return False
-        finally:
-            if handle is not None:
-                os.close(handle)
         return True

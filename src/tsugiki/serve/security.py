@@ -14,7 +14,6 @@ from email.utils import formatdate
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,8 +23,6 @@ from tsugiki.serve.errors import ApiError
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
-MAX_BODY = 4 << 20  # bytes
-_SECONDS = 30  # within which a body must arrive
 HEALTH = "/health"
 API = "/v1/"
 PAGE_API = "/page/api/"
@@ -62,7 +59,7 @@ class Guard:
             app: the application, which gets the allowed requests.
             access: who may use the server.
             public: as in `check`.
-            page_token: the token of requests below `PAGE_API` that change something.
+            page_token: as in `check`.
         """
         self.app, self.access, self.public, self.page_token = app, access, public, page_token
 
@@ -84,8 +81,7 @@ class Guard:
         accepted = headers.get("accept-language")
         with speaking(accepted if accepted in LANGUAGES else language()):
             try:
-                check(self.access, method, path, headers, self.public)
-                check_token(self.page_token, method, path, headers)
+                check(self.access, method, path, headers, self.public, self.page_token)
             except ApiError as error:
                 await JSONResponse(error.body, error.status, error.headers)(scope, receive, send_dated)
                 return
@@ -97,8 +93,18 @@ class Guard:
                     await JSONResponse(late.body, late.status, late.headers)(scope, receive, send_dated)
 
 
-def check(access: Access, method: str, path: str, headers: Headers, public: Container[str] = (HEALTH,)) -> None:
+def check(
+    access: Access,
+    method: str,
+    path: str,
+    headers: Headers,
+    public: Container[str] = (HEALTH,),
+    page_token: str = "",
+) -> None:
     """Check a request by its headers.
+
+    Starlette's TrustedHostMiddleware is not used for `Host`, because its answers are not in OpenAI's format and name no
+    code, and its CORSMiddleware only adds headers: it refuses no request.
 
     Args:
         access: who may use the server.
@@ -106,6 +112,8 @@ def check(access: Access, method: str, path: str, headers: Headers, public: Cont
         path: the path of the address.
         headers: the headers.
         public: paths that need no key, and may be opened from another site.
+        page_token: the token that the page sends with requests that change something; only a page that this server has
+            sent knows it.
 
     Raises:
         ApiError: the request is not allowed.
@@ -126,18 +134,9 @@ def check(access: Access, method: str, path: str, headers: Headers, public: Cont
             raise ApiError(401, message, code="invalid_api_key")
     if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, _("the body must be application/json"), code="wrong_content_type")
-
-
-def check_token(token: str, method: str, path: str, headers: Headers) -> None:
-    """Check that a request that changes something for the page comes from the page.
-
-    Raises:
-        ApiError: it does not contain the token, because the page was sent by an earlier server or by none.
-    """
-    if path.startswith(PAGE_API) and method not in ("GET", "HEAD"):
-        given = headers.get("x-page-token", "")
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            raise ApiError(403, _("the page is older than the server; load it again"), code="wrong_page_token")
+    changes_for_page = path.startswith(PAGE_API) and method not in ("GET", "HEAD")
+    if changes_for_page and not hmac.compare_digest(headers.get("x-page-token", "").encode(), page_token.encode()):
+        raise ApiError(403, _("the page is older than the server; load it again"), code="wrong_page_token")
 
 
 def check_origins(origins: Collection[str]) -> frozenset[str]:
@@ -153,22 +152,3 @@ def check_origins(origins: Collection[str]) -> frozenset[str]:
                 _("{origin!r} is no origin; write it as browsers do, such as https://example.org").format(origin=origin)
             )
     return frozenset(origin.lower() for origin in origins)
-
-
-async def read_body(request: Request) -> bytes:
-    """Return the body of a request.
-
-    Raises:
-        ApiError: it is larger than `MAX_BODY`, or arrives too slowly.
-    """
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_BODY:
-                    message = _("the body has more than {count:,} bytes").format(count=MAX_BODY)
-                    raise ApiError(413, message, code="too_large")
-    except TimeoutError as error:
-        raise ApiError(408, _("the body did not arrive within {seconds} s").format(seconds=_SECONDS)) from error
-    return bytes(body)

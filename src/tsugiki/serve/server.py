@@ -13,15 +13,15 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tsugiki.errors import TsugikiError
+from tsugiki.generation.engine import Engine
+from tsugiki.generation.limits import Limits
 from tsugiki.language import _
-from tsugiki.serve.adapters import ServedAdapters
 from tsugiki.serve.app import new_app
 from tsugiki.serve.connection import Connection, possible_connections
-from tsugiki.serve.engine import Engine
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.limits import Limits
 from tsugiki.serve.security import Access
-from tsugiki.serve.training import Workspace, workspace_routes
+from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.train_view import Workspace, workspace_routes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,15 +11,12 @@ __getattr__, __dir__ = lazy_names(
         "config_files": "load_config",
         "evaluation.answers": "answer_questions",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
-        "evaluation.expressions": "TooSlowError search",
         "evaluation.interval": (
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
         ),
-        "evaluation.prompts": "prompt_tokens",
         "evaluation.questions": "Question read_questions",
         "evaluation.result": "Answers change_of_share",
-        "evaluation.sample": "Sampling generate_text generate_texts",
         "evaluation.targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
         "evaluation_callback": "EvaluationCallback",
         "evaluation_plan": "EvaluationPlan evenly_spread plan_evaluations",
@@ -44,13 +41,11 @@ __getattr__, __dir__ = lazy_names(
             "DataSummary FORMAT LossPoint Parameters ProbePoint RecordedBase RecordedConfig RunRecord Sample "
             "TrainingFigures finished new_record read_record"
         ),
-        "record_v0_1": "translate_record",
         "resume": "changed_settings",
         "run": "train",
         "sharding": "check_optimizer is_sharded shard split_optimizer_state whole_optimizer_state whole_state",
         "signals": "StopSignals",
         "threads": "run_in_threads",
-        "verify_loaders": "refusals_of_run",
         "workflows.compare": "compare comparison_rows",
         "workflows.compare_config": "ComparisonConfig MAX_RUNS SweepConfig load_comparison load_sweep",
         "workflows.earlier": "check_same_inputs",
@@ -60,7 +55,6 @@ __getattr__, __dir__ = lazy_names(
         "workflows.preview": "Preview preview",
         "workflows.quickstart": "PROMPTS",
         "workflows.several": "run_all",
-        "workflows.stages": "run_stages",
         "workflows.sweep": "Point needed_rank sweep",
     },
 )

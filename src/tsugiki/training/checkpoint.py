@@ -11,8 +11,7 @@ Everything is safetensors and JSON, and nothing is pickled. A checkpoint is a fo
     manifest.json           sizes and digests of these files, and the record of the run at this step: its settings, the
                             fingerprints of base and data, versions, evaluations and samples
 
-The manifest is written last and checked before anything of the checkpoint is used. Checkpoints of version 0.1 have
-none.
+The manifest is written last and checked before anything of the checkpoint is used.
 """
 
 import warnings
@@ -28,13 +27,12 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import remove_folder
-from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.io.run_folder import checkpoint_step, checkpoints
 from tsugiki.language import _
 
-_OPTIMIZER, _TRAINING, _TRAINER_V0_1 = "optimizer.safetensors", "training.json", "trainer_state.json"
+_OPTIMIZER, _TRAINING = "optimizer.safetensors", "training.json"
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Checkpoint:
     """A checkpoint whose files are as they were written."""
 
     folder: Path
-    record: dict[str, Any] | None
-    """The record of the run at this step, as in `run.json`; None in a checkpoint of version 0.1."""
+    record: dict[str, Any]
+    """The record of the run at this step, as in `run.json`."""
 
     @property
     def step(self) -> int:
@@ -101,7 +99,7 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
     for key, value in {**_load(folder / _OPTIMIZER), **fields["optimizer"]["state"]}.items():
         index, _dot, name = key.partition(".")
         optimizer["state"].setdefault(int(index), {})[name] = value
-    return optimizer, fields["schedule"], fields["progress"] if "progress" in fields else _progress_v0_1(folder, fields)
+    return optimizer, fields["schedule"], fields["progress"]
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -149,8 +147,6 @@ def _check(folder: Path) -> Checkpoint:
     Raises:
         TsugikiError: it is damaged.
     """
-    if (folder / _TRAINER_V0_1).is_file() and not (folder / MANIFEST_FILE).exists():
-        return Checkpoint(folder, None)
     return Checkpoint(folder, read_manifest(folder)["record"])
 
 
@@ -169,17 +165,6 @@ def _set_aside(folder: Path) -> None:
                 folder=folder, strerror=error.strerror or error
             )
         ) from error
-
-
-def _progress_v0_1(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the progress in a checkpoint of version 0.1, which is in two files."""
-    state = read_json(
-        folder / _TRAINER_V0_1,
-        missing=_("{folder} is not a checkpoint: it has no {file}").format(folder=folder, file=_TRAINER_V0_1),
-    )
-    logged = [entry for entry in state["log_history"] if "loss" in entry]
-    curve = [{name: entry[name] for name in ("step", "loss", "learning_rate")} for entry in logged]
-    return {"step": state["global_step"], "loss_curve": curve, **fields["meters"]}
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from tsugiki.data.columns import parse_columns
+from tsugiki.data.read.schemas import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, summarise_list
@@ -66,8 +66,6 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
 AUTO: Literal["auto"] = "auto"
 PROBE: Literal["probe"] = "probe"
-STAGES = "stages"
-"""The key of a file of settings that lists those of each stage (see `train.workflows.stages`)."""
 NO_VALIDATION = "none"
 
 MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "recompute", "shard"})
@@ -115,12 +113,8 @@ class TrainingSettings(BaseModel):
     measured on 30 rows of the training data before the first step."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
-    warmup_steps: int | None = Field(default=None, ge=1)
-    """Steps over which the learning rate rises to its peak. Overrides warmup_ratio."""
     warmup_ratio: float = Field(default=0, ge=0, lt=1)
     """Share of all steps over which the learning rate rises to its peak."""
-    decay_steps: int | None = Field(default=None, ge=1)
-    """Steps over which the learning rate falls to 0 at the end. Requires warmup_stable_decay."""
     decay_ratio: float | None = Field(default=None, gt=0, lt=1)
     """Share of all steps over which the learning rate falls to 0 at the end. Requires warmup_stable_decay."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -188,28 +182,10 @@ class TrainingSettings(BaseModel):
     """What each of several processes keeps of the weights. none: all. fsdp: a part, and the rest of a block while it
     computes (PyTorch's FSDP2); for a model that does not fit on one device."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_former_settings(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and "grad_accum" in settings:
-            raise ValueError(
-                _(
-                    "grad_accum is no setting any more: batch_size is now the number of rows per optimiser step, so "
-                    "set it to the product of the two and leave grad_accum out"
-                )
-            )
-        return settings
-
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
-        given = [name for name in ("decay_steps", "decay_ratio") if getattr(self, name) is not None]
-        if len(given) != (self.lr_scheduler_type == "warmup_stable_decay"):
-            raise ValueError(
-                _(
-                    "lr_scheduler_type warmup_stable_decay requires either decay_steps or decay_ratio, and other "
-                    "schedules allow neither (got {given} with {lr_scheduler_type})"
-                ).format(given=_(" and ").join(given) or _("neither"), lr_scheduler_type=self.lr_scheduler_type)
-            )
+        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
+            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
         return self
 
     @model_validator(mode="after")
@@ -217,10 +193,6 @@ class TrainingSettings(BaseModel):
         if self.shard != "none" and self.optimizer == "muon":
             raise ValueError(_("optimizer muon needs whole matrices, which shard fsdp splits; use adamw"))
         return self
-
-    def overridden(self) -> set[str]:
-        """Return the names of settings that have no effect because another one overrides them."""
-        return set() if self.warmup_steps is None else {"warmup_ratio"}
 
 
 LORA_PLUS = "lora+"
@@ -380,15 +352,11 @@ class RunConfig(TrainingSettings):
             or getattr(config, "bias", "none") != "none"
         )
 
-    def overridden(self) -> set[str]:
-        """Return the names of settings that have no effect because another one overrides them."""
-        unused = {"keep", "patience"} if self.validation == NO_VALIDATION else set()
-        return super().overridden() | unused
-
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
         off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name)}
-        ignored = {*self._inapplicable_fields(), *self.overridden(), *MACHINE_SETTINGS, *off}
+        unused = ("keep", "patience") if self.validation == NO_VALIDATION else ()
+        ignored = {*self._inapplicable_fields(), *unused, *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 
     def _method(self) -> "Method":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from tsugiki.data.records import Message
+from tsugiki.generation.texts import Sampling, generate_texts
 from tsugiki.language import _
 from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
@@ -24,7 +25,6 @@ from tsugiki.training.automatic import ResolvedConfig
 from tsugiki.training.divergence import restore_values, trained_values
 from tsugiki.training.evaluation.evaluate import Window, evaluate
 from tsugiki.training.evaluation.result import StepEvaluation
-from tsugiki.training.evaluation.sample import Sampling, generate_texts
 from tsugiki.training.evaluation_plan import evenly_spread, is_due, plan_evaluations
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.memory import process_peak

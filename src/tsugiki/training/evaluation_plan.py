@@ -14,7 +14,8 @@ from tsugiki.training.packing import PackedDataset
 
 T = TypeVar("T")
 
-_COST = 0.5  # of a token in an evaluation, relative to a token in a step
+EVALUATION_COST = 0.5
+"""Time of a token in an evaluation, relative to a token in a step."""
 _SHARE, _LARGEST_SHARE = 0.05, 0.2  # of the time of the steps: the target, and the limit for a short run
 _MOST, _FEW, _FEWEST = 8, 4, 2  # evaluations in a run
 _FEW_WINDOWS, _MOST_WINDOWS = 12, 32
@@ -58,7 +59,7 @@ def plan_evaluations(config: ResolvedConfig, data: PackedDataset) -> EvaluationP
     trained = steps * min(config.batch_size, len(data.blocks)) * data.summary.tokens_per_epoch / len(data.blocks)
     per_character = data.summary.tokens_per_epoch / max(data.summary.train.characters, 1)
     characters = sum(len(window.record.text) for window in windows)
-    per_window = _COST * per_character * characters / max(len(windows), 1)
+    per_window = EVALUATION_COST * per_character * characters / max(len(windows), 1)
     fewest = min(len(windows), _FEW_WINDOWS)
     cost = max(fewest * per_window, 1)
     evaluations = min(max(int(_SHARE * trained // cost), _FEW), _MOST, int(_LARGEST_SHARE * trained // cost), steps)

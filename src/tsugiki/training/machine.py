@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from tsugiki.io.processor import processor_name
+from tsugiki.io.measurements import processor_name
 from tsugiki.native import is_compiled
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.encoding import document_end
-from tsugiki.data.learned import Fingerprints, fingerprints
+from tsugiki.data.seen_texts import Fingerprints, fingerprints
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
 from tsugiki.fast.layers import graft

@@ -12,14 +12,14 @@ import numpy as np
 
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Integers
-from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.learned import find_learned, learned_by
 from tsugiki.data.mixing import mix, parse_mix
 from tsugiki.data.overlap import Kind, ScoredTexts
-from tsugiki.data.reading import Reading
+from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
+from tsugiki.data.read.reading import Reading
+from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import Conversation, Document, Record
-from tsugiki.data.sources import Data, content_key, read_records, record_kinds
+from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
     parse_held_out,
     shorter_duplicates,

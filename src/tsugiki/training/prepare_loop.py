@@ -10,9 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from tsugiki.data.batches import StepBatches
+from tsugiki.data.batches import Collator, StepBatches
 from tsugiki.data.blocks import Blocks
-from tsugiki.data.collator import Collator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.progress import ProgressDisplay
@@ -184,12 +183,12 @@ def _schedule(optimizer: torch.optim.Optimizer, config: ResolvedConfig, steps: i
     Raises:
         TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
     """
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+    warmup = math.ceil(config.warmup_ratio * steps)
     if config.lr_scheduler_type == "linear":  # the default, without the imports of transformers' schedules
         return LambdaLR(optimizer, partial(linear_share, warmup=warmup, steps=steps))
     from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
 
-    decay = config.decay_steps or math.ceil((config.decay_ratio or 0) * steps)
+    decay = math.ceil((config.decay_ratio or 0) * steps)
     options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
     try:
         schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps, options)

@@ -45,9 +45,7 @@ def trial_settings(config: ResolvedConfig) -> ResolvedConfig:
         learning_rate=1.0,
         max_steps=ROWS + 1,
         lr_scheduler_type="constant",
-        warmup_steps=None,
         warmup_ratio=0,
-        decay_steps=None,
         decay_ratio=None,
     )
 

@@ -12,13 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsugiki.adapters.metadata import Source
 from tsugiki.base.identity import BaseIdentity
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.language import _
-from tsugiki.training import record_v0_1
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.machine import Machine, library_versions
 
@@ -134,7 +133,7 @@ class SplitSummary(BaseModel):
     """The data of a run, before they are packed."""
 
     digest: str | None = None
-    """Digest of the content of all data files, and of how they are tokenised; None in records of version 0.1."""
+    """Digest of the content of all data files, and of how they are tokenised."""
     train: RecordCounts
     held_out: HeldOutCounts
     validation: ValidationCounts | None = None
@@ -144,7 +143,6 @@ class SplitSummary(BaseModel):
     """Counts of mixed-in records, which `train` counts as well."""
     near_duplicates: NearDuplicates
     left_out: LeftOutCounts | None = None
-    """None in records of version 0.1."""
 
 
 class DataSummary(SplitSummary):
@@ -362,7 +360,7 @@ def samples_by_prompt(record: RunRecord) -> dict[str, list[Sample]]:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read the record of the run in a folder. Records of version 0.1 are translated.
+    """Read the record of the run in a folder.
 
     Raises:
         TsugikiError: the folder has no record, it cannot be read, or a field is missing or invalid.
@@ -378,17 +376,17 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
     """Return the record with these fields.
 
     Args:
-        fields: the content of a `run.json`, of any version.
+        fields: the content of a `run.json`.
         path: the file that they are from, for errors.
 
     Raises:
         TsugikiError: a field is missing or invalid.
     """
     number = fields.get("format")
-    if number not in (record_v0_1.FORMAT, FORMAT):
+    if number != FORMAT:
         shown = error_text(repr(number), 100)
         raise TsugikiError(
-            _("{path} has format {shown}; this version of Tsugiki reads formats 1 and {format}").format(
+            _("{path} has format {shown}; this version of Tsugiki reads format {format}").format(
                 path=path, shown=shown, format=FORMAT
             )
         )
@@ -399,7 +397,7 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
             )
         )
     try:
-        return RunRecord.model_validate(fields if number == FORMAT else record_v0_1.translate_record(fields))
+        return RunRecord.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         where = error_text(".".join(map(str, problem["loc"])), 100)

@@ -67,7 +67,7 @@ def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) 
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             value = _without_defaults(value, default)
             default = {}
-        if name not in defaults or value != default:
+        if value != default:
             different[name] = value
     return different
 
@@ -175,8 +175,8 @@ def recorded_run(out: Path) -> RunRecord:
 
 
 def _record_of(checkpoint: Checkpoint | None) -> RunRecord | None:
-    """Return the record in a checkpoint; None without a checkpoint, and for one of version 0.1."""
-    if checkpoint is None or checkpoint.record is None:
+    """Return the record in a checkpoint; None without a checkpoint."""
+    if checkpoint is None:
         return None
     return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
 

@@ -30,7 +30,7 @@ from tsugiki.adapters.start import start_from
 from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.base.resolve import local_folder
-from tsugiki.data.learned import Fingerprints, learned_by, write_fingerprints
+from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
 from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import settings_folder
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.lowbit.quantization import count_parameters
@@ -95,8 +95,6 @@ def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
 
 
 def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
-    if before is not None and before.digest is None:  # a record of version 0.1, which digested rows in another way
-        now = now.model_copy(update={"digest": None, "blocks_fingerprint": before.blocks_fingerprint})
     return before is None or _compared(before) != _compared(now)
 
 

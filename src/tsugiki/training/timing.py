@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
+from tsugiki.training.evaluation_plan import EVALUATION_COST
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.packing import PackedDataset
 
-_EVALUATION = 0.5  # time of a token in an evaluation, relative to a token in a step
 _STEPS = 0.85  # share of the time left after the held-out evaluations; the rest is for other evaluations and samples
 
 
@@ -41,7 +41,7 @@ def rows_in_time(seconds: float, seconds_per_row: float, data: PackedDataset) ->
     """
     summary = data.summary
     tokens = summary.held_out.measured_characters * summary.tokens_per_epoch / max(summary.train.characters, 1)
-    evaluations = 2 * _EVALUATION * tokens * seconds_per_row / (summary.tokens_per_epoch / summary.blocks)
+    evaluations = 2 * EVALUATION_COST * tokens * seconds_per_row / (summary.tokens_per_epoch / summary.blocks)
     rows = math.floor((seconds - evaluations) * _STEPS / seconds_per_row)
     if rows < 1:
         least = math.ceil((evaluations + seconds_per_row / _STEPS - min(seconds, 0)) / 60 + 1)

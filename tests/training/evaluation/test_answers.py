@@ -122,10 +122,9 @@ def test_a_prompt_or_a_choice_beyond_the_context(tmp_path: Path):
         answered(tmp_path, model, {"prompt": "a", "expected": "a", "choices": ["a", "b" * 70]})
 
 
-def test_a_regular_expression_that_takes_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.evaluation.expressions._SECONDS", 2)
-    rows = [{"prompt": "=", "expected": "a", "mode": "regex"}, {"prompt": "=", "expected": "(a+)+b", "mode": "regex"}]
-    with pytest.raises(TsugikiError, match=r"q.jsonl:2.*\(a\+\)\+b.* 2 s"):
+def test_a_regular_expression_that_takes_years(tmp_path: Path):
+    rows = [{"prompt": "=", "expected": "a", "mode": "regex"}, {"prompt": "=", "expected": "(a|a)+b", "mode": "regex"}]
+    with pytest.raises(TsugikiError, match=r"q.jsonl:2.*\(a\|a\)\+b"):
         answered(tmp_path, says(tiny_model(vocab_size=257), "a" * 50), *rows, tokens=50)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.test_learned import text
+from tests.data.test_seen_texts import text
 from tests.runs import run_config
 from tsugiki.adapters import Combination, combine, load_weighted_adapters, write_combined
 from tsugiki.data import Document

@@ -77,7 +77,7 @@ def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
     config = run_config(tmp_path)
     interrupt(train, config, 2)
     _let_integers_take(2.0, monkeypatch)
-    monkeypatch.setattr(base_dtype, "kept_seconds", lambda file, key, names, measure: measure())  # an empty cache
+    monkeypatch.setattr(base_dtype, "kept_seconds", lambda key, measure: measure())  # an empty cache
     record = train(config, resume=True)
     assert record.resolved_settings["base_dtype"] == "int8"
     assert record.base_dtype_seconds == {"bf16": 1.0, "int8": 0.5}

@@ -21,15 +21,21 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Generator, Tensor
 
 from tsugiki.adapters.algebra.interference import RULES, apply_rule
-from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, with_matrices
-from tsugiki.adapters.algebra.spectrum import update_norm
-from tsugiki.adapters.algebra.truncate import truncated
+from tsugiki.adapters.algebra.matrices import (
+    best_factors,
+    concatenate,
+    matrices,
+    truncated,
+    update_norm,
+    with_matrices,
+)
 from tsugiki.adapters.lora_weights import (
     LayerFactors,
     LoraWeights,
@@ -43,6 +49,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.model.names import matches
+from tsugiki.model.settings import check_types
 
 ProgressIterator: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
 """Iterates over the names of layers and shows the progress; `iter` shows nothing."""
@@ -66,11 +73,12 @@ class Combination:
     """
 
     combination_type: str = "cat"
-    rank: int | None = None
-    density: float | None = None
+    rank: Annotated[int, Ge(1)] | None = None
+    density: Annotated[float, Gt(0), Le(1)] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         kind = self.combination_type
         if kind not in TYPES:
             raise TsugikiError(
@@ -85,8 +93,6 @@ class Combination:
                     kind=kind, instead=instead, rank=self.rank
                 )
             )
-        if self.rank is not None and self.rank < 1:
-            raise TsugikiError(_("the rank is {rank}; it must be at least 1").format(rank=self.rank))
         drops_elements = RULES.get(self.rule, (None,))[0] is not None
         if drops_elements and self.density is None:
             raise TsugikiError(
@@ -95,10 +101,6 @@ class Combination:
         if not drops_elements and self.density is not None:
             raise TsugikiError(
                 _("{kind} keeps all elements, so it cannot be combined with a density").format(kind=kind)
-            )
-        if self.density is not None and not 0 < self.density <= 1:
-            raise TsugikiError(
-                _("the density is {density}; it must be above 0 and at most 1").format(density=self.density)
             )
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsugiki.adapters.algebra.spectrum import difference_norm, inner_product, update_norm, update_shape
+from tsugiki.adapters.algebra.matrices import difference_norm, inner_product, update_norm, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
 
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.combine import ProgressIterator
-from tsugiki.adapters.algebra.matrices import best_factors
-from tsugiki.adapters.algebra.truncate import RankReduction
+from tsugiki.adapters.algebra.matrices import RankReduction, best_factors
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.identity import named_identity, named_settings, why_different

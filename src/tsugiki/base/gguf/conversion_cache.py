@@ -1,21 +1,17 @@
-"""Convert GGUF files to Hugging Face folders once, and keep the folders in a cache.
+"""Convert GGUF files to Hugging Face folders once, and keep the folders in the cache (see `io.cache`).
 
-    ~/.cache/tsugiki/gguf/<digest of the file>-<versions>/    config, tokenizer, weights as safetensors
-    ~/.cache/tsugiki/gguf/<digest of the file>-<versions>-settings/    config and tokenizer alone
-    ~/.cache/tsugiki/gguf/known/<identity>.json               the digests of a file, computed at its first use
+    ~/.cache/tsugiki/gguf/<digest of the file>-<versions>/             config, tokenizer, weights as safetensors
+    ~/.cache/tsugiki/gguf/<digest of the file>.settings-<versions>/    config and tokenizer alone
+    ~/.cache/tsugiki/gguf/known/                                       the digests of files, computed at their first use
 
 A file is recognised by its inode, size and times, so only its first use reads all of it. A copy elsewhere has the same
-digest and uses the same folder. Several processes can use the cache: only one of them converts at a time, since that
-takes much memory. A folder is compared with its manifest once in a process; a damaged one is converted again.
+digest and uses the same folder. Only one process converts at a time, since that takes much memory.
 
 Quantised tensors are dequantised and rounded to float16. The rounding error is at most one part in 2,048 (or 3e-8), a
 fraction of the error of the quantisation itself. Norms and biases, which the file stores in float32, are rounded as
 well. Files in bfloat16 or float32 keep their dtype. The whole model is in memory during the conversion.
 """
 
-import functools
-import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,16 +21,14 @@ from pathlib import Path
 from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder, write_settings
 from tsugiki.base.gguf.file import GgufHeader
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
-from tsugiki.io.cache import cache_folder, read_kept, write_kept
-from tsugiki.io.digests import combined_digest, sha256, tensor_digest
-from tsugiki.io.file_state import file_state
+from tsugiki.io.atomic import WriteError
+from tsugiki.io.cache import cache_folder, check_room, has_entry, kept, lock_of, new_entry
+from tsugiki.io.digests import combined_digest, file_state, tensor_digest
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import locked
-from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 """Version of the converted folders. Increase it to convert again what an older release of Tsugiki has converted."""
 
 
@@ -45,7 +39,7 @@ def converted_folder(path: Path) -> Path:
         TsugikiError: the file is not a model that can be converted, the gguf package is not installed, or the cache
             cannot be written.
     """
-    return _folder(path, "", _convert)
+    return _entry(path, cache_folder("gguf") / _name(path), _convert)
 
 
 def settings_folder(path: Path) -> Path:
@@ -55,42 +49,28 @@ def settings_folder(path: Path) -> Path:
         TsugikiError: as for `converted_folder`.
     """
     converted = cache_folder("gguf") / _name(path)
-    return converted if converted.exists() else _folder(path, "-settings", _convert_settings)
+    if converted.exists():
+        return converted
+    return _entry(path, cache_folder("gguf") / _name(path, ".settings"), _convert_settings)
 
 
-def _folder(path: Path, suffix: str, convert: Callable[[Path, Path], None]) -> Path:
-    name = _name(path) + suffix
-    folder = cache_folder("gguf") / name
-    if _is_intact(folder):
+def _name(path: Path, content: str = "") -> str:
+    return f"{_digests(path)['file']}{content}-{_CACHE_VERSION}-{version('transformers')}"
+
+
+def _entry(path: Path, folder: Path, convert: Callable[[Path, Path], None]) -> Path:
+    if has_entry(folder):
         return folder
-    with locked(folder.parent / ".lock"):
-        remove_leftovers(folder.parent, of=name)  # left by killed processes, since running ones wait for the lock
-        if not _is_intact(folder):
-            convert(path, folder)
-    return folder
-
-
-def _name(path: Path) -> str:
-    return f"{_digests(path)['file']}-{_CACHE_VERSION}-{version('transformers')}"
-
-
-def _is_intact(folder: Path) -> bool:
-    """Return whether a folder exists and is as it was written; a warning names a damaged folder."""
     try:
-        _check(folder, folder.stat().st_ino)
-    except FileNotFoundError:
-        return False
-    except TsugikiError as error:
-        warnings.warn(_("{error}; it is converted again").format(error=error), stacklevel=2)
-        return False
-    return True
-
-
-@functools.lru_cache(maxsize=8)
-def _check(folder: Path, inode: int) -> None:
-    """Compare a folder with its manifest; if it is intact, later calls do not compare it again."""
-    if read_manifest(folder).get("folder") != folder.name:
-        raise TsugikiError(_("{folder} holds another model").format(folder=folder))
+        with locked(lock_of(folder)):
+            if not has_entry(folder):
+                with new_entry(folder, {"file": path.name}) as temporary:
+                    convert(path, temporary)
+    except WriteError as error:
+        raise TsugikiError(
+            _("{error}; XDG_CACHE_HOME sets where converted models are kept").format(error=error)
+        ) from error
+    return folder
 
 
 def gguf_fingerprint(path: Path) -> str:
@@ -104,28 +84,14 @@ def gguf_fingerprint(path: Path) -> str:
 
 def _digests(path: Path) -> dict[str, str]:
     """Return the digest of the whole `file` and the digest of its `tensors`; both are cached."""
-    key = _identity(path)
-    cached = cache_folder("gguf") / "known" / f"{key[:32]}.json"
-    stored: dict[str, str] | None = read_kept(cached, key)
-    if stored is not None:
-        return stored
-    digests = _compute_digests(path, read_model_header(path))
-    try:
-        write_kept(cached, key, digests)
-    except TsugikiError as error:
-        raise _write_error(error) from error
-    return digests
-
-
-def _identity(path: Path) -> str:
-    """Return a digest of the inode, size and times of a file, which change when the file does."""
     try:
         state = file_state(path.stat())
     except OSError as error:
         raise TsugikiError(
             _("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error)
         ) from error
-    return sha256([repr(state).encode()]).removeprefix("sha256:")
+    digests: dict[str, str] = kept("gguf/known", repr(state), lambda: _compute_digests(path, read_model_header(path)))
+    return digests
 
 
 def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
@@ -143,49 +109,13 @@ def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
 
 def _convert(path: Path, folder: Path) -> None:
     header = read_model_header(path)
-    with _new_folder(path, folder) as temporary:
-        _check_disk_space(path, header, temporary)
-        with _conversion_progress(path, len(header.tensors)) as advance:
-            write_folder(path, header, temporary, lambda: advance(1))
+    check_room(folder, sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize)
+    with _conversion_progress(path, len(header.tensors)) as advance:
+        write_folder(path, header, folder, lambda: advance(1))
 
 
 def _convert_settings(path: Path, folder: Path) -> None:
-    header = read_model_header(path)
-    with _new_folder(path, folder) as temporary:
-        write_settings(path, header, temporary)
-
-
-@contextmanager
-def _new_folder(path: Path, folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `folder`, with a manifest, if the block ends without an error."""
-    try:
-        with new_folder(folder, replace=True) as temporary:
-            yield temporary
-            write_manifest(temporary, {"folder": folder.name, "file": path.name})
-    except TsugikiError as error:
-        raise _write_error(error) if isinstance(error.__cause__, OSError) else error from error.__cause__
-    _remove_outdated(path, folder)
-
-
-def _remove_outdated(path: Path, folder: Path) -> None:
-    """Remove what other versions converted from the same file, and what killed processes left more than a day ago."""
-    current = _name(path)
-    for other in folder.parent.glob(f"{current.partition('-')[0]}-*"):
-        if other.name not in (current, f"{current}-settings"):
-            shutil.rmtree(other, ignore_errors=True)
-    remove_leftovers(folder.parent, older_than=DAY)
-
-
-def _check_disk_space(path: Path, header: GgufHeader, folder: Path) -> None:
-    needed = sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise TsugikiError(
-            _(
-                "{path} needs {needed} when it is converted, and {folder} has {free} left; free some space, or set "
-                "XDG_CACHE_HOME to another folder"
-            ).format(path=path, needed=format_size(needed), folder=folder.parent, free=format_size(free))
-        )
+    write_settings(path, read_model_header(path), folder)
 
 
 @contextmanager
@@ -199,7 +129,3 @@ def _conversion_progress(path: Path, tensors: int) -> Iterator[Callable[[int], N
         display.print(_("{label}; the result is cached for later runs").format(label=label))
     with display.stage(label, tensors) as advance:
         yield advance
-
-
-def _write_error(error: TsugikiError) -> TsugikiError:
-    return TsugikiError(_("{error}; XDG_CACHE_HOME sets where converted models are kept").format(error=error))

@@ -20,7 +20,7 @@ def import_command(
     from tsugiki.adapters.library import new_adapter_folder
     from tsugiki.base.gguf.file import require_gguf
     from tsugiki.cli.tables import print_next_command
-    from tsugiki.export.adapter import import_gguf_adapter
+    from tsugiki.export.gguf_adapter import import_gguf_adapter
     from tsugiki.io.progress import ProgressDisplay
 
     require_gguf()

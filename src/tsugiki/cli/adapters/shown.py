@@ -9,7 +9,7 @@ import typer
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from tsugiki.adapters.algebra.truncate import RankReduction
+    from tsugiki.adapters.algebra.matrices import RankReduction
 
 
 def track_layers(paths: Sequence[str]) -> Iterator[str]:

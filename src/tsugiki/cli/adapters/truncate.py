@@ -22,7 +22,7 @@ def truncate_command(
 
     The energy of an update is the sum of squares of its elements.
     """
-    from tsugiki.adapters.algebra.truncate import kept_energy, truncated, truncated_to_energy
+    from tsugiki.adapters.algebra.matrices import kept_energy, truncated, truncated_to_energy
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
     from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
     from tsugiki.adapters.metadata import Provenance, source_adapter

@@ -33,12 +33,12 @@ def verify_command(
     before training, the adapter that a run's settings would give.
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
-    from tsugiki.adapters.verify import known_base, verify
+    from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
+    from tsugiki.base.loading import load_meta_model
     from tsugiki.cli.tables import print_line
-    from tsugiki.export.compatibility import incompatibilities
+    from tsugiki.export.loaders import incompatibilities, incompatibilities_before_training
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.config_files import load_config
-    from tsugiki.training.verify_loaders import refusals_of_run
 
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
@@ -62,10 +62,16 @@ def verify_command(
                             "the adapter"
                         ).format(name=name)
                     )
-                problems = refusals_of_run(loader, load_config(Path(name), {"model": model} if model else {}))
+                settings = load_config(Path(name), {"model": model} if model else {})
+                shape = load_meta_model(settings.model)
+                problems = incompatibilities_before_training(loader, settings.adapter_config, shape)
             else:
-                folder = adapter_folder(name, home)
-                problems = verify(folder, base) or (incompatibilities(loader, folder, model) if loader else [])
+                files = read_adapter_files(adapter_folder(name, home))
+                problems = list(files.problems)
+                if base and not problems:
+                    problems = find_misfits(files, base)
+                if loader and not problems:
+                    problems = incompatibilities(loader, files, model)
             broken += bool(problems)
             for problem in problems or [_("nothing is wrong")]:
                 print_line(f"{name}: {problem}")

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from tsugiki.data.encoding import encode_records
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError
+from tsugiki.generation.prompts import configured_ends, prompt_tokens
+from tsugiki.generation.texts import Sampling, continue_rows
 from tsugiki.language import _
 from tsugiki.model.context import context_length
+from tsugiki.model.patterns import compile_search
 from tsugiki.training.evaluation.evaluate import TokenSequence, score_sequences
-from tsugiki.training.evaluation.expressions import TooSlowError, search
 from tsugiki.training.evaluation.interval import wilson_interval
-from tsugiki.training.evaluation.prompts import configured_ends, prompt_tokens
 from tsugiki.training.evaluation.questions import Question
 from tsugiki.training.evaluation.result import Answer, Answers
-from tsugiki.training.evaluation.sample import Sampling, continue_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def answer_questions(
     answers = dict(zip(map(id, choices), _choose(model, tokenizer, choices), strict=True))
     advance(len(choices))
     answers |= dict(zip(map(id, others), _generate(model, tokenizer, others, max_new_tokens, advance), strict=True))
-    correct = _compare(questions, [answers[id(question)] for question in questions])
+    correct = [_is_correct(question, answers[id(question)]) for question in questions]
     return Answers(
         questions=len(questions),
         correct=sum(correct),
@@ -110,29 +110,16 @@ def _check_fits(model: "PreTrainedModel", tokens: int, question: Question) -> No
         )
 
 
-def _compare(questions: Sequence[Question], answers: Sequence[str]) -> list[bool]:
-    searched = [index for index, question in enumerate(questions) if question.mode == "regex"]
-    try:
-        matches = search([(questions[index].expected, answers[index]) for index in searched])
-    except TooSlowError as error:
-        question = questions[searched[min(error.index, len(searched) - 1)]]
-        raise TsugikiError(
-            _("{source}: the regular expression {expected} {error}; use a simpler one").format(
-                source=question.source, expected=error_text(repr(question.expected[0]), 80), error=error
-            )
-        ) from error
-    matched = dict(zip(searched, matches, strict=True))
-    return [
-        matched[index] if question.mode == "regex" else _is_correct(question, answer)
-        for index, (question, answer) in enumerate(zip(questions, answers, strict=True))
-    ]
-
-
 def _is_correct(question: Question, answer: str) -> bool:
     match question.mode:
         case "exact":
             return answer.strip() in {expected.strip() for expected in question.expected}
         case "contains":
             return any(expected.strip() in answer for expected in question.expected)
+        case "regex":
+            try:
+                return any(compile_search(expression)(answer) for expression in question.expected)
+            except TsugikiError as error:
+                raise TsugikiError(f"{question.source}: {error}") from error
         case _:
             return answer in question.expected

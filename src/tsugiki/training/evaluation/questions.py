@@ -9,22 +9,21 @@ A prompt is a text, which is continued as it is, or a list of messages, which th
 mode choice nothing is generated: the answer is the choice to which the model gives the highest probability.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from tsugiki.data.read.schemas import read_row
+from tsugiki.data.read.tables import jsonl_rows
 from tsugiki.data.records import Completion, Conversation, Message
-from tsugiki.data.rows import jsonl_rows
-from tsugiki.data.schemas import read_row
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
+from tsugiki.model.patterns import compile_search
 
 Mode: TypeAlias = Literal["exact", "contains", "regex", "choice"]
 """How an answer is compared with what is expected."""
 
-_MAX_EXPRESSION = 10_000  # characters
 _ANY_ANSWER = "?"
 
 
@@ -93,7 +92,10 @@ def _question(row: Mapping[str, Any], source: str) -> Question:
         )
     if mode == "regex":
         for expression in answers:
-            _check_expression(expression, source)
+            try:
+                compile_search(expression)
+            except TsugikiError as error:
+                raise TsugikiError(f"{source}: expected: {error}") from error
     return Question(source, _prompt(row, source), mode, answers, choices)
 
 
@@ -141,20 +143,3 @@ def _texts(given: Any, where: str) -> tuple[str, ...]:
     for text in given:
         read_row({"text": text}, where)  # refuses text that tokenizers cannot read
     return tuple(given)
-
-
-def _check_expression(expression: str, source: str) -> None:
-    if len(expression) > _MAX_EXPRESSION:
-        raise TsugikiError(
-            _("{source}: expected has more than {max_expression:,} characters").format(
-                source=source, max_expression=_MAX_EXPRESSION
-            )
-        )
-    try:
-        re.compile(expression)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise TsugikiError(
-            _("{source}: expected is not a regular expression: {error}").format(
-                source=source, error=error_text(error, 100)
-            )
-        ) from error

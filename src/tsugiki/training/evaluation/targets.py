@@ -16,12 +16,12 @@ from tsugiki.adapters.vocabulary import with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import use_template
-from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.learned import find_learned, learned_by
-from tsugiki.data.reading import Reading
+from tsugiki.data.read.files import Data, read_records
+from tsugiki.data.read.reading import Reading
+from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import AssistantTurns
-from tsugiki.data.sources import Data, read_records
+from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.store import read_index
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError

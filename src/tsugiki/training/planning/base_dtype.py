@@ -46,7 +46,6 @@ SMALL_MODEL = 50_000_000
 _DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")
 _GAIN = 1.1
 """Integers must be at least this many times as fast."""
-_FILE = "base_dtype_seconds.json"
 _MOST_TOKENS, _LEAST_TOKENS = 256, 32
 _MULTIPLICATIONS = 8_000_000_000
 """Of one forward pass through a block: large blocks are measured with fewer tokens."""
@@ -128,7 +127,7 @@ def seconds_of_dtypes(config: RunConfig, shapes: "PretrainedConfig") -> dict[str
                 "tokens": f"{config.block_size}",
             }
         )
-        return kept_seconds(_FILE, key, _DTYPES, partial(_measure, config, shapes))
+        return kept_seconds(f"training, {key}", partial(_measure, config, shapes))
     except BaseException as error:  # transformers' models raise errors of all kinds
         if not is_ordinary(error):
             raise

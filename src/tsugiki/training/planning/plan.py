@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from tsugiki.base.bitsandbytes import is_stored_in_4_bits
 from tsugiki.base.checks import check_weights
 from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.headers import weight_entries
+from tsugiki.base.quantized_files import is_stored_in_4_bits
 from tsugiki.base.resolve import gguf_path
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.io.cache import cache_folder

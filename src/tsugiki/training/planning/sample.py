@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tsugiki.base.gguf.conversion import read_model_header
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
 from tsugiki.base.gguf.names import llama_cpp_names
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
 from tsugiki.fast.loss import Head, plain_loss
 from tsugiki.fast.paths import use_fast_paths
@@ -91,7 +91,7 @@ def sample_model(
     short.quantization_config = None
     short._name_or_path = ""  # of the files, whose vocabulary has another size
     model = model_without_weights(short)
-    quantized = base_dtype in ("int8", "nf4", "nf4-int8", "stored")
+    quantized = base_dtype == "stored" or quantized_dtype(base_dtype) is not None
     dtype = torch_dtype(preferred_compute_dtype() if quantized else base_dtype)
     kinds = _kinds(gguf, model, whole) if base_dtype == "stored" and gguf is not None else {}
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
@@ -104,7 +104,7 @@ def sample_model(
             model.set_submodule(path, _stored_layer(module, kinds[f"{path}.weight"], dtype))
         elif module is head:
             head_path = path
-        elif base_dtype in ("int8", "nf4", "nf4-int8") and is_quantizable(module):
+        elif quantized_dtype(base_dtype) is not None and is_quantizable(module):
             model.set_submodule(path, quantized_layer(path, module, dtype, "int8" if base_dtype == "int8" else "nf4"))
     model.tie_weights()
     if head_path and base_dtype in ("int8", "nf4-int8"):

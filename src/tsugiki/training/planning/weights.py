@@ -9,7 +9,7 @@ from torch import nn
 
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.gguf.layer import BLOCKS
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.lowbit.int8 import Int8Linear
 from tsugiki.lowbit.integer_products import CHANNELS
 from tsugiki.lowbit.nf4 import Nf4Linear
@@ -26,15 +26,15 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
         model: a model of its shape, not grafted; its values are not used. Tied weights count once.
         base_dtype: the dtype that it would be loaded in.
     """
-    quantized_dtype = base_dtype if base_dtype in ("int8", "nf4", "nf4-int8") else None
-    itemsize = torch_dtype(base_dtype if quantized_dtype is None else preferred_compute_dtype()).itemsize
+    few_bits = quantized_dtype(base_dtype)
+    itemsize = torch_dtype(base_dtype if few_bits is None else preferred_compute_dtype()).itemsize
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     counted: set[int] = set()
     total = 0
     for module in model.modules():
         kept_as = None
-        if quantized_dtype is not None and is_quantizable(module):
-            kept_as = layer_dtype(quantized_dtype, is_head=module is head)
+        if few_bits is not None and is_quantizable(module):
+            kept_as = layer_dtype(few_bits, is_head=module is head)
         if kept_as is not None and id(module) not in counted:
             in_features, out_features = features(module)
             total += _STORED[kept_as](out_features, in_features)
@@ -77,12 +77,13 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
     if base_dtype == "stored":
         return 4 * int(embedding.numel())
-    if base_dtype in ("int8", "nf4", "nf4-int8"):
+    few_bits = quantized_dtype(base_dtype)
+    if few_bits is not None:
         head = model.get_output_embeddings()  # type: ignore[operator]
         layers: list[Any] = [
             module.weight
             for module in model.modules()
-            if is_quantizable(module) and layer_dtype(base_dtype, is_head=module is head) is not None
+            if is_quantizable(module) and layer_dtype(few_bits, is_head=module is head) is not None
         ]
         return max((4 * weight.numel() for weight in layers if weight is not embedding), default=0)
     dtype = torch_dtype(base_dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tsugiki.base.identity import named_identity, why_different
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.training.config import RunConfig
@@ -47,7 +47,7 @@ def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> No
     tokenizer = load_run_tokenizer(config)
     digest, base = data_digest(config, tokenizer), named_identity(config.model)
     digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
-    changed = [name for name, before in digests.items() if before not in (None, digest)]  # None in version 0.1
+    changed = [name for name, before in digests.items() if before != digest]
     message = _("{data}, other data or the tokenizer has changed since they were trained")
     _refuse(changed, message.format(data=describe_data(config.data)))
     bases = {name: record.base for name, record in finished.items() if record.base is not None}

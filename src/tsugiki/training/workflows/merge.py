@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.files import read_config_fields
-from tsugiki.adapters.merge.to_folder import MergePlan, plan_merge, quantization_loss, write_merged
+from tsugiki.adapters.merge_files import MergePlan, plan_merge, write_merged
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, source_adapter, write_metadata
 from tsugiki.base.identity import named_identity
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
-from tsugiki.data.learned import learned_by, write_fingerprints
-from tsugiki.data.sources import Data
+from tsugiki.data.read.files import Data
+from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import add_adapter
@@ -42,8 +42,6 @@ class Merge:
     """Factor on the update of each adapter; None: 1 for all."""
     allow_base_mismatch: bool = False
     """Merge adapters that were trained on another base."""
-    allow_quantized_base: bool = False
-    """Merge into quantised weights, although rounding loses much of the change."""
     verify: bool = True
     """Compare the logits of the merged model with those of the base and its adapters."""
     data: Data | None = None
@@ -105,8 +103,6 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
     with progress.stage(_("reading base and adapters"), None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     _check_outside(plan.folder, out)
-    if plan.quantized and not merge.allow_quantized_base:
-        raise _quantized_base_error(plan, progress)
     with new_folder(out) as part:
         with progress.stage(_("merging"), plan.size) as advance:
             rounding = write_merged(plan, part, advance)
@@ -134,19 +130,6 @@ def _check_outside(folder: Path, out: Path) -> None:
         raise TsugikiError(
             _("{out} is in the folder of the base, which must not change; choose another --out").format(out=out)
         )
-
-
-def _quantized_base_error(plan: MergePlan, progress: ProgressDisplay) -> TsugikiError:
-    """Return the error for a quantised base, after computing how much of the change would be lost."""
-    with progress.stage(_("computing the rounding loss"), len(plan.quantized)) as advance:
-        lost = quantization_loss(plan, advance).share
-    return TsugikiError(
-        _(
-            "{base} has {count:,} quantised weights among these: quantising them again would lose {lost:.1%} of the "
-            "adapter's change; merge into the model that it was quantised from, load the adapter without merging, or "
-            "accept the loss with --allow-quantized-base"
-        ).format(base=plan.base, count=len(plan.quantized), lost=lost)
-    )
 
 
 def _verify(

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from tsugiki.base.loading import load_tokenizer
-from tsugiki.data.columns import NO_COLUMNS, Columns
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.sources import Data, read_records
+from tsugiki.data.read.files import Data, read_records
+from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.splits import FieldCondition, parse_held_out, split_document, split_records
 from tsugiki.data.store import Array, read_index
-from tsugiki.data.vocabulary import train_vocabulary
+from tsugiki.data.train_tokenizer import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.run_folder import CHECKPOINTS

@@ -11,7 +11,7 @@ from tsugiki.training.config_files import read_yaml, validated
 
 
 class TokenizerSettings(BaseModel):
-    """The settings of a tokenizer to train (see `data.vocabulary`)."""
+    """The settings of a tokenizer to train (see `data.train_tokenizer`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -48,7 +48,7 @@ class PretrainConfig(TrainingSettings):
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
         off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name, None)}
-        ignored: set[str] = {*self.overridden(), *MACHINE_SETTINGS, *off}
+        ignored: set[str] = {*MACHINE_SETTINGS, *off}
         return {"method": "pretrain", **self.model_dump(mode="json", exclude=ignored)}
 
     def as_run(self, start: Path) -> RunConfig:

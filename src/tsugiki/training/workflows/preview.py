@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from tsugiki.data.blocks import Blocks, Segment
-from tsugiki.data.sources import describe_data
+from tsugiki.data.read.files import describe_data
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.model.labels import IGNORE_INDEX

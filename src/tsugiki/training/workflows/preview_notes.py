@@ -6,8 +6,8 @@ from torch import nn
 
 from tsugiki.base.card import read_card
 from tsugiki.base.resolve import EMBEDDED
+from tsugiki.data.read.files import record_kinds
 from tsugiki.data.records import Completion, Conversation
-from tsugiki.data.sources import record_kinds
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.hold import active_adapter, is_grafted

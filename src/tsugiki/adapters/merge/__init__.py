@@ -1,1 +1,0 @@
-"""Merge adapters into the files of a base, tensor by tensor."""

@@ -1,0 +1,381 @@
+"""Read works of Aozora Bunko from its site or from a mirror folder, one at a time, and write them as JSON lines.
+
+A source lists its works: from the library's index (list_person_all_extended_utf8), from a manifest.tsv, or from the
+files in cards/<person>/files/. `select` chooses from this list, `read_entries` downloads and cleans the chosen works,
+and `write_works` writes them.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsugiki.data.duplicates import near_duplicates, signature
+from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, read_index, read_manifest
+from tsugiki.data.read.aozora.query import Query, no_author, no_work, normalise_name
+from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
+from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
+from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.io.atomic import new_file
+from tsugiki.io.cache import cache_folder
+from tsugiki.io.formatting import format_size
+from tsugiki.language import _
+
+_LONGEST_REASON = 500  # characters
+_SHORTEST_COPY = 100  # characters; shorter texts, such as two haiku with a common line, are easily similar
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work with its clean text."""
+
+    title: str
+    author: str
+    """Several authors are joined, as in 山田一、川田二葉."""
+    person_id: str
+    """The id of the first author."""
+    text: str
+    source: str
+    """The path in the mirror, or the URL."""
+    kana: Kana
+    unresolved: int
+    """Number of characters that became 〓 because they have no code point."""
+    translator: str | None = None
+    """Several translators are joined like authors."""
+    orthography: str | None = None
+    """The index's 文字遣い種別, such as 新字新仮名."""
+
+
+class WorkSource(Protocol):
+    """A site or a folder that contains works."""
+
+    def entries(self) -> list[IndexEntry]:
+        """Return all works in a fixed order."""
+
+    def locate(self, entry: IndexEntry) -> str:
+        """Return the value of `Work.source`."""
+
+    def fetch(self, entry: IndexEntry) -> bytes:
+        """Return an entry's zip.
+
+        Raises:
+            FileMissing: the file does not exist.
+            SiteUnreachable: the site cannot be reached.
+        """
+
+
+class MirrorFolder:
+    """A local mirror with the layout cards/<person>/files/*.zip, with or without an index or a manifest.tsv."""
+
+    def __init__(self, root: Path) -> None:
+        if not (root / "cards").is_dir():
+            raise TsugikiError(
+                _(
+                    "{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a "
+                    "site"
+                ).format(root=root)
+            )
+        self.root = root
+
+    def entries(self) -> list[IndexEntry]:
+        """Return the works in the index, or else those in the manifest, or else every zip in cards/ (sorted)."""
+        for name in (f"{INDEX}.csv", f"{INDEX}.zip"):
+            for path in (self.root / name, self.root / "index_pages" / name):
+                if path.is_file():
+                    return read_index(_read_bytes(path), str(path))
+        manifest = self.root / "manifest.tsv"
+        if manifest.is_file():
+            return read_manifest(manifest)
+        paths = sorted(path.relative_to(self.root) for path in self.root.glob("cards/*/files/*.zip"))
+        return [IndexEntry(path.as_posix(), (Person(path.parts[1]),)) for path in paths]
+
+    def locate(self, entry: IndexEntry) -> str:
+        """Return the path in the mirror."""
+        return entry.path
+
+    def fetch(self, entry: IndexEntry) -> bytes:
+        """Read an entry's zip. Files outside the folder, also behind symbolic links, are not read.
+
+        Raises:
+            FileMissing: the file does not exist.
+            TsugikiError: the file cannot be read, is too large, or is not a file in the folder.
+        """
+        try:
+            path = (self.root / entry.path).resolve(strict=True)
+            if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+                raise TsugikiError(
+                    _("{path} is not a file in {root}; correct the list of works").format(
+                        path=entry.path, root=self.root
+                    )
+                )
+            return _read_work(path, entry.path)
+        except FileNotFoundError as error:
+            raise FileMissing(
+                _("{path}: no such file; complete the mirror").format(path=self.root / entry.path)
+            ) from error
+        except OSError as error:
+            raise _unreadable(entry.path, error) from error
+        except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
+            raise TsugikiError(
+                _("{path!r}: {error}; correct the list of works").format(path=entry.path, error=error_text(error))
+            ) from error
+
+
+class LooseFiles:
+    """Files as they were downloaded: zips and texts of the library, or folders of these."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Find the files.
+
+        Raises:
+            TsugikiError: there is no such file or folder, or none with works.
+        """
+        self.files: list[Path] = []
+        for path in paths:
+            if not path.exists():
+                raise TsugikiError(_("{path}: there is no such file or folder").format(path=path))
+            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+            self.files += [file for file in inside if file.suffix.lower() in (".zip", ".txt") and file.is_file()]
+        if not self.files:
+            raise TsugikiError(
+                _("{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them").format(
+                    paths=summarise_list([str(path) for path in paths])
+                )
+            )
+
+    def entries(self) -> list[IndexEntry]:
+        """Return an entry for each file; title and author are read from the texts."""
+        return [IndexEntry(str(path), (Person(""),)) for path in self.files]
+
+    def locate(self, entry: IndexEntry) -> str:
+        """Return the path of the file."""
+        return entry.path
+
+    def fetch(self, entry: IndexEntry) -> bytes:
+        """Read a file.
+
+        Raises:
+            TsugikiError: it cannot be read, or is too large.
+        """
+        try:
+            return _read_work(Path(entry.path), entry.path)
+        except OSError as error:
+            raise _unreadable(entry.path, error) from error
+
+
+def _read_work(path: Path, name: str) -> bytes:
+    """Read the file of a work, which errors call `name`.
+
+    Raises:
+        OSError: it cannot be read.
+        TsugikiError: it is too large.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_ZIP + 1)
+    if len(data) > MAX_ZIP:
+        raise TsugikiError(
+            _("{path} has more than {max_zip}; exclude this work").format(path=name, max_zip=format_size(MAX_ZIP))
+        )
+    return data
+
+
+def _unreadable(name: str, error: OSError) -> TsugikiError:
+    return TsugikiError(
+        _("{path}: {strerror}; check the permissions").format(path=name, strerror=error.strerror or error)
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TsugikiError(
+            _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error)
+        ) from error
+
+
+def open_source(source: str, cache: Path | None = None) -> WorkSource:
+    """Open a site or a mirror folder.
+
+    Args:
+        source: an address such as https://www.aozora.gr.jp, or a folder that contains cards/.
+        cache: the folder for files of a site (default: tsugiki/aozora in the user's cache folder).
+    """
+    if urlsplit(source).scheme in ("http", "https"):
+        return Site(source, cache or cache_folder("aozora"))
+    return MirrorFolder(Path(source))
+
+
+# Reading -------------------------------------------------------------------------------------------------
+
+
+def read_entries(
+    source: WorkSource,
+    entries: Iterable[IndexEntry],
+    query: Query,
+    skip: Callable[[str], None],
+    missing: Callable[[str], None] | None = None,
+) -> Iterator[Work]:
+    """Read and clean the works of the entries. Conditions that the index could not decide are checked on the texts.
+
+    Args:
+        source: the source of the entries.
+        entries: the entries that `select` returned for this query.
+        query: the query.
+        skip: called with a message for each work that cannot be read.
+        missing: called with a message for each work whose file does not exist; None: a missing file is an error.
+
+    Raises:
+        TsugikiError: a file does not exist (and `missing` is None), or no work matches.
+        SiteUnreachable: the site cannot be reached.
+    """
+    authors: set[str] = set()
+    found = failed = 0
+    first = ""
+    for entry in entries:
+        try:
+            work = _read(source, entry)
+        except SiteUnreachable:
+            raise
+        except FileMissing as error:
+            reason = error_text(f"{entry.origin}: {error}" if entry.origin else error, _LONGEST_REASON)
+            if missing is None:
+                raise TsugikiError(
+                    _("{reason}, or skip such works with --skip-missing").format(reason=reason)
+                ) from error
+            missing(reason)
+        except TsugikiError as error:
+            reason = error_text(error, _LONGEST_REASON)  # it can contain a path from the list of works
+            skip(reason)
+        else:
+            authors.add(work.author)
+            if _matches(work, entry, query):
+                found += 1
+                yield work
+            continue
+        failed += 1
+        first = first or reason
+    if found:
+        return
+    if failed and not authors:
+        raise TsugikiError(
+            _("no work could be read, {failed} failed; the first: {first}").format(failed=failed, first=first)
+        )
+    if query.author is not None and normalise_name(query.author) not in map(normalise_name, authors):
+        raise no_author(query, authors)
+    raise no_work(query)
+
+
+def _read(source: WorkSource, entry: IndexEntry) -> Work:
+    if not entry.path:
+        raise TsugikiError(_("{origin}: {title} has no text file").format(origin=entry.origin, title=entry.title))
+    if "://" in entry.path:
+        raise TsugikiError(
+            _("{origin}: {path} is at another site, which is not supported").format(
+                origin=entry.origin, path=entry.path
+            )
+        )
+    name = source.locate(entry)
+    read = read_text_file if entry.path.lower().endswith(".txt") else read_work
+    clean = read(source.fetch(entry), name, entry.encoding)
+    author = next((person for person in entry.people if person.role == "author"), entry.people[0])
+    return Work(
+        title=entry.title or clean.title,
+        author=entry.names("author") or clean.author,
+        person_id=author.id,
+        text=clean.text,
+        source=name,
+        kana=entry.kana or guess_kana(clean.text),
+        unresolved=clean.unresolved,
+        translator=entry.names("translator"),
+        orthography=entry.orthography,
+    )
+
+
+def _matches(work: Work, entry: IndexEntry, query: Query) -> bool:
+    """Check the conditions that `select` could not decide, because the entry does not name people, title or kana."""
+    named = any(person.name for person in entry.people)
+    return (
+        (query.author is None or named or normalise_name(work.author) == normalise_name(query.author))
+        and (query.title is None or normalise_name(query.title) in normalise_name(work.title))
+        and query.kana in (None, work.kana)
+    )
+
+
+# Writing -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts of the works that were written."""
+
+    works: int = 0
+    characters: int = 0
+    unresolved: int = 0
+
+
+def check_target(out: Path) -> None:
+    """Check that a new file can be written, before works are downloaded.
+
+    Raises:
+        TsugikiError: the file exists, or its folder does not.
+    """
+    if out.exists():
+        raise TsugikiError(_("{out}: exists already; choose another --out, or delete it first").format(out=out))
+    if not out.parent.is_dir():
+        raise TsugikiError(_("{out}: there is no folder {parent}; create it first").format(out=out, parent=out.parent))
+
+
+def write_works(works: Iterable[Work], out: Path) -> Totals:
+    """Write one JSON object per line and work. The file appears only when all works are written."""
+    check_target(out)
+    totals = Totals()
+    with new_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as lines:
+        for work in works:
+            lines.write(json.dumps(_record(work), ensure_ascii=False) + "\n")
+            totals = Totals(totals.works + 1, totals.characters + len(work.text), totals.unresolved + work.unresolved)
+    return totals
+
+
+def _record(work: Work) -> dict[str, str]:
+    """Return the JSON object of a work, without the fields that are not known."""
+    return {
+        "title": work.title,
+        "author": work.author,
+        **({"translator": work.translator} if work.translator else {}),
+        "text": work.text,
+        "source": work.source,
+        **({"person_id": work.person_id} if work.person_id else {}),
+        "kana": work.kana,
+        **({"orthography": work.orthography} if work.orthography else {}),
+    }
+
+
+# Several editions of a work -----------------------------------------------------------------------------
+
+
+class NearCopies:
+    """Keeps the names and the signatures of works (504 bytes each), and groups those that are nearly the same."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._signatures: list[NDArray[np.uint32]] = []
+
+    def collect(self, works: Iterable[Work]) -> Iterator[Work]:
+        """Yield the works, and keep the signatures of all but very short ones."""
+        for work in works:
+            if len(work.text) >= _SHORTEST_COPY:
+                self._names.append(f"{work.title} ({work.source})")
+                self._signatures.append(signature(work.text))
+            yield work
+
+    def groups(self) -> list[list[str]]:
+        """Return the names of the works in each group of near-duplicates."""
+        if not self._names:
+            return []
+        return [[self._names[number] for number in group] for group in near_duplicates(np.stack(self._signatures))]

@@ -1,0 +1,384 @@
+"""Read records from files, folders, patterns, or data sets on the hub, one by one.
+
+    .txt, .md                  a document
+    .epub                      a document (see `epub`)
+    .jsonl, .json, .csv, .parquet   a record for each row (see `tables`; its fields: `schemas`)
+    .zip                       the texts and tables in it
+
+A text that is a work of Aozora Bunko, as the library distributes it, is read without its notation (see `aozora.text`).
+A text, a book or a `.json` file is read whole, a zip member by member, other files row by row (`.parquet`: in batches).
+"""
+
+import glob
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
+from tsugiki.data.read.character_encoding import decode
+from tsugiki.data.read.epub import read_epub
+from tsugiki.data.read.reading import Reading
+from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
+from tsugiki.data.read.tables import (
+    NumberedRows,
+    OpenFile,
+    csv_rows,
+    dataset_fingerprint,
+    dataset_rows,
+    is_dataset_name,
+    json_rows,
+    jsonl_rows,
+    parquet_rows,
+)
+from tsugiki.data.records import Document, Record
+from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.io.archives import read_zip, zip_members
+from tsugiki.io.digests import combined_digest, file_sha256
+from tsugiki.io.file_names import DATA_SUFFIXES
+from tsugiki.language import _
+
+Data: TypeAlias = str | Path | Sequence[str]
+"""A file, a folder, a pattern such as `texts/*.txt`, or the name of a data set on the hub; or several of these."""
+
+_TEXTS, _IN_ZIP = (".txt", ".md"), (".txt", ".md", ".jsonl", ".json", ".csv")
+_MAX_ZIP = 1 << 30  # bytes that a zip may unpack to
+# Files that accompany data in a folder or a zip; they are read only if they are given by name.
+_ABOUT_DATA = ("readme", "license", "licence", "notice", "changelog", "copying")
+
+
+def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Iterator[Record]:
+    """Yield every record: data in the given order, files of a folder sorted by name, rows of a file in order.
+
+    UTF-8, UTF-16, EUC-JP and Shift_JIS are detected; line ends become LF. Documents that contain only white space are
+    skipped. In a folder, all files with the suffixes above are read.
+
+    Args:
+        data: the data to read. A text that names no file or folder is a pattern if it has `*`, `?` or `[`, otherwise
+            the name of a data set on the hub: `owner/name`, or `owner/name:split` for a split other than train. No code
+            from a data set is executed.
+        columns: names of columns that differ from those in `schemas`.
+        reading: is filled with facts about the files; complete when all records are read.
+
+    Raises:
+        TsugikiError: there is no such data, or its file type is not supported. While reading: an unsupported encoding,
+            a malformed line or row, different schemas in one file, a damaged or protected file, or no record at all.
+    """
+    reading = Reading() if reading is None else reading
+    parts = [_read(source, columns, reading) for source in _sources(data, reading)]
+    return _refuse_empty(chain.from_iterable(parts), data)
+
+
+def check_data(data: Data) -> None:
+    """Check that the data exist, in files of a supported type. Nothing is read, and the hub is not contacted.
+
+    Raises:
+        TsugikiError: there is no such file or folder, or its type is not supported.
+    """
+    _sources(data, Reading())
+
+
+def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
+    """Return the kinds of the records, by the first record of each file.
+
+    Raises:
+        TsugikiError: as for `read_records`.
+    """
+    reading = Reading()
+    return {type(record) for source in _sources(data, reading) for record in islice(_read(source, columns, reading), 1)}
+
+
+def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
+    """Return a digest that identifies what `read_records` would read.
+
+    It covers the names and the bytes of files, or the fingerprint of a data set on the hub.
+
+    Raises:
+        TsugikiError: there is no such data, or it cannot be read.
+    """
+    digests: dict[str, str] = {}
+    for source in _sources(data, Reading()):
+        if isinstance(source, str):
+            digests[source] = dataset_fingerprint(source)
+            continue
+        try:
+            digests[source.name + _way_of_reading(source.path)] = file_sha256(source.path)
+        except OSError as error:
+            raise _unreadable(source.path, error) from error
+    digests |= {f"column {field}": column for field, column in columns.items()}
+    return combined_digest(digests)
+
+
+def describe_data(data: Data) -> str:
+    """Return a short text that names the data in messages."""
+    return str(data) if isinstance(data, str | Path) else summarise_list([str(source) for source in data])
+
+
+# Finding files -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to read."""
+
+    path: Path
+    name: str
+    """The path relative to the given folder; the digest of the content is computed under this name."""
+    is_chosen: bool
+    """Whether the user has named the file. In a folder, a table without known fields is skipped."""
+
+
+def _sources(data: Data, reading: Reading) -> list[_File | str]:
+    """Return the files to read, each once, and the names of data sets on the hub."""
+    given = [data] if isinstance(data, str | Path) else list(data)
+    found: dict[Path | str, _File | str] = {}
+    roots = [root for source in given for root in _expand(source)]
+    for number, root in enumerate(roots):
+        if isinstance(root, str):
+            found.setdefault(root, root)
+            continue
+        for file in _files(root, reading):
+            # In several folders, files of the same name are different ones.
+            named = file if len(roots) == 1 else _File(file.path, f"{number}/{file.name}", file.is_chosen)
+            found.setdefault(file.path.resolve(), named)
+    sources = list(found.values())
+    reading.files = [source if isinstance(source, str) else str(source.path) for source in sources]
+    return sources
+
+
+def _expand(given: str | Path) -> list[Path | str]:
+    """Return the files and folders that a text names, or the name of a data set."""
+    path = _local_path(given)
+    if path.exists() or isinstance(given, Path):
+        return [path]
+    if any(mark in given for mark in "*?["):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            raise TsugikiError(_("no file matches {pattern}").format(pattern=error_text(given, 200)))
+        return [Path(match) for match in matches]
+    if is_dataset_name(given) and Path(given.partition(":")[0]).suffix.lower() not in DATA_SUFFIXES:
+        return [given]
+    return [path]
+
+
+def _local_path(data: str | Path) -> Path:
+    try:
+        path = Path(data).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a home folder that does not exist
+        raise TsugikiError(
+            _("no data at {data}: {error}").format(data=error_text(data, 100), error=error_text(error, 100))
+        ) from error
+    return path
+
+
+def _files(root: Path, reading: Reading) -> list[_File]:
+    others, last = ", ".join(DATA_SUFFIXES[:-1]), DATA_SUFFIXES[-1]
+    if root.is_dir():
+        inside = sorted(path for path in root.rglob("*") if path.is_file())
+        names = {path: path.relative_to(root).as_posix() for path in inside}
+        files = [_File(path, name, False) for path, name in names.items() if _is_data(name, DATA_SUFFIXES)]
+        if not files:
+            raise TsugikiError(
+                _("{root} contains no {suffixes} or {last} file").format(root=root, suffixes=others, last=last)
+            )
+        read = {file.path for file in files}
+        reading.passed_over += [str(path) for path, name in names.items() if path not in read and not _is_beside(name)]
+        return files
+    if not root.is_file():
+        raise TsugikiError(
+            _(
+                "no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)"
+            ).format(root=root)
+        )
+    if root.suffix.lower() not in DATA_SUFFIXES:
+        kind = root.suffix or _("a file without a suffix")
+        raise TsugikiError(
+            _("{root}: {kind} is not supported; use {suffixes} or {last}").format(
+                root=root, kind=kind, suffixes=others, last=last
+            )
+        )
+    return [_File(root, root.name, True)]
+
+
+def _is_data(name: str, suffixes: Sequence[str]) -> bool:
+    return PurePosixPath(name).suffix.lower() in suffixes and not _is_beside(name)
+
+
+def _is_beside(name: str) -> bool:
+    """Return whether a file accompanies data, is hidden or in a hidden folder, or was added to a zip by macOS."""
+    path = PurePosixPath(name)
+    return path.stem.lower() in _ABOUT_DATA or any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+# Reading -------------------------------------------------------------------------------------------------
+
+
+def _read(source: _File | str, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Return the records of a file or a data set; a data set on the hub is looked up immediately."""
+    if isinstance(source, str):
+        return _records_of_rows(dataset_rows(source, columns), source, columns)
+    return _read_file(source, columns, reading)
+
+
+def _read_file(source: _File, columns: Columns, reading: Reading) -> Iterator[Record]:
+    path, suffix = source.path, source.path.suffix.lower()
+    records: Iterator[Record]
+    match suffix:
+        case ".zip":
+            records = _read_zip(path, columns, reading)
+        case ".epub":
+            records = _read_book(path, reading)
+        case ".parquet":
+            records = _records_of_rows(parquet_rows(path, columns), str(path), columns)
+        case _:
+            records = _read_stream(lambda: path.open("rb"), str(path), suffix, columns, reading)
+    try:
+        yield from records if source.is_chosen else _without_other_tables(records, str(path), reading)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Yield the records of a text or a table.
+
+    Args:
+        open_file: opens the file; tables are read several times.
+        name: the file's name, for records and errors.
+        suffix: one of `_IN_ZIP`.
+        columns: names of columns that differ from those in `schemas`.
+        reading: is filled with facts about the file.
+    """
+    if suffix in _TEXTS:
+        with open_file() as file:
+            content = file.read()
+        return _read_text(content, name, suffix, reading)
+    if suffix == ".csv":
+        rows = csv_rows(open_file, name, columns)
+    else:
+        rows = jsonl_rows(open_file, name) if suffix == ".jsonl" else json_rows(open_file, name)
+    return _records_of_rows(rows, name, columns)
+
+
+def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iterator[Document]:
+    """Yield the document in a text file; none if it is empty."""
+    text, encoding = decode(content, name)
+    if suffix == ".txt" and is_work(text):
+        try:
+            work = clean_work(standard_characters(text) if encoding == "cp932" else text, name)
+        except TsugikiError:  # there is no text between header and footer
+            reading.empty.append(name)
+            return
+        reading.works.append(name)
+        reading.unresolved += work.unresolved
+        yield _document(work.text, name, work.title, work.author)
+    elif text.strip():
+        if has_annotations(text):
+            reading.annotated.append(name)
+        yield Document(text, name)
+    else:
+        reading.empty.append(name)
+
+
+def _read_book(path: Path, reading: Reading) -> Iterator[Document]:
+    book = read_epub(path)
+    if book.text.strip():
+        yield _document(book.text, str(path), book.title, book.author)
+    else:
+        reading.empty.append(str(path))
+
+
+def _document(text: str, name: str, title: str, author: str) -> Document:
+    fields = {"title": title, "author": author}
+    return Document(text, name, {key: value for key, value in fields.items() if 0 < len(value) <= FIELD_LENGTH})
+
+
+def _read_zip(path: Path, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Yield the records of the texts and tables in a zip. Nothing is unpacked to the disk."""
+    members = [name for name in zip_members(path) if not _is_beside(name)]
+    chosen = [name for name in members if _is_data(name, _IN_ZIP)]
+    if not chosen:
+        raise NotDataError(
+            _("{path} contains no {known} file; unpack it, and give the folder").format(
+                path=path, known=", ".join(_IN_ZIP)
+            )
+        )
+    reading.passed_over += [f"{path}/{name}" for name in members if name not in chosen]
+    for name, content in read_zip(path, chosen, _MAX_ZIP):
+        shown = str(path) if len(chosen) == 1 else f"{path}/{name}"
+        records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), columns, reading)
+        yield from records if len(chosen) == 1 else _without_other_tables(records, shown, reading)
+
+
+def _opener(content: bytes) -> OpenFile:
+    return lambda: io.BytesIO(content)
+
+
+def _without_other_tables(records: Iterator[Record], name: str, reading: Reading) -> Iterator[Record]:
+    """Yield the records of a file; if its first row has no known fields, only record its name in `reading`."""
+    try:
+        first = next(records, None)
+    except NotDataError:
+        reading.without_fields.append(name)
+        return
+    if first is not None:
+        yield first
+        yield from records
+
+
+def _records_of_rows(rows: NumberedRows, name: str, columns: Columns) -> Iterator[Record]:
+    """Yield the records of one file, and check that all rows have the same schema."""
+    expected: str | None = None
+    first = 0
+    for number, original in rows:
+        where, row = f"{name}:{number}", _with_fields(original, columns)
+        try:
+            schema = schema_of(row, where)
+        except NotDataError as error:
+            raise error if expected is None else TsugikiError(str(error)) from error
+        if expected is None:
+            expected, first = schema, number
+        if schema != expected:
+            raise TsugikiError(
+                _("{where} has {schema}, but line {first} has {expected}; put them in separate files").format(
+                    where=where, schema=schema, first=first, expected=expected
+                )
+            )
+        record = read_row(row, where)
+        if record is not None:
+            yield record
+
+
+def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """Return a row in which the given columns have the names of `schemas`."""
+    named = {field: row[column] for field, column in columns.items() if column in row}
+    if not named:
+        return row
+    return {name: value for name, value in row.items() if name not in columns.values()} | named
+
+
+def _way_of_reading(path: Path) -> str:
+    """Return a suffix for a file's cache key: not empty for works of Aozora Bunko, whose notation is removed."""
+    if path.suffix.lower() != ".txt":
+        return ""
+    try:
+        return " (Aozora Bunko)" if is_work(decode(path.read_bytes(), str(path))[0]) else ""
+    except TsugikiError:  # the same error is raised when the file is read
+        return ""
+
+
+def _refuse_empty(records: Iterable[Record], data: Data) -> Iterator[Record]:
+    empty = True
+    for record in records:
+        empty = False
+        yield record
+    if empty:
+        raise TsugikiError(_("{data} is empty: there is no text to train on").format(data=describe_data(data)))
+
+
+def _unreadable(path: Path, error: OSError) -> TsugikiError:
+    return TsugikiError(
+        _("{path} cannot be read: {strerror}").format(path=path, strerror=error.strerror or error_text(error))
+    )

@@ -1,0 +1,328 @@
+"""Convert a row of a file to a record, depending on the fields of the row.
+
+    text                            a document
+    prompt, completion              two texts, or two lists of messages (as in TRL)
+    messages                        a list of {"role", "content"}
+    conversations                   a list of {"from", "value"} (ShareGPT)
+    instruction, output (, input)   a question and its answer (Alpaca)
+
+If a row has the fields of several schemas, the one with more structure is used, because some data sets also contain
+the rendered conversation as `text`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from tsugiki.data.records import Completion, Conversation, Document, Message, Record
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
+
+Columns: TypeAlias = Mapping[str, str]
+"""Field of a schema -> the name of its column, where a data set calls it otherwise."""
+
+NO_COLUMNS: Columns = MappingProxyType({})
+
+
+class NotDataError(TsugikiError):
+    """A file has no rows or texts of a known schema, so it may not be training data."""
+
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "prompt and completion": ("prompt", "completion"),
+    "instruction and output": ("instruction", "output"),
+    "text": ("text",),
+}
+"""The required fields of each schema, in order of precedence."""
+
+_ROLES = {
+    "system": "system",
+    "developer": "developer",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+}
+_UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio")
+FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
+
+
+def schema_of(row: Mapping[str, Any], source: str) -> str:
+    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing.
+
+    Raises:
+        TsugikiError: the row has the fields of no schema.
+    """
+    present = {name for name, value in row.items() if value is not None}
+    for schema, keys in KEYS.items():
+        if present.issuperset(keys):
+            return schema
+    for keys in KEYS.values():
+        for key in keys:
+            if key in row and key not in present:
+                raise TsugikiError(
+                    _("{source} has null as {key}; give a value or remove the row").format(source=source, key=key)
+                )
+    for first, second in (("prompt", "completion"), ("instruction", "output")):
+        for key, missing in ((first, second), (second, first)):
+            if key in present:
+                raise TsugikiError(
+                    _("{source} has {key} but no {missing}; add it").format(source=source, key=key, missing=missing)
+                )
+    names = ", ".join(str(name)[:40] for name in list(row)[:8]) or "nothing"
+    raise NotDataError(
+        _("{source} has none of the fields {known}; it has {names}; give its names as --columns text=NAME").format(
+            source=source, known=", ".join(reversed(KEYS)), names=names
+        )
+    )
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Parse names of columns in the form `prompt=question,completion=answer`.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):
+        raise ValueError(
+            _("columns are {text}; write field=column, such as prompt=question,completion=answer").format(
+                text=error_text(repr(text), 100)
+            )
+        )
+    return {field.strip(): column.strip() for field, sign, column in pairs}
+
+
+def read_row(row: Mapping[str, Any], source: str) -> Record | None:
+    """Convert a row to a record; return None for a document that contains only white space.
+
+    The role of a message is system, developer, user, assistant or tool. Its content is a text or a list of text
+    parts, which are joined. An assistant's message does not count in the loss if its `weight` is 0 (as in OpenAI's
+    format), or if it is part of a `prompt` that is a list of messages. A `system` text next to ShareGPT's or Alpaca's
+    fields becomes the first turn. Other short texts and whole numbers of the row become the record's
+    `fields`.
+
+    `row` holds values as JSON represents them; `source` is `file:line`, for the record and for errors.
+
+    Raises:
+        TsugikiError: the row matches no schema, or contains something that cannot be trained on.
+    """
+    schema = schema_of(row, source)
+    if row.get("tools"):
+        raise TsugikiError(
+            _("{source} has tools, which are not supported; remove the field or the row").format(source=source)
+        )
+    used = {*KEYS[schema], "input", "system"}
+    fields = {
+        name: str(value)
+        for name, value in row.items()
+        if name not in used
+        and isinstance(value, str | int)
+        and not isinstance(value, bool)
+        and 0 < len(str(value)) <= FIELD_LENGTH
+    }
+    record: Record
+    match schema:
+        case "text":
+            record = Document(_text(row, "text", source), source, fields)
+            if not record.text.strip():
+                return None
+        case "prompt and completion" if isinstance(row["prompt"], str):
+            record = Completion(
+                _text(row, "prompt", source), _non_empty_text(row, "completion", source), source, fields
+            )
+        case "prompt and completion":
+            prompt = _messages(row, "prompt", source)
+            completion = _messages(row, "completion", source, after=len(prompt))
+            prompt = [replace(message, in_loss=message.role != "assistant") for message in prompt]
+            record = Conversation(_check_turns([*prompt, *completion], source), source, fields)
+        case "instruction and output":
+            record = Conversation(_check_turns(_instruction(row, source), source), source, fields)
+        case _:
+            turns = _messages(row, schema, source)
+            if turns and turns[0].role != "system":
+                turns = [*_system(row, source), *turns]
+            record = Conversation(_check_turns(turns, source), source, fields)
+    _check_surrogates(record)
+    return record
+
+
+def _text(row: Mapping[str, Any], key: str, source: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise TsugikiError(
+            _("{source} has {type_name} as {key}; it must be a text").format(
+                source=source, type_name=_type_name(value), key=key
+            )
+        )
+    return value
+
+
+def _non_empty_text(row: Mapping[str, Any], key: str, source: str) -> str:
+    value = _text(row, key, source)
+    if not value.strip():
+        raise TsugikiError(_("{source} has an empty {key}; fill it or remove the row").format(source=source, key=key))
+    return value
+
+
+def _system(row: Mapping[str, Any], source: str) -> list[Message]:
+    if row.get("system") in (None, ""):
+        return []
+    return [Message("system", _non_empty_text(row, "system", source))]
+
+
+def _instruction(row: Mapping[str, Any], source: str) -> list[Message]:
+    if row.get("history"):
+        raise TsugikiError(
+            _("{source} has a history, which is not supported; give all turns as messages").format(source=source)
+        )
+    question = _non_empty_text(row, "instruction", source)
+    if row.get("input") not in (None, ""):
+        question += "\n\n" + _non_empty_text(row, "input", source)
+    answer = Message("assistant", _non_empty_text(row, "output", source))
+    return [*_system(row, source), Message("user", question), answer]
+
+
+def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> list[Message]:
+    """Return the messages of a list. Errors number its turns from `after` + 1."""
+    turns = row[key]
+    if not isinstance(turns, list):
+        raise TsugikiError(
+            _('{source}: {key} is {type_name}; it must be a list of {{"role": …, "content": …}}').format(
+                source=source, key=key, type_name=_type_name(turns)
+            )
+        )
+    return [
+        _message(turn, _("{source}: turn {number}").format(source=source, number=number))
+        for number, turn in enumerate(turns, after + 1)
+    ]
+
+
+def _message(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise TsugikiError(
+            _('{where} is {type_name}; it must be an object like {{"role": "user", "content": "…"}}').format(
+                where=where, type_name=_type_name(turn)
+            )
+        )
+    name = turn.get("role", turn.get("from"))
+    role = _ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        known = ", ".join(_ROLES)
+        raise TsugikiError(
+            _("{where} has the unknown role {abbreviate}; use one of {known}").format(
+                where=where, abbreviate=_abbreviate(name), known=known
+            )
+        )
+    for key in _UNSUPPORTED_KEYS:
+        if turn.get(key):
+            raise TsugikiError(
+                _("{where} ({role}) has {key}, which is not supported; remove it or the row").format(
+                    where=where, role=role, key=key
+                )
+            )
+    content = turn.get("content", turn.get("value"))
+    text = _content(content, f"{where} ({role})")
+    if not text.strip():
+        raise TsugikiError(_("{where} ({role}) is empty; fill it or remove the row").format(where=where, role=role))
+    weight = turn.get("weight")
+    if role == "assistant" and weight is not None and weight not in (0, 1):
+        raise TsugikiError(
+            _("{where} (assistant) has weight {abbreviate}; it must be 0 or 1").format(
+                where=where, abbreviate=_abbreviate(weight)
+            )
+        )
+    return Message(role, text, in_loss=role != "assistant" or weight != 0)
+
+
+def _content(content: Any, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise TsugikiError(
+            _("{where} has {type_name} as content; it must be a text").format(
+                where=where, type_name=_type_name(content)
+            )
+        )
+    parts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if kind != "text":
+            raise TsugikiError(
+                _("{where} has a part of type {abbreviate}; only text is supported; remove the row").format(
+                    where=where, abbreviate=_abbreviate(kind)
+                )
+            )
+        if not isinstance(text, str):
+            raise TsugikiError(
+                _('{where} has a part without text; write a part as {{"type": "text", "text": "…"}}').format(
+                    where=where
+                )
+            )
+        parts.append(text)
+    return "".join(parts)
+
+
+def _check_turns(turns: list[Message], source: str) -> tuple[Message, ...]:
+    """Check that the assistant answers the user and never writes two turns in a row; return the turns."""
+    if all(turn.role != "assistant" for turn in turns):
+        raise TsugikiError(
+            _("{source} has no turn of the assistant, so there is nothing to train on; add the answer").format(
+                source=source
+            )
+        )
+    if turns[0].role == "assistant":
+        raise TsugikiError(
+            _("{source} begins with a turn of the assistant; put the user's turn before it").format(source=source)
+        )
+    for number, (before, turn) in enumerate(pairwise(turns), 2):
+        if before.role == turn.role == "assistant":
+            raise TsugikiError(
+                _("{source}: turn {number} is a second turn of the assistant; join the two turns").format(
+                    source=source, number=number
+                )
+            )
+    return tuple(turns)
+
+
+def _check_surrogates(record: Record) -> None:
+    try:
+        record.text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = ascii(record.text[error.start])[1:-1]
+        raise TsugikiError(
+            _("{source} contains an unpaired surrogate ({surrogate}); repair or remove it").format(
+                source=record.source, surrogate=surrogate
+            )
+        ) from error
+
+
+def _type_name(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return _("true or false")
+        case int() | float():
+            return _("a number")
+        case str():
+            return _("a text")
+        case list():
+            return _("a list")
+        case _:
+            return _("an object")
+
+
+def _abbreviate(value: Any) -> str:
+    return "null" if value is None else repr(value)[:40]

@@ -1,0 +1,340 @@
+"""Read the rows of a table, one by one: a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a data set on the hub."""
+
+import csv
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+from tsugiki.data.read.character_encoding import decode, detect_encoding
+from tsugiki.data.read.schemas import KEYS, NotDataError
+from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.io.formatting import format_size
+from tsugiki.io.json import check_depth, integer, parse_json
+from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
+
+# Limits for Parquet, which packs repeated values to almost nothing.
+_MAX_RATIO, _MIN_UNPACKED = 100, 10_000_000  # bytes in memory for each byte of the file, and for any file
+_MIN_VALUE, _MIN_VALUES = 2, 100_000  # bytes of the file for each value of a column, and values of any file
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
+
+_MAX_JSON = 500_000_000  # bytes; the values of such a file take two to five times as much memory
+_NOT_SPACE = re.compile("[^ \t\r\n]")
+
+EXTRA = "pip install 'tsugiki[datasets]'"
+KNOWN_COLUMNS = frozenset(key for keys in KEYS.values() for key in keys) | {"input", "system", "history", "tools"}
+"""Columns that are read regardless of their type."""
+
+NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
+OpenFile: TypeAlias = Callable[[], BinaryIO]
+
+
+def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
+    """Yield the number of each line of a `.jsonl` file that is not blank, and its object.
+
+    Args:
+        open_file: opens the file; it is read several times.
+        name: the file's name, for errors.
+
+    Raises:
+        TsugikiError: while reading, a line is not a JSON object, or the encoding is not supported (see
+            `character_encoding`).
+    """
+    with _open_text(open_file, name) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except json.JSONDecodeError as error:
+                what = _("{error} at character {position}").format(error=error.msg, position=error.pos + 1)
+                raise TsugikiError(
+                    _("{path}:{number} is not JSON: {what}; correct or remove the line").format(
+                        path=name, number=number, what=what
+                    )
+                ) from error
+            except ValueError as error:  # a number of many digits, or too many brackets
+                raise TsugikiError(
+                    _("{path}:{number} cannot be read: {error}; remove the line").format(
+                        path=name, number=number, error=error
+                    )
+                ) from error
+            if not isinstance(row, dict):
+                raise TsugikiError(
+                    _('{path}:{number} is not a JSON object; write each line as {{"text": "…"}}').format(
+                        path=name, number=number
+                    )
+                )
+            yield number, row
+
+
+def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
+    """Yield the number and the object of each element of a JSON array, or of each of several JSON objects.
+
+    A file is read whole, because Python's JSON has no other way; `.jsonl` files are read line by line.
+
+    Args:
+        open_file: opens the file.
+        name: the file's name, for errors.
+
+    Raises:
+        TsugikiError: the file is too large, the text is not JSON, or an element is not an object.
+    """
+    with open_file() as file:
+        data = file.read(_MAX_JSON + 1)
+    if len(data) > _MAX_JSON:
+        raise TsugikiError(
+            _("{name} has more than {size}, and a .json file is read whole; make it a .jsonl file").format(
+                name=name, size=format_size(_MAX_JSON)
+            )
+        )
+    text, _encoding = decode(data, name)
+    del data
+    try:
+        for number, value in enumerate(_json_values(text), 1):
+            if not isinstance(value, dict):
+                raise NotDataError(
+                    _('{name}: element {number} is not a JSON object; write each one as {{"text": "…"}}').format(
+                        name=name, number=number
+                    )
+                )
+            yield number, value
+    except ValueError as error:
+        raise TsugikiError(
+            _("{name} is not JSON: {reason}; correct the file").format(name=name, reason=error_text(error, 100))
+        ) from error
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    """Yield the elements of JSON arrays, and other JSON values, that follow each other."""
+    decoder = json.JSONDecoder(parse_int=integer)
+    place = _NOT_SPACE.search(text)
+    while place:
+        try:
+            value, end = decoder.raw_decode(text, place.start())
+        except RecursionError as error:
+            raise ValueError(_("it is nested too deeply")) from error
+        check_depth(value)
+        yield from value if isinstance(value, list) else [value]
+        place = _NOT_SPACE.search(text, end)
+
+
+def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_file(), encoding=detect_encoding(open_file, name))
+
+
+def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> NumberedRows:
+    """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
+
+    Args:
+        open_file: opens the file; it is read several times.
+        name: the file's name, for errors.
+        columns: field -> the name of its column, where the names differ.
+
+    Raises:
+        TsugikiError: while reading, a row is malformed, or the number of its cells differs from the first line's.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
+    with _open_text(open_file, name) as file:
+        reader = csv.reader(file, strict=True)
+        header: list[str] | None = None
+        while True:
+            number = reader.line_num + 1  # the first line of this row; cells may span several lines
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise TsugikiError(
+                    _(
+                        "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
+                        "in double quotes, and double the quotes inside"
+                    ).format(path=name, number=number, error=error)
+                ) from error
+            if not any(cells):
+                continue
+            if header is None:
+                header = _header(cells, f"{name}:{number}", columns)
+                continue
+            if len(cells) != len(header):
+                raise TsugikiError(
+                    _(
+                        "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
+                        "contain commas or line ends in double quotes"
+                    ).format(path=name, number=number, count=len(cells), columns=len(header))
+                )
+            yield number, dict(zip(header, cells, strict=True))
+
+
+def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise TsugikiError(
+            _("{where} names the column {name} twice; rename one of them").format(
+                where=where, name=error_text(repr(name), 100)
+            )
+        )
+    fields = {*names, *(field for field, column in columns.items() if column in names)}
+    if not any(fields.issuperset(keys) for keys in KEYS.values()):
+        raise NotDataError(
+            _(
+                "{where} names none of the columns {known}; the first line must name the columns, separated by commas, "
+                "and other names are given as --columns text=NAME"
+            ).format(where=where, known=", ".join(reversed(KEYS)))
+        )
+    return names
+
+
+def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
+    """Yield the number of each row of a `.parquet` file, and its values; `columns` are as for `csv_rows`.
+
+    Raises:
+        TsugikiError: pyarrow is not installed; while reading, the file is damaged, or its unpacked size is too large.
+    """
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise TsugikiError(
+            _("{path}: reading .parquet requires pyarrow: {extra}").format(path=path, extra=EXTRA)
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            known = KNOWN_COLUMNS | set(columns.values())
+            names = [
+                column.name
+                for column in file.schema_arrow
+                if column.name in known or column.type in (arrow.string(), arrow.large_string())
+            ]
+            if not names:
+                raise NotDataError(
+                    _(
+                        "{path} has none of the columns {known}; it has {names}; give its names as --columns text=NAME"
+                    ).format(
+                        path=path,
+                        known=", ".join(reversed(KEYS)),
+                        names=summarise_list(file.schema_arrow.names) or _("nothing"),
+                    )
+                )
+            size = path.stat().st_size
+            limit = _MIN_UNPACKED + _MAX_RATIO * size
+            largest, total, values = _unpacked_sizes(file.metadata, names)
+            too_large = _(
+                "{path} unpacks to more than {ratio} times its size, which no text does; use another file"
+            ).format(path=path, ratio=_MAX_RATIO)
+            if total > limit or values > _MIN_VALUES + size // _MIN_VALUE:
+                raise TsugikiError(too_large)
+            # A value can be repeated by a reference to a dictionary, so each row can have the largest size.
+            batch_size = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(largest, 1)))
+            numbers, unpacked = count(1), 0
+            for batch in file.iter_batches(batch_size, columns=names):
+                for row, number in zip(batch.to_pylist(), numbers, strict=False):
+                    unpacked += _characters(row)
+                    if unpacked > limit:
+                        raise TsugikiError(too_large)
+                    yield number, row
+    except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # also dates that Python cannot hold
+        raise TsugikiError(
+            _("{path} cannot be read as Parquet: {error_line}; export the file again").format(
+                path=path, error_line=error_text(error).rstrip(".;")
+            )
+        ) from error
+
+
+def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
+    """Return the unpacked sizes of these columns, from the file's metadata.
+
+    Returns:
+        The bytes of the largest column of a row group, the bytes of all columns, and the largest number of values in a
+        column.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]
+    sizes, values = [0], Counter[str]()
+    for chunk in chunks:
+        if chunk.path_in_schema.split(".")[0] in columns:
+            sizes.append(chunk.total_uncompressed_size)
+            values[chunk.path_in_schema] += chunk.num_values
+    return max(sizes), sum(sizes), max(values.values(), default=0)
+
+
+def _characters(value: object) -> int:
+    """Return the number of characters of all strings in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, inner))
+
+
+# Data sets on the hub, read with `datasets` -----------------------------------------------------------------
+
+
+def is_dataset_name(data: str) -> bool:
+    """Return whether a text that names no local file has the form of a data set's name on the hub.
+
+    The forms are `owner/name` and `owner/name:split`. A single word is never looked up. It is more likely a misspelt
+    folder, and for some words (csv, json, text) `datasets` would read all such files of the working directory.
+    """
+    parts = data.partition(":")[0].split("/")
+    return "\\" not in data and len(parts) == 2 and all(part[:1].isalnum() for part in parts)
+
+
+def dataset_fingerprint(data: str) -> str:
+    """Return the fingerprint that `datasets` computes of a data set's content."""
+    return str(_load_dataset(data)._fingerprint)
+
+
+def dataset_rows(data: str, columns: Mapping[str, str]) -> NumberedRows:
+    """Return the number of each row of a data set, and its values; `columns` are as for `csv_rows`.
+
+    Raises:
+        TsugikiError: there is no such data set, the hub cannot be reached, or no column can be read.
+    """
+    dataset = _load_dataset(data)
+    known = KNOWN_COLUMNS | set(columns.values())
+    names = [name for name, kind in dataset.features.items() if name in known or getattr(kind, "dtype", "") == "string"]
+    if not names:
+        raise TsugikiError(
+            _("{data} has none of the columns {reversed}; it has {names}; choose another data set").format(
+                data=data, reversed=", ".join(reversed(KEYS)), names=summarise_list(list(dataset.features))
+            )
+        )
+    return enumerate(dataset.select_columns(names), 1)  # other columns, such as images, are not decoded
+
+
+def _load_dataset(data: str) -> Any:
+    """Load a split of a data set from the hub; `datasets` caches it and, since version 4, executes no code from it."""
+    name, _colon, split = data.partition(":")
+    missing = _("there is no file or folder {name}").format(name=name)
+    try:
+        import datasets
+    except ImportError as error:
+        raise TsugikiError(
+            _("{missing}; to read a data set of that name from the hub: {extra}").format(missing=missing, extra=EXTRA)
+        ) from error
+    try:
+        return datasets.load_dataset(name, split=split or "train")
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise TsugikiError(
+            _("{missing}, and no data set of that name on the hub; check the spelling").format(missing=missing)
+        ) from error
+    except ConnectionError as error:
+        raise TsugikiError(
+            _("{missing}, and the hub cannot be reached to look for a data set of that name").format(missing=missing)
+        ) from error
+    except Exception as error:  # an unknown split, several configurations, a damaged file
+        what = error_text(error.__cause__ or error).rstrip(".;")
+        raise TsugikiError(
+            _("the data set {data} cannot be read: {what}; choose another split or data set").format(
+                data=data, what=what
+            )
+        ) from error

@@ -1,0 +1,248 @@
+"""Predict which other programs would reject an adapter, or load it and give another result.
+
+llama.cpp and Ollama load the GGUF file that `tsugiki export --gguf` writes; PEFT and vLLM load the adapter's folder.
+The prediction is possible before training. Tests verify the statements about llama.cpp and PEFT against these programs;
+the statements about Ollama and vLLM are from their sources. vLLM's `lora/peft_helper.py` rejects DoRA, modules_to_save,
+biases and ranks above --max-lora-rank, and uses one alpha and one rank for all layers. Its list of supported models
+(docs.vllm.ai) has no LoRA for GPT-2.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors, parse_tensors
+from tsugiki.adapters.verify import AdapterFiles
+from tsugiki.base.identity import named_identity, why_different
+from tsugiki.base.loading import load_meta_model
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.export import Loader
+from tsugiki.export.llama_cpp_layers import gguf_names, llama_cpp_architecture, unsupported_reason
+from tsugiki.language import _, marked
+from tsugiki.lora.adapter import trained_biases
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.targets import find_modules_to_save, find_target_parameters, find_targets
+from tsugiki.lora.tokens import find_tokens
+from tsugiki.methods.full import FullConfig
+from tsugiki.methods.method import AdapterFormat
+from tsugiki.methods.peft_keys import base_name, is_base_layer_key
+from tsugiki.methods.table import METHODS, format_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
+_VLLM_DEFAULT_RANK = 16
+_EMBEDDING_AND_HEAD_NAMES = frozenset({"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"})
+_MERGE = marked("export it merged into its base instead (--merged)")
+# "LoRA adapters are no longer supported": github.com/ollama/ollama/pull/14969, server/create.go
+_OLLAMA = marked("Ollama supports no adapters since version 0.34.1; for that version or newer, {merge}")
+
+
+def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None = None) -> list[str]:
+    """Return the reasons why a program would reject an adapter or give another result; empty if there are none.
+
+    Args:
+        loader: the program.
+        adapter: the files of an adapter that have no problems of their own.
+        model: the base; None: that which the adapter names.
+
+    Raises:
+        TsugikiError: the loader is not known.
+    """
+    _check_loader(loader)
+    config, base = adapter.as_peft, adapter.base
+    problems = []
+    why = why_different(base, named_identity(model)) if model is not None else ""
+    if why:
+        problems.append(
+            _("it was trained on another base than {model} ({why}), which {loader} does not check").format(
+                model=model, why=why, loader=loader
+            )
+        )
+    if loader in ("peft", "vllm"):
+        return problems + _config_incompatibilities(loader, config)
+    if not isinstance(config, LoraConfig):
+        return problems + _not_lora(config) + _ollama(loader)
+    try:
+        shape = load_meta_model(model or base.name or "")
+    except TsugikiError as error:
+        return [
+            *problems,
+            _("whether llama.cpp can load it depends on its base: {error}").format(error=error),
+            *_ollama(loader),
+        ]
+    if config.lora_bias:  # such an adapter is not read as the updates of weights alone
+        return problems + incompatibilities_before_training(loader, config, shape)
+    layers, others, _wrong = parse_tensors(config, adapter.tensors)
+    lora = LoraWeights(config, layers, others, base, None)
+    return problems + llama_cpp_incompatibilities(lora, shape) + _ollama(loader)
+
+
+def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
+    """Return the reasons that `incompatibilities` will return for the adapter after training with this config.
+
+    Args:
+        loader: the program.
+        config: the settings of any method.
+        model: the base; a model on the meta device is enough.
+
+    Raises:
+        TsugikiError: the loader is not known, or the config does not fit the model.
+    """
+    _check_loader(loader)
+    if isinstance(config, FullConfig):
+        return [_("the run trains every weight, so there will be no adapter; export the model instead")]
+    if loader in ("peft", "vllm"):
+        return _config_incompatibilities(loader, config)
+    if not isinstance(config, LoraConfig):
+        return _not_lora(config) + _ollama(loader)
+    targets = find_targets(model, config)
+    experts = list(find_target_parameters(model, config))
+    tokens = find_tokens(model, config.trainable_token_indices)
+    whole = [*find_modules_to_save(model, config), *trained_biases(model, config, targets), *tokens]
+    whole += [f"{path}.lora_B.bias" for path in targets if config.lora_bias]
+    return _llama_cpp(model, targets, experts, whole, config.use_dora) + _ollama(loader)
+
+
+def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> list[str]:
+    """Return why llama.cpp cannot compute this adapter of `model`, which may be on the meta device; empty if it can."""
+    experts, factors = list(find_target_parameters(model, lora.config)), parameter_factors(lora.others)
+    whole = [base_name(key) for key in lora.others if key not in factors and not _is_frozen_copy(key, lora)]
+    dora = any(layer.magnitude is not None for layer in lora.layers.values())
+    layers = [path for path in lora.layers if f"{path}.weight" not in experts]
+    return _llama_cpp(model, layers, experts, whole, dora)
+
+
+def vllm_incompatibilities(config: object) -> list[str]:
+    """Return why vLLM does not serve an adapter, or serves it wrongly, as predicates whose subject is "it"."""
+    if not isinstance(config, LoraConfig):
+        return [marked("is not LoRA")]
+    reasons = {
+        marked("is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2"): config.fan_in_fan_out,
+        marked("is DoRA"): config.use_dora,
+        marked("contains whole modules (modules_to_save)"): bool(config.modules_to_save),
+        marked("contains vectors of single tokens (trainable_token_indices)"): bool(config.trainable_token_indices),
+        marked("trains biases"): config.bias != "none" or config.lora_bias,
+        marked("adapts parameters (target_parameters), which has not been tried with vLLM"): bool(
+            config.target_parameters
+        ),
+        marked("has layers of different ranks or alphas, which vLLM scales alike"): bool(
+            config.rank_pattern or config.alpha_pattern
+        ),
+        marked("has a rank above 512"): config.r > _VLLM_RANKS[-1],
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def rank_for_vllm(config: LoraConfig) -> int | None:
+    """Return the --max-lora-rank that vLLM needs, or None if its default is enough or no accepted value is."""
+    if config.r <= _VLLM_DEFAULT_RANK:
+        return None
+    return next((rank for rank in _VLLM_RANKS if rank >= config.r), None)
+
+
+def peft_reads(adapter_format: AdapterFormat[Any, Any]) -> bool:
+    """Return whether PEFT loads adapters of this format."""
+    return any(method.readable_by_peft for method in METHODS.values() if method.config is adapter_format.config)
+
+
+def can_merge(adapter_format: AdapterFormat[Any, Any]) -> bool:
+    """Return whether adapters of this format can be merged into the base, which every program can then load."""
+    return any(method.mergeable for method in METHODS.values() if method.config is adapter_format.config)
+
+
+def is_plain_lora(config: object) -> bool:
+    """Return whether an adapter is LoRA on layers inside the blocks only, which llama.cpp supports for every base.
+
+    llama.cpp supports LoRA on embeddings and output heads for some bases only; `incompatibilities` decides that.
+    """
+    if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
+        return False
+    if config.target_parameters or config.trainable_token_indices or config.lora_bias:
+        return False
+    targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
+    return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)
+
+
+def _check_loader(loader: str) -> None:
+    if loader not in get_args(Loader):
+        raise TsugikiError(
+            _("unknown loader {loader!r}; known loaders: {known}").format(
+                loader=loader, known=", ".join(get_args(Loader))
+            )
+        )
+
+
+def _config_incompatibilities(loader: Loader, config: object) -> list[str]:
+    """Return the incompatibilities with PEFT or vLLM, which do not depend on the base."""
+    if loader == "vllm":
+        return [_("it {reason}").format(reason=_(reason)) for reason in vllm_incompatibilities(config)]
+    adapter_format = format_of(config)
+    return (
+        []
+        if peft_reads(adapter_format)
+        else [_("PEFT has no such method ({kind})").format(kind=adapter_format.peft_type)]
+    )
+
+
+def _not_lora(config: object) -> list[str]:
+    adapter_format = format_of(config)
+    instead = _("; {merge}").format(merge=_(_MERGE)) if can_merge(adapter_format) else ""
+    return [
+        _("llama.cpp supports only LoRA, and this is {kind}{instead}").format(
+            kind=adapter_format.peft_type, instead=instead
+        )
+    ]
+
+
+def _ollama(loader: Loader) -> list[str]:
+    return [_(_OLLAMA).format(merge=_(_MERGE))] if loader == "ollama" else []
+
+
+def _llama_cpp(
+    model: "PreTrainedModel", layers: Collection[str], experts: Sequence[str], whole: Collection[str], dora: bool
+) -> list[str]:
+    """Return the incompatibilities of a LoRA adapter with llama.cpp.
+
+    Args:
+        model: the base.
+        layers: names of the layers with LoRA factors.
+        experts: names of parameters with factors that are not the weights of linear layers.
+        whole: names of parameters and modules that are trained without factors.
+        dora: whether the adapter has DoRA's magnitudes.
+    """
+    try:
+        llama_cpp_architecture(model)
+    except TsugikiError as error:
+        return [str(error)]
+    names = gguf_names(model)
+    unsupported: dict[str, list[str]] = {}
+    for path in layers:
+        if path not in names:
+            unsupported.setdefault(unsupported_reason(model, path), []).append(path)
+    problems = [
+        _("it adapts {paths}, {reason}").format(paths=summarise_list(paths), reason=reason)
+        for reason, paths in unsupported.items()
+    ]
+    if experts:
+        problems.append(
+            _(
+                "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported; "
+                "{merge}"
+            ).format(experts=summarise_list(experts), merge=_(_MERGE))
+        )
+    if whole:
+        problems.append(
+            _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load; {merge}").format(
+                whole=summarise_list(list(whole)), merge=_(_MERGE)
+            )
+        )
+    if dora:
+        problems.append(_("llama.cpp does not support the magnitudes of DoRA; {merge}").format(merge=_(_MERGE)))
+    return problems
+
+
+def _is_frozen_copy(key: str, lora: LoraWeights) -> bool:
+    """Return whether a tensor is the frozen weight that PEFT may store with the LoRA factors of an embedding."""
+    path, _dot, attribute = base_name(key).rpartition(".")
+    return is_base_layer_key(key) and attribute == "weight" and path in lora.layers

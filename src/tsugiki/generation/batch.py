@@ -1,0 +1,169 @@
+"""The rows of a batch, while they wait and while they are computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tsugiki.generation.prefixes import Prefix, rows_with_prefixes
+from tsugiki.generation.request import Request, ScoredToken, Timing
+from tsugiki.generation.rows import CachedRows, padded, round_up, selected
+from tsugiki.generation.sampling import Chooser
+from tsugiki.generation.text import TextStream
+
+_PIECE = 512  # tokens of prompts that one step computes, padding included
+_SCORED_PIECE = 128  # the same if logits of all of them are wanted
+_MULTIPLE = 16
+"""The number of columns that are computed is a multiple of this, except for rows that must not be padded. A processor
+compiles its products for each shape of a batch, which takes time and memory."""
+
+
+@dataclass(eq=False)
+class Row:
+    """A request that waits or is computed."""
+
+    request: Request
+    chooser: Chooser
+    text: TextStream
+    generated: list[int] = field(default_factory=list)
+    since: float = field(init=False)
+    """When it last began to wait, in seconds of `time.monotonic`."""
+    timing: Timing = field(init=False)
+    separate: bool = False
+    """Whether it is computed alone, because a batch with it has failed."""
+    scored: bool = False
+    """Whether the log-probabilities of the prompt were delivered."""
+    scores: list[ScoredToken] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.since = self.request.since
+        self.timing = Timing(self.request.model_name)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the prompt and of the generated text."""
+        return [*self.request.prompt, *self.generated]
+
+    @property
+    def length(self) -> int:
+        """Number of `tokens`."""
+        return len(self.request.prompt) + len(self.generated)
+
+    @property
+    def remaining(self) -> int:
+        """Number of tokens that may still be generated."""
+        return self.request.max_tokens - len(self.generated)
+
+    @property
+    def turn(self) -> object:
+        """A key that is the same for rows that can share a batch."""
+        if self.separate or self.request.batch_mode == "alone":
+            return self
+        return None if self.request.batch_mode == "mixed" else self.request.adapter
+
+
+@dataclass
+class Batch:
+    """Rows with their keys and values."""
+
+    rows: list[Row]
+    cached: CachedRows
+
+
+@dataclass
+class Arriving:
+    """Rows whose prompts are being computed."""
+
+    rows: list[Row]
+    ids: Tensor
+    """Tokens of the prompts, padded on the left, [rows, tokens], int64."""
+    mask: Tensor
+    """1 for a token, 0 for padding, [rows, tokens], int64."""
+    cached: CachedRows
+    done: int = 0
+    """Number of columns of `ids` that are in the cache."""
+
+    @property
+    def left(self) -> int:
+        """Number of columns of `ids` that are not in the cache."""
+        return self.ids.shape[1] - self.done
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the log-probabilities of a prompt are wanted, and so the logits of all its tokens."""
+        return any(row.request.prompt_logprobs and not row.scored for row in self.rows)
+
+    @property
+    def next_width(self) -> int:
+        """Number of columns to compute next."""
+        count = len(self.rows)
+        if self.is_scored:
+            return min(self.left, max(1, _SCORED_PIECE // count))
+        return min(self.left, max(1, _PIECE // count // _MULTIPLE) * _MULTIPLE)
+
+
+def prompts_width(rows: Sequence[Row]) -> int:
+    """Return how many columns the prompts of rows take."""
+    longest = max(row.length for row in rows)
+    return longest if rows[0].request.batch_mode == "alone" else round_up(longest, _MULTIPLE)
+
+
+def begin_prompts(rows: list[Row], prefixes: Sequence[Prefix], device: torch.device) -> Arriving:
+    """Return rows whose prompts are to be computed from the end of a prefix on, which is in the cache.
+
+    Args:
+        rows: the rows.
+        prefixes: the prefix of each row. The same number of columns is left for all rows, so that of some of them only
+            a part may be used.
+        device: of the model.
+    """
+    ids, mask = padded([row.tokens for row in rows], prompts_width(rows), device)
+    left = max(row.length - prefix.tokens for row, prefix in zip(rows, prefixes, strict=True))
+    done = (ids.shape[1] - left) // _MULTIPLE * _MULTIPLE
+    cached = rows_with_prefixes(mask, prefixes, done) if done else CachedRows(mask[:, :0])
+    return Arriving(rows, ids, mask, cached, done)
+
+
+def without_cancelled(arriving: Arriving) -> Arriving | None:
+    """Return `arriving` without the rows of cancelled requests; None if no row is left."""
+    kept = [index for index, row in enumerate(arriving.rows) if not row.request.cancelled]
+    if len(kept) == len(arriving.rows):
+        return arriving
+    if not kept:
+        return None
+    rows = [arriving.rows[index] for index in kept]
+    cached = selected(arriving.cached, kept)
+    return Arriving(rows, arriving.ids[kept], arriving.mask[kept], cached, arriving.done)
+
+
+def scored_token(logprobs: Tensor, token: int, count: int) -> ScoredToken:
+    """Return a token with its log-probability and the most probable tokens.
+
+    Args:
+        logprobs: the log-probabilities of all tokens, [vocabulary].
+        token: the token.
+        count: how many of the most probable tokens to return.
+    """
+    values, tokens = logprobs.topk(min(count, len(logprobs)))
+    return ScoredToken(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
+
+
+def score_prompts(arriving: Arriving, logits: Tensor, start: int) -> None:
+    """Append the log-probabilities of the prompts' tokens that follow the tokens of a piece.
+
+    Args:
+        arriving: the rows.
+        logits: for each token of the piece, the logits of the next token, [rows, tokens, vocabulary].
+        start: the first column of the piece.
+    """
+    longest = arriving.ids.shape[1]
+    for row, ids, of_row in zip(arriving.rows, arriving.ids.tolist(), logits, strict=True):
+        if not row.request.prompt_logprobs or row.scored:
+            continue
+        if not row.scores:
+            row.scores.append(ScoredToken(row.request.prompt[0], None))
+        first = longest - row.length
+        for column, logprobs in enumerate(torch.log_softmax(of_row.float(), -1).cpu(), start):
+            if first <= column < longest - 1:
+                row.scores.append(scored_token(logprobs, ids[column + 1], row.request.logprobs or 0))

@@ -1,0 +1,120 @@
+"""The requests to the engine, and the events that it delivers."""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from tsugiki.generation.sampling import SamplingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token with its log-probability, before temperature and penalties."""
+
+    token: int
+    logprob: float | None
+    """None for the first token of a prompt."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens and their log-probabilities, the most probable first."""
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """The log-probabilities of a prompt's tokens."""
+
+    tokens: tuple[ScoredToken, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A new token. The text can belong to earlier tokens, and can be empty."""
+
+    text: str
+    token: ScoredToken | None
+    """None if the request asks for no new tokens."""
+    finish_reason: str | None = None
+    """"stop": an end token or a stop string; "length": `max_tokens`. None if more follows."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request has failed; nothing more follows."""
+
+    error: BaseException
+
+
+BatchMode: TypeAlias = Literal["mixed", "same", "alone"]
+"""Which rows can be in a batch with a row of an adapter: all ("mixed"), those of the same adapter ("same"), or none
+("alone")."""
+
+Event: TypeAlias = PromptScores | Output | Failed
+
+
+@dataclass
+class Timing:
+    """The times of a request's events, in seconds of `time.monotonic`."""
+
+    model_name: str
+    arrived: float = field(default_factory=time.monotonic)
+    begun: float | None = None
+    """When the computation of its prompt began."""
+    first: float | None = None
+    """When its first new token was chosen."""
+    last: float | None = None
+    """When its last new token was chosen."""
+    ended: bool = False
+
+
+class Observer:
+    """Is told what happens to requests, for metrics, in the engine's thread. This one does nothing."""
+
+    def begun(self, timing: Timing, prompt_tokens: int) -> None:
+        """The computation of a prompt begins; again after a failed batch."""
+
+    def found(self, timing: Timing, queried: int, found: int) -> None:
+        """So many tokens of a prompt were looked up in the prefix cache, and so many were used from it."""
+
+    def token(self, timing: Timing) -> None:
+        """A token was chosen."""
+
+    def ended(self, timing: Timing, reason: str) -> None:
+        """A request has ended: "stop", "length", "abort" or "error"; this can be told more than once."""
+
+    def refused(self, reason: str) -> None:
+        """A request was not accepted; called in the thread of the caller."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt to continue."""
+
+    prompt: Sequence[int]
+    """At least one token."""
+    tokenizer: "PreTrainedTokenizerBase"
+    max_tokens: int
+    deliver: Callable[[Event], None]
+    """Called in the engine's thread; must return at once."""
+    adapter: str | None = None
+    """The adapter's name in the model; None: the base alone."""
+    content: str | None = None
+    """The adapter's digest, "" for the base; None: do not put its keys and values into the prefix cache."""
+    model_name: str = ""
+    """The name of the adapter or the base in the request, or the name of the base for a mix; for metrics."""
+    batch_mode: BatchMode = "mixed"
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stops: Sequence[str] = ()
+    ends: Collection[int] = ()
+    """Tokens that end the text."""
+    min_tokens: int = 0
+    """Number of new tokens before which no token of `ends` is chosen, and no stop string counts, as in vLLM."""
+    logprobs: int | None = None
+    """How many of the most probable tokens are delivered with each token; None: no log-probabilities."""
+    prompt_logprobs: bool = False
+    """Whether `PromptScores` are delivered first."""
+    since: float = field(default_factory=time.monotonic)
+    """When it arrived, in seconds of `time.monotonic`; it may have waited for its adapter since then."""
+    cancelled: bool = False

@@ -1,0 +1,366 @@
+"""The view Adapters: the library as a table, a page for each adapter; rename, remove, and save a mix.
+
+An adapter is named by its name in the library and never by a path. Figures, tables and pictures are those of
+`tsugiki adapters list` and `show`.
+"""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, write_combined
+from tsugiki.adapters.files import read_adapter_config
+from tsugiki.adapters.info import read_adapter_info
+from tsugiki.adapters.library import check_name, member, new_adapter_folder, rename_adapter
+from tsugiki.adapters.metadata import BaseReference, Metadata, Source, read_metadata
+from tsugiki.adapters.verify import without_path
+from tsugiki.base.identity import BaseIdentity, identity_of, why_different
+from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import remove_folder
+from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, RECORD_FILE
+from tsugiki.io.formatting import format_size
+from tsugiki.language import _, language
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.hold import base_alone
+from tsugiki.report.adapter import (
+    LAYERS_EXPLAINED,
+    AdapterReport,
+    adapter_page,
+    info_lines,
+    inspect_adapter,
+    tensors_table,
+)
+from tsugiki.report.formatting import Table, describe_change, format_change, format_with_interval
+from tsugiki.report.layers import kinds_table, layer_plots, layers_table
+from tsugiki.report.library import ranks_text, record_of
+from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
+from tsugiki.report.samples import shown_samples
+from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.protocol import Fields, MixField, read
+from tsugiki.serve.security import PAGE_API
+from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.training.record import RunRecord
+
+_CARD = "README.md"
+_LARGEST_CARD = 200_000  # bytes
+_LISTED = 4096  # adapters whose row of the table is cached
+_REPORT_HEADERS = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+_drawing = Lock()
+"""Held while plots are drawn, because matplotlib's settings are global in the process."""
+
+
+class Renaming(Fields):
+    """A request to rename an adapter."""
+
+    name: str
+    to: Annotated[str, Field(max_length=200)]
+
+
+class Removal(Fields):
+    """A request to remove an adapter."""
+
+    name: str
+
+
+class Combining(Fields):
+    """A request to save a mix as a new adapter."""
+
+    adapters: MixField
+    name: Annotated[str, Field(max_length=200)]
+
+
+def library_routes(adapters: ServedAdapters) -> list[Route]:
+    """Return the routes of the view.
+
+    Args:
+        adapters: the base and the adapters.
+    """
+    view = LibraryView(adapters)
+
+    async def table(request: Request) -> Response:
+        return JSONResponse(await view.table())
+
+    async def details(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(_details, view.find(request.path_params["name"])))
+
+    async def layers(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(_layers, view.find(request.path_params["name"])))
+
+    async def report(request: Request) -> Response:
+        name = request.path_params["name"]
+        page = await asyncio.to_thread(_report, view.find(name))
+        saved = f"attachment; filename*=UTF-8''{quote(name)}.html"
+        headers = {**_REPORT_HEADERS, "Content-Disposition": saved}
+        return Response(page, media_type="text/html", headers=headers)
+
+    async def rename(request: Request) -> Response:
+        parsed = await read(Renaming, request)
+        await view.rename(parsed.name, parsed.to)
+        return JSONResponse({"name": parsed.to})
+
+    async def remove(request: Request) -> Response:
+        parsed = await read(Removal, request)
+        await view.remove(parsed.name)
+        return JSONResponse({"name": parsed.name})
+
+    async def save_mix(request: Request) -> Response:
+        parsed = await read(Combining, request)
+        await view.save_mix(parsed.adapters, parsed.name)
+        return JSONResponse({"name": parsed.name})
+
+    return [
+        Route(f"{PAGE_API}adapters", table),
+        Route(f"{PAGE_API}adapters/{{name}}", details),
+        Route(f"{PAGE_API}adapters/{{name}}/layers", layers),
+        Route(f"{PAGE_API}adapters/{{name}}/report", report),
+        Route(f"{PAGE_API}rename-adapter", rename, methods=["POST"]),
+        Route(f"{PAGE_API}remove-adapter", remove, methods=["POST"]),
+        Route(f"{PAGE_API}save-mix", save_mix, methods=["POST"]),
+    ]
+
+
+class LibraryView:
+    """The page's operations on the library. All methods are called in the thread of the event loop."""
+
+    def __init__(self, adapters: ServedAdapters) -> None:
+        self.adapters = adapters
+        self._base: BaseIdentity | None = None
+
+    def find(self, name: str) -> Path:
+        """Return the folder of an adapter.
+
+        Raises:
+            ApiError: no adapter has this name.
+        """
+        if name == self.adapters.base.name or self.adapters.find(name) != name:
+            raise ApiError(404, _("no adapter is called {name!r}").format(name=name[:100]), "name", "not_found")
+        return self.adapters.folder(name)
+
+    async def table(self) -> dict[str, Any]:
+        """Return the table of the adapters."""
+        base = await self._identity()
+        names = await asyncio.to_thread(self.adapters.names)
+        folders = {name: self.adapters.folder(name) for name in names}
+        loaded = set(self.adapters.loaded())
+
+        def rows() -> list[dict[str, Any]]:
+            table = []
+            for name, folder in folders.items():
+                files = adapter_file_states(folder), adapter_file_states(folder, [RECORD_FILE])
+                row, trained_on = _row(folder, files, language())
+                other = trained_on and why_different(trained_on, base)
+                flags = {"loaded": name in loaded, "given": name in self.adapters.folders}
+                table.append({"name": name, **row, **flags, "other_base": other or None})
+            return table
+
+        listed = await asyncio.to_thread(rows)
+        return {"base": self.adapters.base.name, "library": str(self.adapters.library), "adapters": listed}
+
+    async def rename(self, old: str, new: str) -> None:
+        """Rename an adapter of the library; running requests finish with it.
+
+        Raises:
+            ApiError: there is no such adapter, or it was given when the server was started.
+            TsugikiError: the name is not allowed or taken.
+        """
+        self._own(old)
+        self._check_free(new)
+        await asyncio.to_thread(rename_adapter, old, new, self.adapters.library)
+        self.adapters.forget(old)
+
+    async def remove(self, name: str) -> None:
+        """Remove an adapter from the library; running requests finish with it.
+
+        Raises:
+            ApiError: there is no such adapter, or it was given when the server was started.
+            TsugikiError: it cannot be removed.
+        """
+        self._own(name)
+        folder = await asyncio.to_thread(member, name, self.adapters.library)
+        await asyncio.to_thread(remove_folder, folder)
+        self.adapters.forget(name)
+
+    async def save_mix(self, mix: Mapping[str, float], name: str) -> None:
+        """Save the weighted sum of adapters in the library, as `tsugiki adapters combine` does.
+
+        Raises:
+            ApiError: an adapter does not exist.
+            TsugikiError: the name is not allowed or taken, or the adapters cannot be combined.
+        """
+        folders, weights = [self.find(part) for part in mix], list(mix.values())
+        self._check_free(name)
+        library, mismatch = self.adapters.library, self.adapters.allow_base_mismatch
+
+        def save() -> None:
+            out = new_adapter_folder(name, library)
+            parts = load_weighted_adapters(folders, weights)
+            combination = Combination()
+            write_combined(
+                combine(parts, combination, allow_base_mismatch=mismatch), out, folders, weights, combination
+            )
+
+        await asyncio.to_thread(save)
+
+    async def _identity(self) -> BaseIdentity:
+        if self._base is None:
+            model = self.adapters.engine.model
+
+            def identity() -> BaseIdentity:
+                with base_alone(model):
+                    return identity_of(model)
+
+            self._base = await asyncio.wrap_future(self.adapters.engine.call(identity))
+        return self._base
+
+    def _own(self, name: str) -> None:
+        """Check that an adapter belongs to the library, so that the page may change it."""
+        self.find(name)
+        if name in self.adapters.folders:
+            message = _("{name!r} was given when the server was started, so it stays as it is until the server ends")
+            raise ApiError(409, message.format(name=name), "name", "given_at_start")
+
+    def _check_free(self, name: str) -> None:
+        """Check a new name. That the library does not contain it is checked when the adapter is written."""
+        check_name(name)
+        if name == self.adapters.base.name or name in self.adapters.folders:
+            raise TsugikiError(
+                _("requests use the name {name!r} for another model; choose another name").format(name=name)
+            )
+
+
+@lru_cache(maxsize=_LISTED)
+def _row(folder: Path, files: tuple[FileStates, ...], lang: str) -> tuple[dict[str, Any], BaseReference | None]:
+    """Return an adapter's row of the table, and its base. `files` and `lang` are parts of the cache's key."""
+    try:
+        info, config, metadata = read_adapter_info(folder), read_adapter_config(folder), read_metadata(folder)
+    except TsugikiError as error:
+        return {"broken": without_path(str(error), folder)}, None
+    record = record_of(folder)
+    mixes = isinstance(config, LoraConfig) and not config.use_dora and not config.modules_to_save
+    return {
+        "broken": None,
+        "method": info.method,
+        "rank": ranks_text(info.ranks),
+        "base": info.base.name,
+        "size": format_size(info.size),
+        "bytes": info.size,
+        "parameters": info.parameters,
+        "changed": info.changed,
+        "chat": (folder / CHAT_TEMPLATE_FILE).is_file(),
+        "mixes": mixes and config.bias == "none" and not config.trainable_token_indices,
+        "digest": metadata.digests and metadata.digests.weights,
+        "held_out": _held_out(record),
+        "origin": _origin(metadata, record),
+    }, info.base
+
+
+def _held_out(record: RunRecord | None) -> dict[str, Any] | None:
+    """Return the perplexity before and after training with intervals, and the change of the bits per character."""
+    if record is None or len(record.evaluations) < 2:
+        return None
+    before, after = record.evaluations[0], record.evaluations[-1]
+    change = change_of_run(record)
+    return {
+        "before": format_with_interval(before.perplexity, before.perplexity_interval),
+        "after": format_with_interval(after.perplexity, after.perplexity_interval),
+        "perplexity": after.perplexity if math.isfinite(after.perplexity) else None,
+        "change": format_change(change),
+        "described": describe_change(change),
+    }
+
+
+def _origin(metadata: Metadata, record: RunRecord | None) -> dict[str, Any] | None:
+    """Return where an adapter comes from: other adapters, or a training run."""
+    if metadata.provenance is not None:
+        made = metadata.provenance
+        return {"operation": made.operation, "sources": [_source(source) for source in made.sources]}
+    if record is None:
+        return None
+    sources = [] if record.started_from is None else [_source(record.started_from)]
+    return {"operation": "train", "data": record.config.data_text, "sources": sources}
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {"name": source.name, "weight": source.weight, "digest": source.weights}
+
+
+def _details(folder: Path) -> dict[str, Any]:
+    """Return the part of an adapter's page that is shown first, without its layers."""
+    info, provenance, record = read_adapter_info(folder), read_metadata(folder).provenance, record_of(folder)
+    report = AdapterReport(folder, info, provenance, record, (), {}, ())
+    has_figures = record is not None and len(record.evaluations) > 1
+    return {
+        "facts": info_lines(report),
+        "sentence": summary_sentence(record) if record is not None and has_figures else None,
+        "held_out": _json_table(held_out_table(record)) if record is not None and has_figures else None,
+        "samples": shown_samples(record) if record is not None else [],
+        "card": _card(folder),
+    }
+
+
+def _layers(folder: Path) -> dict[str, Any]:
+    """Return the tables and pictures of an adapter's updates."""
+    report = inspect_adapter(folder)
+    layers = report.layers
+    with _drawing:
+        pictures = layer_plots(layers) if layers else []
+    return {
+        "notes": list(report.notes),
+        "kinds": _json_table(kinds_table(layers)) if layers else None,
+        "layers": _json_table(layers_table(layers)) if layers else None,
+        "tensors": _json_table(tensors_table(report.tensors)) if report.tensors else None,
+        "pictures": [_without_styles(picture) for picture in pictures if picture],
+        "explained": _(LAYERS_EXPLAINED) if layers else None,
+    }
+
+
+def _report(folder: Path) -> str:
+    """Return the page that `tsugiki adapters show --html` writes."""
+    report = inspect_adapter(folder)
+    with _drawing:
+        return adapter_page(report)
+
+
+def _without_styles(picture: Markup) -> str:
+    """Return an SVG whose styles are in `data-style`, because the page's Content-Security-Policy ignores `style`.
+
+    No text of the SVG is changed, because quotation marks in its texts are escaped.
+    """
+    return str(picture).replace(' style="', ' data-style="')
+
+
+def _card(folder: Path) -> str | None:
+    """Return the model card, without the settings for the hub at its beginning."""
+    path = folder / _CARD
+    try:
+        if path.is_symlink() or path.stat().st_size > _LARGEST_CARD:
+            return None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    if text.startswith("---\n"):
+        text = text.partition("\n---\n")[2]
+    return text.strip() or None
+
+
+def _json_table(table: Table) -> dict[str, Any]:
+    headers, rows = table
+    return {"headers": headers, "rows": rows}

@@ -1,0 +1,330 @@
+"""The view Runs: the runs below the working directory, their curves, samples and time left; stop and resume.
+
+What a run writes (`run.json`, `output.log`, `.lock.json`) is read while it is written, and may be damaged or hostile:
+files have limits of size, links are not followed, and a record that cannot be read is shown as such.
+"""
+
+import asyncio
+import math
+import os
+import stat
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tsugiki.errors import TsugikiError
+from tsugiki.io.digests import FileState, file_state
+from tsugiki.io.file_names import RECORD_FILE
+from tsugiki.io.formatting import format_size
+from tsugiki.io.locks import is_in_use
+from tsugiki.language import _
+from tsugiki.report.record_text import held_out_table, summary_sentence
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.folders import entries, inside, read_end
+from tsugiki.serve.protocol import Fields, read
+from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
+from tsugiki.serve.security import PAGE_API
+from tsugiki.training.evaluation.result import StepEvaluation
+from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
+
+_DEPTH = 4  # of a run's folder below the working directory
+_MOST_FOLDERS = 5000  # that are searched
+_MOST_RUNS = 200  # that are listed
+_NOT_ENTERED = frozenset({"checkpoints", "node_modules", "__pycache__"})
+_LARGEST_RECORD = 64_000_000  # bytes
+_KEPT_RECORDS = 64  # in the cache
+_MOST_POINTS = 1000  # of a curve
+_END_OF_LOG = 8000  # bytes
+
+State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
+"""failed: the process ended before it wrote a record; unreadable: the record cannot be read."""
+
+
+class RunName(Fields):
+    """A request that names a run."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run below the working directory."""
+
+    name: str
+    """Its relative path, with slashes."""
+    folder: Path
+    changed: float
+    """When its record or its output changed, in seconds since 1970."""
+
+
+class Runs:
+    """The runs below a folder."""
+
+    def __init__(self, root: Path, processes: RunProcesses) -> None:
+        """Create it.
+
+        Args:
+            root: the working directory.
+            processes: the processes that the server starts.
+        """
+        self.root, self.processes = root.resolve(), processes
+        self._records: OrderedDict[Path, tuple[FileState, RunRecord | TsugikiError]] = OrderedDict()
+        self._lock, self._beginning = threading.Lock(), threading.Lock()
+
+    def find(self, name: str) -> RunFolder:
+        """Return the run that a request names.
+
+        Raises:
+            ApiError: there is no run of this name.
+        """
+        folder = inside(self.root, name)
+        run = _run_in(folder, name)
+        if run is None:
+            raise ApiError(404, _("there is no run in {name!r}").format(name=name[:100]), code="not_found")
+        return run
+
+    def all(self) -> tuple[list[RunFolder], bool]:
+        """Return the runs, the last changed first, and whether some may be missing because there are too many.
+
+        Subfolders of a run, hidden folders and symbolic links are skipped.
+        """
+        found: list[RunFolder] = []
+        waiting = deque([(self.root, 0)])
+        seen = 0
+        while waiting and seen < _MOST_FOLDERS:
+            folder, depth = waiting.popleft()
+            seen += 1
+            name = folder.relative_to(self.root).as_posix()
+            run = _run_in(folder, name) if depth else None
+            if run is not None:
+                found.append(run)
+            elif depth < _DEPTH:
+                waiting.extend(
+                    (Path(entry.path), depth + 1)
+                    for entry in entries(folder)
+                    if entry.is_dir(follow_symlinks=False) and entry.name not in _NOT_ENTERED
+                )
+        found.sort(key=lambda run: -run.changed)
+        return found[:_MOST_RUNS], bool(waiting) or len(found) > _MOST_RUNS
+
+    def overview(self) -> dict[str, Any]:
+        """Return the list of the runs."""
+        found, more = self.all()
+        return {"folder": str(self.root), "runs": [self._summary(run) for run in found], "more": more}
+
+    def details(self, run: RunFolder) -> dict[str, Any]:
+        """Return the summary, the curves and the samples of a run."""
+        record = self._record(run.folder)
+        summary = self._summary(run)
+        if not isinstance(record, RunRecord):
+            return {**summary, "log": read_end(run.folder / LOG_FILE, _END_OF_LOG)}
+        samples = [
+            {"prompt": prompt, "texts": [{"step": sample.step, "text": sample.text} for sample in texts]}
+            for prompt, texts in samples_by_prompt(record).items()
+        ]
+        headers, rows = held_out_table(record)
+        return {
+            **summary,
+            "sentence": summary_sentence(record) if record.evaluations else None,
+            "table": {"headers": headers, "rows": rows} if rows else None,
+            "curves": {
+                "training": _thinned([(point.step, point.loss) for point in record.loss_curve]),
+                "validation": _losses(record.validations),
+                "held_out": _losses(record.evaluations),
+            },
+            "kept_step": record.kept_step,
+            "samples": samples,
+            "log": read_end(run.folder / LOG_FILE, _END_OF_LOG),
+        }
+
+    def stop(self, run: RunFolder) -> None:
+        """Ask a run to end after its present step.
+
+        Raises:
+            ApiError: no process of this machine trains in the folder.
+        """
+        if not self.processes.stop(run.folder):
+            message = _("no process that could be stopped from here trains in {name}").format(name=run.name)
+            raise ApiError(409, message, code="not_running")
+
+    def resume(self, run: RunFolder) -> list[str]:
+        """Continue a run in a process of its own, and return its command.
+
+        Raises:
+            ApiError: it is finished, cannot be read, or another run is going on.
+            TsugikiError: the process cannot be started.
+        """
+        record = self._record(run.folder)
+        if isinstance(record, TsugikiError):
+            raise record
+        if record is None or record.status == "finished":
+            message = _("the run in {name} cannot be continued: it is finished, or has not begun").format(name=run.name)
+            raise ApiError(409, message, code="not_resumable")
+        if (record.config.model_extra or {}).get("trust_remote_code"):
+            message = _("the run in {name} runs code of its model; continue it in a terminal").format(name=run.name)
+            raise ApiError(409, message, code="not_resumable")
+        words = ["train", "--resume", run.name]
+        with self.only_run():
+            self.processes.start(run.folder, words, self.root)
+        return ["tsugiki", *words]
+
+    @contextmanager
+    def only_run(self) -> Iterator[None]:
+        """Start a run in the block only if no other one is going on here: two would compete for memory and time.
+
+        Raises:
+            ApiError: another run is going on.
+        """
+        with self._beginning:
+            own = self.processes.any_started()
+            busy = [own] if own else [run.folder for run in self.all()[0] if is_in_use(run.folder)]
+            if busy:
+                name = busy[0].relative_to(self.root).as_posix()
+                message = _("a run is going on in {name}; stop it, or wait for its end").format(name=name)
+                raise ApiError(409, message, code="busy")
+            yield
+
+    def _summary(self, run: RunFolder) -> dict[str, Any]:
+        """Return the entry of a run in the list."""
+        record = self._record(run.folder)
+        state = self._state(run.folder, record)
+        going_on = state in ("starting", "running", "stopping")
+        shown: dict[str, Any] = {
+            "name": run.name,
+            "state": state,
+            "changed": run.changed,
+            "can_stop": going_on and self.processes.owner(run.folder) is not None,
+            "can_resume": state == "stopped",
+        }
+        if isinstance(record, TsugikiError):
+            return {**shown, "error": str(record)}
+        if record is None:
+            return shown
+        training = record.training
+        steps = record.resolved_settings.get("steps")
+        model = record.config.model
+        return {
+            **shown,
+            "model": model if isinstance(model, str) else None,
+            "data": record.config.data_text,
+            "method": record.config.method,
+            "learning_rate": _number(record.chosen("learning_rate")),
+            "step": training.steps if training else 0,
+            "steps": steps if isinstance(steps, int) else None,
+            "loss": _number(training.loss) if training else None,
+            "held_out": [_number(entry.loss) for entry in (record.evaluations[:1] + record.evaluations[1:][-1:])],
+            "tokens_per_second": _number(record.all_tokens_per_second()),
+            "seconds_left": _seconds_left(record) if state == "running" else None,
+        }
+
+    def _state(self, folder: Path, record: RunRecord | TsugikiError | None) -> State:
+        in_use = is_in_use(folder)
+        if in_use or self.processes.owner(folder) is not None:
+            if self.processes.is_stopping(folder):
+                return "stopping"
+            return "running" if in_use and isinstance(record, RunRecord) else "starting"
+        if record is None:
+            return "failed"
+        if isinstance(record, TsugikiError):
+            return "unreadable"
+        return "finished" if record.status == "finished" else "stopped"
+
+    def _record(self, folder: Path) -> RunRecord | TsugikiError | None:
+        """Return the record of a run, the error if it cannot be read, or None if there is none; it is cached."""
+        path = folder / RECORD_FILE
+        try:
+            info = path.lstat()
+        except OSError:
+            return None
+        if not stat.S_ISREG(info.st_mode):
+            return TsugikiError(_("{path} is not a file").format(path=RECORD_FILE))
+        if info.st_size > _LARGEST_RECORD:
+            size = format_size(_LARGEST_RECORD)
+            return TsugikiError(_("{path} has more than {size}").format(path=RECORD_FILE, size=size))
+        state = file_state(info)
+        with self._lock:
+            cached = self._records.get(folder)
+            if cached is not None and cached[0] == state:
+                self._records.move_to_end(folder)
+                return cached[1]
+        record: RunRecord | TsugikiError
+        try:
+            record = read_record(folder)
+        except TsugikiError as error:
+            record = error
+        with self._lock:
+            self._records[folder] = (state, record)
+            while len(self._records) > _KEPT_RECORDS:
+                self._records.popitem(last=False)
+        return record
+
+
+def run_routes(runs: Runs) -> list[Route]:
+    """Return the routes of the view Runs."""
+
+    async def overview(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(runs.overview))
+
+    async def details(request: Request) -> Response:
+        name = request.query_params.get("name", "")
+        return JSONResponse(await asyncio.to_thread(lambda: runs.details(runs.find(name))))
+
+    async def stop(request: Request) -> Response:
+        name = (await read(RunName, request)).name
+        await asyncio.to_thread(lambda: runs.stop(runs.find(name)))
+        return JSONResponse({}, 202)
+
+    async def resume(request: Request) -> Response:
+        name = (await read(RunName, request)).name
+        command = await asyncio.to_thread(lambda: runs.resume(runs.find(name)))
+        return JSONResponse({"command": command}, 202)
+
+    return [
+        Route(f"{PAGE_API}runs", overview),
+        Route(f"{PAGE_API}run", details),
+        Route(f"{PAGE_API}runs/stop", stop, methods=["POST"]),
+        Route(f"{PAGE_API}runs/resume", resume, methods=["POST"]),
+    ]
+
+
+def _run_in(folder: Path, name: str) -> RunFolder | None:
+    """Return the run in a folder; None if it holds neither a record nor the output of a process."""
+    times = []
+    for file in (RECORD_FILE, LOG_FILE):
+        try:
+            times.append(os.lstat(folder / file).st_mtime)
+        except OSError:
+            continue
+    return RunFolder(name, folder, max(times)) if times else None
+
+
+def _seconds_left(record: RunRecord) -> float | None:
+    """Return the seconds that the remaining steps will take at the mean speed so far; None before the first step."""
+    training, steps = record.training, record.resolved_settings.get("steps")
+    if training is None or training.steps < 1 or not isinstance(steps, int):
+        return None
+    return _number(training.seconds / training.steps * max(0, steps - training.steps))
+
+
+def _losses(evaluations: Sequence[StepEvaluation]) -> list[tuple[int, float]]:
+    return _thinned([(evaluation.step, evaluation.loss) for evaluation in evaluations])
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return the finite points of a curve, at most `_MOST_POINTS` of them, with the last one."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    every = math.ceil(len(finite) / _MOST_POINTS) or 1
+    return finite[::-1][::every][::-1]
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number; None for any other value, because JSON has no others."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

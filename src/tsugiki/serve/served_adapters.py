@@ -1,0 +1,308 @@
+"""The adapters that requests can name: those of the library, and folders that the server was started with.
+
+An adapter is loaded and completely verified at its first use. Each load gets its own name in the model: after the files
+of an adapter were replaced on the disk, new requests use the new files, and running requests finish with the old ones.
+
+A mix is an adapter as well: the weighted sum of the updates of several adapters. Its rank is the sum of their ranks, so
+the sum is exact, and its rows can be in a batch with those of other adapters.
+
+A request holds an adapter from `acquire` to `release`. To make room for another adapter, the least recently used one
+that no request holds is unloaded.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
+
+from tsugiki.adapters.chat_template import with_chat_template
+from tsugiki.adapters.library import library_names
+from tsugiki.errors import TsugikiError
+from tsugiki.generation.engine import Engine
+from tsugiki.generation.limits import waited_too_long
+from tsugiki.generation.request import BatchMode
+from tsugiki.io.formatting import format_size
+from tsugiki.language import _
+from tsugiki.lora.graft import remove_adapter
+from tsugiki.serve.adapter_loading import (
+    FileStates,
+    adapter_file_states,
+    digest_of,
+    load_mix,
+    load_served,
+    memory_of,
+)
+from tsugiki.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_Terms: TypeAlias = tuple[tuple[str, float | None], ...]
+"""The adapters of a mix and their weights, sorted by name; an adapter alone has no weight."""
+_NEAR = 3  # similar names that an error lists
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """The base, an adapter or a mix, as requests use it."""
+
+    name: str
+    """Name for users; that of a mix is a sum, such as `0.5 a + 0.5 b`."""
+    key: str | None
+    """The adapter's name in the model; None: the base."""
+    tokenizer: "PreTrainedTokenizerBase"
+    """With the chat template of the adapter, if it has one."""
+    batch_mode: BatchMode
+    digest: str = ""
+    """SHA-256 of the weights and settings of the adapters, and of their factors in a mix, but not of names. Empty for
+    the base. It can be the key of cached results."""
+    files: tuple[FileStates, ...] = ()
+    bytes: int = 0
+    """Size of its weights in memory."""
+    users: int = 0
+    """Number of requests that hold it."""
+
+
+class ServedAdapters:
+    """The base and the adapters of a server. All methods are called in the thread of its event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: "PreTrainedTokenizerBase",
+        base_name: str,
+        folders: Mapping[str, Path],
+        library: Path,
+        max_loaded: int = 32,
+        allow_base_mismatch: bool = False,
+        max_bytes: int = 2_000_000_000,
+    ) -> None:
+        """Create it.
+
+        Args:
+            engine: holds the model.
+            tokenizer: the base's tokenizer.
+            base_name: the name that selects the base.
+            folders: name -> folder of adapters besides those of the library; they take precedence.
+            library: the library's folder.
+            max_loaded: largest number of adapters in memory.
+            allow_base_mismatch: load adapters that were trained on another base.
+            max_bytes: largest size of the adapters in memory.
+        """
+        self.engine = engine
+        self.base = ServedModel(base_name, None, tokenizer, engine.batch_mode)
+        self.folders, self.library = dict(folders), library
+        self.max_loaded, self.max_bytes, self.allow_base_mismatch = max_loaded, max_bytes, allow_base_mismatch
+        self._loaded: dict[_Terms, ServedModel] = {}  # least recently used first
+        self._replaced: list[ServedModel] = []
+        self._loads = itertools.count(1)
+        self._loading = asyncio.Lock()
+        self._released = asyncio.Event()
+
+    def names(self) -> list[str]:
+        """Return the names of all adapters that can be used, loaded or not, without those that are not valid text."""
+        names = dict.fromkeys([*self.folders, *library_names(self.library)])
+        return [name for name in names if name != self.base.name and name.encode(errors="ignore").decode() == name]
+
+    def loaded(self) -> list[str]:
+        """Return the names of the adapters in memory."""
+        return [terms[0][0] for terms in self._loaded if not _is_mix(terms)]
+
+    async def acquire(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> ServedModel:
+        """Return the base, an adapter or a mix, and hold it. It is loaded if it is not in memory.
+
+        Args:
+            name: the base's name, an adapter's name, or both with a colon between them.
+            mix: name of an adapter -> factor on its update. Adapters with the factor 0 are left out.
+
+        Raises:
+            ApiError: there is no such adapter, it cannot be loaded, or it cannot be part of a mix.
+            WaitedTooLong: the wait for other loads, or for adapters in use to be released, exceeded the limit.
+        """
+        seconds = self.engine.limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._acquire(self._terms(name, mix))
+        except TimeoutError as error:
+            raise waited_too_long(seconds) from error
+
+    async def _acquire(self, terms: _Terms) -> ServedModel:
+        if not terms:
+            self.base.users += 1
+            return self.base
+        served = self._current(terms) or await self._load_in_turn(terms)
+        served.users += 1
+        return served
+
+    def release(self, served: ServedModel) -> None:
+        """Release a model that `acquire` has returned."""
+        served.users -= 1
+        self._released.set()
+        self._unload_replaced()
+
+    async def unload(self, name: str) -> None:
+        """Unload an adapter; running requests finish with it first.
+
+        Raises:
+            ApiError: it is not in memory.
+        """
+        if name not in self.loaded():
+            raise ApiError(
+                404, _("the adapter {name!r} is not loaded").format(name=name), "lora_name", "model_not_found"
+            )
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Unload an adapter and the mixes with it; running requests finish with them first."""
+        for terms in [terms for terms in self._loaded if any(name == part for part, _weight in terms)]:
+            self._replaced.append(self._loaded.pop(terms))
+        self._unload_replaced()
+
+    def find(self, name: str, param: str = "model") -> str:
+        """Return the name of the base or of the adapter that a request names in the field `param`.
+
+        Raises:
+            ApiError: no model or adapter has this name.
+        """
+        called, names = name.removeprefix(f"{self.base.name}:"), [self.base.name, *self.names()]
+        if called in names:  # a name is looked up in a list and is no path
+            return called
+        near = get_close_matches(called, names, n=_NEAR)
+        shown = _("; did you mean {names}?").format(names=", ".join(map(repr, near))) if near else ""
+        message = _("no model or adapter is called {name!r}{near}").format(name=called[:100], near=shown)
+        raise ApiError(404, message, param, "model_not_found")
+
+    def _terms(self, name: str, mix: Mapping[str, float]) -> _Terms:
+        """Return the adapters that a request names, with their factors; empty for the base."""
+        called = self.find(name)
+        if not mix:
+            return () if called == self.base.name else ((called, None),)
+        if called != self.base.name:
+            message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}").format(
+                name=called, base=self.base.name
+            )
+            raise ApiError(400, message, "adapters", "invalid_value")
+        found = [(self.find(part, "adapters"), weight) for part, weight in mix.items()]
+        if any(part == self.base.name for part, _weight in found):
+            message = _("adapters names the base, {base!r}, which is always part of a mix").format(base=self.base.name)
+            raise ApiError(400, message, "adapters", "invalid_value")
+        return tuple(sorted((part, float(weight)) for part, weight in found if weight))
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of an adapter, whose name is one of `names`."""
+        return self.folders.get(name, self.library / name)
+
+    def _current(self, terms: _Terms) -> ServedModel | None:
+        """Return the loaded model of these adapters, and mark it as used; None if there is none or files changed."""
+        served = self._loaded.pop(terms, None)
+        if served is None:
+            return None
+        if served.files != self._file_states(terms):
+            self._replaced.append(served)
+            self._unload_replaced()
+            return None
+        self._loaded[terms] = served
+        return served
+
+    def _file_states(self, terms: _Terms) -> tuple[FileStates, ...]:
+        return tuple(adapter_file_states(self.folder(name)) for name, _weight in terms)
+
+    async def _load_in_turn(self, terms: _Terms) -> ServedModel:
+        """Load adapters that are not in memory: one load at a time, and only when there is room."""
+        async with AsyncExitStack() as turn:
+            await turn.enter_async_context(self._loading)
+            if (served := self._current(terms)) is not None:  # another request has loaded it meanwhile
+                return served
+            size = await asyncio.to_thread(memory_of, [self.folder(part) for part, _weight in terms])
+            await self._make_room(_sum_text(terms), size)
+            loading = asyncio.create_task(self._load(terms, size, turn.pop_all()))
+        loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # if no request waits any more
+        return await asyncio.shield(loading)  # a cancelled load would leave its layers in the model
+
+    async def _load(self, terms: _Terms, size: int, turn: AsyncExitStack) -> ServedModel:
+        """Load adapters that take `size` bytes, and then leave the context `turn`."""
+        async with turn:
+            return await self._load_now(terms, size)
+
+    async def _load_now(self, terms: _Terms, size: int) -> ServedModel:
+        name = _sum_text(terms)
+        key, engine, mismatch = f"{name}#{next(self._loads)}", self.engine, self.allow_base_mismatch
+        folders = [self.folder(part) for part, _weight in terms]
+        weights = [weight for _part, weight in terms if weight is not None]
+        files = self._file_states(terms)
+        load = (
+            partial(load_mix, engine.model, folders, weights, key, mismatch)
+            if weights
+            else partial(load_served, engine.model, folders[0], key, mismatch)
+        )
+        try:
+            digest = await asyncio.to_thread(digest_of, folders, weights)
+            tokenizer = self.base.tokenizer
+            for _weight, folder in sorted(zip(map(abs, weights or [1.0]), folders, strict=True)):
+                tokenizer = with_chat_template(tokenizer, folder)  # the last one has the largest part
+            batch_mode = await asyncio.wrap_future(engine.call(load))
+        except TsugikiError as error:
+            reason = str(error)
+            for term, folder in zip(terms, folders, strict=True):
+                reason = reason.replace(str(folder), term[0])  # clients must not see paths of the server
+            if _is_mix(terms):
+                param, message = "adapters", _("the mix {name!r} cannot be used: {error}")
+            else:
+                param, message = "model", _("the adapter {name!r} cannot be used: {error}")
+            raise ApiError(400, message.format(name=name, error=reason), param, "adapter_unusable") from error
+        served = ServedModel(name, key, tokenizer, batch_mode, digest, files, size)
+        if self._file_states(terms) != files:  # then the weights that were read may not have this digest
+            self._replaced.append(served)
+            self._unload_replaced()
+            raise ApiError(
+                503, _("{name!r} was replaced while it was loaded; try again").format(name=name), retry_after=1
+            )
+        self._loaded[terms] = served
+        return served
+
+    async def _make_room(self, name: str, size: int) -> None:
+        """Unload adapters that no request holds, until an adapter of `size` bytes can be loaded.
+
+        If all are held, the least recently used one is not given to new requests any more. It is unloaded when its
+        present requests have ended, even if new requests keep naming all adapters.
+        """
+        if size > self.max_bytes:
+            message = _("the adapter {name!r} takes {size} of memory, which is more than the server has for adapters")
+            raise ApiError(400, message.format(name=name, size=format_size(size)), "model", "adapter_unusable")
+        while self._is_full(size):
+            leaving = next((terms for terms, served in self._loaded.items() if served.users == 0), None)
+            if leaving is None and not self._replaced:
+                leaving = next(iter(self._loaded))
+            if leaving is not None:
+                self._replaced.append(self._loaded.pop(leaving))
+                self._unload_replaced()
+                continue
+            self._released.clear()
+            await self._released.wait()
+
+    def _is_full(self, size: int) -> bool:
+        in_memory = [*self._loaded.values(), *self._replaced]
+        return len(in_memory) >= self.max_loaded or sum(served.bytes for served in in_memory) + size > self.max_bytes
+
+    def _unload_replaced(self) -> None:
+        for served in [served for served in self._replaced if served.users == 0]:
+            self._replaced.remove(served)
+            key = served.key
+            assert key is not None
+            with suppress(TsugikiError):  # the engine is stopping
+                self.engine.call(partial(remove_adapter, self.engine.model, key))
+
+
+def _is_mix(terms: _Terms) -> bool:
+    return terms[0][1] is not None
+
+
+def _sum_text(terms: _Terms) -> str:
+    """Return an adapter's name, or a mix as a sum, such as `0.5 a + 0.5 b`."""
+    return " + ".join(name if weight is None else f"{weight:g} {name}" for name, weight in terms)

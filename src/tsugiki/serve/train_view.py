@@ -1,0 +1,350 @@
+"""The view Train: choose texts, preview and plan a run, and start it.
+
+A request gives texts below the server's folder of texts, a name, and settings of a fixed list. The base is the one that
+the server was started with. The run is `tsugiki train runs/NAME/settings.yaml`, a process of its own.
+"""
+
+import asyncio
+import os
+import shlex
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, StringConstraints
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tsugiki.adapters.library import check_name
+from tsugiki.data.read.aozora.index import Kana
+from tsugiki.dtypes import BaseDtype
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.atomic import write_text
+from tsugiki.io.file_names import DATA_SUFFIXES
+from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
+from tsugiki.methods.table import METHODS
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.folders import entries, inside, is_allowed
+from tsugiki.serve.jobs import Jobs
+from tsugiki.serve.protocol import Fields, read
+from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
+from tsugiki.serve.runs_view import Runs, run_routes
+from tsugiki.serve.security import PAGE_API
+from tsugiki.training.config import RunConfig
+from tsugiki.training.config_files import validated
+
+RUNS_FOLDER = "runs"
+"""The folder of new runs in the working directory."""
+SETTINGS_FILE = "settings.yaml"
+_LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
+_MOST_ENTRIES = 1000  # of a folder that is listed
+_MOST_FILES = 20_000  # in a folder that is trained on
+_PREVIEW_SECONDS, _PLAN_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 180, 60, 900
+_LORA = ("r", "lora_alpha", "lora_dropout")
+
+
+class RunRequest(Fields):
+    """The fields of the form for a run. A setting that is left out has its default."""
+
+    name: str
+    texts: Annotated[list[str], Field(min_length=1, max_length=64)]
+    method: Annotated[str, StringConstraints(max_length=40)] = "lora"
+    epochs: Annotated[float | None, Field(gt=0, le=1000)] = None
+    minutes: Annotated[float | None, Field(gt=0, le=10_000)] = None
+    max_steps: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
+    learning_rate: Annotated[float | None, Field(gt=0, le=10)] = None
+    batch_size: Annotated[int | None, Field(ge=1, le=1024)] = None
+    block_size: Annotated[int | None, Field(ge=2, le=8192)] = None
+    r: Annotated[int | None, Field(ge=1, le=1024)] = None
+    lora_alpha: Annotated[float | None, Field(gt=0, le=10_000)] = None
+    lora_dropout: Annotated[float | None, Field(ge=0, lt=1)] = None
+    base_dtype: BaseDtype | None = None
+    held_out: Annotated[float | None, Field(gt=0, lt=1)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**32)] = None
+    prompts: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4, default_factory=list)
+    ]
+
+
+class WorksRequest(Fields):
+    """A search among the works of Aozora Bunko."""
+
+    author: Annotated[str | None, StringConstraints(min_length=1, max_length=100)] = None
+    title: Annotated[str | None, StringConstraints(min_length=1, max_length=100)] = None
+    kana: Kana | None = None
+
+    def query(self) -> dict[str, Any]:
+        """Return the fields of a `Query`.
+
+        Raises:
+            ApiError: every work would match.
+        """
+        if self.author is None and self.title is None:
+            raise ApiError(400, _("give an author or a part of a title"), code="invalid_value")
+        return {"author": self.author, "title": self.title, "kana": self.kana}
+
+
+class FetchRequest(WorksRequest):
+    """The works that are written into the folder of texts, and the name of their file there, without its suffix."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the page finds runs and texts, and starts runs."""
+
+    model: str
+    """The base of all runs, as `--model` names it."""
+    directory: Path
+    """The working directory; new runs are in its folder `runs`."""
+    texts: Path
+    """The folder whose texts can be trained on."""
+    aozora: str
+    """The source of works of Aozora Bunko: the URL of a site, or a mirror folder."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can be started."""
+
+    name: str
+    config: RunConfig
+    given: dict[str, Any]
+    """The settings of the request; all others have their defaults."""
+
+    @property
+    def settings_file(self) -> str:
+        """The path of the settings, relative to the working directory."""
+        return f"{RUNS_FOLDER}/{self.name}/{SETTINGS_FILE}"
+
+    @property
+    def text(self) -> str:
+        """The settings in YAML."""
+        return yaml.safe_dump(self.given, allow_unicode=True, sort_keys=False, width=100_000)
+
+    @property
+    def words(self) -> list[str]:
+        """The arguments of the command, after `tsugiki`."""
+        return ["train", self.settings_file]
+
+    def shown(self) -> dict[str, str]:
+        """Return the settings and the command, which the form shows."""
+        return {"yaml": self.text, "file": self.settings_file, "command": shlex.join(["tsugiki", *self.words])}
+
+
+class Training:
+    """Prepares and starts runs."""
+
+    def __init__(self, workspace: Workspace, runs: Runs) -> None:
+        """Create it.
+
+        Args:
+            workspace: the base and the folders.
+            runs: the runs of the working directory.
+        """
+        self.model, self.texts, self.aozora = workspace.model, workspace.texts.resolve(), workspace.aozora
+        self.runs = runs
+
+    def options(self) -> dict[str, Any]:
+        """Return what the form offers, and the defaults of its settings."""
+        defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+        lora = defaults["lora"]
+        return {
+            "model": self.model,
+            "texts": str(self.texts),
+            "aozora": self.aozora,
+            "methods": [
+                {"name": name, "summary": _(method.summary), "lora": method.config is LoraConfig}
+                for name, method in METHODS.items()
+                if method.trains_adapter
+            ],
+            "defaults": {
+                **{name: defaults[name] for name in ("epochs", "held_out", "seed", "method")},
+                **{name: getattr(lora, name) for name in _LORA},
+            },
+        }
+
+    def listing(self, folder: str) -> dict[str, Any]:
+        """Return the folders and texts in a subfolder of the folder of texts; "": in the folder of texts itself.
+
+        Raises:
+            ApiError: there is no such folder.
+        """
+        path = inside(self.texts, folder) if folder else self.texts
+        if not path.is_dir():
+            raise ApiError(404, _("{name!r} is no folder").format(name=folder[:100]), code="not_found")
+        listed: list[dict[str, Any]] = []
+        for entry in entries(path):
+            if entry.is_dir(follow_symlinks=False):
+                listed.append({"name": entry.name, "folder": True})
+            elif Path(entry.name).suffix.lower() in DATA_SUFFIXES:
+                listed.append({"name": entry.name, "folder": False, "size": entry.stat(follow_symlinks=False).st_size})
+        listed.sort(key=lambda item: not item["folder"])
+        return {"folder": folder, "entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
+
+    def prepare(self, parsed: RunRequest) -> Prepared:
+        """Return the run that a request describes.
+
+        Raises:
+            ApiError: a text, a method or the name is not allowed.
+            TsugikiError: the name or a setting is not valid.
+        """
+        name = check_name(parsed.name)
+        if not is_allowed(name):
+            raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
+        method = METHODS.get(parsed.method)
+        if method is None or not method.trains_adapter:
+            message = _("{name!r} is no method that trains an adapter").format(name=parsed.method)
+            raise ApiError(400, message, param="method")
+        data = [self._data(text) for text in parsed.texts]
+        own = parsed.model_dump(exclude_unset=True, exclude={"name", "texts"})
+        lora = {name: own.pop(name) for name in _LORA if own.get(name) is not None}
+        given = {
+            "model": self.model,
+            "data": data[0] if len(data) == 1 else data,
+            "out": f"{RUNS_FOLDER}/{name}",
+            **{key: value for key, value in own.items() if value is not None and value != []},
+            **({"lora": lora} if lora else {}),
+        }
+        return Prepared(name, validated(RunConfig, given, None), given)
+
+    def start(self, prepared: Prepared) -> None:
+        """Start a run in a process of its own.
+
+        Raises:
+            ApiError: another run is going on, or its folder exists already.
+            TsugikiError: the folder cannot be written, or the process cannot be started.
+        """
+        with self.runs.only_run():
+            folder = self._new_folder(prepared.name)
+            write_text(folder / SETTINGS_FILE, prepared.text)
+            self.runs.processes.start(folder, prepared.words, self.runs.root)
+
+    def new_text(self, name: str) -> Path:
+        """Return the path of a new file in the folder of texts.
+
+        Raises:
+            ApiError: the name is not allowed.
+        """
+        if not is_allowed(name) or len(name) > 100:
+            raise ApiError(400, _("a file cannot be called {name!r}").format(name=name[:100]), param="name")
+        return self.texts / f"{name}.jsonl"
+
+    def _data(self, text: str) -> str:
+        """Return the path of a text for the setting `data`, relative to the working directory if it is below it."""
+        path = inside(self.texts, text)
+        if path.is_dir():
+            _refuse_links(path, text)
+        root = self.runs.root
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+    def _new_folder(self, name: str) -> Path:
+        """Create the folder of a run, or reuse a folder with only the files of a failed start.
+
+        Raises:
+            ApiError: the folder exists already, or is a link.
+            TsugikiError: it cannot be written.
+        """
+        folder = self.runs.root / RUNS_FOLDER / name
+        try:
+            folder.parent.mkdir(exist_ok=True)
+            if stat.S_ISLNK(folder.parent.lstat().st_mode):
+                raise ApiError(409, _("{name} is a link; runs are not written there").format(name=RUNS_FOLDER))
+            folder.mkdir(exist_ok=True)
+            content = os.listdir(folder)
+            if stat.S_ISLNK(folder.lstat().st_mode) or not set(content) <= _LEFT_BY_A_FAILED_START:
+                message = _("{folder} exists already; choose another name").format(folder=f"{RUNS_FOLDER}/{name}")
+                raise ApiError(409, message, param="name", code="exists")
+            (folder / LOG_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error_text(error)
+            message = _("cannot write {folder}: {reason}").format(folder=f"{RUNS_FOLDER}/{name}", reason=reason)
+            raise TsugikiError(message) from error
+        return folder
+
+
+def workspace_routes(workspace: Workspace) -> list[Route]:
+    """Return the routes of the views Runs and Train."""
+    runs = Runs(workspace.directory, RunProcesses())
+    return [*run_routes(runs), *training_routes(Training(workspace, runs), Jobs(workspace.directory))]
+
+
+def training_routes(training: Training, jobs: Jobs) -> list[Route]:
+    """Return the routes of the view Train."""
+
+    async def prepared_run(request: Request) -> Prepared:
+        parsed = await read(RunRequest, request)
+        return await asyncio.to_thread(training.prepare, parsed)
+
+    async def options(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(training.options))
+
+    async def texts(request: Request) -> Response:
+        folder = request.query_params.get("folder", "")
+        return JSONResponse(await asyncio.to_thread(training.listing, folder))
+
+    async def settings(request: Request) -> Response:
+        return JSONResponse((await prepared_run(request)).shown())
+
+    async def job(request: Request, function: Literal["preview", "plan"], seconds: float) -> Response:
+        prepared = await prepared_run(request)
+        return JSONResponse(await jobs.run(request, function, seconds, settings=prepared.given))
+
+    async def preview(request: Request) -> Response:
+        return await job(request, "preview", _PREVIEW_SECONDS)
+
+    async def plan(request: Request) -> Response:
+        return await job(request, "plan", _PLAN_SECONDS)
+
+    async def works(request: Request) -> Response:
+        query = (await read(WorksRequest, request)).query()
+        return JSONResponse(await jobs.run(request, "works", _SEARCH_SECONDS, source=training.aozora, query=query))
+
+    async def fetch(request: Request) -> Response:
+        parsed = await read(FetchRequest, request)
+        out = training.new_text(parsed.name)
+        done = await jobs.run(
+            request, "fetch", _FETCH_SECONDS, source=training.aozora, query=parsed.query(), out=str(out)
+        )
+        return JSONResponse({**done, "file": out.name})
+
+    async def start(request: Request) -> Response:
+        prepared = await prepared_run(request)
+        await asyncio.to_thread(training.start, prepared)
+        return JSONResponse({"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}, 202)
+
+    return [
+        Route(f"{PAGE_API}train/options", options),
+        Route(f"{PAGE_API}train/texts", texts),
+        Route(f"{PAGE_API}train/settings", settings, methods=["POST"]),
+        Route(f"{PAGE_API}train/preview", preview, methods=["POST"]),
+        Route(f"{PAGE_API}train/plan", plan, methods=["POST"]),
+        Route(f"{PAGE_API}train/works", works, methods=["POST"]),
+        Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
+        Route(f"{PAGE_API}train/start", start, methods=["POST"]),
+    ]
+
+
+def _refuse_links(folder: Path, name: str) -> None:
+    """Check that a folder contains no links, which could lead out of it.
+
+    Raises:
+        ApiError: there is a link, or the folder contains too many files.
+    """
+    seen = 0
+    for parent, folders, files in os.walk(folder):
+        for entry in (*folders, *files):
+            seen += 1
+            if os.path.islink(os.path.join(parent, entry)):
+                message = _("{name!r} contains a link, {link!r}; choose files instead").format(
+                    name=name[:100], link=entry[:100]
+                )
+                raise ApiError(400, message, code="invalid_path")
+        if seen > _MOST_FILES:
+            message = _("{name!r} contains more than {count:,} files").format(name=name[:100], count=_MOST_FILES)
+            raise ApiError(400, message, code="invalid_path")

@@ -1,0 +1,216 @@
+"""Norms, singular values, products and lower ranks of updates, against ΔW formed whole in float64."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from tests.adapters.test_format import peft_model, settings
+from tests.tiny import logits, relative_error, shake, tiny_model
+from tsugiki import TsugikiError, load_adapter
+from tsugiki.adapters import (
+    BaseReference,
+    LayerFactors,
+    LoraWeights,
+    difference_norm,
+    effective_rank,
+    inner_product,
+    kept_energy,
+    read_lora_weights,
+    singular_values,
+    truncated,
+    truncated_to_energy,
+    update_norm,
+    update_shape,
+    write_lora_weights,
+)
+from tsugiki.lora import LoraConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "linear": {"A": (6, 20), "B": (15, 6)},
+    "wide": {"A": (12, 8), "B": (30, 12)},  # of a higher rank than it can have
+    "embedding": {"A": (6, 50), "B": (15, 6), "embedding": True},
+    "convolution": {"A": (6, 3, 3, 5), "B": (15, 6, 1, 1)},
+    "convolution in groups": {"A": (6, 3, 3, 5), "B": (16, 3, 1, 1)},
+}
+
+
+def factors(kind: str, scaling: float = 1.5, seed: int = 0) -> LayerFactors:
+    shapes = dict(LAYERS[kind])
+    generator = torch.Generator().manual_seed(seed)
+    A, B = (torch.randn(shapes.pop(letter), generator=generator) for letter in "AB")
+    return LayerFactors(A, B, scaling, **shapes)
+
+
+def lora_of(**layers: LayerFactors) -> LoraWeights:
+    return LoraWeights(
+        LoraConfig(target_modules=list(layers)), layers, {}, BaseReference(name=None, fingerprint=None), None
+    )
+
+
+def updates(layer: LayerFactors) -> list[Tensor]:
+    """ΔW of each group, formed, in float64."""
+    groups = len(layer.A) // layer.B.shape[1]
+    A, B = layer.A.double().flatten(1).chunk(groups), layer.B.double().flatten(1).chunk(groups)
+    return [layer.scaling * (b @ a) for a, b in zip(A, B, strict=True)]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_against_the_update_formed_whole(kind: str):
+    one, other = factors(kind, scaling=0.7), factors(kind, seed=1)
+    M, N = torch.cat(updates(one)), torch.cat(updates(other))
+    values = singular_values(one)
+    expected = torch.linalg.svdvals(M)
+    assert torch.allclose(values, expected[: len(values)], rtol=1e-12)
+    assert float(expected[len(values) :].sum()) < 1e-12
+    assert update_norm(one) == pytest.approx(float(M.norm()), rel=1e-12)
+    assert inner_product(one, other) == pytest.approx(float((M * N).sum()), rel=1e-11)
+    assert difference_norm(one, other) == pytest.approx(float((M - N).norm()), rel=1e-12)
+    assert math.prod(update_shape(one)) == M.numel()
+
+
+def test_ranks_may_differ():
+    one, other = factors("linear"), truncated(lora_of(layer=factors("linear", seed=1)), 2)[0].layers["layer"]
+    (M,), (N,) = updates(one), updates(other)
+    assert inner_product(one, other) == pytest.approx(float((M * N).sum()), rel=1e-11)
+    assert difference_norm(one, other) == pytest.approx(float((M - N).norm()), rel=1e-12)
+
+
+def test_a_small_difference_is_not_lost():
+    one = factors("linear")
+    turned = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double)).Q
+    same = LayerFactors(turned @ one.A.double(), one.B.double() @ turned.T, one.scaling)
+    assert difference_norm(one, same) / update_norm(one) < 1e-14, "other factors, the same update"
+    moved = LayerFactors(one.A, one.B * (1 + 1e-6), one.scaling)
+    expected = float((updates(one)[0] - updates(moved)[0]).norm())
+    assert difference_norm(one, moved) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("gpt2", "patterns"), ("gpt2", "embedding"), ("llama", "rslora")])
+def test_pefts_own_updates(kind: str, variant: str, tmp_path: Path):
+    theirs = shake(peft_model(kind, settings(kind, variant)))
+    theirs.save_pretrained(tmp_path)
+    layers = read_lora_weights(tmp_path).layers
+    modules = {
+        name.removeprefix("base_model.model."): module
+        for name, module in theirs.named_modules()
+        if hasattr(module, "get_delta_weight") and len(module.lora_A) + len(module.lora_embedding_A)
+    }
+    assert layers.keys() == modules.keys()
+    for path, layer in layers.items():
+        delta = modules[path].get_delta_weight("default").detach().double()
+        values = singular_values(layer)
+        assert torch.allclose(values, torch.linalg.svdvals(delta)[: len(values)], rtol=1e-5), path
+        expected = delta.T.shape if getattr(modules[path], "fan_in_fan_out", False) else delta.shape
+        assert sorted(update_shape(layer)) == sorted(expected)
+
+
+def test_effective_rank_is_between_one_and_the_rank():
+    equal = torch.tensor([2.0, 2, 2, 0], dtype=torch.double)
+    assert effective_rank(equal) == pytest.approx(3)
+    assert effective_rank(torch.tensor([5.0, 0, 0])) == pytest.approx(1)
+    assert effective_rank(torch.zeros(4)) == 0
+    halves = torch.tensor([0.5, 0.25, 0.25], dtype=torch.double)
+    assert effective_rank(halves) == pytest.approx(2**1.5), "an entropy of 1.5 bits"
+    assert effective_rank(7 * halves) == pytest.approx(2**1.5)
+
+
+@pytest.mark.parametrize("r", [1, 4])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_no_rank_comes_nearer(kind: str, r: int):
+    layer = factors(kind)
+    shorter, kept = truncated(lora_of(layer=layer), r)
+    found = shorter.layers["layer"]
+    assert found.A.dtype == found.B.dtype == torch.float32
+    groups = len(updates(layer))
+    share = max(1, r // groups)
+    assert (found.r, kept["layer"].after, kept["layer"].before) == (share * groups, share * groups, layer.r)
+    energy = whole = 0.0
+    for delta, low in zip(updates(layer), updates(found), strict=True):
+        U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+        best = U[:, :share] * S[:share] @ Vh[:share]
+        assert relative_error(low, best) < 1e-6
+        energy, whole = energy + float(S[:share].square().sum()), whole + float(S.square().sum())
+    assert kept["layer"].energy == pytest.approx(energy / whole, rel=1e-12)
+    assert kept_energy(kept) == pytest.approx(energy / whole, rel=1e-12)
+
+
+def test_a_rank_that_is_no_lower_changes_nothing():
+    lora = lora_of(low=factors("linear"), high=factors("wide"))
+    shorter, kept = truncated(lora, 6)
+    assert shorter.layers["low"] is lora.layers["low"]
+    assert (kept["low"].energy, shorter.layers["high"].r) == (1.0, 6)
+    again, kept = truncated(lora, 8)  # all that a layer of 8 inputs can hold
+    assert relative_error(updates(again.layers["high"])[0], updates(lora.layers["high"])[0]) < 1e-6
+    assert kept["high"].energy == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("zero", ["A", "B"])
+def test_an_update_of_nothing_loses_nothing_and_can_still_be_trained(zero: str):
+    layer = factors("linear")
+    layer = dataclasses.replace(layer, **{zero: torch.zeros_like(getattr(layer, zero))})
+    shorter, kept = truncated(lora_of(layer=layer), 2)
+    found = shorter.layers["layer"]
+    assert (kept["layer"].energy, kept["layer"].after, kept_energy(kept)) == (1.0, 2, 1.0)
+    assert torch.equal(found.A, layer.A[:2])
+    assert torch.equal(found.B, layer.B[:, :2])
+    assert truncated_to_energy(lora_of(layer=layer), 0.9)[1]["layer"].after == 1
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_the_smallest_rank_that_keeps_a_share(kind: str, share: float):
+    layer = factors(kind)
+    kept = truncated_to_energy(lora_of(layer=layer), share)[1]["layer"]
+    assert kept.energy >= share - 1e-9
+    groups = len(updates(layer))
+    if kept.after > groups:
+        assert truncated(lora_of(layer=layer), kept.after - groups)[1]["layer"].energy < share
+
+
+def test_all_of_the_energy_is_the_rank_that_there_is():
+    layer = factors("linear")
+    doubled = dataclasses.replace(layer, A=torch.cat([layer.A, layer.A]), B=torch.cat([layer.B, layer.B], 1))
+    assert truncated_to_energy(lora_of(layer=doubled), 1.0)[1]["layer"].after == layer.r
+
+
+def test_what_is_beside_the_pairs_stays(tmp_path):
+    """DoRA's lengths and trained biases; PEFT loads the result, of several ranks, and computes the same."""
+    model = tiny_model()
+    theirs = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=6, rank_pattern={"c_attn": 2}, target_modules=["c_attn", "mlp.c_proj"], use_dora=True, bias="lora_only"
+        ),
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    theirs.save_pretrained(tmp_path / "whole")
+    lora = read_lora_weights(tmp_path / "whole")
+    shorter, kept = truncated(lora, 4)
+    assert {layer.after for layer in kept.values()} == {2, 4}
+    assert shorter.others.keys() == lora.others.keys() != set()
+    write_lora_weights(shorter, tmp_path / "short", None)
+    ours = tiny_model()
+    load_adapter(ours, tmp_path / "short")
+    again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "short").eval()
+    assert relative_error(logits(ours), logits(again)) < 1e-5
+    assert relative_error(logits(ours), logits(theirs)) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [(lambda x: truncated(x, 0), "rank is 0"), (lambda x: truncated_to_energy(x, 1.5), "energy is 1.5")],
+)
+def test_what_cannot_be_meant(call: Any, said: str):
+    with pytest.raises(TsugikiError, match=said):
+        call(lora_of(layer=factors("linear")))

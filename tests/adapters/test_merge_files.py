@@ -1,0 +1,303 @@
+"""Merging from file to file: PEFT and the merge in memory as oracles, and everything else to the byte."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.adapters.folders import edit_weights
+from tests.adapters.test_format import CASES, settings
+from tests.tiny import logits, relative_error, save_grafted, save_tiny, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, ungraft
+from tsugiki.adapters import RoundingLoss, plan_merge, write_merged
+from tsugiki.base import load_model
+from tsugiki.io import new_folder
+from tsugiki.methods import METHODS
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+MERGE = sorted(name for name, method in METHODS.items() if method.mergeable)
+GIVEN: dict[str, Any] = {"select": {"target_parameters": ["ln_f.weight", "c_fc.bias", "wte.weight"]}}
+
+
+def save_base(folder: Path, kind: str = "gpt2", dtype: torch.dtype = torch.float32, **fields: Any) -> str:
+    tiny_model(kind).to(dtype).save_pretrained(folder, **fields)
+    return str(folder)
+
+
+def merged_into(out: Path, base: str, *adapters: Path, weights: list[float] | None = None) -> RoundingLoss:
+    with new_folder(out) as part:
+        return write_merged(plan_merge(base, adapters, weights), part)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: tensor for path in folder.glob("*.safetensors") for key, tensor in load_file(path).items()}
+
+
+def adapter_on(base: str, folder: Path, seed: int = 3, **fields: Any) -> Any:
+    """Save a shaken LoRA adapter; returns the model with it."""
+    return save_grafted(folder, load_model(base, "auto"), LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}), seed)
+
+
+@pytest.mark.parametrize(("kind", "variant"), CASES)
+def test_pefts_adapters_on_every_kind_of_base(kind: str, variant: str, tmp_path: Path):
+    base = save_base(tmp_path / "base", kind)
+    theirs = peft.get_peft_model(
+        load_model(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings(kind, variant))
+    ).eval()
+    shake(theirs).save_pretrained(tmp_path / "adapter")
+    adapted = logits(theirs)
+    merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert relative_error(logits(again), adapted) < 1e-5
+    shared = variant in ("embedding", "head", "saved head") and again.config.model_type != "llama"
+    if not shared:  # PEFT's merge moves both ends of a shared weight
+        for name, weight in theirs.merge_and_unload().named_parameters():
+            assert relative_error(again.get_parameter(name), weight) < 1e-6, name
+    in_memory = load_model(base)
+    load_adapter(in_memory, tmp_path / "adapter")
+    ungraft(merge(in_memory)).save_pretrained(tmp_path / "in memory")
+    there, here = weights_of(tmp_path / "in memory"), weights_of(tmp_path / "merged")
+    assert there.keys() == here.keys()
+    assert all(torch.equal(there[key], here[key]) for key in there)
+    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("in memory", "merged")]
+    assert configs[0]["tie_word_embeddings"] == configs[1]["tie_word_embeddings"] == (kind != "llama" and not shared)
+
+
+@pytest.mark.parametrize("name", MERGE)
+def test_every_method_that_merges_gives_what_it_gives_in_memory(name: str, tmp_path: Path):
+    base = save_base(tmp_path / "base")
+    model = save_grafted(tmp_path / "adapter", load_model(base), METHODS[name].configure(GIVEN.get(name, {})))
+    expected = dict(ungraft(merge(model)).named_parameters(remove_duplicate=False))
+    merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    again = load_model(str(tmp_path / "merged"))
+    assert again.config.tie_word_embeddings == model.config.tie_word_embeddings
+    for path, weight in again.named_parameters(remove_duplicate=False):
+        assert relative_error(weight, expected[path]) < 1e-6, path
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_types_of_the_files_stay(dtype: torch.dtype, tmp_path: Path):
+    base = save_base(tmp_path / "base", "llama", dtype)
+    model = adapter_on(base, tmp_path / "adapter")
+    rounding = merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    before, after = weights_of(tmp_path / "base"), weights_of(tmp_path / "merged")
+    pairs = {f"{path}.weight": pair for path, pair in model._tsugiki.adapters["default"].pairs.items()}
+    lost = whole = 0.0
+    for key, weight in before.items():
+        assert after[key].dtype == dtype
+        exact = weight.double() + pairs[key].delta().detach().double() if key in pairs else weight.double()
+        assert torch.equal(after[key], exact.float().to(dtype)), key
+        lost += float((after[key].double() - exact).square().sum())
+        whole += float((exact - weight.double()).square().sum())
+    assert rounding.share == pytest.approx(math.sqrt(lost / whole), rel=1e-3)
+    assert 1e-5 < rounding.share < 0.1
+
+
+def test_what_does_not_change_stays_to_the_byte(tmp_path: Path):
+    base = save_base(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors |= {"from.elsewhere": torch.arange(5), "nothing": torch.empty(0, 3), "one": torch.tensor(2.0)}
+    save_file(tensors, path, metadata={"format": "pt", "of": "ours"})
+    adapter_on(base, tmp_path / "adapter")
+    merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    after = tmp_path / "merged" / "model.safetensors"
+    length = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert after.read_bytes()[:length] == path.read_bytes()[:length]
+    with safe_open(after, "pt") as file:
+        assert file.metadata() == {"format": "pt", "of": "ours"}
+    changed = {key for key, tensor in load_file(after).items() if not torch.equal(tensor, tensors[key])}
+    targets = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+    assert changed == {f"transformer.h.{i}.{target}.weight" for i in range(2) for target in targets}
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["wte", "c_attn"], ["lm_head"]])
+def test_shards_give_what_one_file_gives(targets: list[str], tmp_path: Path):
+    whole = save_base(tmp_path / "whole")
+    parts = save_base(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 3
+    adapter_on(whole, tmp_path / "adapter", target_modules=targets)
+    for base in (whole, parts):
+        merged_into(Path(f"{base}-merged"), base, tmp_path / "adapter")
+    one, many = weights_of(tmp_path / "whole-merged"), weights_of(tmp_path / "parts-merged")
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[key], many[key]) for key in one)
+    index, before = (
+        json.loads((tmp_path / n / "model.safetensors.index.json").read_text()) for n in ("parts-merged", "parts")
+    )
+    assert index["weight_map"].keys() == one.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in one.values())
+    assert (index == before) == (targets == ["c_attn"])
+    assert torch.equal(
+        logits(load_model(str(tmp_path / "parts-merged"))), logits(load_model(str(tmp_path / "whole-merged")))
+    )
+
+
+def rename(folder: Path, change: Any) -> None:
+    path = folder / "model.safetensors"
+    save_file({change(key): tensor for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["wte"]])
+def test_keys_without_the_models_prefix(targets: list[str], tmp_path: Path):
+    base = save_base(tmp_path / "base")  # as OpenAI's GPT-2 is stored
+    rename(tmp_path / "base", lambda key: key.removeprefix("transformer."))
+    adapted = logits(adapter_on(base, tmp_path / "adapter", target_modules=targets))
+    merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    assert "h.0.attn.c_attn.weight" in weights_of(tmp_path / "merged")
+    assert relative_error(logits(load_model(str(tmp_path / "merged"))), adapted) < 1e-5
+
+
+def test_keys_that_transformers_renames(tmp_path: Path):
+    base = save_base(tmp_path / "base", "gpt_neox", tie_word_embeddings=False)
+    assert "embed_out.weight" in weights_of(tmp_path / "base")
+    adapted = logits(adapter_on(base, tmp_path / "adapter", target_modules=["lm_head", "dense"]))
+    merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    assert "embed_out.weight" in weights_of(tmp_path / "merged")
+    assert relative_error(logits(load_model(str(tmp_path / "merged"))), adapted) < 1e-5
+
+
+MIXTRAL = {
+    **{"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("how", ["beside the experts", "the experts"])
+def test_experts_that_transformers_puts_together(how: str, tmp_path: Path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from tsugiki.methods import SelectiveConfig
+
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(**MIXTRAL)).save_pretrained(tmp_path / "base")
+    assert any("experts.3.w1" in key for key in weights_of(tmp_path / "base"))
+    base = str(tmp_path / "base")
+    model = load_model(base)
+    experts = SelectiveConfig(target_parameters=["experts.gate_up_proj"])
+    graft(model, experts if how == "the experts" else LoraConfig(target_modules=["q_proj", "o_proj"]))
+    save_adapter(shake(model), tmp_path / "adapter")
+    plan = plan_merge(base, [tmp_path / "adapter"])
+    assert bool(plan.in_memory) == (how == "the experts")
+    merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    assert weights_of(tmp_path / "merged").keys() == weights_of(tmp_path / "base").keys()
+    assert relative_error(logits(load_model(str(tmp_path / "merged"))), logits(model)) < 1e-5
+
+
+def test_several_are_summed_and_weighted(tmp_path: Path):
+    base = save_base(tmp_path / "base")
+    fields: list[dict[str, Any]] = [
+        {"target_modules": ["c_attn", "wte"]},
+        {"target_modules": ["c_attn", "c_proj"], "r": 2, "use_rslora": True},
+        {"init_lora_weights": "pissa"},
+    ]
+    folders = [tmp_path / str(i) for i in range(3)]
+    expected = {key: tensor.double() for key, tensor in weights_of(tmp_path / "base").items()}
+    for i, (folder, given, weight) in enumerate(zip(folders, fields, (0.5, -2.0, 1.0), strict=True)):
+        adapter = adapter_on(base, folder, i, **given)._tsugiki.adapters["default"]
+        for path, pair in adapter.pairs.items():
+            expected[f"{path}.weight"] += weight * pair.delta().detach().double().T
+    merged_into(tmp_path / "merged", base, *folders, weights=[0.5, -2.0, 1.0])
+    after = weights_of(tmp_path / "merged")
+    assert after.keys() - expected.keys() == {"lm_head.weight"}, "untied by the first adapter"
+    for key, weight in expected.items():
+        assert relative_error(after[key], weight) < 1e-6, key
+
+
+def test_what_belongs_to_the_model_comes_along(tmp_path: Path):
+    base = save_tiny(tmp_path / "base")
+    adapter_on(base, tmp_path / "adapter")
+    kept = {
+        **{"generation_config.json": '{"top_p": 0.5}', "chat_template.jinja": "{{ messages }}", "LICENSE": "free"},
+        **{"merges.txt": "a b", "spiece.model": "x", "additional_chat_templates/rag.jinja": "{{ documents }}"},
+    }
+    left = {
+        **{"pytorch_model.bin": "x", "model.py": "x", "README.md": "x", ".hidden.json": "{}", "run.json": "{}"},
+        **{"tsugiki.json": "{}", "pytorch_model.bin.index.json": "{}", "x.pt": "x"},
+    }
+    (tmp_path / "base" / "additional_chat_templates").mkdir()
+    for name, text in (kept | left).items():
+        (tmp_path / "base" / name).write_text(text)
+    (tmp_path / "base" / "blob").write_text('{"a": 1}')  # the hub's cache has links as well
+    (tmp_path / "base" / "special_tokens_map.json").unlink(missing_ok=True)
+    (tmp_path / "base" / "special_tokens_map.json").symlink_to("blob")
+    merged_into(tmp_path / "merged", base, tmp_path / "adapter")
+    for name in kept:
+        assert (tmp_path / "merged" / name).read_text() == kept[name]
+    for name in left:
+        assert not (tmp_path / "merged" / name).exists(), name
+    link = tmp_path / "merged" / "special_tokens_map.json"
+    assert (link.is_symlink(), link.read_text()) == (False, '{"a": 1}')
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
+
+
+KEY = "transformer.h.1.attn.c_attn.weight"
+
+
+def _spoil(folder: Path, how: str) -> None:
+    path = folder / "base" / "model.safetensors"
+    tensors = load_file(path)
+    edits: dict[str, Any] = {
+        "shape": lambda tensor: tensor[:, :32].contiguous(),
+        "codes": lambda tensor: tensor.to(torch.int8),
+        "overflow": lambda tensor: tensor.half(),
+    }
+    weight = tensors.pop(KEY)
+    save_file(tensors | ({KEY: edits[how](weight)} if how in edits else {}), path)
+    if how == "overflow":
+        edit_weights(folder / "adapter", lambda tensors: [tensor.mul_(1e4) for tensor in tensors.values()])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("gone", "transformer.h.1.attn.c_attn.weight is missing"),
+        ("shape", r"transformer.h.1.attn.c_attn.weight of .* is \[32, 32\] in its files, and \[32, 96\] by its config"),
+        ("codes", "is quantised"),
+        ("overflow", "not finite in transformer.h.1.attn.c_attn.weight"),
+    ],
+)
+def test_what_cannot_be_merged_leaves_nothing(how: str, said: str, tmp_path: Path):
+    base = save_base(tmp_path / "base")
+    adapter_on(base, tmp_path / "adapter", target_modules=["c_attn"])
+    _spoil(tmp_path, how)
+    there = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(TsugikiError, match=said), new_folder(tmp_path / "merged") as part:
+        write_merged(plan_merge(base, [tmp_path / "adapter"], allow_base_mismatch=True), part)
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    "fields", [{"use_dora": True}, {"bias": "all", "target_modules": ["c_attn"]}, {"modules_to_save": ["lm_head"]}]
+)
+def test_what_is_no_sum_is_merged_alone(fields: dict[str, Any], tmp_path: Path):
+    base = save_base(tmp_path / "base")
+    adapter_on(base, tmp_path / "a")
+    adapter_on(base, tmp_path / "b", **fields)
+    with pytest.raises(TsugikiError, match="b .*low-rank"):
+        plan_merge(base, [tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(TsugikiError, match="alone"):
+        plan_merge(base, [tmp_path / "b"], [0.5])
+    plan_merge(base, [tmp_path / "b"])
+
+
+def test_an_adapter_of_another_base(tmp_path: Path):
+    adapter_on(save_base(tmp_path / "base"), tmp_path / "adapter")
+    tiny_model("gpt2", 5).save_pretrained(tmp_path / "other")
+    with pytest.raises(TsugikiError, match="another base"):
+        plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"])
+    plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_base_mismatch=True)
+    shutil.rmtree(tmp_path / "other")
+    tiny_model("llama").save_pretrained(tmp_path / "other")
+    with pytest.raises(TsugikiError, match="target_modules="):
+        plan_merge(str(tmp_path / "other"), [tmp_path / "adapter"], allow_base_mismatch=True)

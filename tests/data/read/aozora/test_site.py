@@ -1,0 +1,175 @@
+"""Reading works from a test server on 127.0.0.1 that counts requests."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.data.read.aozora.samples import FILES, ROWS, index_zip
+from tsugiki.data import INDEX, Query, Site, SiteUnreachable, Work, read_entries
+from tsugiki.data.read.aozora import site as site_module
+from tsugiki.errors import TsugikiError
+
+
+@dataclass
+class Stub:
+    """A server with `files`; requests fail as `failures` defines, and the server stops after `limit` requests."""
+
+    url: str
+    files: dict[str, bytes]
+    failures: dict[str, list[int]] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    limit: int = 1000
+    at_limit: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    files = {f"/{name}": data for name, data in FILES.items()}
+    files[f"/index_pages/{INDEX}.zip"] = index_zip(ROWS[:3])
+    site = Stub("", files)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if sum(site.asked.values()) == site.limit:
+                site.at_limit.set()
+                site.go_on.wait()
+                return
+            site.asked[self.path] += 1
+            failures = site.failures.get(self.path, [])
+            status = failures.pop(0) if failures else 200 if self.path in site.files else 404
+            body = site.files[self.path] if status == 200 else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield site
+    site.go_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def site_works(stub: Stub, cache: Path, missing: Callable[[str], None] | None = None) -> tuple[list[Work], list[str]]:
+    site = Site(stub.url, cache, pause=0.0)
+    skipped: list[str] = []
+    return list(read_entries(site, site.entries(), Query(), skipped.append, missing)), skipped
+
+
+def test_a_site_is_read_through_its_index_once(stub, tmp_path):
+    works, skipped = site_works(stub, tmp_path)
+    assert [(w.title, w.author, w.kana) for w in works] == [
+        ("坂の上", "山田一", "modern"),
+        ("海の底", "山田一", "old"),
+        ("川の話", "川田二葉", "modern"),
+    ]
+    assert works[0].source == f"{stub.url}/cards/000001/files/1_ruby.zip"
+    assert skipped == []
+    assert site_works(stub, tmp_path) == (works, skipped)
+    assert set(stub.asked.values()) == {1}
+    assert len(stub.asked) == 4
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["cards/000001/files/1_ruby.zip", f"index_pages/{INDEX}.zip"])
+def test_a_cached_file_that_was_damaged_is_downloaded_again(stub, tmp_path, name):
+    works, _ = site_works(stub, tmp_path)
+    (cached,) = tmp_path.rglob(name)
+    data = bytearray(cached.read_bytes())
+    data[len(data) // 3] ^= 1
+    cached.write_bytes(data)
+    assert site_works(stub, tmp_path) == (works, [])
+    assert stub.asked[f"/{name}"] == 2
+    assert cached.read_bytes() == stub.files[f"/{name}"]
+    assert sum(stub.asked.values()) == 5
+
+
+def test_a_file_that_is_too_large_is_not_downloaded_to_its_end(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr(site_module, "MAX_ZIP", 1000)
+    stub.files["/cards/000001/files/1_ruby.zip"] = bytes(2000)
+    works, skipped = site_works(stub, tmp_path)
+    assert len(works) == 2
+    assert "1_ruby.zip has more than 1.0 kB" in skipped[0]
+
+
+def test_failed_requests_are_repeated(stub, tmp_path):
+    stub.failures["/cards/000001/files/1_ruby.zip"] = [503]
+    stub.failures[f"/index_pages/{INDEX}.zip"] = [500, 429]
+    works, skipped = site_works(stub, tmp_path)
+    assert (len(works), skipped) == (3, [])
+    assert stub.asked["/cards/000001/files/1_ruby.zip"] == 2
+    assert stub.asked[f"/index_pages/{INDEX}.zip"] == 3
+
+
+def test_a_missing_file_stops_the_run_at_its_row(stub, tmp_path):
+    del stub.files["/cards/000001/files/2_ruby.zip"]
+    with pytest.raises(TsugikiError) as caught:
+        site_works(stub, tmp_path)
+    assert str(caught.value) == (
+        f"{stub.url}/index_pages/{INDEX}.zip/{INDEX}.csv: line 3: {stub.url}/cards/000001/files/2_ruby.zip: "
+        "the site answers 404; try again later, or skip such works with --skip-missing"
+    )
+    assert stub.asked["/cards/000001/files/2_ruby.zip"] == 1  # not requested again immediately
+
+
+def test_missing_and_damaged_files_are_skipped_and_others_downloaded_once(stub, tmp_path):
+    del stub.files["/cards/000001/files/1_ruby.zip"]
+    stub.files["/cards/000001/files/2_ruby.zip"] = b"<html>busy</html>"
+    missing: list[str] = []
+    works, skipped = site_works(stub, tmp_path, missing.append)
+    assert [work.title for work in works] == ["川の話"]
+    (damaged,) = skipped
+    assert damaged.startswith(f"{stub.url}/cards/000001/files/2_ruby.zip: a damaged zip")
+    assert len(missing) == 1
+    assert f"line 2: {stub.url}/cards/000001/files/1_ruby.zip: the site answers 404" in missing[0]
+    # The damaged file is not cached.
+    stub.files["/cards/000001/files/2_ruby.zip"] = FILES["cards/000001/files/2_ruby.zip"]
+    works, skipped = site_works(stub, tmp_path, missing.append)
+    assert [work.title for work in works] == ["海の底", "川の話"]
+    assert stub.asked["/cards/000002/files/3_ruby.zip"] == 1
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+def test_an_error_status_ends_the_run_and_keeps_downloaded_files(stub, tmp_path, status):
+    stub.failures["/cards/000001/files/2_ruby.zip"] = [status] * 4
+    with pytest.raises(SiteUnreachable, match=f"2_ruby.zip: .*{status}"):
+        site_works(stub, tmp_path, pytest.fail)
+    del stub.failures["/cards/000001/files/2_ruby.zip"]
+    assert len(site_works(stub, tmp_path)[0]) == 3
+    assert stub.asked["/cards/000001/files/1_ruby.zip"] == 1
+    assert stub.asked["/cards/000001/files/2_ruby.zip"] == (2 if status == 403 else 5)
+
+
+def test_a_site_that_becomes_unreachable_ends_the_run(stub, tmp_path):
+    site = Site(stub.url, tmp_path, pause=0.0)
+    works = read_entries(site, site.entries(), Query(), pytest.fail)
+    next(works)
+    site.url = "http://127.0.0.1:9"
+    with pytest.raises(SiteUnreachable, match="again later"):
+        next(works)
+
+
+def test_the_index_is_downloaded_again_after_a_week(stub, tmp_path):
+    site_works(stub, tmp_path)
+    (kept,) = tmp_path.rglob(f"{INDEX}.zip")
+    os.utime(kept, (0, 0))
+    stub.files[f"/index_pages/{INDEX}.zip"] = index_zip(ROWS[:2])
+    assert len(Site(stub.url, tmp_path, pause=0.0).entries()) == 2
+    os.utime(kept, (0, 0))
+    site = Site(stub.url, tmp_path, pause=0.0)
+    site.url = "http://127.0.0.1:9"
+    assert len(site.entries()) == 2

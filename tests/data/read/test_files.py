@@ -1,0 +1,353 @@
+"""Reading records: encodings are detected, files are read in order and lazily, errors name file and line."""
+
+import json
+import random
+import re
+import sys
+import tracemalloc
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.data import Completion, Conversation, Document, Message, content_key, decode, read_records
+
+SENTENCE = "庭の梅が咲いた。\r\nまだ寒い。ABC\r\n"
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp932", "euc_jp"]
+
+
+def read(data: str | Path) -> list[Any]:
+    return list(read_records(data))
+
+
+def turns(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("text", [SENTENCE, "あ", "カタカナと①", "plain ascii"])
+def test_encodings_are_detected(encoding: str, text: str, tmp_path: Path):
+    if encoding == "euc_jp":
+        text = text.replace("①", "一")
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode(encoding))
+    assert read(path) == [Document(text.replace("\r\n", "\n"), str(path))]
+
+
+@pytest.mark.parametrize(("encoding", "end"), [*zip(ENCODINGS, ["\n", "\r\n", "\r", "\n", "\r\n"], strict=True)])
+def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
+    lines = ["朝の庭", "", "ABC", *(f"{i}番目の石、{'水' * (i % 50)}" for i in range(1000)), "終"]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        end.join(line and json.dumps({"text": line}, ensure_ascii=False) for line in lines).encode(encoding)
+    )
+    assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+    path = tmp_path / "a.csv"
+    path.write_bytes(end.join(["text", *lines]).encode(encoding))
+    assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line]
+
+
+HALF_WIDTH = ["ﾃｽﾄﾃ", "ｶﾅ", "ﾔﾏﾀﾞ ﾀﾛｳ", "ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
+
+
+@pytest.mark.parametrize("text", HALF_WIDTH)
+def test_half_width_katakana_is_not_read_as_kanji(text: str, tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode("cp932"))
+    assert read(path) == [Document(text, str(path))]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode("cp932"))
+    assert read(path) == [Document(text, f"{path}:1")]
+
+
+@pytest.mark.parametrize(
+    "text", ["海", "校長", "間……", "あいうえおかきく", "カキクケコ、ソウ。", "、。「」ー・、。", "中学校長会議", "　坂"]
+)
+def test_short_texts_in_euc_jp_are_not_read_as_half_width(text: str, tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode("euc_jp"))
+    assert read(path) == [Document(text, str(path))]
+
+
+@pytest.mark.parametrize(("length", "most_wrong"), [(2, 15), (4, 6), (10, 2), (60, 0)])
+def test_parts_of_sentences_in_both_japanese_encodings(length: int, most_wrong: int):
+    texts = [path.read_text() for path in sorted(Path(str(files("tsugiki"))).glob("assets/*/[0-9]*.txt"))]
+    writable = "\n".join(texts).encode("euc_jp", "ignore").decode("euc_jp").encode("cp932", "ignore").decode("cp932")
+    sentences = [part for part in re.split("[\n。]", writable) if len(part) >= min(length, 20)]
+    parts = [part[:length] for part in random.Random(length).sample(sentences, 300)]
+    for encoding in ("cp932", "euc_jp"):
+        wrong = [part for part in parts if decode(part.encode(encoding), "a.txt")[0] != part]
+        assert len(wrong) <= (most_wrong if encoding == "euc_jp" else 1), wrong
+
+
+@pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])
+def test_bytes_that_are_not_text_are_an_error(data: bytes, tmp_path: Path):
+    (tmp_path / "bad.txt").write_bytes(data)
+    with pytest.raises(TsugikiError, match="bad.txt.*UTF-8"):
+        read(tmp_path)
+    for name in ("bad.jsonl", "bad.csv"):
+        (tmp_path / name).write_bytes(b"text\na\n" + data)
+        with pytest.raises(TsugikiError, match=rf"{name}:3 .*UTF-8.*convert"):
+            read(tmp_path / name)
+    (tmp_path / "bad.csv").write_bytes("text\n字\n".encode("utf-16")[:-1])
+    with pytest.raises(TsugikiError, match="bad.csv:2 "):
+        read(tmp_path / "bad.csv")
+
+
+def test_a_folder_is_read_in_order_of_names(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("二")
+    (tmp_path / "sub" / "c.jsonl").write_text('{"text": "三"}\n\n{"text": "四", "title": "x"}\n')
+    (tmp_path / "sub" / "D.CSV").write_text("prompt,completion\na,b\n")
+    (tmp_path / "a.txt").write_text("一")
+    (tmp_path / "README.md").write_text("not read")
+    (tmp_path / "blank.txt").write_text(" \n")
+    records = read(tmp_path)
+    assert [record.text for record in records] == ["一", "二", "ab", "三", "四"]
+    assert records[-1].source.endswith("c.jsonl:3")
+    assert records[-1].fields == {"title": "x"}
+
+
+def test_csv_cells_of_many_lines(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    rows = ["\ufefftitle, prompt ,completion", 'x,"a ""b"", c\r\nd",e', "", ",,", 'y,f,"g', "", 'h"', "z,i,j"]
+    path.write_bytes("\r\n".join(rows).encode())
+    assert read(path) == [
+        Completion('a "b", c\nd', "e", f"{path}:2"),
+        Completion("f", "g\n\nh", f"{path}:6"),
+        Completion("i", "j", f"{path}:9"),
+    ]
+    assert [record.fields for record in read(path)] == [{"title": title} for title in "xyz"]
+
+
+def test_a_cell_can_be_very_long(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text\n" + "b" * 300_000)
+    assert len(read(tmp_path)[0].text) == 300_000
+
+
+BAD = {
+    "broken line": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2 is not JSON: Expecting value at character 11"),
+    "deep": ("a.jsonl", "[" * 100_000, "a.jsonl:1 cannot be read"),
+    "long number": ("a.jsonl", '{"text": ' + "9" * 200 + "}", "a.jsonl:1 cannot be read: .*100 digits"),
+    "number as text": ("a.jsonl", '{"text": 5}\n', "a.jsonl:1 has a number as text"),
+    "mixed": (
+        "a.jsonl",
+        json.dumps(turns("a", "b")) + '\n\n{"prompt": "a", "completion": "b"}\n',
+        "a.jsonl:3 has prompt and completion.* line 1 has messages",
+    ),
+    "ragged, too many": ("a.csv", "text\na\nb, c\n", "a.csv:3 has 2 cells.* 1 columns"),
+    "header twice": ("a.csv", "text,author,text\na,b,c\n", "a.csv:1 names the column 'text' twice"),
+    "semicolons": ("a.csv", "prompt;completion\na;b\n", "a.csv:1 names none of .*comma"),
+    "open quote": ("a.csv", 'text\nok\n"a\nb\n', "a.csv:3 .*CSV row: unexpected end of data"),
+    "empty completion": ("a.csv", "prompt,completion\na,b\nc,\n", "a.csv:3 has an empty completion"),
+    "empty": ("a.txt", "", "is empty"),
+    "blank": ("a.txt", " \n\u3000", "is empty"),
+    "other kind": ("a.pdf", "x", ".pdf .*use .txt, .md, .jsonl, .json, .csv, .parquet, .epub or .zip"),
+    "no parquet": ("a.parquet", "x", "a.parquet cannot be read as Parquet"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_with_their_line(case: str, tmp_path: Path):
+    name, content, fact = BAD[case]
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TsugikiError, match=fact) as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nobody-has-this-name/a", "a\0b"])
+def test_names_that_no_file_can_have_are_errors(name: str):
+    for use in (content_key, read_records):
+        with pytest.raises(TsugikiError, match="no data at"):
+            use(name)
+
+
+def test_missing_data(tmp_path: Path):
+    for name in (
+        tmp_path / "nowhere",
+        str(tmp_path / "nowhere"),
+        "./nowhere",
+        "no/such/folder",
+        "nowhere.jsonl",
+        "~/no",
+        "csv",
+        "texts",
+    ):
+        with pytest.raises(TsugikiError, match=re.escape(Path(name).name)):
+            read_records(name)
+    with pytest.raises(TsugikiError, match=r"\.txt, .*\.parquet, \.epub or \.zip"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_files_are_not_held_in_memory(kind: str, tmp_path: Path):
+    path = tmp_path / f"big.{kind}"
+    texts = [f"{i} " + "字" * 1000 for i in range(5000)]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    elif kind == "csv":
+        path.write_text("text\n" + "\n".join(texts))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet")
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    list(islice(read_records(path), 3))
+    tracemalloc.start()
+    count = sum(len(record.text) > 1000 for record in read_records(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 5000
+    assert peak < 3_000_000, "the file has 15 MB"
+
+
+def test_parquet(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def write(name: str, table: Any) -> Path:
+        parquet.write_table(pyarrow.table(table), tmp_path / name)
+        return tmp_path / name
+
+    path = write(
+        "a.parquet", {**{"messages": [turns("a", "b")["messages"]] * 2}, "source": ["x", None], "image": [b"", b""]}
+    )
+    expected = (Message("user", "a"), Message("assistant", "b"))
+    assert read(path) == [Conversation(expected, f"{path}:{row}") for row in (1, 2)]
+    assert [record.fields for record in read(path)] == [{"source": "x"}, {}]
+    path = write("many.parquet", {"text": [str(i) for i in range(1000)]})
+    assert [record.text for record in read(path)] == [str(i) for i in range(1000)]
+    assert read(path)[-1].source == f"{path}:1000"
+    for table, fact in (
+        ({"id": [1], "content": ["a"]}, "x.parquet:1 .*text, .*content"),
+        ({"id": [1]}, "x.parquet .*text, .*id"),
+        ({"text": ["a", None]}, "x.parquet:2 .*null.*text"),
+        ({"text": [1]}, "x.parquet:1 .*number.*text"),
+        ({"text": pyarrow.array([], pyarrow.string())}, "x.parquet is empty"),
+        (
+            {"text": ["a", None], "prompt": [None, "b"], "completion": [None, "c"]},
+            "x.parquet:2 .*prompt.*completion",
+        ),
+    ):
+        with pytest.raises(TsugikiError, match=fact):
+            read(write("x.parquet", table))
+
+
+def test_a_parquet_file_that_unpacks_to_very_much_is_refused(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    value = random.Random(0).randbytes(100_000).hex()
+    references = arrow.DictionaryArray.from_arrays(arrow.array([0] * 5000, arrow.int32()), arrow.array([value]))
+    path = tmp_path / "a.parquet"
+    for column in (["a"] * 300_000, ["a" * 40_000_000], [value] * 500, references):
+        parquet.write_table(arrow.table({"text": column}), path, compression="zstd")
+        assert path.stat().st_size < 200_000
+        with pytest.raises(TsugikiError, match="a.parquet unpacks to more than 100 times its size"):
+            read(path)
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(TsugikiError, match=r"pyarrow.*pip install 'tsugiki\[datasets\]'"):
+        read(tmp_path)
+
+
+def test_the_content_key_of_a_pattern_covers_files_of_the_same_name(tmp_path: Path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(folder)
+    key = content_key(f"{tmp_path}/*/a.txt")
+    (tmp_path / "one" / "a.txt").write_text("changed")
+    assert content_key(f"{tmp_path}/*/a.txt") != key
+
+
+def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
+    def key(**files: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / f"{name}.txt").write_text(content)
+        (folder / "notes.pdf").write_text(folder.name)
+        return content_key(folder)
+
+    assert key(a="x", b="y") == key(b="y", a="x")
+    different = [key(a="x", b="y"), key(a="y", b="x"), key(a="xy"), key(a="x", c="y"), key(a="x", b="y", c="")]
+    assert len(set(different)) == len(different)
+    assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in different)
+    with pytest.raises(TsugikiError, match="nowhere"):
+        content_key(tmp_path / "nowhere")
+
+
+# The hub -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
+    """Replaces `datasets.load_dataset` by a mapping of (name, split) to a data set or an error."""
+    datasets = pytest.importorskip("datasets")
+    held: dict[tuple[str, str], Any] = {}
+
+    def load_dataset(name: str, split: str) -> Any:
+        found = held.get((name, split), datasets.exceptions.DatasetNotFoundError(f"'{name}' doesn't exist"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return held
+
+
+def test_a_data_set_by_name(hub: dict[tuple[str, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    rows = [turns("a", "b") | {"topic": "x", "score": 1}, turns("c", "d") | {"topic": "y", "score": 2}]
+    hub["someone/talks", "train"] = datasets.Dataset.from_list(rows)
+    hub["some/talks", "test"] = datasets.Dataset.from_list([{"text": "a"}])
+    hub["someone/numbers", "train"] = datasets.Dataset.from_list([{"id": 1}])
+    records = read("someone/talks")
+    assert [record.source for record in records] == ["someone/talks:1", "someone/talks:2"]
+    assert records[0].messages == (Message("user", "a"), Message("assistant", "b"))
+    assert records[1].fields == {"topic": "y"}
+    assert read("some/talks:test") == [Document("a", "some/talks:test:1")]
+    with pytest.raises(TsugikiError, match="someone/numbers .*text, .*id"):
+        read("someone/numbers")
+    key = content_key("someone/talks")
+    assert key == content_key("someone/talks")
+    hub["someone/talks", "train"] = datasets.Dataset.from_list([*rows, turns("e", "f")])
+    assert key != content_key("someone/talks")
+    (tmp_path / "someone" / "talks").mkdir(parents=True)
+    (tmp_path / "someone" / "talks" / "a.txt").write_text("here")
+    monkeypatch.chdir(tmp_path)
+    assert [record.text for record in read("someone/talks")] == ["here"], "a folder of that name goes first"
+
+
+def test_errors_of_the_hub_are_one_line(hub: dict[tuple[str, str], Any]):
+    hub["far/away", "train"] = ConnectionError("Couldn't reach 'away' on the Hub")
+    generation = RuntimeError("An error occurred while generating")
+    generation.__cause__ = ValueError("line 3 is broken")
+    hub["a/c", "train"] = generation
+    hub["a/b", "dev"] = ValueError("Unknown split \"dev\". Should be one of ['train'].\nmore")
+    for name, fact in (
+        ("nobody/nothing", "nobody/nothing.* hub"),
+        ("far/away", "far/away.* reached"),
+        (
+            "a/b:dev",
+            r"the data set a/b:dev cannot be read: Unknown split \"dev\". Should be one of \['train'\]",
+        ),
+        ("a/c", "a/c .*line 3 is broken"),
+    ):
+        for function in (read, content_key):
+            with pytest.raises(TsugikiError, match=fact):
+                function(name)
+
+
+def test_a_name_without_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TsugikiError, match=r"some/talks.* pip install 'tsugiki\[datasets\]'"):
+        read_records("some/talks")

@@ -1,0 +1,392 @@
+"""Files as people have them: zips, works of Aozora Bunko, EPUB, JSON arrays, patterns, other columns."""
+
+import io
+import json
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.data import (
+    Completion,
+    Conversation,
+    Document,
+    Message,
+    Reading,
+    chapter_text,
+    content_key,
+    has_annotations,
+    is_work,
+    parse_columns,
+    read_records,
+)
+from tsugiki.data.read import tables
+
+RULE = "-------------------------------------------------------\n"
+BODY = (
+    "　駅《えき》の｜停車場《ステーション》に灯［＃「灯」に傍点］がついた。\n"
+    "［＃５字下げ］下がった\n※［＃歌記号、1-3-28］と※［＃「口＋世」、12-3］\n"
+)
+LEGEND = f"{RULE}【テキスト中に現れる記号について】\n\n《》：ルビ\n（例）駅《えき》\n{RULE}"
+FOOTER = "\n\n底本：「庭」枝書房\n　　　1950（昭和25）年\n入力：甲\n青空文庫作成ファイル：\nこれは入力例です。\n"
+WORK = f"駅\n庭野枝\n\n{LEGEND}\n{BODY}{FOOTER}"
+CLEAN = "　駅の停車場に灯がついた。\n下がった\n〽と〓"
+
+
+def read(data: Any, **more: Any) -> tuple[list[Any], Reading]:
+    reading = Reading()
+    return list(read_records(data, reading=reading, **more)), reading
+
+
+def zipped(path: Path, **members: str | bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/").replace("_", "."), content)
+    return path
+
+
+# Aozora Bunko --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["cp932", "utf-8-sig", "euc_jp", "utf-16-le", "utf-16-be"])
+def test_a_work_of_aozora_bunko_is_read_without_notation(encoding: str, end: str, tmp_path: Path):
+    path = tmp_path / "1_ruby_2.txt"
+    path.write_bytes(WORK.replace("\n", end).encode(encoding))
+    records, reading = read(path)
+    assert records == [Document(CLEAN, str(path))]
+    assert records[0].fields == {"title": "駅", "author": "庭野枝"}
+    assert (reading.works, reading.unresolved) == ([str(path)], 1)
+    assert len(reading.notes()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        (WORK, True),
+        (f"駅\n庭野枝\n\n{BODY}{FOOTER}", True),
+        ("駅\n庭野枝\n\n本文だけ。\n" + FOOTER, True),
+        (f"駅\n庭野枝\n\n{LEGEND}\n本文。\n", True),
+        ("駅\n\n本文だけ。\n\n底本：「庭」枝書房\n", False),  # somebody's own note on a source
+        (CLEAN, False),
+        (BODY, False),
+        (f"記法の説明\n\n{BODY}\n底本：の行から後ろは除く。\n" + "別の話が続く。\n" * 2000, False),
+        ("《引用》と《引用》\n" * 10, False),
+        ("", False),
+        ("-" * 60 + "\nある表\n" + "-" * 60 + "\n底本の話をする。", False),
+    ],
+)
+def test_only_works_are_taken_for_works(text: str, is_one: bool):
+    assert is_work(text) is is_one
+
+
+def test_a_zip_as_the_library_distributes_it(tmp_path: Path):
+    path = zipped(tmp_path / "1_ruby_2.zip", eki_txt=WORK.replace("\n", "\r\n").encode("cp932"), fig1_png=b"x")
+    records, reading = read(path)
+    assert records == [Document(CLEAN, str(path))]
+    assert reading.works == [str(path)]
+    assert "1 file of another kind is passed over (.png)" in reading.notes()[-1]
+
+
+def test_annotations_without_header_and_footer_are_kept_and_told(tmp_path: Path):
+    (tmp_path / "a.txt").write_text(BODY)
+    records, reading = read(tmp_path / "a.txt")
+    assert records[0].text == BODY
+    assert reading.annotated == [str(tmp_path / "a.txt")]
+    assert not has_annotations("普通の［注］と［＃しるし］")
+
+
+def test_a_text_that_is_read_in_another_way_than_before_has_another_key(tmp_path: Path, monkeypatch: Any):
+    path = tmp_path / "a.txt"
+    path.write_text(WORK)
+    key = content_key(path)
+    monkeypatch.setattr("tsugiki.data.read.files.is_work", lambda text: False)
+    assert content_key(path) != key
+
+
+@pytest.mark.parametrize("name", ["000074", "000035"])
+def test_the_library_itself(name: str):
+    folder = Path(__file__).parents[3] / "../shared/aozora/cards" / name / "files"
+    if not folder.is_dir():
+        pytest.skip("no works of Aozora Bunko beside the repository")
+    records, reading = read(folder)
+    assert len(reading.works) == len(records) > 3
+    assert not any("［＃" in record.text or "底本：" in record.text for record in records)
+
+
+# Zips ----------------------------------------------------------------------------------------------------
+
+
+def test_a_zip_of_several_texts_and_tables(tmp_path: Path):
+    path = zipped(
+        tmp_path / "all.zip",
+        b_txt="二",
+        sub__a_md="# 一",
+        c_jsonl='{"text": "三"}\n',
+        package_json='{"name": "x"}',
+        README_md="about",
+        x_pdf=b"%PDF",
+        _b_txt="junk",
+    )
+    records, reading = read(path)
+    assert [(one.text, one.source) for one in records] == [
+        ("二", f"{path}/b.txt"),
+        ("三", f"{path}/c.jsonl:1"),
+        ("# 一", f"{path}/sub/a.md"),
+    ]
+    assert reading.passed_over == [f"{path}/x.pdf"]
+    assert reading.without_fields == [f"{path}/package.json"]
+
+
+def encrypted() -> bytes:
+    """A zip whose member has the mark of a password."""
+    content = bytearray(zip_bytes({"a.txt": b"abc"}))
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + place] |= 1
+    return bytes(content)
+
+
+def zip_bytes(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (encrypted(), "protected by a password"),
+        (zip_bytes({"a.txt": b"a" * 50_000_000}), "unpacks to more than"),
+        (zip_bytes({f"{n}.txt": b"a" * 1_000_000 for n in range(9)}), "unpacks to more than"),
+        (zip_bytes({"../a.txt": b"a"}), r"\.\./a\.txt.*leads out"),
+        (zip_bytes({"C:\\a.txt": b"a"}), "leads out"),
+        (zip_bytes({"/etc/a.txt": b"a"}), "leads out"),
+        (zip_bytes({"a.png": b"a"}), "contains no .txt"),
+        (b"PK\x03\x04 broken", "damaged zip"),
+        (b"", "damaged zip"),
+        (zip_bytes({"a.txt": "字".encode("utf-32-le") * 9 + b"\xff"}), "not text in UTF-8"),
+    ],
+)
+def test_bad_zips_are_one_line_and_little_memory(content: bytes, fact: str, tmp_path: Path):
+    path = tmp_path / "x.zip"
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(TsugikiError, match=fact) as caught:
+        read(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
+    assert "\n" not in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["x.zip"]
+
+
+# EPUB ----------------------------------------------------------------------------------------------------
+
+PACKAGE = """<?xml version="1.0"?><package xmlns="http://www.idpf.org/2007/opf"
+ xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata><dc:title>庭の本</dc:title><dc:creator>庭野枝</dc:creator>
+</metadata><manifest>
+<item id="n" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>
+<item id="b" href="text/2%20b.xhtml" media-type="application/xhtml+xml"/>
+<item id="a" href="text/1.xhtml" media-type="application/xhtml+xml"/>
+<item id="i" href="i.png" media-type="image/png"/></manifest>
+<spine><itemref idref="n"/><itemref idref="a"/><itemref idref="b"/><itemref idref="i"/></spine></package>"""
+CHAPTER = """<html xmlns="http://www.w3.org/1999/xhtml"><head><title>x</title><style>p {{}}</style></head>
+<body><h1>{0}</h1><p>　<ruby>駅<rp>(</rp><rt>えき</rt><rp>)</rp></ruby>に
+灯が<em>つ</em>いた。<br/>二行目 &amp; A
+B</p><p><br/></p><p>終わり</p></body></html>"""
+EPUB = {
+    "mimetype": b"application/epub+zip",
+    "META-INF/container.xml": b'<container><rootfiles><rootfile full-path="OPS/p.opf"/></rootfiles></container>',
+    "OPS/p.opf": PACKAGE.encode(),
+    "OPS/nav.xhtml": "<html><body>目次</body></html>".encode(),
+    "OPS/text/1.xhtml": CHAPTER.format("一").encode(),
+    "OPS/text/2 b.xhtml": CHAPTER.format("二").encode("utf-16"),
+}
+
+
+def test_an_epub_is_one_document_in_the_order_of_its_chapters(tmp_path: Path):
+    path = tmp_path / "a.epub"
+    path.write_bytes(zip_bytes(EPUB))
+    [record], _ = read(path)
+    chapter = "{}\n　駅に灯がついた。\n二行目 & A B\n\n終わり"
+    assert record == Document(f"{chapter.format('一')}\n\n{chapter.format('二')}", str(path))
+    assert record.fields == {"title": "庭の本", "author": "庭野枝"}
+
+
+def encryption(method: str) -> bytes:
+    return f'<encryption><EncryptedData><EncryptionMethod Algorithm="{method}"/></EncryptedData></encryption>'.encode()
+
+
+def test_an_epub_with_obfuscated_fonts_is_read(tmp_path: Path):
+    path = tmp_path / "a.epub"
+    path.write_bytes(zip_bytes({**EPUB, "META-INF/encryption.xml": encryption("http://www.idpf.org/2008/embedding")}))
+    assert len(read(path)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"META-INF/encryption.xml": encryption("http://www.w3.org/2001/04/xmlenc#aes256-cbc")}, "DRM"),
+        ({"META-INF/rights.xml": b"<rights/>"}, "DRM"),
+        ({"META-INF/sinf.xml": b"<sinf/>"}, "DRM"),
+        ({"META-INF/container.xml": b"<container/>"}, "package.opf is missing"),
+        ({"OPS/p.opf": b"<package"}, "OPS/p.opf: "),
+        ({"OPS/p.opf": b'<!DOCTYPE p [<!ENTITY a "b">]><package/>'}, "defines entities"),
+        ({"OPS/text/1.xhtml": None}, "OPS/text/1.xhtml is missing"),
+        ({"OPS/text/1.xhtml": b"\xff\xfe\xfd"}, "UTF-8 or UTF-16"),
+        ({"OPS/text/1.xhtml": b"a" * 30_000_000}, "unpacks to more than"),
+        ({"../x": b""}, "leads out"),
+        ({"OPS/p.opf": b"<package/>"}, "is empty"),
+    ],
+)
+def test_bad_epubs_are_one_line(change: dict[str, bytes | None], fact: str, tmp_path: Path):
+    path = tmp_path / "a.epub"
+    members = {name: content for name, content in {**EPUB, **change}.items() if content is not None}
+    path.write_bytes(zip_bytes(members))
+    with pytest.raises(TsugikiError, match=fact) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_unended_elements_take_linear_time():
+    assert chapter_text("<p>a</p>" + "<rt>" * 100_000 + "</rt>" * 100_000 + "<p>b</p>") == "a\nb"
+
+
+# JSON ----------------------------------------------------------------------------------------------------
+
+
+def test_a_json_array_and_objects_one_after_another(tmp_path: Path):
+    rows = [{"text": "一", "author": "A"}, {"text": "二\n"}]
+    for number, content in enumerate(
+        (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False), "\n".join(map(json.dumps, rows)))
+    ):
+        path = tmp_path / f"{number}.json"
+        path.write_text(content)
+        assert read(path)[0] == [Document("一", f"{path}:1"), Document("二\n", f"{path}:2")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp932", "euc_jp", "utf-16"])
+def test_a_json_array_in_another_encoding(encoding: str, tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps([{"text": "庭の枝。"}], ensure_ascii=False).encode(encoding))
+    assert read(path)[0] == [Document("庭の枝。", f"{path}:1")]
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ('[{"text": "a"}, {"text": ', "a.json is not JSON: "),
+        ('[{"text": "a"} {"text": "b"}]', "a.json is not JSON: "),
+        ('[{"text": "a"}] x', "is not JSON: "),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"text": ' + "[" * 200 + "]" * 200 + "}]", "nested too deeply"),
+        ('["a", "b"]', "element 1 is not a JSON object"),
+        ('{"name": "x", "version": 1}', "none of the fields text, .*--columns"),
+        ("[]", "is empty"),
+        ("", "is empty"),
+        ("text", "is not JSON"),
+        ('[{"text": ' + "9" * 200 + "}]", "100 digits"),
+    ],
+)
+def test_bad_json_is_one_line(content: str, fact: str, tmp_path: Path):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(TsugikiError, match=fact) as caught:
+        read(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_json_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tables, "_MAX_JSON", 20)
+    (tmp_path / "a.json").write_text('[{"text": "abcdefgh"}]')
+    with pytest.raises(TsugikiError, match=r"a\.json has more than .*\.jsonl"):
+        read(tmp_path / "a.json")
+
+
+def test_sharegpts_export(tmp_path: Path):
+    row = {"id": "x", "conversations": [{"from": "human", "value": "a"}, {"from": "chatgpt", "value": "b"}]}
+    (tmp_path / "sharegpt.json").write_text(json.dumps([row]))
+    assert read(tmp_path)[0] == [
+        Conversation((Message("user", "a"), Message("assistant", "b")), f"{tmp_path}/sharegpt.json:1")
+    ]
+
+
+# Columns, patterns, folders --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+def test_columns_with_other_names(kind: str, tmp_path: Path):
+    rows = [{"question": "a", "answer": "b", "title": "t"}]
+    path = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        path.write_text("question,answer,title\na,b,t\n")
+    elif kind == "parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text(json.dumps(rows if kind == "json" else rows[0]))
+    columns = parse_columns("prompt=question, completion=answer")
+    [record], _ = read(path, columns=columns)
+    assert isinstance(record, Completion)
+    assert (record.prompt, record.completion, record.fields) == ("a", "b", {"title": "t"})
+    assert content_key(path, columns) != content_key(path)
+    with pytest.raises(TsugikiError, match="--columns"):
+        read(path)
+    with pytest.raises(TsugikiError, match="--columns"):
+        read(path, columns={"prompt": "qestion"})
+
+
+@pytest.mark.parametrize("text", ["prompt", "prompt=", "=a", "a=b,,c=d", ""])
+def test_columns_that_are_written_in_another_way(text: str):
+    with pytest.raises(ValueError, match="field=column"):
+        parse_columns(text)
+
+
+def test_several_texts_and_patterns_are_read_in_order_and_each_once(tmp_path: Path):
+    for name in ("b", "a", "c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("d")
+    given = [str(tmp_path / "c.txt"), str(tmp_path / "*.txt"), str(tmp_path / "sub")]
+    assert [one.text for one in read(given)[0]] == ["c", "a", "b", "d"]
+    assert [one.text for one in read(str(tmp_path / "**" / "*.txt"))[0]] == ["a", "b", "c", "d"]
+    assert content_key(given) != content_key(given[:2])
+    assert content_key(given[1]) == content_key([given[1]])
+    with pytest.raises(TsugikiError, match=r"no file matches .*\.md"):
+        read(str(tmp_path / "*.md"))
+    with pytest.raises(TsugikiError, match="nowhere"):
+        read([given[0], str(tmp_path / "nowhere")])
+
+
+def test_a_name_with_a_bracket_is_no_pattern(tmp_path: Path):
+    (tmp_path / "[a].txt").write_text("x")
+    assert [one.text for one in read(str(tmp_path / "[a].txt"))[0]] == ["x"]
+
+
+def test_what_a_folder_holds_besides_data_is_told(tmp_path: Path):
+    for name, content in {
+        "a.txt": "一",
+        "b.txt": " \n",
+        "meta.csv": "id,size\n1,2\n",
+        "config.json": '{"a": 1}',
+        "c.pdf": "",
+        "d.pdf": "",
+        "e.png": "",
+        ".hidden.txt": "no",
+        "README.md": "about",
+        "LICENSE": "x",
+    }.items():
+        (tmp_path / name).write_text(content)
+    records, reading = read(tmp_path)
+    assert [one.text for one in records] == ["一"]
+    notes = reading.notes()
+    assert len(notes) == 3
+    assert "b.txt" in notes[0]
+    assert "(.pdf 2, .png)" in notes[1]
+    assert "config.json" in notes[2]
+    assert "meta.csv" in notes[2]
+    assert Reading.from_json(json.loads(json.dumps(reading.to_json()))) == reading

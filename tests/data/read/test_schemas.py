@@ -1,0 +1,147 @@
+"""Rows of known schemas become records; other rows are one-line errors that name file and line."""
+
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.data import Completion, Conversation, Document, Message, read_row, schema_of
+
+ASK, SAY = Message("user", "ask"), Message("assistant", "say")
+USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}
+
+
+def talk(*turns: Message) -> Conversation:
+    return Conversation(turns, "f:1")
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"text": "a\n"}, Document("a\n", "f:1")),
+        ({"text": " \n", "title": "x"}, None),
+        ({"prompt": "a", "completion": " b"}, Completion("a", " b", "f:1")),
+        ({"prompt": "", "completion": "b", "messages": None}, Completion("", "b", "f:1")),
+        ({"messages": [USER, ASSISTANT]}, talk(ASK, SAY)),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": None, "name": "x"}], "tools": []}, talk(ASK, SAY)),
+        ({"messages": [USER, {**ASSISTANT, "weight": 1}]}, talk(ASK, SAY)),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, talk(ASK, Message("assistant", "say", in_loss=False))),
+        ({"messages": [{**USER, "weight": 0}, ASSISTANT]}, talk(ASK, SAY)),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "as"}, "k"]}, ASSISTANT]},
+            talk(ASK, SAY),
+        ),
+        (
+            {"messages": [{"role": role, "content": "x"} for role in ("system", "developer", "tool", "assistant")]},
+            talk(*(Message(role, "x") for role in ("system", "developer", "tool", "assistant"))),
+        ),
+        ({"messages": [USER, ASSISTANT], "prompt": "ask", "prompt_id": "x", "text": "kept beside"}, talk(ASK, SAY)),
+        (
+            {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]},
+            talk(ASK, Message("assistant", "say", in_loss=False), ASK, SAY),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]},
+            talk(ASK, SAY),
+        ),
+        ({"conversations": [USER, ASSISTANT], "system": "be"}, talk(Message("system", "be"), ASK, SAY)),
+        (
+            {"conversations": [{"from": "system", "value": "is"}, USER, ASSISTANT], "system": "be"},
+            talk(Message("system", "is"), ASK, SAY),
+        ),
+        ({"instruction": "ask", "output": "say"}, talk(ASK, SAY)),
+        ({"instruction": "ask", "input": "", "output": "say", "text": "rendered"}, talk(ASK, SAY)),
+        ({"instruction": "ask", "input": None, "output": "say", "history": []}, talk(ASK, SAY)),
+        ({"instruction": "ask", "input": "this", "output": "say"}, talk(Message("user", "ask\n\nthis"), SAY)),
+        ({"instruction": "ask", "output": "say", "system": "be"}, talk(Message("system", "be"), ASK, SAY)),
+    ],
+)
+def test_known_rows(row: dict[str, Any], record: Any):
+    assert read_row(row, "f:1") == record
+
+
+@pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "p", "completion": "c"}, {"messages": [USER, ASSISTANT]}])
+def test_other_short_texts_are_the_fields(row: dict[str, Any]):
+    beside = {
+        "author": "A",
+        "title": "t" * 200,
+        "note": "n" * 201,
+        "year": 1900,
+        "old": True,
+        "empty": "",
+        "none": None,
+    }
+    record = read_row({**beside, **row}, "f:1")
+    assert record is not None
+    assert record.fields == {"author": "A", "title": "t" * 200, "year": "1900"}
+
+
+@pytest.mark.parametrize(
+    ("row", "schema"),
+    [
+        ({"text": "a"}, "text"),
+        ({"text": "a", "prompt": "p"}, "text"),
+        ({"text": "a", "prompt": "p", "completion": ""}, "prompt and completion"),
+        ({"text": "a", "instruction": "p", "output": ""}, "instruction and output"),
+        ({"messages": [], "prompt": "p", "completion": "c"}, "messages"),
+        ({"messages": None, "text": "a"}, "text"),
+    ],
+)
+def test_the_schema_with_more_structure_wins(row: dict[str, Any], schema: str):
+    assert schema_of(row, "f:1") == schema
+
+
+def messages(*turns: Any) -> dict[str, Any]:
+    return {"messages": list(turns)}
+
+
+@pytest.mark.parametrize(
+    ("row", "fact"),
+    [
+        (
+            {},
+            "f:1 .*text, instruction and output, prompt and completion, conversations, messages",
+        ),
+        ({"content": "x", "id": 5}, "messages.* content, id"),
+        ({"text": 5}, "f:1 has a number as text"),
+        ({"text": None}, "f:1 .*text"),
+        ({"prompt": "x"}, "f:1 .*prompt.*completion"),
+        ({"prompt": "x", "completion": None}, "f:1 has null as completion"),
+        ({"prompt": "x", "completion": " \n"}, "f:1 has an empty completion"),
+        ({"prompt": [USER], "completion": "x"}, "f:1: completion is a text"),
+        ({"instruction": "x"}, "f:1 .*instruction.*output"),
+        ({"instruction": "x", "output": "y", "input": 5}, "f:1 has a number as input"),
+        ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "f:1 has a history"),
+        ({"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]}, "f:1 has tools"),
+        ({"messages": "user: x"}, "f:1: messages is a text"),
+        (messages(USER), "f:1 .*assistant"),
+        (messages(ASSISTANT, USER), "f:1 begins with .*assistant"),
+        (messages(USER, ASSISTANT, ASSISTANT), "f:1: turn 3 .*assistant"),
+        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "f:1: turn 3 .*assistant"),
+        (messages(USER, {"role": "bot", "content": "x"}), "f:1: turn 2 .*'bot'.* system, "),
+        (messages(USER, "hello"), "f:1: turn 2 is a text"),
+        (messages(USER, {**ASSISTANT, "content": " \n"}), r"f:1: turn 2 \(assistant\) is empty"),
+        (messages(USER, {**ASSISTANT, "content": []}), r"f:1: turn 2 \(assistant\) is empty"),
+        (messages(USER, {**ASSISTANT, "content": 5}), r"f:1: turn 2 \(assistant\) .*number.*content"),
+        (
+            messages(USER, {**ASSISTANT, "tool_calls": [{}]}),
+            r"turn 2 \(assistant\) .*tool_calls",
+        ),
+        (messages(USER, {**ASSISTANT, "weight": 0.5}), r"turn 2 \(assistant\) .*weight 0.5.* 0 or 1"),
+        (
+            messages({**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT),
+            r"f:1: turn 1 \(user\) .*'image_url'",
+        ),
+        (messages({**USER, "content": [{"type": "text"}]}, ASSISTANT), r"turn 1 \(user\) .*part.* text"),
+        ({"conversations": [{"from": "observation", "value": "x"}]}, "f:1: turn 1 .*'observation'"),
+        ({"text": "a\ud800"}, r"f:1 .*\(\\ud800\)"),
+        (messages(USER, {**ASSISTANT, "content": "\udc00"}), r"f:1 .*\\udc00"),
+    ],
+)
+def test_invalid_rows_are_errors_that_name_the_line(row: dict[str, Any], fact: str):
+    with pytest.raises(TsugikiError, match=fact) as caught:
+        read_row(row, "f:1")
+    message = str(caught.value)
+    assert message.startswith("f:1")
+    assert "\n" not in message
+    assert "; " in message, "what to do"

@@ -1,0 +1,111 @@
+"""A trained tokenizer reproduces every text, has no unknown token, and has the requested size."""
+
+import random
+import re
+from collections.abc import Iterable
+
+import pytest
+
+from tests.tiny import TEXT
+from tsugiki import TsugikiError
+from tsugiki.data import END, train_vocabulary
+
+ODD = [
+    "",
+    " leading space",
+    "　　全角の空白から\u3000始まり　",
+    "\0\x01\x1b\x7f control",
+    "one\rtwo\r\nthree\n\n\nfour\n",
+    "𠮷野家の﨑と鷗",
+    "👨‍👩‍👧‍👦🇯🇵",
+    "か\u3099が\u0301 ﾊﾝｶｸ",
+    "<0x41><0x00> as written",
+    "。。。\n。",
+    "\ufeff\u202e\uffff",
+    "あ" * 2000,
+    f"before {END} after",
+    END,
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_vocabulary(lambda: [TEXT], 420, common_characters=30)
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_every_text_is_reproduced(tokenizer, text: str):
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.unk_token_id is None
+    assert all(0 <= token < 420 for token in ids)
+
+
+def test_random_text_is_reproduced(tokenizer):
+    draw = random.Random(0)
+    planes = [(0, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF), (0x3000, 0x30FF)]
+    for _ in range(300):
+        text = "".join(chr(draw.randint(*draw.choice(planes))) for _ in range(draw.randint(1, 40)))
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*ODD, TEXT]:
+        ids = loaded(text, add_special_tokens=False).input_ids
+        assert ids == tokenizer(text, add_special_tokens=False).input_ids
+        assert loaded.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_size_end_token_and_bytes(tokenizer):
+    assert len(tokenizer) == tokenizer.vocab_size == 420
+    assert tokenizer.convert_ids_to_tokens([0, 1, 256]) == [END, "<0x00>", "<0xFF>"]
+    assert {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} == {0}
+
+
+def test_tokens_stay_within_a_sentence(tokenizer):
+    for piece in tokenizer.get_vocab():
+        assert "\n" not in piece.lstrip("\n")
+        assert "。" not in piece[:-1]
+    assert len(tokenizer(TEXT).input_ids) < len(TEXT) / 2
+
+
+def test_characters_of_the_given_alphabet_are_single_tokens():
+    text = "舊字體の鷗"
+    plain = train_vocabulary(lambda: [TEXT], 420, common_characters=30)
+    asked = train_vocabulary(lambda: [TEXT], 420, common_characters=30, alphabet="舊體鷗")
+    assert len(asked("舊體鷗").input_ids) == 3
+    assert len(plain("舊體鷗").input_ids) == 9
+    assert asked.decode(asked(text).input_ids) == text
+
+
+def test_too_large_a_vocabulary_is_an_error_with_the_possible_size():
+    with pytest.raises(TsugikiError, match=r"vocab_size is 5,000") as caught:
+        train_vocabulary(lambda: [TEXT], 5000)
+    (number,) = re.findall(r"(\d[\d,]*) tokens", str(caught.value))
+    supported = int(number.replace(",", ""))
+    assert len(train_vocabulary(lambda: [TEXT], supported, common_characters=1666)) == supported
+    with pytest.raises(TsugikiError, match=f" {supported:,} tokens"):
+        train_vocabulary(lambda: [TEXT], supported + 1, common_characters=1666)
+
+
+def test_a_vocabulary_smaller_than_its_alphabet_is_an_error():
+    with pytest.raises(TsugikiError, match=r"256 bytes and \d+ characters .*\d+"):
+        train_vocabulary(lambda: [TEXT], 370)
+
+
+def test_texts_are_streamed_and_the_sample_is_spread():
+    reads = 0
+
+    def texts() -> Iterable[str]:
+        nonlocal reads
+        reads += 1
+        for i in range(40):
+            yield TEXT.replace("庭師", "漁師" if i % 2 else "庭師")
+
+    sampled = train_vocabulary(texts, 420, common_characters=60, sample_characters=20 * len(TEXT))
+    assert reads == 2
+    assert len(sampled) == 420

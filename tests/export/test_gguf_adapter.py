@@ -1,0 +1,211 @@
+"""GGUF adapters: llama.cpp computes the same logits, importing restores the adapter, and errors match llama.cpp's."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from tests.export.bases import write_base
+from tests.llama_cpp_logits import llama_cpp_logits
+from tests.tiny import ids, logits, save_grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError, disable_adapter, load_adapter
+from tsugiki.adapters import LoraWeights, read_lora_weights, write_lora_weights
+from tsugiki.base import read_header
+from tsugiki.export import llama_cpp_incompatibilities, read_gguf_adapter, write_gguf_adapter
+from tsugiki.model import ARCHITECTURES
+
+ROW = ids(1, 8)
+TOKENS = ROW[0].tolist()
+ROUNDED_GELU = ("gpt2", "gemma", "gemma2", "gemma3_text", "phi", "gpt_neox", "bloom", "falcon")  # ggml's is a table
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 8},  # as in the released models, where it is the width of a head
+    "gemma3_text": {"query_pre_attn_scalar": 8, "layer_types": ["sliding_attention"] * 2},  # each sixth is full there
+}
+FALCONS = [{"multi_query": False}, {"new_decoder_architecture": True, "num_kv_heads": 2}]
+CASES = [(kind, {}) for kind, row in ARCHITECTURES.items() if row.llama_cpp] + [
+    ("falcon", fields) for fields in FALCONS
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def sharp_model(kind: str, **overrides: Any) -> Any:
+    """A tiny model whose attention is not uniform, so that a wrong row order changes the logits."""
+    model = tiny_model(kind, **OVERRIDES.get(kind, {}), **overrides)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2 and kind != "gpt2":
+                parameter.mul_(6)
+    return model
+
+
+def grafted(kind: str, folder: Path, overrides: dict[str, Any], **fields: Any) -> tuple[Any, LoraWeights]:
+    """A model with a random adapter, and the adapter's weights read from its folder."""
+    model = sharp_model(kind, **overrides)
+    save_grafted(folder, model, LoraConfig(**{"r": 4, "lora_alpha": 12, **fields}))
+    return model, read_lora_weights(folder)
+
+
+def same_in_llama_cpp(kind: str, folder: Path, overrides: dict[str, Any] | None = None, **fields: Any) -> None:
+    pytest.importorskip("llama_cpp")
+    model, lora = grafted(kind, folder / "a", overrides or {}, **fields)
+    ours = logits(model, ROW)[0]
+    with disable_adapter(model):
+        base = logits(model, ROW)[0]
+        file = write_base(sharp_model(kind, **overrides or {}), folder / "base.gguf")
+    assert not llama_cpp_incompatibilities(lora, model)
+    write_gguf_adapter(lora, model, folder / "a.gguf")
+    tolerance = (4e-3 if kind in ROUNDED_GELU else 1e-5) * ours.abs().max()
+    assert (llama_cpp_logits(file, TOKENS) - base).abs().max() < tolerance
+    assert (llama_cpp_logits(file, TOKENS, folder / "a.gguf") - ours).abs().max() < tolerance
+    assert (ours - base).abs().max() > 20 * tolerance
+
+
+@pytest.mark.parametrize(("kind", "overrides"), CASES, ids=str)
+def test_llama_cpp_computes_the_same_logits(kind: str, overrides: dict[str, Any], tmp_path: Path):
+    same_in_llama_cpp(kind, tmp_path, overrides, target_modules="all-linear")
+
+
+@pytest.mark.parametrize("layer", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])
+def test_untied_head_and_embeddings(kind: str, layer: str, tmp_path: Path):
+    same_in_llama_cpp(kind, tmp_path, target_modules=[layer])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 5}},
+        {"init_lora_weights": "pissa"},
+        {"layers_to_transform": [1], "target_modules": ["k_proj"]},
+    ],
+)
+def test_llama_cpp_computes_the_same_for_every_scaling(fields: dict[str, Any], tmp_path: Path):
+    same_in_llama_cpp("llama", tmp_path, **fields)
+
+
+def test_factors_in_16_bits(tmp_path: Path):
+    pytest.importorskip("llama_cpp")
+    model, lora = grafted("llama", tmp_path / "a", {})
+    file = write_base(sharp_model("llama"), tmp_path / "base.gguf")
+    write_gguf_adapter(lora, model, tmp_path / "a.gguf", "f16")
+    assert {one.type.name for one in read_header(tmp_path / "a.gguf").tensors} == {"F16"}
+    assert (llama_cpp_logits(file, TOKENS, tmp_path / "a.gguf") - logits(model, ROW)[0]).abs().max() < 5e-3
+    big = {path: type(layer)(layer.A * 1e6, layer.B, layer.scaling) for path, layer in lora.layers.items()}
+    with pytest.raises(TsugikiError, match="too large for 16 bits"):
+        write_gguf_adapter(LoraWeights(lora.config, big, {}, lora.base, None), model, tmp_path / "b.gguf", "f16")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "falcon"])
+def test_export_and_import_restore_the_factors(kind: str, tmp_path: Path):
+    model, lora = grafted(kind, tmp_path / "a", {})
+    write_gguf_adapter(lora, model, tmp_path / "a.gguf")
+    again = read_gguf_adapter(tmp_path / "a.gguf", sharp_model(kind))
+    assert again.layers.keys() == lora.layers.keys()
+    for path, layer in lora.layers.items():
+        assert torch.equal(again.layers[path].A, layer.A)
+        assert torch.equal(again.layers[path].B, layer.B)
+        assert again.layers[path].scaling == layer.scaling
+    write_lora_weights(again, tmp_path / "b", None)
+    fresh = sharp_model(kind)
+    load_adapter(fresh, tmp_path / "b")
+    assert torch.equal(logits(fresh, ROW)[0], logits(model, ROW)[0])
+    assert read_lora_weights(tmp_path / "b").config.target_modules == sorted(lora.config.target_modules or ())
+
+
+def test_export_and_import_of_embeddings_and_patterns(tmp_path: Path):
+    fields = {
+        "target_modules": ["q_proj", "embed_tokens", "lm_head"],
+        "rank_pattern": {"q_proj": 2},
+        "use_rslora": True,
+    }
+    model, lora = grafted("llama", tmp_path / "a", {}, **fields)
+    write_gguf_adapter(lora, model, tmp_path / "a.gguf")
+    write_lora_weights(read_gguf_adapter(tmp_path / "a.gguf", model), tmp_path / "b", None)
+    fresh = sharp_model("llama")
+    load_adapter(fresh, tmp_path / "b")
+    assert (logits(fresh, ROW)[0] - logits(model, ROW)[0]).abs().max() < 1e-5
+
+
+# What llama.cpp itself does with files that are rejected here.
+
+
+def _run_llama_cpp(base: Path, lora: Path) -> subprocess.CompletedProcess[str]:
+    """Run llama.cpp in a new process, since ggml may abort; it prints the largest change of a logit."""
+    pytest.importorskip("llama_cpp")
+    code = (
+        "from pathlib import Path; from tests.llama_cpp_logits import llama_cpp_logits as f; "
+        f"b, l, t = Path({str(base)!r}), Path({str(lora)!r}), {TOKENS}; "
+        "print(float((f(b, t, l) - f(b, t)).abs().max()))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def _write_pair(
+    path: Path, architecture: str, name: str, shapes: tuple[tuple[int, int], tuple[int, int]], extra: str = ""
+) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 8)
+    for letter, shape in zip("ab", shapes, strict=True):
+        writer.add_tensor(
+            f"{name}.lora_{letter}", np.linspace(-1, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
+        )
+    if extra:
+        writer.add_tensor(extra, np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_llama_cpp_ignores_position_embeddings(tmp_path: Path):
+    base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
+    ran = _run_llama_cpp(base, _write_pair(tmp_path / "a.gguf", "gpt2", "position_embd.weight", ((4, 32), (64, 4))))
+    assert (ran.returncode, float(ran.stdout)) == (0, 0.0)
+    _, lora = grafted("gpt2", tmp_path / "a", {}, target_modules=["wpe", "c_attn"])
+    said = llama_cpp_incompatibilities(lora, tiny_model("gpt2"))
+    assert len(said) == 1
+    assert "transformer.wpe" in said[0]
+    assert "position_embd" in said[0]
+
+
+def test_llama_cpp_rejects_tied_embeddings(tmp_path: Path):
+    base = write_base(tiny_model("gpt2"), tmp_path / "base.gguf")
+    table = _write_pair(tmp_path / "a.gguf", "gpt2", "token_embd.weight", ((96, 4), (32, 4)))
+    assert _run_llama_cpp(base, table).returncode != 0
+    head = _write_pair(tmp_path / "b.gguf", "gpt2", "output.weight", ((4, 32), (96, 4)))
+    assert _run_llama_cpp(base, head).returncode != 0
+    for layer in ("wte", "lm_head"):
+        _, lora = grafted("gpt2", tmp_path / layer, {}, target_modules=[layer])
+        assert "shared" in llama_cpp_incompatibilities(lora, tiny_model("gpt2"))[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "instead", "said"),
+    [
+        (b"blk.0", b"blk.7", "blk.7.attn_output.weight.lora_a"),
+        (b"lora_b", b"lora_c", "attn_output has no lora_b"),
+        (b"\0lora", b"\0lorx", "'lorx'"),
+        (b"\0lora", b"\0\xff\xffra", "adapter of type"),
+    ],
+)
+def test_files_with_invalid_names_and_types(what: bytes, instead: bytes, said: str, tmp_path: Path):
+    file = _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", ((4, 32), (32, 4)))
+    file.write_bytes(file.read_bytes().replace(what, instead))
+    with pytest.raises(TsugikiError, match=said):
+        read_gguf_adapter(file, tiny_model("gpt2"))
+
+
+def test_without_alpha_the_scaling_is_one_as_in_llama_cpp(tmp_path: Path):
+    file = _write_pair(tmp_path / "a.gguf", "gpt2", "blk.0.attn_output.weight", ((4, 32), (32, 4)))
+    file.write_bytes(file.read_bytes().replace(b"adapter.lora.alpha", b"adapter.lora.alphx"))
+    assert read_gguf_adapter(file, tiny_model("gpt2")).layers["transformer.h.0.attn.c_proj"].scaling == 1

@@ -1,0 +1,338 @@
+"""The engine: a request gets what it gets alone."""
+
+import inspect
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tests.tiny import byte_tokenizer, shake, tiny_model
+from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch
+from tsugiki.errors import TsugikiError
+from tsugiki.generation import (
+    Engine,
+    EngineStopped,
+    Event,
+    Failed,
+    Limits,
+    Output,
+    PromptScores,
+    QueueFull,
+    Request,
+    SamplingSettings,
+    WaitedTooLong,
+    bytes_per_token,
+)
+from tsugiki.methods import IA3Config
+
+GREEDY = SamplingSettings(temperature=0)
+TOKENIZER = byte_tokenizer()
+ADAPTERS = ("a", "b", "c")
+
+
+def model_with_adapters(kind: str, **overrides: Any) -> Any:
+    """A tiny model with the vocabulary of the byte tokenizer and three adapters that change what it says."""
+    model = tiny_model(kind, vocab_size=257, **overrides)
+    for seed, name in enumerate(ADAPTERS):
+        graft(model, LoraConfig(r=2 + seed, lora_alpha=64, target_modules="all-linear"), name)
+        shake(model, seed)
+    return model.eval()
+
+
+@contextmanager
+def serving(model: Any, **limits: Any) -> Iterator[Engine]:
+    if "cache_tokens" in limits:
+        limits["cache_bytes"] = limits.pop("cache_tokens") * bytes_per_token(model)
+    engine = Engine(model, Limits(**limits))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+class Client:
+    """One request, and what comes back."""
+
+    def __init__(self, prompt: list[int], adapter: str | None = None, max_tokens: int = 8, **fields: Any) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+        fields = {"sampling": GREEDY, "tokenizer": TOKENIZER, **fields}
+        self.request = Request(prompt, max_tokens=max_tokens, deliver=self.events.put, adapter=adapter, **fields)
+
+    def all(self) -> list[Event]:
+        """Wait for the last event, and return all."""
+        found = []
+        while True:
+            found.append(self.events.get(timeout=60))
+            last = found[-1]
+            if isinstance(last, Failed):
+                raise last.error
+            if isinstance(last, Output) and last.finish_reason:
+                return found
+
+    def tokens(self) -> list[int]:
+        return [one.token.token for one in self.all() if isinstance(one, Output) and one.token]
+
+    def text(self) -> str:
+        return "".join(one.text for one in self.all() if isinstance(one, Output))
+
+
+def prompts(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, 257, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def alone(model: Any, prompt: list[int], adapter: str | None, new: int) -> list[int]:
+    """The greedy tokens by transformers' `generate`."""
+    with mixed_batch(model, [adapter]) if adapter else disable_adapter(model):
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, do_sample=False, max_new_tokens=new, eos_token_id=None, pad_token_id=0)
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_greedy_tokens_are_those_of_each_request_alone(kind: str):
+    model = model_with_adapters(kind)
+    given = [
+        (prompt, adapter, new)
+        for prompt, adapter, new in zip(
+            prompts([5, 12, 7, 30, 9, 20, 3, 15]),
+            ["a", "b", "c", None, "a", "c", "b", "a"],
+            [12, 3, 20, 8, 12, 5, 16, 12],
+            strict=True,
+        )
+    ]
+    expected = [alone(model, *one) for one in given]
+    assert len({tuple(tokens[:3]) for tokens in expected}) > 4
+    with serving(model, rows=3) as engine:
+        clients = [Client(*one) for one in given]
+        for client in clients:
+            engine.submit([client.request])
+        assert [client.tokens() for client in clients] == expected
+        engine.call(lambda: None).result()
+        assert (engine.running, engine.waiting) == (0, 0)
+
+
+def test_the_width_of_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    model = model_with_adapters("gemma3_text")
+    given = list(zip(prompts([40, 33, 50]), ["a", None, "c"], [6, 9, 4], strict=True))
+    expected = [alone(model, *one) for one in given]
+    monkeypatch.setattr("tsugiki.generation.batch._PIECE", 21)
+    with serving(model) as engine:
+        first = Client(prompts([3])[0], "b", max_tokens=60)
+        engine.submit([first.request])
+        first.events.get(timeout=60)
+        clients = [Client(*one) for one in given]
+        engine.submit([client.request for client in clients])
+        assert [client.tokens() for client in clients] == expected
+        rest = first.tokens()
+    assert rest == alone(model, prompts([3])[0], "b", 60)[1:]
+
+
+def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: pytest.MonkeyPatch):
+    model = model_with_adapters("llama")
+    given = list(zip(prompts([60, 5, 58, 6]), ["a", "b", None, "c"], [3, 3, 4, 2], strict=True))
+    expected = [alone(model, *one) for one in given]
+    monkeypatch.setattr("tsugiki.generation.batch._PIECE", 4)
+    monkeypatch.setattr("tsugiki.generation.engine._PADDING", 8)
+    first_tokens: list[int] = []
+    with serving(model) as engine:
+        clients = [Client(*one) for one in given]
+        for number, client in enumerate(clients):
+            deliver = client.request.deliver
+
+            def note(event: Any, number: int = number, deliver: Any = deliver) -> None:
+                if number not in first_tokens:
+                    first_tokens.append(number)
+                deliver(event)
+
+            client.request.deliver = note
+        engine.submit([client.request for client in clients])
+        assert [client.tokens() for client in clients] == expected
+    assert first_tokens[:2] == [1, 3]
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
+    model, ids = model_with_adapters("llama"), prompts([9])[0]
+    sampling = SamplingSettings(temperature=0.8, top_p=0.9, seed=7)
+    with serving(model) as engine:
+        clients = [Client(ids, "a", 12, sampling=sampling, ends={0})]
+        engine.submit([clients[0].request])
+        alone = clients[0].text()
+        clients = [Client(ids, "a", 12, sampling=replace(sampling, seed=seed), ends={0}) for seed in (7, 8, 7, None)]
+        clients += [Client(prompts([9])[0], "b", 12, sampling=SamplingSettings())]
+        engine.submit([client.request for client in clients])
+        texts = [client.text() for client in clients]
+    assert texts[0] == texts[2] == alone != texts[1]
+
+
+def test_log_probabilities_are_those_of_the_model():
+    model, prompt = model_with_adapters("gpt2"), prompts([12])[0]
+    with serving(model) as engine:
+        client = Client(prompt, "b", 4, logprobs=2, prompt_logprobs=True)
+        other = Client(prompts([5])[0], "a", 4)
+        engine.submit([other.request, client.request])
+        events = client.all()
+    scores = events[0]
+    assert isinstance(scores, PromptScores)
+    new = [one.token for one in events[1:] if isinstance(one, Output) and one.token]
+    everything = [*scores.tokens, *new]
+    ids = [one.token for one in everything]
+    assert ids[:12] == prompt
+    with torch.no_grad(), mixed_batch(model, ["b"]):
+        expected = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
+    assert everything[0].logprob is None
+    for place, one in enumerate(everything[1:]):
+        assert one.logprob == pytest.approx(float(expected[place, one.token]), abs=1e-4)
+        assert [token for token, _ in one.top] == expected[place].topk(2).indices.tolist()
+
+
+def test_what_ends_a_text():
+    model, prompt = model_with_adapters("llama"), prompts([6])[0]
+    tokens = alone(model, prompt, "a", 12)
+    with serving(model) as engine:
+
+        def ask(**fields: Any) -> list[Event]:
+            client = Client(prompt, "a", 12, **fields)
+            engine.submit([client.request])
+            return client.all()
+
+        length = ask()
+        assert (len(length), length[-1].finish_reason) == (12, "length")
+        ended = ask(ends={tokens[4]})
+        assert (len(ended), ended[-1].finish_reason) == (tokens.index(tokens[4]) + 1, "stop")
+        assert ask(ends=set(tokens), min_tokens=3)[2].token.token not in tokens
+        whole = "".join(event.text for event in length)
+        stop = whole[3:5]
+        stopped = ask(stops=[stop])
+        assert stopped[-1].finish_reason == "stop"
+        assert "".join(event.text for event in stopped) == whole[: whole.find(stop)]
+
+
+def test_a_cancelled_request_frees_its_row():
+    model = model_with_adapters("gpt2")
+    with serving(model, rows=1) as engine:
+        endless, waiting = Client([5], None, 63), Client(prompts([9])[0], "a", 5)
+        engine.submit([endless.request])
+        endless.events.get(timeout=60)
+        engine.submit([waiting.request])
+        engine.cancel(endless.request)
+        assert waiting.tokens() == alone_after(engine, waiting)
+        assert (engine.running, engine.waiting) == (0, 0)
+        assert endless.events.qsize() < 62
+
+
+def alone_after(engine: Engine, client: Client) -> list[int]:
+    request = client.request
+    return engine.call(lambda: alone(engine.model, list(request.prompt), request.adapter, request.max_tokens)).result()
+
+
+def test_an_exception_is_answered_to_its_owner_alone(monkeypatch: pytest.MonkeyPatch):
+    model = model_with_adapters("llama")
+    given = list(zip(prompts([6, 9, 5, 8]), ["a", None, "b", "c"], [10] * 4, strict=True))
+    expected = [alone(model, *one) for one in given]
+    used = {token for (prompt, _, _), tokens in zip(given, expected, strict=True) for token in [*prompt, *tokens]}
+    poison = min(set(range(10, 257)) - used)
+    forward = model.forward
+
+    def broken(input_ids: torch.Tensor, **others: Any) -> Any:
+        out = forward(input_ids=input_ids, **others)
+        if (input_ids == poison).any():  # after the cache was written
+            raise RuntimeError("poison")
+        return out
+
+    broken.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    with serving(model, rows=8) as engine:
+        monkeypatch.setattr(model, "forward", broken)
+        clients = [Client(*one) for one in given]
+        in_prompt = Client([3, poison, 7], "b")
+        later = Client([3, 4, 7], "b", sampling=SamplingSettings(temperature=0, logit_bias={poison: 100.0}))
+        engine.submit([*(client.request for client in clients[:2]), in_prompt.request, later.request])
+        engine.submit([client.request for client in clients[2:]])
+        for failing in (in_prompt, later):
+            with pytest.raises(RuntimeError, match="poison"):
+                failing.all()
+        assert [client.tokens() for client in clients] == expected
+        assert engine.alive
+
+
+def test_adapters_that_rows_cannot_have_take_turns():
+    model = model_with_adapters("llama")
+    graft(model, IA3Config(), "i")
+    shake(model, 5)
+    given = list(zip(prompts([6, 9, 5, 8]), ["a", "i", "i", None], [6] * 4, strict=True))
+    with serving(model) as engine:
+        clients = [Client(*one, batch_mode="same" if one[1] == "i" else "mixed") for one in given]
+        for client in clients:
+            engine.submit([client.request])
+        found = [client.tokens() for client in clients]
+    for (prompt, adapter, new), tokens in zip(given, found, strict=True):
+        if adapter == "i":
+            from tsugiki import set_adapter
+
+            set_adapter(model, "i")
+            out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new, eos_token_id=None)
+            assert tokens == out[0, len(prompt) :].tolist()
+        else:
+            assert tokens == alone(model, prompt, adapter, new)
+
+
+def test_limits():
+    model = tiny_model("gpt2", vocab_size=257)
+    with serving(model, rows=2, cache_tokens=40, waiting=1) as engine:
+        for prompt, new, said in ([1] * 60, 10, "30 more"), ([], 1, "empty"):
+            with pytest.raises(TsugikiError, match=said):
+                engine.submit([Client(prompt, max_tokens=new).request])
+        running = Client([1], max_tokens=38)
+        hold: queue.Queue[None] = queue.Queue()
+        engine.submit([running.request])
+        running.events.get(timeout=60)
+        blocked = engine.call(lambda: hold.get(timeout=60))
+        late = Client([1] * 20)
+        engine.submit([late.request])
+        with pytest.raises(QueueFull):
+            engine.submit([Client([1]).request])
+        engine.limits = replace(engine.limits, seconds=0)
+        hold.put(None)
+        blocked.result()
+        with pytest.raises(WaitedTooLong):
+            late.all()
+        running.all()
+
+
+def test_the_cache_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch):
+    model, sizes = tiny_model("llama", vocab_size=257), []
+    update = DynamicCache.update
+
+    def noted(self: DynamicCache, *args: Any, **others: Any) -> Any:
+        keys, values = update(self, *args, **others)
+        sizes.append(keys.shape[0] * keys.shape[2])
+        return keys, values
+
+    with serving(model, rows=8, cache_tokens=100) as engine:
+        monkeypatch.setattr(DynamicCache, "update", noted)
+        clients = [Client(prompt, max_tokens=12) for prompt in prompts([5, 20, 9, 40, 3, 30])]
+        engine.submit([client.request for client in clients])
+        for client in clients:
+            client.all()
+    assert 50 < max(sizes) <= 100
+
+
+def test_stop_ends_requests():
+    model = tiny_model("gpt2", vocab_size=257)
+    engine = Engine(model, Limits(rows=1))
+    engine.start()
+    clients = [Client([1], max_tokens=60), Client([1], max_tokens=60)]
+    engine.submit([client.request for client in clients])
+    engine.stop()
+    with pytest.raises(EngineStopped):
+        clients[1].all()
+    with pytest.raises(EngineStopped):
+        engine.submit([clients[0].request])
+    assert not engine.alive

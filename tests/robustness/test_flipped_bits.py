@@ -1,0 +1,127 @@
+"""A flipped bit in a checkpoint, an adapter or a cached model is found before anything of it is used."""
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runs import interrupt, run_config
+from tests.tiny import save_grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError
+from tsugiki.adapters import read_adapter_config, read_base, read_weights
+from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHECKPOINTS, METADATA_FILE
+from tsugiki.training import newest_checkpoint, train
+
+
+def checkpoint_of(method: dict[str, Any], folder: Path) -> Path:
+    """The only checkpoint of an interrupted run."""
+    interrupt(train, run_config(folder, max_steps=2, save_steps=1, prompts=[], **method), 1)
+    return folder / "run" / CHECKPOINTS / "checkpoint-1"
+
+
+def lora_checkpoint(folder: Path) -> Path:
+    return checkpoint_of({"lora": {"r": 1, "target_modules": ["c_attn"]}}, folder)
+
+
+def full_checkpoint(folder: Path) -> Path:
+    return checkpoint_of({"method": "full"}, folder)
+
+
+def adapter(folder: Path) -> Path:
+    save_grafted(folder / "adapter", tiny_model(), LoraConfig(r=2, target_modules=["c_attn"], bias="lora_only"))
+    return folder / "adapter"
+
+
+def read_checkpoint(folder: Path) -> Any:
+    found = newest_checkpoint(folder.parent)
+    assert found is not None
+    return found.step
+
+
+def read_adapter(folder: Path) -> Any:
+    """What the result depends on: the settings, the weights of the base, and the tensors."""
+    tensors = {key: tensor.clone() for key, tensor in read_weights(folder).items()}
+    return read_adapter_config(folder), read_base(folder).fingerprint, tensors
+
+
+WORKS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], float]] = {
+    "checkpoint": (lora_checkpoint, read_checkpoint, 0),
+    "full checkpoint": (full_checkpoint, read_checkpoint, 0),
+    "adapter": (adapter, read_adapter, 0.2),  # the spelling of some numbers in its JSON may change
+}
+"""How files are made and read, and the largest share of flipped bits that may change nothing."""
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_a_flipped_bit_is_found(name: str, tmp_path: Path):
+    draw = random.Random(0)
+    _flip(name, tmp_path, lambda size: draw.sample(range(8 * size), 25))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["checkpoint", "adapter"])
+def test_every_flipped_bit_is_found(name: str, tmp_path: Path):
+    print(f"\n{_flip(name, tmp_path, lambda size: range(8 * size))}")
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_a_cut_or_missing_file_is_found(name: str, tmp_path: Path):
+    make, read, _ = WORKS[name]
+    folder = make(tmp_path)
+    for path in _files(folder):
+        content = path.read_bytes()
+        for length in (0, len(content) // 2):
+            path.write_bytes(content[:length])
+            with pytest.raises(TsugikiError):
+                read(folder)
+        path.write_bytes(content)
+    for path in _files(folder):
+        if path.name != METADATA_FILE or "checkpoint" in name:
+            shutil.move(path, tmp_path / "aside")
+            with pytest.raises(TsugikiError):
+                read(folder)
+            shutil.move(tmp_path / "aside", path)
+
+
+def _files(folder: Path) -> list[Path]:
+    parts = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE)
+    return [path for path in sorted(folder.iterdir()) if folder.name != "adapter" or path.name in parts]
+
+
+def _flip(name: str, tmp_path: Path, bits: Callable[[int], Iterable[int]]) -> str:
+    """Flip bits of each file, one at a time; what is read must be refused, or be the same."""
+    make, read, may_be_harmless = WORKS[name]
+    folder = make(tmp_path)
+    intact, found, harmless = read(folder), Counter[str](), 0
+    for path in _files(folder):
+        content = path.read_bytes()
+        for bit in bits(len(content)):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            try:
+                now = read(folder)
+            except TsugikiError:
+                found[path.name] += 1
+            else:
+                assert _equal(now, intact), f"bit {bit} of {path.name}"
+                harmless += 1
+        path.write_bytes(content)
+    assert read(folder) is not None
+    assert set(found) == {path.name for path in _files(folder)}
+    assert harmless <= may_be_harmless * (found.total() + harmless)
+    counts = "".join(f"\n  {file} {count:,}" for file, count in sorted(found.items()))
+    return f"{name}: {found.total():,} bits flipped one by one and found, {harmless:,} change nothing{counts}"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

@@ -1,0 +1,329 @@
+"""Mutated files of every kind that Tsugiki reads are read, or refused in one line, within limits of time and memory.
+
+A case writes the valid files of one kind with changes in one or two of them: bytes, values of JSON, or the header of
+safetensors. GGUF files have a test of their own (`test_gguf`).
+"""
+
+import csv
+import functools
+import io
+import json
+import random
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.chat_templates import SHAPES, tokenizer_of
+from tests.data.read.aozora.test_text import FOOTER, LEGEND
+from tests.report.pages import record
+from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_bytes, mutate_value
+from tests.tiny import byte_tokenizer, save_grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError, load_adapter
+from tsugiki.adapters import (
+    Combination,
+    combine,
+    copy_into_library,
+    load_weighted_adapters,
+    read_adapter_files,
+    read_library,
+    read_lora_weights,
+    scaled,
+    truncated,
+    write_lora_weights,
+)
+from tsugiki.base import folder_fingerprint, load_meta_model, load_model, load_tokenizer
+from tsugiki.cli import print_summary
+from tsugiki.data import (
+    Conversation,
+    Message,
+    content_key,
+    near_duplicates,
+    open_store,
+    parse_held_out,
+    plain_text,
+    read_records,
+    read_template,
+    render,
+    split_records,
+)
+from tsugiki.hub.publication import publication
+from tsugiki.io import METADATA_FILE, MODEL_CONFIG_FILE, MODEL_FILE
+from tsugiki.lora import active_name, remove_adapter
+from tsugiki.methods import METHODS
+from tsugiki.report import inspect_adapter, write_report
+from tsugiki.training import finished, load_comparison, load_config, load_pretrain_config, load_sweep, read_record
+
+pytest.importorskip("resource", reason="the harness needs a Unix system")
+harness = pytest.importorskip("tests.robustness.harness")
+
+Files = Mapping[str, bytes]
+
+SETTINGS: Sequence[Any] = (
+    *(*VALUES, 3, 16, 257, 10**6, 10**9, 10**18, 1e-5, "gelu", "float16", "llama", "gemma3_text", "<|endoftext|>"),
+    *("LORA", "IA3", "all-linear", "lora_only", "pissa", "c_attn", ["c_attn"], r".*", "(a+)+b", "[[a", {"c_attn": 4}),
+    *({"(a|a)+b": 10**9}, {"rope_type": "dynamic", "factor": 0}, {"AutoConfig": "own.Config"}, "../model.safetensors"),
+)
+HEADERS: Sequence[Any] = (*VALUES, "F32", "BF16", "F8_E4M3", "I64", "Q4_K", [0], [0, 2**40], [1 << 62] * 2, [1] * 99)
+PIECES: Sequence[bytes] = (
+    *(b'"', b"\\ud800", b"\\u0000", b"[", b"{", b"}", b"\n", b",", b":", b"NaN", b"1e999", b"9" * 200, b"\0", b"\xff"),
+    *(b"&a ", b"*a", b"<<: ", b"!!python/name:os.system ", b"- ", b"%YAML 1.1\n", b"\\U0011FFFF", b"\t", b"\x81\xff"),
+    *(piece.encode() for piece in ("《", "》", "｜", "※", "［＃", "］", "〔", "／＼", "底本：", "U+4E16", "e\u0301")),
+    *(b"{% for m in messages %}", b"{% endfor %}", b"{{", b"}}", b"{{ ''.__class__ }}", b"(" * 300),
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """Files that are read together."""
+
+    make: Callable[[str], Files]
+    """Return the valid files of a kind."""
+    kinds: Sequence[str]
+    read: Callable[[Path], object]
+    """Read the files in a folder."""
+    quick: int = harness.QUICK
+    """Cases in the default tests."""
+
+
+def mutated(rng: random.Random, name: str, content: bytes) -> bytes:
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, content, PIECES)
+    if name.endswith(".safetensors"):
+        length = int.from_bytes(content[:8], "little")
+        header = json_bytes(mutate_value(rng, json.loads(content[8 : 8 + length]), HEADERS))
+        return (len(header).to_bytes(8, "little") + header + content[8 + length :])[:MAX_SIZE]
+    if name.endswith((".json", ".yaml")):
+        return json_bytes(mutate_value(rng, json.loads(content), SETTINGS))
+    if name.endswith(".jsonl"):
+        return b"\n".join(map(json_bytes, mutate_value(rng, list(map(json.loads, content.splitlines())))))
+    return mutate_bytes(rng, content, PIECES)
+
+
+def written(folder: Path, files: Files) -> Files:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return files
+
+
+def files_in(folder: str) -> Files:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@functools.cache
+def base_files(kind: str) -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_model(kind, vocab_size=257).save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        return files_in(folder)
+
+
+def read_base(folder: Path) -> None:
+    folder_fingerprint(folder)
+    load_meta_model(str(folder))
+    load_model(str(folder), "int8")
+    load_tokenizer(str(folder))("枝を 3本\n<|endoftext|>").input_ids  # noqa: B018
+
+
+def tokenizer_files(kind: str) -> Files:
+    return {name: content for name, content in base_files(kind).items() if name not in (MODEL_FILE, MODEL_CONFIG_FILE)}
+
+
+def read_tokenizer(folder: Path) -> None:
+    written(folder, {MODEL_CONFIG_FILE: base_files("gpt2")[MODEL_CONFIG_FILE]})
+    load_tokenizer(str(folder))("枝を 3本\n<|endoftext|>").input_ids  # noqa: B018
+
+
+@functools.cache
+def small_model() -> Any:
+    return tiny_model()
+
+
+ADAPTERS = {
+    **{name: METHODS[name].configure({"r": 2}) for name in ("lora", "dora")},
+    **{name: METHODS[name].configure({}) for name in ("ia3", "houlsby", "bitfit", "prefix-tuning")},
+    "many settings": LoraConfig(
+        **{"r": 2, "target_modules": ["c_attn", "wte"], "rank_pattern": {"h.1.attn.c_attn": 1}, "bias": "lora_only"},
+        **{"alpha_pattern": {"wte": 3}, "modules_to_save": ["ln_f"], "layers_to_transform": [0, 1]},
+    ),
+}
+
+
+@functools.cache
+def adapter_files(kind: str) -> Files:
+    """An adapter without digests, which would find every change."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_grafted(Path(folder), small_model(), ADAPTERS[kind])
+        remove_adapter(small_model(), "default")
+        fields = json.loads((Path(folder) / METADATA_FILE).read_text())
+        del fields["digests"]
+        return {**files_in(folder), METADATA_FILE: json_bytes(fields)}
+
+
+def read_adapter(folder: Path) -> None:
+    """List the problems of an adapter, and load it; if that is refused, the model is as it was."""
+    read_adapter_files(folder)
+    model = small_model()
+    before = dict(model.named_parameters(remove_duplicate=False))
+    try:
+        load_adapter(model, folder, allow_base_mismatch=True)
+    except TsugikiError:
+        assert active_name(model) is None
+        after = dict(model.named_parameters(remove_duplicate=False))
+        assert list(after) == list(before)
+        assert all(after[name] is before[name] for name in before)
+        raise
+    remove_adapter(model, "default")
+
+
+def read_adapters(folder: Path) -> None:
+    """List an adapter in a library, change it, and write the result."""
+    with tempfile.TemporaryDirectory() as library:
+        copy_into_library(folder, Path(library), "a")
+        inspect_adapter(read_library(Path(library))[0].folder)
+        lora = read_lora_weights(folder)
+        combine(load_weighted_adapters([folder, folder], [1.0, 0.5]), Combination("svd"))
+        for number, result in enumerate((scaled(lora, -0.5), truncated(lora, 1)[0])):
+            write_lora_weights(result, Path(library) / str(number), None)
+            read_lora_weights(Path(library) / str(number))
+
+
+RECORD = json_bytes(record(config={"out": "run"}).to_json())
+
+
+def read_run(folder: Path) -> None:
+    written(folder, {name: content for name, content in adapter_files("lora").items() if name != "run.json"})
+    run = read_record(folder)
+    publication(folder, "user/name", None)
+    finished(run)
+    print_summary(run, folder / "report.html")
+
+
+COMMON = {"data": "text.txt", "out": "out", "model": "embedded"}
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["c_attn"], "rank_pattern": {"h.0": 2}, "use_dora": True}
+FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
+    "train": {**COMMON, "epochs": 2, "lr_scheduler_type": "cosine", "held_out": "author=A", "lora": LORA},
+    "pretrain": {**COMMON, "model": {"model_type": "gpt2", "n_layer": 2}, "tokenizer": {"vocab_size": 300}},
+    "compare": {**COMMON, "settings": {"max_steps": 2}, "methods": {"lora": {"lora": {"r": 2}}, "ia3": {}}},
+    "sweep": {**COMMON, "settings": {"max_steps": 2}, "grid": {"r": [1, 2], "target_modules": [["c_attn"], "c_fc"]}},
+}
+SETTINGS_READERS: dict[str, Callable[[Path], object]] = {
+    "train": lambda path: load_config(path, {}).to_record(),
+    "pretrain": lambda path: load_pretrain_config(path, {}),
+    "compare": lambda path: load_comparison(path, {}).runs(),
+    "sweep": lambda path: load_sweep(path, {}).runs(),
+}
+
+
+def settings_files(kind: str) -> Files:
+    return {f"{kind}.yaml": json_bytes(FILES_OF_SETTINGS[kind])}
+
+
+def read_settings(folder: Path) -> None:
+    (path,) = folder.iterdir()
+    SETTINGS_READERS[path.stem](path)
+
+
+TURNS = [{"role": "user", "content": "庭の梅は？"}, {"role": "assistant", "content": "咲いた。", "weight": 1}]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"text": "庭の梅が咲いた。", "author": "A"}, {"text": "まだ寒い。\n春は遠い。", "author": "B"}],
+    "pairs": [{"prompt": "問 ", "completion": "答え"}, {"prompt": "二 ", "completion": "に"}],
+    "messages": [
+        {"messages": [{"role": "system", "content": "丁寧に。"}, *TURNS]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    ],
+    "conversations": [
+        {"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]} for a, b in ("12", "34")
+    ],
+}
+WORK = f"""坂《さか》の上
+山田｜一《はじめ》
+
+{LEGEND}
+　坂を※［＃「口＋世」、第3水準1-14-88］と上る。〔cafe'〕だん／＼と。
+{FOOTER}"""
+TOKENIZER = byte_tokenizer()
+TOKENIZER.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
+
+
+def data_files(kind: str) -> Files:
+    if kind == "work":
+        return {"a.txt": WORK.encode("shift_jis"), "b.txt": "吾輩は猫である。\n".encode("euc_jp")}
+    if kind == "csv":
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([list(row.values()) for row in ROWS["pairs"]])
+        return {"a.csv": b"prompt,completion\n" + text.getvalue().encode("cp932")}
+    return {"a.jsonl": b"\n".join(map(json_bytes, ROWS[kind]))}
+
+
+def read_data(folder: Path) -> None:
+    """Read files in the ways that a run does."""
+    plain_text("".join(path.read_text("shift_jis", "replace") for path in folder.glob("*.txt")))
+    content_key(folder)
+    records = list(read_records(folder))
+    store = open_store(records, "key", TOKENIZER, "all", folder / "cache")
+    split_records(store.index, parse_held_out(0.5), 0, near_duplicates(store.index.signatures))
+
+
+def read_chat_template(folder: Path) -> None:
+    """Find the answers of a conversation."""
+    tokenizer = tokenizer_of(SHAPES["chatml"])
+    tokenizer.chat_template = (folder / "template.jinja").read_text("utf-8", "replace")
+    turns = (Message("user", "庭の梅は？"), Message("assistant", "咲いた。"))
+    found = render(read_template(tokenizer, "talk.jsonl:1"), Conversation(turns, "talk.jsonl:1"), "all")
+    assert all(0 <= start < stop <= len(found.text) for start, stop in found.spans)
+
+
+INPUTS: dict[str, Input] = {
+    "base models": Input(base_files, ["gpt2", "llama", "gemma3_text"], read_base, 25),
+    "base tokenizers": Input(tokenizer_files, ["gpt2"], read_tokenizer, 60),
+    "adapters": Input(adapter_files, list(ADAPTERS), read_adapter, 60),
+    "changes of adapters": Input(adapter_files, ["lora"], read_adapters, 40),
+    "records of runs": Input(lambda kind: {"run.json": RECORD}, [""], read_run),
+    "pages of runs": Input(lambda kind: {"run.json": RECORD}, [""], write_report, 5),
+    "settings": Input(settings_files, list(SETTINGS_READERS), read_settings),
+    "data": Input(data_files, [*ROWS, "work", "csv"], read_data),
+    "chat templates": Input(
+        lambda kind: {"template.jinja": SHAPES[kind].template.encode()}, list(SHAPES), read_chat_template, 20
+    ),
+}
+
+
+def check(name: str, cases: int, folder: Path) -> None:
+    kind_of = INPUTS[name]
+    for kind in kind_of.kinds:  # before the harness forks, so that no case counts the time of making them
+        kind_of.make(kind)
+
+    def read(rng: random.Random, folder: Path) -> None:
+        files = dict(kind_of.make(rng.choice(kind_of.kinds)))
+        for file in rng.sample(list(files), min(len(files), rng.choice((1, 1, 2)))):
+            files[file] = mutated(rng, file, files[file])
+        written(folder, files)
+        kind_of.read(folder)
+
+    harness.check(name, read, cases, folder / "case")
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_some_mutations(name: str, tmp_path: Path):
+    check(name, INPUTS[name].quick, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INPUTS)
+def test_many_mutations(name: str, tmp_path: Path):
+    check(name, harness.LONG, tmp_path)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_files_are_read_without_a_mutation(name: str, tmp_path: Path):
+    """Otherwise, every mutation would be refused for the same reason."""
+    for number, kind in enumerate(INPUTS[name].kinds):
+        (tmp_path / str(number)).mkdir()
+        written(tmp_path / str(number), INPUTS[name].make(kind))
+        INPUTS[name].read(tmp_path / str(number))
