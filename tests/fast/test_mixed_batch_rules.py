@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import tsugiki
-from tests.lora.test_mixed_batch import each_alone, with_adapters
+from tests.fast.test_mixed_batch import each_alone, with_adapters
 from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import (
     LoraConfig,

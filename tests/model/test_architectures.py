@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from tests.tiny import CONFIGS, tiny_model
-from tsugiki.lora import base_modules
-from tsugiki.model import ARCHITECTURES, architecture_of, architectures, model_type
+from tsugiki.model import ARCHITECTURES, architecture_of, architectures, base_modules, model_type
 from tsugiki.model.names import matches
 
 

@@ -6,8 +6,16 @@ import torch
 from torch import nn
 
 from tsugiki import LoraConfig, graft
-from tsugiki.lora import module_updates, replace_with
-from tsugiki.model import Undo, cast_parameters, parameter_owner, replace_module, replace_parameter, undo_all
+from tsugiki.model import (
+    Undo,
+    cast_parameters,
+    module_updates,
+    parameter_owner,
+    replace_module,
+    replace_parameter,
+    replace_with,
+    undo_all,
+)
 
 
 def model() -> nn.Sequential:

@@ -50,11 +50,12 @@ from tsugiki.lora.hold import (
     is_merged,
     set_adapter,
 )
-from tsugiki.lora.peft import renamed_when_loaded
-from tsugiki.lora.targets import find_target_parameters, find_targets, task_heads, vocabulary_layers
+from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
+from tsugiki.model.checkpoint_names import renamed_when_loaded
 from tsugiki.model.context import text_config
+from tsugiki.model.ungrafted import task_heads, vocabulary_layers
 from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
 
 _SHOWN_PROBLEMS = 3

@@ -41,11 +41,10 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.language import _
-from tsugiki.lora.adapter import WeightUpdate
-from tsugiki.lora.merge import untie
 from tsugiki.methods.peft_keys import base_name
-from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.shared_parameters import shared_parameters, untie
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
+from tsugiki.model.weight_updates import WeightUpdate
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def graft(
 def replace_saving(model: nn.Module) -> None:
     """Let a grafted transformers model save and load its active adapter, until it is ungrafted."""
     state = require_state(model)
-    if state.added or not hasattr(model, "save_pretrained"):
+    if "save_pretrained" in vars(model) or not hasattr(model, "save_pretrained"):
         return
     attributes: dict[str, object] = {
         "save_pretrained": partial(save_pretrained, model),
@@ -97,7 +97,7 @@ def replace_saving(model: nn.Module) -> None:
     if getattr(model, "is_quantized", False):
         attributes[_HAS_ADAPTER] = True
     for name, value in attributes.items():
-        set_attribute(model, name, value, state.added)
+        set_attribute(model, name, value, state.frozen)
 
 
 def save_pretrained(

@@ -9,7 +9,7 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "adapter": "LoraAdapter is_replacement module_updates replace_with",
+        "adapter": "LoraAdapter",
         "config": "LoraConfig",
         "experts": "LoraParameters ParameterPair",
         "graft": "add_adapter new_adapter remove_adapter trainable_parameters",
@@ -19,7 +19,7 @@ __getattr__, __dir__ = lazy_names(
         "merge": "merge_quantized",
         "pair": "LowRank",
         "peft": "config_of_peft",
-        "targets": "base_modules default_layers find_targets reasons_against sublayers_of",
+        "targets": "default_layers find_targets reasons_against sublayers_of",
         "variants": "LoraConv2d add_magnitude dora dora_factor plain_factor",
     },
 )

@@ -6,12 +6,11 @@ wrapped layer; the pairs of other parameters (`target_parameters`), in the modul
 replace the base's biases and modules (`bias`, `modules_to_save`) and the weights of a resized vocabulary.
 """
 
-import copy
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,29 +22,22 @@ from tsugiki.lora.layer import (
     Grafted,
     activate_factors,
     deactivate_factors,
-    grafted_layers,
     new_pair,
     updated_weight,
     wrap,
 )
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.peft import named_like_experts
-from tsugiki.lora.targets import (
-    base_modules,
-    find_modules_to_save,
-    find_target_parameters,
-    find_targets,
-    vocabulary_layers,
-)
-from tsugiki.lora.tokens import TokenVectors, attach_vectors, new_token_vectors
+from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.lora.variants import add_magnitude
-from tsugiki.model.batchnorm import unfreeze_batchnorm
+from tsugiki.model.checkpoint_names import named_like_experts
 from tsugiki.model.linear import features, is_linear, oriented
 from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.token_vectors import TokenVectors, attach_vectors, new_token_vectors
+from tsugiki.model.trained_copies import copies_to_save, find_modules_to_save
 from tsugiki.model.undo import Undo, base_of, replace_module, replace_parameter
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.model.weight_updates import WeightUpdate, module_updates, replace_with
 
-WeightUpdate: TypeAlias = Callable[[Tensor], Tensor]
-"""Takes a weight of the base in any floating-point dtype, and returns the merged weight, in float32 or wider."""
 _MAX_RANK_FACTOR = 64
 """A rank above that of the weight is useless, but occurs where many adapters are combined into one."""
 
@@ -187,7 +179,7 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
     if config.bias == "none":
         return {}
     owners = dict(base_modules(model)) if config.bias == "all" else targets
-    saved_whole = tuple(find_modules_to_save(model, config))
+    saved_whole = tuple(find_modules_to_save(model, config.modules_to_save))
     return {
         f"{path}.bias": bias
         for path, owner in owners.items()
@@ -382,134 +374,3 @@ def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig
             ).format(rank=config.rank_of(high[0]), path=high[0], highest=highest, count=len(high)),
             stacklevel=5,
         )
-
-
-def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Return trainable copies of modules, by name before any graft.
-
-    Args:
-        model: the base.
-        wanted: names or name endings. None: the output layers of a classifier, if the model is one.
-
-    Raises:
-        TsugikiError: a name matches nothing, or another adapter has grafted layers inside a named module.
-    """
-    modules = find_modules_to_save(model, LoraConfig(modules_to_save=wanted))
-    for path in modules:
-        if any(inner.startswith(f"{path}.") for inner in grafted_layers(model)):
-            raise TsugikiError(
-                _("modules_to_save names {path}, inside which another adapter has grafted layers").format(path=path)
-            )
-    inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
-    quantized = [name for name, p in inside.items() if not p.is_floating_point()]
-    if quantized:
-        raise TsugikiError(
-            _("modules_to_save: {path} is quantised and cannot train; load the base unquantised").format(
-                path=quantized[0]
-            )
-        )
-    warn_untied_weights(model, inside)
-    return {path: _trained_copy(module) for path, module in modules.items()}
-
-
-def saved_tensors(modules: Mapping[str, nn.Module], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of modules that train as a whole by their names in a file, which begin with `prefix`."""
-    return {
-        f"{prefix}{path}.{name}": tensor
-        for path, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, file: Collection[str]) -> list[str]:
-    """Return the full names of the modules of `modules_to_save` whose tensors are in a file.
-
-    In PEFT an ending need not follow a dot, and a name that the model does not have is ignored: the files of
-    classifiers name the heads of all model types.
-
-    Args:
-        model: the base.
-        wanted: `modules_to_save` in the file's config.
-        prefix: the prefix of all names in the file.
-        file: the names of the file's tensors.
-
-    Raises:
-        TsugikiError: the model has a module that the config names, and the file has no tensor of it.
-    """
-    found: list[str] = []
-    owners = {key.removeprefix(prefix).rpartition(".")[0] for key in file}
-    for ending in [wanted] if isinstance(wanted, str) else wanted or ():
-        named = [name for name, module in base_modules(model) if name.endswith(ending) and module.state_dict()]
-        held = [name for name in named if any(f"{owner}.".startswith(f"{name}.") for owner in owners)]
-        if named and not held:
-            raise TsugikiError(
-                _("modules_to_save names {ending!r}, and the file has no tensor of {path}").format(
-                    ending=ending, path=named[0]
-                )
-            )
-        found += [name for name in held if name not in found]
-    return found
-
-
-def names_for_file(model: nn.Module, modules: Collection[str]) -> list[str] | None:
-    """Return a short `modules_to_save` with which PEFT selects exactly these modules, or None if there are none."""
-    if not modules:
-        return None
-    others = [name for name, _ in base_modules(model) if name not in modules]
-    last = {name.rpartition(".")[2] for name in modules}
-    short = sorted(ending for ending in last if not any(other.endswith(ending) for other in others))
-    return short + sorted(name for name in modules if not name.endswith(tuple(short)))
-
-
-def _trained_copy(module: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(module).requires_grad_(True)
-    unfreeze_batchnorm(copied)  # another adapter may have frozen those of the base
-    return copied
-
-
-def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
-    """Warn of each parameter that is shared and will train on a copy, so that it is no longer shared.
-
-    Args:
-        model: the model before the copies are in it.
-        copies: name in the model before any graft -> the parameter of the base that a copy will replace.
-    """
-    shared = shared_parameters(model)
-    for path in copies:
-        others = [name for name in shared.get(path, ()) if name not in copies]
-        if others:
-            warnings.warn(
-                _(
-                    "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
-                    "keeps the base's"
-                ).format(layer=path.rpartition(".")[0], other=others[0]),
-                stacklevel=3,
-            )
-
-
-def replace_with(value: Tensor) -> WeightUpdate:
-    """Return a WeightUpdate that replaces the weight by `value`."""
-    return partial(_second, value)
-
-
-def is_replacement(update: WeightUpdate) -> bool:
-    """Return whether this update was returned by `replace_with`."""
-    return isinstance(update, partial) and update.func is _second
-
-
-def module_updates(modules: Mapping[str, nn.Module]) -> dict[str, WeightUpdate]:
-    """Return the updates that replace the parameters and buffers of whole modules, by name.
-
-    Args:
-        modules: name in the model before any graft -> the module that replaces it.
-    """
-    updates: dict[str, WeightUpdate] = {}
-    of_tensor: dict[int, WeightUpdate] = {}  # shared tensors share an update
-    for path, module in modules.items():
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            updates[f"{path}.{name}"] = of_tensor.setdefault(id(tensor), replace_with(tensor))
-    return updates
-
-
-def _second(value: Tensor, _: Tensor) -> Tensor:
-    return value

@@ -48,8 +48,8 @@ class LoraConfig:
             parameter (`experts.gate_up_proj`; see `tsugiki.lora.experts`), or the weight of a layer
             (`mlp.gate.weight`). As in PEFT, `exclude_modules` and `layers_to_transform` do not apply to them, and they
             allow neither dropout nor DoRA. `target_modules=[]` grafts them alone.
-        trainable_token_indices: ids of tokens whose vectors train (see `lora.tokens`): those of the embedding, and of
-            the head if it shares its weight; or a list for each name of a layer, such as {"lm_head": [5]}.
+        trainable_token_indices: ids of tokens whose vectors train (see `model.token_vectors`): those of the embedding,
+            and of the head if it shares its weight; or a list for each name of a layer, such as {"lm_head": [5]}.
         ensure_weight_tying: refuse to adapt an embedding, or to train it as a whole, without the head that shares its
             weight. In PEFT it adapts both alike.
         lora_dropout: the probability of dropping an input element on the low-rank path during training.

@@ -40,8 +40,7 @@ independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_
 
 import warnings
 from collections.abc import Collection
-from functools import partial
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -65,11 +64,9 @@ from tsugiki.lora.hold import (
 )
 from tsugiki.lora.layer import Grafted
 from tsugiki.lora.peft import PeftConfig, config_of_peft
-from tsugiki.lora.targets import output_head
-from tsugiki.model.batchnorm import freeze_batchnorm, unfreeze_batchnorm
-from tsugiki.model.dropout import disable_dropout, restore_dropout
-from tsugiki.model.linear import CHANGED_WEIGHTS, linear_of_matrix
-from tsugiki.model.undo import base_of, replace_forward, replace_module, undo_all
+from tsugiki.model.freeze import freeze
+from tsugiki.model.linear import CHANGED_WEIGHTS
+from tsugiki.model.undo import replace_module, undo_all
 from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
 
 DEFAULT_NAME = "default"
@@ -165,14 +162,16 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
         )
     try:
         if not state.adapters:
-            _freeze_base(model, state, bool(base_dropout))
+            state.base_dropout = bool(base_dropout)
+            setattr(model, STATE_ATTRIBUTE, state)
+            freeze(model, state.base_dropout, state.frozen)
         state.adapters[name] = adapter
         set_adapter(model, name)
     except BaseException:
         state.adapters.pop(name, None)
         _unwrap(model, keep=state.adapters.values())
         if not state.adapters and find_state(model) is state:
-            _unfreeze_base(model, state)
+            _forget(model, state)
         raise
 
 
@@ -190,7 +189,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     else:
         deactivate(model)
     _unwrap(model, keep=())
-    _unfreeze_base(model, state)
+    _forget(model, state)
     return model
 
 
@@ -232,70 +231,14 @@ def warn_of_float16(model: nn.Module) -> None:
         )
 
 
+def _forget(model: nn.Module, state: Graft) -> None:
+    undo_all(state.frozen)
+    vars(model).pop(STATE_ATTRIBUTE, None)
+
+
 def _unwrap(model: nn.Module, keep: Collection[Adapter]) -> None:
     """Replace grafted layers by their frozen layers, except the layers of the adapters in `keep`."""
     kept = {id(model.get_submodule(path)) for adapter in keep for path in adapter.wrapped}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Grafted) and id(module) not in kept and model.get_submodule(path) is module:
             replace_module(model, path, module.base_layer, [])
-
-
-def _freeze_base(model: nn.Module, state: Graft, base_dropout: bool) -> None:
-    """Prepare a model for its first adapter.
-
-    Raises:
-        TsugikiError: the model changes its own weights between training and evaluation (RWKV).
-    """
-    if getattr(getattr(model, "config", None), "rescale_every", 0) > 0:
-        raise TsugikiError(
-            _(
-                "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; "
-                "load it with rescale_every 0 in its config"
-            )
-        )
-    state.required_grad = {path: p.requires_grad for path, p in model.named_parameters(remove_duplicate=False)}
-    state.base_dropout = base_dropout
-    setattr(model, STATE_ATTRIBUTE, state)
-    model.requires_grad_(False)
-    if not base_dropout:
-        disable_dropout(model, state.saved_dropout)
-    freeze_batchnorm(model)
-    head = output_head(model)
-    if type(head) is nn.Linear and "forward" not in vars(head):
-        replace_forward(head, partial(linear_of_matrix, head), state.replaced_head)
-    model._replicate_for_data_parallel = _refuse_data_parallel  # type: ignore[method-assign]
-    if hasattr(model, "resize_token_embeddings"):
-        model.resize_token_embeddings = partial(_refuse_to_resize, model)  # type: ignore[assignment]
-
-
-def _unfreeze_base(model: nn.Module, state: Graft) -> None:
-    """Undo `_freeze_base`."""
-    for path, parameter in model.named_parameters():
-        parameter.requires_grad_(state.required_grad.get(path, False))
-    restore_dropout(state.saved_dropout)
-    unfreeze_batchnorm(model)
-    undo_all(state.replaced_head)
-    undo_all(state.added)
-    for name in (STATE_ATTRIBUTE, "_replicate_for_data_parallel", "resize_token_embeddings"):
-        vars(model).pop(name, None)
-
-
-def _refuse_to_resize(model: Any, new_num_tokens: int | None = None, *_args: object, **_kwargs: object) -> nn.Module:
-    embedding: nn.Module = model.get_input_embeddings()
-    if new_num_tokens not in (None, len(base_of(embedding).weight)):  # type: ignore[arg-type]
-        raise TsugikiError(
-            _(
-                "resize_token_embeddings would replace the layers that an adapter changes, or trained copies of "
-                "them; resize the vocabulary before you graft"
-            )
-        )
-    return embedding
-
-
-def _refuse_data_parallel(*_args: object) -> NoReturn:
-    raise TsugikiError(
-        _(
-            "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter "
-            "could be grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
-        )
-    )

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.adapter import LoraAdapter, WeightUpdate
+from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
 from tsugiki.model.attach import remove_hook
-from tsugiki.model.dropout import SavedDropout
 from tsugiki.model.undo import Undo, undo_all
+from tsugiki.model.weight_updates import WeightUpdate
 from tsugiki.model.wrappers import unwrapped
 
 STATE_ATTRIBUTE = "_tsugiki"
@@ -94,16 +94,10 @@ class Graft:
     """Names of layers that are known to get the rows in the order of the batch (see `fast.mixed_batch`)."""
     thread: int | None = None
     """The thread that is in a block of `disable_adapter` or `mixed_batch`; no other thread may switch adapters."""
-    required_grad: dict[str, bool] = field(default_factory=dict)
-    """`requires_grad` of the base's parameters before grafting, by all of their names."""
     base_dropout: bool = False
     """Whether the base keeps its dropout."""
-    saved_dropout: SavedDropout = field(default_factory=list)
-    """The dropout probabilities of the base before they were set to 0."""
-    replaced_head: list[Undo] = field(default_factory=list)
-    """Functions that restore the `forward` of the output head; empty if it was not replaced."""
-    added: list[Undo] = field(default_factory=list)
-    """Functions that undo what packages above this one have changed in the model until it is ungrafted."""
+    frozen: list[Undo] = field(default_factory=list)
+    """Functions that undo what changes in the base as long as it holds an adapter (see `model.freeze`)."""
 
 
 def find_state(model: nn.Module) -> Graft | None:

@@ -42,7 +42,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import dropout
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LARGEST_FACTOR
-from tsugiki.lora.targets import base_modules, find_modules, sublayers_of
+from tsugiki.lora.targets import sublayers_of
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX
@@ -51,6 +51,7 @@ from tsugiki.model.context import text_config
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.names import Names, check_names, shortest_endings, split_block
 from tsugiki.model.undo import Undo, base_of
+from tsugiki.model.ungrafted import base_modules, find_modules
 
 _NAME_MODULES = marked("name the modules whose output is added to the residual, such as {setting}: [mlp]")
 

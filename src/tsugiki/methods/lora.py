@@ -56,33 +56,21 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _, marked
-from tsugiki.lora.adapter import (
-    LoraAdapter,
-    names_for_file,
-    new_lora_adapter,
-    saved_in_file,
-    saved_tensors,
-    trained_biases,
-)
+from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed, parameter_pair_shapes
 from tsugiki.lora.layer import pair_shapes
-from tsugiki.lora.peft import named_like_experts
-from tsugiki.lora.targets import (
-    base_modules,
-    find_modules_to_save,
-    find_target_parameters,
-    find_targets,
-    shortest_target_modules,
-    vocabulary_layers,
-)
+from tsugiki.lora.targets import find_target_parameters, find_targets, shortest_target_modules
 from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
+from tsugiki.model.checkpoint_names import named_like_experts
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.names import check_names, matches
 from tsugiki.model.patterns import name_pattern
 from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.trained_copies import find_modules_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 
 _HARMLESS = frozenset(
     {
@@ -196,7 +184,7 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
         TsugikiError: their number of rows differs from the base's.
     """
     shared = shared_parameters(model)
-    saved_whole = tuple(f"{path}." for path in find_modules_to_save(model, config))
+    saved_whole = tuple(f"{path}." for path in find_modules_to_save(model, config.modules_to_save))
     copies: dict[str, nn.Parameter] = {}
     for path, layer in vocabulary_layers(model).items():
         weight, name = layer._parameters.get("weight"), f"{path}.weight"

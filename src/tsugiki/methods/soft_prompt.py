@@ -37,12 +37,12 @@ from tsugiki.fast.document_masks import (
     prompt_masks,
 )
 from tsugiki.language import _
-from tsugiki.lora.adapter import copies_to_save
-from tsugiki.lora.targets import find_modules, task_heads
 from tsugiki.model.attach import attach
 from tsugiki.model.context import PROMPT_ATTRIBUTE, decoder_of, max_positions
 from tsugiki.model.inference import evaluating
+from tsugiki.model.trained_copies import copies_to_save
 from tsugiki.model.undo import Undo, base_of, replace_module, set_attribute
+from tsugiki.model.ungrafted import find_modules, task_heads
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.lora.adapter import names_for_file, saved_in_file, saved_tensors
 from tsugiki.methods.method import ConfigT, check_shapes, read_fields
 from tsugiki.methods.soft_prompt import PromptConfigT, SoftPrompt, SoftPromptAdapter, embedding_width
+from tsugiki.model.trained_copies import names_for_file, saved_in_file, saved_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,6 +23,10 @@ __getattr__, __dir__ = lazy_names(
         "patterns": "PatternTable compile_pattern compile_search name_pattern",
         "replica": "replica_in",
         "settings": "check_types",
+        "token_vectors": "TokenVectors new_token_vectors",
+        "trained_copies": "copies_to_save",
         "undo": ("Undo cast_parameters parameter_owner replace_forward replace_module replace_parameter undo_all"),
+        "ungrafted": "base_modules",
+        "weight_updates": "is_replacement module_updates replace_with",
     },
 )

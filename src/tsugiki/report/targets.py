@@ -8,8 +8,9 @@ from tsugiki.base.loading import load_meta_model
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
-from tsugiki.lora.targets import base_modules, find_stacks, find_targets, reasons_against
+from tsugiki.lora.targets import find_targets, reasons_against
 from tsugiki.model.linear import features, is_linear
+from tsugiki.model.ungrafted import base_modules, find_stacks
 from tsugiki.report.formatting import Table
 
 

@@ -28,12 +28,12 @@ from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.language import _, marked
 from tsugiki.lora.hold import active_adapter, is_grafted
-from tsugiki.lora.targets import vocabulary_layers
 from tsugiki.lowbit.decoded_layer import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
 from tsugiki.model.blocks import decoder_blocks
 from tsugiki.model.replica import replica_in
+from tsugiki.model.ungrafted import vocabulary_layers
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.gradients import Gradients
 from tsugiki.training.sharding import is_sharded, shard

@@ -11,7 +11,7 @@ from tsugiki.data.records import Completion, Conversation
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.hold import active_adapter, is_grafted
-from tsugiki.lora.targets import base_modules, vocabulary_layers
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 from tsugiki.training.config import RunConfig
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.targets import base_modules, vocabulary_layers
 from tsugiki.model.attach import attach, attached
 from tsugiki.model.linear import factor_dtype, is_linear
 from tsugiki.model.names import matches
 from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.model.undo import Undo
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 
 TokenIndices: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
 """Indices of tokens, for the embedding, or by names of layers."""

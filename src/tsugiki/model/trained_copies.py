@@ -1,0 +1,143 @@
+"""Modules that train as a whole, on a copy: the modules of `modules_to_save`, and the heads of classifiers."""
+
+import copy
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.model.batchnorm import unfreeze_batchnorm
+from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.undo import Wrapper
+from tsugiki.model.ungrafted import base_modules, find_modules, task_heads
+
+
+def find_modules_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Find the modules that `modules_to_save` names, by their names in the ungrafted model.
+
+    Args:
+        model: the base.
+        wanted: names or name endings. None: the output layers of a classifier, if the model is one.
+
+    Raises:
+        TsugikiError: an entry of `modules_to_save` that matches no module.
+    """
+    found: dict[str, nn.Module] = {}
+    for ending in saved_endings(model, wanted):
+        modules = find_modules(model, [ending])
+        if not modules:
+            raise TsugikiError(
+                _("modules_to_save names {wanted!r}, which the model does not have").format(wanted=ending)
+            )
+        found.update(modules)
+    return found
+
+
+def saved_endings(model: nn.Module, wanted: Sequence[str] | None) -> Sequence[str]:
+    """Return the names or endings of `modules_to_save`; None stands for the output layers of a classifier."""
+    return task_heads(model) if wanted is None else wanted
+
+
+def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Return trainable copies of modules, by name before any graft.
+
+    Args:
+        model: the base.
+        wanted: names or name endings. None: the output layers of a classifier, if the model is one.
+
+    Raises:
+        TsugikiError: a name matches nothing, or another adapter has grafted layers inside a named module.
+    """
+    modules = find_modules_to_save(model, wanted)
+    for path, module in modules.items():
+        if any(isinstance(inner, Wrapper) for inner in module.modules()):
+            raise TsugikiError(
+                _("modules_to_save names {path}, inside which another adapter has grafted layers").format(path=path)
+            )
+    inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
+    quantized = [name for name, p in inside.items() if not p.is_floating_point()]
+    if quantized:
+        raise TsugikiError(
+            _("modules_to_save: {path} is quantised and cannot train; load the base unquantised").format(
+                path=quantized[0]
+            )
+        )
+    warn_untied_weights(model, inside)
+    return {path: _trained_copy(module) for path, module in modules.items()}
+
+
+def saved_tensors(modules: Mapping[str, nn.Module], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of modules that train as a whole by their names in a file, which begin with `prefix`."""
+    return {
+        f"{prefix}{path}.{name}": tensor
+        for path, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, file: Collection[str]) -> list[str]:
+    """Return the full names of the modules of `modules_to_save` whose tensors are in a file.
+
+    In PEFT an ending need not follow a dot, and a name that the model does not have is ignored: the files of
+    classifiers name the heads of all model types.
+
+    Args:
+        model: the base.
+        wanted: `modules_to_save` in the file's config.
+        prefix: the prefix of all names in the file.
+        file: the names of the file's tensors.
+
+    Raises:
+        TsugikiError: the model has a module that the config names, and the file has no tensor of it.
+    """
+    found: list[str] = []
+    owners = {key.removeprefix(prefix).rpartition(".")[0] for key in file}
+    for ending in [wanted] if isinstance(wanted, str) else wanted or ():
+        named = [name for name, module in base_modules(model) if name.endswith(ending) and module.state_dict()]
+        held = [name for name in named if any(f"{owner}.".startswith(f"{name}.") for owner in owners)]
+        if named and not held:
+            raise TsugikiError(
+                _("modules_to_save names {ending!r}, and the file has no tensor of {path}").format(
+                    ending=ending, path=named[0]
+                )
+            )
+        found += [name for name in held if name not in found]
+    return found
+
+
+def names_for_file(model: nn.Module, modules: Collection[str]) -> list[str] | None:
+    """Return a short `modules_to_save` with which PEFT selects exactly these modules, or None if there are none."""
+    if not modules:
+        return None
+    others = [name for name, _ in base_modules(model) if name not in modules]
+    last = {name.rpartition(".")[2] for name in modules}
+    short = sorted(ending for ending in last if not any(other.endswith(ending) for other in others))
+    return short + sorted(name for name in modules if not name.endswith(tuple(short)))
+
+
+def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
+    """Warn of each parameter that is shared and will train on a copy, so that it is no longer shared.
+
+    Args:
+        model: the model before the copies are in it.
+        copies: name in the model before any graft -> the parameter of the base that a copy will replace.
+    """
+    shared = shared_parameters(model)
+    for path in copies:
+        others = [name for name in shared.get(path, ()) if name not in copies]
+        if others:
+            warnings.warn(
+                _(
+                    "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
+                    "keeps the base's"
+                ).format(layer=path.rpartition(".")[0], other=others[0]),
+                stacklevel=3,
+            )
+
+
+def _trained_copy(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module).requires_grad_(True)
+    unfreeze_batchnorm(copied)  # another adapter may have frozen those of the base
+    return copied
