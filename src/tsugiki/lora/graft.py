@@ -38,11 +38,9 @@ attribute `_tsugiki_changed_weights`, because its files no longer identify it (`
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 
-import warnings
 from collections.abc import Collection
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import nn
 
 from tsugiki.errors import TsugikiError
@@ -64,7 +62,7 @@ from tsugiki.lora.hold import (
 )
 from tsugiki.lora.layer import Grafted
 from tsugiki.lora.peft import PeftConfig, config_of_peft
-from tsugiki.model.freeze import freeze
+from tsugiki.model.freeze import freeze, warn_of_float16
 from tsugiki.model.linear import CHANGED_WEIGHTS
 from tsugiki.model.undo import replace_module, undo_all
 from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
@@ -216,19 +214,6 @@ def remove_adapter(model: nn.Module, name: str) -> None:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by their current names in the model."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def warn_of_float16(model: nn.Module) -> None:
-    """Warn if the model would compute in float16 on a processor, which takes many times as long as in float32."""
-    on_processor = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in model.parameters())
-    if on_processor and not torch.accelerator.is_available():
-        warnings.warn(
-            _(
-                "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
-                "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16"
-            ),
-            stacklevel=3,
-        )
 
 
 def _forget(model: nn.Module, state: Graft) -> None:

@@ -25,6 +25,7 @@ from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
 from tsugiki.model.attach import remove_hook
+from tsugiki.model.freeze import refuse_offloaded
 from tsugiki.model.undo import Undo, undo_all
 from tsugiki.model.weight_updates import WeightUpdate
 from tsugiki.model.wrappers import unwrapped
@@ -264,7 +265,7 @@ def base_alone(model: nn.Module) -> Iterator[None]:
     Raises:
         TsugikiError: an adapter is merged into the base, or weights of the base are not in memory.
     """
-    _refuse_offloaded(model)
+    refuse_offloaded(model)
     if not is_grafted(model):
         yield
         return
@@ -348,18 +349,6 @@ def _check_not_computing(model: nn.Module) -> None:
                         "wait until it has ended (threading.Lock), or give each thread a copy of the model"
                     )
                 )
-
-
-def _refuse_offloaded(model: nn.Module) -> None:
-    """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
-    for path, module in model.named_modules():
-        if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
-            raise TsugikiError(
-                _(
-                    "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
-                    "adapted; load the model without offloading"
-                ).format(path=path)
-            )
 
 
 class JoinedPairs(LowRank):

@@ -1,9 +1,11 @@
 """Freezing a base: the changes in a model that all of its adapters share."""
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from tsugiki.errors import TsugikiError
@@ -48,6 +50,31 @@ def freeze(model: nn.Module, keep_dropout: bool, undo: list[Undo]) -> None:
     set_attribute(model, "_replicate_for_data_parallel", _refuse_data_parallel, undo)
     if hasattr(model, "resize_token_embeddings"):
         set_attribute(model, "resize_token_embeddings", partial(_refuse_to_resize, model), undo)
+
+
+def warn_of_float16(model: nn.Module) -> None:
+    """Warn if the model would compute in float16 on a processor, which takes many times as long as in float32."""
+    on_processor = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in model.parameters())
+    if on_processor and not torch.accelerator.is_available():
+        warnings.warn(
+            _(
+                "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
+                "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16"
+            ),
+            stacklevel=3,
+        )
+
+
+def refuse_offloaded(model: nn.Module) -> None:
+    """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
+    for path, module in model.named_modules():
+        if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
+            raise TsugikiError(
+                _(
+                    "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
+                    "adapted; load the model without offloading"
+                ).format(path=path)
+            )
 
 
 def _restore_grad(model: nn.Module, required_grad: Mapping[str, bool]) -> None:
