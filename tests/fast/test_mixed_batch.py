@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.tiny import ids, logits, shake, tiny_model
+from tests.tiny import ids, in_pairs, logits, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     disable_adapter,
@@ -170,10 +170,12 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(6, 1, 12), (6, 5, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)])
-@pytest.mark.parametrize("kinds", ["l", "lll", "l-ldl-", "--l", "dpd", "-p"])
-@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@in_pairs(
+    dtype=[torch.float32, torch.float64, torch.bfloat16],
+    shape=[(6, 1, 12), (6, 5, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)],
+    kinds=["l", "lll", "l-ldl-", "--l", "dpd", "-p"],
+    make=LAYERS.values(),
+)
 def test_the_products_of_rows_equal_the_definition(
     make, kinds: str, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from tests.tiny import relative_error
+from tests.tiny import in_pairs, relative_error
 from tsugiki import LoraConfig, graft, set_adapter
 from tsugiki.fast import grafted_product, keep_mask, layers, product, use_fast_products
 from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
@@ -106,9 +106,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-@pytest.mark.parametrize("train_bias", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", LAYERS)
+@in_pairs(train_bias=[False, True], dtype=DTYPES, kind=LAYERS)
 def test_values_and_gradients_equal_the_definition(
     kind: str, dtype: torch.dtype, train_bias: bool, fused_calls: list[Any]
 ):
@@ -428,9 +426,7 @@ def test_inputs_of_another_dtype_use_the_definition(fused_calls: list[Any]):
     assert not fused_calls
 
 
-@pytest.mark.parametrize("rows", [0, 1, 16, 17])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", LAYERS)
+@in_pairs(rows=[0, 1, 16, 17], dtype=DTYPES, kind=LAYERS)
 def test_any_number_of_rows_without_gradients_equals_the_definition(
     kind: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
 ):
