@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figures
-from tsugiki.bench.table import markdown_table
+from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.result import change_of_bits
@@ -43,7 +43,7 @@ def main() -> None:
     for model, data in options.text:
         records = {dtype: _run(model, data, dtype, options) for dtype in DTYPES}
         rows += [_row(Path(model).stem, Path(data).stem, dtype, records) for dtype in DTYPES]
-        print(markdown_table((HEADERS["en"], rows)), flush=True)
+        print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     if options.figures:
         command = f"python -m benchmarks.base_quality {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.figures import Figures
-from tsugiki.bench.table import markdown_table
+from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import ratio_intervals
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -94,7 +94,7 @@ def main() -> None:
             before, now = (coverage(find(parts, wholes), truth) for find in (bootstrap, ratio_intervals))
             cells.append(f"{before:.0%} / {now:.0%}")
         rows.append(cells)
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.figures:
         command = f"python -m benchmarks.coverage {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)

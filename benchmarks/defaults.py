@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figures
-from tsugiki.bench.table import markdown_table
-from tsugiki.lora.graft import ungraft
+from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.result import change_of_bits
-from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord
-from tsugiki.training.resume import earlier_run, start_or_resume
-from tsugiki.training.run import accelerator_of, load, run, sole_run
+from tsugiki.training.workflows.runs_on_one_base import run_all
 
 HEADERS = {
     "en": ["text", "steps", "base", "default", "lowest of the sweep", "default above it"],
@@ -55,7 +52,7 @@ def main() -> None:
             for rate, record in zip(records, _runs(settings, list(records), options.out), strict=True):
                 records[rate].append(record)
         rows.append(_row(Path(data).stem, records))
-        print(markdown_table((HEADERS["en"], rows)), flush=True)
+        print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     if options.figures:
         command = f"python -m benchmarks.defaults {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)
@@ -63,21 +60,11 @@ def main() -> None:
 
 def _runs(settings: dict[str, Any], rates: Sequence[Any], out: Path) -> list[RunRecord]:
     """Train with each rate, and return the records. The base is loaded once."""
-    records, loaded = [], None
+    runs = {}
     for rate in rates:
-        folder = out / f"{Path(settings['data']).stem} {Path(settings['model']).name} {settings['seed']} {rate}"
-        config = validated(RunConfig, {**settings, "learning_rate": rate, "out": str(folder)}, None)
-        earlier = earlier_run(folder.name, config)
-        if earlier is None or earlier.status != "finished":
-            accelerator = accelerator_of(config)
-            with RunProgress() as display, sole_run(accelerator, folder):
-                model, tokenizer, data = loaded = loaded or load(accelerator, config, display)
-                record, checkpoint = start_or_resume(accelerator, config.to_record(), folder, earlier is not None)
-                run(accelerator, config, model, tokenizer, data, record, checkpoint, display)
-                ungraft(model)
-            earlier = record
-        records.append(earlier)
-    return records
+        name = f"{Path(settings['data']).stem} {Path(settings['model']).name} {settings['seed']} {rate}"
+        runs[name] = validated(RunConfig, {**settings, "learning_rate": rate, "out": str(out / name)}, None)
+    return list(run_all(runs).values())
 
 
 def _row(name: str, records: dict[Any, list[RunRecord]]) -> list[str]:

@@ -17,7 +17,7 @@ from tsugiki.data.batches import Collator
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
 
 _LENGTHS = [5, 12, 3, 21, 9, 55, 17, 2, 30]
 """Tokens of the documents: shorter and longer than an attention window, and longer than a row."""

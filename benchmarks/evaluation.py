@@ -19,16 +19,17 @@ from benchmarks.figures import Figures
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.models import build
-from tsugiki.bench.table import markdown_table
 from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
-from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.report.table import Table
+from tsugiki.training.build_loop import build_loop
+from tsugiki.training.choices import choose
+from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate, read_windows
-from tsugiki.training.model import load_dtype, prepare_model
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.model import load_dtype, make_trainable
 from tsugiki.training.processes import start_accelerator
 
 HEADERS = {
@@ -52,7 +53,7 @@ def main() -> None:
             evaluation, training = map(statistics.median, zip(*speeds, strict=True))
             ratio = statistics.median(one / other for one, other in speeds)
             rows.append([model, str(threads), f"{evaluation:,.0f}", f"{training:,.0f}", f"{ratio:.2f}"])
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         command = shlex.join(["python -m benchmarks.evaluation", *sys.argv[1:]]).replace("'", "")
         Figures(HEADERS, rows, command).write(options.out)
@@ -69,13 +70,15 @@ def _measured(name: str, threads: list[int], characters: int, repeats: int) -> d
         "max_steps": 10_000,
         "learning_rate": 1e-4,
     }
-    config = validated(ResolvedConfig, given, None)
+    config = validated(RunConfig, given, None)
     accelerator = start_accelerator(config.device)
     model = build(name, torch_dtype(load_dtype(config))).to(accelerator.device)
     blocks = random_blocks(workload, model.config.vocab_size)
     masking = detect_document_masking(model, workload.length)
-    prepare_model(model, config)
-    loop = prepare_loop(accelerator, config, model, blocks, masking)
+    make_trainable(model, config)
+    loop = build_loop(
+        accelerator, config, choose(config, model, len(blocks), blocks.block_size), model, blocks, masking
+    )
     tokenizer = load_tokenizer(EMBEDDED)  # its token ids are in the vocabulary of every known shape
     windows = read_windows(str(files("tsugiki") / "assets" / "quickstart"), characters)
     look = partial(evaluate, model, tokenizer, windows)

@@ -9,7 +9,7 @@ from typing import Any
 from tsugiki.base.loading import default_device
 from tsugiki.bench.results import installed_versions
 from tsugiki.io.json import write_json
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 from tsugiki.training.machine import describe_machine
 
 KIND = "figures"
@@ -32,7 +32,7 @@ class Figures:
 
     def table(self, language: str) -> Table:
         """Return the headers in this language, and the cells."""
-        return list(self.headers[language]), [list(row) for row in self.rows]
+        return Table(list(self.headers[language]), [list(row) for row in self.rows])
 
     def write(self, file: Path) -> None:
         """Write the file atomically."""

@@ -28,7 +28,7 @@ from llama_cpp import Llama
 from benchmarks.figures import Figures
 from tsugiki.base.gguf.conversion_cache import converted_folder
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
+from tsugiki.report.table import Table
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 TEXTS = [
@@ -71,7 +71,7 @@ def main() -> None:
     rows: list[list[str]] = []
     for path in options.files:
         measured = _rows(path)
-        print(f"\n{path.name}\n\n{markdown_table((HEADERS['en'], measured))}", flush=True)
+        print(f"\n{path.name}\n\n{Table(HEADERS['en'], measured).to_markdown()}", flush=True)
         rows += [[f"{path.name}: {label}", value] for label, value in measured]
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.gguf {shlex.join(sys.argv[1:])}").write(options.out)

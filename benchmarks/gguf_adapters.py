@@ -26,7 +26,6 @@ from benchmarks.llama_cpp_outputs import common_prefix, greedy, llama_cpp_output
 from benchmarks.llama_cpp_outputs import logits as logits_of
 from tsugiki import disable_adapter, load_adapter
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
 from tsugiki.data.encoding import document_start, encode
 
 _HEADERS = {
@@ -92,7 +91,7 @@ def main() -> None:
         f"{shift:.3g}\n"
     )
     figures = Figures(_HEADERS, rows, shlex.join(["python", "-m", "benchmarks.gguf_adapters", *sys.argv[1:]]))
-    print(markdown_table(figures.table("en")))
+    print(figures.table("en").to_markdown())
     for name, generated in texts:
         print(f"{name}: {tokenizer.decode(generated)!r}")
     print(f"\n{output}")

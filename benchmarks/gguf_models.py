@@ -25,7 +25,6 @@ from benchmarks.llama_cpp_outputs import common_prefix, greedy, llama_cpp_output
 from benchmarks.llama_cpp_outputs import logits as logits_of
 from tsugiki import load_adapter
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.dtypes import GgufDtype
 
@@ -81,7 +80,7 @@ def main() -> None:
                 path.unlink()
     figures = Figures(_HEADERS, rows, shlex.join(["python", "-m", "benchmarks.gguf_models", *sys.argv[1:]]))
     print(f"{options.model}{f' with {options.adapter}' if options.adapter else ''}, {len(ids)} tokens\n")
-    print(markdown_table(figures.table("en")))
+    print(figures.table("en").to_markdown())
     for name, generated, output in texts:
         print(f"{name}: {tokenizer.decode(generated)!r}" + (f"\n    {output}" if output else ""))
     if options.out:

@@ -26,27 +26,25 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks import import_in_children
+from benchmarks import import_in_children, peers
 from benchmarks.figures import Figures
 from tsugiki.base.loading import default_device
-from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
+from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.table import markdown_table, results_page
+from tsugiki.bench.table import results_page
 from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.machine import describe_machine
-from tsugiki.training.model import prepare_model
-from tsugiki.training.prepare_loop import prepare_loop
-from tsugiki.training.progress import RunProgress
-from tsugiki.training.run import accelerator_of, load
+from tsugiki.training.run import prepared
+from tsugiki.training.train_steps import loop_of
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
-    **{name: TRAINING_ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},
+    **{name: peers.ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},
     "tsugiki-no-dropout": BenchmarkEntry(
         "Tsugiki, base in bfloat16, without LoRA dropout", "benchmarks.gpu:tsugiki_without_dropout", "bf16"
     ),
@@ -100,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = Workload(options.model, options.batch, options.length)
 
     losses = compare_losses(options.device, options.steps, command)
-    print(markdown_table(losses.table("en")))
+    print(losses.table("en").to_markdown())
     profile = in_process(profile_step, work, options.device, command)
-    print(markdown_table(profile.table("en")))
+    print(profile.table("en").to_markdown())
     results = measure_entries({name: ENTRIES[name] for name in names}, work, options.rounds, end, command)
     print(results_page(results))
     if options.out:
@@ -147,7 +145,7 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
     """
     losses = {}
     for dtype in dtypes:
-        with TemporaryDirectory() as folder, RunProgress(shown=False) as display:
+        with TemporaryDirectory() as folder:
             settings = {
                 "model": "embedded",
                 "data": str(files("tsugiki") / "assets" / "quickstart"),
@@ -160,11 +158,8 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
                 "learning_rate": 1e-3,
                 "lora": {"lora_dropout": 0.0, "target_modules": "all-linear"},
             }
-            config = validated(ResolvedConfig, settings, None)
-            accelerator = accelerator_of(config)
-            model, _, data = load(accelerator, config, display)
-            prepare_model(model, config)
-            loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+            config = validated(RunConfig, settings, None)
+            loop = loop_of(prepared(config))
             loop.run()
         losses[dtype] = [point.loss for point in loop.progress.loss_curve]
     return losses
@@ -189,7 +184,7 @@ def measure_entries(
         else:
             found.append(Measurement(name, problem="left out: the time was over (--minutes)"))
     machine = describe_machine(default_device()).model_dump()
-    return collect("train", work, entries, found, {}, command, machine)
+    return collect(work, work.tokens, entries, found, {}, command, machine)
 
 
 def profile_step(work: Workload, device: str, command: str) -> Figures:

@@ -32,7 +32,6 @@ from benchmarks.growth_plot import Line, Panel, plot
 from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.process import KILLED, EntryFailed, EntryProcess
-from tsugiki.bench.table import markdown_table
 from tsugiki.bench.worker import OUT_OF_MEMORY
 from tsugiki.bench.workload import WARM_UP, Workload
 from tsugiki.errors import TsugikiError
@@ -147,7 +146,7 @@ def main() -> None:
     panels = _panels(found)
     write_text(options.out / "growth.svg", plot(panels, "en"))
     write_text(options.out / "growth.ja.svg", plot(panels, "ja"))
-    print(markdown_table(figures.table("en")))
+    print(figures.table("en").to_markdown())
 
 
 def _faster(one: Measured, other: Measured) -> Measured:

@@ -17,10 +17,10 @@ from typing import Literal, TypeAlias
 
 from benchmarks.figures import KIND, Figures
 from tsugiki.bench.results import EntryResult, Results
-from tsugiki.bench.table import computer, markdown_table, results_table
+from tsugiki.bench.table import computer, results_table
 from tsugiki.errors import TsugikiError
 from tsugiki.io.json import read_json
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 
 Language: TypeAlias = Literal["en", "ja"]
 
@@ -84,20 +84,23 @@ def _markdown(file: Path, language: Language) -> str:
         table = source.table(language)
     else:
         table = results_table(source) if language == "en" else _in_japanese(results_table(source))
-    return f"\n{markdown_table(table)}\n`{source.command}` · {computer(source.machine)}, {source.date}\n\n"
+    return f"\n{table.to_markdown()}\n`{source.command}` · {computer(source.machine)}, {source.date}\n\n"
 
 
 def _in_japanese(table: Table) -> Table:
     """Translate the headers of a table of results, and its rows of the machine's limit."""
     headers, rows = table
-    return [_JAPANESE[header] for header in headers], [
+    return Table(
+        [_JAPANESE[header] for header in headers],
         [
-            re.sub(r"^limit, (\w+)$", r"限界（\1）", name),
-            *figures,
-            note.replace("with causal attention", "因果的アテンションのみ"),
-        ]
-        for name, *figures, note in rows
-    ]
+            [
+                re.sub(r"^limit, (\w+)$", r"限界（\1）", name),
+                *figures,
+                note.replace("with causal attention", "因果的アテンションのみ"),
+            ]
+            for name, *figures, note in rows
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ time of each `load_model`, without the imports, and the peak memory of the proce
 
 `compare` writes a model with a few layers of the shape, and trains it in processes of their own, in turns, in one and
 the same loop on the same tokens: PEFT with bitsandbytes as its guide says (`documented`:
-`prepare_model_for_kbit_training`, gradient checkpointing, autocast in bfloat16) beside Tsugiki with every block
+`make_trainable_for_kbit_training`, gradient checkpointing, autocast in bfloat16) beside Tsugiki with every block
 recomputed, and PEFT without preparation and checkpointing (`fastest`) beside Tsugiki without recomputation. The first
 step of each process is not counted; the table has the median step of all processes of an entry. bitsandbytes is never
 in evaluation mode here, because its gradients would be wrong afterwards (docs/memory.md). `loop` is one such process;
@@ -41,16 +41,15 @@ from safetensors.torch import save_file
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import meta_model
-from tsugiki.training.allocator import keep_freed_memory
-from tsugiki.training.memory import process_peak
+from tsugiki.report.table import Table
+from tsugiki.training.memory import keep_freed_memory, process_peak
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -249,8 +248,7 @@ def _tsugiki(options: argparse.Namespace) -> None:
 _LOAD = """if True:
     import sys, time, transformers
     from tsugiki.base.loading import load_model
-    from tsugiki.training.memory import process_peak
-    started, used = time.perf_counter(), time.process_time()
+        started, used = time.perf_counter(), time.process_time()
     load_model(sys.argv[1], sys.argv[2])
     print(f"{time.perf_counter() - started:.1f} s ({time.process_time() - used:.1f} s of processor time), "
           f"peak {process_peak() / 1e9:.2f} GB")
@@ -297,7 +295,7 @@ def _compare(options: argparse.Namespace) -> None:
                         f"{statistics.median(result['loading_seconds'] for result in of_entry):.0f} s",
                     ]
                 )
-            print(markdown_table((HEADERS["en"], rows)), flush=True)
+            print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     finally:
         shutil.rmtree(model)
     if options.figures:
@@ -343,7 +341,7 @@ def _loop(options: argparse.Namespace) -> None:
 
 
 def _peft_model(options: argparse.Namespace) -> Any:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model, make_trainable_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantization = BitsAndBytesConfig(
@@ -356,7 +354,7 @@ def _peft_model(options: argparse.Namespace) -> Any:
         options.model, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": "cpu"}
     )
     if options.entry == PEFT_DOCUMENTED:
-        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = make_trainable_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = LoraConfig(
         r=8, lora_alpha=32, lora_dropout=options.dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )

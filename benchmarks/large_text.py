@@ -36,7 +36,6 @@ import numpy as np
 
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
-from tsugiki.bench.table import markdown_table
 from tsugiki.data import batches, blocks, store
 from tsugiki.data.batches import Collator
 from tsugiki.data.duplicates import SLOTS, near_duplicates
@@ -45,6 +44,7 @@ from tsugiki.data.records import Record
 from tsugiki.data.seen_texts import fingerprints
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
+from tsugiki.report.table import Table
 from tsugiki.training import packing, preparation
 
 SHORTEST, LONGEST = 300, 1500  # characters of a record
@@ -90,7 +90,7 @@ def main() -> None:
     write_json(given.folder / f"results-{given.gigabytes:g}GB.json", results)
     names = list(dict.fromkeys(name for phases in results.values() for name in phases))
     rows = [[name, *(_cell(results[command].get(name)) for command in results)] for name in names]
-    print(markdown_table(([f"{given.gigabytes:g} GB", *results], rows)))
+    print(Table([f"{given.gigabytes:g} GB", *results], rows).to_markdown())
 
 
 def _cell(phase: dict[str, float] | None) -> str:
@@ -177,7 +177,7 @@ def measure_index(records: int, folder: Path) -> None:
     watch.end()
     print(f"{len(groups):,} groups, {len(packed):,} rows of {len(packed.lengths):,} segments")
     cells = [[name, _cell(phase)] for name, phase in watch.phases.items()]
-    print(markdown_table((["phase", f"{records:,} records"], cells)))
+    print(Table(["phase", f"{records:,} records"], cells).to_markdown())
 
 
 def use_stand_ins() -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.figures import Figures
-from tsugiki.bench.table import markdown_table
 from tsugiki.fast.loss import Head, chunked_loss, plain_loss
+from tsugiki.report.table import Table
 from tsugiki.training.memory import available, peak, reset_peak, resident
 
 Loss = Callable[[Tensor, Head, Tensor], Tensor]
@@ -51,7 +51,7 @@ def main() -> None:
                 _measured(loss, head, tokens, options.repeats) if fits else (f"about {needed >> 20:,}", "out of memory")
             )
             rows.append([f"{tokens:,}", f"{options.vocabulary:,}", options.dtype, name, *found])
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         Figures(HEADERS, rows, shlex.join(["python -m benchmarks.loss", *sys.argv[1:]]).replace("'", "")).write(
             options.out

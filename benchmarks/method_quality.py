@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figures
-from tsugiki.bench.table import markdown_table
+from tsugiki.report.table import Table
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.result import change_of_bits
@@ -63,7 +63,7 @@ def main() -> None:
     for method in options.methods:
         for data in options.data:
             rows.append(_row(method, Path(data), options.model, options.factors, options.out))
-            print(markdown_table((HEADERS["en"], rows[-1:])).splitlines()[-1], flush=True)
+            print(Table(HEADERS["en"], rows[-1:]).to_markdown().splitlines()[-1], flush=True)
     if options.figures:
         command = f"python -m benchmarks.method_quality {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)

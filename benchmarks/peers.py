@@ -1,4 +1,4 @@
-"""`tsugiki bench` with entries for tools that no extra of Tsugiki installs: LitGPT and MLX-LM.
+"""`tsugiki bench` with more entries: LitGPT and MLX-LM, which no extra of Tsugiki installs, and full fine-tuning.
 
 python -m benchmarks.peers --entries litgpt,peft-bf16,tsugiki-bf16 --model smollm2-135m --length 256 --out results
 """
@@ -16,8 +16,34 @@ from tsugiki.bench.workload import Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable
 
+_MORE = "benchmarks.more_entries"
 ENTRIES = {
     **TRAINING_ENTRIES,
+    "peft-bf16-autocast": BenchmarkEntry(
+        "as peft-bf16, with bf16=True (autocast): A and B are multiplied in bfloat16 too",
+        f"{_MORE}:peft_bf16_autocast",
+        "bf16",
+        bytes_per_parameter=2,
+        requires=("peft",),
+    ),
+    "trl-checkpointed": BenchmarkEntry(
+        "as trl, with gradient checkpointing (TRL's default)",
+        f"{_MORE}:trl_checkpointed",
+        "bf16",
+        bytes_per_parameter=2,
+        requires=("peft", "trl", "datasets"),
+    ),
+    **{
+        f"{tool}-full-{dtype}": BenchmarkEntry(
+            f"full fine-tuning by {tool}, matrix products in {dtype}",
+            f"{_MORE}:{tool}_full_{dtype}",
+            dtype,
+            bytes_per_parameter=18 if (tool, dtype) == ("tsugiki", "bf16") else 16,
+            full=True,
+        )
+        for tool in ("trainer", "tsugiki")
+        for dtype in ("fp32", "bf16")
+    },
     "litgpt": BenchmarkEntry(
         "LitGPT's finetune_lora, bf16-true",
         "benchmarks.litgpt_entry:litgpt",
@@ -54,7 +80,6 @@ def main() -> None:
     if options.out:
         check_writable(options.out)
     results = run_benchmark(
-        "train",
         {name: ENTRIES[name] for name in names},
         Workload(options.model, options.batch, options.length),
         options.rounds,

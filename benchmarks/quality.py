@@ -15,23 +15,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from accelerate import Accelerator
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model
 from tsugiki.bench.hugging_face import StepBarrierCallback, with_peft
-from tsugiki.bench.table import markdown_table
 from tsugiki.bench.workload import StepBarrier
-from tsugiki.training.automatic import ResolvedConfig, total_steps
-from tsugiki.training.config import CHAPTER
+from tsugiki.report.table import Table
+from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate
-from tsugiki.training.model import prepare_model
-from tsugiki.training.packing import PackedDataset
-from tsugiki.training.prepare_loop import prepare_loop
-from tsugiki.training.progress import RunProgress
-from tsugiki.training.run import accelerator_of, load
+from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.run import Run, prepared
+from tsugiki.training.train_steps import loop_of
 
 HEADERS = {
     "en": ["run", "steps", "seconds", "held-out loss", "speed-up"],
@@ -49,27 +45,27 @@ def main() -> None:
     parser.add_argument("--block-size", type=int)
     parser.add_argument("--out", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
-    with TemporaryDirectory() as folder, RunProgress() as display:
+    with TemporaryDirectory() as folder:
         settings = {"model": options.model, "data": options.data, "out": folder, "block_size": options.block_size}
-        config = validated(ResolvedConfig, {**CHAPTER, **settings, "max_steps": options.max_steps}, None)
-        accelerator = accelerator_of(config)
-        model, tokenizer, data = load(accelerator, config, display)
+        config = validated(RunConfig, {**CHAPTER, **settings, "max_steps": options.max_steps}, None)
+        run = prepared(config)
+        tokenizer, data = run.texts.tokenizer, run.data
         target, theirs = _chapter(config, tokenizer, data, folder)
-        display.print(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
-        curve = _ours(accelerator, config, model, tokenizer, data, target, options.every, display)
+        run.display.print(f"the chapter's script: held-out loss {target:.4f} after {theirs:,.0f} s of steps")
+        curve = _ours(run, target, options.every)
     step, seconds, loss = curve[-1]
-    steps = total_steps(config, len(data.blocks))
+    steps = run.choices.steps
     reached = f"{theirs / seconds:.2f}" if loss <= target else "not reached"
     rows = [
         ["the chapter's script", f"{steps:,}", f"{theirs:,.0f}", f"{target:.4f}", "1"],
         ["Tsugiki", f"{step:,}", f"{seconds:,.0f}", f"{loss:.4f}", reached],
     ]
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.quality {shlex.join(sys.argv[1:])}").write(options.out)
 
 
-def _chapter(config: ResolvedConfig, tokenizer: Any, data: PackedDataset, folder: str) -> tuple[float, float]:
+def _chapter(config: RunConfig, tokenizer: Any, data: PackedDataset, folder: str) -> tuple[float, float]:
     """Run the chapter's script, and return its final held-out loss and the seconds of its steps."""
     model = with_peft(load_model(config.model))
     clock = Clock()
@@ -96,19 +92,9 @@ def _chapter(config: ResolvedConfig, tokenizer: Any, data: PackedDataset, folder
     return evaluate(model.get_base_model(), tokenizer, data.windows).loss, clock.seconds
 
 
-def _ours(
-    accelerator: Accelerator,
-    config: ResolvedConfig,
-    model: Any,
-    tokenizer: Any,
-    data: PackedDataset,
-    target: float,
-    every: int,
-    display: RunProgress,
-) -> list[tuple[int, float, float]]:
+def _ours(run: Run, target: float, every: int) -> list[tuple[int, float, float]]:
     """Run Tsugiki until its loss is at most `target`; return step, seconds and held-out loss at each evaluation."""
-    prepare_model(model, config)
-    loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
+    loop = loop_of(run)
     curve: list[tuple[int, float, float]] = []
     while loop.progress.step < loop.steps:
         loop.train_step()
@@ -116,9 +102,9 @@ def _ours(
         step, seconds = loop.progress.step, loop.progress.seconds
         if step % every and step < loop.steps:
             continue
-        loss = evaluate(model, tokenizer, data.windows).loss
+        loss = evaluate(run.model, run.texts.tokenizer, run.data.windows).loss
         curve.append((step, seconds, loss))
-        display.print(f"step {step}  {seconds:,.0f} s  held-out loss {loss:.4f}")
+        run.display.print(f"step {step}  {seconds:,.0f} s  held-out loss {loss:.4f}")
         if loss <= target:
             break
     return curve

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figures
-from tsugiki.bench.table import markdown_table
 from tsugiki.report.formatting import format_change
+from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = {"model": options.model, "data": options.data, "retention_data": options.retention_data}
     rows = [_row(share, _run(settings, options.mix, share, options.out)) for share in options.shares]
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.figures:
         command = f"python -m benchmarks.replay {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
 from tsugiki.lowbit.integer_passes import plain_levels, plain_rounded
 from tsugiki.lowbit.rotation import blocks_of, plain_rotated
+from tsugiki.report.table import Table
 
 _WAYS = ("one step", "nf4", "rotated, one step", "int8", "bf16")
 HEADERS = {
@@ -43,7 +43,7 @@ def main() -> None:
     rows = []
     for model, text in options.text:
         rows += [[Path(model).stem, *row] for row in _rows(model, Path(text), options.tokens)]
-        print(markdown_table((HEADERS["en"], rows)), flush=True)
+        print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     if options.figures:
         Figures(HEADERS, rows, f"python -m benchmarks.rounding {shlex.join(sys.argv[1:])}").write(options.figures)
 

@@ -20,15 +20,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from benchmarks.figures import Figures
 from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
-from tsugiki.bench.table import markdown_table
-from tsugiki.model.dropout import disable_dropout
-from tsugiki.training.automatic import ResolvedConfig
+from tsugiki.model.training_mode import disable_dropout
+from tsugiki.report.table import Table
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
-from tsugiki.training.model import prepare_model
-from tsugiki.training.prepare_loop import prepare_loop
-from tsugiki.training.progress import RunProgress
-from tsugiki.training.run import accelerator_of, load, train
+from tsugiki.training.run import prepared, train
+from tsugiki.training.train_steps import loop_of
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 
@@ -55,7 +52,7 @@ def main() -> None:
     for precision in ("fp32", "bf16", "int8") if options.run_steps else ():
         loss = _held_out({**common, "base_dtype": precision, "max_steps": options.run_steps})
         rows.append([f"held-out loss after {options.run_steps} steps, base in {precision}", f"{loss:.4f}"])
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.same_results {shlex.join(sys.argv[1:])}".strip()).write(
             options.out
@@ -64,14 +61,12 @@ def main() -> None:
 
 def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float]]:
     """Return the loss of every step, of Tsugiki and of PEFT."""
-    with TemporaryDirectory() as folder, RunProgress() as display:
+    with TemporaryDirectory() as folder:
         settings = {**common, "out": folder, "base_dtype": "fp32", "max_steps": steps, "save_steps": 10 * steps}
-        config = validated(ResolvedConfig, {**CHAPTER, **settings, "lora": {"r": 8, "lora_dropout": 0.0}}, None)
-        accelerator = accelerator_of(config)
-        model, _, data = load(accelerator, config, display)
-        prepare_model(model, config)
-        loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
-        save_adapter(model, Path(folder) / "start")
+        config = validated(RunConfig, {**CHAPTER, **settings, "lora": {"r": 8, "lora_dropout": 0.0}}, None)
+        run = prepared(config)
+        loop = loop_of(run)
+        save_adapter(run.model, Path(folder) / "start")
         loop.run()
         base = load_model(config.model)
         disable_dropout(base)
@@ -81,14 +76,14 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
                 output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=4,
-                gradient_accumulation_steps=config.batch_size // 4,
+                gradient_accumulation_steps=run.choices.batch_size // 4,
                 learning_rate=config.learning_rate,
                 seed=config.seed,
                 save_strategy="no",
                 disable_tqdm=True,
                 report_to="none",
             ),
-            train_dataset=data.blocks,
+            train_dataset=run.data.blocks,
             data_collator=default_data_collator,
         )
         other.add_callback(LossCallback(other))

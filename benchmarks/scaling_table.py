@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from benchmarks.guide_tables import Language, guide_language
-from tsugiki.bench.table import markdown_table
 from tsugiki.io.formatting import format_gigabytes
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 
 RATE = 400e12
 """Assumed floating point operations per second of a card: about 40 % of an H100's specification for bfloat16."""
@@ -197,7 +196,7 @@ def memory_table(language: Language) -> Table:
         ]
         for setup in MEMORY_SETUPS
     ]
-    return headers[language], rows
+    return Table(headers[language], rows)
 
 
 def step_table(language: Language) -> Table:
@@ -225,7 +224,7 @@ def step_table(language: Language) -> Table:
         ]
         for setup in STEP_SETUPS
     ]
-    return [*headers[language], *(header for link in links for header in (link, efficiency))], rows
+    return Table([*headers[language], *(header for link in links for header in (link, efficiency))], rows)
 
 
 TABLES: Mapping[str, Callable[[Language], Table]] = {"memory": memory_table, "step": step_table}
@@ -233,7 +232,7 @@ TABLES: Mapping[str, Callable[[Language], Table]] = {"memory": memory_table, "st
 
 def fill_guide(text: str, language: Language) -> str:
     """Return the text of a guide with its computed tables."""
-    return _TABLE.sub(lambda match: f"{match[1]}\n{markdown_table(TABLES[match[2]](language))}\n{match[4]}", text)
+    return _TABLE.sub(lambda match: f"{match[1]}\n{TABLES[match[2]](language).to_markdown()}\n{match[4]}", text)
 
 
 def main(guides: Sequence[str]) -> None:
@@ -242,7 +241,7 @@ def main(guides: Sequence[str]) -> None:
         text = guide.read_text(encoding="utf-8")
         guide.write_text(fill_guide(text, guide_language(guide)), encoding="utf-8")
     if not guides:
-        print(*(markdown_table(table("en")) for table in TABLES.values()), sep="\n")
+        print(*(table("en").to_markdown() for table in TABLES.values()), sep="\n")
 
 
 def _names(setup: Setup) -> list[str]:

@@ -37,8 +37,8 @@ from benchmarks.served import Answers, Served, messages, prompt, server
 from tsugiki import LoraConfig, graft, load_adapter, mixed_batch, save_adapter, trainable_parameters, ungraft
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.bench.models import SHAPES, build
-from tsugiki.bench.table import markdown_table
 from tsugiki.lowbit.threads import with_one_thread
+from tsugiki.report.table import Table
 
 HEADERS = {"en": ["model", "measurement", "figure"], "ja": ["モデル", "測定項目", "値"]}
 _PROMPT, _NEW = 32, 32
@@ -78,7 +78,7 @@ def main() -> None:
                 for label, figure in _measure(what, model, place, options):
                     rows.append([Path(name).stem, label, figure])
                     print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         command = shlex.join(["python -m benchmarks.serving", *sys.argv[1:]]).replace("'", "")
         Figures(HEADERS, rows, command).write(options.out)

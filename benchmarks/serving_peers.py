@@ -32,7 +32,7 @@ from benchmarks.figures import Figures
 from benchmarks.served import Served, prompt, server
 from tsugiki import LoraConfig, graft, save_adapter, trainable_parameters, ungraft
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.bench.table import markdown_table
+from tsugiki.report.table import Table
 
 HEADERS = {
     "en": ["server", "requests", "tokens for a second of processor time", "tokens for a second", "seconds"],
@@ -72,7 +72,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         contenders = _prepare(options, Path(folder))
         rows = [list(row) for row in _measure(contenders, options.model, options.requests, options.rounds)]
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         command = shlex.join(["python", "-m", "benchmarks.serving_peers", *sys.argv[1:]])
         Figures(HEADERS, rows, command).write(options.out)

@@ -43,8 +43,8 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.bench.models import SHAPES, build
-from tsugiki.bench.table import markdown_table
 from tsugiki.lora.graft import remove_adapter
+from tsugiki.report.table import Table
 from tsugiki.training.memory import reset_peak, resident
 
 HEADERS = {
@@ -83,7 +83,7 @@ def main() -> None:
             for label, *figures in _measured(name, getattr(torch, dtype), options.rounds, options.cycles):
                 rows.append([name, dtype, label, *figures])
                 print(" | ".join(rows[-1]), file=sys.stderr)
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         Figures(HEADERS, rows, shlex.join(["python -m benchmarks.switching", *sys.argv[1:]]).replace("'", "")).write(
             options.out

@@ -29,7 +29,7 @@ from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.entries import TRAINING_ENTRIES
 from tsugiki.bench.models import build
-from tsugiki.bench.table import markdown_table
+from tsugiki.report.table import Table
 
 HEADERS = {
     "en": ["command", "tokens/s", "seconds of a step, by round", "ratio to the fastest competitor"],
@@ -66,7 +66,7 @@ def main() -> None:
                 seconds.append((times[1] - times[0]) / (many - few))
                 print(f"{name}: {times[0]:.1f} s, {times[1]:.1f} s", file=sys.stderr, flush=True)
     rows = _rows(found)
-    print(markdown_table((HEADERS["en"], rows)))
+    print(Table(HEADERS["en"], rows).to_markdown())
     if options.out:
         Figures(HEADERS, rows, f"python -m benchmarks.wall_time {shlex.join(sys.argv[1:])}").write(options.out)
 

@@ -32,7 +32,7 @@ from tsugiki.data.encoding import document_end
 from tsugiki.data.read.files import content_key, read_records
 from tsugiki.data.splits import split_records
 from tsugiki.data.store import open_store
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.training.evaluation.evaluate import Window, evaluate, split_windows
 
 

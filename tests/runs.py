@@ -12,9 +12,10 @@ import torch
 from tests.tiny import TEXT, byte_tokenizer, save_tiny, store_of
 from tsugiki import TsugikiError
 from tsugiki.data import Blocks, pack
+from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
-from tsugiki.training import RunConfig, RunRecord, TrainingLoop
-from tsugiki.training.workflows import several
+from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choose, run, start_accelerator
+from tsugiki.training.build_loop import build_loop
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
 """Flags of `tsugiki train` for a short run in the working directory of the command line's tests."""
@@ -109,14 +110,24 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
 def counted_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Return a list that gets the folder of each run of a comparison or sweep, and whether it is resumed."""
     runs: list[tuple[str, bool]] = []
-    start = several.start_or_resume
+    start = run.start_or_resume
 
-    def counted(accelerator: Any, settings: Any, out: Path, resume: bool) -> Any:
+    def counted(accelerator: Any, settings: Any, out: Path, resume: bool, overwrite: bool) -> Any:
         runs.append((out.name, resume))
-        return start(accelerator, settings, out, resume)
+        return start(accelerator, settings, out, resume, overwrite)
 
-    monkeypatch.setattr(several, "start_or_resume", counted)
+    monkeypatch.setattr(run, "start_or_resume", counted)
     return runs
+
+
+def loop_of(
+    config: RunConfig, model: Any, blocks: Blocks | None = None, accelerator: Any = None, masking: Any = None
+) -> TrainingLoop:
+    """The loop of a prepared model; by default on the processor, with `uneven_blocks`."""
+    blocks = blocks or uneven_blocks()
+    chosen = choose(config, model, len(blocks), blocks.block_size)
+    masking = masking or detect_document_masking(model)
+    return build_loop(accelerator or start_accelerator("cpu"), config, chosen, model, blocks, masking)
 
 
 def uneven_blocks() -> Blocks:

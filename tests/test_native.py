@@ -32,7 +32,6 @@ from tsugiki.fast import (
 )
 from tsugiki.lora import LoraLinear, LowRank, wrap
 from tsugiki.lowbit import (
-    Int8Linear,
     add_large,
     added,
     blocks_of,
@@ -57,7 +56,7 @@ from tsugiki.lowbit.integer_passes import plain_levels
 from tsugiki.training import train
 
 ROOT = Path(__file__).parent.parent
-SHAPES = [(1, 2), (3, 5), (64, 768), (7, 48), (5, 4), (17, 1001), (2, 4099)]
+SHAPES = [(1, 2), (64, 768), (7, 48), (17, 1001)]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -291,18 +290,6 @@ def test_a_run_is_the_same_without_the_library_and_with_any_number_of_threads(
     monkeypatch.setattr(native, "native", lambda kind, dtype="": None)
     monkeypatch.setattr(activations, "native", lambda kind: None)
     assert digest("plain", 1) == compiled
-
-
-@pytest.mark.usefixtures("_compiled")
-@pytest.mark.skipif(not exact_integers(), reason="no integer products on this processor")
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-def test_a_layer_gives_the_same_with_and_without_the_library(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    torch.manual_seed(0)
-    layer = Int8Linear.from_layer(torch.nn.Linear(33, 6200), dtype)
-    x, dy = torch.randn(300, 33).to(dtype), torch.randn(300, 6200).to(dtype)
-    ours = layer.product(x), layer.input_gradient(dy)
-    monkeypatch.setattr(native, "native", lambda kind, dtype="": None)
-    assert all(_same_bits(a, b) for a, b in zip(ours, (layer.product(x), layer.input_gradient(dy)), strict=True))
 
 
 def test_without_a_compiler_nothing_is_compiled(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -62,8 +62,6 @@ _MODULE_OF = {
     "evaluate": "tsugiki.functions",
     "generate": "tsugiki.functions",
     "preview": "tsugiki.functions",
-    "preview_html": "tsugiki.report.notebook",  # for a preview in a notebook, not public
-    "run_html": "tsugiki.report.notebook",  # for a record in a notebook, not public
     "print_trainable_parameters": "tsugiki.adapters.pretrained",
     "graft": "tsugiki.adapters.pretrained",
     "set_adapter": "tsugiki.lora.hold",

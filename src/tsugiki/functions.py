@@ -67,15 +67,15 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     Raises:
         TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
     """
-    from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.report.run import write_report
+    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.report.run import ShownRecord, write_report
     from tsugiki.training.run import train as train_run
 
     config = validated(RunConfig, settings, None)
     with quiet_libraries():
         record = train_run(config, resume=resume)
     write_report(Path(config.out))
-    return record
+    return ShownRecord.model_construct(record.model_fields_set, **dict(record))
 
 
 @partial(_with_settings_of_a_run, without="out")
@@ -92,13 +92,13 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     Raises:
         TsugikiError: an error that would stop the run before its first step.
     """
-    from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.report.preview import ShownPreview
     from tsugiki.training.workflows.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
     with quiet_libraries():
-        return preview_run(config, rows, ProgressDisplay())
+        return ShownPreview(**vars(preview_run(config, rows)))
 
 
 def evaluate(
@@ -133,10 +133,10 @@ def evaluate(
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
-    from tsugiki.base.quiet import quiet_libraries
     from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.io.quiet import quiet_libraries
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.evaluation.targets import evaluate_targets, evaluation_targets
+    from tsugiki.training.evaluation_targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
     results = evaluate_targets(
@@ -190,10 +190,11 @@ def generate(
     Raises:
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
-    from tsugiki.base.quiet import quiet_libraries
-    from tsugiki.generation.prompts import as_prompt, learned_conversations
-    from tsugiki.generation.texts import Sampling, generate_text
-    from tsugiki.training.evaluation.targets import evaluation_targets, loaded_targets
+    from tsugiki.generation.generate import generate_text
+    from tsugiki.generation.prompt import as_prompt, learned_conversations
+    from tsugiki.generation.sampling import Sampling
+    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.training.evaluation_targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():
@@ -203,7 +204,7 @@ def generate(
             turns = as_prompt(prompt, as_turns, None)
         else:
             turns = [Message(turn["role"], turn["content"]) for turn in prompt]
-        return generate_text(loaded, tokenizer, turns, Sampling(max_new_tokens, temperature, top_p, seed))
+        return generate_text(loaded, tokenizer, turns, max_new_tokens, Sampling(temperature, top_p, seed))
 
 
 def _list(names: str | Sequence[str] | None) -> list[str]:

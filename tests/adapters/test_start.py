@@ -15,7 +15,7 @@ from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapte
 from tsugiki.adapters import start_from
 from tsugiki.base import load_model
 from tsugiki.model import probe_logits
-from tsugiki.training import prepare_model, train
+from tsugiki.training import make_trainable, train
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["c_attn", "wte"]}
 
@@ -42,7 +42,7 @@ def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str,
     assert config.lora.lora_alpha == 8
     assert config.lora.r == given.get("r", 4)
     model = load_model(config.model)
-    prepare_model(model, config)
+    make_trainable(model, config)
     start_from(model, str(folder))
     expected = load_model(config.model)
     load_adapter(expected, folder)

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.peers import ENTRIES
 
 from tests.tiny import save_tiny
 from tsugiki.bench import (
     DEFAULT_ENTRIES,
-    GENERATION_ENTRIES,
     LIMIT_ENTRY,
     SHAPES,
     TRAINING_ENTRIES,
@@ -69,7 +69,7 @@ TRAINED = [
 
 @pytest.mark.parametrize("name", [*TRAINED, pytest.param(COMPILED, marks=pytest.mark.slow)])
 def test_training(name: str, folder: str, trained: list[torch.nn.Module]):
-    script, entry = Script(), TRAINING_ENTRIES[name]
+    script, entry = Script(), ENTRIES[name]
     if entry.missing:
         pytest.skip(f"{entry.missing[0]} is not installed")
     with pytest.raises(StopRequested):
@@ -106,22 +106,14 @@ def test_a_given_attention_and_adapter_of_peft(name: str, folder: str, trained: 
 
 def test_a_given_adapter_of_tsugiki(folder: str, monkeypatch: pytest.MonkeyPatch):
     script, models = Script(), []
-    prepare = tsugiki_entry.prepare_model
+    prepare = tsugiki_entry.make_trainable
     monkeypatch.setattr(
-        tsugiki_entry, "prepare_model", lambda model, config: models.append(model) or prepare(model, config)
+        tsugiki_entry, "make_trainable", lambda model, config: models.append(model) or prepare(model, config)
     )
     workload = Workload(folder, batch=1, length=16, r=3, target_modules=["c_attn"])
     with pytest.raises(StopRequested):
         tsugiki_entry.tsugiki_bf16(workload, script.barrier)
     assert sum(p.numel() for p in models[0].parameters() if p.requires_grad) == 2 * 3 * (32 + 96)
-
-
-@pytest.mark.parametrize("name", [name for name, one in GENERATION_ENTRIES.items() if not one.missing])
-def test_generation(name: str, folder: str):
-    script = Script()
-    with pytest.raises(StopRequested):
-        load_function(GENERATION_ENTRIES[name].function)(Workload(folder, batch=1, length=32), script.barrier)
-    assert len(script.messages) == 3
 
 
 def test_the_limit(folder: str):
@@ -134,7 +126,7 @@ def test_the_limit(folder: str):
 
 def test_the_function_of_every_entry_exists():
     assert set(DEFAULT_ENTRIES) <= set(TRAINING_ENTRIES)
-    for entry in [*TRAINING_ENTRIES.values(), *GENERATION_ENTRIES.values(), LIMIT_ENTRY]:
+    for entry in [*ENTRIES.values(), LIMIT_ENTRY]:
         if not entry.missing:
             assert callable(load_function(entry.function))
 

@@ -4,18 +4,18 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from benchmarks.peers import ENTRIES
 
 from tsugiki.bench import (
-    TRAINING_ENTRIES,
     Measurement,
     Results,
     Workload,
     collect,
-    markdown_table,
     results_page,
     results_table,
 )
 from tsugiki.bench.plot import plot
+from tsugiki.report import Table
 
 LIMITS = {
     "fp32": {"tokens_per_second": 400.0, "causal_tokens_per_second": 450.0, "seconds": {}},
@@ -32,9 +32,9 @@ def example() -> Results:
     ]
     machine = {"processor": "EPYC", "threads": 2}
     return collect(
-        "train",
         Workload("gpt2-small", 4, 512),
-        TRAINING_ENTRIES,
+        4 * 512,
+        ENTRIES,
         measured,
         LIMITS,
         "tsugiki bench --rounds 3",
@@ -72,9 +72,9 @@ def test_the_table():
 
 
 def test_markdown_tables_are_regular():
-    lines = markdown_table(results_table(example())).splitlines()
+    lines = results_table(example()).to_markdown().splitlines()
     assert len({line.count(" | ") for line in lines}) == 1
-    assert markdown_table((["a", "b"], [["x|y", "z"]])).splitlines()[-1] == r"| x\|y | z |"
+    assert Table(["a", "b"], [["x|y", "z"]]).to_markdown().splitlines()[-1] == r"| x\|y | z |"
     assert "tsugiki bench --rounds 3" in results_page(example())
 
 

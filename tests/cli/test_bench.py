@@ -27,7 +27,7 @@ def test_the_list_names_models_and_entries(run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tsugiki.bench.entries.find_spec", lambda package: None)
     status, out, _ = run("bench", "--list")
     assert status == 0
-    for name in ("gpt2-small", "qwen3-1.7b", "embedded", "chapter", "peft-bf16", "tsugiki-int8", "grafted-off"):
+    for name in ("gpt2-small", "qwen3-1.7b", "embedded", "chapter", "peft-bf16", "tsugiki-int8"):
         assert name in out
     assert "tsugiki[bench]" in out, "rich must not read brackets as markup"
 
@@ -50,18 +50,16 @@ def test_a_measurement(base: str, run, fast, tmp_path: Path):
     assert (tmp_path / "figures" / "plot.svg").read_text().startswith("<?xml")
 
 
-def test_generation_and_names(base: str, run, fast, tmp_path: Path):
-    status, out, _ = run("bench", "--model", base, "--generate", "--entries", "merged, peft-merged")
+def test_entries_by_name(base: str, run, fast):
+    status, out, _ = run("bench", "--model", base, "--length", "16", "--entries", "tsugiki, peft-bf16")
     assert status == 0
-    assert out.index("merged") < out.index("peft-merged")
-    assert "limit" not in out
+    assert out.index("tsugiki") < out.index("peft-bf16")
 
 
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [
         (("--entries", "chaptre"), "'chaptre'; choose from chapter, peft-fp32"),
-        (("--generate", "--entries", "chapter"), "'chapter'; choose from peft-grafted"),
         (("--model", "./nowhere"), "known shapes are gpt2-small, rinna-medium, smollm2-135m"),
         (("--batch", "0"), "--batch"),
         (("--rounds", "0"), "--rounds"),

@@ -11,8 +11,8 @@ import pytest
 
 from tests.runs import TRAIN
 from tests.tiny import save_tiny
+from tsugiki.generation import generate as sample_module
 from tsugiki.generation import prompt_tokens
-from tsugiki.generation import texts as sample_module
 
 TOKENS = ("--max-new-tokens", "6")
 
@@ -90,7 +90,9 @@ def test_what_cannot_be_done_is_a_line_and_the_chat_goes_on(base: str, run, type
 
 
 def test_ctrl_c_stops_an_answer_only(base: str, run, type_, monkeypatch: pytest.MonkeyPatch):
-    def interrupted(model: object, tokenizer: object, prompt: object, sampling: object, emit: object) -> str:
+    def interrupted(
+        model: object, tokenizer: object, prompt: object, tokens: int, sampling: object, emit: object
+    ) -> str:
         emit("half")  # type: ignore[operator]
         raise KeyboardInterrupt
 

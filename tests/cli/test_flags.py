@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -11,11 +11,13 @@ from typer.main import get_command
 
 from tests.cli.imports import output_without
 from tsugiki import TsugikiError
+from tsugiki.cli import FlagsOf, as_command, settings_of, words_of
 from tsugiki.cli import app as app_module
-from tsugiki.cli import settings_of, with_flags, words_of
 from tsugiki.cli.main import main
 from tsugiki.lora import LoraConfig
 from tsugiki.training import DEFAULT_LORA, ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
+
+_Given = Annotated[dict[str, Any], FlagsOf(RunConfig, without=("method_config",))]
 
 
 def flags_of(command: str) -> dict[str, str]:
@@ -83,23 +85,21 @@ def test_method_settings_are_given_by_set():
 def test_given_flags_are_settings_as_in_a_yaml_file(arguments: list[str], settings: dict[str, object]):
     received: list[dict[str, object]] = []
 
-    @with_flags(RunConfig, exclude=["method_config"])
-    def command(settings: dict[str, object]) -> None:
+    def command(settings: _Given) -> None:
         received.append(settings)
 
     app = typer.Typer()
-    app.command()(command)
+    app.command()(as_command(command))
     app(arguments, standalone_mode=False)
     assert received == [settings]
 
 
 def test_a_flag_that_is_not_yaml_is_named():
-    @with_flags(RunConfig, exclude=["method_config"])
-    def command(settings: dict[str, object]) -> None:
+    def command(settings: _Given) -> None:
         raise AssertionError
 
     app = typer.Typer()
-    app.command()(command)
+    app.command()(as_command(command))
     with pytest.raises(TsugikiError, match="--rank-pattern"):
         app(["--rank-pattern", "{"], standalone_mode=False)
 
@@ -129,7 +129,7 @@ def test_help_does_not_import_torch(command: str):
 )
 def test_words_give_the_settings_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     taken: list[RunConfig] = []
-    monkeypatch.setattr("tsugiki.cli.checks.check_settings", lambda given: None)  # the files do not exist
+    monkeypatch.setattr("tsugiki.cli.train.check_settings", lambda given: None)  # the files do not exist
     monkeypatch.setattr("tsugiki.training.run.train", lambda config, *_, **__: taken.append(config) or sys.exit(0))
     config = RunConfig.model_validate(settings)
     words = words_of(RunConfig, config.model_dump(mode="json", exclude_unset=True))

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tsugiki.cli import print_table
 from tsugiki.cli.main import _let_threads_wait_passively
+from tsugiki.report import Table
 from tsugiki.training import RunProgress, TimeLeft
 
 
@@ -45,13 +46,13 @@ def test_a_table_that_is_too_wide_is_a_list(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.setattr(Console, "is_terminal", True)
     rows = [["dora", "LoRA for the direction of each weight row " * 4, "5,112 (0.07%)"], ["full", "every weight", ""]]
-    print_table((["method", "summary", "parameters"], rows), "below")
+    print_table(Table(["method", "summary", "parameters"], rows), "below")
     out = capsys.readouterr().out
     assert "│" not in out
     assert all(len(line) <= 70 for line in out.splitlines())
     assert "5,112 (0.07%)" in out
     assert " ".join(out.split()).count("LoRA for the direction of each weight row") == 4
-    print_table((["method", "summary"], [["full", "every weight"]]))
+    print_table(Table(["method", "summary"], [["full", "every weight"]]))
     assert "│" in capsys.readouterr().out
 
 

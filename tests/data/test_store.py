@@ -1,6 +1,5 @@
 """The token store returns what was encoded, and tokenises the same content only once."""
 
-import errno
 import itertools
 import os
 import re
@@ -275,16 +274,3 @@ def test_the_cache_of_a_killed_process_is_usable_and_its_leftovers_go(tmp_path: 
     found = open_store(RECORDS[:5], "key", tokenizer, "all", tmp_path)
     assert len(found.index) == 5
     assert not list(tmp_path.glob(".*.part"))
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(folder: Path, *_: object) -> None:
-        (folder / "ids.bin").write_bytes(b"1")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(store_module, "_write", full)
-    with pytest.raises(TsugikiError, match="No space left"):
-        open_store(RECORDS[:1], "key", byte_tokenizer(), "all", tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
-    monkeypatch.undo()
-    assert len(open_store(RECORDS[:1], "key", byte_tokenizer(), "all", tmp_path).index) == 1

@@ -77,17 +77,6 @@ class _Module:
     def set_rng_state(self, state: Tensor, *device: Any) -> None:
         self.generator.set_state(state)
 
-    def mem_get_info(self) -> tuple[int, int]:
-        assert self.in_use is not None
-        return self.in_use.free, 1 << 40
-
-    def memory_allocated(self) -> int:
-        return 0
-
-    def max_memory_allocated(self) -> int:
-        assert self.in_use is not None
-        return self.in_use.peak
-
     def empty_cache(self) -> None:
         pass
 
@@ -138,25 +127,16 @@ class PretendedDevice(TorchDispatchMode):
     Attributes:
         float64: whether the device has float64.
         waits: how often the host waited for the device, by "file:line operation".
-        operations: how many operations the device computed.
-        largest: the number of elements of the largest result of each dtype.
-        free: bytes of memory that the device says are free.
-        peak: bytes of memory that it says were in use at most.
     """
 
     def __init__(self, float64: bool = False) -> None:
         super().__init__()
         self.float64 = float64
-        self.free = self.peak = 0
         self.waits: Counter[str] = Counter()
-        self.operations = 0
-        self.largest: Counter[torch.dtype] = Counter()
 
     def reset(self) -> None:
         """Forget what was counted."""
         self.waits.clear()
-        self.operations = 0
-        self.largest.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -180,7 +160,6 @@ class PretendedDevice(TorchDispatchMode):
             raise TypeError(f"{name}: the device does not support float64")
         if name in _MISSING:
             raise NotImplementedError(f"{name}: the device has no such operation")
-        self.operations += 1
         host_args, host_kwargs = tree_map(
             lambda leaf: leaf.host if isinstance(leaf, DeviceTensor) else leaf, (args, kwargs)
         )
@@ -204,7 +183,6 @@ class PretendedDevice(TorchDispatchMode):
     def _wrap(self, result: Tensor, name: str, by_host: dict[int, DeviceTensor]) -> Tensor:
         if not self.float64 and result.dtype == torch.float64:
             raise TypeError(f"{name}: the device does not support float64")
-        self.largest[result.dtype] = max(self.largest[result.dtype], result.numel())
         return by_host[id(result)] if id(result) in by_host else DeviceTensor(result)
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -151,15 +150,6 @@ def test_all_processes_keep_the_start_if_no_step_is_better(folder: Path):
     assert records[0].evaluations[0].loss == records[0].evaluations[1].loss
 
 
-def test_the_same_number_of_processes_gives_the_same_bytes(folder: Path):
-    def out(name: str) -> Path:
-        return folder / name / ADAPTER_FILE
-
-    for name in ("first", "second"):
-        run_function(train_one, folder, name)
-    assert out("first").read_bytes() == out("second").read_bytes()
-
-
 def train_one(folder: Path, name: str, **changes: Any) -> None:
     train(run_config(folder, name, **{**SETTINGS, **METHODS["lora, dropout"], **changes}))
 
@@ -217,40 +207,12 @@ def test_processes_with_different_settings_end_with_one_line(folder: Path):
     assert not (folder / "different").exists()
 
 
-@pytest.mark.slow
-def test_a_port_in_use_is_one_line(folder: Path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        run = subprocess.run(
-            command(folder, "--out", str(folder / "port")),
-            env={**os.environ, **torchrun, **master},
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-        )
-    assert run.returncode == 2
-    assert len(run.stderr.splitlines()) == 1, run.stderr
-    assert str(port) in run.stderr
-    assert "MASTER_PORT" in run.stderr
-
-
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """`tsugiki train --processes 2`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command(folder, *arguments), "--processes", "2"], stderr=subprocess.PIPE, text=True, env=environment
     )
-
-
-@pytest.mark.slow
-def test_an_error_of_both_processes_is_printed_once(folder: Path):
-    run = start(folder, "--out", str(folder / "nothing"), "--device", "xpu")
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 2
-    assert len(errors.splitlines()) == 1
-    assert "xpu" in errors
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 """Whole runs of `tsugiki train --shard fsdp` on two gloo processes against runs of one process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,8 @@ from torch import Tensor
 from tests.distributed.launch import run_function
 from tests.runs import interrupt, run_config
 from tsugiki.base import load_model
-from tsugiki.cli.main import main
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
-from tsugiki.training import RunRecord, read_record, shard_model, train
-from tsugiki.training import run as run_module
+from tsugiki.training import RunRecord, train
 
 # Five rows for two processes in micro-batches of one row: one process has a row more than the other.
 SETTINGS: dict[str, Any] = {
@@ -140,50 +135,7 @@ def test_full_fine_tuning_in_shards_computes_in_bfloat16(folder: Path):
     assert load_model(str(folder / "bf16-fsdp"), "auto").dtype == torch.bfloat16
 
 
-def train_by_command(folder: Path) -> bool:
-    config = run_config(folder)
-    data = ["--model", config.model, "--data", *config.data, "--max-steps", "2", "--block-size", "32"]
-    sys.argv = ["tsugiki", "train", *data, "--out", str(folder / "command"), "--prompts", "枝を", "--shard", "fsdp"]
-    splits: list[bool] = []
-    run_module.shard_model = lambda *a: (splits.append(True), shard_model(*a))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    return splits == [True]
-
-
-@pytest.mark.slow
-def test_the_command_line(folder: Path):
-    assert run_function(train_by_command, folder) == [True, True]
-    record = read_record(folder / "command")
-    assert [sample.step for sample in record.samples] == [0, 1, 2]
-    assert (folder / "command" / ADAPTER_FILE).is_file()
-
-
 def test_one_process_has_nothing_to_split(folder: Path):
     train(run_config(folder, "one", shard="fsdp"))
     train(run_config(folder, "plain"))
     assert (folder / "one" / ADAPTER_FILE).read_bytes() == (folder / "plain" / ADAPTER_FILE).read_bytes()
-
-
-@pytest.mark.slow
-def test_torchrun_starts_three_processes_with_a_third_of_the_base_each(folder: Path):
-    config = run_config(folder)
-    settings = ["--model", config.model, "--data", *config.data, "--max-steps", "3", "--block-size", "32"]
-    losses = {}
-    for shard in ("none", "fsdp"):
-        out = folder / f"torchrun-{shard}"
-        arguments = ["train", *settings, "--base-dtype", "fp32", "--out", str(out), "--shard", shard]
-        launcher = ["torch.distributed.run", "--nproc-per-node", "3", "--standalone", "-m"]
-        run = subprocess.run(
-            [sys.executable, "-m", *(launcher if shard == "fsdp" else []), "tsugiki", *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert run.returncode == 0, run.stderr
-        assert "Traceback" not in run.stderr
-        losses[shard] = [point.loss for point in read_record(out).loss_curve]
-    assert losses["fsdp"] == pytest.approx(losses["none"], rel=1e-5)
-    assert_same_weights(folder / "torchrun-fsdp", folder / "torchrun-none")

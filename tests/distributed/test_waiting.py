@@ -14,11 +14,10 @@ import pytest
 from torch import distributed
 
 from tests.distributed.launch import run_function
-from tests.runs import run_config, uneven_blocks
+from tests.runs import loop_of, run_config
 from tests.tiny import grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError
 from tsugiki.errors import Interrupted, OtherProcessError
-from tsugiki.fast import detect_document_masking
 from tsugiki.io import MANIFEST_FILE
 from tsugiki.training import (
     Callback,
@@ -27,13 +26,11 @@ from tsugiki.training import (
     main_first,
     on_main,
     processes,
-    readings,
     run,
     start_accelerator,
+    stopping,
     train,
-    with_values,
 )
-from tsugiki.training.prepare_loop import prepare_loop
 
 
 def train_in_own_folder(folder: Path) -> str:
@@ -109,14 +106,14 @@ def signalled(folder: Path) -> str:
     accelerator = start_accelerator("cpu")
     index = accelerator.process_index
     model = grafted(tiny_model("gpt2", vocab_size=257), LoraConfig(r=2))
-    config = with_values(run_config(folder), batch_size=2, learning_rate=1e-3, max_steps=100_000, save_steps=100_000)
-    made = prepare_loop(accelerator, config, model, uneven_blocks(), detect_document_masking(model))
+    config = run_config(folder, learning_rate=1e-3, max_steps=100_000, save_steps=100_000)
+    made = loop_of(config, model, accelerator=accelerator)
     made.log_steps = 100_000
     shown: Any = SimpleNamespace(
         device=SimpleNamespace(type="cuda"), num_processes=2, is_main_process=index == 0, log=lambda *_, **__: None
     )
     made.accelerator = shown
-    changed: Any = readings  # this process ends with the function
+    changed: Any = stopping  # this process ends with the function
     changed._SECONDS_BETWEEN = 0.1
     clock = time.monotonic
     changed.time = SimpleNamespace(monotonic=lambda: clock() * (1 + 10 * index))

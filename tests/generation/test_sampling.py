@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tsugiki.generation import Chooser, SamplingSettings, draw_index
+from tsugiki.generation import Chooser, Sampling, draw_index
 
 
 def test_indices_are_drawn_with_their_probabilities():
@@ -47,5 +47,5 @@ def test_probabilities_that_are_not_finite_are_refused(values: list[float]):
 )
 def test_settings_at_their_limits_choose_the_most_probable_token(extreme: dict[str, Any]):
     logits = torch.tensor([-40.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0, 30.0, 5.0])
-    settings = SamplingSettings(seed=-(2**63), **extreme)
+    settings = Sampling(seed=-(2**63), **extreme)
     assert Chooser(settings).choose(logits, [8], [7] if "logit_bias" in extreme else [8]) == 7

@@ -96,15 +96,6 @@ def test_files_move_into_a_folder_and_the_marker_moves_last(tmp_path: Path, monk
     assert sorted(path.name for path in out.iterdir()) == ["a.safetensors", "b.json", "kept", "z.json"]
 
 
-def test_the_disk_is_flushed_before_and_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    events: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda file: events.append("flush") or fsync(file))
-    monkeypatch.setattr(Path, "replace", lambda path, to: events.append("rename") or replace(path, to))
-    write_text(tmp_path / "out.txt", "text")
-    assert events == ["flush", "rename", "flush"]
-
-
 def test_leftovers_of_killed_processes_are_removed(tmp_path: Path):
     folder, file, new = tmp_path / ".a.12345678.part", tmp_path / ".b.12345678.part", tmp_path / ".c.12345678.part"
     folder.mkdir()
@@ -132,18 +123,6 @@ def test_a_folder_that_cannot_be_written_is_reported_and_nothing_is_created(tmp_
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(TsugikiError, match="file"):
             check_writable(path)
-
-
-@pytest.mark.parametrize("new", [new_file, new_folder])
-def test_what_a_killed_process_left_is_removed_when_the_same_is_written_a_day_later(tmp_path: Path, new: Any):
-    out, others = tmp_path / "out", [".other.12345678.part", ".out.00000000.part"]
-    for name in [".out.12345678.part", *others]:
-        (tmp_path / name).touch()
-    for name in (".out.12345678.part", ".other.12345678.part"):
-        os.utime(tmp_path / name, (0, 0))
-    with new(out) as temporary:
-        temporary.touch() if new is new_file else (temporary / "file").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*others, "out"]
 
 
 def test_a_folder_that_was_being_replaced_is_there_if_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

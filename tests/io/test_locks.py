@@ -111,17 +111,6 @@ def test_a_machine_that_was_started_again_and_a_container_with_a_new_name_are_th
     _use(tmp_path)
 
 
-def test_a_damaged_owner_is_ignored(tmp_path: Path):
-    (tmp_path / ".lock.json").write_text("{")
-    _use(tmp_path)
-
-
-def test_a_folder_that_cannot_be_locked_is_an_error(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(TsugikiError, match="file"):
-        _use(tmp_path / "file")
-
-
 def test_the_process_that_uses_a_folder(tmp_path: Path):
     assert (is_in_use(tmp_path), process_of(tmp_path)) == (False, None)
     with sole_use(tmp_path):
@@ -152,13 +141,6 @@ def test_a_process_that_cannot_be_the_owner_is_not_named(tmp_path: Path, changes
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
         assert process_of(tmp_path) is None
         assert is_in_use(tmp_path)
-
-
-def test_the_owner_that_is_named_without_a_lock_does_not_run(tmp_path: Path):
-    with sole_use(tmp_path):
-        content = (tmp_path / ".lock.json").read_text()
-    (tmp_path / ".lock.json").write_text(content)
-    assert (is_in_use(tmp_path), process_of(tmp_path)) == (False, None)
 
 
 def _use(folder: Path, error: Exception | None = None) -> None:

@@ -1,5 +1,6 @@
 """Every help text of the commands, and the file of the command that has it."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ def help_texts() -> Iterator[tuple[str, str]]:
 def _texts(command: Any, file: str) -> Iterator[tuple[str, str]]:
     inner = getattr(command, "commands", {})
     if not inner:
-        file = f"src/{command.callback.__module__.replace('.', '/')}.py"
+        file = f"src/{inspect.unwrap(command.callback).__module__.replace('.', '/')}.py"
     below = {id(place) for one in inner.values() for place, _ in texts_of(one)}
     for place, name in texts_of(command):
         if id(place) not in below and (message := message_of(getattr(place, name))[0]):

@@ -1,6 +1,5 @@
 """The integer products, compared with the same rounding in floats and with the float weight."""
 
-import copy
 import subprocess
 import sys
 from typing import Any
@@ -16,13 +15,11 @@ from tsugiki.lowbit import (
     exact_integers,
     int8,
     integer_products,
-    is_quantizable,
     plain_dithered,
     plain_input_gradient,
     plain_product,
     plain_rotated,
 )
-from tsugiki.model import QuantizedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_exact_integers = pytest.mark.skipif(not exact_integers(), reason="the plain twin is all that runs here")
@@ -57,9 +54,9 @@ def _assert_is_plain(layer: Int8Linear, x: Tensor, dy: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("out", "into"), [(48, 40), (40, 48), (33, 7), (1, 5), (5, 1)])
-@pytest.mark.parametrize("rows", [0, 1, 3, 17])
+@pytest.mark.parametrize(
+    ("out", "into", "rows", "bias"), [(48, 40, 17, True), (33, 7, 3, False), (1, 5, 1, True), (5, 1, 0, False)]
+)
 def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
     torch.manual_seed(1)
     x, dy = torch.randn(rows, into).to(dtype), torch.randn(rows, out).to(dtype)
@@ -78,28 +75,6 @@ def test_results_do_not_depend_on_the_tiles(dtype: torch.dtype, monkeypatch: pyt
 def test_a_layer_of_real_size_equals_the_plain_one():
     torch.manual_seed(1)
     _assert_is_plain(_layer(3200, 96), torch.randn(300, 96).bfloat16(), torch.randn(300, 3200).bfloat16())
-
-
-def test_strides_do_not_matter():
-    torch.manual_seed(1)
-    layer = _layer(40, 48)
-    for x, dy in (
-        (torch.randn(48, 6).T, torch.randn(40, 6).T),
-        (torch.randn(12, 96)[::2, ::2], torch.randn(12, 80)[::2, ::2]),
-        (torch.randn(48).expand(6, 48), torch.randn(40).expand(6, 40)),
-    ):
-        assert torch.equal(layer.product(x), layer.product(x.contiguous()))
-        assert torch.equal(layer.input_gradient(dy), layer.input_gradient(dy.contiguous()))
-        _assert_is_plain(layer, x, dy)
-
-
-def test_the_inputs_are_not_overwritten():
-    x, dy = torch.randn(5, 48), torch.randn(5, 40)
-    before = x.clone(), dy.clone()
-    layer = _layer()
-    layer.product(x), layer.input_gradient(dy)
-    assert torch.equal(x, before[0])
-    assert torch.equal(dy, before[1])
 
 
 def test_each_rotated_row_is_rounded_to_255_levels_of_its_largest_value():
@@ -195,76 +170,6 @@ def test_thousands_of_tiny_softmax_gradients_are_kept():
     _assert_is_plain(layer, torch.randn(16, 64), dz[:16])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(48,), (5, 48), (2, 3, 48), (0, 48)])
-def test_forward_and_its_gradient(dtype: torch.dtype, bias: bool, shape: tuple[int, ...]):
-    torch.manual_seed(1)
-    layer = _layer(bias=bias)
-    x = torch.randn(shape).to(dtype).requires_grad_()
-    dy = torch.randn(*shape[:-1], 40).to(dtype)
-    y = layer(x)
-    y.backward(dy)
-    rows, dy_rows = x.detach().reshape(-1, 48), dy.reshape(-1, 40)
-    assert torch.equal(y, layer.product(rows).view(*shape[:-1], 40))
-    assert x.grad is not None
-    assert torch.equal(x.grad, layer.input_gradient(dy_rows).view(shape))
-
-    # It approximates the gradient of the plain product, with rounding treated as the identity.
-    z = x.detach().float().requires_grad_()
-    F.linear(z, layer.dequantize()).backward(dy.float())
-    assert z.grad is not None
-    if z.numel():
-        assert _error(x.grad, z.grad) < 0.015
-
-
-def test_a_trained_bias_gets_its_gradient():
-    layer = _layer()
-    layer.bias = nn.Parameter(torch.zeros(40))
-    dy = torch.randn(2, 3, 40)
-    layer(torch.randn(2, 3, 48)).backward(dy)
-    torch.testing.assert_close(layer.bias.grad, dy.sum((0, 1)))
-
-
-def test_nothing_is_kept_for_backward():
-    layer, kept = _layer(), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = layer(torch.randn(5, 48, requires_grad=True))
-    assert not kept
-    assert y.requires_grad
-    assert not layer(torch.randn(5, 48)).requires_grad
-
-
-def test_it_has_the_attributes_of_the_layer_that_it_replaces():
-    plain = _float_layer(kind=Conv1D)
-    layer = Int8Linear.from_layer(plain, torch.bfloat16)
-    assert isinstance(layer, QuantizedLinear)
-    assert is_quantizable(plain)
-    assert is_quantizable(_float_layer())
-    assert not is_quantizable(layer)
-    assert (layer.in_features, layer.out_features) == (48, 40)
-    assert layer.weight.shape == (40, 48)
-    assert layer.weight.dtype == torch.bfloat16
-    assert layer.bias is plain.bias
-    assert set(layer.state_dict()) == {"qweight", "scale", "means", "bias"}
-    assert {id(p) for p in layer.parameters()} == {id(p) for p in (*layer.codes(), layer.bias)}
-    assert not any(p.requires_grad for p in layer.codes())
-    assert not list(layer.buffers()), "FSDP shards parameters only, and DDP sends buffers in every forward pass"
-    assert layer.qweight.abs().amax(1).eq(127).all()  # each channel uses the whole range
-    assert str(layer) == "Int8Linear(in_features=48, out_features=40, bias=True)"
-
-
-def test_casting_does_not_change_the_precision_of_the_scales():
-    layer = _layer()
-    moved = copy.deepcopy(layer).to(torch.float16)
-    assert torch.equal(moved.scale, layer.scale)
-    assert torch.equal(moved.means, layer.means)
-    assert moved.qweight.dtype == torch.int8
-    assert moved.weight.dtype == moved.bias.dtype == torch.float16
-    assert layer.weight.dtype == torch.bfloat16
-    assert layer.to("cpu").dtype == torch.bfloat16
-
-
 @needs_exact_integers
 def test_other_devices_and_processors_use_the_plain_products(monkeypatch: pytest.MonkeyPatch):
     layer, x, dy = _layer(), torch.randn(5, 48), torch.randn(5, 40)
@@ -276,17 +181,6 @@ def test_other_devices_and_processors_use_the_plain_products(monkeypatch: pytest
     on_meta = layer.to("meta")
     assert on_meta.product(x.to("meta")).shape == (5, 40)
     assert on_meta.input_gradient(dy.to("meta")).shape == (5, 48)
-
-
-@needs_exact_integers
-def test_a_compiled_layer_computes_the_same():
-    layer, x = _layer(), torch.randn(5, 48)
-    compiled = torch.compile(layer, backend="eager")
-    z = x.clone().requires_grad_()
-    y = compiled(z)
-    torch.testing.assert_close(y, layer(x))
-    y.sum().backward()
-    torch.testing.assert_close(z.grad, layer.input_gradient(torch.ones(5, 40)))
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def _rows(factor: float, rows: int = 48) -> Tensor:
 
 @pytest.mark.usefixtures("integers")
 @pytest.mark.parametrize("kind", ["int8", "nf4", "stored"])
-@pytest.mark.parametrize("factor", [1, 10, 30, 100, 1000])
+@pytest.mark.parametrize("factor", [1, 30, 1000])
 def test_ordinary_features_are_kept_beside_massive_ones(kind: str, factor: float):
     """The error, relative to what the ordinary features contribute, is near that of a product in bfloat16."""
     layer, x = _layer(kind), _rows(factor)

@@ -1,14 +1,11 @@
 """The 4-bit layer: its codes compared with bitsandbytes, its products with the definition in floats."""
 
-import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from tsugiki.lowbit import (
     Nf4Linear,
@@ -16,14 +13,12 @@ from tsugiki.lowbit import (
     decode_by_pairs,
     decoded_layer,
     encode,
-    exact_integers,
     integer_products,
     nf4,
     plain_input_gradient,
     plain_product,
 )
 from tsugiki.lowbit.nf4 import plain_levels
-from tsugiki.model import QuantizedLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -102,9 +97,9 @@ def test_every_level_is_the_product_of_the_code_and_the_block():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("out", "into"), [(40, 128), (33, 64), (64, 100), (5, 7), (2, 65)])
-@pytest.mark.parametrize("rows", [0, 1, 17])
+@pytest.mark.parametrize(
+    ("out", "into", "rows", "bias"), [(40, 128, 17, True), (64, 100, 1, False), (5, 7, 17, True), (2, 65, 0, False)]
+)
 @pytest.mark.usefixtures("integers")
 def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
     torch.manual_seed(1)
@@ -147,23 +142,6 @@ def test_results_do_not_depend_on_the_tiles_and_pieces(monkeypatch: pytest.Monke
     assert _error(small.input_gradient(dy), _plain(small, x, dy)[1]) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(128,), (5, 128), (2, 3, 128), (0, 128)])
-def test_forward_and_its_gradient(shape: tuple[int, ...]):
-    torch.manual_seed(1)
-    layer = _layer()
-    x = torch.randn(shape).requires_grad_()
-    dy = torch.randn(*shape[:-1], 40)
-    y = layer(x)
-    y.backward(dy)
-    assert x.grad is not None
-    assert torch.equal(y, layer.product(x.detach().reshape(-1, 128)).view(*shape[:-1], 40))
-    z = x.detach().requires_grad_()
-    F.linear(z, layer.dequantize()).backward(dy)
-    if z.numel():
-        assert z.grad is not None
-        assert _error(x.grad, z.grad) < 0.02  # dither errs 1.4 times as much as rounding to the nearest integer
-
-
 def test_a_weight_of_4_bits_is_9_percent_off_and_takes_4_13_bits():
     weight = torch.randn(512, 4096, generator=torch.Generator().manual_seed(0))
     layer = Nf4Linear(weight, None, torch.bfloat16)
@@ -172,44 +150,9 @@ def test_a_weight_of_4_bits_is_9_percent_off_and_takes_4_13_bits():
     assert size * 8 / weight.numel() == pytest.approx(4 + 8 / 64 + 32 / 4096)
 
 
-def test_strides_and_layout_of_conv1d_do_not_matter():
-    torch.manual_seed(0)
-    conv = Conv1D(40, 128)
-    layer = Nf4Linear.from_layer(conv, torch.float32)
-    assert torch.equal(layer.packed, Nf4Linear(conv.weight.T.contiguous(), None, torch.float32).packed)
-    assert layer.bias is conv.bias
-    x, dy = torch.randn(128, 6).T, torch.randn(40, 6).T
-    assert torch.equal(layer.product(x), layer.product(x.contiguous()))
-    assert torch.equal(layer.input_gradient(dy), layer.input_gradient(dy.contiguous()))
-
-
 def test_quantising_again_changes_nothing_and_another_weight_replaces_it():
     layer = _layer()
     again = layer.requantize(layer.dequantize())
     assert _error(again.dequantize(), layer.dequantize()) < 0.01
     assert again.bias is layer.bias
     assert _error(layer.requantize(2 * _weight()).dequantize(), 2 * layer.dequantize()) < 1e-6
-
-
-def test_it_is_called_moved_and_cast_like_other_quantised_layers():
-    layer = _layer()
-    assert isinstance(layer, QuantizedLinear)
-    assert set(layer.state_dict()) == {"packed", "blocks", "scale", "means", "bias"}
-    assert {id(p) for p in layer.parameters()} == {id(p) for p in (*layer.codes(), layer.bias)}
-    assert not any(p.requires_grad for p in layer.codes())
-    assert not list(layer.buffers())
-    assert str(layer) == "Nf4Linear(in_features=128, out_features=40, bias=True)"
-    moved: Any = copy.deepcopy(layer).to(torch.float16)
-    assert torch.equal(moved.scale, layer.scale)
-    assert moved.packed.dtype == torch.uint8
-    assert moved.weight.dtype == moved.bias.dtype == torch.float16
-    on_meta = layer.to("meta")
-    assert on_meta.product(torch.zeros(5, 128, device="meta")).shape == (5, 40)
-    assert on_meta.input_gradient(torch.zeros(5, 40, device="meta")).shape == (5, 128)
-
-
-@pytest.mark.skipif(not exact_integers(), reason="floats are multiplied here")
-def test_a_compiled_layer_computes_the_same():
-    layer, x = _layer(), torch.randn(5, 128)
-    y = torch.compile(layer, backend="eager")(x)
-    assert _error(y, layer(x)) < 0.015  # a compiled layer multiplies floats, without rounding x

@@ -49,8 +49,9 @@ def test_no_gradient_is_recorded_and_errors_are_raised(threads: int):
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Nf4Linear])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "out", "into"), [(300, 3100, 64), (65, 33, 100), (1, 40, 65), (0, 7, 5)])
+@pytest.mark.parametrize(
+    ("dtype", "rows", "out", "into"), [(torch.float32, 300, 3100, 64), (torch.bfloat16, 65, 33, 100)]
+)
 @pytest.mark.usefixtures("integers")
 def test_no_bit_of_a_product_depends_on_the_number_of_threads(
     kind: type[QuantizedLayer], dtype: torch.dtype, rows: int, out: int, into: int
@@ -69,8 +70,7 @@ def test_no_bit_of_a_product_depends_on_the_number_of_threads(
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Nf4Linear])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", [(3100, 65), (1, 1), (65, 64)])
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, (3100, 65)), (torch.float16, (65, 64))])
 def test_no_bit_of_a_quantised_weight_depends_on_the_number_of_threads(
     kind: type[QuantizedLayer], dtype: torch.dtype, shape: tuple[int, int]
 ):

@@ -170,8 +170,7 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
     assert relative_error(seen["y"], expected) < 1e-5
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "method"), [("gemma2", "houlsby"), ("opt", "pfeiffer")])
 def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
     config = config_of(method, reduction_factor=4)
     model = assert_lifecycle(
@@ -237,7 +236,7 @@ def test_a_module_without_a_transformers_config():
             return x + self.feed(x)
 
     model = nn.ModuleDict({"blocks": nn.Sequential(Block(), Block())})
-    with pytest.raises(TsugikiError, match="attention_modules .*'ModuleDict'"):
+    with pytest.raises(TsugikiError, match="ModuleDict.*attention_modules"):
         graft(model, config_of("houlsby"))
     with pytest.raises(TsugikiError, match="hidden_size"):
         graft(model, config_of("pfeiffer", feedforward_modules=["feed"]))
@@ -250,8 +249,9 @@ def test_a_module_without_a_transformers_config():
 # --- files --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("gpt2", "houlsby"), ("llama", "pfeiffer"), ("gemma3_text", "houlsby"), ("opt", "pfeiffer")]
+)
 def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: Path):
     model = grafted(kind, method)
     save_adapter(model, tmp_path)
@@ -276,7 +276,7 @@ def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: P
         ({"reduction_factor": 8}, "[8, 32], expected [4, 32]"),
         ({"mh_adapter": False}, "is not part of the adapter"),
         ({"leave_out": [0, 1]}, "outside of blocks [0, 1]"),
-        ({"non_linearity": "sine"}, "non_linearity is 'sine'"),
+        ({"non_linearity": "sine"}, "non_linearity"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_the_model_is_unchanged(
@@ -296,20 +296,18 @@ def test_a_file_that_does_not_fit_is_refused_and_the_model_is_unchanged(
     [
         ({"mh_adapter": False, "output_adapter": False}, "mh_adapter and output_adapter"),
         ({"original_ln_before": True}, "original_ln_before .*mh_adapter"),
-        ({"reduction_factor": 0}, "reduction_factor is 0"),
-        ({"reduction_factor": "8"}, "reduction_factor is '8'"),
-        ({"reduction_factor": {"default": -1}}, r"reduction_factor\['default'\] is -1"),
-        ({"non_linearity": "sine"}, "non_linearity is 'sine'.* relu"),
-        ({"init_weights": "houlsby"}, "init_weights is 'houlsby'.* mam_adapter, bert"),
-        ({"scaling": "learned"}, "scaling is 'learned'"),
-        ({"scaling": -1e24}, "scaling is -1e.24.*1,000,000"),
-        ({"scaling": float("nan")}, "scaling is nan"),
-        ({"dropout": 1}, "dropout is 1"),
-        ({"dropout": "much"}, "dropout is 'much'"),
-        ({"leave_out": "0"}, "leave_out is '0'"),
-        ({"leave_out": None}, "leave_out is None"),
+        ({"reduction_factor": 0}, "^reduction_factor"),
+        ({"reduction_factor": "8"}, "^reduction_factor"),
+        ({"reduction_factor": {"default": -1}}, "reduction_factor.default"),
+        ({"non_linearity": "sine"}, "^non_linearity.*relu.*sine"),
+        ({"init_weights": "houlsby"}, "^init_weights.*mam_adapter.*houlsby"),
+        ({"scaling": "learned"}, "^scaling"),
+        ({"scaling": -1e24}, "^scaling.*1000000"),
+        ({"scaling": float("nan")}, "^scaling"),
+        ({"dropout": 1}, "^dropout"),
+        ({"leave_out": "0"}, "^leave_out"),
         ({"attention_modules": "("}, "attention_modules.*regular expression"),
-        ({"feedforward_modules": [3]}, r"feedforward_modules is \[3\]"),
+        ({"feedforward_modules": [3]}, "^feedforward_modules"),
     ],
 )
 def test_invalid_settings_are_refused(fields: dict[str, Any], said: str):
@@ -349,7 +347,7 @@ def test_fixed_settings_cannot_be_changed():
 # --- in a model ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_several_adapters_and_a_lora_on_one_model(kind: str):
     model = tiny_model(kind)
     base = logits(model)
@@ -410,8 +408,7 @@ def test_it_follows_the_models_training_mode():
     assert all(part.training for part in adapter.bottlenecks.values())
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize(("kind", "method"), [("llama", "houlsby"), ("gemma3_text", "pfeiffer"), ("gpt2", "houlsby")])
 def test_the_fast_paths_compute_the_same(kind: str, method: str):
     plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
     assert use_fused_modules(quick, []) == use_fused_modules(bare, [])
@@ -426,8 +423,7 @@ def test_the_fast_paths_compute_the_same(kind: str, method: str):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-@pytest.mark.parametrize("few_bits", [False, True], ids=["bf16", "int8"])
+@pytest.mark.parametrize(("few_bits", "method"), [(False, "pfeiffer"), (True, "houlsby")])
 def test_a_16_bit_or_int8_base(few_bits: bool, method: str):
     exact = grafted("llama", method)
     model = tiny_model("llama")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from tests.runs import assert_resumes, run_config, tiny_base, uneven_blocks
+from tests.runs import assert_resumes, loop_of, run_config, tiny_base
 from tests.tiny import TEXT, byte_tokenizer, ids, logits, store_of, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base import load_model, load_tokenizer
@@ -18,8 +18,7 @@ from tsugiki.data import pack
 from tsugiki.io import CHECKPOINTS, MODEL_FILE, checkpoints
 from tsugiki.methods import FullConfig, load_weights_into, prepare_full, save_model
 from tsugiki.model import IGNORE_INDEX
-from tsugiki.training import Parameters, RunConfig, prepare_model, start_accelerator, train, with_values
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training import Parameters, RunConfig, make_trainable, train
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
@@ -78,8 +77,8 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
         warmup_ratio=0.25, decay_ratio=0.5, compute_dtype="fp32",
     )  # fmt: skip
     ours = tiny_model("llama", vocab_size=257)
-    prepare_model(ours, config)
-    loop = prepare_loop(start_accelerator("cpu"), config, ours, blocks, "position_ids")
+    make_trainable(ours, config)
+    loop = loop_of(config, ours, blocks, masking="position_ids")
     order = [row for step in range(4) for row in loop.gradients.batches.rows(step)]
     loop.run()
 
@@ -108,14 +107,13 @@ def test_the_run_is_a_plain_loop_with_adamw(tmp_path: Path):
 
 @pytest.mark.parametrize("on", [False, True])
 def test_dropout_is_off_unless_it_is_asked_for_and_then_draws_in_order(on: bool):
-    given = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on)
-    config = with_values(given, batch_size=16, learning_rate=1e-4)
+    config = RunConfig(model="-", data="-", out="-", method="full", base_dropout=on, batch_size=16, learning_rate=1e-4)
     model = tiny_model("gpt2", vocab_size=257)
-    chosen = prepare_model(model, config)
+    chosen = make_trainable(model, config)
     model.train()
     assert chosen["base_dropout"].startswith("on" if on else "off")
     assert torch.equal(model(ids()).logits, model(ids()).logits) is not on
-    loop = prepare_loop(start_accelerator("cpu"), config, model, uneven_blocks(), "position_ids")
+    loop = loop_of(config, model, masking="position_ids")
     first, again, other = (float(loop.gradients.step(step)[1]) for step in (0, 0, 1))
     assert first == again != other
 

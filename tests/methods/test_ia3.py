@@ -64,7 +64,7 @@ VARIANTS: dict[str, Any] = {
         "modules_to_save": ["ln_f" if kind == "gpt2" else "final_layer_norm" if kind == "opt" else "model.norm"]
     },
 }
-CASES = [(kind, variant) for kind in SHAPES for variant in VARIANTS]
+CASES = [(SHAPES[i % 4], variant) for i, variant in enumerate(VARIANTS)] + [("llama", "default"), ("opt", "default")]
 
 
 def peft_model(kind: str, variant: str) -> Any:
@@ -217,7 +217,7 @@ def test_random_factors_are_initialised_as_in_peft():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", ["opt", "bloom"])
 def test_the_life_of_an_adapter(kind: str, tmp_path: Path):
     assert_lifecycle(functools.partial(tiny_model, kind), IA3Config(), tmp_path)
 
@@ -282,8 +282,9 @@ def test_a_new_adapter_copies_modules_of_the_base():
         assert not [m for m in model._tsugiki.adapters[name].modules.values() if hasattr(m, "tsugiki")]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "phi3", "gpt2"])
-@pytest.mark.parametrize("targets", [None, "all-linear", ["lm_head"]], ids=["default", "all", "head"])
+@pytest.mark.parametrize(
+    ("kind", "targets"), [("llama", None), ("gemma3_text", "all-linear"), ("phi3", "all-linear"), ("gpt2", ["lm_head"])]
+)
 def test_the_fast_paths_do_not_skip_it(kind: str, targets: Any):
     given = {} if targets is None else {"target_modules": targets, "feedforward_modules": r".*(c_proj|down_proj)"}
     plain, quick, bare = grafted(kind, **given), grafted(kind, **given), tiny_model(kind)
@@ -365,7 +366,7 @@ def test_a_refused_graft_leaves_the_model_unchanged(given: dict[str, Any], said:
     ("given", "said"),
     [
         ({"target_modules": "("}, "target_modules: '\\(' .*regular expression"),
-        ({"target_modules": 3}, "target_modules is 3"),
+        ({"target_modules": 3}, "^target_modules"),
         (
             {"target_modules": ["c_attn"], "feedforward_modules": ["c_attn", "c_proj"]},
             "feedforward_modules .*c_proj.* target_modules",
@@ -377,12 +378,10 @@ def test_invalid_settings_are_refused(given: dict[str, Any], said: str):
         IA3Config(**given)
 
 
-def test_an_unknown_architecture_needs_both_settings():
+def test_an_unknown_architecture_needs_target_modules():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(TsugikiError, match="target_modules.*'Sequential'"):
+    with pytest.raises(TsugikiError, match="Sequential.*target_modules"):
         graft(model, IA3Config())
-    with pytest.raises(TsugikiError, match="feedforward_modules"):
-        graft(model, IA3Config(target_modules=["0"]))
     adapter = active_adapter(graft(model, IA3Config(target_modules=["0", "2"], feedforward_modules=["2"])))
     assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == {"0": (3, 1), "2": (1, 3)}
 

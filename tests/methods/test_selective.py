@@ -1,7 +1,6 @@
 """Selective methods: norms compared with PEFT, the others with plain training of the selected weights."""
 
 import copy
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import forget_digests
-from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
@@ -48,17 +46,16 @@ NORMS = {
 BITFIT, HEAD = METHODS["bitfit"].configure({}), METHODS["head"].configure({})
 LAST_BLOCK = SelectiveConfig(r".*\.(h|layers)\.1\..*")
 CONFIGS: dict[str, Any] = {"bitfit": BITFIT, "norms": LNTuningConfig(), "head": HEAD, "select": LAST_BLOCK}
-CASES = [(kind, name) for kind in NORMS for name in CONFIGS if kind == "gpt2" or name != "bitfit"]
+CASES = [
+    ("gpt2", "bitfit"),
+    ("gpt2", "norms"),
+    ("llama", "head"),
+    ("gemma3_text", "norms"),
+    ("llama", "select"),
+    ("gpt2", "head"),
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.mark.parametrize(("kind", "name"), CASES)
-def test_the_life_of_an_adapter(kind: str, name: str, tmp_path: Path):
-    model = assert_lifecycle(
-        functools.partial(tiny_model, kind), CONFIGS[name], tmp_path, readable_by_peft=name == "norms"
-    )
-    assert model._tsugiki.adapters["default"].wrapped == ()
 
 
 def test_only_the_selected_parameters_train():
@@ -355,8 +352,8 @@ def test_models_without_the_selected_parameters():
         (lambda: SelectiveConfig(), "target_parameters is empty"),
         (lambda: SelectiveConfig([]), "target_parameters is empty"),
         (lambda: SelectiveConfig("("), "target_parameters: .* regular expression"),
-        (lambda: SelectiveConfig(7), "target_parameters is 7"),  # type: ignore[arg-type]
-        (lambda: LNTuningConfig([1]), r"target_modules is \[1\]"),  # type: ignore[list-item]
+        (lambda: SelectiveConfig(7), "^target_parameters"),  # type: ignore[arg-type]
+        (lambda: LNTuningConfig([1]), "^target_modules"),  # type: ignore[list-item]
         (lambda: METHODS["bitfit"].configure({"target_parameters": ["weight"]}), "target_parameters is \\['bias'\\]"),
         (lambda: METHODS["select"].configure({"r": 8}), "^r: .*target_parameters"),
     ],

@@ -44,8 +44,8 @@ from tsugiki.training import (
     RunConfig,
     evaluate,
     load_dtype,
+    make_trainable,
     pack_data,
-    prepare_model,
     read_data,
     split_windows,
     start_accelerator,
@@ -77,7 +77,14 @@ THEIRS: dict[str, Any] = {
         encoder_hidden_size=6,
     ),
 }
-CASES = [(kind, method) for kind in KINDS for method in OURS if method != "lstm" or kind == "gpt2"]
+CASES = [
+    ("gpt2", "prompt"),
+    ("llama", "prefix"),
+    ("gemma3_text", "projected prefix"),
+    ("llama", "mlp"),
+    ("gpt2", "lstm"),
+    ("gemma3_text", "prefix"),
+]
 NAMES = {"embedding.weight": "embedding", "transform.": "network.", "lstm_head.": "network.lstm."}
 
 pytestmark = [
@@ -110,7 +117,7 @@ def our_name(method: str, name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize(("kind", "method"), CASES)
+@pytest.mark.parametrize(("kind", "method"), [("gemma3_text", "projected prefix"), ("gpt2", "lstm")])
 def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
     assert_lifecycle(functools.partial(tiny_model, kind), OURS[method], tmp_path, start=math.inf, mergeable=False)
 
@@ -290,8 +297,17 @@ def continued(model: Any, tokens: torch.Tensor, count: int) -> torch.Tensor:
     return tokens
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix"])
-@pytest.mark.parametrize("kind", [*KINDS, "mistral", "opt", "bloom"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("gpt2", "prompt"),
+        ("llama", "prefix"),
+        ("gemma3_text", "prompt"),
+        ("mistral", "prefix"),
+        ("opt", "prompt"),
+        ("bloom", "prefix"),
+    ],
+)
 def test_generation_with_a_prompt(kind: str, method: str):
     model = grafted(kind, method)
     with torch.no_grad():  # so that the tokens have clearly different probabilities
@@ -318,8 +334,9 @@ def test_generation_with_a_prompt(kind: str, method: str):
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("method", ["prompt", "prefix"])
-@pytest.mark.parametrize("kind", [*KINDS, "opt"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("gpt2", "prompt"), ("llama", "prefix"), ("gemma3_text", "prefix"), ("opt", "prompt")]
+)
 def test_left_padded_rows_equal_single_rows(kind: str, method: str):
     model = grafted(kind, method)
     long, short = ids(1, 9, seed=2), ids(1, 4, seed=3)
@@ -364,9 +381,21 @@ def packed(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.cat(rows, -1), "position_ids": torch.cat(places, -1)}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "tsugiki"])
-@pytest.mark.parametrize("method", ["prompt", "prefix"])
-@pytest.mark.parametrize("kind", [*KINDS, "mistral", "qwen2", "opt"])
+@pytest.mark.parametrize(
+    ("kind", "method", "attention"),
+    [
+        ("gpt2", "prompt", "tsugiki"),
+        ("gpt2", "prefix", "eager"),
+        ("llama", "prompt", "sdpa"),
+        ("llama", "prefix", "tsugiki"),
+        ("gemma3_text", "prompt", "eager"),
+        ("gemma3_text", "prefix", "tsugiki"),
+        ("mistral", "prompt", "tsugiki"),
+        ("mistral", "prefix", "sdpa"),
+        ("qwen2", "prefix", "eager"),
+        ("opt", "prompt", "sdpa"),
+    ],
+)
 def test_packed_documents_equal_single_documents(kind: str, method: str, attention: str):
     model = grafted(kind, method)
     if attention == "tsugiki":
@@ -406,8 +435,9 @@ def test_blockwise_attention_includes_the_prompt(kind: str, place: str, monkeypa
     assert all(relative_error(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("config", [PromptTuningConfig(12), PrefixTuningConfig(12)])
-@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("kind", "config"), [("mistral", PromptTuningConfig(12)), ("gemma3_text", PrefixTuningConfig(12))]
+)
 def test_a_prompt_may_be_longer_than_the_sliding_window(kind: str, config: Any, tmp_path: Path):
     model = tiny_model(kind)
     graft(model, config)
@@ -468,8 +498,7 @@ def test_gradients_of_a_run_equal_those_of_the_plain_loss(method: str):
         assert relative_error(weight.grad, gradient) < 1e-4
 
 
-@pytest.mark.parametrize("method", ["prompt", "projected prefix"])
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(("precision", "method"), [("bf16", "prompt"), ("int8", "projected prefix")])
 def test_a_16_bit_or_int8_base_has_a_float32_prompt(precision: Any, method: str, tmp_path: Path):
     name = save_tiny(tmp_path / "base", "llama")
     model = load_model(name, precision)
@@ -490,10 +519,10 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
     graft(model, PrefixTuningConfig(num_virtual_tokens=32))
     assert context_length(model) == 32
     use_fast_paths(model)
-    text = generate_text(model, tokenizer, "a" * 29, Sampling(max_new_tokens=50, temperature=0))
+    text = generate_text(model, tokenizer, "a" * 29, 50, Sampling(temperature=0))
     assert len(tokenizer(text).input_ids) <= 2
     with pytest.raises(TsugikiError, match="32"):
-        generate_text(model, tokenizer, "a" * 32, Sampling())
+        generate_text(model, tokenizer, "a" * 32, 1, Sampling())
     from tsugiki.data import Document
 
     windows = split_windows([Document("a" * 40, "x")], [40])
@@ -507,21 +536,21 @@ def test_the_prompt_takes_up_context(tmp_path: Path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (lambda: PromptTuningConfig(0), "num_virtual_tokens is 0"),
-        (lambda: PrefixTuningConfig(True), "num_virtual_tokens is True"),
-        (lambda: PromptEncoderConfig(2.0), "num_virtual_tokens is 2.0"),
-        (lambda: PromptTuningConfig(prompt_tuning_init="text"), "prompt_tuning_init is 'text'"),
+        (lambda: PromptTuningConfig(0), "^num_virtual_tokens"),
+        (lambda: PrefixTuningConfig(True), "^num_virtual_tokens"),
+        (lambda: PromptEncoderConfig(2.0), "^num_virtual_tokens"),
+        (lambda: PromptTuningConfig(prompt_tuning_init="text"), "^prompt_tuning_init"),
         (lambda: PromptTuningConfig(prompt_tuning_init="TEXT"), "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
         (lambda: PromptTuningConfig(prompt_tuning_init_text="a"), "prompt_tuning_init TEXT .*prompt_tuning_init_text"),
-        (lambda: PrefixTuningConfig(init_weights="ones"), "init_weights is 'ones'"),
+        (lambda: PrefixTuningConfig(init_weights="ones"), "^init_weights"),
         (
             lambda: PrefixTuningConfig(init_weights="SAMPLE_VOCAB", prefix_projection=True),
             "SAMPLE_VOCAB .*prefix_pro",
         ),
-        (lambda: PrefixTuningConfig(prefix_projection="yes"), "prefix_projection is 'yes'"),
-        (lambda: PrefixTuningConfig(encoder_hidden_size=0), "encoder_hidden_size is 0"),
-        (lambda: PromptEncoderConfig(encoder_reparameterization_type="GRU"), "choose MLP or LSTM"),
-        (lambda: PromptEncoderConfig(encoder_num_layers=0), "encoder_num_layers is 0"),
+        (lambda: PrefixTuningConfig(prefix_projection="yes"), "^prefix_projection"),
+        (lambda: PrefixTuningConfig(encoder_hidden_size=0), "^encoder_hidden_size"),
+        (lambda: PromptEncoderConfig(encoder_reparameterization_type="GRU"), "^encoder_reparameterization_type"),
+        (lambda: PromptEncoderConfig(encoder_num_layers=0), "^encoder_num_layers"),
     ],
 )
 def test_invalid_settings_are_refused(config: Any, said: str):
@@ -588,7 +617,7 @@ def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str
         == "position_ids"
     )
     torch.manual_seed(42)
-    prepare_model(model, config)
+    make_trainable(model, config)
     assert model.config._attn_implementation == "tsugiki"
 
 

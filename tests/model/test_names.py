@@ -1,9 +1,12 @@
 """Selections of names, and blocks in names."""
 
+from typing import Any
+
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.model import check_names, matches, shortest_endings, split_block
+from tsugiki.methods import LNTuningConfig
+from tsugiki.model import matches, shortest_endings, split_block
 
 
 @pytest.mark.parametrize(
@@ -24,14 +27,14 @@ def test_a_list_holds_endings_and_a_string_a_pattern_for_the_whole_name(wanted: 
 
 
 @pytest.mark.parametrize("value", ["(", 3, ["a", 1], {"a": 1}])
-def test_what_selects_no_names_is_refused_with_its_setting(value: object):
+def test_what_selects_no_names_is_refused_with_its_setting(value: Any):
     with pytest.raises(TsugikiError, match="target_modules"):
-        check_names("target_modules", value)
+        LNTuningConfig(target_modules=value)
 
 
 def test_none_lists_and_patterns_select_names():
     for value in (None, [], ["a", "b"], ("a",), ".*"):
-        check_names("target_modules", value)
+        LNTuningConfig(target_modules=value)
 
 
 def test_shortest_endings_are_longer_where_endings_select_more():

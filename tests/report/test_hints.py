@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.report.pages import evaluation, record
-from tsugiki.report.hints import hints
+from tsugiki.report import hints
 
 TRAINING = {"steps": 40, "loss": 5.0, "tokens": 9, "seconds": 1.0, "tokens_per_second": 9.0, "peak_memory": 0}
 

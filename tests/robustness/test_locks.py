@@ -40,13 +40,11 @@ def test_a_second_run_in_the_folder_ends_with_one_line(train: list[str], tmp_pat
     assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".lock"]
 
 
-@pytest.mark.parametrize("command", ["compare", "sweep"])
-def test_a_folder_of_several_runs_is_used_by_one_command(command: str, train: list[str], tmp_path: Path):
-    runs = {"methods": {"lora": {}, "ia3": {}}} if command == "compare" else {"grid": {"r": [1, 2]}}
-    settings = {"model": train[2], "data": "texts", "out": "runs", "settings": {"max_steps": 1}, **runs}
+def test_a_folder_of_several_runs_is_used_by_one_command(train: list[str], tmp_path: Path):
+    settings = {"model": train[2], "data": "texts", "out": "runs", "settings": {"max_steps": 1}, "grid": {"r": [1, 2]}}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     with sole_use(tmp_path / "runs"):
-        status, printed = start_tsugiki([command, "settings.yaml"], tmp_path / "out.txt").wait()
+        status, printed = start_tsugiki(["sweep", "settings.yaml"], tmp_path / "out.txt").wait()
     assert status == 2, printed
     assert printed.count("\n") == 1
     assert f"runs is in use by process {os.getpid()}" in printed

@@ -1,7 +1,7 @@
 """Mutated files of every kind that Tsugiki reads are read, or refused in one line, within limits of time and memory.
 
 A case writes the valid files of one kind with changes in one or two of them: bytes, values of JSON, or the header of
-safetensors. GGUF files have a test of their own (`test_gguf`).
+safetensors and GGUF.
 """
 
 import csv
@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import random
+import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,15 @@ from tsugiki.adapters import (
     truncated,
     write_lora_weights,
 )
-from tsugiki.base import folder_fingerprint, load_meta_model, load_model, load_tokenizer
+from tsugiki.base import (
+    converted_folder,
+    gguf_fingerprint,
+    load_meta_model,
+    load_model,
+    load_tokenizer,
+    named_fingerprint,
+    read_model_header,
+)
 from tsugiki.cli import print_summary
 from tsugiki.data import (
     Conversation,
@@ -58,6 +67,7 @@ from tsugiki.methods import METHODS
 from tsugiki.report import inspect_adapter, write_report
 from tsugiki.training import finished, load_comparison, load_config, load_pretrain_config, load_sweep, read_record
 
+pytest.importorskip("gguf")
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")
 
@@ -77,6 +87,14 @@ PIECES: Sequence[bytes] = (
 )
 
 
+GGUF_NUMBERS: Sequence[bytes] = (
+    *(struct.pack("<I", number) for number in (0, 1, 8, 9, 12, 30, 99, 60_000, 2**32 - 1)),
+    *(struct.pack("<Q", number) for number in (0, 1, 100, 10**6, 2**32, 2**62, 2**63, 2**64 - 1)),
+    *(struct.pack("<IIQ", 9, kind, 2**40) for kind in (0, 6, 8, 9)),  # a list that is longer than the file
+)
+"""Types, lengths, dimensions and offsets."""
+
+
 @dataclass(frozen=True)
 class Input:
     """Files that are read together."""
@@ -91,6 +109,9 @@ class Input:
 
 
 def mutated(rng: random.Random, name: str, content: bytes) -> bytes:
+    if name.endswith(".gguf"):
+        length = rng.choice((40, 200, 2_000, len(content)))  # the header is at the beginning
+        return mutate_bytes(rng, content[:length], GGUF_NUMBERS) + content[length:]
     if rng.random() < 0.3:
         return mutate_bytes(rng, content, PIECES)
     if name.endswith(".safetensors"):
@@ -123,10 +144,34 @@ def base_files(kind: str) -> Files:
 
 
 def read_base(folder: Path) -> None:
-    folder_fingerprint(folder)
+    named_fingerprint(str(folder))
     load_meta_model(str(folder))
     load_model(str(folder), "int8")
     load_tokenizer(str(folder))("枝を 3本\n<|endoftext|>").input_ids  # noqa: B018
+
+
+@functools.cache
+def gguf_files(kind: str) -> Files:
+    from tests.base.gguf.files import tiny_base, write_gguf, write_vocabulary
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.gguf"
+        write_vocabulary(path) if kind == "vocabulary" else write_gguf(path, tiny_base(kind))
+        return files_in(folder)
+
+
+def read_gguf_header(folder: Path) -> None:
+    read_model_header(folder / "a.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        gguf_fingerprint(folder / "a.gguf")
+
+
+def convert_gguf(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        load_tokenizer(str(converted_folder(folder / "a.gguf")))("枝を 3本\n<|endoftext|>").input_ids  # noqa: B018
 
 
 def tokenizer_files(kind: str) -> Files:
@@ -279,8 +324,11 @@ def read_chat_template(folder: Path) -> None:
     assert all(0 <= start < stop <= len(found.text) for start, stop in found.spans)
 
 
+GGUF_KINDS = ("llama", "gpt2", "gemma3_text", "qwen2", "vocabulary")
 INPUTS: dict[str, Input] = {
     "base models": Input(base_files, ["gpt2", "llama", "gemma3_text"], read_base, 25),
+    "GGUF headers": Input(gguf_files, GGUF_KINDS, read_gguf_header),
+    "GGUF models": Input(gguf_files, GGUF_KINDS, convert_gguf, 8),
     "base tokenizers": Input(tokenizer_files, ["gpt2"], read_tokenizer, 60),
     "adapters": Input(adapter_files, list(ADAPTERS), read_adapter, 60),
     "changes of adapters": Input(adapter_files, ["lora"], read_adapters, 40),
@@ -317,7 +365,8 @@ def test_some_mutations(name: str, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
 def test_many_mutations(name: str, tmp_path: Path):
-    check(name, harness.LONG, tmp_path)
+    is_slow = INPUTS[name].quick < 10  # a page or a conversion takes some tenths of a second
+    check(name, harness.LONG // 10 if is_slow else harness.LONG, tmp_path)
 
 
 @pytest.mark.parametrize("name", INPUTS)

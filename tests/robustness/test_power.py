@@ -18,7 +18,7 @@ import pytest
 from tests.robustness.test_faults import run_of
 from tsugiki.io import CHECKPOINTS, RECORD_FILE
 from tsugiki.training import newest_checkpoint, read_record
-from tsugiki.training import run as run_module
+from tsugiki.training import train_steps as train_steps_module
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
 
@@ -93,16 +93,16 @@ def watched(folder: Path) -> Iterator[Disk]:
 
         return call
 
-    save = run_module._save_checkpoint
+    save = train_steps_module._save_checkpoint
 
-    def saved(loop: Any, **options: Any) -> None:
-        save(loop, **options)
+    def saved(run: Any, loop: Any) -> None:
+        save(run, loop)
         disk.saved(loop.progress.step)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("fsync", "rename", "replace", "mkdir", "unlink"):
             patch.setattr(os, name, after(name, getattr(os, name)))
-        patch.setattr(run_module, "_save_checkpoint", saved)
+        patch.setattr(train_steps_module, "_save_checkpoint", saved)
         try:
             yield disk
         finally:

@@ -83,13 +83,3 @@ def test_an_adapter(browser: Any, server: Running, problems: list[str], tmp_path
     assert download.value.suggested_filename == "poet.html"
     assert "<svg" in saved.read_text(encoding="utf-8")
     assert problems == []
-
-
-def test_broken_and_foreign_adapters(browser: Any, server: Running, problems: list[str]):
-    (server.library / "no json").mkdir()
-    (server.library / "no json" / "adapter_config.json").write_text("{")
-    page = open_page(browser, f"{server.url}/#adapters", problems, lang="ja")
-    page.get_by_text("壊れています").wait_for()
-    assert page.get_by_label("foreignを選択").count() == 0
-    assert page.get_by_text("別のベースモデル").count() == 1
-    assert problems == []

@@ -1,6 +1,5 @@
 """The page in Chromium: every view in both languages, two widths and two themes, and what Talk does."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,8 @@ def ask(page: Any, prompt: str, tokens: int = 8) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lang", "width", "theme"), list(itertools.product(("en", "ja"), (1280, 390), ("light", "dark")))
+    ("lang", "width", "theme"),
+    [("en", 1280, "light"), ("ja", 1280, "dark"), ("en", 390, "dark"), ("ja", 390, "light")],
 )
 def test_views(browser: Any, server: Running, problems: list[str], tmp_path: Path, lang: str, width: int, theme: str):
     page = open_page(browser, server.url, problems, lang, width, color_scheme=theme)
@@ -169,13 +169,6 @@ def test_a_conversation(browser: Any, server: Running, problems: list[str]):
     messages = sent.value.post_data_json["messages"]
     assert [one["role"] for one in messages] in (["user", "assistant", "user"], ["user"])  # an empty answer is left out
     assert messages[-1]["content"] == "def"
-
-
-def test_an_error_is_shown(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
-    ask(page, "abc", tokens=5000)
-    assert page.locator(".answer").first.get_attribute("data-state") == "failed"
-    assert "context" in page.locator(".answer .note").first.inner_text()
 
 
 def test_the_key_is_asked(browser: Any, served_files: tuple[str, Path], problems: list[str]):

@@ -113,16 +113,6 @@ def test_requests_on_one_connection(running: Any):
         assert SECONDS * 0.8 < time.monotonic() - began < 6
 
 
-def test_a_body_after_its_answer_is_not_waited_for(running: Any):
-    with opened(running, sent=b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n") as (one,):
-        began = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while time.monotonic() - began < 8:
-                one.sendall(b"x")
-                time.sleep(0.1)
-        assert time.monotonic() - began < 6
-
-
 def test_answers_are_not_cut(running: Any):
     with opened(running, 3, GET.replace(b"/ ", b"/stream ")) as streams:
         time.sleep(0.1)

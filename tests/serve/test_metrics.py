@@ -1,13 +1,18 @@
 """`/metrics` in Prometheus' text format."""
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import torch
 
-from tests.serve.conftest import Running
-from tsugiki.generation import Timing
+from tests.serve.conftest import Running, save_adapter_of
+from tsugiki import load_adapter
+from tsugiki.base import load_model
+from tsugiki.generation import BLOCK, Timing
 from tsugiki.serve import Metrics
 
 LINE = re.compile(r'[a-z_]+:?[a-z_0-9]+(\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\})? [0-9.e+-]+')
@@ -72,3 +77,41 @@ def test_requests_are_counted_by_adapter(server: Running):
     assert after['vllm:num_requests_running{model_name="base"}'] == 0
     assert after['tsugiki:kv_cache_bytes{model_name="base"}'] == 0
     assert any(name.startswith('vllm:lora_requests_info{max_lora="2"') for name in after)
+
+
+@torch.no_grad()
+def test_an_adapter_that_was_replaced_under_its_name_has_nothing_of_the_old_one(server: Running):
+    prompt = list(range(1, 61))
+
+    def ask(name: str) -> str:
+        body = {"model": name, "prompt": prompt, "temperature": 0, "max_tokens": 10, "ignore_eos": True}
+        answer = httpx2.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+        return str(answer["choices"][0]["text"])
+
+    def hits() -> float:
+        found = values(httpx2.get(f"{server.url}/metrics").text)
+        return found.get('vllm:prefix_cache_hits_total{model_name="changing"}', 0)
+
+    def fresh() -> Any:
+        model = load_model(server.base)
+        load_adapter(model, folder)
+        out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=10, eos_token_id=None)
+        return server.adapters.base.tokenizer.decode(out[0, 60:], skip_special_tokens=True)
+
+    folder: Path = server.library / "changing"
+    known = 60 - BLOCK  # the prompt is padded to 64 tokens, of which a block is computed
+    try:
+        shutil.copytree(server.library / "poet", folder)
+        old = ask("changing")
+        assert hits() == 0
+        assert (ask("changing"), hits()) == (old, known)
+        shutil.rmtree(folder)
+        save_adapter_of(server.base, folder, 9)
+        new = ask("changing")
+        assert (new.rstrip("\N{REPLACEMENT CHARACTER}"), hits()) == (fresh().rstrip("\N{REPLACEMENT CHARACTER}"), known)
+        assert new != old
+        shutil.rmtree(folder)
+        shutil.copytree(server.library / "poet", folder)  # the content of the first one again
+        assert (ask("changing"), hits()) == (old, 2 * known)
+    finally:
+        shutil.rmtree(folder)

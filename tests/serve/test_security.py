@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from tsugiki.errors import TsugikiError
 pytest.importorskip("starlette")
 from tsugiki.serve import MAX_BODY, Access, Guard, check_access, check_origins, listen
 
-DOCUMENTED = {200, 400, 401, 403, 404, 405, 413, 415, 429, 503}
 COMPLETIONS = "/v1/completions"
 ASK = {"model": "base", "prompt": "a", "max_tokens": 1}
 
@@ -101,70 +99,18 @@ def test_addresses():
         listen("192.0.2.1", 0)
 
 
-def mutations(generator: random.Random, count: int) -> list[tuple[str, str, bytes]]:
-    """Requests as (method, path, body): fields with values of other types and sizes, and bytes that are no JSON."""
-    values: list[Any] = [
-        None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, -(2**63), 0.5, 1e308, "", "a", "\x00", "a" * 5000, "\ud800",
-        "😀", {"999": 1},
-        "../../etc/passwd", "base", "歌人", [], [[]], ["a", 1], [0], [-1], [10**6], [[0], [1]], [None], {}, {"a": {}},
-        {"0": 100}, {"include_usage": True}, [{"role": "user", "content": "a"}], [{"role": "x", "content": "a"}],
-        [{"role": "user", "content": [{"type": "image_url"}]}], [{"role": "user"}],
-        [{"role": "assistant", "content": "b"}],
-        [{"role": "user", "content": "<|endoftext|>"}], [{"role": "user", "content": ""}], "poet", "turns",
-    ]  # fmt: skip
-    fields = [
-        "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
-        "n",
-        "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "stop", "stream", "stream_options",
-        "logprobs", "top_logprobs", "echo", "logit_bias", "ignore_eos", "min_tokens", "suffix", "user", "tools",
-        "x" * 99, "chat_template", "chat_template_kwargs", "response_format", "lora_path",
-    ]  # fmt: skip
-    raw = [
-        b"", b"null", b"[]", b"{", b'{"model": NaN}', b"\xff\xfe", b'{"a":' * 3000, b"[" * 100000,
-        b'{"model":"base","model":1}',
-        b'{"model":"base","prompt":"a","temperature":Infinity}', b'{"prompt":"\\ud800","model":"base"}', b"1" * 5000,
-    ]  # fmt: skip
-    paths = [COMPLETIONS, "/v1/chat/completions", "/tokenize", "/detokenize"]
-    odd = [
-        "/",
-        "/v1",
-        "/v1/models/..%2F..%2Fetc",
-        "/v1/models/%00",
-        "/v1/models/" + "a" * 500,
-        "//health",
-        "/v1/completions/",
-    ]
-    found = [("POST", paths[i % 4], body) for i, body in enumerate(raw)] + [("GET", path, b"") for path in odd]
-    found += [(method, path, b"{}") for method in ("PUT", "DELETE", "PATCH", "GET") for path in paths]
-    found += [("POST", "/v1/load_lora_adapter", b'{"lora_name": "poet"}')]
-    while len(found) < count:
-        path = generator.choice(paths)
-        start: dict[str, Any] = {"model": generator.choice(["base", "歌人"]), "max_tokens": 2}
-        start |= {"prompt": "a"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "a"}]}
-        for _ in range(generator.choice([1, 1, 2, 3])):
-            start[generator.choice(fields)] = generator.choice(values)
-        if "max_tokens" in start and type(start["max_tokens"]) is int:
-            start["max_tokens"] = min(start["max_tokens"], 300)
-        found.append(("POST", path, json.dumps(start).encode()))
-    return found
-
-
-@pytest.mark.slow
-def test_malformed_requests(server: Running):
-    tally: dict[int, int] = {}
-    with httpx2.Client(base_url=server.url, timeout=60, headers={"Content-Type": "application/json"}) as client:
-        for method, path, body in mutations(random.Random(0), 2000):
-            answer = client.request(method, path, content=body)
-            assert answer.status_code in DOCUMENTED, (method, path, body[:300], answer.text)
-            tally[answer.status_code] = tally.get(answer.status_code, 0) + 1
-            if answer.status_code >= 400:
-                assert answer.json()["error"]["message"], body[:300]
-        large = client.post(COMPLETIONS, content=b" " * (MAX_BODY + 1))
-        assert large.status_code == 413
-        assert client.post(COMPLETIONS, content=json.dumps(ASK)).status_code == 200
-        assert client.get("/health").json() == {"status": "ok"}
-    assert tally[200] > 20
-    assert tally[400] > 500
+def test_bodies_that_are_too_large_or_no_request(server: Running):
+    for body, status in (
+        (b" " * (MAX_BODY + 1), 413),
+        *(
+            (body, 400)
+            for body in (b"", b"[]", b'{"model": NaN}', b'{"a":' * 3000, b'{"prompt":"\\ud800","model":"base"}')
+        ),
+    ):
+        answer = httpx2.post(server.url + COMPLETIONS, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"]
+    assert httpx2.put(server.url + COMPLETIONS).status_code == 405
     assert (server.engine.running, server.engine.waiting) == (0, 0)
 
 

@@ -269,19 +269,26 @@ def test_adapters_in_memory_are_bounded_in_bytes(served_files: tuple[str, Path])
         assert server.adapters.loaded() == []
 
 
-def test_waiting_for_an_adapter_ends_and_what_is_half_loaded_is_not_lost(
-    served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-):
+def slow_loads(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let loads of adapters wait; the events say that one has begun, and that they may go on."""
     from tsugiki.serve import served_adapters as module
 
-    allowed = threading.Event()
+    begun, allowed = threading.Event(), threading.Event()
     load = module.load_served
 
     def slow(*given: Any) -> Any:
+        begun.set()
         allowed.wait(60)
         return load(*given)
 
     monkeypatch.setattr(module, "load_served", slow)
+    return begun, allowed
+
+
+def test_waiting_for_an_adapter_ends_and_what_is_half_loaded_is_not_lost(
+    served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    _begun, allowed = slow_loads(monkeypatch)
     for server in start(*served_files, limits={"seconds": 0.2}):
         client = connect(server)
         for name in ("poet", "lawyer"):  # the first is being loaded, the second waits for that
@@ -317,28 +324,18 @@ def test_an_adapter_that_is_asked_for_without_a_pause_makes_room(served_files: t
         assert server.adapters.loaded() == ["poet"]
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/load_lora_adapter"])
-def test_nothing_is_loaded_for_a_client_that_has_gone(
-    served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, path: str
-):
-    from tsugiki.serve import served_adapters as module
-
-    begun, allowed = threading.Event(), threading.Event()
-    load = module.load_served
-
-    def slow(*given: Any) -> Any:
-        begun.set()
-        allowed.wait(60)
-        return load(*given)
-
-    monkeypatch.setattr(module, "load_served", slow)
+def test_nothing_is_loaded_for_a_client_that_has_gone(served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch):
+    begun, allowed = slow_loads(monkeypatch)
     for server in start(*served_files, allow_lora_updates=True):
         first = threading.Thread(target=connect(server).completions.create, kwargs={"model": "poet", "prompt": "a"})
         first.start()
         assert begun.wait(60)
-        body = {"model": "lawyer", "prompt": "a"} if path == "/v1/completions" else {"lora_name": "lawyer"}
-        with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(server.url + path, json=body, timeout=0.5)
+        for path, body in (
+            ("completions", {"model": "lawyer", "prompt": "a"}),
+            ("load_lora_adapter", {"lora_name": "歌人"}),
+        ):
+            with pytest.raises(httpx2.ReadTimeout):
+                httpx2.post(f"{server.url}/v1/{path}", json=body, timeout=0.5)
         allowed.set()
         first.join(60)
         time.sleep(0.5)  # in which the other one would be loaded

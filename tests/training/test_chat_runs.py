@@ -11,7 +11,7 @@ from tests.data.chat_templates import SHAPES, tokenizer_of
 from tests.runs import run_config
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.adapters import copy_into_library, saved_chat_template, with_chat_template
+from tsugiki.adapters import saved_chat_template, with_chat_template
 from tsugiki.data import DEFAULT_TEMPLATE, Conversation, Message, encode_records
 from tsugiki.export import export_model, merged_model
 from tsugiki.generation import prompt_tokens
@@ -116,22 +116,9 @@ def test_merged_and_exported_models_have_the_template(trained: Any, tmp_path: Pa
     assert fields["tokenizer.chat_template"].contents() == DEFAULT_TEMPLATE
 
 
-def test_the_library_keeps_the_template(trained: Any, tmp_path: Path):
-    config, _ = trained
-    copy_into_library(Path(config.out), tmp_path / "library", "kind")
-    assert saved_chat_template(tmp_path / "library" / "kind") == DEFAULT_TEMPLATE
-
-
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a" * 1_000_001, None])
 def test_a_file_that_is_no_template_is_one_line(content: bytes | None, tmp_path: Path):
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(content) if content is not None else path.mkdir()
     with pytest.raises(TsugikiError, match="chat template"):
         with_chat_template(byte_tokenizer(), tmp_path)
-
-
-def test_a_tokenizer_does_not_change_when_an_adapter_brings_a_template(tmp_path: Path):
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    tokenizer = byte_tokenizer()
-    assert with_chat_template(tokenizer, tmp_path).chat_template == "{{ messages }}"
-    assert tokenizer.chat_template is None

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from tests.runs import interrupt, run_config, tiny_base
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, MANIFEST_FILE, RECORD_FILE, checkpoints, read_manifest
-from tsugiki.training import newest_checkpoint, read_record, train
+from tsugiki.training import read_record, train
 
 
 def test_a_checkpoint_is_an_adapter_folder(tmp_path: Path):
@@ -63,10 +63,6 @@ def test_if_all_checkpoints_are_damaged_nothing_is_trained_and_nothing_is_change
         train(config)
 
 
-def test_without_checkpoints_there_is_none(tmp_path: Path):
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-
-
 def test_a_run_whose_record_is_damaged_continues_with_the_record_in_its_checkpoint(tmp_path: Path):
     train(run_config(tmp_path))
     cut = run_config(tmp_path, "cut")
@@ -82,19 +78,10 @@ def test_a_run_whose_record_is_damaged_continues_with_the_record_in_its_checkpoi
 
 
 def test_a_point_of_the_loss_curve_may_span_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.prepare_loop._LOSS_CURVE_POINTS", 2)
+    monkeypatch.setattr("tsugiki.training.build_loop._LOSS_CURVE_POINTS", 2)
     whole = train(run_config(tmp_path, max_steps=6))
     cut = run_config(tmp_path, "cut", max_steps=6)
     interrupt(train, cut, 2)
     resumed = train(cut, resume=True)
     assert [point.step for point in whole.loss_curve] == [3, 6]
     assert resumed.loss_curve == whole.loss_curve
-
-
-def test_the_record_in_a_checkpoint_does_not_lag_behind_the_run(tmp_path: Path):
-    """As `run.json` does, which is written at most once a second."""
-    config = run_config(tmp_path, eval_steps=100, prompts=[])
-    interrupt(train, config, 2)
-    record = read_manifest(tmp_path / "run" / CHECKPOINTS / "checkpoint-2")["record"]
-    assert record["training"]["steps"] == 2
-    assert [point["step"] for point in record["loss_curve"]] == [1, 2]

@@ -18,7 +18,6 @@ from tsugiki.data import Blocks, Collator, StepBatches, pack
 from tsugiki.fast import detect_document_masking, has_chunked_loss, use_fast_paths
 from tsugiki.model import IGNORE_INDEX, disable_dropout, replica_in
 from tsugiki.training import Gradients, row_seed, start_accelerator
-from tsugiki.training.gradients import _MicroBatch, _split_by_length
 
 
 def model_of(kind: str = "gpt2") -> Any:
@@ -67,7 +66,7 @@ def assert_gradients(model: Any, wanted: dict[str, Any]) -> None:
             assert parameter.grad is None, name
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "gemma2", "phi", "bloom", "cohere"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "opt", "gemma2", "phi", "bloom", "cohere"])
 def test_gradients_are_those_of_the_whole_logits(kind: str):
     model = model_of(kind)
     plain, wanted = plain_gradients(model, batches_of(model))
@@ -79,7 +78,7 @@ def test_gradients_are_those_of_the_whole_logits(kind: str):
         assert_gradients(model, wanted)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("rows", [2, 3, 5])
 def test_rows_are_computed_in_micro_batches(rows: int):
     model = model_of()
     plain, wanted = plain_gradients(model, batches_of(model))
@@ -120,8 +119,7 @@ def test_the_size_of_micro_batches_does_not_change_dropout(targets: list[str]):
         torch.testing.assert_close(make(rows), alone)
 
 
-@pytest.mark.parametrize("head", [[], ["lm_head"]], ids=["", "lm_head"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize(("kind", "head"), [("gpt2", []), ("llama", ["lm_head"]), ("gemma2", ["lm_head"])])
 def test_gradients_of_an_adapter(kind: str, head: list[str]):
     model = model_of(kind)
     graft(model, LoraConfig(r=3, target_modules=["c_attn" if kind == "gpt2" else "q_proj", *head]))
@@ -141,13 +139,6 @@ def test_a_model_whose_head_is_not_known_makes_its_own_logits():
     assert not has_chunked_loss(model)
     torch.testing.assert_close(gradients_of(model).step(0)[1], plain)
     assert_gradients(model, wanted)
-
-
-def test_what_has_no_part_in_the_loss_gets_zeros():
-    model = model_of()
-    model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
-    gradients_of(model).step(0)
-    assert not model.idle.grad.any()
 
 
 def test_the_gradients_and_the_loss_are_one_buffer():
@@ -178,12 +169,6 @@ def test_bf16_computes_on_a_copy_that_follows_the_weights():
             assert cosine > 0.98, name
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
-def test_the_copy_keeps_documents_apart_as_the_model_does(kind: str):
-    model = model_of(kind)
-    assert detect_document_masking(replica(model)) == detect_document_masking(model)
 
 
 def with_threads(count: int, make: Any) -> Any:
@@ -228,16 +213,6 @@ def test_dropout_follows_from_seed_step_and_place(targets: list[str]):
     assert len({row_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
 
 
-def test_dropout_inside_the_base_draws_the_same_numbers_however_many_threads():
-    def make() -> Tensor:
-        torch.manual_seed(0)
-        return step_of(tiny_model(), base_dropout=True)
-
-    one, two = (with_threads(count, make) for count in (1, 2))
-    torch.testing.assert_close(one, two)
-    assert (one - step_of(model_of())).norm() > 0.05 * one.norm()
-
-
 def test_a_share_of_the_rows_is_computed_by_each_process():
     def share(index: int, count: int) -> Tensor:
         model = model_of()
@@ -254,7 +229,7 @@ def test_a_share_of_the_rows_is_computed_by_each_process():
         torch.testing.assert_close(sum(share(index, count) for index in range(count)), whole)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom"])
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
 def test_padding_is_not_computed_and_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch):
     lengths: list[int] = []
 
@@ -301,9 +276,3 @@ def test_short_rows_are_computed_at_once_and_change_nothing(kind: str):
     assert micro_batches == [[30], [20, 14], [11, 9, 7], [5]]
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
     assert torch.equal(with_threads(2, lambda: step(42))[0], together)
-
-
-def test_a_micro_batch_may_always_have_its_number_of_rows():
-    micro = _MicroBatch([4, 5, 6, 7, 8], [0, 1, 2, 3, 4])
-    parts = _split_by_length(micro, [9, 50, 8, 60, 7].__getitem__, 2, 30)
-    assert [(part.places, part.rows) for part in parts] == [([7, 5], [3, 1]), ([4, 6, 8], [0, 2, 4])]

@@ -5,14 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.data.test_splits import sentence
 from tests.tiny import byte_tokenizer
 from tests.training.test_preparation import CHATML, lines, sources
 from tsugiki import TsugikiError
-from tsugiki.data import duplicates, overlap
 from tsugiki.io import ProgressDisplay
 from tsugiki.training import DatasetSplit, RunConfig, read_data
 
@@ -173,31 +171,3 @@ def test_a_pair_that_asks_a_held_out_question_is_left_out(kind: str):
     file = lines("h.jsonl", [pair("続きを書いてください。", sentence(300, 8))])
     prepared = split(lines("w.jsonl", pairs), held_out=file, validation="none")
     assert len(learned_sources(prepared)) == 30
-
-
-def test_a_table_of_limited_size_finds_the_same(monkeypatch: pytest.MonkeyPatch):
-    held = [{"text": prose(number, 3000)} for number in range(8)]
-    rows = [{"text": prose(100 + n) + (held[n]["text"] if n < 4 else "") + prose(200 + n)} for n in range(20)]
-    data, file = lines("w.jsonl", rows), lines("h.jsonl", held)
-    expected = learned_sources(split(data, held_out=file, validation="none"))
-    assert expected == {f"w.jsonl:{number}" for number in range(5, 21)}
-    monkeypatch.setattr(overlap, "_MOST_HASHES", 4000)
-    assert learned_sources(split(data, held_out=file, validation="none")) == expected
-
-
-def test_only_sequences_within_a_text_are_found():
-    """The hashes are those of a plain loop, and none spans two texts or two pieces of a text."""
-    texts = [prose(1, 50), prose(2, 5), prose(3, 40)]
-    found = {}
-    for hashes, owners in duplicates.sequence_hashes(texts):
-        for value, owner in zip(hashes.tolist(), owners.tolist(), strict=True):
-            found.setdefault(owner, []).append(value)
-    assert {owner: len(values) for owner, values in found.items()} == {
-        number: count
-        for number, text in enumerate(texts)
-        if (count := len(duplicates.fold([text])[0]) - duplicates.SEQUENCE + 1) > 0
-    }
-    alone = [
-        np.concatenate([hashes for hashes, _ in duplicates.sequence_hashes([text])]) for text in (texts[0], texts[2])
-    ]
-    assert [found[0], found[2]] == [values.tolist() for values in alone]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs import run_config, uneven_blocks
+from tests.runs import loop_of as run_loop
+from tests.runs import run_config
 from tests.tiny import summed_loss, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, trainable_parameters
-from tsugiki.fast import detect_document_masking, use_fast_paths
-from tsugiki.training import Callback, RunConfig, TrainingLoop, linear_share, start_accelerator, train
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.fast import use_fast_paths
+from tsugiki.training import Callback, RunConfig, TrainingLoop, linear_share, train
 
 LOOP = Path(__file__).resolve().parents[2] / "src" / "tsugiki" / "train" / "loop.py"
 
@@ -26,8 +26,7 @@ def loop_of(kind: str = "gpt2", seed: int = 0, **settings: Any) -> TrainingLoop:
     use_fast_paths(model)
     fields = {"model": "-", "data": "-", "out": "-", "epochs": 2, "batch_size": 4, "learning_rate": 1e-2}
     config = RunConfig.model_validate(fields | settings)
-    masking = detect_document_masking(model)
-    return prepare_loop(start_accelerator("cpu"), config, model, uneven_blocks(), masking)
+    return run_loop(config, model)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bloom", "gemma3_text"])

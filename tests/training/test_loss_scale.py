@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs import assert_resumes, run_config, uneven_blocks
+from tests.runs import assert_resumes, loop_of, run_config
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, trainable_parameters
-from tsugiki.fast import detect_document_masking, use_fast_paths
+from tsugiki.fast import use_fast_paths
 from tsugiki.io import CHECKPOINTS, MODEL_FILE
-from tsugiki.training import Gradients, RunConfig, TrainingLoop, shard_model, start_accelerator, train
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training import Gradients, RunConfig, TrainingLoop, shard_model, train
 
 
 def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> TrainingLoop:
@@ -27,7 +26,7 @@ def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> Trainin
         use_fast_paths(model)
     fields = {"model": "-", "data": "-", "out": "-", "max_steps": 4, "batch_size": 4, "learning_rate": 1e-2}
     config = RunConfig.model_validate(fields | settings)
-    return prepare_loop(start_accelerator("cpu"), config, model, uneven_blocks(), detect_document_masking(model))
+    return loop_of(config, model)
 
 
 def gradients_of(loop: TrainingLoop) -> torch.Tensor:
@@ -78,16 +77,6 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_is_halved():
     loop.read_losses()
     assert loop.progress.step == 2
     assert not all(torch.equal(weight, before[name]) for name, weight in trainable_parameters(loop.model).items())
-
-
-def test_the_scale_grows_after_steps_without_overflow():
-    loop = loop_in(torch.float16, max_steps=5)
-    loop.gradients.scaler.set_growth_interval(2)
-    scales = []
-    for _ in range(5):
-        loop.train_step()
-        scales.append(loop.gradients.scaler.get_scale() / 65536)
-    assert scales == [1, 2, 2, 4, 4]
 
 
 def test_the_limit_of_the_norm_is_that_of_the_unscaled_gradients():

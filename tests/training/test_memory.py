@@ -50,3 +50,27 @@ def test_the_memory_of_the_process_that_started_this_one_does_not_count():
     code = "from tsugiki.training.memory import process_peak; print(process_peak())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1_000_000 < int(done.stdout) < len(large)
+
+
+_FAULTS = """
+import resource
+import torch
+from tsugiki.training.memory import keep_freed_memory
+
+def faults():
+    torch.ones(8 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(8 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+without = faults()
+keep_freed_memory()
+print(without, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_is_used_again() -> None:
+    without, kept = map(int, subprocess.check_output([sys.executable, "-c", _FAULTS], text=True).split())
+    assert without > 10 * kept

@@ -128,13 +128,6 @@ def test_near_duplicates_of_validation_documents_are_not_learned():
     assert len(chosen) > 10
 
 
-def test_a_document_whose_longer_duplicate_is_used_counts_as_one():
-    longer = [{**record, "text": record["text"] + "変更済"} for record in works(60)]
-    prepared = prepare(lines("w.jsonl", works(60) + longer), drop_duplicates=True)
-    assert prepared.summary.validation is not None
-    assert not prepared.summary.validation.from_held_out
-
-
 def test_a_validation_file_and_a_condition():
     train = lines("w.jsonl", works(30))
     prepared = prepare(train, validation=lines("v.jsonl", [{"text": sentence(99, 200)}]))
@@ -159,12 +152,6 @@ def test_validation_texts_that_cannot_be(validation: Any, said: str):
     data = lines("w.jsonl", works(30))
     with pytest.raises(TsugikiError, match=said):
         prepare(data, validation=validation)
-
-
-def test_a_condition_that_leaves_nothing_to_learn_is_refused():
-    data = lines("w.jsonl", [{**work, "author": "A"} for work in works(30)])
-    with pytest.raises(TsugikiError, match="no record is left for training"):
-        prepare(data, validation="author=A")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -202,13 +189,6 @@ def test_the_share_of_a_mix_is_one_of_the_loss_and_its_characters_are_those_that
     assert prepared.summary.train.characters == answers * 14 + mixed.characters
 
 
-def test_too_little_other_text_is_taken_whole():
-    prepared = prepare(lines("w.jsonl", works(30)), mix=f"{lines('o.jsonl', [{'text': sentence(300, 100)}])}:0.9")
-    assert prepared.summary.mixed is not None
-    assert prepared.summary.mixed.documents == 1
-    assert prepared.summary.mixed.share < 0.1
-
-
 def test_held_out_text_is_not_mixed_in():
     records = works(30)
     data = lines("w.jsonl", records)
@@ -221,9 +201,7 @@ def test_held_out_text_is_not_mixed_in():
         prepare(data, mix=f"{lines('o.jsonl', near)}:0.1")
 
 
-@pytest.mark.parametrize(
-    "setting", ["w.jsonl", "w.jsonl:", "w.jsonl:0", "w.jsonl:1", "w.jsonl:x", ":0.1", "w.jsonl:nan"]
-)
+@pytest.mark.parametrize("setting", ["w.jsonl", "w.jsonl:0", "w.jsonl:x", ":0.1"])
 def test_a_mix_has_a_path_and_a_share(setting: str):
     with pytest.raises(TsugikiError, match="mix is .* write PATH:SHARE"):
         prepare(lines("w.jsonl", works(30)), mix=setting)

@@ -1,10 +1,6 @@
 """Grafted models in the trainers of others: transformers' Trainer, and TRL's where it is installed."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +13,10 @@ from torch import distributed, nn
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from tests.distributed.launch import run_function
-from tests.runs import uneven_blocks
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
-    active_adapter,
     graft,
     load_adapter,
     save_adapter,
@@ -37,7 +31,6 @@ from tsugiki.methods import METHODS
 QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "use_cpu": True}
 FILES = {"adapter_config.json", "adapter_model.safetensors", "tsugiki.json"}
 RESUMED: dict[str, tuple[Any, str]] = {
-    "lora in bf16": (LoraConfig(lora_dropout=0.1), "bfloat16"),
     "lora on int8": (LoraConfig(lora_dropout=0.1), "int8"),
     "a module and biases": (LoraConfig(modules_to_save=["lm_head"], bias="all"), "float32"),
     "dora from pissa": (LoraConfig(r=2, use_dora=True, init_lora_weights="pissa"), "float32"),
@@ -207,22 +200,6 @@ def test_bitsandbytes_trains_and_resumes(tmp_path: Path):
     assert relative_error(logits(base()), runs[0][1]) > 1e-3
 
 
-@pytest.mark.slow
-def test_a_compiled_model_given_to_trainer_does_not_resume_without_its_adapter(tmp_path: Path):
-    """Trainer would load the adapter's tensors into the wrapper, where they have no place, and only warn."""
-    for resume in (False, True):
-        model = tiny_model("llama", num_hidden_layers=1)
-        graft(model, LoraConfig(r=2, target_modules=["q_proj"]))
-        compiled = torch.compile(model, backend="eager")
-        trainer = trainer_of(compiled, tmp_path, max_steps=1, remove_unused_columns=False)
-        if not resume:
-            trainer.train()
-            load_adapter(tiny_model("llama", num_hidden_layers=1), tmp_path / "checkpoint-1")
-            continue
-        with pytest.raises(ValueError, match="checkpoint-1"):
-            trainer.train(resume_from_checkpoint=True)
-
-
 def test_resuming_with_another_rank_is_refused(tmp_path: Path):
     for rank in (2, 4):
         model = tiny_model()
@@ -309,30 +286,6 @@ def test_two_processes_learn_and_keep_what_one_does(dtype: str, tolerance: float
         assert_same(ours, theirs, tolerance)
 
 
-@pytest.mark.slow
-def test_torchrun_learns_and_keeps_what_one_process_does(tmp_path: Path):
-    wanted_losses, wanted = train_with_trainer(tmp_path / "one", "bfloat16", 4)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import json, os, pathlib\n"
-        "from tests.training.test_stock_trainers import train_with_trainer\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "losses, _ = train_with_trainer(folder / 'two', 'bfloat16', 2)\n"
-        "(folder / f'{os.environ[\"RANK\"]}.json').write_text(json.dumps(losses))\n"
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    root = str(Path(__file__).parents[2])
-    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    variables["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(launcher, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(wanted_losses, abs=1e-5)
-    model = base_of("bfloat16", "llama")
-    load_adapter(model, tmp_path / "two/checkpoint-5")
-    assert_same(weights(model), wanted)
-
-
 DORA = LoraConfig(r=2, use_dora=True)
 
 
@@ -340,8 +293,6 @@ DORA = LoraConfig(r=2, use_dora=True)
     ("backend", "config"),
     [
         ("aot_eager", LoraConfig(r=2, target_modules="all-linear")),
-        pytest.param("aot_eager", DORA, marks=pytest.mark.slow),
-        pytest.param("inductor", LoraConfig(r=2, target_modules="all-linear"), marks=pytest.mark.slow),
         pytest.param("inductor", DORA, marks=pytest.mark.slow),
     ],
 )
@@ -356,24 +307,6 @@ def test_a_compiled_model_is_one_graph_with_the_same_gradients(backend: str, con
         found.append({name: p.grad.clone() for name, p in trainable_parameters(model).items()})
     for name, grad in found[0].items():
         torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6, msg=name)
-
-
-@pytest.mark.slow
-def test_trainer_compiles_and_saves(tmp_path: Path):
-    runs = []
-    for compiled in (False, True):
-        model = tiny_model("llama", num_hidden_layers=1)
-        torch.manual_seed(2)
-        graft(model, LoraConfig(r=2))
-        folder = tmp_path / str(compiled)
-        trainer = trainer_of(model, folder, torch_compile=compiled, torch_compile_backend="eager" if compiled else None)
-        trainer.train()
-        runs.append((losses(trainer), load_file(folder / "checkpoint-5/adapter_model.safetensors")))
-    (ours, found), (theirs, wanted) = runs
-    assert ours == pytest.approx(theirs, abs=1e-5)
-    assert found.keys() == wanted.keys()
-    for name, weight in wanted.items():
-        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
 
 
 def sft(model: Any, folder: Path, **settings: Any) -> Any:
@@ -393,15 +326,7 @@ def sft(model: Any, folder: Path, **settings: Any) -> Any:
     return trl.SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=byte_tokenizer())
 
 
-@pytest.mark.parametrize(
-    ("fast", "settings"),
-    [
-        (True, {}),
-        (False, {"gradient_checkpointing": False}),
-        pytest.param(False, {}, marks=pytest.mark.slow),
-        pytest.param(True, {"gradient_checkpointing": False}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("fast", "settings"), [(True, {}), (False, {"gradient_checkpointing": False})])
 def test_trl_trains_a_grafted_body_as_it_trains_pefts(fast: bool, settings: dict[str, Any], tmp_path: Path):
     pytest.importorskip("trl")
     model = tiny_model("llama", vocab_size=257)
@@ -458,24 +383,3 @@ def test_trl_is_refused_a_grafted_head_that_it_would_not_train(tmp_path: Path):
     trainer = sft(model, tmp_path)
     with pytest.raises(TsugikiError, match=r"TRL.*\(lm_head, embed_out\)"):
         trainer.train()
-
-
-def test_trl_trains_a_head_that_is_trained_whole(tmp_path: Path):
-    model = tiny_model("llama", vocab_size=257)
-    graft(model, LoraConfig(r=2, modules_to_save=["lm_head"]))
-    before = model.lm_head.weight.detach().clone()
-    sft(model, tmp_path).train()
-    assert not torch.equal(model.lm_head.weight, before)
-
-
-def test_stock_trainer_trains_a_grafted_model_in_place(tmp_path: Path):
-    from transformers import Trainer, TrainingArguments
-
-    model = tiny_model(vocab_size=257)
-    base = {name: p.detach().clone() for name, p in model.named_parameters()}
-    adapter = active_adapter(graft(model, LoraConfig(r=4)))
-    arguments = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=1e-2, report_to=[])
-    Trainer(model=model, args=arguments, train_dataset=uneven_blocks()).train()
-    assert all(pair.B.any() for pair in adapter.pairs.values())
-    ungraft(model)
-    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())

@@ -11,7 +11,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "algebra.difference": "compare_layers compare_tensors overall",
         "algebra.extract": "extract",
-        "algebra.interference": "RULES apply_rule largest random",
+        "algebra.interference": "apply_rule largest random",
         "algebra.matrices": (
             "difference_norm effective_rank inner_product kept_energy singular_values svd truncated "
             "truncated_to_energy update_norm update_shape"
@@ -27,9 +27,9 @@ __getattr__, __dir__ = lazy_names(
         ),
         "lora_weights": "LayerFactors LoraWeights read_lora_weights write_lora_weights",
         "merge_files": "RoundingLoss plan_merge write_merged",
-        "metadata": "BaseReference Metadata Provenance Source read_metadata source_adapter write_metadata",
+        "metadata": "BaseReference Metadata Provenance Source read_metadata write_metadata",
         "start": "start_from",
-        "verify": "AdapterFiles KnownBase check_adapter find_misfits known_base logit_shift read_adapter_files",
+        "verify": "KnownBase check_adapter find_misfits known_base logit_shift read_adapter_files",
         "vocabulary": "with_new_words",
     },
 )

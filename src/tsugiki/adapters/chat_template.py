@@ -1,7 +1,7 @@
 """The chat template that an adapter was trained with: `chat_template.jinja` in its folder, as transformers names it.
 
 Only adapters that learned conversations have one. A template is a program that comes with an adapter, so nothing here
-runs it: `data.chat` renders templates in a process with limits.
+runs it: `data.chat` renders templates in Jinja's sandbox.
 """
 
 import copy

@@ -32,13 +32,13 @@ from tsugiki.adapters.vocabulary import words_for
 from tsugiki.base.loading import load_model, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
-from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.base.quantized_files import quantization_settings
 from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
+from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.language import _
 from tsugiki.methods.peft_keys import base_name

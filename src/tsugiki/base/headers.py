@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tsugiki.base.model_folder import read_shards
-from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.base.resolve import gguf_path, local_folder, split_revision
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import MODEL_FILE, MODEL_INDEX_FILE
+from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.io.shards import Entry
 from tsugiki.language import _
 

@@ -26,8 +26,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tsugiki.base.config import load_config
 from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
+from tsugiki.base.model_config import load_config
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, local_folder
 from tsugiki.errors import TsugikiError, error_text
@@ -102,16 +102,11 @@ def why_different(one: BaseIdentity, other: BaseIdentity) -> str:
 
 
 def named_fingerprint(name: str) -> str | None:
-    """Return the fingerprint of the model with this name (see `load_model`), or None if it is not on this machine."""
-    return _digest_files(file_states(name))
+    """Return `sha256:` and 64 digits over name, dtype, shape and bytes of every tensor in the files of a model.
 
-
-def folder_fingerprint(folder: Path) -> str | None:
-    """Return `sha256:` and 64 digits over name, dtype, shape and bytes of every tensor in the folder's safetensors.
-
-    Returns None if the folder has no safetensors weights, or they are damaged.
+    None if the model is not on this machine, has no safetensors weights, or they are damaged.
     """
-    return _digest_files(_folder_states(folder))
+    return _digest_files(file_states(name))
 
 
 def file_states(name: str) -> FileStates:

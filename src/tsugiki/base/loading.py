@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.base.checks import check_all_used, check_weights
-from tsugiki.base.config import load_config, loading_errors, read_config
 from tsugiki.base.headers import folder_entries
 from tsugiki.base.identity import file_states, remember_files
-from tsugiki.base.progress_bars import hidden_progress_bars
-from tsugiki.base.quantized_files import is_stored_in_4_bits, quantization_settings
+from tsugiki.base.model_config import load_config, loading_errors, read_config
+from tsugiki.base.quantized_files import DEQUANTIZED, is_stored_in_4_bits, quantization_settings
 from tsugiki.base.resolve import gguf_path, model_folder, settings_folder
 from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import GENERATION_CONFIG_FILE
+from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.language import _
 from tsugiki.model.meta import fill_with_zeros, meta_model
 
@@ -87,7 +88,8 @@ def _load_stored(name: str) -> "PreTrainedModel":
     path = stored_path(name)
     folder, states = settings_folder(name), file_states(name)
     with loading_errors(name):
-        model = load_stored(path, folder, torch_dtype(preferred_compute_dtype()))
+        model = load_stored(path, read_config(folder), torch_dtype(preferred_compute_dtype()))
+        _read_generation_config(model, folder)
     model.name_or_path = model.config._name_or_path = name
     remember_files(model, name, states)
     return model
@@ -104,7 +106,18 @@ def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) 
 
     named = getattr(config.dtype, "itemsize", 4) == 2 and dtype == "auto"
     compute_dtype = dtype if dtype in ("bf16", "fp16", "fp32") else preferred_compute_dtype()
-    return load_quantized(folder, config, config.dtype if named else torch_dtype(compute_dtype), base_dtype)
+    model = load_quantized(folder, config, config.dtype if named else torch_dtype(compute_dtype), base_dtype)
+    if model is not None:
+        _read_generation_config(model, folder)
+    return model
+
+
+def _read_generation_config(model: "PreTrainedModel", folder: Path) -> None:
+    """Give a model that was not loaded by transformers the generation settings in its folder, if there are any."""
+    from transformers import GenerationConfig
+
+    if (folder / GENERATION_CONFIG_FILE).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _load_by_transformers(
@@ -114,7 +127,7 @@ def _load_by_transformers(
     from transformers import AutoModelForCausalLM
 
     stored = quantization_settings(config)
-    if stored:
+    if stored.get("quant_method") in DEQUANTIZED:
         config.quantization_config = {**stored, "dequantize": True}
     with hidden_progress_bars(not sys.stderr.isatty()):
         model, loading_info = AutoModelForCausalLM.from_pretrained(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.base.checks import check_tokenizer_files
-from tsugiki.base.config import loading_errors
+from tsugiki.base.model_config import loading_errors
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
 from tsugiki.language import _

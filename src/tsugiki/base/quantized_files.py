@@ -22,7 +22,7 @@ from tsugiki.io.shards import Shard, read_bytes, read_tensor
 from tsugiki.language import _
 from tsugiki.lowbit.nf4 import BLOCK, NF4, Nf4Linear
 
-_DEQUANTIZED = ("fp8", "mxfp4")
+DEQUANTIZED = ("fp8", "mxfp4")
 """Quantisations that transformers undoes while it loads a model, without another library."""
 _STATE = ".quant_state.bitsandbytes__nf4"
 _PARTS = (_STATE, ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
@@ -120,7 +120,7 @@ def check_format(name: str, config: object) -> None:
         TsugikiError: the weights are quantised in a format that cannot be read.
     """
     method = error_text(quantization_settings(config).get("quant_method", ""), 40)
-    if method and method not in _DEQUANTIZED and not is_stored_in_4_bits(config):
+    if method and method not in DEQUANTIZED and not is_stored_in_4_bits(config):
         raise TsugikiError(
             _(
                 "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "

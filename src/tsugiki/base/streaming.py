@@ -25,7 +25,6 @@ from tsugiki.base.quantized_cache import Entry, entry_of, place_entry, read_entr
 from tsugiki.base.quantized_files import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError
-from tsugiki.io.file_names import GENERATION_CONFIG_FILE
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.io.shards import is_float, read_tensor
 from tsugiki.language import _
@@ -67,10 +66,6 @@ def load_quantized(
         model = _read_from_files(folder, config, dtype, base_dtype)
         if entry is not None and model is not None:
             write_entry(entry, model)
-    if model is not None and (folder / GENERATION_CONFIG_FILE).is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
 
 

@@ -5,13 +5,13 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "entries": "BenchmarkEntry DEFAULT_ENTRIES GENERATION_ENTRIES LIMIT_ENTRY TRAINING_ENTRIES load_function",
+        "entries": "BenchmarkEntry DEFAULT_ENTRIES LIMIT_ENTRY TRAINING_ENTRIES load_function",
         "limit": "LAYOUTS Product Timings operands products",
         "models": "SHAPES build read_model_config",
         "process": "EntryFailed EntryProcess",
         "results": "Results collect",
         "runner": "Measurement measure",
-        "table": "computer markdown_table results_page results_table",
+        "table": "computer results_page results_table",
         "workload": "StepBarrier StopRequested Workload",
     },
 )

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tsugiki.base.loading import default_device
-from tsugiki.bench.entries import DEFAULT_ENTRIES, GENERATION_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
+from tsugiki.bench.entries import DEFAULT_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.plot import plot
-from tsugiki.bench.results import Kind, Results, collect
+from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
 from tsugiki.bench.table import results_page
 from tsugiki.bench.workload import STEPS, Workload
@@ -21,7 +21,6 @@ from tsugiki.training.machine import describe_machine
 
 
 def run_benchmark(
-    kind: Kind,
     entries: Mapping[str, BenchmarkEntry],
     workload: Workload,
     rounds: int,
@@ -29,12 +28,11 @@ def run_benchmark(
     show: Callable[[str], None],
     steps: int = STEPS,
 ) -> Results:
-    """Measure the entries and, for training, the machine's limit.
+    """Measure the entries and the machine's limit.
 
     Args:
-        kind: "train" or "generate".
         entries: the entries by name.
-        workload: the tokens that each entry trains on, or generates from.
+        workload: the tokens that each entry trains on.
         rounds: the number of blocks of each entry.
         command: the command line, for the results.
         show: called with each line of progress.
@@ -56,36 +54,32 @@ def run_benchmark(
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
     if not measurable:
         raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons="; ".join(skipped.values())))
-    limit_entry = {"limit": LIMIT_ENTRY} if kind == "train" else {}
-    measured = measure({**measurable, **limit_entry}, workload, rounds, show, steps)
+    measured = measure({**measurable, "limit": LIMIT_ENTRY}, workload, rounds, show, steps)
     found = {measurement.name: measurement for measurement in measured}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
-    limits = found["limit"].limits if "limit" in found else {}
-    measurements = [found[name] for name in entries]
-    results = collect(
-        kind, workload, entries, measurements, limits, command, describe_machine(default_device()).model_dump()
-    )
+    measurements, limits = [found[name] for name in entries], found["limit"].limits
+    machine = describe_machine(default_device()).model_dump()
+    results = collect(workload, workload.tokens, entries, measurements, limits, command, machine)
     if not any(row.tokens_per_second for row in results.rows):
         problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)
         raise TsugikiError(_("no entry could be measured: {problems}").format(problems=problems))
     return results
 
 
-def choose_entries(kind: Kind, names: Sequence[str]) -> dict[str, BenchmarkEntry]:
+def choose_entries(names: Sequence[str]) -> dict[str, BenchmarkEntry]:
     """Return the entries with these names, in the given order; without names, the default entries.
 
     Raises:
         TsugikiError: a name is unknown; the message lists the known names.
     """
-    table = TRAINING_ENTRIES if kind == "train" else GENERATION_ENTRIES
-    unknown = [name for name in names if name not in table]
+    unknown = [name for name in names if name not in TRAINING_ENTRIES]
     if unknown:
         raise TsugikiError(
             _("unknown benchmark entry {unknown}; choose from {known}").format(
-                unknown=", ".join(map(repr, unknown)), known=", ".join(table)
+                unknown=", ".join(map(repr, unknown)), known=", ".join(TRAINING_ENTRIES)
             )
         )
-    return {name: table[name] for name in names or (DEFAULT_ENTRIES if kind == "train" else GENERATION_ENTRIES)}
+    return {name: TRAINING_ENTRIES[name] for name in names or DEFAULT_ENTRIES}
 
 
 def write_results(results: Results, out: Path) -> None:

@@ -46,15 +46,10 @@ def load_function(name: str) -> Callable[[Workload, StepBarrier], None]:
     return function
 
 
-_HUGGING_FACE, _TSUGIKI, _GENERATION = (
-    f"tsugiki.bench.{module}" for module in ("hugging_face", "tsugiki_entry", "generation")
-)
+_HUGGING_FACE, _TSUGIKI = "tsugiki.bench.hugging_face", "tsugiki.bench.tsugiki_entry"
 _KEEP = {"MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_MMAP_THRESHOLD_": "4294967296"}
 _PEFT_FP32 = partial(BenchmarkEntry, compute_dtype="fp32", requires=("peft",))
 _PEFT_BF16 = partial(BenchmarkEntry, compute_dtype="bf16", bytes_per_parameter=2, requires=("peft",))
-_TRL = partial(BenchmarkEntry, compute_dtype="bf16", bytes_per_parameter=2, requires=("peft", "trl", "datasets"))
-_FULL_FP32 = partial(BenchmarkEntry, compute_dtype="fp32", bytes_per_parameter=16, full=True)
-_FULL_BF16 = partial(BenchmarkEntry, compute_dtype="bf16", full=True)
 
 TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
     "chapter": _PEFT_FP32(
@@ -65,10 +60,6 @@ TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
         f"{_HUGGING_FACE}:peft_fp32",
     ),
     "peft-bf16": _PEFT_BF16(marked("as peft-fp32, with the base in bfloat16"), f"{_HUGGING_FACE}:peft_bf16"),
-    "peft-bf16-autocast": _PEFT_BF16(
-        marked("as peft-bf16, with bf16=True (autocast): A and B are multiplied in bfloat16 too"),
-        f"{_HUGGING_FACE}:peft_bf16_autocast",
-    ),
     "peft-bf16-malloc": _PEFT_BF16(
         marked("as peft-bf16, and glibc keeps freed memory, as in Tsugiki"),
         f"{_HUGGING_FACE}:peft_bf16",
@@ -77,43 +68,20 @@ TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
     "peft-bf16-compiled": _PEFT_BF16(
         marked("as peft-bf16, with torch_compile=True"), f"{_HUGGING_FACE}:peft_bf16_compiled"
     ),
-    "trl": _TRL(
+    "trl": BenchmarkEntry(
         marked("TRL's SFTTrainer with its fused loss, the base in bfloat16, the faster attention implementation"),
         f"{_HUGGING_FACE}:trl",
-    ),
-    "trl-checkpointed": _TRL(
-        marked("as trl, with gradient checkpointing (TRL's default)"), f"{_HUGGING_FACE}:trl_checkpointed"
+        "bf16",
+        bytes_per_parameter=2,
+        requires=("peft", "trl", "datasets"),
     ),
     "tsugiki": BenchmarkEntry(marked("`tsugiki train` with its default settings"), f"{_TSUGIKI}:tsugiki"),
     "tsugiki-fp32": BenchmarkEntry(marked("Tsugiki, base in float32"), f"{_TSUGIKI}:tsugiki_fp32", "fp32"),
     "tsugiki-bf16": BenchmarkEntry(marked("Tsugiki, base in bfloat16"), f"{_TSUGIKI}:tsugiki_bf16", "bf16"),
     "tsugiki-int8": BenchmarkEntry(marked("Tsugiki, base in int8"), f"{_TSUGIKI}:tsugiki_int8", "int8"),
-    "trainer-full-fp32": _FULL_FP32(
-        marked("full fine-tuning by Trainer, float32, dropout off, the faster attention implementation"),
-        f"{_HUGGING_FACE}:trainer_full_fp32",
-    ),
-    "trainer-full-bf16": _FULL_BF16(
-        marked("as trainer-full-fp32, with bf16=True (autocast)"),
-        f"{_HUGGING_FACE}:trainer_full_bf16",
-        bytes_per_parameter=16,
-    ),
-    "tsugiki-full-fp32": _FULL_FP32(marked("full fine-tuning by Tsugiki, float32"), f"{_TSUGIKI}:tsugiki_full_fp32"),
-    "tsugiki-full-bf16": _FULL_BF16(
-        marked("full fine-tuning by Tsugiki, matrix products in bfloat16"),
-        f"{_TSUGIKI}:tsugiki_full_bf16",
-        bytes_per_parameter=18,
-    ),
 }
 
 DEFAULT_ENTRIES = ("chapter", "peft-fp32", "peft-bf16", "trl", "tsugiki")
 """The training entries that are measured if no names are given."""
-
-GENERATION_ENTRIES: Mapping[str, BenchmarkEntry] = {
-    "peft-grafted": _PEFT_FP32(marked("PEFT's adapter, not merged"), f"{_GENERATION}:peft_grafted"),
-    "peft-merged": _PEFT_FP32(marked("PEFT's adapter, merged into the base"), f"{_GENERATION}:peft_merged"),
-    "grafted": BenchmarkEntry(marked("Tsugiki's adapter, not merged"), f"{_GENERATION}:grafted", "fp32"),
-    "grafted-off": BenchmarkEntry(marked("as grafted, inside disable_adapter"), f"{_GENERATION}:grafted_off", "fp32"),
-    "merged": BenchmarkEntry(marked("Tsugiki's adapter, merged into the base"), f"{_GENERATION}:merged", "fp32"),
-}
 
 LIMIT_ENTRY = BenchmarkEntry("only the matrix products of a training step", "tsugiki.bench.limit:limit")

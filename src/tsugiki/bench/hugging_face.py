@@ -23,7 +23,7 @@ from tsugiki.bench.workload import (
 )
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
-from tsugiki.model.dropout import disable_dropout
+from tsugiki.model.training_mode import disable_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,11 +94,11 @@ def peft(
 
     Without `attention`, SDPA and eager attention are tried and the faster one is used.
     """
-    model = _without_dropout(workload, dtype)
+    model = without_dropout(workload, dtype)
     if attention:
         model.set_attn_implementation(attention)
     adapted = with_peft(model, workload.r, workload.target_modules)
-    _train_rows(model, adapted, workload, barrier, autocast, compiled, attention)
+    train_base_rows(model, adapted, workload, barrier, autocast, compiled, attention)
 
 
 def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
@@ -109,7 +109,7 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
     from tsugiki.base.loading import load_tokenizer
     from tsugiki.base.resolve import EMBEDDED
 
-    model = _without_dropout(workload, torch.bfloat16)
+    model = without_dropout(workload, torch.bfloat16)
     rows = workload.rows(model.config.vocab_size)
     model.requires_grad_(False).enable_input_require_grads()
     barrier.note(attention=_faster_attention(model, rows[: workload.batch], autocast=True))
@@ -131,22 +131,12 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
         _train(trainer, barrier)
 
 
-def full(workload: Workload, barrier: StepBarrier, autocast: bool) -> None:
-    """Train all parameters with Trainer, without dropout."""
-    model = _without_dropout(workload, torch.float32)
-    _train_rows(model, model, workload, barrier, autocast)
-
-
 peft_fp32 = partial(peft, dtype=torch.float32)
 peft_bf16 = partial(peft, dtype=torch.bfloat16)
 peft_bf16_sdpa = partial(peft, dtype=torch.bfloat16, attention="sdpa")
 peft_bf16_eager = partial(peft, dtype=torch.bfloat16, attention="eager")
 peft_bf16_compiled = partial(peft, dtype=torch.bfloat16, compiled=True)
-peft_bf16_autocast = partial(peft, dtype=torch.bfloat16, autocast=True)
 trl = partial(sft, checkpointing=False)
-trl_checkpointed = partial(sft, checkpointing=True)
-trainer_full_fp32 = partial(full, autocast=False)
-trainer_full_bf16 = partial(full, autocast=True)
 
 
 def with_peft(model: "PreTrainedModel", r: int = RANK, target_modules: Sequence[str] = ()) -> Any:
@@ -185,7 +175,8 @@ def _settings(workload: Workload, folder: str, autocast: bool, compiled: bool = 
     }
 
 
-def _without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel":
+def without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel":
+    """Build the model of a workload without the dropout of the base."""
     model = build(workload.model, dtype)
     disable_dropout(model)
     return model.to(default_device())
@@ -211,7 +202,7 @@ def _forward_and_backward(model: "PreTrainedModel", rows: Tensor, autocast: bool
     return time.perf_counter() - start
 
 
-def _train_rows(
+def train_base_rows(
     base: "PreTrainedModel",
     model: Any,
     workload: Workload,

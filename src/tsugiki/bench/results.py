@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.runner import Measurement
-from tsugiki.bench.workload import NEW_TOKENS, Workload
+from tsugiki.bench.workload import Workload
 from tsugiki.io.json import write_json
-
-Kind: TypeAlias = Literal["train", "generate"]
 
 _PACKAGES = (
     "tsugiki", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "litgpt", "lightning", "mlx", "mlx-lm",
@@ -56,7 +54,6 @@ class EntryResult:
 class Results:
     """The results of one benchmark."""
 
-    kind: Kind
     work: Mapping[str, Any]
     """The fields of the `Workload`."""
     rows: Sequence[EntryResult]
@@ -66,6 +63,8 @@ class Results:
     machine: Mapping[str, Any]
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
+    kind: str = "train"
+    """Older files hold `generate` for results of generation."""
     format: int = 2
 
     def write(self, folder: Path) -> None:
@@ -74,19 +73,18 @@ class Results:
 
 
 def collect(
-    kind: Kind,
     workload: Workload,
+    tokens: int,
     entries: Mapping[str, BenchmarkEntry],
     measurements: Sequence[Measurement],
     limits: Mapping[str, Any],
     command: str,
     machine: dict[str, Any],
 ) -> Results:
-    """Compute the figures of each measurement, in the given order."""
-    tokens = workload.tokens if kind == "train" else workload.batch * NEW_TOKENS
+    """Compute the figures of each measurement, in the given order; `tokens` is the number of a step."""
     base = next((measurement for measurement in measurements if not measurement.problem), None)
     rows = [_entry_result(measurement, entries[measurement.name], tokens, base, limits) for measurement in measurements]
-    return Results(kind, asdict(workload), rows, limits, command, machine)
+    return Results(asdict(workload), rows, limits, command, machine)
 
 
 def installed_versions() -> dict[str, str]:

@@ -83,7 +83,7 @@ def measure(
 
     Args:
         entries: the entries by name.
-        workload: the tokens that each entry trains on, or generates from.
+        workload: the tokens that of each step.
         rounds: the number of blocks of each entry.
         show: called with each line of progress.
         steps: the number of counted steps in a block.

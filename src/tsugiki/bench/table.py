@@ -6,7 +6,7 @@ from typing import Any
 from tsugiki.bench.results import EntryResult, Results
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import marked
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 
 
 def results_table(results: Results) -> Table:
@@ -19,15 +19,13 @@ def results_table(results: Results) -> Table:
     for dtype, limit in results.limits.items():
         causal = f"with causal attention: {_format_speed(limit['causal_tokens_per_second'])}"
         rows.append({"": f"limit, {dtype}", "tokens/s": _format_speed(limit["tokens_per_second"]), "settings": causal})
-    return headers, [[row.get(header, "–") for header in headers] for row in rows]
+    return Table(headers, [[row.get(header, "–") for header in headers] for row in rows])
 
 
 def results_lines(results: Results) -> list[str]:
     """Return two lines: the workload, the machine, the date and the versions; and the command."""
     work, machine = results.work, results.machine
     what = f"{work['model']}, {work['batch']} x {work['length']} tokens per step"
-    if results.kind == "generate":
-        what = f"{work['model']}, prompt of {work['length']} tokens, greedy decoding with a cache"
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     return [
         f"{what}; {computer(machine)}; {results.date}; {versions}",
@@ -41,18 +39,9 @@ def computer(machine: Mapping[str, Any]) -> str:
     return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads{without}"
 
 
-def markdown_table(table: Table) -> str:
-    """Return a table in GitHub's Markdown; all columns except the first and the last are aligned to the right."""
-    headers, rows = table
-    rule = ["---", *["---:"] * (len(headers) - 2), "---"]
-    return "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in [headers, rule, *rows]
-    )
-
-
 def results_page(results: Results) -> str:
     """Return the text of `table.md`."""
-    return "\n".join([f"{line}\n" for line in results_lines(results)] + [markdown_table(results_table(results))])
+    return "\n".join([f"{line}\n" for line in results_lines(results)] + [results_table(results).to_markdown()])
 
 
 def _cells(row: EntryResult) -> dict[str, str]:

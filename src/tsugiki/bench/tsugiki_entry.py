@@ -1,4 +1,4 @@
-"""Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, `prepare_model` and `prepare_loop`."""
+"""Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, `make_trainable` and `build_loop`."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,15 +11,16 @@ from tsugiki.bench.models import build, read_model_config
 from tsugiki.bench.workload import LEARNING_RATE, StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
-from tsugiki.dtypes import torch_dtype
+from tsugiki.dtypes import BaseDtype, torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.lowbit.quantization import quantize
-from tsugiki.training.automatic import ResolvedConfig, with_values
+from tsugiki.training.build_loop import build_loop
+from tsugiki.training.choices import choose
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
-from tsugiki.training.model import load_dtype, prepare_model
-from tsugiki.training.planning.base_dtype import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training.model import load_dtype, make_trainable
+from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+from tsugiki.training.planning.shapes import find_shapes
 from tsugiki.training.processes import start_accelerator
 
 if TYPE_CHECKING:
@@ -39,18 +40,20 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         "max_steps": ENDLESS,
         **settings,
     }
-    config = validated(ResolvedConfig, given, None)
-    accelerator = start_accelerator(config.device)
+    config = validated(RunConfig, given, None)
+    accelerator, dtype = start_accelerator(config.device), load_dtype(config)
     if accelerator.device.type == "cpu" and leaves_dtype_open(config):
-        seconds = seconds_of_dtypes(config, read_model_config(config.model))
-        config = with_values(config, base_dtype=faster_dtype(seconds)) if seconds else config
-    model = _base(config)
+        seconds = seconds_of_dtypes(config, find_shapes(config, read_model_config(config.model)))
+        dtype = faster_dtype(seconds) if seconds else dtype
+    model = _base(config.model, dtype)
     model.to(accelerator.device)
     blocks = random_blocks(workload, model.config.vocab_size)
     masking = detect_document_masking(model, workload.length)
-    resolved = prepare_model(model, config)
-    loop = prepare_loop(accelerator, config, model, blocks, masking)
-    barrier.note(**{name: str(value) for name, value in resolved.items() if name in _NOTES})
+    resolved = {"base_dtype": dtype} | make_trainable(model, config)
+    choices = choose(config, model, len(blocks), workload.length)
+    loop = build_loop(accelerator, config, choices, model, blocks, masking)
+    note = "compute_dtype" if "compute_dtype" in resolved else "base_dtype"
+    barrier.note(**{note: str(resolved[note])})
     while True:  # until the barrier raises StopRequested
         barrier.begin()
         loop.train_step()
@@ -58,22 +61,15 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         barrier.end()
 
 
-def _base(config: RunConfig) -> "PreTrainedModel":
+def _base(name: str, dtype: BaseDtype) -> "PreTrainedModel":
     """Build the base in the dtype in which the run would load it."""
-    dtype = load_dtype(config)
-    if dtype == "int8":
-        return quantize(build(config.model, torch.bfloat16))
-    return build(config.model, torch_dtype(dtype))
+    return quantize(build(name, torch.bfloat16)) if dtype == "int8" else build(name, torch_dtype(dtype))
 
 
 tsugiki = run
 tsugiki_fp32 = partial(run, base_dtype="fp32")
 tsugiki_bf16 = partial(run, base_dtype="bf16")
 tsugiki_int8 = partial(run, base_dtype="int8")
-tsugiki_full_fp32 = partial(run, method="full", compute_dtype="fp32")
-tsugiki_full_bf16 = partial(run, method="full", compute_dtype="bf16")
-
-_NOTES = ("base_dtype", "compute_dtype")
 
 
 def random_blocks(workload: Workload, vocabulary: int) -> Blocks:

@@ -16,8 +16,6 @@ RANK, ALPHA, DROPOUT, LEARNING_RATE = 8, 32, 0.1, 1e-4
 """The hyperparameters of the textbook chapter."""
 WARM_UP, STEPS = 2, 6
 """The numbers of warm-up steps and of counted steps in a block."""
-PROMPT, NEW_TOKENS = 32, 64
-"""The numbers of tokens of the prompt and of generated tokens."""
 
 
 @dataclass(frozen=True)

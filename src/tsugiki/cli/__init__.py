@@ -1,20 +1,18 @@
-"""The command line: one short file for each command, which parses arguments, calls a function and prints the result."""
+"""The command line: functions that typer reads as commands; each calls the library and prints the result."""
 
 from tsugiki.lazy import lazy_names
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "aozora": "aozora_command",
-        "deferred": "changed_after_import",
+        "app": "version_line",
+        "before_a_run": "aozora_command",
         "examples": "EXAMPLES",
-        "flags": "panel_of settings_of with_flags words_of yaml_value",
+        "flags": "FlagsOf Given as_command panel_of settings_of settings_text words_of yaml_value",
         "help": "message_of texts_of",
-        "report": "report_command",
-        "settings_file": "settings_text",
+        "look": "report_command",
+        "mistakes": "near_flags",
         "summary": "print_summary",
-        "tables": "print_table",
-        "usage": "near_flags",
-        "version": "version_line",
+        "terminal": "print_table",
     },
 )

@@ -1,24 +1,57 @@
-"""Flags of a command, made from the fields of its config.
+"""Commands for typer from functions: parameters become arguments and options, fields of a config become flags.
 
-Every field becomes a flag with the name, the type, the default and the description of the field, which are defined only
-in the config. The fields of a nested dataclass, such as those of `RunConfig.lora`, become flags as well.
+A command is a function whose docstring describes its parameters. Names, types, defaults and descriptions of the
+settings of a run are defined only in its config, and those of options that several commands have in one dataclass.
 """
 
 import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
+from operator import itemgetter
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import typer
+import yaml
 from pydantic import BaseModel
+from typer.models import ParameterInfo
 
-from tsugiki.cli.help import DEFAULT
+from tsugiki.cli.help import DEFAULT, Command
+from tsugiki.dtypes import LoadDtype
 from tsugiki.io.yaml import parse_yaml
+from tsugiki.language import _
+from tsugiki.report.table import wrap
 from tsugiki.training.config import argument_descriptions
+
+Given: TypeAlias = dict[str, Any]
+"""The settings of a config that the user has given, nested as in a YAML file."""
+
+Library: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="The library's folder; if unset $TSUGIKI_ADAPTERS, or else ~/.local/share/tsugiki/adapters."),
+]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Options of the commands that load a model.
+
+    Args:
+        dtype: Dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise
+            fp32.
+        allow_base_mismatch: Load an adapter that was trained on another base.
+        trust_remote_code: Run Python code that the model brings, with all your rights.
+    """
+
+    dtype: LoadDtype | None = None
+    allow_base_mismatch: bool = False
+    trust_remote_code: bool = False
+
 
 _SIMPLE = (str, int, float, bool)
 _PANELS = {
@@ -38,6 +71,7 @@ _PANELS = {
     "Machine": ("device", "micro_batch_size", "recompute", "shard"),
 }  # fmt: skip
 """Group in the help -> settings, in the order in which they are listed."""
+_WIDTH = 90  # of a file of settings
 _OTHER_NAMES = {"--start-from": ("--from",)}  # `from` cannot be the name of a field
 
 
@@ -64,6 +98,99 @@ class Setting:
         return "__".join(self.path)
 
 
+@dataclass(frozen=True)
+class FlagsOf:
+    """Marks a parameter of type `Given`: it becomes a flag for each setting of a config."""
+
+    config: type[BaseModel]
+    without: tuple[str, ...] = ()
+    """Names of fields that have no flag."""
+    only: tuple[str, ...] | None = None
+    """Names of the fields that have a flag; None: all others."""
+
+    def settings(self) -> dict[str, Setting]:
+        """Return parameter -> setting, in the order of the help."""
+        skipped = {*self.without, *(() if self.only is None else set(self.config.model_fields) - set(self.only))}
+        listed = sorted(settings_of(self.config, skipped), key=place_of)
+        return {setting.parameter: setting for setting in listed}
+
+
+def as_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for typer from a function, whose docstring describes its parameters under `Args:`.
+
+    Parameters before `*` become arguments, the others options. A parameter that is marked by `FlagsOf` becomes a flag
+    for each setting, and one whose type is a dataclass becomes an option for each field, which the docstring of the
+    class describes.
+    """
+    summary, _separator, _rest = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
+    descriptions = argument_descriptions(inspect.getdoc(function) or "")
+    shown: list[inspect.Parameter] = []
+    build: dict[str, Callable[[Given], Any]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind: Any = parameter.annotation
+        marks = [mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, FlagsOf)]
+        if marks:
+            table = marks[0].settings()
+            shown += [_flag(setting) for setting in table.values()]
+            build[name] = partial(_parse, table)
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            of_fields = argument_descriptions(inspect.getdoc(kind) or "")
+            fields = inspect.signature(kind).parameters.values()
+            shown += [_described(field, of_fields, is_option=True) for field in fields]
+            build[name] = partial(_instance, kind, [field.name for field in fields])
+        else:
+            is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            shown.append(_described(parameter, descriptions, is_option=is_option))
+            build[name] = itemgetter(name)
+
+    @wraps(function)
+    def call(**values: Any) -> None:
+        function(**{name: take(values) for name, take in build.items()})
+
+    vars(call)["__signature__"] = inspect.Signature(shown)
+    del vars(call)["__wrapped__"]
+    call.__annotations__ = {}
+    call.__doc__ = summary
+    return call
+
+
+def _instance(kind: Callable[..., Any], fields: Collection[str], values: Given) -> Any:
+    return kind(**{name: values[name] for name in fields})
+
+
+def new_group(help_: str) -> typer.Typer:
+    """Return a group of commands, which shows its help if no command is given."""
+    group = typer.Typer(help=help_)
+
+    @group.callback(invoke_without_command=True)
+    def show_help(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    return group
+
+
+def add_command_to(group: typer.Typer, name: str, function: Callable[..., None], panel: str | None = None) -> None:
+    """Add a function as a command to a group (see `as_command`), in a panel of the group's help."""
+    group.command(name, cls=Command, rich_help_panel=panel)(as_command(function))
+
+
+def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is_option: bool) -> inspect.Parameter:
+    """Return a parameter for typer with its description.
+
+    A name can end with an underscore, which is not a part of the flag. An option that is off by default has no `--no-`.
+    """
+    kind, *marks = (
+        get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (parameter.annotation,)
+    )
+    info: ParameterInfo = copy(marks[0]) if marks else typer.Option() if is_option else typer.Argument()
+    if info.help is None:
+        info.help = descriptions[parameter.name]
+    if is_option and info.default is ... and (parameter.name.endswith("_") or parameter.default is False):
+        info.param_decls = (f"--{parameter.name.rstrip('_').replace('_', '-')}",)
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
+
+
 def settings_of(config: type[BaseModel], exclude: Collection[str] = ()) -> list[Setting]:
     """Return the settings of a config class: the required ones first, otherwise in the order of the fields.
 
@@ -81,45 +208,6 @@ def settings_of(config: type[BaseModel], exclude: Collection[str] = ()) -> list[
             default = None if field.is_required() else field.get_default(call_default_factory=True)
             settings.append(Setting((name,), types, default, _description(config, name), field.is_required()))
     return settings
-
-
-def with_flags(
-    config: type[BaseModel], exclude: Collection[str] = (), only: Collection[str] | None = None
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command: its parameter `settings` becomes flags for the fields of a config.
-
-    The command is called with `settings` as a dictionary of the settings that the user has given, nested as in a YAML
-    file.
-
-    Args:
-        config: the class of the config.
-        exclude: names of fields that have no flag.
-        only: names of the fields that have a flag; None: all others.
-    """
-    skipped = {*exclude, *(() if only is None else set(config.model_fields) - set(only))}
-    listed = sorted(settings_of(config, skipped), key=place_of)
-    table = {setting.parameter: setting for setting in listed}
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command)
-
-        @wraps(command)
-        def call(**values: Any) -> None:
-            given = {name: values.pop(name) for name in table}
-            command(settings=_parse(table, given), **values)
-
-        parameters = []
-        for parameter in signature.parameters.values():
-            if parameter.name == "settings":
-                parameters += [_parameter(setting) for setting in table.values()]
-            else:
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        vars(call)["__signature__"] = signature.replace(parameters=parameters)
-        del vars(call)["__wrapped__"]
-        call.__annotations__ = {}
-        return call
-
-    return decorate
 
 
 def _nested(section: str, config: Any, defaults: Any) -> list[Setting]:
@@ -155,7 +243,7 @@ def _types(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
+def _flag(setting: Setting) -> inspect.Parameter:
     """Return the parameter of the command; None means that the user has not given the flag."""
     names = [setting.flag, *_OTHER_NAMES.get(setting.flag, ())]
     kind: Any = str
@@ -214,14 +302,15 @@ def _is_repeated(setting: Setting) -> bool:
 def _parse(table: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given settings, nested as in a YAML file."""
     settings: dict[str, Any] = {}
-    for parameter, value in values.items():
+    for parameter, setting in table.items():
+        value = values[parameter]
         if value is None or value == []:
             continue
-        *sections, name = table[parameter].path
+        *sections, name = setting.path
         inner = settings
         for section in sections:
             inner = inner.setdefault(section, {})
-        inner[name] = _value(table[parameter], value)
+        inner[name] = _value(setting, value)
     return settings
 
 
@@ -283,3 +372,66 @@ def _word(setting: Setting, value: Any) -> str:
     if isinstance(value, list | tuple) and any(_is_names(kind) for kind in setting.types):
         return ",".join(map(str, value))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | dict) else str(value)
+
+
+def settings_text(
+    config: type[BaseModel],
+    given: Mapping[str, Any],
+    exclude: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> str:
+    """Return the settings in YAML, in groups, with a description above each.
+
+    A setting that is not given is commented out and shows its default; an empty value means that it has none.
+
+    Args:
+        config: the class of the settings.
+        given: settings, nested as in a YAML file.
+        exclude: names of fields that are left out.
+        only: full names, such as `lora.r`, of settings that are listed even if they are not given; None: all.
+    """
+    lines: list[str] = []
+    panel = ""
+    listed = [setting for setting in settings_of(config, exclude) if _is_listed(setting, given, only)]
+    for setting in sorted(listed, key=place_of):
+        section = setting.path[0] if len(setting.path) > 1 else ""
+        if panel_of(setting) != panel:
+            panel = panel_of(setting)
+            lines += ["", f"# --- {_(panel)} ---"]
+            lines += ["", f"{section}:"] if section else []
+        lines += ["", *_commented(setting, given.get(section, {}) if section else given, "  " if section else "")]
+    others = {name: value for name, value in given.items() if name not in {setting.path[0] for setting in listed}}
+    return "\n".join([*lines, *(["", _dump(others)] if others else [])]).lstrip("\n") + "\n"
+
+
+def _is_listed(setting: Setting, given: Mapping[str, Any], only: Collection[str] | None) -> bool:
+    return only is None or ".".join(setting.path) in only or _is_given(setting, given)
+
+
+def _is_given(setting: Setting, given: Mapping[str, Any]) -> bool:
+    *sections, name = setting.path
+    for section in sections:
+        given = given.get(section) or {}
+    return name in given
+
+
+def _commented(setting: Setting, given: Mapping[str, Any], indent: str) -> list[str]:
+    """Return the description of a setting as comments, and the setting itself."""
+    name = setting.path[-1]
+    text = wrap(_(setting.description), _WIDTH)
+    value = given.get(name, setting.default)
+    mark = "" if name in given or setting.is_required else "# "
+    shown = "" if value is None else f" {_inline(value)}"
+    return [*(f"{indent}# {line}" for line in text), f"{indent}{mark}{name}:{shown}"]
+
+
+def _inline(value: Any) -> str:
+    """Return a value in YAML, in one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=100_000)
+    return text.strip().removesuffix("\n...").strip()
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False, width=100_000)
+    return text.strip()

@@ -14,7 +14,6 @@ from types import FrameType
 
 from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, is_ordinary
 from tsugiki.language import VARIABLE, _, choose_language
-from tsugiki.ranks import is_main_process
 
 _SECONDS_FOR_MAIN = 10
 
@@ -72,7 +71,7 @@ def _run(arguments: list[str]) -> int:
 
     from tsugiki.cli.app import app
     from tsugiki.cli.help import translate_help
-    from tsugiki.cli.usage import describe_usage_error
+    from tsugiki.cli.mistakes import describe_usage_error
 
     command = typer.main.get_command(app)
     translate_help(command)
@@ -106,6 +105,16 @@ def _take_language(arguments: list[str]) -> list[str]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
+
+
+def is_main_process() -> bool:
+    """Return whether this is the main process of a run, or the only one, by the variables that launchers set."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def several_processes() -> bool:
+    """Return whether this process is one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _let_threads_wait_passively() -> None:

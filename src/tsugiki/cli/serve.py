@@ -1,4 +1,4 @@
-"""`tsugiki serve`."""
+"""`tsugiki serve`: OpenAI HTTP interface for one base and many adapters."""
 
 import os
 import webbrowser
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tsugiki.cli.fast_start import import_libraries
 from tsugiki.data.read.aozora.site import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
@@ -20,73 +21,61 @@ _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
 
 def serve_command(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model: 'embedded', a folder, a GGUF file, or a hub id. By default the base that --adapter names."
-        ),
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Adapter to load at the start: a name in the library, a folder, or NAME=FOLDER. Repeat for several. "
-            "Those of the library are loaded when a request names them."
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; one that other machines can reach needs a key.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 is any free one.")] = 8000,
-    api_key: Annotated[
-        str | None, typer.Option(help="Key that requests must send; TSUGIKI_API_KEY in the environment is another way.")
-    ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File that holds the key.")] = None,
-    dtype: Annotated[LoadDtype, typer.Option(help="Dtype of the base's weights.")] = "fp32",
-    chat_template: Annotated[
-        str | None, typer.Option(help="Chat template of the base: a file, or 'default' for a plain one.")
-    ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=512, help="Largest number of rows computed together.")] = 16,
-    cache_memory: Annotated[
-        float, typer.Option(min=0.001, help="Largest size of the key-value cache in GB: rows times the longest row.")
-    ] = 2.0,
-    prefix_memory: Annotated[
-        float,
-        typer.Option(min=0, help="Keys and values in GB that are kept for prompts with the same beginning; 0: none."),
-    ] = 0.5,
-    max_loaded: Annotated[int, typer.Option(min=1, help="Largest number of adapters in memory.")] = 32,
-    adapter_memory: Annotated[
-        float, typer.Option(min=0.001, help="Largest size in GB of the adapters in memory.")
-    ] = 2.0,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Largest number of requests that wait.")] = 64,
-    max_wait: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may wait.")] = 60.0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 600.0,
-    stop_timeout: Annotated[
-        int, typer.Option(min=0, help="Seconds that running requests may go on after SIGTERM.")
-    ] = 30,
-    allow_lora_updates: Annotated[
-        bool, typer.Option("--allow-lora-updates", help="Let requests load and unload adapters of the library.")
-    ] = False,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Other site whose pages may use the API in a browser, as https://example.org. Repeatable."),
-    ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the texts that the page can learn from. Default: the working directory."),
-    ] = None,
-    aozora: Annotated[
-        str, typer.Option(help="Where the page finds works of Aozora Bunko: URL of a site, or a mirror folder.")
-    ] = SITE,
-    allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Load adapters that were trained on another base.")
-    ] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="Show the server's page in the browser.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings, with all your rights.")
-    ] = False,
+    *,
+    model: str | None = None,
+    adapter: list[str] | None = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key: str | None = None,
+    api_key_file: Path | None = None,
+    dtype: LoadDtype = "fp32",
+    chat_template: str | None = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=512)] = 16,
+    cache_memory: Annotated[float, typer.Option(min=0.001)] = 2.0,
+    prefix_memory: Annotated[float, typer.Option(min=0)] = 0.5,
+    max_loaded: Annotated[int, typer.Option(min=1)] = 32,
+    adapter_memory: Annotated[float, typer.Option(min=0.001)] = 2.0,
+    max_waiting: Annotated[int, typer.Option(min=1)] = 64,
+    max_wait: Annotated[float, typer.Option(min=0.1)] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.1)] = 600.0,
+    stop_timeout: Annotated[int, typer.Option(min=0)] = 30,
+    allow_lora_updates: bool = False,
+    allow_origin: list[str] | None = None,
+    texts: Path | None = None,
+    aozora: str = SITE,
+    allow_base_mismatch: bool = False,
+    open_: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
-    """Answer requests by OpenAI's HTTP interface, with one base and many adapters in a batch."""
-    from tsugiki.cli.libraries import import_libraries
+    """Answer requests by OpenAI's HTTP interface, with one base and many adapters in a batch.
+
+    Args:
+        model: Model: 'embedded', a folder, a GGUF file, or a hub id. By default the base that --adapter names.
+        adapter: Adapter to load at the start: a name in the library, a folder, or NAME=FOLDER. Repeat for several.
+            Those of the library are loaded when a request names them.
+        host: Address to listen at; one that other machines can reach needs a key.
+        port: Port to listen at; 0 is any free one.
+        api_key: Key that requests must send; TSUGIKI_API_KEY in the environment is another way.
+        api_key_file: File that holds the key.
+        dtype: Dtype of the base's weights.
+        chat_template: Chat template of the base: a file, or 'default' for a plain one.
+        max_batch: Largest number of rows computed together.
+        cache_memory: Largest size of the key-value cache in GB: rows times the longest row.
+        prefix_memory: Keys and values in GB that are kept for prompts with the same beginning; 0: none.
+        max_loaded: Largest number of adapters in memory.
+        adapter_memory: Largest size in GB of the adapters in memory.
+        max_waiting: Largest number of requests that wait.
+        max_wait: Seconds that a request may wait.
+        timeout: Seconds that a request may take.
+        stop_timeout: Seconds that running requests may go on after SIGTERM.
+        allow_lora_updates: Let requests load and unload adapters of the library.
+        allow_origin: Other site whose pages may use the API in a browser, as https://example.org. Repeatable.
+        texts: Folder of the texts that the page can learn from. Default: the working directory.
+        aozora: Where the page finds works of Aozora Bunko: URL of a site, or a mirror folder.
+        allow_base_mismatch: Load adapters that were trained on another base.
+        open_: Show the server's page in the browser.
+        trust_remote_code: Run Python code that the model brings, with all your rights.
+    """
 
     try:
         import_libraries("tsugiki.serve.server")
@@ -100,7 +89,7 @@ def serve_command(
     from tsugiki.adapters.library import library_folder
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
-    from tsugiki.generation.limits import Limits
+    from tsugiki.generation.request import Limits
     from tsugiki.serve.security import check_origins
 
     key = _key(api_key, api_key_file)
@@ -129,7 +118,7 @@ def serve_command(
 
     def ready(url: str) -> None:
         typer.echo(_("{name} at {url}/v1, page at {url} (Ctrl-C stops it)").format(name=name, url=url))
-        if open_page:
+        if open_:
             webbrowser.open(url)
 
     try:

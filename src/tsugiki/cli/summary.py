@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsugiki.cli.flags import words_of
-from tsugiki.cli.tables import print_line, print_next_command, print_table
+from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
-from tsugiki.report.formatting import Table, describe_change
+from tsugiki.report.formatting import describe_change
 from tsugiki.report.record_text import change_of_run, held_out_table, run_notes, speed_text
+from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.training.record import RunRecord, finished
@@ -71,7 +72,7 @@ def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
             ]
         )
     print_table(
-        ([_("model"), _("correct"), _("share"), _("change, percentage points")], rows),
+        Table([_("model"), _("correct"), _("share"), _("change, percentage points")], rows),
         _("95 % intervals in brackets; that of the change is for the same questions. --json prints every answer"),
     )
 

@@ -1,81 +1,74 @@
-"""`tsugiki train`."""
+"""Commands that train: `tsugiki train`, `pretrain`, `quickstart`, `compare` and `sweep`."""
 
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
+from pydantic import BaseModel
 
-from tsugiki.cli.flags import with_flags, yaml_value
-from tsugiki.cli.interruption import continued_by
-from tsugiki.cli.processes import Processes, start_processes
-from tsugiki.errors import TsugikiError
+from tsugiki.cli.before_a_run import check_new_folder, check_settings
+from tsugiki.cli.fast_start import import_libraries
+from tsugiki.cli.flags import FlagsOf, Given, settings_text, yaml_value
+from tsugiki.cli.main import is_main_process, several_processes
+from tsugiki.cli.terminal import print_line
+from tsugiki.errors import Interrupted, TsugikiError
+from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
-from tsugiki.ranks import is_main_process
-from tsugiki.training.config import RunConfig
+from tsugiki.training.config import CHAPTER, RunConfig
+from tsugiki.training.config_files import load_config, merged_settings, read_yaml, validated
+from tsugiki.training.workflows.workflow_settings import (
+    ComparisonConfig,
+    PretrainConfig,
+    SweepConfig,
+    load_comparison,
+    load_sweep,
+)
+
+if TYPE_CHECKING:
+    from tsugiki.training.record import RunRecord
+
+_SHARED = ("model", "data", "out")
+"""The settings of a comparison and of a sweep that have a flag."""
+_LENGTH = ("epochs", "max_steps", "minutes")
+_SUFFIXES = (".yaml", ".yml")
+
+Settings = TypeVar("Settings", bound=BaseModel)
+Processes: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel="Machine")]
 
 
-@with_flags(RunConfig, exclude=["method_config"])
 def train_command(
-    config: Annotated[
-        Path | None,
-        typer.Argument(help="YAML file of settings, which flags override; with --resume, the folder of a run."),
-    ] = None,
-    settings: Any = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Setting of the method as NAME=VALUE (`tsugiki methods NAME`); can be repeated.",
-            rich_help_panel="Method",
-        ),
-    ] = None,
-    as_chapter: Annotated[
-        bool,
-        typer.Option(
-            "--as-chapter",
-            help="Defaults of the textbook chapter: r 8, learning rate 1e-4, 16 rows per step, the last step is kept.",
-            rich_help_panel="Schedule",
-        ),
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue a run: `--resume FOLDER` needs nothing else. A finished run goes on with larger --epochs.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel="Output")
-    ] = False,
-    fit: Annotated[
-        bool,
-        typer.Option(
-            "--fit",
-            help="Take the fastest way to run that fits in the memory (`tsugiki plan`).",
-            rich_help_panel="Machine",
-        ),
-    ] = False,
-    print_config: Annotated[
-        bool,
-        typer.Option(
-            "--print-config",
-            help="Print all settings as a commented YAML file, with those that are given, and stop.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
+    config: Path | None = None,
+    *,
+    settings: Annotated[Given, FlagsOf(RunConfig, without=("method_config",))],
+    set_: Annotated[list[str] | None, typer.Option(rich_help_panel="Method")] = None,
+    as_chapter: Annotated[bool, typer.Option(rich_help_panel="Schedule")] = False,
+    resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
+    overwrite: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
+    fit: Annotated[bool, typer.Option(rich_help_panel="Machine")] = False,
+    print_config: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
     processes: Processes = 1,
 ) -> None:
-    """Train an adapter, or a whole model, on texts."""
-    from tsugiki.cli.checks import check_new_folder, check_settings
-    from tsugiki.cli.resuming import go_to_working_directory, named_folder, resumed_settings
-    from tsugiki.training.config import CHAPTER, RunConfig
-    from tsugiki.training.config_files import load_config, merged_settings, read_yaml
+    """Train an adapter, or a whole model, on texts.
 
+    Args:
+        config: YAML file of settings, which flags override; with --resume, the folder of a run.
+        set_: Setting of the method as NAME=VALUE (`tsugiki methods NAME`); can be repeated.
+        as_chapter: Defaults of the textbook chapter: r 8, learning rate 1e-4, 16 rows per step, the last step is
+            kept.
+        resume: Continue a run: `--resume FOLDER` needs nothing else. A finished run goes on with larger --epochs.
+        overwrite: Replace the run in --out.
+        fit: Take the fastest way to run that fits in the memory (`tsugiki plan`).
+        print_config: Print all settings as a commented YAML file, with those that are given, and stop.
+        processes: Processes on this machine that share the work, such as one for each GPU.
+    """
     method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
     if print_config:
-        from tsugiki.cli.settings_file import settings_text
-
         typer.echo(settings_text(RunConfig, merged_settings(config, settings, method_settings, preset)), nl=False)
         return
     folder = named_folder(config, resume)
@@ -99,7 +92,6 @@ def train_command(
 
     if start_processes(processes):
         return
-    from tsugiki.cli.libraries import import_libraries
 
     import_libraries("tsugiki.training.run")
     from tsugiki.training.run import train
@@ -114,20 +106,23 @@ def train_command(
             run_config = load_config(path, settings, method_settings, preset)
             run_config = _fitted(run_config) if fit else run_config
         record = train(run_config, resume=resume, overwrite=overwrite)
+    _show(record)
+
+
+def _show(record: "RunRecord") -> None:
+    """Write the page of a run, and print its results and the next command, in the main process."""
     if is_main_process():
         from tsugiki.cli.summary import print_command_after_run, print_summary
         from tsugiki.report.run import write_report
 
-        print_summary(record, write_report(Path(run_config.out)))
+        print_summary(record, write_report(record.folder()))
         print_command_after_run(record)
 
 
 def _fitted(config: RunConfig) -> RunConfig:
     """Return the settings with the fastest option that fits in the memory, and print this option."""
-    from tsugiki.cli.tables import print_line
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.planning.fit import fitted
-    from tsugiki.training.planning.plan import plan_run
+    from tsugiki.training.planning.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
@@ -146,3 +141,211 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not name.strip():
         raise TsugikiError(_("--set {text}: write NAME=VALUE, such as num_virtual_tokens=16").format(text=text))
     return name.strip(), yaml_value(f"--set {name}", value)
+
+
+def start_processes(count: int) -> bool:
+    """Run this command in `count` processes, if it should run in several and has not been started in several already.
+
+    Returns:
+        False if nothing was started, so that this process does the work itself.
+
+    Raises:
+        SystemExit: the processes have failed.
+    """
+    if count == 1 or several_processes():
+        return False
+    from tsugiki.training.processes import launch
+
+    status = launch(count, sys.argv[1:])
+    if status:
+        raise SystemExit(status)
+    return True
+
+
+@contextmanager
+def continued_by(words: Sequence[str]) -> Iterator[None]:
+    """Add the command that continues the work to the message if a signal ends the block.
+
+    Args:
+        words: the command, after `tsugiki`.
+
+    Raises:
+        Interrupted: a signal has arrived.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        state = stop.state if isinstance(stop, Interrupted) else _("stopped at once")
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+        command = shlex.join(["tsugiki", *words])
+        raise Interrupted(number, _("{state}; to continue: {command}").format(state=state, command=command)) from None
+
+
+def named_folder(argument: Path | None, resume: bool) -> Path | None:
+    """Return the folder of a run, if the command's argument names one instead of a file of settings.
+
+    Args:
+        argument: what the user has given; with `--resume`, the folder or its `run.json`.
+        resume: whether `--resume` is given.
+
+    Raises:
+        TsugikiError: a folder without `--resume`.
+    """
+    if argument is None or (argument.suffix in _SUFFIXES and not argument.is_dir()):
+        return None
+    if argument.is_dir() and not resume:
+        raise TsugikiError(_("{folder} is a folder; --resume {folder} continues the run in it").format(folder=argument))
+    if not resume:
+        return None
+    return argument.parent if argument.name == RECORD_FILE else argument
+
+
+def go_to_working_directory(folder: Path) -> Path:
+    """Change to the directory in which a run was started, so that its relative paths mean the same.
+
+    Returns:
+        The run's folder; its absolute path, if the directory is another one.
+
+    Raises:
+        TsugikiError: the folder holds no run.
+    """
+    from tsugiki.training.resume import recorded_run
+
+    recorded = recorded_run(folder).working_directory
+    if recorded is None or not Path(recorded).is_dir() or Path(recorded).samefile(Path()):
+        return folder
+    absolute = folder.absolute()
+    os.chdir(recorded)
+    return absolute
+
+
+def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any], path: Path | None) -> Settings:
+    """Return the settings of a run that is continued: those of its record, replaced by those that are given.
+
+    Args:
+        kind: the class of the settings.
+        folder: the folder of the run.
+        given: settings from flags and from a file, nested.
+        path: the file, for errors; None: no file.
+
+    Raises:
+        TsugikiError: the folder holds no run, or a setting is invalid.
+    """
+    from tsugiki.training.resume import recorded_settings
+
+    recorded = recorded_settings(folder, kind.model_construct().model_dump(mode="json", warnings=False))
+    if "method" not in kind.model_fields:
+        recorded.pop("method", None)
+    if any(name in given for name in _LENGTH):
+        recorded = {name: value for name, value in recorded.items() if name not in _LENGTH}
+    merged = {**recorded, **given, "out": str(folder)}
+    for section in ("lora", "method_config"):
+        if section in recorded and section in given:
+            merged[section] = {**recorded[section], **given[section]}
+    return validated(kind, merged, path)
+
+
+def pretrain_command(
+    config: Path,
+    *,
+    settings: Annotated[Given, FlagsOf(PretrainConfig)],
+    resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
+    processes: Processes = 1,
+) -> None:
+    """Train a model from scratch: first its tokenizer, then its weights.
+
+    Args:
+        config: YAML file of settings, which flags override; with --resume, the folder of a run.
+        resume: Continue a run: `--resume FOLDER` needs nothing else.
+        processes: Processes on this machine that share the work, such as one for each GPU.
+    """
+
+    import_libraries("tsugiki.training.run")
+    from tsugiki.training.workflows.pretrain import pretrain
+    from tsugiki.training.workflows.workflow_settings import load_pretrain_config
+
+    folder = named_folder(config, resume)
+    if start_processes(processes):
+        return
+    if folder is None:
+        pretrain_config = load_pretrain_config(config, settings)
+        words = ["pretrain", str(config), "--out", pretrain_config.out, "--resume"]
+    else:
+        pretrain_config = resumed_settings(PretrainConfig, go_to_working_directory(folder), settings, None)
+        words = ["pretrain", "--resume", str(folder)]
+    with continued_by(words):
+        record = pretrain(pretrain_config, resume=resume)
+    _show(record)
+
+
+def quickstart_command(
+    *,
+    out: Path | None = None,
+) -> None:
+    """Train the embedded model to write historical Japanese spelling, offline, in about two minutes.
+
+    Args:
+        out: Folder for the adapter. Default: tsugiki-quickstart.
+    """
+
+    import_libraries("tsugiki.training.run")
+    from tsugiki.training.workflows.quickstart import quickstart
+
+    _show(quickstart(out))
+
+
+def compare_command(
+    config: Path,
+    *,
+    settings: Annotated[Given, FlagsOf(ComparisonConfig, only=_SHARED)],
+) -> None:
+    """Train with several methods on the same data, and show the results in one table.
+
+    Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
+
+    Args:
+        config: YAML file: model, data, out, settings, methods.
+    """
+    comparison = load_comparison(config, settings)
+    _prepare(comparison)
+    from tsugiki.cli.summary import print_runs
+    from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
+    from tsugiki.training.workflows.compare import compare, comparison_rows
+
+    with continued_by(sys.argv[1:]):
+        records = compare(comparison)
+    rows, out = comparison_rows(records), Path(comparison.out)
+    page = write_comparison_page(out, rows, records)
+    best = min(rows, key=lambda row: row.loss_after)
+    print_runs(comparison_table(rows), comparison_sentence(rows, records), page, comparison.runs()[best.name], out)
+
+
+def sweep_command(
+    config: Path,
+    *,
+    settings: Annotated[Given, FlagsOf(SweepConfig, only=_SHARED)],
+) -> None:
+    """Train with every combination of some LoRA settings, and show from which rank on nothing is gained.
+
+    Runs that have finished are not repeated; an interrupted sweep continues where it stopped.
+
+    Args:
+        config: YAML file: model, data, out, settings, grid.
+    """
+    sweep_config = load_sweep(config, settings)
+    _prepare(sweep_config)
+    from tsugiki.cli.summary import print_runs
+    from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
+    from tsugiki.training.workflows.compare import sweep
+
+    with continued_by(sys.argv[1:]):
+        points = sweep(sweep_config)
+    out = Path(sweep_config.out)
+    best = min(points, key=lambda point: point.loss)
+    best_settings = sweep_config.runs()[best.name][1]
+    print_runs(sweep_table(points), sweep_sentence(points), write_sweep_page(out, points), best_settings, out)
+
+
+def _prepare(config: ComparisonConfig | SweepConfig) -> None:
+    check_settings({**config.settings, **config.model_dump(include=set(_SHARED))})
+    import_libraries("tsugiki.training.run")

@@ -24,7 +24,7 @@ from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.digests import sha256
 from tsugiki.language import _
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 Lengths: TypeAlias = npt.NDArray[np.int32]
@@ -203,7 +203,7 @@ def best_fit(lengths: Lengths, capacity: int) -> tuple[Integers, Integers]:
         The numbers of all items, bin by bin, int64 [items]; and where each bin begins in them, int64 [bins + 1].
     """
     sequence = np.argsort(-lengths, kind="stable")
-    bins = np.empty(len(lengths), np.int32)  # of each item, in this sequence
+    bins = np.empty(len(lengths), np.int32)  # the bin of each item, in this sequence
     open_bins: dict[int, list[npt.NDArray[np.int32]]] = {}  # remaining room -> numbers of the bins, the newest last
     rooms: list[int] = []  # the keys of open_bins, sorted
     count = done = 0

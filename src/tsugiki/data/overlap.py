@@ -24,8 +24,8 @@ from tsugiki.data.records import Completion, Conversation, Record, text_to_compa
 
 _CONTAINED = 0.6
 _MIN_SEQUENCES = 64
-_MIN_HASHES = 16  # of these sequences, if only some hashes are kept
-_MOST_HASHES = 1 << 22  # of all scored texts; the table takes about 20 bytes for each
+_MIN_HASHES = 16  # the same, where only some hashes are kept
+_MOST_HASHES = 1 << 22  # all scored texts together; each hash takes about 20 bytes in the table
 _COMMON, _COMMON_SHARE = 8, 0.05
 
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -87,7 +87,7 @@ class Search:
         """Prepare the search among this number of records."""
         self._scored, self._records = scored, records
         self._hashes, self._texts = scored.table()
-        self._sizes = np.bincount(self._texts, minlength=len(scored.texts))  # of the texts, in hashes
+        self._sizes = np.bincount(self._texts, minlength=len(scored.texts))  # hashes of each text
         bits = min(max(16 * len(self._hashes), 1 << 16).bit_length(), 26)
         self._shift = np.uint64(64 - bits)
         self._filled = np.zeros(1 << bits, np.bool_)  # by the first bits of a hash: whether the table may have it

@@ -24,7 +24,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 5  # of the files
+_FORMAT = 5  # the version of the files
 _ENCODING = 3  # how texts become tokens; a change of it ends the resuming of runs
 DIGEST_BYTES = 16
 _RECORDS, _READING, _CHECKED = "records.jsonl", "reading.json", "checked.json"
@@ -235,7 +235,7 @@ def _write(
                 without_target=summarise_list(without_target)
             )
         )
-    write_json(folder / _READING, reading.to_json())
+    write_json(folder / _READING, asdict(reading))
     digests = {name: file_sha256(folder / name) for name in sorted(_FILES)}
     write_json(folder / "store.json", {"format": _FORMAT, "key": key, "digests": digests})
     _note_as_checked(folder, _large_files(folder))
@@ -274,7 +274,7 @@ def _read(folder: Path, reading: Reading) -> TokenStore | None:
     lines = _mapped(folder / "lines.bin", np.dtype(np.int64))
     text = _mapped(folder / _RECORDS, np.dtype(np.uint8))
     is_short = (folder / "ids.bin").stat().st_size == 2 * int(offsets[-1])
-    read = Reading.from_json(read_json(folder / _READING))
+    read = Reading(**read_json(folder / _READING))
     names = read.new_names(reading)
     return TokenStore(
         index=RecordIndex(

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.format import load_adapter
-from tsugiki.base.config import load_config
-from tsugiki.base.gguf.names import llama_cpp_names
+from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.model_config import load_config
 from tsugiki.base.model_folder import LazyTensors, map_keys
 from tsugiki.base.resolve import model_folder
 from tsugiki.data.encoding import document_start

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tsugiki.base.gguf.names import llama_cpp_names
+from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.model.architectures import ARCHITECTURES, architecture_of, model_type

@@ -20,9 +20,8 @@ from torch.nn import functional as F
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.attention import NAME, additive_mask
 from tsugiki.language import _
-from tsugiki.model.blocks import on_first_blocks
 from tsugiki.model.context import PROMPT_ATTRIBUTE, max_positions, possible_windows
-from tsugiki.model.inference import evaluating, last_hidden_states, same_to_rounding
+from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, same_to_rounding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

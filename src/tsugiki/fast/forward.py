@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tsugiki.fast.loss import Head, chunked_loss, find_head, token_losses
-from tsugiki.model.blocks import on_first_blocks
-from tsugiki.model.inference import evaluating, probe_ids, same_to_rounding
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
+from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.undo import Undo, replace_forward, replaced_forward
 
 if TYPE_CHECKING:

@@ -31,9 +31,8 @@ from tsugiki.fast.layers import computes_fast
 from tsugiki.fast.masks import dropout
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import LowRank
-from tsugiki.model.blocks import on_first_blocks
-from tsugiki.model.inference import evaluating, probe_ids, same_to_rounding
-from tsugiki.model.labels import IGNORE_INDEX
+from tsugiki.model.context import IGNORE_INDEX
+from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.linear import (
     features,
     frozen_input_gradient,

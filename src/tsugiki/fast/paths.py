@@ -16,10 +16,9 @@ from tsugiki.fast.forward import enable_chunked_loss
 from tsugiki.fast.layers import use_fast_products
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.lora.hold import base_alone, is_grafted, is_merged
-from tsugiki.model.blocks import on_first_blocks
 from tsugiki.model.context import max_positions, possible_windows, virtual_tokens
 from tsugiki.model.freeze import warn_of_float16
-from tsugiki.model.inference import evaluating, last_hidden_states, probe_ids, same_to_rounding
+from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.undo import Undo, undo_all
 
 if TYPE_CHECKING:

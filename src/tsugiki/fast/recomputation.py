@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import current_generators, masks_from
 from tsugiki.language import _
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.undo import Undo, replace_forward, replaced_forward, undo_all
 
 _UNDO = "_tsugiki_recomputed"

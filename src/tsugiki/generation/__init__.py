@@ -1,19 +1,26 @@
-"""Text from a model, for samples, `generate`, `chat` and `serve`: one engine, one way of sampling."""
+"""Text from a model, for samples, `generate`, `chat` and `serve`: one engine, one way of sampling.
+
+`generate_text` and `generate_texts` compute in the calling thread; `Engine` does the same for requests of many threads.
+Both step a `Scheduler`, which batches rows, and each row has a `Chooser` of tokens and a `TextStream`.
+"""
 
 from tsugiki.lazy import lazy_names
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "batch": "Row find_batch_mode",
+        "cache": "CachedRows GrowingCache bytes_per_token",
         "engine": "Engine",
-        "growing_cache": "GrowingCache",
-        "limits": "EngineStopped Limits QueueFull WaitedTooLong",
+        "generate": "continue_rows generate_text generate_texts",
         "prefixes": "BLOCK PrefixCache",
-        "prompts": "prompt_tokens",
-        "request": "Event Failed Observer Output PromptScores Request ScoredToken Timing",
-        "rows": "CachedRows bytes_per_token",
-        "sampling": "Chooser SamplingSettings draw_index",
+        "prompt": "Prompt as_prompt configured_ends learned_conversations prompt_tokens",
+        "request": (
+            "BatchMode EngineStopped Event Failed Limits Observer Output PromptScores QueueFull Request ScoredToken "
+            "Timing WaitedTooLong"
+        ),
+        "sampling": "Chooser Sampling draw_index",
+        "scheduler": "Scheduler",
         "text": "TextStream",
-        "texts": "Sampling generate_text generate_texts",
     },
 )

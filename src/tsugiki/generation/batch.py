@@ -1,16 +1,24 @@
-"""The rows of a batch, while they wait and while they are computed."""
+"""The rows of a batch, while they wait and while they are computed; and which rows a batch can have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.generation.cache import CachedRows, compute, padded, round_up, selected
 from tsugiki.generation.prefixes import Prefix, rows_with_prefixes
-from tsugiki.generation.request import Request, ScoredToken, Timing
-from tsugiki.generation.rows import CachedRows, padded, round_up, selected
+from tsugiki.generation.request import BatchMode, Request, ScoredToken, Timing
 from tsugiki.generation.sampling import Chooser
 from tsugiki.generation.text import TextStream
+from tsugiki.language import _
+from tsugiki.model.context import rope_depends_on_length
+from tsugiki.model.inference import same_to_rounding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PIECE = 512  # tokens of prompts that one step computes, padding included
 _SCORED_PIECE = 128  # the same if logits of all of them are wanted
@@ -24,8 +32,8 @@ class Row:
     """A request that waits or is computed."""
 
     request: Request
-    chooser: Chooser
-    text: TextStream
+    chooser: Chooser = field(init=False)
+    text: TextStream = field(init=False)
     generated: list[int] = field(default_factory=list)
     since: float = field(init=False)
     """When it last began to wait, in seconds of `time.monotonic`."""
@@ -37,8 +45,10 @@ class Row:
     scores: list[ScoredToken] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.since = self.request.since
-        self.timing = Timing(self.request.model_name)
+        request = self.request
+        self.chooser = Chooser(request.sampling)
+        self.text = TextStream(request.tokenizer, request.prompt, request.stops)
+        self.since, self.timing = request.since, Timing(request.model_name)
 
     @property
     def tokens(self) -> list[int]:
@@ -167,3 +177,55 @@ def score_prompts(arriving: Arriving, logits: Tensor, start: int) -> None:
         for column, logprobs in enumerate(torch.log_softmax(of_row.float(), -1).cpu(), start):
             if first <= column < longest - 1:
                 row.scores.append(scored_token(logprobs, ids[column + 1], row.request.logprobs or 0))
+
+
+def find_batch_mode(model: "PreTrainedModel", several: bool = True) -> BatchMode:
+    """Return "mixed" if a short row has the same logits in a batch with a longer one as alone, otherwise "alone".
+
+    The model is tested in its present state, with its active adapter, if any.
+
+    Args:
+        model: a causal language model.
+        several: whether there are several rows; one row is always "alone".
+
+    Raises:
+        TsugikiError: the model has no ordinary key-value cache, or its logits with the cache differ from those without.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    lengths = (5, 2) if several else (5,)
+    prompts = [[(7 * place + 3) % vocabulary for place in range(length)] for length in lengths]
+    try:
+        alone = [_two_steps(model, [prompt]) for prompt in prompts]
+        plain = [_without_cache(model, prompt) for prompt in prompts]
+    except Exception as error:  # a model's own code may raise anything
+        raise TsugikiError(
+            _("it cannot be served, because it has no ordinary cache of keys and values: {error}").format(
+                error=error_text(error)
+            )
+        ) from error
+    if not all(same_to_rounding(one, other) for one, other in zip(alone, plain, strict=True)):
+        raise TsugikiError(_("it cannot be served, because it computes something else with a cache of keys and values"))
+    if not several or rope_depends_on_length(model):
+        return "alone"
+    try:
+        together = _two_steps(model, prompts)
+    except Exception:
+        return "alone"
+    same = all(same_to_rounding(row, one[0]) for row, one in zip(together, alone, strict=True))
+    return "mixed" if same else "alone"
+
+
+def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Return the logits after some prompts and after one more token, [rows, 2, vocabulary]."""
+    ids, mask = padded(prompts, max(map(len, prompts)), model.device)
+    cached = CachedRows(mask)
+    first = compute(model, cached, ids)
+    cached.mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return torch.cat([first, compute(model, cached, ids[:, -1:])], 1)
+
+
+def _without_cache(model: "PreTrainedModel", prompt: Sequence[int]) -> Tensor:
+    """Return what `_two_steps` returns for one prompt."""
+    ids = torch.tensor([[*prompt, prompt[-1]]], device=model.device)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[:, -2:]

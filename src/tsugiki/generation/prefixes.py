@@ -10,14 +10,16 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from tsugiki.generation.growing_cache import GrowingCache
-from tsugiki.generation.rows import CachedRows
+from tsugiki.generation.cache import CachedRows, GrowingCache
 from tsugiki.io.digests import sha256_bytes
+
+if TYPE_CHECKING:
+    from tsugiki.generation.batch import Row
 
 BLOCK = 16  # tokens, as in vLLM
 
@@ -38,7 +40,7 @@ class Prefix:
 
 
 class PrefixCache:
-    """Blocks of keys and values, the least recently used one first."""
+    """Blocks of keys and values, the least recently used one first, and the rules for the rows that share them."""
 
     def __init__(self, most_bytes: int) -> None:
         """Create it.
@@ -49,50 +51,73 @@ class PrefixCache:
         self.most_bytes, self.bytes = most_bytes, 0
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
 
-    def find(self, content: str, tokens: Sequence[int]) -> Prefix:
-        """Return the longest beginning of some tokens that is kept.
+    def shares(self, row: "Row") -> bool:
+        """Return whether a row may use keys and values of other requests, and leave its own to them.
 
-        Args:
-            content: what computes the tokens: the digest of the adapter's content, or "" for the base.
-            tokens: the tokens.
+        It may not if they depend on the length of the row ("alone"), or after a failure.
         """
-        if not self._blocks:
+        request = row.request
+        can = request.batch_mode != "alone" and not row.separate
+        return can and request.content is not None and self.most_bytes > 0
+
+    def find(self, row: "Row") -> Prefix:
+        """Return the part of a row that need not be computed. Its last token is none of it: its logits are needed."""
+        if not self._blocks or not self._uses(row):
             return Prefix()
         found = []
-        for key in _keys(content, tokens):
+        for key in _keys(row, row.length - 1):
             if key not in self._blocks:
                 break
             found.append(key)
         self._touch(found)
         return Prefix([self._blocks[key] for key in found])
 
-    def keep(self, content: str, tokens: Sequence[int], cached: CachedRows, row: int) -> None:
-        """Keep the keys and values of a row, as many as there is room for.
+    def keep(self, row: "Row", cached: CachedRows, index: int) -> None:
+        """Keep the keys and values of a row for other requests, as many as there is room for.
 
         Args:
-            content: as in `find`.
-            tokens: those of the row that are in the cache.
-            cached: the rows. Those of a soft prompt, which have more keys than tokens, are not kept.
-            row: the index of the row.
+            row: the row.
+            cached: its batch. Rows with a soft prompt, which have more keys than tokens, are not kept.
+            index: the index of the row in it.
         """
-        columns = cached.mask.shape[1]
-        if any(layer.keys.shape[-2] != columns for layer in cached.cache.layers):
+        columns, layers = cached.mask.shape[1], cached.cache.layers
+        if not self.shares(row) or any(layer.keys.shape[-2] != columns for layer in layers):
             return
-        first, keys = columns - len(tokens), list(_keys(content, tokens))
+        length = int(cached.mask[index].sum())
+        keys = list(_keys(row, length))
         self._touch(keys)
         for place, key in enumerate(keys):
             if key in self._blocks:
                 continue
-            columns_of_block = slice(first + place * BLOCK, first + (place + 1) * BLOCK)
-            block = [
-                (layer.keys[row, :, columns_of_block].clone(), layer.values[row, :, columns_of_block].clone())
-                for layer in cached.cache.layers
-            ]
+            start = columns - length + place * BLOCK
+            block_of = (index, slice(None), slice(start, start + BLOCK))
+            try:
+                block = [(layer.keys[block_of].clone(), layer.values[block_of].clone()) for layer in layers]
+            except RuntimeError:  # there is not enough memory
+                break
             if not self._make_room(_bytes(block), set(keys)):
                 break
             self._blocks[key] = block
             self.bytes += _bytes(block)
         self._touch(keys)
+
+    def worth_waiting(self, row: "Row", first: "Row", known: Prefix, tokens: int) -> bool:
+        """Return whether the prompt of another row, which is being computed, would spare this row many tokens.
+
+        Args:
+            row: a row that waits.
+            first: the row whose prompt is being computed.
+            known: the prefix of `row` that is in the cache now.
+            tokens: how many tokens are many.
+        """
+        if not (self.shares(first) and self._uses(row)):
+            return False
+        same = first.request.content == row.request.content
+        return same and common_tokens(first.tokens, row.tokens) - known.tokens >= tokens
+
+    def _uses(self, row: "Row") -> bool:
+        """Return whether a row may use other rows' keys and values: not if it needs the logits of its whole prompt."""
+        return self.shares(row) and (row.scored or not row.request.prompt_logprobs)
 
     def _touch(self, keys: Sequence[bytes]) -> None:
         """Mark the blocks of a prompt as used, the last one first."""
@@ -141,10 +166,10 @@ def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     return next((place for place, (mine, its) in pairs if mine != its), min(len(one), len(other)))
 
 
-def _keys(content: str, tokens: Sequence[int]) -> Iterator[bytes]:
-    """Yield the key of each whole block."""
-    key = sha256_bytes(content.encode())
-    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+def _keys(row: "Row", length: int) -> Iterator[bytes]:
+    """Yield the key of each whole block of a row's first tokens."""
+    key, tokens = sha256_bytes((row.request.content or "").encode()), row.tokens
+    for start in range(0, length - BLOCK + 1, BLOCK):
         key = sha256_bytes(key + array("q", tokens[start : start + BLOCK]).tobytes())
         yield key
 

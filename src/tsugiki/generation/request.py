@@ -1,14 +1,49 @@
-"""The requests to the engine, and the events that it delivers."""
+"""The requests to the engine, their limits, and the events and errors that it delivers."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tsugiki.generation.sampling import SamplingSettings
+from tsugiki.errors import TsugikiError
+from tsugiki.generation.sampling import Sampling
+from tsugiki.language import _
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class QueueFull(TsugikiError):
+    """Too many requests wait; the client may try again."""
+
+
+class WaitedTooLong(TsugikiError):
+    """A request waited too long for its turn; the client may try again."""
+
+
+class EngineStopped(TsugikiError):
+    """The thread that owns the model is stopping or has stopped."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on the requests and the memory of the engine."""
+
+    rows: int = 16
+    """Largest number of rows in a batch."""
+    cache_bytes: int = 2_000_000_000
+    """Largest size of the key-value cache: rows times the longest row, padding included."""
+    waiting: int = 64
+    """Largest number of waiting requests."""
+    prefix_bytes: int = 500_000_000
+    """Largest size of the prefix cache, whose keys and values are used for prompts with the same beginning; 0: none."""
+    seconds: float = 60.0
+    """How long a request may wait."""
+
+
+def waited_too_long(seconds: float) -> WaitedTooLong:
+    """Return the error for a request that has waited longer than allowed."""
+    return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
 
 
 @dataclass(frozen=True)
@@ -97,7 +132,7 @@ class Request:
     tokenizer: "PreTrainedTokenizerBase"
     max_tokens: int
     deliver: Callable[[Event], None]
-    """Called in the engine's thread; must return at once."""
+    """Called in the thread that computes; must return at once."""
     adapter: str | None = None
     """The adapter's name in the model; None: the base alone."""
     content: str | None = None
@@ -105,7 +140,7 @@ class Request:
     model_name: str = ""
     """The name of the adapter or the base in the request, or the name of the base for a mix; for metrics."""
     batch_mode: BatchMode = "mixed"
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    sampling: Sampling = field(default_factory=Sampling)
     stops: Sequence[str] = ()
     ends: Collection[int] = ()
     """Tokens that end the text."""

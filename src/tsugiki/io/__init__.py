@@ -21,6 +21,7 @@ __getattr__, __dir__ = lazy_names(
         "manifest": "read_manifest write_manifest",
         "measurements": "kept_seconds",
         "progress": "ProgressDisplay",
+        "quiet": "hidden_progress_bars",
         "run_folder": "CHECKPOINTS checkpoint_step checkpoints",
         "shards": "is_float read_shard read_tensor write_shard",
         "yaml": "parse_yaml read_yaml",

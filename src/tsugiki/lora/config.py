@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
-from tsugiki.model.names import Names, check_names, matches
+from tsugiki.model.names import Names, matches
 from tsugiki.model.patterns import PatternTable
 from tsugiki.model.settings import check_types
 
@@ -141,8 +141,6 @@ class LoraConfig:
                     "can name the layers itself"
                 ).format(target_modules=self.target_modules)
             )
-        for setting in ("target_modules", "exclude_modules"):
-            check_names(setting, getattr(self, setting))
         wanted = self.trainable_token_indices
         lists = wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]
         if any(not ids or min(ids) < 0 or len(set(ids)) < len(ids) for ids in lists):

@@ -26,14 +26,15 @@ PEFT has no such method and refuses the file because of its `peft_type`. The nam
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias
 
 import torch
+from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +42,7 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import dropout
 from tsugiki.language import _, marked
-from tsugiki.lora.config import LARGEST_FACTOR
+from tsugiki.lora.config import LARGEST_FACTOR, Indices
 from tsugiki.lora.targets import sublayers_of
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
@@ -49,15 +50,19 @@ from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.architectures import model_type
 from tsugiki.model.context import text_config
 from tsugiki.model.linear import features, is_linear
-from tsugiki.model.names import Names, check_names, shortest_endings, split_block
+from tsugiki.model.names import Names, shortest_endings, split_block
+from tsugiki.model.settings import check_types
 from tsugiki.model.undo import Undo, base_of
 from tsugiki.model.ungrafted import base_modules, find_modules
 
 _NAME_MODULES = marked("name the modules whose output is added to the residual, such as {setting}: [mlp]")
 
 Initialisation: TypeAlias = Literal["mam_adapter", "bert"]
+NonLinearity: TypeAlias = Literal["relu", "gelu", "gelu_new", "swish", "silu", "tanh", "leakyrelu"]
+Reduction: TypeAlias = Annotated[float, Ge(1 / 64), Lt(math.inf)]
+"""The smallest value gives a bottleneck that is 64 times as wide as the model."""
 
-NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+NON_LINEARITIES: Mapping[NonLinearity, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         "relu": F.relu,
         "gelu": F.gelu,
@@ -69,7 +74,6 @@ NON_LINEARITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     }
 )
 """The activation functions, by AdapterHub's names."""
-_MIN_REDUCTION = 1 / 64  # a bottleneck that is 64 times as wide as the model
 
 
 @dataclass(frozen=True)
@@ -97,17 +101,18 @@ class BottleneckConfig:
 
     mh_adapter: bool = True
     output_adapter: bool = True
-    reduction_factor: float | Mapping[str, float] = 16
-    non_linearity: str | None = None
+    reduction_factor: Reduction | Mapping[str, Reduction] = 16
+    non_linearity: NonLinearity | None = None
     original_ln_before: bool = False
     init_weights: Initialisation = "mam_adapter"
-    scaling: float = 1.0
-    dropout: float = 0.0
-    leave_out: Sequence[int] = ()
+    scaling: Annotated[float, Ge(-LARGEST_FACTOR), Le(LARGEST_FACTOR)] = 1.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    leave_out: Indices = ()
     attention_modules: Names | None = None
     feedforward_modules: Names | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not (self.mh_adapter or self.output_adapter):
             raise TsugikiError(
                 _("mh_adapter and output_adapter are both False, so there is no adapter; set one to True")
@@ -119,45 +124,6 @@ class BottleneckConfig:
                     "attention; leave one of them out"
                 )
             )
-        by_block = isinstance(self.reduction_factor, Mapping)
-        factors = dict(self.reduction_factor) if by_block else {"": self.reduction_factor}  # type: ignore[arg-type]
-        for block, factor in factors.items():
-            number = isinstance(factor, int | float) and not isinstance(factor, bool)
-            if not number or not _MIN_REDUCTION <= factor < math.inf:  # type: ignore[operator]
-                setting = f"reduction_factor[{block!r}]" if by_block else "reduction_factor"
-                raise TsugikiError(
-                    _("{setting} is {factor!r}; it must be a finite number of at least {least}").format(
-                        setting=setting, factor=factor, least=_MIN_REDUCTION
-                    )
-                )
-        if self.non_linearity is not None and self.non_linearity not in list(NON_LINEARITIES):
-            raise TsugikiError(
-                _("non_linearity is {non_linearity!r}; choose one of {known}").format(
-                    non_linearity=self.non_linearity, known=", ".join(NON_LINEARITIES)
-                )
-            )
-        if self.init_weights not in get_args(Initialisation):
-            raise TsugikiError(
-                _("init_weights is {init_weights!r}; choose one of {known}").format(
-                    init_weights=self.init_weights, known=", ".join(get_args(Initialisation))
-                )
-            )
-        if not isinstance(self.scaling, int | float) or not abs(self.scaling) <= LARGEST_FACTOR:
-            raise TsugikiError(
-                _("scaling is {scaling!r}; its absolute value must be at most {largest:,.0f}").format(
-                    scaling=self.scaling, largest=LARGEST_FACTOR
-                )
-            )
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise TsugikiError(
-                _("dropout is {dropout!r}; it must be at least 0 and below 1").format(dropout=self.dropout)
-            )
-        if not isinstance(self.leave_out, Sequence) or not all(type(index) is int for index in self.leave_out):
-            raise TsugikiError(
-                _("leave_out is {leave_out!r}; it must be a list of block indices").format(leave_out=self.leave_out)
-            )
-        check_names("attention_modules", self.attention_modules)
-        check_names("feedforward_modules", self.feedforward_modules)
 
     def new_adapter(self, model: nn.Module) -> "BottleneckAdapter":
         """Build new adapters with these settings for `model`, which is not changed.
@@ -169,7 +135,7 @@ class BottleneckConfig:
         return BottleneckAdapter(self, {path: _new_bottleneck(model, path, self) for path in modules})
 
     @property
-    def activation(self) -> str:
+    def activation(self) -> NonLinearity:
         """The name of the activation function."""
         return self.non_linearity or ("swish" if self.mh_adapter else "relu")
 

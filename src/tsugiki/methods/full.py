@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from tsugiki.base.loading import load_model
-from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import files_into
+from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.language import _
-from tsugiki.model.dropout import disable_dropout, dropout_restored
+from tsugiki.model.training_mode import disable_dropout, dropout_restored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

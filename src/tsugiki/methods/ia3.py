@@ -31,7 +31,8 @@ from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import device_of, factor_dtype, features, is_conv1d, is_linear
-from tsugiki.model.names import Names, check_names, matches, shortest_endings
+from tsugiki.model.names import Names, matches, shortest_endings
+from tsugiki.model.settings import check_types
 from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.model.undo import Undo, base_of, replace_module
 from tsugiki.model.ungrafted import base_modules
@@ -70,8 +71,7 @@ class IA3Config:
     init_ia3_weights: bool = True
 
     def __post_init__(self) -> None:
-        for setting in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
-            check_names(setting, getattr(self, setting))
+        check_types(self)
         targets, feedforward = self.target_modules, self.feedforward_modules
         if feedforward is None or targets is None or isinstance(feedforward, str) or isinstance(targets, str):
             return

@@ -37,7 +37,7 @@ run reads this from its own config.
 
 Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.variants`), PiSSA and
 orthogonal initialisation (`tsugiki.lora.init`), and a separate learning rate for B
-(`tsugiki.training.optimizers.loraplus`).
+(`tsugiki.training.loraplus`).
 
 LoRA-FA (Zhang et al. 2023, arXiv:2308.03303) is y = W x + s B A x with A [r, in] frozen at its random initial value,
 and only B [out, r] trained. The gradient of B needs A x [tokens, r] only, so no layer keeps its input x [tokens, in]
@@ -65,7 +65,7 @@ from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_round
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
 from tsugiki.model.checkpoint_names import named_like_experts
 from tsugiki.model.linear import is_conv1d
-from tsugiki.model.names import check_names, matches
+from tsugiki.model.names import matches
 from tsugiki.model.patterns import name_pattern
 from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.model.trained_copies import find_modules_to_save, names_for_file, saved_in_file, saved_tensors
@@ -314,8 +314,6 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
                     name=name, value=error_text(repr(fields[name]), 80), reason=_(instead)
                 )
             )
-    for name in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "layers_pattern"):
-        check_names(name, fields.get(name))
     if fields.get("target_parameters") and fields.get("target_modules") is None:
         fields = {**fields, "target_modules": []}  # PEFT writes the layers that it has grafted
     known = initialisation if initialisation in (True, False, "gaussian") else True

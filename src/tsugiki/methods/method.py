@@ -82,7 +82,7 @@ class Method:
     """The settings of the config class that define this method. The user cannot change them."""
     learning_rate: float | None = None
     """The learning rate if the user sets none. The fewer parameters a method trains, the higher it should be; the
-    values come from the papers or from PEFT's examples. None: it depends on the model (see `train.automatic`)."""
+    values come from the papers or from PEFT's examples. None: it depends on the model (see `train.learning_rate`)."""
     learning_rate_factor: float = 1
     """The factor on LoRA's learning rate for the model, if `learning_rate` is None."""
     readable_by_peft: bool = True
@@ -157,10 +157,7 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
                 unknown=", ".join(unknown), hint=_(MERGE_WITH_PEFT)
             )
         )
-    try:
-        return config(**{name: value for name, value in fields.items() if name in known and value is not None})
-    except (TypeError, ValueError, AttributeError) as error:  # for example a list where the config expects a mapping
-        raise TsugikiError(str(error)) from error
+    return config(**{name: value for name, value in fields.items() if name in known and value is not None})
 
 
 def equal_when_rounded(a: Tensor, b: Tensor) -> bool:

@@ -13,38 +13,23 @@ the attention that a prompt costs, there are some millions of parameters while t
 P-tuning; the method called P-tuning v2 is `prefix_tuning`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.methods.method import AdapterFormat
-from tsugiki.methods.soft_prompt import (
-    CacheShape,
-    SoftPrompt,
-    SoftPromptAdapter,
-    adapter_from_embeddings,
-    cache_shape,
-    check_heads,
-    check_size,
-    embedding_width,
-    random_rows,
-)
-from tsugiki.methods.soft_prompt_file import check_file, from_json, has_network, tensors, to_json, with_saved_modules
-from tsugiki.model.names import check_names
+from tsugiki.methods.soft_prompt import CacheShape, embedding_width
+from tsugiki.methods.soft_prompt_base import Size, SoftPromptConfig, build_for, from_json, tensors, to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Encoder: TypeAlias = Literal["MLP", "LSTM"]
-
 
 @dataclass(frozen=True)
-class PromptEncoderConfig:
+class PromptEncoderConfig(SoftPromptConfig):
     """Settings of P-tuning, named as in PEFT's `PromptEncoderConfig`.
 
     Args:
@@ -56,33 +41,23 @@ class PromptEncoderConfig:
             output layers of a classifier, if the model is one.
     """
 
-    num_virtual_tokens: int = 20
-    encoder_reparameterization_type: Encoder = "MLP"
-    encoder_hidden_size: int | None = None
-    encoder_num_layers: int = 2
-    modules_to_save: Sequence[str] | None = None
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
+    encoder_hidden_size: Size | None = None
+    encoder_num_layers: Annotated[int, Ge(1), Le(64)] = 2
 
-    def __post_init__(self) -> None:
-        check_names("modules_to_save", self.modules_to_save)
-        check_size("num_virtual_tokens", self.num_virtual_tokens)
-        if self.encoder_reparameterization_type not in get_args(Encoder):
-            raise TsugikiError(
-                _("encoder_reparameterization_type is {value!r}; choose MLP or LSTM").format(
-                    value=self.encoder_reparameterization_type
-                )
-            )
-        if self.encoder_hidden_size is not None:
-            check_size("encoder_hidden_size", self.encoder_hidden_size)
-        check_size("encoder_num_layers", self.encoder_num_layers, most=64)
+    @property
+    def has_network(self) -> bool:
+        """True: a network always computes a new prompt."""
+        return True
 
-    def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PromptEncoderConfig]":
-        """Build a new prompt and its network for `model`, which is not changed.
-
-        Raises:
-            TsugikiError: the model has no KV cache, or the prompt is too long for its context.
-        """
-        check_heads(model, self)
-        return _build(model, self, cache_shape(model, self.num_virtual_tokens), with_network=True)
+    def new_network(self, model: "PreTrainedModel", shape: CacheShape) -> nn.Module:
+        """Return a new network that computes the prompt."""
+        width = embedding_width(model)
+        hidden = self.encoder_hidden_size or width
+        if self.encoder_reparameterization_type == "LSTM":
+            return _LSTMEncoder(width, hidden, self.encoder_num_layers)
+        hidden_layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+        return nn.Sequential(*hidden_layers, nn.Linear(hidden, width))
 
 
 class _LSTMEncoder(nn.Module):
@@ -100,35 +75,8 @@ class _LSTMEncoder(nn.Module):
         return prompt
 
 
-def _build(
-    model: "PreTrainedModel", config: PromptEncoderConfig, shape: CacheShape, with_network: bool
-) -> SoftPromptAdapter[PromptEncoderConfig]:
-    width = embedding_width(model)
-    embedding = random_rows(model, config.num_virtual_tokens, width)
-    network = _new_network(config, width).to(embedding) if with_network else None
-    return adapter_from_embeddings(model, config, SoftPrompt(embedding, network), shape)
-
-
-def _new_network(config: PromptEncoderConfig, width: int) -> nn.Module:
-    hidden = config.encoder_hidden_size or width
-    if config.encoder_reparameterization_type == "LSTM":
-        return _LSTMEncoder(width, hidden, config.encoder_num_layers)
-    hidden_layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-    return nn.Sequential(*hidden_layers, nn.Linear(hidden, width))
-
-
-def _build_for(
-    model: "PreTrainedModel", config: PromptEncoderConfig, file_tensors: Mapping[str, Tensor]
-) -> SoftPromptAdapter[PromptEncoderConfig]:
-    """Build an adapter for a file. PEFT's files have the prompt alone, which then trains without a network."""
-    config = with_saved_modules(model, config, file_tensors)
-    shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
-    check_file(file_tensors, (config.num_virtual_tokens, width), width, partial(_new_network, config, width))
-    return _build(model, config, shape, has_network(file_tensors))
-
-
 def _from_json(fields: Mapping[str, Any]) -> PromptEncoderConfig:
     return from_json(PromptEncoderConfig, fields, harmless=["encoder_dropout"])
 
 
-P_TUNING = AdapterFormat("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, build_for=_build_for)
+P_TUNING = AdapterFormat("P_TUNING", PromptEncoderConfig, tensors, to_json, _from_json, build_for=build_for)

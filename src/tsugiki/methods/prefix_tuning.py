@@ -13,36 +13,24 @@ initialised with the keys and values of real words. If it is drawn from the norm
 attention away from the text from the first step on.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.methods.method import AdapterFormat
-from tsugiki.methods.soft_prompt import (
-    CacheShape,
-    SoftPrompt,
-    SoftPromptAdapter,
-    adapter_from_key_values,
-    cache_shape,
-    check_heads,
-    check_size,
-    random_rows,
-    sampled_key_values,
-)
-from tsugiki.methods.soft_prompt_file import check_file, from_json, has_network, tensors, to_json, with_saved_modules
-from tsugiki.model.names import check_names
+from tsugiki.methods.soft_prompt import CacheShape, SoftPrompt, SoftPromptAdapter, sampled_key_values
+from tsugiki.methods.soft_prompt_base import Size, SoftPromptConfig, build_for, from_json, tensors, to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class PrefixTuningConfig:
+class PrefixTuningConfig(SoftPromptConfig):
     """Settings of prefix tuning, named as in PEFT's `PrefixTuningConfig`.
 
     Args:
@@ -57,79 +45,47 @@ class PrefixTuningConfig:
             output layers of a classifier, if the model is one.
     """
 
-    num_virtual_tokens: int = 20
     prefix_projection: bool = False
-    encoder_hidden_size: int | None = None
+    encoder_hidden_size: Size | None = None
     init_weights: Literal["zero", "SAMPLE_VOCAB"] | None = None
-    modules_to_save: Sequence[str] | None = None
+
+    are_key_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_names("modules_to_save", self.modules_to_save)
-        check_size("num_virtual_tokens", self.num_virtual_tokens)
-        if not isinstance(self.prefix_projection, bool):
-            raise TsugikiError(
-                _("prefix_projection is {prefix_projection!r}; it must be true or false").format(
-                    prefix_projection=self.prefix_projection
-                )
-            )
-        if self.encoder_hidden_size is not None:
-            check_size("encoder_hidden_size", self.encoder_hidden_size)
-        if self.init_weights not in (None, "zero", "SAMPLE_VOCAB"):
-            raise TsugikiError(
-                _("init_weights is {init_weights!r}; choose zero or SAMPLE_VOCAB, or leave it out").format(
-                    init_weights=self.init_weights
-                )
-            )
+        super().__post_init__()
         if self.init_weights == "SAMPLE_VOCAB" and self.prefix_projection:
             raise TsugikiError(_("init_weights SAMPLE_VOCAB cannot be combined with prefix_projection; leave one out"))
 
-    def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PrefixTuningConfig]":
-        """Build a new prefix for `model`, which is not changed.
+    @property
+    def has_network(self) -> bool:
+        """Whether a projection computes the prefix."""
+        return self.prefix_projection
 
-        Raises:
-            TsugikiError: the model has no KV cache, or the prefix is too long for its context.
-        """
-        check_heads(model, self)
-        return _build(model, self, cache_shape(model, self.num_virtual_tokens), self.prefix_projection)
+    def embedding_columns(self, model: "PreTrainedModel", shape: CacheShape, with_network: bool) -> int:
+        """Return the width of the prefix, or of the embedding that is projected."""
+        return shape.heads * shape.width if with_network else shape.columns
 
+    def new_network(self, model: "PreTrainedModel", shape: CacheShape) -> nn.Module:
+        """Return a new projection."""
+        width = shape.heads * shape.width
+        hidden = self.encoder_hidden_size or width
+        return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, shape.columns))
 
-def _build(
-    model: "PreTrainedModel", config: PrefixTuningConfig, shape: CacheShape, with_network: bool
-) -> SoftPromptAdapter[PrefixTuningConfig]:
-    length = config.num_virtual_tokens
-    if config.init_weights == "SAMPLE_VOCAB":
-        return adapter_from_key_values(model, config, SoftPrompt(sampled_key_values(model, length)), shape)
-    columns = shape.heads * shape.width if with_network else shape.columns
-    embedding = random_rows(model, length, columns)
-    network = _new_projection(config, shape).to(embedding) if with_network else None
-    if config.init_weights == "zero":
-        for weight in network[-1].parameters() if network is not None else [embedding]:
-            nn.init.zeros_(weight)
-    return adapter_from_key_values(model, config, SoftPrompt(embedding, network), shape)
+    def new_embedding(self, model: "PreTrainedModel", columns: int) -> Tensor:
+        """Return random values, or the keys and values of random tokens."""
+        if self.init_weights == "SAMPLE_VOCAB":
+            return sampled_key_values(model, self.num_virtual_tokens)
+        return super().new_embedding(model, columns)
 
-
-def _new_projection(config: PrefixTuningConfig, shape: CacheShape) -> nn.Sequential:
-    width = shape.heads * shape.width
-    hidden = config.encoder_hidden_size or width
-    return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, shape.columns))
+    def initialise(self, model: "PreTrainedModel", prompt: SoftPrompt) -> None:
+        """Set what computes the prefix to zero, if the settings say so."""
+        if self.init_weights == "zero":
+            last = prompt if prompt.network is None else prompt.network[-1]  # type: ignore[index]
+            for weight in last.parameters():
+                nn.init.zeros_(weight)
 
 
-def _build_for(
-    model: "PreTrainedModel", config: PrefixTuningConfig, file_tensors: Mapping[str, Tensor]
-) -> SoftPromptAdapter[PrefixTuningConfig]:
-    """Build an adapter for a file. PEFT's files have the prefix alone, which then trains without a projection."""
-    config = with_saved_modules(model, config, file_tensors)
-    shape = cache_shape(model, config.num_virtual_tokens)
-    check_file(
-        file_tensors,
-        (config.num_virtual_tokens, shape.columns),
-        shape.heads * shape.width,
-        partial(_new_projection, config, shape),
-    )
-    return _build(model, config, shape, has_network(file_tensors))
-
-
-def _to_json(model: nn.Module, adapter: SoftPromptAdapter[PrefixTuningConfig]) -> dict[str, Any]:
+def _to_json(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Any]:
     width = adapter.shape.heads * adapter.shape.width
     hidden = adapter.config.encoder_hidden_size or width
     sizes = {"token_dim": width, "num_attention_heads": adapter.shape.heads, "encoder_hidden_size": hidden}
@@ -145,5 +101,5 @@ PREFIX_TUNING = AdapterFormat(
     tensors,
     _to_json,
     partial(from_json, PrefixTuningConfig),
-    build_for=_build_for,
+    build_for=build_for,
 )

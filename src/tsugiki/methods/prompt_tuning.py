@@ -11,9 +11,9 @@ ones are embeddings of random tokens of the vocabulary, or better, of a text tha
 the normal distribution are far from every token's embedding. P needs a higher learning rate than weights do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,14 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
-    CacheShape,
     SoftPrompt,
     SoftPromptAdapter,
-    adapter_from_embeddings,
-    cache_shape,
-    check_heads,
-    check_size,
     embedding_of,
     embedding_width,
     random_rows,
     sampled_rows,
 )
-from tsugiki.methods.soft_prompt_file import check_file, from_json, tensors, to_json, with_saved_modules
-from tsugiki.model.names import check_names
+from tsugiki.methods.soft_prompt_base import SoftPromptConfig, build_for, from_json, tensors, to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +39,7 @@ Initialisation: TypeAlias = Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"]
 
 
 @dataclass(frozen=True)
-class PromptTuningConfig:
+class PromptTuningConfig(SoftPromptConfig):
     """Settings of prompt tuning, named as in PEFT's `PromptTuningConfig`.
 
     Args:
@@ -58,55 +52,20 @@ class PromptTuningConfig:
             output layers of a classifier, if the model is one.
     """
 
-    num_virtual_tokens: int = 20
     prompt_tuning_init: Initialisation = "RANDOM"
     prompt_tuning_init_text: str | None = None
     tokenizer_name_or_path: str | None = None
-    modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        check_names("modules_to_save", self.modules_to_save)
-        check_size("num_virtual_tokens", self.num_virtual_tokens)
-        if self.prompt_tuning_init not in get_args(Initialisation):
-            raise TsugikiError(
-                _("prompt_tuning_init is {prompt_tuning_init!r}; choose one of {known}").format(
-                    prompt_tuning_init=self.prompt_tuning_init, known=", ".join(get_args(Initialisation))
-                )
-            )
+        super().__post_init__()
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
             raise TsugikiError(
                 _("prompt_tuning_init TEXT requires prompt_tuning_init_text; other values do not allow it")
             )
 
-    def new_adapter(self, model: nn.Module) -> "SoftPromptAdapter[PromptTuningConfig]":
-        """Build a new prompt for `model`, which is not changed.
-
-        Raises:
-            TsugikiError: the model has no KV cache, the prompt is too long for its context, or the text has no tokens.
-        """
-        check_heads(model, self)
-        adapter = _build(model, self, cache_shape(model, self.num_virtual_tokens))
-        with torch.no_grad():
-            adapter.prompt.embedding.copy_(_initial_prompt(model, self))
-        return adapter
-
-
-def _build_for(
-    model: "PreTrainedModel", config: PromptTuningConfig, file_tensors: Mapping[str, Tensor]
-) -> SoftPromptAdapter[PromptTuningConfig]:
-    """Build an adapter for a file, whose prompt will replace the initial one."""
-    config = with_saved_modules(model, config, file_tensors)
-    shape, width = cache_shape(model, config.num_virtual_tokens), embedding_width(model)
-    check_file(file_tensors, (config.num_virtual_tokens, width), width, nn.Identity)
-    return _build(model, config, shape)
-
-
-def _build(
-    model: "PreTrainedModel", config: PromptTuningConfig, shape: CacheShape
-) -> SoftPromptAdapter[PromptTuningConfig]:
-    """Build an adapter whose prompt is random; the caller sets its initial value."""
-    rows = random_rows(model, config.num_virtual_tokens, embedding_width(model))
-    return adapter_from_embeddings(model, config, SoftPrompt(rows), shape)
+    def initialise(self, model: "PreTrainedModel", prompt: SoftPrompt) -> None:
+        """Set the prompt to its initial value."""
+        prompt.embedding.copy_(_initial_prompt(model, self))
 
 
 def _initial_prompt(model: "PreTrainedModel", config: PromptTuningConfig) -> Tensor:
@@ -149,7 +108,7 @@ def _tokens(config: PromptTuningConfig, base: str | None) -> list[int]:
     return tokens
 
 
-def _to_json(model: nn.Module, adapter: SoftPromptAdapter[PromptTuningConfig]) -> dict[str, Any]:
+def _to_json(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Any]:
     fields = to_json(model, adapter)
     if adapter.config.prompt_tuning_init == "TEXT":
         fields["tokenizer_name_or_path"] = adapter.config.tokenizer_name_or_path or getattr(model, "name_or_path", None)
@@ -163,4 +122,4 @@ def _from_json(fields: Mapping[str, Any]) -> PromptTuningConfig:
     return from_json(PromptTuningConfig, used, harmless=["tokenizer_kwargs"])
 
 
-PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, build_for=_build_for)
+PROMPT_TUNING = AdapterFormat("PROMPT_TUNING", PromptTuningConfig, tensors, _to_json, _from_json, build_for=build_for)

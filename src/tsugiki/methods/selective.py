@@ -38,7 +38,8 @@ from tsugiki.language import _
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.linear import is_quantized
-from tsugiki.model.names import Names, check_names, matches, shortest_endings
+from tsugiki.model.names import Names, matches, shortest_endings
+from tsugiki.model.settings import check_types
 from tsugiki.model.trained_copies import (
     copies_to_save,
     names_for_file,
@@ -68,7 +69,7 @@ class SelectiveConfig:
     target_parameters: Names | None = None
 
     def __post_init__(self) -> None:
-        check_names("target_parameters", self.target_parameters)
+        check_types(self)
         if not self.target_parameters:
             raise TsugikiError(
                 _("target_parameters is empty; set it to a list of name endings, or to a regular expression")
@@ -100,8 +101,7 @@ class LNTuningConfig:
     modules_to_save: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for setting in ("target_modules", "exclude_modules", "modules_to_save"):
-            check_names(setting, getattr(self, setting))
+        check_types(self)
 
     def new_adapter(self, model: nn.Module) -> "SelectiveAdapter":
         """Build a new adapter with these settings for `model`, which is not changed.

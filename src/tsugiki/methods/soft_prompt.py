@@ -15,11 +15,11 @@ Unlike the other methods, a soft prompt changes the model's outputs before the f
 """
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache as function_cache
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,7 @@ from tsugiki.language import _
 from tsugiki.model.attach import attach
 from tsugiki.model.context import PROMPT_ATTRIBUTE, decoder_of, max_positions
 from tsugiki.model.inference import evaluating
-from tsugiki.model.trained_copies import copies_to_save
 from tsugiki.model.undo import Undo, base_of, replace_module, set_attribute
-from tsugiki.model.ungrafted import find_modules, task_heads
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -53,24 +51,6 @@ KeyValueFunction: TypeAlias = "Callable[[PreTrainedModel, Tensor], KeyValues]"
 """(decoder, prompt) -> the keys and values of the prompt."""
 
 _MIN_TEXT_TOKENS = 32  # tokens of the context that a prompt leaves for the text; the probes of a model are shorter
-_MAX_SIZE = 1 << 20  # largest length of a prompt and width of a network
-
-
-class SoftPromptConfig(Protocol):
-    """The settings that all soft prompts share."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def num_virtual_tokens(self) -> int:
-        """The length of the prompt."""
-
-    @property
-    def modules_to_save(self) -> Sequence[str] | None:
-        """The modules of the base that train as a whole."""
-
-
-PromptConfigT = TypeVar("PromptConfigT", bound=SoftPromptConfig)
 
 
 class SoftPrompt(nn.Module):
@@ -109,10 +89,10 @@ class CacheShape:
 
 
 @dataclass
-class SoftPromptAdapter(Generic[PromptConfigT]):
+class SoftPromptAdapter:
     """A soft prompt, and the function that computes keys and values from it."""
 
-    config: PromptConfigT
+    config: Any
     prompt: SoftPrompt
     key_values: KeyValueFunction
     shape: CacheShape
@@ -141,44 +121,6 @@ class SoftPromptAdapter(Generic[PromptConfigT]):
         raise TsugikiError(_("a soft prompt does not change weights, so it cannot be merged; keep it as an adapter"))
 
 
-def adapter_from_embeddings(
-    model: nn.Module, config: PromptConfigT, prompt: SoftPrompt, shape: CacheShape
-) -> SoftPromptAdapter[PromptConfigT]:
-    """Build an adapter whose prompt consists of token embeddings, [virtual tokens, embedding width]."""
-    return SoftPromptAdapter(config, prompt, _run_decoder, shape, copies_to_save(model, config.modules_to_save))
-
-
-def adapter_from_key_values(
-    model: nn.Module, config: PromptConfigT, prompt: SoftPrompt, shape: CacheShape
-) -> SoftPromptAdapter[PromptConfigT]:
-    """Build an adapter whose prompt consists of keys and values, [virtual tokens, shape.columns]."""
-    modules = copies_to_save(model, config.modules_to_save)
-    return SoftPromptAdapter(config, prompt, partial(_split_key_values, shape), shape, modules)
-
-
-def check_heads(model: nn.Module, config: SoftPromptConfig) -> None:
-    """Raise a TsugikiError if a new soft prompt of a classifier would leave out its output layers."""
-    wanted = config.modules_to_save
-    left_out = [] if wanted is None else [name for name in task_heads(model) if name not in find_modules(model, wanted)]
-    if left_out:
-        raise TsugikiError(
-            _(
-                "modules_to_save leaves out {path}, an output layer of this {kind}, without which PEFT would not "
-                "apply a soft prompt; add it, or leave modules_to_save out"
-            ).format(path=left_out[0], kind=type(model).__name__)
-        )
-
-
-def check_size(setting: str, value: object, most: int = _MAX_SIZE) -> None:
-    """Raise a TsugikiError unless the value of a setting is an integer from 1 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise TsugikiError(
-            _("{setting} is {value!r}; it must be a whole number from 1 to {most:,}").format(
-                setting=setting, value=value, most=most
-            )
-        )
-
-
 @torch.no_grad()
 def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
     """Return the sizes of the model's KV cache, found by running two tokens through the decoder.
@@ -195,7 +137,7 @@ def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
         raise TsugikiError(unsuitable)
     try:
         with evaluating(base):
-            first, second = (_run_decoder(base, rows) for rows in _probes(embedding_width(model), base.device))
+            first, second = (run_decoder(base, rows) for rows in _probes(embedding_width(model), base.device))
         keys, values = (torch.stack(of_layers) for of_layers in zip(*first, strict=True))
     except Exception as error:  # any error means that the decoder does not work as expected
         raise TsugikiError(unsuitable) from error
@@ -244,11 +186,11 @@ def sampled_rows(model: "PreTrainedModel", rows: int) -> Tensor:
 
 @torch.no_grad()
 def sampled_key_values(model: "PreTrainedModel", rows: int) -> Tensor:
-    """Return the keys and values of a text of random tokens, [rows, columns], in the layout of `_split_key_values`."""
+    """Return the keys and values of a text of random tokens, [rows, columns], in the layout of `split_key_values`."""
     base = decoder_of(model)
     assert base is not None  # `cache_shape` has checked it
     with evaluating(base):
-        of_layers = [torch.cat(both) for both in _run_decoder(base, sampled_rows(model, rows))]
+        of_layers = [torch.cat(both) for both in run_decoder(base, sampled_rows(model, rows))]
     return torch.stack(of_layers).permute(3, 0, 1, 2, 4).reshape(rows, -1).to(at_least_float32(base.dtype))
 
 
@@ -258,7 +200,7 @@ def _probes(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return tokens, torch.cat([tokens[:1], tokens[1:].flip(-1)])
 
 
-def _run_decoder(base: "PreTrainedModel", prompt: Tensor) -> KeyValues:
+def run_decoder(base: "PreTrainedModel", prompt: Tensor) -> KeyValues:
     """Compute the keys and values that the decoder caches for these embeddings, [virtual tokens, width]."""
     from transformers import DynamicCache
 
@@ -288,7 +230,7 @@ class _BackwardThroughOutput(torch.autograd.Function):
         return torch.zeros_like(output), *gradients
 
 
-def _split_key_values(shape: CacheShape, base: "PreTrainedModel", prompt: Tensor) -> KeyValues:
+def split_key_values(shape: CacheShape, base: "PreTrainedModel", prompt: Tensor) -> KeyValues:
     """Split a prompt, [virtual tokens, layers · 2 · heads · width], into the keys and values of each layer."""
     parts = prompt.to(base.dtype).view(len(prompt), shape.layers, 2, shape.heads, shape.width).permute(1, 2, 3, 0, 4)
     return [(keys[None], values[None]) for keys, values in parts]

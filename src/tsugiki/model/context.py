@@ -1,4 +1,4 @@
-"""The length of the text that a model can process at once, in tokens."""
+"""The length of the text that a model can process at once, in tokens, and the label of tokens that are not learned."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -68,3 +68,7 @@ def context_length(model: nn.Module) -> int:
     A model whose config names no limit (such as BLOOM) counts as one with 2,048 positions.
     """
     return (max_positions(model) or _DEFAULT_CONTEXT) - virtual_tokens(model)
+
+
+IGNORE_INDEX = -100
+"""Label of a token that is excluded from the loss; the value that torch and transformers use by default."""

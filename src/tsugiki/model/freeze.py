@@ -10,9 +10,14 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.model.batchnorm import freeze_batchnorm, unfreeze_batchnorm
-from tsugiki.model.dropout import SavedDropout, disable_dropout, restore_dropout
 from tsugiki.model.linear import linear_of_matrix
+from tsugiki.model.training_mode import (
+    SavedDropout,
+    disable_dropout,
+    freeze_batchnorm,
+    restore_dropout,
+    unfreeze_batchnorm,
+)
 from tsugiki.model.undo import Undo, base_of, replace_forward, set_attribute
 from tsugiki.model.ungrafted import output_head
 

@@ -1,13 +1,25 @@
 """Names of modules and parameters: selecting them by settings, and finding the block that a name is in."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
+from pydantic import AfterValidator
+
+from tsugiki.errors import TsugikiError
 from tsugiki.model.patterns import compile_pattern
 
-Names: TypeAlias = Sequence[str] | str
+
+def _checked(value: Sequence[str] | str) -> Sequence[str] | str:
+    """Return a setting's value, if it is a list or a regular expression."""
+    if isinstance(value, str):
+        try:
+            compile_pattern(value)
+        except TsugikiError as error:
+            raise ValueError(str(error)) from error  # pydantic adds the name of the setting
+    return value
+
+
+Names: TypeAlias = Annotated[Sequence[str] | str, AfterValidator(_checked)]
 """A selection of names: a list of names or name endings, or one regular expression for the whole name."""
 
 
@@ -23,22 +35,6 @@ def matches(name: str, wanted: Names) -> bool:
     if isinstance(wanted, str):
         return compile_pattern(wanted)(name)
     return any(name == ending or name.endswith(f".{ending}") for ending in wanted)
-
-
-def check_names(setting: str, value: object) -> None:
-    """Raise a TsugikiError unless a setting's value is a list of strings, a regular expression, or None."""
-    if isinstance(value, str):
-        try:
-            compile_pattern(value)
-        except TsugikiError as error:
-            raise TsugikiError(f"{setting}: {error}") from error
-    elif value is not None and not (isinstance(value, Sequence) and all(isinstance(name, str) for name in value)):
-        shown = error_text(repr(value), 80)
-        raise TsugikiError(
-            _("{setting} is {value}; it must be a list of names, or a regular expression").format(
-                setting=setting, value=shown
-            )
-        )
 
 
 def shortest_endings(names: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from tsugiki.language import _
 from tsugiki.model.linear import is_quantized
-from tsugiki.model.own_config import Replaced, copy_configs, restore_configs
+from tsugiki.model.training_mode import Replaced, copy_configs, restore_configs
 from tsugiki.model.undo import Undo, base_of
 
 

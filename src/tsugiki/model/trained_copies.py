@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.model.batchnorm import unfreeze_batchnorm
 from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.training_mode import unfreeze_batchnorm
 from tsugiki.model.undo import Wrapper
 from tsugiki.model.ungrafted import base_modules, find_modules, task_heads
 

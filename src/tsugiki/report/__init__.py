@@ -5,18 +5,17 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "adapter": "info_lines inspect_adapter tensors_table write_adapter_page",
+        "adapter": "bars decompose entry_line info_lines inspect_adapter kinds_table layers_table library_table "
+        "tensors_table write_adapter_page",
         "comparison": "sweep_sentence write_comparison",
         "evaluations": "evaluation_table",
-        "formatting": "Table",
-        "layers": "bars decompose kinds_table layers_table",
-        "library": "entry_line library_table",
         "methods": "describe_method methods_table",
         "plan": "plan_lines",
         "plots": "Series curves over_parameters over_ranks smoothed",
         "preview": "count_lines to_html to_terminal",
-        "record_text": "run_notes speed_text",
+        "record_text": "hints run_notes speed_text",
         "run": "report_page write_report",
         "samples": "differences_in_form sample_columns shown_samples",
+        "table": "Table wrap",
     },
 )

@@ -1,38 +1,80 @@
-"""Inspect one adapter: its base, method, training run, and updates by layer."""
+"""Tables and the page of one adapter, and the table of the library: base, method, training, and updates by layer."""
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
+import torch
+from markupsafe import Markup
 from torch import Tensor
 
+from tsugiki.adapters.algebra.matrices import effective_rank, singular_values, update_shape
 from tsugiki.adapters.files import read_peft_config, read_weights
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
-from tsugiki.adapters.lora_weights import read_lora_weights
+from tsugiki.adapters.library import LibraryEntry
+from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights
 from tsugiki.adapters.metadata import Provenance, read_metadata
+from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import write_text
+from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.language import _, counts, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
-from tsugiki.report.formatting import Table, format_number
-from tsugiki.report.layers import Layer, decompose, kinds_table, layer_plots, layers_table
-from tsugiki.report.library import ranks_text, record_of
+from tsugiki.model.names import split_block
+from tsugiki.report.formatting import format_number
 from tsugiki.report.page import page, render_macro
+from tsugiki.report.plots import Series, curves
 from tsugiki.report.record_text import summary_sentence
 from tsugiki.report.run import adapter_commands, record_sections
-from tsugiki.training.record import RunRecord
+from tsugiki.report.table import Table
+from tsugiki.training.evaluation.result import Evaluation, StepEvaluation
+from tsugiki.training.record import RunRecord, read_record
 
 LAYERS_EXPLAINED = marked(
     "‖ΔW‖ is the Frobenius norm of a layer's update, σ its singular values in descending order. The effective rank is "
     "the exponential of the entropy of σ / Σσ (Roy & Vetterli 2007)."
 )
+
 _DORA = marked(
     "DoRA also trains the norms of the rows of W + ΔW, which cannot be computed without W. ΔW is the low-rank part."
 )
+
+_BARS = "▁▂▃▄▅▆▇█"
+_MAX_BARS = 16  # in one cell
 _DIGITS = len("sha256:") + 12
+
 _ZERO = marked("The adapter has no effect: every update is zero.")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The update of one layer and its singular values."""
+
+    path: str
+    block: int | None
+    """The index of the model's block that contains the layer; None for layers outside blocks, such as the head."""
+    kind: str
+    """The layer's name relative to its block, such as `attn.c_attn`; the same in all blocks."""
+    r: int
+    shape: tuple[int, ...]
+    values: Tensor
+    """The singular values of ΔW in descending order."""
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of ΔW."""
+        return float(self.values.norm())
+
+    @property
+    def effective_rank(self) -> float:
+        """The effective rank of ΔW (see `adapters.algebra.matrices`)."""
+        return effective_rank(self.values)
 
 
 @dataclass(frozen=True)
@@ -119,7 +161,7 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
         ]
         for key, tensor in tensors.items()
     ]
-    return [_("tensor"), _("shape"), _("dtype"), _("norm"), _("largest value")], rows
+    return Table([_("tensor"), _("shape"), _("dtype"), _("norm"), _("largest value")], rows)
 
 
 def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
@@ -136,13 +178,13 @@ def adapter_page(adapter: AdapterReport) -> str:
     layers, tensors, record = adapter.layers, adapter.tensors, adapter.record
     sections = [(_("Adapter"), render_macro("pairs", info_lines(adapter)))]
     if layers:
-        body = render_macro("figures", layer_plots(layers)) + render_macro("table", *kinds_table(layers))
+        body = render_macro("figures", layer_plots(layers)) + kinds_table(layers).to_html()
         body += render_macro(
-            "folded", _("all {count:,} layers").format(count=len(layers)), render_macro("table", *layers_table(layers))
+            "folded", _("all {count:,} layers").format(count=len(layers)), layers_table(layers).to_html()
         )
         sections.append((_("Updates by layer"), body + render_macro("paragraph", _(LAYERS_EXPLAINED))))
     if tensors:
-        sections.append((_("Tensors"), render_macro("table", *tensors_table(tensors))))
+        sections.append((_("Tensors"), tensors_table(tensors).to_html()))
     sections += record_sections(record) if record else []
     base = adapter.info.base.name
     sections.append((_("Usage"), render_macro("code", adapter_commands(base, adapter.folder, "…"))))
@@ -152,3 +194,172 @@ def adapter_page(adapter: AdapterReport) -> str:
         else _("{method} on {base}.").format(method=adapter.info.method, base=base or _("an unnamed base"))
     )
     return page(_("Adapter · {name}").format(name=adapter.folder.resolve().name), lead, sections, adapter.notes)
+
+
+def decompose(layers: Mapping[str, LayerFactors], advance: Callable[[int], None] = lambda done: None) -> list[Layer]:
+    """Compute the singular values of each layer, and sort the layers by block; `advance(1)` is called after each."""
+    split_paths = {path: split_block(path) for path in layers}
+    block_lists = {owner for owner, block, _ in split_paths.values() if block is not None}
+    decomposed = []
+    for path, layer in layers.items():
+        owner, block, rest = split_paths[path]
+        kind = rest if block is None or len(block_lists) == 1 else f"{owner}.*.{rest}"
+        decomposed.append(Layer(path, block, kind, layer.r, update_shape(layer), singular_values(layer)))
+        advance(1)
+    return sorted(decomposed, key=lambda result: block_order(result.path))
+
+
+def block_order(path: str) -> tuple[bool, int, str]:
+    """Return a sort key for names of layers: by block, with layers outside blocks at the end."""
+    _owner, block, _rest = split_block(path)
+    return block is None, block or 0, path
+
+
+def layers_table(layers: Sequence[Layer]) -> Table:
+    """Return a table with a row for each layer."""
+    headers = [_("layer"), _("shape"), "r", "‖ΔW‖", "σ₁", _("effective rank"), "σ / σ₁"]
+    return Table(
+        headers,
+        [
+            [
+                layer.path,
+                "×".join(map(str, layer.shape)),
+                str(layer.r),
+                format_number(layer.norm),
+                format_number(float(layer.values[0])),
+                f"{layer.effective_rank:.2f}",
+                bars(layer.values.tolist()),
+            ]
+            for layer in layers
+        ],
+    )
+
+
+def kinds_table(layers: Sequence[Layer]) -> Table:
+    """Return a table with a row for each kind of layer: means, and a bar for each block."""
+    by_block = _("by block")
+    headers = [_("kind"), _("layers"), _("mean ‖ΔW‖"), by_block, _("mean effective rank"), by_block]
+    rows = []
+    for kind, group in by_kind(layers).items():
+        norms, ranks = [layer.norm for layer in group], [layer.effective_rank for layer in group]
+        rows.append(
+            [kind, str(len(group)), format_number(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)],
+        )
+    return Table(headers, rows)
+
+
+def layer_plots(layers: Sequence[Layer]) -> list[Markup]:
+    """Return plots with a line for each kind of layer: norm by block, effective rank by block, and mean spectrum."""
+    kinds = by_kind(layers)
+    norms = [_by_block(kind, group, [layer.norm for layer in group]) for kind, group in kinds.items()]
+    ranks = [_by_block(kind, group, [layer.effective_rank for layer in group]) for kind, group in kinds.items()]
+    spectra = [_mean_spectrum(kind, group) for kind, group in kinds.items()]
+    return [
+        curves(norms, _("‖ΔW‖ by block")),
+        curves(ranks, _("Effective rank of ΔW by block")),
+        curves(spectra, _("Singular values relative to the largest, mean")),
+    ]
+
+
+def by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """Group layers by kind."""
+    kinds: dict[str, list[Layer]] = {}
+    for layer in layers:
+        kinds.setdefault(layer.kind, []).append(layer)
+    return kinds
+
+
+def bars(values: Sequence[float]) -> str:
+    """Draw a bar of block characters for each value, relative to the largest; of many values, evenly spaced ones."""
+    if len(values) > _MAX_BARS:
+        values = [values[round(i * (len(values) - 1) / (_MAX_BARS - 1))] for i in range(_MAX_BARS)]
+    top = max(values, default=0)
+    if not top > 0:
+        return " " * len(values)
+    return "".join(_BARS[max(0, round(value / top * len(_BARS)) - 1)] if value > 0 else " " for value in values)
+
+
+def _by_block(kind: str, layers: Sequence[Layer], figures: Sequence[float]) -> Series:
+    pairs = zip(layers, figures, strict=True)
+    return Series(kind, [(layer.block, value) for layer, value in pairs if layer.block is not None])
+
+
+def _mean_spectrum(kind: str, layers: Sequence[Layer]) -> Series:
+    """Return the mean of σ_i / σ₁ by i, over the layers that have an i-th singular value and an update."""
+    spectra = [layer.values / layer.values[0] for layer in layers if layer.values[0] > 0]
+    longest = max(map(len, spectra), default=0)
+    means = [torch.stack([values[i] for values in spectra if len(values) > i]).mean() for i in range(longest)]
+    return Series(kind, [(i + 1, float(mean)) for i, mean in enumerate(means)])
+
+
+def library_table(entries: Sequence[LibraryEntry]) -> Table:
+    """Return a table with a row for each adapter that is not damaged."""
+    headers = [_("name"), _("method"), "r", _("targets"), _("base"), _("size"), _("perplexity"), _("changed")]
+    rows = []
+    for entry in entries:
+        if entry.info:
+            info = entry.info
+            perplexities = [format_number(evaluation.perplexity) for evaluation in _first_and_last(entry.folder)]
+            rows.append(
+                [
+                    entry.name,
+                    info.method,
+                    ranks_text(info.ranks),
+                    ", ".join(info.targets) or "–",
+                    info.base.name or "–",
+                    format_size(info.size),
+                    " → ".join(perplexities) or "–",
+                    datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d"),
+                ]
+            )
+    return Table(headers, rows)
+
+
+def entry_line(entry: LibraryEntry) -> str:
+    """Return a JSON object about an adapter in one line; unknown values, and `broken` if it is intact, are null."""
+    info = entry.info
+    fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
+    if info:
+        evaluations = _first_and_last(entry.folder)
+        fields |= {
+            "method": info.method,
+            "ranks": info.ranks,
+            "targets": info.targets,
+            "base": info.base.name,
+            "base_fingerprint": info.base.fingerprint,
+            "parameters": info.parameters,
+            "bytes": info.size,
+            "held_out": {when: _finite(result) for when, result in zip(("before", "after"), evaluations, strict=False)}
+            or None,
+            "changed": datetime.fromtimestamp(info.changed).astimezone().isoformat(timespec="seconds"),
+        }
+    line = json.dumps(fields, ensure_ascii=False)
+    return line.encode(errors="backslashreplace").decode()  # a file name can contain bytes that are not valid text
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Format the rank, or the lowest and the highest one; a dash if there is none."""
+    if not ranks:
+        return "–"
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+
+
+def record_of(folder: Path) -> RunRecord | None:
+    """Return the training record in an adapter's folder; None if there is none or it cannot be read."""
+    try:
+        return read_record(folder) if (folder / RECORD_FILE).is_file() else None
+    except TsugikiError:
+        return None
+
+
+def _first_and_last(folder: Path) -> list[StepEvaluation]:
+    """Return the first and the last evaluation of the training run, if there are any."""
+    record = record_of(folder)
+    evaluations = record.evaluations if record else []
+    return evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
+
+
+def _finite(result: Evaluation) -> dict[str, float | None]:
+    """Return the figures of an evaluation; None for those that JSON cannot express."""
+    figures = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_char": result.bits_per_char}
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

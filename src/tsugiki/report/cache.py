@@ -12,7 +12,7 @@ from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json
 from tsugiki.language import _, marked
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 
 KINDS = {
     "quantized": marked("models in few bits"),
@@ -62,7 +62,7 @@ def cache_table(cached: Sequence[Cached]) -> Table:
         ]
         for entry in cached
     ]
-    return headers, rows
+    return Table(headers, rows)
 
 
 def cache_fields(entry: Cached) -> dict[str, Any]:

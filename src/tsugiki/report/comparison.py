@@ -13,16 +13,16 @@ from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.language import _, ngettext
 from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
-from tsugiki.report.formatting import Table, describe_intervals, format_change, format_value
+from tsugiki.report.formatting import describe_intervals, format_change, format_value
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.record_plots import held_out_series
 from tsugiki.report.run import REPORT_FILE
 from tsugiki.report.samples import sample_columns
+from tsugiki.report.table import Table
 from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.record import RunRecord, finished
-from tsugiki.training.workflows.compare import ComparisonRow
-from tsugiki.training.workflows.sweep import MIN_RELATIVE_GAIN, NeededRank, Point, change, needed_rank
+from tsugiki.training.workflows.compare import MIN_RELATIVE_GAIN, ComparisonRow, NeededRank, Point, change, needed_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
 
@@ -36,21 +36,24 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     retention = any(row.retention_loss_before is not None for row in rows)
     headers = [_("method"), _("trainable parameters"), _("file"), _("learning rate"), _("time"), _("tokens/s")]
     headers += [_("peak memory"), _("perplexity"), _("held-out loss")]
-    return headers + ([_("retention loss")] if retention else []), [
+    return Table(
+        headers + ([_("retention loss")] if retention else []),
         [
-            f"{row.name}\n{_(row.family)}" if several else row.name,
-            f"{row.trainable:,}\n{row.share:.2%}",
-            format_size(row.file_size),
-            f"{row.learning_rate:g}",
-            format_duration(row.seconds),
-            f"{row.tokens_per_second:,.0f}",
-            format_gigabytes(row.peak_memory) if row.peak_memory else "–",
-            f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
-            f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row)}",
-            *([_retention(row)] if retention else []),
-        ]
-        for row in rows
-    ]
+            [
+                f"{row.name}\n{_(row.family)}" if several else row.name,
+                f"{row.trainable:,}\n{row.share:.2%}",
+                format_size(row.file_size),
+                f"{row.learning_rate:g}",
+                format_duration(row.seconds),
+                f"{row.tokens_per_second:,.0f}",
+                format_gigabytes(row.peak_memory) if row.peak_memory else "–",
+                f"{row.perplexity_before:,.1f}\n→ {row.perplexity_after:,.1f}",
+                f"{row.loss_before:.3f} → {row.loss_after:.3f}\n{_interval(row)}",
+                *([_retention(row)] if retention else []),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
@@ -80,17 +83,20 @@ def sweep_table(points: Sequence[Point]) -> Table:
         _("change from the best"),
         _("time"),
     ]
-    return headers, [
+    return Table(
+        headers,
         [
-            *(format_value(value) for value in point.values.values()),
-            f"{finished(point.record)[1].trainable:,}",
-            f"{point.loss:.4f}",
-            f"{point.record.evaluations[-1].bits_per_char:.4f}",
-            _("best") if point is best else format_change(change(best, point), digits=2),
-            format_duration(finished(point.record)[0].seconds),
-        ]
-        for point in points
-    ]
+            [
+                *(format_value(value) for value in point.values.values()),
+                f"{finished(point.record)[1].trainable:,}",
+                f"{point.loss:.4f}",
+                f"{point.record.evaluations[-1].bits_per_char:.4f}",
+                _("best") if point is best else format_change(change(best, point), digits=2),
+                format_duration(finished(point.record)[0].seconds),
+            ]
+            for point in points
+        ],
+    )
 
 
 def sweep_sentence(points: Sequence[Point]) -> str:
@@ -188,7 +194,7 @@ def write_comparison(
         held_out = [replace(line, band=()) for line in held_out]
     plots = [*figures, curves(held_out, _("Held-out text by step, bits per character"))]
     sections = [
-        (_("Runs"), render_macro("table", *table)),
+        (_("Runs"), table.to_html()),
         (_("Figures"), render_macro("figures", plots)),
         (_("Samples"), sample_columns(runs)),
     ]

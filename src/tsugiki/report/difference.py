@@ -19,9 +19,9 @@ from tsugiki.io.json import value_text
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
-from tsugiki.report.formatting import Table, format_number
-from tsugiki.report.layers import block_order
-from tsugiki.report.library import ranks_text
+from tsugiki.report.adapter import block_order, ranks_text
+from tsugiki.report.formatting import format_number
+from tsugiki.report.table import Table
 
 _ROUNDING = 1e-6  # smaller relative differences of updates are rounding errors
 _DORA = marked(
@@ -90,16 +90,19 @@ def compare_adapters(first: Path, second: Path) -> Comparison:
 def _table(differences: Sequence[Difference]) -> Table:
     headers = [_("layer"), "‖ΔW₁‖", "‖ΔW₂‖", _("cosine"), "‖ΔW₁ - ΔW₂‖ / ‖ΔW₁‖"]
     rows = [*differences, overall(differences)] if differences else []
-    return headers, [
+    return Table(
+        headers,
         [
-            row.name.removeprefix(PREFIX),
-            "–" if row.only_in == 1 else format_number(row.norms[0]),
-            "–" if row.only_in == 0 else format_number(row.norms[1]),
-            "–" if row.only_in is not None or row.cosine != row.cosine else f"{row.cosine:+.4f}",
-            format_number(row.relative),
-        ]
-        for row in rows
-    ]
+            [
+                row.name.removeprefix(PREFIX),
+                "–" if row.only_in == 1 else format_number(row.norms[0]),
+                "–" if row.only_in == 0 else format_number(row.norms[1]),
+                "–" if row.only_in is not None or row.cosine != row.cosine else f"{row.cosine:+.4f}",
+                format_number(row.relative),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
@@ -115,7 +118,7 @@ def _settings(facts: Sequence[AdapterInfo], configs: Sequence[Any]) -> Table:
     ]
     names = {**settings[0], **settings[1]}
     cells = [[name, *(_setting_text(of_adapter.get(name)) for of_adapter in settings)] for name in names]
-    return [_("setting"), _("first"), _("second")], [row for row in cells if row[1] != row[2]]
+    return Table([_("setting"), _("first"), _("second")], [row for row in cells if row[1] != row[2]])
 
 
 def _about_bases(first: BaseReference, second: BaseReference) -> list[str]:

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
 from tsugiki.language import _, counts
-from tsugiki.report.formatting import Table, describe_intervals, format_change, format_with_interval
-from tsugiki.report.notebook import in_frame
-from tsugiki.report.page import page, render_macro
+from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
+from tsugiki.report.page import in_frame, page
+from tsugiki.report.table import Table
 from tsugiki.training.evaluation.result import Evaluation, change_of_bits, warning_text
 
 
@@ -18,21 +15,13 @@ class Evaluations(dict[str, Evaluation]):
     def __repr__(self) -> str:
         if not self:
             return _("no evaluations")
-        (headers, rows), notes = evaluation_table(list(self), list(self.values()))
-        table = RichTable(*headers)
-        for row in rows:
-            table.add_row(*row)
-        console = Console(width=120, color_system=None, markup=False, force_jupyter=False)
-        with console.capture() as captured:
-            console.print(table)
-        return "\n".join([captured.get().rstrip(), *notes])
+        table, notes = evaluation_table(list(self), list(self.values()))
+        return "\n".join([table.to_text(), *notes])
 
     def _repr_html_(self) -> str:
-        (headers, rows), notes = evaluation_table(list(self), list(self.values()))
-        height = 240 + 60 * len(rows) + 30 * len(notes)
-        return in_frame(
-            page(_("Evaluation"), notes[0], [(_("Results"), render_macro("table", headers, rows))], notes[1:]), height
-        )
+        table, notes = evaluation_table(list(self), list(self.values()))
+        height = 240 + 60 * len(table.rows) + 30 * len(notes)
+        return in_frame(page(_("Evaluation"), notes[0], [(_("Results"), table.to_html())], notes[1:]), height)
 
 
 def _marked(cell: str, mark: str) -> str:
@@ -102,4 +91,4 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
         describe_intervals(groups),
         _("between models with different tokenizers, compare only bits per character"),
     )
-    return (headers, rows), [*about, *notes]
+    return Table(headers, rows), [*about, *notes]

@@ -1,14 +1,9 @@
-"""Format numbers, intervals and texts, for pages and for the terminal."""
+"""Format numbers and intervals, for pages and for the terminal."""
 
 import math
-import unicodedata
-from typing import TypeAlias
 
 from tsugiki.language import _, counts
 from tsugiki.training.evaluation.interval import Change, Interval
-
-Table: TypeAlias = tuple[list[str], list[list[str]]]
-"""Headers, and rows of cells. A cell can contain line breaks."""
 
 FEW_DOCUMENTS = 5
 """With fewer documents, an interval is wide (Student's t of four degrees of freedom is 2.8, of one 12.7)."""
@@ -62,9 +57,3 @@ def describe_intervals(documents: int) -> str:
 def format_value(value: object) -> str:
     """Format a setting: the items of a list are separated by commas."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def printable(text: str) -> str:
-    """Escape control characters and unpaired surrogates, so that a text from any file is safe to print."""
-    escaped = {c: c.encode("unicode_escape").decode() for c in text if unicodedata.category(c) in ("Cc", "Cs")}
-    return "".join(escaped.get(c, c) if c != "\n" else c for c in text)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tsugiki.language import _, language
 
@@ -20,6 +20,14 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, Markup]], notes: S
     if it has no content.
     """
     return render("page.html", title=title, lead=lead, sections=sections, notes=notes)
+
+
+def in_frame(html: str, height: int = 620) -> str:
+    """Return an element for a notebook that shows a page, `height` pixels high; a longer page is scrolled.
+
+    The frame separates the styles of the page from those of the notebook.
+    """
+    return f'<iframe srcdoc="{escape(html)}" style="width: 100%; height: {height}px; border: 0"></iframe>'
 
 
 def render(template: str, **values: Any) -> str:

@@ -2,7 +2,7 @@
 
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.language import _
-from tsugiki.report.formatting import Table
+from tsugiki.report.table import Table
 from tsugiki.training.planning.plan import RANGE, Plan
 
 
@@ -24,7 +24,7 @@ def plan_table(plan: Plan) -> Table:
                 _("{state}, chosen").format(state=state) if chosen else state,
             ]
         )
-    return headers, rows
+    return Table(headers, rows)
 
 
 def plan_lines(plan: Plan) -> list[str]:

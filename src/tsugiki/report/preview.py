@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, counts
-from tsugiki.report.page import render
+from tsugiki.report.page import in_frame, render
 from tsugiki.report.record_text import data_lines, near_duplicate_lines
 from tsugiki.training.workflows.preview import Preview, RowView, SegmentView
 
@@ -58,6 +58,13 @@ def to_html(preview: Preview) -> str:
         source=_source,
         padding=padding,
     )
+
+
+class ShownPreview(Preview):
+    """A preview, which a notebook shows as its page."""
+
+    def _repr_html_(self) -> str:
+        return in_frame(to_html(self))
 
 
 def count_lines(preview: Preview) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from tsugiki.report.formatting import (
     format_value,
     format_with_interval,
 )
-from tsugiki.report.page import page, render_macro
+from tsugiki.report.page import in_frame, page, render_macro
 from tsugiki.report.plots import Series, curves
 from tsugiki.report.record_plots import bits_series, loss_series
 from tsugiki.report.record_text import data_lines, near_duplicate_lines, run_notes, speed_text, summary_sentence
@@ -76,6 +76,17 @@ def record_sections(record: RunRecord) -> list[tuple[str, Markup]]:
         (_("Settings"), _settings(record)),
         (_("Machine"), _machine(record)),
     ]
+
+
+class ShownRecord(RunRecord):
+    """The record of a run, which a notebook shows as a small report: its result, curves and samples."""
+
+    def _repr_html_(self) -> str:
+        folder = self.config.out
+        whole = Path(folder) / REPORT_FILE if folder else None
+        curves_and_samples = record_sections(self)[:2]
+        notes = [_("the whole report: {path}").format(path=whole)] if whole and whole.is_file() else []
+        return in_frame(page(folder or _("run"), summary_sentence(self), curves_and_samples, notes))
 
 
 def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:

@@ -6,10 +6,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "adapter_loading": "load_served",
-        "app": "new_app",
         "completions": "completion_logprobs",
         "connection": "client_of",
         "errors": "ApiError",
+        "http_app": "new_app",
         "jobs": "Jobs",
         "metrics": "Metrics",
         "page": "page_files",

@@ -14,7 +14,7 @@ from tsugiki.adapters.vocabulary import words_for
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import add_adapter
 from tsugiki.fast.mixed_batch import mixed_batch
-from tsugiki.generation.batch_mode import find_batch_mode
+from tsugiki.generation.batch import find_batch_mode
 from tsugiki.generation.request import BatchMode
 from tsugiki.io.digests import FileState, file_state, sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
 """The names of an adapter's files and their states."""
-_BYTES = 4  # of a number
+_BYTES = 4  # bytes of a number in memory
 _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 
 

@@ -10,8 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.generation.engine import Engine
-from tsugiki.generation.limits import QueueFull
-from tsugiki.generation.request import Event, Failed, Output, PromptScores, Request, ScoredToken
+from tsugiki.generation.request import Event, Failed, Output, PromptScores, QueueFull, Request, ScoredToken
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompt_tokens import Prompt, chat_prompt, check_tokens, is_part, text_prompts, token_text

@@ -9,11 +9,11 @@ from ipaddress import ip_address
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_SECONDS = 10.0  # for the head of a request, from the beginning of the connection or from its first byte on
-UNREAD_SECONDS = 60.0  # that a client may read nothing of an answer
+REQUEST_SECONDS = 10.0  # time for the head of a request, from the beginning of the connection or its first byte
+UNREAD_SECONDS = 60.0  # time in which a client may read nothing of an answer
 MOST_OF_A_CLIENT = 256  # connections
 CONNECTIONS = 1024
-_OTHER_FILES = 1024  # that the process may have open besides
+_OTHER_FILES = 1024  # files that the process may have open besides
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 

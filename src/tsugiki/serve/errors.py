@@ -3,7 +3,7 @@
 from typing import Any
 
 from tsugiki.errors import TsugikiError
-from tsugiki.generation.limits import EngineStopped, QueueFull, WaitedTooLong
+from tsugiki.generation.request import EngineStopped, QueueFull, WaitedTooLong
 from tsugiki.language import _
 
 _TYPES = {

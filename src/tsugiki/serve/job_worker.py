@@ -14,17 +14,16 @@ from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.language import _
 
 _ROWS = 3
-_MOST_WORKS = 200  # that are listed
+_MOST_WORKS = 200  # works that are listed
 
 
 def preview(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the first rows of a run, counts and notes."""
-    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.preview import count_lines
     from tsugiki.training.config import RunConfig
     from tsugiki.training.workflows.preview import preview
 
-    shown = preview(RunConfig.model_validate(settings), _ROWS, ProgressDisplay())
+    shown = preview(RunConfig.model_validate(settings), _ROWS)
     return {
         "rows": [asdict(row) for row in shown.rows],
         "of": shown.counts.blocks,
@@ -36,17 +35,14 @@ def preview(settings: dict[str, Any]) -> dict[str, Any]:
 
 def plan(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the plan of a run as lines and a table, and the settings of the option that was chosen."""
-    from tsugiki.base.loading import load_meta_model
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.training.config import RunConfig
-    from tsugiki.training.packing import tokens_of_row
+    from tsugiki.training.pack_data import rows_of_data
     from tsugiki.training.planning.plan import plan_run
-    from tsugiki.training.planning.rows import rows_of_data
 
     config = RunConfig.model_validate(settings)
-    rows = rows_of_data(config, tokens_of_row(config, load_meta_model(config.model)), ProgressDisplay())
-    planned = plan_run(config, rows)
+    planned = plan_run(config, rows_of_data(config, ProgressDisplay()))
     headers, table = plan_table(planned)
     return {"lines": plan_lines(planned), "headers": headers, "rows": table, "fits": planned.options[0].fits}
 

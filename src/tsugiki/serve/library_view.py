@@ -6,7 +6,6 @@ An adapter is named by its name in the library and never by a path. Figures, tab
 
 import asyncio
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -39,13 +38,17 @@ from tsugiki.report.adapter import (
     adapter_page,
     info_lines,
     inspect_adapter,
+    kinds_table,
+    layer_plots,
+    layers_table,
+    ranks_text,
+    record_of,
     tensors_table,
 )
-from tsugiki.report.formatting import Table, describe_change, format_change, format_with_interval
-from tsugiki.report.layers import kinds_table, layer_plots, layers_table
-from tsugiki.report.library import ranks_text, record_of
+from tsugiki.report.formatting import describe_change, format_change, format_with_interval
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
 from tsugiki.report.samples import shown_samples
+from tsugiki.report.table import Table
 from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import Fields, MixField, read
@@ -94,68 +97,26 @@ def library_routes(adapters: ServedAdapters) -> list[Route]:
         adapters: the base and the adapters.
     """
     view = LibraryView(adapters)
-
-    async def table(request: Request) -> Response:
-        return JSONResponse(await view.table())
-
-    async def details(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(_details, view.find(request.path_params["name"])))
-
-    async def layers(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(_layers, view.find(request.path_params["name"])))
-
-    async def report(request: Request) -> Response:
-        name = request.path_params["name"]
-        page = await asyncio.to_thread(_report, view.find(name))
-        saved = f"attachment; filename*=UTF-8''{quote(name)}.html"
-        headers = {**_REPORT_HEADERS, "Content-Disposition": saved}
-        return Response(page, media_type="text/html", headers=headers)
-
-    async def rename(request: Request) -> Response:
-        parsed = await read(Renaming, request)
-        await view.rename(parsed.name, parsed.to)
-        return JSONResponse({"name": parsed.to})
-
-    async def remove(request: Request) -> Response:
-        parsed = await read(Removal, request)
-        await view.remove(parsed.name)
-        return JSONResponse({"name": parsed.name})
-
-    async def save_mix(request: Request) -> Response:
-        parsed = await read(Combining, request)
-        await view.save_mix(parsed.adapters, parsed.name)
-        return JSONResponse({"name": parsed.name})
-
     return [
-        Route(f"{PAGE_API}adapters", table),
-        Route(f"{PAGE_API}adapters/{{name}}", details),
-        Route(f"{PAGE_API}adapters/{{name}}/layers", layers),
-        Route(f"{PAGE_API}adapters/{{name}}/report", report),
-        Route(f"{PAGE_API}rename-adapter", rename, methods=["POST"]),
-        Route(f"{PAGE_API}remove-adapter", remove, methods=["POST"]),
-        Route(f"{PAGE_API}save-mix", save_mix, methods=["POST"]),
+        Route(f"{PAGE_API}adapters", view.table),
+        Route(f"{PAGE_API}adapters/{{name}}", view.details),
+        Route(f"{PAGE_API}adapters/{{name}}/layers", view.layers),
+        Route(f"{PAGE_API}adapters/{{name}}/report", view.report),
+        Route(f"{PAGE_API}rename-adapter", view.rename, methods=["POST"]),
+        Route(f"{PAGE_API}remove-adapter", view.remove, methods=["POST"]),
+        Route(f"{PAGE_API}save-mix", view.save_mix, methods=["POST"]),
     ]
 
 
 class LibraryView:
-    """The page's operations on the library. All methods are called in the thread of the event loop."""
+    """Answers the page's requests about the library. A name that is not allowed or taken is an ApiError."""
 
     def __init__(self, adapters: ServedAdapters) -> None:
         self.adapters = adapters
         self._base: BaseIdentity | None = None
 
-    def find(self, name: str) -> Path:
-        """Return the folder of an adapter.
-
-        Raises:
-            ApiError: no adapter has this name.
-        """
-        if name == self.adapters.base.name or self.adapters.find(name) != name:
-            raise ApiError(404, _("no adapter is called {name!r}").format(name=name[:100]), "name", "not_found")
-        return self.adapters.folder(name)
-
-    async def table(self) -> dict[str, Any]:
-        """Return the table of the adapters."""
+    async def table(self, request: Request) -> Response:
+        """Answer with the table of the adapters."""
         base = await self._identity()
         names = await asyncio.to_thread(self.adapters.names)
         folders = {name: self.adapters.folder(name) for name in names}
@@ -172,45 +133,52 @@ class LibraryView:
             return table
 
         listed = await asyncio.to_thread(rows)
-        return {"base": self.adapters.base.name, "library": str(self.adapters.library), "adapters": listed}
+        library = str(self.adapters.library)
+        return JSONResponse({"base": self.adapters.base.name, "library": library, "adapters": listed})
 
-    async def rename(self, old: str, new: str) -> None:
-        """Rename an adapter of the library; running requests finish with it.
+    async def details(self, request: Request) -> Response:
+        """Answer with the part of an adapter's page that is shown first."""
+        return JSONResponse(await asyncio.to_thread(_details, self._find(request.path_params["name"])))
 
-        Raises:
-            ApiError: there is no such adapter, or it was given when the server was started.
-            TsugikiError: the name is not allowed or taken.
-        """
-        self._own(old)
-        self._check_free(new)
-        await asyncio.to_thread(rename_adapter, old, new, self.adapters.library)
-        self.adapters.forget(old)
+    async def layers(self, request: Request) -> Response:
+        """Answer with the tables and pictures of an adapter's updates."""
+        return JSONResponse(await asyncio.to_thread(_layers, self._find(request.path_params["name"])))
 
-    async def remove(self, name: str) -> None:
-        """Remove an adapter from the library; running requests finish with it.
+    async def report(self, request: Request) -> Response:
+        """Answer with the page that `tsugiki adapters show --html` writes."""
+        name = request.path_params["name"]
+        page = await asyncio.to_thread(_report, self._find(name))
+        saved = f"attachment; filename*=UTF-8''{quote(name)}.html"
+        headers = {**_REPORT_HEADERS, "Content-Disposition": saved}
+        return Response(page, media_type="text/html", headers=headers)
 
-        Raises:
-            ApiError: there is no such adapter, or it was given when the server was started.
-            TsugikiError: it cannot be removed.
-        """
+    async def rename(self, request: Request) -> Response:
+        """Rename an adapter of the library; running requests finish with it."""
+        asked = await read(Renaming, request)
+        self._own(asked.name)
+        self._check_free(asked.to)
+        await asyncio.to_thread(rename_adapter, asked.name, asked.to, self.adapters.library)
+        self.adapters.forget(asked.name)
+        return JSONResponse({"name": asked.to})
+
+    async def remove(self, request: Request) -> Response:
+        """Remove an adapter from the library; running requests finish with it."""
+        name = (await read(Removal, request)).name
         self._own(name)
         folder = await asyncio.to_thread(member, name, self.adapters.library)
         await asyncio.to_thread(remove_folder, folder)
         self.adapters.forget(name)
+        return JSONResponse({"name": name})
 
-    async def save_mix(self, mix: Mapping[str, float], name: str) -> None:
-        """Save the weighted sum of adapters in the library, as `tsugiki adapters combine` does.
-
-        Raises:
-            ApiError: an adapter does not exist.
-            TsugikiError: the name is not allowed or taken, or the adapters cannot be combined.
-        """
-        folders, weights = [self.find(part) for part in mix], list(mix.values())
-        self._check_free(name)
+    async def save_mix(self, request: Request) -> Response:
+        """Save the weighted sum of adapters in the library, as `tsugiki adapters combine` does."""
+        asked = await read(Combining, request)
+        folders, weights = [self._find(part) for part in asked.adapters], list(asked.adapters.values())
+        self._check_free(asked.name)
         library, mismatch = self.adapters.library, self.adapters.allow_base_mismatch
 
         def save() -> None:
-            out = new_adapter_folder(name, library)
+            out = new_adapter_folder(asked.name, library)
             parts = load_weighted_adapters(folders, weights)
             combination = Combination()
             write_combined(
@@ -218,6 +186,17 @@ class LibraryView:
             )
 
         await asyncio.to_thread(save)
+        return JSONResponse({"name": asked.name})
+
+    def _find(self, name: str) -> Path:
+        """Return the folder of an adapter.
+
+        Raises:
+            ApiError: no adapter has this name.
+        """
+        if name == self.adapters.base.name or self.adapters.find(name) != name:
+            raise ApiError(404, _("no adapter is called {name!r}").format(name=name[:100]), "name", "not_found")
+        return self.adapters.folder(name)
 
     async def _identity(self) -> BaseIdentity:
         if self._base is None:
@@ -232,7 +211,7 @@ class LibraryView:
 
     def _own(self, name: str) -> None:
         """Check that an adapter belongs to the library, so that the page may change it."""
-        self.find(name)
+        self._find(name)
         if name in self.adapters.folders:
             message = _("{name!r} was given when the server was started, so it stays as it is until the server ends")
             raise ApiError(409, message.format(name=name), "name", "given_at_start")

@@ -131,7 +131,7 @@ class Gauges(Collector):
         yield _gauge("vllm:lora_requests_info", snapshot, lora, time.time())
         yield _gauge("tsugiki:kv_cache_bytes", "Bytes of the cache that are used.", base, cache)
         prefixes = "Bytes of the prefix cache that are used."
-        yield _gauge("tsugiki:prefix_cache_bytes", prefixes, base, engine.prefixes.bytes)
+        yield _gauge("tsugiki:prefix_cache_bytes", prefixes, base, engine.scheduler.prefixes.bytes)
         yield _gauge("tsugiki:adapters_loaded", "Adapters in memory.", base, len(self._adapters.loaded()))
 
 

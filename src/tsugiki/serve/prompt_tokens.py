@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.data.records import Message
-from tsugiki.generation.prompts import configured_ends, prompt_tokens
+from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatMessage

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import ErrorDetails, from_json
 from starlette.requests import Request
 
-from tsugiki.generation.sampling import SamplingSettings
+from tsugiki.generation.sampling import Sampling
 from tsugiki.io.validation import problem_text
 from tsugiki.language import _, marked
 from tsugiki.serve.errors import ApiError
 
 MAX_BODY = 4 << 20  # bytes
-_SECONDS = 30  # within which a body must arrive
+_SECONDS = 30  # the longest time in which a body may arrive
 _WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 )
@@ -94,9 +94,9 @@ class _Request(Fields):
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def sampling(self, choice: int) -> SamplingSettings:
+    def sampling(self, choice: int) -> Sampling:
         """Return the sampling settings of one of the `n` choices: `seed` plus the number of the choice, from 0."""
-        return SamplingSettings(
+        return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=max(0, self.top_k),

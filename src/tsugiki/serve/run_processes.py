@@ -15,7 +15,7 @@ from tsugiki.language import VARIABLE, _, language
 
 LOG_FILE = "output.log"
 """The file in a run's folder with the output of its process, if the server has started it."""
-_NICE = 5  # so that requests have priority over training steps
+_NICE = 5  # requests have priority over training steps
 
 
 class RunProcesses:

@@ -9,10 +9,11 @@ import math
 import os
 import stat
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -35,13 +36,13 @@ from tsugiki.serve.security import PAGE_API
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
 
-_DEPTH = 4  # of a run's folder below the working directory
-_MOST_FOLDERS = 5000  # that are searched
-_MOST_RUNS = 200  # that are listed
+_DEPTH = 4  # levels of folders that are searched below the working directory
+_MOST_FOLDERS = 5000  # folders that are searched
+_MOST_RUNS = 200  # runs that are listed
 _NOT_ENTERED = frozenset({"checkpoints", "node_modules", "__pycache__"})
 _LARGEST_RECORD = 64_000_000  # bytes
 _KEPT_RECORDS = 64  # in the cache
-_MOST_POINTS = 1000  # of a curve
+_MOST_POINTS = 1000  # points of a curve
 _END_OF_LOG = 8000  # bytes
 
 State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
@@ -76,8 +77,7 @@ class Runs:
             processes: the processes that the server starts.
         """
         self.root, self.processes = root.resolve(), processes
-        self._records: OrderedDict[Path, tuple[FileState, RunRecord | TsugikiError]] = OrderedDict()
-        self._lock, self._beginning = threading.Lock(), threading.Lock()
+        self._beginning = threading.Lock()
 
     def find(self, name: str) -> RunFolder:
         """Return the run that a request names.
@@ -122,7 +122,7 @@ class Runs:
 
     def details(self, run: RunFolder) -> dict[str, Any]:
         """Return the summary, the curves and the samples of a run."""
-        record = self._record(run.folder)
+        record = _record(run.folder)
         summary = self._summary(run)
         if not isinstance(record, RunRecord):
             return {**summary, "log": read_end(run.folder / LOG_FILE, _END_OF_LOG)}
@@ -162,7 +162,7 @@ class Runs:
             ApiError: it is finished, cannot be read, or another run is going on.
             TsugikiError: the process cannot be started.
         """
-        record = self._record(run.folder)
+        record = _record(run.folder)
         if isinstance(record, TsugikiError):
             raise record
         if record is None or record.status == "finished":
@@ -194,7 +194,7 @@ class Runs:
 
     def _summary(self, run: RunFolder) -> dict[str, Any]:
         """Return the entry of a run in the list."""
-        record = self._record(run.folder)
+        record = _record(run.folder)
         state = self._state(run.folder, record)
         going_on = state in ("starting", "running", "stopping")
         shown: dict[str, Any] = {
@@ -237,35 +237,6 @@ class Runs:
             return "unreadable"
         return "finished" if record.status == "finished" else "stopped"
 
-    def _record(self, folder: Path) -> RunRecord | TsugikiError | None:
-        """Return the record of a run, the error if it cannot be read, or None if there is none; it is cached."""
-        path = folder / RECORD_FILE
-        try:
-            info = path.lstat()
-        except OSError:
-            return None
-        if not stat.S_ISREG(info.st_mode):
-            return TsugikiError(_("{path} is not a file").format(path=RECORD_FILE))
-        if info.st_size > _LARGEST_RECORD:
-            size = format_size(_LARGEST_RECORD)
-            return TsugikiError(_("{path} has more than {size}").format(path=RECORD_FILE, size=size))
-        state = file_state(info)
-        with self._lock:
-            cached = self._records.get(folder)
-            if cached is not None and cached[0] == state:
-                self._records.move_to_end(folder)
-                return cached[1]
-        record: RunRecord | TsugikiError
-        try:
-            record = read_record(folder)
-        except TsugikiError as error:
-            record = error
-        with self._lock:
-            self._records[folder] = (state, record)
-            while len(self._records) > _KEPT_RECORDS:
-                self._records.popitem(last=False)
-        return record
-
 
 def run_routes(runs: Runs) -> list[Route]:
     """Return the routes of the view Runs."""
@@ -304,6 +275,29 @@ def _run_in(folder: Path, name: str) -> RunFolder | None:
         except OSError:
             continue
     return RunFolder(name, folder, max(times)) if times else None
+
+
+def _record(folder: Path) -> RunRecord | TsugikiError | None:
+    """Return the record of a run, the error if it cannot be read, or None if there is none."""
+    try:
+        info = (folder / RECORD_FILE).lstat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(info.st_mode):
+        return TsugikiError(_("{path} is not a file").format(path=RECORD_FILE))
+    if info.st_size > _LARGEST_RECORD:
+        size = format_size(_LARGEST_RECORD)
+        return TsugikiError(_("{path} has more than {size}").format(path=RECORD_FILE, size=size))
+    return _read_record(folder, file_state(info))
+
+
+@lru_cache(maxsize=_KEPT_RECORDS)
+def _read_record(folder: Path, state: FileState) -> RunRecord | TsugikiError:
+    """Return the record of a run, or the error; `state`, the state of its file, is a part of the cache's key."""
+    try:
+        return read_record(folder)
+    except TsugikiError as error:
+        return error
 
 
 def _seconds_left(record: RunRecord) -> float | None:

@@ -25,8 +25,7 @@ from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.library import library_names
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
-from tsugiki.generation.limits import waited_too_long
-from tsugiki.generation.request import BatchMode
+from tsugiki.generation.request import BatchMode, waited_too_long
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
@@ -228,43 +227,41 @@ class ServedAdapters:
     async def _load(self, terms: _Terms, size: int, turn: AsyncExitStack) -> ServedModel:
         """Load adapters that take `size` bytes, and then leave the context `turn`."""
         async with turn:
-            return await self._load_now(terms, size)
-
-    async def _load_now(self, terms: _Terms, size: int) -> ServedModel:
-        name = _sum_text(terms)
-        key, engine, mismatch = f"{name}#{next(self._loads)}", self.engine, self.allow_base_mismatch
-        folders = [self.folder(part) for part, _weight in terms]
-        weights = [weight for _part, weight in terms if weight is not None]
-        files = self._file_states(terms)
-        load = (
-            partial(load_mix, engine.model, folders, weights, key, mismatch)
-            if weights
-            else partial(load_served, engine.model, folders[0], key, mismatch)
-        )
-        try:
-            digest = await asyncio.to_thread(digest_of, folders, weights)
-            tokenizer = self.base.tokenizer
-            for _weight, folder in sorted(zip(map(abs, weights or [1.0]), folders, strict=True)):
-                tokenizer = with_chat_template(tokenizer, folder)  # the last one has the largest part
-            batch_mode = await asyncio.wrap_future(engine.call(load))
-        except TsugikiError as error:
-            reason = str(error)
-            for term, folder in zip(terms, folders, strict=True):
-                reason = reason.replace(str(folder), term[0])  # clients must not see paths of the server
-            if _is_mix(terms):
-                param, message = "adapters", _("the mix {name!r} cannot be used: {error}")
-            else:
-                param, message = "model", _("the adapter {name!r} cannot be used: {error}")
-            raise ApiError(400, message.format(name=name, error=reason), param, "adapter_unusable") from error
-        served = ServedModel(name, key, tokenizer, batch_mode, digest, files, size)
-        if self._file_states(terms) != files:  # then the weights that were read may not have this digest
-            self._replaced.append(served)
-            self._unload_replaced()
-            raise ApiError(
-                503, _("{name!r} was replaced while it was loaded; try again").format(name=name), retry_after=1
+            name = _sum_text(terms)
+            key, engine, mismatch = f"{name}#{next(self._loads)}", self.engine, self.allow_base_mismatch
+            folders = [self.folder(part) for part, _weight in terms]
+            weights = [weight for _part, weight in terms if weight is not None]
+            files = self._file_states(terms)
+            load = (
+                partial(load_mix, engine.model, folders, weights, key, mismatch)
+                if weights
+                else partial(load_served, engine.model, folders[0], key, mismatch)
             )
-        self._loaded[terms] = served
-        return served
+            try:
+                digest = await asyncio.to_thread(digest_of, folders, weights)
+                tokenizer = self.base.tokenizer
+                for _weight, folder in sorted(zip(map(abs, weights or [1.0]), folders, strict=True)):
+                    tokenizer = with_chat_template(tokenizer, folder)  # the last one has the largest part
+                batch_mode = await asyncio.wrap_future(engine.call(load))
+            except TsugikiError as error:
+                reason = str(error)
+                for term, folder in zip(terms, folders, strict=True):
+                    reason = reason.replace(str(folder), term[0])  # clients must not see paths of the server
+                if _is_mix(terms):
+                    param, message = "adapters", _("the mix {name!r} cannot be used: {error}")
+                else:
+                    param, message = "model", _("the adapter {name!r} cannot be used: {error}")
+                raise ApiError(400, message.format(name=name, error=reason), param, "adapter_unusable") from error
+            served = ServedModel(name, key, tokenizer, batch_mode, digest, files, size)
+            # If files were replaced while they were read, this digest may belong to other weights.
+            if self._file_states(terms) != files:
+                self._replaced.append(served)
+                self._unload_replaced()
+                raise ApiError(
+                    503, _("{name!r} was replaced while it was loaded; try again").format(name=name), retry_after=1
+                )
+            self._loaded[terms] = served
+            return served
 
     async def _make_room(self, name: str, size: int) -> None:
         """Unload adapters that no request holds, until an adapter of `size` bytes can be loaded.

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp
 
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
-from tsugiki.generation.limits import Limits
+from tsugiki.generation.request import Limits
 from tsugiki.language import _
-from tsugiki.serve.app import new_app
 from tsugiki.serve.connection import Connection, possible_connections
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.http_app import new_app
 from tsugiki.serve.security import Access
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.train_view import Workspace, workspace_routes

@@ -41,8 +41,8 @@ RUNS_FOLDER = "runs"
 """The folder of new runs in the working directory."""
 SETTINGS_FILE = "settings.yaml"
 _LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
-_MOST_ENTRIES = 1000  # of a folder that is listed
-_MOST_FILES = 20_000  # in a folder that is trained on
+_MOST_ENTRIES = 1000  # entries of a folder that are listed
+_MOST_FILES = 20_000  # files in a folder that is trained on
 _PREVIEW_SECONDS, _PLAN_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 180, 60, 900
 _LORA = ("r", "lora_alpha", "lora_dropout")
 

@@ -17,7 +17,7 @@ The manifest is written last and checked before anything of the checkpoint is us
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tsugiki.io.json import read_json, write_json
 from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.io.run_folder import checkpoint_step, checkpoints
 from tsugiki.language import _
+from tsugiki.training.record import LossPoint
 
 _OPTIMIZER, _TRAINING = "optimizer.safetensors", "training.json"
 
@@ -49,6 +50,54 @@ class Checkpoint:
         return checkpoint_step(self.folder)
 
 
+@dataclass
+class Progress:
+    """The progress of a run."""
+
+    step: int = 0
+    """Number of optimiser steps done."""
+    nll: float = 0.0
+    """Summed loss of all target tokens so far, in nats."""
+    tokens: int = 0
+    """Number of target tokens so far, over all processes."""
+    seconds: float = 0.0
+    """Time spent in steps, without evaluating, sampling and saving."""
+    loss_curve: list[LossPoint] = field(default_factory=list)
+    unlogged: list[float] = field(default_factory=list)
+    """Losses of the steps since the last point of the loss curve."""
+    callbacks_pending: bool = False
+    """Whether the run was interrupted before all callbacks of the last step had been called."""
+
+    best_step: int | None = None
+    """The step with the lowest loss on the validation text; its checkpoint is kept."""
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
+    stopped: bool = False
+    """Whether a callback has ended the run before its last step."""
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the last step is the one with the lowest loss on the validation text."""
+        return self.best_step == self.step
+
+    @property
+    def last_loss(self) -> float:
+        """Loss of the last step, in nats; the mean of several steps if only this was logged."""
+        if self.unlogged:
+            return self.unlogged[-1]
+        return self.loss_curve[-1].loss if self.loss_curve else 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per target token over the whole run, in nats."""
+        return self.nll / max(self.tokens, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Target tokens per second of training."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
 def save_training_state(
     folder: Path,
     optimizer: Mapping[str, Any],
@@ -62,7 +111,7 @@ def save_training_state(
         folder: the folder of the checkpoint, which has the adapter or model.
         optimizer: state dict of the optimiser.
         schedule: state dict of the learning rate schedule.
-        progress: fields of `train.state.Progress`.
+        progress: fields of `Progress`.
         record: the record of the run, as in `run.json`.
     """
     tensors: dict[str, Tensor] = {}
@@ -86,7 +135,7 @@ def save_training_state(
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Read the state dicts of the optimiser and of the schedule, and the fields of `train.state.Progress`.
+    """Read the state dicts of the optimiser and of the schedule, and the fields of `Progress`.
 
     Raises:
         TsugikiError: a file is missing or broken.

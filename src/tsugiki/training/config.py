@@ -1,7 +1,7 @@
 """The settings of a run (`train.config_files` reads them from a YAML file and from flags).
 
 The text under a field is its help text on the command line (see `cli.flags`). Settings that are `auto` are chosen
-when a run starts (see `train.automatic`). This module is imported for `tsugiki train --help`, so it imports torch
+when a run starts (see `training.choices`). This module is imported for `tsugiki train --help`, so it imports torch
 and the table of methods only inside functions.
 """
 
@@ -316,7 +316,7 @@ class RunConfig(TrainingSettings):
             raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:
             raise ValueError(_("add_tokens sets trainable_token_indices; leave one of the two out"))
-        if self.recompute == "blocks" and getattr(self.adapter_config, "num_virtual_tokens", None):
+        if self.recompute == "blocks" and self.virtual_tokens:
             raise ValueError(
                 _("recompute blocks cannot be combined with a soft prompt, whose cache a second pass would change")
             )
@@ -342,6 +342,11 @@ class RunConfig(TrainingSettings):
             return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
+
+    @property
+    def virtual_tokens(self) -> int:
+        """The length of the soft prompt that the run trains; 0 if it trains none."""
+        return getattr(self.adapter_config, "num_virtual_tokens", None) or 0
 
     def trains_base_parameters(self) -> bool:
         """Return whether parameters of the base (or copies of them) train, and not only parameters that are added."""

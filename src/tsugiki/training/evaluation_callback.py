@@ -10,25 +10,25 @@ its results.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
 from tsugiki.data.records import Message
-from tsugiki.generation.texts import Sampling, generate_texts
+from tsugiki.generation.generate import generate_texts
+from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
-from tsugiki.training.automatic import ResolvedConfig
-from tsugiki.training.divergence import restore_values, trained_values
+from tsugiki.training.choices import Choices, evenly_spread, is_due, plan_evaluations
+from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation.evaluate import Window, evaluate
 from tsugiki.training.evaluation.result import StepEvaluation
-from tsugiki.training.evaluation_plan import evenly_spread, is_due, plan_evaluations
+from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.memory import process_peak
-from tsugiki.training.packing import PackedDataset
+from tsugiki.training.pack_data import PackedDataset
 from tsugiki.training.processes import on_main
 from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord, Sample, TrainingFigures
@@ -57,7 +57,8 @@ class EvaluationCallback(Callback):
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         data: PackedDataset,
-        config: ResolvedConfig,
+        config: RunConfig,
+        choices: Choices,
         record: RunRecord,
         display: RunProgress,
         restore: Callable[[int], bool],
@@ -71,6 +72,7 @@ class EvaluationCallback(Callback):
             tokenizer: its tokenizer.
             data: the texts that are evaluated.
             config: the settings.
+            choices: what the run has chosen.
             record: the record of the run, which gets the results.
             display: where to show the results and the progress.
             restore: restores the trained weights of a step; returns whether its checkpoint was intact.
@@ -79,11 +81,12 @@ class EvaluationCallback(Callback):
         """
         self.restore, self.start, self.base_results = restore, start, {} if base_results is None else base_results
         self.model, self.tokenizer = model, tokenizer
-        self.data, self.config, self.record, self.display = data, config, record, display
+        self.data, self.config, self.keep = data, config, choices.keep
+        self.record, self.display = record, display
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(model)
-        self.plan = plan_evaluations(config, data)
+        self.plan = plan_evaluations(choices, data, config.eval_steps)
         # A run that is continued with another length compares losses on the same windows as before.
         windows = record.validations[0].windows if record.validations else self.plan.windows
         self.validation_windows = evenly_spread(data.validation_windows, windows)
@@ -171,7 +174,7 @@ class EvaluationCallback(Callback):
     def _choose(self, loop: TrainingLoop) -> None:
         """Evaluate the validation text, record the best step, and end the run if the loss no longer falls."""
         progress, result = loop.progress, self._validate(loop)
-        if self.config.keep == "last":
+        if self.keep == "last":
             return
         if progress.best_loss is None or result.loss < progress.best_loss:
             progress.best_step, progress.best_loss, progress.evaluations_since_best = progress.step, result.loss, 0
@@ -234,12 +237,13 @@ class EvaluationCallback(Callback):
             on_main(loop.accelerator, lambda: self._add_samples(loop, step))
 
     def _add_samples(self, loop: TrainingLoop, step: int | None) -> None:
-        sampling = replace(Sampling(), max_new_tokens=self.config.sample_tokens, seed=self.config.seed)
         chat, system = self.data.summary.learns_conversations, self.config.system
         opening = [] if system is None else [Message("system", system)]
         prompts = [[*opening, Message("user", prompt)] if chat else prompt for prompt in self.config.prompts]
         with self.display.stage(_("sampling"), None):
-            texts = generate_texts(self.model, self.tokenizer, prompts, sampling)
+            texts = generate_texts(
+                self.model, self.tokenizer, prompts, self.config.sample_tokens, Sampling(seed=self.config.seed)
+            )
         for prompt, text in zip(self.config.prompts, texts, strict=True):
             done = loop.progress.step if step is None else step
             sample = Sample(step=done, prompt=prompt, text="\n" * chat + text)

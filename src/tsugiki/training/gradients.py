@@ -43,9 +43,8 @@ from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, ta
 from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.fast.masks import masks_from
 from tsugiki.language import _
-from tsugiki.model.context import rope_depends_on_length
+from tsugiki.model.context import IGNORE_INDEX, rope_depends_on_length
 from tsugiki.model.inference import seeded
-from tsugiki.model.labels import IGNORE_INDEX
 from tsugiki.training.sharding import is_sharded, is_split
 from tsugiki.training.threads import run_in_threads
 

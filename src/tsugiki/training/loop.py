@@ -28,12 +28,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tsugiki.errors import Interrupted
 from tsugiki.language import _
+from tsugiki.training.checkpoint import Progress
 from tsugiki.training.gradients import Gradients, not_finite, overflow
-from tsugiki.training.readings import Readings
 from tsugiki.training.record import LossPoint
 from tsugiki.training.sharding import check_optimizer
-from tsugiki.training.signals import StopSignals
-from tsugiki.training.state import Progress
+from tsugiki.training.stopping import Readings, StopSignals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,10 +2,12 @@
 
 The functions measure the memory of `device`. If it is None, they measure that of the accelerator if the machine has one
 and the process has imported torch, otherwise the main memory.
+
+`keep_freed_memory` and `return_freed_memory` configure how the C library treats memory that is freed.
 """
 
 import ctypes
-import ctypes.util
+import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _RESET_PEAK = "5"  # man 5 proc, clear_refs
 _peak_of_others = 0  # bytes: the peak of earlier runs in this process, on systems that cannot reset it
 
@@ -47,12 +50,9 @@ def reset_peak(device: "torch.device | None" = None) -> None:
         if hasattr(module, "reset_peak_memory_stats"):
             module.reset_peak_memory_stats()
         return
-    if sys.platform != "linux":
-        return
-    trim = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", None)
-    if trim is not None:  # glibc
-        trim(0)
-    reset_process_peak()
+    _trim()
+    if sys.platform == "linux":
+        reset_process_peak()
 
 
 def _accelerator(device: "torch.device | None") -> Any:
@@ -120,3 +120,31 @@ def reset_process_peak() -> None:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
         _peak_of_others = _read_process_peak()
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory for the next step, instead of returning it to the operating system.
+
+    A step allocates and frees hundreds of large tensors. By default, glibc returns each of them to the system, which
+    has to clear every page before its next use: tens of thousands of page faults per step, about 6 % of its time in our
+    measurement. In return, peak memory is 2 to 3 % higher. With another C library, nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(_TOP_PAD, 256 << 20)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the operating system, so that the peak memory of the next run does not include it."""
+    gc.collect()
+    _trim()
+
+
+def _trim() -> None:
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if malloc_trim is not None:  # glibc
+        malloc_trim(0)

@@ -1,7 +1,7 @@
 """The model of a run: the dtype to load it in, which parameters train, their gradients, and how they are saved.
 
 Adapter methods train an adapter on a frozen base; only the adapter is saved. Method `full` trains every weight and
-saves a whole model. After `prepare_model`, a grafted model trains its adapter and any other model all of its weights.
+saves a whole model. After `make_trainable`, a grafted model trains its adapter and any other model all of its weights.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.lowbit.decoded_layer import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
-from tsugiki.model.blocks import decoder_blocks
-from tsugiki.model.replica import replica_in
+from tsugiki.model.inference import decoder_blocks
+from tsugiki.model.meta import replica_in
 from tsugiki.model.ungrafted import vocabulary_layers
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.gradients import Gradients
@@ -81,7 +81,7 @@ def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> l
     return tokens
 
 
-def prepare_model(
+def make_trainable(
     model: "PreTrainedModel", config: RunConfig, device: torch.device | None = None, tokens: Sequence[int] = ()
 ) -> dict[str, Any]:
     """Graft the adapter, or make every weight trainable, so that `requires_grad` marks the trained parameters.
@@ -118,7 +118,6 @@ def prepare_model(
     targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})
     if targets:
         resolved["target_modules"] = targets
-    resolved["base_dtype"] = load_dtype(config, device)
     if device.type == "cpu" and (multiplied := product_dtype(model)) is not None:
         resolved["product_dtype"] = multiplied
     return resolved
@@ -141,9 +140,21 @@ def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.devic
 
 
 def make_gradients(
-    model: "PreTrainedModel", config: RunConfig, batches: StepBatches, accelerator: Accelerator
+    model: "PreTrainedModel",
+    config: RunConfig,
+    batches: StepBatches,
+    accelerator: Accelerator,
+    micro_batch_size: int | None = None,
 ) -> Gradients:
-    """Return the object that computes the gradients of the prepared model, which is on the accelerator's device."""
+    """Return the object that computes the gradients of the prepared model, which is on the accelerator's device.
+
+    Args:
+        model: the prepared model.
+        config: the settings of the run.
+        batches: the rows of each step.
+        accelerator: the device, and the processes that share the work.
+        micro_batch_size: rows that are computed at once; None: see `rows_of_micro_batch`.
+    """
     computing = model
     if not is_grafted(model) and not is_sharded(model):
         dtype = torch_dtype(_compute_dtype(config, model.device))
@@ -153,7 +164,7 @@ def make_gradients(
         use_fast_paths(model, modules=False, loss=False)  # flash attention can be tried on the device only
     if config.recompute != AUTO:  # otherwise it was decided when the memory was planned
         recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
-    rows, tokens = config.micro_batch_size, 0
+    rows, tokens = micro_batch_size, 0
     if rows is None:
         device = accelerator.device.type
         rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model), device=device)
@@ -187,7 +198,7 @@ def save_trained(
     If an adapter trains the vectors of tokens, the tokenizer is written as well.
 
     Args:
-        model: a model that `prepare_model` has changed.
+        model: a model that `make_trainable` has changed.
         tokenizer: the model's tokenizer.
         folder: created if it does not exist.
         dtype: the dtype of a whole model's file. Adapters are always saved in float32.

@@ -10,7 +10,9 @@ second group, which has a limit of a day. A process that ends is noticed at once
 """
 
 import atexit
+import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +29,6 @@ from torch import distributed
 
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
 from tsugiki.language import _, marked
-from tsugiki.ranks import several_processes
 from tsugiki.training.config import DeviceName
 
 T = TypeVar("T")
@@ -47,6 +48,11 @@ _ENGINES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
 """Environment variables that `accelerate launch` sets."""
+
+
+def several_processes() -> bool:
+    """Return whether this process is one of several, by the variable that launchers set."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def start_accelerator(
@@ -286,3 +292,47 @@ def _check_trackers(names: Sequence[str]) -> None:
                 missing=", ".join(missing), packages=" ".join(missing)
             )
         )
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run `tsugiki ARGUMENTS` in several processes of this machine, and return its exit status.
+
+    torch's launcher, which is also behind `torchrun`, connects the processes, watches them, and ends the others when
+    one of them fails.
+    A process that has an error prints it; the others end without a message.
+
+    Raises:
+        TsugikiError: a process was ended by a signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # On a processor, threads of several processes would compete for the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    for name in ("", ".agent.server.api"):  # they would repeat errors, and name signals by numbers
+        logging.getLogger(f"torch.distributed.elastic{name}").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="tsugiki",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # the system chooses a port that is free
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-P", "-m", "tsugiki", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise TsugikiError(
+                _(
+                    "process {rank} of the run was ended by {signal_name}, so the others were ended too: continue from "
+                    "the last checkpoint with --resume"
+                ).format(rank=rank, signal_name=failure.signal_name())
+            ) from error
+        return failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval.value
+    return 0

@@ -167,7 +167,7 @@ class DataSummary(SplitSummary):
     cut_tokens: int
     """Tokens that are cut off."""
     unknown_share: float = 0.0
-    """Share of unknown tokens in the text (see `tsugiki.training.writing`)."""
+    """Share of unknown tokens in the text (see `tsugiki.training.tokenizer_coverage`)."""
     piece_share: float = 0.0
     """Share of tokens that are parts of characters."""
 
@@ -223,7 +223,7 @@ class Restart(BaseModel):
 
 
 class ProbePoint(BaseModel):
-    """One learning rate of a range test (see `train.rate_probe`)."""
+    """One learning rate of a range test (see `train.learning_rate`)."""
 
     learning_rate: float
     change: float
@@ -268,7 +268,7 @@ class RunRecord(BaseModel):
     unless `recompute` is set."""
     base_dtype_seconds: dict[str, float] | None = None
     """Dtype of the base -> CPU seconds of some tokens, if the dtype was chosen by measuring (see
-    `train.planning.base_dtype`)."""
+    `train.planning.cost`)."""
     micro_batch_size: int | None = None
     """Rows that are computed at once, if this was set, for example by `--fit`. A resumed run uses the same number,
     unless it is set again."""
@@ -284,12 +284,6 @@ class RunRecord(BaseModel):
         bits = [f"{evaluation.bits_per_char:.3f}" for evaluation in self.evaluations]
         held_out = f", held-out bits per character {' → '.join(dict.fromkeys([bits[0], bits[-1]]))}" if bits else ""
         return f"<run {self.config.out}: {self.status}{steps}{held_out}>"
-
-    def _repr_html_(self) -> str:
-        import tsugiki  # `report` is a layer above `train`, so only the package imports it
-
-        html: str = tsugiki.run_html(self)
-        return html
 
     def all_tokens_per_second(self) -> float:
         """Return the tokens per second, including those that are not in the loss, as other tools report them."""

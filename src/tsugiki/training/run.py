@@ -1,80 +1,61 @@
-"""One run: from a config, data and a base model to a folder that holds the trained adapter or model.
+"""One run: from settings, data and a base model to a folder that holds the trained adapter or model.
 
-train
-  start_accelerator       device and processes
-  sole_run                lock the folder of the run
-  start_or_resume         the record, and the checkpoint to continue from
-  load                    tokenizer -> data -> model -> packed data
-  run
-    prepare_model         graft the adapter (see `train.model`)
-    shard_model           split the weights over the processes, if the settings say so
-    prepare_loop          gradients, optimiser, schedule
-    TrainingLoop.run      the loop; `EvaluationCallback` evaluates, samples and writes `run.json`
-    save_trained          the adapter's or the model's files
+A run is a list of stages, each of which adds to a `Run`:
+
+    find_facts       shapes, the dtype of the base, and the memory, before the weights are loaded
+    read_texts       tokenizer -> data, split into training and held-out text
+    load_base        model -> packed rows
+    choose_numbers   graft the adapter; rows of a step, learning rate, steps
+    probe_rate       measure the learning rate, if the settings say so
+    describe         machine, base and data in the record; a resumed run must have the same
+    train_steps      the loop (`training.train_steps`); `EvaluationCallback` evaluates, samples and writes `run.json`
+    write_result     the adapter's or the model's files
+
+`tsugiki train` goes through all of them. A preview ends after `choose_numbers`; pretraining writes its base before
+`read_texts`; the runs of a comparison share texts and base. The settings of a run never change: what it chooses is in
+`Run.choices`, and in the record.
 """
 
-import warnings
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from accelerate import Accelerator
-from torch.optim.lr_scheduler import LambdaLR
 
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.metadata import source_adapter
 from tsugiki.adapters.start import start_from
 from tsugiki.base.loading import load_model
 from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
-from tsugiki.base.resolve import local_folder
-from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.recomputation import recompute_blocks, recomputed_blocks
-from tsugiki.io.atomic import WriteError, check_writable, new_folder, remove_leftovers
-from tsugiki.io.file_names import MANIFEST_FILE
+from tsugiki.fast.recomputation import recompute_blocks
+from tsugiki.io.atomic import check_writable, remove_leftovers
 from tsugiki.io.locks import OWNER_FILE, sole_use
-from tsugiki.io.manifest import read_manifest
-from tsugiki.io.progress import ProgressDisplay
-from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, remove_run
-from tsugiki.language import _, counts
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step
+from tsugiki.language import _, ngettext
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.product_dtype import decide
-from tsugiki.methods.table import METHODS
-from tsugiki.native import is_compiled
-from tsugiki.training.automatic import ResolvedConfig, with_values
-from tsugiki.training.checkpoint import (
-    keep_newest,
-    load_training_state,
-    save_training_state,
-)
+from tsugiki.training.build_loop import seconds_per_step
+from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length
 from tsugiki.training.config import AUTO, PROBE, RunConfig
-from tsugiki.training.divergence import (
-    LOWER,
-    MOST_RESTARTS,
-    DivergedError,
-    DivergenceCheck,
-    restore_values,
-    trained_values,
+from tsugiki.training.evaluation_callback import BaseResults
+from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_facts
+from tsugiki.training.learning_rate import (
+    PROBE_ROWS,
+    probe,
 )
-from tsugiki.training.evaluation_callback import BaseResults, EvaluationCallback
-from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.model import (
-    load_dtype,
     load_run_tokenizer,
-    load_trained,
-    prepare_model,
+    make_trainable,
     save_trained,
-    shard_model,
     trained_tokens,
 )
-from tsugiki.training.packing import PackedDataset, pack_data
-from tsugiki.training.planning.base_dtype import base_dtype_notes, with_base_dtype
-from tsugiki.training.planning.fit import memory_notes, plan_memory
-from tsugiki.training.preparation import DatasetSplit, read_data
-from tsugiki.training.prepare_loop import choices, measure_rate, prepare_loop, resolved_config
+from tsugiki.training.pack_data import PackedDataset, pack_data
 from tsugiki.training.processes import (
     check_agreement,
     check_shared,
@@ -84,23 +65,79 @@ from tsugiki.training.processes import (
     start_accelerator,
 )
 from tsugiki.training.progress import RunProgress
-from tsugiki.training.record import (
-    LossPoint,
-    Parameters,
-    Restart,
-    RunRecord,
-)
-from tsugiki.training.resume import flat_settings, start_or_resume
-from tsugiki.training.run_description import describe_run
-from tsugiki.training.sharding import split_optimizer_state, whole_model, whole_optimizer_state
-from tsugiki.training.state import Progress
+from tsugiki.training.record import RunRecord, new_record
+from tsugiki.training.resume import describe_run, start_or_resume
+from tsugiki.training.sharding import whole_model
+from tsugiki.training.split_data import DatasetSplit, read_data
+from tsugiki.training.train_steps import advice_to_resume, loop_of, train_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOGS = "logs"
 """The folder in a run's folder into which trackers write."""
-_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The tokenizer and the data of a run, which depend only on the tokenizer of its model."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    new_words: NewWords | None
+    split: DatasetSplit
+
+
+@dataclass
+class Run:
+    """A run, and what its stages have found so far."""
+
+    config: RunConfig
+    """The settings, which never change."""
+    settings: dict[str, Any]
+    """The settings as the record has them."""
+    accelerator: Accelerator
+    """The device, and the processes that share the work."""
+    display: RunProgress
+    record: RunRecord
+    checkpoint: Path | None = None
+    """The checkpoint to continue from."""
+    overwrite: bool = False
+    """Remove the run that the folder holds, before the first step."""
+    base_results: BaseResults | None = None
+    """Results of the base, which runs with the same base and data share; None: they are not shared."""
+
+    facts: Facts = field(init=False)
+    texts: Texts = field(init=False)
+    model: "PreTrainedModel" = field(init=False)
+    data: PackedDataset = field(init=False)
+    choices: Choices = field(init=False)
+    resolved: dict[str, Any] = field(init=False)
+    """What was chosen, for the record."""
+    is_longer: bool = False
+    """Whether a run that is continued has another length than before."""
+
+    def __post_init__(self) -> None:
+        """Begin with the facts that the settings and the record give."""
+        self.facts = given_facts(self.config, self.record, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return Path(self.config.out)
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the weights are split over the processes; a single process does not split them."""
+        return self.config.shard == "fsdp" and self.accelerator.num_processes > 1
+
+
+Stage: TypeAlias = Callable[[Run], None]
 
 
 def train(
@@ -121,377 +158,233 @@ def train(
     Raises:
         TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
-    accelerator, out = accelerator_of(config), Path(config.out)
-    with (
-        errors_of_others(accelerator),
-        progress or RunProgress(shown=accelerator.is_main_process) as display,
-        sole_run(accelerator, out),
-    ):
-        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume, overwrite)
-        if config.micro_batch_size is None and record.micro_batch_size is not None:
-            config = config.model_copy(update={"micro_batch_size": record.micro_batch_size})
-        blocks = record.recomputed_blocks or 0
-        is_alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-        config = with_base_dtype(config, record, measures=is_alone)
-        for line in base_dtype_notes(config, record):
-            display.print(line)
-        planned = plan_memory(config, blocks) if is_alone else None
-        for line in memory_notes(planned, config) if planned is not None else ():
-            display.print(line)
-        model, tokenizer, data = load(accelerator, config, display)
-        if planned is not None:
-            record.planned_memory, blocks = planned.peak, planned.recomputed_blocks
-        if config.recompute == AUTO:
-            recompute_blocks(model, blocks)
-        run(accelerator, config, model, tokenizer, data, record, checkpoint, display, overwrite)
-    return record
-
-
-def accelerator_of(config: RunConfig) -> Accelerator:
-    """Return the accelerator for a run; errors are those of `start_accelerator`."""
-    return start_accelerator(config.device, config.report_to, str(Path(config.out) / LOGS))
+    with started(config, config.to_record(), resume, progress, overwrite) as run:
+        for stage in STAGES:
+            stage(run)
+    return run.record
 
 
 @contextmanager
-def sole_run(accelerator: Accelerator, out: Path) -> Iterator[None]:
-    """Lock the folder of a run within the block, and remove temporary files of a killed process from it.
+def started(
+    config: RunConfig,
+    settings: dict[str, Any],
+    resume: bool = False,
+    progress: RunProgress | None = None,
+    overwrite: bool = False,
+) -> Iterator[Run]:
+    """Start the processes of a run, lock its folder within the block, and find out where the run begins.
+
+    Args:
+        config: the settings.
+        settings: the settings for the record, from `to_record`.
+        resume: continue the run that the folder holds.
+        progress: where to show the progress; None: a new display on standard error.
+        overwrite: start a new run although the folder holds one.
 
     Raises:
-        TsugikiError: another process uses the folder, it cannot be written, or the processes of the run do not share
-            it.
+        TsugikiError: another process uses the folder, it cannot be written, it holds a run (without `resume` or
+            `overwrite`) or none that can be resumed (with `resume`), or the processes do not share it.
     """
+    accelerator, out = _accelerator_of(config), Path(config.out)
 
-    def enter() -> None:
+    def lock() -> None:
         check_writable(out)
         stack.enter_context(sole_use(out))
-        remove_leftovers(out)
+        remove_leftovers(out)  # of a process that was killed
         remove_leftovers(out / CHECKPOINTS)
 
-    with ExitStack() as stack:
-        on_main(accelerator, enter)
+    with errors_of_others(accelerator), ExitStack() as stack:
+        display = stack.enter_context(progress or RunProgress(shown=accelerator.is_main_process))
+        on_main(accelerator, lock)
         check_shared(accelerator, out / OWNER_FILE)
-        yield
+        record, checkpoint = start_or_resume(accelerator, settings, out, resume, overwrite)
+        yield Run(config, settings, accelerator, display, record, checkpoint, overwrite)
 
 
-@dataclass(frozen=True)
-class RunData:
-    """The data of a run, which depend only on the tokenizer of its model."""
+def prepared(config: RunConfig) -> Run:
+    """Return a run that is ready for its first step, and that writes nothing but the cache.
 
-    tokenizer: "PreTrainedTokenizerBase"
-    new_words: NewWords | None
-    split: DatasetSplit
+    Raises:
+        TsugikiError: an error that would stop the run before its first step.
+    """
+    settings = config.to_record()
+    run = Run(config, settings, _accelerator_of(config), RunProgress(), new_record(settings))
+    for stage in STAGES[: STAGES.index(choose_numbers) + 1]:
+        stage(run)
+    return run
 
 
-def load(
-    accelerator: Accelerator, config: RunConfig, display: ProgressDisplay
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, PackedDataset]":
-    """Load the tokenizer, the data and the base model, and pack the data into rows for the model.
+def _accelerator_of(config: RunConfig) -> Accelerator:
+    return start_accelerator(config.device, config.report_to, str(Path(config.out) / LOGS))
+
+
+def find_facts(run: Run) -> None:
+    """Find the shapes of the model, the dtype of its base and the memory, by measuring where this is possible.
+
+    Processes that share a run would not agree on what they measure.
+    """
+    if run.device.type == "cpu" and run.accelerator.num_processes == 1:
+        run.facts = measured_facts(run.config, run.facts, is_resumed="base_dtype" in run.record.resolved_settings)
+    run.record.base_dtype_seconds = run.facts.dtype_seconds
+    if run.facts.memory is not None:
+        run.record.planned_memory = run.facts.memory.peak
+    for line in fact_notes(run.facts):
+        run.display.print(line)
+
+
+def read_texts(run: Run) -> None:
+    """Load the tokenizer, and read the data. The main process tokenises them; the others find the tokens in the cache.
 
     The data are read before the model is loaded, so that errors in them appear at once.
 
     Raises:
-        TsugikiError: data or a model that cannot be read, or rows that are too long for the model.
-    """
-    data = load_data(accelerator, config, display)
-    display.announce(_("loading {model}").format(model=config.model))
-    model = load_base(accelerator, config, data)
-    return model, data.tokenizer, pack_data(config, data.split, model, data.tokenizer)
-
-
-def load_data(accelerator: Accelerator, config: RunConfig, display: ProgressDisplay) -> RunData:
-    """Load the tokenizer, and read the data. The main process tokenises them; the others find the tokens in the cache.
-
-    Raises:
         TsugikiError: data or a tokenizer that cannot be read.
     """
+    config = run.config
 
-    def read() -> RunData:
+    def read() -> Texts:
         tokenizer = load_run_tokenizer(config)
         new = None if config.add_tokens is None else add_words(tokenizer, read_words(Path(config.add_tokens)))
-        return RunData(tokenizer, new, read_data(config, tokenizer, display))
+        return Texts(tokenizer, new, read_data(config, tokenizer, run.display))
 
-    return main_first(accelerator, read)
+    run.texts = main_first(run.accelerator, read)
 
 
-def load_base(accelerator: Accelerator, config: RunConfig, data: RunData) -> "PreTrainedModel":
-    """Load the base model, and add the run's new words to its vocabulary.
+def load_base(run: Run) -> None:
+    """Load the base model, add the run's new words to its vocabulary, and pack the data into rows for it.
 
     It is moved to the accelerator's device, but not if its weights will be split over the processes.
 
     Raises:
-        TsugikiError: a model that cannot be read.
+        TsugikiError: a model that cannot be read, or rows that are too long for it.
     """
-    dtype = load_dtype(config, accelerator.device)
-    model = main_first(accelerator, lambda: load_model(config.model, dtype, trust_remote_code=config.trust_remote_code))
-    if data.new_words is not None:
-        add_rows(model, data.new_words)
-    if not _in_shards(accelerator, config):  # `shard` moves a part of the weights only
-        model.to(accelerator.device)
-    return model
+    config, texts = run.config, run.texts
+    run.display.announce(_("loading {model}").format(model=config.model))
+    load = partial(load_model, config.model, run.facts.dtype, trust_remote_code=config.trust_remote_code)
+    run.model = main_first(run.accelerator, load)
+    if texts.new_words is not None:
+        add_rows(run.model, texts.new_words)
+    if not run.in_shards:  # `shard` moves a part of the weights only
+        run.model.to(run.device)
+    if config.recompute == AUTO:
+        recompute_blocks(run.model, run.facts.recomputed_blocks)
+    run.data = pack_data(config, texts.split, run.model, texts.tokenizer)
 
 
-def run(
-    accelerator: Accelerator,
-    config: RunConfig,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    data: PackedDataset,
-    record: RunRecord,
-    checkpoint: Path | None,
-    display: RunProgress,
-    overwrite: bool = False,
-    base_results: BaseResults | None = None,
-) -> None:
-    """Train a loaded model in place, and write the result and the record to `config.out`.
-
-    Args:
-        accelerator: the device, and the processes that share the work.
-        config: the settings.
-        model: the base model, from `load`.
-        tokenizer: its tokenizer.
-        data: the packed data.
-        record: the record of the run, from `start_or_resume`; it is completed here.
-        checkpoint: the checkpoint to continue from.
-        display: where to show the progress.
-        overwrite: remove the run that `config.out` holds.
-        base_results: results of the base, which runs with the same base and data share (see
-            `train.evaluation_callback`); None: they are not shared.
+def choose_numbers(run: Run) -> None:
+    """Make the model trainable, and choose the rows of a step, the learning rate and the number of steps.
 
     Raises:
-        TsugikiError: an error that the user can correct.
+        TsugikiError: the adapter does not fit the model, there are more processes than rows in a step, or the time or
+            the new length of the run do not suffice for a step.
     """
-    out, given = Path(config.out), config.to_record()
-    if "product_dtype" in record.resolved_settings:  # of a resumed run
-        decide(model.dtype, record.resolved_settings["product_dtype"] == "int8")
-    prepared = prepare_model(model, config, accelerator.device, trained_tokens(config, tokenizer))
+    config, model, before = run.config, run.model, run.record.resolved_settings
+    if "product_dtype" in before:  # of a resumed run
+        decide(model.dtype, before["product_dtype"] == "int8")
+    prepared = make_trainable(model, config, run.device, trained_tokens(config, run.texts.tokenizer))
+    if is_grafted(model):
+        prepared["base_dtype"] = run.facts.dtype
     if config.start_from is not None:
         start_from(model, config.start_from)
-        record.started_from = source_adapter(adapter_folder(config.start_from))
-    before = record.resolved_settings
-    config, chosen = resolved_config(accelerator, config, model, data, before, display.started)
-    if given["learning_rate"] == PROBE and "learning_rate" not in before:
-        measured = measure_rate(accelerator, config, model, data, display)
-        config = with_values(config, learning_rate=measured.learning_rate)
-        chosen["learning_rate"], record.rate_probe = measured.learning_rate, measured.points
-    if checkpoint is not None and "steps" not in before:
-        config, chosen = _with_new_length(config, chosen, checkpoint_step(checkpoint), display)
-    resolved = prepared | chosen
-    parameters = describe_run(accelerator, record, config, model, data, resolved)
-    check_agreement(
-        accelerator,
-        {
-            **given,
-            "shard": config.shard,
-            "data": record.data,
-            _("base model"): record.base,
-            _("settings that depend on the machine"): resolved,
-        },
-    )
-    can_restart = isinstance(given["learning_rate"], str) and is_grafted(model)
-    initial = trained_values(model) if is_grafted(model) else {}  # a copy of a whole model takes too much memory
-    if checkpoint is not None:
-        load_trained(model, checkpoint)
-    if _in_shards(accelerator, config):
-        shard_model(model, config, accelerator.device)
-        if not is_grafted(model):
-            config = with_values(config, keep="last")  # weights in shards are not read back from a checkpoint
-    _print_header(config.model, parameters, data, display)
-    if accelerator.device.type == "cpu" and resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
-        display.print(_("processors are slow in fp16; bf16 or fp32 is faster here"))
-    dtype = load_dtype(config, accelerator.device)
-    if accelerator.device.type == "cpu" and dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
-        display.print(
+        run.record.started_from = source_adapter(adapter_folder(config.start_from))
+    blocks = run.data.blocks
+    choices = choose(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run))
+    choices = replace(choices, micro_batch_size=run.facts.micro_batch_size)
+    on_main(run.accelerator, lambda: _check_rows(run.accelerator.num_processes, min(choices.batch_size, len(blocks))))
+    run.is_longer = run.checkpoint is not None and "steps" not in before
+    if run.checkpoint is not None and run.is_longer:
+        done = checkpoint_step(run.checkpoint)
+        choices = with_new_length(choices, config, done)
+        run.display.print(
             _(
-                "Tsugiki was installed without a C compiler, so a base in {dtype} is slower than it could be; install "
-                "a compiler, then Tsugiki again"
-            ).format(dtype=dtype)
+                "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} "
+                "steps"
+            ).format(done=done, steps=choices.steps)
         )
-    if overwrite:
-        on_main(accelerator, lambda: remove_run(out))
-    accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
-    restore = partial(_restore, accelerator, model, out / CHECKPOINTS)
-    try:
-        while True:
-            for line in choices(record.resolved_settings, given, bool(record.rate_probe)):
-                display.print(line)
-            loop = prepare_loop(accelerator, config, model, data.blocks, data.document_masking)
-            record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
-            record.micro_batch_size = config.micro_batch_size
-            loop.save = partial(
-                _save_checkpoint, tokenizer=tokenizer, record=record, folder=out / CHECKPOINTS, display=display
-            )
-            loop.callbacks.append(
-                EvaluationCallback(model, tokenizer, data, config, record, display, restore, initial, base_results)
-            )
-            if can_restart and len(record.restarts) < MOST_RESTARTS:
-                loop.callbacks.append(DivergenceCheck(config.batch_size))
-            if checkpoint is not None:
-                _load_training_state(loop, checkpoint, is_longer="steps" not in before)
-            if accelerator.is_main_process:
-                record.write(out)
-                write_fingerprints([data.learned, *_learned_before(config)], out)
-            try:
-                loop.run()
-                break
-            except DivergedError as error:
-                config, checkpoint = _with_lower_rate(config, error, record, display), None
-                restore_values(model, initial)
-                on_main(accelerator, lambda: keep_newest(out / CHECKPOINTS, 0))
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        record.status = "finished"
-        trained = whole_model(model, keep=accelerator.is_main_process)
-
-        def write() -> None:
-            save_trained(trained, tokenizer, out, config.save_dtype, with_template=data.summary.learns_conversations)
-            record.write(out)
-
-        on_main(accelerator, write)
-    except WriteError as error:
-        raise WriteError(_("{error}; finished steps are kept: continue with --resume").format(error=error)) from error
+    run.choices, run.resolved = choices, prepared | choices.resolved()
 
 
-def _with_new_length(
-    config: ResolvedConfig, chosen: dict[str, Any], done: int, display: RunProgress
-) -> tuple[ResolvedConfig, dict[str, Any]]:
-    """Return the settings and the chosen values of a run that is continued with another length.
-
-    Args:
-        config: the settings; with `minutes`, their steps are those that can still be done.
-        chosen: the chosen values, with the number of steps.
-        done: steps that were done before.
-        display: prints the new length.
+def probe_rate(run: Run) -> None:
+    """Measure the learning rate if the settings say so (see `train.learning_rate`).
 
     Raises:
-        TsugikiError: no step is left.
+        TsugikiError: the loss rises at the lowest rate of the test.
     """
-    steps = chosen["steps"] + (done if config.minutes is not None else 0)
-    if steps <= done:
-        raise TsugikiError(
-            _("the run in {out} has done {done} steps, and its new length is {steps}: give a larger one").format(
-                out=config.out, done=done, steps=steps
-            )
-        )
-    display.print(
-        _(
-            "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} steps"
-        ).format(done=done, steps=steps)
+    if run.config.learning_rate != PROBE or "learning_rate" in run.record.resolved_settings:
+        return
+    loop = loop_of(run, replace(run.choices, batch_size=1, learning_rate=1.0, steps=PROBE_ROWS + 1))
+    with run.display.stage(_("measuring learning rates"), 2 * PROBE_ROWS) as advance:
+        measured = probe(loop, run.choices.learning_rate, advance)
+    run.choices = replace(run.choices, learning_rate=measured.learning_rate)
+    run.resolved["learning_rate"], run.record.rate_probe = measured.learning_rate, measured.points
+
+
+def describe(run: Run) -> None:
+    """Write the machine, the base, the data and what was chosen into the record, and check that all processes agree.
+
+    Raises:
+        TsugikiError: a resumed run has another base, other data or other choices than before, or a process differs.
+    """
+    describe_run(run.accelerator, run.record, run.config, run.model, run.data, run.resolved)
+    check_agreement(
+        run.accelerator,
+        {
+            **run.settings,
+            "shard": run.config.shard,
+            "data": run.record.data,
+            _("base model"): run.record.base,
+            _("settings that depend on the machine"): run.resolved,
+        },
     )
-    return with_values(config, max_steps=steps), {**chosen, "steps": steps}
 
 
-def _with_lower_rate(
-    config: ResolvedConfig, error: DivergedError, record: RunRecord, display: RunProgress
-) -> ResolvedConfig:
-    """Return the settings with a lower learning rate, and add the restart to the record."""
-    rate = float(f"{config.learning_rate * LOWER:.2g}")
-    record.restarts.append(Restart(step=error.step, learning_rate=config.learning_rate))
-    record.resolved_settings["learning_rate"] = rate
-    record.forget_after(-1)
-    record.loss_curve.clear()
-    display.print(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
-    return with_values(config, learning_rate=rate)
-
-
-def _learned_before(config: RunConfig) -> list[Fingerprints]:
-    """Return the fingerprints of the texts that the result of a run has learned before the run."""
-    folders: list[Path | None] = [] if config.start_from is None else [adapter_folder(config.start_from)]
-    if not METHODS[config.method].trains_adapter:  # the result contains the weights of the base
-        folders.append(local_folder(config.model))
-    return learned_by(folders)
-
-
-def _in_shards(accelerator: Accelerator, config: RunConfig) -> bool:
-    """Return whether the weights are split over the processes; a single process does not split them."""
-    return config.shard == "fsdp" and accelerator.num_processes > 1
-
-
-def _save_checkpoint(
-    loop: TrainingLoop,
-    tokenizer: "PreTrainedTokenizerBase",
-    record: RunRecord,
-    folder: Path,
-    display: RunProgress,
-) -> None:
-    is_main = loop.accelerator.is_main_process
-    trained, optimizer = whole_model(loop.model, keep=is_main), whole_optimizer_state(loop.optimizer, keep=is_main)
+def write_result(run: Run) -> None:
+    """Write the files of what was trained, and the record of the finished run."""
+    run.record.status = "finished"
+    trained = whole_model(run.model, keep=run.accelerator.is_main_process)
+    has_chats = run.data.summary.learns_conversations
 
     def write() -> None:
-        with (
-            display.stage(_("saving"), None),
-            new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary,
-        ):
-            chat = record.data is not None and record.data.learns_conversations
-            save_trained(trained, tokenizer, temporary, with_template=chat)
-            progress = asdict(loop.progress) | {
-                "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
-                "scaler": loop.gradients.scaler.state_dict(),
-            }
-            save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, record.to_json())
-        keep_newest(folder, _KEPT_CHECKPOINTS, loop.progress.best_step)
+        save_trained(trained, run.texts.tokenizer, run.out, run.config.save_dtype, with_template=has_chats)
+        run.record.write(run.out)
 
-    on_main(loop.accelerator, write)
+    with advice_to_resume():
+        on_main(run.accelerator, write)
 
 
-def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> bool:
-    """Restore the trained weights of a step; return False, on all processes, if its checkpoint is damaged."""
-    checkpoint = folder / f"checkpoint-{step}"
-
-    def is_intact() -> bool:
-        try:
-            read_manifest(checkpoint)
-        except TsugikiError as error:
-            warnings.warn(
-                _("{error}; the last step is kept instead of step {step}").format(error=error, step=step), stacklevel=2
-            )
-            return False
-        return True
-
-    if not on_main(accelerator, is_intact):
-        return False
-    check_shared(accelerator, checkpoint / MANIFEST_FILE)
-    load_trained(model, checkpoint)
-    return True
+STAGES: tuple[Stage, ...] = (
+    find_facts,
+    read_texts,
+    load_base,
+    choose_numbers,
+    probe_rate,
+    describe,
+    train_steps,
+    write_result,
+)
+"""A whole run."""
 
 
-def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> None:
-    """Load the state of the optimiser, the schedule and the progress; `is_longer`: the run has another length now."""
-    optimizer, schedule, progress = load_training_state(folder)
-    loop.optimizer.load_state_dict(split_optimizer_state(loop.optimizer, optimizer))
-    loop.schedule.load_state_dict(schedule)
-    if scaler := progress.pop("scaler", {}):
-        loop.gradients.scaler.load_state_dict(scaler)
-    curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
-    loop.progress = Progress(**progress, loss_curve=curve)
-    if loop.progress.step < loop.steps and is_longer:
-        loop.progress.stopped, loop.progress.evaluations_since_best = False, 0
-        # The state of the optimiser has the rate of the former schedule, which is 0 at its end.
-        assert isinstance(loop.schedule, LambdaLR)
-        factors = zip(loop.optimizer.param_groups, loop.schedule.base_lrs, loop.schedule.lr_lambdas, strict=True)
-        for group, rate, factor in factors:
-            group["lr"] = rate * factor(loop.progress.step)
+def _rows_in_time(run: Run) -> int:
+    """Measure how many rows the run can train on in its minutes; all processes use the value of the main one."""
+    assert run.config.minutes is not None
+    rows = len(run.data.blocks)
+    threads = torch.get_num_threads() if run.device.type == "cpu" else 1
+    at_once = min(threads * run.accelerator.num_processes, rows)
+    loop = loop_of(run, Choices(at_once, learning_rate=1.0, steps=1, micro_batch_size=run.facts.micro_batch_size))
+    per_row = seconds_per_step(loop) / at_once
+    left = run.config.minutes * 60 - (time.monotonic() - run.display.started)
+    return on_main(run.accelerator, lambda: rows_in_time(left, per_row, run.data.summary))
 
 
-def _print_header(model: str, parameters: Parameters, data: PackedDataset, progress: RunProgress) -> None:
-    progress.print(
-        _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
-            model=model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
+def _check_rows(processes: int, rows: int) -> None:
+    """Check that each process has at least one row of a step."""
+    if processes > rows:
+        message = ngettext(
+            "{processes} processes cannot share an optimiser step of {rows} row: start fewer processes, or use a "
+            "larger --batch-size or more data",
+            "{processes} processes cannot share an optimiser step of {rows} rows: start fewer processes, or use a "
+            "larger --batch-size or more data",
+            rows,
         )
-    )
-    train, held_out = data.summary.train, data.summary.held_out
-    progress.print(
-        _(
-            "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
-            "{held_out} ({held_out_characters})"
-        ).format(
-            documents=counts.documents(train.documents),
-            characters=counts.characters(train.characters),
-            tokens=counts.tokens(data.summary.target_tokens_per_epoch),
-            rows=counts.rows(data.summary.blocks),
-            block_size=data.summary.block_size,
-            held_out=counts.documents(held_out.documents),
-            held_out_characters=counts.characters(held_out.characters),
-        )
-    )
-    for note in data.notes:
-        progress.print(note)
+        raise TsugikiError(message.format(processes=processes, rows=rows))

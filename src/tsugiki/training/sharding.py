@@ -33,7 +33,7 @@ from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lora.pair import LowRank
 from tsugiki.methods.full import config_to_save
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 
 
 def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None = None) -> dict[str, nn.Parameter]:

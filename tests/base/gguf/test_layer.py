@@ -53,8 +53,10 @@ def test_the_weight_is_that_of_the_gguf_package(type: str, monkeypatch: pytest.M
     assert torch.equal(layer.blocks, torch.from_numpy(blocks))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("type", BLOCKS)
+@pytest.mark.parametrize(
+    ("type", "dtype"),
+    [*((type, torch.bfloat16) for type in BLOCKS), ("Q4_K", torch.float32), ("Q8_0", torch.float16)],
+)
 def test_both_products_are_those_with_the_weight(type: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoded_layer, "CHANNELS", 16)
     layer = _layer(type)

@@ -8,8 +8,7 @@ import pytest
 from tests.data.test_seen_texts import text
 from tests.runs import run_config
 from tsugiki.adapters import Combination, combine, load_weighted_adapters, write_combined
-from tsugiki.data import Document
-from tsugiki.io import LEARNED_FILE, ProgressDisplay
+from tsugiki.io import ProgressDisplay
 from tsugiki.lowbit import Nf4Linear
 from tsugiki.report import evaluation_table
 from tsugiki.training import (
@@ -21,7 +20,6 @@ from tsugiki.training import (
     loaded_targets,
     loss_interval,
     merge_into_folder,
-    split_windows,
     train,
 )
 
@@ -53,12 +51,6 @@ def test_learned_text_is_marked_and_held_out_text_is_not(run: Any, tmp_path: Pat
     assert [cell.partition("\n")[0].endswith(" *") for cell in rows[1]] == [False, True, True, True, False, False]
     assert any("learned 5 of 7 documents" in note for note in notes)
     assert evaluated(config, str(tmp_path / "new.txt"))[1].learned == 0
-
-
-def test_an_adapter_that_does_not_tell_is_evaluated_without_a_mark(run: Any):
-    config, _ = run
-    (Path(config.out) / LEARNED_FILE).unlink()
-    assert evaluated(config, config.data)[1].learned == 0
 
 
 def learned_texts(model: str, adapter: Path | str | None, data: Any) -> int:
@@ -105,12 +97,6 @@ def test_copies_of_a_document_make_no_interval(run: Any, tmp_path: Path):
     assert base.loss_interval == loss_interval(base.independent)
     assert base.loss_interval != loss_interval(base.documents)
     assert any("from only 2 documents" in note for note in evaluation_table(["base"], [base])[1])
-
-
-def test_windows_know_their_group():
-    records = [Document(text(number, 20), "") for number in range(4)]
-    windows = split_windows(records, [20] * 4, None, [[3, 1]])
-    assert [window.group for window in windows] == [None, 1, None, 1]
 
 
 def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(run: Any, tmp_path: Path):

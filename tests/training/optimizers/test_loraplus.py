@@ -10,9 +10,8 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.runs import assert_resumes, run_config, short_texts, tiny_base
+from tests.runs import assert_resumes, run_config
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
-from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunConfig, load_config, loraplus, train
@@ -78,17 +77,6 @@ def test_every_parameter_that_trains_is_in_one_group():
         assert inside[id(p)]["weight_decay"] == (0 if p.ndim == 1 else 0.1), name
 
 
-def test_the_factors_of_experts_have_the_rates_of_others():
-    model = tiny_of("qwen3_moe")
-    graft(model, LoraConfig(r=2, target_parameters=["gate_up_proj", "down_proj"]))
-    optimizer = loraplus(model, plus(learning_rate=1e-3))
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    experts = {name: p for name, p in trainable_parameters(model).items() if "experts" in name}
-    assert len(experts) == 8
-    for name, p in experts.items():
-        assert rates[id(p)] == pytest.approx(1.6e-2 if name.endswith(".B") else 1e-3), name
-
-
 @pytest.mark.parametrize(
     "method",
     ["lora+", "pissa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "orthogonal", "lora-fa"))],
@@ -102,19 +90,6 @@ def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
     torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
     assert whole.evaluations[-1].loss < whole.evaluations[0].loss
     assert whole.parameters.trainable == sum(p.numel() for p in trainable_parameters(model).values())
-
-
-def test_the_ratio_changes_the_run_and_is_recorded(tmp_path: Path):
-    records = {
-        ratio: train(settings(tmp_path, str(ratio), method="lora+", loraplus_lr_ratio=ratio)) for ratio in (1, 8)
-    }
-    assert records[8].config.loraplus_lr_ratio == 8
-    train(settings(tmp_path, "lora"))
-    one, eight, lora = ((tmp_path / name / ADAPTER_FILE) for name in ("1", "8", "lora"))
-    assert eight.read_bytes() != lora.read_bytes()
-    for key, tensor in load_file(one).items():
-        torch.testing.assert_close(tensor, load_file(lora)[key], rtol=1e-4, atol=1e-6)
-    assert "loraplus_lr_ratio" not in settings(tmp_path).to_record()
 
 
 @pytest.mark.parametrize(
@@ -133,27 +108,3 @@ def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
     given = {"model": "m", "data": "d", "out": "o", **fields}
     with pytest.raises(TsugikiError, match=said):
         load_config(None, given)
-
-
-def test_ranks_by_layer_come_from_yaml(tmp_path: Path):
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        f"model: {tiny_base(tmp_path)}\ndata: {short_texts(tmp_path)}\nout: {tmp_path / 'run'}\nmax_steps: 1\n"
-        "block_size: 32\nlora:\n  r: 2\n  rank_pattern: {c_attn: 3, 'h.1.mlp.c_proj': 5}\n"
-        "  alpha_pattern: {c_attn: 7}\n"
-    )
-    train(load_config(path, {}))
-    shapes = {
-        key: tensor.shape[0] for key, tensor in load_file(tmp_path / "run" / ADAPTER_FILE).items() if "lora_A" in key
-    }
-    ranks = {
-        key.removeprefix("base_model.model.transformer.").removesuffix(".lora_A.weight"): r for key, r in shapes.items()
-    }
-    assert ranks == {
-        "h.0.attn.c_attn": 3,
-        "h.1.attn.c_attn": 3,
-        "h.0.attn.c_proj": 2,
-        "h.1.attn.c_proj": 2,
-        "h.0.mlp.c_proj": 2,
-        "h.1.mlp.c_proj": 5,
-    }

@@ -12,33 +12,46 @@ from tests.tiny import save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base import load_meta_model, load_model
 from tsugiki.training import (
+    Facts,
     Measured,
     MemoryPlan,
     Need,
+    RunConfig,
     base_bytes,
+    fact_notes,
+    facts,
+    find_shapes,
     fitted,
+    load_dtype,
     measure,
     memory,
-    memory_notes,
     plan_memory,
     plan_run,
     read_record,
     sample_model,
     train,
 )
-from tsugiki.training.planning import fit, plan, sample
+from tsugiki.training.planning import plan, sample
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "nf4", "nf4-int8"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "phi"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("gpt2", "fp32"),
+        ("llama", "bf16"),
+        ("gemma3_text", "int8"),
+        ("phi", "nf4"),
+        ("gpt2", "nf4-int8"),
+        ("llama", "int8"),
+    ],
+)
 def test_the_bytes_of_a_base_are_those_of_the_loaded_one(kind: str, dtype: Any, tmp_path: Path):
     folder = save_tiny(tmp_path, kind)
     loaded = {id(p): p.numel() * p.element_size() for p in load_model(folder, dtype).parameters()}
     assert base_bytes(load_meta_model(folder), dtype) == sum(loaded.values())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8", "nf4"])
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+@pytest.mark.parametrize(("kind", "dtype"), [("gpt2", "fp32"), ("gemma3_text", "int8"), ("gpt2", "nf4")])
 def test_a_sample_has_the_shapes_and_dtypes_of_the_first_blocks(kind: str, dtype: Any, tmp_path: Path):
     folder = save_tiny(tmp_path, kind, num_hidden_layers=2)
     whole = dict(load_model(folder, dtype).named_parameters())
@@ -52,7 +65,7 @@ def test_a_sample_has_the_shapes_and_dtypes_of_the_first_blocks(kind: str, dtype
         assert (found[name].shape, found[name].dtype) == (whole[name].shape, whole[name].dtype)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8", "nf4", "nf4-int8"])
+@pytest.mark.parametrize("dtype", ["bf16", "nf4-int8"])
 def test_a_sample_may_have_fewer_words_than_the_files_of_the_model(
     dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -120,18 +133,22 @@ def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not any(option.fits for option in plan_run(config, None, base_dtypes=("fp32",)).options)
 
 
+def planned_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
+    return plan_memory(config, find_shapes(config), load_dtype(config), None, before)
+
+
 def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     config = run_config(tmp_path, prompts=[], recompute="auto")
-    assert plan_memory(config) is None  # too small
-    monkeypatch.setattr(fit, "SMALL_MODEL", 0)
-    planned = plan_memory(config)
+    assert train(config).planned_memory is None  # too small
+    monkeypatch.setattr(facts, "SMALL_MODEL", 0)
+    planned = planned_memory(config)
     assert planned is not None
     assert planned.fits
     assert planned.recomputed_blocks == 0
-    record = train(config)
+    record = train(config, overwrite=True)
     assert record.planned_memory == pytest.approx(planned.peak, rel=0.5)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    tight = plan_memory(config)
+    tight = planned_memory(config)
     assert tight is not None
     assert (tight.recomputed_blocks, tight.fits) == (2, False)
     again = train(run_config(tmp_path, "tight", prompts=[], recompute="auto"))
@@ -151,24 +168,29 @@ def test_a_resumed_run_recomputes_as_many_blocks_as_before(method: str, tmp_path
     assert (record.recomputed_blocks, record.micro_batch_size) == (0, 2)
 
 
-def test_a_plan_keeps_what_was_recomputed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fit, "SMALL_MODEL", 0)
-    counts = [plan_memory(run_config(tmp_path, recompute=recompute), 1) for recompute in ("auto", "none", "blocks")]
-    assert [planned.recomputed_blocks for planned in counts if planned is not None] == [1, 0, 2]
+def test_notes_of_a_plan():
+    def notes(*plan: Any) -> str:
+        memory = MemoryPlan(*plan)
+        return " ".join(fact_notes(Facts("fp32", memory.recomputed_blocks, memory=memory)))
 
-
-def test_notes_of_a_plan(tmp_path: Path):
-    config = run_config(tmp_path)
-    assert memory_notes(MemoryPlan(10**9, 0, True, 2 * 10**9), config) == []
-    assert "1 blocks" in memory_notes(MemoryPlan(10**9, 1, True, 2 * 10**9), config)[0]
-    assert "--fit" in memory_notes(MemoryPlan(3 * 10**9, 2, False, 2 * 10**9), config)[0]
+    assert notes(10**9, 0, True, True, 2 * 10**9) == ""
+    assert "1 blocks" in notes(10**9, 1, True, True, 2 * 10**9)
+    assert "--fit" in notes(3 * 10**9, 2, True, False, 2 * 10**9)
 
 
 def test_a_model_whose_blocks_cannot_be_measured_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any) -> None:
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr("tsugiki.training.planning.need.sample_model", fail)
+    monkeypatch.setattr("tsugiki.training.planning.cost.sample_model", fail)
     with pytest.raises(TsugikiError, match="no such operation"):
         plan_run(run_config(tmp_path), None, base_dtypes=("fp32",))
     assert tiny_model("gpt2").dtype == torch.float32
+
+
+def test_a_step_is_its_blocks_and_its_loss():
+    measured = Measured(kept=0, input=0, transient=0, forward=1.0, backward=2.0, loss=0.5)
+    need = Need(0, 0, 4, 0, 0, 0, 0, 2, measured)
+    assert plan._step_seconds(need, 1, 2, 0) == 4 * 3 + 0.5
+    assert plan._step_seconds(need, 1, 2, 3) == 4 * 3 + 3 * 1 + 0.5
+    assert plan._step_seconds(need, 1, 5, 0) == 3 * (4 * 3 + 0.5), "two threads compute five rows in three rounds"

@@ -1,20 +1,38 @@
-"""Comparisons: one budget, runs that are reused or resumed, and comparisons that are refused."""
+"""Comparisons and sweeps: one budget, runs that are reused or resumed, changed inputs, and what is refused."""
 
 import json
+import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 
 from tests.report.pages import Page
 from tests.runs import counted_runs
 from tests.training.workflows.comparisons import SETTINGS, write
 from tsugiki import TsugikiError
 from tsugiki.cli.main import main
-from tsugiki.training import compare, comparison_rows, load_comparison, read_record
+from tsugiki.training import (
+    MAX_RUNS,
+    RunRecord,
+    check_same_inputs,
+    compare,
+    comparison_rows,
+    load_comparison,
+    load_config,
+    load_sweep,
+    needed_rank,
+    read_record,
+    sweep,
+    train,
+)
 from tsugiki.training.workflows import compare as comparison_module
+from tsugiki.training.workflows import runs_on_one_base
+from tsugiki.training.workflows.compare import change
 
 pytestmark = pytest.mark.usefixtures("comparison_data")
 
@@ -98,14 +116,11 @@ def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyP
     ("fields", "said"),
     [
         ({"methods": {"a": {"epochs": 5}}}, "methods.a: epochs"),
-        ({"methods": {"a": {"batch_size": 5, "seed": 3}}}, "methods.a: batch_size, seed"),
         ({"methods": {}}, "methods"),
         ({"methods": {"a/b": {}}}, "'a/b'"),
-        ({"methods": {"a": {"rank": 5}}}, "rank: unknown setting"),
-        ({"methods": {"a": {"method": "lola"}}}, "method: .*lora"),
         ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: unknown setting"),
         ({"methods": {"a": {}}, "banana": 1}, "banana: unknown setting"),
-        ({"methods": {"a": {"lora": {"r": 0}}}}, "r is 0"),
+        ({"methods": {"a": {"lora": {"r": 0}}}}, r"lora\.r"),
     ],
 )
 def test_comparisons_that_cannot_be(fields: dict[str, Any], said: str):
@@ -127,7 +142,172 @@ def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[s
         )
 
 
-def test_a_folder_that_cannot_be_written():
-    Path("file").write_text("")
-    with pytest.raises(TsugikiError, match="file/c"):
-        compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {"out": "file/c"}))
+def grid(**axes: list[Any]) -> Path:
+    return write("s.yaml", settings={**SETTINGS, "lora": {"lora_alpha": 4}, "learning_rate": 1e-2}, grid=axes)
+
+
+def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    loads: list[Any] = []
+    plain = runs_on_one_base.load_base
+    monkeypatch.setattr(runs_on_one_base, "load_base", lambda *given: loads.append(given) or plain(*given))
+    config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
+    points = sweep(config)
+    assert len(loads) == 1
+    assert [dict(point.values) for point in points] == [
+        {"r": r, "learning_rate": rate} for r in (1, 2) for rate in (1e-2, 1e-3)
+    ]
+    assert len({point.record.evaluations[0].loss for point in points}) == 1, "each begins from the base"
+    alone = load_sweep(grid(r=[2], learning_rate=[1e-3]), {"out": "alone"})
+    weights = "adapter_model.safetensors"
+    (own,) = sweep(alone)
+    folders = (Path(points[3].record.config.out), Path(own.record.config.out))
+    assert (folders[0] / weights).read_bytes() == (folders[1] / weights).read_bytes(), "in company as alone"
+    again = sweep(config)
+    assert len(loads) == 2, "nothing is loaded where all is done"
+    assert [point.loss for point in again] == [point.loss for point in points]
+    assert change(points[0], points[0]).relative == 0
+    assert needed_rank(points) is not None
+    assert needed_rank(points[:2]) is None
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({}, "the grid is empty"),
+        ({"r": []}, "grid.r has no values"),
+        ({"rank": [1]}, "grid.rank: .*learning_rate"),
+        ({"r": [1, 1]}, "r=1"),
+        ({"r": [0]}, r"lora\.r"),
+        ({"learning_rate": [-1.0]}, "learning_rate: .*greater than 0"),
+    ],
+)
+def test_grids_that_cannot_be(axes: dict[str, list[Any]], said: str):
+    with pytest.raises(TsugikiError, match=said):
+        sweep(load_sweep(grid(**axes), {}))
+    assert not Path("c").exists()
+
+
+COMMON = {"model": "m", "data": "d", "out": "o"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"grid": {axis: list(range(100)) for axis in ("r", "lora_alpha", "init_lora_weights")}}, "1,000,000 points"),
+        ({"grid": {"r": [1]}, "settings": {"lora": "r"}}, "settings.lora is 'r'"),
+        ({"grid": {"target_modules": [["../../a"]]}}, "grid: .*cannot be the name of a folder"),
+        ({"grid": {"a" * 5000: [1]}}, "no such axis"),
+        ({"grid": {"r": ["x" * 5000]}}, "r: .*integer"),
+    ],
+)
+def test_sweeps_that_are_too_large_or_hostile(fields: dict[str, Any], said: str, tmp_path: Path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**COMMON, **fields}))
+    with pytest.raises(TsugikiError, match=said) as caught:
+        load_sweep(path, {}).runs()
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        ({f"m{number}": {} for number in range(MAX_RUNS + 1)}, "methods: .*1000"),
+        ({"../a": {}}, "cannot be the name of a folder"),
+        ({"a": {"lora": {f"x{number}": 1 for number in range(1000)}}}, "x0, .* and 995 more: no such setting"),
+        ({"a": {f"x{number}": 1 for number in range(1000)}}, "x0: unknown setting; .*995 more problems"),
+    ],
+)
+def test_comparisons_that_are_too_large_or_hostile(methods: dict[str, Any], said: str, tmp_path: Path):
+    path = tmp_path / "comparison.yaml"
+    path.write_text(yaml.safe_dump({**COMMON, "methods": methods}, sort_keys=False))
+    with pytest.raises(TsugikiError, match=said) as caught:
+        load_comparison(path, {}).runs()
+    assert len(str(caught.value)) < 2000
+
+
+SHARED = {**SETTINGS, "max_steps": 1, "retention_data": "own.txt", "held_out": "held.txt"}
+
+
+def run_sweep() -> None:
+    sweep(load_sweep(write("s.yaml", settings=SHARED, grid={"r": [1, 2]}), {}))
+
+
+def run_comparison() -> None:
+    compare(load_comparison(write("c.yaml", settings=SHARED, methods={"one": {"lora": {"r": 1}}, "two": {}}), {}))
+
+
+def append(path: str) -> None:
+    Path(path).write_text(Path(path).read_text() + '{"text": "枝"}\n')
+
+
+def change_weights() -> None:
+    path = Path("base/model.safetensors")
+    tensors = load_file(path)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
+
+
+def change_json(path: str, **values: Any) -> None:
+    Path(path).write_text(json.dumps({**json.loads(Path(path).read_text()), **values}))
+
+
+CHANGES: Mapping[str, tuple[Callable[[], None], str]] = {
+    "d.jsonl": (lambda: append("d.jsonl"), "d.jsonl"),
+    "held.txt": (lambda: append("held.txt"), "other data"),
+    "own.txt": (lambda: append("own.txt"), "other data"),
+    "base/tokenizer.json": (lambda: change_json("base/tokenizer.json", normalizer={"type": "Lowercase"}), "tokenizer"),
+    "base/model.safetensors": (change_weights, "base has changed"),
+    "base/config.json": (lambda: change_json("base/config.json", layer_norm_epsilon=0.5), "base has changed"),
+}
+"""A file -> how to change it, and what the error says."""
+
+
+@pytest.mark.parametrize(
+    ("run", "names"),
+    [pytest.param(run_sweep, ("r=1", "r=2"), marks=pytest.mark.slow), (run_comparison, ("one", "two"))],
+)
+def test_results_on_changed_inputs_are_not_mixed(
+    run: Callable[[], None], names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    runs = counted_runs(monkeypatch)
+    Path("held.txt").write_text("梅の花が咲いた。")
+    run()
+    count = len(runs)
+    kept, again = Path("c", names[0]), Path("c", names[1])
+    shutil.rmtree(again)
+    before = (kept / "run.json").read_bytes()
+    for path, (make_change, fact) in CHANGES.items():
+        content = Path(path).read_bytes()
+        make_change()
+        with pytest.raises(TsugikiError, match=rf"^{names[0]}: .*{fact}.*delete"):
+            run()
+        Path(path).write_bytes(content)
+        assert not (again / "run.json").exists(), path
+    assert len(runs) == count, "nothing was trained"
+    assert (kept / "run.json").read_bytes() == before
+    run()
+    assert (kept / "run.json").read_bytes() == before
+    assert read_record(again).status == "finished", "the inputs are as before, although they were written again"
+
+
+@pytest.mark.parametrize("what", ["data", "base"])
+def test_records_of_two_inputs_are_not_put_into_one_table(what: str):
+    """Also if the inputs were changed while the runs were going on."""
+    run_of_data = load_config(
+        None, {**SETTINGS, "max_steps": 1, "model": "base", "data": "d.jsonl", "out": "one"}, {"r": 1}
+    )
+    record = train(run_of_data)
+    other = record.model_copy(deep=True)
+    check_same_inputs({"one": record, "other": other})
+    _change(other, what)
+    with pytest.raises(TsugikiError, match=f"^other: .*{what}.* since one "):
+        check_same_inputs({"one": record, "other": other})
+    assert read_record(Path("one")).data == record.data
+
+
+def _change(record: RunRecord, what: str) -> None:
+    assert record.data is not None
+    assert record.base is not None
+    if what == "data":
+        record.data.held_out.fingerprint = "sha256:other"
+    else:
+        record.base = record.base.model_copy(update={"fingerprint": "sha256:other"})

@@ -14,11 +14,8 @@ from tests.runs import assert_resumes, interrupt
 from tests.tiny import TEXT, logits
 from tsugiki import TsugikiError
 from tsugiki.base import load_model, load_tokenizer
-from tsugiki.data import Blocks
 from tsugiki.io import CHECKPOINTS, MODEL_FILE
-from tsugiki.training import START, PretrainConfig, TrainingLoop, build_model, load_pretrain_config, pretrain
-from tsugiki.training import run as run_module
-from tsugiki.training.prepare_loop import prepare_loop
+from tsugiki.training import START, PretrainConfig, build_model, load_pretrain_config, pretrain
 
 MODEL = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 
@@ -176,12 +173,6 @@ def test_what_a_refused_run_began_with_is_not_taken_up(tmp_path: Path):
     assert load_model(str(tmp_path / "run")).config.n_embd == 8
 
 
-def test_too_little_text(tmp_path: Path):
-    (tmp_path / "short.txt").write_text("雨")
-    with pytest.raises(TsugikiError, match="too short"):
-        pretrain(settings(tmp_path, data=str(tmp_path / "short.txt"), held_out=0.1))
-
-
 def test_settings_from_yaml(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     plain = settings(tmp_path).model_dump(mode="json", exclude_unset=True)
@@ -196,24 +187,3 @@ def test_settings_from_yaml(tmp_path: Path):
         with pytest.raises(TsugikiError) as caught:
             load_pretrain_config(path, change)
         assert said in str(caught.value)
-
-
-def test_the_last_step_is_kept(tmp_path: Path):
-    record = pretrain(settings(tmp_path, max_steps=3))
-    assert record.validations == []
-    assert record.kept_step == 3
-    assert settings(tmp_path).as_run(tmp_path).validation == "none"
-
-
-def test_a_row_holds_documents_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[Blocks] = []
-
-    def watched(*arguments: Any) -> TrainingLoop:
-        loop = prepare_loop(*arguments)
-        seen.append(loop.gradients.batches.blocks)
-        return loop
-
-    monkeypatch.setattr(run_module, "prepare_loop", watched)
-    pretrain(settings(tmp_path, max_steps=1))
-    begins = sum(int((seen[0][row]["position_ids"] == 0).sum()) for row in range(len(seen[0])))
-    assert begins > len(seen[0])

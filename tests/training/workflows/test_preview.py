@@ -9,7 +9,6 @@ import pytest
 from tests.runs import one_thread
 from tests.tiny import TEXT, save_tiny
 from tsugiki.data import StepBatches
-from tsugiki.io import ProgressDisplay
 from tsugiki.report import count_lines, to_html, to_terminal
 from tsugiki.training import Preview, RunConfig, preview, train
 
@@ -30,7 +29,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def shown(config: RunConfig, rows: int = 3) -> Preview:
-    return preview(config, rows, ProgressDisplay())
+    return preview(config, rows)
 
 
 def row_text(row: Any) -> str:
@@ -75,30 +74,6 @@ def test_the_longest_record_is_one_that_is_trained_on(config: RunConfig):
     counts = shown(config.model_copy(update={"held_out": "part=test"})).counts
     assert counts.longest_record != "d.jsonl:13"
     assert counts.longest_tokens < 900
-
-
-def test_names_are_those_of_the_data_although_the_tokens_are_in_the_cache(config: RunConfig):
-    text = [json.loads(line)["text"] * 3 for line in Path("d.jsonl").read_text().splitlines()]
-    for folder in ("one", "two"):
-        Path(folder).mkdir()
-        for number, content in enumerate([*text, text[5] + "。"]):
-            Path(folder, f"{number}.txt").write_text(content)
-    Path("one", "empty.txt").write_text("")
-    Path("two", "empty.txt").write_text("")
-    Path("one", "notes.pdf").write_text("")
-    first = shown(config.model_copy(update={"data": "one"}))
-    second = shown(config.model_copy(update={"data": "two"}))
-    record = train(config.model_copy(update={"data": "two"}))
-    assert first.counts.longest_record.startswith("one/")
-    assert second.counts.longest_record == first.counts.longest_record.replace("one/", "two/")
-    assert all(segment.source.startswith("two/") for row in second.rows for segment in row.segments)
-    assert any("two/empty.txt" in note for note in second.notes)
-    assert record.data.near_duplicates.first
-    run = Path("run", "run.json").read_text()
-    assert all(name.startswith("two/") for group in record.data.near_duplicates.first for name in group)
-    assert not any("one/" in text for text in (run, *second.notes))
-    assert any("passed over" in note for note in first.notes)
-    assert not any("passed over" in note for note in second.notes)
 
 
 def test_targets_context_special_tokens_and_cuts_are_distinguished(config: RunConfig):

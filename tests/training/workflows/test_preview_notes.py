@@ -9,7 +9,6 @@ import pytest
 from tests.runs import run_config
 from tests.tiny import byte_tokenizer, save_tiny
 from tsugiki.base import CardFacts, read_card
-from tsugiki.io import ProgressDisplay
 from tsugiki.training import preview
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -28,7 +27,7 @@ def notes(folder: Path, data: str | None = None, template: str | None = None, **
         path = folder / ("data.jsonl" if data.startswith("{") else "data.txt")
         path.write_text(data)
         settings["data"] = str(path)
-    return " ".join(preview(run_config(folder, model=str(base), block_size=64, **settings), 1, ProgressDisplay()).notes)
+    return " ".join(preview(run_config(folder, model=str(base), block_size=64, **settings), 1).notes)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +42,6 @@ def notes(folder: Path, data: str | None = None, template: str | None = None, **
 def test_a_card_in_the_folder_is_read(card: str, facts: CardFacts, tmp_path: Path):
     (tmp_path / "README.md").write_text(card)
     assert read_card(str(tmp_path)) == facts
-
-
-def test_nothing_is_asked_of_the_hub_in_offline_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked"))
-    assert read_card("some/model") == CardFacts()
 
 
 def test_the_licence_and_the_gate_are_named(tmp_path: Path):

@@ -14,11 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.base.gguf.file import GgufHeader, GgufTensor, read_header
-from tsugiki.base.gguf.names import llama_cpp_names
+from tsugiki.base.gguf.file import GgufHeader, GgufTensor, llama_cpp_names, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
-from tsugiki.base.progress_bars import hidden_progress_bars
 from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.language import _, marked
 from tsugiki.model.architectures import ARCHITECTURES
 from tsugiki.model.meta import meta_model

@@ -14,13 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsugiki.base.config import read_config
 from tsugiki.base.gguf.conversion import VERIFIED, read_model_header
-from tsugiki.base.gguf.file import GgufTensor
+from tsugiki.base.gguf.file import GgufTensor, llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.io.file_names import GENERATION_CONFIG_FILE
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lowbit.quantization import count_parameters, is_quantizable, note_parameters
@@ -30,12 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_stored(path: Path, folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel":
     """Load a model from a GGUF file.
 
     Args:
         path: the file.
-        folder: its config in Hugging Face's format.
+        config: its config.
         dtype: the dtype of the activations, and of everything that is unpacked.
 
     Returns:
@@ -51,7 +48,6 @@ def load_stored(path: Path, folder: Path, dtype: torch.dtype) -> "PreTrainedMode
                 "{path}: the quantisation of {architecture} cannot be kept; leave base_dtype out, and it is unpacked"
             ).format(path=path, architecture=header.architecture)
         )
-    config: Any = read_config(folder)
     model = model_without_weights(config)
     count = count_parameters(model)
     names = llama_cpp_names(header.architecture, header.setting("block_count"), model.state_dict())
@@ -98,10 +94,6 @@ def load_stored(path: Path, folder: Path, dtype: torch.dtype) -> "PreTrainedMode
     model.requires_grad_(False)
     config.dtype = dtype
     note_parameters(model, count)
-    if (folder / GENERATION_CONFIG_FILE).is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval()
 
 

@@ -19,9 +19,9 @@ from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.language import _
 
 _MAX_SIZE = 64_000_000  # bytes of all chapters together
-_MAX_DEPTH = 100  # of nested elements that are left out
+_MAX_DEPTH = 100  # nested elements that are left out
 _CONTAINER = "META-INF/container.xml"
-_RIGHTS = ("META-INF/rights.xml", "META-INF/sinf.xml")  # of Adobe's and of Apple's DRM
+_RIGHTS = ("META-INF/rights.xml", "META-INF/sinf.xml")  # Adobe's and Apple's DRM
 _ENCRYPTION = "META-INF/encryption.xml"
 # Fonts are obfuscated by these two, without a key; anything else in encryption.xml is DRM.
 _FONT_METHODS = {"http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"}

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
 
 from tsugiki.errors import summarise_list
 from tsugiki.language import _, ngettext
@@ -28,15 +27,6 @@ class Reading:
     """Files of another kind in a folder or a zip."""
     without_fields: list[str] = field(default_factory=list)
     """Tables in a folder or a zip that have none of the known fields."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the facts as JSON represents them."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> "Reading":
-        """Return the facts that `to_json` returned; missing facts have the values of an empty reading."""
-        return cls(**facts)
 
     def new_names(self, now: "Reading") -> dict[str, str]:
         """Return for each file of this reading its name in another reading of the same content."""

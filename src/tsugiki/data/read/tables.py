@@ -242,7 +242,7 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
                     if unpacked > limit:
                         raise TsugikiError(too_large)
                     yield number, row
-    except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # also dates that Python cannot hold
+    except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # Python cannot hold some dates
         raise TsugikiError(
             _("{path} cannot be read as Parquet: {error_line}; export the file again").format(
                 path=path, error_line=error_text(error).rstrip(".;")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tsugiki.data.encoding import encode_records
+from tsugiki.data.encoding import document_end, encode_records
 from tsugiki.errors import TsugikiError
-from tsugiki.generation.prompts import configured_ends, prompt_tokens
-from tsugiki.generation.texts import Sampling, continue_rows
+from tsugiki.generation.generate import continue_rows
+from tsugiki.generation.prompt import configured_ends, prompt_tokens
+from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 from tsugiki.model.context import context_length
 from tsugiki.model.patterns import compile_search
@@ -90,13 +91,13 @@ def _generate(
     advance: Callable[[int], None],
 ) -> list[str]:
     """Generate an answer to each question, up to the token that ends an answer in training."""
-    rows, ends = [], configured_ends(model)
+    rows, ends = [], {document_end(tokenizer), *configured_ends(model)}
     for question in questions:
         prompt = prompt_tokens(model, tokenizer, question.prompt, question.source)
         _check_fits(model, len(prompt.ids) + 1, question)
         rows.append(prompt.ids)
         ends |= prompt.ends
-    return continue_rows(model, tokenizer, rows, Sampling(max_new_tokens, temperature=0), ends, advance)
+    return continue_rows(model, tokenizer, rows, max_new_tokens, Sampling(temperature=0), ends, advance)
 
 
 def _check_fits(model: "PreTrainedModel", tokens: int, question: Question) -> None:

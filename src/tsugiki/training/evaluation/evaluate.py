@@ -35,9 +35,8 @@ from tsugiki.data.store import read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
 from tsugiki.language import _
-from tsugiki.model.context import context_length, rope_depends_on_length
+from tsugiki.model.context import IGNORE_INDEX, context_length, rope_depends_on_length
 from tsugiki.model.inference import evaluating
-from tsugiki.model.labels import IGNORE_INDEX
 from tsugiki.training.evaluation.result import Evaluation, summarise
 from tsugiki.training.sharding import is_sharded
 from tsugiki.training.threads import run_in_threads

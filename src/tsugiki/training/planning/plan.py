@@ -13,25 +13,27 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
 from tsugiki.base.checks import check_weights
-from tsugiki.base.config import load_config, loading_errors
 from tsugiki.base.headers import weight_entries
+from tsugiki.base.model_config import loading_errors
 from tsugiki.base.quantized_files import is_stored_in_4_bits
 from tsugiki.base.resolve import gguf_path
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
+from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
+from tsugiki.io.formatting import format_gigabytes
+from tsugiki.language import _
 from tsugiki.methods.table import METHODS
-from tsugiki.model.meta import meta_model
 from tsugiki.training import memory
-from tsugiki.training.automatic import resolve, total_steps
+from tsugiki.training.choices import choose
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.model import load_dtype, rows_of_micro_batch
-from tsugiki.training.packing import tokens_of_row
-from tsugiki.training.planning.need import Need, need_of
+from tsugiki.training.planning.cost import Need, need_of
+from tsugiki.training.planning.shapes import Shapes, find_shapes
 from tsugiki.training.processes import device_type
 
 if TYPE_CHECKING:
@@ -91,6 +93,20 @@ class Plan:
     """The options, the chosen one first."""
 
 
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of a run as planned before its start."""
+
+    peak: int
+    """Bytes."""
+    recomputed_blocks: int
+    is_automatic: bool
+    """Whether the settings leave the number of recomputed blocks open."""
+    fits: bool
+    available: int
+    """Bytes that the run can use."""
+
+
 def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
     """Plan a run on this machine's accelerator, or on its processor.
 
@@ -103,14 +119,12 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
         TsugikiError: there is no such model or device, or its blocks cannot be measured.
     """
     device = torch.device(device_type(config.device))
-    shapes = load_config(config.model)
-    file_bytes, is_here = _files(config.model, shapes)
-    with loading_errors(config.model):
-        model = meta_model(shapes)
-    tokens, threads = tokens_of_row(config, model), torch.get_num_threads() if device.type == "cpu" else 1
-    resolved = resolve(config, model, rows or 100 * threads, tokens)
-    steps = None if rows is None else total_steps(resolved, rows)
-    in_step = resolved.batch_size if rows is None else min(resolved.batch_size, rows)
+    shapes = find_shapes(config)
+    file_bytes, is_here = _files(config.model, shapes.config)
+    tokens, threads = shapes.row_tokens, torch.get_num_threads() if device.type == "cpu" else 1
+    choices = choose(config, shapes.model, rows or 100 * threads, tokens)
+    steps = None if rows is None else choices.steps
+    in_step = choices.batch_size if rows is None else min(choices.batch_size, rows)
     available = total_memory(device)
     options, needs = [], {}
     for base_dtype in base_dtypes or _dtypes(config, shapes, device):
@@ -139,21 +153,79 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     )
 
 
-def _dtypes(config: RunConfig, shapes: "PretrainedConfig", device: torch.device) -> list[BaseDtype]:
+def plan_memory(
+    config: RunConfig, shapes: Shapes, dtype: BaseDtype, micro_batch_size: int | None = None, before: int = 0
+) -> MemoryPlan | None:
+    """Plan the memory of a run on a processor; None if the memory cannot be planned.
+
+    Args:
+        config: the settings of the run.
+        shapes: the shapes of its model.
+        dtype: the dtype in which it loads its base.
+        micro_batch_size: rows that are computed at once, if this was set.
+        before: blocks that were recomputed before the run was interrupted; `recompute` auto recomputes at least these.
+    """
+    device = torch.device("cpu")
+    available = total_memory(device)
+    if available is None:
+        return None
+    in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()
+    size = micro_batch_size or micro_batch_sizes(config, device, shapes.row_tokens, in_step)[-1]
+    try:
+        need = need_of(config, shapes, computing_dtype(config, shapes, device, dtype), device, size, in_step)
+    except TsugikiError:  # the run itself reports the error, or the model is of a kind that cannot be planned
+        return None
+    limit = round(SPARE * available)
+    automatic = 0 if config.virtual_tokens else max(before, need.recomputed(limit))
+    count = {"none": 0, "blocks": need.blocks, AUTO: automatic}
+    peak = need.peak(count[config.recompute])
+    return MemoryPlan(peak, count[config.recompute], config.recompute == AUTO, peak <= limit, available)
+
+
+def fitted(config: RunConfig, plan: Plan) -> RunConfig:
+    """Return the settings with the chosen option of a plan; the rows per optimiser step do not change.
+
+    Raises:
+        TsugikiError: nothing fits.
+    """
+    chosen = plan.options[0]
+    if not chosen.fits:
+        raise TsugikiError(smallest_need(plan))
+    values: dict[str, Any] = {"recompute": chosen.recompute, "micro_batch_size": chosen.micro_batch_size}
+    if METHODS[config.method].trains_adapter:
+        values["base_dtype"] = chosen.base_dtype
+    return config.model_copy(update=values)
+
+
+def smallest_need(plan: Plan) -> str:
+    """Return the message for a run of which no option fits."""
+    least = min(plan.options, key=lambda option: option.peak_memory)
+    return _(
+        "{model} does not fit in the memory of this machine: the smallest way needs {need} (base_dtype {dtype}, "
+        "recompute {recompute}), and {free} are free; choose a smaller model or a smaller --block-size"
+    ).format(
+        model=plan.model,
+        need=format_gigabytes(least.peak_memory),
+        dtype=least.base_dtype,
+        recompute=least.recompute,
+        free=format_gigabytes(plan.available or 0),
+    )
+
+
+def _dtypes(config: RunConfig, shapes: Shapes, device: torch.device) -> list[BaseDtype]:
     """Return the dtypes to compare: the one that is set, or all that the method allows."""
     if config.base_dtype is not None or config.trains_base_parameters():
-        return [computing_dtype(config, shapes, device)]
-    if is_stored_in_4_bits(shapes):  # its layers stay as they are in the files
+        return [computing_dtype(config, shapes, device, load_dtype(config, device))]
+    if is_stored_in_4_bits(shapes.config):  # its layers stay as they are in the files
         return ["nf4"]
     kept: list[BaseDtype] = [] if gguf_path(config.model) is None else ["stored"]
     return [preferred_compute_dtype(device), "int8", *kept, "nf4"]
 
 
-def computing_dtype(config: RunConfig, shapes: "PretrainedConfig", device: torch.device) -> BaseDtype:
-    """Return the dtype that a run computes in."""
+def computing_dtype(config: RunConfig, shapes: Shapes, device: torch.device, dtype: BaseDtype) -> BaseDtype:
+    """Return the dtype that a run computes in, if it loads its base in `dtype`."""
     if METHODS[config.method].trains_adapter:
-        dtype = load_dtype(config, device)
-        return "nf4" if is_stored_in_4_bits(shapes) and dtype != "nf4-int8" else dtype
+        return "nf4" if is_stored_in_4_bits(shapes.config) and dtype != "nf4-int8" else dtype
     return config.compute_dtype or preferred_compute_dtype(device)
 
 
@@ -164,11 +236,6 @@ def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_s
     usual = rows_of_micro_batch(tokens, METHODS[config.method].trains_adapter, device.type)
     more = {math.ceil(math.sqrt(in_step)), in_step} if device.type != "cpu" else set()
     return sorted({1, min(usual, in_step)} | more)
-
-
-def can_recompute(config: RunConfig) -> bool:
-    """Return whether blocks can be recomputed: not with a soft prompt."""
-    return getattr(config.adapter_config, "num_virtual_tokens", None) is None
 
 
 def _options(
@@ -183,7 +250,7 @@ def _options(
     """Yield an option for each number of recomputed blocks: none, as many as needed, and all, if the settings allow."""
     limit = None if available is None else round(SPARE * available)
     counts = {"none": [0], "blocks": [need.blocks]}.get(config.recompute, [0])
-    if config.recompute == AUTO and can_recompute(config):
+    if config.recompute == AUTO and not config.virtual_tokens:
         needed = need.blocks if limit is None else need.recomputed(limit)
         counts = sorted({0, needed, need.blocks})
     for count in counts:

@@ -8,33 +8,26 @@ from the model's files. The input requires a gradient, as the input of every blo
 
 import copy
 import re
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tsugiki.base.gguf.conversion import read_model_header
+from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.base.gguf.names import llama_cpp_names
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
 from tsugiki.fast.loss import Head, plain_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantization import is_quantizable, quantized_layer
-from tsugiki.model.blocks import decoder_blocks
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.linear import features
 from tsugiki.model.meta import model_without_weights
-from tsugiki.training import memory
 from tsugiki.training.config import RunConfig
-from tsugiki.training.model import prepare_model
-from tsugiki.training.threads import run_in_threads
+from tsugiki.training.model import make_trainable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -45,26 +38,6 @@ _PARAMETERS = 40_000_000
 """Largest number of parameters of a sample with several blocks: small blocks are measured together."""
 _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
 _PATTERN = 1 << 20
-_REPEATS = 3
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The memory and the time that one block needs for a micro-batch."""
-
-    kept: int
-    """Bytes that it keeps for its backward pass."""
-    input: int
-    """Bytes of its input, which is all that a recomputed block keeps."""
-    transient: int
-    """Bytes that are needed only while a block is computed, in addition to those that are kept."""
-    forward: float
-    """Seconds of the forward pass, with as many micro-batches at a time as the run computes."""
-    backward: float
-    """Seconds of the backward pass."""
-    loss: float
-    """Seconds of the loss with the whole vocabulary and of its gradient, likewise."""
 
 
 def sample_model(
@@ -153,68 +126,10 @@ def blocks_of_sample(model: nn.Module) -> int:
     return min(len(blocks), _MOST_BLOCKS, max(1, _PARAMETERS // size))
 
 
-def measure(
-    model: "PreTrainedModel",
-    config: RunConfig,
-    device: torch.device,
-    rows: int,
-    tokens: int,
-    threads: int,
-    vocabulary: int,
-    timed: bool,
-) -> Measured:
-    """Measure the blocks of a sample, which is prepared as the run prepares its model.
-
-    Args:
-        model: from `sample_model`; it is changed in place, and moved to the device.
-        config: the settings of the run.
-        device: where the run computes.
-        rows: rows of a micro-batch.
-        tokens: tokens of a row.
-        threads: micro-batches that are computed at a time.
-        vocabulary: the number of words of the whole model.
-        timed: measure times as well; otherwise they are 0.
-    """
-    prepare_sample(model, config, device)
-    words, width = model.get_input_embeddings().weight.shape
-    count = len(decoder_blocks(model))
-
-    def both() -> tuple[float, float]:
-        started = time.perf_counter()
-        x, y = forward(model, rows, tokens)
-        _wait_for(device)
-        middle = time.perf_counter()
-        backward(model, x, y)
-        _wait_for(device)
-        return middle - started, time.perf_counter() - middle
-
-    def loss() -> float:
-        hidden = hidden_states(model, rows, tokens)
-        started = time.perf_counter()
-        loss_and_gradient(model, hidden)
-        _wait_for(device)
-        return time.perf_counter() - started
-
-    # This also fills caches, and allocates memory that is reused.
-    kept = _kept_bytes(partial(forward, model, rows, tokens), model.parameters())
-    memory.reset_peak(device)
-    before = memory.resident(device) or 0
-    both()
-    transient = max(0, (memory.peak(device) or 0) - before - kept)
-    forward_time = backward_time = loss_time = 0.0
-    if timed:
-        # Medians, because a thread is faster while the others have finished already.
-        forward_time, backward_time = map(median, zip(*_repeated(both, threads), strict=True))
-        if model.get_output_embeddings() is not None:
-            loss_time = median(_repeated(loss, threads)) * vocabulary / words
-    input_bytes = rows * tokens * width * model.dtype.itemsize
-    return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count, loss_time)
-
-
 def prepare_sample(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
     """Prepare a sample in place as a run prepares its model, and move it to the device."""
     model.to(device)
-    prepare_model(model, config, device)
+    make_trainable(model, config, device)
     if not is_grafted(model):
         use_fast_paths(model)
     elif device.type != "cpu":
@@ -251,36 +166,9 @@ def hidden_states(model: "PreTrainedModel", rows: int, tokens: int) -> Tensor:
     return torch.randn(rows, tokens, width).to(model.device, model.dtype).requires_grad_()
 
 
-def _repeated(timed: Callable[[], Result], threads: int) -> list[Result]:
-    """Call a function several times in all threads at once, and return all results."""
-    return [result for _ in range(_REPEATS) for result in run_in_threads([timed] * threads)]
-
-
-def _wait_for(device: torch.device) -> None:
-    """Wait until a device has computed everything; a processor computes at once."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
-
-
 def _filled(parameter: Tensor, pattern: Tensor) -> Tensor:
     """Return a tensor of this shape that repeats the pattern."""
     value = torch.empty(parameter.numel(), dtype=pattern.dtype)
     for part in torch.split(value, len(pattern)):
         part.copy_(pattern[: len(part)])
     return value.view(parameter.shape)
-
-
-def _kept_bytes(forward: Any, besides: Iterable[Tensor]) -> int:
-    """Return the bytes of the tensors that a forward pass saves, each storage once, without those in `besides`."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()
-    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
-    del result
-    return sum(size for place, size in kept.items() if place not in known)

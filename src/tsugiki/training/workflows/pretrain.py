@@ -25,13 +25,12 @@ from tsugiki.io.run_folder import CHECKPOINTS
 from tsugiki.language import _
 from tsugiki.methods.full import save_model
 from tsugiki.model.context import context_length
-from tsugiki.training.preparation import single_document
-from tsugiki.training.processes import errors_of_others, on_main
+from tsugiki.training.processes import on_main
 from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord
-from tsugiki.training.resume import start_or_resume
-from tsugiki.training.run import accelerator_of, load, run, sole_run
-from tsugiki.training.workflows.pretrain_config import PretrainConfig, TokenizerSettings
+from tsugiki.training.run import STAGES, read_texts, started
+from tsugiki.training.split_data import single_document
+from tsugiki.training.workflows.workflow_settings import PretrainConfig, TokenizerSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,18 +59,12 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
     out = Path(config.out)
     start = out / CHECKPOINTS / START
     settings = config.as_run(start)
-    accelerator = accelerator_of(settings)
-    with (
-        errors_of_others(accelerator),
-        progress or RunProgress(shown=accelerator.is_main_process) as display,
-        sole_run(accelerator, out),
-    ):
-        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume)
+    with started(settings, config.to_record(), resume, progress) as run:
         if not (resume and start.is_dir()):
-            on_main(accelerator, lambda: _write_start(config, start, display))
-        model, tokenizer, data = load(accelerator, settings, display)
-        run(accelerator, settings, model, tokenizer, data, record, checkpoint, display)
-    return record
+            on_main(run.accelerator, lambda: _write_start(config, start, run.display))
+        for stage in STAGES[STAGES.index(read_texts) :]:
+            stage(run)
+    return run.record
 
 
 def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | int", seed: int) -> "PreTrainedModel":

@@ -1,31 +1,35 @@
 """Preview a run: its first rows as training sees them, counts, and the estimated time on this machine."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+from torch import nn
 
+from tsugiki.base.card import read_card
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.blocks import Blocks, Segment
-from tsugiki.data.read.files import describe_data
-from tsugiki.io.progress import ProgressDisplay
+from tsugiki.data.read.files import describe_data, record_kinds
+from tsugiki.data.records import Completion, Conversation
 from tsugiki.language import _
-from tsugiki.model.labels import IGNORE_INDEX
-from tsugiki.training.automatic import ResolvedConfig, total_steps
+from tsugiki.lora.adapter import LoraAdapter
+from tsugiki.lora.hold import active_adapter, is_grafted
+from tsugiki.model.context import IGNORE_INDEX
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.training.build_loop import seconds_per_step
+from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
-from tsugiki.training.model import prepare_model, trained_tokens
-from tsugiki.training.packing import PackedDataset
-from tsugiki.training.prepare_loop import choices, prepare_loop, resolved_config
+from tsugiki.training.pack_data import PackedDataset
 from tsugiki.training.record import DataSummary
-from tsugiki.training.run import accelerator_of, load
-from tsugiki.training.timing import seconds_per_step
-from tsugiki.training.workflows.preview_notes import model_notes
+from tsugiki.training.run import prepared
+from tsugiki.training.train_steps import loop_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_LEAST_REACHED = 0.5  # share of the weights below which the user is told that an adapter leaves out the others
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 Kind: TypeAlias = Literal["target", "context", "target special", "context special"]
@@ -91,36 +95,26 @@ class Preview:
     def __repr__(self) -> str:
         return f"<preview of {self.data} for {self.model}: {self.counts.steps:,} steps>"
 
-    def _repr_html_(self) -> str:
-        import tsugiki  # `report` is a layer above `train`, so only the package imports it
 
-        html: str = tsugiki.preview_html(self)
-        return html
-
-
-def preview(config: RunConfig, rows: int, progress: ProgressDisplay) -> Preview:
+def preview(config: RunConfig, rows: int) -> Preview:
     """Prepare a run as `train` would, without training. Only the token cache is written.
 
     Args:
         config: the settings of the run.
         rows: how many rows to show.
-        progress: where to show the progress.
 
     Raises:
         TsugikiError: an error that would stop the run before its first step.
     """
-    started, accelerator = time.monotonic(), accelerator_of(config)
-    model, tokenizer, data = load(accelerator, config, progress)
-    prepare_model(model, config, tokens=trained_tokens(config, tokenizer))
-    resolved, chosen = resolved_config(accelerator, config, model, data, {}, started)
-    loop = prepare_loop(accelerator, resolved, model, data.blocks, data.document_masking)
-    with progress.stage(_("timing two steps"), 2) as advance:
+    run = prepared(config)
+    loop, data, tokenizer = loop_of(run), run.data, run.texts.tokenizer
+    with run.display.stage(_("timing two steps"), 2) as advance:
         seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
-    decided = choices(chosen, config.to_record(), measured=False)
-    notes = (*decided, *data.notes, *model_notes(config, model, tokenizer))
-    return Preview(config.model, describe_data(config.data), views, _counts(resolved, data, seconds), notes)
+    decided = describe_choices(run.resolved, run.settings, measured=False)
+    notes = (*decided, *data.notes, *model_notes(config, run.model, tokenizer))
+    return Preview(config.model, describe_data(config.data), views, _counts(data, run.choices.steps, seconds), notes)
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
@@ -171,13 +165,12 @@ def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBas
         yield Span(tokenizer.decode([token for token, _ in pairs], clean_up_tokenization_spaces=False), span_kind)
 
 
-def _counts(config: ResolvedConfig, data: PackedDataset, seconds_per_step: float) -> PreviewCounts:
+def _counts(data: PackedDataset, steps: int, seconds_per_step: float) -> PreviewCounts:
     blocks = data.blocks
     index, offsets = blocks.store.index, blocks.store.offsets
     records = np.unique(np.searchsorted(offsets, blocks.starts, side="right") - 1)  # that are trained on
     lengths = offsets[records + 1] - offsets[records]
     longest = int(lengths.argmax())
-    steps = total_steps(config, len(blocks))
     return PreviewCounts(
         **dict(data.summary),
         characters_per_token=float(index.characters[records].sum() / lengths.sum()),
@@ -186,3 +179,79 @@ def _counts(config: ResolvedConfig, data: PackedDataset, seconds_per_step: float
         steps=steps,
         seconds=steps * seconds_per_step,
     )
+
+
+def model_notes(config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the notes on a run, one sentence each.
+
+    Args:
+        config: the settings of the run.
+        model: the prepared model.
+        tokenizer: its tokenizer.
+    """
+    notes = [] if config.model == EMBEDDED else _terms(config.model)
+    return [*notes, *_template(config, tokenizer), *_reach(model)]
+
+
+def _terms(name: str) -> list[str]:
+    card, notes = read_card(name), []
+    if card.license:
+        notes.append(
+            _("the licence of {name} is {license}; read its terms before you publish an adapter").format(
+                name=name, license=card.license
+            )
+        )
+    if card.gated:
+        notes.append(_("{name} is gated: its users accept its terms on the hub").format(name=name))
+    return notes
+
+
+def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return a note if a chat model does not see its own chat template in the data."""
+    kinds = record_kinds(config.data, config.columns)
+    if not tokenizer.chat_template or Conversation in kinds:
+        return []
+    if kinds == {Completion}:
+        return [
+            _(
+                "the tokenizer has a chat template, but prompt and completion are joined without it; give messages "
+                "instead if the model is to answer in a chat"
+            )
+        ]
+    return [
+        _(
+            "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
+            "answer worse afterwards; its base model learns plain text better"
+        )
+    ]
+
+
+def _reach(model: nn.Module) -> list[str]:
+    """Return a note if a LoRA adapter leaves out most of the weights between embedding and head."""
+    adapter = active_adapter(model) if is_grafted(model) else None
+    if not isinstance(adapter, LoraAdapter):
+        return []
+    ends = {id(layer) for layer in vocabulary_layers(model).values()}
+    inside = [(path, layer) for path, layer in base_modules(model) if id(layer) not in ends]
+    sizes = {
+        f"{path}.{name}": parameter.numel()
+        for path, layer in inside
+        for name, parameter in layer._parameters.items()
+        if parameter is not None and parameter.dim() > 1 and not isinstance(layer, nn.Embedding)
+    }
+    reached = sum(size for name, size in sizes.items() if _is_reached(adapter, name))
+    total = sum(sizes.values())
+    if not total or reached / total >= _LEAST_REACHED:
+        return []
+    return [
+        _(
+            "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
+            "targets --model …` lists the others"
+        ).format(share=reached / total)
+    ]
+
+
+def _is_reached(adapter: LoraAdapter, name: str) -> bool:
+    path = name.rpartition(".")[0]
+    whole = any(path == saved or path.startswith(f"{saved}.") for saved in adapter.modules)
+    return path in adapter.pairs or name in adapter.parameter_pairs or whole

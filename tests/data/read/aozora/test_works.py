@@ -30,7 +30,6 @@ from tsugiki.data import (
     check_target,
     open_source,
     read_entries,
-    select,
     write_works,
 )
 from tsugiki.errors import TsugikiError
@@ -247,20 +246,6 @@ def test_only_zips_in_the_files_folders_are_works(mirror):
     (mirror / "cards/000001/other").mkdir()
     (mirror / "cards/000001/other/1.zip").write_bytes(FILES["cards/000001/files/1_ruby.zip"])
     assert len(MirrorFolder(mirror).entries()) == 3
-
-
-@pytest.mark.slow
-def test_the_mirror_by_its_manifest(aozora_mirror):
-    source = MirrorFolder(aozora_mirror)
-    entries = source.entries()
-    assert len(entries) == 4450
-    assert len({entry.people[0].id for entry in entries}) == 21
-    chosen = select(entries, Query(author="夏目漱石", kana="modern"))
-    works = list(read_entries(source, chosen, Query(author="夏目漱石", kana="modern"), pytest.fail))
-    assert len(works) == len(chosen) > 90
-    assert {work.person_id for work in works} == {"000148"}
-    with pytest.raises(TsugikiError, match="夏目漱石"):
-        select(entries, Query(author="夏目　激石"))
 
 
 def test_files_as_they_were_downloaded(tmp_path: Path, mirror):

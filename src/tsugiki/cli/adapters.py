@@ -1,0 +1,543 @@
+"""The commands below `tsugiki adapters`."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+from rich.cells import cell_len
+
+from tsugiki.cli.flags import Library, add_command_to, layer_names, new_group
+from tsugiki.cli.terminal import print_line, print_next_command, print_table
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.export import Loader
+from tsugiki.language import ENGLISH, _, choose_language
+from tsugiki.report.table import Table
+
+if TYPE_CHECKING:
+    from tsugiki.adapters.algebra.matrices import RankReduction
+
+NewAdapter: TypeAlias = Annotated[
+    str, typer.Option("--out", help="A new name in the library, or the path of a new folder.")
+]
+
+AllowBaseMismatch: TypeAlias = Annotated[
+    bool,
+    typer.Option("--allow-base-mismatch", help="Use an adapter although it was trained on another base."),
+]
+
+Weights: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="The factor on the update of each adapter, such as 0.7,0.3; negative ones subtract. 1 for each if unset.",
+        show_default=False,
+    ),
+]
+
+
+def parse_weights(text: str | None) -> list[float] | None:
+    """Parse the value of --weights, numbers separated by commas; None stays None.
+
+    Raises:
+        TsugikiError: a part is not a number.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise TsugikiError(
+            _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3").format(text=text)
+        ) from error
+
+
+def list_command(
+    *,
+    json_: bool = False,
+    library: Library = None,
+) -> None:
+    """List the adapters in the library, and what is wrong with those that are broken.
+
+    Only the configs and the names and shapes of the weights are read; `tsugiki adapters verify` checks everything.
+
+    Args:
+        json_: Print JSON, one object per line.
+    """
+    from tsugiki.adapters.library import library_folder, read_library
+    from tsugiki.report.adapter import entry_line, library_table
+
+    if json_:
+        choose_language(ENGLISH)  # of the reasons why adapters are broken
+    home = library or library_folder()
+    entries = read_library(home)
+    if json_:
+        for entry in entries:
+            typer.echo(entry_line(entry))
+        return
+    if not entries:
+        print_line(
+            _(
+                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
+            ).format(home=home)
+        )
+        return
+    if any(entry.info for entry in entries):
+        print_table(
+            library_table(entries),
+            _("perplexity: on the held-out text of each adapter's run, before and after training"),
+        )
+    for entry in entries:
+        if entry.broken:
+            print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+
+
+def add_command(
+    source: Path,
+    *,
+    name: str | None = None,
+    library: Library = None,
+) -> None:
+    """Copy an adapter into the library. It must be complete; an existing adapter is never overwritten.
+
+    Args:
+        source: An adapter's folder, such as a run's folder or one written by PEFT.
+        name: Its name in the library; if unset, the name of the folder.
+    """
+    from tsugiki.adapters.library import copy_into_library, library_folder
+
+    folder = copy_into_library(source, library or library_folder(), name)
+    typer.echo(str(folder))
+    print_next_command("chat", str(folder) if library else folder.name)
+
+
+def rename_command(
+    old: str,
+    new: str,
+    *,
+    library: Library = None,
+) -> None:
+    """Rename an adapter in the library.
+
+    Args:
+        old: The current name in the library.
+        new: The new name.
+    """
+    from tsugiki.adapters.library import library_folder, rename_adapter
+
+    typer.echo(str(rename_adapter(old, new, library or library_folder())))
+
+
+def remove_command(
+    names: list[str],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y")] = False,
+    library: Library = None,
+) -> None:
+    """Remove adapters from the library permanently. Of a link to a folder, only the link is removed.
+
+    Args:
+        names: Names in the library.
+        yes: Do not ask for confirmation.
+    """
+    from tsugiki.adapters.library import library_folder, member
+    from tsugiki.io.atomic import remove_folder
+
+    folders = [member(name, library or library_folder()) for name in dict.fromkeys(names)]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise TsugikiError(
+                _(
+                    "cannot ask for confirmation (stdin is not a terminal); pass --yes to remove the adapters "
+                    "permanently"
+                )
+            )
+        if not typer.confirm(
+            _("Remove {names} permanently?").format(names=summarise_list([folder.name for folder in folders]))
+        ):
+            raise typer.Exit(1)
+    for folder in folders:
+        remove_folder(folder)
+        typer.echo(_("removed {folder}").format(folder=folder))
+
+
+def show_command(
+    adapter: str,
+    *,
+    html: Path | None = None,
+    library: Library = None,
+) -> None:
+    """Show an adapter's settings, training run, results and samples, and the size of its update in each layer.
+
+    Args:
+        adapter: An adapter: a name in the library, or a folder.
+        html: Also write an HTML page with plots to this file.
+    """
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.report.adapter import (
+        LAYERS_EXPLAINED,
+        info_lines,
+        inspect_adapter,
+        kinds_table,
+        layers_table,
+        tensors_table,
+        write_adapter_page,
+    )
+    from tsugiki.report.formatting import describe_change
+    from tsugiki.report.record_text import change_of_run, held_out_table
+    from tsugiki.report.samples import shown_samples
+
+    folder = adapter_folder(adapter, library)
+    with ProgressDisplay().stage(_("layers"), None) as advance:
+        report = inspect_adapter(folder, advance)
+    for label, text in info_lines(report):
+        print_line(f"{label}{' ' * max(1, 15 - cell_len(label))}{text}")
+    for note in report.notes:
+        print_line(_("note: {note}").format(note=note))
+    record = report.record
+    if record and len(record.evaluations) > 1:
+        print_table(held_out_table(record), _("change: {change}").format(change=describe_change(change_of_run(record))))
+    for when, prompt, text in shown_samples(record) if record else ():
+        print_line(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
+    if report.tensors:
+        print_table(tensors_table(report.tensors))
+    if report.layers:
+        print_table(layers_table(report.layers))
+        print_table(kinds_table(report.layers), _(LAYERS_EXPLAINED))
+    if html:
+        write_adapter_page(html, report)
+        print_line(_("page: {path}").format(path=html))
+
+
+def diff_command(
+    first: str,
+    second: str,
+    *,
+    library: Library = None,
+) -> None:
+    """Compare two adapters: their settings, and the distance between their updates in each layer.
+
+    A cosine of 1 means the same direction, and 0 means orthogonal. A layer that only one adapter has counts as zero in
+    the other.
+
+    Args:
+        first: An adapter: a name in the library, or a folder.
+        second: An adapter: a name in the library, or a folder.
+    """
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.report.difference import compare_adapters
+
+    comparison = compare_adapters(adapter_folder(first, library), adapter_folder(second, library))
+    for table in (comparison.settings, comparison.matrices):
+        if table.rows:
+            print_table(table)
+    for note in comparison.notes:
+        print_line(_("note: {note}").format(note=note))
+
+
+_SETTINGS = (".yaml", ".yml")
+
+
+def verify_command(
+    adapters: list[str] | None = None,
+    *,
+    for_: Loader | None = None,
+    model: str | None = None,
+    library: Library = None,
+) -> None:
+    """Read adapters completely and list all problems; the exit status is 2 if there are any.
+
+    The config must be supported, the weights must be finite and stored as safetensors, and LoRA factors must be
+    complete and have the ranks that the config gives. --for also lists why another program cannot load an adapter or,
+    before training, the adapter that a run's settings would give.
+
+    Args:
+        adapters: Names in the library, folders, or a run's settings (.yaml); the whole library if unset.
+        for_: Also list what this program cannot load.
+        model: A base that the adapters must fit: 'embedded', a model folder, or a hub id.
+    """
+    from tsugiki.adapters.library import adapter_folder, library_folder, read_library
+    from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
+    from tsugiki.base.loading import load_meta_model
+    from tsugiki.export.loaders import incompatibilities, incompatibilities_before_training
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.training.config_files import load_config
+
+    home = library or library_folder()
+    given = adapters or [entry.name for entry in read_library(home)]
+    if not given:
+        print_line(
+            _(
+                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
+            ).format(home=home)
+        )
+        return
+    progress, broken = ProgressDisplay(), 0
+    with progress.stage("base", None):
+        base = known_base(model) if model else None
+    with progress.stage("adapters", len(given)) as advance:
+        for name in given:
+            if name.endswith(_SETTINGS):
+                if for_ is None:
+                    raise TsugikiError(
+                        _(
+                            "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
+                            "the adapter"
+                        ).format(name=name)
+                    )
+                settings = load_config(Path(name), {"model": model} if model else {})
+                shape = load_meta_model(settings.model)
+                problems = incompatibilities_before_training(for_, settings.adapter_config, shape)
+            else:
+                files = read_adapter_files(adapter_folder(name, home))
+                problems = list(files.problems)
+                if base and not problems:
+                    problems = find_misfits(files, base)
+                if for_ and not problems:
+                    problems = incompatibilities(for_, files, model)
+            broken += bool(problems)
+            for problem in problems or [_("nothing is wrong")]:
+                print_line(f"{name}: {problem}")
+            advance(1)
+    if broken:
+        raise TsugikiError(_("{broken} of {count} adapters have problems").format(broken=broken, count=len(given)))
+
+
+def combine_command(
+    adapters: list[str],
+    *,
+    out: NewAdapter,
+    weights: Weights = None,
+    type_: str = "cat",
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    library: Library = None,
+) -> None:
+    """Combine several adapters of one base into one adapter, by default as the exact weighted sum.
+
+    The table shows how large each part is: ‖ΔW‖ is the root of the sum of squares of the update over all layers.
+
+    Args:
+        adapters: Names in the library, or folders.
+        type_: cat (the exact sum), svd (the sum, at a --rank), linear, or one of PEFT's other combination types,
+            which need a --density: ties, dare_ties, dare_linear, magnitude_prune, and these with _svd.
+        rank: Rank of the result, for types with svd; if unset, the highest of the adapters' ranks.
+        density: The share of elements that are kept, such as 0.2, for types that drop some.
+        seed: Seed of the random choice of elements, for the dare types.
+    """
+    from tsugiki.adapters.algebra.combine import (
+        Combination,
+        combine,
+        distance,
+        load_weighted_adapters,
+        norm,
+        weights_or_ones,
+        write_combined,
+    )
+    from tsugiki.adapters.library import adapter_folder, new_adapter_folder
+
+    folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
+    combination = Combination(type_, rank, density, seed)
+    parts = load_weighted_adapters(folders, weights_or_ones(parse_weights(weights), len(folders)))
+    lora = combine(parts, combination, allow_base_mismatch=allow_base_mismatch, track=track_layers)
+    write_combined(lora, target, folders, [part.weight for part in parts], combination)
+    rows = [[part.name, f"{part.weight:g}", f"{abs(part.weight) * norm(part.lora):.4g}"] for part in parts]
+    line = f"{type_}: ‖ΔW‖ = {norm(lora):.4g}"
+    if type_ != "cat":
+        exact = combine(parts, Combination("cat"), allow_base_mismatch=allow_base_mismatch)
+        line += _("; the exact sum has {norm:.4g}, and differs from the result by {distance:.4g}").format(
+            norm=norm(exact), distance=distance(lora, exact)
+        )
+    print_table(Table([_("adapter"), _("weight"), _("‖weight · ΔW‖")], rows), line)
+    print_written(target)
+
+
+def scale_command(
+    adapter: str,
+    *,
+    by: float,
+    out: NewAdapter,
+    library: Library = None,
+) -> None:
+    """Multiply an adapter's update by a number, to make its effect stronger, weaker, or the opposite.
+
+    Args:
+        adapter: An adapter: a name in the library, or a folder.
+        by: The factor on the update; with -1 the result subtracts the adapter.
+    """
+    from tsugiki.adapters.algebra.combine import scaled
+    from tsugiki.adapters.library import adapter_folder, new_adapter_folder
+    from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
+    from tsugiki.adapters.metadata import Provenance, source_adapter
+
+    folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
+    provenance = Provenance(operation="scale", sources=(source_adapter(folder),), settings={"by": by})
+    write_lora_weights(scaled(read_lora_weights(folder), by), target, provenance, [folder])
+    print_written(target)
+
+
+def truncate_command(
+    adapter: str,
+    *,
+    out: NewAdapter,
+    rank: int | None = None,
+    energy: float | None = None,
+    library: Library = None,
+) -> None:
+    """Reduce an adapter's rank; each layer gets the best approximation of its update that the rank allows.
+
+    The energy of an update is the sum of squares of its elements.
+
+    Args:
+        adapter: An adapter: a name in the library, or a folder.
+        rank: The new rank of every layer that has a higher one.
+        energy: Instead of --rank: give each layer the smallest rank that keeps this share, such as 0.99.
+    """
+    from tsugiki.adapters.algebra.matrices import kept_energy, truncated, truncated_to_energy
+    from tsugiki.adapters.library import adapter_folder, new_adapter_folder
+    from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
+    from tsugiki.adapters.metadata import Provenance, source_adapter
+    from tsugiki.errors import TsugikiError
+
+    folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
+    lora = read_lora_weights(folder)
+    if rank is not None and energy is None:
+        shorter, kept = truncated(lora, rank)
+    elif energy is not None and rank is None:
+        shorter, kept = truncated_to_energy(lora, energy)
+    else:
+        raise TsugikiError(_("pass either --rank or --energy"))
+    if all(layer.after == layer.before for layer in kept.values()):
+        highest = max(layer.before for layer in kept.values())
+        raise TsugikiError(
+            _("no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written").format(
+                adapter=adapter, highest=highest
+            )
+        )
+    settings = {"rank": rank} if energy is None else {"energy": energy}
+    provenance = Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
+    write_lora_weights(shorter, target, provenance, [folder])
+    print_kept(kept, _("overall: {energy:.2%} of the update's energy is kept").format(energy=kept_energy(kept)))
+    print_written(target)
+
+
+def extract_command(
+    *,
+    model: str,
+    base: str,
+    out: NewAdapter,
+    rank: int = 32,
+    target_modules: str = "all-linear",
+    library: Library = None,
+) -> None:
+    """Make a LoRA adapter from the difference between a fully fine-tuned model and its base.
+
+    Both models are read layer by layer. The energy of a change is the sum of squares of its elements.
+
+    Args:
+        model: The fine-tuned model: a folder, or a hub id.
+        base: The base that it was fine-tuned from: 'embedded', a model folder, or a hub id.
+        rank: Rank of the adapter.
+        target_modules: Layers to extract: name endings 'a,b', or 'all-linear' (all except the output head).
+    """
+    from tsugiki.adapters.algebra.extract import extract
+    from tsugiki.adapters.library import new_adapter_folder
+    from tsugiki.adapters.lora_weights import write_lora_weights
+    from tsugiki.adapters.metadata import Provenance, Source
+    from tsugiki.base.resolve import local_folder
+    from tsugiki.errors import summarise_list
+
+    target = new_adapter_folder(out, library)
+    found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track_layers)
+    provenance = Provenance(
+        operation="extract", sources=(Source(name=model),), settings={"rank": rank, "energy": found.energy}
+    )
+    write_lora_weights(found.lora, target, provenance, [local_folder(model)])
+    total = found.total_energy
+    lines = [_("overall: the adapter holds {energy:.2%} of the energy of all changes").format(energy=found.energy)]
+    if found.unchanged:
+        lines.append(
+            _("left out because they did not change: {unchanged}").format(unchanged=summarise_list(found.unchanged))
+        )
+    if found.not_captured:
+        by_energy = sorted(found.not_captured.items(), key=lambda item: -item[1])
+        shares = [f"{name} ({energy / total:.2%})" for name, energy in by_energy]
+        lines.append(_("changed, but not in the adapter: {shares}").format(shares=summarise_list(shares)))
+    print_kept(found.kept, *lines)
+    print_written(target)
+
+
+def import_command(
+    file: Path,
+    *,
+    model: str,
+    out: NewAdapter,
+    allow_base_mismatch: AllowBaseMismatch = False,
+    library: Library = None,
+) -> None:
+    """Convert a GGUF adapter to a folder that Tsugiki and PEFT can load.
+
+    Args:
+        file: A LoRA adapter for llama.cpp, as a GGUF file.
+        model: The adapter's base: 'embedded', a model folder, or a hub id.
+    """
+    from tsugiki.adapters.library import new_adapter_folder
+    from tsugiki.base.gguf.file import require_gguf
+    from tsugiki.export.gguf_adapter import import_gguf_adapter
+    from tsugiki.io.progress import ProgressDisplay
+
+    require_gguf()
+    folder = new_adapter_folder(out, library)
+    with ProgressDisplay().stage(_("importing"), None):
+        lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
+    typer.echo(_("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model))
+    print_next_command("chat", str(folder))
+
+
+def track_layers(paths: Sequence[str]) -> Iterator[str]:
+    """Iterate over layers and show a progress bar in a terminal."""
+    from tsugiki.io.progress import ProgressDisplay
+
+    return ProgressDisplay().track(paths, _("layers"))
+
+
+def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
+    """Print a table with each layer's rank before and after and the share of its update that is kept, then `lines`."""
+
+    rows = [[path, str(layer.before), str(layer.after), f"{layer.energy:.2%}"] for path, layer in kept.items()]
+    print_table(Table([_("layer"), _("rank"), "→", _("energy kept")], rows), *lines)
+
+
+def print_written(out: Path) -> None:
+    """Print the folder and the size of a new adapter."""
+    from tsugiki.io.file_names import ADAPTER_FILE
+    from tsugiki.io.formatting import format_size
+
+    typer.echo(f"→ {out} ({format_size((out / ADAPTER_FILE).stat().st_size)})")
+    print_next_command("chat", str(out))
+
+
+adapters_app = new_group("Manage the library of adapters; compare, verify, combine and convert adapters.")
+
+LIBRARY, CHECK, MAKE = "The library", "Look and check", "Make from others"
+"""The groups of commands."""
+
+_COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
+    "list": (LIBRARY, list_command),
+    "add": (LIBRARY, add_command),
+    "rename": (LIBRARY, rename_command),
+    "remove": (LIBRARY, remove_command),
+    "show": (CHECK, show_command),
+    "diff": (CHECK, diff_command),
+    "verify": (CHECK, verify_command),
+    "combine": (MAKE, combine_command),
+    "scale": (MAKE, scale_command),
+    "truncate": (MAKE, truncate_command),
+    "extract": (MAKE, extract_command),
+    "import": (MAKE, import_command),
+}
+for _name, (_group, _function) in _COMMANDS.items():
+    add_command_to(adapters_app, _name, _function, _group)

@@ -1,1 +1,0 @@
-"""The commands `tsugiki adapters …`, one file for each."""

@@ -1,0 +1,301 @@
+"""Commands that measure and show: `tsugiki eval`, `methods`, `report`, `bench` and `cache`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tsugiki.cli.fast_start import import_libraries
+from tsugiki.cli.flags import Loading, add_command_to, new_group
+from tsugiki.cli.terminal import print_line, print_table
+from tsugiki.data.read.reading import Reading
+from tsugiki.data.read.schemas import parse_columns
+from tsugiki.data.records import AssistantTurns
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.report.table import Table
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tsugiki.training.evaluation_targets import EvaluationTarget
+
+
+def evaluate_command(
+    *,
+    data: list[str] | None = None,
+    columns: str | None = None,
+    questions: Path | None = None,
+    model: list[str] | None = None,
+    adapter: list[str] | None = None,
+    characters: Annotated[int | None, typer.Option(min=1)] = None,
+    assistant_turns: AssistantTurns = "all",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    chat_template: str | None = None,
+    json_: bool = False,
+    loading: Loading,
+) -> None:
+    """Show loss, perplexity and bits per character of models and adapters on the same text.
+
+    With --questions, show the share of questions that they answer correctly.
+
+    Args:
+        data: Text to evaluate on: same formats as the data of `tsugiki train`; can be repeated.
+        columns: Names of columns or fields that differ from those of Tsugiki: prompt=question,…
+        questions: Instead of --data, prompts with expected answers: JSON Lines with prompt and expected.
+        model: Model: 'embedded', a folder, a GGUF file, or a hub id; can be repeated.
+        adapter: Adapter: a folder or a name in the library; can be repeated. Its base is --model, if exactly one is
+            given, otherwise the base that the adapter names.
+        characters: Approximate number of characters to evaluate, in whole windows. Default: all.
+        assistant_turns: Which answers of a conversation are scored: all, or the last one.
+        max_new_tokens: Largest number of tokens of an answer to --questions.
+        chat_template: Chat template for conversations: a Jinja file, or default, a plain one. Default: that of the
+            adapter, or of the tokenizer.
+        json_: Print one JSON object per line.
+    """
+
+    import_libraries()
+    from tsugiki.cli.summary import print_answers, print_evaluations
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.training.evaluation.questions import read_questions
+    from tsugiki.training.evaluation_targets import answer_with_targets, evaluate_targets, evaluation_targets
+
+    if (not data) == (questions is None):
+        raise TsugikiError(
+            _("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
+        )
+    chosen = evaluation_targets(model or [], adapter or [])
+    if questions is not None:
+        answers = answer_with_targets(
+            chosen,
+            read_questions(questions),
+            max_new_tokens,
+            ProgressDisplay(),
+            chat_template=chat_template,
+            **asdict(loading),
+        )
+        if json_:
+            _print_json(chosen, answers)
+        else:
+            print_answers([str(target) for target in chosen], list(answers))
+        return
+    assert data
+    reading = Reading()
+    results = evaluate_targets(
+        chosen,
+        data,
+        assistant_turns,
+        characters,
+        ProgressDisplay(),
+        columns=_columns(columns),
+        reading=reading,
+        chat_template=chat_template,
+        **asdict(loading),
+    )
+    if json_:
+        _print_json(chosen, results)
+        return
+    found, more = list(results), list(reading.notes())
+    if characters is not None and found[0].characters > characters:
+        more.append(
+            _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated").format(
+                asked=characters, measured=found[0].characters
+            )
+        )
+    print_evaluations([str(target) for target in chosen], found, more)
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    try:
+        return parse_columns(text) if text else {}
+    except ValueError as error:
+        raise TsugikiError(str(error)) from error
+
+
+def _print_json(chosen: "Sequence[EvaluationTarget]", results: "Iterable[BaseModel]") -> None:
+    """Print the result of each target as one line of JSON."""
+    for target, result in zip(chosen, results, strict=True):
+        names = {"model": target.model, "adapter": target.adapter_name or None}
+        typer.echo(json.dumps(names | result.model_dump(mode="json")))
+
+
+def methods_command(
+    name: str | None = None,
+    *,
+    model: str = "embedded",
+) -> None:
+    """List the methods to adapt a model, describe one of them, or list the layers that LoRA grafts.
+
+    Args:
+        name: Describe this method and its settings; 'targets': list the layers that LoRA grafts by default; without
+            it, list all methods.
+        model: Model whose parameters or layers are counted: 'embedded', a folder, or a hub id.
+    """
+
+    import_libraries("tsugiki.report.methods")
+    from tsugiki.report.methods import describe_method, methods_table
+
+    if name is None:
+        print_table(
+            methods_table(model),
+            _("trainable parameters: of {model}, with default settings").format(model=model),
+            _("tsugiki methods NAME describes one method"),
+            _("tsugiki methods targets lists the layers that LoRA grafts"),
+        )
+        return
+    if name == "targets":
+        from tsugiki.report.methods import targets_table
+
+        table, lines = targets_table(model)
+        print_table(table, *lines)
+        return
+    text, settings, notes = describe_method(name, model)
+    typer.echo(text)
+    if settings.rows:
+        print_table(settings)
+    for note in notes:
+        typer.echo(note)
+
+
+def report_command(
+    folder: Path,
+) -> None:
+    """Regenerate the page of a run, report.html, from its record.
+
+    Args:
+        folder: Folder of a run, which may still be running.
+    """
+    from tsugiki.report.run import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+def bench_command(
+    *,
+    model: str = "gpt2-small",
+    entries: str | None = None,
+    batch: Annotated[int, typer.Option(min=1)] = 4,
+    length: Annotated[int, typer.Option(min=2)] = 512,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    steps: Annotated[int, typer.Option(min=1)] = 6,
+    out: Path | None = None,
+    list_: bool = False,
+) -> None:
+    """Compare speed and memory with PEFT, TRL and others, and with the limit of this machine.
+
+    Every entry trains on the same tokens in its own process, and only one process takes steps at a time.
+
+    Args:
+        model: A known shape (--list), 'embedded', a model folder, a GGUF file, or a hub id.
+        entries: Names such as 'a,b' (--list), or 'all'. Default: the chapter, PEFT, TRL and Tsugiki.
+        batch: Rows per step.
+        length: Tokens per row.
+        rounds: Blocks of consecutive steps of each entry, in turns.
+        steps: Counted steps in a block; two more come first.
+        out: Folder for results.json, table.md and plot.svg.
+        list_: List models and entries without measuring.
+    """
+
+    if list_:
+        _list()
+        return
+    from tsugiki.bench.bench import choose_entries, run_benchmark, write_results
+    from tsugiki.bench.entries import TRAINING_ENTRIES
+    from tsugiki.bench.table import results_lines, results_table
+    from tsugiki.bench.workload import Workload
+    from tsugiki.io.atomic import check_writable
+
+    if out is not None:
+        check_writable(out)
+    names = (
+        list(TRAINING_ENTRIES) if entries == "all" else [name.strip() for name in (entries or "").split(",") if name]
+    )
+    results = run_benchmark(
+        choose_entries(names),
+        Workload(model, batch, length),
+        rounds,
+        shlex.join(["tsugiki", *sys.argv[1:]]),
+        lambda line: print(line, file=sys.stderr),
+        steps,
+    )
+    if out is not None:
+        write_results(results, out)
+    titles, rows = results_table(results)
+    print_table(
+        Table([title and _(title) for title in titles], rows),
+        *results_lines(results),
+        *([_("written to {out}").format(out=out)] if out else []),
+    )
+
+
+def _list() -> None:
+    from tsugiki.bench.entries import DEFAULT_ENTRIES, TRAINING_ENTRIES
+    from tsugiki.bench.models import known_models
+
+    print_table(Table([_("model"), ""], [[name, _(summary)] for name, summary in known_models().items()]))
+    rows = []
+    for name, entry in TRAINING_ENTRIES.items():
+        default = _("default") if name in DEFAULT_ENTRIES else ""
+        missing = _("not installed ({install})").format(install=entry.install)
+        rows.append([name, _(entry.summary), missing if entry.missing else default])
+    print_table(Table([_("entry"), "", ""], rows))
+
+
+def list_cache_command(
+    *,
+    json_: bool = False,
+) -> None:
+    """List the quantised models in the cache, and how much room the rest of it takes.
+
+    Args:
+        json_: Print JSON, one object per line.
+    """
+    from tsugiki.io.cache import cache_folder
+    from tsugiki.io.formatting import format_size
+    from tsugiki.report.cache import cache_fields, cache_table, read_cache
+
+    cached = read_cache()
+    if json_:
+        for entry in cached:
+            typer.echo(json.dumps(cache_fields(entry), ensure_ascii=False))
+    elif not cached:
+        print_line(_("nothing is in the cache, {folder}").format(folder=cache_folder("")))
+    else:
+        total = format_size(sum(entry.bytes for entry in cached))
+        print_table(cache_table(cached), _("{size} in {folder}").format(size=total, folder=cache_folder("")))
+
+
+def clear_cache_command(
+    kinds: list[str] | None = None,
+) -> None:
+    """Remove what is in the cache; it is made again, or downloaded again, when it is needed.
+
+    Args:
+        kinds: quantized, fingerprints, gguf, tokens or aozora; without it, everything is removed.
+    """
+    from tsugiki.io.atomic import remove_folder
+    from tsugiki.io.cache import cache_folder
+    from tsugiki.io.formatting import format_size
+    from tsugiki.report.cache import KINDS, read_cache
+
+    unknown = [kind for kind in kinds or () if kind not in KINDS]
+    if unknown:
+        raise TsugikiError(
+            _("{kind}: not in the cache; known are {known}").format(kind=unknown[0], known=", ".join(KINDS))
+        )
+    chosen = list(dict.fromkeys(kinds or KINDS))
+    freed = sum(entry.bytes for entry in read_cache() if entry.kind in chosen)
+    for kind in chosen:
+        if cache_folder(kind).is_dir():
+            remove_folder(cache_folder(kind))
+    print_line(_("removed {size} from {folder}").format(size=format_size(freed), folder=cache_folder("")))
+
+
+cache_app = new_group("List or remove what Tsugiki keeps on the disk to be faster the next time.")
+add_command_to(cache_app, "list", list_cache_command)
+add_command_to(cache_app, "clear", clear_cache_command)

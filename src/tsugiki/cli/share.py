@@ -1,0 +1,304 @@
+"""Commands that make files for other programs and for the hub: `tsugiki merge`, `export`, `push` and `pull`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tsugiki.cli.adapters import AllowBaseMismatch, Weights, parse_weights
+from tsugiki.cli.fast_start import import_libraries
+from tsugiki.cli.flags import Library
+from tsugiki.cli.terminal import print_next_command
+from tsugiki.dtypes import GgufDtype
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _, marked
+
+
+def merge_command(
+    *,
+    adapter: list[str],
+    out: Path,
+    model: str | None = None,
+    weights: Weights = None,
+    data: list[str] | None = None,
+    characters: Annotated[int | None, typer.Option(min=1)] = None,
+    verify: bool = True,
+    allow_base_mismatch: AllowBaseMismatch = False,
+) -> None:
+    """Merge adapters into their base and write an ordinary Transformers model, in the dtypes of the base's files.
+
+    Args:
+        adapter: An adapter folder, or a name in the library. Can be given several times: the updates are summed.
+        out: A new folder for the merged model.
+        model: The base: 'embedded', a model folder, a GGUF file, or a hub id. Default: what the adapter names.
+        data: Text on which perplexity is compared before and after, as for tsugiki eval; repeatable.
+        characters: Evaluate about this many characters of --data, spread evenly; all if unset.
+        verify: Compare logits before and after; this loads the whole model.
+    """
+
+    import_libraries("tsugiki.training.workflows.merge")
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.adapters.named_base import named_base
+    from tsugiki.cli.summary import print_merge
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.training.workflows.merge import Merge, merge_into_folder
+
+    folders = [adapter_folder(name) for name in adapter]
+    base = model or named_base(folders[0])
+    if base is None:
+        raise TsugikiError(_("{adapter} does not name its base; give the base as --model").format(adapter=adapter[0]))
+    merge = Merge(
+        base,
+        folders,
+        parse_weights(weights),
+        allow_base_mismatch,
+        verify,
+        data or None,
+        characters,
+    )
+    print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))
+    print_next_command("chat", "--model", str(out))
+
+
+def export_command(
+    adapter: str | None = None,
+    *,
+    gguf: Path,
+    model: str | None = None,
+    merged: bool = False,
+    base: Path | None = None,
+    dtype: GgufDtype | None = None,
+    allow_base_mismatch: bool = False,
+    allow_tokenizer_mismatch: bool = False,
+    library: Library = None,
+) -> None:
+    """Export an adapter or a model as a GGUF file for llama.cpp.
+
+    llama.cpp loads an adapter together with its base (llama-cli -m BASE --lora ADAPTER). A model is written only if the
+    file tokenises text as the model's own tokenizer does.
+
+    Args:
+        gguf: The new GGUF file. A Modelfile for Ollama is written to the same folder.
+        adapter: An adapter: a folder, such as a run's, or a name in the library. If unset, a model is exported.
+        model: The model, or the adapter's base: 'embedded', a folder, a GGUF file or a hub id. By default the base
+            that the adapter names.
+        merged: Merge the adapter into its base and export the model.
+        base: The adapter's base as a GGUF file. It is checked that the adapter fits, and the Modelfile names it.
+        dtype: Type of the matrices in the file. For an adapter f32 (default) or f16; for a model any, by default
+            that of its files.
+        allow_base_mismatch: Export an adapter that was trained on another base.
+        allow_tokenizer_mismatch: Write a model even if the file gives other tokens than the model's tokenizer.
+    """
+    from tsugiki.base.gguf.file import require_gguf
+
+    require_gguf()
+    if adapter is None:
+        _require(not merged, _("--merged requires an adapter, which is merged into its base"))
+        _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
+    if adapter is None or merged:
+        _require(base is None, _("--base requires an adapter and cannot be combined with --merged"))
+        _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
+    else:
+        _require(
+            dtype not in ("bf16", "q8_0"), _("an adapter can be exported in f32 or f16; --merged exports the model")
+        )
+        _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
+
+
+def _export_adapter(
+    adapter: str,
+    gguf: Path,
+    model: str | None,
+    base: Path | None,
+    dtype: GgufDtype | None,
+    library: Path | None,
+    allow_base_mismatch: bool,
+) -> None:
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.export.gguf_adapter import export_gguf_adapter
+    from tsugiki.io.formatting import format_size
+    from tsugiki.io.progress import ProgressDisplay
+
+    folder = adapter_folder(adapter, library)
+    with ProgressDisplay().stage(_("exporting"), None):  # computing the base's fingerprint reads all of its weights
+        done = export_gguf_adapter(
+            folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
+        )
+    typer.echo(
+        _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m {base} --lora {gguf}").format(
+            gguf=gguf,
+            layers=done.layers,
+            ranks=done.ranks,
+            alpha=done.alpha,
+            size=format_size(done.bytes),
+            base=base or "BASE.gguf",
+        )
+    )
+    line = _("{modelfile}: for Ollama before version 0.34.1")
+    if not base:
+        line = _("{modelfile}: for Ollama before version 0.34.1; fill in the base at FROM")
+    typer.echo(line.format(modelfile=done.modelfile))
+
+
+def _export_model(
+    adapter: str | None,
+    gguf: Path,
+    model: str | None,
+    dtype: GgufDtype | None,
+    library: Path | None,
+    allow_base_mismatch: bool,
+    allow_tokenizer_mismatch: bool,
+) -> None:
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.adapters.named_base import named_base
+    from tsugiki.base.resolve import gguf_path
+    from tsugiki.export.gguf_model import export_model, merged_model, stored_model
+    from tsugiki.io.formatting import format_size
+    from tsugiki.io.progress import ProgressDisplay
+
+    folder = None if adapter is None else adapter_folder(adapter, library)
+    name = model or (None if folder is None else named_base(folder))
+    if name is None:
+        raise TsugikiError(
+            _("{folder} does not name the base that it was trained on; pass it as --model").format(folder=folder)
+        )
+    source = (
+        stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
+    )
+    with ProgressDisplay().stage(_("exporting"), sum(tensor.numel() for tensor in source.weights.values())) as advance:
+        export = export_model(
+            source,
+            gguf,
+            dtype,
+            original=gguf_path(name),
+            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
+            advance=advance,
+        )
+    written, tokens = export.written, export.tokens
+    typer.echo(
+        _("{gguf}: {tensors} tensors of a {architecture} in {dtype}, {size}; for Ollama: {modelfile}").format(
+            gguf=export.gguf,
+            tensors=written.tensors,
+            architecture=written.architecture,
+            dtype=written.dtype,
+            size=format_size(written.bytes),
+            modelfile=export.modelfile,
+        )
+    )
+    if tokens.tokenized_by is None:
+        compared = _("only metadata compared (llama-cpp-python is not installed)")
+    else:
+        compared = _("{count} prompts tokenised by {by}").format(count=tokens.prompts, by=tokens.tokenized_by)
+    typer.echo(_("tokens: {compared}, {count} differences").format(compared=compared, count=len(tokens.problems)))
+    for line in (*tokens.problems, *tokens.notes):
+        typer.echo(f"  {line}")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise TsugikiError(message)
+
+
+_OUTCOMES = {
+    "sent": marked("sent"),
+    "updated": marked("updated; the repository's history keeps the previous version"),
+    "unchanged": marked("nothing differs from the repository"),
+}
+
+
+def push_command(
+    adapter: str,
+    repo_id: str,
+    *,
+    base: str | None = None,
+    private: bool = False,
+    license_: str | None = None,
+    language: list[str] | None = None,
+    message: str = "Adapter, by tsugiki push",
+    replace_card: bool = False,
+    dry_run: bool = False,
+    library: Library = None,
+) -> None:
+    """Upload an adapter to the Hugging Face Hub, with a model card that shows its results, samples and usage.
+
+    The files are listed before they are sent. They contain no paths of this machine and no text of the training data.
+    A model card on the hub that was written or edited by hand is kept.
+
+    Args:
+        adapter: An adapter: a folder, or a name in the library.
+        repo_id: The repository, USER/NAME; created if it does not exist.
+        base: The base's name on the hub, if the adapter names a folder; 'none' if it is not on the hub.
+        private: If the repository is created, make it private.
+        license_: The adapter's licence, by its name on the hub, such as apache-2.0.
+        language: A language of the training text, such as ja. Can be given several times.
+        message: The commit message.
+        replace_card: Replace README.md even if it was not written by tsugiki push, or was edited since.
+        dry_run: Print the card and the files that would be sent, without connecting to the hub.
+    """
+    from tsugiki.adapters.library import adapter_folder
+    from tsugiki.base.resolve import EMBEDDED
+    from tsugiki.hub.card import is_own_card
+    from tsugiki.hub.client import check_repo_id, push, refuse_unknown_base
+    from tsugiki.hub.publication import publication, published_base
+
+    check_repo_id(repo_id)
+    folder = adapter_folder(adapter, library)
+    named = published_base(folder, base)
+    sent = publication(folder, repo_id, named, license_ or None, language or ())
+    for note in sent.notes:
+        print(_("note: {note}").format(note=note), file=sys.stderr)
+    for name, size in sent.sizes():
+        print(_("{size:>12,} bytes  {name}").format(size=size, name=name), file=sys.stderr)
+    if dry_run:
+        typer.echo(sent.card, nl=False)
+        return
+    if named not in (None, EMBEDDED):
+        refuse_unknown_base(named)
+    pushed = push(
+        sent.files,
+        repo_id,
+        may_replace_card=(lambda text: True) if replace_card else is_own_card,
+        private=private,
+        message=message,
+    )
+    if pushed.kept_card:
+        note = _("README.md in the repository was written or edited by hand and is kept; --replace-card replaces it")
+        print(_("note: {note}").format(note=note), file=sys.stderr)
+    typer.echo(f"{pushed.url} ({pushed.commit[:7]}): {_(_OUTCOMES[pushed.outcome])}")
+    print_next_command("pull", repo_id)
+
+
+def pull_command(
+    repo: str,
+    *,
+    name: str | None = None,
+    library: Library = None,
+) -> None:
+    """Download an adapter from the Hugging Face Hub into the library.
+
+    Only the files of an adapter are downloaded, never pickled weights. The adapter is added to the library only if it
+    is complete.
+
+    Args:
+        repo: USER/NAME, or USER/NAME@REVISION: a branch, a tag or a commit.
+        name: Its name in the library; if unset, the repository's name.
+    """
+    from tsugiki.adapters.files import read_base
+    from tsugiki.adapters.library import check_name, library_folder
+    from tsugiki.errors import TsugikiError
+    from tsugiki.hub.client import check_repo_id, pull
+
+    repo_id, at, revision = repo.partition("@")
+    check_repo_id(repo_id)
+    if at and not revision:
+        raise TsugikiError(_("{repo} has no revision after the @; add one, or remove the @").format(repo=repo))
+    folder = (library or library_folder()) / check_name(name or repo_id.partition("/")[2])
+    commit = pull(repo_id, folder, revision or None)
+    base = read_base(folder).name
+    typer.echo(
+        _("{folder}: {repo_id} at {commit}, an adapter for {base}").format(
+            folder=folder, repo_id=repo_id, commit=commit[:7], base=base or _("an unnamed base")
+        )
+    )
+    print_next_command("chat", str(folder) if library else folder.name)

@@ -1,0 +1,411 @@
+"""Commands that let a model write: `tsugiki generate` and `tsugiki chat`."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from tsugiki.cli.fast_start import import_libraries
+from tsugiki.cli.flags import Loading
+from tsugiki.data.read.character_encoding import decode
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.json import parse_json
+from tsugiki.language import _, marked
+
+if TYPE_CHECKING:
+    from tsugiki.data.records import Message
+    from tsugiki.generation.prompt import Prompt
+    from tsugiki.generation.sampling import Sampling
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.training.evaluation_targets import EvaluationTarget, TargetLoader
+
+
+_SAMPLING = "Sampling"
+_STDIN = "-"
+NewTokens: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel=_SAMPLING)]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Options that say how the next token is drawn.
+
+    Args:
+        temperature: 0: always the most probable token.
+        top_p: Sample from the tokens with this total probability.
+        repetition_penalty: Above 1, such as 1.2: tokens that have occurred become less probable.
+        seed: The same seed gives the same text.
+    """
+
+    temperature: Annotated[float, typer.Option(min=0, rich_help_panel=_SAMPLING)] = 0.7
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, rich_help_panel=_SAMPLING)] = 0.9
+    repetition_penalty: Annotated[float, typer.Option(min=0.1, max=10, rich_help_panel=_SAMPLING)] = 1.0
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=_SAMPLING)] = 0
+
+
+def generate_command(
+    *,
+    model: str | None = None,
+    prompt: list[str] | None = None,
+    prompts: str | None = None,
+    adapter: str | None = None,
+    compare: bool = False,
+    jsonl: bool = False,
+    max_new_tokens: NewTokens = 200,
+    drawing: Drawing,
+    raw: bool = False,
+    system: str | None = None,
+    loading: Loading,
+) -> None:
+    """Continue prompts with a model, alone or with an adapter; the text appears while it is generated.
+
+    If the adapter has learned conversations, a prompt is the user's turn, which the model answers.
+
+    Args:
+        model: Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names.
+        prompt: Text to continue; - is the standard input. Can be repeated.
+        prompts: File with a prompt in each line; in a .jsonl file, objects with prompt. - is the standard input.
+        adapter: Adapter: a folder, such as that of a run or a checkpoint, or a name in the library.
+        compare: Show what the base writes beside what it writes with the adapter.
+        jsonl: Print one JSON object in each line: model, adapter, prompt and text.
+        max_new_tokens: Largest number of new tokens.
+        raw: Continue prompts as plain text, although the adapter has learned conversations.
+        system: System message, for adapters and models that hold conversations.
+    """
+    if model is None and adapter is None:
+        raise TsugikiError(_("give a model as --model, or an adapter as --adapter"))
+    if compare and adapter is None:
+        raise TsugikiError(_("--compare needs an --adapter, which is compared with its base"))
+    texts = read_prompts(prompt or (), prompts)
+
+    import_libraries()
+    from tsugiki.generation.generate import generate_text, generate_texts
+    from tsugiki.generation.prompt import as_prompt, learned_conversations
+    from tsugiki.generation.sampling import Sampling
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.training.evaluation_targets import EvaluationTarget, evaluation_targets, loaded_targets
+
+    chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
+    if compare:
+        chosen = [EvaluationTarget(chosen[0].model), *chosen]
+    sampling = Sampling(**asdict(drawing))
+    display, results = ProgressDisplay(), list[list[str]]()
+    display.announce(_("loading {model}").format(model=chosen[0]))
+    targets = loaded_targets(chosen, loading.allow_base_mismatch, loading.trust_remote_code, None, loading.dtype)
+    _target, loaded, tokenizer = next(targets)
+    as_turns = not raw and learned_conversations(chosen[-1].adapter, tokenizer)
+    inputs: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]
+    if not compare and not jsonl:
+        for text, model_input in zip(texts, inputs, strict=True):
+            start = partial(generate_text, loaded, tokenizer, model_input, max_new_tokens, sampling)
+            _stream(text, model_input, start)
+        return
+    while True:
+        with display.stage(_("writing"), None):
+            results.append(generate_texts(loaded, tokenizer, inputs, max_new_tokens, sampling))
+        following = next(targets, None)
+        if following is None:
+            break
+        _target, loaded, tokenizer = following
+    if jsonl:
+        _print_jsonl(chosen, texts, results)
+    else:
+        _print_columns(chosen, texts, results)
+
+
+def _stream(text: str, prompt: "Prompt", generate: Callable[[Callable[[str], None]], str]) -> None:
+    """Print a text and its continuation, or a question and its answer, while it is generated."""
+    started = False
+
+    def emit(piece: str) -> None:
+        nonlocal started
+        typer.echo(piece if started or not isinstance(prompt, str) else text + piece, nl=False)
+        started = True
+
+    generate(emit)
+    if not started and not isinstance(prompt, str):
+        typer.echo(_("(the model wrote nothing)"), err=True)
+    typer.echo("" if started or not isinstance(prompt, str) else text)
+
+
+def _print_jsonl(
+    targets: "Sequence[EvaluationTarget]", prompts: Sequence[str], results: Sequence[Sequence[str]]
+) -> None:
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    for number, prompt in enumerate(prompts):
+        for target, written in zip(targets, results, strict=True):
+            fields = {"model": target.model, "adapter": target.adapter_name or None, "prompt": prompt}
+            typer.echo(json.dumps({**fields, "text": written[number]}, ensure_ascii=not is_utf8))
+
+
+def _print_columns(
+    targets: "Sequence[EvaluationTarget]", prompts: Sequence[str], results: Sequence[Sequence[str]]
+) -> None:
+    """Print a table for each prompt, with a column for each target."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from tsugiki.report.table import printable
+
+    console = Console(highlight=False, markup=False)
+    for number, prompt in enumerate(prompts):
+        table = Table(title=Text(printable(prompt)), title_justify="left", expand=True)
+        for target in targets:
+            table.add_column(Text(target.adapter_name or target.model), ratio=1, overflow="fold")
+        table.add_row(*(Text(written[number].strip()) for written in results))
+        console.print(table)
+
+
+_HELP = marked("""\
+/base            switch to the base alone, and answer the last input again
+/adapter NAME    switch to this adapter (without NAME: the previous one), and answer the last input again
+/again           answer the last input again, with other random numbers
+/new             forget the conversation
+/help            show this list
+/quit            end the program, as Ctrl-D does
+If the model continues texts, Enter alone lets it continue further. Ctrl-C stops an answer.""")
+
+
+@dataclass
+class _Session:
+    """The state of a chat: the loaded model, and the conversation or the text so far."""
+
+    loader: "TargetLoader"
+    target: "EvaluationTarget"
+    max_new_tokens: int
+    sampling: "Sampling"
+    display: "ProgressDisplay"
+    raw: bool
+    system: str | None
+    model: Any = None
+    tokenizer: Any = None
+    turns: "list[Message]" = field(default_factory=list)
+    """The conversation, without the system message; empty for a model that continues text."""
+    text: str = ""
+    """The last text that was continued, with its continuation."""
+    asked: str = ""
+    """The last input of the user."""
+    former: "EvaluationTarget | None" = None
+    """The last target with an adapter."""
+    number: int = 0
+    """Added to the seed. It stays the same when targets are compared."""
+
+
+def chat_command(
+    adapter: str | None = None,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    raw: bool = False,
+    max_new_tokens: NewTokens = 400,
+    drawing: Drawing,
+    loading: Loading,
+) -> None:
+    """Talk to a model, alone or with an adapter; `/base` and `/adapter NAME` compare at once.
+
+    A model or an adapter that holds conversations answers; any other one continues what is typed.
+
+    Args:
+        adapter: Adapter: a folder, such as that of a run or a checkpoint, or a name in the library.
+        model: Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names.
+        max_new_tokens: Largest number of new tokens.
+        raw: Continue prompts as plain text, although the adapter has learned conversations.
+        system: System message, for adapters and models that hold conversations.
+    """
+    if model is None and adapter is None:
+        raise TsugikiError(_("give an adapter, or a model as --model"))
+
+    import_libraries()
+    from tsugiki.adapters.chat_template import saved_chat_template
+    from tsugiki.generation.sampling import Sampling
+    from tsugiki.io.progress import ProgressDisplay
+    from tsugiki.training.evaluation_targets import TargetLoader, dtype_of, evaluation_targets
+
+    target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
+    sampling = Sampling(**asdict(drawing))
+    template = saved_chat_template(target.adapter) if target.adapter else None
+    loader = TargetLoader(
+        loading.allow_base_mismatch,
+        loading.trust_remote_code,
+        template_of_base=template,
+        dtype=loading.dtype or dtype_of([target]),
+    )
+    session = _Session(loader, target, max_new_tokens, sampling, ProgressDisplay(), raw, system)
+    _switch(session, target)
+    typer.echo(_("{target}; /help lists what else can be typed").format(target=target))
+    while (line := _read_line()) is not None:
+        command, _space, argument = line.strip().partition(" ")
+        if command in ("/quit", "/exit", "/bye"):
+            break
+        try:
+            if command.startswith("/"):
+                _run_command(session, command, argument.strip())
+            else:
+                session.number += 1
+                _answer(session, line)
+        except TsugikiError as error:
+            typer.echo(f"{error}", err=True)
+
+
+def _read_line() -> str | None:
+    """Return a line that the user types; None at the end of the input, and after Ctrl-C."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with suppress(ImportError):  # Windows' terminal edits by itself
+            import readline  # noqa: F401  (editing and history, also of Japanese text)
+    try:
+        return input("> " if interactive else "")
+    except (EOFError, KeyboardInterrupt):
+        typer.echo()
+        return None
+
+
+def _run_command(session: _Session, command: str, argument: str) -> None:
+    """Run a command of the chat, which begins with /.
+
+    Raises:
+        TsugikiError: there is no such command, no such adapter, or an adapter for another base.
+    """
+    from tsugiki.training.evaluation_targets import EvaluationTarget, evaluation_targets
+
+    if command == "/help":
+        typer.echo(_(_HELP))
+    elif command == "/new":
+        session.turns.clear()
+        session.text = session.asked = ""
+    elif command == "/again":
+        session.number += 1
+        _repeat(session)
+    elif command == "/base":
+        _switch(session, EvaluationTarget(session.target.model))
+        _repeat(session)
+    elif command == "/adapter" and (argument or session.former):
+        named = evaluation_targets([session.target.model], [argument])[-1] if argument else session.former
+        assert named is not None
+        _switch(session, named)
+        _repeat(session)
+    elif command == "/adapter":
+        raise TsugikiError(_("name an adapter: /adapter NAME"))
+    else:
+        raise TsugikiError(_("no such command: {command}; /help lists them").format(command=command))
+
+
+def _switch(session: _Session, target: "EvaluationTarget") -> None:
+    """Load a target; if that fails, switch to the base alone.
+
+    Raises:
+        TsugikiError: the model or the adapter cannot be read.
+    """
+    session.display.announce(_("loading {model}").format(model=target))
+    try:
+        session.model, session.tokenizer = session.loader.use(target)
+    except TsugikiError:
+        if session.model is not None:
+            session.target = type(target)(session.target.model)
+            session.model, session.tokenizer = session.loader.use(session.target)
+        raise
+    session.target = target
+    if target.adapter is not None:
+        session.former = target
+
+
+def _repeat(session: _Session) -> None:
+    """Answer the last input again."""
+    if session.asked:
+        while session.turns and session.turns[-1].role == "assistant":
+            session.turns.pop()
+        if session.turns:
+            session.turns.pop()
+        typer.echo(f"[{session.target}]")
+        session.text = ""
+        _answer(session, session.asked)
+
+
+def _answer(session: _Session, line: str) -> None:
+    """Let the model answer a turn, or continue a text, and print the generated text.
+
+    Raises:
+        TsugikiError: the conversation fills the model's context.
+    """
+    from tsugiki.data.records import Message
+    from tsugiki.generation.generate import generate_text
+    from tsugiki.generation.prompt import as_prompt, learned_conversations
+
+    adapter: Path | None = session.target.adapter
+    as_turns = not session.raw and learned_conversations(adapter, session.tokenizer)
+    if not line.strip() and (as_turns or not session.text):
+        return
+    session.asked = line if line.strip() else session.asked
+    before = list(session.turns)
+    text = line if line.strip() else session.text
+    new = as_prompt(text, as_turns)
+    system = [Message("system", session.system)] if session.system else []
+    prompt = new if isinstance(new, str) else [*system, *before, *new]
+    written: list[str] = []
+
+    def emit(piece: str) -> None:
+        written.append(piece)
+        typer.echo(piece, nl=False)
+
+    if isinstance(prompt, str) and line.strip():
+        typer.echo(text, nl=False)
+    sampling = replace(session.sampling, seed=(session.sampling.seed or 0) + session.number)
+    with suppress(KeyboardInterrupt):
+        generate_text(session.model, session.tokenizer, prompt, session.max_new_tokens, sampling, emit)
+    typer.echo("" if written else _("(the model wrote nothing)"))
+    answer = "".join(written)
+    session.text = text + answer
+    if not isinstance(new, str):
+        session.turns = [*before, *new, Message("assistant", answer)]
+
+
+def read_prompts(texts: Sequence[str], file: str | None) -> list[str]:
+    """Return all prompts in order.
+
+    Args:
+        texts: prompts; `-` stands for the whole standard input, as one prompt.
+        file: the path of a file with a prompt in each line, or `-` for standard input. In a `.jsonl` file, each line is
+            an object with `prompt`. Empty lines are skipped.
+
+    Raises:
+        TsugikiError: there is no prompt, or the file cannot be read.
+    """
+    prompts = [_read(_STDIN).removesuffix("\n") if text == _STDIN else text for text in texts]
+    if file is not None:
+        lines = [line for line in _read(file).split("\n") if line.strip()]
+        is_json = file.endswith(".jsonl")
+        prompts += [_prompt_in(line, f"{file}:{number}") if is_json else line for number, line in enumerate(lines, 1)]
+    if not prompts:
+        raise TsugikiError(_("no prompt: give --prompt TEXT, --prompt - for standard input, or --prompts FILE"))
+    return prompts
+
+
+def _read(file: str) -> str:
+    try:
+        content = sys.stdin.buffer.read() if file == _STDIN else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise TsugikiError(
+            _("cannot read {file}: {reason}").format(file=file, reason=error.strerror or error_text(error))
+        ) from error
+    return decode(content, _("standard input") if file == _STDIN else file)[0]
+
+
+def _prompt_in(line: str, where: str) -> str:
+    try:
+        fields = parse_json(line)
+    except ValueError as error:
+        raise TsugikiError(_("{where} is not JSON: {error}").format(where=where, error=error_text(error))) from error
+    prompt = fields.get("prompt") if isinstance(fields, dict) else None
+    if not isinstance(prompt, str):
+        raise TsugikiError(
+            _("{where} has no prompt: each line is an object such as {example}").format(
+                where=where, example='{"prompt": "…"}'
+            )
+        )
+    return prompt

@@ -1,0 +1,178 @@
+"""The key-value cache of a batch whose rows are added and removed, with transformers' public forward pass.
+
+Rows of different lengths are padded on the left, as in `generate`. Every layer of the cache keeps all positions; the
+model's own masks leave out what is outside a sliding window. The keys of a soft prompt are before those of the text,
+and are not in the mask.
+
+transformers' `DynamicCache` copies all keys and values to new memory for every token. `GrowingCache` allocates memory
+for some more tokens than it holds, and appends new ones in place.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ROOM = 64  # tokens for which memory is allocated in advance
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer, [rows, heads, tokens, width]: views of longer tensors."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._with_room: dict[str, Tensor] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens, and return those of all tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._appended("keys", self.keys, key_states)
+        self.values = self._appended("values", self.values, value_states)
+        return self.keys, self.values
+
+    def _appended(self, name: str, before: Tensor, new: Tensor) -> Tensor:
+        length = before.shape[-2] if before.numel() else 0
+        whole = length + new.shape[-2]
+        memory = self._with_room.get(name)
+        if memory is None or not _begins(memory, before) or memory.shape[2] < whole:
+            memory = new.new_empty(*new.shape[:2], whole + _ROOM, new.shape[3])
+            if length:
+                memory[:, :, :length] = before
+            self._with_room[name] = memory
+        memory[:, :, length:whole] = new
+        return memory[:, :, :whole]
+
+
+class GrowingCache(DynamicCache):  # type: ignore[misc]
+    """A `DynamicCache` whose layers are `GrowingLayer`, without sliding windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_class_to_replicate = GrowingLayer
+
+
+@dataclass
+class CachedRows:
+    """The keys and values of some rows."""
+
+    mask: Tensor
+    """1 for a token, 0 for padding, [rows, tokens], int64."""
+    cache: GrowingCache = field(default_factory=GrowingCache)
+
+
+def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logits: bool = False) -> Tensor:
+    """Compute the logits of the next tokens of each row, and add their keys and values to the cache.
+
+    Args:
+        model: a causal language model.
+        cached: its mask must include the new tokens.
+        ids: the new tokens, [rows, new], on the model's device.
+        all_logits: return the logits of all new tokens, not of the last one only.
+
+    Returns:
+        Logits, [rows, 1, vocabulary], or [rows, new, vocabulary].
+    """
+    accepted = inspect.signature(model.forward).parameters
+    positions = (cached.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    inputs: dict[str, Any] = {
+        "cache" if "cache" in accepted else "past_key_values": cached.cache,  # its name depends on the version
+        "position_ids": positions,
+        "logits_to_keep": 0 if all_logits else 1,
+    }
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=cached.mask,
+        use_cache=True,
+        **{name: value for name, value in inputs.items() if name in accepted},
+    ).logits
+    return logits if all_logits else logits[:, -1:]
+
+
+def bytes_per_token(model: "PreTrainedModel") -> int:
+    """Return the size of the keys and values of one token in all layers, with the active adapter, if any."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    cached = CachedRows(torch.ones_like(ids))
+    compute(model, cached, ids)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cached.cache.layers)
+
+
+def padded(prompts: Sequence[Sequence[int]], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tokens of prompts, padded on the left, and their mask, both int64 [rows, width]."""
+    ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Round a number up to a multiple of `multiple`."""
+    return -(-number // multiple) * multiple
+
+
+def joined(one: CachedRows, other: CachedRows) -> CachedRows:
+    """Return the rows of both, in this order; `one` must not be used afterwards."""
+    length = max(one.mask.shape[1], other.mask.shape[1])
+    for mine, its in zip(one.cache.layers, other.cache.layers, strict=True):
+        before = mine.keys.shape[-2] - one.mask.shape[1]
+        mine.keys = _stacked(mine.keys, its.keys, length, -2, before)
+        mine.values = _stacked(mine.values, its.values, length, -2, before)
+    return CachedRows(_stacked(one.mask, other.mask, length, -1), one.cache)
+
+
+def selected(rows: CachedRows, kept: Sequence[int]) -> CachedRows:
+    """Return some of the rows; `rows` must not be used afterwards."""
+    indices = torch.tensor(kept, device=rows.mask.device)
+    for layer in rows.cache.layers:
+        layer.keys, layer.values = layer.keys[indices], layer.values[indices]
+    return CachedRows(rows.mask[indices], rows.cache)
+
+
+def without_common_padding(rows: CachedRows) -> CachedRows:
+    """Return the rows without the padding that all of them have; `rows` must not be used afterwards."""
+    first = int(rows.mask.any(0).int().argmax())
+    for layer in rows.cache.layers if first else ():
+        before = layer.keys.shape[-2] - rows.mask.shape[1]
+        layer.keys, layer.values = (
+            part[:, :, first:] if before == 0 else torch.cat([part[:, :, :before], part[:, :, before + first :]], 2)
+            for part in (layer.keys, layer.values)
+        )
+    return CachedRows(rows.mask[:, first:], rows.cache)
+
+
+def _stacked(one: Tensor, other: Tensor, length: int, dimension: int, before: int = 0) -> Tensor:
+    """Stack the rows of two tensors, padded on the left to `length` in `dimension`, which is -1 or -2.
+
+    The first `before` positions of this dimension belong to a soft prompt, and stay the first ones.
+    """
+    after = [0, 0] * (-1 - dimension)
+    parts = []
+    for part in (one, other):
+        own = part.shape[dimension] - before
+        padding = pad(part.narrow(dimension, before, own), [*after, length - own, 0])
+        parts.append(torch.cat([part.narrow(dimension, 0, before), padding], dimension) if before else padding)
+    return torch.cat(parts)
+
+
+def _begins(memory: Tensor, part: Tensor) -> bool:
+    """Return whether `part` is a view of the first tokens of `memory`.
+
+    It is not if other code has assigned new tensors to `keys` and `values`.
+    """
+    return (
+        part.data_ptr() == memory.data_ptr()
+        and part.stride() == memory.stride()
+        and part.shape[:2] == memory.shape[:2]
+        and part.dtype == memory.dtype
+    )

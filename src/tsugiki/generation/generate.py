@@ -1,0 +1,187 @@
+"""Generate text from prompts at once, in the calling thread; the text of a single prompt is streamed.
+
+Prompts are continued in one batch if the model then computes the same as for each prompt alone. Each prompt has a
+random generator of its own, so its text does not depend on the others, up to rounding.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from tsugiki.data.encoding import document_end
+from tsugiki.errors import TsugikiError
+from tsugiki.generation.batch import find_batch_mode
+from tsugiki.generation.prompt import Prompt, check_room, prompt_tokens
+from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
+from tsugiki.generation.sampling import Chooser, Sampling
+from tsugiki.generation.scheduler import Scheduler, generating
+from tsugiki.generation.text import TextStream
+from tsugiki.model.context import context_length
+from tsugiki.model.inference import seeded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ROWS = 16  # of a batch
+
+
+def generate_text(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    max_new_tokens: int,
+    sampling: Sampling,
+    emit: Callable[[str], None] = lambda text: None,
+) -> str:
+    """Return the model's continuation of a text, or its answer in a conversation, without the prompt.
+
+    Random numbers come from `sampling.seed`, and torch's global random state does not change, so that samples do not
+    change the result of a training run.
+
+    Args:
+        model: a causal language model, which is used as it is, with its active adapter.
+        tokenizer: the model's tokenizer.
+        prompt: the text to continue, which can be empty; or messages to answer, by the tokenizer's chat template.
+        max_new_tokens: largest number of new tokens; there are fewer where the model's context ends.
+        sampling: how to choose tokens.
+        emit: called with every new piece of text. A character that consists of several tokens is emitted whole.
+
+    Raises:
+        TsugikiError: the prompt fills the model's context, or no chat template can render the messages.
+    """
+    tokens = prompt_tokens(model, tokenizer, prompt)
+    check_room(model, tokens.ids)
+    ends = tokens.ends | {document_end(tokenizer)}
+    return continue_rows(model, tokenizer, [tokens.ids], max_new_tokens, sampling, ends, emit=emit)[0]
+
+
+def generate_texts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> list[str]:
+    """Return the result of `generate_text` for each prompt, computed in batches if the model allows it.
+
+    Raises:
+        TsugikiError: a prompt fills the model's context, or no chat template can render the messages.
+    """
+    tokens = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
+    for row in tokens:
+        check_room(model, row.ids)
+    ends = frozenset({document_end(tokenizer)}).union(*(row.ends for row in tokens))
+    return continue_rows(model, tokenizer, [row.ids for row in tokens], max_new_tokens, sampling, ends)
+
+
+def continue_rows(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    ends: Collection[int],
+    advance: Callable[[int], None] = lambda done: None,
+    emit: Callable[[str], None] = lambda text: None,
+) -> list[str]:
+    """Continue prompts, in batches if the model allows it.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's tokenizer.
+        rows: the tokens of each prompt, fewer than the model's context.
+        max_new_tokens: largest number of new tokens; there are fewer where the model's context ends.
+        sampling: how to choose tokens. Every prompt has the same seed. The repetition penalty of the model's own
+            settings for generation is applied as well.
+        ends: tokens that end a text.
+        advance: called with the number of prompts done since the last call.
+        emit: called with every new piece of text.
+
+    Returns:
+        The new text of each prompt.
+    """
+    if not rows:
+        return []
+    texts, errors = [""] * len(rows), list[Exception]()
+
+    def receive(index: int, event: Event) -> None:
+        try:
+            if isinstance(event, Failed):
+                raise event.error
+            assert isinstance(event, Output)
+            texts[index] += event.text
+            if event.text:
+                emit(event.text)
+            if event.finish_reason:
+                advance(1)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    with generating(model), seeded(sampling.seed or 0):
+        mode, context = _batch_mode(model, len(rows)), context_length(model)
+        usual = getattr(model.generation_config, "repetition_penalty", None) or 1.0
+        penalty = sampling.repetition_penalty * (1.0 if mode is None else usual)  # transformers knows its own setting
+        requests = [
+            Request(
+                row,
+                tokenizer,
+                min(max_new_tokens, context - len(row)),
+                partial(receive, index),
+                batch_mode=mode or "alone",
+                sampling=replace(sampling, repetition_penalty=penalty),
+                ends=ends,
+            )
+            for index, row in enumerate(rows)
+        ]
+        if mode is None:
+            for request in requests:
+                _by_transformers(model, request)
+            return texts
+        scheduler = Scheduler(model, _ROWS if mode == "mixed" else 1, _ROWS * context)
+        scheduler.add(sorted(requests, key=lambda request: len(request.prompt)))
+        while scheduler.busy and not errors:
+            scheduler.step()
+    if errors:
+        raise errors[0]
+    return texts
+
+
+def _batch_mode(model: "PreTrainedModel", rows: int) -> BatchMode | None:
+    """Return how rows can be batched; None if the model has no ordinary cache, as state-space models."""
+    try:
+        return find_batch_mode(model, rows > 1)
+    except TsugikiError:
+        return None
+
+
+def _by_transformers(model: "PreTrainedModel", request: Request) -> None:
+    """Continue a prompt by transformers' `generate`, which knows the caches of all models."""
+    chooser = Chooser(request.sampling)
+    stream = TextStream(request.tokenizer, request.prompt)
+
+    def only_chosen(ids: Tensor, scores: Tensor) -> Tensor:
+        """Choose the next token, and give all other tokens the score -inf."""
+        token = chooser.choose(scores[0].float(), ids[0].tolist(), ())
+        request.deliver(Output("" if token in request.ends else stream.add(token), None))
+        chosen = torch.full_like(scores, -torch.inf)
+        chosen[0, token] = 0
+        return chosen
+
+    ids = torch.tensor([request.prompt], device=model.device)
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=request.max_tokens,
+        eos_token_id=[*request.ends],
+        pad_token_id=min(request.ends),
+        use_cache=True,  # transformers' Trainer turns it off in the model's config
+        do_sample=False,
+        logits_processor=LogitsProcessorList([only_chosen]),
+    )
+    request.deliver(Output(stream.finish(), None, "stop"))

@@ -1,0 +1,319 @@
+"""Continuous batching: requests with different adapters and lengths join and leave one batch at each token.
+
+A step
+
+1. takes out the rows of requests that were cancelled,
+2. admits waiting requests, as many as rows and cache allow, and computes a piece of the prompts of one group of them,
+   the groups in turn,
+3. computes one token for every row.
+
+So a long prompt delays the others by one piece at most. Greedy tokens of a request are those that it gets alone,
+because each row has its own adapter (`mixed_batch`), positions and mask; sampled ones, too, because each has its own
+generator. In 16 bits this holds up to the rounding of products with other numbers of rows.
+
+An adapter that `mixed_batch` cannot compute by rows has turns: its requests share a batch with each other only.
+
+If a step raises an exception, its rows are computed again one by one, so that only the request that causes it fails.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.generation import fast_generation
+from tsugiki.generation.batch import (
+    Arriving,
+    Batch,
+    Row,
+    begin_prompts,
+    prompts_width,
+    score_prompts,
+    scored_token,
+    without_cancelled,
+)
+from tsugiki.generation.cache import compute, joined, selected, without_common_padding
+from tsugiki.generation.prefixes import Prefix, PrefixCache
+from tsugiki.generation.request import (
+    Event,
+    Failed,
+    Observer,
+    Output,
+    PromptScores,
+    Request,
+    ScoredToken,
+    waited_too_long,
+)
+from tsugiki.lowbit.quantization import count_parameters
+from tsugiki.lowbit.threads import with_one_thread
+from tsugiki.model.inference import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SMALL_MODEL = 500_000_000  # parameters
+_PADDING = 64  # tokens that prompts may differ in length to be computed together
+_MOST_GROUPS = 4  # of prompts that are computed in turn, each of like length
+
+
+@contextmanager
+def generating(model: "PreTrainedModel") -> Iterator[None]:
+    """Within the block the model generates, as fast as the processor allows: a small model in one thread.
+
+    The products of a small model are short. On busy cores, threads would wait for each other ten times longer than they
+    compute.
+    """
+    small = count_parameters(model) < _SMALL_MODEL and model.device.type == "cpu"
+    with evaluating(model), fast_generation(model), with_one_thread() if small else nullcontext():
+        yield
+
+
+class Scheduler:
+    """Computes requests in steps. All methods are for the thread that owns the model, within `generating`."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        rows: int,
+        cache_tokens: int,
+        prefix_bytes: int = 0,
+        seconds: float = math.inf,
+        activate: Callable[[Sequence[Row]], None] = lambda rows: None,
+    ) -> None:
+        """Create it.
+
+        Args:
+            model: a causal language model, grafted or not.
+            rows: largest number of rows in a batch.
+            cache_tokens: how many tokens the key-value cache may hold, padding included.
+            prefix_bytes: largest size of the prefix cache.
+            seconds: how long a request may wait.
+            activate: lets the model compute these rows, each with its adapter. Default: as it is.
+        """
+        self.model, self.rows, self.cache_tokens, self.seconds = model, rows, cache_tokens, seconds
+        self.activate = activate
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.observer = Observer()
+        self.waiting: deque[Row] = deque()
+        self._batch: Batch | None = None
+        self._arriving: tuple[Arriving, ...] = ()  # groups of prompts, a piece of each in turn
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Let requests wait for their turn."""
+        self.waiting += [Row(request) for request in requests]
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to compute."""
+        return bool(self.waiting or self._batch or self._arriving)
+
+    @property
+    def groups(self) -> tuple[Batch | Arriving, ...]:
+        """The batch, if there is one, and the groups whose prompts are computed."""
+        batch = self._batch
+        return (*(() if batch is None else (batch,)), *self._arriving)
+
+    def step(self) -> None:
+        """Compute a piece of some prompts and a token for each row of the batch, and deliver what is new."""
+        self._remove_cancelled()
+        self._admit()
+        if self._arriving:
+            first, *others = self._arriving
+            self._arriving = (*others, first)
+            self._compute_prompts(first)
+        if self._batch:
+            self._compute_tokens(self._batch)
+
+    def end(self, error: TsugikiError) -> None:
+        """Let all requests fail that are not finished."""
+        left = [*self.waiting, *(row for group in self.groups for row in group.rows)]
+        self.waiting.clear()
+        self._batch, self._arriving = None, ()
+        for row in left:
+            self._deliver(row, Failed(error))
+
+    def _remove_cancelled(self) -> None:
+        late = time.monotonic() - self.seconds
+        leaving = [row for row in self.waiting if row.request.cancelled or row.since < late]
+        for row in leaving:
+            self.waiting.remove(row)
+            self._deliver(row, Failed(waited_too_long(self.seconds)))
+        for group in self.groups:
+            for row in group.rows:
+                if row.request.cancelled:
+                    self.observer.ended(row.timing, "abort")
+        self._arriving = tuple(left for group in self._arriving if (left := without_cancelled(group)))
+        if self._batch:
+            self._keep([i for i, row in enumerate(self._batch.rows) if not row.request.cancelled])
+
+    def _keep(self, kept: list[int]) -> None:
+        """Keep these rows of the batch."""
+        assert self._batch
+        for index in {*range(len(self._batch.rows))}.difference(kept):
+            self.prefixes.keep(self._batch.rows[index], self._batch.cached, index)
+        if not kept:
+            self._batch = None
+        elif len(kept) < len(self._batch.rows):
+            rows = [self._batch.rows[index] for index in kept]
+            cached = without_common_padding(selected(self._batch.cached, kept))
+            self._batch = Batch(rows, cached)
+
+    def _admit(self) -> None:
+        """Begin the prompts of waiting requests, in their order, with those of like length together."""
+        if not self.waiting or len(self._arriving) == _MOST_GROUPS:
+            return
+        present = [row for group in self.groups for row in group.rows]
+        arriving: list[Row] = []
+        prefixes: list[Prefix] = []
+        while self.waiting and len(present) + len(arriving) < self.rows:
+            row = self.waiting[0]
+            rows = [*present, *arriving, row]
+            size = len(rows) * (prompts_width(rows) + max(one.remaining for one in rows))
+            if len(rows) > 1 and (size > self.cache_tokens or row.turn != rows[0].turn):
+                break
+            prefix = self.prefixes.find(row)
+            if arriving and not _alike(arriving[0], prefixes[0], row, prefix):
+                break
+            first_rows = [group.rows[0] for group in self._arriving] + arriving[:1]
+            if any(self.prefixes.worth_waiting(row, one, prefix, _PADDING) for one in first_rows):
+                break
+            arriving.append(self.waiting.popleft())
+            prefixes.append(prefix)
+        if arriving:
+            self._begin(arriving, prefixes)
+
+    def _begin(self, rows: list[Row], prefixes: list[Prefix]) -> None:
+        """Begin to compute the prompts of rows after their prefixes, as many tokens for all of them."""
+        arriving = begin_prompts(rows, prefixes, self.model.device)
+        for row in rows:
+            self.observer.begun(row.timing, len(row.request.prompt))
+            if self.prefixes.shares(row):
+                self.observer.found(row.timing, row.length, max(0, row.length - arriving.left))
+        self._arriving += (arriving,)
+
+    def _compute_prompts(self, arriving: Arriving) -> None:
+        """Compute a piece of the prompts; after the last one, choose a token and let the rows join the batch."""
+        start, stop = arriving.done, arriving.done + arriving.next_width
+        try:
+            arriving.cached.mask = arriving.mask[:, :stop]
+            self.activate(arriving.rows)
+            logits = compute(self.model, arriving.cached, arriving.ids[:, start:stop], arriving.is_scored)
+            if arriving.is_scored:
+                score_prompts(arriving, logits, start)
+            arriving.done = stop
+            if arriving.left:
+                return
+            last = logits[:, -1].float()
+            for index, row in enumerate(arriving.rows):
+                self.prefixes.keep(row, arriving.cached, index)
+        except Exception as error:
+            self._remove(arriving)
+            self._isolate(arriving.rows, error)
+            return
+        self._remove(arriving)
+        present = [] if self._batch is None else self._batch.rows
+        rows = [*present, *arriving.rows]
+        try:
+            cached = without_common_padding(arriving.cached)
+            if self._batch is not None:
+                cached = joined(self._batch.cached, cached)
+        except Exception as error:  # such as for want of memory
+            self._batch = None
+            self._isolate(rows, error)
+            return
+        self._batch = Batch(rows, cached)
+        staying = list(range(len(present)))
+        for index, (row, of_row) in enumerate(zip(arriving.rows, last, strict=True), len(present)):
+            if row.request.prompt_logprobs and not row.scored:
+                row.scored = True
+                self._deliver(row, PromptScores(tuple(row.scores)))
+            if row.remaining == 0:
+                self._deliver(row, Output("", None, "length"))
+            elif self._next_token(row, of_row):
+                staying.append(index)
+        self._keep(staying)
+
+    def _remove(self, arriving: Arriving) -> None:
+        self._arriving = tuple(group for group in self._arriving if group is not arriving)
+
+    def _compute_tokens(self, batch: Batch) -> None:
+        """Compute one token for each row."""
+        ids = torch.tensor([[row.generated[-1]] for row in batch.rows], device=self.model.device)
+        try:
+            batch.cached.mask = torch.cat([batch.cached.mask, torch.ones_like(ids)], 1)
+            self.activate(batch.rows)
+            last = compute(self.model, batch.cached, ids)[:, -1].float()
+        except Exception as error:
+            self._batch = None
+            self._isolate(batch.rows, error)
+            return
+        self._keep([i for i, row in enumerate(batch.rows) if self._next_token(row, last[i])])
+
+    def _next_token(self, row: Row, logits: Tensor) -> bool:
+        """Choose a row's next token and deliver it.
+
+        Args:
+            row: the row.
+            logits: float32, [vocabulary].
+
+        Returns:
+            Whether more tokens follow.
+        """
+        request = row.request
+        try:
+            forbidden = request.ends if len(row.generated) < request.min_tokens else ()
+            token = row.chooser.choose(logits, request.prompt, row.generated, forbidden)
+            row.generated.append(token)
+            self.observer.token(row.timing)
+            scored = ScoredToken(token, None)
+            if request.logprobs is not None:
+                scored = scored_token(torch.log_softmax(logits, -1), token, request.logprobs)
+            is_end = token in request.ends
+            may_stop = len(row.generated) > request.min_tokens
+            text = "" if is_end else row.text.add(token, may_stop)
+            if is_end or row.remaining == 0:
+                text += row.text.finish(may_stop)
+            reason = "stop" if is_end or row.text.stopped else "length" if row.remaining == 0 else None
+        except Exception as error:
+            self._deliver(row, Failed(error))
+            return False
+        return self._deliver(row, Output(text, scored, reason)) and reason is None
+
+    def _isolate(self, rows: Sequence[Row], error: Exception) -> None:
+        """After an exception in a batch, compute each of its rows alone; alone in a batch, the row has failed.
+
+        The rows go to the head of the queue, and what they have generated becomes part of their prompts.
+        """
+        if len(rows) == 1:
+            self._deliver(rows[0], Failed(error))
+            return
+        for row in reversed(rows):
+            row.separate, row.since, row.scores = True, time.monotonic(), []
+            self.waiting.appendleft(row)
+
+    def _deliver(self, row: Row, event: Event) -> bool:
+        """Deliver an event, and return whether there is anybody to receive it."""
+        if not row.request.cancelled:
+            if isinstance(event, Failed):
+                self.observer.ended(row.timing, "error")
+            elif isinstance(event, Output) and event.finish_reason:
+                self.observer.ended(row.timing, event.finish_reason)
+            try:
+                row.request.deliver(event)
+            except Exception:  # nobody waits for it any more
+                row.request.cancelled = True
+        if row.request.cancelled:
+            self.observer.ended(row.timing, "abort")
+        return not row.request.cancelled
+
+
+def _alike(one: Row, known: Prefix, other: Row, known_of_other: Prefix) -> bool:
+    """Return whether computing two prompts together, after their known prefixes, is not padding for the most part."""
+    left, left_of_other = one.length - known.tokens, other.length - known_of_other.tokens
+    return abs(one.length - other.length) <= _PADDING and abs(left - left_of_other) <= _PADDING

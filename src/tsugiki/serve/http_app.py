@@ -1,0 +1,233 @@
+"""The HTTP application: routes, streams and errors."""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from tsugiki.errors import TsugikiError
+from tsugiki.generation.engine import Engine
+from tsugiki.language import _
+from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
+from tsugiki.serve.disconnect import ClientDisconnected, unless_disconnected, wait_for_disconnect
+from tsugiki.serve.errors import ApiError, as_api_error
+from tsugiki.serve.library_view import library_routes
+from tsugiki.serve.metrics import Gauges, Metrics
+from tsugiki.serve.page import page_files, page_routes
+from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, read
+from tsugiki.serve.security import HEALTH, Access, Guard
+from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.token_routes import token_routes
+
+_log = logging.getLogger("tsugiki.serve")
+_PROMETHEUS = "text/plain; version=0.0.4"
+
+
+def new_app(
+    engine: Engine,
+    adapters: ServedAdapters,
+    access: Access,
+    seconds: float,
+    allow_lora_updates: bool = False,
+    views: Sequence[Route] = (),
+) -> Starlette:
+    """Return the ASGI application.
+
+    Args:
+        engine: the engine, which has been started.
+        adapters: the base and the adapters.
+        access: who may use the server.
+        seconds: how long a request may take.
+        allow_lora_updates: whether requests may load and unload adapters.
+        views: more routes, of the page's views that need more than the engine and the adapters.
+    """
+    metrics = engine.scheduler.observer = Metrics(Gauges(engine, adapters))
+    completions = Completions(engine, adapters, seconds)
+    started = int(time.time())
+    page_token = secrets.token_urlsafe(32)
+
+    async def health(request: Request) -> Response:
+        if engine.alive:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
+
+    async def show_metrics(request: Request) -> Response:
+        return Response(metrics.text(), media_type=_PROMETHEUS)
+
+    def card(name: str) -> dict[str, Any]:
+        is_base = name == adapters.base.name
+        return {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "tsugiki",
+            "root": name,
+            "parent": None if is_base else adapters.base.name,
+            "max_model_len": engine.context if is_base else None,
+        }
+
+    async def models(request: Request) -> Response:
+        names = [adapters.base.name, *await asyncio.to_thread(adapters.names)]
+        return JSONResponse({"object": "list", "data": [card(name) for name in names]})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        return JSONResponse(card(adapters.find(name)))
+
+    async def complete(request: Request) -> Response:
+        return await _answer(completions, request, await read(CompletionRequest, request))
+
+    async def chat(request: Request) -> Response:
+        return await _answer(completions, request, await read(ChatRequest, request))
+
+    async def load(request: Request) -> Response:
+        name = (await read(AdapterRequest, request)).lora_name
+        adapters.release(await unless_disconnected(request, adapters.acquire(name)))
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def unload(request: Request) -> Response:
+        name = (await read(AdapterRequest, request)).lora_name
+        await adapters.unload(name)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    routes = [
+        Route(HEALTH, health),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/metrics", show_metrics),
+        *token_routes(adapters),
+        *page_routes(adapters, page_token),
+        *views,
+        *library_routes(adapters),
+    ]
+    if allow_lora_updates:
+        routes += [
+            Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
+        ]
+    public = {HEALTH, *page_files()}
+    app = Starlette(
+        routes=routes,
+        middleware=[*_cors(access), Middleware(Guard, access=access, public=public, page_token=page_token)],
+        exception_handlers={
+            HTTPException: _http_error,
+            ClientDisconnect: _disconnected,
+            ClientDisconnected: _disconnected,
+            ApiError: _error,
+            TsugikiError: _error,
+            Exception: _error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _cors(access: Access) -> list[Middleware]:
+    """Return the CORS middleware for the allowed origins; empty if there are none."""
+    if not access.origins:
+        return []
+    headers = ["Authorization", "Content-Type"]
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=[*access.origins], allow_methods=["GET", "POST"], allow_headers=headers
+        )
+    ]
+
+
+async def _answer(completions: Completions, request: Request, parsed: CompletionRequest | ChatRequest) -> Response:
+    """Answer a request as a whole or as a stream. It is cancelled if the client disconnects."""
+    async with AsyncExitStack() as stack:
+        try:
+            beginning = stack.enter_async_context(completions.begin(parsed))  # it may wait for an adapter
+            generation = await unless_disconnected(request, beginning)
+            watching = asyncio.create_task(_report_disconnect(request, generation))
+            stack.callback(watching.cancel)
+            if not parsed.stream:
+                return JSONResponse(await whole_answer(generation))
+            parts = chunks(generation)
+            first = await anext(parts)  # an error before the first token has its own status
+        except ClientDisconnected:
+            return Response(status_code=499)
+        except Exception as error:
+            return _error_response(error)
+        return _Stream(_events(first, parts), stack.pop_all())
+
+
+class _Stream(StreamingResponse):
+    """A stream of server-sent events. Its rows are freed in every case, also after an error."""
+
+    def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self.stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        async with self.stack:
+            await super().__call__(scope, receive, send)
+
+
+async def _report_disconnect(request: Request, generation: Generation) -> None:
+    await wait_for_disconnect(request)
+    generation.events.put_nowait(ClientDisconnected())
+
+
+async def _events(first: dict[str, Any], parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """Yield the server-sent events of a stream; after an error, the last one contains the error."""
+    yield _event(first)
+    try:
+        async for chunk in parts:
+            yield _event(chunk)
+    except ClientDisconnected:
+        return
+    except Exception as error:
+        yield _event(_logged(error).body)
+        return
+    yield "data: [DONE]\n\n"
+
+
+def _event(message: dict[str, Any]) -> str:
+    return f"data: {json.dumps(message, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _logged(error: Exception) -> ApiError:
+    """Return the answer to an exception. An unexpected exception is logged, without the request."""
+    answer = as_api_error(error)
+    if answer.status == 500:
+        _log.error("an unexpected error", exc_info=error)
+    return answer
+
+
+def _error_response(error: Exception) -> Response:
+    answer = _logged(error)
+    return JSONResponse(answer.body, answer.status, answer.headers)
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    return _error_response(error)
+
+
+async def _disconnected(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    messages = {404: _("there is nothing at this address"), 405: _("this address does not take this method")}
+    message = messages.get(error.status_code, error.detail)
+    answer = ApiError(error.status_code, message)
+    return JSONResponse(answer.body, error.status_code, error.headers)

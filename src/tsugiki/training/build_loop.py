@@ -1,0 +1,125 @@
+"""Build the loop of a run: the optimiser, the schedule, and the saving interval; and measure its speed."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from tsugiki.data.batches import Collator, StepBatches
+from tsugiki.data.blocks import Blocks
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.language import _
+from tsugiki.training.choices import Choices
+from tsugiki.training.config import LORA_PLUS, RunConfig
+from tsugiki.training.loop import TrainingLoop
+from tsugiki.training.loraplus import loraplus
+from tsugiki.training.memory import keep_freed_memory
+from tsugiki.training.model import make_gradients
+from tsugiki.training.optimizers import adamw, muon
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CHECKPOINTS_PER_RUN = 10
+_LOSS_CURVE_POINTS = 500
+
+
+def build_loop(
+    accelerator: Accelerator,
+    config: RunConfig,
+    choices: Choices,
+    model: "PreTrainedModel",
+    blocks: Blocks,
+    document_masking: DocumentMasking,
+) -> TrainingLoop:
+    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
+
+    Raises:
+        TsugikiError: an unknown schedule, or an optimiser that is not available.
+    """
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    collate = Collator(document_masking, next(model.parameters()).dtype)
+    batches = StepBatches(blocks, collate, choices.batch_size, config.seed)
+    optimizer, steps = _optimizer(model, config, choices.learning_rate), choices.steps
+    return TrainingLoop(
+        accelerator=accelerator,
+        model=model,
+        gradients=make_gradients(model, config, batches, accelerator, choices.micro_batch_size),
+        optimizer=optimizer,
+        schedule=_schedule(optimizer, config.lr_scheduler_type, steps, config.warmup_ratio, config.decay_ratio),
+        steps=steps,
+        max_grad_norm=config.max_grad_norm,
+        log_steps=max(1, steps // _LOSS_CURVE_POINTS),
+        save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
+    )
+
+
+def seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None] = lambda done: None) -> float:
+    """Return the seconds of the first step's gradients, which are computed twice; the second time is measured.
+
+    The run is not changed: nothing is updated, and dropout masks follow from the number of the step. All processes must
+    call this together.
+    """
+    seconds = 0.0
+    for _round in range(2):
+        started = time.perf_counter()
+        loop.gradients.step(0).tolist()
+        seconds = time.perf_counter() - started
+        advance(1)
+    return seconds
+
+
+def _optimizer(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.optim.Optimizer:
+    """Return the optimiser of the trained parameters."""
+    if config.method == LORA_PLUS:
+        return loraplus(model, config, rate)
+    return muon(model, config, rate) if config.optimizer == "muon" else adamw(model, config, rate)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, kind: str, steps: int, warmup_ratio: float, decay_ratio: float | None
+) -> LRScheduler:
+    """Return the learning rate schedule.
+
+    Args:
+        optimizer: the optimiser.
+        kind: the name of the schedule.
+        steps: optimiser steps of the run.
+        warmup_ratio: share of the steps over which the rate rises.
+        decay_ratio: share of the steps over which it falls at the end, if the schedule has such a part.
+
+    Raises:
+        TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
+    """
+    warmup = math.ceil(warmup_ratio * steps)
+    if kind == "linear":  # the default, without the imports of transformers' schedules
+        return LambdaLR(optimizer, partial(linear_share, warmup=warmup, steps=steps))
+    from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
+
+    decay = math.ceil((decay_ratio or 0) * steps)
+    options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
+    try:
+        schedule = get_scheduler(kind, optimizer, warmup, steps, options)
+    except (ValueError, TypeError) as error:
+        raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
+    if not isinstance(schedule, LambdaLR):
+        raise TsugikiError(
+            _("lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one").format(
+                lr_scheduler_type=kind
+            )
+        )
+    return schedule
+
+
+def linear_share(step: int, *, warmup: int, steps: int) -> float:
+    """Return the learning rate at a step (from 0), relative to its peak, in transformers' schedule "linear"."""
+    if step < warmup:
+        return step / max(1, warmup)
+    return max(0.0, (steps - step) / max(1, steps - warmup))

@@ -1,0 +1,240 @@
+"""What a run decides before its first step, from the model, the method, the amount of text and the time that it has.
+
+    rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least 2, at most 16,
+                      whatever the machine, so that a run has the same steps on any number of threads and processes
+    steps             the passes over these rows; or, if the length is set in minutes, those that the time suffices for
+    learning rate     see `train.learning_rate`
+    evaluations       as many as take a twentieth of the time of the steps
+
+The settings of a run never change. What was chosen is recorded (`resolved_settings` in `run.json`), and a resumed run
+reads it from there.
+
+The time for evaluations of the validation text is a share of the time of the steps. It is computed from numbers of
+tokens, because with measured times, two runs with the same settings could keep different steps.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _, counts
+from tsugiki.model.context import text_config
+from tsugiki.training.config import AUTO, PROBE, RunConfig
+from tsugiki.training.learning_rate import automatic_learning_rate
+from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.record import DataSummary
+
+T = TypeVar("T")
+
+_STEPS = 100
+_FEWEST_ROWS, _MOST_ROWS = 2, 16
+_MOST_EPOCHS = 20  # of a run whose length is set in minutes
+_EVALUATION_COST = 0.5  # time of a token in an evaluation, relative to a token in a step
+_TIME_OF_STEPS = 0.85  # of the time left after the held-out evaluations; the rest is for other evaluations and samples
+_SHARE, _LARGEST_SHARE = 0.05, 0.2  # of the time of the steps: the target, and the limit for a short run
+_MOST, _FEW, _FEWEST = 8, 4, 2  # evaluations in a run
+_FEW_WINDOWS, _MOST_WINDOWS = 12, 32
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The numbers with which a run trains."""
+
+    batch_size: int
+    """Rows of an optimiser step."""
+    learning_rate: float
+    steps: int
+    """Optimiser steps of the whole run."""
+    micro_batch_size: int | None = None
+    """Rows that are computed at once; None: see `train.model.rows_of_micro_batch`."""
+    keep: Literal["best", "last"] = "best"
+    """The step that the run ends with."""
+    automatic: tuple[str, ...] = ()
+    """The settings that are `auto` or `probe`."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return name -> value for the automatic settings, and the number of steps."""
+        return {**{name: getattr(self, name) for name in self.automatic}, "steps": self.steps}
+
+
+def choose(
+    config: RunConfig,
+    model: nn.Module,
+    rows: int,
+    row_tokens: int,
+    before: Mapping[str, Any] = MappingProxyType({}),
+    rows_in_time: Callable[[], int] | None = None,
+) -> Choices:
+    """Choose the rows of a step, the learning rate and the number of steps.
+
+    Args:
+        config: the settings.
+        model: the base model.
+        rows: number of rows of the training data.
+        row_tokens: tokens of a row.
+        before: the values that a resumed run has chosen before it was interrupted.
+        rows_in_time: measures how many rows can be trained on in `config.minutes`.
+    """
+    batch_size, rate, steps = config.batch_size, config.learning_rate, config.max_steps
+    in_run = math.floor(rows * config.epochs)
+    if config.minutes is not None:
+        steps = before.get("steps")
+        if steps is None and rows_in_time is not None:
+            in_run = min(rows_in_time(), _MOST_EPOCHS * rows)
+    if batch_size == AUTO:
+        batch_size = before.get("batch_size") or _batch_size(steps, in_run)
+    if config.minutes is not None and steps is None:
+        steps = max(1, in_run // min(batch_size, rows))
+    if steps is None:  # the last step of an epoch may have fewer rows
+        steps = math.ceil(config.epochs * math.ceil(rows / batch_size))
+    if rate in (AUTO, PROBE):
+        rate = before.get("learning_rate") or automatic_learning_rate(
+            config, _width(model), steps, batch_size * row_tokens
+        )
+    assert not isinstance(rate, str)
+    automatic = tuple(name for name in ("batch_size", "learning_rate") if isinstance(getattr(config, name), str))
+    return Choices(batch_size, rate, steps, config.micro_batch_size, config.keep, automatic)
+
+
+def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
+    """Return the choices of a run that is continued with another length.
+
+    Args:
+        choices: the choices; with `minutes`, their steps are those that can still be done.
+        config: the settings.
+        done: steps that were done before.
+
+    Raises:
+        TsugikiError: no step is left.
+    """
+    steps = choices.steps + (done if config.minutes is not None else 0)
+    if steps <= done:
+        raise TsugikiError(
+            _("the run in {out} has done {done} steps, and its new length is {steps}: give a larger one").format(
+                out=config.out, done=done, steps=steps
+            )
+        )
+    return replace(choices, steps=steps)
+
+
+def describe_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:
+    """Return one line with the values that were chosen for settings that are `auto`; empty if there are none.
+
+    Args:
+        resolved: the settings that were chosen, with the number of steps.
+        given: the settings as they were given.
+        measured: a range test has chosen the learning rate.
+    """
+    names = {"batch_size": _("batch size"), "learning_rate": _("learning rate")}
+    chosen = [f"{label} {resolved[name]:g}" for name, label in names.items() if isinstance(given[name], str)]
+    if not chosen:
+        return []
+    if measured:
+        chosen[-1] += _(" (measured on some rows)")
+    elif given["learning_rate"] == PROBE:
+        chosen[-1] = _("the learning rate will be measured")
+    return [
+        _("chosen for {steps}: {chosen}").format(steps=counts.steps(resolved["steps"]), chosen=_(", ").join(chosen))
+    ]
+
+
+def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary) -> int:
+    """Return how many rows a run can train on in a given time, evaluations and samples included.
+
+    Args:
+        seconds: the time that is left after loading the base and the data.
+        seconds_per_row: time of training on one row.
+        summary: the data of the run.
+
+    Raises:
+        TsugikiError: the time does not suffice for a single row.
+    """
+    tokens = summary.held_out.measured_characters * summary.tokens_per_epoch / max(summary.train.characters, 1)
+    evaluations = 2 * _EVALUATION_COST * tokens * seconds_per_row / (summary.tokens_per_epoch / summary.blocks)
+    rows = math.floor((seconds - evaluations) * _TIME_OF_STEPS / seconds_per_row)
+    if rows < 1:
+        least = math.ceil((evaluations + seconds_per_row / _TIME_OF_STEPS - min(seconds, 0)) / 60 + 1)
+        raise TsugikiError(
+            _(
+                "minutes: the time is over before the first step, because loading and evaluating take longer; give "
+                "about {least} minutes or more"
+            ).format(least=least)
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """The evaluations of the validation text during a run."""
+
+    evaluations: int
+    """Number of evaluations, evenly spread, the last one after the last step. 0: the run is too short for two."""
+    windows: int
+    """Windows of text in each evaluation."""
+
+    def is_due(self, step: int, total: int, every: int | None) -> bool:
+        """Return whether there is an evaluation after a step.
+
+        Args:
+            step: the number of steps done.
+            total: steps of the run.
+            every: steps between two evaluations, if the user has set them.
+        """
+        if every is not None:
+            return is_due(step, total, every)
+        count = self.evaluations
+        return count > 0 and step * count // total > (step - 1) * count // total
+
+
+def is_due(step: int, total: int, every: int) -> bool:
+    """Return whether a step is the last one, or a multiple of `every` that is not shortly before the last one."""
+    return step == total or (step % every == 0 and total - step > every // 2)
+
+
+def plan_evaluations(choices: Choices, data: PackedDataset, every: int | None) -> EvaluationPlan:
+    """Return how often the validation text (without one, the held-out text) is evaluated during a run.
+
+    Args:
+        choices: the rows of a step, and the steps.
+        data: the data of the run.
+        every: steps between two evaluations, if the user has set them.
+    """
+    windows = data.validation_windows or data.windows
+    if every is not None:
+        count = min(len(windows), _MOST_WINDOWS) if data.validation_windows else len(windows)
+        return EvaluationPlan(_MOST, count)
+    steps = choices.steps
+    trained = steps * min(choices.batch_size, len(data.blocks)) * data.summary.tokens_per_epoch / len(data.blocks)
+    per_character = data.summary.tokens_per_epoch / max(data.summary.train.characters, 1)
+    characters = sum(len(window.record.text) for window in windows)
+    per_window = _EVALUATION_COST * per_character * characters / max(len(windows), 1)
+    fewest = min(len(windows), _FEW_WINDOWS)
+    cost = max(fewest * per_window, 1)
+    evaluations = min(max(int(_SHARE * trained // cost), _FEW), _MOST, int(_LARGEST_SHARE * trained // cost), steps)
+    if evaluations < _FEWEST:
+        return EvaluationPlan(0, fewest)
+    most = int(_SHARE * trained // max(evaluations * per_window, 1))
+    return EvaluationPlan(evaluations, min(len(windows), _MOST_WINDOWS, max(most, fewest)))
+
+
+def evenly_spread(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of the items, evenly spread, or all if there are no more."""
+    if count >= len(items):
+        return list(items)
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def _batch_size(steps: int | None, in_run: int) -> int:
+    if steps is not None:  # it does not depend on the batch size
+        return _MOST_ROWS
+    return min(max(in_run // _STEPS, _FEWEST_ROWS), _MOST_ROWS)
+
+
+def _width(model: nn.Module) -> int:
+    width: int | None = getattr(text_config(model), "hidden_size", None)
+    return width or model.get_input_embeddings().embedding_dim  # type: ignore[operator]

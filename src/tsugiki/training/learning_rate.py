@@ -1,0 +1,184 @@
+"""The learning rate of a run: the rule for `auto`, the range test of `probe`, and the check for a loss that rises.
+
+    auto    5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
+            in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it
+
+The rule has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), with one power for all families of models
+and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. Scaling the rate with the square root
+of the batch is a rule of tinker-cookbook as well; that it holds for small steps was measured here. The rate does not
+depend on the rank, because an update of LoRA is scaled by alpha / r. Methods without low-rank factors have a fixed
+learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`). docs/training.md compares the rule with
+sweeps.
+
+    probe   a range test (Smith, 2015) in which every row is compared with itself
+
+The rate rises from step to step, each step trains on one row, and the loss of the row before the step is compared with
+its loss before the first step. (The losses of two rows differ from each other by much more than a learning rate changes
+them.) As long as what was learned from the rows before helps with a new row, its loss is lower. The highest rate around
+which the mean of five rows is not higher is the limit; a fifth of the limit is chosen. The initial values are then
+restored, so the run is the same as one with the chosen number as its setting.
+
+A run whose training loss rises is divergent: its rate is too high for this model and text. A run with `auto` then
+starts again with a third of the rate. Only the losses of the steps decide, so a run that is resumed decides the same.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.graft import trainable_parameters
+from tsugiki.methods.table import METHODS
+from tsugiki.training.config import RunConfig
+from tsugiki.training.loop import Callback, TrainingLoop
+from tsugiki.training.record import ProbePoint
+
+_SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
+_SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
+_HIGHEST_RATE = 1e-2
+
+PROBE_ROWS = 30
+"""Rows that a range test trains on at most. Their losses are computed beforehand as well."""
+_FROM, _TO = 0.1, 40.0  # relative to the learning rate from the formula
+_SHARE_OF_LIMIT = 0.2
+_WINDOW = 5  # rows of the moving average
+_FAR_ABOVE = 1.2  # loss relative to that of the base at which the test ends
+_MOST = 100.0  # largest relative loss that is recorded
+
+LOWER = 1 / 3
+"""Factor on the learning rate when a run starts again."""
+MOST_RESTARTS = 2
+_RISE = 1.2  # of the mean loss of the last steps, relative to that of the first ones
+_FEWEST_STEPS, _FEWEST_ROWS = 3, 12  # for the means; the losses of single rows differ from each other
+
+
+def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: int) -> float:
+    """Return the learning rate for a run whose settings say `auto`, rounded to two significant digits.
+
+    Args:
+        config: the settings: method, rank and alpha.
+        width: width of the base's hidden states.
+        steps: optimiser steps of the run.
+        tokens: tokens of an optimiser step.
+    """
+    method = METHODS[config.method]
+    if method.learning_rate is not None:
+        return method.learning_rate
+    rate = 5e-4 * (2000 / width) ** 0.781 * method.learning_rate_factor
+    if steps < _SHORT_RUN and config.start_from is None:  # B is 0 at first only in a new adapter
+        rate *= _SHORT_RUN_FACTOR
+    rate *= min(1.0, max(_SMALLEST_FACTOR, math.sqrt(tokens / _SMALL_STEP)))
+    adapter = config.adapter_config
+    if isinstance(adapter, LoraConfig):
+        rate *= 32 / (adapter.lora_alpha * (math.sqrt(adapter.r) if adapter.use_rslora else 1))
+    return float(f"{min(rate, _HIGHEST_RATE):.2g}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The result of a range test."""
+
+    points: list[ProbePoint]
+    learning_rate: float
+    """A fifth of the limit, rounded to two significant digits."""
+
+
+def probe(loop: TrainingLoop, formula: float, advance: Callable[[int], None]) -> Probe:
+    """Find a learning rate. All processes must call this together. The trained parameters are restored afterwards.
+
+    Args:
+        loop: a loop with one row in a step and the learning rate 1, before its first step.
+        formula: the learning rate of the rule; the test goes from 0.1 to 40 times this rate.
+        advance: called with the number of rows that are done.
+
+    Raises:
+        TsugikiError: the loss rises at the lowest learning rate already.
+    """
+    before = []
+    for row in range(PROBE_ROWS + 1):
+        before.append(float(loop.gradients.step(row)[-1]))
+        advance(1)
+    initial = trained_values(loop.model)
+    own_rates = loop.schedule.base_lrs  # LoRA+ has a higher one for B
+    rates = [formula * _FROM * (_TO / _FROM) ** (row / (PROBE_ROWS - 1)) for row in range(PROBE_ROWS)]
+    points: list[ProbePoint] = []
+    for row in range(PROBE_ROWS + 1):
+        relative = float(loop.gradients.step(row)[-1]) / before[row]
+        if row:
+            relative = relative if relative < _MOST else _MOST  # also where it is not a number
+            points.append(ProbePoint(learning_rate=rates[row - 1], change=relative - 1))
+        if row == PROBE_ROWS or relative > _FAR_ABOVE:
+            break
+        for group, rate in zip(loop.optimizer.param_groups, own_rates, strict=True):
+            group["lr"] = rate * rates[row]
+        loop.update()
+        advance(1)
+    restore_values(loop.model, initial)
+    if len(points) < 2 and points[-1].change > 0:
+        raise TsugikiError(
+            _(
+                "learning_rate probe: the loss rises at the lowest learning rate of the test ({rate:.1g}); look at the "
+                "text with `tsugiki preview`, or set a number"
+            ).format(rate=rates[0])
+        )
+    return Probe(points, float(f"{limit(points) * _SHARE_OF_LIMIT:.2g}"))
+
+
+def limit(points: Sequence[ProbePoint]) -> float:
+    """Return the highest learning rate around which the mean change of five rows is not above 0."""
+    changes = [point.change for point in points]
+    highest = points[0].learning_rate
+    for place, point in enumerate(points):
+        around = changes[max(0, place - _WINDOW // 2) : place + _WINDOW // 2 + 1]
+        if sum(around) <= 0:
+            highest = point.learning_rate
+    return highest
+
+
+class DivergedError(Exception):
+    """The loss has risen. The message is for the log of the run."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(_("the training loss had risen by more than 20 % at step {step}").format(step=step))
+        self.step = step
+
+
+@dataclass(frozen=True)
+class DivergenceCheck(Callback):
+    """Ends a run that diverges with a `DivergedError`."""
+
+    rows: int
+    """Rows of an optimiser step."""
+
+    def on_step_end(self, loop: TrainingLoop) -> None:
+        """Compare the losses of the last steps with those of the first ones."""
+        if diverges([point.loss for point in loop.progress.loss_curve], self.rows):
+            raise DivergedError(loop.progress.step)
+
+
+def diverges(losses: Sequence[float], rows: int) -> bool:
+    """Return whether the mean loss of the last steps is more than 20 % above that of the first ones.
+
+    Args:
+        losses: the losses of all steps so far.
+        rows: rows of an optimiser step.
+    """
+    count = max(_FEWEST_STEPS, math.ceil(_FEWEST_ROWS / rows))
+    return len(losses) >= 2 * count and sum(losses[-count:]) > _RISE * sum(losses[:count])
+
+
+def trained_values(model: nn.Module) -> dict[str, Tensor]:
+    """Return name -> copy of each trained parameter."""
+    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
+
+
+def restore_values(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Copy values from `trained_values` back into the model."""
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            parameter.copy_(values[name])

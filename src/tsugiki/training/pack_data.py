@@ -1,0 +1,175 @@
+"""Pack the training records of a run into rows for its model."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tsugiki.base.loading import load_meta_model
+from tsugiki.data.blocks import Blocks, pack
+from tsugiki.data.encoding import document_end
+from tsugiki.data.seen_texts import Fingerprints, fingerprints
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
+from tsugiki.fast.layers import graft
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _, counts
+from tsugiki.lora.graft import ungraft
+from tsugiki.methods.prompt_tuning import PromptTuningConfig
+from tsugiki.model.context import context_length
+from tsugiki.model.inference import seeded
+from tsugiki.training.config import RunConfig
+from tsugiki.training.evaluation.evaluate import Window
+from tsugiki.training.model import load_run_tokenizer
+from tsugiki.training.record import DataSummary
+from tsugiki.training.split_data import DatasetSplit, read_data
+from tsugiki.training.tokenizer_coverage import LITTLE_TEXT, coverage_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BLOCK_SIZE = 512
+
+
+@dataclass(frozen=True)
+class PackedDataset:
+    """The data of a run, with the training records packed into rows for a model."""
+
+    blocks: Blocks
+    """The training data."""
+    windows: list[Window]
+    """The held-out text."""
+    validation_windows: list[Window]
+    """The validation text, whose loss decides which step is kept; empty if there is none."""
+    retention_windows: list[Window]
+    """The text of `retention_data`."""
+    document_masking: DocumentMasking
+    """How documents in the same row are masked from each other."""
+    summary: DataSummary
+    """Counts and fingerprints of the records and of the rows, for the run's record."""
+    notes: list[str]
+    """Notes on what is unusual about the data, one sentence each."""
+    learned: Fingerprints
+    """Fingerprints of the training records."""
+
+
+def pack_data(
+    config: RunConfig, split: DatasetSplit, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> PackedDataset:
+    """Pack the training records into rows for this model.
+
+    Raises:
+        TsugikiError: `block_size` exceeds the model's context, or a prompt fills a whole row.
+    """
+    size = tokens_of_row(model, config.block_size, config.virtual_tokens)
+    masking = _document_masking(model, size, config.virtual_tokens)
+    blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
+    notes = [*split.notes]
+    if masking == "separate_rows":
+        notes.append(
+            _(
+                "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
+                "are padded"
+            ).format(model=config.model)
+        )
+    if blocks.cut_records:
+        notes.append(
+            _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off").format(
+                size=size, examples=counts.examples(blocks.cut_records), tokens=counts.tokens(blocks.cut_tokens)
+            )
+        )
+    coverage = coverage_of(tokenizer, split.store)
+    notes += coverage.notes()
+    if split.summary.train.characters < LITTLE_TEXT:
+        notes.append(
+            _("the training text is short ({characters}): it is soon learned by heart").format(
+                characters=counts.characters(split.summary.train.characters)
+            )
+        )
+    summary = DataSummary(
+        **dict(split.summary),
+        unknown_share=coverage.unknown,
+        piece_share=coverage.pieces,
+        blocks=len(blocks),
+        block_size=size,
+        blocks_fingerprint=blocks.fingerprint(),
+        document_masking=masking,
+        target_tokens_per_epoch=blocks.target_tokens,
+        tokens_per_epoch=blocks.tokens,
+        padding=len(blocks) * size - blocks.tokens,
+        split_records=blocks.split_records,
+        cut_records=blocks.cut_records,
+        cut_tokens=blocks.cut_tokens,
+    )
+    learned = fingerprints(split.store.index, split.train)
+    return PackedDataset(
+        blocks, split.windows, split.validation_windows, split.retention_windows, masking, summary, notes, learned
+    )
+
+
+def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
+    """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run.
+
+    Args:
+        config: the settings of the run.
+        progress: where to show the progress.
+
+    Raises:
+        TsugikiError: the data cannot be read or split, or there is no such model.
+    """
+    size = tokens_of_row(load_meta_model(config.model), config.block_size, config.virtual_tokens)
+    tokenizer = load_run_tokenizer(config)
+    split = read_data(config, tokenizer, progress)
+    return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))
+
+
+def tokens_of_row(model: "PreTrainedModel", block_size: int | None, prompt: int) -> int:
+    """Return the number of tokens of a row.
+
+    Args:
+        model: the base model; its shapes are enough.
+        block_size: the setting.
+        prompt: length of the soft prompt that the run trains; 0 if it trains none.
+
+    Raises:
+        TsugikiError: `block_size` exceeds the model's context.
+    """
+    available = context_length(model) - prompt
+    if block_size and block_size > available:
+        message = _("block_size is {size}, but the model's context is {context} tokens")
+        if prompt:
+            message = _(
+                "block_size is {size}, but the model's context is {context} tokens, {prompt} of which the soft prompt "
+                "takes: {available} are left"
+            )
+        raise TsugikiError(
+            message.format(size=block_size, context=available + prompt, prompt=prompt, available=available)
+        )
+    return block_size or min(_BLOCK_SIZE, available)
+
+
+def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> DocumentMasking:
+    """Return how this model can mask documents in a row from each other.
+
+    A soft prompt comes before every document, so the model is probed with one of the same length.
+
+    Args:
+        model: the base model.
+        tokens: tokens of a row.
+        prompt: length of the soft prompt; 0 if there is none.
+    """
+    if attends_to_later_tokens(model):
+        raise TsugikiError(
+            _(
+                "{name} attends to later tokens, so predicting them teaches it nothing; if its config.json has "
+                "is_decoder, set it to true"
+            ).format(name=type(model).__name__)
+        )
+    if not prompt:
+        return detect_document_masking(model, tokens)
+    # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
+    # error in bfloat16 that the probe could not tell the documents apart.
+    with seeded(0):  # a resumed run must get the same answer
+        graft(model, PromptTuningConfig(prompt, prompt_tuning_init="SAMPLE_VOCAB"))
+    try:
+        return detect_document_masking(model, tokens)
+    finally:
+        ungraft(model)

@@ -1,0 +1,256 @@
+"""The stage of a run in which it trains: its loop with evaluations and checkpoints, and restarts with a lower rate."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from tsugiki.adapters.library import adapter_folder
+from tsugiki.base.resolve import local_folder
+from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.recomputation import recomputed_blocks
+from tsugiki.io.atomic import WriteError, new_folder
+from tsugiki.io.file_names import MANIFEST_FILE
+from tsugiki.io.manifest import read_manifest
+from tsugiki.io.run_folder import CHECKPOINTS, remove_run
+from tsugiki.language import _, counts
+from tsugiki.lora.hold import is_grafted
+from tsugiki.methods.table import METHODS
+from tsugiki.native import is_compiled
+from tsugiki.training.build_loop import build_loop
+from tsugiki.training.checkpoint import Progress, keep_newest, load_training_state, save_training_state
+from tsugiki.training.choices import Choices, describe_choices
+from tsugiki.training.evaluation_callback import EvaluationCallback
+from tsugiki.training.learning_rate import (
+    LOWER,
+    MOST_RESTARTS,
+    DivergedError,
+    DivergenceCheck,
+    restore_values,
+    trained_values,
+)
+from tsugiki.training.loop import TrainingLoop
+from tsugiki.training.model import load_trained, save_trained, shard_model
+from tsugiki.training.processes import check_shared, on_main
+from tsugiki.training.record import LossPoint, Restart
+from tsugiki.training.resume import flat_settings
+from tsugiki.training.sharding import split_optimizer_state, whole_model, whole_optimizer_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tsugiki.training.run import Run
+
+_KEPT_CHECKPOINTS = 2
+
+
+def loop_of(run: "Run", choices: Choices | None = None) -> TrainingLoop:
+    """Return the loop of a run, after `choose_numbers`; with its own choices or others. It writes no checkpoints."""
+    data = run.data
+    choices = run.choices if choices is None else choices
+    return build_loop(run.accelerator, run.config, choices, run.model, data.blocks, data.document_masking)
+
+
+def train_steps(run: "Run") -> None:
+    """Train the model in place. A run whose loss rises begins again with a lower learning rate.
+
+    Raises:
+        TsugikiError: an error that the user can correct.
+    """
+    model, record, checkpoint = run.model, run.record, run.checkpoint
+    initial = trained_values(model) if is_grafted(model) else {}  # a copy of a whole model takes too much memory
+    if checkpoint is not None:
+        load_trained(model, checkpoint)
+    if run.in_shards:
+        shard_model(model, run.config, run.device)
+        if not is_grafted(model):  # weights in shards are not read back from a checkpoint
+            run.choices = replace(run.choices, keep="last")
+    for line in (*_header(run), *_slow_dtypes(run)):
+        run.display.print(line)
+    if run.overwrite:
+        on_main(run.accelerator, lambda: remove_run(run.out))
+    run.accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
+    with advice_to_resume():
+        while True:
+            loop = _loop_with_callbacks(run, initial)
+            if checkpoint is not None:
+                _load_training_state(loop, checkpoint, run.is_longer)
+            if run.accelerator.is_main_process:
+                record.write(run.out)
+                write_fingerprints([run.data.learned, *_learned_before(run)], run.out)
+            try:
+                loop.run()
+                break
+            except DivergedError as error:
+                checkpoint = None
+                _lower_rate(run, error)
+                restore_values(model, initial)
+                on_main(run.accelerator, lambda: keep_newest(run.out / CHECKPOINTS, 0))
+    for tracker in run.accelerator.trackers:
+        tracker.finish()
+
+
+@contextmanager
+def advice_to_resume() -> Iterator[None]:
+    """Say how to go on if the disk is full."""
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(_("{error}; finished steps are kept: continue with --resume").format(error=error)) from error
+
+
+def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop:
+    """Return the loop of a run, which evaluates and writes checkpoints, and say what was chosen.
+
+    Args:
+        run: the run.
+        initial: the trained values before the first step; empty: they are never restored.
+    """
+    record, folder = run.record, run.out / CHECKPOINTS
+    for line in describe_choices(record.resolved_settings, run.settings, bool(record.rate_probe)):
+        run.display.print(line)
+    loop = loop_of(run)
+    record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
+    record.micro_batch_size = run.choices.micro_batch_size
+    loop.save = partial(_save_checkpoint, run)
+    loop.callbacks.append(
+        EvaluationCallback(
+            run.model,
+            run.texts.tokenizer,
+            run.data,
+            run.config,
+            run.choices,
+            record,
+            run.display,
+            partial(_restore, run.accelerator, run.model, folder),
+            initial,
+            run.base_results,
+        )
+    )
+    can_restart = isinstance(run.settings["learning_rate"], str) and is_grafted(run.model)
+    if can_restart and len(record.restarts) < MOST_RESTARTS:
+        loop.callbacks.append(DivergenceCheck(run.choices.batch_size))
+    return loop
+
+
+def _lower_rate(run: "Run", error: DivergedError) -> None:
+    """Lower the learning rate, and add the restart to the record."""
+    record, rate = run.record, float(f"{run.choices.learning_rate * LOWER:.2g}")
+    record.restarts.append(Restart(step=error.step, learning_rate=run.choices.learning_rate))
+    record.resolved_settings["learning_rate"] = rate
+    record.forget_after(-1)
+    record.loss_curve.clear()
+    run.display.print(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
+    run.choices = replace(run.choices, learning_rate=rate)
+
+
+def _learned_before(run: "Run") -> list[Fingerprints]:
+    """Return the fingerprints of the texts that the result of a run has learned before the run."""
+    config = run.config
+    folders: list[Path | None] = [] if config.start_from is None else [adapter_folder(config.start_from)]
+    if not METHODS[config.method].trains_adapter:  # the result contains the weights of the base
+        folders.append(local_folder(config.model))
+    return learned_by(folders)
+
+
+def _save_checkpoint(run: "Run", loop: TrainingLoop) -> None:
+    is_main, folder = loop.accelerator.is_main_process, run.out / CHECKPOINTS
+    trained, optimizer = whole_model(loop.model, keep=is_main), whole_optimizer_state(loop.optimizer, keep=is_main)
+
+    def write() -> None:
+        with (
+            run.display.stage(_("saving"), None),
+            new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary,
+        ):
+            has_chats = run.data.summary.learns_conversations
+            save_trained(trained, run.texts.tokenizer, temporary, with_template=has_chats)
+            progress = asdict(loop.progress) | {
+                "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
+                "scaler": loop.gradients.scaler.state_dict(),
+            }
+            save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, run.record.to_json())
+        keep_newest(folder, _KEPT_CHECKPOINTS, loop.progress.best_step)
+
+    on_main(loop.accelerator, write)
+
+
+def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> bool:
+    """Restore the trained weights of a step; return False, on all processes, if its checkpoint is damaged."""
+    checkpoint = folder / f"checkpoint-{step}"
+
+    def is_intact() -> bool:
+        try:
+            read_manifest(checkpoint)
+        except TsugikiError as error:
+            warnings.warn(
+                _("{error}; the last step is kept instead of step {step}").format(error=error, step=step), stacklevel=2
+            )
+            return False
+        return True
+
+    if not on_main(accelerator, is_intact):
+        return False
+    check_shared(accelerator, checkpoint / MANIFEST_FILE)
+    load_trained(model, checkpoint)
+    return True
+
+
+def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> None:
+    """Load the state of the optimiser, the schedule and the progress; `is_longer`: the run has another length now."""
+    optimizer, schedule, progress = load_training_state(folder)
+    loop.optimizer.load_state_dict(split_optimizer_state(loop.optimizer, optimizer))
+    loop.schedule.load_state_dict(schedule)
+    if scaler := progress.pop("scaler", {}):
+        loop.gradients.scaler.load_state_dict(scaler)
+    curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
+    loop.progress = Progress(**progress, loss_curve=curve)
+    if loop.progress.step < loop.steps and is_longer:
+        loop.progress.stopped, loop.progress.evaluations_since_best = False, 0
+        # The state of the optimiser has the rate of the former schedule, which is 0 at its end.
+        assert isinstance(loop.schedule, LambdaLR)
+        factors = zip(loop.optimizer.param_groups, loop.schedule.base_lrs, loop.schedule.lr_lambdas, strict=True)
+        for group, rate, factor in factors:
+            group["lr"] = rate * factor(loop.progress.step)
+
+
+def _header(run: "Run") -> Iterator[str]:
+    """Yield what trains, on which data, and the notes on the data."""
+    parameters, summary = run.record.parameters, run.data.summary
+    assert parameters is not None
+    yield _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
+        model=run.config.model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
+    )
+    yield _(
+        "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
+        "{held_out} ({held_out_characters})"
+    ).format(
+        documents=counts.documents(summary.train.documents),
+        characters=counts.characters(summary.train.characters),
+        tokens=counts.tokens(summary.target_tokens_per_epoch),
+        rows=counts.rows(summary.blocks),
+        block_size=summary.block_size,
+        held_out=counts.documents(summary.held_out.documents),
+        held_out_characters=counts.characters(summary.held_out.characters),
+    )
+    yield from run.data.notes
+
+
+def _slow_dtypes(run: "Run") -> Iterator[str]:
+    """Yield notes on dtypes in which a processor is slow."""
+    if run.device.type != "cpu":
+        return
+    if run.resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
+        yield _("processors are slow in fp16; bf16 or fp32 is faster here")
+    if run.facts.dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
+        yield _(
+            "Tsugiki was installed without a C compiler, so a base in {dtype} is slower than it could be; install "
+            "a compiler, then Tsugiki again"
+        ).format(dtype=run.facts.dtype)

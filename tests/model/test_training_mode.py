@@ -1,0 +1,157 @@
+"""Dropout and running statistics of the base while an adapter trains."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from tests.lora.test_conv import images, net
+from tests.tiny import CONFIGS, ids, shake
+from tests.tiny_types import lively_model
+from tsugiki import LoraConfig, disable_adapter, graft, load_adapter, save_adapter, ungraft
+from tsugiki.model import disable_dropout, dropout_restored
+
+_PERSIMMON = {name: value for name, value in CONFIGS["phi"].items() if name != "num_key_value_heads"}
+_BLT_PART = {
+    **{"vocab_size": 96, "hidden_size": 16, "hidden_size_global": 32, "intermediate_size": 24, "num_hidden_layers": 1},
+    **{"head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64},
+    **{"cross_attn_k": 2, "dropout": 0.3},
+}
+_BLT = {
+    **{"vocab_size": 96, "patch_size": 4, "patching_mode": "space", "patch_in_forward": False, "cross_attn_k": 2},
+    **{"encoder_hash_byte_group_vocab": 20, "encoder_hash_byte_group_size": [3]},
+    **{"patcher_config": _BLT_PART, "encoder_config": _BLT_PART, "decoder_config": _BLT_PART},
+    "global_config": {**_BLT_PART, "hidden_size": 32, "head_dim": 16},
+}
+KINDS: dict[str, dict[str, Any]] = {**CONFIGS, "persimmon": _PERSIMMON, "blt": _BLT}
+
+
+def with_dropout(kind: str) -> Any:
+    """A tiny model in which every dropout probability that its config has is 0.3."""
+    config = transformers.AutoConfig.for_model(kind, **KINDS[kind])
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.3)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def output(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids(), use_cache=False).logits
+    return logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_training_passes_of_the_base_are_equal(kind: str):
+    model = with_dropout(kind).train()
+    assert not torch.equal(output(model), output(model))
+    saved = disable_dropout(model)
+    first = output(model)
+    assert torch.equal(first, output(model))
+    assert torch.equal(first, output(model.eval()))
+    model.train()
+    with dropout_restored(saved):
+        assert not torch.equal(first, output(model))
+    assert torch.equal(first, output(model))
+
+
+def test_dropout_of_the_base_is_switched_off_and_restored_in_all_forms():
+    for model in (with_dropout("opt"), with_dropout("falcon")):
+        modules = list(model.modules())
+
+        def floats(modules: list[Any] = modules) -> list[tuple[str, str, float]]:
+            return [
+                (type(owner).__name__, key, value)
+                for module in modules
+                for owner in (module, getattr(module, "config", None))
+                if owner is not None
+                for key, value in vars(owner).items()
+                if ("drop" in key or (isinstance(owner, torch.nn.Dropout) and key == "p")) and isinstance(value, float)
+            ]
+
+        was = floats()
+        assert sum(value == 0.3 for *_, value in was) > 5
+        graft(model, LoraConfig(target_modules="all-linear"))
+        assert {value for *_, value in floats()} == {0.0}
+        ungraft(model)
+        assert floats() == was
+        graft(model, LoraConfig(target_modules="all-linear"), base_dropout=True)
+        assert floats() == was
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "falcon", "blt"])
+def test_another_model_of_the_same_config_object_keeps_its_dropout(kind: str):
+    config = with_dropout(kind).config
+    model, before = (type(with_dropout(kind))(config) for _ in range(2))
+    as_dict = config.to_dict()
+    assert model.config is before.config is config
+    graft(model, LoraConfig(target_modules="all-linear"))
+    first = output(model.train())
+    assert torch.equal(first, output(model))
+    assert config.to_dict() == as_dict
+    for other in (before, type(model)(config)):
+        assert not torch.equal(output(other.train()), output(other))
+    model.config.pad_token_id = 5  # as trainers do
+    ungraft(model)
+    assert model.config.to_dict() == {**as_dict, "pad_token_id": 5}
+    assert not torch.equal(output(model), output(model))
+
+
+def test_a_probability_that_scales_outputs_in_evaluation_stays():
+    model = lively_model("nllb-moe", "seq2seq")
+    inputs = {"input_ids": ids(), "decoder_input_ids": ids(seed=2)}
+    with torch.no_grad():
+        before = model(**inputs).logits
+        graft(model, LoraConfig())
+        assert torch.equal(model(**inputs).logits, before)
+    assert not [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p]
+
+
+def test_running_statistics_are_used_but_not_updated():
+    model, x = net(norm=True), images()
+    with torch.no_grad():
+        model.train()(3 * x + 1)  # so that the running statistics differ from their initial values
+    base, state = model.eval()(x), copy.deepcopy(model.state_dict())
+    graft(model, LoraConfig(r=2, target_modules=["first"], modules_to_save=["fc"]))
+    assert torch.equal(model.train()(x), base)
+    twin = copy.deepcopy(model).train()
+    twin(x)
+    assert not twin.norm.training
+    assert model.norm.training is False
+    shake(model)
+    model(5 * x)
+    ungraft(model)
+    assert model.norm.training, "the mode of the model again"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    model(x)
+    assert not torch.equal(model.norm.running_mean, state["norm.running_mean"])
+
+
+def test_a_module_to_save_updates_its_own_statistics(tmp_path: Path):
+    def block() -> Any:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"body": nn.Conv2d(3, 4, 3), "head": nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))})
+
+    def forward(model: Any, x: Tensor) -> Tensor:
+        return model["head"](model["body"](x))
+
+    model, x = block().eval(), images()
+    base = forward(model, x)
+    for name in ("one", "two"):
+        graft(model, LoraConfig(r=2, target_modules=["body"], modules_to_save=["head"]), name)
+        before = model["head"][0].running_mean.clone()
+        forward(model.train(), x)
+        assert not torch.equal(model["head"][0].running_mean, before)
+    adapted = forward(shake(model.eval()), x)
+    save_adapter(model, tmp_path)
+    other = block().eval()
+    load_adapter(other, tmp_path)
+    assert torch.equal(forward(other, x), adapted)
+    with disable_adapter(model):
+        assert torch.equal(forward(model, x), base)

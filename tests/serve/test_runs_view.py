@@ -1,0 +1,239 @@
+"""Runs below the working directory are listed, read while they are written, stopped and resumed; nothing else is."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+from tests.serve.workspace import Place, serve_in, write_run
+from tsugiki.io import process_of, sole_use
+from tsugiki.serve import LOG_FILE, RunProcesses, Runs, run_processes
+from tsugiki.training import LossPoint
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no signals and links as these")
+
+HOSTILE = [
+    "", ".", "..", "../..", "runs/..", "runs/../../etc", "/etc", "//etc", "runs//a", "runs/a/", "./runs/a", "runs/\x00",
+    "runs\\a", ".hidden", "runs/.hidden", "link", "link/a", "runs/link", "~", "~root", "a" * 5000, "a/" * 400 + "b",
+    "runs/none", "texts/a.txt", "\ud800", "runs/a\n", "%2e%2e", "C:\\", "runs/*",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, served_files: tuple[str, Path]) -> Iterator[Place]:
+    directory = tmp_path_factory.mktemp("outside") / "work"
+    directory.mkdir()
+    write_run(directory, "runs/a")
+    write_run(directory, "runs/done", status="finished")
+    write_run(directory, "b/c/d/deep")
+    write_run(directory, "b/c/d/e/too-deep")
+    write_run(directory, "runs/.hidden")
+    write_run(directory, "runs/a/checkpoints/inner")
+    os.symlink(write_run(directory.parent, "outside"), directory / "runs" / "link")
+    os.symlink(directory.parent, directory / "link")
+    yield from serve_in(directory, served_files)
+
+
+def test_the_list(place: Place):
+    answer = place.get("runs").json()
+    assert answer["more"] is False
+    found = {one["name"]: one["state"] for one in answer["runs"]}
+    assert found == {"runs/a": "stopped", "runs/done": "finished", "b/c/d/deep": "stopped"}
+    run = next(one for one in answer["runs"] if one["name"] == "runs/a")
+    assert (run["step"], run["steps"], run["can_stop"], run["can_resume"]) == (4, 10, False, True)
+    assert run["model"] == "embedded"
+
+
+def test_details(place: Place):
+    answer = place.get("run", name="runs/a").json()
+    assert answer["curves"]["training"] == [[1, 4.75], [2, 4.5], [3, 4.25], [4, 4.0]]
+    assert answer["samples"][0]["texts"][-1] == {"step": 4, "text": "切る4<b>"}
+    with sole_use(place.directory / "runs/a"):
+        running = place.get("run", name="runs/a").json()
+    assert running["state"] == "running"
+    assert running["seconds_left"] == pytest.approx(12)  # six steps of two seconds
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_that_are_no_run(place: Place, name: str):
+    for answer in (place.post("runs/stop", {"name": name}), place.post("runs/resume", {"name": name})):
+        assert answer.status_code in (400, 404), answer.text
+    if name.isprintable():
+        assert place.get("run", name=name).status_code in (400, 404)
+
+
+def test_changes_need_the_token(place: Place):
+    for path in ("runs/stop", "runs/resume", "train/start", "train/preview", "train/plan", "train/fetch"):
+        assert place.post(path, {"name": "runs/a"}, token="wrong").status_code == 403
+
+
+def _runs(directory: Path) -> Runs:
+    return Runs(directory, RunProcesses())
+
+
+def _named(runs: Runs, name: str) -> dict[str, Any]:
+    return runs.details(runs.find(name))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"\xff\xfe", b'{"format": 9}', b'{"format": 2, "config": {}}'],
+)
+def test_records_that_cannot_be_read(tmp_path: Path, content: bytes):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_bytes(content)
+    shown = _named(_runs(tmp_path), "run")
+    assert shown["state"] == "unreadable"
+    assert "run.json" in shown["error"]
+    assert not shown["can_resume"]
+
+
+def test_records_that_are_no_files_or_too_large(tmp_path: Path):
+    runs = _runs(tmp_path)
+    for name in ("pipe", "link", "large", "folder"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "run.json")
+    os.mkfifo(tmp_path / "pipe" / LOG_FILE)
+    os.symlink(write_run(tmp_path, "real") / "run.json", tmp_path / "link" / "run.json")
+    (tmp_path / "folder" / "run.json").mkdir()
+    with (tmp_path / "large" / "run.json").open("wb") as file:
+        file.truncate(10**9)
+    for name in ("pipe", "link", "large", "folder"):
+        assert _named(runs, name)["state"] == "unreadable"
+    assert len(runs.overview()["runs"]) == 5
+
+
+def test_figures_that_json_lacks_are_left_out(tmp_path: Path):
+    points = [LossPoint(step=step, loss=loss, learning_rate=0.1) for step, loss in ((1, float("nan")), (2, 3.0))]
+    write_run(tmp_path, "run", loss_curve=points)
+    assert _named(_runs(tmp_path), "run")["curves"]["training"] == [(2, 3.0)]
+
+
+def test_a_record_is_read_again_when_it_changes(tmp_path: Path):
+    runs = _runs(tmp_path)
+    write_run(tmp_path, "run")
+    assert _named(runs, "run")["state"] == "stopped"
+    write_run(tmp_path, "run", status="finished")
+    assert _named(runs, "run")["state"] == "finished"
+
+
+def test_a_start_that_failed_shows_what_was_printed(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOG_FILE).write_text("x" * 10_000 + "tsugiki: no data\n")
+    shown = _named(_runs(tmp_path), "run")
+    assert shown["state"] == "failed"
+    assert shown["log"].endswith("tsugiki: no data\n")
+    assert len(shown["log"]) == 8000
+
+
+_OWNER = """
+import signal, sys, time
+from pathlib import Path
+from tsugiki.io.locks import sole_use
+ended = []
+signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+with sole_use(Path(sys.argv[1])):
+    print("ready", flush=True)
+    while not ended or (Path(sys.argv[1]) / "hold").exists():
+        time.sleep(0.01)
+    sys.exit(len(ended))
+"""
+
+
+@contextmanager
+def _process_in(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that uses a folder, and ends with the number of signals that it got."""
+    process = subprocess.Popen([sys.executable, "-c", _OWNER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_stop_signals_the_process_of_the_run_once(tmp_path: Path):
+    runs, folder = _runs(tmp_path), write_run(tmp_path, "run")
+    run = runs.find("run")
+    (folder / "hold").touch()
+    with _process_in(folder) as process:
+        assert process_of(folder) == process.pid
+        assert runs.details(run)["can_stop"]
+        runs.stop(run)
+        runs.stop(run)
+        assert runs.details(run)["state"] == "stopping"
+        (folder / "hold").unlink()
+        assert process.wait(60) == 1
+    assert runs.details(run)["state"] == "stopped"
+    with pytest.raises(Exception, match="run"):
+        runs.stop(run)
+
+
+def test_a_process_that_has_the_number_of_a_former_run_is_not_signalled(tmp_path: Path):
+    """The folder is in use, but its file names an innocent process."""
+    runs, folder = _runs(tmp_path), write_run(tmp_path, "run")
+    with subprocess.Popen(["sleep", "600"]) as innocent, sole_use(folder):
+        owner = folder / ".lock.json"
+        for changes in ({"process": innocent.pid}, {"process": innocent.pid, "process_start": None}, {"process": -1}):
+            owner.write_text(json.dumps(json.loads(owner.read_text()) | changes))
+            with pytest.raises(Exception, match="no process"):
+                runs.stop(runs.find("run"))
+        assert innocent.poll() is None
+        innocent.kill()
+
+
+def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[Any] = []
+
+    class Started:
+        pid = os.getpid()
+
+        def __init__(self, words: list[str], **options: Any) -> None:
+            calls.append((words, options))
+
+        def poll(self) -> None:
+            return None
+
+    monkeypatch.setattr(run_processes.subprocess, "Popen", Started)
+    monkeypatch.setattr(run_processes.os, "setpriority", lambda *_: None)
+    name = "runs/$(touch x); 'a'"
+    runs = _runs(tmp_path)
+    write_run(tmp_path, name)
+    assert runs.resume(runs.find(name)) == ["tsugiki", "train", "--resume", name]
+    [(words, options)] = calls
+    assert words == [sys.executable, "-P", "-m", "tsugiki", "train", "--resume", name]
+    assert options["start_new_session"]
+    assert "shell" not in options
+    assert options["cwd"] == tmp_path
+    assert runs.details(runs.find(name))["state"] == "starting"
+    write_run(tmp_path, "runs/b")
+    with pytest.raises(Exception, match="touch x"):  # one at a time
+        runs.resume(runs.find("runs/b"))
+
+
+def test_what_cannot_be_resumed(tmp_path: Path):
+    runs = _runs(tmp_path)
+    write_run(tmp_path, "done", status="finished")
+    code = write_run(tmp_path, "code") / "run.json"
+    record = json.loads(code.read_text())
+    record["config"]["trust_remote_code"] = True
+    code.write_text(json.dumps(record))
+    used = write_run(tmp_path, "used")
+    for name in ("done", "code"):
+        with pytest.raises(Exception, match=name):
+            runs.resume(runs.find(name))
+    with sole_use(used), pytest.raises(Exception, match="used"):
+        runs.resume(runs.find("used"))
+    os.symlink(tmp_path / "target", used / LOG_FILE)
+    with pytest.raises(Exception, match="cannot be started"):  # what is printed would go through a link
+        runs.resume(runs.find("used"))
+    assert not (tmp_path / "target").exists()

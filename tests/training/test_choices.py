@@ -1,0 +1,203 @@
+"""What a run chooses, also by a range test of the learning rate, and that a resumed run keeps it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs import assert_resumes, run_config
+from tests.tiny import tiny_model
+from tsugiki import TsugikiError
+from tsugiki.io import ADAPTER_FILE
+from tsugiki.training import (
+    ProbePoint,
+    RunConfig,
+    automatic_learning_rate,
+    choose,
+    describe_choices,
+    learning_rate,
+    limit,
+    run,
+    train,
+)
+
+
+def config(**changes: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": "m", "data": "d", "out": "o", **changes})
+
+
+@pytest.mark.parametrize(
+    ("width", "steps", "rate"),
+    # 5e-4 (2000 / width)^0.781, computed by hand; 1.5 times that in short runs
+    [(256, 200, 2.5e-3), (256, 100, 3.7e-3), (768, 1000, 1.1e-3), (2000, 1000, 5e-4), (4096, 149, 4.3e-4)],
+)
+def test_the_rate_follows_from_the_width_and_the_steps(width: int, steps: int, rate: float):
+    assert automatic_learning_rate(config(), width, steps, 2048) == rate
+
+
+def test_the_rate_follows_from_alpha_and_the_method():
+    def rate(**changes: Any) -> float:
+        return automatic_learning_rate(config(**changes), 2000, 1000, 8192)
+
+    assert rate(lora={"lora_alpha": 64}) == 2.5e-4
+    assert rate(lora={"r": 64}) == rate(lora={"r": 4}) == 5e-4
+    # rsLoRA multiplies the update by sqrt(r) more than LoRA does.
+    assert rate(method="rslora", lora={"r": 16, "lora_alpha": 8}) == 5e-4
+    assert rate(method="full") == 5e-5
+    assert rate(method="pissa") == pytest.approx(5e-4 / 3, rel=0.03)
+    assert rate(method="ia3") == 3e-3
+    assert rate(method="prompt-tuning") == 3e-2
+    assert automatic_learning_rate(config(), 8, 10, 2048) == 1e-2  # the highest
+
+
+@pytest.mark.parametrize(("tokens", "rate"), [(1, 2.5e-4), (512, 2.5e-4), (1024, 3.5e-4), (2048, 5e-4), (8192, 5e-4)])
+def test_small_steps_have_a_lower_rate(tokens: int, rate: float):
+    assert automatic_learning_rate(config(), 2000, 1000, tokens) == rate
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "steps"),
+    [(1, 2, 3), (10, 2, 15), (100, 3, 102), (400, 12, 102), (5000, 16, 939)],
+)
+def test_a_run_has_about_a_hundred_steps(rows: int, batch_size: int, steps: int):
+    chosen = choose(config(), tiny_model("gpt2"), rows, 512)
+    assert (chosen.batch_size, chosen.steps) == (batch_size, steps)
+
+
+def test_given_numbers_are_used_as_they_are():
+    chosen = choose(config(batch_size=5, learning_rate=0.5, max_steps=7), tiny_model("gpt2"), 100, 512)
+    assert (chosen.batch_size, chosen.learning_rate, chosen.steps) == (5, 0.5, 7)
+    assert choose(config(max_steps=7), tiny_model("gpt2"), 100, 512).batch_size == 16
+
+
+def test_minutes_become_steps_of_the_rows_that_fit_into_them():
+    measured: list[int] = []
+
+    def rows_in_time() -> int:
+        measured.append(450)
+        return 450
+
+    given = config(minutes=5)
+    chosen = choose(given, tiny_model("gpt2"), 100, 512, {}, rows_in_time)
+    assert (chosen.batch_size, chosen.steps) == (4, 112)
+    again = choose(given, tiny_model("gpt2"), 100, 512, {"steps": 112, "batch_size": 4}, rows_in_time)
+    assert (again.batch_size, again.steps, len(measured)) == (4, 112, 1)
+    twenty_epochs = choose(given, tiny_model("gpt2"), 10, 512, {}, rows_in_time)
+    assert twenty_epochs.steps * twenty_epochs.batch_size == 200
+
+
+def test_what_was_chosen_is_one_line():
+    given = {"batch_size": "auto", "learning_rate": "auto"}
+    chosen = {"batch_size": 3, "learning_rate": 0.0037, "steps": 1200}
+    assert describe_choices(chosen, given, measured=False) == [
+        "chosen for 1,200 steps: batch size 3, learning rate 0.0037"
+    ]
+    assert describe_choices(chosen, {**given, "batch_size": 3}, measured=True) == [
+        "chosen for 1,200 steps: learning rate 0.0037 (measured on some rows)"
+    ]
+    assert describe_choices(chosen, {"batch_size": 3, "learning_rate": 1.0}, measured=False) == []
+
+
+AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max_steps": None, "epochs": 1}
+
+
+def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
+    record = assert_resumes(train, run_config(tmp_path, save_steps=20, **AUTOMATIC), 21)
+    assert record.config.learning_rate == "auto"
+    assert record.chosen("batch_size") == 2
+    assert record.chosen("learning_rate") == 0.0095
+    assert record.loss_curve[0].learning_rate == 0.0095
+
+
+def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "rows_in_time", lambda *_: 12)  # six steps of two rows
+    settings = {**AUTOMATIC, "minutes": 5}
+    del settings["epochs"], settings["max_steps"]
+    given = {name: value for name, value in run_config(tmp_path, save_steps=2).model_dump().items() if name in RUN}
+    short = RunConfig.model_validate({**given, **settings, "out": str(tmp_path / "timed")})
+    record = assert_resumes(train, short, 3)
+    assert record.training is not None
+    assert record.training.steps == record.resolved_settings["steps"] == 6
+
+
+RUN = ("model", "data", "block_size", "held_out", "save_steps", "prompts", "sample_tokens", "validation")
+
+
+def test_minutes_that_are_over_before_the_first_step_end_with_one_line(tmp_path: Path):
+    given = {name: value for name, value in run_config(tmp_path).model_dump().items() if name in RUN}
+    with pytest.raises(TsugikiError, match="minutes: the time is over before the first step"):
+        train(RunConfig.model_validate({**given, "minutes": 1e-6, "out": str(tmp_path / "short")}))
+    assert not (tmp_path / "short").exists()
+
+
+def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tsugiki.training.choices.automatic_learning_rate", lambda *_: 30.0)
+    monkeypatch.setattr(learning_rate, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
+    settings = {**AUTOMATIC, "max_steps": 10, "batch_size": 4, "lora": {"lora_dropout": 0.0}}
+    record = assert_resumes(train, run_config(tmp_path, save_steps=2, **settings), 5)
+    rates = [restart.learning_rate for restart in record.restarts]
+    assert rates == [30.0, 10.0]
+    assert record.chosen("learning_rate") == 3.3
+    assert [point.step for point in record.loss_curve] == list(range(1, 11))
+    assert [entry.step for entry in record.evaluations] == sorted({entry.step for entry in record.evaluations})
+    assert math.isclose(record.loss_curve[0].learning_rate, 3.3)
+    given = run_config(tmp_path, "given", save_steps=2, **{**settings, "learning_rate": 30.0})
+    assert not train(given).restarts
+
+
+@pytest.mark.parametrize(
+    ("losses", "rows", "expected"),
+    [
+        ([4.0, 4.1, 3.9, 4.9, 5.0, 4.9], 4, True),
+        ([4.0, 4.1, 3.9, 4.7, 4.8, 4.7], 4, False),
+        ([4.0, 4.1, 3.9, 9.0, 9.0], 4, False),  # too few to tell
+        ([4.0, 4.1, 3.9, 4.9, 5.0, 4.9], 1, False),  # steps of one row: twelve of them
+        ([4.0] * 12 + [4.9] * 12, 1, True),
+        ([4.0, 4.1, 3.9, 9.0, 3.9, 4.0, 3.9], 16, False),
+    ],
+)
+def test_a_rise_by_a_fifth_is_divergence(losses: list[float], rows: int, expected: bool):
+    assert learning_rate.diverges(losses, rows) == expected
+
+
+def points(*changes: float) -> list[ProbePoint]:
+    return [ProbePoint(learning_rate=float(rate), change=change) for rate, change in enumerate(changes, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([-0.1, -0.2, -0.3, -0.2, 0.1, 0.5, 0.9], 4),
+        ([0.01, 0.01, -0.2, 0.01, 0.01, 0.4, 0.9], 3),  # two rows that are a little higher are noise
+        ([-0.1] * 7, 7),  # no rate was too high
+        ([0.1] * 7, 1),
+    ],
+)
+def test_the_limit_is_the_highest_rate_that_lowers_the_mean_of_five_rows(changes: list[float], expected: int):
+    assert limit(points(*changes)) == expected
+
+
+def test_a_run_with_the_number_that_was_measured_is_the_same(tmp_path: Path):
+    record = assert_resumes(train, run_config(tmp_path, learning_rate="probe", save_steps=1), 2)
+    rate = record.chosen("learning_rate")
+    assert 1 < len(record.rate_probe) <= learning_rate.PROBE_ROWS
+    assert rate == float(f"{limit(record.rate_probe) / 5:.2g}")
+    assert record.loss_curve[0].learning_rate == rate
+    given = run_config(tmp_path, "given", learning_rate=rate, save_steps=1)
+    assert not train(given).rate_probe
+    first, second = (Path(folder) / ADAPTER_FILE for folder in (given.out, record.folder()))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_loss_that_rises_at_once_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(learning_rate, "_FROM", 1e9)
+    monkeypatch.setattr(learning_rate, "_FAR_ABOVE", 1.0 + 1e-9)
+    with pytest.raises(TsugikiError, match=r"the loss rises at the lowest learning rate .* preview"):
+        train(run_config(tmp_path, "risen", learning_rate="probe"))
+    assert not (tmp_path / "risen").exists()
+
+
+def test_full_fine_tuning_has_no_probe(tmp_path: Path):
+    with pytest.raises(ValueError, match="learning_rate probe needs a method that trains an adapter"):
+        RunConfig.model_validate({"model": "m", "data": "d", "out": "o", "method": "full", "learning_rate": "probe"})
