@@ -45,21 +45,21 @@ from tsugiki.data.seen_texts import fingerprints
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
-from tsugiki.training import packing, preparation
+from tsugiki.training import pack_data, split_data
 
 SHORTEST, LONGEST = 300, 1500  # characters of a record
 AT_ONCE, COPIES = 10_000, 100
 OTHER = "everything else"
 PHASES: Sequence[tuple[Any, str, str]] = (
-    (preparation, "content_key", "digest of the text"),
-    (preparation, "open_store", "tokens"),
-    (preparation, "near_duplicates", "near-duplicates"),
-    (preparation, "split_records", "split"),
-    (preparation, "split_validation", "split"),
-    (preparation, "_read_data", "held-out text and counts"),
-    (packing, "pack", "packing"),
+    (split_data, "content_key", "digest of the text"),
+    (split_data, "open_store", "tokens"),
+    (split_data, "near_duplicates", "near-duplicates"),
+    (split_data, "split_records", "split"),
+    (split_data, "split_validation", "split"),
+    (split_data, "_read_data", "held-out text and counts"),
+    (pack_data, "pack", "packing"),
     (blocks.Blocks, "fingerprint", "fingerprint of the rows"),
-    (packing, "fingerprints", "fingerprints of the texts"),
+    (pack_data, "fingerprints", "fingerprints of the texts"),
 )
 
 

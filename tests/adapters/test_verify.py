@@ -37,7 +37,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda f: spoil(f, lambda t: t.clear()), "no tensor"),
     "newer": (lambda f: config(f, use_bdlora={"nblocks": 2}), "use_bdlora={'nblocks': 2}"),
     "method": (lambda f: config(f, peft_type="VBLORA"), "VBLORA"),
-    "pattern": (lambda f: config(f, rank_pattern=["a"]), "rank_pattern is ['a']"),
+    "pattern": (lambda f: config(f, rank_pattern=["a"]), "rank_pattern"),
     "no json": (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "adapter_model.safetensors"),

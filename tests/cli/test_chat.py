@@ -42,13 +42,14 @@ def test_a_text_is_continued_and_compared_at_once(base: str, run, type_, prompts
     type_("枝を", "", "/base", "/adapter", "/again", "/quit")
     status, out, err = run("chat", "run", *TOKENS)
     assert (status, err) == (0, "")
-    lines = out.splitlines()
+    lines = out.split("\n")
     assert lines[0].startswith(f"{base} + run")
     assert lines[1].startswith("枝を")
     assert out.count(f"[{base}]") == 1
     assert out.count(f"[{base} + run]") == 2
     written = lines[1].removeprefix("枝を")
     assert prompts == ["枝を", f"枝を{written}", "枝を", "枝を", "枝を"]
+    assert run("generate", "--adapter", "run", "--prompt", "枝を", *TOKENS)[1] == f"枝を{written}\n"
 
 
 def test_a_conversation_has_turns_and_a_system_message(run, type_, prompts: list[object], tmp_path: Path):

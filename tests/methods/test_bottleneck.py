@@ -2,7 +2,6 @@
 
 import functools
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.adapters.folders import edit_config
 from tests.lifecycle import assert_lifecycle
 from tests.methods import adapterhub
-from tests.runs import assert_resumes, run_config
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
 from tests.tiny_types import inputs_for, tiny_of
 from tsugiki import (
     LoraConfig,
     TsugikiError,
     active_adapter,
-    disable_adapter,
     graft,
     load_adapter,
     save_adapter,
@@ -30,12 +27,9 @@ from tsugiki import (
     trainable_parameters,
     ungraft,
 )
-from tsugiki.fast import use_fast_paths, use_fused_modules
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.lora import is_grafted, remove_adapter, sublayers_of
-from tsugiki.lowbit import quantize
+from tsugiki.lora import is_grafted, sublayers_of
 from tsugiki.methods import METHODS, NON_LINEARITIES, Bottleneck, BottleneckConfig
-from tsugiki.training import train
 
 METHOD_NAMES = ["houlsby", "pfeiffer"]
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm between the sub-layer and the residual
@@ -337,44 +331,7 @@ def test_a_module_of_another_width_is_an_error_in_the_forward_pass():
         logits(model)
 
 
-def test_fixed_settings_cannot_be_changed():
-    with pytest.raises(TsugikiError, match="mh_adapter is False"):
-        config_of("pfeiffer", mh_adapter=True)
-    with pytest.raises(TsugikiError, match="lora_alpha"):
-        config_of("pfeiffer", lora_alpha=8)
-
-
 # --- in a model ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "opt"])
-def test_several_adapters_and_a_lora_on_one_model(kind: str):
-    model = tiny_model(kind)
-    base = logits(model)
-    adapters: dict[str, Any] = {
-        "lora": LoraConfig(r=2, target_modules="all-linear"),
-        "houlsby": config_of("houlsby", reduction_factor=4),
-        "pfeiffer": config_of("pfeiffer", reduction_factor=4),
-    }
-    found: dict[str, torch.Tensor] = {}
-    for name, config in adapters.items():
-        graft(model, config, name)
-        assert torch.equal(logits(model), base), "a fresh adapter is active now"
-        found[name] = logits(shake(model))
-    assert len(model._tsugiki.adapters["lora"].pairs) == len([p for p in model.modules() if hasattr(p, "base_layer")])
-    for _ in range(2):
-        for name in adapters:
-            set_adapter(model, name)
-            assert torch.equal(logits(model), found[name])
-            with disable_adapter(model):
-                assert torch.equal(logits(model), base)
-    set_adapter(model, "houlsby")
-    remove_adapter(model, "lora")  # unwraps the layers; OPT's fc2 is also the last layer of a sub-layer
-    assert torch.equal(logits(model), found["houlsby"])
-    remove_adapter(model, "houlsby")
-    assert torch.equal(logits(model), base)
-    ungraft(model)
-    assert torch.equal(logits(model), base)
 
 
 def test_a_lora_grafted_later_finds_only_layers_of_the_base():
@@ -408,45 +365,6 @@ def test_it_follows_the_models_training_mode():
     assert all(part.training for part in adapter.bottlenecks.values())
 
 
-@pytest.mark.parametrize(("kind", "method"), [("llama", "houlsby"), ("gemma3_text", "pfeiffer"), ("gpt2", "houlsby")])
-def test_the_fast_paths_compute_the_same(kind: str, method: str):
-    plain, quick, bare = grafted(kind, method), grafted(kind, method), tiny_model(kind)
-    assert use_fused_modules(quick, []) == use_fused_modules(bare, [])
-    use_fast_paths(quick)
-    losses = []
-    for model in (plain, quick):
-        loss = model(input_ids=ids(), labels=ids()).loss
-        loss.backward()
-        losses.append(loss.detach())
-    torch.testing.assert_close(*losses)
-    for (name, a), (_, b) in zip(trainable_parameters(quick).items(), trainable_parameters(plain).items(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
-
-
-@pytest.mark.parametrize(("few_bits", "method"), [(False, "pfeiffer"), (True, "houlsby")])
-def test_a_16_bit_or_int8_base(few_bits: bool, method: str):
-    exact = grafted("llama", method)
-    model = tiny_model("llama")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the warning of a processor without VNNI
-        model = quantize(model) if few_bits else model.bfloat16()
-    base = logits(model)
-    torch.manual_seed(0)
-    graft(model, config_of(method, reduction_factor=4))
-    assert torch.equal(logits(model), base)
-    with torch.no_grad():
-        for a, b in zip(trainable_parameters(model).values(), trainable_parameters(exact).values(), strict=True):
-            a.copy_(b)
-    assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
-    assert logits(model).dtype == torch.bfloat16
-    assert relative_error(logits(model), logits(exact)) < 0.1 < relative_error(logits(model), base)
-    model(input_ids=ids()).logits.float().pow(2).mean().backward()
-    exact(input_ids=ids()).logits.pow(2).mean().backward()
-    for a, b in zip(trainable_parameters(model).values(), trainable_parameters(exact).values(), strict=True):
-        assert a.grad.dtype == torch.float32
-        assert float(torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)) > 0.9
-
-
 def test_gradients_with_gradient_checkpointing():
     plain, saving = grafted("llama", "pfeiffer"), grafted("llama", "pfeiffer").train()
     saving.activation_checkpointing_enable({"use_reentrant": False})
@@ -454,14 +372,6 @@ def test_gradients_with_gradient_checkpointing():
         model(input_ids=ids(), labels=ids()).loss.backward()
     for a, b in zip(trainable_parameters(saving).values(), trainable_parameters(plain).values(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-
-
-def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
-    config = run_config(tmp_path, method="houlsby", method_config={"reduction_factor": 4, "dropout": 0.1})
-    whole = assert_resumes(train, config, 3)
-    assert whole.loss_curve[-1].loss < whole.loss_curve[0].loss
-    stored = load_file(Path(config.out) / "whole" / ADAPTER_FILE)
-    assert all(bool(t.any()) for t in stored.values()), "all of it moved"
 
 
 @pytest.mark.parametrize("kind", ["bert", "mixtral", "mamba"])

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config
 from tests.lifecycle import assert_lifecycle
-from tests.runs import assert_resumes, run_config
-from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model, train_steps
+from tests.tiny import CONFIGS, logits, relative_error, shake, tiny_model, train_steps
 from tests.tiny_types import inputs_for, tiny_of
 from tsugiki import (
     LoraConfig,
@@ -30,14 +29,10 @@ from tsugiki import (
     set_adapter,
     trainable_parameters,
     ungraft,
-    unmerge,
 )
-from tsugiki.fast import use_fast_paths, use_fused_modules
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.lora import is_grafted, remove_adapter
-from tsugiki.lowbit import quantize
+from tsugiki.lora import is_grafted
 from tsugiki.methods import IA3Config
-from tsugiki.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -236,39 +231,6 @@ def test_only_the_factors_train():
     assert sum(p.numel() for p in trainable_parameters(model).values()) == 3 * (32 + 32 + 160)
 
 
-def test_switching_with_others_and_a_lora_on_the_same_layers():
-    model = tiny_model()
-    base = logits(model)
-    adapters: dict[str, Any] = {
-        "lora": LoraConfig(r=2, target_modules=["c_attn", "c_proj"], bias="lora_only"),
-        "one": IA3Config(),
-        "two": IA3Config(target_modules=["c_attn", "c_fc"], feedforward_modules=["c_fc"]),
-    }
-    found: dict[str, torch.Tensor] = {}
-    for name, config in adapters.items():
-        graft(model, config, name)
-        assert torch.equal(logits(model), base), "a fresh adapter is active now"
-        found[name] = logits(shake(model))
-    for _ in range(2):
-        for name in adapters:
-            set_adapter(model, name)
-            assert torch.equal(logits(model), found[name])
-            with disable_adapter(model):
-                assert torch.equal(logits(model), base)
-    set_adapter(model, "one")
-    merge(model)
-    assert relative_error(logits(model), found["one"]) < 1e-5, "merged below the layers of the LoRA"
-    unmerge(model)
-    assert torch.equal(logits(model), found["one"])
-    remove_adapter(model, "lora")
-    assert torch.equal(logits(model), found["one"])
-    assert not any(hasattr(module, "base_layer") for module in model.modules())
-    remove_adapter(model, "one")
-    assert torch.equal(logits(model), base)
-    set_adapter(model, "two")
-    assert torch.equal(logits(model), found["two"])
-
-
 def test_a_new_adapter_copies_modules_of_the_base():
     model = grafted(modules_to_save=["ln_f", "ln_1"])
     base = logits(tiny_model())
@@ -280,66 +242,6 @@ def test_a_new_adapter_copies_modules_of_the_base():
         graft(model, config, name)
         assert torch.equal(logits(model), base), name
         assert not [m for m in model._tsugiki.adapters[name].modules.values() if hasattr(m, "tsugiki")]
-
-
-@pytest.mark.parametrize(
-    ("kind", "targets"), [("llama", None), ("gemma3_text", "all-linear"), ("phi3", "all-linear"), ("gpt2", ["lm_head"])]
-)
-def test_the_fast_paths_do_not_skip_it(kind: str, targets: Any):
-    given = {} if targets is None else {"target_modules": targets, "feedforward_modules": r".*(c_proj|down_proj)"}
-    plain, quick, bare = grafted(kind, **given), grafted(kind, **given), tiny_model(kind)
-    assert use_fused_modules(quick, []) == use_fused_modules(bare, [])
-    use_fast_paths(quick)
-    losses = []
-    for model in (plain, quick):
-        loss = model(input_ids=ids(), labels=ids()).loss
-        loss.backward()
-        losses.append(loss.detach())
-    torch.testing.assert_close(*losses)
-    assert relative_error(logits(quick), logits(plain)) < 1e-5
-    for (name, a), (_, b) in zip(trainable_parameters(quick).items(), trainable_parameters(plain).items(), strict=True):
-        assert relative_error(a.grad, b.grad) < 1e-4, name
-
-
-@pytest.mark.parametrize("few_bits", [False, True], ids=["bf16", "int8"])
-def test_a_16_bit_or_int8_base(few_bits: bool):
-    exact = grafted("opt")
-    model = tiny_model("opt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the warning of a processor without VNNI
-        model = quantize(model) if few_bits else model.bfloat16()
-    base = logits(model)
-    graft(model, IA3Config())
-    assert torch.equal(logits(model), base)
-    trained, wanted = trainable_parameters(model), trainable_parameters(exact)
-    with torch.no_grad():
-        for a, b in zip(trained.values(), wanted.values(), strict=True):
-            a.copy_(b)
-    assert all(p.dtype == torch.float32 for p in trained.values())
-    assert relative_error(logits(model), logits(exact)) < 0.05
-    assert not torch.equal(logits(model), base)
-    for each in (model, exact):
-        each(input_ids=ids(), labels=ids()).loss.backward()
-    for a, b in zip(trained.values(), wanted.values(), strict=True):
-        assert a.grad.dtype == torch.float32
-        assert float(torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)) > 0.9
-    adapted = logits(model)
-    if few_bits:
-        with pytest.raises(TsugikiError, match="k_proj.weight"):
-            merge(model)
-        assert torch.equal(logits(model), adapted)
-    else:
-        merge(model)
-        assert relative_error(logits(model), adapted) < 0.05
-
-
-def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
-    fields = {"method": "ia3", "method_config": {"target_modules": ["c_attn", "mlp.c_proj"]}}
-    config = run_config(tmp_path, learning_rate=3e-2, **fields)
-    whole = assert_resumes(train, config, 3)
-    assert whole.loss_curve[-1].loss < whole.loss_curve[0].loss
-    stored = load_file(Path(config.out) / "whole" / ADAPTER_FILE)
-    assert all(bool((t != 1).any()) for t in stored.values()), "all of it moved"
 
 
 # --- errors ----------------------------------------------------------------------------------------

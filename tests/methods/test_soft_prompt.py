@@ -18,7 +18,6 @@ from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, store_of, summed_loss, tiny_model
 from tsugiki import (
-    LoraConfig,
     TsugikiError,
     active_adapter,
     disable_adapter,
@@ -26,7 +25,6 @@ from tsugiki import (
     load_adapter,
     merge,
     save_adapter,
-    set_adapter,
     trainable_parameters,
     ungraft,
     use_fast_paths,
@@ -36,9 +34,9 @@ from tsugiki.data import Collator, StepBatches, pack
 from tsugiki.fast import attention, detect_document_masking, mask_documents
 from tsugiki.generation import Sampling, generate_text
 from tsugiki.io import ProgressDisplay
-from tsugiki.lora import is_grafted, remove_adapter
+from tsugiki.lora import is_grafted
 from tsugiki.methods import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
-from tsugiki.model import context_length, virtual_tokens
+from tsugiki.model import context_length
 from tsugiki.training import (
     Gradients,
     RunConfig,
@@ -265,31 +263,6 @@ def test_a_prefix_initialised_with_tokens_of_the_vocabulary(kind: str, tmp_path:
     assert relative_error(peft_logits(theirs), expected) < 1e-5
 
 
-def test_switching_between_prompts_and_a_lora():
-    model = tiny_model("llama")
-    base = logits(model)
-    seen = {}
-    for seed, method in enumerate(OURS):
-        graft(model, OURS[method], method)
-        seen[method] = logits(shake(model, seed))
-    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
-    seen["lora"] = logits(shake(model))
-    assert not any("tsugiki" in path for path in model._tsugiki.adapters["lora"].pairs)
-    for name in [*seen, *reversed(seen)]:
-        set_adapter(model, name)
-        assert torch.equal(logits(model), seen[name]), name
-        with disable_adapter(model):
-            assert torch.equal(logits(model), base)
-            assert virtual_tokens(model) == 0
-    set_adapter(model, "mlp")
-    graft(
-        model, LoraConfig(r=2, target_modules="all-linear"), "another lora"
-    )  # while the network of a prompt is attached
-    assert not any("tsugiki" in path for path in model._tsugiki.adapters["another lora"].pairs)
-    remove_adapter(model, "prompt")
-    assert torch.equal(logits(ungraft(model)), base)
-
-
 def continued(model: Any, tokens: torch.Tensor, count: int) -> torch.Tensor:
     """Return the greedy continuation, computed without a cache."""
     for _ in range(count):
@@ -496,21 +469,6 @@ def test_gradients_of_a_run_equal_those_of_the_plain_loss(method: str):
     assert float(found) == pytest.approx(float(loss), rel=1e-5)
     for weight, gradient in zip(weights.values(), expected, strict=True):
         assert relative_error(weight.grad, gradient) < 1e-4
-
-
-@pytest.mark.parametrize(("precision", "method"), [("bf16", "prompt"), ("int8", "projected prefix")])
-def test_a_16_bit_or_int8_base_has_a_float32_prompt(precision: Any, method: str, tmp_path: Path):
-    name = save_tiny(tmp_path / "base", "llama")
-    model = load_model(name, precision)
-    graft(model, OURS[method])
-    assert {p.dtype for p in trainable_parameters(model).values()} == {torch.float32}
-    model(input_ids=ids(), labels=ids()).loss.backward()
-    assert all(p.grad.any() for p in trainable_parameters(model).values())
-    save_adapter(model, tmp_path / "adapter")
-    whole = load_model(name)
-    load_adapter(whole, tmp_path / "adapter")
-    assert relative_error(logits(model).float(), logits(whole)) < 0.1
-    assert model.generate(ids(1, 3), max_new_tokens=3, do_sample=False).shape == (1, 6)
 
 
 def test_the_prompt_takes_up_context(tmp_path: Path):

@@ -1,5 +1,6 @@
-"""The table of methods: rows, families, and which methods a config belongs to."""
+"""The table of methods, and what every method must do: alone, beside others, fast, and on bases of fewer bits."""
 
+import dataclasses
 import functools
 import math
 from importlib import import_module
@@ -11,9 +12,24 @@ import torch
 from torch.nn import functional as F
 
 from tests.lifecycle import assert_lifecycle
-from tests.tiny import grafted, ids, logits, tiny_model
-from tsugiki import LoraConfig, TsugikiError, trainable_parameters
+from tests.runs import assert_resumes, run_config
+from tests.tiny import grafted, ids, logits, relative_error, shake, tiny_model
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    merge,
+    remove_adapter,
+    set_adapter,
+    trainable_parameters,
+    ungraft,
+    unmerge,
+    use_fast_paths,
+)
+from tsugiki.lowbit import quantize
 from tsugiki.methods import FORMATS, METHODS, family_of, format_of, methods_of
+from tsugiki.training import train
 
 NEEDED = {"select": {"target_parameters": ["bias"]}}
 SMALL: dict[str, dict[str, Any]] = {
@@ -137,3 +153,90 @@ def test_generation_in_a_padded_batch_equals_that_of_single_rows(name: str, kind
         alone = model.generate(input_ids=row[None], attention_mask=torch.ones_like(row)[None], **options)
         assert torch.equal(alone[0], tokens)
         assert torch.equal(generated[7:], tokens[len(row) :])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_adapters_of_every_method_on_one_model(kind: str):
+    model = tiny_model(kind)
+    base = logits(model)
+    lora = {"r": 2, "target_modules": "all-linear", "bias": "all"}
+    found: dict[str, torch.Tensor] = {}
+    for name in [*ADAPTERS, "bitfit"]:
+        family = METHODS[name].family
+        graft(model, METHODS[name].configure(SMALL.get(name, lora if family == "reparametrised" else {})), name)
+        begun = relative_error(logits(model), base)
+        assert begun <= START.get(name, 0), f"{name} begins with the base, whichever adapter is active"
+        found[name] = logits(shake(model, seed=len(found)))
+    for name in [*found, *reversed(found)]:
+        set_adapter(model, name)
+        assert torch.equal(logits(model), found[name]), name
+        if METHODS[name].mergeable:
+            assert relative_error(logits(merge(model)), found[name]) < 1e-4, name
+            unmerge(model)
+        with disable_adapter(model):
+            assert torch.equal(logits(model), base), name
+    for name in ("lora", "houlsby"):  # the layers of one, to which another is attached, are unwrapped
+        remove_adapter(model, name)
+    assert torch.equal(logits(model), found["prompt-tuning"])
+    assert torch.equal(logits(ungraft(model)), base)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_fast_paths_compute_the_same(name: str, kind: str):
+    config = replace_dropout(small_config(name, kind))
+    plain, fast = grafted(tiny_model(kind), config), grafted(tiny_model(kind), config)
+    use_fast_paths(fast)
+    losses = [model(input_ids=ids(), labels=ids()).loss for model in (plain, fast)]
+    for loss in losses:
+        loss.backward()
+    assert relative_error(losses[1], losses[0]) < 1e-5
+    trained = trainable_parameters(plain)
+    for path, p in trainable_parameters(fast).items():
+        assert relative_error(p.grad, trained[path].grad) < 1e-3, path
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [*ADAPTERS, "bitfit"])
+def test_a_16_bit_or_int8_base(name: str):
+    config = replace_dropout(small_config(name, "gpt2"))
+    few_bits = METHODS[name].family != "selective" and [*METHODS].index(name) % 2 == 0
+    exact = grafted(tiny_model(), config)
+    model = quantize(tiny_model()) if few_bits else tiny_model().bfloat16()
+    base = logits(model)
+    torch.manual_seed(0)
+    graft(model, config)
+    assert name in START or relative_error(logits(model), base) < 1e-9
+    trained, wanted = trainable_parameters(model), trainable_parameters(exact)
+    assert trained.keys() == wanted.keys()
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    with torch.no_grad():
+        for path, p in trained.items():
+            p.copy_(wanted[path])
+    assert relative_error(logits(model).float(), logits(exact)) < 0.1
+    for each in (model, exact):
+        each(input_ids=ids(), labels=ids()).loss.backward()
+    for path, p in trained.items():
+        assert p.grad.dtype == torch.float32
+        assert float(torch.cosine_similarity(p.grad.flatten(), wanted[path].grad.flatten(), dim=0)) > 0.9, path
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("ia3", {}),
+        ("houlsby", {"reduction_factor": 4, "dropout": 0.1}),
+        ("bitfit", {}),
+        ("norms", {}),
+        ("head", {}),
+    ],
+)
+def test_a_resumed_run_gives_the_same_bytes(method: str, settings: dict[str, Any], tmp_path: Path):
+    record = assert_resumes(train, run_config(tmp_path, method=method, method_config=settings), 3)
+    assert record.evaluations[-1].loss < record.evaluations[0].loss
+
+
+def replace_dropout(config: Any) -> Any:
+    """The config without dropout, so that two models compute the same."""
+    return dataclasses.replace(config, lora_dropout=0.0) if isinstance(config, LoraConfig) else config

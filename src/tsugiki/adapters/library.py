@@ -128,7 +128,7 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
         raise TsugikiError(_("no adapter in {given}: it has no {file}").format(given=given, file=ADAPTER_CONFIG_FILE))
     raise TsugikiError(
         _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}").format(
-            given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])
+            given=given, home=home, nearest=_nearest(given, names)
         )
     )
 
@@ -269,20 +269,6 @@ def _newest_checkpoint(run: Path) -> Path | None:
             )
             return folder
     return None
-
-
-def _near_folders(path: Path | None) -> list[str]:
-    """Return the folders beside a path that hold an adapter and have nearly its name."""
-    try:
-        beside = {folder.name: folder for folder in path.parent.iterdir() if folder.is_dir()} if path else {}
-    except OSError:
-        beside = {}
-    near = get_close_matches(path.name, beside, n=1) if path else []
-    return [str(beside[name]) for name in near if _holds_adapter(beside[name])]
-
-
-def _holds_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG_FILE).is_file() or bool(checkpoints(folder / CHECKPOINTS))
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The base model: loading, device and precision, quantised layers, GGUF files."""
+"""The base model: found by its name, checked, loaded, and kept in few bits; GGUF files."""
 
 from tsugiki.lazy import lazy_names
 

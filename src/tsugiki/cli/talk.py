@@ -193,8 +193,8 @@ class _Session:
     """The last input of the user."""
     former: "EvaluationTarget | None" = None
     """The last target with an adapter."""
-    number: int = 0
-    """Added to the seed. It stays the same when targets are compared."""
+    number: int = -1
+    """Added to the seed, 0 for the first answer. It stays the same when targets are compared."""
 
 
 def chat_command(

@@ -25,7 +25,6 @@ from tsugiki.io.atomic import WriteError, make_folder, new_folder, remove_leftov
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, to_json_text, write_json
-from tsugiki.io.locks import locked
 from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
 
@@ -56,6 +55,9 @@ def kept(kind: str, key: str, compute: Callable[[], Any]) -> Any:
         key: everything that the value depends on.
         compute: returns the value.
     """
+    # filelock takes longer to import than the rest, and commands that start need only `cache_folder`.
+    from tsugiki.io.locks import locked
+
     path = cache_folder(kind) / f"{sha256([key.encode()]).removeprefix('sha256:')[:32]}.json"
     found = _read_kept(path, key)
     if found is not None:

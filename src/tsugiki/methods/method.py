@@ -82,7 +82,7 @@ class Method:
     """The settings of the config class that define this method. The user cannot change them."""
     learning_rate: float | None = None
     """The learning rate if the user sets none. The fewer parameters a method trains, the higher it should be; the
-    values come from the papers or from PEFT's examples. None: it depends on the model (see `train.learning_rate`)."""
+    values come from the papers or from PEFT's examples. None: it depends on the model."""
     learning_rate_factor: float = 1
     """The factor on LoRA's learning rate for the model, if `learning_rate` is None."""
     readable_by_peft: bool = True

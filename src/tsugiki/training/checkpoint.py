@@ -1,11 +1,11 @@
 """Checkpoints: the trained weights, the optimiser's state and the progress of a run, which resumes exactly from them.
 
 The order of the rows and the dropout masks follow from the seed and the step (see `data.batches` and
-`train.gradients`), so no state of a random generator is stored, and a run can be resumed on any number of processes.
+`training.gradients`), so no state of a random generator is stored, and a run can be resumed on any number of processes.
 
 Everything is safetensors and JSON, and nothing is pickled. A checkpoint is a folder `checkpoint-STEP` with
 
-    the adapter or model    as `train.model.save_trained` writes it
+    the adapter or model    as `training.model.save_trained` writes it
     optimizer.safetensors   tensors of the optimiser's state, INDEX.NAME for each parameter
     training.json           the rest of the optimiser's state, the schedule, and the progress of the run
     manifest.json           sizes and digests of these files, and the record of the run at this step: its settings, the

@@ -3,7 +3,7 @@
     rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least 2, at most 16,
                       whatever the machine, so that a run has the same steps on any number of threads and processes
     steps             the passes over these rows; or, if the length is set in minutes, those that the time suffices for
-    learning rate     see `train.learning_rate`
+    learning rate     see `training.learning_rate`
     evaluations       as many as take a twentieth of the time of the steps
 
 The settings of a run never change. What was chosen is recorded (`resolved_settings` in `run.json`), and a resumed run
@@ -51,7 +51,7 @@ class Choices:
     steps: int
     """Optimiser steps of the whole run."""
     micro_batch_size: int | None = None
-    """Rows that are computed at once; None: see `train.model.rows_of_micro_batch`."""
+    """Rows that are computed at once; None: see `training.model.rows_of_micro_batch`."""
     keep: Literal["best", "last"] = "best"
     """The step that the run ends with."""
     automatic: tuple[str, ...] = ()

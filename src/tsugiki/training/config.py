@@ -1,4 +1,4 @@
-"""The settings of a run (`train.config_files` reads them from a YAML file and from flags).
+"""The settings of a run (`training.config_files` reads them from a YAML file and from flags).
 
 The text under a field is its help text on the command line (see `cli.flags`). Settings that are `auto` are chosen
 when a run starts (see `training.choices`). This module is imported for `tsugiki train --help`, so it imports torch

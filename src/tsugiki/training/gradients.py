@@ -12,10 +12,11 @@ In full fine-tuning with bf16 or fp16, a copy of the model in this dtype compute
 and activations during the forward pass, was slower. If an adapter trains, the frozen base itself has this dtype.
 
 A model that computes in float16 gets a loss that is multiplied by a scale, so that small gradients do not become 0.
-`train.loop` divides the gradients by it.
+`training.loop` divides the gradients by it.
 
-If the weights of the model are in shards (see `train.sharding`), all processes compute equally many micro-batches, one
-after another. In full fine-tuning, torch then reduces the gradients, and casts the weights that it gathers to bfloat16.
+If the weights of the model are in shards (see `training.sharding`), all processes compute equally many micro-batches,
+one after another. In full fine-tuning, torch then reduces the gradients, and casts the weights that it gathers to
+bfloat16.
 
 The dropout masks of each row are drawn from a generator that is seeded by the seed of the run, the step, and the row's
 place in the step. So neither the size of micro-batches, nor the number of processes, nor an interruption changes them.

@@ -124,7 +124,7 @@ def make_trainable(
 
 
 def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
-    """Split the weights of a prepared model over the processes, and move it to the device (see `train.sharding`).
+    """Split the weights of a prepared model over the processes, and move it to the device (see `training.sharding`).
 
     Raises:
         TsugikiError: the whole model trains and computes in float16, for which its gradients would have to be scaled.

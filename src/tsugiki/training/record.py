@@ -223,7 +223,7 @@ class Restart(BaseModel):
 
 
 class ProbePoint(BaseModel):
-    """One learning rate of a range test (see `train.learning_rate`)."""
+    """One learning rate of a range test (see `training.learning_rate`)."""
 
     learning_rate: float
     change: float
@@ -268,7 +268,7 @@ class RunRecord(BaseModel):
     unless `recompute` is set."""
     base_dtype_seconds: dict[str, float] | None = None
     """Dtype of the base -> CPU seconds of some tokens, if the dtype was chosen by measuring (see
-    `train.planning.cost`)."""
+    `training.planning.cost`)."""
     micro_batch_size: int | None = None
     """Rows that are computed at once, if this was set, for example by `--fit`. A resumed run uses the same number,
     unless it is set again."""

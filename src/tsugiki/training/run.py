@@ -148,7 +148,7 @@ def train(
     Args:
         config: the settings.
         resume: continue from the newest checkpoint in `config.out`. Only the length of the run, its prompts and some
-            intervals may change (see `train.resume`); with a larger length, a finished run continues.
+            intervals may change (see `training.resume`); with a larger length, a finished run continues.
         progress: where to show the progress; None: a new display on standard error.
         overwrite: remove the run that `config.out` holds, before the first step.
 
@@ -305,7 +305,7 @@ def choose_numbers(run: Run) -> None:
 
 
 def probe_rate(run: Run) -> None:
-    """Measure the learning rate if the settings say so (see `train.learning_rate`).
+    """Measure the learning rate if the settings say so (see `training.learning_rate`).
 
     Raises:
         TsugikiError: the loss rises at the lowest rate of the test.

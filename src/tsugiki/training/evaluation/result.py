@@ -19,7 +19,7 @@ from tsugiki.training.evaluation.interval import (
 
 
 class Evaluation(BaseModel):
-    """The result of `evaluate`. Losses are in nats per token, intervals cover 95 %; see `train.evaluation.evaluate`."""
+    """The result of `training.evaluation.evaluate`. Losses are in nats per token, intervals cover 95 %."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -133,7 +133,7 @@ def prepare_sample(model: "PreTrainedModel", config: RunConfig, device: torch.de
     if not is_grafted(model):
         use_fast_paths(model)
     elif device.type != "cpu":
-        use_fast_paths(model, modules=False, loss=False)  # as `train.model.make_gradients` does
+        use_fast_paths(model, modules=False, loss=False)  # as `training.model.make_gradients` does
     model.train()
 
 

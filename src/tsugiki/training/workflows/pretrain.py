@@ -1,7 +1,7 @@
 """Pretraining: train a tokenizer, initialise a model at random, then train it with method `full`.
 
 The tokenizer and the initial weights are saved as an ordinary model folder, `checkpoints/start` in the folder of the
-run. Everything after that (packing, checkpoints, resuming, evaluating, the record) is done by `train.run`.
+run. Everything after that (packing, checkpoints, resuming, evaluating, the record) is done by `training.run`.
 """
 
 from collections.abc import Callable, Iterator

@@ -9,13 +9,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tsugiki.data.duplicates import near_duplicates, signature
 from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, read_index, read_manifest
 from tsugiki.data.read.aozora.query import Query, no_author, no_work, normalise_name
 from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
@@ -25,6 +21,9 @@ from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from tsugiki.data.duplicates import Signature
 
 _LONGEST_REASON = 500  # characters
 _SHORTEST_COPY = 100  # characters; shorter texts, such as two haiku with a common line, are easily similar
@@ -364,10 +363,12 @@ class NearCopies:
 
     def __init__(self) -> None:
         self._names: list[str] = []
-        self._signatures: list[NDArray[np.uint32]] = []
+        self._signatures: list[Signature] = []
 
     def collect(self, works: Iterable[Work]) -> Iterator[Work]:
         """Yield the works, and keep the signatures of all but very short ones."""
+        from tsugiki.data.duplicates import signature  # it imports NumPy, which the help of commands does not need
+
         for work in works:
             if len(work.text) >= _SHORTEST_COPY:
                 self._names.append(f"{work.title} ({work.source})")
@@ -376,6 +377,6 @@ class NearCopies:
 
     def groups(self) -> list[list[str]]:
         """Return the names of the works in each group of near-duplicates."""
-        if not self._names:
-            return []
-        return [[self._names[number] for number in group] for group in near_duplicates(np.stack(self._signatures))]
+        from tsugiki.data.duplicates import near_duplicates
+
+        return [[self._names[number] for number in group] for group in near_duplicates(self._signatures)]
