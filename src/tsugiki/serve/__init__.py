@@ -8,6 +8,7 @@ __getattr__, __dir__ = lazy_names(
         "adapter_loading": "load_served",
         "completions": "completion_logprobs",
         "connection": "client_of",
+        "disconnect": "ClientDisconnected",
         "errors": "ApiError",
         "http_app": "new_app",
         "jobs": "Jobs",

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import VARIABLE, _, language
-from tsugiki.serve.disconnect import wait_for_disconnect
+from tsugiki.serve.disconnect import unless_disconnected
 from tsugiki.serve.errors import ApiError
 
 _LARGEST_ANSWER = 8_000_000  # bytes
@@ -35,7 +35,8 @@ class Jobs:
         The process is ended after these seconds, or if the client disconnects; the body of the request has been read.
 
         Raises:
-            ApiError: another job is running, the job takes too long, or the client has disconnected.
+            ApiError: another job is running, or the job takes too long.
+            ClientDisconnected: the client has disconnected.
             TsugikiError: the function raised it, or the process ended without an answer.
         """
         if self._busy.locked():
@@ -71,20 +72,15 @@ async def _ask(request: Request, call: bytes, seconds: float, directory: Path) -
     assert process.stdin
     assert process.stdout
     process.stdin.write(call + b"\n")
-    answer = asyncio.create_task(process.stdout.readline())
-    disconnected = asyncio.create_task(wait_for_disconnect(request))
     try:
-        await asyncio.wait({answer, disconnected}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        if disconnected.done():
-            raise ApiError(499, _("the client went away"))
-        raise ApiError(503, _("it takes more than {seconds:.0f} s; choose fewer texts").format(seconds=seconds))
+        async with asyncio.timeout(seconds):
+            return await unless_disconnected(request, process.stdout.readline())
+    except TimeoutError as error:
+        message = _("it takes more than {seconds:.0f} s; choose fewer texts").format(seconds=seconds)
+        raise ApiError(503, message) from error
     except ValueError:  # an answer that is too long
         return b""
     finally:
-        answer.cancel()
-        disconnected.cancel()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
         await process.wait()
