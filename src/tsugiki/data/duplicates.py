@@ -149,11 +149,9 @@ def similarity(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np
 
 
 def is_similar(similarity: NDArray[np.float64], signature: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Return whether similarities make texts near-duplicates.
+    """Return whether similarities [...] make texts near-duplicates.
 
-    Args:
-        similarity: the similarity of two texts, [...].
-        signature: the signature of the longer text, uint32 [..., 126], from which its length is estimated.
+    The length of the longer text is estimated from its signature, uint32 [..., 126].
     """
     # The share of small hashes grows with the length of the text: 3 % at 20 characters, 18 % at 100, 86 % at 1000.
     length = (signature < 1 << 30).mean(axis=-1)

@@ -62,15 +62,9 @@ def mix(
 ) -> Mixed:
     """Add records of another store to the training records.
 
-    Args:
-        store: all records of the run's data.
-        train: numbers of the training records in it.
-        other: the text to take from.
-        allowed: numbers of the records in `other` that may be taken.
-        share: the share of all tokens in the loss that the taken records should have. With too little text it is
-            smaller.
-        seed: the seed of the order in which records are taken.
-        tokenizer: the tokenizer of both stores, to count the characters of a document that is cut.
+    `train` has the numbers of the training records in `store`, and `allowed` those of the records in `other` that may
+    be taken. They are taken until they have this share of all tokens in the loss; with too little text it is smaller.
+    The tokenizer counts the characters of a document that is cut.
     """
     learned = int(_target_tokens(store)[train].sum())
     wanted = round(learned * share / (1 - share))

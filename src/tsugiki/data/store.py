@@ -129,15 +129,10 @@ def open_store(
 ) -> TokenStore:
     """Open the store of these records from the cache, or tokenise the records and write it.
 
-    Args:
-        records: the records; not read if the cache has their store.
-        key: identifies the content of the records (see `read.files.content_key`).
-        tokenizer: the tokenizer of the base model.
-        turns: which of the assistant's turns count in the loss.
-        cache: the folder of all stores.
-        advance: called with the number of records that were tokenised since the last call.
-        reading: facts about the files, which are complete when all records are read; written with the tokens. Of a
-            store that is in the cache, only the names of files in it are used.
+    The records, whose content `key` identifies (see `read.files.content_key`), are not read if the folder `cache` has
+    their store. `advance` is called with the number of records that were tokenised since the last call. `reading` has
+    facts about the files, which are complete when all records are read, and is written with the tokens; of a store that
+    is in the cache, only the names of files in it are used.
 
     Raises:
         TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
