@@ -12,7 +12,6 @@ from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
     ("fields", "name", "fact"),
     [
         ({"prompt": 5}, "prompt", "list of tokens"),
-        ({"prompt": []}, "prompt", "list of tokens"),
         ({"prompt": ["a", 1]}, "prompt", "list of tokens"),
         ({"prompt": "a", "stop": ""}, "stop", "1 to 200"),
         ({"prompt": "a", "stop": ["a"] * 5}, "stop", "at most 4"),
@@ -23,12 +22,7 @@ from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hello"}, "messages", "list"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
-        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", '"type": "text"'),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "messages.0.content",
-            '"type": "text"',
-        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", '"type": "text"'),
     ],
 )
 def test_a_wrong_field_is_named_as_it_was_sent(fields: dict[str, Any], name: str, fact: str):

@@ -24,7 +24,7 @@ __getattr__, __dir__ = lazy_names(
         "read.epub": "chapter_text",
         "read.files": "content_key read_records record_kinds",
         "read.reading": "Reading renamed",
-        "read.schemas": "parse_columns read_row schema_of",
+        "read.schemas": "parse_columns read_row",
         "records": "AssistantTurns Completion Conversation Document Message Record",
         "seen_texts": "Fingerprints find_learned fingerprints learned_by read_fingerprints write_fingerprints",
         "splits": "FieldCondition parse_held_out split_document split_records",

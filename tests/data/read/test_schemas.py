@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.data import Completion, Conversation, Document, Message, read_row, schema_of
+from tsugiki.data import Completion, Conversation, Document, Message, read_row
 
 ASK, SAY = Message("user", "ask"), Message("assistant", "say")
 USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}
@@ -20,6 +20,8 @@ def talk(*turns: Message) -> Conversation:
     [
         ({"text": "a\n"}, Document("a\n", "f:1")),
         ({"text": " \n", "title": "x"}, None),
+        ({"text": "a", "prompt": "p", "messages": None}, Document("a", "f:1")),
+        ({"text": "a", "prompt": "p", "completion": "c"}, Completion("p", "c", "f:1")),
         ({"prompt": "a", "completion": " b"}, Completion("a", " b", "f:1")),
         ({"prompt": "", "completion": "b", "messages": None}, Completion("", "b", "f:1")),
         ({"messages": [USER, ASSISTANT]}, talk(ASK, SAY)),
@@ -40,10 +42,7 @@ def talk(*turns: Message) -> Conversation:
             {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]},
             talk(ASK, Message("assistant", "say", in_loss=False), ASK, SAY),
         ),
-        (
-            {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]},
-            talk(ASK, SAY),
-        ),
+        ({"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "say"}]}, talk(ASK, SAY)),
         ({"conversations": [USER, ASSISTANT], "system": "be"}, talk(Message("system", "be"), ASK, SAY)),
         (
             {"conversations": [{"from": "system", "value": "is"}, USER, ASSISTANT], "system": "be"},
@@ -76,21 +75,6 @@ def test_other_short_texts_are_the_fields(row: dict[str, Any]):
     assert record.fields == {"author": "A", "title": "t" * 200, "year": "1900"}
 
 
-@pytest.mark.parametrize(
-    ("row", "schema"),
-    [
-        ({"text": "a"}, "text"),
-        ({"text": "a", "prompt": "p"}, "text"),
-        ({"text": "a", "prompt": "p", "completion": ""}, "prompt and completion"),
-        ({"text": "a", "instruction": "p", "output": ""}, "instruction and output"),
-        ({"messages": [], "prompt": "p", "completion": "c"}, "messages"),
-        ({"messages": None, "text": "a"}, "text"),
-    ],
-)
-def test_the_schema_with_more_structure_wins(row: dict[str, Any], schema: str):
-    assert schema_of(row, "f:1") == schema
-
-
 def messages(*turns: Any) -> dict[str, Any]:
     return {"messages": list(turns)}
 
@@ -98,10 +82,7 @@ def messages(*turns: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("row", "fact"),
     [
-        (
-            {},
-            "f:1 .*text, instruction and output, prompt and completion, conversations, messages",
-        ),
+        ({}, "f:1 .*text, instruction and output, prompt and completion, conversations, messages"),
         ({"content": "x", "id": 5}, "messages.* content, id"),
         ({"text": 5}, "f:1 has a number as text"),
         ({"text": None}, "f:1 .*text"),
@@ -123,10 +104,7 @@ def messages(*turns: Any) -> dict[str, Any]:
         (messages(USER, {**ASSISTANT, "content": " \n"}), r"f:1: turn 2 \(assistant\) is empty"),
         (messages(USER, {**ASSISTANT, "content": []}), r"f:1: turn 2 \(assistant\) is empty"),
         (messages(USER, {**ASSISTANT, "content": 5}), r"f:1: turn 2 \(assistant\) .*number.*content"),
-        (
-            messages(USER, {**ASSISTANT, "tool_calls": [{}]}),
-            r"turn 2 \(assistant\) .*tool_calls",
-        ),
+        (messages(USER, {**ASSISTANT, "tool_calls": [{}]}), r"turn 2 \(assistant\) .*tool_calls"),
         (messages(USER, {**ASSISTANT, "weight": 0.5}), r"turn 2 \(assistant\) .*weight 0.5.* 0 or 1"),
         (
             messages({**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT),

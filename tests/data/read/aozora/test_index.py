@@ -64,15 +64,7 @@ def test_line_numbers_count_lines_within_cells():
     assert origins == ["index: line 2", "index: line 5"]
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"{ROOT}/cards/../../secret.zip",
-        "https://example.org/cards/000001/files/1.zip",
-        f"{ROOT}/cards/000001/files/1.html",
-        "http://[::1",
-    ],
-)
+@pytest.mark.parametrize("url", [f"{ROOT}/cards/../../a.zip", "https://example.org/cards/1/files/1.zip", "http://[::1"])
 def test_files_of_other_sites_keep_their_url(url):
     (entry,) = read_index(index_csv([row("1", "坂", "000001", YAMADA, テキストファイルURL=url)]), "index")
     assert entry.path == url

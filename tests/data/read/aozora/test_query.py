@@ -42,10 +42,7 @@ def test_roles_distinguish_authors_and_translators():
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        (
-            {"author": "山田一", "role": "translator"},
-            "山田一 .* translator .*author.*--role author",
-        ),
+        ({"author": "山田一", "role": "translator"}, "山田一 .* translator .*author.*--role author"),
         ({"author": "川田", "role": "translator"}, "translator 川田.*川田二葉"),
         ({"role": "editor"}, "--role editor"),
         ({"title": "新しい"}, "copyright .*--title 新しい"),
