@@ -40,7 +40,7 @@ def matrices(layer: LayerFactors) -> tuple[Tensor, Tensor]:
 
 def with_matrices(layer: LayerFactors, B: Tensor, A: Tensor, scaling: float) -> LayerFactors:
     """Return the layer with B and A as its factors, in float32, and another scaling: the inverse of `matrices`."""
-    groups, r, _ = A.shape
+    groups, r = A.shape[:2]
     return dataclasses.replace(
         layer,
         A=A.float().reshape(groups * r, *layer.A.shape[1:]),
