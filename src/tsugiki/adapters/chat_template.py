@@ -16,21 +16,13 @@ if TYPE_CHECKING:
 
 
 def saved_chat_template(folder: Path) -> str | None:
-    """Return the chat template in an adapter's folder; None if the adapter was not trained on conversations.
-
-    Raises:
-        TsugikiError: the file is not a text of at most a million characters.
-    """
+    """Return the chat template in an adapter's folder; None if the adapter was not trained on conversations."""
     path = folder / CHAT_TEMPLATE_FILE
     return read_template_file(path) if path.exists() else None
 
 
 def with_chat_template(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedTokenizerBase":
-    """Return a copy of the tokenizer with the chat template of the adapter in a folder, if the adapter has one.
-
-    Raises:
-        TsugikiError: the template is not a text of at most a million characters.
-    """
+    """Return a copy of the tokenizer with the chat template of the adapter in a folder, if the adapter has one."""
     changed, template = copy.copy(tokenizer), saved_chat_template(folder)
     if template is not None:
         changed.chat_template = template

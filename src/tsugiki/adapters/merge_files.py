@@ -93,17 +93,7 @@ class RoundingLoss:
     """Σ ‖exact - before‖²"""
 
     def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Add one tensor to the sums.
-
-        Args:
-            name: the tensor's name, for the error.
-            before: the base's weight.
-            exact: the merged weight.
-            rounded: the merged weight as the file will hold it.
-
-        Raises:
-            TsugikiError: the merged weight is not finite.
-        """
+        """Add one tensor, of the base, merged, and merged as the file will hold it, to the sums."""
         if not torch.isfinite(rounded).all():
             raise TsugikiError(_("merging gives values that are not finite in {name}").format(name=name))
         self.total += float(torch.linalg.vector_norm(exact - before)) ** 2
@@ -276,8 +266,7 @@ def _untied(
 ) -> tuple[dict[str, tuple[str, WeightUpdate]], dict[str, Any]]:
     """Find shared weights that have to be separated because their uses do not get the same update.
 
-    Returns:
-        `MergePlan.added` and `MergePlan.config`.
+    The result is `MergePlan.added` and `MergePlan.config`.
     """
     added: dict[str, tuple[str, WeightUpdate]] = {}
     untied: list[str] = []

@@ -12,13 +12,8 @@ def named_base(folder: Path) -> str | None:
     """Return the name of the base that an adapter names; None if it names none.
 
     The name can be a relative path. If there is nothing at this path, it is resolved from the working directory of the
-    run that trained the adapter, which is in the run's record.
-
-    Args:
-        folder: the adapter's folder, which may be that of a run or of one of its checkpoints.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, or a file is broken.
+    run that trained the adapter, which is in the run's record. The folder may be that of a run or of one of its
+    checkpoints.
     """
     name = read_base(folder).name
     if name is None or _exists(Path(name).expanduser()):

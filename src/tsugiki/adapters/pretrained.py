@@ -51,8 +51,7 @@ _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 def replace_saving(model: nn.Module) -> list[str]:
     """Let a transformers model save and load its active adapter, by attributes of the model's instance.
 
-    Returns:
-        The names of the attributes; deleting them restores the model's own methods.
+    The names of the attributes are returned; deleting them restores the model's own methods.
     """
     attributes: dict[str, object] = {
         "save_pretrained": partial(save_pretrained, model),

@@ -58,11 +58,7 @@ def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, 
 
 
 def start_from(model: nn.Module, name: str) -> None:
-    """Copy the values of an adapter into the active adapter of a model, which has its settings or a larger rank.
-
-    Raises:
-        TsugikiError: there is no such adapter, or it was trained on another base.
-    """
+    """Copy the values of an adapter into the active adapter of a model, which has its settings or a larger rank."""
     folder = adapter_folder(name)
     adapter, config = active_adapter(model), read_adapter_config(folder)
     source = str(folder / ADAPTER_FILE)

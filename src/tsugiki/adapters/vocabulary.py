@@ -18,16 +18,8 @@ def with_new_words(
 ) -> "PreTrainedTokenizerBase":
     """Prepare a base for an adapter that trains vectors of tokens; for other adapters, nothing changes.
 
-    Args:
-        model: the base; it gets rows for new words, in place.
-        tokenizer: the base's tokenizer.
-        folder: the adapter's folder.
-
-    Returns:
-        The tokenizer that was saved with the adapter, or `tokenizer` if there is none.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, its tokenizer is damaged, or the embedding is quantised.
+    The base gets rows for new words, in place. The result is the tokenizer that was saved with the adapter, or else
+    `tokenizer`.
     """
     words = words_for(model, folder)
     if words is None:
@@ -42,11 +34,7 @@ def with_new_words(
 
 
 def words_for(model: "PreTrainedModel", folder: Path) -> int | None:
-    """Return the size of the vocabulary with which an adapter trains vectors of tokens; None if it trains none.
-
-    Raises:
-        TsugikiError: the folder holds no adapter.
-    """
+    """Return the size of the vocabulary with which an adapter trains vectors of tokens; None if it trains none."""
     config = read_adapter_config(folder)
     wanted = config.trainable_token_indices if isinstance(config, LoraConfig) else None
     if not wanted:

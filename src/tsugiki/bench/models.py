@@ -133,11 +133,7 @@ def read_model_config(name: str) -> "PretrainedConfig":
 
 
 def build(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
-    """Return a model in the given dtype and in training mode, with all weights in memory instead of memory-mapped.
-
-    Raises:
-        TsugikiError: as for `read_model_config`.
-    """
+    """Return a model in the given dtype and in training mode, with all weights in memory instead of memory-mapped."""
     import torch
     from transformers import AutoModelForCausalLM
 

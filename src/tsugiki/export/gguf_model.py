@@ -97,9 +97,6 @@ class ModelExport:
 def stored_model(name: str) -> ModelSource:
     """Open a model for export; its tensors are read from its files when they are written.
 
-    Args:
-        name: as for `load_model`.
-
     Raises:
         TsugikiError: there is no such model, its architecture cannot be exported, a weight file is missing or broken,
             or it has no tokenizer.
@@ -112,16 +109,7 @@ def stored_model(name: str) -> ModelSource:
 
 
 def merged_model(name: str, adapter: Path, *, allow_base_mismatch: bool = False) -> ModelSource:
-    """Load a model for export and merge an adapter into it, in memory and in float32.
-
-    Args:
-        name: as for `load_model`.
-        adapter: the adapter's folder.
-        allow_base_mismatch: merge an adapter that was trained on another base.
-
-    Raises:
-        TsugikiError: as for `stored_model`, `load_adapter` and `merge`.
-    """
+    """Load a model for export and merge the adapter in a folder into it, in memory and in float32."""
     source = stored_model(name)
     model = load_model(name)
     load_adapter(model, adapter, allow_base_mismatch=allow_base_mismatch)
@@ -245,11 +233,7 @@ class _PlannedTensor:
         return prod(self.shape) // block * size
 
     def read(self) -> "np.ndarray[Any, Any]":
-        """Load the tensor and cast or quantise it to its type.
-
-        Raises:
-            TsugikiError: a value is not finite, or is too large for the type.
-        """
+        """Load the tensor and cast or quantise it to its type."""
         tensor = self.load().float().contiguous()
         low, high = torch.aminmax(tensor)
         if not torch.isfinite(high - low):
@@ -263,12 +247,7 @@ class _PlannedTensor:
 def _plan(
     source: ModelSource, architecture: GgufArchitecture, matrix_type: GGMLQuantizationType
 ) -> list[_PlannedTensor]:
-    """Describe every tensor of the file, in the order of the model's parameters, without reading any.
-
-    Raises:
-        TsugikiError: the source lacks a tensor, or a tensor does not have the shape, dtype or name that the config
-            requires.
-    """
+    """Describe every tensor of the file, in the order of the model's parameters, without reading any."""
     config = source.config
     model = meta_model(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -327,11 +306,7 @@ def _tensor_type(name: str, shape: tuple[int, ...], matrix_type: GGMLQuantizatio
 
 
 def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
-    """Map the names of the model's parameters to the keys of the source.
-
-    Raises:
-        TsugikiError: the source has a tensor for which the model has no parameter.
-    """
+    """Map the names of the model's parameters to the keys of the source."""
     key_of = map_keys(model, weights.keys()).key_of
     used = set(key_of.values())
     surplus = [key for key in weights if key not in used and not _BUFFERS.search(key)]
@@ -354,11 +329,7 @@ def _add_metadata(writer: gguf.GGUFWriter, source: ModelSource, architecture: Gg
 def _copy_metadata(
     writer: gguf.GGUFWriter, original: Path, source: ModelSource, architecture: GgufArchitecture
 ) -> None:
-    """Copy the metadata of the GGUF file that the model's base was converted from.
-
-    Raises:
-        TsugikiError: the architecture or the vocabulary size of that file differs from the source's.
-    """
+    """Copy the metadata of the GGUF file that the model's base was converted from."""
     fields = gguf.GGUFReader(original).fields
     original_architecture = fields["general.architecture"].contents()
     tokens = len(fields["tokenizer.ggml.tokens"].data)

@@ -64,11 +64,7 @@ class TokenComparison:
 
 
 def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenComparison:
-    """Compare the tokens, the BOS and EOS tokens and the chat template of a GGUF file with a tokenizer's.
-
-    Raises:
-        TsugikiError: llama.cpp cannot read the file.
-    """
+    """Compare the tokens, the BOS and EOS tokens and the chat template of a GGUF file with a tokenizer's."""
     notes = tuple(
         _("llama.cpp does not normalise text ({name}) as this tokenizer does").format(name=name)
         for name in unsupported_normalizers(tokenizer)

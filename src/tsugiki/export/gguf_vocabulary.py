@@ -185,9 +185,6 @@ def _tokens(
 
     `fields` is the content of tokenizer.json, `rows` the number of rows of the model's embedding. `spaces` says whether
     this kind of tokenizer writes a space as ▁, as SentencePiece does.
-
-    Raises:
-        TsugikiError: a token that is not an added one has no row, or two tokens have the same text.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     added = {token["id"]: token for token in fields["added_tokens"]}
@@ -252,11 +249,7 @@ def _merges(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pre(fields: Mapping[str, Any], pre_tokenizers: Sequence[Mapping[str, Any]]) -> str:
-    """Return llama.cpp's name for the way in which a byte-level tokenizer splits text before the merges.
-
-    Raises:
-        TsugikiError: llama.cpp has no name for it.
-    """
+    """Return llama.cpp's name for the way in which a byte-level tokenizer splits text before the merges."""
     descriptions = []
     for step in pre_tokenizers:
         if step["type"] == "ByteLevel":

@@ -58,17 +58,9 @@ class Publication:
 
 
 def published_base(folder: Path, given: str | None) -> str | None:
-    """Return the name by which other users can find an adapter's base.
+    """Return the name by which other users can find an adapter's base, on the hub or `embedded`; None if there is none.
 
-    Args:
-        folder: the adapter's folder.
-        given: the name from the user, or `NO_BASE`; None: the name in the adapter's files.
-
-    Returns:
-        A name on the hub, or `embedded`; None if the base is not on the hub.
-
-    Raises:
-        TsugikiError: the folder has no adapter, or the given name is not a valid name on the hub.
+    `given` is the name from the user, or `NO_BASE`; without it, the name is that in the adapter's files.
     """
     if given == NO_BASE:
         return None
@@ -89,15 +81,8 @@ def publication(
 ) -> Publication:
     """Prepare the adapter in a folder for the hub. Nothing is sent.
 
-    Args:
-        folder: the adapter's folder.
-        repo_id: USER/NAME of the repository, which the card shows.
-        base: the result of `published_base`.
-        license_id: the licence by its name on the hub; there is no default.
-        languages: the codes of the languages of the text.
-
-    Raises:
-        TsugikiError: the folder has no adapter, or a broken adapter.
+    `base` is the result of `published_base`. The licence is given by its name on the hub, without a default; the
+    languages of the text are given by their codes.
     """
     config = check_adapter(folder)
     fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})
