@@ -23,7 +23,7 @@ from tsugiki.adapters.metadata import (
 from tsugiki.base.resolve import split_revision
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _, marked
 from tsugiki.methods.method import MERGE_WITH_PEFT
@@ -112,6 +112,26 @@ def read_base(folder: Path) -> BaseReference:
     if name and isinstance(revision, str) and revision not in ("", "main"):
         name = f"{name}@{revision}"
     return read_metadata(folder).base.model_copy(update={"name": name})
+
+
+def named_base(folder: Path) -> str | None:
+    """Return the name of the base that an adapter names; None if it names none.
+
+    The name can be a relative path. If there is nothing at this path, it is resolved from the working directory of the
+    run that trained the adapter, which is in the run's record. The folder may be that of a run or of one of its
+    checkpoints.
+    """
+    name = read_base(folder).name
+    if name is None or _exists(Path(name).expanduser()):
+        return name
+    for place in (folder, folder.absolute().parent.parent):  # a checkpoint is in the folder `checkpoints` of its run
+        try:
+            started = read_json(place / RECORD_FILE).get("working_directory")
+        except TsugikiError:  # an adapter needs no record
+            continue
+        if isinstance(started, str) and _exists(Path(started) / name):
+            return str(Path(started) / name)
+    return name
 
 
 def read_config_fields(folder: Path) -> dict[str, Any]:
@@ -234,3 +254,10 @@ def _other_format(path: Path) -> str:
         return ""
     found = next((what for start, what in _OTHER_FORMATS.items() if first_bytes.lstrip().startswith(start)), None)
     return _(found) if found else ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a null character
+        return False

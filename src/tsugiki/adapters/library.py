@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tsugiki.adapters.files import adapter_weight_files
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
+from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
-from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE

@@ -221,7 +221,7 @@ def _problem(parts: Mapping[str, Tensor], r: int, use_dora: bool) -> str | None:
             first=A.dtype, second=B.dtype
         )
     is_linear = A.dim() == B.dim() == 2 and len(A) == B.shape[1]
-    is_convolution = A.dim() == B.dim() == 4 and B.shape[1] > 0 and len(A) % B.shape[1] == 0  # maybe in groups
+    is_convolution = A.dim() == B.dim() == 4 and B.shape[1] > 0 and len(A) % B.shape[1] == 0
     if not (is_linear or is_convolution):
         return _("has A {first} and B {second}, which cannot be multiplied").format(
             first=list(A.shape), second=list(B.shape)

@@ -91,9 +91,9 @@ def _widen(pair: LowRank, fresh: LowRank) -> None:
     """
     factor = pair.scaling / fresh.scaling
     if isinstance(pair, ParameterPair) and len(pair.shape) == 3:
-        blocks = pair.shape[0]  # experts
+        blocks = pair.shape[0]
     else:
-        blocks = len(pair.A) // pair.B.shape[1]  # the groups of a convolution; otherwise 1
+        blocks = len(pair.A) // pair.B.shape[1]  # This is 1 except for a convolution in groups.
     for name in ("A", "A0"):
         rows = getattr(pair, name)
         if rows is not None:

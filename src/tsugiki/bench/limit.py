@@ -90,12 +90,7 @@ def limit(workload: Workload, barrier: StepBarrier) -> None:
 
 
 class Timings:
-    """The shortest time so far of each product in each dtype.
-
-    Args:
-        counts: the products of a step, with the number of each.
-        dtypes: the names of the dtypes that the processor multiplies natively.
-    """
+    """The shortest time so far of each product of a step in each dtype; `counts` gives the number of each product."""
 
     def __init__(self, counts: Mapping[Product, int], dtypes: Sequence[str]) -> None:
         self.counts, self.dtypes = counts, dtypes

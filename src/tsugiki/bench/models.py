@@ -20,7 +20,6 @@ class Shape:
 
     summary: str
     model_type: str
-    """The name of the architecture in transformers."""
     settings: Mapping[str, Any]
     """Config values that differ from the architecture's defaults."""
 

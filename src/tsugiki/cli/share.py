@@ -38,8 +38,8 @@ def merge_command(
     """
 
     import_libraries("tsugiki.training.workflows.merge")
+    from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.adapters.named_base import named_base
     from tsugiki.cli.summary import print_merge
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.workflows.merge import Merge, merge_into_folder
@@ -150,8 +150,8 @@ def _export_model(
     allow_base_mismatch: bool,
     allow_tokenizer_mismatch: bool,
 ) -> None:
+    from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.adapters.named_base import named_base
     from tsugiki.base.resolve import gguf_path
     from tsugiki.export.gguf_model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size

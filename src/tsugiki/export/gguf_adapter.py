@@ -62,7 +62,6 @@ class AdapterExport:
     """`8`, or `4 to 16`."""
     alpha: float
     bytes: int
-    """The size of the GGUF file."""
     modelfile: Path
 
 
@@ -77,13 +76,8 @@ def export_gguf_adapter(
 ) -> AdapterExport:
     """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
-    Args:
-        folder: the adapter's folder.
-        out: the new GGUF file.
-        model_name: the adapter's base, of which only the config is read; None: the base that the adapter names.
-        base: the base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
-        dtype: the type of the factors in the file.
-        allow_base_mismatch: export an adapter that was trained on another base.
+    The adapter's base, of which only the config is read, is by default the one that the adapter names. `base` is the
+    base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
 
     Raises:
         TsugikiError: llama.cpp would reject the adapter or give another result, the adapter does not fit the base, or a

@@ -43,7 +43,6 @@ class GgufArchitecture:
     name: str
     """llama.cpp's name for the architecture."""
     hyperparameters: Callable[["PretrainedConfig"], Hyperparameters]
-    """Returns llama.cpp's hyperparameters for a config."""
     accepted: Mapping[str, tuple[Any, ...]]
     """Config field -> the values that llama.cpp supports, for fields without a hyperparameter in GGUF."""
     convert: Callable[[str, Tensor, "PretrainedConfig"], Tensor] = _unchanged

@@ -22,8 +22,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.format import load_adapter
+from tsugiki.adapters.saved_tokenizer import with_chat_template
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.model_config import load_config
@@ -78,7 +78,6 @@ class WrittenModel:
     """Facts about a GGUF file that was written."""
 
     architecture: str
-    """llama.cpp's name for the architecture."""
     tensors: int
     bytes: int
     dtype: GgufDtype
@@ -129,13 +128,8 @@ def export_model(
 ) -> ModelExport:
     """Write a model as a GGUF file, compare the file's tokenizer with the model's, and write a Modelfile.
 
-    Args:
-        source: the model.
-        out: the file; its name must end in `.gguf`. Neither it nor the Modelfile may exist.
-        dtype: the type of the matrices in the file; None: that of the source.
-        original: the GGUF file that the source's base was converted from; its metadata are copied.
-        allow_tokenizer_mismatch: keep a file whose tokenizer differs from the model's.
-        advance: called after each tensor with its number of elements.
+    The file's name must end in `.gguf`; neither it nor the Modelfile may exist. The other arguments are those of
+    `write_model_gguf`.
 
     Raises:
         TsugikiError: as for `write_model_gguf`, or the tokens differ. Nothing is written then.
@@ -170,13 +164,10 @@ def write_model_gguf(
 ) -> WrittenModel:
     """Write a model to a GGUF file. Use `export_model` to also verify the file and write it atomically.
 
-    Args:
-        source: the model.
-        path: the file. If this function fails, an incomplete file may remain.
-        dtype: the type of the matrices in the file; None: that of the source. Vectors and position embeddings are
-            float32, which llama.cpp requires.
-        original: the GGUF file that the source's base was converted from. Its metadata, tokenizer included, are copied.
-        advance: called after each tensor with its number of elements.
+    If this function fails, an incomplete file may remain. Without `dtype`, the matrices have that of the source;
+    vectors and position embeddings are float32, which llama.cpp requires. The metadata of `original`, the GGUF file
+    that the source's base was converted from, are copied, tokenizer included. `advance` is called after each tensor
+    with its number of elements.
 
     Raises:
         TsugikiError: GGUF cannot represent the architecture, a config field or the tokenizer; tensors are missing or
@@ -221,7 +212,6 @@ class _PlannedTensor:
     """A tensor to be written."""
 
     name: str
-    """llama.cpp's name for the tensor."""
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     load: Callable[[], Tensor]

@@ -56,7 +56,6 @@ class TokenComparison:
     """The program that tokenised the prompts with the file: llama.cpp, or Tsugiki's reader. None if only metadata were
     compared, because Tsugiki cannot read this kind of tokenizer and llama.cpp is not installed."""
     prompts: int
-    """The number of prompts that were tokenised."""
     problems: tuple[str, ...]
     """The differences found, one sentence each."""
     notes: tuple[str, ...] = ()
@@ -90,13 +89,10 @@ class _Reader:
 
     name: str
     tokens: int
-    """The size of the vocabulary."""
     end: int
-    """The id of the EOS token."""
     adds_start: bool
     """Whether a prompt begins with BOS."""
     template: str | None
-    """The chat template."""
     tokenise: _Tokenise | None
     """None if the tokenizer cannot be built."""
 

@@ -72,15 +72,10 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Sequence[int] = ()) -> Vocabulary:
-    """Convert a tokenizer to the metadata of a GGUF file.
+    """Convert a model's tokenizer to the metadata of a GGUF file.
 
-    Args:
-        tokenizer: a model's tokenizer.
-        rows: the number of rows of the model's embedding; rows without a token get an unused token.
-        ends: ids of tokens that end a text or a turn, in addition to the EOS token.
-
-    Raises:
-        TsugikiError: llama.cpp does not support this kind of tokenizer, or there are more tokens than rows.
+    `rows` is the number of rows of the model's embedding; rows without a token get an unused token. `ends` are ids of
+    tokens that end a text or a turn, in addition to the EOS token.
     """
     fields = _fields(tokenizer)
     kind = fields["model"].get("type")

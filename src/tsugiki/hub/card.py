@@ -53,15 +53,12 @@ class CardData:
     provenance: Provenance | None
     """The derivation of the adapter from others; None if it was trained."""
     record: RunRecord | None
-    """The record of the training run, if there is one."""
     parameters: int
-    """Number of parameters of the adapter."""
     size: int
     """Size of the weights in bytes."""
     license_id: str | None
     """The licence by its name on the hub; None if the author has not chosen one."""
     languages: Sequence[str]
-    """The codes of the languages of the text."""
 
 
 def model_card(adapter: CardData) -> str:

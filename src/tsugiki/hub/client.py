@@ -47,7 +47,6 @@ class Pushed:
     """The result of a push."""
 
     url: str
-    """The URL of the repository."""
     commit: str
     """The hash of the new commit, or of the existing commit if nothing changed."""
     outcome: Outcome

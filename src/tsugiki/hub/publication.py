@@ -20,8 +20,8 @@ from typing import Any
 
 from tsugiki.adapters.files import map_weights, read_base, read_config_fields, with_digests
 from tsugiki.adapters.metadata import Metadata, read_metadata
+from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter
-from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.hub.card import CardData, model_card
@@ -45,7 +45,6 @@ class Publication:
     files: Mapping[str, bytes | Path]
     """Name in the repository -> content, or the local file with the content."""
     card: str
-    """The text of the model card."""
     notes: Sequence[str]
     """Notes to show to the user before sending, a sentence each."""
 

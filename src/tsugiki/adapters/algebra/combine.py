@@ -114,7 +114,6 @@ class WeightedAdapter:
     """An adapter to combine, with the factor on its update."""
 
     name: str
-    """The adapter's name in messages."""
     lora: LoraWeights
     weight: float
     """A negative weight subtracts the update."""

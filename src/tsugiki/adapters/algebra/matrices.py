@@ -128,9 +128,7 @@ class RankReduction:
     """The reduction of the rank of one layer's update."""
 
     before: int
-    """The rank before."""
     after: int
-    """The rank after."""
     kept: float
     """‖ΔW‖² after."""
     total: float

@@ -1,16 +1,37 @@
-"""The new words of an adapter: the rows that its base needs for them, and the tokenizer that was saved with it."""
+"""The tokenizer in an adapter's folder: its chat template, and its new words with the rows that a base needs for them.
 
+An adapter that learned conversations has the template that it was trained with, in `chat_template.jinja`, as
+transformers names it. A template is a program that comes with an adapter, so nothing here runs it: `data.chat` renders
+templates in Jinja's sandbox.
+"""
+
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.adapters.files import read_adapter_config, read_base
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
+from tsugiki.data.chat import read_template_file
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from tsugiki.lora.config import LoraConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def saved_chat_template(folder: Path) -> str | None:
+    """Return the chat template in an adapter's folder; None if the adapter was not trained on conversations."""
+    path = folder / CHAT_TEMPLATE_FILE
+    return read_template_file(path) if path.exists() else None
+
+
+def with_chat_template(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedTokenizerBase":
+    """Return a copy of the tokenizer with the chat template of the adapter in a folder, if the adapter has one."""
+    changed, template = copy.copy(tokenizer), saved_chat_template(folder)
+    if template is not None:
+        changed.chat_template = template
+    return changed
 
 
 def with_new_words(
