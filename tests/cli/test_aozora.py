@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from tests.cli.imports import output_without
 from tests.data.read.aozora.samples import ROWS, index_csv, make_mirror, work_zip
 from tests.data.read.aozora.test_text import zipped
-from tsugiki.cli import aozora_command
+from tsugiki.cli import aozora_command, as_command
 from tsugiki.data import INDEX
 from tsugiki.errors import TsugikiError
 
 app = typer.Typer()
-app.command()(aozora_command)
+app.command()(as_command(aozora_command))
 
 
 @pytest.fixture

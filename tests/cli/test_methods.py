@@ -160,7 +160,7 @@ def test_targets_lists_the_linear_layers_with_the_reason_where_one_is_left_out(t
     assert lines["model.layers.*.mamba.in_proj"] == ["2", "32 → 128", "yes", "2,560"]
     left_out = {
         "mamba.x_proj": "no: its weight is read by a fused kernel on GPUs",
-        "mamba.dt_proj": "no: its weight is read without calling the layer",
+        "mamba.dt_proj": "no: its weight is read by a fused kernel on GPUs",
     }
     for name, reason in left_out.items():
         assert lines[f"model.layers.*.{name}"][2:] == [reason, "–"]

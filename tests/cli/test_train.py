@@ -35,9 +35,9 @@ def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--r", "0"), "r is 0"),
-        (("--lora-alpha", "nan"), "lora_alpha is nan"),
-        (("--lora-dropout", "1"), "lora_dropout is 1.0"),
+        (("--r", "0"), "lora.r"),
+        (("--lora-alpha", "nan"), "lora_alpha"),
+        (("--lora-dropout", "1"), "lora_dropout"),
         (("--learning-rate", "-1"), "learning_rate"),
         (("--learning-rate", "inf"), "learning_rate"),
         (("--target-modules", "q_proj,v_proj"), "c_attn"),

@@ -134,9 +134,10 @@ def test_layers_that_multihead_attention_does_not_call_are_refused():
     assert set(active_adapter(graft(model, LoraConfig(target_modules="all-linear"))).pairs) == {"1"}
 
 
-def test_a_vit_without_target_modules_is_refused():
-    with pytest.raises(TsugikiError, match="target_modules.*'vit'"):
-        graft(vit(), LoraConfig())
+def test_the_default_layers_of_a_vit_are_the_linear_ones_of_its_blocks():
+    adapter = active_adapter(graft(vit(), LoraConfig()))
+    names = {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"}
+    assert {path.rpartition(".")[2] for path in adapter.pairs} == names
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path):

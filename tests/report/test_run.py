@@ -261,10 +261,10 @@ def test_unpaired_surrogates_are_replaced(tmp_path: Path):
 def test_the_command_prints_the_path_of_the_page(tmp_path: Path):
     import typer
 
-    from tsugiki.cli import report_command
+    from tsugiki.cli import as_command, report_command
 
     app = typer.Typer()
-    app.command()(report_command)
+    app.command()(as_command(report_command))
     record(status="running").write(tmp_path)
     result = CliRunner().invoke(app, [str(tmp_path)])
     assert result.exit_code == 0, result.exception

@@ -18,7 +18,6 @@ from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.data.read.aozora.index import Kana
 from tsugiki.data.read.aozora.query import Query, parse_role, select
 from tsugiki.data.read.aozora.site import SITE
-from tsugiki.data.read.aozora.works import LooseFiles, check_target, open_source, read_entries, write_works
 from tsugiki.data.read.files import check_data
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import check_writable, new_file
@@ -58,7 +57,14 @@ def aozora_command(
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
         cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora).
     """
-    from tsugiki.data.read.aozora.works import NearCopies
+    from tsugiki.data.read.aozora.works import (
+        LooseFiles,
+        NearCopies,
+        check_target,
+        open_source,
+        read_entries,
+        write_works,
+    )
     from tsugiki.io.progress import ProgressDisplay
 
     start = time.perf_counter()
