@@ -167,7 +167,7 @@ def _export_model(
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )
     with ProgressDisplay().stage(_("exporting"), sum(tensor.numel() for tensor in source.weights.values())) as advance:
-        export = export_model(
+        written, tokens = export_model(
             source,
             gguf,
             dtype,
@@ -175,15 +175,14 @@ def _export_model(
             allow_tokenizer_mismatch=allow_tokenizer_mismatch,
             advance=advance,
         )
-    written, tokens = export.written, export.tokens
     typer.echo(
         _("{gguf}: {tensors} tensors of a {architecture} in {dtype}, {size}; for Ollama: {modelfile}").format(
-            gguf=export.gguf,
+            gguf=gguf,
             tensors=written.tensors,
             architecture=written.architecture,
             dtype=written.dtype,
             size=format_size(written.bytes),
-            modelfile=export.modelfile,
+            modelfile=gguf.with_suffix(".Modelfile"),
         )
     )
     if tokens.tokenized_by is None:

@@ -83,16 +83,6 @@ class WrittenModel:
     dtype: GgufDtype
 
 
-@dataclass(frozen=True)
-class ModelExport:
-    """The result of an export."""
-
-    gguf: Path
-    modelfile: Path
-    written: WrittenModel
-    tokens: TokenComparison
-
-
 def stored_model(name: str) -> ModelSource:
     """Open a model for export; its tensors are read from its files when they are written.
 
@@ -125,7 +115,7 @@ def export_model(
     original: Path | None = None,
     allow_tokenizer_mismatch: bool = False,
     advance: Callable[[int], None] = lambda done: None,
-) -> ModelExport:
+) -> tuple[WrittenModel, TokenComparison]:
     """Write a model as a GGUF file, compare the file's tokenizer with the model's, and write a Modelfile.
 
     The file's name must end in `.gguf`; neither it nor the Modelfile may exist. The other arguments are those of
@@ -136,9 +126,8 @@ def export_model(
     """
     if out.suffix != ".gguf":
         raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    modelfile_path = out.with_suffix(".Modelfile")
     context = min(source.config.max_position_embeddings, MAX_CONTEXT)
-    with new_file(modelfile_path) as temporary_modelfile, new_file(out) as temporary:
+    with new_file(out.with_suffix(".Modelfile")) as temporary_modelfile, new_file(out) as temporary:
         text = modelfile(f"./{out.name}", stop=_stop_texts(source), num_ctx=context)
         temporary_modelfile.write_text(text, encoding="utf-8")
         written = write_model_gguf(source, temporary, dtype, original=original, advance=advance)
@@ -151,7 +140,7 @@ def export_model(
                     "--allow-tokenizer-mismatch writes it anyway"
                 ).format(problem=tokens.problems[0], more=more)
             )
-    return ModelExport(out, modelfile_path, written, tokens)
+    return written, tokens
 
 
 def write_model_gguf(

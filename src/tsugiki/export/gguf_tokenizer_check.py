@@ -68,7 +68,8 @@ def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenCom
         _("llama.cpp does not normalise text ({name}) as this tokenizer does").format(name=name)
         for name in unsupported_normalizers(tokenizer)
     )
-    with _llama_cpp_reader(path) if _has_llama_cpp() else _own_reader(path) as reader:
+    read = _llama_cpp_reader if importlib.util.find_spec("llama_cpp") is not None else _own_reader
+    with read(path) as reader:
         problems = _compare_metadata(tokenizer, reader)
         if reader.tokenise is None:
             return TokenComparison(None, 0, tuple(problems), notes)
@@ -95,10 +96,6 @@ class _Reader:
     template: str | None
     tokenise: _Tokenise | None
     """None if the tokenizer cannot be built."""
-
-
-def _has_llama_cpp() -> bool:
-    return importlib.util.find_spec("llama_cpp") is not None
 
 
 @contextmanager

@@ -142,17 +142,14 @@ def _public_metadata(metadata: Metadata, base: str | None) -> Metadata:
 def _public_record(record: RunRecord, base: str | None) -> RunRecord:
     """Return the record without paths of this machine and without the names of the data's records."""
     public = record.to_json() | {"working_directory": None}
-    public["config"] = _public(_without(public["config"], "model", "out") | ({"model": base} if base else {}))
+    config = {name: value for name, value in public["config"].items() if name not in ("model", "out")}
+    public["config"] = _public(config | ({"model": base} if base else {}))
     if public["base"]:
         public["base"]["name"] = base
     if public["data"]:
         for named in (public["data"]["near_duplicates"], public["data"]["left_out"] or {}):
             named["first"] = []
     return RunRecord.model_validate(public)
-
-
-def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
 
 
 def _public(value: Any) -> Any:
