@@ -31,16 +31,6 @@ def names(library: Path) -> list[str]:
     return [entry.name for entry in read_library(library)]
 
 
-def test_what_is_told_at_a_glance(library: Path):
-    entry = read_library(library)[1]
-    assert (entry.name, entry.broken) == ("soseki", "")
-    facts = entry.info
-    assert facts is not None
-    assert (facts.method, facts.ranks, facts.targets, facts.base.name) == ("lora", (4,), ("c_attn",), "tiny")
-    assert facts.parameters == 2 * 4 * (32 + 96)
-    assert facts.size == (library / "soseki" / "adapter_model.safetensors").stat().st_size
-
-
 def test_hidden_folders_and_loose_files_are_no_adapters(library: Path):
     (library / ".x.part").mkdir()
     (library / "notes.txt").write_text("")

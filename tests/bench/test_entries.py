@@ -131,12 +131,6 @@ def test_the_function_of_every_entry_exists():
             assert callable(load_function(entry.function))
 
 
-def test_the_rows_depend_only_on_the_seed():
-    work = Workload("any", batch=2, length=8)
-    assert torch.equal(work.rows(50), work.rows(50))
-    assert not torch.equal(work.rows(50), Workload("any", batch=2, length=8, seed=1).rows(50))
-
-
 def test_shapes_have_the_published_numbers_of_parameters(monkeypatch: pytest.MonkeyPatch):
     counts = {}
     for name in SHAPES:

@@ -113,7 +113,11 @@ def commands() -> dict[str, typer.core.TyperCommand]:
 
 
 def quoted_commands(text: str) -> list[list[str]]:
-    """The words after `tsugiki` of every command that a text quotes, in lines of code and in backticks."""
+    """The words after `tsugiki` of every command that a text quotes, in lines of code and in backticks.
+
+    A table of figures names the command that was run, which may be older.
+    """
+    text = re.sub(r"(?s)<!-- figures: .*?<!-- end of figures -->", "", text)
     lines = [line for block in re.findall(r"(?ms)^```\w*\n(.*?)^```", text) for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text))
     lines += re.findall(r"(?m)^#\s+(tsugiki .+)$", text)

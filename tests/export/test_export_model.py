@@ -39,10 +39,10 @@ def test_a_merged_model_gives_the_adapted_logits(targets: list[str], tmp_path: P
 def test_an_export_writes_a_modelfile_and_no_other_file(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "gpt2")
     (tmp_path / "out").mkdir()
-    export = export_model(stored_model(folder), tmp_path / "out" / "tale.gguf")
+    written, _ = export_model(stored_model(folder), tmp_path / "out" / "tale.gguf")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tale.Modelfile", "tale.gguf"]
-    assert export.modelfile.read_text() == "FROM ./tale.gguf\nPARAMETER num_ctx 64\n"
-    assert export.written.bytes == (tmp_path / "out" / "tale.gguf").stat().st_size
+    assert (tmp_path / "out" / "tale.Modelfile").read_text() == "FROM ./tale.gguf\nPARAMETER num_ctx 64\n"
+    assert written.bytes == (tmp_path / "out" / "tale.gguf").stat().st_size
 
 
 def test_broken_tensors_are_named_and_no_file_remains(tmp_path: Path) -> None:

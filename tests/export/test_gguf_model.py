@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
@@ -98,23 +97,6 @@ def test_llama_cpp_gives_the_logits_of_transformers(name: str, tmp_path: Path) -
     assert written.tensors == len(_tensors(tmp_path / "m.gguf"))
     row = ids(1, 40, 257)
     assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(_plain(folder), row)[0]) < 2e-3
-
-
-def test_tensors_have_llama_cpps_names_and_order(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "model", "gpt2")
-    write_model_gguf(stored_model(folder), tmp_path / "m.gguf")
-    tensors = _tensors(tmp_path / "m.gguf")
-    block = ["attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"]
-    expected = {f"blk.{i}.{part}.{kind}" for i in (0, 1) for part in block for kind in ("weight", "bias")}
-    assert set(tensors) == expected | {
-        "token_embd.weight",
-        "position_embd.weight",
-        "output_norm.weight",
-        "output_norm.bias",
-    }
-    stored = load_file(Path(folder) / "model.safetensors")
-    up = stored["transformer.h.1.mlp.c_fc.weight"]
-    assert np.array_equal(tensors["blk.1.ffn_up.weight"].data, up.T.numpy())
 
 
 def test_keys_without_the_models_prefix(tmp_path: Path) -> None:

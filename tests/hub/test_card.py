@@ -172,9 +172,6 @@ def test_a_card_that_was_edited_is_not_its_own():
     ("config", "said"),
     [
         (LoraConfig(use_dora=True), "DoRA"),
-        (LoraConfig(modules_to_save=["lm_head"]), "modules_to_save"),
-        (LoraConfig(bias="all"), "biases"),
-        (LoraConfig(rank_pattern={"q_proj": 4}), "ranks or alphas"),
         (LoraConfig(r=1024), "rank above 512"),
         (LoraConfig(fan_in_fan_out=True), "vLLM has no LoRA for GPT-2"),
         (BottleneckConfig(), "not LoRA"),

@@ -136,11 +136,3 @@ def test_an_adapter_without_a_run(tmp_path: Path):
     assert list(sent.files) == ["adapter_model.safetensors", "adapter_config.json", "README.md"]
     (note,) = sent.notes
     assert f"{folder} has no run.json" in note
-
-
-def test_a_broken_adapter_is_not_described(tmp_path: Path):
-    folder = saved(tmp_path / "run", "them/base")
-    weights = folder / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(TsugikiError, match="adapter_model.safetensors"):
-        publication(folder, "me/it", "them/base")

@@ -11,13 +11,11 @@ __getattr__, __dir__ = lazy_names(
         ),
         "algebra.difference": "compare_layers compare_tensors overall",
         "algebra.extract": "extract",
-        "algebra.interference": "apply_rule largest random",
+        "algebra.interference": "apply_rule random",
         "algebra.matrices": (
             "difference_norm effective_rank inner_product kept_energy singular_values svd truncated "
             "truncated_to_energy update_norm update_shape"
         ),
-        "algebra.weighted_sum": "load_weighted_sum",
-        "chat_template": "saved_chat_template with_chat_template",
         "files": "read_adapter_config read_base read_config_fields read_weights",
         "format": "check_can_save load_adapter load_adapter_weights",
         "info": "read_adapter_info",
@@ -28,8 +26,8 @@ __getattr__, __dir__ = lazy_names(
         "lora_weights": "LayerFactors LoraWeights read_lora_weights write_lora_weights",
         "merge_files": "RoundingLoss plan_merge write_merged",
         "metadata": "BaseReference Metadata Provenance Source read_metadata write_metadata",
+        "saved_tokenizer": "saved_chat_template with_chat_template with_new_words",
         "start": "start_from",
         "verify": "KnownBase check_adapter find_misfits known_base logit_shift read_adapter_files",
-        "vocabulary": "with_new_words",
     },
 )

@@ -23,7 +23,7 @@ from tsugiki.adapters.metadata import (
 from tsugiki.base.resolve import split_revision
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _, marked
 from tsugiki.methods.method import MERGE_WITH_PEFT
@@ -79,11 +79,7 @@ def read_adapter_config(folder: Path) -> Any:
 
 
 def read_peft_config(folder: Path) -> Any:
-    """Read the settings in adapter_config.json alone, which describe the file's tensors as PEFT reads them.
-
-    Raises:
-        TsugikiError: as for `read_adapter_config`.
-    """
+    """Read the settings in adapter_config.json alone, which describe the file's tensors as PEFT reads them."""
     path = folder / ADAPTER_CONFIG_FILE
     fields, metadata = read_config_fields(folder), read_metadata(folder)
     if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
@@ -110,11 +106,7 @@ def read_peft_config(folder: Path) -> Any:
 
 
 def read_base(folder: Path) -> BaseReference:
-    """Read the name and the identity of the base that an adapter was trained on.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, or a file is broken.
-    """
+    """Read the name and the identity of the base that an adapter was trained on."""
     fields = read_config_fields(folder)
     name, revision = fields.get("base_model_name_or_path") or None, fields.get("revision")
     if name and isinstance(revision, str) and revision not in ("", "main"):
@@ -122,12 +114,28 @@ def read_base(folder: Path) -> BaseReference:
     return read_metadata(folder).base.model_copy(update={"name": name})
 
 
-def read_config_fields(folder: Path) -> dict[str, Any]:
-    """Read all fields of adapter_config.json without interpreting them.
+def named_base(folder: Path) -> str | None:
+    """Return the name of the base that an adapter names; None if it names none.
 
-    Raises:
-        TsugikiError: there is no such file, it does not hold a JSON object, or a name in it is not a string.
+    The name can be a relative path. If there is nothing at this path, it is resolved from the working directory of the
+    run that trained the adapter, which is in the run's record. The folder may be that of a run or of one of its
+    checkpoints.
     """
+    name = read_base(folder).name
+    if name is None or _exists(Path(name).expanduser()):
+        return name
+    for place in (folder, folder.absolute().parent.parent):  # a checkpoint is in the folder `checkpoints` of its run
+        try:
+            started = read_json(place / RECORD_FILE).get("working_directory")
+        except TsugikiError:  # an adapter needs no record
+            continue
+        if isinstance(started, str) and _exists(Path(started) / name):
+            return str(Path(started) / name)
+    return name
+
+
+def read_config_fields(folder: Path) -> dict[str, Any]:
+    """Read all fields of adapter_config.json without interpreting them."""
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
         raise TsugikiError(
@@ -145,11 +153,7 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json.
-
-    Raises:
-        TsugikiError: there is no file of weights, it is broken, or it is not the file that was saved.
-    """
+    """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json."""
     tensors, digests = map_weights(folder), read_metadata(folder).digests
     if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
         raise TsugikiError(
@@ -162,11 +166,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def map_weights(folder: Path) -> dict[str, Tensor]:
-    """Map the tensors of an adapter into memory, by their names in the file, without reading their values.
-
-    Raises:
-        TsugikiError: there is no file of weights, or it is broken.
-    """
+    """Map the tensors of an adapter into memory, by their names in the file, without reading their values."""
     tensors: dict[str, Tensor] = {}
     for path in adapter_weight_files(folder):
         try:
@@ -190,11 +190,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def adapter_weight_files(folder: Path) -> list[Path]:
-    """Return the files of an adapter's weights: one file, or the parts into which transformers split a large adapter.
-
-    Raises:
-        TsugikiError: there is no such file, or a part is missing.
-    """
+    """Return the files of an adapter's weights: one file, or the parts into which transformers split a large one."""
     path = folder / ADAPTER_FILE
     if path.is_file():
         return [path]
@@ -216,16 +212,9 @@ def adapter_weight_files(folder: Path) -> list[Path]:
 def write_adapter_files(
     folder: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any], metadata: Metadata
 ) -> None:
-    """Write the three files of an adapter into a folder that exists.
+    """Write the three files of an adapter into a folder that exists, usually a temporary one (see `io.atomic`).
 
-    Args:
-        folder: usually a temporary folder (see `io.atomic`).
-        tensors: the trained tensors by their names in the file.
-        fields: the fields of adapter_config.json except the base's name.
-        metadata: the content of tsugiki.json, to which the digests are added.
-
-    Raises:
-        TsugikiError: a file cannot be written.
+    `fields` are those of adapter_config.json except the base's name; `metadata` gets the digests.
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
@@ -245,11 +234,7 @@ def with_digests(metadata: Metadata, weights: Path, fields: Mapping[str, Any]) -
 
 
 def content_digest(folder: Path) -> str:
-    """Return the SHA-256 of everything on which the result of an adapter depends: its weights and settings.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, or a file of settings is broken.
-    """
+    """Return the SHA-256 of everything on which the result of an adapter depends: its weights and settings."""
     weights = [file_sha256(path) for path in adapter_weight_files(folder)]
     settings = settings_digest(_computing_fields(read_config_fields(folder)), read_metadata(folder))
     return sha256(part.encode() for part in (*weights, settings))
@@ -269,3 +254,10 @@ def _other_format(path: Path) -> str:
         return ""
     found = next((what for start, what in _OTHER_FORMATS.items() if first_bytes.lstrip().startswith(start)), None)
     return _(found) if found else ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a null character
+        return False

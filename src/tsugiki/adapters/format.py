@@ -86,16 +86,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
 
 
 def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
-    """Write an adapter to a folder, as `save_adapter` does.
-
-    Args:
-        model: the grafted model.
-        adapter: one of its adapters, or a copy of it.
-        folder: created if it does not exist.
-
-    Raises:
-        TsugikiError: a tensor of the adapter is not finite, or the folder cannot be written.
-    """
+    """Write an adapter of a grafted model, or a copy of it, to a folder, as `save_adapter` does."""
     if isinstance(adapter, JoinedAdapter):
         raise TsugikiError(_("several adapters are active; pass the name of the one to save, or combine their folders"))
     adapter_format = format_of(adapter.config)
@@ -151,9 +142,6 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
     """Return the weights of embedding and head by their names in the file if the vocabulary was resized, or nothing.
 
     It was resized if its size differs from that in the base's files.
-
-    Raises:
-        TsugikiError: it was resized, but the file of this method cannot hold these weights, or they are quantised.
     """
     before = _words_in_files(model)
     if before is None or text_config(model).vocab_size == before:
@@ -290,19 +278,9 @@ def load_adapter(
 
 
 def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mismatch: bool = False) -> Any:
-    """Read the adapter in a folder for use in `model`, without changing the model.
+    """Read the adapter in a folder for use in `model`, without grafting it or changing the model.
 
-    Args:
-        model: the base.
-        folder: the adapter's folder.
-        config: the result of `read_adapter_config`, or of `read_peft_config` to read the tensors as PEFT does.
-        allow_base_mismatch: as in `load_adapter`.
-
-    Returns:
-        The adapter, which is not grafted.
-
-    Raises:
-        TsugikiError: as for `load_adapter`.
+    `config` is the result of `read_adapter_config`, or of `read_peft_config` to read the tensors as PEFT does.
     """
     tensors = read_weights(folder)
     if not allow_base_mismatch:
@@ -322,26 +300,15 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
 
 
 def load_adapter_weights(model: nn.Module, folder: Path) -> None:
-    """Copy the tensors in `folder` into the active adapter, which must have the same tensors.
-
-    Raises:
-        TsugikiError: the folder holds no weights, or they do not fit.
-    """
+    """Copy the tensors in `folder` into the active adapter, which must have the same tensors."""
     load_tensors(model, active_adapter(model), read_weights(folder), str(folder / ADAPTER_FILE))
 
 
 @torch.no_grad()
 def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy the tensors of a file into an adapter.
+    """Copy the tensors of a file, named `source` in messages, into an adapter, which must have the same tensors.
 
-    Args:
-        model: the base, or the model that is grafted with the adapter.
-        adapter: must have the same tensors.
-        tensors: the tensors by their names in the file.
-        source: the file, for the message.
-
-    Raises:
-        TsugikiError: the tensors do not fit; the message lists all problems.
+    `model` is the base, or the model that is grafted with the adapter.
     """
     adapter_format = format_of(adapter.config)
     expected = adapter_format.tensors(model, adapter)

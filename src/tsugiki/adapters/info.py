@@ -27,7 +27,6 @@ class AdapterInfo:
     """The last components of the names of the layers that it changes, or the pattern that selects them."""
     base: BaseReference
     parameters: int
-    """Number of parameters in the file."""
     size: int
     """Size of the weights file in bytes."""
     changed: float

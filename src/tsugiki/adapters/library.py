@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tsugiki.adapters.files import adapter_weight_files
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
+from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
-from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
@@ -38,11 +38,7 @@ def library_folder() -> Path:
 
 
 def check_name(name: str) -> str:
-    """Check that a folder can have this name on every operating system, and return the name.
-
-    Raises:
-        TsugikiError: the name is not allowed.
-    """
+    """Check that a folder can have this name on every operating system, and return the name."""
     forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
     if forbidden is not None:
         raise TsugikiError(
@@ -82,19 +78,12 @@ def read_library(library: Path) -> list[LibraryEntry]:
     """List the library's folders, sorted by name; a library that does not exist yet is empty.
 
     Hidden folders and files are ignored.
-
-    Raises:
-        TsugikiError: the library is not a folder, or cannot be read.
     """
     return [_entry(library / name) for name in library_names(library)]
 
 
 def member(name: str, library: Path) -> Path:
-    """Return the folder, or the link to a folder, in the library that has this name, even if the adapter is broken.
-
-    Raises:
-        TsugikiError: there is no such folder.
-    """
+    """Return the folder, or the link to a folder, in the library that has this name, even if the adapter is broken."""
     names = library_names(library)
     if name in names:
         return library / name
@@ -106,14 +95,8 @@ def member(name: str, library: Path) -> Path:
 def adapter_folder(given: str, library: Path | None = None) -> Path:
     """Find the adapter that the user names: by the path of its folder, or else by its name in the library.
 
-    If the folder is that of a run that has not finished, the adapter is that of its newest checkpoint.
-
-    Args:
-        given: the path or the name.
-        library: the library's folder; None: the user's library.
-
-    Raises:
-        TsugikiError: there is no such adapter.
+    If the folder is that of a run that has not finished, the adapter is that of its newest checkpoint. `library` is the
+    user's library by default.
     """
     home = library or library_folder()
     path = _path(given)
@@ -136,12 +119,7 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
 def new_adapter_folder(given: str, library: Path | None = None) -> Path:
     """Return the folder for a new adapter: the given path, or a folder in the library if the user gives a name.
 
-    Args:
-        given: a path if it contains a separator, otherwise a name.
-        library: the library's folder; None: the user's library.
-
-    Raises:
-        TsugikiError: the name is not allowed, or the folder exists already.
+    A path contains a separator. Without `library`, the folder is in the user's library.
     """
     is_path = any(separator in given for separator in ("/", os.sep))
     out = Path(given).expanduser() if is_path else (library or library_folder()) / check_name(given)
@@ -150,19 +128,10 @@ def new_adapter_folder(given: str, library: Path | None = None) -> Path:
 
 
 def copy_into_library(source: Path, library: Path, name: str | None = None) -> Path:
-    """Copy the adapter in a folder, such as that of a run, into the library.
+    """Copy the adapter in a folder, such as that of a run, into the library, and return its new folder.
 
-    Args:
-        source: the folder. The run's record and the model card are copied as well; checkpoints and pages are not.
-        library: the library's folder; created if it does not exist.
-        name: the adapter's name in the library; None: the folder's name.
-
-    Returns:
-        The adapter's folder in the library.
-
-    Raises:
-        TsugikiError: the folder holds no complete adapter, the name is not allowed or exists already, or the library
-            cannot be written.
+    The run's record and the model card are copied as well; checkpoints and pages are not. The library is created if it
+    does not exist. Without `name`, the adapter keeps its folder's name.
     """
     if not source.is_dir():
         hint = _("; `tsugiki adapters import` reads a GGUF file") if source.suffix == ".gguf" else ""
@@ -181,15 +150,7 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
 
 
 def rename_adapter(old: str, new: str, library: Path) -> Path:
-    """Rename an adapter in the library.
-
-    Returns:
-        The adapter's new folder.
-
-    Raises:
-        TsugikiError: there is no adapter of the old name, the new name is not allowed or exists already, or the library
-            cannot be written.
-    """
+    """Rename an adapter in the library, and return its new folder."""
     folder = member(old, library)
     target = library / check_name(new)
     _refuse_taken(new, library, _("choose another name"))
@@ -217,11 +178,7 @@ def _only_writer(library: Path) -> Iterator[None]:
 
 
 def library_names(library: Path) -> list[str]:
-    """Return the names of the library's folders, sorted, without looking into them.
-
-    Raises:
-        TsugikiError: the library is not a folder, or cannot be read.
-    """
+    """Return the names of the library's folders, sorted, without looking into them."""
     try:
         with os.scandir(library) as entries:
             shown = (entry for entry in entries if not entry.name.startswith("."))

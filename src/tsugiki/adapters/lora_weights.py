@@ -146,15 +146,8 @@ def write_lora_weights(
 ) -> None:
     """Write a new PEFT folder, which appears complete or not at all.
 
-    Args:
-        lora: the adapter. The ranks and scalings of its layers are written, not those of its config.
-        out: the folder; it must not exist, or be empty.
-        provenance: how the adapter was derived from others, kept in `tsugiki.json`.
-        sources: the folders of the adapters or models that it was derived from, whose texts it has learned; None: not
-            a folder.
-
-    Raises:
-        TsugikiError: a tensor is not finite, or the folder exists or cannot be written.
+    The ranks and scalings of the layers are written, not those of the config. `sources` are the folders of the adapters
+    or models that the adapter was derived from, whose texts it has learned; None stands for one that is not a folder.
     """
     tensors = {key: tensor for path, layer in lora.layers.items() for key, tensor in _tensors(path, layer).items()}
     tensors |= lora.others
@@ -228,7 +221,7 @@ def _problem(parts: Mapping[str, Tensor], r: int, use_dora: bool) -> str | None:
             first=A.dtype, second=B.dtype
         )
     is_linear = A.dim() == B.dim() == 2 and len(A) == B.shape[1]
-    is_convolution = A.dim() == B.dim() == 4 and B.shape[1] > 0 and len(A) % B.shape[1] == 0  # maybe in groups
+    is_convolution = A.dim() == B.dim() == 4 and B.shape[1] > 0 and len(A) % B.shape[1] == 0
     if not (is_linear or is_convolution):
         return _("has A {first} and B {second}, which cannot be multiplied").format(
             first=list(A.shape), second=list(B.shape)

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
-from tsugiki.adapters.chat_template import saved_chat_template
 from tsugiki.adapters.files import map_weights
-from tsugiki.adapters.vocabulary import words_for
+from tsugiki.adapters.saved_tokenizer import saved_chat_template, words_for
 from tsugiki.base.loading import load_model, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
@@ -47,15 +46,6 @@ from tsugiki.model.undo import Undo, replace_parameter, undo_all
 from tsugiki.model.weight_updates import WeightUpdate
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The vocabulary of an adapter with new words."""
-
-    size: int
-    folder: Path
-    """The adapter's folder, which may hold its tokenizer."""
-
-
 @dataclass(frozen=True, eq=False)
 class MergePlan:
     """The changes that a merge makes in the files of a base."""
@@ -72,8 +62,8 @@ class MergePlan:
     the model, or the vocabulary grows."""
     config: Mapping[str, Any]
     """Fields of config.json that change."""
-    vocabulary: Vocabulary | None = None
-    """None if the adapters bring no new words."""
+    new_words: Path | None = None
+    """The folder of the adapter whose new words the model gets; None if the adapters bring none."""
     chat_template: str | None = None
     """The chat template that the adapters were trained with; None: the base's."""
 
@@ -93,17 +83,7 @@ class RoundingLoss:
     """Σ ‖exact - before‖²"""
 
     def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Add one tensor to the sums.
-
-        Args:
-            name: the tensor's name, for the error.
-            before: the base's weight.
-            exact: the merged weight.
-            rounded: the merged weight as the file will hold it.
-
-        Raises:
-            TsugikiError: the merged weight is not finite.
-        """
+        """Add one tensor, of the base, merged, and merged as the file will hold it, to the sums."""
         if not torch.isfinite(rounded).all():
             raise TsugikiError(_("merging gives values that are not finite in {name}").format(name=name))
         self.total += float(torch.linalg.vector_norm(exact - before)) ** 2
@@ -141,26 +121,25 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
     shard_of = {key: shard for shard in shards for key in shard.entries}
     model = placeholder_model(base)
     rows = len(model.get_input_embeddings().weight)
-    sizes = [(words_for(model, adapter_folder), adapter_folder) for adapter_folder in adapters]
-    vocabularies = (Vocabulary(size, adapter_folder) for size, adapter_folder in sizes if size is not None)
-    vocabulary = next((vocabulary for vocabulary in vocabularies if vocabulary.size > rows), None)
-    if vocabulary is not None:
-        fit_vocabulary(model, vocabulary.size)
+    sizes = {adapter_folder: words_for(model, adapter_folder) or rows for adapter_folder in adapters}
+    new_words = next((adapter_folder for adapter_folder, size in sizes.items() if size > rows), None)
+    if new_words is not None:
+        fit_vocabulary(model, sizes[new_words])
     mapping = map_keys(model, shard_of)
     shared = shared_parameters(model)
     with _values_to_compare(model, adapters, shard_of, mapping.key_of, shared):
         adapter = load_weighted_sum(model, adapters, weights, allow_base_mismatch=mismatch)
     updates: dict[str, WeightUpdate] = adapter.weight_updates(model)
     added, config = _untied(model, updates, mapping.key_of, shared)
-    if vocabulary is not None:
+    if new_words is not None:
         if "vocab_size" not in model.config.to_dict():
             raise TsugikiError(
                 _("{base} keeps the size of its vocabulary where a merge with new words cannot change it").format(
                     base=base
                 )
             )
-        config["vocab_size"] = vocabulary.size
-        return MergePlan(base, folder, shards, {}, {}, updates, config, vocabulary)
+        config["vocab_size"] = sizes[new_words]
+        return MergePlan(base, folder, shards, {}, {}, updates, config, new_words)
     not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
     if any(name in mapping.converted for name in not_in_files):
         if quantization_settings(model.config):
@@ -205,10 +184,7 @@ def _quantized_error(name: str, config: object) -> TsugikiError:
 def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = lambda done: None) -> RoundingLoss:
     """Write the merged model into an empty folder.
 
-    Args:
-        plan: the merge.
-        out: the folder.
-        advance: called with the number of bytes that were written since the last call; `plan.size` in total.
+    `advance` is called with the number of bytes that were written since the last call; `plan.size` in total.
 
     Raises:
         TsugikiError: a merged weight is not finite, or the base cannot be read.
@@ -235,8 +211,8 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
             added |= {key: (shard.path.name, shard.entries[like]) for key, (like, _) in new.items()}
         write_index(plan.folder, out, added)
     copy_other_files(plan.folder, out, plan.config)
-    if plan.vocabulary is not None and has_tokenizer(plan.vocabulary.folder):
-        load_saved_tokenizer(plan.vocabulary.folder).save_pretrained(out)
+    if plan.new_words is not None and has_tokenizer(plan.new_words):
+        load_saved_tokenizer(plan.new_words).save_pretrained(out)
     if plan.chat_template is not None:
         write_text(out / CHAT_TEMPLATE_FILE, plan.chat_template)
     return loss
@@ -257,8 +233,8 @@ def _merged(name: str, weight: Tensor, update: WeightUpdate, loss: RoundingLoss)
 
 def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
     model = load_model(plan.base, "auto")
-    if plan.vocabulary is not None:
-        fit_vocabulary(model, plan.vocabulary.size)
+    if plan.new_words is not None:
+        fit_vocabulary(model, plan.config["vocab_size"])
     for name, update in plan.in_memory.items():
         merged = _merged(name, model.get_parameter(name), update, loss)
         replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False), [])
@@ -276,8 +252,7 @@ def _untied(
 ) -> tuple[dict[str, tuple[str, WeightUpdate]], dict[str, Any]]:
     """Find shared weights that have to be separated because their uses do not get the same update.
 
-    Returns:
-        `MergePlan.added` and `MergePlan.config`.
+    The result is `MergePlan.added` and `MergePlan.config`.
     """
     added: dict[str, tuple[str, WeightUpdate]] = {}
     untied: list[str] = []

@@ -127,11 +127,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
-    """Write the `tsugiki.json` of a folder.
-
-    Raises:
-        TsugikiError: the file cannot be written.
-    """
+    """Write the `tsugiki.json` of a folder."""
     write_json(folder / METADATA_FILE, metadata.to_json())
 
 
@@ -139,10 +135,6 @@ def settings_digest(fields: Mapping[str, Any], metadata: Metadata) -> str:
     """Return the SHA-256 of the settings of an adapter: fields of its config, `method_config`, and the base's digest.
 
     It depends on the values only, not on their order or on white space in the files.
-
-    Args:
-        fields: the fields of adapter_config.json on which the result depends.
-        metadata: the content of tsugiki.json.
     """
     settings = [fields, metadata.method_config, metadata.base.fingerprint]
     return sha256([json.dumps(settings, sort_keys=True, default=list).encode()])

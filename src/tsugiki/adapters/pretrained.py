@@ -149,14 +149,8 @@ def save_pretrained(
 def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
     """Copy tensors into a grafted model: an adapter's file into the active adapter, or a state dict into the model.
 
-    Args:
-        model: a grafted model.
-        state_dict: the tensors of an adapter's file, all of them and no others; or a state dict of the model.
-        strict: as in torch, for a state dict of the model.
-        assign: as in torch, for a state dict of the model.
-
-    Returns:
-        As torch's `load_state_dict`: the names that are missing, and the names that are unexpected.
+    An adapter's file must be whole, and `strict` and `assign` have no meaning for it. The result is that of torch's
+    `load_state_dict`: the names that are missing, and the names that are unexpected.
 
     Raises:
         TsugikiError: the tensors of an adapter's file do not fit the active adapter, or it is merged.
@@ -195,7 +189,7 @@ def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor
         for name, own in model.state_dict(keep_vars=True).items()
         if name in values
     }
-    return copy.deepcopy(adapter, copies)  # the memo: these parameters are used in the place of copies
+    return copy.deepcopy(adapter, copies)  # These parameters are used in the place of copies.
 
 
 def _link(file: Path, link: Path) -> None:

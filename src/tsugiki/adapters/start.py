@@ -58,11 +58,7 @@ def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, 
 
 
 def start_from(model: nn.Module, name: str) -> None:
-    """Copy the values of an adapter into the active adapter of a model, which has its settings or a larger rank.
-
-    Raises:
-        TsugikiError: there is no such adapter, or it was trained on another base.
-    """
+    """Copy the values of an adapter into the active adapter of a model, which has its settings or a larger rank."""
     folder = adapter_folder(name)
     adapter, config = active_adapter(model), read_adapter_config(folder)
     source = str(folder / ADAPTER_FILE)
@@ -95,9 +91,9 @@ def _widen(pair: LowRank, fresh: LowRank) -> None:
     """
     factor = pair.scaling / fresh.scaling
     if isinstance(pair, ParameterPair) and len(pair.shape) == 3:
-        blocks = pair.shape[0]  # experts
+        blocks = pair.shape[0]
     else:
-        blocks = len(pair.A) // pair.B.shape[1]  # the groups of a convolution; otherwise 1
+        blocks = len(pair.A) // pair.B.shape[1]  # This is 1 except for a convolution in groups.
     for name in ("A", "A0"):
         rows = getattr(pair, name)
         if rows is not None:

@@ -63,11 +63,7 @@ class KnownBase:
 
 
 def known_base(name: str) -> KnownBase:
-    """Read the architecture and the identity of a base, without loading it; its digest is computed from all its files.
-
-    Raises:
-        TsugikiError: there is no such model.
-    """
+    """Read the architecture and the identity of a base without loading it; its digest is computed from all files."""
     return KnownBase(load_meta_model(name), named_identity(name))
 
 
@@ -97,14 +93,7 @@ def read_adapter_files(folder: Path) -> AdapterFiles:
 
 
 def check_adapter(folder: Path) -> Any:
-    """Check that the adapter in a folder is complete.
-
-    Returns:
-        Its settings, an instance of its method's config class.
-
-    Raises:
-        TsugikiError: the adapter has problems; the message lists them.
-    """
+    """Check that the adapter in a folder is complete; return its settings, an instance of its method's config class."""
     found = read_adapter_files(folder)
     if found.problems:
         raise TsugikiError(
@@ -140,14 +129,9 @@ def without_path(message: str, folder: Path) -> str:
 def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """List the problems with the names, shapes and dtypes of an adapter's tensors, a clause for each.
 
-    PEFT may store weights of the base with an adapter, and a weight that embedding and head share twice; a tensor equal
-    to such a weight is not listed. If `model` is on the meta device, a tensor of the right name and shape counts as
-    equal.
-
-    Args:
-        model: the base.
-        expected: the tensors that an adapter of this config has for this model.
-        found: the tensors in the file.
+    `expected` are the tensors that an adapter of this config has for this model. PEFT may store weights of the base
+    with an adapter, and a weight that embedding and head share twice; a tensor equal to such a weight is not listed. On
+    the meta device, a tensor of the right name and shape counts as equal.
     """
     surplus = [key for key in found if key not in expected]
     owners = dict(base_modules(model)) if surplus else {}
@@ -231,12 +215,7 @@ def _is_copy(
 ) -> bool:
     """Return whether a tensor of a file is a copy: of a weight of the base, or of a tensor under another of its names.
 
-    Args:
-        owners: the modules of the base, by name.
-        shared: the names of its shared parameters.
-        expected: the tensors of the adapter.
-        found: the tensors of the file.
-        key: the name of the tensor in the file.
+    `owners` are the modules of the base, `shared` the names of its shared parameters.
     """
     name, tensor = base_name(key), found[key]
     path, _dot, attribute = name.rpartition(".")

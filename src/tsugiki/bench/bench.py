@@ -28,15 +28,7 @@ def run_benchmark(
     show: Callable[[str], None],
     steps: int = STEPS,
 ) -> Results:
-    """Measure the entries and the machine's limit.
-
-    Args:
-        entries: the entries by name.
-        workload: the tokens that each entry trains on.
-        rounds: the number of blocks of each entry.
-        command: the command line, for the results.
-        show: called with each line of progress.
-        steps: the number of counted steps in a block.
+    """Measure the entries and the machine's limit, in `rounds` blocks of `steps` counted steps.
 
     Raises:
         TsugikiError: the length exceeds the model's context, or no entry could be measured.
@@ -67,11 +59,7 @@ def run_benchmark(
 
 
 def choose_entries(names: Sequence[str]) -> dict[str, BenchmarkEntry]:
-    """Return the entries with these names, in the given order; without names, the default entries.
-
-    Raises:
-        TsugikiError: a name is unknown; the message lists the known names.
-    """
+    """Return the entries with these names, in the given order; without names, the default entries."""
     unknown = [name for name in names if name not in TRAINING_ENTRIES]
     if unknown:
         raise TsugikiError(
@@ -83,11 +71,7 @@ def choose_entries(names: Sequence[str]) -> dict[str, BenchmarkEntry]:
 
 
 def write_results(results: Results, out: Path) -> None:
-    """Write `results.json`, `table.md` and `plot.svg` to a folder.
-
-    Raises:
-        TsugikiError: the folder cannot be written.
-    """
+    """Write `results.json`, `table.md` and `plot.svg` to a folder."""
     make_folder(out)
     results.write(out)
     write_text(out / "table.md", results_page(results))

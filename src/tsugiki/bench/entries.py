@@ -31,7 +31,6 @@ class BenchmarkEntry:
     full: bool = False
     """Whether all parameters are trained instead of an adapter."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the entry's process."""
 
     @property
     def missing(self) -> list[str]:

@@ -73,11 +73,7 @@ class Product:
 
 
 def limit(workload: Workload, barrier: StepBarrier) -> None:
-    """Choose layouts during the warm-up steps, then measure; each step reports the best times so far.
-
-    Raises:
-        TsugikiError: the machine has an accelerator.
-    """
+    """Choose layouts during the warm-up steps, then measure; each step reports the best times so far."""
     if torch.accelerator.is_available():
         raise TsugikiError(_("the limit is measured on CPUs only, and this machine has an accelerator"))
     counts = products(read_model_config(workload.model), workload.batch, workload.length)
@@ -94,12 +90,7 @@ def limit(workload: Workload, barrier: StepBarrier) -> None:
 
 
 class Timings:
-    """The shortest time so far of each product in each dtype.
-
-    Args:
-        counts: the products of a step, with the number of each.
-        dtypes: the names of the dtypes that the processor multiplies natively.
-    """
+    """The shortest time so far of each product of a step in each dtype; `counts` gives the number of each product."""
 
     def __init__(self, counts: Mapping[Product, int], dtypes: Sequence[str]) -> None:
         self.counts, self.dtypes = counts, dtypes
@@ -122,11 +113,7 @@ class Timings:
             self.seconds[product, dtype] = min(seconds, self.seconds[product, dtype])
 
     def limits(self, tokens: int) -> dict[str, dict[str, Any]]:
-        """Return for each dtype: tokens per second, the same with causal attention only, and the seconds of each group.
-
-        Args:
-            tokens: the number of tokens of a step.
-        """
+        """Return for each dtype: tokens per second, the same with causal attention only, and each group's seconds."""
         found = {}
         for dtype in self.dtypes:
             groups: dict[str, float] = {}
@@ -148,9 +135,6 @@ def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK)
     """Return the products of a LoRA step of rank r on the default target layers, with the number of each.
 
     A step has `batch` rows of `length` tokens.
-
-    Raises:
-        TsugikiError: no default layers are known for the architecture.
     """
     model = meta_model(config, attn_implementation="eager").requires_grad_(False)
     targets, head = find_targets(model, LoraConfig()), model.get_output_embeddings()

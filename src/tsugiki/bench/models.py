@@ -20,7 +20,6 @@ class Shape:
 
     summary: str
     model_type: str
-    """The name of the architecture in transformers."""
     settings: Mapping[str, Any]
     """Config values that differ from the architecture's defaults."""
 
@@ -133,11 +132,7 @@ def read_model_config(name: str) -> "PretrainedConfig":
 
 
 def build(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
-    """Return a model in the given dtype and in training mode, with all weights in memory instead of memory-mapped.
-
-    Raises:
-        TsugikiError: as for `read_model_config`.
-    """
+    """Return a model in the given dtype and in training mode, with all weights in memory instead of memory-mapped."""
     import torch
     from transformers import AutoModelForCausalLM
 

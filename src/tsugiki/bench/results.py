@@ -21,19 +21,16 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class EntryResult:
-    """The figures of one entry; memory is in bytes. A figure is None if it was not measured."""
+    """The figures of one entry, beside those of its `Measurement`. A figure is None if it was not measured."""
 
     name: str
     summary: str
     notes: Mapping[str, str]
     problem: str | None
-    """The reason why there are no figures."""
     tokens_per_second: float | None
     """Median over the counted steps."""
     slowest: float | None
-    """Tokens per second of the slowest step."""
     fastest: float | None
-    """Tokens per second of the fastest step."""
     ratio: float | None
     """Tokens per second divided by those of the first entry that was measured."""
     ratio_range: tuple[float, float] | None
@@ -41,13 +38,9 @@ class EntryResult:
     share: float | None
     """Share of the machine's limit for the entry's compute dtype, with attention counted whole."""
     loaded: int | None
-    """Memory before the first step."""
     peak: int | None
-    """Peak memory during the steps, warm-up included."""
     above_loaded: int | None
-    """The largest difference between a step's peak and the memory before the first step."""
     blocks: Sequence[Sequence[float]]
-    """Seconds of each counted step, for each block."""
 
 
 @dataclass(frozen=True)

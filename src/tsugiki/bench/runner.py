@@ -48,11 +48,7 @@ class Measurement:
         return [seconds for block in self.blocks for seconds in block]
 
     def take_block(self, process: EntryProcess, warm_up: int, counted: int) -> None:
-        """Let the process take consecutive steps, and add a block with the times of the counted steps.
-
-        Raises:
-            EntryFailed: the process ended during a step.
-        """
+        """Let the process take consecutive steps, and add a block with the times of the counted steps."""
         for _turn in range(warm_up):
             self._step(process)
         if counted:
@@ -79,14 +75,9 @@ def measure(
     show: Callable[[str], None],
     steps: int = STEPS,
 ) -> list[Measurement]:
-    """Measure the entries, in the given order; the measurement of an entry that fails has a `problem`.
+    """Measure the entries, in the given order, in `rounds` blocks of `steps` counted steps.
 
-    Args:
-        entries: the entries by name.
-        workload: the tokens that of each step.
-        rounds: the number of blocks of each entry.
-        show: called with each line of progress.
-        steps: the number of counted steps in a block.
+    The measurement of an entry that fails has a `problem`.
     """
     found = {
         name: Measurement(name, problem=f"not installed ({entry.install})" if entry.missing else None)

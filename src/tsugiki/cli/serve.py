@@ -167,8 +167,8 @@ def _named_base(given: Sequence[str]) -> str:
     Raises:
         TsugikiError: they name no base, or several.
     """
+    from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.adapters.named_base import named_base
 
     folders = [adapter_folder(value.partition("=")[2] or value) for value in given]
     bases = sorted({base for folder in folders if (base := named_base(folder))})

@@ -38,8 +38,8 @@ def merge_command(
     """
 
     import_libraries("tsugiki.training.workflows.merge")
+    from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.adapters.named_base import named_base
     from tsugiki.cli.summary import print_merge
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.workflows.merge import Merge, merge_into_folder
@@ -150,8 +150,8 @@ def _export_model(
     allow_base_mismatch: bool,
     allow_tokenizer_mismatch: bool,
 ) -> None:
+    from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
-    from tsugiki.adapters.named_base import named_base
     from tsugiki.base.resolve import gguf_path
     from tsugiki.export.gguf_model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size
@@ -167,7 +167,7 @@ def _export_model(
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )
     with ProgressDisplay().stage(_("exporting"), sum(tensor.numel() for tensor in source.weights.values())) as advance:
-        export = export_model(
+        written, tokens = export_model(
             source,
             gguf,
             dtype,
@@ -175,15 +175,14 @@ def _export_model(
             allow_tokenizer_mismatch=allow_tokenizer_mismatch,
             advance=advance,
         )
-    written, tokens = export.written, export.tokens
     typer.echo(
         _("{gguf}: {tensors} tensors of a {architecture} in {dtype}, {size}; for Ollama: {modelfile}").format(
-            gguf=export.gguf,
+            gguf=gguf,
             tensors=written.tensors,
             architecture=written.architecture,
             dtype=written.dtype,
             size=format_size(written.bytes),
-            modelfile=export.modelfile,
+            modelfile=gguf.with_suffix(".Modelfile"),
         )
     )
     if tokens.tokenized_by is None:

@@ -222,7 +222,7 @@ def chat_command(
         raise TsugikiError(_("give an adapter, or a model as --model"))
 
     import_libraries()
-    from tsugiki.adapters.chat_template import saved_chat_template
+    from tsugiki.adapters.saved_tokenizer import saved_chat_template
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation_targets import TargetLoader, dtype_of, evaluation_targets

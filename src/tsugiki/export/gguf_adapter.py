@@ -63,7 +63,6 @@ class AdapterExport:
     """`8`, or `4 to 16`."""
     alpha: float
     bytes: int
-    """The size of the GGUF file."""
     modelfile: Path
 
 
@@ -78,13 +77,8 @@ def export_gguf_adapter(
 ) -> AdapterExport:
     """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
-    Args:
-        folder: the adapter's folder.
-        out: the new GGUF file.
-        model_name: the adapter's base, of which only the config is read; None: the base that the adapter names.
-        base: the base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
-        dtype: the type of the factors in the file.
-        allow_base_mismatch: export an adapter that was trained on another base.
+    The adapter's base, of which only the config is read, is by default the one that the adapter names. `base` is the
+    base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
 
     Raises:
         TsugikiError: llama.cpp would reject the adapter or give another result, the adapter does not fit the base, or a
@@ -132,13 +126,7 @@ def export_gguf_adapter(
 
 
 def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mismatch: bool = False) -> LoraWeights:
-    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format.
-
-    Args:
-        file: the GGUF file.
-        model_name: the adapter's base, of which only the config is read.
-        out: the new folder; it must not exist, or be empty.
-        allow_base_mismatch: import an adapter that was made for another base.
+    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format. Only the config of its base is read.
 
     Raises:
         TsugikiError: the file is not a LoRA adapter, is broken or does not fit the base, or `out` exists already or
@@ -160,16 +148,9 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mi
 def write_gguf_adapter(
     lora: LoraWeights, model: "PreTrainedModel", out: Path, dtype: GgufAdapterDtype = "f32"
 ) -> float:
-    """Write a LoRA adapter to a GGUF file.
+    """Write a LoRA adapter for which `llama_cpp_incompatibilities` returns nothing to a GGUF file; return its alpha.
 
-    Args:
-        lora: an adapter for which `llama_cpp_incompatibilities` returns nothing.
-        model: its base; a model on the meta device is enough.
-        out: the file, which is written in place; `new_file` makes it appear complete or not at all.
-        dtype: the type of the factors in the file.
-
-    Returns:
-        The alpha in the file.
+    The base may be on the meta device. The file is written in place; `new_file` makes it appear complete or not at all.
 
     Raises:
         TsugikiError: the adapter does not fit the base, or a value is too large for 16 bits.
@@ -235,10 +216,6 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
 
     `model` is the base that the adapter was trained on; a model on the meta device is enough. `layers` names the layers
     in it that the adapter changes.
-
-    Raises:
-        TsugikiError: the file does not exist or is not a model, or its architecture, or the name or shape of a tensor,
-            differs from the base's.
     """
     header = read_header(file)
     if header.metadata.get("general.type") == "adapter":
@@ -277,11 +254,7 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
 
 
 def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path) -> T | None:
-    """Return the value of a metadata key, or None if the file does not have the key.
-
-    Raises:
-        TsugikiError: the value has another type.
-    """
+    """Return the value of a metadata key, or None if the file does not have the key."""
     value = header.metadata.get(key)
     if not isinstance(value, expected | None):
         raise TsugikiError(_("{file} is broken: {key} is {value!r}").format(file=file, key=key, value=value))

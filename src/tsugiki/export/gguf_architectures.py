@@ -43,7 +43,6 @@ class GgufArchitecture:
     name: str
     """llama.cpp's name for the architecture."""
     hyperparameters: Callable[["PretrainedConfig"], Hyperparameters]
-    """Returns llama.cpp's hyperparameters for a config."""
     accepted: Mapping[str, tuple[Any, ...]]
     """Config field -> the values that llama.cpp supports, for fields without a hyperparameter in GGUF."""
     convert: Callable[[str, Tensor, "PretrainedConfig"], Tensor] = _unchanged
@@ -55,12 +54,7 @@ class GgufArchitecture:
 
 
 def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
-    """Return the row for a model with this config.
-
-    Raises:
-        TsugikiError: the architecture is not supported here, the model is quantised, or llama.cpp does not support a
-            value in the config.
-    """
+    """Return the row for a model with this config; an error names what llama.cpp does not support."""
     known = ARCHITECTURES.get(config.model_type)
     row = None if known is None or known.llama_cpp is None else GGUF_ARCHITECTURES.get(known.llama_cpp)
     if row is None:

@@ -22,8 +22,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.format import load_adapter
+from tsugiki.adapters.saved_tokenizer import with_chat_template
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.model_config import load_config
@@ -78,27 +78,13 @@ class WrittenModel:
     """Facts about a GGUF file that was written."""
 
     architecture: str
-    """llama.cpp's name for the architecture."""
     tensors: int
     bytes: int
     dtype: GgufDtype
 
 
-@dataclass(frozen=True)
-class ModelExport:
-    """The result of an export."""
-
-    gguf: Path
-    modelfile: Path
-    written: WrittenModel
-    tokens: TokenComparison
-
-
 def stored_model(name: str) -> ModelSource:
     """Open a model for export; its tensors are read from its files when they are written.
-
-    Args:
-        name: as for `load_model`.
 
     Raises:
         TsugikiError: there is no such model, its architecture cannot be exported, a weight file is missing or broken,
@@ -112,16 +98,7 @@ def stored_model(name: str) -> ModelSource:
 
 
 def merged_model(name: str, adapter: Path, *, allow_base_mismatch: bool = False) -> ModelSource:
-    """Load a model for export and merge an adapter into it, in memory and in float32.
-
-    Args:
-        name: as for `load_model`.
-        adapter: the adapter's folder.
-        allow_base_mismatch: merge an adapter that was trained on another base.
-
-    Raises:
-        TsugikiError: as for `stored_model`, `load_adapter` and `merge`.
-    """
+    """Load a model for export and merge the adapter in a folder into it, in memory and in float32."""
     source = stored_model(name)
     model = load_model(name)
     load_adapter(model, adapter, allow_base_mismatch=allow_base_mismatch)
@@ -138,25 +115,19 @@ def export_model(
     original: Path | None = None,
     allow_tokenizer_mismatch: bool = False,
     advance: Callable[[int], None] = lambda done: None,
-) -> ModelExport:
+) -> tuple[WrittenModel, TokenComparison]:
     """Write a model as a GGUF file, compare the file's tokenizer with the model's, and write a Modelfile.
 
-    Args:
-        source: the model.
-        out: the file; its name must end in `.gguf`. Neither it nor the Modelfile may exist.
-        dtype: the type of the matrices in the file; None: that of the source.
-        original: the GGUF file that the source's base was converted from; its metadata are copied.
-        allow_tokenizer_mismatch: keep a file whose tokenizer differs from the model's.
-        advance: called after each tensor with its number of elements.
+    The file's name must end in `.gguf`; neither it nor the Modelfile may exist. The other arguments are those of
+    `write_model_gguf`.
 
     Raises:
         TsugikiError: as for `write_model_gguf`, or the tokens differ. Nothing is written then.
     """
     if out.suffix != ".gguf":
         raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    modelfile_path = out.with_suffix(".Modelfile")
     context = min(source.config.max_position_embeddings, MAX_CONTEXT)
-    with new_file(modelfile_path) as temporary_modelfile, new_file(out) as temporary:
+    with new_file(out.with_suffix(".Modelfile")) as temporary_modelfile, new_file(out) as temporary:
         text = modelfile(f"./{out.name}", stop=_stop_texts(source), num_ctx=context)
         temporary_modelfile.write_text(text, encoding="utf-8")
         written = write_model_gguf(source, temporary, dtype, original=original, advance=advance)
@@ -169,7 +140,7 @@ def export_model(
                     "--allow-tokenizer-mismatch writes it anyway"
                 ).format(problem=tokens.problems[0], more=more)
             )
-    return ModelExport(out, modelfile_path, written, tokens)
+    return written, tokens
 
 
 def write_model_gguf(
@@ -182,13 +153,10 @@ def write_model_gguf(
 ) -> WrittenModel:
     """Write a model to a GGUF file. Use `export_model` to also verify the file and write it atomically.
 
-    Args:
-        source: the model.
-        path: the file. If this function fails, an incomplete file may remain.
-        dtype: the type of the matrices in the file; None: that of the source. Vectors and position embeddings are
-            float32, which llama.cpp requires.
-        original: the GGUF file that the source's base was converted from. Its metadata, tokenizer included, are copied.
-        advance: called after each tensor with its number of elements.
+    If this function fails, an incomplete file may remain. Without `dtype`, the matrices have that of the source;
+    vectors and position embeddings are float32, which llama.cpp requires. The metadata of `original`, the GGUF file
+    that the source's base was converted from, are copied, tokenizer included. `advance` is called after each tensor
+    with its number of elements.
 
     Raises:
         TsugikiError: GGUF cannot represent the architecture, a config field or the tokenizer; tensors are missing or
@@ -233,7 +201,6 @@ class _PlannedTensor:
     """A tensor to be written."""
 
     name: str
-    """llama.cpp's name for the tensor."""
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     load: Callable[[], Tensor]
@@ -245,11 +212,7 @@ class _PlannedTensor:
         return prod(self.shape) // block * size
 
     def read(self) -> "np.ndarray[Any, Any]":
-        """Load the tensor and cast or quantise it to its type.
-
-        Raises:
-            TsugikiError: a value is not finite, or is too large for the type.
-        """
+        """Load the tensor and cast or quantise it to its type."""
         tensor = self.load().float().contiguous()
         low, high = torch.aminmax(tensor)
         if not torch.isfinite(high - low):
@@ -263,12 +226,7 @@ class _PlannedTensor:
 def _plan(
     source: ModelSource, architecture: GgufArchitecture, matrix_type: GGMLQuantizationType
 ) -> list[_PlannedTensor]:
-    """Describe every tensor of the file, in the order of the model's parameters, without reading any.
-
-    Raises:
-        TsugikiError: the source lacks a tensor, or a tensor does not have the shape, dtype or name that the config
-            requires.
-    """
+    """Describe every tensor of the file, in the order of the model's parameters, without reading any."""
     config = source.config
     model = meta_model(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -327,11 +285,7 @@ def _tensor_type(name: str, shape: tuple[int, ...], matrix_type: GGMLQuantizatio
 
 
 def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
-    """Map the names of the model's parameters to the keys of the source.
-
-    Raises:
-        TsugikiError: the source has a tensor for which the model has no parameter.
-    """
+    """Map the names of the model's parameters to the keys of the source."""
     key_of = map_keys(model, weights.keys()).key_of
     used = set(key_of.values())
     surplus = [key for key in weights if key not in used and not _BUFFERS.search(key)]
@@ -354,11 +308,7 @@ def _add_metadata(writer: gguf.GGUFWriter, source: ModelSource, architecture: Gg
 def _copy_metadata(
     writer: gguf.GGUFWriter, original: Path, source: ModelSource, architecture: GgufArchitecture
 ) -> None:
-    """Copy the metadata of the GGUF file that the model's base was converted from.
-
-    Raises:
-        TsugikiError: the architecture or the vocabulary size of that file differs from the source's.
-    """
+    """Copy the metadata of the GGUF file that the model's base was converted from."""
     fields = gguf.GGUFReader(original).fields
     original_architecture = fields["general.architecture"].contents()
     tokens = len(fields["tokenizer.ggml.tokens"].data)

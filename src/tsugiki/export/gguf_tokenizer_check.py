@@ -56,7 +56,6 @@ class TokenComparison:
     """The program that tokenised the prompts with the file: llama.cpp, or Tsugiki's reader. None if only metadata were
     compared, because Tsugiki cannot read this kind of tokenizer and llama.cpp is not installed."""
     prompts: int
-    """The number of prompts that were tokenised."""
     problems: tuple[str, ...]
     """The differences found, one sentence each."""
     notes: tuple[str, ...] = ()
@@ -64,16 +63,13 @@ class TokenComparison:
 
 
 def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenComparison:
-    """Compare the tokens, the BOS and EOS tokens and the chat template of a GGUF file with a tokenizer's.
-
-    Raises:
-        TsugikiError: llama.cpp cannot read the file.
-    """
+    """Compare the tokens, the BOS and EOS tokens and the chat template of a GGUF file with a tokenizer's."""
     notes = tuple(
         _("llama.cpp does not normalise text ({name}) as this tokenizer does").format(name=name)
         for name in unsupported_normalizers(tokenizer)
     )
-    with _llama_cpp_reader(path) if _has_llama_cpp() else _own_reader(path) as reader:
+    read = _llama_cpp_reader if importlib.util.find_spec("llama_cpp") is not None else _own_reader
+    with read(path) as reader:
         problems = _compare_metadata(tokenizer, reader)
         if reader.tokenise is None:
             return TokenComparison(None, 0, tuple(problems), notes)
@@ -94,19 +90,12 @@ class _Reader:
 
     name: str
     tokens: int
-    """The size of the vocabulary."""
     end: int
-    """The id of the EOS token."""
     adds_start: bool
     """Whether a prompt begins with BOS."""
     template: str | None
-    """The chat template."""
     tokenise: _Tokenise | None
     """None if the tokenizer cannot be built."""
-
-
-def _has_llama_cpp() -> bool:
-    return importlib.util.find_spec("llama_cpp") is not None
 
 
 @contextmanager

@@ -72,15 +72,10 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Sequence[int] = ()) -> Vocabulary:
-    """Convert a tokenizer to the metadata of a GGUF file.
+    """Convert a model's tokenizer to the metadata of a GGUF file.
 
-    Args:
-        tokenizer: a model's tokenizer.
-        rows: the number of rows of the model's embedding; rows without a token get an unused token.
-        ends: ids of tokens that end a text or a turn, in addition to the EOS token.
-
-    Raises:
-        TsugikiError: llama.cpp does not support this kind of tokenizer, or there are more tokens than rows.
+    `rows` is the number of rows of the model's embedding; rows without a token get an unused token. `ends` are ids of
+    tokens that end a text or a turn, in addition to the EOS token.
     """
     fields = _fields(tokenizer)
     kind = fields["model"].get("type")
@@ -185,9 +180,6 @@ def _tokens(
 
     `fields` is the content of tokenizer.json, `rows` the number of rows of the model's embedding. `spaces` says whether
     this kind of tokenizer writes a space as ▁, as SentencePiece does.
-
-    Raises:
-        TsugikiError: a token that is not an added one has no row, or two tokens have the same text.
     """
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     added = {token["id"]: token for token in fields["added_tokens"]}
@@ -252,11 +244,7 @@ def _merges(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pre(fields: Mapping[str, Any], pre_tokenizers: Sequence[Mapping[str, Any]]) -> str:
-    """Return llama.cpp's name for the way in which a byte-level tokenizer splits text before the merges.
-
-    Raises:
-        TsugikiError: llama.cpp has no name for it.
-    """
+    """Return llama.cpp's name for the way in which a byte-level tokenizer splits text before the merges."""
     descriptions = []
     for step in pre_tokenizers:
         if step["type"] == "ByteLevel":

@@ -105,20 +105,12 @@ def llama_cpp_architecture(model: nn.Module) -> str:
 
 
 def gguf_names(model: "PreTrainedModel") -> dict[str, str]:
-    """Map each layer that llama.cpp can adapt to its name in GGUF, without `.weight`.
-
-    Raises:
-        TsugikiError: the architecture is not known here.
-    """
+    """Map each layer that llama.cpp can adapt to its name in GGUF, without `.weight`."""
     return {path: name for path, name in _all_names(model).items() if _ADAPTABLE.fullmatch(name)}
 
 
 def unsupported_reason(model: "PreTrainedModel", path: str) -> str:
-    """Return why llama.cpp cannot adapt a layer that is not in `gguf_names`, as a relative clause.
-
-    Raises:
-        TsugikiError: the architecture is not known here.
-    """
+    """Return why llama.cpp cannot adapt a layer that is not in `gguf_names`, as a relative clause."""
     layers = dict(base_modules(model))
     if path not in layers:
         return _("which the base does not have")
@@ -153,11 +145,7 @@ def _all_names(model: "PreTrainedModel") -> dict[str, str]:
 def row_order(model: "PreTrainedModel", path: str, rows: int) -> Tensor | None:
     """Return for each row of a layer's weight in llama.cpp the index of that row in transformers' weight.
 
-    Returns:
-        [rows], or None if the order is the same.
-
-    Raises:
-        TsugikiError: the architecture is not known here.
+    The result is None if the order is the same.
     """
     order = _ROW_ORDERS.get(llama_cpp_architecture(model), {}).get(path.rpartition(".")[2])
     return None if order is None else order(model.config, rows)

@@ -42,13 +42,7 @@ _OLLAMA = marked("Ollama supports no adapters since version 0.34.1; for that ver
 def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None = None) -> list[str]:
     """Return the reasons why a program would reject an adapter or give another result; empty if there are none.
 
-    Args:
-        loader: the program.
-        adapter: the files of an adapter that have no problems of their own.
-        model: the base; None: that which the adapter names.
-
-    Raises:
-        TsugikiError: the loader is not known.
+    The files of the adapter have no problems of their own. Without `model`, the base is that which the adapter names.
     """
     _check_loader(loader)
     config, base = adapter.as_peft, adapter.base
@@ -82,13 +76,7 @@ def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None =
 def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
     """Return the reasons that `incompatibilities` will return for the adapter after training with this config.
 
-    Args:
-        loader: the program.
-        config: the settings of any method.
-        model: the base; a model on the meta device is enough.
-
-    Raises:
-        TsugikiError: the loader is not known, or the config does not fit the model.
+    The config is that of any method, and the base may be on the meta device.
     """
     _check_loader(loader)
     if isinstance(config, FullConfig):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from tsugiki.adapters.chat_template import saved_chat_template
+from tsugiki.adapters.saved_tokenizer import saved_chat_template
 from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import EncodedRecord, document_start, encode, encode_records
 from tsugiki.data.records import Conversation, Message
@@ -36,7 +36,7 @@ def prompt_tokens(
 
     Args:
         model: a causal language model.
-        tokenizer: its tokenizer; with `adapters.chat_template.with_chat_template`, the template is an adapter's.
+        tokenizer: its tokenizer; with `adapters.saved_tokenizer.with_chat_template`, the template is an adapter's.
         prompt: a text; or messages, the last of which is not the assistant's.
         source: the name of the prompt in errors.
 

@@ -7,7 +7,6 @@ __getattr__, __dir__ = lazy_names(
     {
         "card": "CardData is_own_card model_card",
         "client": "HUB_FILES pull push refuse_unknown_base",
-        "markdown": "code_span fenced",
         "publication": "Publication published_base",
     },
 )

@@ -53,15 +53,12 @@ class CardData:
     provenance: Provenance | None
     """The derivation of the adapter from others; None if it was trained."""
     record: RunRecord | None
-    """The record of the training run, if there is one."""
     parameters: int
-    """Number of parameters of the adapter."""
     size: int
     """Size of the weights in bytes."""
     license_id: str | None
     """The licence by its name on the hub; None if the author has not chosen one."""
     languages: Sequence[str]
-    """The codes of the languages of the text."""
 
 
 def model_card(adapter: CardData) -> str:
@@ -95,7 +92,8 @@ def _model_card(adapter: CardData) -> str:
             merges=can_merge(adapter_format),
         )
     )
-    return _sealed(f"---\n{_metadata(adapter).to_yaml()}\n---\n\n{page}")
+    text = f"---\n{_metadata(adapter).to_yaml()}\n---\n\n{page}".rstrip()
+    return f"{text}\n\n{_SEAL.format(_digest(text))}\n"
 
 
 def is_own_card(text: str) -> bool:
@@ -103,12 +101,6 @@ def is_own_card(text: str) -> bool:
     text = text.replace("\r\n", "\n")
     seal = _SEAL_PATTERN.search(text)
     return seal is not None and seal[1] == _digest(text[: seal.start()])
-
-
-def _sealed(text: str) -> str:
-    """Append the comment with the digest."""
-    text = text.rstrip()
-    return f"{text}\n\n{_SEAL.format(_digest(text))}\n"
 
 
 def _digest(text: str) -> str:
@@ -200,7 +192,8 @@ def _method(adapter: CardData) -> list[tuple[str, str]]:
         lines.append(("method", str(adapter.fields.get("peft_type"))))
     if isinstance(config, LoraConfig):
         lines.append(("rank, alpha", f"{config.r}, {config.lora_alpha:g}"))
-        lines.append(("layers", _layers_text(config.target_modules)))
+        names = config.target_modules or "default layers of the architecture"
+        lines.append(("layers", names if isinstance(names, str) else ", ".join(names)))
     if record is not None:
         lines += _training(record)
     return lines
@@ -273,10 +266,6 @@ def _loading(name: str | None) -> str:
 def _first_prompt(record: RunRecord | None) -> str:
     prompts = [sample.prompt for sample in record.samples] if record is not None else []
     return next((prompt for prompt in prompts if prompt), "…")
-
-
-def _layers_text(names: Sequence[str] | str | None) -> str:
-    return names if isinstance(names, str) else ", ".join(names or ("default layers of the architecture",))
 
 
 @cache

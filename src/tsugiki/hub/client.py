@@ -47,7 +47,6 @@ class Pushed:
     """The result of a push."""
 
     url: str
-    """The URL of the repository."""
     commit: str
     """The hash of the new commit, or of the existing commit if nothing changed."""
     outcome: Outcome
@@ -155,11 +154,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
 
 
 def refuse_unknown_base(base: str) -> None:
-    """Check that the hub has a model of this name.
-
-    Raises:
-        TsugikiError: the hub has no such model, or cannot be reached.
-    """
+    """Check that the hub has a model of this name."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with _hub_errors(base):
@@ -184,11 +179,7 @@ def is_repo_id(text: str) -> bool:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Check that `repo_id` is a valid repository name of the form USER/NAME.
-
-    Raises:
-        TsugikiError: the name is not valid.
-    """
+    """Check that `repo_id` is a valid repository name of the form USER/NAME."""
     if not is_repo_id(repo_id) or "/" not in repo_id:
         raise TsugikiError(
             _("{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .").format(

@@ -20,8 +20,8 @@ from typing import Any
 
 from tsugiki.adapters.files import map_weights, read_base, read_config_fields, with_digests
 from tsugiki.adapters.metadata import Metadata, read_metadata
+from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter
-from tsugiki.adapters.vocabulary import tokenizer_files
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
 from tsugiki.hub.card import CardData, model_card
@@ -45,7 +45,6 @@ class Publication:
     files: Mapping[str, bytes | Path]
     """Name in the repository -> content, or the local file with the content."""
     card: str
-    """The text of the model card."""
     notes: Sequence[str]
     """Notes to show to the user before sending, a sentence each."""
 
@@ -58,17 +57,9 @@ class Publication:
 
 
 def published_base(folder: Path, given: str | None) -> str | None:
-    """Return the name by which other users can find an adapter's base.
+    """Return the name by which other users can find an adapter's base, on the hub or `embedded`; None if there is none.
 
-    Args:
-        folder: the adapter's folder.
-        given: the name from the user, or `NO_BASE`; None: the name in the adapter's files.
-
-    Returns:
-        A name on the hub, or `embedded`; None if the base is not on the hub.
-
-    Raises:
-        TsugikiError: the folder has no adapter, or the given name is not a valid name on the hub.
+    `given` is the name from the user, or `NO_BASE`; without it, the name is that in the adapter's files.
     """
     if given == NO_BASE:
         return None
@@ -89,15 +80,8 @@ def publication(
 ) -> Publication:
     """Prepare the adapter in a folder for the hub. Nothing is sent.
 
-    Args:
-        folder: the adapter's folder.
-        repo_id: USER/NAME of the repository, which the card shows.
-        base: the result of `published_base`.
-        license_id: the licence by its name on the hub; there is no default.
-        languages: the codes of the languages of the text.
-
-    Raises:
-        TsugikiError: the folder has no adapter, or a broken adapter.
+    `base` is the result of `published_base`. The licence is given by its name on the hub, without a default; the
+    languages of the text are given by their codes.
     """
     config = check_adapter(folder)
     fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})
@@ -158,17 +142,14 @@ def _public_metadata(metadata: Metadata, base: str | None) -> Metadata:
 def _public_record(record: RunRecord, base: str | None) -> RunRecord:
     """Return the record without paths of this machine and without the names of the data's records."""
     public = record.to_json() | {"working_directory": None}
-    public["config"] = _public(_without(public["config"], "model", "out") | ({"model": base} if base else {}))
+    config = {name: value for name, value in public["config"].items() if name not in ("model", "out")}
+    public["config"] = _public(config | ({"model": base} if base else {}))
     if public["base"]:
         public["base"]["name"] = base
     if public["data"]:
         for named in (public["data"]["near_duplicates"], public["data"]["left_out"] or {}):
             named["first"] = []
     return RunRecord.model_validate(public)
-
-
-def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
 
 
 def _public(value: Any) -> Any:

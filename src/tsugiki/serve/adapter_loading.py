@@ -10,7 +10,7 @@ from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.files import content_digest, map_weights, read_adapter_config
 from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
 from tsugiki.adapters.lora_weights import read_lora_weights
-from tsugiki.adapters.vocabulary import words_for
+from tsugiki.adapters.saved_tokenizer import words_for
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import add_adapter
 from tsugiki.fast.mixed_batch import mixed_batch

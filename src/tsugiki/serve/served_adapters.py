@@ -21,8 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-from tsugiki.adapters.chat_template import with_chat_template
 from tsugiki.adapters.library import library_names
+from tsugiki.adapters.saved_tokenizer import with_chat_template
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import BatchMode, waited_too_long

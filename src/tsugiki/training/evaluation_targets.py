@@ -8,11 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tsugiki.adapters.chat_template import saved_chat_template, with_chat_template
+from tsugiki.adapters.files import named_base
 from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.library import adapter_folder
-from tsugiki.adapters.named_base import named_base
-from tsugiki.adapters.vocabulary import with_new_words
+from tsugiki.adapters.saved_tokenizer import saved_chat_template, with_chat_template, with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import use_template

@@ -1,6 +1,5 @@
 """An adapter out of two models' files."""
 
-import gc
 import json
 import shutil
 import warnings
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from transformers import AutoConfig
 
 from tests.adapters.algebra.test_matrices import updates
@@ -94,24 +92,6 @@ def test_a_rank_of_a_whole_training_is_the_best_there_is(kind: str, tmp_path: Pa
     assert found.energy == pytest.approx(kept / (whole + sum(lost.values())), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", BOTH)
-def test_all_ranks_of_all_matrices_are_the_model(kind: str, tmp_path: Path):
-    """With both uses of a shared table; what is not in matrices did not change."""
-    base = save_tiny(tmp_path / "base", kind)
-    names = [name for name, tensor in load_file(tmp_path / "base" / MODEL_FILE).items() if tensor.dim() == 2]
-    if kind == "gpt2":
-        names.remove("transformer.wpe.weight")
-    model = changed(base, tmp_path / "trained", *names)
-    found = extract(model, base, 64, [*{name.removesuffix(".weight") for name in names}, "lm_head"])
-    assert found.not_captured == {}
-    assert found.energy == pytest.approx(1, abs=1e-6)
-    write_lora_weights(found.lora, tmp_path / "found", None)
-    ours = load_model(base)
-    load_adapter(ours, tmp_path / "found")
-    assert relative_error(logits(ours), logits(load_model(base))) > 1e-2
-    assert relative_error(logits(ours), logits(load_model(model))) < 1e-4
-
-
 def test_what_the_adapter_does_not_reach_is_said(base: str, tmp_path: Path):
     names = ["transformer.h.0.attn.c_attn.weight", "transformer.h.1.ln_1.weight", "transformer.wte.weight"]
     model = changed(base, tmp_path / "trained", *names)
@@ -138,31 +118,6 @@ def test_files_without_the_prefix_and_in_pieces_and_in_sixteen_bits(base: str, t
     found = extract(model, base, 4)
     layer = "transformer.h.0.attn.c_attn"
     assert relative_error(updates(found.lora.layers[layer])[0], updates(expected.lora.layers[layer])[0]) < 0.02
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_one_layer_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sizes = {"n_embd": 128, "n_layer": 6}
-    base = save_tiny(tmp_path / "base", "gpt2", **sizes)
-    trained = save_tiny(tmp_path / "trained", "gpt2", seed=1, **sizes)
-    alive: list[int] = []
-    svd = torch.svd_lowrank
-
-    def elements() -> int:
-        """Of all weights that are in memory."""
-        tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and not thing.is_meta]
-        return sum(tensor.numel() for tensor in tensors if tensor.numel() >= 128 * 128)
-
-    def watched(delta: Tensor, *arguments: Any, **settings: Any) -> Any:
-        alive.append(elements())
-        return svd(delta, *arguments, **settings)
-
-    before = elements()
-    monkeypatch.setattr(torch, "svd_lowrank", watched)
-    extract(trained, base, 2)
-    assert len(alive) == 4 * 6
-    assert max(alive) - before <= 2 * 4 * 128 * 128  # the change, and it turned
 
 
 def test_models_that_are_no_pair(base: str, tmp_path: Path):

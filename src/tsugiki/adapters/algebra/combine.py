@@ -114,7 +114,6 @@ class WeightedAdapter:
     """An adapter to combine, with the factor on its update."""
 
     name: str
-    """The adapter's name in messages."""
     lora: LoraWeights
     weight: float
     """A negative weight subtracts the update."""
@@ -132,9 +131,6 @@ def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return the factors on the updates of `count` adapters: the given weights, or 1 for each adapter.
 
     The default is the same for combining and for merging: without weights, the updates are added.
-
-    Raises:
-        TsugikiError: the number of weights is not `count`, or a weight is not finite.
     """
     if weights is None:
         return [1.0] * count
@@ -149,11 +145,7 @@ def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float]) -> list[WeightedAdapter]:
-    """Read adapters from their folders.
-
-    Raises:
-        TsugikiError: as for `read_lora_weights`.
-    """
+    """Read adapters from their folders."""
     return [
         WeightedAdapter(folder.name, read_lora_weights(folder), weight)
         for folder, weight in zip(folders, weights, strict=True)
@@ -168,13 +160,9 @@ def combine(
     allow_base_mismatch: bool = False,
     track: ProgressIterator = iter,
 ) -> LoraWeights:
-    """Combine adapters into one.
+    """Combine at least one adapter into one.
 
-    Args:
-        adapters: at least one.
-        combination: how to combine them.
-        allow_base_mismatch: combine adapters of different bases; the result names the base of the first.
-        track: iterates over the layers.
+    With `allow_base_mismatch`, adapters of different bases are combined, and the result names the base of the first.
 
     Raises:
         TsugikiError: the adapters have different bases; a layer has different shapes in them or, for the types that
@@ -213,11 +201,7 @@ def combine(
 def write_combined(
     lora: LoraWeights, out: Path, folders: Sequence[Path], weights: Sequence[float], combination: Combination
 ) -> None:
-    """Write the result of `combine` into a new folder, with a record of its source adapters and settings.
-
-    Raises:
-        TsugikiError: as for `write_lora_weights`.
-    """
+    """Write the result of `combine` into a new folder, with a record of its source adapters and settings."""
     sources = tuple(source_adapter(folder, weight) for folder, weight in zip(folders, weights, strict=True))
     settings = dataclasses.asdict(combination)
     write_lora_weights(lora, out, Provenance(operation="combine", sources=sources, settings=settings), folders)
@@ -238,9 +222,6 @@ def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
     """Multiply the update of every layer by a factor; -1 gives an adapter that subtracts the update.
 
     The dtypes of A and B stay the same.
-
-    Raises:
-        TsugikiError: the factor is 0 or not finite, or the adapter has more than updates of layers.
     """
     if not math.isfinite(factor) or factor == 0:
         raise TsugikiError(
@@ -255,15 +236,7 @@ def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
 
 
 def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
-    """Check that an adapter consists of the low-rank updates of layers only, which can be added and scaled.
-
-    Args:
-        lora: the adapter.
-        name: its name in the message.
-
-    Raises:
-        TsugikiError: it has DoRA's magnitudes, the factors of experts, or trained biases or modules.
-    """
+    """Raise a TsugikiError unless an adapter has only low-rank updates of layers, which can be added and scaled."""
     if lora.config.use_dora:
         raise TsugikiError(_("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled").format(name=name))
     experts = parameter_factors(lora.others)

@@ -151,14 +151,7 @@ class _StoredModel:
         self.keys = map_keys(shape, self.tensors.keys()).key_of
 
     def read(self, names: Sequence[str]) -> Tensor:
-        """Read a parameter.
-
-        Args:
-            names: all names that the parameter has in the model.
-
-        Raises:
-            TsugikiError: the files lack the parameter, or it is not finite or has fewer than 16 bits.
-        """
+        """Read a parameter, which has all these names in the model; it must be finite and of 16 bits or more."""
         key = next((self.keys[name] for name in names if name in self.keys), None)
         if key is None:
             raise TsugikiError(

@@ -50,12 +50,7 @@ def with_matrices(layer: LayerFactors, B: Tensor, A: Tensor, scaling: float) -> 
 
 
 def concatenate(pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return B and A with B A = Σ weight · Bᵢ Aᵢ; their rank is the sum of the ranks.
-
-    Args:
-        pairs: B [..., out, rᵢ] and A [..., rᵢ, in] of each term.
-        weights: the factor on each term.
-    """
+    """Return B and A with B A = Σ weight · Bᵢ Aᵢ, for pairs of B [..., out, rᵢ] and A [..., rᵢ, in]."""
     B = torch.cat([weight * B for weight, (B, _) in zip(weights, pairs, strict=True)], -1)
     return B, torch.cat([A for _, A in pairs], -2)
 
@@ -133,9 +128,7 @@ class RankReduction:
     """The reduction of the rank of one layer's update."""
 
     before: int
-    """The rank before."""
     after: int
-    """The rank after."""
     kept: float
     """‖ΔW‖² after."""
     total: float
@@ -151,9 +144,6 @@ def truncated(lora: LoraWeights, r: int) -> tuple[LoraWeights, dict[str, RankRed
     """Reduce the rank of each layer to at most `r`.
 
     For a convolution in groups, each group gets the rank r / groups, rounded down, but at least 1.
-
-    Raises:
-        TsugikiError: `r` is below 1.
     """
     if r < 1:
         raise TsugikiError(_("the rank is {r}; it must be at least 1").format(r=r))
@@ -161,11 +151,7 @@ def truncated(lora: LoraWeights, r: int) -> tuple[LoraWeights, dict[str, RankRed
 
 
 def truncated_to_energy(lora: LoraWeights, share: float) -> tuple[LoraWeights, dict[str, RankReduction]]:
-    """Reduce the rank of each layer to the smallest that keeps this share of its ‖ΔW‖².
-
-    Raises:
-        TsugikiError: the share is not above 0 and at most 1.
-    """
+    """Reduce the rank of each layer to the smallest that keeps this share of its ‖ΔW‖²."""
     if not 0 < share <= 1:
         raise TsugikiError(
             _("the energy is {share}; it must be above 0 and at most 1, a share of each layer's update").format(
@@ -193,9 +179,8 @@ def _truncate_layers(
 ) -> tuple[LoraWeights, dict[str, RankReduction]]:
     """Reduce the rank of each layer.
 
-    Args:
-        lora: the adapter.
-        choose_rank: (squares of the singular values, summed over the groups; number of groups) -> rank for each group.
+    `choose_rank` gets the squares of the singular values, summed over the groups, and the number of groups, and returns
+    the rank for each group.
     """
     layers, reductions = {}, {}
     for path, layer in lora.layers.items():

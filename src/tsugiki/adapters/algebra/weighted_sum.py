@@ -27,12 +27,7 @@ def load_weighted_sum(
     """Read adapters as one adapter for `model` that computes Σ weight · ΔW exactly; the ranks add up.
 
     The result is for inference and merging, not for training: a PiSSA adapter is read as a LoRA of twice the rank.
-
-    Args:
-        model: the base; it is not changed.
-        folders: the adapters' folders. A single adapter without a weight may be of any method.
-        weights: the factor on each update; None: 1 for each.
-        allow_base_mismatch: as in `load_adapter`.
+    Without weights, each is 1. A single adapter without a weight may be of any method.
 
     Raises:
         TsugikiError: an adapter does not fit the model; or an adapter that has a weight, or is added to others, has

@@ -144,9 +144,8 @@ def _verify(
     halves = any(entry.dtype == "F16" for shard in plan.shards for entry in shard.entries.values())
     dtype: LoadDtype = "fp32" if halves and device.type == "cpu" else "auto"
     tokenizer = load_tokenizer(merge.base) if windows else None
-    vocabulary = plan.vocabulary
-    if tokenizer is not None and vocabulary is not None and has_tokenizer(vocabulary.folder):
-        tokenizer = load_saved_tokenizer(vocabulary.folder)
+    if tokenizer is not None and plan.new_words is not None and has_tokenizer(plan.new_words):
+        tokenizer = load_saved_tokenizer(plan.new_words)
     if tokenizer is not None and plan.chat_template is not None:
         tokenizer.chat_template = plan.chat_template
     logits: list[Tensor] = []
@@ -159,8 +158,8 @@ def _verify(
                 evaluations.append(evaluate(model, tokenizer, windows, advance=advance))
 
     model = load_model(merge.base, dtype).to(device)
-    if vocabulary is not None:
-        fit_vocabulary(model, vocabulary.size)
+    if plan.new_words is not None:
+        fit_vocabulary(model, plan.config["vocab_size"])
     adapter = load_weighted_sum(model, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     measure(model, _("the base"))
     add_adapter(model, adapter, DEFAULT_NAME)

@@ -1,11 +1,18 @@
-"""The new words of an adapter: the rows that its base needs for them, and the tokenizer that was saved with it."""
+"""The tokenizer in an adapter's folder: its chat template, and its new words with the rows that a base needs for them.
 
+An adapter that learned conversations has the template that it was trained with, in `chat_template.jinja`, as
+transformers names it. A template is a program that comes with an adapter, so nothing here runs it: `data.chat` renders
+templates in Jinja's sandbox.
+"""
+
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.adapters.files import read_adapter_config, read_base
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
+from tsugiki.data.chat import read_template_file
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from tsugiki.lora.config import LoraConfig
 
@@ -13,21 +20,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def saved_chat_template(folder: Path) -> str | None:
+    """Return the chat template in an adapter's folder; None if the adapter was not trained on conversations."""
+    path = folder / CHAT_TEMPLATE_FILE
+    return read_template_file(path) if path.exists() else None
+
+
+def with_chat_template(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedTokenizerBase":
+    """Return a copy of the tokenizer with the chat template of the adapter in a folder, if the adapter has one."""
+    changed, template = copy.copy(tokenizer), saved_chat_template(folder)
+    if template is not None:
+        changed.chat_template = template
+    return changed
+
+
 def with_new_words(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
 ) -> "PreTrainedTokenizerBase":
     """Prepare a base for an adapter that trains vectors of tokens; for other adapters, nothing changes.
 
-    Args:
-        model: the base; it gets rows for new words, in place.
-        tokenizer: the base's tokenizer.
-        folder: the adapter's folder.
-
-    Returns:
-        The tokenizer that was saved with the adapter, or `tokenizer` if there is none.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, its tokenizer is damaged, or the embedding is quantised.
+    The base gets rows for new words, in place. The result is the tokenizer that was saved with the adapter, or else
+    `tokenizer`.
     """
     words = words_for(model, folder)
     if words is None:
@@ -42,11 +55,7 @@ def with_new_words(
 
 
 def words_for(model: "PreTrainedModel", folder: Path) -> int | None:
-    """Return the size of the vocabulary with which an adapter trains vectors of tokens; None if it trains none.
-
-    Raises:
-        TsugikiError: the folder holds no adapter.
-    """
+    """Return the size of the vocabulary with which an adapter trains vectors of tokens; None if it trains none."""
     config = read_adapter_config(folder)
     wanted = config.trainable_token_indices if isinstance(config, LoraConfig) else None
     if not wanted:
