@@ -26,7 +26,7 @@ from tsugiki.language import _, counts
 from tsugiki.model.context import text_config
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.learning_rate import automatic_learning_rate
-from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.memory import process_peak
-from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.packing import PackedDataset
 from tsugiki.training.processes import on_main
 from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord, Sample, TrainingFigures

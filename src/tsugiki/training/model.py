@@ -16,7 +16,6 @@ from torch import nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.base.loading import load_tokenizer
-from tsugiki.base.new_words import read_words
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.chat import read_template, use_template
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
@@ -76,6 +75,8 @@ def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> l
     """Return the tokens of the words of `add_tokens`, which `run.load` has added to the tokenizer."""
     if config.add_tokens is None:
         return []
+    from tsugiki.base.new_words import read_words
+
     tokens: list[int] = tokenizer.convert_tokens_to_ids(read_words(Path(config.add_tokens)))
     return tokens
 

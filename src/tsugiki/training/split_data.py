@@ -13,7 +13,6 @@ import numpy as np
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Integers
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.mixing import mix, parse_mix
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
 from tsugiki.data.read.reading import Reading
@@ -133,6 +132,8 @@ def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: s
         if isinstance(validation, Path):
             digests["validation"] = content_key(validation, config.columns)
     if config.mix is not None:
+        from tsugiki.data.mixing import parse_mix
+
         digests["mix"] = content_key(parse_mix(config.mix)[0], config.columns)
     if config.retention_data is not None:
         digests["retention_data"] = content_key(_retention_source(config.retention_data), config.columns)
@@ -404,6 +405,8 @@ def _with_mixed_text(
     progress: ProgressDisplay,
 ) -> DatasetSplit:
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
+    from tsugiki.data.mixing import mix, parse_mix
+
     path, share = parse_mix(setting)
     key = content_key(path, config.columns)
     reading = Reading()

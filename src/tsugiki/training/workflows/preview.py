@@ -21,7 +21,7 @@ from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
-from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
 from tsugiki.training.run import prepared
 from tsugiki.training.train_steps import loop_of

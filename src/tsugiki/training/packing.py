@@ -12,7 +12,6 @@ from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import graft, ungraft
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 from tsugiki.training.config import RunConfig
@@ -164,6 +163,8 @@ def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> Doc
         )
     if not prompt:
         return detect_document_masking(model, tokens)
+    from tsugiki.methods.prompt_tuning import PromptTuningConfig
+
     # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
     # error in bfloat16 that the probe could not tell the documents apart.
     with seeded(0):  # a resumed run must get the same answer
