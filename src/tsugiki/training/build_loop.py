@@ -90,7 +90,6 @@ def _schedule(
     """Return the learning rate schedule.
 
     Args:
-        optimizer: the optimiser.
         kind: the name of the schedule.
         steps: optimiser steps of the run.
         warmup_ratio: share of the steps over which the rate rises.

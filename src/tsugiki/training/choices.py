@@ -106,7 +106,6 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
 
     Args:
         choices: the choices; with `minutes`, their steps are those that can still be done.
-        config: the settings.
         done: steps that were done before.
 
     Raises:

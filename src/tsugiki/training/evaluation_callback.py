@@ -69,10 +69,7 @@ class EvaluationCallback(Callback):
         """Create it.
 
         Args:
-            model: the prepared model.
-            tokenizer: its tokenizer.
             data: the texts that are evaluated.
-            config: the settings.
             choices: what the run has chosen.
             record: the record of the run, which gets the results.
             display: where to show the results and the progress.

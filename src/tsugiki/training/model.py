@@ -148,8 +148,6 @@ def make_gradients(
     """Return the object that computes the gradients of the prepared model, which is on the accelerator's device.
 
     Args:
-        model: the prepared model.
-        config: the settings of the run.
         batches: the rows of each step.
         accelerator: the device, and the processes that share the work.
         micro_batch_size: rows that are computed at once; None: see `rows_of_micro_batch`.
@@ -198,7 +196,6 @@ def save_trained(
 
     Args:
         model: a model that `make_trainable` has changed.
-        tokenizer: the model's tokenizer.
         folder: created if it does not exist.
         dtype: the dtype of a whole model's file. Adapters are always saved in float32.
         with_template: write the chat template beside an adapter, because it was trained with it.

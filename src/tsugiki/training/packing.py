@@ -106,10 +106,6 @@ def pack_data(
 def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run.
 
-    Args:
-        config: the settings of the run.
-        progress: where to show the progress.
-
     Raises:
         TsugikiError: the data cannot be read or split, or there is no such model.
     """
@@ -150,7 +146,6 @@ def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> Doc
     A soft prompt comes before every document, so the model is probed with one of the same length.
 
     Args:
-        model: the base model.
         tokens: tokens of a row.
         prompt: length of the soft prompt; 0 if there is none.
     """

@@ -70,7 +70,6 @@ def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the run in a folder, nested as in a YAML file, without those that are defaults.
 
     Args:
-        out: the folder.
         defaults: setting -> default, nested.
 
     Raises:

@@ -173,7 +173,6 @@ def started(
     """Start the processes of a run, lock its folder within the block, and find out where the run begins.
 
     Args:
-        config: the settings.
         settings: the settings for the record, from `to_record`.
         resume: continue the run that the folder holds.
         progress: where to show the progress; None: a new display on standard error.

@@ -202,7 +202,6 @@ def _dataset_split(
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
     Args:
-        config: the settings.
         store: the tokens of all records in `config.data`.
         read: reads these records.
         train: numbers of the records in `store` that are not held out.
@@ -293,9 +292,6 @@ def _leave_out_of_validation(
     """Leave out validation records that repeat held-out text, and add a note.
 
     Args:
-        config: the settings.
-        validation: the validation records.
-        held_out: the held-out records.
         repeated: what the records of the data repeat.
         scored: the text of the held-out records.
         notes: the notes on the data so far.

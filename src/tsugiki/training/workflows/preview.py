@@ -182,13 +182,7 @@ def _counts(data: PackedDataset, steps: int, seconds_per_step: float) -> Preview
 
 
 def model_notes(config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the notes on a run, one sentence each.
-
-    Args:
-        config: the settings of the run.
-        model: the prepared model.
-        tokenizer: its tokenizer.
-    """
+    """Return the notes on a run, one sentence each."""
     notes = [] if config.model == EMBEDDED else _terms(config.model)
     return [*notes, *_template(config, tokenizer), *_reach(model)]
 

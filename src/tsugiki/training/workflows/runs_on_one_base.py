@@ -148,8 +148,6 @@ def _result(name: str, record: RunRecord, seconds: float, done: int, left: int) 
     """Return one line with the result of a run, and the time left, estimated from the mean time of the runs so far.
 
     Args:
-        name: the name of the run.
-        record: its record.
         seconds: the time of the runs so far, in this process.
         done: the number of these runs.
         left: the number of runs that are left.
