@@ -10,13 +10,12 @@ __getattr__, __dir__ = lazy_names(
         "choices": "Choices EvaluationPlan choose describe_choices evenly_spread plan_evaluations",
         "config": "CHAPTER DEFAULT_LORA RunConfig",
         "config_files": "load_config",
-        "evaluation.answers": "answer_questions",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
         "evaluation.interval": (
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
         ),
-        "evaluation.questions": "Question read_questions",
+        "evaluation.questions": "Question answer_questions read_questions",
         "evaluation.result": "Answers change_of_share",
         "evaluation_callback": "EvaluationCallback",
         "evaluation_targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",

@@ -120,20 +120,7 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
     record.micro_batch_size = run.choices.micro_batch_size
     loop.save = partial(_save_checkpoint, run)
-    loop.callbacks.append(
-        EvaluationCallback(
-            run.model,
-            run.texts.tokenizer,
-            run.data,
-            run.config,
-            run.choices,
-            record,
-            run.display,
-            partial(_restore, run.accelerator, run.model, folder),
-            initial,
-            run.base_results,
-        )
-    )
+    loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
     can_restart = isinstance(run.settings["learning_rate"], str) and is_grafted(run.model)
     if can_restart and len(record.restarts) < MOST_RESTARTS:
         loop.callbacks.append(DivergenceCheck(run.choices.batch_size))
