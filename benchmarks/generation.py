@@ -27,8 +27,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft, ungraft
+from tsugiki.lora.hold import disable_adapter
 from tsugiki.lora.merge import merge
-from tsugiki.lora.switch import disable_adapter
 from tsugiki.training.machine import describe_machine
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tsugiki import LoraConfig, active_adapter, graft, use_fast_paths
+from tsugiki import LoraConfig, graft, use_fast_paths
 from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
 from tsugiki.data.batches import Collator, StepBatches
 from tsugiki.fast.loss import rows_per_chunk
+from tsugiki.lora.graft import graft as plain_graft
 from tsugiki.training.gradients import Gradients
 from tsugiki.training.memory import peak, reset_peak, resident
 from tsugiki.training.processes import start_accelerator
@@ -39,12 +40,10 @@ def main() -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).to(getattr(torch, options.dtype))
     config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"])
-    layers = active_adapter(graft(model, config)).pairs
     if options.plain:
-        for path in layers:
-            model.get_submodule(path).fused = False
+        plain_graft(model, config)
     else:
-        use_fast_paths(model)
+        use_fast_paths(graft(model, config))
     ids = torch.randint(0, 50_000, (4, _GROUP))
     batch = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(_GROUP).expand(4, -1)}
     saved = _saved_bytes(model, {name: tensor[:1] for name, tensor in batch.items()})

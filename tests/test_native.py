@@ -19,19 +19,18 @@ from tsugiki import native
 from tsugiki.base.gguf import layer as gguf
 from tsugiki.bench import computer
 from tsugiki.cli import version_line
-from tsugiki.fast import activations, norms
-from tsugiki.lora import (
-    LoraLinear,
-    LowRank,
+from tsugiki.fast import (
     RowPairs,
+    activations,
     add_low_rank,
+    norms,
     plain_add_low_rank,
     plain_rows,
     product,
     row_products,
     rows_product,
-    wrap,
 )
+from tsugiki.lora import LoraLinear, LowRank, wrap
 from tsugiki.lowbit import (
     add_large,
     added,

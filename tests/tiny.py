@@ -1,14 +1,18 @@
 """Tiny random models of the architectures that users bring."""
 
+from collections.abc import Iterable
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from torch.nn import functional as F
 
 from tsugiki import graft, save_adapter
 from tsugiki.data import RecordIndex, TokenStore
+from tsugiki.lora import LoraConv2d, LoraLinear
 from tsugiki.model import IGNORE_INDEX
 
 _LLAMA: dict[str, Any] = {
@@ -139,6 +143,30 @@ def train_steps(model: Any, steps: int, lr: float = 1e-2) -> None:
         optimizer.zero_grad()
         model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
         optimizer.step()
+
+
+def in_pairs(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrise a test so that any two values of different axes meet in a case: fewer cases than the product."""
+    cases = list(product(*(range(len(list(values))) for values in axes.values())))
+    left = {pair for case in cases for pair in combinations(enumerate(case), 2)}
+    chosen = []
+    while left:
+        best = max(cases, key=lambda case: len(left & set(combinations(enumerate(case), 2))))
+        left -= set(combinations(enumerate(best), 2))
+        chosen.append(best)
+    values = [list(axis) for axis in axes.values()]
+    return pytest.mark.parametrize(
+        list(axes), [tuple(axis[at] for axis, at in zip(values, case, strict=True)) for case in chosen]
+    )
+
+
+def by_definition(module: Any) -> Any:
+    """Let all layers compute as `tsugiki.lora` defines, without the products of `tsugiki.fast`."""
+    for layer in module.modules():
+        vars(layer).pop("in_place_of", None)
+        if isinstance(layer, LoraLinear | LoraConv2d):
+            vars(layer).pop("forward", None)
+    return module
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tsugiki.adapters.format import load_adapter, save_adapter
-    from tsugiki.adapters.pretrained import print_trainable_parameters
+    from tsugiki.adapters.pretrained import graft, print_trainable_parameters
     from tsugiki.errors import TsugikiError
+    from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
     from tsugiki.functions import evaluate, generate, preview, train
     from tsugiki.lora.config import LoraConfig
-    from tsugiki.lora.graft import graft, remove_adapter, trainable_parameters, ungraft
-    from tsugiki.lora.graft_state import active_adapter
+    from tsugiki.lora.graft import remove_adapter, trainable_parameters, ungraft
+    from tsugiki.lora.hold import active_adapter, disable_adapter, set_adapter
     from tsugiki.lora.merge import merge, merge_quantized, unmerge
-    from tsugiki.lora.mixed_batch import mixed_batch
-    from tsugiki.lora.switch import disable_adapter, set_adapter
 
 __version__ = version("tsugiki")
 
@@ -53,19 +52,19 @@ __all__ = [
 _MODULE_OF = {
     "LoraConfig": "tsugiki.lora.config",
     "TsugikiError": "tsugiki.errors",
-    "active_adapter": "tsugiki.lora.graft_state",
-    "disable_adapter": "tsugiki.lora.switch",
+    "active_adapter": "tsugiki.lora.hold",
+    "disable_adapter": "tsugiki.lora.hold",
     "load_adapter": "tsugiki.adapters.format",
     "save_adapter": "tsugiki.adapters.format",
     "merge": "tsugiki.lora.merge",
     "merge_quantized": "tsugiki.lora.merge",
-    "mixed_batch": "tsugiki.lora.mixed_batch",
+    "mixed_batch": "tsugiki.fast.mixed_batch",
     "evaluate": "tsugiki.functions",
     "generate": "tsugiki.functions",
     "preview": "tsugiki.functions",
     "print_trainable_parameters": "tsugiki.adapters.pretrained",
-    "replace_saving": "tsugiki.adapters.pretrained",  # for `lora.frozen_base`, not public
-    "set_adapter": "tsugiki.lora.switch",
+    "graft": "tsugiki.adapters.pretrained",
+    "set_adapter": "tsugiki.lora.hold",
     "train": "tsugiki.functions",
     "unmerge": "tsugiki.lora.merge",
     "use_fast_paths": "tsugiki.fast.paths",

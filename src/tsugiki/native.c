@@ -2,7 +2,7 @@
    results, are the `plain_` functions of the modules that call them: lowbit/integer_passes.py, lowbit/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
    (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm` and the functions of few rows in bfloat16 sum in
-   another order than torch; their definitions are in lora/product.py, lora/row_products.py, fast/norms.py and
+   another order than torch; their definitions are in fast/product.py, fast/row_products.py, fast/norms.py and
    lowbit/few_rows.py. */
 
 #include <math.h>
@@ -582,7 +582,7 @@ INLINE void eight(const float *B, const float *low, int64_t r, float *sum) {
 LOW_RANK_ADDED(low_rank_added_float32, float, from_float, to_float)
 LOW_RANK_ADDED(low_rank_added_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
-/* `rows_product` of lora/row_products.py for few tokens: the same for each group of rows, with its factors and scaling.
+/* `rows_product` of fast/row_products.py for few tokens: the same for each group of rows, with its factors and scaling.
    `table` has the address of A, the address of B, the rank and, as a double, the scaling of each group, [4, groups]; A is
    null for the base. */
 #define ROWS_ADDED(NAME, TYPE, LOW_RANK)                                                                              \

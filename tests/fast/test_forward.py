@@ -14,8 +14,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.tiny import CONFIGS, ids, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, merge, set_adapter, ungraft
-from tsugiki.fast import disable_chunked_loss, enable_chunked_loss
+from tsugiki.fast import enable_chunked_loss
 from tsugiki.fast import loss as loss_module
+from tsugiki.model import Undo, undo_all
 
 KINDS = ["gpt2", "llama", "gemma2", "cohere", "phi"]  # tied head, untied, capped, scaled, with a bias
 SETUPS: dict[str, Any] = {
@@ -68,7 +69,7 @@ def assert_learns_the_same(model: Any, **given: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_equal_the_models_own(kind: str, setup: str, monkeypatch: pytest.MonkeyPatch):
     model = trained(kind, setup)
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     monkeypatch.delattr(loss_module, "plain_loss")  # which computes whole logits
     assert_learns_the_same(model)
 
@@ -90,7 +91,7 @@ def test_loss_and_gradients_equal_the_models_own(kind: str, setup: str, monkeypa
 )
 def test_arguments_have_the_models_meaning(given: dict[str, Any]):
     model = trained("gpt2")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     if "return_dict" in given:  # not known to the chunked loss, so the model's own forward runs
         found, wanted = (call(input_ids=IDS, labels=LABELS, **given) for call in (model, partial(own, model)))
         assert torch.equal(found.logits, wanted.logits)
@@ -101,7 +102,7 @@ def test_arguments_have_the_models_meaning(given: dict[str, Any]):
 
 def test_ids_by_position_and_outputs_other_than_logits():
     model = trained("llama")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     found, wanted = model(IDS, labels=LABELS), own(model, input_ids=IDS, labels=LABELS)
     torch.testing.assert_close(found.loss, wanted.loss)
     assert found.keys() == wanted.keys() - {"logits"}
@@ -113,7 +114,7 @@ def test_ids_by_position_and_outputs_other_than_logits():
 )
 def test_other_calls_use_the_models_own_forward(given: dict[str, Any]):
     model = trained("llama")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     found, wanted = model(input_ids=IDS, **given), own(model, input_ids=IDS, **given)
     assert type(found) is type(wanted)
     assert len(found) == len(wanted)
@@ -123,7 +124,7 @@ def test_other_calls_use_the_models_own_forward(given: dict[str, Any]):
 
 def test_without_gradients_there_are_logits():
     model = trained("gemma2")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     with torch.no_grad():
         found = model(input_ids=IDS, labels=LABELS)
     assert found.logits.shape == (3, 12, 96)
@@ -131,18 +132,18 @@ def test_without_gradients_there_are_logits():
 
 def test_a_custom_loss_function_is_used():
     model = trained("llama")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     model.loss_function = lambda logits, labels, **_: logits.sum()
     torch.testing.assert_close(model(input_ids=IDS, labels=LABELS).loss, own(model, input_ids=IDS).logits.sum())
     other = trained("llama")
     other.loss_function = model.loss_function
-    enable_chunked_loss(other)
+    enable_chunked_loss(other, [])
     assert "forward" not in vars(other)
 
 
 def test_the_head_is_looked_up_at_each_call():
     model = tiny_model("llama")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     assert_learns_the_same(model)
     graft(model, LoraConfig(r=2))
     assert_learns_the_same(shake(model))
@@ -161,20 +162,20 @@ def test_the_head_is_looked_up_at_each_call():
 
 def test_parameters_config_and_signature_do_not_change():
     model, plain = trained("llama"), trained("llama")
-    enable_chunked_loss(model)
+    undo: list[Undo] = []
+    enable_chunked_loss(model, undo)
     assert inspect.signature(model.forward) == inspect.signature(plain.forward)
     assert model.state_dict().keys() == plain.state_dict().keys()
     generated = [each.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0) for each in (model, plain)]
     assert torch.equal(*generated)
-    disable_chunked_loss(model)
+    undo_all(undo)
     assert "forward" not in vars(model)
-    disable_chunked_loss(model)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_computes_with_its_own_weights(copied: Any):
     model = tiny_model("llama")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     other = copied(model)
     with torch.no_grad():
         other.lm_head.weight.mul_(2)
@@ -185,7 +186,7 @@ def test_a_copy_computes_with_its_own_weights(copied: Any):
 
 def test_gradient_checkpointing_still_works():
     model = trained("llama").train()
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     model.gradient_checkpointing_enable()
     assert_learns_the_same(model)
 
@@ -193,7 +194,7 @@ def test_gradient_checkpointing_still_works():
 @pytest.mark.slow
 def test_a_compiler_uses_the_models_own_forward():
     model = trained("llama")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     compiled = torch.compile(model, backend="eager")
     found = compiled(input_ids=IDS, labels=LABELS)
     torch.testing.assert_close(found.loss, own(model, input_ids=IDS, labels=LABELS).loss)
@@ -203,7 +204,7 @@ def test_a_compiler_uses_the_models_own_forward():
 def test_accelerate_can_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # otherwise a process keeps its first precision
     model, plain = trained("llama"), trained("llama")
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     found, wanted = (accelerator.prepare(each)(input_ids=IDS, labels=LABELS) for each in (model, plain))
     assert found.logits is None
@@ -214,13 +215,12 @@ def test_accelerate_can_wrap_it(precision: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_forward_that_the_user_replaced_stays():
     model = tiny_model("llama")
     model.forward = theirs = lambda **given: None
-    enable_chunked_loss(model)
-    disable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     assert vars(model)["forward"] is theirs
 
 
 def test_a_mixture_of_experts_keeps_its_router_loss():
     config = MixtralConfig(**CONFIGS["llama"], num_local_experts=2, output_router_logits=True)
     model = MixtralForCausalLM(config)
-    enable_chunked_loss(model)
+    enable_chunked_loss(model, [])
     assert "forward" not in vars(model)

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model
+from tests.tiny import CONFIGS, ids, in_pairs, logits, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.fast import Head, chunked_loss, find_head, plain_loss, token_losses
+from tsugiki.fast import Head, chunked_loss, find_head, keep_mask, plain_loss, token_losses
 from tsugiki.fast import loss as loss_module
-from tsugiki.lora import LoraLinear, keep_mask, new_pair, trainable_parameters
+from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
 from tsugiki.model import IGNORE_INDEX
 
 # The error against float64 may be twice that of the plain path plus this.
@@ -102,9 +102,7 @@ def test_loss_and_gradients_equal_the_definition(kind: str, form: str, dtype: to
 
 
 @pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("dtype", FLOOR)
-@pytest.mark.parametrize("form", SCALES_AND_CAPS)
-@pytest.mark.parametrize("kind", ["frozen", "trained with bias", "grafted with bias"])
+@in_pairs(dtype=FLOOR, form=SCALES_AND_CAPS, kind=["frozen", "trained with bias", "grafted with bias"])
 def test_losses_of_tokens_are_those_of_the_definition(
     kind: str, form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):

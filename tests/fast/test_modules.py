@@ -16,7 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from tests.fast.kept import kept_bytes
 from tests.tiny import CONFIGS, grafted, ids, logits, tiny_model
 from tsugiki import LoraConfig, disable_adapter, trainable_parameters, ungraft
-from tsugiki.fast import ReplacedModules, restore_modules, use_fused_modules
+from tsugiki.fast import use_fused_modules
+from tsugiki.model import Undo, undo_all
 
 GOT = {
     "gpt2": {"gelu_tanh": 2},
@@ -31,8 +32,8 @@ GOT = {
 }
 
 
-def names(sped_up: ReplacedModules) -> dict[str, int]:
-    return dict(Counter(name for _, name in sped_up))
+def names(sped_up: list[str]) -> dict[str, int]:
+    return dict(Counter(sped_up))
 
 
 def gradients(model: Any) -> list[torch.Tensor]:
@@ -52,7 +53,7 @@ def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance
 
 @pytest.mark.parametrize("kind", GOT)
 def test_modules_with_a_fused_equivalent_are_replaced(kind: str):
-    assert names(use_fused_modules(tiny_model(kind))) == GOT[kind]
+    assert names(use_fused_modules(tiny_model(kind), [])) == GOT[kind]
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen", "all_trains"])
@@ -61,11 +62,12 @@ def test_the_model_computes_the_same_and_can_be_restored(kind: str, trains: bool
     model = tiny_model(kind).requires_grad_(trains)
     plain, state = gradients(model), {name: value.clone() for name, value in model.state_dict().items()}
     described, keys = repr(model), [set(vars(module)) for module in model.modules()]
-    sped_up = use_fused_modules(model)
+    undo: list[Undo] = []
+    use_fused_modules(model, undo)
     assert_equal(gradients(model), plain)
     assert repr(model) == described
     assert list(model.state_dict()) == list(state)
-    restore_modules(sped_up)
+    undo_all(undo)
     assert [set(vars(module)) for module in model.modules()] == keys
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients(model), plain, strict=True))
@@ -76,7 +78,7 @@ def test_in_bf16_the_error_is_not_larger(kind: str):
     exact = gradients(tiny_model(kind).double().requires_grad_(False))
     model = tiny_model(kind).bfloat16().requires_grad_(False)
     plain = gradients(model)
-    use_fused_modules(model)
+    use_fused_modules(model, [])
     for ours, theirs, true in zip(gradients(model), plain, exact, strict=True):
         assert (ours.double() - true).norm() < 1.1 * (theirs.double() - true).norm() + 1e-3 * true.norm()
 
@@ -90,7 +92,7 @@ def test_less_is_kept_for_backward(kind: str):
         return kept_bytes(lambda: model(inputs_embeds=embedded, use_cache=False).logits, model.parameters())
 
     before = kept()
-    use_fused_modules(model)
+    use_fused_modules(model, [])
     assert kept() < 0.9 * before
 
 
@@ -98,9 +100,10 @@ def test_less_is_kept_for_backward(kind: str):
 def test_grafting_and_fusing_in_either_order(kind: str):
     config = LoraConfig(r=2, target_modules="all-linear")
     first, then = tiny_model(kind), tiny_model(kind)
-    use_fused_modules(first)
+    use_fused_modules(first, [])
     grafted(first, config)
-    sped_up = use_fused_modules(grafted(then, config))
+    undo: list[Undo] = []
+    sped_up = use_fused_modules(grafted(then, config), undo)
     assert names(sped_up) == GOT[kind]
     plain = grafted(tiny_model(kind), config)
     assert len(trainable_parameters(then)) > 2
@@ -108,14 +111,14 @@ def test_grafting_and_fusing_in_either_order(kind: str):
     assert_equal(gradients(then), gradients(plain))
     with disable_adapter(then):
         torch.testing.assert_close(logits(then), logits(tiny_model(kind)), rtol=1e-4, atol=1e-5)
-    restore_modules(sped_up)
+    undo_all(undo)
     assert all(torch.equal(a, b) for a, b in zip(gradients(then), gradients(plain), strict=True))
     torch.testing.assert_close(logits(ungraft(first)), logits(tiny_model(kind)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_norm_that_trains_gets_its_gradient():
     model, plain = tiny_model("llama"), tiny_model("llama")
-    use_fused_modules(model)
+    use_fused_modules(model, [])
     for each in (model, plain):
         grafted(each, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
     assert "model.norm.weight" in trainable_parameters(model)
@@ -126,7 +129,7 @@ def test_a_norm_that_trains_uses_its_own_forward():
     norm, x = LlamaRMSNorm(64).bfloat16(), torch.randn(32, 64).bfloat16().requires_grad_()
     nn.init.normal_(norm.weight)
     own = norm(x)
-    use_fused_modules(norm)
+    use_fused_modules(norm, [])
     assert torch.equal(norm(x), own)
     norm.requires_grad_(False)
     assert not torch.equal(norm(x), own)  # rounded once, not twice
@@ -136,7 +139,7 @@ def test_a_norm_that_trains_uses_its_own_forward():
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
 def test_copies_and_pickles_are_independent(kind: str):
     model = tiny_model(kind).requires_grad_(False)
-    use_fused_modules(model)
+    use_fused_modules(model, [])
     before, replaced = gradients(model), ["forward" in vars(module) for module in model.modules()]
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     torch.save(model, file := io.BytesIO())
@@ -154,7 +157,7 @@ def test_copies_and_pickles_are_independent(kind: str):
 def test_a_compiler_uses_the_models_own_forward():
     model = tiny_model("llama").requires_grad_(False)
     plain = gradients(model)
-    use_fused_modules(model)
+    use_fused_modules(model, [])
     seen: list[str] = []
 
     def look(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -172,13 +175,14 @@ def test_a_replaced_forward_is_left_alone():
     norm = model.model.norm
     own = norm.forward
     norm.forward = lambda x: own(x)
-    sped_up = use_fused_modules(model)
+    undo: list[Undo] = []
+    sped_up = use_fused_modules(model, undo)
     assert names(sped_up) == {"gated_silu": 2, "rms_norm": 4}
-    assert use_fused_modules(model) == []
+    assert use_fused_modules(model, []) == []
     wrapped = model.model.layers[0].mlp
     inner = wrapped.forward
     wrapped.forward = hooked = lambda x: inner(x)
-    restore_modules(sped_up)
+    undo_all(undo)
     assert vars(wrapped)["forward"] is hooked
     assert "forward" not in vars(model.model.layers[1].mlp)
 
@@ -201,7 +205,7 @@ def test_a_replaced_forward_is_left_alone():
 )
 def test_transformers_activations_are_recognised(name: str, got: str | None):
     module = ACT2FN[name]
-    assert names(use_fused_modules(module)) == ({got: 1} if got else {})
+    assert names(use_fused_modules(module, [])) == ({got: 1} if got else {})
 
 
 class Doubled(nn.Module):
@@ -218,16 +222,16 @@ class Doubled(nn.Module):
 
 
 def test_similar_modules_are_left_alone():
-    assert names(use_fused_modules(Doubled(nn.SiLU()))) == {"gated_silu": 1}
-    assert names(use_fused_modules(Doubled(nn.SiLU(), 1.001))) == {"silu": 1}
-    assert names(use_fused_modules(Doubled(nn.Tanh()))) == {}
-    assert names(use_fused_modules(nn.LayerNorm(8, bias=False))) == {}
-    assert names(use_fused_modules(nn.Dropout(0.1))) == {}
+    assert names(use_fused_modules(Doubled(nn.SiLU()), [])) == {"gated_silu": 1}
+    assert names(use_fused_modules(Doubled(nn.SiLU(), 1.001), [])) == {"silu": 1}
+    assert names(use_fused_modules(Doubled(nn.Tanh()), [])) == {}
+    assert names(use_fused_modules(nn.LayerNorm(8, bias=False), [])) == {}
+    assert names(use_fused_modules(nn.Dropout(0.1), [])) == {}
 
 
 def test_probing_does_not_change_the_random_state_or_the_model():
     model = tiny_model("gpt2").train()
     state = torch.get_rng_state()
-    use_fused_modules(model)
+    use_fused_modules(model, [])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in model.modules())

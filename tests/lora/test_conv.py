@@ -115,7 +115,7 @@ def test_training_steps_equal_pefts(p: float, variant: str, tmp_path: Path, monk
     theirs.save_pretrained(tmp_path / "start")
     ours = net()
     load_adapter(ours, tmp_path / "start")
-    monkeypatch.setattr("tsugiki.lora.conv.dropout", lambda x, p: same(x, p) if p else x)
+    monkeypatch.setattr("tsugiki.fast.layers.dropout", lambda x, p: same(x, p) if p else x)
     if p:
         theirs.train()
         for module in theirs.modules():

@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.fast.kept import kept_bytes
 from tests.tiny import relative_error
-from tsugiki.lora import LoraLinear, add_magnitude, dora, dora_factor, new_pair, plain_factor, wrap
+from tsugiki.fast import keep_mask, use_fast_products
+from tsugiki.lora import LoraLinear, add_magnitude, dora_factor, new_pair, plain_factor, variants, wrap
 from tsugiki.lowbit import Int8Linear
 from tsugiki.model import oriented
 
@@ -35,7 +36,13 @@ def grafted(
     with torch.no_grad():
         for parameter in trained(module.lora):
             parameter.add_(torch.randn_like(parameter) * 0.2)
+    use_fast_products(module)
     return module
+
+
+def plain(module: Any) -> Any:
+    """The definition."""
+    return functools.partial(LoraLinear.forward, module)
 
 
 def trained(pair: nn.Module) -> list[nn.Parameter]:
@@ -57,10 +64,10 @@ def test_the_fused_product_equals_the_definition(kind: str, dtype: torch.dtype):
     module = grafted(kind, dtype)
     x = torch.randn(2, 7, 24).to(dtype).requires_grad_()
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    plain = results(module, module.plain, x)
+    expected = results(module, plain(module), x)
     for name, value in results(module, module, x).items():
-        assert value.dtype == plain[name].dtype
-        assert relative_error(value, plain[name]) < tolerance, name
+        assert value.dtype == expected[name].dtype
+        assert relative_error(value, expected[name]) < tolerance, name
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -71,27 +78,27 @@ def test_the_definition_equals_the_formula(kind: str):
     factor = pair.magnitude / whole.detach().norm(dim=1)
     x = torch.randn(5, 24, dtype=torch.float64)
     expected = factor * (x @ whole.T) + (0 if layer.bias is None else layer.bias)
-    torch.testing.assert_close(module.plain(x), expected)
+    torch.testing.assert_close(plain(module)(x), expected)
     torch.testing.assert_close(module(x), expected)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("name", ["forward", "plain"])
-def test_gradcheck(name: str, kind: str, p: float, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("fast", [True, False])
+def test_gradcheck(fast: bool, kind: str, p: float, monkeypatch: pytest.MonkeyPatch):
     module = grafted(kind, torch.float64, p, shape=(5, 4))
     pair = module.lora
 
     def forward(x: Tensor, *_: Tensor) -> Tensor:
         torch.manual_seed(3)  # the same dropout mask each time
-        return getattr(module, name)(x)  # type: ignore[no-any-return]
+        return (module if fast else plain(module))(x)  # type: ignore[no-any-return]
 
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     pair.A.requires_grad_(False), pair.B.requires_grad_(False)
     assert torch.autograd.gradcheck(forward, (x, pair.magnitude))
     # The gradients of A and B treat the norm of W + ΔW as a constant, so it must not change with them here either.
-    norms = dora._positive(dora.row_norms(oriented(module.base_layer) + pair.delta()))
-    monkeypatch.setattr(dora, "_positive", lambda _: norms.detach())
+    norms = variants._positive(variants.row_norms(oriented(module.base_layer) + pair.delta()))
+    monkeypatch.setattr(variants, "_positive", lambda _: norms.detach())
     pair.A.requires_grad_(True), pair.B.requires_grad_(True)
     assert torch.autograd.gradcheck(forward, (x, pair.A, pair.B, pair.magnitude))
 
@@ -113,13 +120,16 @@ def test_with_dropout_in_training_and_without_in_evaluation(kind: str, dtype: to
     x = torch.randn(16, 24).to(dtype).requires_grad_()
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     torch.manual_seed(3)
-    plain = results(module, module.plain, x)
+    keep = keep_mask(x.detach(), 0.5) != 0
+    module.lora.dropout.forward = lambda h: 2 * h * keep  # the definition, with this mask instead of its own
+    expected = results(module, plain(module), x)
+    del module.lora.dropout.forward
     torch.manual_seed(3)
     for name, value in results(module, module, x).items():
-        assert relative_error(value, plain[name]) < tolerance, name
+        assert relative_error(value, expected[name]) < tolerance, name
     assert not torch.equal(module(x), module(x))
     module.eval()
-    assert relative_error(module(x), module.plain(x)) < tolerance
+    assert relative_error(module(x), plain(module)(x)) < tolerance
     assert torch.equal(module(x), module(x))
 
 
@@ -131,15 +141,16 @@ def test_a_row_of_zeros_stays_finite():
     module: Any = wrap(layer).train()
     module.lora = new_pair(layer, 2, 1.0, 0.0, True)
     add_magnitude(module.lora, layer.weight)
+    use_fast_products(module)
     x = torch.randn(3, 6)
-    for forward in (module, module.plain):
+    for forward in (module, plain(module)):
         assert torch.equal(forward(x), layer(x))
         forward(x).sum().backward()
         for parameter in trained(module.lora):
             assert torch.isfinite(parameter.grad).all()
     with torch.no_grad():
         module.lora.B.add_(0.1)
-    torch.testing.assert_close(module(x), module.plain(x))
+    torch.testing.assert_close(module(x), plain(module)(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -149,6 +160,7 @@ def test_on_int8_it_starts_as_its_base_and_stays_near_the_float_layer(dtype: tor
     module: Any = LoraLinear(layer).train()
     module.lora = new_pair(layer, 3, 0.7, 0.0, True)
     add_magnitude(module.lora, layer.weight)
+    use_fast_products(module)
     x = torch.randn(16, 64).to(dtype)
     assert torch.equal(module(x), layer(x))
     with torch.no_grad():
@@ -163,7 +175,7 @@ def test_one_tensor_of_the_outputs_size_is_kept_for_backward():
     kept = kept_bytes(lambda: module(x), [x, *module.parameters(), *module.buffers()])
     # z, low and g [out] are kept; the definition keeps more.
     assert 64 * 40 * 4 <= kept <= 64 * (40 + 3) * 4 + 8 * 40 * 4
-    assert kept < kept_bytes(lambda: module.plain(x), [x, *module.parameters(), *module.buffers()])
+    assert kept < kept_bytes(lambda: plain(module)(x), [x, *module.parameters(), *module.buffers()])
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, "embedding"])
@@ -173,6 +185,7 @@ def test_under_autocast_too_it_starts_as_its_base(kind: str):
     module: Any = wrap(layer).train()
     module.lora = new_pair(layer, 3, 0.7, 0.0, True)
     add_magnitude(module.lora, oriented(layer))
+    use_fast_products(module)
     x = torch.arange(7) if kind == "embedding" else torch.randn(7, 24)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module(x), layer(x))
@@ -182,6 +195,6 @@ def test_compiled_it_uses_the_definition():
     module = grafted()
     x = torch.randn(4, 24, requires_grad=True)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    plain = results(module, module.plain, x)
+    expected = results(module, plain(module), x)
     for name, value in results(module, compiled, x).items():
-        torch.testing.assert_close(value, plain[name], msg=name)
+        torch.testing.assert_close(value, expected[name], msg=name)

@@ -148,7 +148,7 @@ def test_dora_with_dropout_equals_pefts(kind: str, tmp_path: Path, monkeypatch: 
     theirs.save_pretrained(tmp_path / "start")
     ours = tiny_model(kind)
     load_adapter(ours, tmp_path / "start")
-    monkeypatch.setattr("tsugiki.lora.dora.dropout", lambda x, p: same(x, p) if p else x)
+    monkeypatch.setattr("tsugiki.fast.layers.dropout", lambda x, p: same(x, p) if p else x)
     for module in theirs.modules():
         if type(module).__name__ == "Linear" and hasattr(module, "lora_dropout"):
             module.train()

@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from tests.tiny import CONFIGS, tiny_model
-from tsugiki.lora import base_modules
-from tsugiki.lora.targets import matches
-from tsugiki.model import ARCHITECTURES, architecture_of, architectures, model_type
+from tsugiki.model import ARCHITECTURES, architecture_of, architectures, base_modules, model_type
+from tsugiki.model.names import matches
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind in ARCHITECTURES])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from tests.tiny import relative_error
+from tests.tiny import by_definition, relative_error
 from tests.tiny_types import VOCABULARY, inputs_for, lively_model
 from tsugiki import (
     LoraConfig,
@@ -32,7 +32,7 @@ from tsugiki import (
     use_plain_paths,
 )
 from tsugiki.fast import attends_to_later_tokens, detect_document_masking, mask_documents
-from tsugiki.lora import LoraParameters, base_alone
+from tsugiki.lora import base_alone
 from tsugiki.model import ARCHITECTURES, Architecture, matches
 
 STEPS = 6
@@ -176,9 +176,7 @@ def check_experts(make: Callable[[], Any], names: list[str], inputs: dict[str, T
     shake(model)
     adapted, found = logits_of(model, inputs), gradients(model, loss_of(model, inputs))
     assert relative_error(adapted, base) > 1e-4, "the adapter has no effect"
-    for module in model.modules():
-        if isinstance(module, LoraParameters):
-            module.by_product = False
+    by_definition(model)
     error = relative_error(found, gradients(model, loss_of(model, inputs)))
     assert error < 1e-4, f"gradients by product differ by {error:.2g} from the definition"
     with disable_adapter(model):

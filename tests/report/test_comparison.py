@@ -6,12 +6,14 @@ import pytest
 
 from tests.report.pages import assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report import Series, over_ranks, sweep_sentence, write_comparison
+from tsugiki.report import Series, Table, over_ranks, sweep_sentence, write_comparison
 from tsugiki.training import Point
 
-TABLE = (
-    ["run", "bits a character", "parameters"],
-    [["LoRA <8>", "4.955\n[4.8, 5.1]", "135,168"], ["全体", "4.8", "6,967,296"]],
+TABLE = Table(
+    *(
+        ["run", "bits a character", "parameters"],
+        [["LoRA <8>", "4.955\n[4.8, 5.1]", "135,168"], ["全体", "4.8", "6,967,296"]],
+    )
 )
 
 

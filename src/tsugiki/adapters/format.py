@@ -35,19 +35,27 @@ from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.model_config import loading_errors
 from tsugiki.base.resolve import local_folder, split_revision
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.layers import add_adapter
 from tsugiki.io.atomic import files_into
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import DEFAULT_NAME, Model, add_adapter, remove_adapter
-from tsugiki.lora.graft_state import active_adapter, active_names, find_adapter, is_merged
-from tsugiki.lora.peft_names import renamed_when_loaded
-from tsugiki.lora.several import JoinedAdapter
-from tsugiki.lora.switch import base_alone, set_adapter
-from tsugiki.lora.targets import find_target_parameters, find_targets, task_heads, vocabulary_layers
+from tsugiki.lora.graft import DEFAULT_NAME, Model, remove_adapter
+from tsugiki.lora.hold import (
+    JoinedAdapter,
+    active_adapter,
+    active_names,
+    base_alone,
+    find_adapter,
+    is_merged,
+    set_adapter,
+)
+from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
+from tsugiki.model.checkpoint_names import renamed_when_loaded
 from tsugiki.model.context import text_config
+from tsugiki.model.ungrafted import task_heads, vocabulary_layers
 from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
 
 _SHOWN_PROBLEMS = 3
@@ -250,12 +258,15 @@ def load_adapter(
 
     Raises:
         TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
-            tensors do not fit, or the model is wrapped (see `lora.wrappers`).
+            tensors do not fit, or the model is wrapped (see `model.wrappers`).
     """
+    from tsugiki.adapters.pretrained import replace_saving  # a module that imports this one
+
     base, folder, called = unwrapped_to_graft(model), Path(path), name or DEFAULT_NAME
     adapter = read_adapter(base, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
     active_before = active_names(base)
     add_adapter(base, adapter, called)
+    replace_saving(base)
     try:
         shift = logit_shift(base)
     except BaseException:

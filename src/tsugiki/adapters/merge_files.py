@@ -41,10 +41,10 @@ from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.language import _
-from tsugiki.lora.merge import untie
-from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.swap import Undo, WeightUpdate, replace_parameter, undo_all
 from tsugiki.methods.peft_keys import base_name
+from tsugiki.model.shared_parameters import shared_parameters, untie
+from tsugiki.model.undo import Undo, replace_parameter, undo_all
+from tsugiki.model.weight_updates import WeightUpdate
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Let transformers' Trainer save and load the adapter of a grafted model.
+"""The public `graft`, and how transformers' Trainer saves and loads the adapter of a grafted model.
 
 Trainer calls two methods of the model, which are replaced in a grafted model:
 
@@ -23,13 +23,18 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.format import load_tensors, write_adapter
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.layers import graft as fast_graft
 from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.language import _
-from tsugiki.lora.graft import trainable_parameters
-from tsugiki.lora.graft_state import active_adapter, is_merged
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, trainable_parameters
+from tsugiki.lora.hold import active_adapter, is_merged, require_state
+from tsugiki.lora.peft import PeftConfig
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.model.undo import set_attribute
+from tsugiki.model.wrappers import unwrapped
 
 _NO_EFFECT = frozenset({"max_shard_size", "save_function", "save_original_format", "token"})
 """Settings of `save_pretrained` that have no effect for an adapter, which is one file of safetensors."""
@@ -48,12 +53,43 @@ _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """The prefixes that torch.compile and DistributedDataParallel add to the names of parameters."""
 
 
-def replace_saving(model: nn.Module) -> list[str]:
-    """Let a transformers model save and load its active adapter, by attributes of the model's instance.
+def graft(
+    model: Model,
+    config: LoraConfig | Config | PeftConfig,
+    name: str = DEFAULT_NAME,
+    *,
+    base_dropout: bool | None = None,
+) -> Model:
+    """Add a new adapter to `model` in place, make it the active one, and freeze everything else.
+
+    This is `lora.graft.graft`, whose module lists what changes in the model, with layers that compute fast, and a
+    transformers model that saves and loads its adapter.
+
+    Args:
+        model: any module, but no wrapper around one except that of `torch.compile`.
+        config: `LoraConfig`, PEFT's `LoraConfig`, or the config of another method.
+        name: the adapter's name. A model can hold several adapters, of which one is active.
+        base_dropout: keep dropout inside the frozen base. All adapters of a model share this setting. None: that of the
+            adapters that the model holds; for the first adapter, dropout is switched off, because frozen weights gain
+            nothing from it.
 
     Returns:
-        The names of the attributes; deleting them restores the model's own methods.
+        The same model. `active_adapter(model)` is the new adapter.
+
+    Raises:
+        TsugikiError: the settings do not fit the model, the model is wrapped or offloaded, the name is taken, an
+            adapter is merged, or the call is inside a `mixed_batch` block. The model is then as before.
     """
+    fast_graft(model, config, name, base_dropout=base_dropout)
+    replace_saving(unwrapped(model))
+    return model
+
+
+def replace_saving(model: nn.Module) -> None:
+    """Let a grafted transformers model save and load its active adapter, until it is ungrafted."""
+    state = require_state(model)
+    if "save_pretrained" in vars(model) or not hasattr(model, "save_pretrained"):
+        return
     attributes: dict[str, object] = {
         "save_pretrained": partial(save_pretrained, model),
         "load_state_dict": partial(load_state_dict, model),
@@ -61,8 +97,7 @@ def replace_saving(model: nn.Module) -> list[str]:
     if getattr(model, "is_quantized", False):
         attributes[_HAS_ADAPTER] = True
     for name, value in attributes.items():
-        setattr(model, name, value)
-    return list(attributes)
+        set_attribute(model, name, value, state.frozen)
 
 
 def save_pretrained(

@@ -18,9 +18,9 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft_state import active_adapter
+from tsugiki.lora.experts import ParameterPair
+from tsugiki.lora.hold import active_adapter
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.parameters import ParameterPair
 from tsugiki.methods.table import METHODS, format_of, methods_of
 
 

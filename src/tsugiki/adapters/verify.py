@@ -28,14 +28,14 @@ from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, RECORD_FILE
 from tsugiki.io.json import read_json
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.switch import disable_adapter
-from tsugiki.lora.targets import base_modules
+from tsugiki.lora.hold import disable_adapter
 from tsugiki.methods.method import equal_when_rounded, shape_problems
 from tsugiki.methods.peft_keys import base_name, parameter_keys
 from tsugiki.methods.table import format_of
 from tsugiki.model.inference import probe_logits
 from tsugiki.model.names import split_block
+from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.ungrafted import base_modules
 
 
 @dataclass(frozen=True, eq=False)

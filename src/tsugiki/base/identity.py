@@ -66,7 +66,7 @@ class BaseIdentity(BaseModel):
 
 
 def identity_of(model: nn.Module) -> BaseIdentity:
-    """Return the identity of a model in which no adapter is active (see `lora.switch.base_alone`)."""
+    """Return the identity of a model in which no adapter is active (see `lora.hold.base_alone`)."""
     from transformers import PretrainedConfig
 
     config = text_config(model)

@@ -40,8 +40,9 @@ from tsugiki.export.ollama import MAX_CONTEXT, modelfile
 from tsugiki.io.atomic import new_file
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.targets import base_modules, shortest_target_modules
+from tsugiki.lora.targets import shortest_target_modules
 from tsugiki.model.linear import features, is_conv1d
+from tsugiki.model.ungrafted import base_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

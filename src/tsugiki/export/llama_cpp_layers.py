@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.targets import base_modules, output_head
 from tsugiki.model.architectures import ARCHITECTURES, architecture_of, model_type
 from tsugiki.model.linear import is_linear
+from tsugiki.model.ungrafted import base_modules, output_head
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -20,12 +20,13 @@ from tsugiki.export.llama_cpp_layers import gguf_names, llama_cpp_architecture, 
 from tsugiki.language import _, marked
 from tsugiki.lora.adapter import trained_biases
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.targets import find_modules_to_save, find_target_parameters, find_targets
-from tsugiki.lora.tokens import find_tokens
+from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.methods.full import FullConfig
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 from tsugiki.methods.table import METHODS, format_of
+from tsugiki.model.token_vectors import find_tokens
+from tsugiki.model.trained_copies import find_modules_to_save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +100,7 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
     targets = find_targets(model, config)
     experts = list(find_target_parameters(model, config))
     tokens = find_tokens(model, config.trainable_token_indices)
-    whole = [*find_modules_to_save(model, config), *trained_biases(model, config, targets), *tokens]
+    whole = [*find_modules_to_save(model, config.modules_to_save), *trained_biases(model, config, targets), *tokens]
     whole += [f"{path}.lora_B.bias" for path in targets if config.lora_bias]
     return _llama_cpp(model, targets, experts, whole, config.use_dora) + _ollama(loader)
 

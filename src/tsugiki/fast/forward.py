@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from tsugiki.fast.loss import Head, chunked_loss, find_head, token_losses
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
+from tsugiki.model.undo import Undo, replace_forward, replaced_forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,8 +29,8 @@ _KNOWN = _INPUTS | _PACKED | _LOSS
 _OUTPUT_FIELDS = {field.name for field in fields(CausalLMOutputWithPast)}
 
 
-def enable_chunked_loss(model: "PreTrainedModel") -> None:
-    """Let `model(…, labels=…)` compute its loss a few rows at a time, in place; `disable_chunked_loss` undoes it.
+def enable_chunked_loss(model: "PreTrainedModel", undo: list[Undo]) -> None:
+    """Let `model(…, labels=…)` compute its loss a few rows at a time, in place; `undo` gets what undoes it.
 
     If gradients are on, the output then holds the loss and no logits. The loss is the mean over the target tokens, or
     their sum divided by `num_items_in_batch`. The model is not changed if its own loss on a probe is different, or if
@@ -40,13 +41,12 @@ def enable_chunked_loss(model: "PreTrainedModel") -> None:
         # The output layer is looked up at each call, because grafting may replace it.
         ours = partial(_forward, model, head.scale, head.softcap)
         # Trainer and generate read the names of a model's arguments from the signature of its forward.
-        model.forward = update_wrapper(ours, MethodType(type(model).forward, model), updated=())
+        replace_forward(model, update_wrapper(ours, MethodType(type(model).forward, model), updated=()), undo)
 
 
 def has_chunked_loss(model: nn.Module) -> bool:
     """Return whether `model(…, labels=…)` computes its loss a few rows at a time."""
-    ours = vars(model).get("forward")
-    return isinstance(ours, partial) and ours.func is _forward
+    return replaced_forward(model) is _forward
 
 
 def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: Any) -> Tensor:
@@ -78,12 +78,6 @@ def loss_of_hidden_states(model: "PreTrainedModel", hidden: Tensor, labels: Tens
 def _head(model: "PreTrainedModel") -> Head:
     _, scale, softcap = vars(model)["forward"].args
     return Head(model.get_output_embeddings(), scale, softcap)
-
-
-def disable_chunked_loss(model: "PreTrainedModel") -> None:
-    """Restore the model's own `forward`; if `forward` was wrapped again in the meantime, leave it as it is."""
-    if has_chunked_loss(model):
-        del model.forward
 
 
 def _forward(model: "PreTrainedModel", scale: float, softcap: float | None, /, *args: Any, **kwargs: Any) -> Any:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tsugiki.fast.modules import rms_norm_of, takes_one_tensor
 from tsugiki.fast.norms import generated_rms_norm
-from tsugiki.lora.swap import Undo, replace_forward, undo_all
 from tsugiki.lowbit.few_rows import few_rows_product
 from tsugiki.model.inference import seeded
 from tsugiki.model.linear import is_conv1d, is_hooked, linear_of_matrix
+from tsugiki.model.undo import Undo, replace_forward, undo_all
 from tsugiki.native import native
 
 

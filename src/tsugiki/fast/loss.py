@@ -27,8 +27,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tsugiki.dtypes import at_least_float32
-from tsugiki.lora.layer import LoraLinear, base_of
-from tsugiki.lora.masks import dropout
+from tsugiki.fast.layers import computes_fast
+from tsugiki.fast.masks import dropout
+from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import LowRank
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
@@ -40,6 +41,7 @@ from tsugiki.model.linear import (
     is_autocast_enabled,
     is_hooked,
 )
+from tsugiki.model.undo import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,7 +163,7 @@ def _known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None]
     """Return the output layer without its adapter, and the adapter's pair; None where chunks do not apply."""
     layer: Any = head.layer
     pair: LowRank | None = None
-    if isinstance(layer, LoraLinear) and not is_hooked(layer):
+    if isinstance(layer, LoraLinear) and computes_fast(layer):
         layer, pair = layer.base_layer, layer.lora
     scaled_bias = head.scale != 1 and layer.bias is not None  # no known model has both
     if (

@@ -6,7 +6,6 @@ Classes, parameters, their names and checkpoints stay the same, and copies and p
 own `forward` still runs wherever it is as fast.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -19,11 +18,8 @@ from torch.nn import functional as F
 from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, eager_on_cpu, swish
 from tsugiki.fast.gated import gated
 from tsugiki.fast.norms import rms_norm
-from tsugiki.lora.swap import CHILD
 from tsugiki.model.inference import seeded
-
-ReplacedModules = list[tuple[nn.Module, str]]
-"""The modules whose `forward` was replaced, each with the name of its fused equivalent."""
+from tsugiki.model.undo import CHILD, Undo, replace_forward, replaced_forward, with_modules
 
 _SWISHES = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,34 +35,27 @@ class _Equivalent(NamedTuple):
     forward: "partial[Tensor]"
 
 
-def use_fused_modules(model: nn.Module) -> ReplacedModules:
+def use_fused_modules(model: nn.Module, undo: list[Undo]) -> list[str]:
     """Replace the `forward` of every module inside `model` that has a fused equivalent.
 
     These are gated feed-forward networks ("gated_silu", "gated_gelu_tanh", "gated_quick_gelu"), RMSNorm ("rms_norm")
     and activations ("gelu_tanh", "quick_gelu"; also "silu" and "gelu", which a model may compute step by step).
 
     Returns:
-        The replaced modules, for `restore_modules`.
+        The name of the equivalent of each module that was replaced; `undo` gets what undoes it.
     """
-    replaced: ReplacedModules = []
+    names: list[str] = []
     inside: set[nn.Module] = set()
     with torch.no_grad(), seeded(0):
         for module in model.modules():
             if module not in inside and takes_one_tensor(module):
                 found = _match_gated(module) or _match_norm(module) or _match_activation(module)
                 if found is not None:
-                    module.forward = found.forward
-                    replaced.append((module, found.name))
-            if _is_replaced(module):
+                    replace_forward(module, found.forward, undo)
+                    names.append(found.name)
+            if replaced_forward(module) in _FORWARDS:
                 inside |= {child for child in module.children() if _may_be_activation(child)}
-    return replaced
-
-
-def restore_modules(replaced: ReplacedModules) -> None:
-    """Restore the modules' own `forward`; a module whose `forward` was wrapped again since then is left as it is."""
-    for module, _ in replaced:
-        if _is_replaced(module):
-            del module.forward
+    return names
 
 
 def _activation_forward(module: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -95,11 +84,6 @@ _FORWARDS = (_activation_forward, _norm_forward, _gated_forward)
 
 def _own_forward(module: nn.Module, x: Tensor) -> Tensor:
     return type(module).forward(module, x)  # type: ignore[no-any-return]
-
-
-def _is_replaced(module: nn.Module) -> bool:
-    forward = vars(module).get("forward")
-    return isinstance(forward, partial) and forward.func in _FORWARDS
 
 
 def _match_activation(module: nn.Module) -> _Equivalent | None:
@@ -150,11 +134,8 @@ def _match_gated(module: nn.Module) -> _Equivalent | None:
     activation = _SWISHES.get(found.name) if found else None
     if found is None or activation is None:
         return None
-    small = copy.copy(module)
     shapes = {"gate_proj": (8, 6), "up_proj": (8, 6), "gate_up_proj": (8, 12), "down_proj": (6, 8)}
-    vars(small)["_modules"] = {
-        name: nn.Linear(*shapes[name]) if name in shapes else child for name, child in module._modules.items()
-    }
+    small = with_modules(module, {name: nn.Linear(*shapes[name]) for name in module._modules if name in shapes})
     probe = 3 * torch.randn(4, 8)
     if not _computes(small, probe, _gated_forward(small, probe, activation)):
         return None

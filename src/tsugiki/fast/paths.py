@@ -5,27 +5,29 @@ not fit is skipped without an error, because the model then computes the same, o
 """
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.document_masks import FLASH, keeps_apart_by_flash
-from tsugiki.fast.forward import disable_chunked_loss, enable_chunked_loss
-from tsugiki.fast.modules import restore_modules, use_fused_modules
-from tsugiki.lora.graft import warn_of_float16
-from tsugiki.lora.graft_state import is_grafted, is_merged
-from tsugiki.lora.switch import base_alone
+from tsugiki.fast.forward import enable_chunked_loss
+from tsugiki.fast.layers import use_fast_products
+from tsugiki.fast.modules import use_fused_modules
+from tsugiki.lora.hold import base_alone, is_grafted, is_merged
 from tsugiki.model.context import max_positions, possible_windows, virtual_tokens
+from tsugiki.model.freeze import warn_of_float16
 from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, probe_ids, same_to_rounding
+from tsugiki.model.undo import Undo, undo_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TOKENS = 96
 _LONGEST_WINDOW = 512
-_FORMER_ATTENTION = "_tsugiki_attention"
-_REPLACED_MODULES = "_tsugiki_replaced_modules"
+_UNDO = "_tsugiki_fast_paths"
+"""The attribute of a model with the functions that undo `use_fast_paths`."""
 
 
 def use_fast_paths(
@@ -33,10 +35,10 @@ def use_fast_paths(
 ) -> None:
     """Let the model compute the same results faster, in place; `use_plain_paths` undoes it.
 
-    This is all that changes in the model: its attention implementation, whose former name is kept in the attribute
-    `_tsugiki_attention`; the `forward` of activations, feed-forward networks and RMSNorm, listed in
-    `_tsugiki_replaced_modules`; and the model's own `forward`, for its loss. Attention masks of a model with block
-    attention get an attribute `_tsugiki_spans`.
+    This is all that changes in the model: its attention implementation; the `forward` of activations, feed-forward
+    networks and RMSNorm; and the model's own `forward`, for its loss. What undoes this is kept in the attribute
+    `_tsugiki_fast_paths`. Attention masks of a model with block attention get an attribute `_tsugiki_spans`. Grafted
+    layers compute fast before and afterwards, since `graft` has replaced their `forward` (see `fast.layers`).
 
     Args:
         model: a causal language model, grafted or not. Of an encoder-decoder model, only modules are replaced.
@@ -45,32 +47,35 @@ def use_fast_paths(
         modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
         loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
-    if not is_grafted(model):  # otherwise `graft` has warned already
+    if is_grafted(model):
+        use_fast_products(model)
+    else:  # otherwise `graft` has warned already
         warn_of_float16(model)
+    undo: list[Undo] = vars(model).setdefault(_UNDO, [])
     decoder_only = not getattr(model.config, "is_encoder_decoder", False)
-    if attention and decoder_only and not hasattr(model, _FORMER_ATTENTION):
+    if attention and decoder_only and model.config._attn_implementation not in (NAME, FLASH):
         if model.device.type == "cpu":
-            _use_block_attention(model)
+            _use_block_attention(model, undo)
         elif model.device.type == "cuda" and _has_flash_attention():
-            _use_flash_attention(model)
+            _use_flash_attention(model, undo)
     if modules:
-        setattr(model, _REPLACED_MODULES, [*getattr(model, _REPLACED_MODULES, []), *use_fused_modules(model)])
+        use_fused_modules(model, undo)
     if loss and decoder_only:
         # An untrained soft prompt causes more rounding error than a wrong head, so the base is probed without it.
         with nullcontext() if is_merged(model) else base_alone(model):
-            enable_chunked_loss(model)
+            enable_chunked_loss(model, undo)
 
 
 def use_plain_paths(model: "PreTrainedModel") -> None:
     """Undo `use_fast_paths`."""
-    if hasattr(model, _FORMER_ATTENTION):
-        model.set_attn_implementation(getattr(model, _FORMER_ATTENTION))
-        delattr(model, _FORMER_ATTENTION)
-    restore_modules(vars(model).pop(_REPLACED_MODULES, []))
-    disable_chunked_loss(model)
+    undo_all(vars(model).pop(_UNDO, []))
 
 
-def _use_block_attention(model: "PreTrainedModel") -> None:
+def _set_attention(model: "PreTrainedModel", name: str) -> None:
+    model.set_attn_implementation(name)
+
+
+def _use_block_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
     register()
     former = model.config._attn_implementation
     # An untrained soft prompt causes more rounding error than the difference that a wrong attention makes.
@@ -82,7 +87,7 @@ def _use_block_attention(model: "PreTrainedModel") -> None:
         except (ValueError, RuntimeError, TypeError, KeyError):  # the architecture computes its attention itself
             fits = False
     if fits:
-        setattr(model, _FORMER_ATTENTION, former)
+        undo.append(partial(_set_attention, model, former))
     else:
         model.set_attn_implementation(former)
 
@@ -93,7 +98,7 @@ def _has_flash_attention() -> bool:
     return bool(is_flash_attn_2_available())
 
 
-def _use_flash_attention(model: "PreTrainedModel") -> None:
+def _use_flash_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
     """Use flash attention, which needs no masks for packed rows, unless the model must have masks for a soft prompt."""
     former = model.config._attn_implementation
     if model.dtype.itemsize != 2 or virtual_tokens(model):
@@ -104,7 +109,7 @@ def _use_flash_attention(model: "PreTrainedModel") -> None:
     except Exception:  # the architecture or the card does not support it; their code may raise anything
         fits = False
     if fits:
-        setattr(model, _FORMER_ATTENTION, former)
+        undo.append(partial(_set_attention, model, former))
     else:
         model.set_attn_implementation(former)
 

@@ -4,7 +4,7 @@
     recomputed   a block keeps its input, and its forward pass runs once more in the backward pass
 
 The gradients are the same to the last bit, because the second forward pass draws the same dropout masks: the states of
-the generators of `lora.masks` are restored, and torch restores its own. transformers' gradient checkpointing does not
+the generators of `fast.masks` are restored, and torch restores its own. transformers' gradient checkpointing does not
 know those generators.
 """
 
@@ -18,9 +18,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.masks import current_generators, masks_from
 from tsugiki.language import _
-from tsugiki.lora.masks import current_generators, masks_from
 from tsugiki.model.inference import decoder_blocks
+from tsugiki.model.undo import Undo, replace_forward, replaced_forward, undo_all
+
+_UNDO = "_tsugiki_recomputed"
+"""The attribute of a model with the functions that undo `recompute_blocks`."""
 
 
 def recompute_blocks(model: nn.Module, count: int) -> None:
@@ -39,25 +43,17 @@ def recompute_blocks(model: nn.Module, count: int) -> None:
                 model=type(model).__name__
             )
         )
-    for number, block in enumerate(blocks):
-        own = vars(block).get("forward")
-        if isinstance(own, partial) and own.func is _recomputed:
-            _restore(block, own)
-        if number < count:
-            block.forward = partial(_recomputed, vars(block).get("forward"), block)
+    undo_all(vars(model).pop(_UNDO, []))
+    if count:
+        undo: list[Undo] = []
+        setattr(model, _UNDO, undo)
+        for block in blocks[:count]:
+            replace_forward(block, partial(_recomputed, vars(block).get("forward"), block), undo)
 
 
 def recomputed_blocks(model: nn.Module) -> int:
     """Return how many blocks of the model are recomputed."""
-    return sum(getattr(vars(block).get("forward"), "func", None) is _recomputed for block in decoder_blocks(model))
-
-
-def _restore(block: nn.Module, replaced: "partial[Any]") -> None:
-    before = replaced.args[0]
-    if before is None:
-        del block.forward
-    else:
-        block.forward = before
+    return sum(replaced_forward(block) is _recomputed for block in decoder_blocks(model))
 
 
 def _recomputed(before: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -12,15 +12,14 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.mixed_batch import mixed_batch
 from tsugiki.generation.batch import Row, find_batch_mode
 from tsugiki.generation.cache import bytes_per_token
 from tsugiki.generation.prefixes import PrefixCache
 from tsugiki.generation.request import BatchMode, EngineStopped, Limits, QueueFull, Request
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.language import _
-from tsugiki.lora.graft_state import find_adapter
-from tsugiki.lora.mixed_batch import mixed_batch
-from tsugiki.lora.switch import base_alone, set_adapter
+from tsugiki.lora.hold import base_alone, find_adapter, set_adapter
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
 from tsugiki.model.context import context_length
 

@@ -17,44 +17,26 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.dora import add_magnitude
+from tsugiki.lora.experts import ParameterPair, activate_parameters, is_transposed, new_parameter_pair
 from tsugiki.lora.layer import (
     Grafted,
     activate_factors,
-    base_of,
     deactivate_factors,
     new_pair,
     updated_weight,
     wrap,
 )
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.parameters import (
-    ParameterPair,
-    activate_parameters,
-    is_transposed,
-    new_parameter_pair,
-    updated_parameter,
-)
-from tsugiki.lora.peft_names import named_like_experts
-from tsugiki.lora.saved_modules import copies_to_save
-from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
-from tsugiki.lora.swap import (
-    Undo,
-    WeightUpdate,
-    module_updates,
-    replace_module,
-    replace_parameter,
-    replace_with,
-)
-from tsugiki.lora.targets import (
-    base_modules,
-    find_modules_to_save,
-    find_target_parameters,
-    find_targets,
-    vocabulary_layers,
-)
-from tsugiki.lora.tokens import TokenVectors, attach_vectors, new_token_vectors
+from tsugiki.lora.targets import find_target_parameters, find_targets
+from tsugiki.lora.variants import add_magnitude
+from tsugiki.model.checkpoint_names import named_like_experts
 from tsugiki.model.linear import features, is_linear, oriented
+from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.token_vectors import TokenVectors, attach_vectors, new_token_vectors
+from tsugiki.model.trained_copies import copies_to_save, find_modules_to_save
+from tsugiki.model.undo import Undo, base_of, replace_module, replace_parameter
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.model.weight_updates import WeightUpdate, module_updates, replace_with
 
 _MAX_RANK_FACTOR = 64
 """A rank above that of the weight is useless, but occurs where many adapters are combined into one."""
@@ -141,7 +123,7 @@ class LoraAdapter:
             replaced = self.parameters.get(f"{path}.weight")
             update = vectors.updated if replaced is None else partial(_updated, vectors.updated, replaced)
             updates[f"{path}.weight"] = of_tokens.setdefault(id(vectors), update)
-        updates |= {path: partial(updated_parameter, pair) for path, pair in self.parameter_pairs.items()}
+        updates |= {path: pair.updated for path, pair in self.parameter_pairs.items()}
         return updates | module_updates(self.modules)
 
 
@@ -197,7 +179,7 @@ def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, n
     if config.bias == "none":
         return {}
     owners = dict(base_modules(model)) if config.bias == "all" else targets
-    saved_whole = tuple(find_modules_to_save(model, config))
+    saved_whole = tuple(find_modules_to_save(model, config.modules_to_save))
     return {
         f"{path}.bias": bias
         for path, owner in owners.items()

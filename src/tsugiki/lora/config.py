@@ -45,11 +45,11 @@ class LoraConfig:
             `tsugiki.model.targets_by_rule` finds in any model.
         exclude_modules: layers to leave out although `target_modules` selects them; matched in the same way.
         target_parameters: names or name endings of parameters that get factors, too: weights of all experts in one
-            parameter (`experts.gate_up_proj`; see `tsugiki.lora.parameters`), or the weight of a layer
+            parameter (`experts.gate_up_proj`; see `tsugiki.lora.experts`), or the weight of a layer
             (`mlp.gate.weight`). As in PEFT, `exclude_modules` and `layers_to_transform` do not apply to them, and they
             allow neither dropout nor DoRA. `target_modules=[]` grafts them alone.
-        trainable_token_indices: ids of tokens whose vectors train (see `lora.tokens`): those of the embedding, and of
-            the head if it shares its weight; or a list for each name of a layer, such as {"lm_head": [5]}.
+        trainable_token_indices: ids of tokens whose vectors train (see `model.token_vectors`): those of the embedding,
+            and of the head if it shares its weight; or a list for each name of a layer, such as {"lm_head": [5]}.
         ensure_weight_tying: refuse to adapt an embedding, or to train it as a whole, without the head that shares its
             weight. In PEFT it adapts both alike.
         lora_dropout: the probability of dropping an input element on the low-rank path during training.
@@ -61,8 +61,8 @@ class LoraConfig:
         init_lora_weights: True: A is Kaiming-uniform and B is zero (for embeddings, A is zero and B is normal), so that
             nothing changes before training. "gaussian": A is normal with standard deviation 1/r. "pissa",
             "pissa_niter_" followed by a number, and "orthogonal" are for linear layers only; see
-            `tsugiki.lora.initialise`. False: both are random, which changes the model at once; for tests only.
-        use_dora: train the lengths of the weight's rows separately (see `tsugiki.lora.dora`).
+            `tsugiki.lora.init`. False: both are random, which changes the model at once; for tests only.
+        use_dora: train the lengths of the weight's rows separately (see `tsugiki.lora.variants`).
         freeze_A: train only B (LoRA-FA, Zhang et al. 2023, arXiv:2308.03303). For an embedding A trains, too, because
             freezing it would save no memory. PEFT has no such field; the file is that of a LoRA.
         layers_to_transform: graft only in blocks with these indices.

@@ -5,7 +5,7 @@
     with disable_adapter(model): ...                  # bit-identical to the base
     ungraft(model)                                    # plain layers again
 
-Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `lora.wrappers`).
+Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `model.wrappers`).
 
 The model keeps its class. The trained parts belong to the adapter: while it is active they are in the model, and the
 base's own parameters never change. A LoRA adapter wraps each target `layer` as `LoraLinear(layer)`,
@@ -13,56 +13,58 @@ base's own parameters never change. A LoRA adapter wraps each target `layer` as 
 
 This is all that grafting changes in a model; `ungraft` undoes each of them:
 
-- the model gets the attribute `_tsugiki` (a `Graft`, see `lora.graft_state`); `resize_token_embeddings` and
-  `nn.DataParallel` raise an error (`lora.frozen_base`);
-- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter
-  (`adapters.pretrained`);
-- every parameter of the base gets `requires_grad=False` (`lora.frozen_base`);
+- the model gets the attribute `_tsugiki` (a `Graft`, see `lora.hold`); `resize_token_embeddings` and
+  `nn.DataParallel` raise an error;
+- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter, after the public
+  `tsugiki.graft` or `load_adapter` (`adapters.pretrained`);
+- every parameter of the base gets `requires_grad=False`;
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
-  (`linear_of_matrix` in `lora.frozen_layer`);
+  (`linear_of_matrix` in `model.linear`);
 - dropout probabilities are set to 0, unless `base_dropout` is set; a model whose config has some gets a copy of its
-  config, and keeps the copy if it is changed meanwhile (`lora.dropout`, `lora.own_config`);
-- BatchNorm modules get a `train` that keeps them in evaluation mode (`lora.batchnorm`);
+  config, and keeps the copy if it is changed meanwhile (`model.training_mode`, `model.training_mode`);
+- BatchNorm modules get a `train` that keeps them in evaluation mode (`model.training_mode`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
+  the public `tsugiki.graft` gives them another `forward`, which computes the same faster (`fast.layers`);
 - modules whose parameters have pairs (`target_parameters`) get a child `tsugiki` and another `forward`
-  (`lora.parameters`);
+  (`lora.experts`);
 - modules and parameters that train on a copy are replaced by it; a module that holds a 32-bit copy of a 16-bit
-  parameter gets another `forward` (`lora.swap`);
+  parameter gets another `forward` (`model.undo`);
 - modules get a child `tsugiki` and hooks that call it (`methods.hooks`, `methods.soft_prompt`); a decoder with a soft
   prompt has its length in the attribute `tsugiki_prompt_tokens`;
-- within `mixed_batch`, grafted layers get another `forward` (`lora.mixed_batch`).
+- within `mixed_batch`, grafted layers get another `forward` (`fast.mixed_batch`).
 
 Merged weights stay in the model: `ungraft(merge(model))` is the base with the adapter in its weights, and has the
 attribute `_tsugiki_changed_weights`, because its files no longer identify it (`base.identity`). Fast paths are
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 
-import warnings
 from collections.abc import Collection
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.frozen_base import freeze_base, unfreeze_base
-from tsugiki.lora.graft_state import (
+from tsugiki.lora.hold import (
+    STATE_ATTRIBUTE,
     Adapter,
     Graft,
+    base_alone,
     check_can_switch,
     check_thread,
+    deactivate,
     find_adapter,
     find_state,
     require_state,
+    set_adapter,
 )
 from tsugiki.lora.layer import Grafted
-from tsugiki.lora.peft_config import PeftConfig, config_of_peft
-from tsugiki.lora.swap import replace_module
-from tsugiki.lora.switch import base_alone, deactivate, set_adapter
+from tsugiki.lora.peft import PeftConfig, config_of_peft
+from tsugiki.model.freeze import freeze, warn_of_float16
 from tsugiki.model.linear import CHANGED_WEIGHTS
+from tsugiki.model.undo import replace_module, undo_all
 from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
 
 DEFAULT_NAME = "default"
@@ -158,14 +160,16 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
         )
     try:
         if not state.adapters:
-            freeze_base(model, state, bool(base_dropout))
+            state.base_dropout = bool(base_dropout)
+            setattr(model, STATE_ATTRIBUTE, state)
+            freeze(model, state.base_dropout, state.frozen)
         state.adapters[name] = adapter
         set_adapter(model, name)
     except BaseException:
         state.adapters.pop(name, None)
         _unwrap(model, keep=state.adapters.values())
         if not state.adapters and find_state(model) is state:
-            unfreeze_base(model, state)
+            _forget(model, state)
         raise
 
 
@@ -183,7 +187,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     else:
         deactivate(model)
     _unwrap(model, keep=())
-    unfreeze_base(model, state)
+    _forget(model, state)
     return model
 
 
@@ -212,17 +216,9 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def warn_of_float16(model: nn.Module) -> None:
-    """Warn if the model would compute in float16 on a processor, which takes many times as long as in float32."""
-    on_processor = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in model.parameters())
-    if on_processor and not torch.accelerator.is_available():
-        warnings.warn(
-            _(
-                "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
-                "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16"
-            ),
-            stacklevel=3,
-        )
+def _forget(model: nn.Module, state: Graft) -> None:
+    undo_all(state.frozen)
+    vars(model).pop(STATE_ATTRIBUTE, None)
 
 
 def _unwrap(model: nn.Module, keep: Collection[Adapter]) -> None:

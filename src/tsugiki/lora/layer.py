@@ -8,12 +8,12 @@ Only A and B train: r (in + out) parameters instead of in · out. B is initialis
 grafted layer is bit-identical to the frozen one. `scaling` is alpha / r, as in the paper and in PEFT; some texts that
 build LoRA from scratch multiply by alpha alone.
 
-The variants are in their own modules: other initial values of A and B (`initialise`), trained lengths of W's rows
-(`dora`) and convolutions (`conv`).
+This package is the definition. `tsugiki.fast` computes the same in less time and memory: the public `tsugiki.graft`
+replaces the `forward` of grafted layers by its products (`fast.layers`).
 """
 
 from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +21,15 @@ from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.conv import LoraConv2d
-from tsugiki.lora.dora import dora_factor, dora_product, plain_dora, rescale
-from tsugiki.lora.initialise import init_orthogonal_, init_pissa_, init_random_
+from tsugiki.lora.init import init_orthogonal_, init_pissa_, init_random_
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.product import grafted_product
-from tsugiki.model.linear import (
-    device_of,
-    factor_dtype,
-    features,
-    frozen_product,
-    has_product,
-    is_autocast_enabled,
-    is_quantized,
-    is_stored_in_out,
-    oriented,
-)
+from tsugiki.lora.variants import LoraConv2d, dora, dora_factor, rescale
+from tsugiki.model.linear import device_of, factor_dtype, features, is_stored_in_out, oriented
+from tsugiki.model.undo import Wrapper
 
 
-class LoraLinear(nn.Module):
-    """A linear layer (see `frozen_layer.is_linear`) with a low-rank branch.
+class LoraLinear(Wrapper):
+    """A linear layer (see `model.linear.is_linear`) with a low-rank branch.
 
     `lora` is None while no adapter is active in the layer; the layer then computes the same as its frozen base.
     """
@@ -51,37 +40,14 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.register_module("lora", None)
-        self.fused = True
-        """Compute by `grafted_product`; False: by `plain`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b + scaling · B A dropout(x) for x [..., in]."""
-        modules = self._modules  # an attribute takes a microsecond, which counts while text is generated
-        base, pair = cast(nn.Module, modules["base_layer"]), cast("LowRank | None", modules["lora"])
-        if pair is None and "forward" in vars(base):  # such as `linear_of_matrix`
-            return self.plain(x)
-        if not self.fused or not _can_fuse(x, base):
-            return self.plain(x)
-        if pair is None:
-            # torch multiplies some inputs (LED's) by a frozen weight in another order than by a trainable one.
-            if not isinstance(base, nn.Linear):
-                return self.plain(x)
-            return frozen_product(base, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
-        parameters = pair._parameters
-        if parameters["bias"] is not None:
-            return self.plain(x)
-        if parameters["magnitude"] is not None:
-            return dora_product(base, oriented(base), pair, x)
-        p = pair.dropout.p if self.training else 0.0
-        return grafted_product(base, x, *pair.factors(), pair.scaling, p)
-
-    def plain(self, x: Tensor) -> Tensor:
-        """Compute `forward` by its definition: the reference for `grafted_product`, and its fallback."""
         y: Tensor = self.base_layer(x)
         if self.lora is None:
             return y
         if self.lora.magnitude is not None:
-            return plain_dora(self.base_layer, oriented(self.base_layer), self.lora, x, y)
+            return dora(self.base_layer, self.lora, x, self.lora.dropout(x), y)
         A, B = self.lora.factors()
         low = F.linear(self.lora.dropout(x.to(A.dtype)), A)
         return (y + F.linear(low, B, self.lora.bias) * self.lora.scaling).to(y.dtype)
@@ -94,7 +60,7 @@ class LoraLinear(nn.Module):
             TsugikiError: in the backward pass of a loss that was computed from this weight: such a loss skips the
                 adapter, which would not train.
         """
-        frozen: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        frozen: Tensor = self.base_layer.weight
         if self.lora is None or not torch.is_grad_enabled():
             return frozen
         guarded: Tensor = _BypassGuard.apply(frozen, self.lora.A, self.lora.B)  # type: ignore[no-untyped-call]
@@ -103,7 +69,8 @@ class LoraLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """The base's bias, for code that reads `layer.bias`."""
-        return self.base_layer.bias  # type: ignore[return-value]
+        bias: Tensor | None = self.base_layer.bias
+        return bias
 
 
 class _BypassGuard(torch.autograd.Function):
@@ -124,15 +91,7 @@ class _BypassGuard(torch.autograd.Function):
         )
 
 
-def _can_fuse(x: Tensor, layer: nn.Module) -> bool:
-    """Return whether `grafted_product` is equivalent to calling the layer."""
-    # A compiler fuses the definition itself; autocast chooses a dtype for each of its operations.
-    if torch.compiler.is_compiling() or is_autocast_enabled(x.device):
-        return False
-    return has_product(layer) and (is_quantized(layer) or x.dtype == layer.weight.dtype)
-
-
-class LoraEmbedding(nn.Module):
+class LoraEmbedding(Wrapper):
     """`nn.Embedding` with a low-rank branch: row i of the table gains scaling · B A[:, i]."""
 
     lora: LowRank | None
@@ -162,7 +121,8 @@ class LoraEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The frozen table, for code that reads `layer.weight`."""
-        return self.base_layer.weight
+        table: Tensor = self.base_layer.weight
+        return table
 
 
 Grafted = LoraLinear | LoraEmbedding | LoraConv2d
@@ -178,11 +138,6 @@ def wrap(layer: nn.Module) -> Grafted:
     if isinstance(layer, nn.Conv2d):
         return LoraConv2d(layer)
     return LoraEmbedding(layer) if isinstance(layer, nn.Embedding) else LoraLinear(layer)
-
-
-def base_of(layer: nn.Module) -> nn.Module:
-    """Return the frozen layer inside a grafted one; any other layer is returned as it is."""
-    return layer.base_layer if isinstance(layer, Grafted) else layer
 
 
 def activate_factors(layer: Grafted, pair: LowRank) -> None:

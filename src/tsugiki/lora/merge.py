@@ -15,31 +15,20 @@ exceed the update, since a row whose scale changes is quantised again as a whole
 quantised base, and `merge_quantized` returns the share that is lost, ‖scale' · qweight' - W - ΔW‖ / ‖ΔW‖.
 """
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.graft_state import active_adapter, require_state
+from tsugiki.lora.hold import active_adapter, attach_adapter, detach_adapter, require_state
 from tsugiki.lora.layer import Grafted
-from tsugiki.lora.shared_parameters import shared_parameters
-from tsugiki.lora.swap import (
-    Undo,
-    WeightUpdate,
-    is_replacement,
-    parameter_owner,
-    replace_module,
-    replace_parameter,
-    undo_all,
-)
-from tsugiki.lora.switch import attach_adapter, detach_adapter
 from tsugiki.model.linear import QuantizedLinear, is_quantized
-from tsugiki.model.training_mode import Replaced, copy_configs, restore_configs
+from tsugiki.model.shared_parameters import shared_parameters, untie
+from tsugiki.model.undo import Undo, parameter_owner, replace_module, replace_parameter, undo_all
+from tsugiki.model.weight_updates import WeightUpdate, is_replacement
 from tsugiki.model.wrappers import unwrapped
 
 
@@ -132,36 +121,6 @@ def unmerge(model: nn.Module) -> nn.Module:
     state.merged = None
     attach_adapter(model, state.active)
     return model
-
-
-def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
-    """Record in the model's config that embedding and output head are two weights, if one of `layers` is either.
-
-    Args:
-        model: a copy of its config takes the place of the config, and changes.
-        layers: the names of layers whose weight is not shared any more.
-        undo: a function that restores the config is appended to it.
-
-    Returns:
-        Whether the config has changed.
-    """
-    config = getattr(model, "config", None)
-    tied = config is not None and getattr(config, "tie_word_embeddings", False)
-    if not tied or not _embedding_paths(model) & set(layers):
-        return False
-    replaced: Replaced = []
-    undo.append(partial(restore_configs, replaced))
-    copy_configs(model, replaced)
-    undo.append(partial(setattr, model.config, "tie_word_embeddings", True))
-    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
-    warnings.warn(
-        _(
-            "the adapter changes the weight that the embedding and the output head share, but not in both places "
-            "alike; merged, they are two weights (tie_word_embeddings=False)"
-        ),
-        stacklevel=5,
-    )
-    return True
 
 
 @contextmanager
@@ -266,11 +225,3 @@ def _shared_in_part(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> se
         for name, update in updates.items()
         if any(updates.get(other) is not update for other in shared.get(name, ()))
     }
-
-
-def _embedding_paths(model: nn.Module) -> set[str]:
-    """Return the names of the input embedding and of the output head."""
-    if not hasattr(model, "get_input_embeddings"):
-        return set()
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-    return {path for path, module in model.named_modules() if any(module is end for end in ends)}

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class LowRank(nn.Module):
     """The factors A [r, in] and B [out, r] of one layer's update, and the scaling of their product.
 
-    For an embedding, `in` is the number of entries and `out` the width; for a convolution see `lora.conv`. The factors
-    are kept in float32 (float64 for a float64 layer), whatever the dtype of the frozen weight.
+    For an embedding, `in` is the number of entries and `out` the width; for a convolution see `lora.variants`. The
+    factors are kept in float32 (float64 for a float64 layer), whatever the dtype of the frozen weight.
 
     Tensors that do not train are parameters as well, not buffers, so that FSDP shards them and DDP does not send them
     to all processes in every forward pass.

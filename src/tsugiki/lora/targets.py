@@ -1,28 +1,19 @@
 """The layers and parameters that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import base_of
-from tsugiki.lora.swap import CHILD
 from tsugiki.model import targets_by_rule
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import is_graftable, is_linear, is_stored_in_out
 from tsugiki.model.names import Names, matches, shortest_endings, split_block
 from tsugiki.model.targets_by_rule import Sublayers
-
-_HEADS = {
-    "ForSequenceClassification": ("classifier", "score"),
-    "ForTokenClassification": ("classifier", "score"),
-    "ForQuestionAnswering": ("qa_outputs",),
-}
-"""End of the name of a model's class -> the ends of the names of its output layers."""
+from tsugiki.model.trained_copies import saved_endings
+from tsugiki.model.ungrafted import base_modules, find_stacks, output_head, with_first_names
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
@@ -36,7 +27,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
             is not a linear layer, an embedding or a convolution.
     """
     layers = dict(base_modules(model))
-    saved = _saved(model, config)
+    saved = saved_endings(model, config.modules_to_save)
     selected = [name for name in _select(model, layers, config.target_modules) if _is_admitted(name, config, saved)]
     parameters = config.target_parameters or ()
     both = [name for name in selected if matches(f"{name}.weight", parameters)]
@@ -63,7 +54,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
                 hint=_list_graftable(layers),
             )
         )
-    return _with_first_names({name: layers[name] for name in selected})
+    return with_first_names({name: layers[name] for name in selected})
 
 
 def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tuple[nn.Module, nn.Parameter]]:
@@ -119,21 +110,6 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
     return found
 
 
-def find_stacks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Return the parameters that are stacks of matrices, as the weights of experts are, by name.
-
-    Args:
-        modules: the modules of the ungrafted model by name.
-    """
-    return {
-        f"{path}.{name}": parameter
-        for path, module in modules.items()
-        if not isinstance(module, nn.modules.conv._ConvNd)
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.dim() == 3 and min(parameter.shape) > 1
-    }
-
-
 def default_layers(model: nn.Module) -> list[str]:
     """Return the names of the linear layers on which the rule puts adapters, in the order of the model's modules."""
     return [name for name, reason in reasons_against(model).items() if not reason]
@@ -144,96 +120,21 @@ def reasons_against(model: nn.Module) -> dict[str, str]:
 
     The keys are the layers' names in the model before any graft (see `tsugiki.model.targets_by_rule`).
     """
-    return targets_by_rule.reasons_against(model, _with_first_names(dict(base_modules(model))))
+    return targets_by_rule.reasons_against(model, with_first_names(dict(base_modules(model))))
 
 
 def sublayers_of(model: nn.Module) -> Sublayers:
     """Return the layers and modules of the ungrafted model on which (IA)³ and bottleneck adapters are put."""
-    return targets_by_rule.find_sublayers(_with_first_names(dict(base_modules(model))), default_layers(model))
+    return targets_by_rule.find_sublayers(with_first_names(dict(base_modules(model))), default_layers(model))
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
     """Return short `target_modules` with which `config` selects exactly the layers called `targets`."""
     layers = dict(base_modules(model))
     own = {id(layers[name]) for name in targets}
-    saved = _saved(model, config)
+    saved = saved_endings(model, config.modules_to_save)
     others = (name for name, layer in layers.items() if id(layer) not in own and _is_admitted(name, config, saved))
     return shortest_endings(targets, others)
-
-
-def find_modules_to_save(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """Find the modules that `modules_to_save` names, by their names in the ungrafted model.
-
-    Raises:
-        TsugikiError: an entry of `modules_to_save` that matches no module.
-    """
-    found: dict[str, nn.Module] = {}
-    for wanted in _saved(model, config):
-        modules = find_modules(model, [wanted])
-        if not modules:
-            raise TsugikiError(
-                _("modules_to_save names {wanted!r}, which the model does not have").format(wanted=wanted)
-            )
-        found.update(modules)
-    return found
-
-
-def task_heads(model: nn.Module) -> list[str]:
-    """Return the names of the output layers of a classifier, which are initialised at random and so have to train.
-
-    PEFT trains the same layers for a model of this class.
-    """
-    endings = next((heads for name, heads in _HEADS.items() if type(model).__name__.endswith(name)), ())
-    return [name for name, _ in model.named_children() if name.endswith(endings)] if endings else []
-
-
-def _saved(model: nn.Module, config: LoraConfig) -> Sequence[str]:
-    return task_heads(model) if config.modules_to_save is None else config.modules_to_save
-
-
-def find_modules(model: nn.Module, wanted: Names) -> dict[str, nn.Module]:
-    """Find the modules that `wanted` selects (see `matches`), by their names in the ungrafted model.
-
-    A module with several names has the first that `wanted` selects.
-    """
-    return _with_first_names({name: module for name, module in base_modules(model) if matches(name, wanted)})
-
-
-def base_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """List the modules of the ungrafted model by name, whether adapters are attached or not.
-
-    A grafted layer is listed as its frozen layer. Modules that an adapter added are left out.
-    """
-    return [
-        (name, base_of(module))
-        for name, module in model.named_modules(remove_duplicate=False)
-        if name and not re.search(rf"(^|\.)(base_layer|lora|{CHILD})(\.|$)", name)
-    ]
-
-
-def _with_first_names(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return each module once, by the first of its names."""
-    first_names: dict[int, str] = {}
-    for name, module in modules.items():
-        first_names.setdefault(id(module), name)
-    return {name: modules[name] for name in first_names.values()}
-
-
-def output_head(model: Any) -> nn.Module | None:
-    """Return the frozen layer that computes the logits, or None if the model does not name one."""
-    head: nn.Module | None = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return None if head is None else base_of(head)
-
-
-def vocabulary_layers(model: Any) -> dict[str, nn.Module]:
-    """Return the token embedding and the output head by their names before any graft, if the model returns them."""
-    if not hasattr(model, "get_input_embeddings"):
-        return {}
-    try:
-        ends = [base_of(model.get_input_embeddings()), output_head(model)]
-    except NotImplementedError:
-        return {}
-    return _with_first_names({name: layer for name, layer in base_modules(model) if any(layer is end for end in ends)})
 
 
 def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | None) -> list[str]:

@@ -12,7 +12,7 @@ class QuantizedLayer(nn.Module):
     """Replaces a frozen `nn.Linear` or transformers' `Conv1D`, whose float weight is dropped.
 
     A subclass quantises a weight in `__init__` and defines `product`, `input_gradient`, `dequantize` and `requantize`,
-    so that it implements `lora.frozen_layer.QuantizedLinear`. Only `bias` can train. The quantised values are
+    so that it implements `model.linear.QuantizedLinear`. Only `bias` can train. The quantised values are
     parameters that do not train, not buffers, so that FSDP shards them and DDP does not send them to all processes in
     every forward pass.
 

@@ -40,12 +40,10 @@ from torch.nn import functional as F
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.masks import dropout
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LARGEST_FACTOR, Indices
-from tsugiki.lora.layer import base_of
-from tsugiki.lora.masks import dropout
-from tsugiki.lora.swap import Undo
-from tsugiki.lora.targets import base_modules, find_modules, sublayers_of
+from tsugiki.lora.targets import sublayers_of
 from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX
@@ -54,6 +52,8 @@ from tsugiki.model.context import text_config
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.names import Names, shortest_endings, split_block
 from tsugiki.model.settings import check_types
+from tsugiki.model.undo import Undo, base_of
+from tsugiki.model.ungrafted import base_modules, find_modules
 
 _NAME_MODULES = marked("name the modules whose output is added to the residual, such as {setting}: [mlp]")
 

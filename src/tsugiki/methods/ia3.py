@@ -25,10 +25,7 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import base_of
-from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
-from tsugiki.lora.swap import Undo, WeightUpdate, module_updates, replace_module
-from tsugiki.lora.targets import base_modules, find_targets, sublayers_of
+from tsugiki.lora.targets import find_targets, sublayers_of
 from tsugiki.methods.hooks import attach_input_module, attach_output_module
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
@@ -36,6 +33,10 @@ from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.model.names import Names, matches, shortest_endings
 from tsugiki.model.settings import check_types
+from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_in_file, saved_tensors
+from tsugiki.model.undo import Undo, base_of, replace_module
+from tsugiki.model.ungrafted import base_modules
+from tsugiki.model.weight_updates import WeightUpdate, module_updates
 
 _NAME_LAYERS = marked(
     "set target_modules to the layers of keys and values and the last layer of the feed-forward network, and "

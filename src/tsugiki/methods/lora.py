@@ -22,7 +22,7 @@ The tensors in the file have PEFT's names and shapes:
     base_model.model.<module path>.token_adapter.trainable_tokens_delta    [tokens, width]   (trainable_token_indices)
     base_model.model.<module path>[.base_layer…].lora_A.weight   [experts · r, in]; likewise B   (target_parameters)
 
-The last line is for a parameter of a module, such as the weights of all experts (`tsugiki.lora.parameters`). If several
+The last line is for a parameter of a module, such as the weights of all experts (`tsugiki.lora.experts`). If several
 parameters of the module have factors, the names for the last parameter have no `.base_layer`, the names for the
 parameter before it have one, and so on.
 
@@ -35,8 +35,8 @@ doubled and its alphas raised, so that the scaling stays the same. Every version
 `tsugiki.json` marks the file as PiSSA, so that loading splits the factors again and training can continue. A resumed
 run reads this from its own config.
 
-Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.dora`), PiSSA and
-orthogonal initialisation (`tsugiki.lora.initialise`), and a separate learning rate for B
+Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.variants`), PiSSA and
+orthogonal initialisation (`tsugiki.lora.init`), and a separate learning rate for B
 (`tsugiki.training.lora_plus`).
 
 LoRA-FA (Zhang et al. 2023, arXiv:2308.03303) is y = W x + s B A x with A [r, in] frozen at its random initial value,
@@ -58,25 +58,19 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _, marked
 from tsugiki.lora.adapter import LoraAdapter, new_lora_adapter, trained_biases
 from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.experts import is_transposed, parameter_pair_shapes
 from tsugiki.lora.layer import pair_shapes
-from tsugiki.lora.parameters import is_transposed, parameter_pair_shapes
-from tsugiki.lora.peft_names import named_like_experts
-from tsugiki.lora.saved_modules import names_for_file, saved_in_file, saved_tensors
-from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
-from tsugiki.lora.swap import Undo, replace_parameter, undo_all
-from tsugiki.lora.targets import (
-    base_modules,
-    find_modules_to_save,
-    find_target_parameters,
-    find_targets,
-    shortest_target_modules,
-    vocabulary_layers,
-)
+from tsugiki.lora.targets import find_target_parameters, find_targets, shortest_target_modules
 from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
+from tsugiki.model.checkpoint_names import named_like_experts
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.names import matches
 from tsugiki.model.patterns import name_pattern
+from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.trained_copies import find_modules_to_save, names_for_file, saved_in_file, saved_tensors
+from tsugiki.model.undo import Undo, replace_parameter, undo_all
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 
 _HARMLESS = frozenset(
     {
@@ -190,7 +184,7 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
         TsugikiError: their number of rows differs from the base's.
     """
     shared = shared_parameters(model)
-    saved_whole = tuple(f"{path}." for path in find_modules_to_save(model, config))
+    saved_whole = tuple(f"{path}." for path in find_modules_to_save(model, config.modules_to_save))
     copies: dict[str, nn.Parameter] = {}
     for path, layer in vocabulary_layers(model).items():
         weight, name = layer._parameters.get("weight"), f"{path}.weight"

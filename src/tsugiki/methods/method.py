@@ -4,7 +4,7 @@ The file of a method defines three things:
 
     a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)` (for a
                      `LoraConfig`, `lora.graft.new_adapter` builds the adapter)
-    an adapter       the parameters that train, and functions that attach them (the Protocol `lora.graft_state.Adapter`)
+    an adapter       the parameters that train, and functions that attach them (the Protocol `lora.hold.Adapter`)
     an AdapterFormat functions that write config and adapter to a folder in PEFT's format, and read them
 
 A `Method` is a config class with some settings fixed, under the name that `--method` takes. Several methods can share
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.fast.layers import graft
 from tsugiki.language import _, marked
-from tsugiki.lora.graft import graft, new_adapter
+from tsugiki.lora.graft import new_adapter
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
 

@@ -35,24 +35,21 @@ from torch import Tensor, nn
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
-from tsugiki.lora.swap import (
-    Undo,
-    WeightUpdate,
-    cast_parameters,
-    module_updates,
-    parameter_owner,
-    replace_module,
-    replace_parameter,
-    replace_with,
-    warn_untied_weights,
-)
-from tsugiki.lora.targets import base_modules, output_head
 from tsugiki.methods.method import AdapterFormat, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.linear import is_quantized
 from tsugiki.model.names import Names, matches, shortest_endings
 from tsugiki.model.settings import check_types
+from tsugiki.model.trained_copies import (
+    copies_to_save,
+    names_for_file,
+    saved_in_file,
+    saved_tensors,
+    warn_untied_weights,
+)
+from tsugiki.model.undo import Undo, cast_parameters, parameter_owner, replace_module, replace_parameter
+from tsugiki.model.ungrafted import base_modules, output_head
+from tsugiki.model.weight_updates import WeightUpdate, module_updates, replace_with
 
 HEAD = "head"
 """The value of `target_parameters` that selects the parameters of the output head, whatever their names are."""

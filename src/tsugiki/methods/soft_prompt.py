@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
@@ -38,10 +37,10 @@ from tsugiki.fast.document_masks import (
     prompt_masks,
 )
 from tsugiki.language import _
-from tsugiki.lora.layer import base_of
-from tsugiki.lora.swap import CHILD, Undo, replace_module
+from tsugiki.model.attach import attach
 from tsugiki.model.context import PROMPT_ATTRIBUTE, decoder_of, max_positions
 from tsugiki.model.inference import evaluating
+from tsugiki.model.undo import Undo, base_of, replace_module, set_attribute
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -106,12 +105,14 @@ class SoftPromptAdapter:
         """Attach the prompt to the decoder, which every forward pass goes through, and replace whole modules."""
         base = decoder_of(model)
         assert base is not None  # `cache_shape` has checked it
-        hooks: list[RemovableHandle] = []
-        undo.append(partial(_detach, base, hooks))
-        base.add_module(CHILD, self.prompt.to(base.device).train(base.training))
-        setattr(base, PROMPT_ATTRIBUTE, len(self.prompt.embedding))
-        hooks.append(base.register_forward_pre_hook(partial(_prepend_prompt, self.key_values), with_kwargs=True))
-        hooks.append(base.register_forward_hook(_drop_unrequested_cache, with_kwargs=True))
+        set_attribute(base, PROMPT_ATTRIBUTE, len(self.prompt.embedding), undo)
+        attach(
+            base,
+            self.prompt,
+            undo,
+            before=partial(_prepend_prompt, self.key_values),
+            after=_drop_unrequested_cache,
+        )
         for path, module in self.modules.items():
             replace_module(model, path, module, undo)
 
@@ -197,13 +198,6 @@ def _probes(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return two pairs of embedded tokens, both [2, width], that differ in the second token only."""
     tokens = torch.linspace(-1, 1, 2 * width, device=device).view(2, width)
     return tokens, torch.cat([tokens[:1], tokens[1:].flip(-1)])
-
-
-def _detach(base: nn.Module, hooks: list[RemovableHandle]) -> None:
-    for hook in hooks:
-        hook.remove()
-    vars(base).pop(PROMPT_ATTRIBUTE, None)
-    base._modules.pop(CHILD, None)
 
 
 def run_decoder(base: "PreTrainedModel", prompt: Tensor) -> KeyValues:

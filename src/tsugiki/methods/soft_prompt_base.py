@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.saved_modules import copies_to_save, names_for_file, saved_in_file, saved_tensors
-from tsugiki.lora.targets import find_modules, task_heads
 from tsugiki.methods.method import ConfigT, check_shapes, read_fields
 from tsugiki.methods.soft_prompt import (
     CacheShape,
@@ -28,6 +26,8 @@ from tsugiki.methods.soft_prompt import (
     split_key_values,
 )
 from tsugiki.model.settings import check_types
+from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_in_file, saved_tensors
+from tsugiki.model.ungrafted import find_modules, task_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

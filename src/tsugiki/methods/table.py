@@ -78,7 +78,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             marked("LoRA for the direction of each weight row, and a trained length"),
             LoraConfig,
             {"use_dora": True},
-            doc_module="tsugiki.lora.dora",
+            doc_module="tsugiki.lora.variants",
             not_accelerated=marked(
                 "discarding a layer's output after the forward pass; one product per layer with lora_dropout; the "
                 "chunked loss with a grafted output head"
@@ -97,14 +97,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             LoraConfig,
             {"init_lora_weights": "pissa"},
             learning_rate_factor=1 / 3,
-            doc_module="tsugiki.lora.initialise",
+            doc_module="tsugiki.lora.init",
         ),
         "orthogonal": Method(
             "reparametrised",
             marked("LoRA initialised with orthogonal factors"),
             LoraConfig,
             {"init_lora_weights": "orthogonal"},
-            doc_module="tsugiki.lora.initialise",
+            doc_module="tsugiki.lora.init",
         ),
         "lora-fa": Method(
             "reparametrised",

@@ -18,6 +18,12 @@ __getattr__, __dir__ = lazy_names(
         "meta": "meta_model replica_in",
         "names": "matches shortest_endings split_block",
         "patterns": "PatternTable compile_pattern compile_search name_pattern",
+        "settings": "check_types",
+        "token_vectors": "TokenVectors new_token_vectors",
+        "trained_copies": "copies_to_save",
+        "undo": ("Undo cast_parameters parameter_owner replace_forward replace_module replace_parameter undo_all"),
+        "ungrafted": "base_modules",
+        "weight_updates": "is_replacement module_updates replace_with",
         "training_mode": "disable_dropout dropout_restored",
     },
 )

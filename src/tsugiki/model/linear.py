@@ -6,7 +6,6 @@ functions here compute them from the float weight. A quantised layer, such as th
 `QuantizedLinear`, whose methods the functions call.
 """
 
-import copy
 import math
 import sys
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tsugiki.model.undo import with_parameters
 
 CHANGED_WEIGHTS = "_tsugiki_changed_weights"
 """The attribute that marks a model whose weights differ from its files, because an adapter was merged into them."""
@@ -82,10 +83,11 @@ def is_stored_in_out(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Embedding) or is_conv1d(layer)
 
 
-def is_hooked(layer: nn.Module) -> bool:
+def is_hooked(layer: nn.Module, equivalent: Callable[..., Tensor] | None = None) -> bool:
     """Return whether calling the layer may do more than its class's `forward`: it has hooks or a replaced `forward`.
 
-    `linear_of_matrix` does not count, because it computes the same as `nn.Linear.forward`. The hooks of DeepSpeed's
+    `linear_of_matrix` does not count, because it computes the same as `nn.Linear.forward`, and neither does
+    `equivalent`, a function that computes the same as the class's `forward`. The hooks of DeepSpeed's
     ZeRO-3 do not count either: they gather the weight before a call, and ZeRO-3 also gathers a weight that is read
     without a call, then and before the backward pass of the module that reads it. They do count for a quantised layer,
     whose backward pass reads more tensors than its forward pass.
@@ -94,7 +96,9 @@ def is_hooked(layer: nn.Module) -> bool:
         hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
         if any(is_quantized(layer) or not _is_of_deepspeed(hook) for hook in hooks):
             return True
-    return "forward" in vars(layer) and getattr(layer.forward, "func", None) is not linear_of_matrix
+    replaced = vars(layer).get("forward")
+    function = getattr(replaced, "func", replaced)
+    return function is not None and function is not linear_of_matrix and function is not equivalent
 
 
 def is_autocast_enabled(device: torch.device) -> bool:
@@ -215,8 +219,7 @@ def _multiplies_by(layer: nn.Linear, in_features: int, out_features: int) -> boo
 
     x, weight = draw(2, in_features), draw(out_features, in_features)
     bias = None if layer.bias is None else draw(out_features)
-    trial = copy.copy(layer)
-    vars(trial)["_parameters"] = {**layer._parameters, "weight": weight, "bias": bias}
+    trial = with_parameters(layer, {"weight": weight, "bias": bias})
     try:
         with torch.no_grad():
             y = type(layer).forward(trial, x)

@@ -12,13 +12,14 @@ from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.vocabulary import words_for
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.layers import add_adapter
+from tsugiki.fast.mixed_batch import mixed_batch
 from tsugiki.generation.batch import find_batch_mode
 from tsugiki.generation.request import BatchMode
 from tsugiki.io.digests import FileState, file_state, sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
 from tsugiki.language import _
-from tsugiki.lora.graft import add_adapter, remove_adapter
-from tsugiki.lora.mixed_batch import mixed_batch
+from tsugiki.lora.graft import remove_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -31,7 +31,7 @@ from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _, language
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.switch import base_alone
+from tsugiki.lora.hold import base_alone
 from tsugiki.report.adapter import (
     LAYERS_EXPLAINED,
     AdapterReport,

@@ -19,8 +19,7 @@ from tsugiki.data.records import Message
 from tsugiki.generation.generate import generate_texts
 from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
-from tsugiki.lora.graft_state import is_grafted
-from tsugiki.lora.switch import disable_adapter
+from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
 from tsugiki.training.choices import evenly_spread, is_due, plan_evaluations
 from tsugiki.training.evaluation.evaluate import Window, evaluate

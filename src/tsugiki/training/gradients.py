@@ -42,8 +42,8 @@ from tsugiki.data.batches import StepBatches
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss
+from tsugiki.fast.masks import masks_from
 from tsugiki.language import _
-from tsugiki.lora.masks import masks_from
 from tsugiki.model.context import IGNORE_INDEX, rope_depends_on_length
 from tsugiki.model.inference import seeded
 from tsugiki.training.sharding import is_sharded, is_split

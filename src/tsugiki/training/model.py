@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
+from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.chat import read_template, use_template
@@ -25,13 +26,13 @@ from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.language import _, marked
-from tsugiki.lora.graft_state import active_adapter, is_grafted
-from tsugiki.lora.targets import vocabulary_layers
+from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.lowbit.decoded_layer import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import replica_in
+from tsugiki.model.ungrafted import vocabulary_layers
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.gradients import Gradients
 from tsugiki.training.sharding import is_sharded, shard
@@ -112,6 +113,7 @@ def make_trainable(
     if not is_grafted(model):
         resolved["compute_dtype"] = _compute_dtype(config, device)
         return resolved
+    replace_saving(model)
     check_can_save(model)
     use_fast_paths(model, attention=device.type == "cpu")
     targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})

@@ -34,7 +34,7 @@ from tsugiki.io.atomic import check_writable, remove_leftovers
 from tsugiki.io.locks import OWNER_FILE, sole_use
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step
 from tsugiki.language import _, ngettext
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.product_dtype import decide
 from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length

@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.graft import trainable_parameters
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.hold import is_grafted
 from tsugiki.lora.pair import LowRank
 from tsugiki.methods.full import config_to_save
 from tsugiki.model.inference import decoder_blocks

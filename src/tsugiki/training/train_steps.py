@@ -21,7 +21,7 @@ from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.manifest import read_manifest
 from tsugiki.io.run_folder import CHECKPOINTS, remove_run
 from tsugiki.language import _, counts
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled
 from tsugiki.training.build_loop import build_loop

@@ -27,10 +27,10 @@ from tsugiki.base.resolve import model_folder
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.shared_parameters import shared_parameters
 from tsugiki.lora.targets import find_targets, shortest_target_modules
 from tsugiki.model.inference import seeded
 from tsugiki.model.linear import is_conv1d
+from tsugiki.model.shared_parameters import shared_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

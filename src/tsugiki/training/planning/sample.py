@@ -21,7 +21,7 @@ from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, 
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
 from tsugiki.fast.loss import Head, plain_loss
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantization import is_quantizable, quantized_layer
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.linear import features

@@ -20,10 +20,11 @@ from tsugiki.data.read.files import Data
 from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.layers import add_adapter
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
-from tsugiki.lora.graft import DEFAULT_NAME, add_adapter
+from tsugiki.lora.graft import DEFAULT_NAME
 from tsugiki.model.inference import probe_logits
 from tsugiki.training.evaluation.evaluate import Window, evaluate, read_windows
 from tsugiki.training.evaluation.result import Evaluation

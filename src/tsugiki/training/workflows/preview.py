@@ -15,9 +15,9 @@ from tsugiki.data.read.files import describe_data, record_kinds
 from tsugiki.data.records import Completion, Conversation
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
-from tsugiki.lora.graft_state import active_adapter, is_grafted
-from tsugiki.lora.targets import base_modules, vocabulary_layers
+from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.model.context import IGNORE_INDEX
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig

@@ -17,7 +17,7 @@ from tsugiki.fast.paths import use_plain_paths
 from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import ungraft
-from tsugiki.lora.graft_state import is_grafted
+from tsugiki.lora.hold import is_grafted
 from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.evaluation_callback import BaseResults

@@ -1,4 +1,6 @@
-"""DoRA: the directions and the lengths of the weight's rows are trained separately (Liu et al. 2024, arXiv:2402.09353).
+"""Two variants of the layer: DoRA, and LoRA on a convolution.
+
+**DoRA** (Liu et al. 2024, arXiv:2402.09353) trains the directions and the lengths of the weight's rows separately:
 
     y = g ∘ (W x + s B A x) + b        g = m / ‖W + s B A‖, row by row
 
@@ -14,6 +16,18 @@ and keeps W x̃ [tokens, out] for the gradient of m.
 
 The norms are computed without a matrix of the weight's size: for a row w of W and its row b of B,
 ‖w + s A'b‖² = ‖w‖² + 2s b·(A w) + s² b·(A A')b.
+
+**LoRA on a convolution**: the same two steps, of which the first is a convolution.
+
+        x ──┬── W [out, in / groups, kh, kw] (frozen) ──────────────────┬──(+)── y
+            └── dropout ── A [r, in, kh, kw] ── B [out, r / groups, 1, 1] ── · scaling ──┘
+
+A has the kernel size, stride, padding and dilation of the layer, so its r output channels have the size of the layer's
+output; B mixes these channels at each position. r (in · kh · kw + out) parameters train. Without groups, B A is a
+kernel of the layer's shape and can be merged: ΔW[o, i] = scaling · Σ_r B[o, r] A[r, i]. In a layer with groups, A sees
+all input channels and B has as many groups as the layer, as in PEFT. This is not a kernel of the layer's shape, so it
+cannot be merged, and r must be a multiple of the number of groups. (PEFT's A ignores the layer's dilation, so PEFT
+cannot adapt a layer with dilation.)
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +37,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.lora.masks import dropout
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.product import grafted_product
+from tsugiki.model.linear import oriented
+from tsugiki.model.undo import Wrapper
 
 
 @torch.no_grad()
@@ -81,45 +95,24 @@ def dora_factor(weight: Tensor, pair: LowRank) -> Tensor:
     return pair.magnitude / norms
 
 
-def plain_dora(layer: nn.Module, weight: Tensor, pair: LowRank, x: Tensor, y: Tensor) -> Tensor:
-    """Compute a linear layer with DoRA by its definition.
+def dora(layer: nn.Module, pair: LowRank, x: Tensor, dropped: Tensor, y: Tensor) -> Tensor:
+    """Return the output of a linear layer with DoRA.
 
     Args:
         layer: the frozen layer.
-        weight: its weight as [out, in].
         pair: its DoRA pair.
         x: the input, [..., in].
+        dropped: the input after dropout; x itself without dropout.
         y: the frozen layer's output for x, [..., out].
     """
     A, B = pair.factors()
-    factor = plain_factor(weight, pair)
-    p = pair.dropout.p if pair.training else 0.0
-    dropped = dropout(x, p)
-    frozen: Tensor = layer(dropped) if p else y
+    factor = plain_factor(oriented(layer), pair)
+    frozen: Tensor = y if dropped is x else layer(dropped)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if bias is not None:
         frozen = frozen - bias
     update = F.linear(F.linear(dropped.to(A.dtype), A), B) * pair.scaling
     return (y + (factor - 1) * frozen + factor * update).to(y.dtype)
-
-
-def dora_product(layer: nn.Module, weight: Tensor, pair: LowRank, x: Tensor) -> Tensor:
-    """Compute `plain_dora` with `grafted_product`, which must apply to the layer.
-
-    With dropout, W x and W x̃ are two products, as in the definition.
-    """
-    A, B = pair.factors()
-    p = pair.dropout.p if pair.training else 0.0
-    dropped = dropout(x, p)
-    z = grafted_product(layer, dropped, A, B, pair.scaling, 0.0)
-    # 16 bits represent g, which is near 1, only coarsely, but g - 1 well.
-    excess = (dora_factor(weight, pair) - 1).to(z.dtype)
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
-    without_bias = z if bias is None else z - bias
-    if not p:
-        return torch.addcmul(z, without_bias, excess)
-    update = F.linear(F.linear(dropped, A.to(z.dtype)), (B * pair.scaling).to(z.dtype))
-    return torch.addcmul(layer(x) + update, without_bias, excess)
 
 
 def _no_autocast(weight: Tensor) -> AbstractContextManager[Any]:
@@ -131,3 +124,51 @@ def _no_autocast(weight: Tensor) -> AbstractContextManager[Any]:
 def _positive(norms: Tensor) -> Tensor:
     """Replace lengths of zero by the smallest positive number, because the result is used as a divisor."""
     return norms.clamp(min=torch.finfo(norms.dtype).tiny)
+
+
+class LoraConv2d(Wrapper):
+    """`nn.Conv2d` with a low-rank branch; `lora` is None while no adapter is active in the layer."""
+
+    lora: LowRank | None
+
+    def __init__(self, base_layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.register_module("lora", None)
+
+    @staticmethod
+    def shapes(layer: nn.Conv2d, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of A and B for this layer."""
+        return (r, layer.in_channels, *layer.kernel_size), (layer.out_channels, r // layer.groups, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return W * x + b + scaling · B * (A * dropout(x)) for x [rows, in, height, width]."""
+        return self.with_dropped(x, x if self.lora is None else self.lora.dropout(x))
+
+    def with_dropped(self, x: Tensor, dropped: Tensor) -> Tensor:
+        """Compute `forward`, given the input after dropout; it is x itself without dropout."""
+        layer, pair = self.base_layer, self.lora
+        y: Tensor = layer(x)
+        if pair is None:
+            return y
+        low = F.conv2d(dropped.to(pair.A.dtype), pair.A, None, layer.stride, layer.padding, layer.dilation)
+        update = F.conv2d(low, pair.B, groups=layer.groups) * pair.scaling
+        if pair.magnitude is None:
+            return (y + update).to(y.dtype)
+        factor = plain_factor(layer.weight, pair).view(-1, 1, 1)
+        frozen = y if dropped is x else layer(dropped)
+        if layer.bias is not None:
+            frozen = frozen - layer.bias.view(-1, 1, 1)
+        return (y + (factor - 1) * frozen + factor * update).to(y.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen kernel, for code that reads `layer.weight`."""
+        kernel: Tensor = self.base_layer.weight
+        return kernel
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, for code that reads `layer.bias`."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.tiny import relative_error
-from tsugiki.lora import LowRankSum
+from tsugiki.fast import LowRankSum
 
 EXPERTS, ROWS, M, N, R = 4, 6, 8, 16, 3
 _ENDS = torch.tensor([1, 1, 4, 6], dtype=torch.int32)

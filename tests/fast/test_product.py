@@ -1,4 +1,4 @@
-"""`grafted_product` against `LoraLinear.plain`: values, every gradient, and what is kept for backward."""
+"""`grafted_product` against `LoraLinear.forward`: values, every gradient, and what is kept for backward."""
 
 import functools
 from typing import Any
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from tests.tiny import relative_error
+from tests.tiny import in_pairs, relative_error
 from tsugiki import LoraConfig, graft, set_adapter
-from tsugiki.lora import LoraLinear, grafted_product, keep_mask, new_pair, product, trainable_parameters
-from tsugiki.lora import layer as layer_module
+from tsugiki.fast import grafted_product, keep_mask, layers, product, use_fast_products
+from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
 from tsugiki.model import frozen_input_gradient, has_product
 
 LAYERS = {
@@ -43,7 +43,13 @@ def grafted(
         base.bias.requires_grad_(train_bias)
     module = LoraLinear(base).train()
     module.lora = new_pair(base, 3, 0.7, p, False)
+    use_fast_products(module)
     return module
+
+
+def plain(module: Any) -> Any:
+    """The definition."""
+    return functools.partial(LoraLinear.forward, module)
 
 
 def inputs(dtype: torch.dtype, shape: tuple[int, ...] = (2, 16, 24), seed: int = 1) -> Tensor:
@@ -96,13 +102,11 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(layer)
         return grafted_product(layer, *rest)
 
-    monkeypatch.setattr(layer_module, "grafted_product", counted)
+    monkeypatch.setattr(layers, "grafted_product", counted)
     return calls
 
 
-@pytest.mark.parametrize("train_bias", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", LAYERS)
+@in_pairs(train_bias=[False, True], dtype=DTYPES, kind=LAYERS)
 def test_values_and_gradients_equal_the_definition(
     kind: str, dtype: torch.dtype, train_bias: bool, fused_calls: list[Any]
 ):
@@ -110,9 +114,9 @@ def test_values_and_gradients_equal_the_definition(
     x, weight = inputs(dtype), inputs(dtype, (2, 16, 40), 2).detach()
     fused = results(module, x, weight, module)
     assert len(fused_calls) == 1
-    plain = results(module, x, weight, module.plain)
-    holds(fused, formula(module, x, weight, None, 0.0), dtype, plain)
-    assert {name: t.dtype for name, t in fused.items()} == {name: t.dtype for name, t in plain.items()}
+    expected = results(module, x, weight, plain(module))
+    holds(fused, formula(module, x, weight, None, 0.0), dtype, expected)
+    assert {name: t.dtype for name, t in fused.items()} == {name: t.dtype for name, t in expected.items()}
     assert ("bias" in fused) == (train_bias and kind != "no bias")
 
 
@@ -126,17 +130,17 @@ def test_dropout_uses_the_mask_that_the_seed_determines(kind: str, dtype: torch.
     assert 0.2 < 1 - keep.double().mean() < 0.4
     # The definition, with this mask instead of its own.
     module.lora.dropout.forward = lambda h: h * keep / (1 - p)
-    plain = results(module, x, weight, module.plain)
+    expected = results(module, x, weight, plain(module))
     torch.manual_seed(5)
-    holds(results(module, x, weight, module), formula(module, x, weight, keep, p), dtype, plain)
+    holds(results(module, x, weight, module), formula(module, x, weight, keep, p), dtype, expected)
     assert len(fused_calls) == 1
 
 
 def test_dropout_is_off_in_evaluation():
     module = grafted(p=0.5).eval()
     x = inputs(torch.float32).detach()
-    torch.testing.assert_close(module(x), module.plain(x))
-    assert not torch.allclose(module.train()(x), module.plain(x))
+    torch.testing.assert_close(module(x), plain(module)(x))
+    assert not torch.allclose(module.train()(x), plain(module)(x))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
@@ -230,11 +234,11 @@ def test_the_active_adapter_computes_and_trains(bias: Any, fused_calls: list[Any
         trained = trainable_parameters(model)
         assert any("bias" in path for path in trained) == (bias == "lora_only")
         found = []
-        for forward in (LoraLinear.forward, LoraLinear.plain):
-            y = forward(model["second"], torch.tanh(forward(model["first"], x)))
+        for form in (lambda layer: layer, plain):
+            y = form(model["second"])(torch.tanh(form(model["first"])(x)))
             found.append([y, *torch.autograd.grad(y.square().sum(), [x, *trained.values()])])
-        for fused, plain, path in zip(*found, ["y", "x", *trained], strict=True):
-            torch.testing.assert_close(fused, plain, msg=path)
+        for fused, expected, path in zip(*found, ["y", "x", *trained], strict=True):
+            torch.testing.assert_close(fused, expected, msg=path)
     assert len(fused_calls) == 6
 
 
@@ -253,7 +257,7 @@ def test_checkpointing_draws_the_same_mask_again(reentrant: bool, fused_calls: l
 def test_under_autocast_the_definition_is_used(fused_calls: list[Any]):
     module, x = grafted(), inputs(torch.float32)
     found = []
-    for forward in (module, module.plain):
+    for forward in (module, plain(module)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = forward(x)
         assert y.dtype == torch.bfloat16
@@ -266,9 +270,9 @@ def test_compiled_it_uses_the_definition(fused_calls: list[Any]):
     module, x = grafted(train_bias=True), inputs(torch.float32)
     # Traced and differentiated ahead of time, but without generating code, which takes long.
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    plain = results(module, x, torch.ones(()), module.plain)
+    expected = results(module, x, torch.ones(()), plain(module))
     for name, wanted in results(module, x, torch.ones(()), compiled).items():
-        torch.testing.assert_close(wanted, plain[name], msg=name)
+        torch.testing.assert_close(wanted, expected[name], msg=name)
     assert not fused_calls
 
 
@@ -288,7 +292,7 @@ def test_nothing_of_the_outputs_size_is_kept(p: float):
     sizes = sorted(tensor.nbytes for tensor in kept if tensor.data_ptr() not in own)
     # low in float32, and with dropout the mask, one byte for each element
     assert sizes == ([64 * 3 * 4] if not p else [64 * 3 * 4, 64 * 24])
-    assert sum(t.numel() for t in kept_for_backward(lambda: module.plain(x))[1]) > sum(t.numel() for t in kept)
+    assert sum(t.numel() for t in kept_for_backward(lambda: plain(module)(x))[1]) > sum(t.numel() for t in kept)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
@@ -369,6 +373,7 @@ def test_a_layer_whose_product_is_not_known_is_called(kind: str, fused_calls: li
     assert not has_product(layer)
     module = LoraLinear(layer)
     module.lora = new_pair(layer, 3, 0.7, 0.0, False)
+    use_fast_products(module)
     x = inputs(torch.float32)
     low = 0.7 * F.linear(F.linear(x, module.lora.A), module.lora.B)
     torch.testing.assert_close(module(x), layer(x) + low)
@@ -406,18 +411,12 @@ def test_a_quantised_layer_computes_its_product(fused_calls: list[Any]):
     assert has_product(layer)
     module = LoraLinear(layer)
     module.lora = new_pair(nn.Linear(24, 40), 3, 0.7, 0.0, False)
+    use_fast_products(module)
     x = inputs(torch.float32)
-    plain = results(module, x, torch.ones(()), module.plain)
+    expected = results(module, x, torch.ones(()), plain(module))
     for name, wanted in results(module, x, torch.ones(()), module).items():
-        torch.testing.assert_close(wanted, plain[name], msg=name)
+        torch.testing.assert_close(wanted, expected[name], msg=name)
     assert fused_calls == [layer]
-
-
-def test_fused_can_be_switched_off(fused_calls: list[Any]):
-    module, x = grafted(), inputs(torch.float32)
-    module.fused = False
-    assert torch.equal(module(x), module.plain(x))
-    assert not fused_calls
 
 
 def test_inputs_of_another_dtype_use_the_definition(fused_calls: list[Any]):
@@ -427,9 +426,7 @@ def test_inputs_of_another_dtype_use_the_definition(fused_calls: list[Any]):
     assert not fused_calls
 
 
-@pytest.mark.parametrize("rows", [0, 1, 16, 17])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", LAYERS)
+@in_pairs(rows=[0, 1, 16, 17], dtype=DTYPES, kind=LAYERS)
 def test_any_number_of_rows_without_gradients_equals_the_definition(
     kind: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -439,10 +436,10 @@ def test_any_number_of_rows_without_gradients_equals_the_definition(
     apply = product._GraftedProduct.apply
     monkeypatch.setattr(product._GraftedProduct, "apply", lambda *given: calls.append(given) or apply(*given))
     with torch.no_grad():
-        y, plain = module(x), module.plain(x)
+        y, expected = module(x), plain(module)(x)
     assert len(calls) == (rows > 16)
-    assert y.shape == plain.shape
+    assert y.shape == expected.shape
     assert y.dtype == dtype
     if rows:
         exact = formula(module, x, torch.ones_like(y), None, 0.0)["y"]
-        assert relative_error(y, exact) <= FLOOR[dtype] + 2 * relative_error(plain, exact)
+        assert relative_error(y, exact) <= FLOOR[dtype] + 2 * relative_error(expected, exact)

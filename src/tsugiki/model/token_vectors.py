@@ -9,7 +9,6 @@ whole weight is made.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -18,11 +17,12 @@ from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.shared_parameters import quantized_copies, shared_parameters
-from tsugiki.lora.swap import CHILD, Undo
-from tsugiki.lora.targets import base_modules, vocabulary_layers
-from tsugiki.model.linear import device_of, factor_dtype, is_linear
+from tsugiki.model.attach import attach, attached
+from tsugiki.model.linear import factor_dtype, is_linear
 from tsugiki.model.names import matches
+from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.undo import Undo
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 
 TokenIndices: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
 """Indices of tokens, for the embedding, or by names of layers."""
@@ -152,20 +152,11 @@ def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str
 
 def attach_vectors(layer: nn.Module, vectors: TokenVectors, undo: list[Undo]) -> None:
     """Let an embedding or an output head compute with these vectors."""
-    undo.append(partial(_detach, layer))
-    layer.register_module(CHILD, vectors.to(device_of(layer)))
-    layer.register_forward_hook(_replace, with_kwargs=True)
-
-
-def _detach(layer: nn.Module) -> None:
-    layer._modules.pop(CHILD, None)
-    for key in [key for key, hook in layer._forward_hooks.items() if hook is _replace]:
-        del layer._forward_hooks[key]
-        layer._forward_hooks_with_kwargs.pop(key, None)
+    attach(layer, vectors, undo, after=_replace)
 
 
 def _replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    vectors = cast(TokenVectors, layer._modules[CHILD])
+    vectors: TokenVectors = attached(layer)
     x: Tensor = args[0] if args else kwargs["input"]
     if isinstance(layer, nn.Embedding):
         scale = getattr(layer, "embed_scale", 1.0)

@@ -6,8 +6,8 @@ from math import sqrt
 import pytest
 import torch
 
-from tsugiki.lora import apply_mask, keep_mask, masks_from
-from tsugiki.lora.masks import _keep_mask_on_accelerator
+from tsugiki.fast import apply_mask, keep_mask, masks_from
+from tsugiki.fast.masks import _keep_mask_on_accelerator
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

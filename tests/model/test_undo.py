@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tsugiki import LoraConfig, graft
-from tsugiki.lora import (
+from tsugiki.model import (
     Undo,
     cast_parameters,
     module_updates,

@@ -2,11 +2,9 @@
 
     W [experts, out, in]   →   W_e + scaling · B_e A_e  for each expert e        A_e [r, in],  B_e [out, r]
 
-While an adapter is active, the module that owns the parameter gets a child with the pair, and a `forward` that runs the
-forward of the module's class on a shallow copy, whose parameter is the updated one. `forward_with_sums` is this
-definition. By default the copy gets a `LowRankSum` instead, so that no sum is formed where the module multiplies by its
-weights (`lora.low_rank_sum`). An input dropout is not defined, because the module's inputs are multiplied in its own
-code.
+While an adapter is active, the module that owns the parameter gets a child with the pairs, and a `forward` that runs
+that of the module's class on a shallow copy, whose parameter is the updated one. (`fast.low_rank_sum` computes the same
+without the sum.) An input dropout is not defined, because the module's inputs are multiplied in its own code.
 
 As in PEFT's file, the factors of all experts are two matrices: A [experts · r, in] has the rows of the experts one
 after the other, and the columns of B [out, r · experts] are ordered by row of A_e first, then by expert. A parameter
@@ -14,18 +12,17 @@ that its module stores transposed, [experts, in, out], has the transposed update
 this by the attribute `is_transposed`. A parameter of two dimensions is treated as a stack of one matrix.
 """
 
-import copy
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tsugiki.lora.initialise import init_random_
-from tsugiki.lora.low_rank_sum import LowRankSum
+from tsugiki.lora.init import init_random_
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.swap import CHILD, Undo, replace_forward
+from tsugiki.model.attach import attach, attached
+from tsugiki.model.undo import Undo, replace_forward, with_parameters
 
 
 class ParameterPair(LowRank):
@@ -57,12 +54,18 @@ class ParameterPair(LowRank):
         left, right = self.matrices()
         return self.scaling * (left @ right)
 
+    def updated(self, weight: Tensor) -> Tensor:
+        """Return W + ΔW in the dtype of the pair, for merging."""
+        delta = self.delta()
+        return weight.to(delta.dtype) + delta
+
+    def in_place_of(self, weight: Tensor) -> Tensor:
+        """Return what the module computes with while the adapter is active: W + ΔW in the dtype of W."""
+        return self.updated(weight).to(weight.dtype)
+
 
 class LoraParameters(nn.ModuleDict):
     """The pairs of the parameters of one module, by the parameters' names; a child of that module."""
-
-    by_product = True
-    """Multiply by the weight and the factors separately (`LowRankSum`); False: by the updated weight."""
 
 
 def new_parameter_pair(parameter: Tensor, transposed: bool, r: int, scaling: float, init: bool | str) -> ParameterPair:
@@ -98,45 +101,12 @@ def is_transposed(owner: nn.Module, parameter: Tensor) -> bool:
 
 def activate_parameters(owner: nn.Module, pairs: Mapping[str, ParameterPair], undo: list[Undo]) -> None:
     """Let a module compute with pairs for its parameters, by the parameters' names."""
-    device = cast(Tensor, owner._parameters[next(iter(pairs))]).device
-    undo.append(partial(_remove_child, owner))
-    owner.add_module(CHILD, LoraParameters(pairs).to(device).train(owner.training))
-    replace_forward(owner, partial(_forward, owner), undo)
+    attach(owner, LoraParameters(pairs), undo)
+    replace_forward(owner, partial(forward_with_sums, owner), undo)
 
 
 def forward_with_sums(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Run the forward of the module's class with W + ΔW in the place of each parameter that has a pair."""
-    return _run(owner, {name: low_rank_sum.sum for name, low_rank_sum in _sums(owner).items()}, args, kwargs)
-
-
-def updated_parameter(pair: ParameterPair, weight: Tensor) -> Tensor:
-    """Return W + ΔW in the dtype of the pair."""
-    delta = pair.delta()
-    return weight.to(delta.dtype) + delta
-
-
-def _forward(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    pairs = cast(LoraParameters, owner._modules[CHILD])
-    if torch.compiler.is_compiling() or not pairs.by_product:  # a compiler knows tensors only
-        return forward_with_sums(owner, *args, **kwargs)
-    return _run(owner, _sums(owner), args, kwargs)
-
-
-def _sums(owner: nn.Module) -> dict[str, LowRankSum]:
-    """Return the parameters that have pairs, each with its update."""
-    sums = {}
-    for name, pair in cast(LoraParameters, owner._modules[CHILD]).items():
-        left, right = cast(ParameterPair, pair).matrices()
-        sums[name] = LowRankSum(cast(Tensor, owner._parameters[name]), left, right, cast(ParameterPair, pair).scaling)
-    return sums
-
-
-def _run(owner: nn.Module, parameters: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
-    """Call the module on a shallow copy, since other threads may be in the same module."""
-    copied = copy.copy(owner)
-    vars(copied)["_parameters"] = {**owner._parameters, **parameters}
-    return type(owner).forward(copied, *args, **kwargs)
-
-
-def _remove_child(owner: nn.Module) -> None:
-    owner._modules.pop(CHILD, None)
+    own = owner._parameters
+    sums = {name: pair.in_place_of(own[name]) for name, pair in attached(owner).items()}
+    return type(owner).forward(with_parameters(owner, sums), *args, **kwargs)

@@ -1,7 +1,7 @@
-"""The grafted linear layer as one autograd function: the same result as `LoraLinear.plain`, in less time and memory.
+"""The grafted linear layer as one autograd function: the same result as `LoraLinear.forward`, in less time and memory.
 
 Let m be the dropout mask (all ones without dropout) and s = scaling / (1 - p). The frozen layer gives its own product
-W x + b and input gradient Wᵀ dy (see `frozen_layer`). Then
+W x + b and input gradient Wᵀ dy (see `model.linear`). Then
 
     x̃ = m ∘ x              dlow = s · dy B
     low = x̃ Aᵀ             dA = dlowᵀ x̃        dB = s · dyᵀ low
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tsugiki.lora.masks import apply_mask, keep_mask
+from tsugiki.fast.masks import apply_mask, keep_mask
 from tsugiki.model.linear import frozen_input_gradient, frozen_product
 from tsugiki.native import can_read, native_for
 

@@ -1,17 +1,43 @@
 """Modules that train as a whole, on a copy: the modules of `modules_to_save`, and the heads of classifiers."""
 
 import copy
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.layer import grafted_layers
-from tsugiki.lora.swap import warn_untied_weights
-from tsugiki.lora.targets import base_modules, find_modules_to_save
+from tsugiki.model.shared_parameters import shared_parameters
 from tsugiki.model.training_mode import unfreeze_batchnorm
+from tsugiki.model.undo import Wrapper
+from tsugiki.model.ungrafted import base_modules, find_modules, task_heads
+
+
+def find_modules_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Find the modules that `modules_to_save` names, by their names in the ungrafted model.
+
+    Args:
+        model: the base.
+        wanted: names or name endings. None: the output layers of a classifier, if the model is one.
+
+    Raises:
+        TsugikiError: an entry of `modules_to_save` that matches no module.
+    """
+    found: dict[str, nn.Module] = {}
+    for ending in saved_endings(model, wanted):
+        modules = find_modules(model, [ending])
+        if not modules:
+            raise TsugikiError(
+                _("modules_to_save names {wanted!r}, which the model does not have").format(wanted=ending)
+            )
+        found.update(modules)
+    return found
+
+
+def saved_endings(model: nn.Module, wanted: Sequence[str] | None) -> Sequence[str]:
+    """Return the names or endings of `modules_to_save`; None stands for the output layers of a classifier."""
+    return task_heads(model) if wanted is None else wanted
 
 
 def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -24,9 +50,9 @@ def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, 
     Raises:
         TsugikiError: a name matches nothing, or another adapter has grafted layers inside a named module.
     """
-    modules = find_modules_to_save(model, LoraConfig(modules_to_save=wanted))
-    for path in modules:
-        if any(inner.startswith(f"{path}.") for inner in grafted_layers(model)):
+    modules = find_modules_to_save(model, wanted)
+    for path, module in modules.items():
+        if any(isinstance(inner, Wrapper) for inner in module.modules()):
             raise TsugikiError(
                 _("modules_to_save names {path}, inside which another adapter has grafted layers").format(path=path)
             )
@@ -89,6 +115,26 @@ def names_for_file(model: nn.Module, modules: Collection[str]) -> list[str] | No
     last = {name.rpartition(".")[2] for name in modules}
     short = sorted(ending for ending in last if not any(other.endswith(ending) for other in others))
     return short + sorted(name for name in modules if not name.endswith(tuple(short)))
+
+
+def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
+    """Warn of each parameter that is shared and will train on a copy, so that it is no longer shared.
+
+    Args:
+        model: the model before the copies are in it.
+        copies: name in the model before any graft -> the parameter of the base that a copy will replace.
+    """
+    shared = shared_parameters(model)
+    for path in copies:
+        others = [name for name in shared.get(path, ()) if name not in copies]
+        if others:
+            warnings.warn(
+                _(
+                    "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
+                    "keeps the base's"
+                ).format(layer=path.rpartition(".")[0], other=others[0]),
+                stacklevel=3,
+            )
 
 
 def _trained_copy(module: nn.Module) -> nn.Module:

@@ -195,7 +195,7 @@ def test_new_words_are_stored_as_vectors_alone(kind: str, tmp_path: Path):
         ([3, 3], "different token ids"),
         ([-1], "different token ids"),
         ([], "different token ids"),
-        ({"wte": "5"}, "different token ids"),
+        ({"wte": "5"}, "trainable_token_indices"),
         ([96], "resize_token_embeddings.97."),
         ({"foo": [1]}, "names 'foo'"),
         ({"ln_1": [1]}, "LayerNorm"),

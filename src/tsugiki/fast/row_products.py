@@ -17,7 +17,6 @@ from which it was computed.
 Nothing is added to rows of the base, so they are bit-identical to the output of the frozen layer.
 """
 
-import copy
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,11 +28,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tsugiki.lora.dora import dora_factor
+from tsugiki.fast.product import FEW_ROWS, NATIVE_RANKS, NATIVE_SIZE
 from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.product import FEW_ROWS, NATIVE_RANKS, NATIVE_SIZE
+from tsugiki.lora.variants import dora_factor
 from tsugiki.model.linear import oriented
+from tsugiki.model.undo import with_modules
 from tsugiki.native import can_read, native_for
 
 
@@ -172,7 +172,7 @@ def _stack(pairs: Sequence[LowRank], like: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _rescale(layer: LoraLinear, rows: RowPairs, y: Tensor) -> None:
     """Multiply the rows of pairs with DoRA by g, which is computed again if a number of the pair has changed."""
-    bias: Tensor | None = layer.base_layer.bias  # type: ignore[assignment]
+    bias: Tensor | None = layer.base_layer.bias
     groups = y.chunk(len(rows.pairs))
     for group, pair in rows.with_dora:
         values = [parameter for parameter in pair._parameters.values() if parameter is not None]
@@ -191,8 +191,7 @@ def is_like(one: Tensor, other: Tensor) -> bool:
 
 def _with_pair(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:
     """Compute the layer with this pair, on a shallow copy, since other threads may be in the same layer."""
-    copied = copy.copy(layer)
-    vars(copied)["_modules"] = dict(layer._modules)
+    copied = with_modules(layer, {})
     activate_factors(copied, pair)
-    y: Tensor = type(layer).forward(copied, x)  # type: ignore[arg-type]
+    y: Tensor = type(layer).forward(copied, x)
     return y

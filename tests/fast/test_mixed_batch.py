@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.tiny import ids, logits, shake, tiny_model
+from tests.tiny import ids, in_pairs, logits, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     disable_adapter,
@@ -15,17 +15,8 @@ from tsugiki import (
     set_adapter,
     use_fast_paths,
 )
-from tsugiki.lora import (
-    LowRank,
-    RowPairs,
-    add_magnitude,
-    init_pissa_,
-    new_pair,
-    plain_rows,
-    row_products,
-    rows_product,
-    wrap,
-)
+from tsugiki.fast import RowPairs, plain_rows, row_products, rows_product
+from tsugiki.lora import LowRank, add_magnitude, init_pissa_, new_pair, wrap
 from tsugiki.lowbit import Int8Linear, quantize
 from tsugiki.model import oriented
 
@@ -179,10 +170,12 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(6, 1, 12), (6, 5, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)])
-@pytest.mark.parametrize("kinds", ["l", "lll", "l-ldl-", "--l", "dpd", "-p"])
-@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+@in_pairs(
+    dtype=[torch.float32, torch.float64, torch.bfloat16],
+    shape=[(6, 1, 12), (6, 5, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)],
+    kinds=["l", "lll", "l-ldl-", "--l", "dpd", "-p"],
+    make=LAYERS.values(),
+)
 def test_the_products_of_rows_equal_the_definition(
     make, kinds: str, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
@@ -234,7 +227,6 @@ def test_a_hooked_or_unfused_layer_computes_the_same():
     seen = []
     layer = model.transformer.h[0].attn.c_attn
     handle = layer.base_layer.register_forward_hook(lambda module, given, y: seen.append(y))
-    model.transformer.h[1].mlp.c_proj.fused = False
     with mixed_batch(model, NAMES):
         torch.testing.assert_close(logits(model, tokens), stacked, rtol=1e-5, atol=1e-5)
     kept = seen[0].clone()

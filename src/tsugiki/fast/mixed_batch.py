@@ -24,15 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.row_products import RowPairs, plain_rows, rows_product
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft import BASE_ROW
-from tsugiki.lora.graft_state import Graft, find_adapter, require_state
+from tsugiki.lora.hold import Graft, detach_adapter, disable_adapter, find_adapter, require_state
 from tsugiki.lora.layer import Grafted, LoraLinear
-from tsugiki.lora.row_products import RowPairs, plain_rows, rows_product
-from tsugiki.lora.swap import Undo, replace_forward
-from tsugiki.lora.switch import detach_adapter, disable_adapter
 from tsugiki.model.linear import is_hooked
+from tsugiki.model.undo import Undo, replace_forward
 from tsugiki.model.wrappers import unwrapped
 
 _ROWS, _TOKENS = 2, 3  # the shape of the trial forward pass that shows the order
@@ -173,7 +172,7 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
         raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))
-    if compiling or not isinstance(layer, LoraLinear) or not layer.fused or x.dtype != y.dtype:
+    if compiling or not isinstance(layer, LoraLinear) or x.dtype != y.dtype:
         return plain_rows(layer, rows.pairs.pairs, x, y)
     if is_hooked(layer.base_layer):
         return plain_rows(layer, rows.pairs.pairs, x, y)

@@ -1,4 +1,4 @@
-"""Find layers that PEFT renames when it loads an adapter, by transformers' conversion rules for old checkpoints."""
+"""Layers that PEFT renames when it loads an adapter, by transformers' conversion rules for old checkpoints."""
 
 import re
 import sys
