@@ -45,7 +45,7 @@ from tsugiki.data.seen_texts import fingerprints
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
-from tsugiki.training import pack_data, split_data
+from tsugiki.training import packing, split_data
 
 SHORTEST, LONGEST = 300, 1500  # characters of a record
 AT_ONCE, COPIES = 10_000, 100
@@ -57,9 +57,9 @@ PHASES: Sequence[tuple[Any, str, str]] = (
     (split_data, "split_records", "split"),
     (split_data, "split_validation", "split"),
     (split_data, "_read_data", "held-out text and counts"),
-    (pack_data, "pack", "packing"),
+    (packing, "pack", "packing"),
     (blocks.Blocks, "fingerprint", "fingerprint of the rows"),
-    (pack_data, "fingerprints", "fingerprints of the texts"),
+    (packing, "fingerprints", "fingerprints of the texts"),
 )
 
 

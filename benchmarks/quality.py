@@ -25,7 +25,7 @@ from tsugiki.report.table import Table
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate
-from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.packing import PackedDataset
 from tsugiki.training.run import Run, prepared
 from tsugiki.training.train_steps import loop_of
 

@@ -24,7 +24,7 @@ from tests.training.test_sharding import (
     rows_of,
 )
 from tsugiki import trainable_parameters
-from tsugiki.lora import layer
+from tsugiki.fast import layers
 
 CASES = [
     Case("lora", "llama", options=ALL),
@@ -59,7 +59,7 @@ def compare_with_zero(stage: int, cases: list[Case]) -> dict[str, tuple[int, dic
     }
     accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
     fused: list[int] = []
-    product, layer.grafted_product = layer.grafted_product, lambda *a: (fused.append(1), product(*a))[1]
+    product, layers.grafted_product = layers.grafted_product, lambda *a: (fused.append(1), product(*a))[1]
     result = {}
     for case, (expected, model) in zip(cases, whole, strict=True):
         fused.clear()

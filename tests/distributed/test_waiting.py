@@ -26,10 +26,10 @@ from tsugiki.training import (
     main_first,
     on_main,
     processes,
-    run,
     start_accelerator,
     stopping,
     train,
+    train_steps,
 )
 
 
@@ -68,10 +68,10 @@ def restored(folder: Path, damaged: bool) -> tuple[bool, list[Path]]:
         return {}
 
     warnings.simplefilter("ignore")
-    changed: Any = run  # this process ends with the function
+    changed: Any = train_steps  # this process ends with the function
     processes._content = late
     changed.read_manifest, changed.load_trained = read, lambda model, checkpoint: loaded.append(checkpoint)
-    return run._restore(accelerator, SimpleNamespace(), folder, 2), loaded  # type: ignore[arg-type]
+    return train_steps._restore(accelerator, SimpleNamespace(), folder, 2), loaded  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

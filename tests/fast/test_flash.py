@@ -131,22 +131,22 @@ def test_the_documents_are_those_of_transformers():
 
 
 def test_flash_attention_is_used_where_it_keeps_documents_apart(installed: None, monkeypatch: pytest.MonkeyPatch):
-    model = grafted("llama").bfloat16()
-    paths._use_flash_attention(model)
+    model, undo = grafted("llama").bfloat16(), []
+    paths._use_flash_attention(model, undo)
     assert model.config._attn_implementation == FLASH
-    paths.use_plain_paths(model)
+    undo.pop()()
     assert model.config._attn_implementation == "sdpa"
     monkeypatch.setattr(paths, "keeps_apart_by_flash", lambda model: False)
-    paths._use_flash_attention(model)
+    paths._use_flash_attention(model, [])
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_flash_attention_is_not_used_in_32_bits_or_with_a_soft_prompt(installed: None):
     model = tiny_model("llama")
-    paths._use_flash_attention(model)
+    paths._use_flash_attention(model, [])
     assert model.config._attn_implementation == "sdpa"
     model = tiny_model("llama").bfloat16()
     METHODS["prompt-tuning"].prepare(model, METHODS["prompt-tuning"].config(num_virtual_tokens=4), False)
-    paths._use_flash_attention(model)
+    paths._use_flash_attention(model, [])
     assert model.config._attn_implementation == "sdpa"
     assert not calls

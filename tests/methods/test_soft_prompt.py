@@ -43,12 +43,12 @@ from tsugiki.training import (
     evaluate,
     load_dtype,
     make_trainable,
+    pack_data,
     read_data,
     split_windows,
     start_accelerator,
     train,
 )
-from tsugiki.training.pack_data import pack_data
 
 KINDS = ["gpt2", "llama", "gemma3_text"]
 LENGTH = 5

@@ -27,7 +27,8 @@ from tsugiki import (
     trainable_parameters,
     use_fast_paths,
 )
-from tsugiki.lora import is_grafted, layer
+from tsugiki.fast import layers
+from tsugiki.lora import is_grafted
 from tsugiki.lowbit import quantize
 from tsugiki.methods import METHODS
 from tsugiki.model import replica_in
@@ -241,9 +242,9 @@ def life_of_an_adapter(folder: Path) -> None:
     assert local == (before - kept) / 2 + kept
 
     fused: list[int] = []
-    patched, layer.grafted_product = layer.grafted_product, lambda *a: (fused.append(1), patched(*a))[1]
+    patched, layers.grafted_product = layers.grafted_product, lambda *a: (fused.append(1), patched(*a))[1]
     sharded(case, model, trained, steps=1)
-    layer.grafted_product = patched
+    layers.grafted_product = patched
     assert len(fused) == len(trained) / 2
 
     reference(case, whole_model, steps=1)

@@ -277,7 +277,7 @@ def plan_command(
     run_config = load_config(config, settings)
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.training.pack_data import rows_of_data
+    from tsugiki.training.packing import rows_of_data
     from tsugiki.training.planning.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsugiki.cli.flags import words_of
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
@@ -15,7 +16,9 @@ from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.training.record import RunRecord, finished
-from tsugiki.training.workflows.merge import MergeReport
+
+if TYPE_CHECKING:
+    from tsugiki.training.workflows.merge import MergeReport
 
 
 def print_summary(record: RunRecord, page: Path) -> None:
@@ -77,7 +80,7 @@ def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
     )
 
 
-def print_merge(out: Path, report: MergeReport) -> None:
+def print_merge(out: Path, report: "MergeReport") -> None:
     """Print how many tensors changed, the rounding error, and the differences that were verified."""
     print_line(
         _(

@@ -89,7 +89,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             marked("LoRA with a higher learning rate for B than for A, by the factor loraplus_lr_ratio"),
             LoraConfig,
             learning_rate_factor=1 / 4,  # of A; that of B is 16 times as high
-            doc_module="tsugiki.training.loraplus",
+            doc_module="tsugiki.training.lora_plus",
         ),
         "pissa": Method(
             "reparametrised",

@@ -38,7 +38,7 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.training.config import RunConfig
-    from tsugiki.training.pack_data import rows_of_data
+    from tsugiki.training.packing import rows_of_data
     from tsugiki.training.planning.plan import plan_run
 
     config = RunConfig.model_validate(settings)

@@ -10,13 +10,12 @@ __getattr__, __dir__ = lazy_names(
         "choices": "Choices EvaluationPlan choose describe_choices evenly_spread plan_evaluations",
         "config": "CHAPTER DEFAULT_LORA RunConfig",
         "config_files": "load_config",
-        "evaluation.answers": "answer_questions",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
         "evaluation.interval": (
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
         ),
-        "evaluation.questions": "Question read_questions",
+        "evaluation.questions": "Question answer_questions read_questions",
         "evaluation.result": "Answers change_of_share",
         "evaluation_callback": "EvaluationCallback",
         "evaluation_targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
@@ -24,10 +23,10 @@ __getattr__, __dir__ = lazy_names(
         "gradients": "Gradients row_seed",
         "learning_rate": "automatic_learning_rate limit",
         "loop": "Callback TrainingLoop",
-        "loraplus": "loraplus",
+        "lora_plus": "loraplus",
         "model": "load_dtype make_trainable shard_model",
         "optimizers": "muon split_parameters",
-        "pack_data": "PackedDataset pack_data",
+        "packing": "PackedDataset pack_data",
         "planning.cost": "Measured Need faster_dtype leaves_dtype_open measure seconds_of_dtypes",
         "planning.plan": "MemoryPlan fitted plan_memory plan_run",
         "planning.sample": "sample_model",

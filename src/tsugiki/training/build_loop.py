@@ -18,7 +18,6 @@ from tsugiki.language import _
 from tsugiki.training.choices import Choices
 from tsugiki.training.config import LORA_PLUS, RunConfig
 from tsugiki.training.loop import TrainingLoop
-from tsugiki.training.loraplus import loraplus
 from tsugiki.training.memory import keep_freed_memory
 from tsugiki.training.model import make_gradients
 from tsugiki.training.optimizers import adamw, muon
@@ -79,6 +78,8 @@ def seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None] = lambda
 def _optimizer(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.optim.Optimizer:
     """Return the optimiser of the trained parameters."""
     if config.method == LORA_PLUS:
+        from tsugiki.training.lora_plus import loraplus
+
         return loraplus(model, config, rate)
     return muon(model, config, rate) if config.optimizer == "muon" else adamw(model, config, rate)
 
@@ -89,7 +90,6 @@ def _schedule(
     """Return the learning rate schedule.
 
     Args:
-        optimizer: the optimiser.
         kind: the name of the schedule.
         steps: optimiser steps of the run.
         warmup_ratio: share of the steps over which the rate rises.

@@ -26,7 +26,7 @@ from tsugiki.language import _, counts
 from tsugiki.model.context import text_config
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.learning_rate import automatic_learning_rate
-from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
 
 T = TypeVar("T")
@@ -106,7 +106,6 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
 
     Args:
         choices: the choices; with `minutes`, their steps are those that can still be done.
-        config: the settings.
         done: steps that were done before.
 
     Raises:

@@ -97,7 +97,6 @@ def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None)
 
     Args:
         kind: the class of the config.
-        settings: the settings.
         path: the file that they are from, for the error; None: no file.
 
     Raises:

@@ -21,21 +21,18 @@ from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
-from tsugiki.training.choices import Choices, evenly_spread, is_due, plan_evaluations
-from tsugiki.training.config import RunConfig
+from tsugiki.training.choices import evenly_spread, is_due, plan_evaluations
 from tsugiki.training.evaluation.evaluate import Window, evaluate
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.memory import process_peak
-from tsugiki.training.pack_data import PackedDataset
 from tsugiki.training.processes import on_main
-from tsugiki.training.progress import RunProgress
-from tsugiki.training.record import RunRecord, Sample, TrainingFigures
+from tsugiki.training.record import Sample, TrainingFigures
 from tsugiki.training.sharding import is_sharded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from tsugiki.training.run import Run
 
 BaseResults: TypeAlias = dict[tuple[object, ...], dict[str, list[Any]]]
 """Settings on which the results of the base depend -> fields of the record -> results."""
@@ -52,44 +49,26 @@ class EvaluationCallback(Callback):
     validation text, it is evaluated during the run, too.
     """
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        data: PackedDataset,
-        config: RunConfig,
-        choices: Choices,
-        record: RunRecord,
-        display: RunProgress,
-        restore: Callable[[int], bool],
-        start: dict[str, Tensor],
-        base_results: BaseResults | None = None,
-    ) -> None:
+    def __init__(self, run: "Run", restore: Callable[[int], bool], start: dict[str, Tensor]) -> None:
         """Create it.
 
         Args:
-            model: the prepared model.
-            tokenizer: its tokenizer.
-            data: the texts that are evaluated.
-            config: the settings.
-            choices: what the run has chosen.
-            record: the record of the run, which gets the results.
-            display: where to show the results and the progress.
+            run: a run that is ready for its first step; its record gets the results.
             restore: restores the trained weights of a step; returns whether its checkpoint was intact.
             start: the trained values before the first step; empty: they are never restored.
-            base_results: results of the base, which runs with the same base and data share.
         """
-        self.restore, self.start, self.base_results = restore, start, {} if base_results is None else base_results
-        self.model, self.tokenizer = model, tokenizer
-        self.data, self.config, self.keep = data, config, choices.keep
-        self.record, self.display = record, display
+        self.restore, self.start = restore, start
+        self.model, self.tokenizer = run.model, run.texts.tokenizer
+        self.data, self.config, self.keep = run.data, run.config, run.choices.keep
+        self.record, self.display = run.record, run.display
+        self.base_results: BaseResults = {} if run.base_results is None else run.base_results
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
-        self.context = context_length(model)
-        self.plan = plan_evaluations(choices, data, config.eval_steps)
+        self.context = context_length(self.model)
+        self.plan = plan_evaluations(run.choices, self.data, self.config.eval_steps)
         # A run that is continued with another length compares losses on the same windows as before.
-        windows = record.validations[0].windows if record.validations else self.plan.windows
-        self.validation_windows = evenly_spread(data.validation_windows, windows)
+        windows = self.record.validations[0].windows if self.record.validations else self.plan.windows
+        self.validation_windows = evenly_spread(self.data.validation_windows, windows)
         self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
     def on_train_begin(self, loop: TrainingLoop) -> None:

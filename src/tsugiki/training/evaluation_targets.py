@@ -28,9 +28,8 @@ from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
-from tsugiki.training.evaluation.answers import answer_questions
 from tsugiki.training.evaluation.evaluate import evaluate, split_windows
-from tsugiki.training.evaluation.questions import Question
+from tsugiki.training.evaluation.questions import Question, answer_questions
 from tsugiki.training.evaluation.result import Answers, Evaluation
 from tsugiki.training.record import read_record
 

@@ -7,6 +7,7 @@ again in the backward pass if their activations do not fit in the memory otherwi
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,10 +17,11 @@ from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.training.config import RunConfig
 from tsugiki.training.model import load_dtype
-from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-from tsugiki.training.planning.plan import MemoryPlan, plan_memory
 from tsugiki.training.planning.shapes import SMALL_MODEL, find_shapes
 from tsugiki.training.record import RunRecord
+
+if TYPE_CHECKING:
+    from tsugiki.training.planning.plan import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Facts:
     """Dtype -> CPU seconds of some tokens, if the dtype was chosen by measuring."""
     micro_batch_size: int | None = None
     """Rows that are computed at once, if this was set, now or before the run was interrupted."""
-    memory: MemoryPlan | None = None
+    memory: "MemoryPlan | None" = None
     """None for a small model, or if it was not planned."""
 
 
@@ -59,6 +61,9 @@ def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
         return given
     if shapes.parameters < SMALL_MODEL:
         return given
+    from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+    from tsugiki.training.planning.plan import plan_memory
+
     facts = given
     if not is_resumed and leaves_dtype_open(config) and (seconds := seconds_of_dtypes(config, shapes)) is not None:
         facts = replace(facts, dtype=faster_dtype(seconds), dtype_seconds=seconds)

@@ -40,7 +40,6 @@ def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
     """Return processor, cores, threads and accelerator of this machine.
 
     Args:
-        device: where a run computes.
         processes: how many processes share the work.
     """
     import torch

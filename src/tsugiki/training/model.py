@@ -17,7 +17,6 @@ from torch import nn
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.base.loading import load_tokenizer
-from tsugiki.base.new_words import read_words
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.chat import read_template, use_template
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
@@ -77,6 +76,8 @@ def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> l
     """Return the tokens of the words of `add_tokens`, which `run.load` has added to the tokenizer."""
     if config.add_tokens is None:
         return []
+    from tsugiki.base.new_words import read_words
+
     tokens: list[int] = tokenizer.convert_tokens_to_ids(read_words(Path(config.add_tokens)))
     return tokens
 
@@ -149,8 +150,6 @@ def make_gradients(
     """Return the object that computes the gradients of the prepared model, which is on the accelerator's device.
 
     Args:
-        model: the prepared model.
-        config: the settings of the run.
         batches: the rows of each step.
         accelerator: the device, and the processes that share the work.
         micro_batch_size: rows that are computed at once; None: see `rows_of_micro_batch`.
@@ -199,7 +198,6 @@ def save_trained(
 
     Args:
         model: a model that `make_trainable` has changed.
-        tokenizer: the model's tokenizer.
         folder: created if it does not exist.
         dtype: the dtype of a whole model's file. Adapters are always saved in float32.
         with_template: write the chat template beside an adapter, because it was trained with it.

@@ -1,4 +1,4 @@
-"""The optimisers of a run; LoRA+ is in `training.loraplus`.
+"""The optimisers of a run; LoRA+ is in `training.lora_plus`.
 
 AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), without weight decay of biases and norms.
 

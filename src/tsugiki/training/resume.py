@@ -21,7 +21,7 @@ from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.training.checkpoint import Checkpoint, load_training_state, newest_checkpoint
 from tsugiki.training.config import RunConfig
 from tsugiki.training.machine import describe_machine, library_versions
-from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.packing import PackedDataset
 from tsugiki.training.processes import on_main
 from tsugiki.training.record import (
     DataSummary,
@@ -70,7 +70,6 @@ def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the run in a folder, nested as in a YAML file, without those that are defaults.
 
     Args:
-        out: the folder.
         defaults: setting -> default, nested.
 
     Raises:

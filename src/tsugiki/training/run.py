@@ -27,11 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from accelerate import Accelerator
 
-from tsugiki.adapters.library import adapter_folder
-from tsugiki.adapters.metadata import source_adapter
-from tsugiki.adapters.start import start_from
 from tsugiki.base.loading import load_model
-from tsugiki.base.new_words import NewWords, add_rows, add_words, read_words
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.atomic import check_writable, remove_leftovers
@@ -55,7 +51,7 @@ from tsugiki.training.model import (
     save_trained,
     trained_tokens,
 )
-from tsugiki.training.pack_data import PackedDataset, pack_data
+from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.processes import (
     check_agreement,
     check_shared,
@@ -74,6 +70,8 @@ from tsugiki.training.train_steps import advice_to_resume, loop_of, train_steps
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tsugiki.base.new_words import NewWords
+
 LOGS = "logs"
 """The folder in a run's folder into which trackers write."""
 
@@ -83,7 +81,7 @@ class Texts:
     """The tokenizer and the data of a run, which depend only on the tokenizer of its model."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    new_words: NewWords | None
+    new_words: "NewWords | None"
     split: DatasetSplit
 
 
@@ -175,7 +173,6 @@ def started(
     """Start the processes of a run, lock its folder within the block, and find out where the run begins.
 
     Args:
-        config: the settings.
         settings: the settings for the record, from `to_record`.
         resume: continue the run that the folder holds.
         progress: where to show the progress; None: a new display on standard error.
@@ -243,8 +240,11 @@ def read_texts(run: Run) -> None:
     config = run.config
 
     def read() -> Texts:
-        tokenizer = load_run_tokenizer(config)
-        new = None if config.add_tokens is None else add_words(tokenizer, read_words(Path(config.add_tokens)))
+        tokenizer, new = load_run_tokenizer(config), None
+        if config.add_tokens is not None:
+            from tsugiki.base.new_words import add_words, read_words
+
+            new = add_words(tokenizer, read_words(Path(config.add_tokens)))
         return Texts(tokenizer, new, read_data(config, tokenizer, run.display))
 
     run.texts = main_first(run.accelerator, read)
@@ -263,6 +263,8 @@ def load_base(run: Run) -> None:
     load = partial(load_model, config.model, run.facts.dtype, trust_remote_code=config.trust_remote_code)
     run.model = main_first(run.accelerator, load)
     if texts.new_words is not None:
+        from tsugiki.base.new_words import add_rows
+
         add_rows(run.model, texts.new_words)
     if not run.in_shards:  # `shard` moves a part of the weights only
         run.model.to(run.device)
@@ -285,6 +287,10 @@ def choose_numbers(run: Run) -> None:
     if is_grafted(model):
         prepared["base_dtype"] = run.facts.dtype
     if config.start_from is not None:
+        from tsugiki.adapters.library import adapter_folder
+        from tsugiki.adapters.metadata import source_adapter
+        from tsugiki.adapters.start import start_from
+
         start_from(model, config.start_from)
         run.record.started_from = source_adapter(adapter_folder(config.start_from))
     blocks = run.data.blocks

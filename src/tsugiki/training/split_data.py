@@ -13,7 +13,6 @@ import numpy as np
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Integers
 from tsugiki.data.duplicates import near_duplicates
-from tsugiki.data.mixing import mix, parse_mix
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
 from tsugiki.data.read.reading import Reading
@@ -133,6 +132,8 @@ def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: s
         if isinstance(validation, Path):
             digests["validation"] = content_key(validation, config.columns)
     if config.mix is not None:
+        from tsugiki.data.mixing import parse_mix
+
         digests["mix"] = content_key(parse_mix(config.mix)[0], config.columns)
     if config.retention_data is not None:
         digests["retention_data"] = content_key(_retention_source(config.retention_data), config.columns)
@@ -201,7 +202,6 @@ def _dataset_split(
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
     Args:
-        config: the settings.
         store: the tokens of all records in `config.data`.
         read: reads these records.
         train: numbers of the records in `store` that are not held out.
@@ -292,9 +292,6 @@ def _leave_out_of_validation(
     """Leave out validation records that repeat held-out text, and add a note.
 
     Args:
-        config: the settings.
-        validation: the validation records.
-        held_out: the held-out records.
         repeated: what the records of the data repeat.
         scored: the text of the held-out records.
         notes: the notes on the data so far.
@@ -404,6 +401,8 @@ def _with_mixed_text(
     progress: ProgressDisplay,
 ) -> DatasetSplit:
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
+    from tsugiki.data.mixing import mix, parse_mix
+
     path, share = parse_mix(setting)
     key = content_key(path, config.columns)
     reading = Reading()

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from tsugiki.adapters.library import adapter_folder
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError
@@ -121,20 +120,7 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
     record.micro_batch_size = run.choices.micro_batch_size
     loop.save = partial(_save_checkpoint, run)
-    loop.callbacks.append(
-        EvaluationCallback(
-            run.model,
-            run.texts.tokenizer,
-            run.data,
-            run.config,
-            run.choices,
-            record,
-            run.display,
-            partial(_restore, run.accelerator, run.model, folder),
-            initial,
-            run.base_results,
-        )
-    )
+    loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
     can_restart = isinstance(run.settings["learning_rate"], str) and is_grafted(run.model)
     if can_restart and len(record.restarts) < MOST_RESTARTS:
         loop.callbacks.append(DivergenceCheck(run.choices.batch_size))
@@ -155,7 +141,11 @@ def _lower_rate(run: "Run", error: DivergedError) -> None:
 def _learned_before(run: "Run") -> list[Fingerprints]:
     """Return the fingerprints of the texts that the result of a run has learned before the run."""
     config = run.config
-    folders: list[Path | None] = [] if config.start_from is None else [adapter_folder(config.start_from)]
+    folders: list[Path | None] = []
+    if config.start_from is not None:
+        from tsugiki.adapters.library import adapter_folder
+
+        folders.append(adapter_folder(config.start_from))
     if not METHODS[config.method].trains_adapter:  # the result contains the weights of the base
         folders.append(local_folder(config.model))
     return learned_by(folders)

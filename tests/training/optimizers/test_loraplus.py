@@ -37,11 +37,11 @@ def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
     theirs.save_pretrained(tmp_path / "start")
     ours = tiny_model()
     load_adapter(ours, tmp_path / "start")
-    config = plus(learning_rate=2e-3, loraplus_lr_ratio=8, weight_decay=decay, adam_beta2=0.99)
+    config = plus(loraplus_lr_ratio=8, weight_decay=decay, adam_beta2=0.99)
     rates: dict[str, Any] = {"lr": 2e-3, "loraplus_lr_ratio": 8, "loraplus_weight_decay": decay}
     optimizers = [
         create_loraplus_optimizer(theirs, torch.optim.AdamW, betas=(0.9, 0.99), **rates),
-        loraplus(ours, config),
+        loraplus(ours, config, 2e-3),
     ]
     for model, optimizer in zip((theirs, ours), optimizers, strict=True):
         for seed in range(2):
@@ -67,7 +67,7 @@ def test_every_parameter_that_trains_is_in_one_group():
     model = tiny_model()
     config = LoraConfig(r=2, target_modules=["c_attn", "wte"], bias="all", modules_to_save=["ln_f"], use_dora=True)
     graft(model, config)
-    optimizer = loraplus(model, plus(learning_rate=1e-3, weight_decay=0.1))
+    optimizer = loraplus(model, plus(weight_decay=0.1), 1e-3)
     inside = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     trained = trainable_parameters(model)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(inside) == len(trained)

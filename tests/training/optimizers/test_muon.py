@@ -8,9 +8,7 @@ import torch
 from tests.tiny import ids, tiny_model
 from tsugiki.training import RunConfig, load_training_state, muon, save_training_state, split_parameters
 
-CONFIG = RunConfig(
-    model="m", data="d", out="o", method="full", optimizer="muon", learning_rate=0.01, weight_decay=0.1, adam_beta2=0.9
-)
+CONFIG = RunConfig(model="m", data="d", out="o", method="full", optimizer="muon", weight_decay=0.1, adam_beta2=0.9)
 
 
 def learn(model: Any, optimizers: list[Any], steps: int) -> None:
@@ -34,7 +32,7 @@ def test_what_goes_to_muon():
 
 def test_it_is_muon_and_adamw():
     ours, theirs = tiny_model("llama"), tiny_model("llama")
-    learn(ours, [muon(ours, CONFIG)], 3)
+    learn(ours, [muon(ours, CONFIG, 0.01)], 3)
     layers = [p for name, p in theirs.named_parameters() if ".layers." in name and p.ndim == 2]
     rest = [p for p in theirs.parameters() if not any(p is layer for layer in layers)]
     learn(
@@ -52,12 +50,12 @@ def test_it_is_muon_and_adamw():
 
 def test_state_goes_through_a_checkpoint(tmp_path: Path):
     whole, cut = tiny_model(), tiny_model()
-    optimizer = muon(whole, CONFIG)
+    optimizer = muon(whole, CONFIG, 0.01)
     learn(whole, [optimizer], 2)
-    first = muon(cut, CONFIG)
+    first = muon(cut, CONFIG, 0.01)
     learn(cut, [first], 2)
     save_training_state(tmp_path, first.state_dict(), {}, {}, {})
-    second = muon(cut, CONFIG)
+    second = muon(cut, CONFIG, 0.01)
     second.load_state_dict(load_training_state(tmp_path)[0])
     for group in [*second.param_groups, *optimizer.param_groups]:  # as a schedule does
         group["lr"] = 0.002

@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
 from tsugiki.data.read.character_encoding import decode
-from tsugiki.data.read.epub import read_epub
 from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
 from tsugiki.data.read.tables import (
@@ -264,6 +263,8 @@ def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iter
 
 
 def _read_book(path: Path, reading: Reading) -> Iterator[Document]:
+    from tsugiki.data.read.epub import read_epub  # few runs read books
+
     book = read_epub(path)
     if book.text.strip():
         yield _document(book.text, str(path), book.title, book.author)

@@ -213,7 +213,6 @@ def _sequences(
     """Return the sequences of a window.
 
     Args:
-        tokenizer: the model's tokenizer.
         window: a text.
         ids: the tokens of its target text.
         turns: which answers of a conversation are scored.

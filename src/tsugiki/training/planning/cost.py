@@ -154,10 +154,7 @@ def need_of(
     """Return the memory that a run needs, from measurements of a few blocks of its model.
 
     Args:
-        config: the settings of the run.
-        shapes: the shapes of the model.
         base_dtype: dtype of the base; for full fine-tuning, of the copy that computes.
-        device: where the run computes.
         rows: rows of a micro-batch.
         rows_in_step: rows of an optimiser step.
         timed: measure times as well.

@@ -91,7 +91,6 @@ def _kinds(path: Path, sample: "PreTrainedModel", whole: int) -> dict[str, str]:
     """Return the types in a GGUF file of the linear layers of a sample, by the names of their weights.
 
     Args:
-        path: the file.
         sample: the first blocks of the model.
         whole: how many blocks the model has.
     """

@@ -19,7 +19,7 @@ from tsugiki.lowbit.quantization import LayerDtype, is_quantizable, layer_dtype
 from tsugiki.model.linear import features
 from tsugiki.model.meta import meta_model
 from tsugiki.training.config import RunConfig
-from tsugiki.training.pack_data import tokens_of_row
+from tsugiki.training.packing import tokens_of_row
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

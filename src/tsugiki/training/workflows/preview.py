@@ -21,7 +21,7 @@ from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
-from tsugiki.training.pack_data import PackedDataset
+from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
 from tsugiki.training.run import prepared
 from tsugiki.training.train_steps import loop_of
@@ -182,13 +182,7 @@ def _counts(data: PackedDataset, steps: int, seconds_per_step: float) -> Preview
 
 
 def model_notes(config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the notes on a run, one sentence each.
-
-    Args:
-        config: the settings of the run.
-        model: the prepared model.
-        tokenizer: its tokenizer.
-    """
+    """Return the notes on a run, one sentence each."""
     notes = [] if config.model == EMBEDDED else _terms(config.model)
     return [*notes, *_template(config, tokenizer), *_reach(model)]
 

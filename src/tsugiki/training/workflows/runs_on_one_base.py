@@ -23,7 +23,7 @@ from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.memory import reset_process_peak, return_freed_memory
 from tsugiki.training.model import load_run_tokenizer
-from tsugiki.training.pack_data import PackedDataset, pack_data
+from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord
 from tsugiki.training.resume import earlier_run
@@ -148,8 +148,6 @@ def _result(name: str, record: RunRecord, seconds: float, done: int, left: int) 
     """Return one line with the result of a run, and the time left, estimated from the mean time of the runs so far.
 
     Args:
-        name: the name of the run.
-        record: its record.
         seconds: the time of the runs so far, in this process.
         done: the number of these runs.
         left: the number of runs that are left.

@@ -13,7 +13,6 @@ from tsugiki.fast.layers import graft
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import ungraft
-from tsugiki.methods.prompt_tuning import PromptTuningConfig
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 from tsugiki.training.config import RunConfig
@@ -108,10 +107,6 @@ def pack_data(
 def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run.
 
-    Args:
-        config: the settings of the run.
-        progress: where to show the progress.
-
     Raises:
         TsugikiError: the data cannot be read or split, or there is no such model.
     """
@@ -152,7 +147,6 @@ def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> Doc
     A soft prompt comes before every document, so the model is probed with one of the same length.
 
     Args:
-        model: the base model.
         tokens: tokens of a row.
         prompt: length of the soft prompt; 0 if there is none.
     """
@@ -165,6 +159,8 @@ def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> Doc
         )
     if not prompt:
         return detect_document_masking(model, tokens)
+    from tsugiki.methods.prompt_tuning import PromptTuningConfig
+
     # The probe's prompt consists of embeddings of real tokens. A normally distributed prompt causes so much rounding
     # error in bfloat16 that the probe could not tell the documents apart.
     with seeded(0):  # a resumed run must get the same answer
