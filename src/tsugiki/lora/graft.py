@@ -21,7 +21,7 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
   (`linear_of_matrix` in `model.linear`);
 - dropout probabilities are set to 0, unless `base_dropout` is set; a model whose config has some gets a copy of its
-  config, and keeps the copy if it is changed meanwhile (`model.training_mode`, `model.training_mode`);
+  config, and keeps the copy if it is changed meanwhile (`model.training_mode`);
 - BatchNorm modules get a `train` that keeps them in evaluation mode (`model.training_mode`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
   the public `tsugiki.graft` gives them another `forward`, which computes the same faster (`fast.layers`);
