@@ -45,12 +45,7 @@ OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causa
 
 
 def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Check the files of a model's folder before they are read.
-
-    Args:
-        name: the model's name, for the errors.
-        folder: its folder.
-        trust_remote_code: accept a model that brings Python code of its own.
+    """Check the files of a model's folder before they are read; code of its own is accepted with `trust_remote_code`.
 
     Raises:
         TsugikiError: a file is a device, or a link that leads out of the folder; the model brings code; or the folder
@@ -126,14 +121,9 @@ def code_digest(folder: Path) -> str | None:
 
 
 def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedConfig") -> None:
-    """Compare the weights of a model with what its config describes, before memory is allocated for them.
+    """Compare the entries of a model's weights with what its config describes, before memory is allocated for them.
 
     Of quantised models only the format is checked, since the tensors in their files differ from the model's.
-
-    Args:
-        name: the model's name, for the errors.
-        entries: key of a tensor -> its entry in the headers of the files.
-        config: its config.
 
     Raises:
         TsugikiError: the shape of a tensor does not fit the config, or the config describes a much larger model than
@@ -173,11 +163,6 @@ def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str])
     """Check that transformers ignored no tensor that belongs to a module of the model, or to an additional layer of it.
 
     Other tensors may be ignored, such as a vision tower or a head for another task.
-
-    Args:
-        name: the model's name, for the error.
-        model: the loaded model.
-        unused: the names of the tensors that transformers ignored.
 
     Raises:
         TsugikiError: the config does not fit the weights: it has fewer layers, or leaves out biases.

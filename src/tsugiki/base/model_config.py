@@ -52,11 +52,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> "Pretrained
 
 @contextmanager
 def loading_errors(name: str) -> Iterator[None]:
-    """Turn exceptions of other libraries, which may be of any class, into a `TsugikiError` with a message of one line.
-
-    Args:
-        name: the model's name, for the message.
-    """
+    """Turn exceptions of other libraries, which may be of any class, into a `TsugikiError` that names the model."""
     try:
         yield
     except TsugikiError:

@@ -63,11 +63,7 @@ class Entry:
 def entry_of(model: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype) -> Entry | None:
     """Return the entry of a model that is to be quantised; None if it is too small, or nothing is to be kept.
 
-    Args:
-        model: its folder.
-        config: its config.
-        dtype: the dtype of the parameters that are not quantised.
-        base_dtype: the dtype of the quantised layers.
+    Parameters that are not quantised have the dtype `dtype`.
 
     Raises:
         TsugikiError: `TSUGIKI_CACHE_GB` is not a number, or is negative.
@@ -122,10 +118,6 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
 
     A model is not kept if its files have changed since `entry_of`, if it is larger than the limit, or if layers are in
     several places of it.
-
-    Args:
-        entry: its place.
-        model: the model.
     """
     from safetensors.torch import save_file
 
@@ -152,14 +144,7 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
 
 
 def place_entry(model: "PreTrainedModel", tensors: Mapping[str, Tensor], entry: Entry, dtype: torch.dtype) -> None:
-    """Put the tensors of an entry into a model without weights.
-
-    Args:
-        model: as `model_without_weights` builds it; changed in place.
-        tensors: from `read_entry`.
-        entry: the entry.
-        dtype: the dtype of the activations.
-    """
+    """Put the tensors of an entry into a model without weights, in place; `dtype` is that of the activations."""
     of_module: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         path, _dot, attribute = name.rpartition(".")

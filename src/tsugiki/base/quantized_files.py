@@ -41,11 +41,7 @@ class StoredNf4:
         return {key for key in (self.key, *(self.key + part for part in _PARTS)) if key in self.shard_of}
 
     def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> Nf4Linear:
-        """Return the layer, without a bias.
-
-        Args:
-            shape: [out, in], by the model's config.
-            dtype: the dtype of the activations.
+        """Return the layer with a weight [out, in] and no bias; `dtype` is that of the activations.
 
         Raises:
             TsugikiError: its files are damaged, or it is stored in another format.
@@ -83,11 +79,7 @@ class StoredNf4:
 
 
 def stored_layers(shard_of: Mapping[str, Shard]) -> dict[str, StoredNf4]:
-    """Return the layers in 4 bits, by the key of their weight.
-
-    Args:
-        shard_of: key of a tensor -> its file.
-    """
+    """Return the layers in 4 bits, by the key of their weight, of the tensors with these keys."""
     weights = [key.removesuffix(_STATE) for key in shard_of if key.endswith(_STATE)]
     return {key: StoredNf4(key, shard_of) for key in weights if key in shard_of}
 
@@ -111,10 +103,6 @@ def quantization_settings(config: object) -> dict[str, Any]:
 
 def check_format(name: str, config: object) -> None:
     """Check that the weights of a model are not quantised, or that their quantisation can be kept or undone.
-
-    Args:
-        name: the model's name, for the error.
-        config: its config.
 
     Raises:
         TsugikiError: the weights are quantised in a format that cannot be read.

@@ -119,10 +119,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tuple[Path, Collection[str]]:
     """Return the checked folder of a model, and the names of its files on the hub; none for a local model.
 
-    Args:
-        name: the model's name.
-        trust_remote_code: accept a model that brings Python code of its own.
-        patterns: patterns of the names of the files to download if the model is on the hub.
+    Of a model on the hub, the files whose names match `patterns` are downloaded.
     """
     if not name.strip():
         raise TsugikiError(
@@ -194,10 +191,7 @@ def _is_wanted(file: str, patterns: Collection[str]) -> bool:
 def _download(name: str, wanted: Collection[str], revision: str | None = None) -> Path:
     """Download files of a model on the hub, and return the folder of huggingface_hub's cache that they are in.
 
-    Args:
-        name: the model's name.
-        wanted: paths of the files in the repository.
-        revision: overrides the revision in the name.
+    A `revision` overrides the one in the name.
     """
     from huggingface_hub import snapshot_download
 

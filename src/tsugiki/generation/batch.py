@@ -120,13 +120,9 @@ def prompts_width(rows: Sequence[Row]) -> int:
 
 
 def begin_prompts(rows: list[Row], prefixes: Sequence[Prefix], device: torch.device) -> Arriving:
-    """Return rows whose prompts are to be computed from the end of a prefix on, which is in the cache.
+    """Return rows whose prompts are to be computed from the end of their prefixes on, which are in the cache.
 
-    Args:
-        rows: the rows.
-        prefixes: the prefix of each row. The same number of columns is left for all rows, so that of some of them only
-            a part may be used.
-        device: of the model.
+    The same number of columns is left for all rows, so that of some prefixes only a part may be used.
     """
     ids, mask = padded([row.tokens for row in rows], prompts_width(rows), device)
     left = max(row.length - prefix.tokens for row, prefix in zip(rows, prefixes, strict=True))
@@ -148,24 +144,15 @@ def without_cancelled(arriving: Arriving) -> Arriving | None:
 
 
 def scored_token(logprobs: Tensor, token: int, count: int) -> ScoredToken:
-    """Return a token with its log-probability and the most probable tokens.
-
-    Args:
-        logprobs: the log-probabilities of all tokens, [vocabulary].
-        token: the token.
-        count: how many of the most probable tokens to return.
-    """
+    """Return a token with its log-probability and the `count` most probable tokens, of logprobs [vocabulary]."""
     values, tokens = logprobs.topk(min(count, len(logprobs)))
     return ScoredToken(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
 
 def score_prompts(arriving: Arriving, logits: Tensor, start: int) -> None:
-    """Append the log-probabilities of the prompts' tokens that follow the tokens of a piece.
+    """Append the log-probabilities of the prompts' tokens that follow the tokens of a piece, which begins at `start`.
 
-    Args:
-        arriving: the rows.
-        logits: for each token of the piece, the logits of the next token, [rows, tokens, vocabulary].
-        start: the first column of the piece.
+    The logits are those of the next token for each token of the piece, [rows, tokens, vocabulary].
     """
     longest = arriving.ids.shape[1]
     for row, ids, of_row in zip(arriving.rows, arriving.ids.tolist(), logits, strict=True):

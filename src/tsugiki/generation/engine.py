@@ -33,12 +33,7 @@ class Engine:
     """Generates text for requests, in a thread of its own that owns the model."""
 
     def __init__(self, model: "PreTrainedModel", limits: Limits | None = None) -> None:
-        """Create it; `start` starts the thread.
-
-        Args:
-            model: a causal language model, grafted or not. From `start` to `stop` only the engine may use it.
-            limits: what is taken at most.
-        """
+        """Create it; `start` starts the thread. From then to `stop` only the engine may use the model."""
         self.model, self.limits = model, limits or Limits()
         self.context = context_length(model)
         self.batch_mode: BatchMode = "mixed"

@@ -7,7 +7,8 @@ random generator of its own, so its text does not depend on the others, up to ro
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
 from tsugiki.generation.sampling import Chooser, Sampling
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.generation.text import TextStream
+from tsugiki.lora.hold import active_adapter, active_name, is_merged
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS = 16  # of a batch
+_MODES: WeakKeyDictionary[Any, dict[object, tuple[ReferenceType[Any], BatchMode | None]]] = WeakKeyDictionary()
+"""The answers of `_batch_mode` for each model, with the adapter that was active, or the model if none was."""
 
 
 def generate_text(
@@ -153,11 +157,19 @@ def continue_rows(
 
 
 def _batch_mode(model: "PreTrainedModel", rows: int) -> BatchMode | None:
-    """Return how rows can be batched; None if the model has no ordinary cache, as state-space models."""
-    try:
-        return find_batch_mode(model, rows > 1)
-    except TsugikiError:
-        return None
+    """Return how rows can be batched; None if the model has no ordinary cache, as state-space models.
+
+    A test takes three forward passes or more, so the answer is kept until other modules or another adapter compute.
+    """
+    tested = model if active_name(model) is None else active_adapter(model)
+    key = (rows > 1, is_merged(model), model.dtype, model.device, tuple(type(module) for module in model.modules()))
+    known = _MODES.setdefault(model, {})
+    if key not in known or known[key][0]() is not tested:
+        try:
+            known[key] = ref(tested), find_batch_mode(model, rows > 1)
+        except TsugikiError:
+            known[key] = ref(tested), None
+    return known[key][1]
 
 
 def _by_transformers(model: "PreTrainedModel", request: Request) -> None:

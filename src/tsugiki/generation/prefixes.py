@@ -43,11 +43,7 @@ class PrefixCache:
     """Blocks of keys and values, the least recently used one first, and the rules for the rows that share them."""
 
     def __init__(self, most_bytes: int) -> None:
-        """Create it.
-
-        Args:
-            most_bytes: of all blocks; 0: nothing is kept.
-        """
+        """Create it for at most so many bytes of blocks; 0: nothing is kept."""
         self.most_bytes, self.bytes = most_bytes, 0
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
 
@@ -75,10 +71,7 @@ class PrefixCache:
     def keep(self, row: "Row", cached: CachedRows, index: int) -> None:
         """Keep the keys and values of a row for other requests, as many as there is room for.
 
-        Args:
-            row: the row.
-            cached: its batch. Rows with a soft prompt, which have more keys than tokens, are not kept.
-            index: the index of the row in it.
+        The row has this index in its batch. Rows with a soft prompt, which have more keys than tokens, are not kept.
         """
         columns, layers = cached.mask.shape[1], cached.cache.layers
         if not self.shares(row) or any(layer.keys.shape[-2] != columns for layer in layers):
@@ -102,13 +95,9 @@ class PrefixCache:
         self._touch(keys)
 
     def worth_waiting(self, row: "Row", first: "Row", known: Prefix, tokens: int) -> bool:
-        """Return whether the prompt of another row, which is being computed, would spare this row many tokens.
+        """Return whether the prompt of `first`, which is being computed, would spare `row` at least so many tokens.
 
-        Args:
-            row: a row that waits.
-            first: the row whose prompt is being computed.
-            known: the prefix of `row` that is in the cache now.
-            tokens: how many tokens are many.
+        `known` is the prefix of `row` that is in the cache now.
         """
         if not (self.shares(first) and self._uses(row)):
             return False
@@ -136,12 +125,9 @@ class PrefixCache:
 
 
 def rows_with_prefixes(mask: Tensor, prefixes: Sequence[Prefix], columns: int) -> CachedRows:
-    """Return rows in whose cache the beginnings of their prompts are.
+    """Return rows in whose cache the beginnings of their prompts are, of which at least one is not empty.
 
-    Args:
-        mask: of the whole prompts, padded on the left, [rows, tokens].
-        prefixes: a beginning for each row; of at least one row it is not empty.
-        columns: how many columns the cache is to have. Of each prefix, what is in these columns is used.
+    The cache has `columns` columns of the whole prompts, whose mask [rows, tokens] is padded on the left.
     """
     start = mask[:, :columns]
     lengths = start.sum(1).tolist()

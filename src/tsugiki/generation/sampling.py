@@ -65,14 +65,7 @@ class Chooser:
     def choose(
         self, logits: Tensor, prompt: Sequence[int], generated: Sequence[int], forbidden: Collection[int] = ()
     ) -> int:
-        """Return the next token.
-
-        Args:
-            logits: logits of the next token, [vocabulary], float32; not changed.
-            prompt: the tokens of the prompt.
-            generated: the tokens that were generated after it.
-            forbidden: tokens that must not be chosen.
-        """
+        """Return the next token by its logits, float32 [vocabulary], which stay as they are; none of `forbidden`."""
         settings, scores, device = self.settings, logits.clone(), logits.device
         if settings.logit_bias:
             scores[list(settings.logit_bias)] += torch.tensor(list(settings.logit_bias.values()), device=device)

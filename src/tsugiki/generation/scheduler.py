@@ -256,15 +256,7 @@ class Scheduler:
         self._keep([i for i, row in enumerate(batch.rows) if self._next_token(row, last[i])])
 
     def _next_token(self, row: Row, logits: Tensor) -> bool:
-        """Choose a row's next token and deliver it.
-
-        Args:
-            row: the row.
-            logits: float32, [vocabulary].
-
-        Returns:
-            Whether more tokens follow.
-        """
+        """Choose a row's next token by logits, float32 [vocabulary], deliver it, and return whether more follow."""
         request = row.request
         try:
             forbidden = request.ends if len(row.generated) < request.min_tokens else ()

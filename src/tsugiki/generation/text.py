@@ -14,13 +14,7 @@ class TextStream:
     """The text of new tokens, up to the first stop string."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
-        """Create it.
-
-        Args:
-            tokenizer: decodes the tokens; special tokens are skipped.
-            prompt: the tokens before the new ones.
-            stops: strings at which the text ends, without them; none is empty.
-        """
+        """Create it for the tokens after a prompt; the text ends before the first of `stops`. None of them is empty."""
         self.tokenizer = tokenizer
         self.stops = stops
         self.stopped = False
@@ -32,9 +26,7 @@ class TextStream:
     def add(self, token: int, may_stop: bool = True) -> str:
         """Add a token, and return the new text. Text that may be the beginning of a stop string is held back.
 
-        Args:
-            token: the token.
-            may_stop: whether the text may end with this token.
+        Only if it `may_stop` can the text end with this token.
         """
         self._ids.append(token)
         self._held += self._new_text()

@@ -31,11 +31,7 @@ class ProgressDisplay:
 
     @contextmanager
     def stage(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """Show a bar for one stage of the work.
-
-        Args:
-            label: a name for the stage.
-            total: the number of units; None if it is unknown.
+        """Show a bar for one stage of the work; `total` is its number of units, None if it is unknown.
 
         Yields:
             A function to call with the number of units completed since the last call.

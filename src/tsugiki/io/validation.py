@@ -60,9 +60,7 @@ def problem_text(problem: ErrorDetails) -> str:
 def describe_problems(error: ValidationError, known_settings: Collection[str]) -> str:
     """Return the first problems of a validation in one line, each with the name of its field.
 
-    Args:
-        error: pydantic's error.
-        known_settings: the names that an unknown setting is compared with.
+    An unknown setting is compared with `known_settings`, to propose the nearest.
     """
     problems = []
     for problem in error.errors():

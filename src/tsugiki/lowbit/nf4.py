@@ -63,12 +63,9 @@ class Nf4Linear(DecodedLayer):
 
     @classmethod
     def from_codes(cls, packed: Tensor, largest: Tensor, dtype: torch.dtype) -> "Nf4Linear":
-        """Return a layer without a bias from codes that another program has computed.
+        """Return a layer without a bias from codes that another program has computed, uint8 [out, in / 2].
 
-        Args:
-            packed: the codes, uint8 [out, in / 2].
-            largest: the largest absolute value of each block, float32 [out, in / 64].
-            dtype: the dtype of `weight`.
+        The largest absolute value of each block is float32 [out, in / 64]; `dtype` is that of `weight`.
         """
         layer = cls.__new__(cls)
         QuantizedLayer.__init__(layer, torch.empty(len(packed), 2 * packed.shape[1], device="meta"), None, dtype)

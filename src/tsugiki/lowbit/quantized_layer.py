@@ -42,13 +42,9 @@ class QuantizedLayer(nn.Module):
     def restored(
         cls, shape: tuple[int, ...], bias: nn.Parameter | None, dtype: torch.dtype, codes: Mapping[str, Tensor]
     ) -> Self:
-        """Return a layer from the tensors of a layer that was quantised before.
+        """Return a layer with a weight of this shape, (out, in), from the tensors of a layer that was quantised before.
 
-        Args:
-            shape: the shape of the weight, (out, in).
-            bias: the bias, [out], or None.
-            dtype: the dtype of `weight`.
-            codes: name -> tensor of all parameters except the bias; the tensors are not copied.
+        `codes` has all parameters except the bias by name; they are not copied.
         """
         layer = cls.__new__(cls)
         QuantizedLayer.__init__(layer, torch.empty(shape, device="meta"), bias, dtype)

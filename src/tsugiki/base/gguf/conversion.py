@@ -69,13 +69,7 @@ def conversion_dtype(header: GgufHeader) -> "torch.dtype":
 
 
 def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable[[], None]) -> None:
-    """Write the model and the tokenizer of a GGUF file to a folder in Hugging Face's format.
-
-    Args:
-        path: the file.
-        header: the file's header.
-        folder: an empty folder.
-        advance: called after each tensor.
+    """Write the model and the tokenizer of a GGUF file to an empty folder; `advance` is called after each tensor.
 
     Raises:
         TsugikiError: transformers cannot read the file, or ignores a part of it.
@@ -95,12 +89,7 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
 
 
 def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
-    """Write the config and the tokenizer of a GGUF file to a folder in Hugging Face's format, without its weights.
-
-    Args:
-        path: the file.
-        header: the file's header.
-        folder: an empty folder.
+    """Write the config and the tokenizer of a GGUF file to an empty folder, without its weights.
 
     Raises:
         TsugikiError: transformers cannot read the file.

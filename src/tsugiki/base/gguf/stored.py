@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 
 def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel":
-    """Load a model from a GGUF file.
+    """Load a model from a GGUF file, in evaluation mode.
 
-    Args:
-        path: the file.
-        config: its config.
-        dtype: the dtype of the activations, and of everything that is unpacked.
+    The activations, and everything that is unpacked, have the dtype `dtype`.
 
     Returns:
         The model, in evaluation mode.

@@ -38,10 +38,7 @@ _SPLIT_BY_TRANSFORMERS = (
 def build_tokenizer(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedTokenizerBase":
     """Build the tokenizer of a GGUF file: tokens, merges, special tokens, BOS and EOS settings, chat template.
 
-    Args:
-        path: the file.
-        header: the file's header.
-        folder: an empty folder. transformers would otherwise read tokenizer files from the GGUF file's own folder.
+    The folder is empty: otherwise transformers would read tokenizer files from the GGUF file's own folder.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -81,9 +78,7 @@ def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
 def _set_space_marks(backend: "Tokenizer", prefix: bool) -> None:
     """Let SentencePiece's BPE write a space as ▁.
 
-    Args:
-        backend: the tokenizer.
-        prefix: whether one more ▁ is added before the text, and before text that follows a special token.
+    With `prefix`, one more ▁ is added before the text, and before text that follows a special token.
     """
     from tokenizers import decoders, normalizers
 
