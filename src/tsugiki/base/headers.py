@@ -47,7 +47,7 @@ def _has_weights(folder: Path) -> bool:
     if (folder / MODEL_INDEX_FILE).is_file():
         try:
             return bool(folder_entries(folder))
-        except TsugikiError:  # for example, some files have not been downloaded
+        except TsugikiError:  # some files may not have been downloaded
             return False
     return (folder / MODEL_FILE).is_file()
 

@@ -112,10 +112,12 @@ def named_fingerprint(name: str) -> str | None:
 def file_states(name: str) -> FileStates:
     """Return the files of the weights of a model that is on this machine, with their states; otherwise none."""
     gguf = gguf_path(name)
-    if gguf is not None:
-        return _states([gguf])
-    folder = local_folder(name)
-    return _folder_states(folder) if folder is not None else ()
+    folder = local_folder(name) if gguf is None else None
+    try:
+        paths = [shard.path.resolve() for shard in read_shards(folder)] if folder is not None else []
+    except TsugikiError:
+        return ()
+    return tuple(sorted((path, file_state(path.stat())) for path in ([gguf] if gguf is not None else paths)))
 
 
 def remember_files(model: nn.Module, name: str, states: FileStates) -> None:
@@ -153,12 +155,8 @@ def _settings(config: "PretrainedConfig") -> dict[str, Any]:
         name: value for name, value in config.to_dict().items() if name in declared and not _NOT_COMPUTED.search(name)
     }
     text = json.dumps({"model_type": config.model_type, **computed}, default=str)
-    plain: dict[str, Any] = json.loads(text, parse_constant=_none)  # JSON has no infinity and no NaN
+    plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)  # JSON has no infinity and no NaN
     return _flat(plain)
-
-
-def _none(_: str) -> None:
-    return None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -167,20 +165,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def _folder_states(folder: Path) -> FileStates:
-    try:
-        return _states(shard.path.resolve() for shard in read_shards(folder))
-    except TsugikiError:
-        return ()
-
-
-def _states(paths: Iterable[Path]) -> FileStates:
-    states = []
-    for path in paths:
-        states.append((path, file_state(path.stat())))
-    return tuple(sorted(states))
 
 
 @functools.lru_cache(maxsize=8)

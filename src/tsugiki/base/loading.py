@@ -66,11 +66,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
 
 
 def stored_path(name: str) -> Path:
-    """Return the path of a model that is a GGUF file, whose quantisation can be kept.
-
-    Raises:
-        TsugikiError: the model is not a GGUF file.
-    """
+    """Return the path of a model that is a GGUF file, whose quantisation can be kept."""
     path = gguf_path(name)
     if path is None:
         raise TsugikiError(

@@ -64,9 +64,6 @@ def entry_of(model: Path, config: "PretrainedConfig", dtype: torch.dtype, base_d
     """Return the entry of a model that is to be quantised; None if it is too small, or nothing is to be kept.
 
     Parameters that are not quantised have the dtype `dtype`.
-
-    Raises:
-        TsugikiError: `TSUGIKI_CACHE_GB` is not a number, or is negative.
     """
     states = file_states(str(model))
     if not limit() or sum(path.stat().st_size for path, _state in states) < _LEAST_BYTES:

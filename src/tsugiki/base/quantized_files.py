@@ -41,11 +41,7 @@ class StoredNf4:
         return {key for key in (self.key, *(self.key + part for part in _PARTS)) if key in self.shard_of}
 
     def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> Nf4Linear:
-        """Return the layer with a weight [out, in] and no bias; `dtype` is that of the activations.
-
-        Raises:
-            TsugikiError: its files are damaged, or it is stored in another format.
-        """
+        """Return the layer with a weight [out, in] and no bias; `dtype` is that of the activations."""
         try:
             state = json.loads(self._bytes(_STATE).numpy().tobytes())
             fits = tuple(state["shape"]) == shape and state["blocksize"] == BLOCK and shape[1] % BLOCK == 0

@@ -46,11 +46,7 @@ def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 
 
 def config_folder(name: str) -> Path:
-    """Return a folder on this machine with a model's config. For a model on the hub, nothing else is downloaded.
-
-    Raises:
-        TsugikiError: as for `settings_folder`.
-    """
+    """Return a folder on this machine with a model's config. For a model on the hub, nothing else is downloaded."""
     return _folder(name, False, (MODEL_CONFIG_FILE,))[0]
 
 

@@ -56,9 +56,6 @@ def load_quantized(
 
     Returns:
         The model, in evaluation mode; None if its files do not hold the tensors of the model one by one.
-
-    Raises:
-        TsugikiError: a file is missing or damaged, or a weight is not finite.
     """
     entry = None if is_stored_in_4_bits(config) else entry_of(folder, config, dtype, base_dtype)
     model = None if entry is None else _read_from_cache(entry, config, dtype)

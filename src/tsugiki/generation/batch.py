@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.cache import CachedRows, compute, padded, round_up, selected
-from tsugiki.generation.prefixes import Prefix, rows_with_prefixes
+from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
 from tsugiki.generation.request import BatchMode, Request, ScoredToken, Timing
 from tsugiki.generation.sampling import Chooser
 from tsugiki.generation.text import TextStream
@@ -125,7 +125,7 @@ def begin_prompts(rows: list[Row], prefixes: Sequence[Prefix], device: torch.dev
     The same number of columns is left for all rows, so that of some prefixes only a part may be used.
     """
     ids, mask = padded([row.tokens for row in rows], prompts_width(rows), device)
-    left = max(row.length - prefix.tokens for row, prefix in zip(rows, prefixes, strict=True))
+    left = max(row.length - len(prefix) * BLOCK for row, prefix in zip(rows, prefixes, strict=True))
     done = (ids.shape[1] - left) // _MULTIPLE * _MULTIPLE
     cached = rows_with_prefixes(mask, prefixes, done) if done else CachedRows(mask[:, :0])
     return Arriving(rows, ids, mask, cached, done)

@@ -29,7 +29,8 @@ from tsugiki.model.inference import seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ROWS = 16  # of a batch
+_ROWS = 16
+"""The most rows of a batch."""
 _MODES: WeakKeyDictionary[Any, dict[object, tuple[ReferenceType[Any], BatchMode | None]]] = WeakKeyDictionary()
 """The answers of `_batch_mode` for each model, with the adapter that was active, or the model if none was."""
 

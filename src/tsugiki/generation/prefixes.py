@@ -9,7 +9,6 @@ prompt those at its end first, because a block is of no use without those before
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -25,18 +24,8 @@ BLOCK = 16  # tokens, as in vLLM
 
 Block: TypeAlias = list[tuple[Tensor, Tensor]]
 """The keys and values of each layer, both [heads, BLOCK, width]."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The beginning of a prompt."""
-
-    blocks: Sequence[Block] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Its length."""
-        return len(self.blocks) * BLOCK
+Prefix: TypeAlias = Sequence[Block]
+"""The beginning of a prompt."""
 
 
 class PrefixCache:
@@ -59,14 +48,14 @@ class PrefixCache:
     def find(self, row: "Row") -> Prefix:
         """Return the part of a row that need not be computed. Its last token is none of it: its logits are needed."""
         if not self._blocks or not self._uses(row):
-            return Prefix()
+            return []
         found = []
         for key in _keys(row, row.length - 1):
             if key not in self._blocks:
                 break
             found.append(key)
         self._touch(found)
-        return Prefix([self._blocks[key] for key in found])
+        return [self._blocks[key] for key in found]
 
     def keep(self, row: "Row", cached: CachedRows, index: int) -> None:
         """Keep the keys and values of a row for other requests, as many as there is room for.
@@ -102,7 +91,7 @@ class PrefixCache:
         if not (self.shares(first) and self._uses(row)):
             return False
         same = first.request.content == row.request.content
-        return same and common_tokens(first.tokens, row.tokens) - known.tokens >= tokens
+        return same and common_tokens(first.tokens, row.tokens) - len(known) * BLOCK >= tokens
 
     def _uses(self, row: "Row") -> bool:
         """Return whether a row may use other rows' keys and values: not if it needs the logits of its whole prompt."""
@@ -132,14 +121,14 @@ def rows_with_prefixes(mask: Tensor, prefixes: Sequence[Prefix], columns: int) -
     start = mask[:, :columns]
     lengths = start.sum(1).tolist()
     cache = GrowingCache()
-    some = next(prefix for prefix in prefixes if prefix.blocks)
-    for index, (keys, values) in enumerate(some.blocks[0]):
+    some = next(prefix for prefix in prefixes if prefix)
+    for index, (keys, values) in enumerate(some[0]):
         filled = []
         for which, like in enumerate((keys, values)):
             whole = like.new_zeros(len(prefixes), like.shape[0], columns, like.shape[2])
             for row, (prefix, length) in enumerate(zip(prefixes, lengths, strict=True)):
                 if length:
-                    used = [block[index][which] for block in prefix.blocks[: -(-length // BLOCK)]]
+                    used = [block[index][which] for block in prefix[: -(-length // BLOCK)]]
                     whole[row, :, columns - length :] = torch.cat(used, 1)[:, :length]
             filled.append(whole)
         cache.update(filled[0], filled[1], index)

@@ -76,11 +76,7 @@ def as_prompt(text: str, as_turn: bool, system: str | None = None) -> Prompt:
 
 
 def check_room(model: "PreTrainedModel", ids: Sequence[int]) -> None:
-    """Check that the model's context has room for one token after a prompt.
-
-    Raises:
-        TsugikiError: the prompt fills the context.
-    """
+    """Check that the model's context has room for one token after a prompt."""
     context = context_length(model)
     if len(ids) >= context:
         raise TsugikiError(

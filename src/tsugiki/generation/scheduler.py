@@ -39,7 +39,7 @@ from tsugiki.generation.batch import (
     without_cancelled,
 )
 from tsugiki.generation.cache import compute, joined, selected, without_common_padding
-from tsugiki.generation.prefixes import Prefix, PrefixCache
+from tsugiki.generation.prefixes import BLOCK, Prefix, PrefixCache
 from tsugiki.generation.request import (
     Event,
     Failed,
@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 
 _SMALL_MODEL = 500_000_000  # parameters
 _PADDING = 64  # tokens that prompts may differ in length to be computed together
-_MOST_GROUPS = 4  # of prompts that are computed in turn, each of like length
+_MOST_GROUPS = 4
+"""The most groups of prompts of like length that are computed in turn."""
 
 
 @contextmanager
@@ -223,7 +224,7 @@ class Scheduler:
             cached = without_common_padding(arriving.cached)
             if self._batch is not None:
                 cached = joined(self._batch.cached, cached)
-        except Exception as error:  # such as for want of memory
+        except Exception as error:  # there may not be enough memory
             self._batch = None
             self._isolate(rows, error)
             return
@@ -307,5 +308,5 @@ class Scheduler:
 
 def _alike(one: Row, known: Prefix, other: Row, known_of_other: Prefix) -> bool:
     """Return whether computing two prompts together, after their known prefixes, is not padding for the most part."""
-    left, left_of_other = one.length - known.tokens, other.length - known_of_other.tokens
+    left, left_of_other = one.length - len(known) * BLOCK, other.length - len(known_of_other) * BLOCK
     return abs(one.length - other.length) <= _PADDING and abs(left - left_of_other) <= _PADDING

@@ -79,22 +79,17 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     if not replace:
         refuse_existing(out)
     remove_leftovers(out.parent, older_than=DAY, of=out.name)
-    temporary = _temporary(out, "part")
-    with _write_errors(out), _folder_to_write_in(out.parent):
-        try:
-            temporary.mkdir()
-            yield temporary
-            _flush_tree(temporary)
-            if replace:
-                with _out_of_the_way(out):
-                    temporary.rename(out)
-            else:
-                if out.is_dir():
-                    out.rmdir()
+    with _write_errors(out), _temporary_folder(out) as temporary:
+        yield temporary
+        _flush_tree(temporary)
+        if replace:
+            with _out_of_the_way(out):
                 temporary.rename(out)
-            _flush(out.absolute().parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            if out.is_dir():
+                out.rmdir()
+            temporary.rename(out)
+        _flush(out.absolute().parent)
 
 
 @contextmanager
@@ -111,19 +106,14 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
     Raises:
         TsugikiError: the folder cannot be written.
     """
-    temporary = _temporary(folder / "files", "part")
-    with _write_errors(folder), _folder_to_write_in(folder):
-        try:
-            temporary.mkdir()
-            yield temporary
-            _flush_tree(temporary)
-            paths = sorted(temporary.iterdir(), key=lambda path: path.match(last))
-            for _other, group in groupby(paths, key=lambda path: path.match(last)):
-                for path in group:
-                    path.replace(folder / path.name)
-                _flush(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with _write_errors(folder), _temporary_folder(folder / "files") as temporary:
+        yield temporary
+        _flush_tree(temporary)
+        paths = sorted(temporary.iterdir(), key=lambda path: path.match(last))
+        for _other, group in groupby(paths, key=lambda path: path.match(last)):
+            for path in group:
+                path.replace(folder / path.name)
+            _flush(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -150,9 +140,6 @@ def make_folder(folder: Path) -> list[Path]:
 
     Returns:
         The folders that did not exist, the deepest first.
-
-    Raises:
-        TsugikiError: the folder cannot be created.
     """
     with _write_errors(folder):
         return _create(folder)
@@ -183,11 +170,7 @@ def check_writable(folder: Path) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Check that `out` can be created as a new folder: it does not exist, or is an empty folder.
-
-    Raises:
-        TsugikiError: there is something else at this path.
-    """
+    """Check that `out` can be created as a new folder: it does not exist, or is an empty folder."""
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
 
@@ -289,14 +272,17 @@ def _create(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _folder_to_write_in(folder: Path) -> Iterator[None]:
-    """Create a folder and its parents; if the block fails, remove those that were created."""
-    created = _create(folder)
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside `out`, removed at the end; if the block fails, created parents are removed as well."""
+    temporary, created = _temporary(out, "part"), _create(out.parent)
     try:
-        yield
+        temporary.mkdir()
+        yield temporary
     except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         remove_empty(created)
         raise
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

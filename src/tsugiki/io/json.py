@@ -12,7 +12,8 @@ from tsugiki.language import _
 
 _MAX_SIZE = 200_000_000  # bytes
 _MAX_DEPTH = 100
-_MAX_DIGITS = 100  # of an integer; an integer of more than 308 digits could not be converted to a float
+_MAX_DIGITS = 100
+"""The most digits of an integer; one of more than 308 could not be converted to a float."""
 
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:

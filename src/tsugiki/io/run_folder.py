@@ -35,11 +35,7 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def refuse_earlier_run(out: Path) -> None:
-    """Check that a folder has no results of an earlier run, which a new run must not replace.
-
-    Raises:
-        TsugikiError: the folder holds a record, weights or checkpoints of a run.
-    """
+    """Check that a folder has no results of an earlier run, which a new run must not replace."""
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
         raise TsugikiError(
             _(
@@ -50,11 +46,7 @@ def refuse_earlier_run(out: Path) -> None:
 
 
 def remove_run(out: Path) -> None:
-    """Remove the files and checkpoints that a run has written into its folder; other files are kept.
-
-    Raises:
-        TsugikiError: a file cannot be removed.
-    """
+    """Remove the files and checkpoints that a run has written into its folder; other files are kept."""
     if (out / CHECKPOINTS).exists():
         remove_folder(out / CHECKPOINTS)
     patterns = (RECORD_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, "report.html", MODEL_CONFIG_FILE)

@@ -114,11 +114,7 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
 
 
 def read_bytes(shard: Shard, key: str) -> Tensor:
-    """Read the bytes of one tensor of any dtype: uint8 [bytes].
-
-    Raises:
-        TsugikiError: the file cannot be read.
-    """
+    """Read the bytes of one tensor of any dtype: uint8 [bytes]."""
     entry = shard.entries[key]
     buffer = bytearray(entry.end - entry.begin)
     try:

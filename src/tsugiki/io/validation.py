@@ -36,7 +36,7 @@ _PROBLEMS = {
     "string_too_short": marked("input should not be empty"),
     "dict_type": marked("input should be settings"),
     "tuple_type": marked("input should be a list"),
-    "is_instance_of": marked("input should be a list"),  # of a `Sequence`, the only class that settings name
+    "is_instance_of": marked("input should be a list"),  # settings name only the class `Sequence`
     "sequence_str": marked("input should be a list"),
     "list_type": marked("input should be a list"),
     "too_short": marked("input should have at least {min_length} entries"),
@@ -65,7 +65,7 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
     problems = []
     for problem in error.errors():
         if problem["type"] == "literal_error" and any(_TYPE_NAME.match(str(part)) for part in problem["loc"]):
-            continue  # of a setting that is a number or `auto`; the problem of the number is listed
+            continue  # the setting is a number or `auto`; the problem of the number is listed
         where = error_text(".".join(str(part) for part in problem["loc"] if not _TYPE_NAME.match(str(part))), 100)
         has_value = where and problem["type"] not in ("missing", "extra_forbidden")
         message = problem_text(problem)

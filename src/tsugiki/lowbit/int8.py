@@ -18,10 +18,9 @@ from torch.nn import functional as F
 
 from tsugiki.lowbit import integer_products
 from tsugiki.lowbit.integer_passes import dither_rows, plain_levels, rounded
-from tsugiki.lowbit.integer_products import CHANNELS, Tile, has_exact_product, mean_row, split
+from tsugiki.lowbit.integer_products import CHANNELS, Tile, has_exact_product, in_pieces, mean_row, split
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
 from tsugiki.lowbit.rotation import blocks_of, plain_rotated, rotated
-from tsugiki.lowbit.threads import in_threads
 
 _ROWS = 64
 """Channels that are quantised at once, so that they stay in the cache."""
@@ -40,12 +39,7 @@ class Int8Linear(QuantizedLayer):
         qweight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         with torch.no_grad():
-            pieces = list(zip(*(split(t, _ROWS) for t in (weight, qweight, scale)), strict=True))
-            if weight.device.type == "cpu":
-                in_threads(_round_piece, pieces)
-            else:
-                for piece in pieces:
-                    _round_piece(piece)
+            in_pieces(_round_piece, (weight, qweight, scale), _ROWS)
             means = torch.stack([mean_row(q) for q in split(qweight, CHANNELS)])
         self.qweight, self.scale, self.means = (nn.Parameter(t, requires_grad=False) for t in (qweight, scale, means))
 
@@ -80,9 +74,8 @@ class Int8Linear(QuantizedLayer):
         return zip(split(self.qweight, CHANNELS), split(self.scale, CHANNELS), strict=True)
 
 
-def _round_piece(piece: tuple[Tensor, Tensor, Tensor]) -> None:
+def _round_piece(weight: Tensor, q: Tensor, s: Tensor) -> None:
     """Rotate and quantise some channels of a weight: write their integers and scales."""
-    weight, q, s = piece
     values, scale = rounded(weight, blocks_of(weight.shape[1]))
     q.copy_(values)
     s.copy_(scale[:, 0])

@@ -181,7 +181,8 @@ def dither_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     s = _step(x)
     column = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
-    of_row = (s.view(torch.int32) >> 12) * _DITHER_OF_ROW  # without the last bits, which depend on the processor
+    # The last bits of the scale depend on the processor, so they are left out.
+    of_row = (s.view(torch.int32) >> 12) * _DITHER_OF_ROW
     offset = (column * _DITHER_OF_COLUMN + of_row) >> 8  # 24 bits, exact in float32
     x.div_(s).add_(offset.float().mul_(0.499 / (1 << 23)))  # below 1/2, so that 127 stays 127
     return x.round_().to(torch.int8), s

@@ -23,7 +23,7 @@ result depends on the number of threads.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import TypeAlias
 
@@ -121,6 +121,13 @@ def split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Split into pieces of at most `most` rows (or columns), as even as possible."""
     size = t.shape[dim]
     return t.chunk(math.ceil(size / most), dim) if size > most else (t,)
+
+
+def in_pieces(function: Callable[..., None], tensors: Sequence[Tensor], rows: int) -> None:
+    """Call a function with each piece of so many rows of some tensors; on the CPU, threads share the pieces."""
+    pieces = list(zip(*(split(tensor, rows) for tensor in tensors), strict=True))
+    run = in_threads if tensors[0].device.type == "cpu" else map
+    list(run(lambda piece: function(*piece), pieces))
 
 
 def mean_row(w: Tensor) -> Tensor:

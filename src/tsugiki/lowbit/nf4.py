@@ -24,9 +24,8 @@ from torch.nn import functional as F
 
 from tsugiki.lowbit.decoded_layer import DecodedLayer
 from tsugiki.lowbit.integer_passes import own_float
-from tsugiki.lowbit.integer_products import CHANNELS, split
+from tsugiki.lowbit.integer_products import CHANNELS, in_pieces, split
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
-from tsugiki.lowbit.threads import in_threads
 from tsugiki.native import can_read, native_for
 
 BLOCK = 64
@@ -41,7 +40,6 @@ NF4 = (
 )
 _PAIRS = {torch.int8: torch.int16, torch.bfloat16: torch.int32, torch.float16: torch.int32, torch.float32: torch.int64}
 """The integer dtype with the size of two numbers, so that one look-up copies both."""
-"""The dtypes for which there are C functions."""
 
 
 class Nf4Linear(DecodedLayer):
@@ -108,19 +106,12 @@ def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     packed = torch.empty(out, count * BLOCK // 2, dtype=torch.uint8, device=weight.device)
     blocks = torch.empty(out, count, dtype=torch.uint8, device=weight.device)
     scale = torch.empty(out, dtype=torch.float32, device=weight.device)
-    rows = max(1, _PIECE // max(1, width))
-    pieces = list(zip(*(split(t, rows) for t in (weight, packed, blocks, scale)), strict=True))
-    if weight.device.type == "cpu":
-        in_threads(_encode_piece, pieces)
-    else:
-        for piece in pieces:
-            _encode_piece(piece)
+    in_pieces(_encode_piece, (weight, packed, blocks, scale), max(1, _PIECE // max(1, width)))
     return packed, blocks, scale
 
 
-def _encode_piece(piece: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def _encode_piece(weight: Tensor, packed: Tensor, blocks: Tensor, scale: Tensor) -> None:
     """Quantise some rows of a weight: write their codes, m and scales."""
-    weight, packed, blocks, scale = piece
     blocks[:], scale[:] = relative(nearest_codes(weight, packed))
 
 
@@ -238,9 +229,7 @@ def _codes_by_upper_half(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return for each upper half of a float32, as an int16 plus 32,768, the lowest code and the bound above it."""
     middles = _bounds()
     halves = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32) << 16
-    ends = torch.stack(
-        [halves.view(torch.float32), (halves | 0xFFFF).view(torch.float32)]
-    )  # of numbers with these bits
+    ends = torch.stack([halves.view(torch.float32), (halves | 0xFFFF).view(torch.float32)])
     lowest, highest = torch.bucketize(ends.nan_to_num(0), middles).sort(0).values
     bounds = torch.where(highest > lowest, torch.cat([middles, middles[-1:]])[lowest], torch.inf)
     return lowest.to(torch.uint8).to(device), bounds.to(device)

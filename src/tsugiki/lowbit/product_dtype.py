@@ -37,10 +37,7 @@ def decide(dtype: torch.dtype, integers: bool) -> None:
 
 
 def measure(dtype: torch.dtype) -> dict[str, float]:
-    """Return the CPU seconds that one thread takes for a product in integers (`int8`) and in `dtype` (`float`).
-
-    CPU time does not include other programs that run at the same time.
-    """
+    """Return the CPU seconds that one thread takes for a product in integers (`int8`) and in `dtype` (`float`)."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_ROWS, _WIDTH, generator=generator).to(dtype)
     x[:, ::512] *= 100  # models have a few features that are much larger than the others, which take time as well

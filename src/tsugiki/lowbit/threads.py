@@ -54,7 +54,8 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
     def use_one_thread() -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # otherwise the first operation would set the number that new threads begin with
+        # Without this call, the first operation would set the number that new threads begin with.
+        torch.get_num_threads()
         started.wait()
 
     pool = ThreadPoolExecutor(threads, "tsugiki-pieces", initializer=use_one_thread)

@@ -8,7 +8,7 @@ some settings and tensors without a warning, and the model then differs from lla
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -75,17 +75,12 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
         TsugikiError: transformers cannot read the file, or ignores a part of it.
         OSError: the folder cannot be written.
     """
-    from safetensors import SafetensorError
-
     with hidden_progress_bars(), _tensor_progress(advance), _cached_reader():
         with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)
             model = _load_dequantised(path, header, folder)
         tokenizer.save_pretrained(folder)
-        try:
-            model.save_pretrained(folder)
-        except SafetensorError as error:  # safetensors reports a full disk as its own error
-            raise OSError(str(error)) from error
+        model.save_pretrained(folder)
 
 
 def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
@@ -186,11 +181,8 @@ def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrain
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
     )
-    missing = sorted(loading_info["missing_keys"])
-    if missing:  # transformers fills missing weights with random values and only warns
-        raise TsugikiError(
-            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
-        )
+    # transformers fills missing weights with random values and only warns.
+    refuse_missing(path, sorted(loading_info["missing_keys"]))
     _check_all_tensors_read(path, header, set(model.state_dict()))
     _complete_settings(model, header)
     return model
@@ -316,11 +308,7 @@ def _check_tensors(path: Path, header: GgufHeader, model: "PreTrainedModel") -> 
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     names = llama_cpp_names(header.architecture, header.setting("block_count"), parameters)
     tied = getattr(model, "all_tied_weights_keys", {})
-    missing = sorted(name for name, theirs in names.items() if theirs not in shapes and name not in tied)
-    if missing:
-        raise TsugikiError(
-            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
-        )
+    refuse_missing(path, sorted(name for name, theirs in names.items() if theirs not in shapes and name not in tied))
     for name, theirs in names.items():
         shape, expected = shapes.get(theirs), tuple(parameters[name].shape)
         if shape is not None and sorted(shape) != sorted(expected):  # GPT-2's matrices are transposed
@@ -328,6 +316,14 @@ def _check_tensors(path: Path, header: GgufHeader, model: "PreTrainedModel") -> 
                 name=theirs, shape=list(shape), expected=list(expected)
             )
             raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error))
+
+
+def refuse_missing(path: Path, missing: Sequence[str]) -> None:
+    """Raise a TsugikiError if parameters are missing in a file."""
+    if missing:
+        raise TsugikiError(
+            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
+        )
 
 
 def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> None:

@@ -12,8 +12,7 @@ fraction of the error of the quantisation itself. Norms and biases, which the fi
 well. Files in bfloat16 or float32 keep their dtype. The whole model is in memory during the conversion.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -106,24 +105,18 @@ def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
 
 
 def _convert(path: Path, folder: Path) -> None:
+    """Convert a file, with a progress bar in a terminal and one line elsewhere."""
+    from tsugiki.io.progress import ProgressDisplay
+
     header = read_model_header(path)
     check_room(folder, sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize)
-    with _conversion_progress(path, len(header.tensors)) as advance:
+    display = ProgressDisplay()
+    label = _("converting {name} ({size})").format(name=path.name, size=format_size(path.stat().st_size))
+    if display.is_quiet:
+        display.print(_("{label}; the result is cached for later runs").format(label=label))
+    with display.stage(label, len(header.tensors)) as advance:
         write_folder(path, header, folder, lambda: advance(1))
 
 
 def _convert_settings(path: Path, folder: Path) -> None:
     write_settings(path, read_model_header(path), folder)
-
-
-@contextmanager
-def _conversion_progress(path: Path, tensors: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar in a terminal and one line elsewhere; yield a function that counts converted tensors."""
-    from tsugiki.io.progress import ProgressDisplay
-
-    display = ProgressDisplay()
-    label = _("converting {name} ({size})").format(name=path.name, size=format_size(path.stat().st_size))
-    if display.is_quiet:
-        display.print(_("{label}; the result is cached for later runs").format(label=label))
-    with display.stage(label, tensors) as advance:
-        yield advance

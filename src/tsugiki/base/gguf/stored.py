@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsugiki.base.gguf.conversion import VERIFIED, read_model_header
+from tsugiki.base.gguf.conversion import VERIFIED, read_model_header, refuse_missing
 from tsugiki.base.gguf.file import GgufTensor, llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lowbit.quantization import count_parameters, is_quantizable, note_parameters
@@ -34,9 +34,6 @@ def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel
 
     Returns:
         The model, in evaluation mode.
-
-    Raises:
-        TsugikiError: its architecture is not supported here, or the file is damaged.
     """
     header = read_model_header(path)
     if header.architecture not in VERIFIED:
@@ -71,11 +68,7 @@ def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel
                     layer._parameters[attribute] = _frozen(torch.from_numpy(np.ascontiguousarray(weight)).to(dtype))
             advance(1)
     model.tie_weights()
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
-        raise TsugikiError(
-            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
-        )
+    refuse_missing(path, [name for name, parameter in model.named_parameters() if parameter.is_meta])
     others = sorted({kind for kind in unpacked if kind not in ("F32", "F16", "BF16")})
     if others:
         warnings.warn(
