@@ -32,7 +32,7 @@ from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.table import results_page
+from tsugiki.bench.tables import results_page
 from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError

@@ -11,7 +11,7 @@ __getattr__, __dir__ = lazy_names(
         "process": "EntryFailed EntryProcess",
         "results": "Results collect",
         "runner": "Measurement measure",
-        "table": "computer results_page results_table",
+        "tables": "computer results_page results_table",
         "workload": "StepBarrier StopRequested Workload",
     },
 )

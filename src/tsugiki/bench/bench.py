@@ -9,7 +9,7 @@ from tsugiki.bench.models import read_model_config
 from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.table import results_page
+from tsugiki.bench.tables import results_page
 from tsugiki.bench.workload import STEPS, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text

@@ -10,7 +10,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "batch": "Row find_batch_mode",
-        "cache": "CachedRows GrowingCache bytes_per_token",
+        "key_value_cache": "CachedRows GrowingCache bytes_per_token",
         "engine": "Engine",
         "generate": "continue_rows generate_text generate_texts",
         "prefixes": "BLOCK PrefixCache",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.generation.cache import CachedRows, compute, padded, round_up, selected
+from tsugiki.generation.key_value_cache import CachedRows, compute, padded, round_up, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
 from tsugiki.generation.request import BatchMode, Request, ScoredToken, Timing
 from tsugiki.generation.sampling import Chooser

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.mixed_batch import mixed_batch
 from tsugiki.generation.batch import Row, find_batch_mode
-from tsugiki.generation.cache import bytes_per_token
+from tsugiki.generation.key_value_cache import bytes_per_token
 from tsugiki.generation.prefixes import PrefixCache
 from tsugiki.generation.request import BatchMode, EngineStopped, Limits, QueueFull, Request
 from tsugiki.generation.scheduler import Scheduler, generating

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from tsugiki.generation.cache import CachedRows, GrowingCache
+from tsugiki.generation.key_value_cache import CachedRows, GrowingCache
 from tsugiki.io.digests import sha256_bytes
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from tsugiki.generation.batch import (
     scored_token,
     without_cancelled,
 )
-from tsugiki.generation.cache import compute, joined, selected, without_common_padding
+from tsugiki.generation.key_value_cache import compute, joined, selected, without_common_padding
 from tsugiki.generation.prefixes import BLOCK, Prefix, PrefixCache
 from tsugiki.generation.request import (
     Event,
