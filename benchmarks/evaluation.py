@@ -24,11 +24,11 @@ from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.report.table import Table
-from tsugiki.training.build_loop import build_loop
 from tsugiki.training.choices import choose
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate, read_windows
+from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.model import load_dtype, make_trainable
 from tsugiki.training.processes import start_accelerator
 

@@ -15,7 +15,7 @@ from tsugiki.data import Blocks, pack
 from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
 from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choose, run, start_accelerator
-from tsugiki.training.build_loop import build_loop
+from tsugiki.training.loop_setup import build_loop
 
 TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
 """Flags of `tsugiki train` for a short run in the working directory of the command line's tests."""

@@ -1,13 +1,17 @@
 """The exceptions of Tsugiki, and helpers for their messages."""
 
 import signal
+import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from tsugiki.language import _
 
 _MAX_ITEMS = 5
 _LONGEST_ITEM = 150  # characters
 _LONGEST = 2000  # characters of a message
+_PACKAGE = str(Path(__file__).parent)
 
 
 class TsugikiError(Exception):
@@ -62,3 +66,11 @@ def unreadable(path: object, error: OSError) -> TsugikiError:
 def error_text(error: object, limit: int = 300) -> str:
     """Return an error's message as one line of at most `limit` characters."""
     return " ".join(str(error).split())[:limit]
+
+
+def warn_caller(message: str) -> None:
+    """Warn with the place outside this package that has called it, such as the line with `graft`."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -136,7 +136,7 @@ def evaluate(
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.io.quiet import quiet_libraries
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.evaluation_targets import evaluate_targets, evaluation_targets
+    from tsugiki.training.load_targets import evaluate_targets, evaluation_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
     results = evaluate_targets(
@@ -194,7 +194,7 @@ def generate(
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.quiet import quiet_libraries
-    from tsugiki.training.evaluation_targets import evaluation_targets, loaded_targets
+    from tsugiki.training.load_targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():

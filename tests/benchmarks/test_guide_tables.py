@@ -7,7 +7,7 @@ import pytest
 from benchmarks.guide_tables import fill_guide, guide_language, main, read_results
 
 from tests.bench.test_results import example
-from tsugiki.bench import tables as results_table
+from tsugiki.bench import results_table
 from tsugiki.errors import TsugikiError
 
 ROOT = Path(__file__).parents[2]

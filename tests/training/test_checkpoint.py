@@ -78,7 +78,7 @@ def test_a_run_whose_record_is_damaged_continues_with_the_record_in_its_checkpoi
 
 
 def test_a_point_of_the_loss_curve_may_span_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.build_loop._LOSS_CURVE_POINTS", 2)
+    monkeypatch.setattr("tsugiki.training.loop_setup._LOSS_CURVE_POINTS", 2)
     whole = train(run_config(tmp_path, max_steps=6))
     cut = run_config(tmp_path, "cut", max_steps=6)
     interrupt(train, cut, 2)

@@ -14,10 +14,10 @@ from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import BaseDtype, torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.lowbit.quantization import quantize
-from tsugiki.training.build_loop import build_loop
 from tsugiki.training.choices import choose
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
+from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.model import load_dtype, make_trainable
 from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
 from tsugiki.training.planning.shapes import find_shapes

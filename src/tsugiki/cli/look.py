@@ -23,7 +23,7 @@ from tsugiki.report.table import Table
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tsugiki.training.evaluation_targets import EvaluationTarget
+    from tsugiki.training.load_targets import EvaluationTarget
 
 
 def evaluate_command(
@@ -63,7 +63,7 @@ def evaluate_command(
     from tsugiki.cli.summary import print_answers, print_evaluations
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.evaluation_targets import answer_with_targets, evaluate_targets, evaluation_targets
+    from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets
 
     if (not data) == (questions is None):
         raise TsugikiError(

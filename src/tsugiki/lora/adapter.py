@@ -6,7 +6,6 @@ wrapped layer; the pairs of other parameters (`target_parameters`), in the modul
 replace the base's biases and modules (`bias`, `modules_to_save`) and the weights of a resized vocabulary.
 """
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import ParameterPair, activate_parameters, is_transposed, new_parameter_pair
@@ -367,10 +366,9 @@ def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig
     high = [name for name, layer in targets.items() if config.rank_of(name) > min(features(layer))]
     if high:
         highest = min(features(targets[high[0]]))
-        warnings.warn(
+        warn_caller(
             _(
                 "rank {rank} is above the highest rank that the update of {path} can have ({highest}; {count} such "
                 "layers): training works, but rank {highest} can express the same"
-            ).format(rank=config.rank_of(high[0]), path=high[0], highest=highest, count=len(high)),
-            stacklevel=5,
+            ).format(rank=config.rank_of(high[0]), path=high[0], highest=highest, count=len(high))
         )

@@ -1,6 +1,5 @@
 """Freezing a base: the changes in a model that all of its adapters share."""
 
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn
@@ -8,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.model.linear import linear_of_matrix
 from tsugiki.model.training_mode import (
@@ -61,12 +60,11 @@ def warn_of_float16(model: nn.Module) -> None:
     """Warn if the model would compute in float16 on a processor, which takes many times as long as in float32."""
     on_processor = any(p.dtype == torch.float16 and p.device.type == "cpu" for p in model.parameters())
     if on_processor and not torch.accelerator.is_available():
-        warnings.warn(
+        warn_caller(
             _(
                 "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
                 "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16"
-            ),
-            stacklevel=3,
+            )
         )
 
 

@@ -1,11 +1,11 @@
 """Parameters that a model uses under several names, such as an embedding that is also the output head."""
 
-import warnings
 from collections.abc import Collection
 from functools import partial
 
 from torch import nn
 
+from tsugiki.errors import warn_caller
 from tsugiki.language import _
 from tsugiki.model.linear import is_quantized
 from tsugiki.model.training_mode import Replaced, copy_configs, restore_configs
@@ -51,12 +51,11 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     copy_configs(model, replaced)
     undo.append(partial(setattr, model.config, "tie_word_embeddings", True))
     model.config.tie_word_embeddings = False  # type: ignore[union-attr]
-    warnings.warn(
+    warn_caller(
         _(
             "the adapter changes the weight that the embedding and the output head share, but not in both places "
             "alike; merged, they are two weights (tie_word_embeddings=False)"
-        ),
-        stacklevel=5,
+        )
     )
     return True
 

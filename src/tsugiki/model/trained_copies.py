@@ -1,12 +1,11 @@
 """Modules that train as a whole, on a copy: the modules of `modules_to_save`, and the heads of classifiers."""
 
 import copy
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.model.shared_parameters import shared_parameters
 from tsugiki.model.training_mode import unfreeze_batchnorm
@@ -128,12 +127,11 @@ def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) ->
     for path in copies:
         others = [name for name in shared.get(path, ()) if name not in copies]
         if others:
-            warnings.warn(
+            warn_caller(
                 _(
                     "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
                     "keeps the base's"
-                ).format(layer=path.rpartition(".")[0], other=others[0]),
-                stacklevel=3,
+                ).format(layer=path.rpartition(".")[0], other=others[0])
             )
 
 

@@ -5,7 +5,7 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "build_loop": "build_loop linear_share",
+        "loop_setup": "build_loop linear_share",
         "checkpoint": "load_training_state newest_checkpoint save_training_state",
         "choices": "Choices EvaluationPlan choose describe_choices evenly_spread plan_evaluations",
         "config": "CHAPTER DEFAULT_LORA RunConfig",
@@ -18,7 +18,7 @@ __getattr__, __dir__ = lazy_names(
         "evaluation.questions": "Question answer_questions read_questions",
         "evaluation.result": "Answers change_of_share",
         "evaluation_callback": "EvaluationCallback",
-        "evaluation_targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
+        "load_targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
         "facts": "Facts fact_notes measured_facts",
         "gradients": "Gradients row_seed",
         "learning_rate": "automatic_learning_rate limit",

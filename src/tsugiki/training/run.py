@@ -36,7 +36,6 @@ from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step
 from tsugiki.language import _, ngettext
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.product_dtype import decide
-from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults
@@ -45,6 +44,7 @@ from tsugiki.training.learning_rate import (
     PROBE_ROWS,
     probe,
 )
+from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.model import (
     load_run_tokenizer,
     make_trainable,

@@ -24,7 +24,6 @@ from tsugiki.language import _, counts
 from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled
-from tsugiki.training.build_loop import build_loop
 from tsugiki.training.checkpoint import Progress, keep_newest, load_training_state, save_training_state
 from tsugiki.training.choices import Choices, describe_choices
 from tsugiki.training.evaluation_callback import EvaluationCallback
@@ -37,6 +36,7 @@ from tsugiki.training.learning_rate import (
     trained_values,
 )
 from tsugiki.training.loop import TrainingLoop
+from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.model import load_trained, save_trained, shard_model
 from tsugiki.training.processes import check_shared, on_main
 from tsugiki.training.record import LossPoint, Restart

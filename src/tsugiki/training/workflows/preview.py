@@ -18,9 +18,9 @@ from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
-from tsugiki.training.build_loop import seconds_per_step
 from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
+from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
 from tsugiki.training.run import prepared
