@@ -111,7 +111,7 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
         raise TsugikiError(_("no adapter in {given}: it has no {file}").format(given=given, file=ADAPTER_CONFIG_FILE))
     raise TsugikiError(
         _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}").format(
-            given=given, home=home, nearest=_nearest(given, names)
+            given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])
         )
     )
 
@@ -226,6 +226,17 @@ def _newest_checkpoint(run: Path) -> Path | None:
             )
             return folder
     return None
+
+
+def _near_folders(path: Path | None) -> list[str]:
+    """Return the folder beside a path that holds an adapter or a run, and has nearly its name."""
+    if path is None or not path.parent.is_dir():
+        return []
+    beside = {folder.name: folder for folder in path.parent.iterdir() if folder.is_dir()}
+    near = [beside[name] for name in get_close_matches(path.name, beside, n=1)]
+    return [
+        str(folder) for folder in near if (folder / ADAPTER_CONFIG_FILE).is_file() or checkpoints(folder / CHECKPOINTS)
+    ]
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
