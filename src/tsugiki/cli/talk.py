@@ -254,7 +254,7 @@ def chat_command(
 
 
 def _read_line() -> str | None:
-    """Return a line that the user types; None at the end of the input, and after Ctrl-C."""
+    """Read one line from the user. Return None at the end of the input, or if the user presses Ctrl-C."""
     interactive = sys.stdin.isatty()
     if interactive:
         with suppress(ImportError):  # Windows' terminal edits by itself

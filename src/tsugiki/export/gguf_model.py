@@ -122,7 +122,7 @@ def export_model(
     `write_model_gguf`.
 
     Raises:
-        TsugikiError: as for `write_model_gguf`, or the tokens differ. Nothing is written then.
+        TsugikiError: an error of `write_model_gguf`, or llama.cpp's tokens differ. No file is written in either case.
     """
     if out.suffix != ".gguf":
         raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))

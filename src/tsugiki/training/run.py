@@ -372,7 +372,7 @@ STAGES: tuple[Stage, ...] = (
 
 
 def _rows_in_time(run: Run) -> int:
-    """Measure how many rows the run can train on in its minutes; all processes use the value of the main one."""
+    """Measure how many rows fit into the time limit of the run; all processes use the main process's value."""
     assert run.config.minutes is not None
     rows = len(run.data.blocks)
     threads = torch.get_num_threads() if run.device.type == "cpu" else 1

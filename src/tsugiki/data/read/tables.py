@@ -173,7 +173,7 @@ def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[st
 
 
 def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
-    """Yield the number of each row of a `.parquet` file, and its values; `columns` are as for `csv_rows`.
+    """Yield the row number and the values of each row of a `.parquet` file; for `columns`, see `csv_rows`.
 
     Raises:
         TsugikiError: pyarrow is not installed; while reading, the file is damaged, or its unpacked size is too large.
@@ -271,7 +271,7 @@ def dataset_fingerprint(data: str) -> str:
 
 
 def dataset_rows(data: str, columns: Mapping[str, str]) -> NumberedRows:
-    """Return the number of each row of a data set, and its values; `columns` are as for `csv_rows`."""
+    """Return an iterator over the row number and the values of each row of a data set; for `columns`, see `csv_rows`."""
     dataset = _load_dataset(data)
     kinds = {name: getattr(kind, "dtype", "") == "string" for name, kind in dataset.features.items()}
     names = _columns_to_read(data, kinds, columns)
