@@ -271,7 +271,7 @@ def dataset_fingerprint(data: str) -> str:
 
 
 def dataset_rows(data: str, columns: Mapping[str, str]) -> NumberedRows:
-    """Return an iterator over the row number and the values of each row of a data set; for `columns`, see `csv_rows`."""
+    """Return the row number and the values of each row of a data set; for `columns`, see `csv_rows`."""
     dataset = _load_dataset(data)
     kinds = {name: getattr(kind, "dtype", "") == "string" for name, kind in dataset.features.items()}
     names = _columns_to_read(data, kinds, columns)
