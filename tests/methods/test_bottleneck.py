@@ -1,6 +1,5 @@
 """Bottleneck adapters: AdapterHub's results, their positions in every architecture, files, and use in a model."""
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config
-from tests.lifecycle import assert_lifecycle
 from tests.methods import adapterhub
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
 from tests.tiny_types import inputs_for, tiny_of
@@ -28,8 +26,9 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.lora import is_grafted, sublayers_of
+from tsugiki.lora import is_grafted
 from tsugiki.methods import METHODS, NON_LINEARITIES, Bottleneck, BottleneckConfig
+from tsugiki.model import sublayers_of
 
 METHOD_NAMES = ["houlsby", "pfeiffer"]
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm between the sub-layer and the residual
@@ -162,15 +161,6 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
     expected = (seen["x"] + attention + feedforward.view(attention.shape)).detach()
     assert relative_error(expected, seen["x"]) > 1e-2
     assert relative_error(seen["y"], expected) < 1e-5
-
-
-@pytest.mark.parametrize(("kind", "method"), [("gemma2", "houlsby"), ("opt", "pfeiffer")])
-def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
-    config = config_of(method, reduction_factor=4)
-    model = assert_lifecycle(
-        functools.partial(tiny_model, kind), config, tmp_path, mergeable=False, readable_by_peft=False
-    )
-    assert len(model._tsugiki.adapters["default"].bottlenecks) == (4 if method == "houlsby" else 2)
 
 
 def test_only_the_bottlenecks_train():

@@ -1,6 +1,5 @@
 """(IA)³: compared with PEFT, merging, and use in a model."""
 
-import functools
 import json
 import warnings
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config
-from tests.lifecycle import assert_lifecycle
 from tests.tiny import CONFIGS, logits, relative_error, shake, tiny_model, train_steps
 from tests.tiny_types import inputs_for, tiny_of
 from tsugiki import (
@@ -209,12 +207,6 @@ def test_random_factors_are_initialised_as_in_peft():
 
 
 # --- in a model ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", ["opt", "bloom"])
-def test_the_life_of_an_adapter(kind: str, tmp_path: Path):
-    assert_lifecycle(functools.partial(tiny_model, kind), IA3Config(), tmp_path)
 
 
 def test_only_the_factors_train():

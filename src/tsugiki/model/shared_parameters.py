@@ -1,27 +1,34 @@
 """Parameters that a model uses under several names, such as an embedding that is also the output head."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from torch import nn
 
 from tsugiki.errors import warn_caller
 from tsugiki.language import _
+from tsugiki.model.freeze import Replaced, copy_configs, restore_configs
 from tsugiki.model.linear import is_quantized
-from tsugiki.model.training_mode import Replaced, copy_configs, restore_configs
 from tsugiki.model.undo import Undo, base_of
+from tsugiki.model.weight_updates import WeightUpdate
 
 
 def shared_parameters(model: nn.Module) -> dict[str, list[str]]:
-    """Find the parameters that have several names.
-
-    Returns:
-        Each such name -> all names of its parameter, itself included. The names are those before any graft.
-    """
+    """Return, for each name of a parameter with several names, all of its names, which are those before any graft."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
     return {name: group for group in names.values() if len(group) > 1 for name in group}
+
+
+def shared_in_part(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> set[str]:
+    """Return the layers whose parameter is shared with another layer that does not get the same update."""
+    shared = shared_parameters(model)
+    return {
+        name.rpartition(".")[0]
+        for name, update in updates.items()
+        if any(updates.get(other) is not update for other in shared.get(name, ()))
+    }
 
 
 def quantized_copies(model: nn.Module, parameter: str) -> list[str]:
@@ -34,13 +41,8 @@ def quantized_copies(model: nn.Module, parameter: str) -> list[str]:
 def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     """Record in the model's config that embedding and output head are two weights, if one of `layers` is either.
 
-    Args:
-        model: a copy of its config takes the place of the config, and changes.
-        layers: the names of layers whose weight is not shared any more.
-        undo: a function that restores the config is appended to it.
-
-    Returns:
-        Whether the config has changed.
+    `layers` are those whose weight is not shared any more. A copy of the config takes its place. Returns whether the
+    config has changed.
     """
     config = getattr(model, "config", None)
     tied = config is not None and getattr(config, "tie_word_embeddings", False)

@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.model.linear import QuantizedLinear, is_quantized
+from tsugiki.model.undo import parameter_owner
 
 WeightUpdate: TypeAlias = Callable[[Tensor], Tensor]
 """Takes a weight of the base in any floating-point dtype, and returns the merged weight, in float32 or wider."""
@@ -21,17 +27,66 @@ def is_replacement(update: WeightUpdate) -> bool:
 
 
 def module_updates(modules: Mapping[str, nn.Module]) -> dict[str, WeightUpdate]:
-    """Return the updates that replace the parameters and buffers of whole modules, by name.
-
-    Args:
-        modules: name in the model before any graft -> the module that replaces it.
-    """
+    """Return the updates that replace the parameters and buffers of whole modules, by their names before any graft."""
     updates: dict[str, WeightUpdate] = {}
     of_tensor: dict[int, WeightUpdate] = {}  # shared tensors share an update
     for path, module in modules.items():
         for name, tensor in module.state_dict(keep_vars=True).items():
             updates[f"{path}.{name}"] = of_tensor.setdefault(id(tensor), replace_with(tensor))
     return updates
+
+
+def is_quantized_weight(model: nn.Module, name: str, update: WeightUpdate) -> bool:
+    """Return whether the weight called `name` is not a tensor of floating-point numbers of at least 16 bits.
+
+    A buffer that a trained copy of its module replaces does not count as quantised, such as an integer counter.
+    """
+    owner, attribute = parameter_owner(model, name)
+    tensor: Tensor | None = owner._parameters.get(attribute)
+    if tensor is None:
+        tensor = owner._buffers.get(attribute)
+        if tensor is not None and is_replacement(update):
+            return False
+    if tensor is None or (is_quantized(owner) and attribute == "weight"):
+        return True
+    return not tensor.is_floating_point() or tensor.itemsize < 2
+
+
+def updated_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> dict[str, Tensor]:
+    """Return the merged weights by name; a weight that is shared, with the same update for all names, stays shared."""
+    merged: dict[tuple[int, int], Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    not_finite: list[str] = []
+    for name, update in updates.items():
+        owner, attribute = parameter_owner(model, name)
+        before: Tensor = getattr(owner, attribute)
+        key = id(before), id(update)
+        if key not in merged:
+            merged[key] = update(before).detach().to(before.dtype).contiguous()
+            if isinstance(before, nn.Parameter):
+                merged[key] = nn.Parameter(merged[key], requires_grad=False)
+                if not torch.isfinite(merged[key]).all():
+                    not_finite.append(name)
+        weights[name] = merged[key]
+    if not_finite:
+        raise TsugikiError(
+            _("merging gives values that are not finite in {path} ({count} in all)").format(
+                path=not_finite[0], count=len(not_finite)
+            )
+        )
+    return weights
+
+
+def requantized(name: str, layer: QuantizedLinear, update: WeightUpdate) -> tuple[nn.Module, float]:
+    """Return the layer with the merged weight, quantised, and the share of the update that is lost."""
+    before = layer.dequantize()
+    exact = update(before)
+    if not torch.isfinite(exact).all():
+        raise TsugikiError(_("merging gives values that are not finite in {name}").format(name=name))
+    after = layer.requantize(exact)
+    assert isinstance(after, QuantizedLinear)
+    error, size = (after.dequantize() - exact).norm(), (exact - before).norm()
+    return after, float(error / size) if size else 0.0
 
 
 def _second(value: Tensor, _: Tensor) -> Tensor:
