@@ -23,12 +23,11 @@ from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.lora.variants import add_magnitude
 from tsugiki.model.linear import features, is_linear, oriented
 from tsugiki.model.names import named_like_experts
-from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.model.token_vectors import TokenVectors, attach_vectors, new_token_vectors
 from tsugiki.model.trained_copies import copies_to_save, find_modules_to_save
 from tsugiki.model.undo import Undo, base_of, replace_module, replace_parameter
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
-from tsugiki.model.weight_updates import WeightUpdate, module_updates, replace_with
+from tsugiki.model.weights import WeightUpdate, module_updates, quantized_copies, replace_with, shared_parameters
 
 _MAX_RANK_FACTOR = 64
 """A rank above that of the weight is useless, but occurs where many adapters are combined into one."""

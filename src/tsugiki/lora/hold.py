@@ -27,7 +27,7 @@ from tsugiki.lora.pair import LowRank
 from tsugiki.model.freeze import refuse_offloaded
 from tsugiki.model.undo import Undo, remove_hook, undo_all
 from tsugiki.model.ungrafted import unwrapped
-from tsugiki.model.weight_updates import WeightUpdate
+from tsugiki.model.weights import WeightUpdate
 
 STATE_ATTRIBUTE = "_tsugiki"
 """The attribute of a grafted model that holds its `Graft`."""

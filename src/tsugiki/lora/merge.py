@@ -26,10 +26,9 @@ from tsugiki.language import _
 from tsugiki.lora.hold import active_adapter, attach_adapter, check_not_merged, require_state
 from tsugiki.lora.pair import Grafted
 from tsugiki.model.linear import QuantizedLinear
-from tsugiki.model.shared_parameters import shared_in_part, untie
 from tsugiki.model.undo import Undo, parameter_owner, replace_module, replace_parameter, undo_all
 from tsugiki.model.ungrafted import unwrapped
-from tsugiki.model.weight_updates import WeightUpdate, is_quantized_weight, requantized, updated_weights
+from tsugiki.model.weights import WeightUpdate, is_quantized_weight, requantized, shared_in_part, untie, updated_weights
 
 
 @torch.no_grad()

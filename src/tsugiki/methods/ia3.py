@@ -36,7 +36,7 @@ from tsugiki.model.targets_by_rule import sublayers_of
 from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_tensors
 from tsugiki.model.undo import Undo, attach_input_module, attach_output_module, base_of, replace_module
 from tsugiki.model.ungrafted import base_modules
-from tsugiki.model.weight_updates import WeightUpdate, module_updates
+from tsugiki.model.weights import WeightUpdate, module_updates
 
 _NAME_LAYERS = marked(
     "set target_modules to the layers of keys and values and the last layer of the feed-forward network, and "

@@ -65,10 +65,10 @@ from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_round
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.names import matches, name_pattern, named_like_experts
-from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.model.trained_copies import find_modules_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.model.weights import quantized_copies, shared_parameters
 
 _HARMLESS = frozenset(
     {

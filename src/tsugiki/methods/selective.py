@@ -48,7 +48,7 @@ from tsugiki.model.trained_copies import (
 )
 from tsugiki.model.undo import Undo, cast_parameters, parameter_owner, replace_module, replace_parameter
 from tsugiki.model.ungrafted import base_modules, output_head
-from tsugiki.model.weight_updates import WeightUpdate, module_updates, replace_with
+from tsugiki.model.weights import WeightUpdate, module_updates, replace_with
 
 HEAD = "head"
 """The value of `target_parameters` that selects the parameters of the output head, whatever their names are."""

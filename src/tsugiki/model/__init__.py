@@ -5,12 +5,12 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "freeze": "disable_dropout dropout_restored",
         "architectures": "ARCHITECTURES Architecture architecture_of model_type",
         "context": (
             "IGNORE_INDEX PROMPT_ATTRIBUTE context_length decoder_of max_positions possible_windows "
             "rope_depends_on_length virtual_tokens"
         ),
+        "freeze": "disable_dropout dropout_restored",
         "inference": "decoder_blocks evaluating on_first_blocks probe_ids probe_logits same_to_rounding seeded",
         "linear": (
             "CHANGED_WEIGHTS QuantizedLinear device_of factor_dtype features frozen_input_gradient frozen_product "
@@ -24,6 +24,6 @@ __getattr__, __dir__ = lazy_names(
         "trained_copies": "copies_to_save",
         "undo": ("Undo cast_parameters parameter_owner replace_forward replace_module replace_parameter undo_all"),
         "ungrafted": "base_modules",
-        "weight_updates": "is_replacement module_updates replace_with",
+        "weights": "is_replacement module_updates replace_with",
     },
 )

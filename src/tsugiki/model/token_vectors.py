@@ -19,9 +19,9 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.model.linear import factor_dtype, is_linear
 from tsugiki.model.names import matches
-from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
 from tsugiki.model.undo import Undo, attach, attached
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.model.weights import quantized_copies, shared_parameters
 
 TokenIndices: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
 """Indices of tokens, for the embedding, or by names of layers."""

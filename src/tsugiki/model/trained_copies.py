@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.model.freeze import unfreeze_batchnorm
-from tsugiki.model.shared_parameters import shared_parameters
 from tsugiki.model.undo import Wrapper
 from tsugiki.model.ungrafted import base_modules, find_modules, task_heads
+from tsugiki.model.weights import shared_parameters
 
 
 def find_modules_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
