@@ -265,14 +265,6 @@ def test_pissa_by_a_random_projection_is_initialised_as_in_peft():
     assert torch.equal(logits(models[0]), base)
 
 
-def test_pissa_is_the_best_approximation_of_its_rank():
-    model = tiny_model("llama")
-    pair = active_adapter(graft(model, config_of("pissa", "llama"))).pairs["model.layers.0.mlp.down_proj"]
-    weight = model.model.layers[0].mlp.down_proj.base_layer.weight
-    rest = torch.linalg.svdvals((weight - pair.scaling * pair.B @ pair.A).detach())
-    torch.testing.assert_close(rest[:8], torch.linalg.svdvals(weight)[4:12], rtol=1e-4, atol=1e-6)
-
-
 def test_a_small_step_of_pissa_is_not_lost_in_16_bits():
     # Computed as written, B A - B0 A0 would be the difference of two products a thousand times larger.
     model = tiny_model("llama").bfloat16()
