@@ -26,6 +26,16 @@ from tsugiki.model.linear import linear_of_matrix
 from tsugiki.model.undo import Undo, base_of, replace_forward, set_attribute
 from tsugiki.model.ungrafted import output_head
 
+SavedDropout = list[tuple[Any, str, Any]]
+"""Module or config, attribute and former probability; then modules whose config was replaced (see `copy_configs`)."""
+
+_SCALE = "moe_token_dropout"
+"""Left as it is, because NLLB-MoE multiplies the outputs of its experts by 1 - p in evaluation: 0 would change the
+model."""
+
+Replaced: TypeAlias = list[tuple[Any, str, Any]]
+"""Module, attribute, and the config that a copy has replaced."""
+
 
 def freeze(model: nn.Module, keep_dropout: bool, undo: list[Undo]) -> None:
     """Prepare a model for its first adapter: its own parameters stop training, and nothing else of it changes either.
@@ -106,14 +116,6 @@ def _refuse_data_parallel(*_args: object) -> NoReturn:
     )
 
 
-SavedDropout = list[tuple[Any, str, Any]]
-"""Module or config, attribute and former probability; then modules whose config was replaced (see `copy_configs`)."""
-
-_SCALE = "moe_token_dropout"
-"""Left as it is, because NLLB-MoE multiplies the outputs of its experts by 1 - p in evaluation: 0 would change the
-model."""
-
-
 def disable_dropout(model: nn.Module, saved: SavedDropout | None = None) -> SavedDropout:
     """Set every dropout probability inside `model` to 0, and return the former values for `restore_dropout`.
 
@@ -186,10 +188,6 @@ def unfreeze_batchnorm(model: nn.Module) -> None:
 
 def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
-
-
-Replaced: TypeAlias = list[tuple[Any, str, Any]]
-"""Module, attribute, and the config that a copy has replaced."""
 
 
 def copy_configs(model: nn.Module, replaced: Replaced) -> None:

@@ -12,6 +12,7 @@ from tsugiki.language import _
 from tsugiki.model.freeze import Replaced, copy_configs, restore_configs
 from tsugiki.model.linear import QuantizedLinear, is_quantized
 from tsugiki.model.undo import Undo, base_of, parameter_owner
+from tsugiki.model.ungrafted import vocabulary_layers
 
 WeightUpdate: TypeAlias = Callable[[Tensor], Tensor]
 """Takes a weight of the base in any floating-point dtype, and returns the merged weight, in float32 or wider."""
@@ -50,7 +51,7 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
     """
     config = getattr(model, "config", None)
     tied = config is not None and getattr(config, "tie_word_embeddings", False)
-    if not tied or not _embedding_paths(model) & set(layers):
+    if not tied or not vocabulary_layers(model).keys() & set(layers):
         return False
     replaced: Replaced = []
     undo.append(partial(restore_configs, replaced))
@@ -64,14 +65,6 @@ def untie(model: nn.Module, layers: Collection[str], undo: list[Undo]) -> bool:
         )
     )
     return True
-
-
-def _embedding_paths(model: nn.Module) -> set[str]:
-    """Return the names of the input embedding and of the output head."""
-    if not hasattr(model, "get_input_embeddings"):
-        return set()
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-    return {path for path, module in model.named_modules() if any(module is end for end in ends)}
 
 
 def replace_with(value: Tensor) -> WeightUpdate:
