@@ -272,34 +272,6 @@ def test_a_mask_that_is_written_over_is_looked_at_again():
         torch.testing.assert_close(attend(*given, mask), second)
 
 
-@pytest.mark.parametrize(
-    "dtypes", [(torch.float32,) * 3, (torch.bfloat16,) * 3, (torch.float32, torch.float32, torch.bfloat16)]
-)
-def test_under_autocast(dtypes: tuple[torch.dtype, ...], blocks: list[torch.Size]):
-    mask = causal(100)
-    given = [t.detach().to(dtype).requires_grad_() for t, dtype in zip(tensors(mask), dtypes, strict=True)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = attend(*given, mask)
-    grads = torch.autograd.grad(out.float().square().sum(), given)
-    exact = [t.detach().double().requires_grad_() for t in given]
-    wanted = plain_attention(*exact, mask, 8**-0.5)
-    assert relative_error(out.detach(), wanted.detach()) < 2e-2
-    for grad, true in zip(grads, torch.autograd.grad(wanted.square().sum(), exact), strict=True):
-        assert relative_error(grad, true) < 4e-2
-    assert not blocks
-
-
-def test_compiled_it_uses_the_definition(blocks: list[torch.Size]):
-    mask = causal(100)
-    given = tensors(mask)
-    compiled = torch.compile(attend, backend="aot_eager")
-    for ours, theirs in zip(
-        results(compiled, given, mask), results(plain_attention, given, mask, 8**-0.5), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-    assert not blocks
-
-
 def test_only_probabilities_of_visible_keys_are_kept():
     length, kept = 512, []
     given = tensors(causal(length), batch=1)
