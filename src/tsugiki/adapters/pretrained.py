@@ -21,7 +21,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import tsugiki.lora.graft as plain
 from tsugiki.adapters.format import load_tensors, write_adapter
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import use_fast_products
@@ -29,6 +28,7 @@ from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.language import _
 from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, trainable_parameters
+from tsugiki.lora.graft import graft as plain_graft
 from tsugiki.lora.hold import active_adapter, is_merged, require_state
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.methods.lora import PeftConfig, config_of_peft
@@ -83,7 +83,7 @@ def graft(
     """
     if isinstance(config, PeftConfig):
         config = config_of_peft(config)
-    plain.graft(model, config, name, base_dropout=base_dropout)
+    plain_graft(model, config, name, base_dropout=base_dropout)
     use_fast_products(model)
     replace_saving(unwrapped(model))
     return model

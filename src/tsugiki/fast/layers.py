@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import tsugiki.lora.graft as plain
 from tsugiki.fast.low_rank_sum import LowRankSum
 from tsugiki.fast.masks import dropout
 from tsugiki.fast.product import grafted_product
 from tsugiki.lora.experts import ParameterPair
+from tsugiki.lora.graft import add_adapter as add_plain_adapter
 from tsugiki.lora.hold import Adapter
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import LowRank
@@ -30,7 +30,7 @@ from tsugiki.model.undo import replace_forward
 
 def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool | None = None) -> None:
     """Do the same as `lora.graft.add_adapter`, and let the new layers compute fast."""
-    plain.add_adapter(model, adapter, name, base_dropout=base_dropout)
+    add_plain_adapter(model, adapter, name, base_dropout=base_dropout)
     use_fast_products(model)
 
 
