@@ -80,7 +80,7 @@ def _can_fuse(x: Tensor, layer: nn.Module) -> bool:
 
 
 def _dora_product(layer: nn.Module, pair: LowRank, x: Tensor) -> Tensor:
-    """Compute `lora.variants.dora` with `grafted_product`, which must apply to the layer.
+    """Compute `lora.variants.dora_linear` with `grafted_product`, which must apply to the layer.
 
     With dropout, W x and W x̃ are two products, as in the definition.
     """

@@ -23,7 +23,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.init import init_orthogonal_, init_pissa_, init_random_
 from tsugiki.lora.pair import Grafted, LowRank
-from tsugiki.lora.variants import LoraConv2d, dora, dora_factor, rescale
+from tsugiki.lora.variants import LoraConv2d, dora_factor, dora_linear, rescale
 from tsugiki.model.linear import device_of, factor_dtype, features, is_stored_in_out, oriented
 
 
@@ -35,11 +35,9 @@ class LoraLinear(Grafted):
         y: Tensor = self.base_layer(x)
         if self.lora is None:
             return y
-        A, B = self.lora.factors()
         if self.lora.magnitude is not None:
-            dropped = self.lora.dropout(x)
-            update = F.linear(F.linear(dropped.to(A.dtype), A), B) * self.lora.scaling
-            return dora(self.base_layer, self.lora, y, y if dropped is x else self.base_layer(dropped), update)
+            return dora_linear(self.base_layer, self.lora, x, y)
+        A, B = self.lora.factors()
         low = F.linear(self.lora.dropout(x.to(A.dtype)), A)
         return (y + F.linear(low, B, self.lora.bias) * self.lora.scaling).to(y.dtype)
 

@@ -87,6 +87,14 @@ def dora_factor(weight: Tensor, pair: LowRank) -> Tensor:
     return pair.magnitude / norms
 
 
+def dora_linear(layer: nn.Module, pair: LowRank, x: Tensor, y: Tensor) -> Tensor:
+    """Return the output of a linear layer with DoRA for x [..., in]; y is the frozen layer's output for x."""
+    A, B = pair.factors()
+    dropped = pair.dropout(x)
+    update = F.linear(F.linear(dropped.to(A.dtype), A), B) * pair.scaling
+    return dora(layer, pair, y, y if dropped is x else layer(dropped), update)
+
+
 def dora(layer: Any, pair: LowRank, y: Tensor, frozen: Tensor, update: Tensor) -> Tensor:
     """Return y + (g - 1) ∘ W x̃ + g ∘ update, the output of a linear layer or a convolution with DoRA.
 
