@@ -16,7 +16,8 @@ from tests.tiny import TEXT, logits, save_tiny
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.report import report_page
-from tsugiki.training import RunConfig, machine, train
+from tsugiki.training import RunConfig, train
+from tsugiki.training import record as record_module
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
@@ -105,9 +106,9 @@ def test_a_run_is_not_resumed_on_other_inputs(path: str, tmp_path: Path):
 
 def test_other_versions_are_noted_when_a_run_is_resumed(tmp_path: Path):
     config = settings(tmp_path, save_steps=1, prompts=[], max_steps=3)
-    now = machine.library_versions()
+    now = record_module.library_versions()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "version", lambda name: "1.2.3" if name == "torch" else now[name])
+        patch.setattr(record_module, "version", lambda name: "1.2.3" if name == "torch" else now[name])
         interrupt(train, config, 2)
     with pytest.warns(UserWarning, match=r"torch was 1.2.3 and is "):
         record = train(config, resume=True)

@@ -122,7 +122,7 @@ def _show(record: "RunRecord") -> None:
 def _fitted(config: RunConfig) -> RunConfig:
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.planning.plan import fitted, plan_run
+    from tsugiki.training.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)

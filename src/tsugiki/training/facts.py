@@ -1,6 +1,6 @@
 """What is known of a run's model before its weights are loaded: shapes, the dtype of the base, and the memory.
 
-On a processor that the run has alone, the cost of a few blocks is measured (see `training.planning.cost`), unless the
+On a processor that the run has alone, the cost of a few blocks is measured (see `training.cost`), unless the
 model is small. The dtype is int8 where it is clearly faster and the settings leave it open, and blocks are computed
 again in the backward pass if their activations do not fit in the memory otherwise.
 """
@@ -11,17 +11,38 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tsugiki.base.model_config import load_config, loading_errors
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
+from tsugiki.model.meta import meta_model
 from tsugiki.training.config import RunConfig
 from tsugiki.training.model import load_dtype
-from tsugiki.training.planning.shapes import SMALL_MODEL, find_shapes
+from tsugiki.training.packing import tokens_of_row
 from tsugiki.training.record import RunRecord
 
 if TYPE_CHECKING:
-    from tsugiki.training.planning.plan import MemoryPlan
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from tsugiki.training.plan import MemoryPlan
+
+
+SMALL_MODEL = 50_000_000
+"""Models with fewer parameters are not measured before a run, neither their speed nor their memory."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The model of a run without its weights."""
+
+    config: "PretrainedConfig"
+    model: "PreTrainedModel"
+    """The model on torch's meta device, not grafted."""
+    parameters: int
+    """Number of parameters."""
+    row_tokens: int
+    """Tokens of a row of the run."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,23 @@ class Facts:
     """Rows that are computed at once, if this was set, now or before the run was interrupted."""
     memory: "MemoryPlan | None" = None
     """None for a small model, or if it was not planned."""
+
+
+def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> Shapes:
+    """Return the shapes of a run's model.
+
+    Args:
+        config: the settings of the run.
+        shapes: the config of the model; None: it is read.
+
+    Raises:
+        TsugikiError: there is no such model, or `block_size` exceeds its context.
+    """
+    shapes = shapes or load_config(config.model)
+    with loading_errors(config.model):
+        model = meta_model(shapes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Shapes(shapes, model, parameters, tokens_of_row(model, config.block_size, config.virtual_tokens))
 
 
 def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> Facts:
@@ -61,8 +99,8 @@ def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
         return given
     if shapes.parameters < SMALL_MODEL:
         return given
-    from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-    from tsugiki.training.planning.plan import plan_memory
+    from tsugiki.training.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+    from tsugiki.training.plan import plan_memory
 
     facts = given
     if not is_resumed and leaves_dtype_open(config) and (seconds := seconds_of_dtypes(config, shapes)) is not None:

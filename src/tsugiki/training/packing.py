@@ -7,6 +7,7 @@ from tsugiki.base.loading import load_meta_model
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.encoding import document_end
 from tsugiki.data.seen_texts import Fingerprints, fingerprints
+from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
 from tsugiki.fast.layers import graft
@@ -20,7 +21,6 @@ from tsugiki.training.evaluation.evaluate import Window
 from tsugiki.training.model import load_run_tokenizer
 from tsugiki.training.record import DataSummary
 from tsugiki.training.split_data import DatasetSplit, read_data
-from tsugiki.training.tokenizer_coverage import LITTLE_TEXT, coverage_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

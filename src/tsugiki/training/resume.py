@@ -20,7 +20,6 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.training.checkpoint import Checkpoint, load_training_state, newest_checkpoint
 from tsugiki.training.config import RunConfig
-from tsugiki.training.machine import describe_machine, library_versions
 from tsugiki.training.packing import PackedDataset
 from tsugiki.training.processes import on_main
 from tsugiki.training.record import (
@@ -29,6 +28,8 @@ from tsugiki.training.record import (
     RecordedBase,
     RecordedConfig,
     RunRecord,
+    describe_machine,
+    library_versions,
     new_record,
     parse_record,
     read_record,

@@ -30,8 +30,8 @@ from tsugiki.training import (
     sweep,
     train,
 )
+from tsugiki.training.workflows import compare as compare_module
 from tsugiki.training.workflows import compare as comparison_module
-from tsugiki.training.workflows import runs_on_one_base
 from tsugiki.training.workflows.compare import change
 
 pytestmark = pytest.mark.usefixtures("comparison_data")
@@ -148,8 +148,8 @@ def grid(**axes: list[Any]) -> Path:
 
 def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
     loads: list[Any] = []
-    plain = runs_on_one_base.load_base
-    monkeypatch.setattr(runs_on_one_base, "load_base", lambda *given: loads.append(given) or plain(*given))
+    plain = compare_module.load_base
+    monkeypatch.setattr(compare_module, "load_base", lambda *given: loads.append(given) or plain(*given))
     config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
     points = sweep(config)
     assert len(loads) == 1

@@ -9,7 +9,7 @@ from tests.training.workflows.comparisons import SETTINGS
 from tsugiki import TsugikiError
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunConfig, RunRecord, evaluation_callback, run_all, train
-from tsugiki.training.workflows import runs_on_one_base
+from tsugiki.training.workflows import compare as compare_module
 
 pytestmark = pytest.mark.usefixtures("comparison_data")
 
@@ -39,8 +39,8 @@ def without_times(record: RunRecord) -> dict[str, Any]:
 @pytest.mark.slow
 def test_each_run_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     loaded: list[str] = []
-    load = runs_on_one_base.load_base
-    monkeypatch.setattr(runs_on_one_base, "load_base", lambda run: loaded.append(run.config.method) or load(run))
+    load = compare_module.load_base
+    monkeypatch.setattr(compare_module, "load_base", lambda run: loaded.append(run.config.method) or load(run))
     together = run_all(configs("together"))
     said = capsys.readouterr().err
     alone = {name: train(config) for name, config in configs("alone").items()}

@@ -31,9 +31,9 @@ from tsugiki.methods.table import METHODS
 from tsugiki.training import memory
 from tsugiki.training.choices import choose
 from tsugiki.training.config import AUTO, RunConfig
+from tsugiki.training.cost import Need, need_of
+from tsugiki.training.facts import Shapes, find_shapes
 from tsugiki.training.model import load_dtype, rows_of_micro_batch
-from tsugiki.training.planning.cost import Need, need_of
-from tsugiki.training.planning.shapes import Shapes, find_shapes
 from tsugiki.training.processes import device_type
 
 if TYPE_CHECKING:

@@ -25,13 +25,14 @@ from tsugiki.training import (
     load_dtype,
     measure,
     memory,
+    plan,
     plan_memory,
     plan_run,
     read_record,
     sample_model,
     train,
 )
-from tsugiki.training.planning import plan, sample
+from tsugiki.training import model_sample as sample
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_a_model_whose_blocks_cannot_be_measured_is_one_line(tmp_path: Path, mon
     def fail(*_: Any) -> None:
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr("tsugiki.training.planning.cost.sample_model", fail)
+    monkeypatch.setattr("tsugiki.training.cost.sample_model", fail)
     with pytest.raises(TsugikiError, match="no such operation"):
         plan_run(run_config(tmp_path), None, base_dtypes=("fp32",))
     assert tiny_model("gpt2").dtype == torch.float32
