@@ -144,14 +144,8 @@ def need_of(
 ) -> Need:
     """Return the memory that a run needs, from measurements of a few blocks of its model.
 
-    Args:
-        base_dtype: dtype of the base; for full fine-tuning, of the copy that computes.
-        rows: rows of a micro-batch.
-        rows_in_step: rows of an optimiser step.
-        timed: measure times as well.
-
-    Raises:
-        TsugikiError: a sample of the model cannot be built or trained.
+    `base_dtype` is the dtype of the base; for full fine-tuning, of the copy that computes. A micro-batch has `rows`
+    rows, an optimiser step `rows_in_step`. `timed`: measure times as well.
     """
     model = shapes.model
     on_processor = device.type == "cpu"
@@ -210,8 +204,6 @@ def measure(
 
     Args:
         model: from `sample_model`; it is changed in place, and moved to the device.
-        config: the settings of the run.
-        device: where the run computes.
         rows: rows of a micro-batch.
         tokens: tokens of a row.
         threads: micro-batches that are computed at a time.
@@ -255,11 +247,9 @@ def measure(
 
 
 def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
-    """Return the bytes of the frozen base in memory.
+    """Return the bytes of the frozen base in memory, if it is loaded in `base_dtype`.
 
-    Args:
-        model: a model of its shape, not grafted; its values are not used. Tied weights count once.
-        base_dtype: the dtype that it would be loaded in.
+    The model has its shape and is not grafted; its values are not used. Tied weights count once.
     """
     few_bits = quantized_dtype(base_dtype)
     itemsize = torch_dtype(base_dtype if few_bits is None else preferred_compute_dtype()).itemsize
@@ -282,11 +272,7 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
 
 
 def stored_bytes(path: Path) -> int:
-    """Return the bytes in memory of a GGUF file whose linear layers stay in their quantisation.
-
-    Raises:
-        TsugikiError: the file cannot be read.
-    """
+    """Return the bytes in memory of a GGUF file whose linear layers stay in their quantisation."""
     itemsize = torch_dtype(preferred_compute_dtype()).itemsize
     total = 0
     for tensor in read_header(path).tensors:
@@ -298,16 +284,13 @@ def stored_bytes(path: Path) -> int:
 
 
 def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
-    """Return the bytes that loading needs besides the finished model.
+    """Return the bytes that loading in `base_dtype` needs besides the finished model.
 
     This is the size of the largest tensor that is stored in another dtype. With a quantised base, it is the size of the
     largest tensor to quantise, in float32: the embedding, and a head that keeps 16 bits, are read in the dtype that
     they keep, and a head that is tied to the embedding is quantised from it. If the quantisation of a GGUF file is
-    kept, the embedding is unpacked to float32.
-
-    Args:
-        model: a model of its shape and of the dtype in its files, not grafted; its values are not used.
-        base_dtype: the dtype that it would be loaded in.
+    kept, the embedding is unpacked to float32. The model has the shape and the dtype of its files, and is not grafted;
+    its values are not used.
     """
     embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
     if base_dtype == "stored":

@@ -70,10 +70,6 @@ def seconds_of_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float] | N
 
     The times are read from the cache if they are in it. Returns None for small models, for models that are not stored
     as floats, and for those that cannot be measured; errors in an adapter are reported by the run itself.
-
-    Args:
-        config: the settings of the run.
-        shapes: the shapes of the model.
     """
     if shapes.parameters < SMALL_MODEL or getattr(shapes.config, "quantization_config", None) is not None:
         return None

@@ -62,15 +62,7 @@ class Facts:
 
 
 def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> Shapes:
-    """Return the shapes of a run's model.
-
-    Args:
-        config: the settings of the run.
-        shapes: the config of the model; None: it is read.
-
-    Raises:
-        TsugikiError: there is no such model, or `block_size` exceeds its context.
-    """
+    """Return the shapes of a run's model; `shapes` is the config of the model, which is read if it is None."""
     shapes = shapes or load_config(config.model)
     with loading_errors(config.model):
         model = meta_model(shapes)
@@ -86,13 +78,7 @@ def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> F
 
 
 def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
-    """Return the facts of a run that has a processor alone.
-
-    Args:
-        config: the settings.
-        given: from `given_facts`.
-        is_resumed: a run that is resumed keeps the dtype of its base.
-    """
+    """Return the facts of a run that has a processor alone; a run that is resumed keeps the dtype of its base."""
     try:
         shapes = find_shapes(config)
     except TsugikiError:  # the run itself reports it

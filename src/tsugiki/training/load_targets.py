@@ -53,13 +53,7 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
     """Return the models alone, then each adapter on its base.
 
     The base of an adapter is the model if exactly one is given, otherwise the base that the adapter's files name.
-
-    Args:
-        models: names of models.
-        adapters: folders of adapters, or names in the library.
-
-    Raises:
-        TsugikiError: there is nothing to evaluate, an adapter does not exist, or it names no base.
+    Adapters are folders, or names in the library.
     """
     found = [EvaluationTarget(model) for model in models]
     for adapter in adapters:
@@ -89,27 +83,16 @@ def evaluate_targets(
     trust_remote_code: bool = False,
     dtype: LoadDtype | None = None,
 ) -> Iterator[Evaluation]:
-    """Evaluate each target in order.
+    """Evaluate each target in order, and yield its evaluation.
 
     Args:
-        chosen: the targets, from `evaluation_targets`.
-        data: the text; same formats as the data of a run.
-        turns: which answers of a conversation are scored.
         limit: approximate number of characters to evaluate; None: all.
-        progress: where to show the progress.
-        columns: names of columns that differ from those of Tsugiki.
         reading: collects notes about the files for the user.
         chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
             takes that of the first adapter.
         allow_base_mismatch: load adapters that were trained on another base.
         trust_remote_code: run Python code that a model brings.
         dtype: dtype of the models' weights; None: see `dtype_of`.
-
-    Yields:
-        The evaluation of each target.
-
-    Raises:
-        TsugikiError: the data, a model or an adapter cannot be read.
     """
     records = list(read_records(data, columns, reading))
     index = read_index(records)
@@ -136,14 +119,7 @@ def answer_with_targets(
     trust_remote_code: bool = False,
     dtype: LoadDtype | None = None,
 ) -> Iterator[Answers]:
-    """Let each target answer the questions (see `answer_questions`). See `evaluate_targets` for the other arguments.
-
-    Yields:
-        The answers of each target.
-
-    Raises:
-        TsugikiError: a model or an adapter cannot be read, or a question does not fit a model.
-    """
+    """Let each target answer the questions; the other arguments are as for `evaluate_targets`."""
     loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(questions)) as advance:
@@ -197,14 +173,9 @@ class TargetLoader:
         template_of_base: str | None = None,
         dtype: LoadDtype = "fp32",
     ) -> None:
-        """Create it; nothing is loaded.
+        """Create it; nothing is loaded. The arguments are as for `evaluate_targets`.
 
-        Args:
-            allow_base_mismatch: load adapters that were trained on another base.
-            trust_remote_code: run Python code that a model brings.
-            chat_template: for conversations, as in the settings of a run; None: each target's own.
-            template_of_base: the chat template of a base that has none.
-            dtype: dtype of the bases' weights.
+        A base that has no chat template takes `template_of_base`.
         """
         self.allow_base_mismatch, self.trust_remote_code = allow_base_mismatch, trust_remote_code
         self.chat_template, self.template_of_base = chat_template, template_of_base
@@ -215,11 +186,7 @@ class TargetLoader:
         self._has_adapter = False
 
     def use(self, target: EvaluationTarget) -> tuple[Any, Any]:
-        """Load a target instead of the one before, and return its model and tokenizer.
-
-        Raises:
-            TsugikiError: the model or the adapter cannot be read; the base then has no adapter.
-        """
+        """Load a target instead of the one before, and return its model and tokenizer."""
         self._remove_adapter()
         if target.model != self._name:
             model = load_model(target.model, self.dtype, trust_remote_code=self.trust_remote_code)

@@ -139,8 +139,7 @@ class TrainingLoop:
     def train_step(self, stop: bool = False) -> None:
         """Make one optimiser step. Its loss stays on the device until `read_losses`.
 
-        Args:
-            stop: this process requests that the run ends after the step.
+        `stop`: this process requests that the run ends after the step.
         """
         started = time.perf_counter()
         step = self.progress.step
@@ -163,11 +162,7 @@ class TrainingLoop:
         scaler.update()
 
     def read_losses(self) -> None:
-        """Add the losses of the steps since the last call to the progress. This waits for the device.
-
-        Raises:
-            TsugikiError: a loss is not finite, or float16 cannot hold the gradients.
-        """
+        """Add the losses of the steps since the last call to the progress. This waits for the device."""
         if not self._unread:
             return
         started, scaler = time.perf_counter(), self.gradients.scaler

@@ -45,11 +45,7 @@ def build_loop(
     blocks: Blocks,
     document_masking: DocumentMasking,
 ) -> TrainingLoop:
-    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
-
-    Raises:
-        TsugikiError: an unknown schedule, or an optimiser that is not available.
-    """
+    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet."""
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     collate = Collator(document_masking, next(model.parameters()).dtype)
@@ -95,16 +91,9 @@ def _optimizer(model: "PreTrainedModel", config: RunConfig, rate: float) -> torc
 def _schedule(
     optimizer: torch.optim.Optimizer, kind: str, steps: int, warmup_ratio: float, decay_ratio: float | None
 ) -> LRScheduler:
-    """Return the learning rate schedule.
+    """Return the learning rate schedule, in which the rate rises and falls over these shares of the steps.
 
-    Args:
-        kind: the name of the schedule.
-        steps: optimiser steps of the run.
-        warmup_ratio: share of the steps over which the rate rises.
-        decay_ratio: share of the steps over which it falls at the end, if the schedule has such a part.
-
-    Raises:
-        TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
+    It must be one of transformers' that depends on nothing but the number of the step.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if kind == "linear":  # the default, without the imports of transformers' schedules
@@ -144,11 +133,7 @@ def adamw(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.opt
 
 
 def muon(model: "PreTrainedModel", config: RunConfig, rate: float) -> "CombinedOptimizer":
-    """Return the optimiser for all trained parameters.
-
-    Raises:
-        TsugikiError: this torch has no Muon.
-    """
+    """Return the optimiser for all trained parameters."""
     if not hasattr(torch.optim, "Muon"):
         raise TsugikiError(
             _("optimizer muon requires torch 2.9 or later, and this is {version}; use adamw").format(

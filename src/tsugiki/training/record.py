@@ -348,11 +348,7 @@ class RunRecord(BaseModel):
         return not losses or min(losses.values()) < base
 
     def folder(self) -> Path:
-        """Return the folder of the run.
-
-        Raises:
-            TsugikiError: the record does not name it, because it was pushed to the hub.
-        """
+        """Return the folder of the run. A record that was pushed to the hub does not name it."""
         if self.config.out is None:
             raise TsugikiError(
                 _("this {record_file} does not name the folder of its run").format(record_file=RECORD_FILE)
@@ -381,11 +377,7 @@ def new_record(settings: dict[str, Any]) -> RunRecord:
 
 
 def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
-    """Return the results of a finished run.
-
-    Raises:
-        TsugikiError: the run has not finished, or its record lacks them.
-    """
+    """Return the results of a run, which must have finished."""
     if record.status != "finished" or record.training is None or record.parameters is None or not record.evaluations:
         raise TsugikiError(_("the run in {out} has not finished").format(out=record.config.out))
     return record.training, record.parameters
@@ -400,11 +392,7 @@ def samples_by_prompt(record: RunRecord) -> dict[str, list[Sample]]:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read the record of the run in a folder.
-
-    Raises:
-        TsugikiError: the folder has no record, it cannot be read, or a field is missing or invalid.
-    """
+    """Read the record of the run in a folder."""
     path = folder / RECORD_FILE
     return parse_record(
         read_json(path, missing=_("{folder} holds no run: it has no {file}").format(folder=folder, file=RECORD_FILE)),
@@ -413,15 +401,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
-    """Return the record with these fields.
-
-    Args:
-        fields: the content of a `run.json`.
-        path: the file that they are from, for errors.
-
-    Raises:
-        TsugikiError: a field is missing or invalid.
-    """
+    """Return the record with the fields of a `run.json`, which are from the file `path`."""
     number = fields.get("format")
     if number != FORMAT:
         shown = error_text(repr(number), 100)

@@ -49,16 +49,7 @@ def start_or_resume(
 ) -> tuple[RunRecord, Path | None]:
     """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
 
-    Args:
-        accelerator: connects the processes, of which the main one decides.
-        settings: the settings, as `to_record` returns them.
-        out: the run's folder.
-        resume: continue the run that the folder holds, instead of starting a new one.
-        overwrite: start a new run although the folder holds one.
-
-    Raises:
-        TsugikiError: the folder already holds a run (without `resume` or `overwrite`), holds none that can be resumed
-            (with `resume`), or all of its checkpoints are damaged.
+    `settings` are from `to_record`. With `resume`, the folder must hold a run; without `resume` or `overwrite`, none.
     """
     if resume:
         return on_main(accelerator, lambda: _resume(settings, out))
@@ -68,14 +59,7 @@ def start_or_resume(
 
 
 def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run in a folder, nested as in a YAML file, without those that are defaults.
-
-    Args:
-        defaults: setting -> default, nested.
-
-    Raises:
-        TsugikiError: the folder holds no run.
-    """
+    """Return the settings of the run in a folder, nested as in a YAML file, without those that are `defaults`."""
     return _without_defaults(recorded_run(out).config.to_dict(), defaults)
 
 
@@ -94,12 +78,7 @@ def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) 
 def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     """Return the record of the run that `config.out` already holds; None if it holds none.
 
-    Args:
-        name: the run's name in the error.
-        config: the settings that the run must have.
-
-    Raises:
-        TsugikiError: the folder holds a run with other settings.
+    The run must have the same settings. An error calls the run `name`.
     """
     out = Path(config.out)
     if not (out / RECORD_FILE).is_file():
@@ -118,10 +97,7 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()) -> str:
     """Return the differences between two recorded configs in one line; empty if only the folder differs.
 
-    Args:
-        before: the settings of a run.
-        now: the settings to compare with them.
-        may_change: full names of settings that are not compared.
+    `may_change` has the full names of settings that are not compared.
     """
     old, new = flat_settings(before), flat_settings(now)
     if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
@@ -144,8 +120,7 @@ def describe_run(
 ) -> None:
     """Write the machine, the base, the data and the resolved settings into the record.
 
-    Raises:
-        TsugikiError: a resumed run has another base, other data, or other resolved settings than before.
+    A resumed run must have the same base, data and resolved settings as before.
     """
     _describe_versions(record)
     record.machine = describe_machine(accelerator.device, accelerator.num_processes)
@@ -220,11 +195,7 @@ def _has_other_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool
 
 
 def recorded_run(out: Path) -> RunRecord:
-    """Return the record of a run; if `run.json` cannot be read, the record in the newest intact checkpoint.
-
-    Raises:
-        TsugikiError: the folder holds no run, or neither can be read.
-    """
+    """Return the record of a run; if `run.json` cannot be read, the record in the newest intact checkpoint."""
     try:
         return read_record(out)
     except TsugikiError as error:

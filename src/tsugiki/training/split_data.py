@@ -82,11 +82,7 @@ class DatasetSplit:
 
 
 def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
-    """Read, tokenise and split the data of a run, and mix other text into them.
-
-    Raises:
-        TsugikiError: the data cannot be read, or cannot be split as the config says.
-    """
+    """Read, tokenise and split the data of a run, and mix other text into them."""
     split = _read_data(config, tokenizer, progress)
     return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
 
@@ -114,11 +110,7 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
 
 
 def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a digest of the files of the data, the held-out text and the retention data, and of the tokenizer.
-
-    Raises:
-        TsugikiError: a file cannot be read.
-    """
+    """Return a digest of the files of the data, the held-out text and the retention data, and of the tokenizer."""
     return _data_digest(config, tokenizer, content_key(config.data, config.columns))
 
 
@@ -202,8 +194,7 @@ def _dataset_split(
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
     Args:
-        store: the tokens of all records in `config.data`.
-        read: reads these records.
+        read: reads the records in `config.data`, whose tokens are in `store`.
         train: numbers of the records in `store` that are not held out.
         held_out: the held-out records; their text is read if they are in `store`.
         scored: the text of held-out records that are in a file.
@@ -291,13 +282,7 @@ def _leave_out_of_validation(
 ) -> None:
     """Leave out validation records that repeat held-out text, and add a note.
 
-    Args:
-        repeated: what the records of the data repeat.
-        scored: the text of the held-out records.
-        notes: the notes on the data so far.
-
-    Raises:
-        TsugikiError: no validation record is left, and the user has chosen them.
+    If the user has chosen the records, one of them must be left.
     """
     parsed = parse_held_out(config.validation, "validation") if config.validation != AUTO else None
     if isinstance(parsed, Path):
@@ -327,8 +312,7 @@ def _left_out(
 ) -> tuple[Integers, LeftOutCounts]:
     """Return the training records without those that repeat held-out or validation text, and their counts; add notes.
 
-    Raises:
-        TsugikiError: no training record is left.
+    One record must be left.
     """
     repeated = {number: repeated[number] for number in np.intersect1d(train, list(repeated)).tolist()}
     found = {number: kinds for number, kinds in repeated.items() if kinds.keys() & {"held-out", "validation"}}

@@ -69,11 +69,7 @@ class Window:
 def read_windows(
     data: Data, limit: int | None = None, columns: Columns = NO_COLUMNS, reading: Reading | None = None
 ) -> list[Window]:
-    """Read records with `read_records`, and split them into windows (see `split_windows`).
-
-    Raises:
-        TsugikiError: the data cannot be read.
-    """
+    """Read records with `read_records`, and split them into windows (see `split_windows`)."""
     records = list(read_records(data, columns, reading))
     index = read_index(records)
     return split_windows(records, index.characters.tolist(), limit, near_duplicates(index.signatures))
@@ -134,8 +130,6 @@ def evaluate(
     """Score windows of text as the module docstring describes. The model's training mode is restored afterwards.
 
     Args:
-        model: a causal language model.
-        tokenizer: the model's tokenizer.
         windows: the text, from `split_windows`.
         turns: which answers of a conversation are scored.
         advance: called with the number of sequences done since the last call.
@@ -210,16 +204,9 @@ class TokenSequence:
 def _sequences(
     tokenizer: "PreTrainedTokenizerBase", window: Window, ids: list[int], turns: AssistantTurns, context: int
 ) -> list[TokenSequence]:
-    """Return the sequences of a window.
+    """Return the sequences of a window, each of at most `context` tokens; `ids` are the tokens of its target text.
 
-    Args:
-        window: a text.
-        ids: the tokens of its target text.
-        turns: which answers of a conversation are scored.
-        context: largest length of a sequence.
-
-    Returns:
-        Several sequences for a document that is longer than `context`, none for another record that is.
+    They are several for a document that is longer than the context, and none for another record that is.
     """
     if isinstance(window.record, Document):
         start = document_start(tokenizer)

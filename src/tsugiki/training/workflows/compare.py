@@ -90,12 +90,10 @@ class Comparison(BaseModel):
 def compare(config: ComparisonConfig, progress: RunProgress | None = None) -> dict[str, RunRecord]:
     """Run each method that has not finished yet, and write `comparison.json` to `config.out`.
 
-    Args:
-        config: the settings.
-        progress: where to show the progress; None: a new display on standard error for each run.
+    Returns name -> record, in the order of the methods.
 
-    Returns:
-        Name -> record, in the order of the methods.
+    Args:
+        progress: where to show the progress; None: a new display on standard error for each run.
 
     Raises:
         TsugikiError: invalid settings, a folder that holds another run or one with other data, an error in a run,
@@ -153,13 +151,7 @@ class Sweep(BaseModel):
 def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Point]:
     """Run each point of the grid that has not finished yet, and write `sweep.json` to `config.out`.
 
-    Args:
-        config: the settings.
-        progress: where to show the progress; None: a new display on standard error.
-
-    Raises:
-        TsugikiError: invalid settings, a folder that holds another run or one with other data, an error in a run, or
-            several processes.
+    The arguments and errors are those of `compare`.
     """
     require_one_process("sweep")
     out = Path(config.out)
@@ -273,16 +265,8 @@ class _Base:
 def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) -> dict[str, RunRecord]:
     """Execute the runs that have not finished yet, one after the other, and print the result of each.
 
-    Args:
-        runs: name -> settings; all have the same base model, the same data and the same tokens.
-        progress: where to show the progress; None: a new display on standard error for each run.
-
-    Returns:
-        Name -> record, in the same order.
-
-    Raises:
-        TsugikiError: a folder that holds another run, or one with other data or another base; or an error in a run,
-            which the message names. Finished runs are kept.
+    All have the same base model, the same data and the same tokens. Finished runs are kept if a later one has an error,
+    which names it. Returns name -> record.
     """
     earlier = earlier_runs(runs)
     records: dict[str, RunRecord] = {}
@@ -327,12 +311,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
 def earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
     """Return the record of each run that its folder already holds; None if it holds none.
 
-    Args:
-        runs: name -> settings; all have the same base model, the same data and the same tokens.
-
-    Raises:
-        TsugikiError: a folder holds a run with other settings, or a finished run with other data or another base than
-            the present ones.
+    It must have the same settings, and if it is finished, the data and the base must be as they were.
     """
     earlier = {name: earlier_run(name, config) for name, config in runs.items()}
     finished = {name: record for name, record in earlier.items() if record and record.status == "finished"}
@@ -342,11 +321,7 @@ def earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
 
 
 def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
-    """Check that finished runs had the same training and held-out texts, and the same base.
-
-    Raises:
-        TsugikiError: the data or the base have changed between two runs.
-    """
+    """Check that finished runs had the same training and held-out texts, and the same base."""
     first, *others = records
     changed = [name for name in others if _texts(records[name]) != _texts(records[first])]
     _refuse(changed, _("the data have changed since {first} was trained").format(first=first))
@@ -371,10 +346,7 @@ def _is_finished(record: RunRecord | None) -> bool:
 def _result_line(name: str, record: RunRecord, seconds: float, done: int, left: int) -> str:
     """Return one line with the result of a run, and the time left, estimated from the mean time of the runs so far.
 
-    Args:
-        seconds: the time of the runs so far, in this process.
-        done: the number of these runs.
-        left: the number of runs that are left.
+    `seconds` is the time of the `done` runs in this process, and `left` runs are left.
     """
     before, after = record.evaluations[0], record.evaluations[-1]
     line = _("{name}: held-out loss {before:.4f} → {after:.4f} ({change:+.1%})").format(

@@ -88,12 +88,7 @@ class MergeReport:
 
 
 def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> MergeReport:
-    """Write the merged model to the new folder `out`. The folder appears only after the verification.
-
-    Args:
-        merge: the settings.
-        out: the folder; it must not exist.
-        progress: where to show the progress.
+    """Write the merged model to the folder `out`, which must not exist. It appears only after the verification.
 
     Raises:
         TsugikiError: the adapters cannot be merged into this base (see `plan_merge`), values are not finite, the text

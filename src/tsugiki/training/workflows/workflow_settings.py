@@ -103,10 +103,7 @@ class _SeveralRuns(BaseModel):
     def _run(self, where: str, name: str, settings: Mapping[str, Any]) -> RunConfig:
         """Return the settings of one run: those of all runs, then its own.
 
-        Args:
-            where: the place in the YAML file, for errors.
-            name: the name of the run and of its folder.
-            settings: the settings of this run only.
+        `where` is its place in the YAML file, for errors; `name` is the name of its folder as well.
         """
         shared = {"model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
         # Runs that are compared have the same number of steps, so none ends early unless the settings say so.
@@ -197,29 +194,17 @@ class SweepConfig(_SeveralRuns):
 
 
 def load_comparison(path: Path, overrides: Mapping[str, Any]) -> ComparisonConfig:
-    """Read the settings of a comparison from a YAML file; `overrides` take precedence.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
+    """Read the settings of a comparison from a YAML file; `overrides` take precedence."""
     return validated(ComparisonConfig, {**read_yaml(path), **overrides}, path)
 
 
 def load_sweep(path: Path, overrides: Mapping[str, Any]) -> SweepConfig:
-    """Read the settings of a sweep from a YAML file; `overrides` take precedence.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
+    """Read the settings of a sweep from a YAML file; `overrides` take precedence."""
     return validated(SweepConfig, {**read_yaml(path), **overrides}, path)
 
 
 def load_pretrain_config(path: Path, overrides: Mapping[str, Any]) -> PretrainConfig:
-    """Read the settings from a YAML file; `overrides` take precedence.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
+    """Read the settings from a YAML file; `overrides` take precedence."""
     return validated(PretrainConfig, {**read_yaml(path), **overrides}, path)
 
 
