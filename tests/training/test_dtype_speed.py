@@ -11,7 +11,6 @@ from tests.tiny import save_tiny
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.lowbit import exact_integers
 from tsugiki.training import (
-    RunConfig,
     dtype_speed,
     facts,
     faster_dtype,
@@ -46,15 +45,11 @@ def _let_integers_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[
     return calls
 
 
-def _shapes(config: RunConfig) -> Any:
-    return find_shapes(config)
-
-
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
 def test_a_sample_of_each_dtype_is_measured(kind: str, tmp_path: Path):
     config = run_config(tmp_path, model=str(save_tiny(tmp_path / "model", kind)))
     threads = torch.get_num_threads()
-    seconds = seconds_of_dtypes(config, _shapes(config))
+    seconds = seconds_of_dtypes(config, find_shapes(config))
     assert seconds is not None
     assert seconds.keys() == {"bf16", "int8"}
     assert all(0 < each < float("inf") for each in seconds.values())
@@ -72,9 +67,9 @@ def test_the_times_are_measured_once_for_each_adapter(tmp_path: Path, monkeypatc
     calls = _let_integers_take(0.5, monkeypatch)
     config = run_config(tmp_path)
     for _ in range(2):
-        assert seconds_of_dtypes(config, _shapes(config)) == {"bf16": 1.0, "int8": 0.5}
+        assert seconds_of_dtypes(config, find_shapes(config)) == {"bf16": 1.0, "int8": 0.5}
     assert len(calls) == 1
-    seconds_of_dtypes(run_config(tmp_path, lora={"r": 3}), _shapes(config))
+    seconds_of_dtypes(run_config(tmp_path, lora={"r": 3}), find_shapes(config))
     assert len(calls) == 2
 
 
@@ -127,7 +122,7 @@ def test_only_the_dtype_of_plain_lora_is_open(
 def test_small_and_quantised_models_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = _let_integers_take(0.5, monkeypatch)
     config = run_config(tmp_path)
-    shapes = _shapes(config)
+    shapes = find_shapes(config)
     with monkeypatch.context() as patch:
         patch.setattr(dtype_speed, "SMALL_MODEL", 50_000_000)
         assert seconds_of_dtypes(config, shapes) is None

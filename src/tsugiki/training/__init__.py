@@ -9,7 +9,7 @@ __getattr__, __dir__ = lazy_names(
         "checkpoint": "load_training_state newest_checkpoint save_training_state",
         "choices": "Choices EvaluationPlan choose describe_choices evenly_spread plan_evaluations",
         "config": "CHAPTER DEFAULT_LORA RunConfig",
-        "config_files": "load_config",
+        "config_files": "load_config load_settings",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
         "evaluation.interval": (
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
@@ -47,8 +47,6 @@ __getattr__, __dir__ = lazy_names(
         "workflows.pretrain": "START build_model pretrain",
         "workflows.preview": "Preview preview",
         "workflows.quickstart": "PROMPTS",
-        "workflows.workflow_settings": (
-            "ComparisonConfig MAX_RUNS PretrainConfig SweepConfig load_comparison load_pretrain_config load_sweep"
-        ),
+        "workflows.workflow_settings": ("ComparisonConfig MAX_RUNS PretrainConfig SweepConfig"),
     },
 )

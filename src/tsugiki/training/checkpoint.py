@@ -152,7 +152,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     damaged: dict[Path, str] = {}
     for path in reversed(checkpoints(folder)):
         try:
-            intact = _check(path)
+            intact = Checkpoint(path, read_manifest(path)["record"])
         except TsugikiError as error:
             damaged[path] = str(error)
             continue
@@ -178,11 +178,6 @@ def keep_newest(folder: Path, count: int, best: int | None = None) -> None:
         if checkpoint_step(path) != best:
             with suppress(TsugikiError):
                 remove_folder(path)
-
-
-def _check(folder: Path) -> Checkpoint:
-    """Compare a checkpoint with its manifest; a damaged one is an error."""
-    return Checkpoint(folder, read_manifest(folder)["record"])
 
 
 def _set_aside(folder: Path) -> None:

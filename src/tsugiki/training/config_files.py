@@ -64,6 +64,11 @@ def merged_settings(
     return {**settings, **overrides}
 
 
+def load_settings(kind: type[Settings], path: Path, overrides: Mapping[str, Any]) -> Settings:
+    """Read the settings of a workflow, a config of the class `kind`, from a YAML file; `overrides` take precedence."""
+    return validated(kind, {**read_yaml(path), **overrides}, path)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the settings in a YAML file, without validating them."""
     if path.suffix.lower() in DATA_SUFFIXES and path.suffix.lower() != ".json":  # JSON is YAML as well

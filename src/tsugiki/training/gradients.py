@@ -27,7 +27,7 @@ matrix products are efficient only from some hundred tokens on, so short rows of
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -38,7 +38,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.batches import StepBatches
+from tsugiki.data.batches import StepBatches, of_similar_length
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss
@@ -170,8 +170,8 @@ class Gradients:
         rows, processes, index = self.batches.rows(step), self.accelerator.num_processes, self.accelerator.process_index
         whole, size = _MicroBatch(list(range(len(rows))), rows), min(self._dealt_rows, math.ceil(len(rows) / processes))
         if self.tokens_at_once:
-            lengths = self.batches.blocks.row_tokens
-            return _split_by_length(whole, lengths, size, self.tokens_at_once)[index::processes]
+            groups = of_similar_length([*map(self.batches.blocks.row_tokens, rows)], self.tokens_at_once, size)
+            return [_MicroBatch(places, [rows[place] for place in places]) for places in groups[index::processes]]
         dealt = _split(whole, size)
         mine = [part for micro in dealt[index::processes] for part in _split(micro, self.micro_batch_size)]
         if self.sharded:  # all processes must call the model equally often
@@ -308,20 +308,3 @@ def _split(micro: _MicroBatch, size: int) -> list[_MicroBatch]:
     """Divide rows into micro-batches of at most `size` rows."""
     parts = [slice(start, start + size) for start in range(0, len(micro.rows), size)]
     return [_MicroBatch(micro.places[part], micro.rows[part]) for part in parts]
-
-
-def _split_by_length(micro: _MicroBatch, length: Callable[[int], int], size: int, tokens: int) -> list[_MicroBatch]:
-    """Divide rows into micro-batches of similar lengths, the longest rows first.
-
-    `length` returns the number of tokens of a row without padding. A micro-batch may always have `size` rows, and more
-    if it has at most `tokens` tokens, padding included.
-    """
-    lengths = [length(row) for row in micro.rows]
-    parts: list[list[int]] = []
-    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):  # a stable order
-        count = len(parts[-1]) + 1 if parts else 0
-        if parts and (count <= size or count * lengths[parts[-1][0]] <= tokens):
-            parts[-1].append(at)
-        else:
-            parts.append([at])
-    return [_MicroBatch([micro.places[at] for at in part], [micro.rows[at] for at in part]) for part in parts]

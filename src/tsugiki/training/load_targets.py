@@ -1,12 +1,12 @@
 """Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from tsugiki.adapters.files import named_base
 from tsugiki.adapters.format import load_adapter
@@ -49,6 +49,10 @@ class EvaluationTarget:
         return f"{self.model} + {self.adapter_name}" if self.adapter else self.model
 
 
+LoadedTarget: TypeAlias = tuple[EvaluationTarget, Any, Any]
+"""A target, its model and its tokenizer."""
+
+
 def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[EvaluationTarget]:
     """Return the models alone, then each adapter on its base.
 
@@ -70,7 +74,7 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
 
 
 def evaluate_targets(
-    chosen: Sequence[EvaluationTarget],
+    loaded: Iterable[LoadedTarget],
     data: Data,
     turns: AssistantTurns,
     limit: int | None,
@@ -78,28 +82,17 @@ def evaluate_targets(
     *,
     columns: Columns = NO_COLUMNS,
     reading: Reading | None = None,
-    chat_template: str | None = None,
-    allow_base_mismatch: bool = False,
-    trust_remote_code: bool = False,
-    dtype: LoadDtype | None = None,
 ) -> Iterator[Evaluation]:
-    """Evaluate each target in order, and yield its evaluation.
+    """Evaluate each target, from `loaded_targets`, in order, and yield its evaluation.
 
-    Args:
-        limit: approximate number of characters to evaluate; None: all.
-        reading: collects notes about the files for the user.
-        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
-            takes that of the first adapter.
-        allow_base_mismatch: load adapters that were trained on another base.
-        trust_remote_code: run Python code that a model brings.
-        dtype: dtype of the models' weights; None: see `dtype_of`.
+    `limit` is the approximate number of characters to evaluate (None: all); `reading` collects notes about the files.
+    The data are read before the first target is loaded.
     """
     records = list(read_records(data, columns, reading))
     index = read_index(records)
     groups = near_duplicates(index.signatures)
     windows = split_windows(records, index.characters.tolist(), limit, groups)
     evaluated = {window.document for window in windows}
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(windows)) as advance:
             result = evaluate(model, tokenizer, windows, turns, advance)
@@ -109,18 +102,9 @@ def evaluate_targets(
 
 
 def answer_with_targets(
-    chosen: Sequence[EvaluationTarget],
-    questions: Sequence[Question],
-    max_new_tokens: int,
-    progress: ProgressDisplay,
-    *,
-    chat_template: str | None = None,
-    allow_base_mismatch: bool = False,
-    trust_remote_code: bool = False,
-    dtype: LoadDtype | None = None,
+    loaded: Iterable[LoadedTarget], questions: Sequence[Question], max_new_tokens: int, progress: ProgressDisplay
 ) -> Iterator[Answers]:
-    """Let each target answer the questions; the other arguments are as for `evaluate_targets`."""
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    """Let each target, from `loaded_targets`, answer the questions in order, and yield its answers."""
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(questions)) as advance:
             yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
@@ -128,14 +112,21 @@ def answer_with_targets(
 
 def loaded_targets(
     chosen: Sequence[EvaluationTarget],
-    allow_base_mismatch: bool,
-    trust_remote_code: bool,
-    chat_template: str | None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
     dtype: LoadDtype | None = None,
-) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
+) -> Iterator[LoadedTarget]:
     """Yield each target with its model and tokenizer, which can be used until the next target is yielded.
 
-    A model that occurs twice in succession is loaded once. See `evaluate_targets` for the arguments.
+    A model that occurs twice in succession is loaded once.
+
+    Args:
+        allow_base_mismatch: load adapters that were trained on another base.
+        trust_remote_code: run Python code that a model brings.
+        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
+            takes that of the first adapter.
+        dtype: dtype of the models' weights; None: see `dtype_of`.
     """
     saved = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
     template = next((template for template in saved if template is not None), None)
@@ -173,7 +164,7 @@ class TargetLoader:
         template_of_base: str | None = None,
         dtype: LoadDtype = "fp32",
     ) -> None:
-        """Create it; nothing is loaded. The arguments are as for `evaluate_targets`.
+        """Create it; nothing is loaded. The arguments are as for `loaded_targets`.
 
         A base that has no chat template takes `template_of_base`.
         """

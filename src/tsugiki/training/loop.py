@@ -1,11 +1,7 @@
 """The training loop of every run.
 
-    for each optimiser step:
-        gradients     forward and backward over the rows of the step, on all processes (`training.gradients`)
-        update        clip the gradients; step of the optimiser; step of the schedule
-        log           loss and learning rate, to the loss curve and to the trackers
-        callbacks     evaluate, sample and write the record of the run (`training.evaluation_callback`)
-        checkpoint    (`training.checkpoint`)
+For each optimiser step: gradients of its rows, on all processes (`training.gradients`); update; log; callbacks, which
+evaluate, sample and write the record (`training.evaluation_callback`); checkpoint (`training.checkpoint`).
 
 accelerate provides the device, the processes and the trackers; transformers provides the schedules. All processes run
 this loop with the same parameters and make the same updates.

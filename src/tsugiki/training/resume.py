@@ -130,7 +130,9 @@ def describe_run(
     record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
     record.data = data.summary
     if base_before is not None and (
-        _is_other_base(base_before, record.base) or _are_other_data(data_before, record.data)
+        _is_other_base(base_before, record.base)
+        or data_before is None
+        or _compared(data_before) != _compared(record.data)
     ):
         raise TsugikiError(
             _(
@@ -247,10 +249,6 @@ def _describe_versions(record: RunRecord) -> None:
 
 def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
     return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
-
-
-def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
-    return before is None or _compared(before) != _compared(now)
 
 
 def _compared(data: DataSummary) -> dict[str, Any]:

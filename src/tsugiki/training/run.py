@@ -1,19 +1,7 @@
 """One run: from settings, data and a base model to a folder that holds the trained adapter or model.
 
-A run is a list of stages, each of which adds to a `Run`:
-
-    find_facts       shapes, the dtype of the base, and the memory, before the weights are loaded
-    read_texts       tokenizer -> data, split into training and held-out text
-    load_base        model -> packed rows
-    choose_numbers   graft the adapter; rows of a step, learning rate, steps
-    probe_rate       measure the learning rate, if the settings say so
-    describe         machine, base and data in the record; a resumed run must have the same
-    train_steps      the loop (`training.train_steps`); `EvaluationCallback` evaluates, samples and writes `run.json`
-    write_result     the adapter's or the model's files
-
-`tsugiki train` goes through all of them. A preview ends after `choose_numbers`; pretraining writes its base before
-`read_texts`; the runs of a comparison share texts and base. The settings of a run never change: what it chooses is in
-`Run.choices`, and in the record.
+A run is a list of stages (`STAGES`, below), each of which adds to a `Run`. The settings of a run never change: what it
+chooses is in `Run.choices`, and in the record.
 """
 
 import time
@@ -40,17 +28,9 @@ from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_len
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_facts
-from tsugiki.training.learning_rate import (
-    PROBE_ROWS,
-    probe,
-)
+from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
-from tsugiki.training.model import (
-    load_run_tokenizer,
-    make_trainable,
-    save_trained,
-    trained_tokens,
-)
+from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.processes import (
     check_agreement,
@@ -326,16 +306,17 @@ def write_result(run: Run) -> None:
 
 
 STAGES: tuple[Stage, ...] = (
-    find_facts,
-    read_texts,
-    load_base,
-    choose_numbers,
-    probe_rate,
-    describe,
-    train_steps,
-    write_result,
+    find_facts,  # shapes, the dtype of the base, and the memory, before the weights are loaded
+    read_texts,  # tokenizer -> data, split into training and held-out text
+    load_base,  # model -> packed rows
+    choose_numbers,  # graft the adapter; rows of a step, learning rate, steps
+    probe_rate,  # measure the learning rate, if the settings say so
+    describe,  # machine, base and data in the record; a resumed run must have the same
+    train_steps,  # the loop, in which `EvaluationCallback` evaluates, samples and writes `run.json`
+    write_result,  # the files of the adapter or of the model
 )
-"""A whole run."""
+"""A whole run, as of `tsugiki train`. A preview ends after `choose_numbers`; pretraining writes its base before
+`read_texts`; the runs of a comparison share texts and base."""
 
 
 def _rows_in_time(run: Run) -> int:

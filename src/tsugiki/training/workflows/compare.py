@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from tsugiki.base.identity import named_identity, why_different
-from tsugiki.data.read.files import describe_data
+from tsugiki.data.read.files import content_key, describe_data
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.paths import use_plain_paths
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPARISON_FILE, SWEEP_FILE = "comparison.json", "sweep.json"
+_FORMAT = 2  # of both files
 MIN_RELATIVE_GAIN = 0.005
 """A loss that is lower by less than this share is not worth more parameters."""
 
@@ -80,13 +81,6 @@ class ComparisonRow(BaseModel):
     """Relative change of that loss."""
 
 
-class Comparison(BaseModel):
-    """The content of `comparison.json`."""
-
-    format: int = 2
-    rows: list[ComparisonRow]
-
-
 def compare(config: ComparisonConfig, progress: RunProgress | None = None) -> dict[str, RunRecord]:
     """Run each method that has not finished yet, and write `comparison.json` to `config.out`.
 
@@ -105,7 +99,8 @@ def compare(config: ComparisonConfig, progress: RunProgress | None = None) -> di
     check_writable(out)
     with sole_use(out):
         records = run_all(runs, progress)
-        write_json(out / COMPARISON_FILE, Comparison(rows=comparison_rows(records)).model_dump(mode="json"))
+        rows = [row.model_dump(mode="json") for row in comparison_rows(records)]
+        write_json(out / COMPARISON_FILE, {"format": _FORMAT, "rows": rows})
     return records
 
 
@@ -114,7 +109,8 @@ def comparison_rows(records: Mapping[str, RunRecord]) -> list[ComparisonRow]:
     return [_row(name, record) for name, record in records.items()]
 
 
-class Point(BaseModel):
+@dataclass(frozen=True)
+class Point:
     """A point of the grid, and its run."""
 
     name: str
@@ -126,26 +122,6 @@ class Point(BaseModel):
     def loss(self) -> float:
         """Held-out loss at the end, in nats per token."""
         return self.record.evaluations[-1].loss
-
-
-class PointResult(BaseModel):
-    """The results of one point of the grid, in `sweep.json`."""
-
-    name: str
-    values: dict[str, Any]
-    trainable: int
-    loss: float
-    loss_interval: Interval | None
-    perplexity: float
-    bits_per_char: float
-    seconds: float
-
-
-class Sweep(BaseModel):
-    """The content of `sweep.json`."""
-
-    format: int = 2
-    points: list[PointResult]
 
 
 def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Point]:
@@ -161,7 +137,7 @@ def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Poin
         records = run_all({name: settings for name, (_, settings) in grid.items()}, progress)
         points = [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
         results = [_result(point) for point in points]
-        write_json(out / SWEEP_FILE, Sweep(points=results).model_dump(mode="json"))
+        write_json(out / SWEEP_FILE, {"format": _FORMAT, "points": results})
     return points
 
 
@@ -235,19 +211,20 @@ def _file_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in found)
 
 
-def _result(point: Point) -> PointResult:
+def _result(point: Point) -> dict[str, Any]:
+    """Return the results of one point of the grid, for `sweep.json`."""
     training, parameters = finished(point.record)
     after = point.record.evaluations[-1]
-    return PointResult(
-        name=point.name,
-        values=point.values,
-        trainable=parameters.trainable,
-        loss=after.loss,
-        loss_interval=after.loss_interval,
-        perplexity=after.perplexity,
-        bits_per_char=after.bits_per_char,
-        seconds=training.seconds,
-    )
+    return {
+        "name": point.name,
+        "values": point.values,
+        "trainable": parameters.trainable,
+        "loss": after.loss,
+        "loss_interval": after.loss_interval,
+        "perplexity": after.perplexity,
+        "bits_per_char": after.bits_per_char,
+        "seconds": training.seconds,
+    }
 
 
 @dataclass
@@ -268,7 +245,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
     All have the same base model, the same data and the same tokens. Finished runs are kept if a later one has an error,
     which names it. Returns name -> record.
     """
-    earlier = earlier_runs(runs)
+    earlier = _earlier_runs(runs)
     records: dict[str, RunRecord] = {}
     texts: Texts | None = None
     base: _Base | None = None
@@ -308,15 +285,15 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
     return records
 
 
-def earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
+def _earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
     """Return the record of each run that its folder already holds; None if it holds none.
 
     It must have the same settings, and if it is finished, the data and the base must be as they were.
     """
     earlier = {name: earlier_run(name, config) for name, config in runs.items()}
-    finished = {name: record for name, record in earlier.items() if record and record.status == "finished"}
-    if finished:
-        _check_unchanged(next(iter(runs.values())), finished)
+    finished_runs = {name: record for name, record in earlier.items() if record and _is_finished(record)}
+    if finished_runs:
+        _check_unchanged(next(iter(runs.values())), finished_runs)
     return earlier
 
 
@@ -362,7 +339,8 @@ def _result_line(name: str, record: RunRecord, seconds: float, done: int, left: 
 
 def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> None:
     tokenizer = load_run_tokenizer(config)
-    digest, base = data_digest(config, tokenizer), named_identity(config.model)
+    key = content_key(config.data, config.columns)
+    digest, base = data_digest(config, tokenizer, key), named_identity(config.model)
     digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
     changed = [name for name, before in digests.items() if before != digest]
     message = _("{data}, other data or the tokenizer has changed since they were trained")

@@ -24,7 +24,7 @@ from tsugiki.training.config import (
     RunConfig,
     TrainingSettings,
 )
-from tsugiki.training.config_files import read_yaml, validated
+from tsugiki.training.config_files import validated
 
 _PER_METHOD = (
     *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),
@@ -191,21 +191,6 @@ class SweepConfig(_SeveralRuns):
         lora = {**shared, **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
         others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
         return self._run(f"grid, {name}", name, {**others, "lora": lora, "method": "lora"})
-
-
-def load_comparison(path: Path, overrides: Mapping[str, Any]) -> ComparisonConfig:
-    """Read the settings of a comparison from a YAML file; `overrides` take precedence."""
-    return validated(ComparisonConfig, {**read_yaml(path), **overrides}, path)
-
-
-def load_sweep(path: Path, overrides: Mapping[str, Any]) -> SweepConfig:
-    """Read the settings of a sweep from a YAML file; `overrides` take precedence."""
-    return validated(SweepConfig, {**read_yaml(path), **overrides}, path)
-
-
-def load_pretrain_config(path: Path, overrides: Mapping[str, Any]) -> PretrainConfig:
-    """Read the settings from a YAML file; `overrides` take precedence."""
-    return validated(PretrainConfig, {**read_yaml(path), **overrides}, path)
 
 
 def _plain(value: Any) -> str:
