@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from tsugiki.base.model_config import load_config, loading_errors
-from tsugiki.dtypes import BaseDtype
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.model.meta import meta_model
 from tsugiki.training.config import RunConfig
-from tsugiki.training.model import load_dtype
 from tsugiki.training.packing import tokens_of_row
 from tsugiki.training.record import RunRecord
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-    from tsugiki.training.plan import MemoryPlan
 
 
 SMALL_MODEL = 50_000_000
@@ -46,6 +43,20 @@ class Shapes:
 
 
 @dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of a run as planned before its start."""
+
+    peak: int
+    """Bytes."""
+    recomputed_blocks: int
+    is_automatic: bool
+    """Whether the settings leave the number of recomputed blocks open."""
+    fits: bool
+    available: int
+    """Bytes that the run can use."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """The dtype of a run's base, and the memory that it needs."""
 
@@ -57,7 +68,7 @@ class Facts:
     """Dtype -> CPU seconds of some tokens, if the dtype was chosen by measuring."""
     micro_batch_size: int | None = None
     """Rows that are computed at once, if this was set, now or before the run was interrupted."""
-    memory: "MemoryPlan | None" = None
+    memory: MemoryPlan | None = None
     """None for a small model, or if it was not planned."""
 
 
@@ -68,6 +79,16 @@ def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> 
         model = meta_model(shapes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Shapes(shapes, model, parameters, tokens_of_row(model, config.block_size, config.virtual_tokens))
+
+
+def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
+    """Return the dtype in which the run loads its base model.
+
+    If `device` is None, it computes on this machine's accelerator, or on its processor if it has none.
+    """
+    if config.base_dtype is not None:
+        return config.base_dtype
+    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
 
 
 def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> Facts:

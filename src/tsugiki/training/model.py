@@ -1,4 +1,4 @@
-"""The model of a run: the dtype to load it in, which parameters train, their gradients, and how they are saved.
+"""The model of a run: which parameters train, their gradients, and how they are saved.
 
 Adapter methods train an adapter on a frozen base; only the adapter is saved. Method `full` trains every weight and
 saves a whole model. After `make_trainable`, a grafted model trains its adapter and any other model all of its weights.
@@ -19,7 +19,7 @@ from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.batches import StepBatches
 from tsugiki.data.chat import read_template, use_template
-from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.dtypes import ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
@@ -49,16 +49,6 @@ _OTHER_ACCELERATOR_TOKENS = 4096
 _SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
 
-def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
-    """Return the dtype in which the run loads its base model.
-
-    If `device` is None, it computes on this machine's accelerator, or on its processor if it has none.
-    """
-    if config.base_dtype is not None:
-        return config.base_dtype
-    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
-
-
 def load_run_tokenizer(config: RunConfig) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of the run's base model, with the chat template of its settings."""
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
@@ -67,7 +57,7 @@ def load_run_tokenizer(config: RunConfig) -> "PreTrainedTokenizerBase":
 
 
 def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens of the words of `add_tokens`, which `run.load` has added to the tokenizer."""
+    """Return the tokens of the words of `add_tokens`, which `run.read_texts` has added to the tokenizer."""
     if config.add_tokens is None:
         return []
     from tsugiki.base.new_words import read_words

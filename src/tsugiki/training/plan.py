@@ -32,8 +32,8 @@ from tsugiki.training import memory
 from tsugiki.training.choices import choose
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.cost import Need, need_of
-from tsugiki.training.facts import Shapes, find_shapes
-from tsugiki.training.model import load_dtype, rows_of_micro_batch
+from tsugiki.training.facts import MemoryPlan, Shapes, find_shapes, load_dtype
+from tsugiki.training.model import rows_of_micro_batch
 from tsugiki.training.processes import device_type
 
 if TYPE_CHECKING:
@@ -91,20 +91,6 @@ class Plan:
     """Bytes of the parts of the chosen option's peak memory."""
     options: tuple[Option, ...]
     """The options, the chosen one first."""
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """The memory of a run as planned before its start."""
-
-    peak: int
-    """Bytes."""
-    recomputed_blocks: int
-    is_automatic: bool
-    """Whether the settings leave the number of recomputed blocks open."""
-    fits: bool
-    available: int
-    """Bytes that the run can use."""
 
 
 def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
