@@ -31,14 +31,10 @@ class Architecture:
 
 _QUERIES_VALUES = ("q_proj", "v_proj")
 _QKV = ("q_proj", "k_proj", "v_proj")
-_GPT2 = ("c_attn", "c_proj")
-"""The two names that guides for GPT-2 give. `c_proj` is the last layer of the attention and of the feed-forward
-network; the first layer of the latter, `c_fc`, is left out."""
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        "gpt2": Architecture(target_modules=_GPT2, llama_cpp="gpt2"),
-        "gpt_bigcode": Architecture(target_modules=_GPT2),
+        "gpt2": Architecture(llama_cpp="gpt2"),
         # Where (IA)³ scales queries in place of keys or values, it follows PEFT's table.
         "gpt_neo": Architecture(ia3_outputs=_QUERIES_VALUES),
         "gptj": Architecture(ia3_outputs=_QUERIES_VALUES),

@@ -41,7 +41,7 @@ CHAPTER: Mapping[str, Any] = MappingProxyType(
         "learning_rate": 1e-4,
         "batch_size": 16,
         "validation": "none",
-        "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1},
+        "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["c_attn", "c_proj"]},
     }
 )
 """The settings of the textbook chapter on LoRA that the project implements."""

@@ -67,18 +67,23 @@ def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> l
 
 
 def make_trainable(
-    model: "PreTrainedModel", config: RunConfig, device: torch.device | None = None, tokens: Sequence[int] = ()
+    model: "PreTrainedModel",
+    config: RunConfig,
+    device: torch.device | None = None,
+    tokens: Sequence[int] = (),
+    adapter_config: Any = None,
 ) -> dict[str, Any]:
     """Graft the adapter, or make every weight trainable, so that `requires_grad` marks the trained parameters.
 
     This seeds all random generators: the seed determines the adapter's initial values. The model is changed in place;
-    it will compute on `device` (None: where it is). The vectors of `tokens` train with the adapter. Returns the
+    it will compute on `device` (None: where it is). The vectors of `tokens` train with the adapter, whose settings are
+    `adapter_config` (None: those of `config`). Returns the
     settings that were decided here, for the run's record.
     """
     set_seed(config.seed)
     device = device or model.device
     resolved: dict[str, Any] = {}
-    adapter_config = config.adapter_config
+    adapter_config = adapter_config or config.adapter_config
     if tokens:
         by_layer = dict.fromkeys(vocabulary_layers(model), tokens)  # an untied output head must predict them, too
         adapter_config = dataclasses.replace(adapter_config, trainable_token_indices=by_layer)

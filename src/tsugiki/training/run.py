@@ -31,6 +31,7 @@ from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_fact
 from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
+from tsugiki.training.output_head import head_note, leaves_layers_open, needs_head, unlikely_share, with_output_head
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.processes import (
     check_agreement,
@@ -88,6 +89,8 @@ class Run:
     texts: Texts = field(init=False)
     model: "PreTrainedModel" = field(init=False)
     data: PackedDataset = field(init=False)
+    adapter_config: Any = field(init=False)
+    """The settings of the method, with the layers that were chosen."""
     choices: Choices = field(init=False)
     resolved: dict[str, Any] = field(init=False)
     """What was chosen, for the record."""
@@ -233,12 +236,33 @@ def load_base(run: Run) -> None:
     run.data = pack_data(config, texts.split, run.model, texts.tokenizer)
 
 
+def choose_layers(run: Run) -> None:
+    """Decide which layers the adapter changes: those of the settings, or the defaults, with the head if it is needed.
+
+    A resumed run has the same layers as before. If the weights will be split over processes, the head is not considered.
+    """
+    run.adapter_config = run.config.adapter_config
+    if not leaves_layers_open(run.adapter_config) or run.config.start_from is not None or run.in_shards:
+        return
+    with_head = with_output_head(run.model, run.adapter_config)
+    before = run.record.resolved_settings.get("target_modules")
+    if before is not None:
+        if set(before) == {name.rpartition(".")[2] for name in with_head.target_modules or ()}:
+            run.adapter_config = with_head
+        return
+    share = on_main(run.accelerator, lambda: unlikely_share(run.model, run.data.blocks))
+    if needs_head(share):
+        run.adapter_config = with_head
+        run.data.notes.append(head_note(share))
+
+
 def choose_numbers(run: Run) -> None:
     """Make the model trainable, and choose the rows of a step, the learning rate and the number of steps."""
     config, model, before = run.config, run.model, run.record.resolved_settings
     if "product_dtype" in before:  # of a resumed run
         decide(model.dtype, before["product_dtype"] == "int8")
-    prepared = make_trainable(model, config, run.device, trained_tokens(config, run.texts.tokenizer))
+    tokens = trained_tokens(config, run.texts.tokenizer)
+    prepared = make_trainable(model, config, run.device, tokens, run.adapter_config)
     if is_grafted(model):
         prepared["base_dtype"] = run.facts.dtype
     if config.start_from is not None:
@@ -309,6 +333,7 @@ STAGES: tuple[Stage, ...] = (
     find_facts,  # shapes, the dtype of the base, and the memory, before the weights are loaded
     read_texts,  # tokenizer -> data, split into training and held-out text
     load_base,  # model -> packed rows
+    choose_layers,  # the layers that get factors: the output head, too, if the text needs it
     choose_numbers,  # graft the adapter; rows of a step, learning rate, steps
     probe_rate,  # measure the learning rate, if the settings say so
     describe,  # machine, base and data in the record; a resumed run must have the same
