@@ -79,6 +79,6 @@ def needs_head(share: float) -> bool:
 def head_note(share: float) -> str:
     """Return the sentence that says that the head trains as well, and how to undo it."""
     return _(
-        "the base gives {share:.0%} of the tokens almost no probability, as if it had never written them: the output head "
-        "gets factors as well (--target-modules all-linear leaves it out)"
+        "the base gives {share:.0%} of the tokens almost no probability, as if it had never written them, so the "
+        "output head gets LoRA factors as well (--target-modules all-linear leaves it out)"
     ).format(share=share)

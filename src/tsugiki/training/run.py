@@ -239,7 +239,7 @@ def load_base(run: Run) -> None:
 def choose_layers(run: Run) -> None:
     """Decide which layers the adapter changes: those of the settings, or the defaults, with the head if it is needed.
 
-    A resumed run has the same layers as before. If the weights will be split over processes, the head is not considered.
+    A resumed run has the same layers as before. The head is left out where processes split the weights.
     """
     run.adapter_config = run.config.adapter_config
     if not leaves_layers_open(run.adapter_config) or run.config.start_from is not None or run.in_shards:

@@ -1,0 +1,64 @@
+"""The default layers of a run: all linear layers of the blocks, and the head where the base cannot write the text."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.runs import assert_resumes, run_config, tiny_base
+from tests.tiny import byte_tokenizer
+from tsugiki.training import RunRecord, train
+
+RARE = "Q"
+BLOCKS = {"c_attn", "c_fc", "c_proj"}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """A tiny GPT-2 that has never written the letter Q: it gives it a probability of e^-32."""
+    folder = tiny_base(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(1.0)
+        model.transformer.wte.weight[byte_tokenizer()(RARE, add_special_tokens=False).input_ids[0]] = -1.0
+    model.save_pretrained(folder)
+    return folder
+
+
+def run_on(folder: Path, share: float, **changes: Any) -> RunRecord:
+    """Train on texts of which about `share` of the letters are rare."""
+    (folder / "rare").mkdir(exist_ok=True)
+    for number in range(4):
+        draw = Random(number)
+        text = "".join(RARE if draw.random() < share else draw.choice("abcdefghijklmnop") for _ in range(400))
+        (folder / "rare" / f"{number}.txt").write_text(text)
+    return train(run_config(folder, data=str(folder / "rare"), **changes))
+
+
+def layers(record: RunRecord) -> set[str]:
+    return set(record.resolved_settings["target_modules"])
+
+
+def test_the_head_trains_where_the_base_has_never_written_some_of_the_text(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert layers(run_on(tmp_path, 0.1)) == BLOCKS | {"lm_head"}
+    assert "output head gets LoRA factors" in capsys.readouterr().err
+
+
+def test_it_does_not_where_the_base_has_written_nearly_all_of_it(base: str, tmp_path: Path):
+    assert layers(run_on(tmp_path, 0.01)) == BLOCKS
+
+
+@pytest.mark.parametrize(("given", "expected"), [("all-linear", BLOCKS), (["c_attn"], {"c_attn"})])
+def test_layers_that_are_named_are_taken(given: Any, expected: set[str], base: str, tmp_path: Path):
+    assert layers(run_on(tmp_path, 0.1, lora={"target_modules": given})) == expected
+
+
+def test_a_resumed_run_keeps_the_head(base: str, tmp_path: Path):
+    run_on(tmp_path, 0.1)
+    config = run_config(tmp_path, out="resumed", data=str(tmp_path / "rare"))
+    assert "lm_head" in layers(assert_resumes(train, config, 3))
