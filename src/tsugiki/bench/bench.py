@@ -7,9 +7,8 @@ from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import DEFAULT_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.plot import plot
-from tsugiki.bench.results import Results, collect
+from tsugiki.bench.results import Results, collect, results_page
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.tables import results_page
 from tsugiki.bench.workload import STEPS, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder, write_text
@@ -28,11 +27,7 @@ def run_benchmark(
     show: Callable[[str], None],
     steps: int = STEPS,
 ) -> Results:
-    """Measure the entries and the machine's limit, in `rounds` blocks of `steps` counted steps.
-
-    Raises:
-        TsugikiError: the length exceeds the model's context, or no entry could be measured.
-    """
+    """Measure the entries and the machine's limit, in `rounds` blocks of `steps` counted steps."""
     config = read_model_config(workload.model)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and workload.length > context:

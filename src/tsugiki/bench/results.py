@@ -1,4 +1,4 @@
-"""The results of a benchmark, as JSON: machine, versions, command, workload, and the seconds of every step."""
+"""The results of a benchmark: machine, versions, command, workload and the seconds of every step; and their table."""
 
 import platform
 import statistics
@@ -12,7 +12,10 @@ from typing import Any
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.runner import Measurement
 from tsugiki.bench.workload import Workload
+from tsugiki.io.formatting import format_gigabytes
 from tsugiki.io.json import write_json
+from tsugiki.language import marked
+from tsugiki.report.table import Table
 
 _PACKAGES = (
     "tsugiki", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "litgpt", "lightning", "mlx", "mlx-lm",
@@ -91,13 +94,6 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def _ratio_range(measurement: Measurement, base: Measurement) -> tuple[float, float] | None:
-    """Return the smallest and the largest ratio of an entry's speed to that of `base` over the rounds."""
-    rounds = zip(base.blocks, measurement.blocks, strict=False)
-    ratios = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in rounds]
-    return (min(ratios), max(ratios)) if len(ratios) > 1 and measurement is not base else None
-
-
 def _entry_result(
     measurement: Measurement,
     entry: BenchmarkEntry,
@@ -107,6 +103,8 @@ def _entry_result(
 ) -> EntryResult:
     speeds = [tokens / seconds for seconds in measurement.seconds] if not measurement.problem else []
     median = tokens / statistics.median(measurement.seconds) if speeds else None
+    rounds = zip(base.blocks, measurement.blocks, strict=False) if median and base and measurement is not base else ()
+    ratios = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in rounds]
     limit = limits.get(entry.compute_dtype or measurement.notes.get("base_dtype", ""), {}).get("tokens_per_second")
     return EntryResult(
         name=measurement.name,
@@ -117,10 +115,66 @@ def _entry_result(
         slowest=min(speeds, default=None),
         fastest=max(speeds, default=None),
         ratio=median * statistics.median(base.seconds) / tokens if median and base else None,
-        ratio_range=_ratio_range(measurement, base) if median and base else None,
+        ratio_range=(min(ratios), max(ratios)) if len(ratios) > 1 else None,
         share=median / limit if median and limit and not entry.full else None,
         loaded=measurement.loaded,
         peak=measurement.peak,
         above_loaded=measurement.above_loaded,
         blocks=measurement.blocks,
     )
+
+
+def results_table(results: Results) -> Table:
+    """Return headers and cells: a row for each entry, then a row for each limit of the machine."""
+    headers = ["", "tokens/s", marked("slowest to fastest"), marked("ratio")]
+    headers += [marked("share of limit")] if results.limits else []
+    headers += [marked("peak memory"), marked("above the model")] if any(row.peak for row in results.rows) else []
+    headers += [marked("settings")]
+    rows = [_cells(row) for row in results.rows]
+    for dtype, limit in results.limits.items():
+        causal = f"with causal attention: {_format_speed(limit['causal_tokens_per_second'])}"
+        rows.append({"": f"limit, {dtype}", "tokens/s": _format_speed(limit["tokens_per_second"]), "settings": causal})
+    return Table(headers, [[row.get(header, "–") for header in headers] for row in rows])
+
+
+def results_lines(results: Results) -> list[str]:
+    """Return two lines: the workload, the machine, the date and the versions; and the command."""
+    work = results.work
+    what = f"{work['model']}, {work['batch']} x {work['length']} tokens per step"
+    versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
+    return [f"{what}; {computer(results.machine)}; {results.date}; {versions}", results.command]
+
+
+def computer(machine: Mapping[str, Any]) -> str:
+    """Return the name of the accelerator, or else of the processor, from the fields of a `Machine`."""
+    without = ", without C functions" if machine.get("c_functions") is False else ""
+    return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads{without}"
+
+
+def results_page(results: Results) -> str:
+    """Return the text of `table.md`."""
+    return "\n".join([f"{line}\n" for line in results_lines(results)] + [results_table(results).to_markdown()])
+
+
+def _cells(row: EntryResult) -> dict[str, str]:
+    """Return the cells of an entry by header, without figures that were not measured."""
+    if row.problem:
+        return {"": row.name, "settings": row.problem}
+    cells = {"": row.name, "settings": ", ".join(f"{name} {value}" for name, value in row.notes.items()) or "–"}
+    if row.tokens_per_second is not None and row.slowest is not None and row.fastest is not None:
+        cells["tokens/s"] = _format_speed(row.tokens_per_second)
+        cells["slowest to fastest"] = f"{_format_speed(row.slowest)} – {_format_speed(row.fastest)}"
+    if row.ratio is not None:
+        interval = "" if row.ratio_range is None else " [{:.2f}, {:.2f}]".format(*row.ratio_range)
+        cells["ratio"] = f"{row.ratio:.2f}{interval}"
+    if row.share is not None:
+        cells["share of limit"] = f"{row.share:.0%}"
+    if row.peak is not None:
+        cells["peak memory"] = format_gigabytes(row.peak)
+    if row.above_loaded is not None:
+        cells["above the model"] = format_gigabytes(row.above_loaded)
+    return cells
+
+
+def _format_speed(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"

@@ -206,7 +206,7 @@ def bench_command(
         return
     from tsugiki.bench.bench import choose_entries, run_benchmark, write_results
     from tsugiki.bench.entries import TRAINING_ENTRIES
-    from tsugiki.bench.tables import results_lines, results_table
+    from tsugiki.bench.results import results_lines, results_table
     from tsugiki.bench.workload import Workload
     from tsugiki.io.atomic import check_writable
 
