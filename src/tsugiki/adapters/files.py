@@ -49,14 +49,9 @@ _OTHER_FORMATS = {
 
 
 def read_adapter_config(folder: Path) -> Any:
-    """Read the settings of an adapter from its adapter_config.json and tsugiki.json.
+    """Read the settings of an adapter from its two JSON files, as an instance of its method's config class.
 
-    Returns:
-        An instance of the config class of the adapter's method.
-
-    Raises:
-        TsugikiError: a file is missing or not JSON, the files do not belong together, the method is not supported, or a
-            field would change the result and is not supported.
+    A field that would change the result and is not supported is an error, and so are files that do not belong together.
     """
     config = read_peft_config(folder)
     extra = dict(read_metadata(folder).method_config)

@@ -1,5 +1,9 @@
-"""The library: a folder that holds adapters by name, each as a PEFT folder. There is no separate index."""
+"""The library: a folder that holds adapters by name, each as a PEFT folder; and facts about an adapter, read quickly.
 
+There is no separate index. The facts are from an adapter's config and from the header of its file of weights.
+"""
+
+import dataclasses
 import os
 import shutil
 import unicodedata
@@ -9,19 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from tsugiki.adapters.files import adapter_weight_files
-from tsugiki.adapters.info import AdapterInfo, read_adapter_info
+from tsugiki.adapters.files import adapter_weight_files, map_weights, read_adapter_config, read_base, read_peft_config
+from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
+from tsugiki.adapters.metadata import BaseReference
 from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
 from tsugiki.io.manifest import read_manifest
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import BASE_ROW
+from tsugiki.methods.table import methods_of
 
 _MAX_CHARACTERS = 100
 _MAX_BYTES = 200  # file systems allow 255, and temporary names are longer
@@ -63,6 +71,24 @@ def check_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class AdapterInfo:
+    """Facts about an adapter."""
+
+    method: str
+    """The method's name, as `tsugiki methods` lists it."""
+    ranks: tuple[int, ...]
+    """The different ranks of its layers, in ascending order; empty if the method has no rank."""
+    targets: tuple[str, ...]
+    """The last components of the names of the layers that it changes, or the pattern that selects them."""
+    base: BaseReference
+    parameters: int
+    size: int
+    """Size of the weights file in bytes."""
+    changed: float
+    """The time when the weights file was written, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
 class LibraryEntry:
     """A folder in the library."""
 
@@ -72,6 +98,33 @@ class LibraryEntry:
     """None if the adapter is broken."""
     broken: str = ""
     """The problem of a broken adapter, as a clause; empty if it is not broken."""
+
+
+def read_adapter_info(folder: Path) -> AdapterInfo:
+    """Read the facts about the adapter in a folder; of its tensors, only names and shapes are read and checked."""
+    config, tensors = read_adapter_config(folder), map_weights(folder)
+    ranks, targets = set(), _configured_targets(config)
+    if isinstance(config, LoraConfig):
+        layers, others, problems = parse_tensors(read_peft_config(folder), tensors)
+        if problems:
+            raise TsugikiError(
+                _("{path} is broken: {problems}").format(path=folder / ADAPTER_FILE, problems=summarise_list(problems))
+            )
+        ranks = {layer.r for layer in layers.values()}
+        targets = sorted({path.rpartition(".")[2] for path in layers})
+        if parameter_factors(others):
+            ranks |= {config.r}
+            targets += sorted({name.rpartition(".")[2] for name in config.target_parameters or ()} - {"weight"})
+    files = [path.stat() for path in adapter_weight_files(folder)]
+    return AdapterInfo(
+        " + ".join(methods_of(config)) or type(config).__name__,
+        tuple(sorted(ranks)),
+        tuple(targets),
+        read_base(folder),
+        sum(tensor.numel() for tensor in tensors.values()),
+        sum(file.st_size for file in files),
+        max(file.st_mtime for file in files),
+    )
 
 
 def read_library(library: Path) -> list[LibraryEntry]:
@@ -242,3 +295,11 @@ def _near_folders(path: Path | None) -> list[str]:
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = get_close_matches(name, names, n=1)
     return _("; did you mean {name!r}?").format(name=near[0]) if near else ""
+
+
+def _configured_targets(config: Any) -> list[str]:
+    """Return the targets that the config names, under any method's name for that setting."""
+    fields = dataclasses.asdict(config)
+    names = ("target_modules", "target_parameters")
+    targets = next((fields[name] for name in names if fields.get(name)), ())
+    return [targets] if isinstance(targets, str) else sorted(targets)

@@ -105,10 +105,6 @@ def plan_merge(
         adapters: the adapters' folders; the updates of several are added.
         weights: the factor on each update; None: 1 for each.
         allow_base_mismatch: merge adapters that were trained on another base.
-
-    Raises:
-        TsugikiError: the base is incomplete; an adapter does not fit it, or cannot be merged or added to others; or a
-            changed weight is quantised.
     """
     plan = _plan_merge(base, adapters, weights, allow_base_mismatch)
     templates = {template for folder in adapters if (template := saved_chat_template(folder)) is not None}
@@ -185,10 +181,6 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
     """Write the merged model into an empty folder.
 
     `advance` is called with the number of bytes that were written since the last call; `plan.size` in total.
-
-    Raises:
-        TsugikiError: a merged weight is not finite, or the base cannot be read.
-        OSError: the folder cannot be written.
     """
     loss = RoundingLoss()
     if plan.in_memory:

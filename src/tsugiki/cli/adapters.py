@@ -334,14 +334,13 @@ def combine_command(
         distance,
         load_weighted_adapters,
         norm,
-        weights_or_ones,
         write_combined,
     )
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
     combination = Combination(type_, rank, density, seed)
-    parts = load_weighted_adapters(folders, weights_or_ones(parse_weights(weights), len(folders)))
+    parts = load_weighted_adapters(folders, parse_weights(weights))
     lora = combine(parts, combination, allow_base_mismatch=allow_base_mismatch, track=track_layers)
     write_combined(lora, target, folders, [part.weight for part in parts], combination)
     rows = [[part.name, f"{part.weight:g}", f"{abs(part.weight) * norm(part.lora):.4g}"] for part in parts]

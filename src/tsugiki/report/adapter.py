@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.matrices import effective_rank, singular_values, update_shape
 from tsugiki.adapters.files import read_peft_config, read_weights
-from tsugiki.adapters.info import AdapterInfo, read_adapter_info
-from tsugiki.adapters.library import LibraryEntry
+from tsugiki.adapters.library import AdapterInfo, LibraryEntry, read_adapter_info
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights
 from tsugiki.adapters.metadata import Provenance, read_metadata
 from tsugiki.errors import TsugikiError

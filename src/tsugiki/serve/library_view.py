@@ -20,8 +20,7 @@ from starlette.routing import Route
 
 from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, write_combined
 from tsugiki.adapters.files import read_adapter_config
-from tsugiki.adapters.info import read_adapter_info
-from tsugiki.adapters.library import check_name, member, new_adapter_folder, rename_adapter
+from tsugiki.adapters.library import check_name, member, new_adapter_folder, read_adapter_info, rename_adapter
 from tsugiki.adapters.metadata import BaseReference, Metadata, Source, read_metadata
 from tsugiki.adapters.verify import without_path
 from tsugiki.base.identity import BaseIdentity, identity_of, why_different

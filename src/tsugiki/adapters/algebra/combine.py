@@ -60,22 +60,16 @@ TYPES = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES if rule != "lin
 
 @dataclass(frozen=True)
 class Combination:
-    """The settings with which adapters are combined.
-
-    Args:
-        combination_type: one of `TYPES`.
-        rank: the rank of the result, for the types with svd; None: the highest rank among the adapters.
-        density: the share of elements that are kept, for the types that drop elements.
-        seed: the seed of the random choice of elements, for the dare types.
-
-    Raises:
-        TsugikiError: the type is unknown; rank or density is out of range, missing, or not used by this type.
-    """
+    """The settings with which adapters are combined; an error names one that the type requires or does not use."""
 
     combination_type: str = "cat"
+    """One of `TYPES`."""
     rank: Annotated[int, Ge(1)] | None = None
+    """The rank of the result, for the types with svd; None: the highest rank among the adapters."""
     density: Annotated[float, Gt(0), Le(1)] | None = None
+    """The share of elements that are kept, for the types that drop elements."""
     seed: int = 0
+    """The seed of the random choice of elements, for the dare types."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -128,10 +122,7 @@ class _Term(NamedTuple):
 
 
 def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the factors on the updates of `count` adapters: the given weights, or 1 for each adapter.
-
-    The default is the same for combining and for merging: without weights, the updates are added.
-    """
+    """Return the factors on the updates of `count` adapters: the given weights, or 1 for each adapter."""
     if weights is None:
         return [1.0] * count
     if len(weights) != count or not all(map(math.isfinite, weights)):
@@ -144,11 +135,11 @@ def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
     return list(weights)
 
 
-def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float]) -> list[WeightedAdapter]:
-    """Read adapters from their folders."""
+def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float] | None) -> list[WeightedAdapter]:
+    """Read adapters from their folders; without weights, each is 1."""
     return [
         WeightedAdapter(folder.name, read_lora_weights(folder), weight)
-        for folder, weight in zip(folders, weights, strict=True)
+        for folder, weight in zip(folders, weights_or_ones(weights, len(folders)), strict=True)
     ]
 
 
@@ -163,19 +154,9 @@ def combine(
     """Combine at least one adapter into one.
 
     With `allow_base_mismatch`, adapters of different bases are combined, and the result names the base of the first.
-
-    Raises:
-        TsugikiError: the adapters have different bases; a layer has different shapes in them or, for the types that
-            add factors, different ranks; a weight is not finite; or an adapter has more than updates of layers, such as
-            DoRA, trained biases or modules.
+    The adapters must have nothing but updates of layers, of the same shapes and, for the types that add factors, ranks.
     """
     for adapter in adapters:
-        if not math.isfinite(adapter.weight):
-            raise TsugikiError(
-                _("the weight of {name} is {weight}; it must be a finite number").format(
-                    name=adapter.name, weight=adapter.weight
-                )
-            )
         refuse_more_than_updates(adapter.lora, adapter.name)
     if not allow_base_mismatch:
         _refuse_different_bases(adapters)

@@ -56,11 +56,7 @@ def concatenate(pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]
 
 
 def svd(layer: LayerFactors) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the singular value decomposition U σ Vᵀ of B A in float64, from its factors.
-
-    Returns:
-        U [groups, out, k], σ [groups, k] in descending order, and Vᵀ [groups, k, in].
-    """
+    """Compute U [groups, out, k], σ [groups, k] in descending order, and Vᵀ [groups, k, in] of B A, in float64."""
     B, A = matrices(layer)
     Q_B, R_B = torch.linalg.qr(B)
     Q_A, R_A = torch.linalg.qr(A.mT)

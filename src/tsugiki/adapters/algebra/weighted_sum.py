@@ -27,11 +27,8 @@ def load_weighted_sum(
     """Read adapters as one adapter for `model` that computes Σ weight · ΔW exactly; the ranks add up.
 
     The result is for inference and merging, not for training: a PiSSA adapter is read as a LoRA of twice the rank.
-    Without weights, each is 1. A single adapter without a weight may be of any method.
-
-    Raises:
-        TsugikiError: an adapter does not fit the model; or an adapter that has a weight, or is added to others, has
-            more than LoRA's updates of layers.
+    Without weights, each is 1. A single adapter without a weight may be of any method; others must have nothing but
+    LoRA's updates of layers.
     """
     adapters = [
         read_adapter(model, folder, read_peft_config(folder), allow_base_mismatch=allow_base_mismatch)
@@ -49,11 +46,6 @@ def load_weighted_sum(
                     "--weights"
                 ).format(folder=folder)
             )
-    return _sum(adapters, weights)
-
-
-@torch.no_grad()
-def _sum(adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> LoraAdapter:
     terms: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, pair in adapter.pairs.items():
@@ -61,6 +53,7 @@ def _sum(adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> LoraAdapt
     return LoraAdapter(adapters[0].config, {path: _sum_pairs(found) for path, found in terms.items()})
 
 
+@torch.no_grad()
 def _sum_pairs(terms: Sequence[tuple[LowRank, float]]) -> LowRank:
     factors: list[tuple[Tensor, Tensor]] = [pair.factors() for pair, _ in terms]
     B, A = concatenate([(B.flatten(1), A.flatten(1)) for A, B in factors], [weight for _, weight in terms])
