@@ -36,8 +36,7 @@ from tsugiki.export.llama_cpp_layers import (
     row_order,
 )
 from tsugiki.export.loaders import llama_cpp_incompatibilities
-from tsugiki.export.ollama import MAX_CONTEXT, modelfile
-from tsugiki.io.atomic import new_file
+from tsugiki.export.ollama import modelfile, new_gguf_file
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import shortest_target_modules
@@ -78,11 +77,8 @@ def export_gguf_adapter(
     """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
     The adapter's base, of which only the config is read, is by default the one that the adapter names. `base` is the
-    base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
-
-    Raises:
-        TsugikiError: llama.cpp would reject the adapter or give another result, the adapter does not fit the base, or a
-            file exists already or cannot be written.
+    base as a GGUF file, with which the adapter is compared, and which the Modelfile names. An adapter that llama.cpp
+    would reject, or with which it would give another result, is an error.
     """
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
@@ -109,29 +105,19 @@ def export_gguf_adapter(
         )
     if base is not None:
         check_gguf_base(base, model, lora.layers)
-    if out.suffix != ".gguf":
-        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    modelfile_path = out.with_suffix(".Modelfile")
-    context = min(getattr(model.config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
-    with new_file(out) as temporary:
+    base_path = str(base.absolute()) if base else None
+    context = getattr(model.config, "max_position_embeddings", None)
+    with new_gguf_file(out, modelfile(base_path, f"./{out.name}", context=context)) as temporary:
         alpha = write_gguf_adapter(lora, model, temporary, dtype)
-        with new_file(modelfile_path) as temporary_modelfile:
-            base_path = str(base.absolute()) if base else None
-            temporary_modelfile.write_text(modelfile(base_path, f"./{out.name}", num_ctx=context), encoding="utf-8")
     ranks = sorted({layer.r for layer in lora.layers.values()})
     ranks_text = (
         str(ranks[0]) if len(ranks) == 1 else _("{lowest} to {highest}").format(lowest=ranks[0], highest=ranks[-1])
     )
-    return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, modelfile_path)
+    return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, out.with_suffix(".Modelfile"))
 
 
 def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mismatch: bool = False) -> LoraWeights:
-    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format. Only the config of its base is read.
-
-    Raises:
-        TsugikiError: the file is not a LoRA adapter, is broken or does not fit the base, or `out` exists already or
-            cannot be written.
-    """
+    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format. Only the config of its base is read."""
     lora = read_gguf_adapter(file, load_meta_model(model_name))
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(model_name))
     if why:
@@ -151,9 +137,6 @@ def write_gguf_adapter(
     """Write a LoRA adapter for which `llama_cpp_incompatibilities` returns nothing to a GGUF file; return its alpha.
 
     The base may be on the meta device. The file is written in place; `new_file` makes it appear complete or not at all.
-
-    Raises:
-        TsugikiError: the adapter does not fit the base, or a value is too large for 16 bits.
     """
     import gguf
 
@@ -187,13 +170,7 @@ def write_gguf_adapter(
 
 
 def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
-    """Read a LoRA adapter from a GGUF file.
-
-    `model` is the adapter's base; a model on the meta device is enough.
-
-    Raises:
-        TsugikiError: the file does not exist, is broken, is not a LoRA adapter, or does not fit the model.
-    """
+    """Read a LoRA adapter from a GGUF file. `model` is the adapter's base; a model on the meta device is enough."""
     header = read_header(file)
     _check_type(header, file, llama_cpp_architecture(model))
     alpha = _metadata_value(header, _ALPHA, float, file) or 0.0
@@ -232,9 +209,8 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
     problems = []
     for path in layers:
         tensor = f"{names[path]}.weight"
-        in_features, out_features = features(modules[path])
-        is_embedding = names[path] == TOKEN_EMBEDDING
-        shape = (in_features, out_features) if is_embedding else (out_features, in_features)
+        inputs, outputs = features(modules[path])
+        shape = (inputs, outputs) if names[path] == TOKEN_EMBEDDING else (outputs, inputs)
         if tensor not in shapes:
             problems.append(_("it has no {tensor}").format(tensor=tensor))
         elif shapes[tensor] != shape:

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.gguf_architectures import GgufArchitecture, gguf_architecture_of
 from tsugiki.export.gguf_tokenizer_check import TokenComparison, compare_tokens
 from tsugiki.export.gguf_vocabulary import add_vocabulary, adds_start, read_vocabulary
-from tsugiki.export.ollama import MAX_CONTEXT, modelfile
-from tsugiki.io.atomic import new_file
+from tsugiki.export.ollama import modelfile, new_gguf_file
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
@@ -84,12 +84,7 @@ class WrittenModel:
 
 
 def stored_model(name: str) -> ModelSource:
-    """Open a model for export; its tensors are read from its files when they are written.
-
-    Raises:
-        TsugikiError: there is no such model, its architecture cannot be exported, a weight file is missing or broken,
-            or it has no tokenizer.
-    """
+    """Open a model for export; its tensors are read from its files when they are written."""
     folder = model_folder(name)
     config = load_config(name)
     gguf_architecture_of(config)  # raises an error for an unsupported model before its weights are opened
@@ -119,17 +114,10 @@ def export_model(
     """Write a model as a GGUF file, compare the file's tokenizer with the model's, and write a Modelfile.
 
     The file's name must end in `.gguf`; neither it nor the Modelfile may exist. The other arguments are those of
-    `write_model_gguf`.
-
-    Raises:
-        TsugikiError: an error of `write_model_gguf`, or llama.cpp's tokens differ. No file is written in either case.
+    `write_model_gguf`. After an error, or if llama.cpp's tokens differ, there is no file.
     """
-    if out.suffix != ".gguf":
-        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    context = min(source.config.max_position_embeddings, MAX_CONTEXT)
-    with new_file(out.with_suffix(".Modelfile")) as temporary_modelfile, new_file(out) as temporary:
-        text = modelfile(f"./{out.name}", stop=_stop_texts(source), num_ctx=context)
-        temporary_modelfile.write_text(text, encoding="utf-8")
+    text = modelfile(f"./{out.name}", stop=_stop_texts(source), context=source.config.max_position_embeddings)
+    with new_gguf_file(out, text) as temporary:
         written = write_model_gguf(source, temporary, dtype, original=original, advance=advance)
         tokens = compare_tokens(source.tokenizer, temporary)
         if tokens.problems and not allow_tokenizer_mismatch:
@@ -157,11 +145,6 @@ def write_model_gguf(
     vectors and position embeddings are float32, which llama.cpp requires. The metadata of `original`, the GGUF file
     that the source's base was converted from, are copied, tokenizer included. `advance` is called after each tensor
     with its number of elements.
-
-    Raises:
-        TsugikiError: GGUF cannot represent the architecture, a config field or the tokenizer; tensors are missing or
-            not finite; or the disk has too little space.
-        OSError: the file cannot be written.
     """
     dtype = dtype or source.dtype
     tensor_type, file_type = _TYPES[dtype]
@@ -261,19 +244,21 @@ def _plan(
             )
         else:
             converted = tuple(architecture.convert(gguf_name, torch.empty(shape, device="meta"), config).shape)
-            load = _loader(source, architecture, key_of[name], gguf_name)
+            load = partial(_converted, source, architecture, key_of[name], gguf_name)
             plan.append(_PlannedTensor(gguf_name, converted, _tensor_type(gguf_name, converted, matrix_type), load))
     if problems:
         raise TsugikiError(
             _("{name} is not a complete model: {problems}").format(name=source.name, problems=summarise_list(problems))
         )
     for name, computed in architecture.computed(config).items():
-        plan.append(_PlannedTensor(name, tuple(computed.shape), GGMLQuantizationType.F32, lambda t=computed: t))  # type: ignore[misc]
+        plan.append(
+            _PlannedTensor(name, tuple(computed.shape), GGMLQuantizationType.F32, partial(Tensor.detach, computed))
+        )
     return plan
 
 
-def _loader(source: ModelSource, architecture: GgufArchitecture, key: str, gguf_name: str) -> Callable[[], Tensor]:
-    return lambda: architecture.convert(gguf_name, source.weights[key].detach(), source.config)
+def _converted(source: ModelSource, architecture: GgufArchitecture, key: str, gguf_name: str) -> Tensor:
+    return architecture.convert(gguf_name, source.weights[key].detach(), source.config)
 
 
 def _tensor_type(name: str, shape: tuple[int, ...], matrix_type: GGMLQuantizationType) -> GGMLQuantizationType:
