@@ -36,9 +36,14 @@ from tsugiki.methods import BottleneckConfig, PrefixTuningConfig, PromptEncoderC
 
 SHAPES = ["gpt2", "llama", "gemma3_text"]
 OF_GPT2 = ["targets", "all-linear", "rslora", "bias lora_only", "bias all", "layers_to_transform", "exclude by name"]
-OF_ALL = ["rank_pattern", "saved embedding and head", "embedding", "embedding and head", "a regular expression"]
-CASES = [("gpt2", variant) for variant in OF_GPT2] + [(kind, variant) for kind in SHAPES for variant in OF_ALL]
-"""Settings of `peft_matrix`: those that depend on the names of layers with each model, the others with GPT-2."""
+OF_VOCABULARY = ["saved embedding and head", "embedding", "embedding and head"]
+CASES = [
+    *(("gpt2", variant) for variant in OF_GPT2),
+    *(("llama", variant) for variant in OF_VOCABULARY),
+    *(("gemma3_text", variant) for variant in OF_VOCABULARY[1:]),
+    *(("gpt2", "saved embedding and head"), ("llama", "rank_pattern"), ("gemma3_text", "a regular expression")),
+]
+"""Settings of `peft_matrix`: those of the vocabulary with a tied and an untied head, the others with one model each."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

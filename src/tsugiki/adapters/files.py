@@ -65,11 +65,8 @@ def read_adapter_config(folder: Path) -> Any:
             _("{path}: method_config: {error}").format(path=folder / METADATA_FILE, error=error_text(error))
         ) from error
     if extra_settings(complete) != extra:
-        raise TsugikiError(
-            _("{path}: method_config has other settings than those that Tsugiki writes").format(
-                path=folder / METADATA_FILE
-            )
-        )
+        message = _("{path}: method_config has other settings than those that Tsugiki writes")
+        raise TsugikiError(message.format(path=folder / METADATA_FILE))
     return complete
 
 
@@ -139,11 +136,8 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     fields = read_json(path)
     for name in ("base_model_name_or_path", "task_type"):
         if not isinstance(fields.get(name), str | None):
-            raise TsugikiError(
-                _("{path}: {name} is {value}; it must be a text").format(
-                    path=path, name=name, value=error_text(repr(fields[name]), 40)
-                )
-            )
+            message = _("{path}: {name} is {value}; it must be a text")
+            raise TsugikiError(message.format(path=path, name=name, value=error_text(repr(fields[name]), 40)))
     return fields
 
 
@@ -193,11 +187,8 @@ def adapter_weight_files(folder: Path) -> list[Path]:
     if parts:
         missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
         if missing:
-            raise TsugikiError(
-                _("{folder} has part of an adapter's weights; part {part} is missing").format(
-                    folder=folder, part=missing[0]
-                )
-            )
+            message = _("{folder} has part of an adapter's weights; part {part} is missing")
+            raise TsugikiError(message.format(folder=folder, part=missing[0]))
         return [folder / parts[number].string for number in sorted(parts)]
     pickled = path.with_name("adapter_model.bin")
     hint = _("; {name} is a pickle, which is not loaded").format(name=pickled.name) if pickled.is_file() else ""

@@ -95,11 +95,8 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     _warn_of_names(model, adapter)
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(
-            _("the adapter is not saved, because {broken}; the training has diverged").format(
-                broken=summarise_list(broken)
-            )
-        )
+        message = _("the adapter is not saved, because {broken}; the training has diverged")
+        raise TsugikiError(message.format(broken=summarise_list(broken)))
     extra_settings = adapter_format.extra_settings
     with nullcontext() if is_merged(model) else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
@@ -162,11 +159,8 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
     for path, layer in vocabulary_layers(model).items():
         name, weight = f"{path}.weight", layer._parameters.get("weight")
         if weight is None or not weight.is_floating_point():
-            raise TsugikiError(
-                _("{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised").format(
-                    resized=resized, path=path
-                )
-            )
+            message = _("{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised")
+            raise TsugikiError(message.format(resized=resized, path=path))
         if path in adapter.tokens and set(adapter.tokens[path].indices.tolist()) >= set(range(before, rows)):
             continue  # all new words have trained vectors
         if path not in adapter.modules and name not in adapter.parameters and id(weight) not in stored:
@@ -317,11 +311,8 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
         more = len(problems) - _SHOWN_PROBLEMS
         rest = _(" (and {more} more)").format(more=more) if more > 0 else ""
         shown = differing_blocks(model, tensors) + "; ".join(problems[:_SHOWN_PROBLEMS]) + rest
-        raise TsugikiError(
-            _("{source} does not fit this model: {shown}; was it trained on another base?").format(
-                source=source, shown=shown
-            )
-        )
+        message = _("{source} does not fit this model: {shown}; was it trained on another base?")
+        raise TsugikiError(message.format(source=source, shown=shown))
     if adapter_format.load_tensors is not None:
         adapter_format.load_tensors(model, adapter, tensors)
         return

@@ -49,11 +49,8 @@ def check_name(name: str) -> str:
     """Check that a folder can have this name on every operating system, and return the name."""
     forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
     if forbidden is not None:
-        raise TsugikiError(
-            _("an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name").format(
-                name=name, forbidden=forbidden
-            )
-        )
+        message = _("an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name")
+        raise TsugikiError(message.format(name=name, forbidden=forbidden))
     if not name or name != name.strip() or name[0] in ".-" or name[-1] == "." or name == BASE_ROW:
         raise TsugikiError(
             _(
@@ -62,11 +59,8 @@ def check_name(name: str) -> str:
             ).format(name=name, reserved=BASE_ROW)
         )
     if len(name) > _MAX_CHARACTERS or len(name.encode()) > _MAX_BYTES:
-        raise TsugikiError(
-            _("an adapter cannot be called {name}…: the name is longer than {most} characters").format(
-                name=name[:20], most=_MAX_CHARACTERS
-            )
-        )
+        message = _("an adapter cannot be called {name}…: the name is longer than {most} characters")
+        raise TsugikiError(message.format(name=name[:20], most=_MAX_CHARACTERS))
     return name
 
 
@@ -162,11 +156,8 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
         return home / given
     if path and path.is_dir():
         raise TsugikiError(_("no adapter in {given}: it has no {file}").format(given=given, file=ADAPTER_CONFIG_FILE))
-    raise TsugikiError(
-        _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}").format(
-            given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])
-        )
-    )
+    message = _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}")
+    raise TsugikiError(message.format(given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])))
 
 
 def new_adapter_folder(given: str, library: Path | None = None) -> Path:
@@ -215,11 +206,8 @@ def rename_adapter(old: str, new: str, library: Path) -> Path:
 
 def _refuse_taken(name: str, library: Path, advice: str) -> None:
     if os.path.lexists(library / name):
-        raise TsugikiError(
-            _("{name!r} is in the library {library} already; {advice}, or remove it first").format(
-                name=name, library=library, advice=advice
-            )
-        )
+        message = _("{name!r} is in the library {library} already; {advice}, or remove it first")
+        raise TsugikiError(message.format(name=name, library=library, advice=advice))
 
 
 @contextmanager

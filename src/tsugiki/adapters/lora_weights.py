@@ -78,11 +78,8 @@ def read_lora_weights(folder: Path) -> LoraWeights:
             _("{folder} is not a LoRA adapter, and this operation supports only LoRA").format(folder=folder)
         )
     if config.lora_bias:
-        raise TsugikiError(
-            _("{folder} has lora_bias, which is no update of a weight; this operation does not support it").format(
-                folder=folder
-            )
-        )
+        message = _("{folder} has lora_bias, which is no update of a weight; this operation does not support it")
+        raise TsugikiError(message.format(folder=folder))
     tensors = read_weights(folder)
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)

@@ -129,11 +129,8 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
     added, config = _untied(model, updates, mapping.key_of, shared)
     if new_words is not None:
         if "vocab_size" not in model.config.to_dict():
-            raise TsugikiError(
-                _("{base} keeps the size of its vocabulary where a merge with new words cannot change it").format(
-                    base=base
-                )
-            )
+            message = _("{base} keeps the size of its vocabulary where a merge with new words cannot change it")
+            raise TsugikiError(message.format(base=base))
         config["vocab_size"] = sizes[new_words]
         return MergePlan(base, folder, shards, {}, {}, updates, config, new_words)
     not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
@@ -142,11 +139,8 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
             raise _quantized_error(not_in_files[0], model.config)
         return MergePlan(base, folder, shards, {}, {}, updates, config)
     if not_in_files:
-        raise TsugikiError(
-            _("{base} is not a complete model: {names} is missing").format(
-                base=base, names=summarise_list(not_in_files)
-            )
-        )
+        message = _("{base} is not a complete model: {names} is missing")
+        raise TsugikiError(message.format(base=base, names=summarise_list(not_in_files)))
     changed = {}
     shapes = model.state_dict()
     for name, key in mapping.key_of.items():
@@ -258,11 +252,8 @@ def _untied(
     if not untied:
         return {}, {}
     if not untie(model, [name.rpartition(".")[0] for name in untied], []):
-        raise TsugikiError(
-            _("{names} share one weight in this model; its config has no field to make them several").format(
-                names=summarise_list(untied)
-            )
-        )
+        message = _("{names} share one weight in this model; its config has no field to make them several")
+        raise TsugikiError(message.format(names=summarise_list(untied)))
     return added, {"tie_word_embeddings": False}
 
 

@@ -179,11 +179,8 @@ def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor
     values = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
     missing = [name for name in trainable_parameters(model) if name not in values]
     if missing:
-        raise TsugikiError(
-            _("the state dict lacks {name}, which the adapter trains ({count} such)").format(
-                name=missing[0], count=len(missing)
-            )
-        )
+        message = _("the state dict lacks {name}, which the adapter trains ({count} such)")
+        raise TsugikiError(message.format(name=missing[0], count=len(missing)))
     copies: dict[int, Any] = {
         id(own): nn.Parameter(values[name], requires_grad=False) if isinstance(own, nn.Parameter) else values[name]
         for name, own in model.state_dict(keep_vars=True).items()

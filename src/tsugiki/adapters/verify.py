@@ -96,11 +96,8 @@ def check_adapter(folder: Path) -> Any:
     """Check that the adapter in a folder is complete; return its settings, an instance of its method's config class."""
     found = read_adapter_files(folder)
     if found.problems:
-        raise TsugikiError(
-            _("{folder} is not a complete adapter: {problems}").format(
-                folder=folder, problems=summarise_list(found.problems)
-            )
-        )
+        message = _("{folder} is not a complete adapter: {problems}")
+        raise TsugikiError(message.format(folder=folder, problems=summarise_list(found.problems)))
     return found.config
 
 

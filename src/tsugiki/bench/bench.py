@@ -31,11 +31,8 @@ def run_benchmark(
     config = read_model_config(workload.model)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and workload.length > context:
-        raise TsugikiError(
-            _("--length is {length}, but the context of {model} is {context} tokens").format(
-                length=workload.length, model=workload.model, context=context
-            )
-        )
+        message = _("--length is {length}, but the context of {model} is {context} tokens")
+        raise TsugikiError(message.format(length=workload.length, model=workload.model, context=context))
     parameters = sum(weight.numel() for weight in meta_model(config).parameters())
     skipped = {name: reason for name, entry in entries.items() if (reason := _why_too_large(entry, parameters))}
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
@@ -57,11 +54,8 @@ def choose_entries(names: Sequence[str]) -> dict[str, BenchmarkEntry]:
     """Return the entries with these names, in the given order; without names, the default entries."""
     unknown = [name for name in names if name not in TRAINING_ENTRIES]
     if unknown:
-        raise TsugikiError(
-            _("unknown benchmark entry {unknown}; choose from {known}").format(
-                unknown=", ".join(map(repr, unknown)), known=", ".join(TRAINING_ENTRIES)
-            )
-        )
+        message = _("unknown benchmark entry {unknown}; choose from {known}")
+        raise TsugikiError(message.format(unknown=", ".join(map(repr, unknown)), known=", ".join(TRAINING_ENTRIES)))
     return {name: TRAINING_ENTRIES[name] for name in names or DEFAULT_ENTRIES}
 
 

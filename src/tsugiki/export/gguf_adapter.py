@@ -199,11 +199,8 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
         raise TsugikiError(_("{file} is an adapter; pass the adapter's base as --base").format(file=file))
     expected = llama_cpp_architecture(model)
     if header.architecture != expected:
-        raise TsugikiError(
-            _("{file} has the architecture {architecture!r}, and the adapter's base has {expected!r}").format(
-                file=file, architecture=header.architecture, expected=expected
-            )
-        )
+        message = _("{file} has the architecture {architecture!r}, and the adapter's base has {expected!r}")
+        raise TsugikiError(message.format(file=file, architecture=header.architecture, expected=expected))
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     names, modules = gguf_names(model), dict(base_modules(model))
     problems = []
@@ -245,22 +242,16 @@ def _check_type(header: GgufHeader, file: Path, architecture: str) -> None:
         )
     adapter_type = _metadata_value(header, "adapter.type", str, file)
     if adapter_type != "lora":
-        raise TsugikiError(
-            _("{file} is an adapter of type {kind!r}; only LoRA adapters can be read").format(
-                file=file, kind=adapter_type
-            )
-        )
+        message = _("{file} is an adapter of type {kind!r}; only LoRA adapters can be read")
+        raise TsugikiError(message.format(file=file, kind=adapter_type))
     if "adapter.alora.invocation_tokens" in header.metadata:
         raise TsugikiError(
             _("{file} is an aLoRA adapter (active only after certain tokens), which is not supported").format(file=file)
         )
     found = _metadata_value(header, "general.architecture", str, file)
     if found != architecture:
-        raise TsugikiError(
-            _("{file} is for a base of architecture {found!r}, and this base is {architecture!r}").format(
-                file=file, found=found, architecture=architecture
-            )
-        )
+        message = _("{file} is for a base of architecture {found!r}, and this base is {architecture!r}")
+        raise TsugikiError(message.format(file=file, found=found, architecture=architecture))
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -270,11 +261,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = gguf.GGUFReader(file).tensors
         return {tensor.name: torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type)) for tensor in tensors}
     except NotImplementedError as error:
-        raise TsugikiError(
-            _("{file} has tensors of a type that the gguf package cannot dequantise: {error}").format(
-                file=file, error=error
-            )
-        ) from error
+        message = _("{file} has tensors of a type that the gguf package cannot dequantise: {error}")
+        raise TsugikiError(message.format(file=file, error=error)) from error
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise TsugikiError(_("{file} is broken: {error}").format(file=file, error=error_text(error))) from error
 
@@ -302,11 +290,8 @@ def _read_layers(file: Path, alpha: float, model: "PreTrainedModel") -> dict[str
     if not problems and not layers:
         problems.append(_("it holds no lora_a and lora_b"))
     if problems:
-        raise TsugikiError(
-            _("{file} does not fit this model: {problems}; was it made for another base?").format(
-                file=file, problems=summarise_list(problems)
-            )
-        )
+        message = _("{file} does not fit this model: {problems}; was it made for another base?")
+        raise TsugikiError(message.format(file=file, problems=summarise_list(problems)))
     return layers
 
 
@@ -317,11 +302,8 @@ def _check_fit(layers: Mapping[str, LayerFactors], names: Mapping[str, str], mod
         problem = _shape_problem(layer.A, layer.B, modules[path]) if path in names else ""
         problems += [f"{path} {problem}"] if problem else []
     if problems:
-        raise TsugikiError(
-            _("the adapter does not fit this base: {problems}; was it trained on another base?").format(
-                problems=summarise_list(problems)
-            )
-        )
+        message = _("the adapter does not fit this base: {problems}; was it trained on another base?")
+        raise TsugikiError(message.format(problems=summarise_list(problems)))
 
 
 def _shape_problem(A: Tensor, B: Tensor, layer: nn.Module) -> str:

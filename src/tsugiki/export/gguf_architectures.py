@@ -60,11 +60,8 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
     if row is None:
         known_types = ARCHITECTURES.items()
         model_types = [name for name, architecture in known_types if architecture.llama_cpp in GGUF_ARCHITECTURES]
-        raise TsugikiError(
-            _("the architecture {name!r} cannot be exported to GGUF; these can: {known}").format(
-                name=config.model_type, known=", ".join(model_types)
-            )
-        )
+        message = _("the architecture {name!r} cannot be exported to GGUF; these can: {known}")
+        raise TsugikiError(message.format(name=config.model_type, known=", ".join(model_types)))
     if getattr(config, "quantization_config", None):
         raise TsugikiError(_("this model is quantised (quantization_config); export the model that it was made from"))
     problems = [
@@ -77,11 +74,8 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
     if not row.untied_head and not config.tie_word_embeddings:
         problems.append(_("tie_word_embeddings is False (llama.cpp uses the token embedding as the output head)"))
     if problems:
-        raise TsugikiError(
-            _("llama.cpp's {name} cannot represent this model: {problems}").format(
-                name=row.name, problems=summarise_list(problems)
-            )
-        )
+        message = _("llama.cpp's {name} cannot represent this model: {problems}")
+        raise TsugikiError(message.format(name=row.name, problems=summarise_list(problems)))
     return row
 
 
@@ -165,12 +159,10 @@ def _gemma3_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     _check_layer_types(config, period=6)
     local = config.rope_parameters["sliding_attention"]
     if local["rope_type"] != "default":
-        raise TsugikiError(
-            _(
-                "llama.cpp's gemma3 cannot represent this model: the RoPE parameters of its sliding layers are "
-                "{local!r}"
-            ).format(local=local)
+        message = _(
+            "llama.cpp's gemma3 cannot represent this model: the RoPE parameters of its sliding layers are {local!r}"
         )
+        raise TsugikiError(message.format(local=local))
     return {
         **_common_hyperparameters(config),
         **_rope(config.rope_parameters["full_attention"], scalings=("linear",)),
@@ -202,17 +194,11 @@ def _head_dim(config: "PretrainedConfig") -> int:
 def _rope(parameters: Mapping[str, Any], scalings: tuple[str, ...] = ("linear", "llama3")) -> Hyperparameters:
     kind = parameters["rope_type"]
     if kind != "default" and kind not in scalings:
-        raise TsugikiError(
-            _("llama.cpp cannot represent this model: rope_type is {kind!r}; {known} are supported").format(
-                kind=kind, known=", ".join(("default", *scalings))
-            )
-        )
+        message = _("llama.cpp cannot represent this model: rope_type is {kind!r}; {known} are supported")
+        raise TsugikiError(message.format(kind=kind, known=", ".join(("default", *scalings))))
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise TsugikiError(
-            _("llama.cpp cannot represent this model: partial_rotary_factor is {factor}").format(
-                factor=parameters["partial_rotary_factor"]
-            )
-        )
+        message = _("llama.cpp cannot represent this model: partial_rotary_factor is {factor}")
+        raise TsugikiError(message.format(factor=parameters["partial_rotary_factor"]))
     base: Hyperparameters = {"rope.freq_base": float(parameters["rope_theta"])}
     if kind == "linear":
         base |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(parameters["factor"])}

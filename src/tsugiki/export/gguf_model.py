@@ -152,11 +152,8 @@ def write_model_gguf(
     plan = _plan(source, architecture, tensor_type)
     needed, free = sum(tensor.bytes for tensor in plan), shutil.disk_usage(path.parent).free
     if free < needed:
-        raise TsugikiError(
-            _("{folder} has {free} left, and the model needs {needed}").format(
-                folder=path.parent, free=format_size(free), needed=format_size(needed)
-            )
-        )
+        message = _("{folder} has {free} left, and the model needs {needed}")
+        raise TsugikiError(message.format(folder=path.parent, free=format_size(free), needed=format_size(needed)))
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
         if original is None:
@@ -222,11 +219,8 @@ def _plan(
     for name, shape in shapes.items():
         gguf_name = names.get(name)
         if gguf_name is None:
-            raise TsugikiError(
-                _("llama.cpp's {architecture} has no tensor for {name}").format(
-                    architecture=architecture.name, name=name
-                )
-            )
+            message = _("llama.cpp's {architecture} has no tensor for {name}")
+            raise TsugikiError(message.format(architecture=architecture.name, name=name))
         if name not in key_of:
             continue
         tensor = source.weights[key_of[name]]
@@ -275,11 +269,8 @@ def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Ma
     used = set(key_of.values())
     surplus = [key for key in weights if key not in used and not _BUFFERS.search(key)]
     if surplus:
-        raise TsugikiError(
-            _("the model has no parameter for {surplus}; is its architecture another one?").format(
-                surplus=summarise_list(surplus)
-            )
-        )
+        message = _("the model has no parameter for {surplus}; is its architecture another one?")
+        raise TsugikiError(message.format(surplus=summarise_list(surplus)))
     return key_of
 
 
@@ -349,11 +340,8 @@ def _matrix_dtype(weights: Mapping[str, Tensor], name: str) -> GgufDtype:
     if first is None:
         raise TsugikiError(_("{name} has no matrix and cannot be exported").format(name=name))
     if first.dtype not in _GGUF_DTYPES:
-        raise TsugikiError(
-            _("{name} has weights of {dtype}; only float32, float16 and bfloat16 can be exported").format(
-                name=name, dtype=first.dtype
-            )
-        )
+        message = _("{name} has weights of {dtype}; only float32, float16 and bfloat16 can be exported")
+        raise TsugikiError(message.format(name=name, dtype=first.dtype))
     return _GGUF_DTYPES[first.dtype]
 
 

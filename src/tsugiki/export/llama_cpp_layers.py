@@ -92,11 +92,8 @@ def llama_cpp_architecture(model: nn.Module) -> str:
     architecture = architecture_of(model)
     if architecture is None or architecture.llama_cpp is None:
         known = [name for name, row in ARCHITECTURES.items() if row.llama_cpp is not None]
-        raise TsugikiError(
-            _("the layout of {name} in llama.cpp is not known here; known architectures: {known}").format(
-                name=model_type(model), known=", ".join(known)
-            )
-        )
+        message = _("the layout of {name} in llama.cpp is not known here; known architectures: {known}")
+        raise TsugikiError(message.format(name=model_type(model), known=", ".join(known)))
     return architecture.llama_cpp
 
 

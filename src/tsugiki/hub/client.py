@@ -140,11 +140,8 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's metadata of the download
         problems = read_adapter_files(temporary).problems
         if problems:
-            raise TsugikiError(
-                _("the adapter in {repo} is not complete: {problems}").format(
-                    repo=repo_id, problems=summarise_list(problems)
-                )
-            )
+            message = _("the adapter in {repo} is not complete: {problems}")
+            raise TsugikiError(message.format(repo=repo_id, problems=summarise_list(problems)))
         if read_config_fields(temporary).get("trainable_token_indices"):  # the adapter may have its own tokenizer
             with _hub_errors(repo_id, revision):
                 for name in names & set(TOKENIZER_FILES) - {CHAT_TEMPLATE_FILE}:
@@ -181,11 +178,8 @@ def is_repo_id(text: str) -> bool:
 def check_repo_id(repo_id: str) -> None:
     """Check that `repo_id` is a valid repository name of the form USER/NAME."""
     if not is_repo_id(repo_id) or "/" not in repo_id:
-        raise TsugikiError(
-            _("{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .").format(
-                repo=repo_id
-            )
-        )
+        message = _("{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .")
+        raise TsugikiError(message.format(repo=repo_id))
 
 
 def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:

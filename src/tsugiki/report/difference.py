@@ -42,11 +42,7 @@ class Comparison:
 
 
 def compare_adapters(first: Path, second: Path) -> Comparison:
-    """Read two adapters and compare their settings and tensors; ranks and bases may differ.
-
-    Raises:
-        TsugikiError: a folder does not contain an adapter, or the adapter is damaged.
-    """
+    """Read two adapters and compare their settings and tensors; ranks and bases may differ."""
     folders = (first, second)
     facts, configs = [read_adapter_info(path) for path in folders], [read_adapter_config(path) for path in folders]
     settings = _settings(facts, configs)

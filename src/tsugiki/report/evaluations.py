@@ -43,12 +43,7 @@ def learned_note(name: str, result: Evaluation) -> str:
 
 
 def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tuple[Table, list[str]]:
-    """Return a table with a row for each model, and notes on the table, one line each.
-
-    Args:
-        names: the names of the models.
-        results: their evaluations; changes are relative to the first one.
-    """
+    """Return a table with a row for each model, and notes on it, one line each; changes are relative to the first."""
     headers = [_("model"), _("loss"), _("perplexity"), _("bits/char"), _("change of bits"), _("tokens")]
     first, rows, notes = results[0], [], []
     for name, result in zip(names, results, strict=True):

@@ -33,11 +33,14 @@ from tsugiki.report.record_text import (
     summary_sentence,
 )
 from tsugiki.report.samples import all_samples, sample_columns
+from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Interval
 from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, warning_text
 from tsugiki.training.record import RunRecord, read_record
 
 REPORT_FILE = "report.html"
+_SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
+_TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 _LABELS = (
     marked("base dropout"), marked("base dtype"), marked("batch size"), marked("block size"), marked("compute dtype"),
     marked("learning rate"), marked("product dtype"), marked("target modules"), marked("processor"), marked("cores"),
@@ -149,14 +152,14 @@ def _evaluations(record: RunRecord) -> Markup:
         return Markup()
     last = record.evaluations[-1]
     rows = [
-        (
+        [
             text,
             str(entry.step),
             format_with_interval(entry.loss, entry.loss_interval),
             format_number(entry.perplexity),
             format_with_interval(entry.bits_per_char, entry.bits_per_char_interval),
             "–" if entry is entries[0] else format_change(change_of_bits(entries[0], entry)),
-        )
+        ]
         for text, entries in ((_("held-out"), record.evaluations), (_("validation"), record.validations))
         for entry in entries
     ]
@@ -171,7 +174,7 @@ def _evaluations(record: RunRecord) -> Markup:
     headers = [_("text"), _("step"), _("loss, nats per token"), _("perplexity"), _("bits per character")]
     headers.append(_("change of bits"))
     intervals = describe_intervals(len(last.independent))
-    return render_macro("table", headers, rows) + render_macro("paragraph", f"{explanation} {intervals}")
+    return Table(headers, rows).to_html() + render_macro("paragraph", f"{explanation} {intervals}")
 
 
 def _data(record: RunRecord) -> Markup:
@@ -271,10 +274,6 @@ def _usage(record: RunRecord, folder: Path) -> Markup:
             f"load_adapter(model, {str(folder)!r})"
         )
     return render_macro("code", commands) + render_macro("code", python)
-
-
-_SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
-_TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 
 
 def loss_series(record: RunRecord) -> list[Series]:

@@ -75,18 +75,12 @@ class Combination:
         check_types(self)
         kind = self.combination_type
         if kind not in TYPES:
-            raise TsugikiError(
-                _("unknown combination type {kind!r}; it must be one of {known}").format(
-                    kind=kind, known=", ".join(TYPES)
-                )
-            )
+            message = _("unknown combination type {kind!r}; it must be one of {known}")
+            raise TsugikiError(message.format(kind=kind, known=", ".join(TYPES)))
         if self.rank is not None and not kind.endswith("svd"):
             instead = "svd" if kind in ("cat", "linear") else f"{kind}_svd"
-            raise TsugikiError(
-                _("{kind} does not use a rank; {instead} makes a result of rank {rank}").format(
-                    kind=kind, instead=instead, rank=self.rank
-                )
-            )
+            message = _("{kind} does not use a rank; {instead} makes a result of rank {rank}")
+            raise TsugikiError(message.format(kind=kind, instead=instead, rank=self.rank))
         drops_elements = RULES.get(self.rule, (None,))[0] is not None
         if drops_elements and self.density is None:
             raise TsugikiError(
@@ -127,11 +121,8 @@ def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
         return [1.0] * count
     if len(weights) != count or not all(map(math.isfinite, weights)):
         shown = ", ".join(f"{weight:g}" for weight in weights)
-        raise TsugikiError(
-            _("the weights are {shown}; pass one finite number for each of the {count} adapters").format(
-                shown=shown, count=count
-            )
-        )
+        message = _("the weights are {shown}; pass one finite number for each of the {count} adapters")
+        raise TsugikiError(message.format(shown=shown, count=count))
     return list(weights)
 
 
