@@ -7,7 +7,6 @@ import dataclasses
 import os
 import shutil
 import unicodedata
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
@@ -259,11 +258,10 @@ def _newest_checkpoint(run: Path) -> Path | None:
                 read_manifest(folder)
             except TsugikiError:
                 continue
-            warnings.warn(
+            warn_caller(
                 _("the run in {run} has not finished; its adapter is that of {checkpoint}").format(
                     run=run, checkpoint=folder.name
-                ),
-                stacklevel=2,
+                )
             )
             return folder
     return None
