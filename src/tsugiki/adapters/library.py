@@ -258,11 +258,8 @@ def _newest_checkpoint(run: Path) -> Path | None:
                 read_manifest(folder)
             except TsugikiError:
                 continue
-            warn_caller(
-                _("the run in {run} has not finished; its adapter is that of {checkpoint}").format(
-                    run=run, checkpoint=folder.name
-                )
-            )
+            message = _("the run in {run} has not finished; its adapter is that of {checkpoint}")
+            warn_caller(message.format(run=run, checkpoint=folder.name))
             return folder
     return None
 

@@ -211,17 +211,11 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
         if tensor not in shapes:
             problems.append(_("it has no {tensor}").format(tensor=tensor))
         elif shapes[tensor] != shape:
-            problems.append(
-                _("its {tensor} is {found}, and the adapter is for {shape}").format(
-                    tensor=tensor, found=list(shapes[tensor]), shape=list(shape)
-                )
-            )
+            message = _("its {tensor} is {found}, and the adapter is for {shape}")
+            problems.append(message.format(tensor=tensor, found=list(shapes[tensor]), shape=list(shape)))
     if TOKEN_EMBEDDING in (names[path] for path in layers) and f"{OUTPUT_HEAD}.weight" not in shapes:
-        problems.append(
-            _("its output head is tied to {embedding}, which llama.cpp then cannot adapt").format(
-                embedding=TOKEN_EMBEDDING
-            )
-        )
+        message = _("its output head is tied to {embedding}, which llama.cpp then cannot adapt")
+        problems.append(message.format(embedding=TOKEN_EMBEDDING))
     if problems:
         raise TsugikiError(_("{file} is another base: {problems}").format(file=file, problems=summarise_list(problems)))
 

@@ -225,17 +225,11 @@ def _plan(
             continue
         tensor = source.weights[key_of[name]]
         if tuple(tensor.shape) != shape:
-            problems.append(
-                _("{name} is {shape}, and the config says {expected}").format(
-                    name=name, shape=list(tensor.shape), expected=list(shape)
-                )
-            )
+            message = _("{name} is {shape}, and the config says {expected}")
+            problems.append(message.format(name=name, shape=list(tensor.shape), expected=list(shape)))
         elif not tensor.is_floating_point() or tensor.element_size() < 2:
-            problems.append(
-                _("{name} is of {dtype}, and only tensors of 16 bits or more can be exported").format(
-                    name=name, dtype=tensor.dtype
-                )
-            )
+            message = _("{name} is of {dtype}, and only tensors of 16 bits or more can be exported")
+            problems.append(message.format(name=name, dtype=tensor.dtype))
         else:
             converted = tuple(architecture.convert(gguf_name, torch.empty(shape, device="meta"), config).shape)
             load = partial(_converted, source, architecture, key_of[name], gguf_name)

@@ -48,11 +48,8 @@ def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None =
     problems = []
     why = why_different(base, named_identity(model)) if model is not None else ""
     if why:
-        problems.append(
-            _("it was trained on another base than {model} ({why}), which {loader} does not check").format(
-                model=model, why=why, loader=loader
-            )
-        )
+        message = _("it was trained on another base than {model} ({why}), which {loader} does not check")
+        problems.append(message.format(model=model, why=why, loader=loader))
     if loader in ("peft", "vllm"):
         return problems + _config_incompatibilities(loader, config)
     if not isinstance(config, LoraConfig):
@@ -197,18 +194,13 @@ def _llama_cpp(
         for reason, paths in unsupported.items()
     ]
     if experts:
-        problems.append(
-            _(
-                "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported; "
-                "{merge}"
-            ).format(experts=summarise_list(experts), merge=_(_MERGE))
+        message = _(
+            "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported; {merge}"
         )
+        problems.append(message.format(experts=summarise_list(experts), merge=_(_MERGE)))
     if whole:
-        problems.append(
-            _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load; {merge}").format(
-                whole=summarise_list(list(whole)), merge=_(_MERGE)
-            )
-        )
+        message = _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load; {merge}")
+        problems.append(message.format(whole=summarise_list(list(whole)), merge=_(_MERGE)))
     if dora:
         problems.append(_("llama.cpp does not support the magnitudes of DoRA; {merge}").format(merge=_(_MERGE)))
     return problems

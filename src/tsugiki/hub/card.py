@@ -68,36 +68,29 @@ class CardData:
     languages: Sequence[str]
 
 
+@speaking("en")
 def model_card(adapter: CardData) -> str:
     """Return the text of `README.md`, which is in English whatever the language of the user is."""
-    with speaking("en"):
-        return _model_card(adapter)
-
-
-def _model_card(adapter: CardData) -> str:
     adapter_format, reasons_against_vllm = format_of(adapter.config), vllm_incompatibilities(adapter.config)
-    page = (
-        _environment()
-        .get_template("card.md")
-        .render(
-            adapter=adapter,
-            name=adapter.repo_id.partition("/")[2],
-            base_description=_base_description(adapter.base.name),
-            method=_method(adapter),
-            figures=_figures(adapter.record),
-            samples=_samples(adapter.record),
-            provenance=adapter.provenance.lines() if adapter.provenance else [],
-            data=_data(adapter.record),
-            cost=_cost(adapter.record),
-            peft=peft_reads(adapter_format),
-            loads=_loading(adapter.base.name),
-            base_argument=shlex.quote(adapter.base.name or "BASE"),
-            prompt=shlex.quote(_first_prompt(adapter.record)),
-            reasons_against_vllm=reasons_against_vllm,
-            rank_for_vllm=None if reasons_against_vllm else rank_for_vllm(adapter.config),
-            llama_cpp=is_plain_lora(adapter.config),
-            merges=can_merge(adapter_format),
-        )
+    card = _environment().get_template("card.md")
+    page = card.render(
+        adapter=adapter,
+        name=adapter.repo_id.partition("/")[2],
+        base_description=_base_description(adapter.base.name),
+        method=_method(adapter),
+        figures=_figures(adapter.record),
+        samples=_samples(adapter.record),
+        provenance=adapter.provenance.lines() if adapter.provenance else [],
+        data=_data(adapter.record),
+        cost=_cost(adapter.record),
+        peft=peft_reads(adapter_format),
+        loads=_loading(adapter.base.name),
+        base_argument=shlex.quote(adapter.base.name or "BASE"),
+        prompt=shlex.quote(_first_prompt(adapter.record)),
+        reasons_against_vllm=reasons_against_vllm,
+        rank_for_vllm=None if reasons_against_vllm else rank_for_vllm(adapter.config),
+        llama_cpp=is_plain_lora(adapter.config),
+        merges=can_merge(adapter_format),
     )
     text = f"---\n{_metadata(adapter).to_yaml()}\n---\n\n{page}".rstrip()
     return f"{text}\n\n{_SEAL.format(_digest(text))}\n"

@@ -125,11 +125,8 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
     if license_id is None:
         notes.append(_("the card names no licence; pass one as --license, such as apache-2.0"))
     if record is None:
-        notes.append(
-            _("{folder} has no {file}, so the card has no results and no samples").format(
-                folder=folder, file=RECORD_FILE
-            )
-        )
+        message = _("{folder} has no {file}, so the card has no results and no samples")
+        notes.append(message.format(folder=folder, file=RECORD_FILE))
     return notes
 
 

@@ -45,11 +45,8 @@ def plan_lines(plan: Plan) -> list[str]:
         ),
     ]
     if plan.steps is not None:
-        lines.append(
-            _("the run: {steps:,} steps of {rows} rows of {tokens} tokens").format(
-                steps=plan.steps, rows=plan.batch_size, tokens=plan.tokens
-            )
-        )
+        message = _("the run: {steps:,} steps of {rows} rows of {tokens} tokens")
+        lines.append(message.format(steps=plan.steps, rows=plan.batch_size, tokens=plan.tokens))
     names = {
         "process": _("process"),
         "base": _("base"),

@@ -126,12 +126,10 @@ def extract(
 def _warn_of_other_settings(finetuned: str, base: str) -> None:
     why = why_different(named_settings(finetuned), named_settings(base))
     if why:
-        warn_caller(
-            _(
-                "an adapter changes weights only, so with this one {base} computes something else than {finetuned}: "
-                "{why}"
-            ).format(base=base, finetuned=finetuned, why=why)
+        message = _(
+            "an adapter changes weights only, so with this one {base} computes something else than {finetuned}: {why}"
         )
+        warn_caller(message.format(base=base, finetuned=finetuned, why=why))
 
 
 class _StoredModel:
