@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.report.pages import Page, assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report import differences_in_form, report_page, sample_columns, shown_samples
+from tsugiki.report import report_page, sample_columns, shown_samples
 from tsugiki.training import RunRecord, Sample, change_interval
 
 HERE = Path("runs/庭")
@@ -122,32 +122,6 @@ def test_samples_are_side_by_side_with_their_line_ends():
 def test_the_last_sample_of_a_run_that_kept_an_earlier_step_says_so():
     samples = [{"step": step, "prompt": "庭", "text": f"{step}。"} for step in (0, 20, 27)]
     assert "step 27, kept" in of(record(samples=samples, kept_step=27)).texts
-
-
-def test_samples_are_marked_where_only_forms_of_characters_differ():
-    texts = {0: "「学校へ行った。それから<b>帰った」", 20: "『學校へ行つた。それから<b>帰った』", 40: "別の文である。"}
-    samples = [{"step": step, "prompt": "庭", "text": text} for step, text in texts.items()]
-    content = report_page(record(samples=samples), HERE)
-    page = assert_whole(content)
-    assert re.findall(r'<mark title="(.+?)">(.+?)</mark>', content) == [("「学", "『學"), ("っ", "つ"), ("」", "』")]
-    assert all(text in page.text for text in texts.values())
-    assert "Marked: the base model wrote the same" in page.text
-    samples[1]["text"] = "それだけの、まるで別の話であつた。"
-    assert "Marked:" not in report_page(record(samples=samples), HERE)
-
-
-@pytest.mark.parametrize(
-    ("base", "text", "parts"),
-    [
-        ("同じ文章", "同じ文章", [("同じ文章", "")]),
-        ("国へ帰る道", "國へ帰る道", [("國", "国"), ("へ帰る道", "")]),
-        ("国", "國", [("國", "")]),
-        ("", "國へ帰る道", [("國へ帰る道", "")]),
-        ("国へ帰る道", "", []),
-    ],
-)
-def test_differences_in_form(base: str, text: str, parts: list[tuple[str, str]]):
-    assert differences_in_form(base, text) == parts
 
 
 def test_of_many_samples_the_first_the_middle_and_the_last_are_shown():

@@ -186,7 +186,7 @@ def show_command(
     )
     from tsugiki.report.formatting import describe_change
     from tsugiki.report.record_text import change_of_run, held_out_table
-    from tsugiki.report.samples import shown_samples
+    from tsugiki.report.run import shown_samples
 
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("layers"), None) as advance:

@@ -16,8 +16,7 @@ from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import describe_intervals, format_change, format_value
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
-from tsugiki.report.run import REPORT_FILE, bits_by_step
-from tsugiki.report.samples import sample_columns
+from tsugiki.report.run import REPORT_FILE, bits_by_step, sample_columns
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.record import RunRecord, finished

@@ -32,11 +32,10 @@ from tsugiki.report.record_text import (
     speed_text,
     summary_sentence,
 )
-from tsugiki.report.samples import all_samples, sample_columns
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Interval
 from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, warning_text
-from tsugiki.training.record import RunRecord, read_record
+from tsugiki.training.record import RunRecord, Sample, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
@@ -320,3 +319,46 @@ def _by_step(
     many = all(len(entry.independent) >= FEW_DOCUMENTS for entry in entries)
     band = [interval for _, interval in figures if interval is not None]
     return Series(name, points, band if many and len(band) == len(points) else [], colour)
+
+
+def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
+    """Render, for each prompt, a row of samples for each run; an empty name of a run is not shown."""
+    shown = [_shown_by_prompt(record, name) for name, record in runs]
+    prompts = dict.fromkeys(prompt for cells in shown for prompt in cells)
+    return render_macro("samples", [(prompt, [cells.get(prompt, []) for cells in shown]) for prompt in prompts])
+
+
+def shown_samples(record: RunRecord) -> list[tuple[str, str, str]]:
+    """Return (label, prompt, text) for the first, the middle and the last sample of each prompt."""
+    return [cell for cells in _shown_by_prompt(record, "").values() for cell in cells]
+
+
+def _shown_by_prompt(record: RunRecord, name: str) -> dict[str, list[tuple[str, str, str]]]:
+    found = {}
+    for prompt, samples in samples_by_prompt(record).items():
+        shown = [samples[position] for position in sorted({0, len(samples) // 2, len(samples) - 1})]
+        found[prompt] = [(_sample_label(name, sample, record), prompt, sample.text) for sample in shown]
+    return found
+
+
+def all_samples(record: RunRecord) -> Markup:
+    """Render every sample in a folded section; empty if each prompt has at most three samples."""
+    if len(record.samples) <= 3 * len({sample.prompt for sample in record.samples}):
+        return Markup()
+    cells = [(_sample_label("", sample, record), sample.prompt, sample.text) for sample in record.samples]
+    return render_macro(
+        "folded", _("all {count:,} samples").format(count=len(cells)), render_macro("sample_row", cells)
+    )
+
+
+def _sample_label(name: str, sample: Sample, record: RunRecord) -> str:
+    last = record.training.steps if record.status == "finished" and record.training is not None else None
+    if sample.step == 0:
+        when = _("base model")
+    elif sample.step == last:
+        when = _("step {step}, the end").format(step=sample.step)
+    elif last is not None and sample.step == record.kept_step:
+        when = _("step {step}, kept").format(step=sample.step)
+    else:
+        when = _("step {step}").format(step=sample.step)
+    return f"{name} · {when}" if name else when

@@ -46,7 +46,7 @@ from tsugiki.report.adapter import (
 )
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
-from tsugiki.report.samples import shown_samples
+from tsugiki.report.run import shown_samples
 from tsugiki.report.table import Table
 from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
 from tsugiki.serve.errors import ApiError
