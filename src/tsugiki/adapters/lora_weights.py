@@ -1,9 +1,5 @@
 """LoRA adapters as tensors, without a model, for operations on adapters.
 
-    lora = read_lora_weights(folder)
-    lora.layers["transformer.h.0.attn.c_attn"].A                # [r, in]
-    write_lora_weights(lora, out, Provenance(operation="…"))    # a new PEFT folder
-
 A PiSSA adapter is read as PEFT reads its file, as a LoRA of twice the rank.
 """
 

@@ -1,9 +1,5 @@
 """Merge adapters into a base and write the result as an ordinary model folder, without loading the base.
 
-    plan = plan_merge("base", [Path("adapter")])         # reads the adapters, and the headers of the base's files
-    with new_folder(out) as temporary:
-        loss = write_merged(plan, temporary)             # copies the files, one tensor at a time
-
 Each tensor that the adapters change is read, updated in float32, and rounded once to its dtype in the file. All other
 tensors are copied unchanged. So memory is needed for the adapters and one tensor in float32, regardless of the size of
 the model. `lora.merge` computes the same tensors in memory.

@@ -1,11 +1,7 @@
 """Verify an adapter: whether its files are whole, whether they fit a base, and whether it has any effect.
 
-    found = read_adapter_files(folder)                   # reads and checks all files once
-    found.problems                                       # what is wrong with the files, a clause for each
-    find_misfits(found, known_base("embedded"))          # why the adapter does not fit this base
-    export.loaders.incompatibilities("vllm", found)      # why another program does not load it
-
-`load_adapter`, the library, the hub and `tsugiki adapters verify` all use it.
+found = read_adapter_files(folder)                   # reads and checks all files once
+find_misfits(found, known_base("embedded"))          # why the adapter does not fit this base
 """
 
 import os

@@ -1,8 +1,5 @@
 """Export a model, with or without an adapter merged into it, as one GGUF file, which llama.cpp and Ollama load.
 
-    source = stored_model("embedded")                    # or merged_model("embedded", adapter)
-    export_model(source, Path("tale.gguf"), "q8_0")      # writes tale.gguf and, for Ollama, tale.Modelfile
-
 The files appear only after the GGUF file was read back and found to give the same tokens as the model's tokenizer.
 Tensors are read, converted and written one at a time, so the memory needed is a few times that of the largest tensor.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md

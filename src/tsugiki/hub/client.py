@@ -1,8 +1,5 @@
 """Upload and download adapters to and from the Hugging Face Hub, or a server with the same API (`HF_ENDPOINT`).
 
-    push(publication.files, "me/soseki", may_replace_card=is_own_card)     # one commit, or no change
-    pull("me/soseki", library_folder() / "soseki")                         # a complete new folder, or none
-
 `hub.publication` prepares the files that are sent. Only the files of an adapter are downloaded, by their names: no
 pickled files and no code. The new folder appears after its files have been checked.
 """
@@ -68,17 +65,10 @@ def push(
     Files of `HUB_FILES` that are in the repository but not in `files` are deleted, because they belong to the previous
     adapter, and so are those of `TOKENIZER_FILES` if there was one. Other files in the repository are not changed.
 
-    Args:
-        files: name, one of `HUB_FILES` or `TOKENIZER_FILES` -> content, or the local file with the content.
-        repo_id: USER/NAME.
-        may_replace_card: a function that gets the text of the repository's model card and returns whether it may be
-            replaced.
-        private: whether the repository is created as a private repository.
-        message: the commit message.
-
-    Raises:
-        TsugikiError: the name is not valid, the user is not logged in, the repository contains a model, it is public
-            although `private` is true, or the hub refuses the commit or cannot be reached. Nothing is committed then.
+    `files` maps names of `HUB_FILES` or `TOKENIZER_FILES` to the content, or to the local file with the content.
+    `may_replace_card` gets the text of the repository's model card and returns whether it may be replaced. With
+    `private`, the repository is created as a private one, and one that is public is an error. After an error, nothing
+    is committed.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
 
@@ -115,17 +105,8 @@ def push(
 def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
     """Download the adapter of a repository into a new folder, which appears complete or not at all.
 
-    Args:
-        repo_id: USER/NAME.
-        out: the folder; it must not exist, or be empty.
-        revision: a branch, a tag or a commit; None: the newest commit.
-
-    Returns:
-        The hash of the downloaded commit.
-
-    Raises:
-        TsugikiError: the repository or revision does not exist, or contains no adapter or a broken adapter; `out`
-            exists; or the hub cannot be reached.
+    The folder `out` must not exist, or be empty. `revision` is a branch, a tag or a commit, by default the newest
+    commit; the result is the hash of the commit.
     """
     check_repo_id(repo_id)
     api = _api()
