@@ -148,8 +148,7 @@ def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypat
 
 
 def test_the_tokenizer_of_new_words_is_copied(tmp_path: Path):
-    model = tiny_model()
-    graft(model, LoraConfig(trainable_token_indices=[5]))
+    model = graft(tiny_model(), LoraConfig(trainable_token_indices=[5]))
     save_adapter(model, tmp_path / "adapter")
     byte_tokenizer().save_pretrained(tmp_path / "adapter")
     copied = copy_into_library(tmp_path / "adapter", tmp_path / "library")

@@ -42,8 +42,7 @@ def test_what_is_pulled_is_what_was_pushed(hub: HubServer, tmp_path: Path):
     there = contents(tmp_path / "b")
     assert there.pop("README.md").startswith(b"---")
     assert there == contents(tmp_path / "a")
-    model = tiny_model()
-    load_adapter(model, tmp_path / "b")
+    model = load_adapter(tiny_model(), tmp_path / "b")
     assert torch.equal(logits(model), adapted)
 
 
