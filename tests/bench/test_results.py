@@ -11,10 +11,10 @@ from tsugiki.bench import (
     Results,
     Workload,
     collect,
+    plot,
     results_page,
     results_table,
 )
-from tsugiki.bench.plot import plot
 from tsugiki.report import Table
 
 LIMITS = {

@@ -1,17 +1,14 @@
 """Run one benchmark: choose the entries, measure them, and write the results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import DEFAULT_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.plot import plot
-from tsugiki.bench.results import Results, collect, results_page
+from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
 from tsugiki.bench.workload import STEPS, Workload
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.model.meta import meta_model
@@ -57,14 +54,6 @@ def choose_entries(names: Sequence[str]) -> dict[str, BenchmarkEntry]:
         message = _("unknown benchmark entry {unknown}; choose from {known}")
         raise TsugikiError(message.format(unknown=", ".join(map(repr, unknown)), known=", ".join(TRAINING_ENTRIES)))
     return {name: TRAINING_ENTRIES[name] for name in names or DEFAULT_ENTRIES}
-
-
-def write_results(results: Results, out: Path) -> None:
-    """Write `results.json`, `table.md` and `plot.svg` to a folder."""
-    make_folder(out)
-    results.write(out)
-    write_text(out / "table.md", results_page(results))
-    write_text(out / "plot.svg", plot(results))
 
 
 def _why_too_large(entry: BenchmarkEntry, parameters: int) -> str | None:

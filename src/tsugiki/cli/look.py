@@ -204,9 +204,9 @@ def bench_command(
     if list_:
         _list()
         return
-    from tsugiki.bench.bench import choose_entries, run_benchmark, write_results
+    from tsugiki.bench.bench import choose_entries, run_benchmark
     from tsugiki.bench.entries import TRAINING_ENTRIES
-    from tsugiki.bench.results import results_lines, results_table
+    from tsugiki.bench.results import results_lines, results_table, write_results
     from tsugiki.bench.workload import Workload
     from tsugiki.io.atomic import check_writable
 
