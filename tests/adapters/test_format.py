@@ -19,15 +19,7 @@ from tests.adapters.folders import edit_config, forget_digests, verify
 from tests.adapters.peft_matrix import MODELS, lora_settings
 from tests.files import contents
 from tests.tiny import ids, logits, relative_error, save_grafted, shake, tiny_model
-from tsugiki import (
-    LoraConfig,
-    TsugikiError,
-    active_adapter,
-    graft,
-    load_adapter,
-    save_adapter,
-    trainable_parameters,
-)
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.adapters import KnownBase, check_can_save, plan_merge, read_adapter_info, read_base, write_merged
 from tsugiki.base import BaseIdentity
 from tsugiki.io import new_folder

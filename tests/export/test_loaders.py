@@ -103,11 +103,7 @@ def test_another_base_is_reported_since_no_loader_checks_it(base: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("loader", "method", "said"),
-    [
-        ("llama.cpp", "dora", "DoRA"),
-        ("peft", "bitfit", "PEFT has no such method"),
-        ("peft", "full", "every weight"),
-    ],
+    [("llama.cpp", "dora", "DoRA"), ("peft", "bitfit", "PEFT has no such method"), ("peft", "full", "every weight")],
 )
 def test_predictions_for_the_config_of_a_run(loader: Loader, method: str, said: str, base: str):
     run = RunConfig(model=base, data="x.txt", out="out", method=method)

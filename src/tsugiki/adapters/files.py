@@ -12,14 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tsugiki.adapters.metadata import (
-    BaseReference,
-    Digests,
-    Metadata,
-    read_metadata,
-    settings_digest,
-    write_metadata,
-)
+from tsugiki.adapters.metadata import BaseReference, Digests, Metadata, read_metadata, settings_digest, write_metadata
 from tsugiki.base.resolve import split_revision
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256

@@ -100,10 +100,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     extra_settings = adapter_format.extra_settings
     with nullcontext() if is_merged(model) else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
-    metadata = Metadata(
-        base=base,
-        method_config=extra_settings(adapter.config) if extra_settings is not None else {},
-    )
+    metadata = Metadata(base=base, method_config=extra_settings(adapter.config) if extra_settings is not None else {})
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
         write_adapter_files(temporary, tensors, fields, metadata)
 

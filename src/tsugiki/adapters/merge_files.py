@@ -227,10 +227,7 @@ def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
 
 
 def _untied(
-    model: nn.Module,
-    updates: Mapping[str, WeightUpdate],
-    key_of: Mapping[str, str],
-    shared: Mapping[str, list[str]],
+    model: nn.Module, updates: Mapping[str, WeightUpdate], key_of: Mapping[str, str], shared: Mapping[str, list[str]]
 ) -> tuple[dict[str, tuple[str, WeightUpdate]], dict[str, Any]]:
     """Find shared weights that have to be separated because their uses do not get the same update.
 

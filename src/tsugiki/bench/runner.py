@@ -215,11 +215,7 @@ def _without_problem(found: Sequence[Measurement]) -> list[Measurement]:
 
 
 def _start(
-    measurement: Measurement,
-    entry: BenchmarkEntry,
-    workload: Workload,
-    running: ExitStack,
-    show: Callable[[str], None],
+    measurement: Measurement, entry: BenchmarkEntry, workload: Workload, running: ExitStack, show: Callable[[str], None]
 ) -> EntryProcess:
     """Start the process and let it take the warm-up steps."""
     show(_("{name}: loading and warming up").format(name=measurement.name))

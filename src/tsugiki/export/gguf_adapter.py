@@ -28,13 +28,7 @@ from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.dtypes import GgufAdapterDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.export.llama_cpp_layers import (
-    OUTPUT_HEAD,
-    TOKEN_EMBEDDING,
-    gguf_names,
-    llama_cpp_architecture,
-    row_order,
-)
+from tsugiki.export.llama_cpp_layers import OUTPUT_HEAD, TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.export.loaders import llama_cpp_incompatibilities
 from tsugiki.export.ollama import modelfile, new_gguf_file
 from tsugiki.language import _

@@ -136,6 +136,6 @@ def _all_names(model: "PreTrainedModel") -> dict[str, str]:
 
 
 def row_order(model: "PreTrainedModel", path: str, rows: int) -> Tensor | None:
-    """Return, for each row of a layer's weight in llama.cpp, its index in transformers' weight; None if no row moves."""
+    """Return, for each row of a layer in llama.cpp, the index of that row in transformers; None if no row moves."""
     order = _ROW_ORDERS.get(llama_cpp_architecture(model), {}).get(path.rpartition(".")[2])
     return None if order is None else order(model.config, rows)

@@ -17,13 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.base.resolve import EMBEDDED
-from tsugiki.export.loaders import (
-    can_merge,
-    is_plain_lora,
-    peft_reads,
-    rank_for_vllm,
-    vllm_incompatibilities,
-)
+from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, vllm_incompatibilities
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.language import speaking

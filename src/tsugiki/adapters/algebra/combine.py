@@ -28,14 +28,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Generator, Tensor
 
 from tsugiki.adapters.algebra.interference import RULES, apply_rule
-from tsugiki.adapters.algebra.matrices import (
-    best_factors,
-    concatenate,
-    matrices,
-    truncated,
-    update_norm,
-    with_matrices,
-)
+from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, truncated, update_norm, with_matrices
 from tsugiki.adapters.lora_weights import (
     LayerFactors,
     LoraWeights,
