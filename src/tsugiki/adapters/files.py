@@ -54,9 +54,8 @@ def read_adapter_config(folder: Path) -> Any:
     try:
         complete = dataclasses.replace(config, **extra)
     except (TsugikiError, TypeError, ValueError) as error:
-        raise TsugikiError(
-            _("{path}: method_config: {error}").format(path=folder / METADATA_FILE, error=error_text(error))
-        ) from error
+        message = _("{path}: method_config: {error}")
+        raise TsugikiError(message.format(path=folder / METADATA_FILE, error=error_text(error))) from error
     if extra_settings(complete) != extra:
         message = _("{path}: method_config has other settings than those that Tsugiki writes")
         raise TsugikiError(message.format(path=folder / METADATA_FILE))
@@ -68,12 +67,11 @@ def read_peft_config(folder: Path) -> Any:
     path = folder / ADAPTER_CONFIG_FILE
     fields, metadata = read_config_fields(folder), read_metadata(folder)
     if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
-        raise TsugikiError(
-            _(
-                "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
-                "remove {file}"
-            ).format(path=path, file=METADATA_FILE)
+        message = _(
+            "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
+            "remove {file}"
         )
+        raise TsugikiError(message.format(path=path, file=METADATA_FILE))
     adapter_format = FORMATS.get(str(fields.get("peft_type")))
     if adapter_format is None:
         raise TsugikiError(
@@ -123,9 +121,8 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """Read all fields of adapter_config.json without interpreting them."""
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
-        raise TsugikiError(
-            _("no adapter in {folder}: it has no {file}").format(folder=folder, file=ADAPTER_CONFIG_FILE)
-        )
+        message = _("no adapter in {folder}: it has no {file}")
+        raise TsugikiError(message.format(folder=folder, file=ADAPTER_CONFIG_FILE))
     fields = read_json(path)
     for name in ("base_model_name_or_path", "task_type"):
         if not isinstance(fields.get(name), str | None):
@@ -138,12 +135,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json."""
     tensors, digests = map_weights(folder), read_metadata(folder).digests
     if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
-        raise TsugikiError(
-            _(
-                "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
-                "remove {file}"
-            ).format(path=folder / ADAPTER_FILE, file=METADATA_FILE)
+        message = _(
+            "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
+            "remove {file}"
         )
+        raise TsugikiError(message.format(path=folder / ADAPTER_FILE, file=METADATA_FILE))
     return tensors
 
 
@@ -154,9 +150,8 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise TsugikiError(
-                _("{path} is broken: {reason}").format(path=path, reason=_other_format(path) or error)
-            ) from error
+            message = _("{path} is broken: {reason}")
+            raise TsugikiError(message.format(path=path, reason=_other_format(path) or error)) from error
     return without_duplicates(tensors)
 
 

@@ -124,12 +124,11 @@ def check_can_save(model: nn.Module) -> None:
         selected = {*find_targets(model, written), *find_target_parameters(model, written)}
         layers = {*adapter.pairs, *adapter.parameter_pairs}
     if selected != layers:
-        raise TsugikiError(
-            _(
-                "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
-                "those that were grafted, such as {selected}; choose other target_modules"
-            ).format(target_modules=written.target_modules, selected=min(selected ^ layers))
+        message = _(
+            "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
+            "those that were grafted, such as {selected}; choose other target_modules"
         )
+        raise TsugikiError(message.format(target_modules=written.target_modules, selected=min(selected ^ layers)))
 
 
 def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
@@ -145,12 +144,11 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
         name=model.name_or_path, before=before, rows=rows
     )
     if not isinstance(adapter.config, LoraConfig):
-        raise TsugikiError(
-            _(
-                "{resized}, which only the file of a LoRA adapter can hold; save the resized model before you "
-                "graft (model.save_pretrained), and train on what was saved"
-            ).format(resized=resized)
+        message = _(
+            "{resized}, which only the file of a LoRA adapter can hold; save the resized model before you "
+            "graft (model.save_pretrained), and train on what was saved"
         )
+        raise TsugikiError(message.format(resized=resized))
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
     for path, layer in vocabulary_layers(model).items():
@@ -183,12 +181,11 @@ def _words_in_files(model: nn.Module) -> int | None:
 def _warn_of_names(model: nn.Module, adapter: Any) -> None:
     renamed = renamed_when_loaded(model, adapter.pairs) if isinstance(adapter.config, LoraConfig) else []
     if renamed:
-        warn_caller(
-            _(
-                "PEFT renames {example} ({count} such) while it loads an adapter of this model, and drops what it "
-                "has learned; only Tsugiki reads this adapter as it is"
-            ).format(example=renamed[0], count=len(renamed))
+        message = _(
+            "PEFT renames {example} ({count} such) while it loads an adapter of this model, and drops what it "
+            "has learned; only Tsugiki reads this adapter as it is"
         )
+        warn_caller(message.format(example=renamed[0], count=len(renamed)))
 
 
 def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
@@ -253,9 +250,8 @@ def load_adapter(
             set_adapter(base, active_before)
         raise
     if shift == 0:
-        warn_caller(
-            _("the adapter in {folder} has no effect: the model's logits are those of the base").format(folder=folder)
-        )
+        message = _("the adapter in {folder} has no effect: the model's logits are those of the base")
+        warn_caller(message.format(folder=folder))
     elif shift is not None and not math.isfinite(shift):
         warn_caller(_("the adapter in {folder} makes logits infinite or NaN").format(folder=folder))
     if not allow_base_mismatch:
@@ -276,10 +272,9 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
+            message = _("{folder} does not fit this model: {blocks}{error}")
             raise TsugikiError(
-                _("{folder} does not fit this model: {blocks}{error}").format(
-                    folder=folder, blocks=differing_blocks(model, tensors), error=error
-                )
+                message.format(folder=folder, blocks=differing_blocks(model, tensors), error=error)
             ) from error
         load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
     return adapter
@@ -324,19 +319,17 @@ def warn_of_unknown_base(model: nn.Module, folder: Path) -> None:
     names = [Path(split_revision(base_name)[0]).name.lower() for base_name in (base.name or "", name)]
     metadata = read_metadata(folder)
     if all(names) and names[0] != names[1]:
-        warn_caller(
-            _(
-                "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
-                "are the same is unknown"
-            ).format(folder=folder, trained=base.name, here=name)
+        message = _(
+            "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
+            "are the same is unknown"
         )
+        warn_caller(message.format(folder=folder, trained=base.name, here=name))
     elif base.name and fingerprint and metadata.digests and not metadata.provenance:
-        warn_caller(
-            _(
-                "the adapter in {folder} was saved without the fingerprint of {trained}, whose files had changed; "
-                "whether it was trained on the weights of this model is unknown"
-            ).format(folder=folder, trained=base.name)
+        message = _(
+            "the adapter in {folder} was saved without the fingerprint of {trained}, whose files had changed; "
+            "whether it was trained on the weights of this model is unknown"
         )
+        warn_caller(message.format(folder=folder, trained=base.name))
 
 
 def refuse_another_base(model: nn.Module, folder: Path) -> None:

@@ -100,9 +100,8 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     if isinstance(config, LoraConfig):
         layers, others, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
-            raise TsugikiError(
-                _("{path} is broken: {problems}").format(path=folder / ADAPTER_FILE, problems=summarise_list(problems))
-            )
+            message = _("{path} is broken: {problems}")
+            raise TsugikiError(message.format(path=folder / ADAPTER_FILE, problems=summarise_list(problems)))
         ranks = {layer.r for layer in layers.values()}
         targets = sorted({path.rpartition(".")[2] for path in layers})
         if parameter_factors(others):
@@ -133,9 +132,8 @@ def member(name: str, library: Path) -> Path:
     names = library_names(library)
     if name in names:
         return library / name
-    raise TsugikiError(
-        _("no adapter {name!r} in {library}{nearest}").format(name=name, library=library, nearest=_nearest(name, names))
-    )
+    message = _("no adapter {name!r} in {library}{nearest}")
+    raise TsugikiError(message.format(name=name, library=library, nearest=_nearest(name, names)))
 
 
 def adapter_folder(given: str, library: Path | None = None) -> Path:
@@ -226,9 +224,8 @@ def library_names(library: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise TsugikiError(
-            _("the library {library} cannot be read: {reason}").format(library=library, reason=error.strerror or error)
-        ) from error
+        message = _("the library {library} cannot be read: {reason}")
+        raise TsugikiError(message.format(library=library, reason=error.strerror or error)) from error
 
 
 def _entry(folder: Path) -> LibraryEntry:

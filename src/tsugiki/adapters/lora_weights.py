@@ -70,9 +70,8 @@ def read_lora_weights(folder: Path) -> LoraWeights:
     """Read the LoRA adapter in a folder, and check that it is complete and finite and has no `lora_bias`."""
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
-        raise TsugikiError(
-            _("{folder} is not a LoRA adapter, and this operation supports only LoRA").format(folder=folder)
-        )
+        message = _("{folder} is not a LoRA adapter, and this operation supports only LoRA")
+        raise TsugikiError(message.format(folder=folder))
     if config.lora_bias:
         message = _("{folder} has lora_bias, which is no update of a weight; this operation does not support it")
         raise TsugikiError(message.format(folder=folder))
@@ -80,9 +79,8 @@ def read_lora_weights(folder: Path) -> LoraWeights:
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
     if problems:
-        raise TsugikiError(
-            _("{path} is broken: {problems}").format(path=folder / ADAPTER_FILE, problems=summarise_list(problems))
-        )
+        message = _("{path} is broken: {problems}")
+        raise TsugikiError(message.format(path=folder / ADAPTER_FILE, problems=summarise_list(problems)))
     return LoraWeights(config, layers, others, read_base(folder), read_config_fields(folder).get("task_type"))
 
 
@@ -137,9 +135,8 @@ def write_lora_weights(
     tensors |= lora.others
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(
-            _("the result is wrong: {broken}; nothing was written").format(broken=summarise_list(broken))
-        )
+        message = _("the result is wrong: {broken}; nothing was written")
+        raise TsugikiError(message.format(broken=summarise_list(broken)))
     settings = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
     del settings["freeze_A"]  # a setting of training, for which PEFT has no field
     if not settings["target_parameters"]:

@@ -145,10 +145,9 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
         changed[key] = updates[name]
         entry = shard_of[key].entries[key]
         if entry.shape != shapes[name].shape:
+            message = _("{key} of {base} is {shape} in its files, and {expected} by its config")
             raise TsugikiError(
-                _("{key} of {base} is {shape} in its files, and {expected} by its config").format(
-                    key=key, base=base, shape=list(entry.shape), expected=list(shapes[name].shape)
-                )
+                message.format(key=key, base=base, shape=list(entry.shape), expected=list(shapes[name].shape))
             )
         if not is_float(entry):
             raise _quantized_error(key, model.config)

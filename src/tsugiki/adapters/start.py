@@ -42,12 +42,11 @@ def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, 
         different.append("method")
     if different:
         hint = _(", and r can be {rank} or more").format(rank=own["r"]) if section == "lora" else ""
-        raise TsugikiError(
-            _(
-                "{name} has other settings than this run ({names}): leave these out, because a run that begins "
-                "with an adapter takes the adapter's{hint}"
-            ).format(name=name, names=summarise_list(different), hint=hint)
+        message = _(
+            "{name} has other settings than this run ({names}): leave these out, because a run that begins "
+            "with an adapter takes the adapter's{hint}"
         )
+        raise TsugikiError(message.format(name=name, names=summarise_list(different), hint=hint))
     fixed = METHODS[method].fixed_settings
     taken = {key: value for key, value in own.items() if key not in fixed}
     return {**settings, "method": method, section: {**taken, **given}}

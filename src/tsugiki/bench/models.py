@@ -79,9 +79,8 @@ def read_model_config(name: str) -> "PretrainedConfig":
     try:
         load_tokenizer(name)  # its errors explain every kind of invalid name
     except TsugikiError as error:
-        raise TsugikiError(
-            _("{error}; known shapes are {known}").format(error=error, known=", ".join(SHAPES))
-        ) from error
+        message = _("{error}; known shapes are {known}")
+        raise TsugikiError(message.format(error=error, known=", ".join(SHAPES))) from error
     return AutoConfig.from_pretrained(local_folder(name) or name)
 
 

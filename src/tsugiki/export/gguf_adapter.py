@@ -77,26 +77,23 @@ def export_gguf_adapter(
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
     if name is None:
-        raise TsugikiError(
-            _("{folder} does not name the base that it was trained on; pass it as --model").format(folder=folder)
-        )
+        message = _("{folder} does not name the base that it was trained on; pass it as --model")
+        raise TsugikiError(message.format(folder=folder))
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(name))
     if why:
-        raise TsugikiError(
-            _(
-                "{folder} was trained on another base ({trained}) than {given}: {why}; --allow-base-mismatch "
-                "exports it anyway"
-            ).format(folder=folder, trained=lora.base.name, given=name, why=why)
+        message = _(
+            "{folder} was trained on another base ({trained}) than {given}: {why}; --allow-base-mismatch "
+            "exports it anyway"
         )
+        raise TsugikiError(message.format(folder=folder, trained=lora.base.name, given=name, why=why))
     model = load_meta_model(name)
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
-        raise TsugikiError(
-            _(
-                "llama.cpp would not compute {folder} as Tsugiki does: {problems} (--merged exports base and "
-                "adapter as one model)"
-            ).format(folder=folder, problems="; ".join(problems))
+        message = _(
+            "llama.cpp would not compute {folder} as Tsugiki does: {problems} (--merged exports base and "
+            "adapter as one model)"
         )
+        raise TsugikiError(message.format(folder=folder, problems="; ".join(problems)))
     if base is not None:
         check_gguf_base(base, model, lora.layers)
     base_path = str(base.absolute()) if base else None
@@ -115,11 +112,10 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mi
     lora = read_gguf_adapter(file, load_meta_model(model_name))
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(model_name))
     if why:
-        raise TsugikiError(
-            _(
-                "{file} was made for another base ({base}) than {given}: {why}; --allow-base-mismatch imports it anyway"
-            ).format(file=file, base=lora.base.name, given=model_name, why=why)
+        message = _(
+            "{file} was made for another base ({base}) than {given}: {why}; --allow-base-mismatch imports it anyway"
         )
+        raise TsugikiError(message.format(file=file, base=lora.base.name, given=model_name, why=why))
     lora = dataclasses.replace(lora, base=BaseReference(name=model_name, fingerprint=lora.base.fingerprint))
     write_lora_weights(lora, out, Provenance(operation="import", sources=(Source(name=file.name),)))
     return lora
@@ -225,9 +221,8 @@ def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path)
 def _check_type(header: GgufHeader, file: Path, architecture: str) -> None:
     file_type = _metadata_value(header, "general.type", str, file)
     if file_type != "adapter":
-        raise TsugikiError(
-            _("{file} is not an adapter: its general.type is {kind!r}").format(file=file, kind=file_type)
-        )
+        message = _("{file} is not an adapter: its general.type is {kind!r}")
+        raise TsugikiError(message.format(file=file, kind=file_type))
     adapter_type = _metadata_value(header, "adapter.type", str, file)
     if adapter_type != "lora":
         message = _("{file} is an adapter of type {kind!r}; only LoRA adapters can be read")
@@ -312,7 +307,6 @@ def _to_numpy(tensor: Tensor, dtype: GgufAdapterDtype, path: str) -> "np.ndarray
     with np.errstate(over="ignore"):
         values = tensor.contiguous().numpy().astype(np.float32 if dtype == "f32" else np.float16)
     if not np.isfinite(values).all():
-        raise TsugikiError(
-            _("{path} has a value that is too large for 16 bits; export the adapter in f32").format(path=path)
-        )
+        message = _("{path} has a value that is too large for 16 bits; export the adapter in f32")
+        raise TsugikiError(message.format(path=path))
     return values

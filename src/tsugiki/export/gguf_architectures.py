@@ -82,12 +82,11 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
 def _llama_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     window = getattr(config, "sliding_window", None)  # Mistral has this field
     if window is not None and window < config.max_position_embeddings:
-        raise TsugikiError(
-            _(
-                "llama.cpp's llama cannot represent this model: sliding_window is {window}, shorter than the "
-                "context of {context}"
-            ).format(window=window, context=config.max_position_embeddings)
+        message = _(
+            "llama.cpp's llama cannot represent this model: sliding_window is {window}, shorter than the "
+            "context of {context}"
         )
+        raise TsugikiError(message.format(window=window, context=config.max_position_embeddings))
     return {
         **_common_hyperparameters(config),
         **_rope(_shared_rope(config.rope_parameters)),
@@ -215,11 +214,10 @@ def _check_attention_scale(config: "PretrainedConfig") -> None:
     large = config.num_hidden_layers == ARCHITECTURES[config.model_type].layers_of_27b
     scale = config.hidden_size // config.num_attention_heads if large else _head_dim(config)
     if config.query_pre_attn_scalar != scale:
-        raise TsugikiError(
-            _(
-                "llama.cpp cannot represent this model: query_pre_attn_scalar is {value}, and llama.cpp uses {scale}"
-            ).format(value=config.query_pre_attn_scalar, scale=scale)
+        message = _(
+            "llama.cpp cannot represent this model: query_pre_attn_scalar is {value}, and llama.cpp uses {scale}"
         )
+        raise TsugikiError(message.format(value=config.query_pre_attn_scalar, scale=scale))
 
 
 def _check_layer_types(config: "PretrainedConfig", period: int) -> None:

@@ -119,12 +119,11 @@ def export_model(
         tokens = compare_tokens(source.tokenizer, temporary)
         if tokens.problems and not allow_tokenizer_mismatch:
             more = _(" (and {count} more)").format(count=len(tokens.problems) - 1) if len(tokens.problems) > 1 else ""
-            raise TsugikiError(
-                _(
-                    "the GGUF file would not tokenise text as the model does: {problem}{more}; "
-                    "--allow-tokenizer-mismatch writes it anyway"
-                ).format(problem=tokens.problems[0], more=more)
+            message = _(
+                "the GGUF file would not tokenise text as the model does: {problem}{more}; "
+                "--allow-tokenizer-mismatch writes it anyway"
             )
+            raise TsugikiError(message.format(problem=tokens.problems[0], more=more))
     return written, tokens
 
 
@@ -232,9 +231,8 @@ def _plan(
             load = partial(_converted, source, architecture, key_of[name], gguf_name)
             plan.append(_PlannedTensor(gguf_name, converted, _tensor_type(gguf_name, converted, matrix_type), load))
     if problems:
-        raise TsugikiError(
-            _("{name} is not a complete model: {problems}").format(name=source.name, problems=summarise_list(problems))
-        )
+        message = _("{name} is not a complete model: {problems}")
+        raise TsugikiError(message.format(name=source.name, problems=summarise_list(problems)))
     for name, computed in architecture.computed(config).items():
         plan.append(
             _PlannedTensor(name, tuple(computed.shape), GGMLQuantizationType.F32, partial(Tensor.detach, computed))

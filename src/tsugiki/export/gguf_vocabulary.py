@@ -83,9 +83,8 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
     byte_level = any(step["type"] == "ByteLevel" for step in pre_tokenizers)
     model = {"BPE": "gpt2" if byte_level else "llama", "Unigram": "t5"}.get(kind)
     if model is None:
-        raise TsugikiError(
-            _("the tokenizer is a {kind} model; llama.cpp supports BPE and Unigram models").format(kind=kind)
-        )
+        message = _("the tokenizer is a {kind} model; llama.cpp supports BPE and Unigram models")
+        raise TsugikiError(message.format(kind=kind))
     tokens, types = _tokens(tokenizer, fields, rows, spaces=model != "gpt2")
     vocabulary = Vocabulary(
         model,

@@ -139,9 +139,8 @@ def refuse_unknown_base(base: str) -> None:
         try:
             _api().model_info(base, timeout=_TIMEOUT)
         except RepositoryNotFoundError as error:
-            raise TsugikiError(
-                _("the base {base} is not on the hub; pass its name there as --base, or --base none").format(base=base)
-            ) from error
+            message = _("the base {base} is not on the hub; pass its name there as --base, or --base none")
+            raise TsugikiError(message.format(base=base)) from error
 
 
 def is_repo_id(text: str) -> bool:

@@ -65,9 +65,8 @@ def published_base(folder: Path, given: str | None) -> str | None:
         return None
     if given is not None:
         if not is_repo_id(given):
-            raise TsugikiError(
-                _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none").format(name=given)
-            )
+            message = _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none")
+            raise TsugikiError(message.format(name=given))
         return given
     name = read_base(folder).name
     if name is None or name == EMBEDDED:

@@ -76,13 +76,11 @@ class Combination:
             raise TsugikiError(message.format(kind=kind, instead=instead, rank=self.rank))
         drops_elements = RULES.get(self.rule, (None,))[0] is not None
         if drops_elements and self.density is None:
-            raise TsugikiError(
-                _("{kind} requires a density, the share of elements that are kept, such as 0.2").format(kind=kind)
-            )
+            message = _("{kind} requires a density, the share of elements that are kept, such as 0.2")
+            raise TsugikiError(message.format(kind=kind))
         if not drops_elements and self.density is not None:
-            raise TsugikiError(
-                _("{kind} keeps all elements, so it cannot be combined with a density").format(kind=kind)
-            )
+            message = _("{kind} keeps all elements, so it cannot be combined with a density")
+            raise TsugikiError(message.format(kind=kind))
 
     @property
     def rule(self) -> str:
@@ -189,9 +187,8 @@ def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
     The dtypes of A and B stay the same.
     """
     if not math.isfinite(factor) or factor == 0:
-        raise TsugikiError(
-            _("an adapter cannot be scaled by {factor}; pass a finite number other than 0").format(factor=factor)
-        )
+        message = _("an adapter cannot be scaled by {factor}; pass a finite number other than 0")
+        raise TsugikiError(message.format(factor=factor))
     refuse_more_than_updates(lora, _("the adapter"))
     layers = {
         path: dataclasses.replace(layer, B=layer.B if factor > 0 else -layer.B, scaling=layer.scaling * abs(factor))
@@ -206,19 +203,17 @@ def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
         raise TsugikiError(_("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled").format(name=name))
     experts = parameter_factors(lora.others)
     if experts:
-        raise TsugikiError(
-            _(
-                "{name} adapts parameters such as the weights of experts ({example}, {count} such tensors), and "
-                "only updates of layers can be added or scaled; merge it into the base"
-            ).format(name=name, example=experts[0], count=len(experts))
+        message = _(
+            "{name} adapts parameters such as the weights of experts ({example}, {count} such tensors), and "
+            "only updates of layers can be added or scaled; merge it into the base"
         )
+        raise TsugikiError(message.format(name=name, example=experts[0], count=len(experts)))
     if lora.others:
-        raise TsugikiError(
-            _(
-                "{name} also trains {example} ({count} such tensors), which replaces a parameter of the base and "
-                "cannot be added or scaled"
-            ).format(name=name, example=next(iter(lora.others)), count=len(lora.others))
+        message = _(
+            "{name} also trains {example} ({count} such tensors), which replaces a parameter of the base and "
+            "cannot be added or scaled"
         )
+        raise TsugikiError(message.format(name=name, example=next(iter(lora.others)), count=len(lora.others)))
 
 
 def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
@@ -228,12 +223,11 @@ def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
         if not (a.fingerprint and b.fingerprint) and a.name and b.name and a.name != b.name:
             why = _("whether their weights differ is unknown")
         if why:
-            raise TsugikiError(
-                _(
-                    "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
-                    "--allow-base-mismatch combines them anyway"
-                ).format(one=one.name, two=two.name, first=a.name, second=b.name, why=why)
+            message = _(
+                "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
+                "--allow-base-mismatch combines them anyway"
             )
+            raise TsugikiError(message.format(one=one.name, two=two.name, first=a.name, second=b.name, why=why))
 
 
 def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:

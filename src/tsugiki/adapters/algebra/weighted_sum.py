@@ -39,13 +39,12 @@ def load_weighted_sum(
     weights = weights_or_ones(weights, len(adapters))
     for folder, adapter in zip(folders, adapters, strict=True):
         if not isinstance(adapter, LoraAdapter) or adapter.others or adapter.config.use_dora:
-            raise TsugikiError(
-                _(
-                    "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
-                    "or another method), so it cannot be weighted or added to others; merge it alone and without "
-                    "--weights"
-                ).format(folder=folder)
+            message = _(
+                "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
+                "or another method), so it cannot be weighted or added to others; merge it alone and without "
+                "--weights"
             )
+            raise TsugikiError(message.format(folder=folder))
     terms: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, pair in adapter.pairs.items():
