@@ -18,7 +18,7 @@ def new_gguf_file(out: Path, modelfile_text: str) -> Iterator[Path]:
     """Yield the temporary name of a new GGUF file, which appears with its Modelfile if the block raises nothing."""
     if out.suffix != ".gguf":
         raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    with new_file(out.with_suffix(".Modelfile")) as modelfile_path, new_file(out) as temporary:
+    with new_file(out) as temporary, new_file(out.with_suffix(".Modelfile")) as modelfile_path:
         modelfile_path.write_text(modelfile_text, encoding="utf-8")
         yield temporary
 
