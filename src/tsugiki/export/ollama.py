@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import new_file
+from tsugiki.io.atomic import new_file, refuse_existing
 from tsugiki.language import _
 
 MAX_CONTEXT = 4096
@@ -18,7 +18,8 @@ def new_gguf_file(out: Path, modelfile_text: str) -> Iterator[Path]:
     """Yield the temporary name of a new GGUF file, which appears with its Modelfile if the block raises nothing."""
     if out.suffix != ".gguf":
         raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    with new_file(out) as temporary, new_file(out.with_suffix(".Modelfile")) as modelfile_path:
+    refuse_existing(out)
+    with new_file(out.with_suffix(".Modelfile")) as modelfile_path, new_file(out) as temporary:
         modelfile_path.write_text(modelfile_text, encoding="utf-8")
         yield temporary
 
