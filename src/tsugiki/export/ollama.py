@@ -1,5 +1,6 @@
 """Write a Modelfile, from which `ollama create NAME -f FILE` makes a model. https://docs.ollama.com/modelfile"""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ def new_gguf_file(out: Path, modelfile_text: str) -> Iterator[Path]:
     """Yield the temporary name of a new GGUF file, which appears with its Modelfile if the block raises nothing."""
     if out.suffix != ".gguf":
         raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    refuse_existing(out)
+    if os.path.lexists(out):  # The Modelfile is in the outer block, so that an error while writing names the GGUF file.
+        refuse_existing(out)
     with new_file(out.with_suffix(".Modelfile")) as modelfile_path, new_file(out) as temporary:
         modelfile_path.write_text(modelfile_text, encoding="utf-8")
         yield temporary
