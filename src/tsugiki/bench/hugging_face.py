@@ -15,7 +15,7 @@ from tsugiki.bench.models import build
 from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload, wait_for_accelerator
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
-from tsugiki.model.training_mode import disable_dropout
+from tsugiki.model.freeze import disable_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
