@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import FlagsOf, Given, settings_text, words_of
+from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, words_of
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
-from tsugiki.data.read.aozora.index import Kana
-from tsugiki.data.read.aozora.query import Query, parse_role, select
-from tsugiki.data.read.aozora.site import SITE
-from tsugiki.data.read.files import check_data
+from tsugiki.data.read.aozora import SITE, Kana
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.io.atomic import check_writable, new_file
-from tsugiki.io.run_folder import refuse_earlier_run
 from tsugiki.language import _, counts, ngettext
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import load_config, read_yaml
 
 if TYPE_CHECKING:
     from tsugiki.training.planning.plan import Option
@@ -57,6 +50,7 @@ def aozora_command(
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
         cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora).
     """
+    from tsugiki.data.read.aozora.query import Query, parse_role, select
     from tsugiki.data.read.aozora.works import (
         LooseFiles,
         NearCopies,
@@ -146,6 +140,9 @@ def new_command(
         out: Folder for the adapter.
         preview: Show what would be learned, and how long it takes.
     """
+    from tsugiki.data.read.files import check_data
+    from tsugiki.io.atomic import new_file
+    from tsugiki.training.config import RunConfig
 
     interactive = sys.stdin.isatty()
     if data is None and not interactive:
@@ -197,6 +194,7 @@ def _show_preview(settings: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     from tsugiki.report.preview import to_terminal
+    from tsugiki.training.config import RunConfig
     from tsugiki.training.workflows.preview import preview
 
     shown = preview(RunConfig.model_validate(dict(settings)), 1)
@@ -207,7 +205,7 @@ def _show_preview(settings: Mapping[str, Any]) -> None:
 def preview_command(
     config: Path | None = None,
     *,
-    settings: Annotated[Given, FlagsOf(RunConfig, without=("out", "method_config"))],
+    settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("out", "method_config"))],
     rows: Annotated[int, typer.Option(min=1)] = 3,
     html: Path | None = None,
 ) -> None:
@@ -218,6 +216,8 @@ def preview_command(
         rows: Number of rows to show.
         html: HTML file to write the preview to as well.
     """
+    from tsugiki.training.config import RunConfig
+    from tsugiki.training.config_files import load_config, read_yaml
 
     check_settings({**(read_yaml(config) if config is not None else {}), **settings, "out": "preview"})
     import_libraries("tsugiki.training.run")
@@ -256,7 +256,7 @@ _UNSET = "-"
 def plan_command(
     config: Path | None = None,
     *,
-    settings: Annotated[Given, FlagsOf(RunConfig, without=("method_config",))],
+    settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("method_config",))],
     json_: bool = False,
 ) -> None:
     """Show what a run would need: memory, disk and time for each way to run it, and the fastest that fits.
@@ -270,6 +270,7 @@ def plan_command(
     """
 
     import_libraries("tsugiki.training.run")  # so that this process uses as much memory as a run
+    from tsugiki.training.config_files import load_config
 
     given = dict(settings)
     if config is None:
@@ -300,6 +301,8 @@ def plan_command(
 
 def _command(path: Path | None, given: Given, chosen: "Option") -> str:
     """Return the command that trains with the chosen option and the given settings."""
+    from tsugiki.training.config import RunConfig
+
     values = {
         **({"data": "TEXT", "out": "RUN"} if path is None else {}),
         **given,
@@ -326,6 +329,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         TsugikiError: a setting is missing, or the model or the data do not exist.
     """
+    from tsugiki.data.read.files import check_data
+
     missing = [flag for name, flag in _FLAGS.items() if settings.get(name) in (None, "")]
     if missing:
         raise TsugikiError(
@@ -359,5 +364,8 @@ def check_new_folder(out: str) -> None:
     Raises:
         TsugikiError: the folder holds a run already, or cannot be written.
     """
+    from tsugiki.io.atomic import check_writable
+    from tsugiki.io.run_folder import refuse_earlier_run
+
     check_writable(Path(out))
     refuse_earlier_run(Path(out))

@@ -69,17 +69,15 @@ def _run(arguments: list[str]) -> int:
     import typer
     from typer.exceptions import TyperException
 
-    from tsugiki.cli.app import app
-    from tsugiki.cli.help import translate_help
-    from tsugiki.cli.mistakes import describe_usage_error
+    from tsugiki.cli.app import root_command
 
-    command = typer.main.get_command(app)
-    translate_help(command)
     try:
-        return int(command(arguments, prog_name="tsugiki", standalone_mode=False) or 0)
+        return int(root_command()(arguments, prog_name="tsugiki", standalone_mode=False) or 0)
     except typer.Abort as stop:
         raise Interrupted(signal.SIGINT, _("nothing was changed")) from stop
     except TyperException as error:
+        from tsugiki.cli.mistakes import describe_usage_error
+
         raise TsugikiError(describe_usage_error(error)) from error
 
 

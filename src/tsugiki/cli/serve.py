@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.data.read.aozora.site import SITE
+from tsugiki.data.read.aozora import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _

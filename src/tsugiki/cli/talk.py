@@ -13,9 +13,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading
-from tsugiki.data.read.character_encoding import decode
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.io.json import parse_json
 from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
@@ -387,6 +385,8 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[str]:
 
 
 def _read(file: str) -> str:
+    from tsugiki.data.read.character_encoding import decode
+
     try:
         content = sys.stdin.buffer.read() if file == _STDIN else Path(file).expanduser().read_bytes()
     except OSError as error:
@@ -397,6 +397,8 @@ def _read(file: str) -> str:
 
 
 def _prompt_in(line: str, where: str) -> str:
+    from tsugiki.io.json import parse_json
+
     try:
         fields = parse_json(line)
     except ValueError as error:

@@ -10,42 +10,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
-from pydantic import BaseModel
 
 from tsugiki.cli.before_a_run import check_new_folder, check_settings
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import FlagsOf, Given, settings_text, yaml_value
+from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, yaml_value
 from tsugiki.cli.main import is_main_process, several_processes
 from tsugiki.cli.terminal import print_line
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
-from tsugiki.training.config import CHAPTER, RunConfig
-from tsugiki.training.config_files import load_config, merged_settings, read_yaml, validated
-from tsugiki.training.workflows.workflow_settings import (
-    ComparisonConfig,
-    PretrainConfig,
-    SweepConfig,
-    load_comparison,
-    load_sweep,
-)
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tsugiki.training.config import RunConfig
     from tsugiki.training.record import RunRecord
+    from tsugiki.training.workflows.workflow_settings import ComparisonConfig, SweepConfig
 
 _SHARED = ("model", "data", "out")
 """The settings of a comparison and of a sweep that have a flag."""
+_WORKFLOWS = "tsugiki.training.workflows.workflow_settings"
 _LENGTH = ("epochs", "max_steps", "minutes")
 _SUFFIXES = (".yaml", ".yml")
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound="BaseModel")
 Processes: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel="Machine")]
 
 
 def train_command(
     config: Path | None = None,
     *,
-    settings: Annotated[Given, FlagsOf(RunConfig, without=("method_config",))],
+    settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("method_config",))],
     set_: Annotated[list[str] | None, typer.Option(rich_help_panel="Method")] = None,
     as_chapter: Annotated[bool, typer.Option(rich_help_panel="Schedule")] = False,
     resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
@@ -67,6 +62,9 @@ def train_command(
         print_config: Print all settings as a commented YAML file, with those that are given, and stop.
         processes: Processes on this machine that share the work, such as one for each GPU.
     """
+    from tsugiki.training.config import CHAPTER, RunConfig
+    from tsugiki.training.config_files import load_config, merged_settings, read_yaml
+
     method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
     if print_config:
         typer.echo(settings_text(RunConfig, merged_settings(config, settings, method_settings, preset)), nl=False)
@@ -119,7 +117,7 @@ def _show(record: "RunRecord") -> None:
         print_command_after_run(record)
 
 
-def _fitted(config: RunConfig) -> RunConfig:
+def _fitted(config: "RunConfig") -> "RunConfig":
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.planning.plan import fitted, plan_run
@@ -231,6 +229,7 @@ def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any
     Raises:
         TsugikiError: the folder holds no run, or a setting is invalid.
     """
+    from tsugiki.training.config_files import validated
     from tsugiki.training.resume import recorded_settings
 
     recorded = recorded_settings(folder, kind.model_construct().model_dump(mode="json", warnings=False))
@@ -248,7 +247,7 @@ def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any
 def pretrain_command(
     config: Path,
     *,
-    settings: Annotated[Given, FlagsOf(PretrainConfig)],
+    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.PretrainConfig")],
     resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
     processes: Processes = 1,
 ) -> None:
@@ -262,7 +261,7 @@ def pretrain_command(
 
     import_libraries("tsugiki.training.run")
     from tsugiki.training.workflows.pretrain import pretrain
-    from tsugiki.training.workflows.workflow_settings import load_pretrain_config
+    from tsugiki.training.workflows.workflow_settings import PretrainConfig, load_pretrain_config
 
     folder = named_folder(config, resume)
     if start_processes(processes):
@@ -297,7 +296,7 @@ def quickstart_command(
 def compare_command(
     config: Path,
     *,
-    settings: Annotated[Given, FlagsOf(ComparisonConfig, only=_SHARED)],
+    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.ComparisonConfig", only=_SHARED)],
 ) -> None:
     """Train with several methods on the same data, and show the results in one table.
 
@@ -306,6 +305,8 @@ def compare_command(
     Args:
         config: YAML file: model, data, out, settings, methods.
     """
+    from tsugiki.training.workflows.workflow_settings import load_comparison
+
     comparison = load_comparison(config, settings)
     _prepare(comparison)
     from tsugiki.cli.summary import print_runs
@@ -323,7 +324,7 @@ def compare_command(
 def sweep_command(
     config: Path,
     *,
-    settings: Annotated[Given, FlagsOf(SweepConfig, only=_SHARED)],
+    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.SweepConfig", only=_SHARED)],
 ) -> None:
     """Train with every combination of some LoRA settings, and show from which rank on nothing is gained.
 
@@ -332,6 +333,8 @@ def sweep_command(
     Args:
         config: YAML file: model, data, out, settings, grid.
     """
+    from tsugiki.training.workflows.workflow_settings import load_sweep
+
     sweep_config = load_sweep(config, settings)
     _prepare(sweep_config)
     from tsugiki.cli.summary import print_runs
@@ -346,6 +349,6 @@ def sweep_command(
     print_runs(sweep_table(points), sweep_sentence(points), write_sweep_page(out, points), best_settings, out)
 
 
-def _prepare(config: ComparisonConfig | SweepConfig) -> None:
+def _prepare(config: "ComparisonConfig | SweepConfig") -> None:
     check_settings({**config.settings, **config.model_dump(include=set(_SHARED))})
     import_libraries("tsugiki.training.run")
