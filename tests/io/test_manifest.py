@@ -66,7 +66,7 @@ def test_a_folder_without_a_manifest_is_incomplete(folder: Path):
 
 
 def test_a_manifest_of_a_later_version_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.io.manifest._FORMAT", 2)
+    monkeypatch.setattr("tsugiki.io.digests._FORMAT", 2)
     write_manifest(folder, FACTS)
     monkeypatch.undo()
     with pytest.raises(TsugikiError, match="format"):

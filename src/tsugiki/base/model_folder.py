@@ -41,10 +41,6 @@ def weight_files(folder: Path) -> dict[str, str]:
     """Return the index of a model's weights: key of a tensor -> name of its file.
 
     Empty if there is no index, because the model has one file.
-
-    Raises:
-        TsugikiError: there are no safetensors weights, or the index is damaged or names something other than a
-            safetensors file in the folder.
     """
     if (folder / MODEL_FILE).is_file():
         return {}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.base.checks import check_tokenizer_files
-from tsugiki.base.model_config import loading_errors
+from tsugiki.base.resolve import loading_errors
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
 from tsugiki.language import _
@@ -94,11 +94,7 @@ def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
 
 
 def fit_vocabulary(model: "PreTrainedModel", words: int) -> None:
-    """Add rows to embedding and head until there are `words` rows; the caller replaces their values later.
-
-    Raises:
-        TsugikiError: the embedding or the head is quantised.
-    """
+    """Add rows to embedding and head until there are `words` rows; the caller replaces their values later."""
     for layer in _ends(model):
         if not isinstance(layer._parameters.get("weight"), torch.nn.Parameter):
             raise TsugikiError(
@@ -114,11 +110,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer that was saved with an adapter; code in the folder is not run.
-
-    Raises:
-        TsugikiError: its files are damaged, or not ordinary files.
-    """
+    """Load the tokenizer that was saved with an adapter; code in the folder is not run."""
     from transformers import AutoTokenizer
 
     check_tokenizer_files(folder)

@@ -38,11 +38,7 @@ Weights: TypeAlias = Annotated[
 
 
 def parse_weights(text: str | None) -> list[float] | None:
-    """Parse the value of --weights, numbers separated by commas; None stays None.
-
-    Raises:
-        TsugikiError: a part is not a number.
-    """
+    """Parse the value of --weights, numbers separated by commas; None stays None."""
     if text is None:
         return None
     try:

@@ -321,14 +321,7 @@ _PATH = ("/", ".", "~")
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check that a run has a model, data and a folder, and that model and data exist.
-
-    Args:
-        settings: the settings of a run, not validated.
-
-    Raises:
-        TsugikiError: a setting is missing, or the model or the data do not exist.
-    """
+    """Check that a run has a model, data and a folder, and that model and data exist."""
     from tsugiki.data.read.files import check_data
 
     missing = [flag for name, flag in _FLAGS.items() if settings.get(name) in (None, "")]
@@ -349,21 +342,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Check that a model exists, if its name is a path.
-
-    Raises:
-        TsugikiError: there is no such file or folder.
-    """
+    """Check that a model exists, if its name is a path."""
     if isinstance(model, str) and model.startswith(_PATH) and not Path(model).expanduser().exists():
         raise TsugikiError(_("no model at {model!r}: there is no such file or folder").format(model=model))
 
 
 def check_new_folder(out: str) -> None:
-    """Check that a new run can be written into a folder.
-
-    Raises:
-        TsugikiError: the folder holds a run already, or cannot be written.
-    """
+    """Check that a new run can be written into a folder."""
     from tsugiki.io.atomic import check_writable
     from tsugiki.io.run_folder import refuse_earlier_run
 

@@ -60,12 +60,7 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run a command, and return the exit status.
-
-    Raises:
-        TsugikiError: a command, an option or an argument is wrong, or the command raises it.
-        Interrupted: the user has ended the input at a question.
-    """
+    """Run a command, and return the exit status."""
     import typer
     from typer.exceptions import TyperException
 
@@ -82,11 +77,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _take_language(arguments: list[str]) -> list[str]:
-    """Set the language that `--lang`, anywhere in the command, or `TSUGIKI_LANG` names; return the other arguments.
-
-    Raises:
-        ValueError: an unknown language, or none after `--lang`.
-    """
+    """Set the language that `--lang`, anywhere in the command, or `TSUGIKI_LANG` names; return the other arguments."""
     if name := os.environ.get(VARIABLE):
         choose_language(name)
     rest = []

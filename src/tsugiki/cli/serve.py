@@ -128,11 +128,7 @@ def serve_command(
 
 
 def _workspace(model: str, texts: Path, aozora: str) -> "Workspace":
-    """Return where the page finds runs and texts.
-
-    Raises:
-        TsugikiError: the folder of texts does not exist.
-    """
+    """Return where the page finds runs and texts."""
     from tsugiki.serve.train_view import Workspace
 
     if not texts.is_dir():
@@ -144,9 +140,6 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
     """Return the API key from the flag, the file or the environment; None if there is none.
 
     It leaves the environment, so that no process that the server starts has it.
-
-    Raises:
-        TsugikiError: there are a flag and a file, or the file cannot be read.
     """
     of_environment = os.environ.pop(_KEY_VARIABLE, None)
     if api_key is not None and file is not None:
@@ -162,11 +155,7 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
 
 
 def _named_base(given: Sequence[str]) -> str:
-    """Return the base that the values of --adapter name.
-
-    Raises:
-        TsugikiError: they name no base, or several.
-    """
+    """Return the base that the values of --adapter name."""
     from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
 

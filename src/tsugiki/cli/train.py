@@ -142,13 +142,9 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def start_processes(count: int) -> bool:
-    """Run this command in `count` processes, if it should run in several and has not been started in several already.
+    """Run this command in `count` processes, unless it is one or this process is one of several already.
 
-    Returns:
-        False if nothing was started, so that this process does the work itself.
-
-    Raises:
-        SystemExit: the processes have failed.
+    False if nothing was started, so that this process does the work itself.
     """
     if count == 1 or several_processes():
         return False
@@ -162,14 +158,7 @@ def start_processes(count: int) -> bool:
 
 @contextmanager
 def continued_by(words: Sequence[str]) -> Iterator[None]:
-    """Add the command that continues the work to the message if a signal ends the block.
-
-    Args:
-        words: the command, after `tsugiki`.
-
-    Raises:
-        Interrupted: a signal has arrived.
-    """
+    """Add the command that continues the work to the message if a signal ends the block."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -180,15 +169,7 @@ def continued_by(words: Sequence[str]) -> Iterator[None]:
 
 
 def named_folder(argument: Path | None, resume: bool) -> Path | None:
-    """Return the folder of a run, if the command's argument names one instead of a file of settings.
-
-    Args:
-        argument: what the user has given; with `--resume`, the folder or its `run.json`.
-        resume: whether `--resume` is given.
-
-    Raises:
-        TsugikiError: a folder without `--resume`.
-    """
+    """Return the folder of a run, if the command's argument names one instead of a file of settings."""
     if argument is None or (argument.suffix in _SUFFIXES and not argument.is_dir()):
         return None
     if argument.is_dir() and not resume:
@@ -201,11 +182,7 @@ def named_folder(argument: Path | None, resume: bool) -> Path | None:
 def go_to_working_directory(folder: Path) -> Path:
     """Change to the directory in which a run was started, so that its relative paths mean the same.
 
-    Returns:
-        The run's folder; its absolute path, if the directory is another one.
-
-    Raises:
-        TsugikiError: the folder holds no run.
+    Return the run's folder as a path that is valid there.
     """
     from tsugiki.training.resume import recorded_run
 
@@ -220,14 +197,7 @@ def go_to_working_directory(folder: Path) -> Path:
 def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any], path: Path | None) -> Settings:
     """Return the settings of a run that is continued: those of its record, replaced by those that are given.
 
-    Args:
-        kind: the class of the settings.
-        folder: the folder of the run.
-        given: settings from flags and from a file, nested.
-        path: the file, for errors; None: no file.
-
-    Raises:
-        TsugikiError: the folder holds no run, or a setting is invalid.
+    Errors name the file `path`, if the given settings are from one.
     """
     from tsugiki.training.config_files import validated
     from tsugiki.training.resume import recorded_settings

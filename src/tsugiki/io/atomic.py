@@ -136,11 +136,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Create a folder and its parents; an existing folder is not changed.
-
-    Returns:
-        The folders that did not exist, the deepest first.
-    """
+    """Create a folder and its parents, and return those that did not exist, the deepest first."""
     with _write_errors(folder):
         return _create(folder)
 

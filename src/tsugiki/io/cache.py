@@ -22,10 +22,9 @@ from typing import Any
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import WriteError, make_folder, new_folder, remove_leftovers
-from tsugiki.io.digests import sha256
+from tsugiki.io.digests import read_manifest, sha256, write_manifest
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, to_json_text, write_json
-from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
 
 
@@ -134,11 +133,7 @@ def new_entry(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def check_room(folder: Path, size: float) -> None:
-    """Check that the disk has room for this many bytes in a folder.
-
-    Raises:
-        WriteError: it has not.
-    """
+    """Check that the disk has room for this many bytes in a folder."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise WriteError(

@@ -46,11 +46,7 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: the text is not JSON, is nested in more than 100 levels, or has an integer of more than 100 digits.
-    """
+    """Return the value of a JSON text."""
     try:
         value = json.loads(text, parse_int=integer)
     except RecursionError as error:
@@ -85,11 +81,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def integer(digits: str) -> int:
-    """Return the value of an integer of at most 100 digits.
-
-    Raises:
-        ValueError: it has more digits.
-    """
+    """Return the value of an integer of at most 100 digits."""
     if len(digits) > _MAX_DIGITS:
         raise ValueError(_("an integer has more than {most} digits").format(most=_MAX_DIGITS))
     return int(digits)

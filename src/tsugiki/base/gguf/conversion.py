@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, llama_cpp_names, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _, marked
 from tsugiki.model.architectures import ARCHITECTURES
 from tsugiki.model.meta import meta_model
@@ -69,12 +69,7 @@ def conversion_dtype(header: GgufHeader) -> "torch.dtype":
 
 
 def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable[[], None]) -> None:
-    """Write the model and the tokenizer of a GGUF file to an empty folder; `advance` is called after each tensor.
-
-    Raises:
-        TsugikiError: transformers cannot read the file, or ignores a part of it.
-        OSError: the folder cannot be written.
-    """
+    """Write the model and the tokenizer of a GGUF file to an empty folder; `advance` is called after each tensor."""
     with hidden_progress_bars(), _tensor_progress(advance), _cached_reader():
         with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)
@@ -84,12 +79,7 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
 
 
 def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
-    """Write the config and the tokenizer of a GGUF file to an empty folder, without its weights.
-
-    Raises:
-        TsugikiError: transformers cannot read the file.
-        OSError: the folder cannot be written.
-    """
+    """Write the config and the tokenizer of a GGUF file to an empty folder, without its weights."""
     with hidden_progress_bars(), _cached_reader():
         with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)

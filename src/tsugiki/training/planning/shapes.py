@@ -10,7 +10,7 @@ from torch import nn
 
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.gguf.layer import BLOCKS
-from tsugiki.base.model_config import load_config, loading_errors
+from tsugiki.base.resolve import load_config, loading_errors
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.lowbit.int8 import Int8Linear
 from tsugiki.lowbit.integer_products import CHANNELS
