@@ -19,7 +19,6 @@ size of all entries (20 by default, 0: nothing is kept); the least recently used
 import os
 import re
 import shutil
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -36,7 +35,7 @@ from tsugiki.base.identity import FileStates, file_states
 from tsugiki.base.model_folder import map_keys, read_shards
 from tsugiki.base.quantized_files import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.dtypes import QuantizedDtype
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.cache import cache_folder, check_room, folder_size, has_entry, lock_of, new_entry
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_size
@@ -241,11 +240,10 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
                 check_room(temporary, 1.1 * size)
                 save_file(tensors, temporary / _WEIGHTS)
     except (TsugikiError, OSError) as error:
-        warnings.warn(
+        warn_caller(
             _(
                 "the quantised model ({size}) is not kept for the next start: {error} ({variable}=0 turns this off)"
-            ).format(size=format_size(size), error=error, variable=LIMIT_VARIABLE),
-            stacklevel=2,
+            ).format(size=format_size(size), error=error, variable=LIMIT_VARIABLE)
         )
 
 

@@ -21,7 +21,6 @@ those of the first reading, and are replaced by those of the present one.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -36,7 +35,7 @@ from tsugiki.data.duplicates import SLOTS, signatures
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode, encode_records
 from tsugiki.data.read.reading import Reading, renamed
 from tsugiki.data.records import AssistantTurns, Document, Record, text_to_compare
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes
 from tsugiki.io.json import read_json, write_json
@@ -148,10 +147,7 @@ def open_store(
         store = _read(folder, reading)  # another process may have written it since
         if store is None:
             if folder.exists():
-                warnings.warn(
-                    _("the cached tokens in {folder} are damaged, and are written again").format(folder=folder),
-                    stacklevel=2,
-                )
+                warn_caller(_("the cached tokens in {folder} are damaged, and are written again").format(folder=folder))
             with new_folder(folder, replace=True) as temporary:
                 _write(temporary, name, records, tokenizer, turns, advance, reading)
             store = _read(folder, reading)

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from tsugiki.errors import TsugikiWarning
+
 T = TypeVar("T")
 _LOUD = "bitsandbytes"  # PEFT imports it, and it warns of missing kernels
 
@@ -78,7 +80,7 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", module="tsugiki")
+            warnings.simplefilter("default", TsugikiWarning)
             yield
     finally:
         transformers_logging.set_verbosity(before)
