@@ -73,11 +73,7 @@ def list_command(
             typer.echo(entry_line(entry))
         return
     if not entries:
-        print_line(
-            _(
-                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
-            ).format(home=home)
-        )
+        _print_empty(home)
         return
     if any(entry.info for entry in entries):
         print_table(
@@ -87,6 +83,11 @@ def list_command(
     for entry in entries:
         if entry.broken:
             print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+
+
+def _print_empty(home: Path) -> None:
+    advice = _("no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
+    print_line(advice.format(home=home))
 
 
 def add_command(
@@ -264,11 +265,7 @@ def verify_command(
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
     if not given:
-        print_line(
-            _(
-                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
-            ).format(home=home)
-        )
+        _print_empty(home)
         return
     progress, broken = ProgressDisplay(), 0
     with progress.stage("base", None):
@@ -501,7 +498,6 @@ def track_layers(paths: Sequence[str]) -> Iterator[str]:
 
 def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
     """Print a table with each layer's rank before and after and the share of its update that is kept, then `lines`."""
-
     rows = [[path, str(layer.before), str(layer.after), f"{layer.energy:.2%}"] for path, layer in kept.items()]
     print_table(Table([_("layer"), _("rank"), "→", _("energy kept")], rows), *lines)
 

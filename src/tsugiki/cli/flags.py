@@ -387,7 +387,11 @@ def settings_text(
     """
     lines: list[str] = []
     panel = ""
-    listed = [setting for setting in settings_of(config, exclude) if _is_listed(setting, given, only)]
+    listed = [
+        setting
+        for setting in settings_of(config, exclude)
+        if only is None or ".".join(setting.path) in only or _is_given(setting, given)
+    ]
     for setting in sorted(listed, key=place_of):
         section = setting.path[0] if len(setting.path) > 1 else ""
         if panel_of(setting) != panel:
@@ -397,10 +401,6 @@ def settings_text(
         lines += ["", *_commented(setting, given.get(section, {}) if section else given, "  " if section else "")]
     others = {name: value for name, value in given.items() if name not in {setting.path[0] for setting in listed}}
     return "\n".join([*lines, *(["", _dump(others)] if others else [])]).lstrip("\n") + "\n"
-
-
-def _is_listed(setting: Setting, given: Mapping[str, Any], only: Collection[str] | None) -> bool:
-    return only is None or ".".join(setting.path) in only or _is_given(setting, given)
 
 
 def _is_given(setting: Setting, given: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from tsugiki.data.read.aozora import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from tsugiki.serve.train_view import Workspace
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
@@ -91,7 +88,10 @@ def serve_command(
     from tsugiki.data.chat import use_template
     from tsugiki.generation.request import Limits
     from tsugiki.serve.security import check_origins
+    from tsugiki.serve.train_view import Workspace
 
+    if texts is not None and not texts.is_dir():
+        raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))
     key = _key(api_key, api_key_file)
     check_access(host, key)
     model = model or _named_base(adapter or [])
@@ -109,7 +109,7 @@ def serve_command(
         allow_base_mismatch,
         check_origins(allow_origin or []),
         _folders(adapter or [], name),
-        _workspace(model, texts or Path(), aozora),
+        Workspace(model, Path.cwd(), texts or Path(), aozora),
     )
     listening = listen(host, port)
     base = load_model(model, dtype, trust_remote_code=trust_remote_code).to(default_device())
@@ -125,15 +125,6 @@ def serve_command(
         serve(base, tokenizer, name, library_folder(), settings, listening, ready)
     except (Interrupted, KeyboardInterrupt):
         typer.echo(_("stopped"))
-
-
-def _workspace(model: str, texts: Path, aozora: str) -> "Workspace":
-    """Return where the page finds runs and texts."""
-    from tsugiki.serve.train_view import Workspace
-
-    if not texts.is_dir():
-        raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))
-    return Workspace(model, Path.cwd(), texts, aozora)
 
 
 def _key(api_key: str | None, file: Path | None) -> str | None:
