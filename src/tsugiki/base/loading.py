@@ -171,11 +171,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
 
 
 def load_meta_model(name: str) -> "PreTrainedModel":
-    """Build a model on torch's meta device from its config; its weights are not read.
-
-    Raises:
-        TsugikiError: as for `load_model`.
-    """
+    """Build a model on torch's meta device from its config; its weights are not read."""
     config = load_config(name)
     with loading_errors(name):
         return meta_model(config)
@@ -185,9 +181,6 @@ def placeholder_model(name: str) -> "PreTrainedModel":
     """Build a model whose weights are zeros that take no memory, so that an adapter can be loaded into it.
 
     Every weight is one zero, expanded to the weight's shape. Weights that are tied in the model are tied here as well.
-
-    Raises:
-        TsugikiError: as for `load_model`.
     """
     model = load_meta_model(name)
     fill_with_zeros(model)

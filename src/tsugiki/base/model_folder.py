@@ -156,9 +156,6 @@ def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None
         folder: the model's folder.
         out: the folder to copy to; files of the same names are replaced.
         config: fields of config.json to change in the copy.
-
-    Raises:
-        OSError: a file cannot be read or written.
     """
     candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
     for path in candidates:
@@ -183,9 +180,6 @@ def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]])
         folder: the original model's folder.
         out: the folder of the new model.
         added: key of a new tensor -> the name of its file, and the entry of a tensor with its dtype and shape.
-
-    Raises:
-        OSError: the index cannot be written.
     """
     if (folder / MODEL_FILE).is_file():
         return

@@ -40,12 +40,7 @@ class NewWords:
 
 
 def read_words(path: Path) -> list[str]:
-    """Read the words in a UTF-8 file, one in each line; empty lines and repetitions are left out.
-
-    Raises:
-        TsugikiError: the file cannot be read or is not UTF-8, or it holds no word, too many words, or a word that is
-            too long.
-    """
+    """Read the words in a UTF-8 file, one in each line; empty lines and repetitions are left out."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
@@ -80,11 +75,7 @@ def add_words(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> New
 
 @torch.no_grad()
 def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
-    """Add a row for each new word to embedding and head, in place: the mean of the rows of its pieces.
-
-    Raises:
-        TsugikiError: the embedding or the head is quantised.
-    """
+    """Add a row for each new word to embedding and head, in place: the mean of the rows of its pieces."""
     fit_vocabulary(model, max(new.ids) + 1)
     weights = {id(layer.weight): cast(Tensor, layer.weight) for layer in _ends(model)}
     for weight in weights.values():

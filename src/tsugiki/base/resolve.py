@@ -77,9 +77,6 @@ def local_folder(name: str) -> Path | None:
     """Return the folder on this machine that holds a model's files, or None if there is none. Nothing is downloaded.
 
     The folder of a GGUF file has its config and tokenizer, and may lack the weights (see `model_folder`).
-
-    Raises:
-        TsugikiError: the config or the tokenizer of a GGUF file cannot be converted.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -249,11 +246,7 @@ def _hub_files(name: str) -> frozenset[str]:
 
 
 def folder_entries(folder: Path) -> dict[str, Entry]:
-    """Return the entries of all tensors in a model's folder.
-
-    Raises:
-        TsugikiError: a file is missing or broken (see `read_shards`).
-    """
+    """Return the entries of all tensors in a model's folder."""
     return {key: entry for shard in read_shards(folder) for key, entry in shard.entries.items()}
 
 
@@ -267,9 +260,6 @@ def weight_entries(name: str) -> tuple[Mapping[str, Entry] | None, bool]:
 
     Returns:
         None instead of the entries if the hub cannot be reached.
-
-    Raises:
-        TsugikiError: a file is missing or broken, or the repository has no safetensors weights.
     """
     assert gguf_path(name) is None
     folder = local_folder(name)

@@ -21,6 +21,7 @@ from tsugiki.language import _, counts, ngettext
 
 if TYPE_CHECKING:
     from tsugiki.training.planning.plan import Option
+    from tsugiki.training.workflows.preview import Preview
 
 
 def aozora_command(
@@ -111,11 +112,8 @@ _LISTED = (
     "model", "data", "held_out", "validation", "method", "lora.r", "lora.lora_alpha", "lora.lora_dropout", "minutes",
     "learning_rate", "prompts", "out",
 )  # fmt: skip
-
 """The settings that a new file lists; `tsugiki train --print-config` lists all."""
-
 _TEXTS = ("*.txt", "*.jsonl")
-
 _MINUTES = 10.0
 
 
@@ -158,7 +156,9 @@ def new_command(
     with new_file(path) as temporary:
         temporary.write_text(settings_text(RunConfig, given, only=_LISTED), encoding="utf-8")
         if preview:
-            _show_preview(given)
+            from tsugiki.training.workflows.preview import preview as preview_run
+
+            _print_preview(preview_run(RunConfig.model_validate(given), 1))
     print_line(_("settings: {path}").format(path=path))
     print_next_command("train", str(path))
 
@@ -190,14 +190,11 @@ def _check_minutes(minutes: float) -> None:
         raise TsugikiError(_("the time is a number of minutes above 0"))
 
 
-def _show_preview(settings: Mapping[str, Any]) -> None:
+def _print_preview(shown: "Preview") -> None:
     from rich.console import Console
 
     from tsugiki.report.preview import to_terminal
-    from tsugiki.training.config import RunConfig
-    from tsugiki.training.workflows.preview import preview
 
-    shown = preview(RunConfig.model_validate(dict(settings)), 1)
     console = Console(highlight=False)
     console.print(to_terminal(shown, colours=console.color_system is not None))
 
@@ -229,15 +226,12 @@ def preview_command(
             _("{html}: the folder {parent} does not exist; create it first").format(html=html, parent=html.parent)
         )
 
-    from rich.console import Console
-
     from tsugiki.io.atomic import write_text
-    from tsugiki.report.preview import to_html, to_terminal
+    from tsugiki.report.preview import to_html
     from tsugiki.training.workflows.preview import preview
 
     shown = preview(run_config, rows)
-    console = Console(highlight=False)
-    console.print(to_terminal(shown, colours=console.color_system is not None))
+    _print_preview(shown)
     if html:
         write_text(html, to_html(shown))
         typer.echo(_("page: {path}").format(path=html))
@@ -249,7 +243,6 @@ def preview_command(
 
 
 _UNSET = "-"
-
 """Value of settings that a run requires and a plan does not."""
 
 
@@ -314,9 +307,7 @@ def _command(path: Path | None, given: Given, chosen: "Option") -> str:
 
 
 _FLAGS = {"model": "--model", "data": "--data", "out": "--out"}
-
 _PATH = ("/", ".", "~")
-
 """Prefixes of the names of models that are paths, and not hub ids."""
 
 

@@ -119,9 +119,6 @@ def new_entry(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     Args:
         folder: the entry. Those of other versions are removed, and what killed processes left.
         facts: facts about it, for its manifest.
-
-    Raises:
-        TsugikiError: the entry cannot be written.
     """
     remove_leftovers(folder.parent)  # no other process writes without the lock
     for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):

@@ -1,4 +1,4 @@
-"""SHA-256 digests of bytes, files and tensors, written as `sha256:` and 64 hexadecimal digits.
+"""SHA-256 digests of bytes, files, tensors and whole folders, written as `sha256:` and 64 hexadecimal digits.
 
 `file_state` shows without reading a file whether it has changed since it was read.
 """
@@ -40,11 +40,7 @@ def sha256_bytes(content: bytes) -> bytes:
 
 
 def file_sha256(path: Path) -> str:
-    """Compute the digest of a file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Compute the digest of a file."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -62,10 +58,9 @@ def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
 
 
 def tensor_digest(file: BinaryIO, begin: int, end: int, description: str) -> str:
-    """Compute the digest of a description and of the bytes of a file from `begin` to `end`, as 64 hexadecimal digits.
+    """Compute the digest of a description and of a file from `begin` to `end`, as 64 hexadecimal digits.
 
-    Raises:
-        EOFError: the file ends too early.
+    An EOFError says that the file ends too early.
     """
     file.seek(begin)
     return sha256(chain([description.encode()], read_chunks(file, end - begin))).removeprefix("sha256:")
@@ -77,11 +72,7 @@ def combined_digest(digests: Mapping[str, str]) -> str:
 
 
 def read_chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
-    """Yield the next `length` bytes of a file in chunks of at most 4 MiB.
-
-    Raises:
-        EOFError: the file ends too early.
-    """
+    """Yield the next `length` bytes of a file in chunks of at most 4 MiB; an EOFError says that it ends too early."""
     while length:
         chunk = file.read(min(_CHUNK, length))
         if not chunk:
@@ -95,13 +86,8 @@ def read_chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write `manifest.json` with the sizes and the SHA-256 digests of all files in a folder and its subfolders.
 
-    Args:
-        folder: the folder, which must be complete; usually a temporary folder (see `io.atomic`).
-        facts: facts about the files, as JSON values.
-
-    Raises:
-        TsugikiError: the manifest cannot be written.
-        OSError: a file cannot be read.
+    The folder must be complete. `facts` about the files are JSON values. The manifest contains the digest of its own
+    content as well, so a change of any bit in the folder is found.
     """
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
@@ -116,9 +102,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Check every file that the manifest of a folder lists, and return the facts.
 
     Files that the manifest does not list are ignored.
-
-    Raises:
-        TsugikiError: there is no manifest, another version wrote it, or a file is missing or has changed.
     """
     path = folder / MANIFEST_FILE
     content = read_json(

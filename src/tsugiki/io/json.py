@@ -22,9 +22,6 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     Args:
         path: the file.
         missing: the error message if the file does not exist; "PATH is missing" if empty.
-
-    Raises:
-        TsugikiError: the file does not exist, cannot be read, or does not hold a JSON object.
     """
     try:
         if path.exists() and not path.is_file():
@@ -88,11 +85,7 @@ def integer(digits: str) -> int:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object to a file atomically, replacing an existing file.
-
-    Raises:
-        TsugikiError: the file cannot be written.
-    """
+    """Write a JSON object to a file atomically, replacing an existing file."""
     write_text(path, to_json_text(content))
 
 

@@ -1,4 +1,4 @@
-"""The progress display of all commands: a bar in a terminal, on standard error, and in a notebook."""
+"""The progress display of all commands (a bar on standard error, or in a notebook); other libraries show nothing."""
 
 import logging
 import os

@@ -43,12 +43,7 @@ _NOT_A_MODEL = {
 
 
 def read_model_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file, and check that the file holds a language model that can be converted.
-
-    Raises:
-        TsugikiError: as for `read_header`; or the file is not a complete model with a tokenizer, or its architecture or
-            quantisation is not supported.
-    """
+    """Read the header of a GGUF file, and check that the file holds a language model that can be converted."""
     header = read_header(path)
     reason = _unsupported_reason(header)
     if reason:
