@@ -62,10 +62,18 @@ from tsugiki.data import (
 )
 from tsugiki.hub.publication import publication
 from tsugiki.io import METADATA_FILE, MODEL_CONFIG_FILE, MODEL_FILE
-from tsugiki.lora import active_name, remove_adapter
+from tsugiki.lora import active_names, remove_adapter
 from tsugiki.methods import METHODS
 from tsugiki.report import inspect_adapter, write_report
-from tsugiki.training import finished, load_comparison, load_config, load_pretrain_config, load_sweep, read_record
+from tsugiki.training import (
+    ComparisonConfig,
+    PretrainConfig,
+    SweepConfig,
+    finished,
+    load_config,
+    load_settings,
+    read_record,
+)
 
 pytest.importorskip("gguf")
 pytest.importorskip("resource", reason="the harness needs a Unix system")
@@ -218,7 +226,7 @@ def read_adapter(folder: Path) -> None:
     try:
         load_adapter(model, folder, allow_base_mismatch=True)
     except TsugikiError:
-        assert active_name(model) is None
+        assert not active_names(model)
         after = dict(model.named_parameters(remove_duplicate=False))
         assert list(after) == list(before)
         assert all(after[name] is before[name] for name in before)
@@ -259,9 +267,9 @@ FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
 }
 SETTINGS_READERS: dict[str, Callable[[Path], object]] = {
     "train": lambda path: load_config(path, {}).to_record(),
-    "pretrain": lambda path: load_pretrain_config(path, {}),
-    "compare": lambda path: load_comparison(path, {}).runs(),
-    "sweep": lambda path: load_sweep(path, {}).runs(),
+    "pretrain": lambda path: load_settings(PretrainConfig, path, {}),
+    "compare": lambda path: load_settings(ComparisonConfig, path, {}).runs(),
+    "sweep": lambda path: load_settings(SweepConfig, path, {}).runs(),
 }
 
 

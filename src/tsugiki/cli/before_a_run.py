@@ -20,7 +20,7 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _, counts, ngettext
 
 if TYPE_CHECKING:
-    from tsugiki.training.planning.plan import Option
+    from tsugiki.training.plan import Option
     from tsugiki.training.workflows.preview import Preview
 
 
@@ -272,7 +272,7 @@ def plan_command(
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.training.packing import rows_of_data
-    from tsugiki.training.planning.plan import plan_run, smallest_need
+    from tsugiki.training.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()
     rows = None

@@ -120,7 +120,7 @@ def _show(record: "RunRecord") -> None:
 def _fitted(config: "RunConfig") -> "RunConfig":
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.planning.plan import fitted, plan_run
+    from tsugiki.training.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
@@ -230,14 +230,15 @@ def pretrain_command(
     """
 
     import_libraries("tsugiki.training.run")
+    from tsugiki.training.config_files import load_settings
     from tsugiki.training.workflows.pretrain import pretrain
-    from tsugiki.training.workflows.workflow_settings import PretrainConfig, load_pretrain_config
+    from tsugiki.training.workflows.workflow_settings import PretrainConfig
 
     folder = named_folder(config, resume)
     if start_processes(processes):
         return
     if folder is None:
-        pretrain_config = load_pretrain_config(config, settings)
+        pretrain_config = load_settings(PretrainConfig, config, settings)
         words = ["pretrain", str(config), "--out", pretrain_config.out, "--resume"]
     else:
         pretrain_config = resumed_settings(PretrainConfig, go_to_working_directory(folder), settings, None)
@@ -275,9 +276,10 @@ def compare_command(
     Args:
         config: YAML file: model, data, out, settings, methods.
     """
-    from tsugiki.training.workflows.workflow_settings import load_comparison
+    from tsugiki.training.config_files import load_settings
+    from tsugiki.training.workflows.workflow_settings import ComparisonConfig
 
-    comparison = load_comparison(config, settings)
+    comparison = load_settings(ComparisonConfig, config, settings)
     _prepare(comparison)
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
@@ -303,9 +305,10 @@ def sweep_command(
     Args:
         config: YAML file: model, data, out, settings, grid.
     """
-    from tsugiki.training.workflows.workflow_settings import load_sweep
+    from tsugiki.training.config_files import load_settings
+    from tsugiki.training.workflows.workflow_settings import SweepConfig
 
-    sweep_config = load_sweep(config, settings)
+    sweep_config = load_settings(SweepConfig, config, settings)
     _prepare(sweep_config)
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
