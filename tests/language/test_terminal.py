@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from tests.docs.test_architecture import commands
+from tests.docs.test_architecture import flags
 
 pty = pytest.importorskip("pty")
 termios = pytest.importorskip("termios")
@@ -26,7 +26,7 @@ _LOCALES = ("ja_JP.UTF-8", "C")
 @pytest.mark.parametrize("locale", _LOCALES)
 def test_help_fits(columns: int, locale: str) -> None:
     out = _run(columns, locale, "--help")
-    assert all(f" {name}" in out for name in commands() if " " not in name)
+    assert all(f" {name}" in out for name in flags() if " " not in name)
     _check(out, columns, locale)
 
 
@@ -34,7 +34,7 @@ def test_help_fits(columns: int, locale: str) -> None:
 @pytest.mark.parametrize("locale", _LOCALES)
 def test_help_of_train_fits(columns: int, locale: str) -> None:
     out = _run(columns, locale, "train", "--help")
-    assert [flag for one in commands()["train"].params for flag in one.opts if flag not in out] == []
+    assert [flag for flag in flags()["train"] if flag not in out] == []
     text, *examples = re.split(r"\n(?:例|Examples)\n", out)
     assert examples
     _check(text, columns, locale)

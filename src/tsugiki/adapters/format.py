@@ -32,8 +32,7 @@ from tsugiki.adapters.files import (
 from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
 from tsugiki.adapters.verify import differing_blocks, logit_shift, misfits
 from tsugiki.base.identity import identity_of, why_different
-from tsugiki.base.model_config import loading_errors
-from tsugiki.base.resolve import local_folder, split_revision
+from tsugiki.base.resolve import loading_errors, local_folder, split_revision
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.fast.layers import add_adapter
 from tsugiki.io.atomic import files_into

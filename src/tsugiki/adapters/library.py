@@ -21,9 +21,9 @@ from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
+from tsugiki.io.digests import read_manifest
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
-from tsugiki.io.manifest import read_manifest
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig

@@ -33,7 +33,7 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.language import _
 from tsugiki.methods.peft_keys import base_name

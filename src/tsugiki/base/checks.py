@@ -44,12 +44,7 @@ OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causa
 
 
 def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Check the files of a model's folder before they are read; code of its own is accepted with `trust_remote_code`.
-
-    Raises:
-        TsugikiError: a file is a device, or a link that leads out of the folder; the model brings code; or the folder
-            holds an adapter as well, which transformers would load without a message.
-    """
+    """Check a model's folder before its files are read; code of its own is accepted with `trust_remote_code`."""
     for path in _files_to_read(folder):
         _check_file(path, folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
@@ -96,11 +91,7 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Check a folder in which a tokenizer was saved without a model, before it is read.
-
-    Raises:
-        TsugikiError: a file is a device, or a link that leads out of the folder; or the tokenizer brings code.
-    """
+    """Check a folder in which a tokenizer was saved without a model, before it is read."""
     for path in _files_to_read(folder):
         _check_file(path, folder)
     if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
@@ -120,10 +111,6 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
     """Compare the entries of a model's weights with what its config describes, before memory is allocated for them.
 
     Of quantised models only the format is checked, since the tensors in their files differ from the model's.
-
-    Raises:
-        TsugikiError: the shape of a tensor does not fit the config, or the config describes a much larger model than
-            the files hold; or the weights are quantised in a format that cannot be read.
     """
     check_format(name, config)
     if quantization_settings(config):
@@ -159,9 +146,6 @@ def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str])
     """Check that transformers ignored no tensor that belongs to a module of the model, or to an additional layer of it.
 
     Other tensors may be ignored, such as a vision tower or a head for another task.
-
-    Raises:
-        TsugikiError: the config does not fit the weights: it has fewer layers, or leaves out biases.
     """
     paths = {path for path, _ in model.named_modules() if path}
     surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not OLD_BUFFERS.search(key)]

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.base.checks import check_all_used, check_weights
-from tsugiki.base.headers import folder_entries
 from tsugiki.base.identity import file_states, remember_files
-from tsugiki.base.model_config import load_config, loading_errors, read_config
 from tsugiki.base.quantized_files import DEQUANTIZED, is_stored_in_4_bits, quantization_settings
-from tsugiki.base.resolve import gguf_path, model_folder, settings_folder
+from tsugiki.base.resolve import (
+    folder_entries,
+    gguf_path,
+    load_config,
+    loading_errors,
+    model_folder,
+    read_config,
+    settings_folder,
+)
 from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import GENERATION_CONFIG_FILE
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
 from tsugiki.model.meta import fill_with_zeros, meta_model
 
@@ -165,11 +171,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
 
 
 def load_meta_model(name: str) -> "PreTrainedModel":
-    """Build a model on torch's meta device from its config; its weights are not read.
-
-    Raises:
-        TsugikiError: as for `load_model`.
-    """
+    """Build a model on torch's meta device from its config; its weights are not read."""
     config = load_config(name)
     with loading_errors(name):
         return meta_model(config)
@@ -179,9 +181,6 @@ def placeholder_model(name: str) -> "PreTrainedModel":
     """Build a model whose weights are zeros that take no memory, so that an adapter can be loaded into it.
 
     Every weight is one zero, expanded to the weight's shape. Weights that are tied in the model are tied here as well.
-
-    Raises:
-        TsugikiError: as for `load_model`.
     """
     model = load_meta_model(name)
     fill_with_zeros(model)

@@ -41,10 +41,6 @@ def weight_files(folder: Path) -> dict[str, str]:
     """Return the index of a model's weights: key of a tensor -> name of its file.
 
     Empty if there is no index, because the model has one file.
-
-    Raises:
-        TsugikiError: there are no safetensors weights, or the index is damaged or names something other than a
-            safetensors file in the folder.
     """
     if (folder / MODEL_FILE).is_file():
         return {}
@@ -160,9 +156,6 @@ def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None
         folder: the model's folder.
         out: the folder to copy to; files of the same names are replaced.
         config: fields of config.json to change in the copy.
-
-    Raises:
-        OSError: a file cannot be read or written.
     """
     candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
     for path in candidates:
@@ -187,9 +180,6 @@ def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]])
         folder: the original model's folder.
         out: the folder of the new model.
         added: key of a new tensor -> the name of its file, and the entry of a tensor with its dtype and shape.
-
-    Raises:
-        OSError: the index cannot be written.
     """
     if (folder / MODEL_FILE).is_file():
         return

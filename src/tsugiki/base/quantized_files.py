@@ -98,11 +98,7 @@ def quantization_settings(config: object) -> dict[str, Any]:
 
 
 def check_format(name: str, config: object) -> None:
-    """Check that the weights of a model are not quantised, or that their quantisation can be kept or undone.
-
-    Raises:
-        TsugikiError: the weights are quantised in a format that cannot be read.
-    """
+    """Check that the weights of a model are not quantised, or that their quantisation can be kept or undone."""
     method = error_text(quantization_settings(config).get("quant_method", ""), 40)
     if method and method not in DEQUANTIZED and not is_stored_in_4_bits(config):
         raise TsugikiError(

@@ -1,14 +1,14 @@
 """The commands below `tsugiki adapters`."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 from rich.cells import cell_len
 
-from tsugiki.cli.flags import Library, add_command_to, layer_names, new_group
+from tsugiki.cli.flags import Library, layer_names
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export import Loader
@@ -17,6 +17,7 @@ from tsugiki.report.table import Table
 
 if TYPE_CHECKING:
     from tsugiki.adapters.algebra.matrices import RankReduction
+    from tsugiki.cli.help import Commands
 
 NewAdapter: TypeAlias = Annotated[
     str, typer.Option("--out", help="A new name in the library, or the path of a new folder.")
@@ -37,11 +38,7 @@ Weights: TypeAlias = Annotated[
 
 
 def parse_weights(text: str | None) -> list[float] | None:
-    """Parse the value of --weights, numbers separated by commas; None stays None.
-
-    Raises:
-        TsugikiError: a part is not a number.
-    """
+    """Parse the value of --weights, numbers separated by commas; None stays None."""
     if text is None:
         return None
     try:
@@ -76,11 +73,7 @@ def list_command(
             typer.echo(entry_line(entry))
         return
     if not entries:
-        print_line(
-            _(
-                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
-            ).format(home=home)
-        )
+        _print_empty(home)
         return
     if any(entry.info for entry in entries):
         print_table(
@@ -90,6 +83,11 @@ def list_command(
     for entry in entries:
         if entry.broken:
             print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+
+
+def _print_empty(home: Path) -> None:
+    advice = _("no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
+    print_line(advice.format(home=home))
 
 
 def add_command(
@@ -267,11 +265,7 @@ def verify_command(
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
     if not given:
-        print_line(
-            _(
-                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
-            ).format(home=home)
-        )
+        _print_empty(home)
         return
     progress, broken = ProgressDisplay(), 0
     with progress.stage("base", None):
@@ -399,7 +393,6 @@ def truncate_command(
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
     from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
     from tsugiki.adapters.metadata import Provenance, source_adapter
-    from tsugiki.errors import TsugikiError
 
     folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
     lora = read_lora_weights(folder)
@@ -447,7 +440,6 @@ def extract_command(
     from tsugiki.adapters.lora_weights import write_lora_weights
     from tsugiki.adapters.metadata import Provenance, Source
     from tsugiki.base.resolve import local_folder
-    from tsugiki.errors import summarise_list
 
     target = new_adapter_folder(out, library)
     found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track_layers)
@@ -505,7 +497,6 @@ def track_layers(paths: Sequence[str]) -> Iterator[str]:
 
 def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
     """Print a table with each layer's rank before and after and the share of its update that is kept, then `lines`."""
-
     rows = [[path, str(layer.before), str(layer.after), f"{layer.energy:.2%}"] for path, layer in kept.items()]
     print_table(Table([_("layer"), _("rank"), "→", _("energy kept")], rows), *lines)
 
@@ -519,12 +510,10 @@ def print_written(out: Path) -> None:
     print_next_command("chat", str(out))
 
 
-adapters_app = new_group("Manage the library of adapters; compare, verify, combine and convert adapters.")
-
 LIBRARY, CHECK, MAKE = "The library", "Look and check", "Make from others"
 """The groups of commands."""
 
-_COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
+ADAPTERS: "Commands" = {
     "list": (LIBRARY, list_command),
     "add": (LIBRARY, add_command),
     "rename": (LIBRARY, rename_command),
@@ -538,5 +527,4 @@ _COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
     "extract": (MAKE, extract_command),
     "import": (MAKE, import_command),
 }
-for _name, (_group, _function) in _COMMANDS.items():
-    add_command_to(adapters_app, _name, _function, _group)
+"""The commands below `tsugiki adapters`, and their groups."""

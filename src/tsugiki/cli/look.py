@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import Loading, add_command_to, new_group
+from tsugiki.cli.flags import Loading
 from tsugiki.cli.terminal import print_line, print_table
-from tsugiki.data.read.reading import Reading
-from tsugiki.data.read.schemas import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -23,6 +21,7 @@ from tsugiki.report.table import Table
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from tsugiki.cli.help import Commands
     from tsugiki.training.load_targets import EvaluationTarget
 
 
@@ -61,6 +60,7 @@ def evaluate_command(
 
     import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations
+    from tsugiki.data.read.reading import Reading
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
     from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets, loaded_targets
@@ -97,6 +97,8 @@ def evaluate_command(
 
 
 def _columns(text: str | None) -> dict[str, str]:
+    from tsugiki.data.read.schemas import parse_columns
+
     try:
         return parse_columns(text) if text else {}
     except ValueError as error:
@@ -282,6 +284,5 @@ def clear_cache_command(
     print_line(_("removed {size} from {folder}").format(size=format_size(freed), folder=cache_folder("")))
 
 
-cache_app = new_group("List or remove what Tsugiki keeps on the disk to be faster the next time.")
-add_command_to(cache_app, "list", list_cache_command)
-add_command_to(cache_app, "clear", clear_cache_command)
+CACHE: "Commands" = {"list": (None, list_cache_command), "clear": (None, clear_cache_command)}
+"""The commands below `tsugiki cache`."""

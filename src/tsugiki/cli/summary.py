@@ -100,15 +100,7 @@ def print_merge(out: Path, report: "MergeReport") -> None:
 
 
 def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Path) -> None:
-    """Print the table of a comparison or a sweep, its result, the page, and how to train with the best settings again.
-
-    Args:
-        table: a row for each run.
-        sentence: the result in words.
-        page: the file of the report.
-        best: the settings of the best run.
-        out: the folder of all runs.
-    """
+    """Print the table of a comparison or a sweep, its result, its page, and the command with the best settings."""
     print_table(
         table,
         sentence,

@@ -24,9 +24,8 @@ from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.saved_tokenizer import with_chat_template
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.base.model_config import load_config
 from tsugiki.base.model_folder import LazyTensors, map_keys
-from tsugiki.base.resolve import model_folder
+from tsugiki.base.resolve import load_config, model_folder
 from tsugiki.data.encoding import document_start
 from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError, summarise_list

@@ -19,21 +19,10 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSErro
 
 
 def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice: str) -> tuple[str, bytes]:
-    """Read the only file with a suffix from a zip.
+    """Return the name and the content of the only file in a zip with a suffix such as `.txt`, in any case.
 
-    Args:
-        data: the zip.
-        name: the name of the zip, for errors.
-        suffix: the end of the file's name, such as `.txt`, in any case.
-        max_size: the largest size of the file in bytes.
-        advice: the end of the error messages, with what the user can do.
-
-    Returns:
-        The file's name in the zip, and its content.
-
-    Raises:
-        TsugikiError: the zip is damaged, contains no such file or several, or unpacks to more than `max_size` or
-            more than 20 times its own size.
+    It must not have more than `max_size` bytes, or 20 times the size of the zip. Error messages name the zip as `name`,
+    and end with `advice`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -69,12 +58,7 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
 
 
 def zip_members(path: Path) -> list[str]:
-    """Return the names of the files in a zip, sorted.
-
-    Raises:
-        TsugikiError: the zip is damaged, is protected by a password, or has names that lead out of it.
-        OSError: the zip cannot be read.
-    """
+    """Return the names of the files in a zip, sorted."""
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -97,17 +81,9 @@ def zip_members(path: Path) -> list[str]:
 
 
 def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tuple[str, bytes]]:
-    """Yield the names and the contents of files in a zip, one at a time.
+    """Yield the names and the contents of files in a zip, one at a time; `names` are from `zip_members`.
 
-    Args:
-        path: the zip.
-        names: the files to read, from `zip_members`.
-        max_size: the largest size of all files together, in bytes. A zip that unpacks to more than 20 times its own
-            size (and more than 4 MB) is refused as well.
-
-    Raises:
-        TsugikiError: the zip is damaged or packed with an unusual method, or its unpacked size exceeds a limit.
-        OSError: the zip cannot be read.
+    Together they must not have more than `max_size` bytes, and 20 times the size of the zip if that is over 4 MB.
     """
     left = limit = min(max_size, max(_MIN_LIMIT, _MAX_RATIO * path.stat().st_size))
     with path.open("rb") as file:

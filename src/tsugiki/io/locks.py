@@ -28,9 +28,6 @@ def locked(path: Path) -> Iterator[None]:
 
     Args:
         path: an empty file, which may remain. Its folder is created.
-
-    Raises:
-        TsugikiError: the lock cannot be created.
     """
     make_folder(path.parent)
     with _held(path, timeout=-1):
@@ -47,9 +44,6 @@ def sole_use(folder: Path) -> Iterator[None]:
 
     Args:
         folder: created if it does not exist, and in this case removed at the end if it holds nothing except `.lock`.
-
-    Raises:
-        TsugikiError: another process uses the folder, or the folder cannot be written.
     """
     created = make_folder(folder)
     with ExitStack() as stack:

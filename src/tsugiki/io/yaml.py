@@ -18,11 +18,7 @@ _MAX_NUMBER = 100  # characters
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the value in a YAML file.
-
-    Raises:
-        TsugikiError: the file cannot be read, or is not YAML (see `parse_yaml`).
-    """
+    """Return the value in a YAML file."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_SIZE + 1)
@@ -41,9 +37,6 @@ def parse_yaml(text: str, name: str) -> Any:
     Args:
         text: the text.
         name: the source of the text, such as a path or a flag, for errors.
-
-    Raises:
-        TsugikiError: the text is not YAML, or uses features of YAML that are not supported; the message names the line.
     """
     if len(text) > _MAX_SIZE:
         raise TsugikiError(

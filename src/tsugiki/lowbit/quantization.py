@@ -92,17 +92,7 @@ def note_parameters(model: nn.Module, count: int) -> None:
 
 
 def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, kept_as: LayerDtype) -> QuantizedLayer:
-    """Return a quantised layer for a linear layer.
-
-    Args:
-        path: its name, for the error.
-        layer: an `nn.Linear` or a `Conv1D`.
-        dtype: the dtype of the activations.
-        kept_as: the dtype of its weight.
-
-    Raises:
-        TsugikiError: its weight is not finite.
-    """
+    """Return a quantised layer for the `nn.Linear` or `Conv1D` at `path`; `dtype` is that of the activations."""
     quantized = LAYERS[kept_as].from_layer(layer, dtype)
     if not quantized.scale.isfinite().all():
         raise TsugikiError(

@@ -20,7 +20,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.atomic import files_into
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
 from tsugiki.model.freeze import disable_dropout, dropout_restored
 

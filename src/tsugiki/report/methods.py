@@ -17,6 +17,7 @@ from torch import nn
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
+from tsugiki.io.formatting import argument_descriptions
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
@@ -27,7 +28,7 @@ from tsugiki.model.linear import features, is_linear
 from tsugiki.model.targets_by_rule import reasons_against
 from tsugiki.model.ungrafted import base_modules, find_stacks
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig, argument_descriptions, validate_method
+from tsugiki.training.config import RunConfig, validate_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

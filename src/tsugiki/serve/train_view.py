@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.adapters.library import check_name
-from tsugiki.data.read.aozora.index import Kana
+from tsugiki.data.read.aozora import Kana
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text

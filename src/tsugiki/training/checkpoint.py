@@ -26,8 +26,8 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import remove_folder
+from tsugiki.io.digests import read_manifest, write_manifest
 from tsugiki.io.json import read_json, write_json
-from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.io.run_folder import checkpoint_step, checkpoints
 from tsugiki.language import _
 from tsugiki.training.record import LossPoint

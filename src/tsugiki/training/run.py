@@ -23,7 +23,7 @@ from tsugiki.io.locks import OWNER_FILE, sole_use
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step
 from tsugiki.language import _, ngettext
 from tsugiki.lora.hold import is_grafted
-from tsugiki.lowbit.product_dtype import decide
+from tsugiki.lowbit.quantized_layer import decide
 from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, llama_cpp_names, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _, marked
 from tsugiki.model.architectures import ARCHITECTURES
 from tsugiki.model.meta import meta_model
@@ -43,12 +43,7 @@ _NOT_A_MODEL = {
 
 
 def read_model_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file, and check that the file holds a language model that can be converted.
-
-    Raises:
-        TsugikiError: as for `read_header`; or the file is not a complete model with a tokenizer, or its architecture or
-            quantisation is not supported.
-    """
+    """Read the header of a GGUF file, and check that the file holds a language model that can be converted."""
     header = read_header(path)
     reason = _unsupported_reason(header)
     if reason:
@@ -68,12 +63,7 @@ def conversion_dtype(header: GgufHeader) -> "torch.dtype":
 
 
 def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable[[], None]) -> None:
-    """Write the model and the tokenizer of a GGUF file to an empty folder; `advance` is called after each tensor.
-
-    Raises:
-        TsugikiError: transformers cannot read the file, or ignores a part of it.
-        OSError: the folder cannot be written.
-    """
+    """Write the model and the tokenizer of a GGUF file to an empty folder; `advance` is called after each tensor."""
     with hidden_progress_bars(), _tensor_progress(advance), _cached_reader():
         with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)
@@ -83,12 +73,7 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
 
 
 def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
-    """Write the config and the tokenizer of a GGUF file to an empty folder, without its weights.
-
-    Raises:
-        TsugikiError: transformers cannot read the file.
-        OSError: the folder cannot be written.
-    """
+    """Write the config and the tokenizer of a GGUF file to an empty folder, without its weights."""
     with hidden_progress_bars(), _cached_reader():
         with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)

@@ -32,21 +32,12 @@ _CACHE_VERSION = 3
 
 
 def converted_folder(path: Path) -> Path:
-    """Return the folder of the cache with a converted GGUF file, which is converted first if necessary.
-
-    Raises:
-        TsugikiError: the file is not a model that can be converted, the gguf package is not installed, or the cache
-            cannot be written.
-    """
+    """Return the folder of the cache with a converted GGUF file, which is converted first if necessary."""
     return _entry(path, cache_folder("gguf") / _name(path), _convert)
 
 
 def settings_folder(path: Path) -> Path:
-    """Return a folder of the cache with the config and the tokenizer of a GGUF file; it may lack the weights.
-
-    Raises:
-        TsugikiError: as for `converted_folder`.
-    """
+    """Return a folder of the cache with the config and the tokenizer of a GGUF file; it may lack the weights."""
     converted = cache_folder("gguf") / _name(path)
     if converted.exists():
         return converted
@@ -73,11 +64,7 @@ def _entry(path: Path, folder: Path, convert: Callable[[Path, Path], None]) -> P
 
 
 def gguf_fingerprint(path: Path) -> str:
-    """Return `sha256:` and 64 digits over name, type, shape and quantised bytes of every tensor in a GGUF file.
-
-    Raises:
-        TsugikiError: as for `converted_folder`.
-    """
+    """Return `sha256:` and 64 digits over name, type, shape and quantised bytes of every tensor in a GGUF file."""
     return _digests(path)["tensors"]
 
 

@@ -101,10 +101,7 @@ def require_gguf() -> None:
 def llama_cpp_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, str]:
     """Map transformers' names of parameters to llama.cpp's; parameters without a name in llama.cpp are left out.
 
-    Args:
-        architecture: llama.cpp's name for the architecture, such as `gemma3`.
-        layers: the number of blocks of the model.
-        names: such as `model.layers.0.self_attn.q_proj.weight`, which llama.cpp calls `blk.0.attn_q.weight`.
+    `model.layers.0.self_attn.q_proj.weight`, for example, is `blk.0.attn_q.weight` in the architecture `gemma3`.
     """
     require_gguf()
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map

@@ -30,9 +30,6 @@ def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel
     """Load a model from a GGUF file, in evaluation mode.
 
     The activations, and everything that is unpacked, have the dtype `dtype`.
-
-    Returns:
-        The model, in evaluation mode.
     """
     header = read_model_header(path)
     if header.architecture not in VERIFIED:

@@ -10,12 +10,12 @@ from types import MappingProxyType
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
+from tsugiki.data.read.aozora import Kana
 from tsugiki.data.read.aozora.text import Encoding, title_and_author
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_only_member
 from tsugiki.language import _
 
-Kana = Literal["modern", "old"]
 Role = Literal["author", "translator", "editor", "reviser", "other"]
 
 INDEX = "list_person_all_extended_utf8"

@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tsugiki.data.read.aozora.index import ROLES, IndexEntry, Kana, Role
+from tsugiki.data.read.aozora import Kana
+from tsugiki.data.read.aozora.index import ROLES, IndexEntry, Role
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 

@@ -14,7 +14,6 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     import httpx2
 
-SITE = "https://www.aozora.gr.jp"
 MAX_ZIP = 50_000_000
 """The largest zip that is read, in bytes: a text and its illustrations, or the index."""
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, read_index, read_manifest
+from tsugiki.data.read.aozora import Kana
+from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Person, read_index, read_manifest
 from tsugiki.data.read.aozora.query import Query, no_author, no_work, normalise_name
 from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
