@@ -15,8 +15,7 @@ import typer
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import FlagsOf, Given, settings_text, words_of
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
-from tsugiki.data.read.aozora.index import Kana
-from tsugiki.data.read.aozora.query import Query, parse_role, select
+from tsugiki.data.read.aozora.index import Kana, Query, parse_role, select
 from tsugiki.data.read.aozora.site import SITE
 from tsugiki.data.read.files import check_data
 from tsugiki.errors import TsugikiError, summarise_list

@@ -10,17 +10,13 @@ AssistantTurns: TypeAlias = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class Document:
-    """A text, all of which counts in the loss.
-
-    Attributes:
-        text: the text.
-        source: where the record was read: `file` or `file:line`.
-        fields: other short texts of the same row, such as author and title; held-out records can be chosen by them.
-    """
+    """A text, all of which counts in the loss."""
 
     text: str
     source: str
+    """Where the record was read: `file` or `file:line`."""
     fields: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
+    """Other short texts of the same row, such as author and title; held-out records can be chosen by them."""
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,8 @@ def _damaged(path: Path, reason: str) -> TsugikiError:
 def find_learned(
     index: RecordIndex, learned: Sequence[Fingerprints], numbers: npt.NDArray[np.int64] | None = None
 ) -> tuple[set[int], set[int]]:
-    """Find the records with these numbers that are among learned texts; None: all records.
-
-    Returns:
-        The numbers of records with the same text, and of others with nearly the same text.
+    """Return which records are among learned texts: the numbers of those with the same text, and of others with nearly
+    the same text. Only the records with these numbers are looked for; None: all.
     """
     numbers = np.arange(len(index)) if numbers is None else numbers
     same: set[int] = set()

@@ -32,12 +32,8 @@ class FieldCondition:
 def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
     """Parse the setting `held_out`, or another setting with the same forms.
 
-    Returns:
-        A share for a number, a condition for a text `field=value`, otherwise the path of a file. A text that names an
-        existing file is always a path.
-
-    Raises:
-        TsugikiError: the share is not between 0 and 1, or the condition has no field or no value.
+    A number is a share, and a text `field=value` a condition. Any other text, and one that names an existing file, is a
+    path.
     """
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
@@ -75,9 +71,6 @@ def split_records(
     fulfil it are held out, together with their near-duplicates.
 
     `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
-
-    Raises:
-        TsugikiError: no record is left for training or for evaluation, or no record has the field or the value.
     """
     if len(index) == 1:
         raise TsugikiError(

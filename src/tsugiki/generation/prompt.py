@@ -34,14 +34,8 @@ def prompt_tokens(
 ) -> PromptTokens:
     """Return the tokens of a prompt in the same form as before an answer in training.
 
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer; with `adapters.saved_tokenizer.with_chat_template`, the template is an adapter's.
-        prompt: a text; or messages, the last of which is not the assistant's.
-        source: the name of the prompt in errors.
-
-    Raises:
-        TsugikiError: the tokenizer has no chat template for a conversation, or the template cannot render it.
+    A tokenizer `with_chat_template` has the template of an adapter. The last message must not be the assistant's.
+    `source` is the name of the prompt in errors.
     """
     if isinstance(prompt, str):
         return PromptTokens([document_start(tokenizer), *encode(tokenizer, [prompt])[0]], frozenset())
@@ -54,14 +48,8 @@ def prompt_tokens(
 
 
 def learned_conversations(adapter: Path | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return whether prompts are turns of a conversation: the adapter was trained on some, or a model alone can chat.
-
-    Args:
-        adapter: the adapter's folder; None: the model alone.
-        tokenizer: the model's tokenizer.
-
-    Raises:
-        TsugikiError: the adapter's chat template is not a text.
+    """Return whether prompts are turns of a conversation: the adapter in a folder was trained on some, or, without an
+    adapter, the model's tokenizer has a chat template.
     """
     if adapter is not None:
         return saved_chat_template(adapter) is not None

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from tsugiki.data.old_characters import NEW_FORMS
+from tsugiki.data.duplicates import NEW_FORMS
 from tsugiki.language import _
 from tsugiki.report.page import render_macro
 from tsugiki.training.record import RunRecord, Sample, samples_by_prompt

@@ -35,9 +35,6 @@ def load_served(model: "PreTrainedModel", folder: Path, key: str, allow_base_mis
 
     Unlike `load_adapter`, this does not compare the logits with and without the adapter, to warn of one without any
     effect. The comparison would take most of the time, in which no other request gets a token.
-
-    Raises:
-        TsugikiError: the adapter cannot be loaded, or cannot be computed with a key-value cache.
     """
     _refuse_new_words(model, folder)
     config = read_adapter_config(folder)

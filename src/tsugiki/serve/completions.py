@@ -67,12 +67,7 @@ class Completions:
 
     @asynccontextmanager
     async def begin(self, parsed: CompletionRequest | ChatRequest) -> AsyncIterator[Generation]:
-        """Queue the rows of a request; rows that are not finished at the end of the block are cancelled.
-
-        Raises:
-            ApiError: the request cannot be answered.
-            TsugikiError: the prompt is too long, or too many requests wait.
-        """
+        """Queue the rows of a request; rows that are not finished at the end of the block are cancelled."""
         limits = self.engine.limits
         if self._open >= limits.rows + limits.waiting:
             raise QueueFull(_("{count} requests wait already; try again later").format(count=self._open))

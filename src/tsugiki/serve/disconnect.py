@@ -20,11 +20,7 @@ async def wait_for_disconnect(request: Request) -> None:
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of a coroutine, which is cancelled if the client disconnects first.
-
-    Raises:
-        ClientDisconnected: the client has disconnected.
-    """
+    """Return the result of a coroutine, which is cancelled if the client disconnects first."""
     working, watching = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)

@@ -49,7 +49,7 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
 
 def works(source: str, query: dict[str, Any]) -> dict[str, Any]:
     """Return the works of Aozora Bunko that match a query."""
-    from tsugiki.data.read.aozora.query import Query, select
+    from tsugiki.data.read.aozora.index import Query, select
     from tsugiki.data.read.aozora.works import open_source
 
     found = select(open_source(source, None).entries(), Query(**query))
@@ -62,7 +62,7 @@ def works(source: str, query: dict[str, Any]) -> dict[str, Any]:
 
 def fetch(source: str, query: dict[str, Any], out: str) -> dict[str, Any]:
     """Write the works that match a query as clean text, a JSON line each."""
-    from tsugiki.data.read.aozora.query import Query, select
+    from tsugiki.data.read.aozora.index import Query, select
     from tsugiki.data.read.aozora.works import check_target, open_source, read_entries, write_works
 
     check_target(Path(out))

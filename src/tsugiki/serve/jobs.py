@@ -33,11 +33,6 @@ class Jobs:
         """Call a function of `job_worker.FUNCTIONS` in a new process, and return its result.
 
         The process is ended after these seconds, or if the client disconnects; the body of the request has been read.
-
-        Raises:
-            ApiError: another job is running, or the job takes too long.
-            ClientDisconnected: the client has disconnected.
-            TsugikiError: the function raised it, or the process ended without an answer.
         """
         if self._busy.locked():
             message = _("a preview, a plan or a search is running already; wait for it")

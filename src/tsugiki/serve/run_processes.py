@@ -89,12 +89,10 @@ class RunProcesses:
             return next((folder for folder, process in self._started.items() if process.poll() is None), None)
 
     def stop(self, folder: Path) -> bool:
-        """Ask the process that trains in a folder to end. It ends after its step, and writes a checkpoint.
+        """Ask the process that trains in a folder to end, and return whether there is one.
 
-        The signal is sent only once: a second one would end the process without the checkpoint.
-
-        Returns:
-            Whether there is such a process.
+        It ends after its step, and writes a checkpoint. The signal is sent only once: a second one would end the
+        process without the checkpoint.
         """
         if self.is_stopping(folder):
             return True

@@ -108,13 +108,8 @@ class ServedAdapters:
     async def acquire(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> ServedModel:
         """Return the base, an adapter or a mix, and hold it. It is loaded if it is not in memory.
 
-        Args:
-            name: the base's name, an adapter's name, or both with a colon between them.
-            mix: name of an adapter -> factor on its update. Adapters with the factor 0 are left out.
-
-        Raises:
-            ApiError: there is no such adapter, it cannot be loaded, or it cannot be part of a mix.
-            WaitedTooLong: the wait for other loads, or for adapters in use to be released, exceeded the limit.
+        `name` is the base's name, an adapter's name, or both with a colon between them. `mix` is name of an adapter ->
+        factor on its update. Adapters with the factor 0 are left out.
         """
         seconds = self.engine.limits.seconds
         try:

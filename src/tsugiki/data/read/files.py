@@ -60,10 +60,6 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
             from a data set is executed.
         columns: names of columns that differ from those in `schemas`.
         reading: is filled with facts about the files; complete when all records are read.
-
-    Raises:
-        TsugikiError: there is no such data, or its file type is not supported. While reading: an unsupported encoding,
-            a malformed line or row, different schemas in one file, a damaged or protected file, or no record at all.
     """
     reading = Reading() if reading is None else reading
     parts = [_read(source, columns, reading) for source in _sources(data, reading)]

@@ -1,7 +1,6 @@
 """Facts about how the files of a data set were read, and the sentences that report them to the user."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -27,34 +26,6 @@ class Reading:
     """Files of another kind in a folder or a zip."""
     without_fields: list[str] = field(default_factory=list)
     """Tables in a folder or a zip that have none of the known fields."""
-
-    def new_names(self, now: "Reading") -> dict[str, str]:
-        """Return for each file of this reading its name in another reading of the same content."""
-        return dict(zip(self.files, now.files, strict=False))
-
-    def renamed(self, now: "Reading") -> "Reading":
-        """Return the facts of this reading with the files' names in `now`, another reading of the same content.
-
-        Files that were passed over are not a part of the content, except those in a zip, so they are taken from `now`.
-        """
-        if not now.files:
-            return self
-        names = self.new_names(now)
-        works, annotated, empty, without_fields, passed_over = (
-            [renamed(name, names) for name in found]
-            for found in (self.works, self.annotated, self.empty, self.without_fields, self.passed_over)
-        )
-        zips = tuple(f"{name}/" for name in now.files if name.lower().endswith(".zip"))
-        passed_over = [*now.passed_over, *(name for name in passed_over if name.startswith(zips))]
-        return Reading(
-            now.files,
-            works,
-            self.unresolved,
-            annotated,
-            empty,
-            list(dict.fromkeys(passed_over)),
-            without_fields,
-        )
 
     def notes(self) -> list[str]:
         """Return one sentence for each fact that a user should know."""
@@ -100,17 +71,6 @@ class Reading:
                 )
             )
         return found
-
-
-def renamed(name: str, names: Mapping[str, str]) -> str:
-    """Replace the file at the beginning of the name of a record (`file`, `file:line`, `file/member`, `file (its end)`).
-
-    `names` is file -> its new name; a name that begins with none of the files is not changed.
-    """
-    for end in range(len(name), 0, -1):
-        if name[end : end + 1] in ("", ":", "/", " ") and name[:end] in names:
-            return names[name[:end]] + name[end:]
-    return name
 
 
 def _kinds(names: list[str]) -> str:

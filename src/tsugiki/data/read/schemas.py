@@ -56,11 +56,7 @@ FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a recor
 
 
 def schema_of(row: Mapping[str, Any], source: str) -> str:
-    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing.
-
-    Raises:
-        TsugikiError: the row has the fields of no schema.
-    """
+    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing."""
     present = {name for name, value in row.items() if value is not None}
     for schema, keys in KEYS.items():
         if present.issuperset(keys):
@@ -86,11 +82,7 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Parse names of columns in the form `prompt=question,completion=answer`.
-
-    Raises:
-        ValueError: the text has another form.
-    """
+    """Parse names of columns in the form `prompt=question,completion=answer`."""
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):
         raise ValueError(

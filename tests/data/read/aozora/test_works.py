@@ -60,23 +60,8 @@ def test_an_index_in_the_folder_takes_precedence(mirror, place):
     (mirror / "index_pages").mkdir()
     rows = [row("1", "坂の上（索引）", "000009", ("索引", "者"), テキストファイルURL=ROWS[0]["テキストファイルURL"])]
     (mirror / place).write_bytes(index_csv(rows) if place.endswith(".csv") else index_zip(rows))
-    (mirror / "manifest.tsv").write_text("broken", encoding="utf-8")
     (work,) = works_of(str(mirror))
     assert (work.title, work.author, work.person_id) == ("坂の上（索引）", "索引者", "000009")
-
-
-def test_a_manifest_names_files_persons_and_kana(mirror):
-    (mirror / "manifest.tsv").write_text(
-        "path\tperson_id\tauthor_line\ttitle_line\tchars\tkana_guess\n"
-        'cards/000001/files/1_ruby.zip\t000001\t川田《かわだ》二葉訳\t"坂の上\t9\t\n'
-        "cards/000002/files/3_ruby.zip\t000002\t川田二葉\t川の話\t9\told\n",
-        encoding="utf-8",
-    )
-    works = list(works_of(str(mirror)))
-    assert [(w.title, w.author, w.person_id, w.kana) for w in works] == [
-        ("坂の上", "山田一", "000001", "modern"),  # the manifest names the translator; the text gives the author
-        ("川の話", "川田二葉", "000002", "old"),
-    ]
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -141,22 +126,18 @@ def test_files_outside_the_mirror_are_not_read(mirror, path):
     assert "秘密" not in titles(mirror)
 
 
-@pytest.mark.parametrize("index", [f"{INDEX}.csv", "manifest.tsv"])
-def test_a_missing_file_is_an_error_or_skipped(mirror, index):
-    names = list(FILES)
-    manifest = "path\tperson_id\tauthor_line\ttitle_line\tkana_guess\n" + "".join(
-        f"{name}\t000001\t\t\t\n" for name in names
-    )
-    (mirror / index).write_bytes(index_csv(ROWS[:3]) if index.endswith(".csv") else manifest.encode())
-    (mirror / names[1]).unlink()
-    with pytest.raises(TsugikiError, match=f"{index}: line 3: .*{names[1]}.*--skip-missing"):
+def test_a_missing_file_is_an_error_or_skipped(mirror):
+    index, name = mirror / f"{INDEX}.csv", list(FILES)[1]
+    index.write_bytes(index_csv(ROWS[:3]))
+    (mirror / name).unlink()
+    with pytest.raises(TsugikiError, match=f"{index}: line 3: .*{name}.*--skip-missing"):
         titles(mirror)
     source = MirrorFolder(mirror)
     missing: list[str] = []
     works = list(read_entries(source, source.entries(), Query(), pytest.fail, missing.append))
     assert [work.title for work in works] == ["坂の上", "川の話"]
     assert len(missing) == 1
-    assert missing[0].startswith(f"{mirror / index}: line 3: ")
+    assert missing[0].startswith(f"{index}: line 3: ")
 
 
 def test_a_work_of_several_people_is_read_once(mirror):
