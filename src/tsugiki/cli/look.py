@@ -13,9 +13,8 @@ import typer
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading, add_command_to, new_group
 from tsugiki.cli.terminal import print_line, print_table
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import parse_columns
-from tsugiki.data.records import AssistantTurns
+from tsugiki.data.records import AssistantTurns, Reading
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.report.table import Table

@@ -2,7 +2,7 @@
 
 records      `read` reads files into `records`
 tokens       `encoding` and `chat` tokenise them, `store` keeps the tokens on disk
-rows         `splits` chooses the held-out records, `blocks` packs the others into rows, `batches` deals them out
+rows         `splits` chooses the held-out records, `blocks` packs the others into rows and deals them out
 """
 
 from tsugiki.lazy import lazy_names
@@ -21,9 +21,8 @@ __getattr__, __dir__ = lazy_names(
         "read.character_encoding": "decode",
         "read.epub": "chapter_text",
         "read.files": "content_key read_records record_kinds",
-        "read.reading": "Reading",
         "read.schemas": "parse_columns read_row",
-        "records": "AssistantTurns Completion Conversation Document Message Record",
+        "records": "AssistantTurns Completion Conversation Document Message Reading Record",
         "seen_texts": "Fingerprints find_learned fingerprints learned_by read_fingerprints write_fingerprints",
         "splits": "FieldCondition parse_held_out split_document split_records",
         "store": "RecordIndex TokenStore open_store",

@@ -31,8 +31,7 @@ import numpy.typing as npt
 
 from tsugiki.data.duplicates import SLOTS, signatures
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode_records
-from tsugiki.data.read.reading import Reading
-from tsugiki.data.records import AssistantTurns, Document, Record, text_to_compare
+from tsugiki.data.records import AssistantTurns, Document, Reading, Record, text_to_compare
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes

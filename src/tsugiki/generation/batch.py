@@ -11,8 +11,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.key_value_cache import CachedRows, compute, padded, round_up, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
 from tsugiki.generation.request import BatchMode, Request, ScoredToken, Timing
-from tsugiki.generation.sampling import Chooser
-from tsugiki.generation.text import TextStream
+from tsugiki.generation.sampling import Chooser, TextStream
 from tsugiki.language import _
 from tsugiki.model.context import rope_depends_on_length
 from tsugiki.model.inference import same_to_rounding

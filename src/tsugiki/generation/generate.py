@@ -17,11 +17,11 @@ from transformers import LogitsProcessorList
 from tsugiki.data.encoding import document_end
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.batch import find_batch_mode
-from tsugiki.generation.prompt import Prompt, check_room, prompt_tokens
+from tsugiki.generation.prompt import Prompt, prompt_tokens
 from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
-from tsugiki.generation.sampling import Chooser, Sampling
+from tsugiki.generation.sampling import Chooser, Sampling, TextStream
 from tsugiki.generation.scheduler import Scheduler, generating
-from tsugiki.generation.text import TextStream
+from tsugiki.language import _
 from tsugiki.lora.hold import active_adapter, active_name, is_merged
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
@@ -50,10 +50,7 @@ def generate_text(
     latest where the model's context ends. `emit` is called with every new piece of it, in which all characters are
     whole.
     """
-    tokens = prompt_tokens(model, tokenizer, prompt)
-    check_room(model, tokens.ids)
-    ends = tokens.ends | {document_end(tokenizer)}
-    return continue_rows(model, tokenizer, [tokens.ids], max_new_tokens, sampling, ends, emit=emit)[0]
+    return generate_texts(model, tokenizer, [prompt], max_new_tokens, sampling, emit)[0]
 
 
 def generate_texts(
@@ -62,13 +59,19 @@ def generate_texts(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     sampling: Sampling,
+    emit: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Return the result of `generate_text` for each prompt, computed in batches if the model allows it."""
-    tokens = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
-    for row in tokens:
-        check_room(model, row.ids)
-    ends = frozenset({document_end(tokenizer)}).union(*(row.ends for row in tokens))
-    return continue_rows(model, tokenizer, [row.ids for row in tokens], max_new_tokens, sampling, ends)
+    rows, context = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts], context_length(model)
+    for row in rows:
+        if len(row.ids) >= context:
+            raise TsugikiError(
+                _("the prompt has {count} tokens; the model's context of {context} leaves no room for more").format(
+                    count=len(row.ids), context=context
+                )
+            )
+    ends = frozenset({document_end(tokenizer)}).union(*(row.ends for row in rows))
+    return continue_rows(model, tokenizer, [row.ids for row in rows], max_new_tokens, sampling, ends, emit=emit)
 
 
 def continue_rows(

@@ -1,6 +1,6 @@
 """Jobs of the view Train: previews, plans and searches, each in a process of its own with a time limit.
 
-Texts, tokenizers and models are read in this process, so that none of them can block or end the server.
+Texts, tokenizers and models are read in this process (`job_worker`), so that none of them can block or end the server.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ from starlette.requests import Request
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import VARIABLE, _, language
-from tsugiki.serve.disconnect import unless_disconnected
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, unless_disconnected
 
 _LARGEST_ANSWER = 8_000_000  # bytes
 

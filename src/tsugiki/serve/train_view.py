@@ -31,8 +31,7 @@ from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.protocol import Fields, read
-from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
-from tsugiki.serve.runs_view import Runs, run_routes
+from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
 from tsugiki.serve.security import PAGE_API
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated

@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
 from tsugiki.data.read.character_encoding import decode
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
 from tsugiki.data.read.tables import (
     NumberedRows,
@@ -32,7 +31,7 @@ from tsugiki.data.read.tables import (
     jsonl_rows,
     parquet_rows,
 )
-from tsugiki.data.records import Document, Record
+from tsugiki.data.records import Document, Reading, Record
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256

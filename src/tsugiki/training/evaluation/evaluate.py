@@ -28,9 +28,8 @@ from torch.nn import functional as F
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.read.files import Data, read_records
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import AssistantTurns, Document, Record, target_text
+from tsugiki.data.records import AssistantTurns, Document, Reading, Record, target_text
 from tsugiki.data.store import read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
