@@ -26,6 +26,10 @@ class TsugikiError(Exception):
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[3 - _LONGEST // 2 :]}"
 
 
+class TsugikiWarning(UserWarning):
+    """A warning of this package. The command line prints it as a note, and hides the warnings of libraries."""
+
+
 class OtherProcessError(Exception):
     """Another process of the run has stopped. It prints the reason, so this process ends without a message."""
 
@@ -73,4 +77,4 @@ def warn_caller(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, TsugikiWarning, stacklevel=level)

@@ -34,7 +34,7 @@ from tsugiki.adapters.verify import differing_blocks, logit_shift, misfits
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.model_config import loading_errors
 from tsugiki.base.resolve import local_folder, split_revision
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.fast.layers import add_adapter
 from tsugiki.io.atomic import files_into
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
@@ -192,12 +192,11 @@ def _words_in_files(model: nn.Module) -> int | None:
 def _warn_of_names(model: nn.Module, adapter: Any) -> None:
     renamed = renamed_when_loaded(model, adapter.pairs) if isinstance(adapter.config, LoraConfig) else []
     if renamed:
-        warnings.warn(
+        warn_caller(
             _(
                 "PEFT renames {example} ({count} such) while it loads an adapter of this model, and drops what it "
                 "has learned; only Tsugiki reads this adapter as it is"
-            ).format(example=renamed[0], count=len(renamed)),
-            stacklevel=3,
+            ).format(example=renamed[0], count=len(renamed))
         )
 
 
@@ -263,15 +262,11 @@ def load_adapter(
             set_adapter(base, active_before)
         raise
     if shift == 0:
-        warnings.warn(
-            _("the adapter in {folder} has no effect: the model's logits are those of the base").format(folder=folder),
-            stacklevel=2,
+        warn_caller(
+            _("the adapter in {folder} has no effect: the model's logits are those of the base").format(folder=folder)
         )
     elif shift is not None and not math.isfinite(shift):
-        warnings.warn(
-            _("the adapter in {folder} makes logits infinite or NaN").format(folder=folder),
-            stacklevel=2,
-        )
+        warn_caller(_("the adapter in {folder} makes logits infinite or NaN").format(folder=folder))
     if not allow_base_mismatch:
         warn_of_unknown_base(base, folder)
     return model
@@ -341,20 +336,18 @@ def warn_of_unknown_base(model: nn.Module, folder: Path) -> None:
     names = [Path(split_revision(base_name)[0]).name.lower() for base_name in (base.name or "", name)]
     metadata = read_metadata(folder)
     if all(names) and names[0] != names[1]:
-        warnings.warn(
+        warn_caller(
             _(
                 "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
                 "are the same is unknown"
-            ).format(folder=folder, trained=base.name, here=name),
-            stacklevel=3,
+            ).format(folder=folder, trained=base.name, here=name)
         )
     elif base.name and fingerprint and metadata.digests and not metadata.provenance:
-        warnings.warn(
+        warn_caller(
             _(
                 "the adapter in {folder} was saved without the fingerprint of {trained}, whose files had changed; "
                 "whether it was trained on the weights of this model is unknown"
-            ).format(folder=folder, trained=base.name),
-            stacklevel=3,
+            ).format(folder=folder, trained=base.name)
         )
 
 

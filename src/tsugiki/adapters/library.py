@@ -3,7 +3,6 @@
 import os
 import shutil
 import unicodedata
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from tsugiki.adapters.files import adapter_weight_files
 from tsugiki.adapters.info import AdapterInfo, read_adapter_info
 from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
@@ -218,11 +217,10 @@ def _newest_checkpoint(run: Path) -> Path | None:
                 read_manifest(folder)
             except TsugikiError:
                 continue
-            warnings.warn(
+            warn_caller(
                 _("the run in {run} has not finished; its adapter is that of {checkpoint}").format(
                     run=run, checkpoint=folder.name
-                ),
-                stacklevel=2,
+                )
             )
             return folder
     return None

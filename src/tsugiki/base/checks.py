@@ -6,7 +6,6 @@ follow links out of the folder, and allocate a model of the size that the config
 
 import math
 import re
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.base.model_folder import map_keys
 from tsugiki.base.quantized_files import check_format, quantization_settings
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
@@ -93,10 +92,7 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
             )
         )
     if classes:
-        warnings.warn(
-            _("the code that {name} brings is run: {digest}").format(name=name, digest=code_digest(folder)),
-            stacklevel=2,
-        )
+        warn_caller(_("the code that {name} brings is run: {digest}").format(name=name, digest=code_digest(folder)))
 
 
 def check_tokenizer_files(folder: Path) -> None:

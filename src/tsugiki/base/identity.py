@@ -17,7 +17,6 @@ fingerprint is unknown. For a model whose weights were changed in memory, the di
 import functools
 import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,7 +29,7 @@ from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
 from tsugiki.base.model_config import load_config
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, local_folder
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, warn_caller
 from tsugiki.io.cache import kept
 from tsugiki.io.digests import FileState, combined_digest, file_state, sha256, tensor_digest
 from tsugiki.io.shards import Shard, dtype_name, read_shard
@@ -135,9 +134,8 @@ def _fingerprint_of(model: nn.Module) -> str | None:
     present = file_states(name)
     read_from, states = getattr(model, _FILES, (name, present))
     if read_from == name and states != present:
-        warnings.warn(
-            _("the files of {name} were changed after it was loaded; its fingerprint is unknown").format(name=name),
-            stacklevel=2,
+        warn_caller(
+            _("the files of {name} were changed after it was loaded; its fingerprint is unknown").format(name=name)
         )
     else:
         fingerprint = _digest_files(present)

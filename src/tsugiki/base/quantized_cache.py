@@ -12,7 +12,6 @@ files have less than 1 GB is not kept, because reading and quantising it takes o
 
 import os
 import shutil
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from tsugiki.base.identity import FileStates, file_states
 from tsugiki.dtypes import QuantizedDtype
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.cache import cache_folder, check_room, folder_size, has_entry, lock_of, new_entry
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_size
@@ -132,11 +131,10 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
                 check_room(temporary, 1.1 * size)
                 save_file(tensors, temporary / _WEIGHTS)
     except (TsugikiError, OSError) as error:
-        warnings.warn(
+        warn_caller(
             _(
                 "the quantised model ({size}) is not kept for the next start: {error} ({variable}=0 turns this off)"
-            ).format(size=format_size(size), error=error, variable=LIMIT_VARIABLE),
-            stacklevel=2,
+            ).format(size=format_size(size), error=error, variable=LIMIT_VARIABLE)
         )
 
 

@@ -10,9 +10,10 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from types import FrameType
 
-from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, is_ordinary
+from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, TsugikiWarning, is_ordinary
 from tsugiki.language import VARIABLE, _, choose_language
 
 _SECONDS_FOR_MAIN = 10
@@ -26,7 +27,7 @@ def main() -> None:
         arguments = _take_language(arguments)
     except ValueError as error:
         _stop(str(error), 2, debug)
-    warnings.showwarning = _say_warning
+    warnings.showwarning = _notes_once()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _interrupt)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
@@ -148,14 +149,13 @@ def _stop(message: str, status: int, debug: bool) -> None:
     raise SystemExit(status)
 
 
-def _say_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: object = None,
-    line: str | None = None,
-) -> None:
-    """Print Tsugiki's own warnings as notes. Warnings of libraries are for developers and are not shown."""
-    if issubclass(category, UserWarning) and "tsugiki" in filename:
-        print(_("note: {note}").format(note=message), file=sys.stderr)
+def _notes_once() -> Callable[..., None]:
+    """Return what prints Tsugiki's own warnings as notes, each text once. Warnings of libraries are for developers."""
+    printed: set[str] = set()
+
+    def say(message: Warning | str, category: type[Warning], *_place: object) -> None:
+        if issubclass(category, TsugikiWarning) and str(message) not in printed:
+            printed.add(str(message))
+            print(_("note: {note}").format(note=message), file=sys.stderr)
+
+    return say

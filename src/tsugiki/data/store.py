@@ -18,7 +18,6 @@ large file is checked again only after the file has changed.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -32,7 +31,7 @@ import numpy.typing as npt
 from tsugiki.data.duplicates import SLOTS, signatures
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Reading, Record, text_to_compare
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes
 from tsugiki.io.json import read_json, write_json
@@ -137,10 +136,7 @@ def open_store(
         store = _read(folder)  # another process may have written it since
         if store is None:
             if folder.exists():
-                warnings.warn(
-                    _("the cached tokens in {folder} are damaged, and are written again").format(folder=folder),
-                    stacklevel=2,
-                )
+                warn_caller(_("the cached tokens in {folder} are damaged, and are written again").format(folder=folder))
             with new_folder(folder, replace=True) as temporary:
                 _write(temporary, name, records, tokenizer, turns, advance, reading)
             store = _read(folder)

@@ -13,14 +13,13 @@ new entry replaces those of other versions. Entries are written under the lock o
 import os
 import shutil
 import stat
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.atomic import WriteError, make_folder, new_folder, remove_leftovers
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_size
@@ -101,7 +100,7 @@ def has_entry(folder: Path) -> bool:
     try:
         _check(folder, folder.stat().st_ino)
     except (TsugikiError, OSError) as error:
-        warnings.warn(_("{error}; it is made again").format(error=error), stacklevel=2)
+        warn_caller(_("{error}; it is made again").format(error=error))
         return False
     with suppress(OSError):  # the cache may be read-only
         os.utime(folder)  # the time of the last use

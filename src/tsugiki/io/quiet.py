@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tsugiki.errors import TsugikiWarning
+
 _LOUD = "bitsandbytes"  # PEFT imports it, and it warns of missing kernels
 
 
@@ -20,7 +22,7 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", module="tsugiki")
+            warnings.simplefilter("default", TsugikiWarning)
             yield
     finally:
         transformers_logging.set_verbosity(before)

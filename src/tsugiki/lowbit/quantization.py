@@ -1,6 +1,5 @@
 """Quantising the frozen layers of a whole model to 8 or 4 bits."""
 
-import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from tsugiki.dtypes import QuantizedDtype
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.lowbit.int8 import Int8Linear
 from tsugiki.lowbit.integer_products import exact_integers
@@ -50,12 +49,11 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
         TsugikiError: a weight is not finite.
     """
     if torch.accelerator.current_accelerator(check_available=True) is None and not exact_integers():
-        warnings.warn(
+        warn_caller(
             _(
                 "this processor cannot multiply 8-bit integers exactly (it has no VNNI): {base_dtype} saves memory "
                 "here, but it is slow"
-            ).format(base_dtype=base_dtype),
-            stacklevel=2,
+            ).format(base_dtype=base_dtype)
         )
     before = count_parameters(model)
     model.requires_grad_(False)

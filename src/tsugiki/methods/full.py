@@ -9,7 +9,6 @@ The result is an ordinary model folder of transformers: the configuration, `mode
 """
 
 import copy
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from torch import nn
 
 from tsugiki.base.loading import load_model
 from tsugiki.dtypes import SaveDtype, torch_dtype
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.atomic import files_into
 from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.language import _
@@ -63,11 +62,10 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
     largest = torch.finfo(saved_dtype).max
     too_large = [name for name, weight in model.named_parameters() if (weight.detach().abs() > largest).any()]
     if too_large:
-        warnings.warn(
+        warn_caller(
             _("{weights}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in float32").format(
                 weights=summarise_list(too_large), dtype=dtype, largest=largest
-            ),
-            stacklevel=2,
+            )
         )
         saved_dtype = torch.float32
     converted = model if saved_dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(saved_dtype)

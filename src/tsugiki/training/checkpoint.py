@@ -14,7 +14,6 @@ Everything is safetensors and JSON, and nothing is pickled. A checkpoint is a fo
 The manifest is written last and checked before anything of the checkpoint is used.
 """
 
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import remove_folder
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.manifest import read_manifest, write_manifest
@@ -168,9 +167,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             continue
         for other, problem in damaged.items():
             _set_aside(other)
-            warnings.warn(
-                _("{problem}; the run continues from {name}").format(problem=problem, name=path.name), stacklevel=2
-            )
+            warn_caller(_("{problem}; the run continues from {name}").format(problem=problem, name=path.name))
         return intact
     if damaged:
         raise TsugikiError(

@@ -1,6 +1,5 @@
 """Start a run in a folder, or continue the one that it holds: with the same settings, base and data as before."""
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import settings_folder
 from tsugiki.data.read.files import describe_data
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run
 from tsugiki.language import _
@@ -231,9 +230,7 @@ def recorded_run(out: Path) -> RunRecord:
         kept = _record_of(checkpoint)
         if checkpoint is None or kept is None:
             raise
-        warnings.warn(
-            _("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name), stacklevel=1
-        )
+        warn_caller(_("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name))
         return kept
 
 
@@ -262,12 +259,11 @@ def _describe_versions(record: RunRecord) -> None:
         if before.get(name) != now[name]
     ]
     if changed:
-        warnings.warn(
+        warn_caller(
             _(
                 "the run was started with other versions: {changed}; its result may differ from that of an "
                 "uninterrupted run"
-            ).format(changed=summarise_list(changed)),
-            stacklevel=2,
+            ).format(changed=summarise_list(changed))
         )
         record.earlier_versions.append(before)
         record.versions = now

@@ -1,6 +1,5 @@
 """The stage of a run in which it trains: its loop with evaluations and checkpoints, and restarts with a lower rate."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.fast.recomputation import recomputed_blocks
 from tsugiki.io.atomic import WriteError, new_folder
 from tsugiki.io.file_names import MANIFEST_FILE
@@ -180,9 +179,7 @@ def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, s
         try:
             read_manifest(checkpoint)
         except TsugikiError as error:
-            warnings.warn(
-                _("{error}; the last step is kept instead of step {step}").format(error=error, step=step), stacklevel=2
-            )
+            warn_caller(_("{error}; the last step is kept instead of step {step}").format(error=error, step=step))
             return False
         return True
 

@@ -8,7 +8,6 @@ models are read from their files tensor by tensor, so only one layer of each is 
 """
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from tsugiki.base.identity import named_identity, named_settings, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import LazyTensors, map_keys
 from tsugiki.base.resolve import model_folder
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets, shortest_target_modules
@@ -133,12 +132,11 @@ def extract(
 def _warn_of_other_settings(finetuned: str, base: str) -> None:
     why = why_different(named_settings(finetuned), named_settings(base))
     if why:
-        warnings.warn(
+        warn_caller(
             _(
                 "an adapter changes weights only, so with this one {base} computes something else than {finetuned}: "
                 "{why}"
-            ).format(base=base, finetuned=finetuned, why=why),
-            stacklevel=3,
+            ).format(base=base, finetuned=finetuned, why=why)
         )
 
 

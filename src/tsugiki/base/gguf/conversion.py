@@ -6,7 +6,6 @@ some settings and tensors without a warning, and the model then differs from lla
 """
 
 import functools
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, llama_cpp_names, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.language import _, marked
 from tsugiki.model.architectures import ARCHITECTURES
@@ -201,11 +200,10 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedCon
 
     config = AutoConfig.from_pretrained(folder, gguf_file=str(path.resolve()))
     if header.architecture not in VERIFIED:
-        warnings.warn(
+        warn_caller(
             _(
                 "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's"
-            ).format(name=path.name, architecture=header.architecture),
-            stacklevel=2,
+            ).format(name=path.name, architecture=header.architecture)
         )
         return config
     for name, value in _ignored_settings(header, config).items():

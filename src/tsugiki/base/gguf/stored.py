@@ -5,7 +5,6 @@ the weight of a linear layer, or whose type cannot be multiplied (see `layer.BLO
 and cast to the dtype of the activations, one at a time.
 """
 
-import warnings
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from tsugiki.base.gguf.conversion import VERIFIED, read_model_header, refuse_missing
 from tsugiki.base.gguf.file import GgufTensor, llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lowbit.quantization import count_parameters, is_quantizable, note_parameters
@@ -71,11 +70,10 @@ def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel
     refuse_missing(path, [name for name, parameter in model.named_parameters() if parameter.is_meta])
     others = sorted({kind for kind in unpacked if kind not in ("F32", "F16", "BF16")})
     if others:
-        warnings.warn(
+        warn_caller(
             _("{path}: {count} layers of the types {types} are unpacked to {bits} bits").format(
                 path=path.name, count=len(unpacked), types=", ".join(others), bits=8 * dtype.itemsize
-            ),
-            stacklevel=2,
+            )
         )
     for module in model.modules():
         bias = getattr(module, "bias", None)

@@ -5,11 +5,11 @@ differently from llama.cpp. That is corrected here, with a warning if the file n
 `tests/base/gguf/test_llama_cpp.py` compares the tokens of texts with llama.cpp's.
 """
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.base.gguf.file import GgufHeader
+from tsugiki.errors import warn_caller
 from tsugiki.language import _
 
 if TYPE_CHECKING:
@@ -66,12 +66,11 @@ def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif pre not in (*_AS_GPT2, *_SPLIT_BY_TRANSFORMERS):
-        warnings.warn(
+        warn_caller(
             _(
                 "{file} splits text before tokenisation in a way that Tsugiki does not know ({value}); it is split "
                 "as for GPT-2, and some tokens may differ from llama.cpp's"
-            ).format(file=file, value=pre or "unnamed"),
-            stacklevel=2,
+            ).format(file=file, value=pre or "unnamed")
         )
 
 
