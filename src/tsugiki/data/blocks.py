@@ -3,11 +3,10 @@
     row 0   <start> a document that is longer than a row …
     row 1   … and ends here <end> │ <start> a short document <end> │ <start> another one <end> │ padding
 
-A row consists of segments. A document that is longer than a row continues in another row. The last token of a segment
-is repeated as the first token of the next one, so that every token is predicted exactly once. The last segment of a
-long document shares a row with other documents. A completion or a conversation is never split: tokens that do not fit
-are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding small.
-Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
+A row consists of segments. A document that is longer than a row continues in another one, with the last token repeated
+as the first, so that every token is predicted exactly once. A completion or a conversation is never split: tokens that
+do not fit are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding
+small. Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
 """
 
 from bisect import bisect_left, insort

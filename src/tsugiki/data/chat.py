@@ -6,14 +6,10 @@ turn, inclusive.
     <|im_start|>user⏎ Hello<|im_end|>⏎<|im_start|>assistant⏎ Good day<|im_end|>⏎
                                                              ~~~~~~~~~~~~~~~~~~
 
-If the template marks the answers with {% generation %}, an answer begins there. Otherwise it begins where the
-rendering of the previous turns with the generation prompt ends. To find the end of an answer's content, the
-conversation is rendered again with another content: the common suffix of the two renderings follows the content. The
-first special token in it ends the turn. Searching the rendering for the texts of the messages would not be reliable,
-because a text can occur several times.
-
-Templates are programs that come with a model. They are rendered in Jinja's sandbox, as in transformers, which keeps
-them from files and from Python's internals; an endless loop is not stopped.
+An answer begins where the template marks it with {% generation %}, or else where the rendering of the previous turns
+with the generation prompt ends. Its content ends where the renderings with this and with another content become equal;
+the first special token after that ends the turn. The texts of the messages are not searched for, because a text can
+occur several times. Templates are programs. They run in Jinja's sandbox, as in transformers.
 """
 
 import re

@@ -1,12 +1,10 @@
 """Find near-duplicates: the same work in old and in modern orthography, or an example with small edits.
 
-Each text is represented by a `signature` of fixed size, and `near_duplicates` groups the indices of similar signatures.
-To find held-out documents that are also in the training data, group both lists together.
-
-The texts are compared as sets of four-character sequences (shingles), after `fold` has removed differences of
-orthography, width and punctuation. A signature is a one-permutation MinHash of the set: each shingle is hashed to a
-slot, and each slot keeps its smallest hash. The share of equal slots estimates the Jaccard similarity of two sets
-(common shingles divided by all shingles) to about ±0.045; for texts of one or two lines it is nearly exact.
+Texts are compared as sets of four-character sequences (shingles), after `fold` has removed differences of orthography,
+width and punctuation. A `signature` is a one-permutation MinHash of the set: each shingle is hashed to a slot, and each
+slot keeps its smallest hash. The share of equal slots estimates the Jaccard similarity of two sets (common shingles
+divided by all shingles) to about ±0.045; for texts of one or two lines it is nearly exact. `near_duplicates` groups the
+indices of similar signatures.
 """
 
 import unicodedata

@@ -12,9 +12,8 @@ A store is a folder that is written in one pass over the records and memory-mapp
     store.json      the version of the format, the key of the store, and the digests of the other files; written last
     checked.json    size, time and inode of each large file when its digest was last checked
 
-Several processes can use one cache: the first process that needs a store writes it, and the others wait for it. The
-digests are checked when a store is opened; a damaged store, or one of another key, is written again. The digest of a
-large file is checked again only after the file has changed.
+The first process that needs a store writes it, and the others wait for it. The digests are checked when a store is
+opened, that of a large file only after it has changed; a damaged store, or one of another key, is written again.
 """
 
 import json
@@ -196,7 +195,8 @@ def _write(
             without_target += [
                 record.source for record, one in zip(batch, encoded, strict=True) if not one.target_tokens
             ]
-            lines = [_line(record) for record in batch]
+            described = [json.dumps([record.source, dict(record.fields)], ensure_ascii=False) for record in batch]
+            lines = [line.encode("utf-8", "surrogatepass") + b"\n" for line in described]
             ends["offsets"] = ends["offsets"][-1] + np.cumsum([len(one.ids) for one in encoded])
             ends["lines"] = ends["lines"][-1] + np.cumsum([len(line) for line in lines])
             arrays = {
@@ -225,11 +225,6 @@ def _loss_mask(encoded: EncodedRecord) -> Array:
     mask = np.array(encoded.loss_mask, np.bool_)
     mask[:1] = False  # nothing predicts the first token
     return mask
-
-
-def _line(record: Record) -> bytes:
-    text = json.dumps([record.source, dict(record.fields)], ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _read(folder: Path) -> TokenStore | None:

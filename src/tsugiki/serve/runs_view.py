@@ -4,7 +4,6 @@ What a run writes (`run.json`, `output.log`, `.lock.json`) is read while it is w
 files have limits of size, links are not followed, and a record that cannot be read is shown as such.
 """
 
-import asyncio
 import math
 import os
 import signal
@@ -20,8 +19,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.errors import TsugikiError, error_text
@@ -33,8 +30,8 @@ from tsugiki.language import VARIABLE, _, language
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end
-from tsugiki.serve.protocol import NameRequest, read
-from tsugiki.serve.security import PAGE_API
+from tsugiki.serve.page import get_route, post_route
+from tsugiki.serve.protocol import NameRequest
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
 
@@ -302,28 +299,15 @@ class Runs:
 def run_routes(runs: Runs) -> list[Route]:
     """Return the routes of the view Runs."""
 
-    async def overview(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(runs.overview))
-
-    async def details(request: Request) -> Response:
-        name = request.query_params.get("name", "")
-        return JSONResponse(await asyncio.to_thread(lambda: runs.details(runs.find(name))))
-
-    async def stop(request: Request) -> Response:
-        name = (await read(NameRequest, request)).name
-        await asyncio.to_thread(lambda: runs.stop(runs.find(name)))
-        return JSONResponse({}, 202)
-
-    async def resume(request: Request) -> Response:
-        name = (await read(NameRequest, request)).name
-        command = await asyncio.to_thread(lambda: runs.resume(runs.find(name)))
-        return JSONResponse({"command": command}, 202)
+    def stop(asked: NameRequest) -> dict[str, Any]:
+        runs.stop(runs.find(asked.name))
+        return {}
 
     return [
-        Route(f"{PAGE_API}runs", overview),
-        Route(f"{PAGE_API}run", details),
-        Route(f"{PAGE_API}runs/stop", stop, methods=["POST"]),
-        Route(f"{PAGE_API}runs/resume", resume, methods=["POST"]),
+        get_route("runs", runs.overview),
+        get_route("run", lambda name: runs.details(runs.find(name)), "name"),
+        post_route("runs/stop", NameRequest, stop, 202),
+        post_route("runs/resume", NameRequest, lambda asked: {"command": runs.resume(runs.find(asked.name))}, 202),
     ]
 
 
