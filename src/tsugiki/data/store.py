@@ -9,7 +9,7 @@ A store is a folder that is written in one pass over the records and memory-mapp
     records.jsonl   for each record: its source and its fields
     lines.bin       the number of bytes before each line of records.jsonl, and after the last one
     reading.json    how the files of the records were read
-    store.json      the version of the format, the key of the store, and the digests of the other files; written last
+    store.json      the key of the store, and the digests of the other files; written last
     checked.json    size, time and inode of each large file when its digest was last checked
 
 The first process that needs a store writes it, and the others wait for it. The digests are checked when a store is
@@ -217,7 +217,7 @@ def _write(
         )
     write_json(folder / _READING, asdict(reading))
     digests = {name: file_sha256(folder / name) for name in sorted(_FILES)}
-    write_json(folder / "store.json", {"format": _FORMAT, "key": key, "digests": digests})
+    write_json(folder / "store.json", {"key": key, "digests": digests})
     _note_as_checked(folder, _large_files(folder))
 
 
@@ -234,13 +234,9 @@ def _read(folder: Path) -> TokenStore | None:
     except TsugikiError:
         return None
     digests = content.get("digests")
-    if (
-        content.get("format") != _FORMAT
-        or content.get("key") != folder.name
-        or not isinstance(digests, dict)
-        or digests.keys() != _FILES
-        or not _is_intact(folder, digests)
-    ):
+    if not isinstance(digests, dict) or digests.keys() != _FILES or content.get("key") != folder.name:
+        return None
+    if not _is_intact(folder, digests):
         return None
     offsets = _mapped(folder / "offsets.bin", np.dtype(np.int64))
     lines = _mapped(folder / "lines.bin", np.dtype(np.int64))

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
 Columns: TypeAlias = Mapping[str, str]
 """Field of a schema -> the name of its column, where a data set calls it otherwise."""
@@ -297,20 +297,17 @@ def _check_surrogates(record: Record) -> None:
         ) from error
 
 
+_TYPE_NAMES = {
+    bool: marked("true or false"),
+    int: marked("a number"),
+    float: marked("a number"),
+    str: marked("a text"),
+    list: marked("a list"),
+}
+
+
 def _type_name(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return _("true or false")
-        case int() | float():
-            return _("a number")
-        case str():
-            return _("a text")
-        case list():
-            return _("a list")
-        case _:
-            return _("an object")
+    return "null" if value is None else _(_TYPE_NAMES.get(type(value), marked("an object")))
 
 
 def _abbreviate(value: Any) -> str:

@@ -246,11 +246,8 @@ _VENDOR = str.maketrans("～∥－￠￡￢", "〜‖−¢£¬")
 
 
 def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
-    for codec in (
-        "utf-8-sig",
-        "shift_jis",
-        "cp932",
-    ):  # text in the other encodings is invalid UTF-8 from its first kanji on
+    # Text in the other encodings is invalid UTF-8 from its first kanji on.
+    for codec in ("utf-8-sig", "shift_jis", "cp932"):
         try:
             text = data.decode(codec)
         except UnicodeDecodeError:
