@@ -143,6 +143,15 @@ BAD = {
     "empty completion": ("a.csv", "prompt,completion\na,b\nc,\n", "a.csv:3 has an empty completion"),
     "blank": ("a.txt", " \n\u3000", "is empty"),
     "other kind": ("a.pdf", "x", ".pdf .*use .txt, .md, .jsonl, .json, .csv, .parquet, .epub or .zip"),
+    "JSON, cut off": ("a.json", '[{"text": "a"}, {"text": ', "a.json is not JSON: "),
+    "JSON, with more": ("a.json", '[{"text": "a"}] x', "is not JSON: "),
+    "JSON, deep": ("a.json", "[" * 100_000, "nested too deeply"),
+    "JSON, deep row": ("a.json", '[{"text": ' + "[" * 200 + "]" * 200 + "}]", "nested too deeply"),
+    "JSON, texts": ("a.json", '["a", "b"]', "element 1 is not a JSON object"),
+    "JSON, settings": ("a.json", '{"name": "x", "version": 1}', "none of the fields text, .*--columns"),
+    "JSON, blank": ("a.json", "", "is empty"),
+    "JSON, none": ("a.json", "text", "is not JSON"),
+    "JSON, long number": ("a.json", '[{"text": ' + "9" * 200 + "}]", "100 digits"),
     "no parquet": ("a.parquet", "x", "a.parquet cannot be read as Parquet"),
 }
 
