@@ -14,7 +14,7 @@ __getattr__, __dir__ = lazy_names(
         "chat": "DEFAULT_TEMPLATE Rendering prompt_text read_template render",
         "duplicates": "SHINGLE fold near_duplicates signature signatures similarity",
         "encoding": "EncodedRecord document_end document_start encode encode_records",
-        "read.aozora.index": "INDEX IndexEntry Person Query parse_role select",
+        "read.aozora.index": "INDEX IndexEntry Person Query parse_role read_manifest select",
         "read.aozora.site": "Site SiteUnreachable",
         "read.aozora.text": "guess_kana has_annotations is_work plain_text read_work title_and_author",
         "read.aozora.works": "LooseFiles MirrorFolder Work check_target open_source read_entries write_works",

@@ -4,7 +4,7 @@ import pytest
 
 from tests.data.read.aozora.samples import KAWADA, ROOT, ROWS, YAMADA, index_csv, index_zip, row
 from tests.data.read.aozora.test_text import zipped
-from tsugiki.data import INDEX, IndexEntry, Person, Query, parse_role, select
+from tsugiki.data import INDEX, IndexEntry, Person, Query, parse_role, read_manifest, select
 from tsugiki.data.read.aozora.index import read_index
 from tsugiki.errors import TsugikiError
 
@@ -87,6 +87,17 @@ def test_other_files_are_errors(data, message):
     with pytest.raises(TsugikiError, match=f"^here: {message}") as caught:
         read_index(data, "here")
     assert "\n" not in str(caught.value)
+
+
+def test_an_invalid_manifest_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "manifest.tsv"
+    path.write_text("path\tperson_id\na\t1\n", encoding="utf-8")
+    with pytest.raises(TsugikiError, match=r"manifest.tsv: no column author_line, title_line, kana_guess; "):
+        read_manifest(path)
+    columns = "path\tperson_id\tauthor_line\ttitle_line\tkana_guess\n"
+    path.write_text(f"{columns}a\t1\tA\tB\tmodern\nb\t1\n", encoding="utf-8")
+    with pytest.raises(TsugikiError, match=r"manifest.tsv: line 3 "):
+        read_manifest(path)
 
 
 # Selecting

@@ -59,8 +59,23 @@ def test_an_index_in_the_folder_takes_precedence(mirror, place):
     (mirror / "index_pages").mkdir()
     rows = [row("1", "坂の上（索引）", "000009", ("索引", "者"), テキストファイルURL=ROWS[0]["テキストファイルURL"])]
     (mirror / place).write_bytes(index_csv(rows) if place.endswith(".csv") else index_zip(rows))
+    (mirror / "manifest.tsv").write_text("broken", encoding="utf-8")
     (work,) = works_of(str(mirror))
     assert (work.title, work.author, work.person_id) == ("坂の上（索引）", "索引者", "000009")
+
+
+def test_a_manifest_names_files_persons_and_kana(mirror):
+    (mirror / "manifest.tsv").write_text(
+        "path\tperson_id\tauthor_line\ttitle_line\tchars\tkana_guess\n"
+        'cards/000001/files/1_ruby.zip\t000001\t川田《かわだ》二葉訳\t"坂の上\t9\t\n'
+        "cards/000002/files/3_ruby.zip\t000002\t川田二葉\t川の話\t9\told\n",
+        encoding="utf-8",
+    )
+    works = list(works_of(str(mirror)))
+    assert [(w.title, w.author, w.person_id, w.kana) for w in works] == [
+        ("坂の上", "山田一", "000001", "modern"),  # the manifest names the translator; the text gives the author
+        ("川の話", "川田二葉", "000002", "old"),
+    ]
 
 
 @pytest.mark.parametrize("indexed", [False, True])

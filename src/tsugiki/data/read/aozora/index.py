@@ -1,21 +1,26 @@
-"""List the works in Aozora Bunko's index (list_person_all_extended_utf8), and select some by author, title, orthography
-and role."""
+"""List the works in Aozora Bunko's index (list_person_all_extended_utf8) or in the manifest.tsv of a mirror, and select
+some by author, title, orthography and role.
+"""
 
 import csv
 import difflib
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from tsugiki.data.read.aozora.text import Encoding
-from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.data.read.aozora.text import Encoding, title_and_author
+from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_only_member
 from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 Kana = Literal["modern", "old"]
 Role = Literal["author", "translator", "editor", "reviser", "other"]
@@ -29,6 +34,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
 )
 """The values of the index's column 役割フラグ."""
 
+_KANA_GUESSES: dict[str, Kana] = {"modern": "modern", "old": "old"}
 _ENCODINGS: dict[str, Encoding] = {"ShiftJIS": "shift_jis", "UTF-8": "utf-8"}
 
 # The columns that are used; the index has more.
@@ -88,7 +94,9 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
         name = f"{name}/{member}"
     works: dict[str, IndexEntry] = {}
     people: dict[str, dict[Person, None]] = {}  # without repetitions, in the order of the rows
-    for row, origin in _rows(data, name):
+    lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    advice = _("this is not Aozora Bunko's index; download {index}.zip again").format(index=INDEX)
+    for row, origin in _rows(csv.reader(lines), name, _COLUMNS, advice):
         path = _below_root(row[_URL])
         key = path or row[_WORK]
         known = works.get(key) or IndexEntry(
@@ -105,14 +113,36 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
     return [replace(entry, people=tuple(people[key])) for key, entry in works.items()]
 
 
-def _rows(data: bytes, name: str) -> Iterator[tuple[dict[str, str], str]]:
-    """Yield each row of the index by column, with its origin: the file and the first line of the row."""
-    advice = _("this is not Aozora Bunko's index; download {index}.zip again").format(index=INDEX)
-    table = csv.reader(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=""))
+def read_manifest(path: Path) -> list[IndexEntry]:
+    """Read a manifest.tsv with the columns path, person_id, author_line, title_line and kana_guess.
+
+    It tells which works a person has written under several names, which the texts do not. Titles are not read from it
+    but from the texts, whose headers also contain the subtitles.
+    """
+    columns = ("path", "person_id", "author_line", "title_line", "kana_guess")
+    entries = []
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            table = csv.reader(lines, csv.excel_tab, quoting=csv.QUOTE_NONE)
+            for row, origin in _rows(table, str(path), columns, _("this is not a manifest; repair or remove it")):
+                author = title_and_author([row["title_line"], row["author_line"]])[1]
+                kana = _KANA_GUESSES.get(row["kana_guess"])
+                person = Person(row["person_id"], author or None)
+                entries.append(IndexEntry(row["path"], (person,), kana=kana, origin=origin))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return entries
+
+
+def _rows(table: "Reader", name: str, columns: Sequence[str], advice: str) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield each row by column, with its origin: the file and the first line of the row.
+
+    `columns` are those that the table must have; `advice` ends the error messages: what the user can do.
+    """
     line = 1
     try:
         header = next(table, [])
-        if absent := [column for column in _COLUMNS if column not in header]:
+        if absent := [column for column in columns if column not in header]:
             raise TsugikiError(
                 _("{name}: no column {absent}; {advice}").format(
                     name=name, absent=summarise_list(absent), advice=advice

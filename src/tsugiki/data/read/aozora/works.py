@@ -1,6 +1,6 @@
 """Read works of Aozora Bunko from its site or from a mirror folder, one at a time, and write them as JSON lines.
 
-A source lists its works, from the library's index (list_person_all_extended_utf8) or from the files in a folder.
+A source lists its works, from the library's index (list_person_all_extended_utf8), a manifest.tsv, or the files in it.
 `select` chooses from this list, `read_entries` downloads and cleans the chosen works, and `write_works` writes them.
 """
 
@@ -22,6 +22,7 @@ from tsugiki.data.read.aozora.index import (
     no_work,
     normalise_name,
     read_index,
+    read_manifest,
 )
 from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
@@ -60,7 +61,7 @@ class Work:
 
 
 class MirrorFolder:
-    """A local mirror with the layout cards/<person>/files/*.zip, with or without the index."""
+    """A local mirror with the layout cards/<person>/files/*.zip, with or without an index or a manifest.tsv."""
 
     prefix = ""
 
@@ -75,7 +76,7 @@ class MirrorFolder:
         self.root = root
 
     def entries(self) -> list[IndexEntry]:
-        """Return the works in the index; without an index, every zip in cards/, sorted."""
+        """Return the works in the index, or else those in the manifest, or else every zip in cards/ (sorted)."""
         for name in (f"{INDEX}.csv", f"{INDEX}.zip"):
             for path in (self.root / name, self.root / "index_pages" / name):
                 if path.is_file():
@@ -83,6 +84,9 @@ class MirrorFolder:
                         return read_index(path.read_bytes(), str(path))
                     except OSError as error:
                         raise unreadable(path, error) from error
+        manifest = self.root / "manifest.tsv"
+        if manifest.is_file():
+            return read_manifest(manifest)
         paths = sorted(path.relative_to(self.root) for path in self.root.glob("cards/*/files/*.zip"))
         return [IndexEntry(path.as_posix(), (Person(path.parts[1]),)) for path in paths]
 
