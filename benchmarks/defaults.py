@@ -21,7 +21,7 @@ from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.result import change_of_bits
 from tsugiki.training.record import RunRecord
-from tsugiki.training.workflows.runs_on_one_base import run_all
+from tsugiki.training.workflows.compare import run_all
 
 HEADERS = {
     "en": ["text", "steps", "base", "default", "lowest of the sweep", "default above it"],

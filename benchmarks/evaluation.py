@@ -28,8 +28,9 @@ from tsugiki.training.choices import choose
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate, read_windows
+from tsugiki.training.facts import load_dtype
 from tsugiki.training.loop_setup import build_loop
-from tsugiki.training.model import load_dtype, make_trainable
+from tsugiki.training.model import make_trainable
 from tsugiki.training.processes import start_accelerator
 
 HEADERS = {

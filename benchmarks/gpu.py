@@ -39,7 +39,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
-from tsugiki.training.machine import describe_machine
+from tsugiki.training.record import describe_machine
 from tsugiki.training.run import prepared
 from tsugiki.training.train_steps import loop_of
 

@@ -53,7 +53,10 @@ def run_config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
         "validation": "none",
         "sample_tokens": 4,
     }
-    return RunConfig.model_validate(fields | changes)
+    given = fields | changes
+    if given["max_steps"] is None:  # the default, beside which `minutes` may be set
+        del given["max_steps"]
+    return RunConfig.model_validate(given)
 
 
 def interrupt(run: Callable[[Any], Any], config: Any, step: int) -> None:

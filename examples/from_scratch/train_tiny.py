@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from tsugiki.base.loading import load_model, load_tokenizer
 
 STEPS, BATCH, LENGTH = 100, 8, 64
+RANK, ALPHA, LEARNING_RATE = 8, 32, 1e-3
+TARGETS = ("c_attn", "c_proj")
 
 
 def windows() -> Tensor:
@@ -42,16 +44,17 @@ def report(step: int, model: PreTrainedModel, held_out: Tensor) -> None:
 def main() -> None:
     """Train, then check which weights changed."""
     torch.manual_seed(0)
-    model = load_model("embedded")
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    apply_lora_to_gpt2(model, rank=8, alpha=32, targets=("c_attn", "c_proj"))
-    trainable, total = count_parameters(model)
-    print(f"{trainable:,} of {total:,} parameters are trainable")
-
     rows = windows()
     rows = rows[torch.randperm(len(rows))]
     held_out, rows = rows[:20], rows[20:]
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+    model = load_model("embedded")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    apply_lora_to_gpt2(model, RANK, ALPHA, TARGETS)
+    trainable, total = count_parameters(model)
+    print(f"{trainable:,} of {total:,} parameters are trainable")
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
     for step in range(STEPS):
         if step % 25 == 0:
             report(step, model, held_out)

@@ -136,20 +136,11 @@ def evaluate(
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.io.quiet import quiet_libraries
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.load_targets import evaluate_targets, evaluation_targets
+    from tsugiki.training.load_targets import evaluate_targets, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
-    results = evaluate_targets(
-        chosen,
-        data,
-        assistant_turns,
-        characters,
-        ProgressDisplay(),
-        columns=columns,
-        chat_template=chat_template,
-        allow_base_mismatch=allow_base_mismatch,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template)
+    results = evaluate_targets(loaded, data, assistant_turns, characters, ProgressDisplay(), columns=columns)
     with quiet_libraries():
         return Evaluations(zip(map(str, chosen), results, strict=True))
 

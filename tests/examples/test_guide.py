@@ -60,3 +60,15 @@ def test_the_library_has_the_names_that_the_last_table_compares_with(guide: Path
     assert len(names) > 5
     source = "".join(path.read_text(encoding="utf-8") for path in (FOLDER.parents[1] / "src/tsugiki/lora").glob("*.py"))
     assert [name for name in names if not re.search(rf"(?m)^\s*(?:class |def |){name}\b[(:]", source)] == []
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_the_guides_show_code_as_it_is_in_the_scripts(guide: Path):
+    scripts = {path.name: path.read_text(encoding="utf-8").splitlines() for path in FOLDER.glob("*.py")}
+    sections = re.split(r"(?m)^## ", guide.read_text(encoding="utf-8"))
+    shown = {re.search(r"`(\w+\.py)`", section)[1]: section for section in sections if "```python\n" in section}  # type: ignore[index]
+    assert len(shown) == 4
+    for script, section in shown.items():
+        block = section.split("```python\n")[1].split("```")[0]
+        lines = iter(scripts[script])
+        assert all(line in lines for line in block.splitlines()), script  # in this order; others may lie between

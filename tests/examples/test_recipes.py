@@ -14,7 +14,7 @@ from tsugiki import graft
 from tsugiki.base import load_model
 from tsugiki.cli.main import main
 from tsugiki.methods import METHODS
-from tsugiki.training import load_comparison
+from tsugiki.training import ComparisonConfig, load_settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
@@ -94,7 +94,7 @@ def test_there_are_recipes():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     path = EXAMPLES / "recipes" / "families.yaml"
-    runs = load_comparison(path, {}).runs()
+    runs = load_settings(ComparisonConfig, path, {}).runs()
     assert {run.method for run in runs.values()} == set(METHODS)
     for run in runs.values():
         if run.method != "full":

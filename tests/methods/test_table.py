@@ -28,7 +28,7 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.lowbit import quantize
-from tsugiki.methods import FORMATS, METHODS, family_of, format_of, methods_of
+from tsugiki.methods import METHODS, family_of, format_of, formats, methods_of
 from tsugiki.training import train
 
 NEEDED = {"select": {"target_parameters": ["bias"]}}
@@ -53,7 +53,7 @@ def test_a_row_is_complete(name: str):
     assert all(getattr(config, setting) == value for setting, value in method.fixed_settings.items())
     assert "trade-off" in (import_module(method.doc_module or method.config.__module__).__doc__ or "").lower()
     if method.trains_adapter:
-        assert FORMATS[format_of(config).peft_type].config is method.config
+        assert formats()[format_of(config).peft_type].config is method.config
     assert method.trains_adapter == (name != "full")
     assert method.trains_base_weights == (method.family in ("selective", "full fine-tuning"))
 

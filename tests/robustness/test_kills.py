@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -66,9 +64,6 @@ def pretrain(folder: Path) -> None:
 
 
 def compare(folder: Path) -> None:
-    from tsugiki.training.workflows import compare as module
-
-    module.subprocess = SimpleNamespace(run=_forked, DEVNULL=None)  # type: ignore[assignment]
     settings = yaml.safe_load(Path("compare.yaml").read_text(encoding="utf-8"))
     (folder / "compare.yaml").write_text(yaml.safe_dump(settings | {"out": f"{folder}/runs"}))
     tsugiki(folder, "compare", str(folder / "compare.yaml"))
@@ -93,20 +88,6 @@ def cache(folder: Path) -> None:
 
     records = [Document("枝を接ぐ。" * 20, str(number)) for number in range(500)]
     open_store(records, "key", byte_tokenizer(), "all", folder)
-
-
-def _forked(command: list[str], **_: Any) -> SimpleNamespace:
-    """Run a command of `compare` in a forked process, which does not import torch again."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            run_tsugiki(command[command.index("tsugiki") + 1 :])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        finally:
-            os._exit(status)
-    return SimpleNamespace(returncode=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def _finished(path: str, folder: Path) -> bool:

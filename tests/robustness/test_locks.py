@@ -5,12 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.processes import run_tsugiki, start, start_tsugiki
 from tests.runs import TRAIN, short_texts, tiny_base
+from tsugiki import TsugikiError
 from tsugiki.io import ADAPTER_FILE, sole_use
-from tsugiki.training import TrainingLoop
+from tsugiki.training import SweepConfig, TrainingLoop, sweep
 
 
 @pytest.fixture
@@ -26,28 +26,28 @@ def test_a_second_run_in_the_folder_ends_with_one_line(train: list[str], tmp_pat
     try:
         first.wait_for(reached)
         in_use = f"run is in use by process {first.pid}"
-        for flag, said in (("", "run already holds a run"), ("--resume", in_use), ("--overwrite", in_use)):
-            status, printed = start_tsugiki([*train, *flag.split()], tmp_path / "second.txt").wait()
+        said_of = {"": "run already holds a run", "--resume": in_use, "--overwrite": in_use}
+        others = [start_tsugiki([*train, *flag.split()], tmp_path / f"second{flag}.txt") for flag in said_of]
+        for other, said in zip(others, said_of.values(), strict=True):
+            status, printed = other.wait()
             assert status == 2
             assert printed.count("\n") == 1
             assert said in printed
     finally:
         first.kill()
     assert (tmp_path / "run" / ".lock.json").exists()
-    status, printed = start_tsugiki([*train, "--resume"], tmp_path / "third.txt").wait()
-    assert status == 0, printed
+    with pytest.raises(SystemExit) as stop:
+        run_tsugiki([*train, "--resume"])
+    assert not stop.value.code
     assert (tmp_path / "run" / ADAPTER_FILE).exists()
     assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".lock"]
 
 
 def test_a_folder_of_several_runs_is_used_by_one_command(train: list[str], tmp_path: Path):
     settings = {"model": train[2], "data": "texts", "out": "runs", "settings": {"max_steps": 1}, "grid": {"r": [1, 2]}}
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
-    with sole_use(tmp_path / "runs"):
-        status, printed = start_tsugiki(["sweep", "settings.yaml"], tmp_path / "out.txt").wait()
-    assert status == 2, printed
-    assert printed.count("\n") == 1
-    assert f"runs is in use by process {os.getpid()}" in printed
+    in_use = pytest.raises(TsugikiError, match=f"runs is in use by process {os.getpid()}")
+    with sole_use(tmp_path / "runs"), in_use:
+        sweep(SweepConfig.model_validate(settings))
     assert not (tmp_path / "runs").exists()
 
 

@@ -65,7 +65,15 @@ from tsugiki.io import METADATA_FILE, MODEL_CONFIG_FILE, MODEL_FILE
 from tsugiki.lora import active_name, remove_adapter
 from tsugiki.methods import METHODS
 from tsugiki.report import inspect_adapter, write_report
-from tsugiki.training import finished, load_comparison, load_config, load_pretrain_config, load_sweep, read_record
+from tsugiki.training import (
+    ComparisonConfig,
+    PretrainConfig,
+    SweepConfig,
+    finished,
+    load_config,
+    load_settings,
+    read_record,
+)
 
 pytest.importorskip("gguf")
 pytest.importorskip("resource", reason="the harness needs a Unix system")
@@ -259,9 +267,9 @@ FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
 }
 SETTINGS_READERS: dict[str, Callable[[Path], object]] = {
     "train": lambda path: load_config(path, {}).to_record(),
-    "pretrain": lambda path: load_pretrain_config(path, {}),
-    "compare": lambda path: load_comparison(path, {}).runs(),
-    "sweep": lambda path: load_sweep(path, {}).runs(),
+    "pretrain": lambda path: load_settings(PretrainConfig, path, {}),
+    "compare": lambda path: load_settings(ComparisonConfig, path, {}).runs(),
+    "sweep": lambda path: load_settings(SweepConfig, path, {}).runs(),
 }
 
 

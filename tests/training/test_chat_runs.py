@@ -16,7 +16,7 @@ from tsugiki.data import DEFAULT_TEMPLATE, Conversation, Message, encode_records
 from tsugiki.export import export_model, merged_model
 from tsugiki.generation import prompt_tokens
 from tsugiki.io import ProgressDisplay
-from tsugiki.training import Merge, evaluate_targets, evaluation_targets, merge_into_folder, train
+from tsugiki.training import Merge, evaluate_targets, evaluation_targets, loaded_targets, merge_into_folder, train
 
 TURNS = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes, hi"))
 
@@ -89,9 +89,11 @@ def test_samples_of_a_run_on_conversations_are_answers(trained: Any):
 def test_the_base_is_evaluated_with_the_template_of_the_adapter(trained: Any):
     config, _ = trained
     targets = evaluation_targets([config.model], [config.out])
-    base, adapted = evaluate_targets(targets, config.data, "all", None, ProgressDisplay())
+    base, adapted = evaluate_targets(loaded_targets(targets), config.data, "all", None, ProgressDisplay())
     assert base.tokens == adapted.tokens
-    given = list(evaluate_targets(targets, config.data, "all", None, ProgressDisplay(), chat_template="default"))
+    given = list(
+        evaluate_targets(loaded_targets(targets, chat_template="default"), config.data, "all", None, ProgressDisplay())
+    )
     assert [one.loss for one in given] == [base.loss, adapted.loss]
 
 

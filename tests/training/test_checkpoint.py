@@ -12,19 +12,19 @@ from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, MANIFEST_FILE, RECORD_FILE, ch
 from tsugiki.training import read_record, train
 
 
-def test_a_checkpoint_is_an_adapter_folder(tmp_path: Path):
-    train(run_config(tmp_path))
-    last = checkpoints(tmp_path / "run" / CHECKPOINTS)[-1]
-    model = AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path))
-    load_adapter(model, last)
-    assert (last / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    train(run_config(folder))
+    return folder
 
 
-def test_the_manifest_has_the_record_of_the_run_at_its_step(tmp_path: Path):
-    config = run_config(tmp_path)
-    train(config)
-    first, last = checkpoints(tmp_path / "run" / CHECKPOINTS)
-    stored = json.loads((tmp_path / "run" / RECORD_FILE).read_text(encoding="utf-8"))
+def test_a_checkpoint_is_an_adapter_folder_with_the_record_of_the_run_at_its_step(folder: Path):
+    first, last = checkpoints(folder / "run" / CHECKPOINTS)
+    load_adapter(AutoModelForCausalLM.from_pretrained(tiny_base(folder)), last)
+    assert (last / ADAPTER_FILE).read_bytes() == (folder / "run" / ADAPTER_FILE).read_bytes()
+    stored = json.loads((folder / "run" / RECORD_FILE).read_text(encoding="utf-8"))
     record = read_manifest(last)["record"]
     for name in ("config", "base", "data", "versions", "loss_curve"):
         assert record[name] == stored[name], name
@@ -63,18 +63,17 @@ def test_if_all_checkpoints_are_damaged_nothing_is_trained_and_nothing_is_change
         train(config)
 
 
-def test_a_run_whose_record_is_damaged_continues_with_the_record_in_its_checkpoint(tmp_path: Path):
-    train(run_config(tmp_path))
-    cut = run_config(tmp_path, "cut")
+def test_a_run_whose_record_is_damaged_continues_with_the_record_in_its_checkpoint(folder: Path):
+    cut = run_config(folder, "cut")
     interrupt(train, cut, 3)
-    (tmp_path / "cut" / RECORD_FILE).write_text("{")
+    (folder / "cut" / RECORD_FILE).write_text("{")
     with pytest.warns(UserWarning, match=r"run\.json.*continues from checkpoint-2"):
         train(cut, resume=True)
-    ours, theirs = read_record(tmp_path / "cut"), read_record(tmp_path / "run")
+    ours, theirs = read_record(folder / "cut"), read_record(folder / "run")
     assert ours.status == "finished"
     for name in ("evaluations", "samples", "loss_curve", "data", "base"):
         assert getattr(ours, name) == getattr(theirs, name), name
-    assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+    assert (folder / "cut" / ADAPTER_FILE).read_bytes() == (folder / "run" / ADAPTER_FILE).read_bytes()
 
 
 def test_a_point_of_the_loss_curve_may_span_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -112,23 +112,16 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
 
 def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run, "rows_in_time", lambda *_: 12)  # six steps of two rows
-    settings = {**AUTOMATIC, "minutes": 5}
-    del settings["epochs"], settings["max_steps"]
-    given = {name: value for name, value in run_config(tmp_path, save_steps=2).model_dump().items() if name in RUN}
-    short = RunConfig.model_validate({**given, **settings, "out": str(tmp_path / "timed")})
-    record = assert_resumes(train, short, 3)
+    automatic = {"batch_size": "auto", "learning_rate": "auto", "max_steps": None}
+    record = assert_resumes(train, run_config(tmp_path, save_steps=2, minutes=5, **automatic), 3)
     assert record.training is not None
     assert record.training.steps == record.resolved_settings["steps"] == 6
 
 
-RUN = ("model", "data", "block_size", "held_out", "save_steps", "prompts", "sample_tokens", "validation")
-
-
 def test_minutes_that_are_over_before_the_first_step_end_with_one_line(tmp_path: Path):
-    given = {name: value for name, value in run_config(tmp_path).model_dump().items() if name in RUN}
     with pytest.raises(TsugikiError, match="minutes: the time is over before the first step"):
-        train(RunConfig.model_validate({**given, "minutes": 1e-6, "out": str(tmp_path / "short")}))
-    assert not (tmp_path / "short").exists()
+        train(run_config(tmp_path, max_steps=None, minutes=1e-6))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -78,14 +78,25 @@ def _checkpoints(folder: Path, *steps: int) -> list[Path]:
 
 def test_a_run_ends_when_the_loss_has_not_fallen_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
-    record = train(config(tmp_path))
-    assert (record.kept_step, record.status) == (2, "finished")
-    assert record.training is not None
-    assert record.training.steps == 4
+    whole = train(config(tmp_path))
+    assert (whole.kept_step, whole.status) == (2, "finished")
+    assert whole.training is not None
+    assert whole.training.steps == 4
     patient = train(config(tmp_path, "patient", patience=0))
     assert patient.kept_step == 5
     assert patient.training is not None
     assert patient.training.steps == 6
+
+    def interrupted(self: EvaluationCallback, loop: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # a run that is interrupted after its last step is finished
+        patch.setattr(EvaluationCallback, "on_train_end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path, "cut"))
+    record = train(config(tmp_path, "cut"), resume=True)
+    assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+    assert (record.evaluations, record.kept_step) == (whole.evaluations, 2)
 
 
 def test_an_interrupted_run_keeps_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -93,22 +104,6 @@ def test_an_interrupted_run_keeps_the_same_step(tmp_path: Path, monkeypatch: pyt
     record = assert_resumes(train, config(tmp_path, max_steps=8, save_steps=1, patience=3), 4)
     assert record.kept_step == 5
     assert record.validations == read_record(tmp_path / "run" / "cut").validations
-
-
-def test_a_run_that_is_interrupted_after_its_last_step_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
-    whole = train(config(tmp_path))
-
-    def interrupted(self: EvaluationCallback, loop: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EvaluationCallback, "on_train_end", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(config(tmp_path, "cut"))
-    record = train(config(tmp_path, "cut"), resume=True)
-    assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
-    assert (record.evaluations, record.kept_step) == (whole.evaluations, 2)
 
 
 def test_if_the_best_checkpoint_is_damaged_the_last_step_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -140,7 +135,8 @@ BREAKING: dict[str, Any] = {"model": "embedded", "learning_rate": 0.5, "max_step
 
 @pytest.mark.parametrize("settings", [{}, {"lora": {"init_lora_weights": "pissa"}}], ids=["lora", "pissa"])
 def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_path: Path):
-    record = train(config(tmp_path, **BREAKING, **settings))
+    given = config(tmp_path, **BREAKING, **settings)
+    record = train(given) if settings else assert_resumes(train, given, 2)
     before, after = record.evaluations
     assert (record.kept_step, after.step, after.loss) == (0, 0, before.loss)
     assert [entry.step for entry in record.validations] == [0, 1, 2, 3]
@@ -149,13 +145,9 @@ def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_pa
     assert not any("is kept" in note or "worse than the base" in note or "hardly" in note for note in notes)
     ids = torch.arange(20)[None]
     base, adapted = load_model("embedded"), load_model("embedded")
-    load_adapter(adapted, tmp_path / "run")
+    load_adapter(adapted, record.folder())
     change = (adapted(ids).logits - base(ids).logits).abs().max().item()
     assert change < 1e-4 if settings == {"lora": {"init_lora_weights": "pissa"}} else change == 0
-
-
-def test_an_interrupted_run_keeps_the_start(tmp_path: Path):
-    assert assert_resumes(train, config(tmp_path, **BREAKING), 2).kept_step == 0
 
 
 def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):

@@ -14,7 +14,7 @@ import pytest
 from tests.runs import run_config
 from tsugiki.errors import Interrupted
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
-from tsugiki.training import EvaluationCallback, Gradients, StopSignals, read_record, train
+from tsugiki.training import EvaluationCallback, Gradients, RunRecord, StopSignals, read_record, train
 
 SETTINGS: dict[str, Any] = {"max_steps": 6, "eval_steps": 2, "save_steps": 100, "sample_steps": 2}
 
@@ -22,6 +22,13 @@ SETTINGS: dict[str, Any] = {"max_steps": 6, "eval_steps": 2, "save_steps": 100, 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
     time.sleep(0)  # Python handles the signal before it goes on
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
+    """A folder with a run that was not ended, and its record."""
+    folder = tmp_path_factory.mktemp("signals")
+    return folder, train(run_config(folder, "whole", **SETTINGS))
 
 
 @pytest.mark.parametrize(
@@ -33,10 +40,11 @@ def send(number: int) -> None:
     ],
 )
 def test_a_run_that_a_signal_ended_is_resumed_to_the_same_result(
-    place: str, step: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, step: int, number: int, whole: tuple[Path, RunRecord], monkeypatch: pytest.MonkeyPatch
 ):
-    expected = train(run_config(tmp_path, "whole", **SETTINGS))
-    config = run_config(tmp_path, "ended", **SETTINGS)
+    folder, expected = whole
+    config = run_config(folder, f"ended {place} {number}", **SETTINGS)
+    out = Path(config.out)
     gradients, score, sample = Gradients.step, EvaluationCallback._score, EvaluationCallback._sample
 
     def in_step(self: Gradients, number_of_step: int, stop: bool = False) -> Any:
@@ -64,9 +72,9 @@ def test_a_run_that_a_signal_ended_is_resumed_to_the_same_result(
         with pytest.raises(Interrupted, match=f"{signal.Signals(number).name}.*step {step} of 6") as stopped:
             train(config)
     assert stopped.value.number == number
-    assert [path.name for path in checkpoints(tmp_path / "ended" / CHECKPOINTS)] == [f"checkpoint-{step}"]
+    assert [path.name for path in checkpoints(out / CHECKPOINTS)] == [f"checkpoint-{step}"]
     resumed = train(config, resume=True)
-    assert (tmp_path / "ended" / ADAPTER_FILE).read_bytes() == (tmp_path / "whole" / ADAPTER_FILE).read_bytes()
+    assert (out / ADAPTER_FILE).read_bytes() == (folder / "whole" / ADAPTER_FILE).read_bytes()
     assert resumed.evaluations == expected.evaluations
     assert resumed.samples == expected.samples
     assert resumed.loss_curve == expected.loss_curve

@@ -28,7 +28,7 @@ from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _, marked
 from tsugiki.methods.method import MERGE_WITH_PEFT
 from tsugiki.methods.peft_keys import without_duplicates
-from tsugiki.methods.table import FORMATS, format_of
+from tsugiki.methods.table import format_of, formats
 
 _PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 COMMON_FIELDS = frozenset(
@@ -89,13 +89,13 @@ def read_peft_config(folder: Path) -> Any:
                 "remove {file}"
             ).format(path=path, file=METADATA_FILE)
         )
-    adapter_format = FORMATS.get(str(fields.get("peft_type")))
+    adapter_format = formats().get(str(fields.get("peft_type")))
     if adapter_format is None:
         raise TsugikiError(
             _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}").format(
                 path=path,
                 kind=error_text(repr(fields.get("peft_type")), 40),
-                known=", ".join(FORMATS),
+                known=", ".join(formats()),
                 hint=_(MERGE_WITH_PEFT),
             )
         )

@@ -17,7 +17,7 @@ from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.model.meta import meta_model
 from tsugiki.training import memory
-from tsugiki.training.machine import describe_machine
+from tsugiki.training.record import describe_machine
 
 
 def run_benchmark(

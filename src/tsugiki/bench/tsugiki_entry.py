@@ -17,10 +17,10 @@ from tsugiki.lowbit.quantization import quantize
 from tsugiki.training.choices import choose
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated
+from tsugiki.training.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+from tsugiki.training.facts import find_shapes, load_dtype
 from tsugiki.training.loop_setup import build_loop
-from tsugiki.training.model import load_dtype, make_trainable
-from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-from tsugiki.training.planning.shapes import find_shapes
+from tsugiki.training.model import make_trainable
 from tsugiki.training.processes import start_accelerator
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import load_config, read_yaml
 
 if TYPE_CHECKING:
-    from tsugiki.training.planning.plan import Option
+    from tsugiki.training.plan import Option
 
 
 def aozora_command(
@@ -277,7 +277,7 @@ def plan_command(
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.training.packing import rows_of_data
-    from tsugiki.training.planning.plan import plan_run, smallest_need
+    from tsugiki.training.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()
     rows = None

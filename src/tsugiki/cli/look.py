@@ -62,22 +62,16 @@ def evaluate_command(
     from tsugiki.cli.summary import print_answers, print_evaluations
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets
+    from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets, loaded_targets
 
     if (not data) == (questions is None):
         raise TsugikiError(
             _("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
         )
     chosen = evaluation_targets(model or [], adapter or [])
+    loaded = loaded_targets(chosen, chat_template=chat_template, **asdict(loading))
     if questions is not None:
-        answers = answer_with_targets(
-            chosen,
-            read_questions(questions),
-            max_new_tokens,
-            ProgressDisplay(),
-            chat_template=chat_template,
-            **asdict(loading),
-        )
+        answers = answer_with_targets(loaded, read_questions(questions), max_new_tokens, ProgressDisplay())
         if json_:
             _print_json(chosen, answers)
         else:
@@ -86,15 +80,7 @@ def evaluate_command(
     assert data
     reading = Reading()
     results = evaluate_targets(
-        chosen,
-        data,
-        assistant_turns,
-        characters,
-        ProgressDisplay(),
-        columns=_columns(columns),
-        reading=reading,
-        chat_template=chat_template,
-        **asdict(loading),
+        loaded, data, assistant_turns, characters, ProgressDisplay(), columns=_columns(columns), reading=reading
     )
     if json_:
         _print_json(chosen, results)

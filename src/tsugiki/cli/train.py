@@ -21,13 +21,11 @@ from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
 from tsugiki.training.config import CHAPTER, RunConfig
-from tsugiki.training.config_files import load_config, merged_settings, read_yaml, validated
+from tsugiki.training.config_files import load_config, load_settings, merged_settings, read_yaml, validated
 from tsugiki.training.workflows.workflow_settings import (
     ComparisonConfig,
     PretrainConfig,
     SweepConfig,
-    load_comparison,
-    load_sweep,
 )
 
 if TYPE_CHECKING:
@@ -122,7 +120,7 @@ def _show(record: "RunRecord") -> None:
 def _fitted(config: RunConfig) -> RunConfig:
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.planning.plan import fitted, plan_run
+    from tsugiki.training.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
@@ -262,13 +260,12 @@ def pretrain_command(
 
     import_libraries("tsugiki.training.run")
     from tsugiki.training.workflows.pretrain import pretrain
-    from tsugiki.training.workflows.workflow_settings import load_pretrain_config
 
     folder = named_folder(config, resume)
     if start_processes(processes):
         return
     if folder is None:
-        pretrain_config = load_pretrain_config(config, settings)
+        pretrain_config = load_settings(PretrainConfig, config, settings)
         words = ["pretrain", str(config), "--out", pretrain_config.out, "--resume"]
     else:
         pretrain_config = resumed_settings(PretrainConfig, go_to_working_directory(folder), settings, None)
@@ -306,7 +303,7 @@ def compare_command(
     Args:
         config: YAML file: model, data, out, settings, methods.
     """
-    comparison = load_comparison(config, settings)
+    comparison = load_settings(ComparisonConfig, config, settings)
     _prepare(comparison)
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
@@ -332,7 +329,7 @@ def sweep_command(
     Args:
         config: YAML file: model, data, out, settings, grid.
     """
-    sweep_config = load_sweep(config, settings)
+    sweep_config = load_settings(SweepConfig, config, settings)
     _prepare(sweep_config)
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page

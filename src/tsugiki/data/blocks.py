@@ -294,3 +294,18 @@ class StepBatches:
 def _epoch_order(rows: int, seed: int) -> Tensor:
     """Return the order, int32 [rows]: 4 bytes for each row."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).int()
+
+
+def of_similar_length(lengths: Sequence[int], tokens: int, size: int = 1) -> list[list[int]]:
+    """Group rows, whose numbers of tokens are given, by length, the longest rows first; return their indices.
+
+    A group may always have `size` rows, and more if it has at most `tokens` tokens, padding included.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):  # a stable order
+        count = len(groups[-1]) + 1 if groups else 0
+        if groups and (count <= size or count * lengths[groups[-1][0]] <= tokens):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

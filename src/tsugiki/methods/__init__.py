@@ -12,6 +12,6 @@ __getattr__, __dir__ = lazy_names(
         "prefix_tuning": "PrefixTuningConfig",
         "prompt_tuning": "PromptTuningConfig",
         "selective": "LNTuningConfig SelectiveConfig",
-        "table": "FORMATS METHODS family_of format_of methods_of",
+        "table": "METHODS family_of format_of formats methods_of",
     },
 )

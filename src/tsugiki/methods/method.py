@@ -14,6 +14,7 @@ one config class: `rslora` is `LoraConfig` with `use_rslora=True`. `methods.tabl
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import torch
@@ -77,7 +78,8 @@ class Method:
     family: Family
     summary: str
     """A short description of the parameters that the method trains."""
-    config: type[Any]
+    config_name: str
+    """The module and the name of the config class, which is imported when the method is used."""
     fixed_settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the config class that define this method. The user cannot change them."""
     learning_rate: float | None = None
@@ -96,6 +98,13 @@ class Method:
     prepare: Callable[[nn.Module, Any, bool], None] = _graft
     """(model, config, base_dropout) -> None: makes the method's parameters trainable and freezes all others. Unless
     `base_dropout` is set, it turns the dropout of the base off."""
+
+    @property
+    def config(self) -> type[Any]:
+        """The config class."""
+        module, _dot, name = self.config_name.rpartition(".")
+        config: type[Any] = getattr(import_module(module), name)
+        return config
 
     @property
     def trains_adapter(self) -> bool:

@@ -1,22 +1,20 @@
-"""All methods by name, and all adapter formats by the `peft_type` in their files."""
+"""All methods by name, and all adapter formats by the `peft_type` in their files.
+
+The modules of methods other than LoRA are imported when one of them is used.
+"""
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from tsugiki.language import marked
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.bottleneck import BOTTLENECK, BottleneckConfig
-from tsugiki.methods.full import FullConfig, prepare_full
-from tsugiki.methods.ia3 import IA3, IA3Config
+from tsugiki.methods.full import prepare_full
 from tsugiki.methods.lora import LORA
 from tsugiki.methods.method import AdapterFormat, Family, Method
-from tsugiki.methods.p_tuning import P_TUNING, PromptEncoderConfig
-from tsugiki.methods.prefix_tuning import PREFIX_TUNING, PrefixTuningConfig
-from tsugiki.methods.prompt_tuning import PROMPT_TUNING, PromptTuningConfig
-from tsugiki.methods.selective import HEAD, LN_TUNING, SELECTIVE, LNTuningConfig, SelectiveConfig
 
-_LORA_DOC = "tsugiki.methods.lora"
+_LORA, _LORA_DOC = "tsugiki.lora.config.LoraConfig", "tsugiki.methods.lora"
 _NEEDS_FLOAT32 = marked("a base in bf16 or int8")  # the selective methods train parameters of the base, in float32
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -24,28 +22,28 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "prompt-tuning": Method(
             "additive",
             marked("embeddings of virtual tokens before the text"),
-            PromptTuningConfig,
+            "tsugiki.methods.prompt_tuning.PromptTuningConfig",
             learning_rate=3e-2,
             mergeable=False,
         ),
         "prefix-tuning": Method(
             "additive",
             marked("keys and values before those of the text, in every layer"),
-            PrefixTuningConfig,
+            "tsugiki.methods.prefix_tuning.PrefixTuningConfig",
             learning_rate=1e-2,
             mergeable=False,
         ),
         "p-tuning": Method(
             "additive",
             marked("a prompt computed by a small network"),
-            PromptEncoderConfig,
+            "tsugiki.methods.p_tuning.PromptEncoderConfig",
             learning_rate=1e-3,
             mergeable=False,
         ),
         "houlsby": Method(
             "additive",
             marked("a bottleneck after each attention and each feed-forward network"),
-            BottleneckConfig,
+            "tsugiki.methods.bottleneck.BottleneckConfig",
             {"mh_adapter": True, "output_adapter": True, "original_ln_before": False},
             learning_rate=1e-3,
             readable_by_peft=False,
@@ -54,29 +52,32 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "pfeiffer": Method(
             "additive",
             marked("a bottleneck after each block's feed-forward network"),
-            BottleneckConfig,
+            "tsugiki.methods.bottleneck.BottleneckConfig",
             {"mh_adapter": False, "output_adapter": True, "original_ln_before": True},
             learning_rate=1e-3,
             readable_by_peft=False,
             mergeable=False,
         ),
         "ia3": Method(
-            "additive", marked("a factor for each key, value and inner feature"), IA3Config, learning_rate=3e-3
+            "additive",
+            marked("a factor for each key, value and inner feature"),
+            "tsugiki.methods.ia3.IA3Config",
+            learning_rate=3e-3,
         ),
         "lora": Method(
-            "reparametrised", marked("two low-rank factors for each target layer"), LoraConfig, doc_module=_LORA_DOC
+            "reparametrised", marked("two low-rank factors for each target layer"), _LORA, doc_module=_LORA_DOC
         ),
         "rslora": Method(
             "reparametrised",
             marked("LoRA scaled by alpha / sqrt(r)"),
-            LoraConfig,
+            _LORA,
             {"use_rslora": True},
             doc_module=_LORA_DOC,
         ),
         "dora": Method(
             "reparametrised",
             marked("LoRA for the direction of each weight row, and a trained length"),
-            LoraConfig,
+            _LORA,
             {"use_dora": True},
             doc_module="tsugiki.lora.variants",
             not_accelerated=marked(
@@ -87,14 +88,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "lora+": Method(
             "reparametrised",
             marked("LoRA with a higher learning rate for B than for A, by the factor loraplus_lr_ratio"),
-            LoraConfig,
+            _LORA,
             learning_rate_factor=1 / 4,  # of A; that of B is 16 times as high
             doc_module="tsugiki.training.lora_plus",
         ),
         "pissa": Method(
             "reparametrised",
             marked("LoRA initialised with the principal components of each weight"),
-            LoraConfig,
+            _LORA,
             {"init_lora_weights": "pissa"},
             learning_rate_factor=1 / 3,
             doc_module="tsugiki.lora.init",
@@ -102,21 +103,21 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "orthogonal": Method(
             "reparametrised",
             marked("LoRA initialised with orthogonal factors"),
-            LoraConfig,
+            _LORA,
             {"init_lora_weights": "orthogonal"},
             doc_module="tsugiki.lora.init",
         ),
         "lora-fa": Method(
             "reparametrised",
             marked("LoRA with A frozen, so that no layer keeps its input"),
-            LoraConfig,
+            _LORA,
             {"freeze_A": True},
             doc_module=_LORA_DOC,
         ),
         "bitfit": Method(
             "selective",
             marked("the biases"),
-            SelectiveConfig,
+            "tsugiki.methods.selective.SelectiveConfig",
             {"target_parameters": ["bias"]},
             learning_rate=1e-3,
             readable_by_peft=False,
@@ -125,15 +126,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "norms": Method(
             "selective",
             marked("the normalisation layers"),
-            LNTuningConfig,
+            "tsugiki.methods.selective.LNTuningConfig",
             learning_rate=1e-3,
             not_accelerated=marked("a base in bf16 or int8; fused RMSNorm"),
         ),
         "head": Method(
             "selective",
             marked("the output head"),
-            SelectiveConfig,
-            {"target_parameters": HEAD},
+            "tsugiki.methods.selective.SelectiveConfig",
+            {"target_parameters": "head"},
             learning_rate=1e-4,
             readable_by_peft=False,
             not_accelerated=_NEEDS_FLOAT32,
@@ -141,7 +142,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "select": Method(
             "selective",
             marked("the parameters that a pattern selects"),
-            SelectiveConfig,
+            "tsugiki.methods.selective.SelectiveConfig",
             learning_rate=1e-4,
             readable_by_peft=False,
             not_accelerated=_NEEDS_FLOAT32,
@@ -149,7 +150,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "full": Method(
             "full fine-tuning",
             marked("every weight"),
-            FullConfig,
+            "tsugiki.methods.full.FullConfig",
             learning_rate_factor=1 / 10,
             readable_by_peft=False,
             mergeable=False,
@@ -159,13 +160,19 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 """Name -> method, in the order in which they are listed."""
 
-FORMATS: Mapping[str, AdapterFormat[Any, Any]] = MappingProxyType(
-    {
-        adapter_format.peft_type: adapter_format
-        for adapter_format in (PROMPT_TUNING, PREFIX_TUNING, P_TUNING, BOTTLENECK, IA3, LORA, SELECTIVE, LN_TUNING)
-    }
-)
-"""`peft_type` -> format."""
+
+@cache
+def formats() -> Mapping[str, AdapterFormat[Any, Any]]:
+    """Return `peft_type` -> format."""
+    from tsugiki.methods.bottleneck import BOTTLENECK
+    from tsugiki.methods.ia3 import IA3
+    from tsugiki.methods.p_tuning import P_TUNING
+    from tsugiki.methods.prefix_tuning import PREFIX_TUNING
+    from tsugiki.methods.prompt_tuning import PROMPT_TUNING
+    from tsugiki.methods.selective import LN_TUNING, SELECTIVE
+
+    found = (PROMPT_TUNING, PREFIX_TUNING, P_TUNING, BOTTLENECK, IA3, LORA, SELECTIVE, LN_TUNING)
+    return MappingProxyType({adapter_format.peft_type: adapter_format for adapter_format in found})
 
 
 def methods_of(config: object) -> list[str]:
@@ -196,4 +203,6 @@ def family_of(method: str) -> Family:
 
 def format_of(config: object) -> AdapterFormat[Any, Any]:
     """Return the format of the adapters that have this config."""
-    return next(adapter_format for adapter_format in FORMATS.values() if type(config) is adapter_format.config)
+    if type(config) is LoraConfig:  # without importing the other methods
+        return LORA
+    return next(adapter_format for adapter_format in formats().values() if type(config) is adapter_format.config)

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
+from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
 from tsugiki.language import _, counts, marked
 from tsugiki.report.formatting import FEW_DOCUMENTS, describe_change, format_number, format_with_interval
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Change, Interval
 from tsugiki.training.evaluation.result import Evaluation, StepEvaluation, change_of_bits
 from tsugiki.training.record import DataSummary, RecordCounts, RunRecord
-from tsugiki.training.tokenizer_coverage import LITTLE_TEXT, Coverage
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text

@@ -42,7 +42,7 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.training.config import RunConfig
     from tsugiki.training.packing import rows_of_data
-    from tsugiki.training.planning.plan import plan_run
+    from tsugiki.training.plan import plan_run
 
     config = RunConfig.model_validate(settings)
     planned = plan_run(config, rows_of_data(config, ProgressDisplay()))

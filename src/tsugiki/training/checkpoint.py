@@ -104,14 +104,10 @@ def save_training_state(
     progress: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> None:
-    """Write the training state of a checkpoint, and then its manifest.
+    """Write the training state of a checkpoint, whose adapter or model is in `folder` already, and then its manifest.
 
-    Args:
-        folder: the folder of the checkpoint, which has the adapter or model.
-        optimizer: state dict of the optimiser.
-        schedule: state dict of the learning rate schedule.
-        progress: fields of `Progress`.
-        record: the record of the run, as in `run.json`.
+    `optimizer` and `schedule` are state dicts, `progress` has the fields of `Progress`, and `record` is as in
+    `run.json`.
     """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
@@ -134,11 +130,7 @@ def save_training_state(
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Read the state dicts of the optimiser and of the schedule, and the fields of `Progress`.
-
-    Raises:
-        TsugikiError: a file is missing or broken.
-    """
+    """Read the state dicts of the optimiser and of the schedule, and the fields of `Progress`."""
     fields = read_json(
         folder / _TRAINING,
         missing=_("{folder} is not a checkpoint: it has no {file}").format(folder=folder, file=_TRAINING),
@@ -153,15 +145,13 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint in a folder that is not damaged; None if there are no checkpoints.
 
-    Newer ones, which are damaged, are renamed to `checkpoint-STEP.damaged`, and a warning names them.
-
-    Raises:
-        TsugikiError: all checkpoints are damaged; then none is renamed.
+    Newer ones, which are damaged, are renamed to `checkpoint-STEP.damaged`, and a warning names them. If all of them
+    are damaged, none is renamed, and this is an error.
     """
     damaged: dict[Path, str] = {}
     for path in reversed(checkpoints(folder)):
         try:
-            intact = _check(path)
+            intact = Checkpoint(path, read_manifest(path)["record"])
         except TsugikiError as error:
             damaged[path] = str(error)
             continue
@@ -185,15 +175,6 @@ def keep_newest(folder: Path, count: int, best: int | None = None) -> None:
         if checkpoint_step(path) != best:
             with suppress(TsugikiError):
                 remove_folder(path)
-
-
-def _check(folder: Path) -> Checkpoint:
-    """Compare a checkpoint with its manifest.
-
-    Raises:
-        TsugikiError: it is damaged.
-    """
-    return Checkpoint(folder, read_manifest(folder)["record"])
 
 
 def _set_aside(folder: Path) -> None:

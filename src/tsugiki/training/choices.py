@@ -70,15 +70,10 @@ def choose(
     before: Mapping[str, Any] = MappingProxyType({}),
     rows_in_time: Callable[[], int] | None = None,
 ) -> Choices:
-    """Choose the rows of a step, the learning rate and the number of steps.
+    """Choose the rows of a step, the learning rate and the number of steps for `rows` rows of `row_tokens` tokens.
 
-    Args:
-        config: the settings.
-        model: the base model.
-        rows: number of rows of the training data.
-        row_tokens: tokens of a row.
-        before: the values that a resumed run has chosen before it was interrupted.
-        rows_in_time: measures how many rows can be trained on in `config.minutes`.
+    `before` has the values that a resumed run has chosen before it was interrupted. `rows_in_time` measures how many
+    rows can be trained on in `config.minutes`.
     """
     batch_size, rate, steps = config.batch_size, config.learning_rate, config.max_steps
     in_run = math.floor(rows * config.epochs)
@@ -102,14 +97,9 @@ def choose(
 
 
 def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
-    """Return the choices of a run that is continued with another length.
+    """Return the choices of a run that is continued with another length, after `done` steps.
 
-    Args:
-        choices: the choices; with `minutes`, their steps are those that can still be done.
-        done: steps that were done before.
-
-    Raises:
-        TsugikiError: no step is left.
+    With `minutes`, the steps in `choices` are those that can still be done.
     """
     steps = choices.steps + (done if config.minutes is not None else 0)
     if steps <= done:
@@ -122,12 +112,9 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
 
 
 def describe_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:
-    """Return one line with the values that were chosen for settings that are `auto`; empty if there are none.
+    """Return one line with the values that were chosen for settings that are `auto`; no line if there are none.
 
-    Args:
-        resolved: the settings that were chosen, with the number of steps.
-        given: the settings as they were given.
-        measured: a range test has chosen the learning rate.
+    `resolved` has what was chosen, with the number of steps; `measured`: a range test has chosen the learning rate.
     """
     names = {"batch_size": _("batch size"), "learning_rate": _("learning rate")}
     chosen = [f"{label} {resolved[name]:g}" for name, label in names.items() if isinstance(given[name], str)]
@@ -143,15 +130,9 @@ def describe_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], meas
 
 
 def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary) -> int:
-    """Return how many rows a run can train on in a given time, evaluations and samples included.
+    """Return how many rows a run can train on in the seconds that are left, evaluations and samples included.
 
-    Args:
-        seconds: the time that is left after loading the base and the data.
-        seconds_per_row: time of training on one row.
-        summary: the data of the run.
-
-    Raises:
-        TsugikiError: the time does not suffice for a single row.
+    Raises a TsugikiError if the time does not suffice for a single row.
     """
     tokens = summary.held_out.measured_characters * summary.tokens_per_epoch / max(summary.train.characters, 1)
     evaluations = 2 * _EVALUATION_COST * tokens * seconds_per_row / (summary.tokens_per_epoch / summary.blocks)
@@ -177,13 +158,7 @@ class EvaluationPlan:
     """Windows of text in each evaluation."""
 
     def is_due(self, step: int, total: int, every: int | None) -> bool:
-        """Return whether there is an evaluation after a step.
-
-        Args:
-            step: the number of steps done.
-            total: steps of the run.
-            every: steps between two evaluations, if the user has set them.
-        """
+        """Return whether there is an evaluation after a step; `every` is the number of steps that the user has set."""
         if every is not None:
             return is_due(step, total, every)
         count = self.evaluations
@@ -198,10 +173,7 @@ def is_due(step: int, total: int, every: int) -> bool:
 def plan_evaluations(choices: Choices, data: PackedDataset, every: int | None) -> EvaluationPlan:
     """Return how often the validation text (without one, the held-out text) is evaluated during a run.
 
-    Args:
-        choices: the rows of a step, and the steps.
-        data: the data of the run.
-        every: steps between two evaluations, if the user has set them.
+    `every` is the number of steps between two evaluations, if the user has set it.
     """
     windows = data.validation_windows or data.windows
     if every is not None:

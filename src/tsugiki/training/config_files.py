@@ -27,13 +27,7 @@ def load_config(
     method_settings: Mapping[str, Any] = _NOTHING,
     preset: Mapping[str, Any] = _NOTHING,
 ) -> RunConfig:
-    """Read the settings of a run from a YAML file and from overrides.
-
-    The arguments are those of `merged_settings`.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
+    """Read the settings of a run from a YAML file and from overrides; the arguments are those of `merged_settings`."""
     return validated(RunConfig, merged_settings(path, overrides, method_settings, preset), path)
 
 
@@ -43,16 +37,10 @@ def merged_settings(
     method_settings: Mapping[str, Any] = _NOTHING,
     preset: Mapping[str, Any] = _NOTHING,
 ) -> dict[str, Any]:
-    """Return the settings in a YAML file, replaced by overrides. They are not validated.
+    """Return the settings in a YAML file, replaced by overrides, which are nested alike. They are not validated.
 
-    Args:
-        path: the file; None: only the overrides.
-        overrides: settings that take precedence, nested as in the file.
-        method_settings: settings of the method, which belong to the section `lora` or `method_config` depending on it.
-        preset: other defaults, such as `CHAPTER`.
-
-    Raises:
-        TsugikiError: the file cannot be read, a section holds no settings, or a setting is fixed by the method.
+    `method_settings` belong to the section `lora` or `method_config`, depending on the method. `preset` has other
+    defaults, such as `CHAPTER`.
     """
     from tsugiki.methods.table import METHODS
 
@@ -76,12 +64,13 @@ def merged_settings(
     return {**settings, **overrides}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings in a YAML file, without validating them.
+def load_settings(kind: type[Settings], path: Path, overrides: Mapping[str, Any]) -> Settings:
+    """Read the settings of a workflow, a config of the class `kind`, from a YAML file; `overrides` take precedence."""
+    return validated(kind, {**read_yaml(path), **overrides}, path)
 
-    Raises:
-        TsugikiError: the file cannot be read, is not YAML, or contains no settings.
-    """
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the settings in a YAML file, without validating them."""
     if path.suffix.lower() in DATA_SUFFIXES and path.suffix.lower() != ".json":  # JSON is YAML as well
         raise TsugikiError(_("{path} is no file of settings. {advice}").format(path=path, advice=_(SEVERAL_TEXTS)))
     loaded = yaml.read_yaml(path)
@@ -93,15 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None) -> Settings:
-    """Build a config from settings.
-
-    Args:
-        kind: the class of the config.
-        path: the file that they are from, for the error; None: no file.
-
-    Raises:
-        TsugikiError: a setting is unknown, missing or invalid.
-    """
+    """Build a config of the class `kind` from settings; an error names `path`, the file that they are from."""
     try:
         return kind.model_validate(settings)
     except ValidationError as error:

@@ -50,12 +50,10 @@ class EvaluationCallback(Callback):
     """
 
     def __init__(self, run: "Run", restore: Callable[[int], bool], start: dict[str, Tensor]) -> None:
-        """Create it.
+        """Create it for a run that is ready for its first step; its record gets the results.
 
-        Args:
-            run: a run that is ready for its first step; its record gets the results.
-            restore: restores the trained weights of a step; returns whether its checkpoint was intact.
-            start: the trained values before the first step; empty: they are never restored.
+        `restore` restores the trained weights of a step, and returns whether its checkpoint was intact. `start` has the
+        trained values before the first step; empty: they are never restored.
         """
         self.restore, self.start = restore, start
         self.model, self.tokenizer = run.model, run.texts.tokenizer

@@ -1,6 +1,6 @@
 """What is known of a run's model before its weights are loaded: shapes, the dtype of the base, and the memory.
 
-On a processor that the run has alone, the cost of a few blocks is measured (see `training.planning.cost`), unless the
+On a processor that the run has alone, the cost of a few blocks is measured (see `training.cost`), unless the
 model is small. The dtype is int8 where it is clearly faster and the settings leave it open, and blocks are computed
 again in the backward pass if their activations do not fit in the memory otherwise.
 """
@@ -11,17 +11,49 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tsugiki.dtypes import BaseDtype
+from tsugiki.base.model_config import load_config, loading_errors
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
+from tsugiki.model.meta import meta_model
 from tsugiki.training.config import RunConfig
-from tsugiki.training.model import load_dtype
-from tsugiki.training.planning.shapes import SMALL_MODEL, find_shapes
+from tsugiki.training.packing import tokens_of_row
 from tsugiki.training.record import RunRecord
 
 if TYPE_CHECKING:
-    from tsugiki.training.planning.plan import MemoryPlan
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+SMALL_MODEL = 50_000_000
+"""Models with fewer parameters are not measured before a run, neither their speed nor their memory."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The model of a run without its weights."""
+
+    config: "PretrainedConfig"
+    model: "PreTrainedModel"
+    """The model on torch's meta device, not grafted."""
+    parameters: int
+    """Number of parameters."""
+    row_tokens: int
+    """Tokens of a row of the run."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of a run as planned before its start."""
+
+    peak: int
+    """Bytes."""
+    recomputed_blocks: int
+    is_automatic: bool
+    """Whether the settings leave the number of recomputed blocks open."""
+    fits: bool
+    available: int
+    """Bytes that the run can use."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +68,27 @@ class Facts:
     """Dtype -> CPU seconds of some tokens, if the dtype was chosen by measuring."""
     micro_batch_size: int | None = None
     """Rows that are computed at once, if this was set, now or before the run was interrupted."""
-    memory: "MemoryPlan | None" = None
+    memory: MemoryPlan | None = None
     """None for a small model, or if it was not planned."""
+
+
+def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> Shapes:
+    """Return the shapes of a run's model; `shapes` is the config of the model, which is read if it is None."""
+    shapes = shapes or load_config(config.model)
+    with loading_errors(config.model):
+        model = meta_model(shapes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Shapes(shapes, model, parameters, tokens_of_row(model, config.block_size, config.virtual_tokens))
+
+
+def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
+    """Return the dtype in which the run loads its base model.
+
+    If `device` is None, it computes on this machine's accelerator, or on its processor if it has none.
+    """
+    if config.base_dtype is not None:
+        return config.base_dtype
+    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
 
 
 def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> Facts:
@@ -48,21 +99,15 @@ def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> F
 
 
 def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
-    """Return the facts of a run that has a processor alone.
-
-    Args:
-        config: the settings.
-        given: from `given_facts`.
-        is_resumed: a run that is resumed keeps the dtype of its base.
-    """
+    """Return the facts of a run that has a processor alone; a run that is resumed keeps the dtype of its base."""
     try:
         shapes = find_shapes(config)
     except TsugikiError:  # the run itself reports it
         return given
     if shapes.parameters < SMALL_MODEL:
         return given
-    from tsugiki.training.planning.cost import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-    from tsugiki.training.planning.plan import plan_memory
+    from tsugiki.training.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+    from tsugiki.training.plan import plan_memory
 
     facts = given
     if not is_resumed and leaves_dtype_open(config) and (seconds := seconds_of_dtypes(config, shapes)) is not None:

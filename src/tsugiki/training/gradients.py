@@ -27,7 +27,7 @@ matrix products are efficient only from some hundred tokens on, so short rows of
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -38,7 +38,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.blocks import StepBatches
+from tsugiki.data.blocks import StepBatches, of_similar_length
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss
@@ -83,14 +83,11 @@ class Gradients:
         base_dropout: bool = False,
         tokens_at_once: int = 0,
     ) -> None:
-        """Create it.
+        """Create it; the parameters of `model` with `requires_grad` train, on the accelerator's device.
 
         Args:
-            model: the model whose parameters with `requires_grad` train, on the accelerator's device.
             computing: the model that computes: `model` itself, or a copy in another dtype, into which the parameters
                 are copied at every step.
-            batches: the rows of each step.
-            accelerator: the device, and the processes that share the work.
             micro_batch_size: rows that are computed at once; None: all rows of a step, divided by the number of
                 processes.
             base_dropout: dropout inside the base is active. It uses torch's global random generator, so the rows are
@@ -121,18 +118,10 @@ class Gradients:
         )
 
     def step(self, step: int, stop: bool = False) -> Tensor:
-        """Compute the gradients of an optimiser step.
+        """Compute the gradients of an optimiser step, whose number is from 0.
 
-        Args:
-            step: the number of the step, from 0.
-            stop: this process requests that the run ends after the step.
-
-        Returns:
-            A tensor [2] on the device: how many processes request the end of the run, and the mean loss per target
-            token of all processes, in nats.
-
-        Raises:
-            TsugikiError: one row does not fit in the memory of the accelerator.
+        `stop`: this process requests that the run ends after the step. Returns a tensor [2] on the device: how many
+        processes request the end of the run, and the mean loss per target token of all processes, in nats.
         """
         self.buffer.zero_()
         self.buffer[-2] = float(stop)
@@ -181,8 +170,8 @@ class Gradients:
         rows, processes, index = self.batches.rows(step), self.accelerator.num_processes, self.accelerator.process_index
         whole, size = _MicroBatch(list(range(len(rows))), rows), min(self._dealt_rows, math.ceil(len(rows) / processes))
         if self.tokens_at_once:
-            lengths = self.batches.blocks.row_tokens
-            return _split_by_length(whole, lengths, size, self.tokens_at_once)[index::processes]
+            groups = of_similar_length([*map(self.batches.blocks.row_tokens, rows)], self.tokens_at_once, size)
+            return [_MicroBatch(places, [rows[place] for place in places]) for places in groups[index::processes]]
         dealt = _split(whole, size)
         mine = [part for micro in dealt[index::processes] for part in _split(micro, self.micro_batch_size)]
         if self.sharded:  # all processes must call the model equally often
@@ -243,9 +232,8 @@ class Gradients:
     def _halve(self, micro: _MicroBatch, error: RuntimeError) -> None:
         """Compute half as many rows at once from now on.
 
-        Raises:
-            TsugikiError: the micro-batch was a single row, or the model is sharded, so that all processes must compute
-                equally many micro-batches.
+        This is an error for a single row, and for a sharded model, of which all processes must compute equally many
+        micro-batches.
         """
         device = self.accelerator.device
         if self.sharded and len(micro.rows) > 1:  # the other processes would not take part in another call
@@ -304,9 +292,6 @@ def _assign_gradients(weights: Sequence[Tensor], device: torch.device) -> Tensor
     """Make the gradients of weights views of a new buffer, which has two more numbers at its end, and return it.
 
     Weights that are split over processes are left out: torch allocates and reduces their gradients.
-
-    Raises:
-        TsugikiError: nothing trains.
     """
     if not weights:
         raise TsugikiError(_("nothing trains: no parameter of the model has requires_grad"))
@@ -323,23 +308,3 @@ def _split(micro: _MicroBatch, size: int) -> list[_MicroBatch]:
     """Divide rows into micro-batches of at most `size` rows."""
     parts = [slice(start, start + size) for start in range(0, len(micro.rows), size)]
     return [_MicroBatch(micro.places[part], micro.rows[part]) for part in parts]
-
-
-def _split_by_length(micro: _MicroBatch, length: Callable[[int], int], size: int, tokens: int) -> list[_MicroBatch]:
-    """Divide rows into micro-batches of similar lengths, the longest rows first.
-
-    Args:
-        micro: the rows.
-        length: returns the number of tokens of a row without padding.
-        size: number of rows that a micro-batch may always have.
-        tokens: largest number of tokens, padding included, of a micro-batch with more rows.
-    """
-    lengths = [length(row) for row in micro.rows]
-    parts: list[list[int]] = []
-    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):  # a stable order
-        count = len(parts[-1]) + 1 if parts else 0
-        if parts and (count <= size or count * lengths[parts[-1][0]] <= tokens):
-            parts[-1].append(at)
-        else:
-            parts.append([at])
-    return [_MicroBatch([micro.places[at] for at in part], [micro.rows[at] for at in part]) for part in parts]

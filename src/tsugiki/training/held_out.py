@@ -22,14 +22,10 @@ class HeldOut:
     def __init__(
         self, kind: Kind, index: RecordIndex, numbers: Integers, limit: int, groups: Sequence[Sequence[int]]
     ) -> None:
-        """Choose the records; their text is added while it is read.
+        """Choose the records of an index by their sorted numbers; their text is added while it is read.
 
-        Args:
-            kind: what the records are scored for.
-            index: the index that has the records.
-            numbers: the numbers of the records in the index, sorted.
-            limit: approximate number of characters to score.
-            groups: groups of near-duplicates, as numbers in the index.
+        `limit` is the approximate number of characters to score, and `groups` are near-duplicates, as numbers in the
+        index.
         """
         self.kind: Kind = kind
         self.index, self.numbers = index, numbers
@@ -78,16 +74,10 @@ def numbered(records: Iterable[Record]) -> Iterator[tuple[range, list[Record]]]:
 def repeated_text(
     records: Iterable[Record], index: RecordIndex, numbers: Integers, parts: Sequence[HeldOut], scored: ScoredTexts
 ) -> Repeated:
-    """Find the records that repeat a text of the parts: see `data.overlap`, and near-duplicates of texts elsewhere.
+    """Find those of the numbered records that repeat a scored text: see `data.overlap`, and near-duplicates elsewhere.
 
-    Near-duplicates within the index are not looked for, because a split keeps them together.
-
-    Args:
-        records: all records of the index.
-        index: an index.
-        numbers: the numbers of the records to look at.
-        parts: scored records.
-        scored: their texts.
+    `records` are all records of the index. Near-duplicates within it are not looked for, because a split keeps them
+    together.
     """
     wanted = np.zeros(len(index), np.bool_)
     wanted[numbers] = True

@@ -60,11 +60,7 @@ _FEWEST_STEPS, _FEWEST_ROWS = 3, 12  # for the means; the losses of single rows 
 def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: int) -> float:
     """Return the learning rate for a run whose settings say `auto`, rounded to two significant digits.
 
-    Args:
-        config: the settings: method, rank and alpha.
-        width: width of the base's hidden states.
-        steps: optimiser steps of the run.
-        tokens: tokens of an optimiser step.
+    `width` is that of the base's hidden states, `steps` are those of the run, and `tokens` those of an optimiser step.
     """
     method = METHODS[config.method]
     if method.learning_rate is not None:
@@ -91,13 +87,9 @@ class Probe:
 def probe(loop: TrainingLoop, formula: float, advance: Callable[[int], None]) -> Probe:
     """Find a learning rate. All processes must call this together. The trained parameters are restored afterwards.
 
-    Args:
-        loop: a loop with one row in a step and the learning rate 1, before its first step.
-        formula: the learning rate of the rule; the test goes from 0.1 to 40 times this rate.
-        advance: called with the number of rows that are done.
-
-    Raises:
-        TsugikiError: the loss rises at the lowest learning rate already.
+    The loop has one row in a step and the learning rate 1, and is before its first step. The test goes from 0.1 to 40
+    times the rate `formula` of the rule; if the loss rises at the lowest one already, this is an error. `advance` is
+    called with the number of rows that are done.
     """
     before = []
     for row in range(PROBE_ROWS + 1):
@@ -164,9 +156,7 @@ class DivergenceCheck(Callback):
 def diverges(losses: Sequence[float], rows: int) -> bool:
     """Return whether the mean loss of the last steps is more than 20 % above that of the first ones.
 
-    Args:
-        losses: the losses of all steps so far.
-        rows: rows of an optimiser step.
+    `losses` are those of all steps so far, and `rows` are the rows of an optimiser step.
     """
     count = max(_FEWEST_STEPS, math.ceil(_FEWEST_ROWS / rows))
     return len(losses) >= 2 * count and sum(losses[-count:]) > _RISE * sum(losses[:count])

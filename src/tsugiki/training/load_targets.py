@@ -1,12 +1,12 @@
 """Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from tsugiki.adapters.files import named_base
 from tsugiki.adapters.format import load_adapter
@@ -48,17 +48,15 @@ class EvaluationTarget:
         return f"{self.model} + {self.adapter_name}" if self.adapter else self.model
 
 
+LoadedTarget: TypeAlias = tuple[EvaluationTarget, Any, Any]
+"""A target, its model and its tokenizer."""
+
+
 def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[EvaluationTarget]:
     """Return the models alone, then each adapter on its base.
 
     The base of an adapter is the model if exactly one is given, otherwise the base that the adapter's files name.
-
-    Args:
-        models: names of models.
-        adapters: folders of adapters, or names in the library.
-
-    Raises:
-        TsugikiError: there is nothing to evaluate, an adapter does not exist, or it names no base.
+    Adapters are folders, or names in the library.
     """
     found = [EvaluationTarget(model) for model in models]
     for adapter in adapters:
@@ -75,7 +73,7 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
 
 
 def evaluate_targets(
-    chosen: Sequence[EvaluationTarget],
+    loaded: Iterable[LoadedTarget],
     data: Data,
     turns: AssistantTurns,
     limit: int | None,
@@ -83,39 +81,17 @@ def evaluate_targets(
     *,
     columns: Columns = NO_COLUMNS,
     reading: Reading | None = None,
-    chat_template: str | None = None,
-    allow_base_mismatch: bool = False,
-    trust_remote_code: bool = False,
-    dtype: LoadDtype | None = None,
 ) -> Iterator[Evaluation]:
-    """Evaluate each target in order.
+    """Evaluate each target, from `loaded_targets`, in order, and yield its evaluation.
 
-    Args:
-        chosen: the targets, from `evaluation_targets`.
-        data: the text; same formats as the data of a run.
-        turns: which answers of a conversation are scored.
-        limit: approximate number of characters to evaluate; None: all.
-        progress: where to show the progress.
-        columns: names of columns that differ from those of Tsugiki.
-        reading: collects notes about the files for the user.
-        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
-            takes that of the first adapter.
-        allow_base_mismatch: load adapters that were trained on another base.
-        trust_remote_code: run Python code that a model brings.
-        dtype: dtype of the models' weights; None: see `dtype_of`.
-
-    Yields:
-        The evaluation of each target.
-
-    Raises:
-        TsugikiError: the data, a model or an adapter cannot be read.
+    `limit` is the approximate number of characters to evaluate (None: all); `reading` collects notes about the files.
+    The data are read before the first target is loaded.
     """
     records = list(read_records(data, columns, reading))
     index = read_index(records)
     groups = near_duplicates(index.signatures)
     windows = split_windows(records, index.characters.tolist(), limit, groups)
     evaluated = {window.document for window in windows}
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(windows)) as advance:
             result = evaluate(model, tokenizer, windows, turns, advance)
@@ -125,25 +101,9 @@ def evaluate_targets(
 
 
 def answer_with_targets(
-    chosen: Sequence[EvaluationTarget],
-    questions: Sequence[Question],
-    max_new_tokens: int,
-    progress: ProgressDisplay,
-    *,
-    chat_template: str | None = None,
-    allow_base_mismatch: bool = False,
-    trust_remote_code: bool = False,
-    dtype: LoadDtype | None = None,
+    loaded: Iterable[LoadedTarget], questions: Sequence[Question], max_new_tokens: int, progress: ProgressDisplay
 ) -> Iterator[Answers]:
-    """Let each target answer the questions (see `answer_questions`). See `evaluate_targets` for the other arguments.
-
-    Yields:
-        The answers of each target.
-
-    Raises:
-        TsugikiError: a model or an adapter cannot be read, or a question does not fit a model.
-    """
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    """Let each target, from `loaded_targets`, answer the questions in order, and yield its answers."""
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(questions)) as advance:
             yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
@@ -151,14 +111,21 @@ def answer_with_targets(
 
 def loaded_targets(
     chosen: Sequence[EvaluationTarget],
-    allow_base_mismatch: bool,
-    trust_remote_code: bool,
-    chat_template: str | None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
     dtype: LoadDtype | None = None,
-) -> Iterator[tuple[EvaluationTarget, Any, Any]]:
+) -> Iterator[LoadedTarget]:
     """Yield each target with its model and tokenizer, which can be used until the next target is yielded.
 
-    A model that occurs twice in succession is loaded once. See `evaluate_targets` for the arguments.
+    A model that occurs twice in succession is loaded once.
+
+    Args:
+        allow_base_mismatch: load adapters that were trained on another base.
+        trust_remote_code: run Python code that a model brings.
+        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
+            takes that of the first adapter.
+        dtype: dtype of the models' weights; None: see `dtype_of`.
     """
     saved = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
     template = next((template for template in saved if template is not None), None)
@@ -196,14 +163,9 @@ class TargetLoader:
         template_of_base: str | None = None,
         dtype: LoadDtype = "fp32",
     ) -> None:
-        """Create it; nothing is loaded.
+        """Create it; nothing is loaded. The arguments are as for `loaded_targets`.
 
-        Args:
-            allow_base_mismatch: load adapters that were trained on another base.
-            trust_remote_code: run Python code that a model brings.
-            chat_template: for conversations, as in the settings of a run; None: each target's own.
-            template_of_base: the chat template of a base that has none.
-            dtype: dtype of the bases' weights.
+        A base that has no chat template takes `template_of_base`.
         """
         self.allow_base_mismatch, self.trust_remote_code = allow_base_mismatch, trust_remote_code
         self.chat_template, self.template_of_base = chat_template, template_of_base
@@ -214,11 +176,7 @@ class TargetLoader:
         self._has_adapter = False
 
     def use(self, target: EvaluationTarget) -> tuple[Any, Any]:
-        """Load a target instead of the one before, and return its model and tokenizer.
-
-        Raises:
-            TsugikiError: the model or the adapter cannot be read; the base then has no adapter.
-        """
+        """Load a target instead of the one before, and return its model and tokenizer."""
         self._remove_adapter()
         if target.model != self._name:
             model = load_model(target.model, self.dtype, trust_remote_code=self.trust_remote_code)

@@ -1,11 +1,7 @@
 """The training loop of every run.
 
-    for each optimiser step:
-        gradients     forward and backward over the rows of the step, on all processes (`training.gradients`)
-        update        clip the gradients; step of the optimiser; step of the schedule
-        log           loss and learning rate, to the loss curve and to the trackers
-        callbacks     evaluate, sample and write the record of the run (`training.evaluation_callback`)
-        checkpoint    (`training.checkpoint`)
+For each optimiser step: gradients of its rows, on all processes (`training.gradients`); update; log; callbacks, which
+evaluate, sample and write the record (`training.evaluation_callback`); checkpoint (`training.checkpoint`).
 
 accelerate provides the device, the processes and the trackers; transformers provides the schedules. All processes run
 this loop with the same parameters and make the same updates.
@@ -139,8 +135,7 @@ class TrainingLoop:
     def train_step(self, stop: bool = False) -> None:
         """Make one optimiser step. Its loss stays on the device until `read_losses`.
 
-        Args:
-            stop: this process requests that the run ends after the step.
+        `stop`: this process requests that the run ends after the step.
         """
         started = time.perf_counter()
         step = self.progress.step
@@ -163,11 +158,7 @@ class TrainingLoop:
         scaler.update()
 
     def read_losses(self) -> None:
-        """Add the losses of the steps since the last call to the progress. This waits for the device.
-
-        Raises:
-            TsugikiError: a loss is not finite, or float16 cannot hold the gradients.
-        """
+        """Add the losses of the steps since the last call to the progress. This waits for the device."""
         if not self._unread:
             return
         started, scaler = time.perf_counter(), self.gradients.scaler

@@ -1,13 +1,20 @@
-"""Build the loop of a run: the optimiser, the schedule, and the saving interval; and measure its speed."""
+"""Build the loop of a run: the optimiser, the schedule, and the saving interval; and measure its speed.
+
+The optimiser is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), without weight decay of biases and norms; LoRA+
+(`training.lora_plus`); or Muon (K. Jordan et al. 2024), which makes the update of each matrix inside the layers nearly
+orthogonal, while AdamW updates all other parameters. torch provides Muon for matrices only. Its updates are scaled to
+the size of AdamW's (`match_rms_adamw`), so both have the same learning rate.
+"""
 
 import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from tsugiki.data.blocks import Blocks, Collator, StepBatches
@@ -19,13 +26,14 @@ from tsugiki.training.config import LORA_PLUS, RunConfig
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.memory import keep_freed_memory
 from tsugiki.training.model import make_gradients
-from tsugiki.training.optimizers import adamw, muon
+from tsugiki.training.threads import run_in_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CHECKPOINTS_PER_RUN = 10
 _LOSS_CURVE_POINTS = 500
+_MUON_OPTIMIZERS = 8  # the matrices are divided among this many optimisers, which step in parallel
 
 
 def build_loop(
@@ -36,11 +44,7 @@ def build_loop(
     blocks: Blocks,
     document_masking: DocumentMasking,
 ) -> TrainingLoop:
-    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
-
-    Raises:
-        TsugikiError: an unknown schedule, or an optimiser that is not available.
-    """
+    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet."""
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     collate = Collator(document_masking, next(model.parameters()).dtype)
@@ -86,16 +90,9 @@ def _optimizer(model: "PreTrainedModel", config: RunConfig, rate: float) -> torc
 def _schedule(
     optimizer: torch.optim.Optimizer, kind: str, steps: int, warmup_ratio: float, decay_ratio: float | None
 ) -> LRScheduler:
-    """Return the learning rate schedule.
+    """Return the learning rate schedule, in which the rate rises and falls over these shares of the steps.
 
-    Args:
-        kind: the name of the schedule.
-        steps: optimiser steps of the run.
-        warmup_ratio: share of the steps over which the rate rises.
-        decay_ratio: share of the steps over which it falls at the end, if the schedule has such a part.
-
-    Raises:
-        TsugikiError: transformers has no such schedule, or it depends on more than the number of the step.
+    It must be one of transformers' that depends on nothing but the number of the step.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if kind == "linear":  # the default, without the imports of transformers' schedules
@@ -122,3 +119,70 @@ def linear_share(step: int, *, warmup: int, steps: int) -> float:
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def adamw(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.optim.AdamW:
+    """Return the optimiser for all trained parameters, with one group for those with weight decay and one without."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.adam_beta2), fused=True)
+
+
+def muon(model: "PreTrainedModel", config: RunConfig, rate: float) -> "CombinedOptimizer":
+    """Return the optimiser for all trained parameters."""
+    if not hasattr(torch.optim, "Muon"):
+        raise TsugikiError(
+            _("optimizer muon requires torch 2.9 or later, and this is {version}; use adamw").format(
+                version=torch.__version__
+            )
+        )
+    matrices, others = split_parameters(model)
+    decay = config.weight_decay
+    muons: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices[first::_MUON_OPTIMIZERS], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        for first in range(min(_MUON_OPTIMIZERS, len(matrices)))
+    ]
+    groups = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return CombinedOptimizer([*muons, torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.adam_beta2))])
+
+
+def split_parameters(model: "PreTrainedModel") -> tuple[list[Tensor], list[Tensor]]:
+    """Return the trained matrices inside the layers, and all other trained parameters (embeddings, head, norms, …)."""
+    outside = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    head = model.get_output_embeddings()
+    outside |= {id(p) for p in head.parameters()} if head is not None else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim == 2 and id(p) not in outside]
+    return matrices, [p for p in trained if not any(p is matrix for matrix in matrices)]
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimisers with the interface of one: it has all of their parameter groups and their state."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self._share()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Let every optimiser take a step, in parallel."""
+        list(run_in_threads([partial(optimizer.step) for optimizer in self.optimizers]))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load parameter groups and state, and pass them to the optimisers."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        """Give each optimiser its parameter groups and the common state."""
+        first = 0
+        for optimizer in self.optimizers:
+            optimizer.param_groups = self.param_groups[first : first + len(optimizer.param_groups)]
+            optimizer.state = self.state
+            first += len(optimizer.param_groups)

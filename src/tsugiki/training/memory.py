@@ -58,8 +58,7 @@ def reset_peak(device: "torch.device | None" = None) -> None:
 def _accelerator(device: "torch.device | None") -> Any:
     """Return torch's module for an accelerator, such as `torch.cuda`; None for a processor.
 
-    Args:
-        device: None: this machine's accelerator, if it has one.
+    If `device` is None, it is that of this machine's accelerator, if there is one.
     """
     torch = sys.modules.get("torch")  # not imported here, because some callers do without it
     if torch is None or (device is not None and device.type == "cpu"):

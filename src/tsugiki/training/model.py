@@ -1,4 +1,4 @@
-"""The model of a run: the dtype to load it in, which parameters train, their gradients, and how they are saved.
+"""The model of a run: which parameters train, their gradients, and how they are saved.
 
 Adapter methods train an adapter on a frozen base; only the adapter is saved. Method `full` trains every weight and
 saves a whole model. After `make_trainable`, a grafted model trains its adapter and any other model all of its weights.
@@ -19,7 +19,7 @@ from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.blocks import StepBatches
 from tsugiki.data.chat import read_template, use_template
-from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.dtypes import ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
@@ -49,31 +49,15 @@ _OTHER_ACCELERATOR_TOKENS = 4096
 _SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
 
-def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
-    """Return the dtype in which the run loads its base model.
-
-    Args:
-        config: the settings of the run.
-        device: where it computes; None: on this machine's accelerator, or its processor if it has none.
-    """
-    if config.base_dtype is not None:
-        return config.base_dtype
-    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
-
-
 def load_run_tokenizer(config: RunConfig) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of the run's base model, with the chat template of its settings.
-
-    Raises:
-        TsugikiError: the tokenizer or the template cannot be read.
-    """
+    """Load the tokenizer of the run's base model, with the chat template of its settings."""
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     use_template(tokenizer, config.chat_template)
     return tokenizer
 
 
 def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens of the words of `add_tokens`, which `run.load` has added to the tokenizer."""
+    """Return the tokens of the words of `add_tokens`, which `run.read_texts` has added to the tokenizer."""
     if config.add_tokens is None:
         return []
     from tsugiki.base.new_words import read_words
@@ -87,19 +71,9 @@ def make_trainable(
 ) -> dict[str, Any]:
     """Graft the adapter, or make every weight trainable, so that `requires_grad` marks the trained parameters.
 
-    This seeds all random generators: the seed determines the adapter's initial values.
-
-    Args:
-        model: the base model; it is changed in place.
-        config: the settings of the run.
-        device: where the model will compute; None: where it is.
-        tokens: tokens whose vectors train with the adapter, from `trained_tokens`.
-
-    Returns:
-        The settings that were decided here, for the run's record.
-
-    Raises:
-        TsugikiError: the adapter does not fit the model.
+    This seeds all random generators: the seed determines the adapter's initial values. The model is changed in place;
+    it will compute on `device` (None: where it is). The vectors of `tokens` train with the adapter. Returns the
+    settings that were decided here, for the run's record.
     """
     set_seed(config.seed)
     device = device or model.device
@@ -127,8 +101,7 @@ def make_trainable(
 def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
     """Split the weights of a prepared model over the processes, and move it to the device (see `training.sharding`).
 
-    Raises:
-        TsugikiError: the whole model trains and computes in float16, for which its gradients would have to be scaled.
+    The whole model cannot train in float16, for which its gradients would have to be scaled.
     """
     compute_dtype = None
     if not is_grafted(model):
@@ -149,10 +122,7 @@ def make_gradients(
 ) -> Gradients:
     """Return the object that computes the gradients of the prepared model, which is on the accelerator's device.
 
-    Args:
-        batches: the rows of each step.
-        accelerator: the device, and the processes that share the work.
-        micro_batch_size: rows that are computed at once; None: see `rows_of_micro_batch`.
+    If `micro_batch_size` is None, `rows_of_micro_batch` gives the rows that are computed at once.
     """
     computing = model
     if not is_grafted(model) and not is_sharded(model):
@@ -172,12 +142,9 @@ def make_gradients(
 
 
 def rows_of_micro_batch(tokens: int, adapter: bool, device: str = "cpu") -> int:
-    """Return how many rows are computed at once, unless the run sets it.
+    """Return how many rows of `tokens` tokens are computed at once, unless the run sets it.
 
-    Args:
-        tokens: tokens of a row.
-        adapter: an adapter trains, not the whole model.
-        device: the type of the device; on a processor, each thread computes so many rows.
+    `adapter`: an adapter trains, not the whole model. On a processor, each thread computes so many rows.
     """
     if device == "cpu":
         return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)
@@ -194,16 +161,9 @@ def save_trained(
 ) -> None:
     """Write what was trained to `folder`: the adapter of a grafted model, otherwise the model and its tokenizer.
 
-    If an adapter trains the vectors of tokens, the tokenizer is written as well.
-
-    Args:
-        model: a model that `make_trainable` has changed.
-        folder: created if it does not exist.
-        dtype: the dtype of a whole model's file. Adapters are always saved in float32.
-        with_template: write the chat template beside an adapter, because it was trained with it.
-
-    Raises:
-        TsugikiError: the folder cannot be written.
+    If an adapter trains the vectors of tokens, the tokenizer is written as well. `dtype` is that of a whole model's
+    file; adapters are always saved in float32. `with_template`: write the chat template beside an adapter, because it
+    was trained with it.
     """
     if not is_grafted(model):
         save_model(model, tokenizer, folder, dtype)
@@ -220,11 +180,7 @@ def save_trained(
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
-    """Copy the values that `save_trained` wrote to `folder` into the prepared model.
-
-    Raises:
-        TsugikiError: the folder holds nothing that fits the model.
-    """
+    """Copy the values that `save_trained` wrote to `folder` into the prepared model."""
     if is_grafted(model):
         load_adapter_weights(model, folder)
     else:

@@ -7,6 +7,7 @@ from tsugiki.base.loading import load_meta_model
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.encoding import document_end
 from tsugiki.data.seen_texts import Fingerprints, fingerprints
+from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
 from tsugiki.fast.layers import graft
@@ -20,7 +21,6 @@ from tsugiki.training.evaluation.evaluate import Window
 from tsugiki.training.model import load_run_tokenizer
 from tsugiki.training.record import DataSummary
 from tsugiki.training.split_data import DatasetSplit, read_data
-from tsugiki.training.tokenizer_coverage import LITTLE_TEXT, coverage_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,11 +53,7 @@ class PackedDataset:
 def pack_data(
     config: RunConfig, split: DatasetSplit, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> PackedDataset:
-    """Pack the training records into rows for this model.
-
-    Raises:
-        TsugikiError: `block_size` exceeds the model's context, or a prompt fills a whole row.
-    """
+    """Pack the training records into rows for this model."""
     size = tokens_of_row(model, config.block_size, config.virtual_tokens)
     masking = _document_masking(model, size, config.virtual_tokens)
     blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
@@ -105,11 +101,7 @@ def pack_data(
 
 
 def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
-    """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run.
-
-    Raises:
-        TsugikiError: the data cannot be read or split, or there is no such model.
-    """
+    """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run."""
     size = tokens_of_row(load_meta_model(config.model), config.block_size, config.virtual_tokens)
     tokenizer = load_run_tokenizer(config)
     split = read_data(config, tokenizer, progress)
@@ -117,15 +109,9 @@ def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
 
 
 def tokens_of_row(model: "PreTrainedModel", block_size: int | None, prompt: int) -> int:
-    """Return the number of tokens of a row.
+    """Return the number of tokens of a row, from the setting `block_size` and the context that a soft prompt leaves.
 
-    Args:
-        model: the base model; its shapes are enough.
-        block_size: the setting.
-        prompt: length of the soft prompt that the run trains; 0 if it trains none.
-
-    Raises:
-        TsugikiError: `block_size` exceeds the model's context.
+    The shapes of the model are enough. `prompt` is the length of the soft prompt; 0 if the run trains none.
     """
     available = context_length(model) - prompt
     if block_size and block_size > available:
@@ -142,13 +128,9 @@ def tokens_of_row(model: "PreTrainedModel", block_size: int | None, prompt: int)
 
 
 def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> DocumentMasking:
-    """Return how this model can mask documents in a row from each other.
+    """Return how this model can mask documents in a row of `tokens` tokens from each other.
 
-    A soft prompt comes before every document, so the model is probed with one of the same length.
-
-    Args:
-        tokens: tokens of a row.
-        prompt: length of the soft prompt; 0 if there is none.
+    A soft prompt comes before every document, so the model is probed with one of the same length, `prompt`.
     """
     if attends_to_later_tokens(model):
         raise TsugikiError(

@@ -60,14 +60,8 @@ def start_accelerator(
 ) -> Accelerator:
     """Return the accelerator of this process, connected with the other processes of the run if there are any.
 
-    Args:
-        device: where to compute; `auto`: on the accelerator of this machine if it has one, otherwise on the processor.
-        trackers: names of accelerate's trackers, such as tensorboard.
-        logging_folder: where trackers write files.
-
-    Raises:
-        TsugikiError: this machine has no such device, a tracker is unknown or not installed, accelerate is configured
-            for an engine, or the processes cannot be connected.
+    `auto` computes on the accelerator of this machine if it has one, otherwise on the processor. `trackers` are names
+    of accelerate's, such as tensorboard, which write into `logging_folder`.
     """
     kind = device_type(device)
     if kind == "mps" and several_processes():
@@ -98,11 +92,7 @@ def _disconnect() -> None:
 
 
 def require_one_process(command: str) -> None:
-    """Check that a command that consists of several runs was not started in several processes.
-
-    Raises:
-        TsugikiError: it was started in several processes.
-    """
+    """Check that a command that consists of several runs was not started in several processes."""
     if several_processes():
         raise TsugikiError(
             _("{command} runs in one process: start it without torchrun or accelerate launch").format(command=command)
@@ -112,8 +102,7 @@ def require_one_process(command: str) -> None:
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Call `action` on the main process only, and return its result on every process.
 
-    Raises:
-        OtherProcessError: on the other processes, if the main process fails.
+    If the main process fails, the others raise an `OtherProcessError`.
     """
     outcome: list[tuple[bool, T | None]] = [(False, None)]
     try:
@@ -132,11 +121,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
 
 
 def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Call `action` on the main process, and then on the others, which find the main process's results in the cache.
-
-    Raises:
-        OtherProcessError: on the other processes, if the main process fails.
-    """
+    """Call `action` on the main process, and then on the others, which find the main process's results in the cache."""
     results: list[T] = []
     on_main(accelerator, lambda: results.append(action()))
     result = results[0] if results else action()
@@ -145,15 +130,9 @@ def main_first(accelerator: Accelerator, action: Callable[[], T]) -> T:
 
 
 def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
-    """Check that `facts` are equal on all processes.
+    """Check that `facts` are equal on all processes; their names are shown in the message.
 
-    Args:
-        accelerator: connects the processes.
-        facts: name -> value, with names that a message can show.
-
-    Raises:
-        TsugikiError: on the main process, if some differ.
-        OtherProcessError: on the other processes, if some differ.
+    The main process raises the error, and the others an `OtherProcessError`.
     """
     everywhere = _gathered(accelerator, facts)
     first = everywhere[0]
@@ -174,10 +153,6 @@ def check_shared(accelerator: Accelerator, file: Path) -> None:
     """Check that all processes see a file as the main process has written it, at the same path.
 
     A network file system may show it to other machines some time later, so they look again for a while.
-
-    Raises:
-        TsugikiError: on the main process, if another one does not see the file.
-        OtherProcessError: on the other processes, if one of them does not see it.
     """
     if accelerator.num_processes == 1:
         return
@@ -208,8 +183,7 @@ def _content(file: Path) -> bytes | None:
 def _waiting_group(default: distributed.ProcessGroup) -> distributed.ProcessGroup:
     """Return the group in which processes wait for each other; all of them must call this together at first.
 
-    Args:
-        default: torch's default group, to which it belongs.
+    The argument is torch's default group, because another one needs another waiting group.
     """
     group: distributed.ProcessGroup = distributed.new_group(timeout=_LONGEST_WAIT, backend="gloo")
     return group
@@ -243,11 +217,7 @@ def errors_of_others(accelerator: Accelerator) -> Iterator[None]:
 
 
 def device_type(name: DeviceName) -> str:
-    """Return the type of the device on which a run computes, by torch's name.
-
-    Raises:
-        TsugikiError: this machine has no such device.
-    """
+    """Return the type of the device on which a run computes, by torch's name; this machine must have it."""
     available: Mapping[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
@@ -298,11 +268,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     """Run `tsugiki ARGUMENTS` in several processes of this machine, and return its exit status.
 
     torch's launcher, which is also behind `torchrun`, connects the processes, watches them, and ends the others when
-    one of them fails.
-    A process that has an error prints it; the others end without a message.
-
-    Raises:
-        TsugikiError: a process was ended by a signal.
+    one of them fails. A process that has an error prints it; the others end without a message.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -89,12 +89,9 @@ class RunProgress(ProgressDisplay):
                 yield advance
 
     def begin(self, total: int, done: int, after: float = 0.0) -> None:
-        """Show the live line.
+        """Show the live line of a run of `total` steps, `done` of which a resumed run has already done.
 
-        Args:
-            total: optimiser steps of the whole run.
-            done: steps that a resumed run has already done.
-            after: seconds that evaluations and samples after the last step will take.
+        `after` is the time in seconds that evaluations and samples after the last step will take.
         """
         self._progress.update(self._task, total=total, completed=done, visible=True, first=done, after=after)
         self._progress.start_task(self._task)

@@ -5,8 +5,10 @@ All losses are in nats per token, times in seconds, sizes in bytes.
 
 import math
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,13 +19,57 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
+from tsugiki.io.measurements import processor_name
 from tsugiki.language import _
+from tsugiki.native import is_compiled
 from tsugiki.training.evaluation.result import StepEvaluation
-from tsugiki.training.machine import Machine, library_versions
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 2
 """Version of the format of `run.json`."""
 _MAX_CONFIG = 300_000  # characters; settings in YAML have at most 200,000
+_LIBRARIES = ("tsugiki", "torch", "transformers", "accelerate", "tokenizers", "safetensors")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries on which the result depends."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+class Machine(BaseModel):
+    """The machine that a run was trained on."""
+
+    processor: str
+    cores: int | None
+    threads: int
+    accelerator: str | None
+    """Name of the GPU that computes; None: the processor does."""
+    processes: int = 1
+    system: str
+    python: str
+    c_functions: bool | None = None
+    """Whether `native.c` is compiled; None: the record is of an earlier version."""
+
+
+def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
+    """Return processor, cores, threads and accelerator of this machine; `processes` share the work."""
+    import torch
+
+    name = None if device.type == "cpu" else device.type
+    if device.type in ("cuda", "xpu"):
+        name = torch.get_device_module(device).get_device_name(device)
+    return Machine(
+        processor=processor_name(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        accelerator=name,
+        processes=processes,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        c_functions=is_compiled(),
+    )
 
 
 class RecordedLora(BaseModel):
@@ -167,7 +213,7 @@ class DataSummary(SplitSummary):
     cut_tokens: int
     """Tokens that are cut off."""
     unknown_share: float = 0.0
-    """Share of unknown tokens in the text (see `tsugiki.training.tokenizer_coverage`)."""
+    """Share of unknown tokens in the text (see `tsugiki.data.tokenizer_coverage`)."""
     piece_share: float = 0.0
     """Share of tokens that are parts of characters."""
 
@@ -268,7 +314,7 @@ class RunRecord(BaseModel):
     unless `recompute` is set."""
     base_dtype_seconds: dict[str, float] | None = None
     """Dtype of the base -> CPU seconds of some tokens, if the dtype was chosen by measuring (see
-    `training.planning.cost`)."""
+    `training.dtype_speed`)."""
     micro_batch_size: int | None = None
     """Rows that are computed at once, if this was set, for example by `--fit`. A resumed run uses the same number,
     unless it is set again."""
@@ -302,11 +348,7 @@ class RunRecord(BaseModel):
         return not losses or min(losses.values()) < base
 
     def folder(self) -> Path:
-        """Return the folder of the run.
-
-        Raises:
-            TsugikiError: the record does not name it, because it was pushed to the hub.
-        """
+        """Return the folder of the run. A record that was pushed to the hub does not name it."""
         if self.config.out is None:
             raise TsugikiError(
                 _("this {record_file} does not name the folder of its run").format(record_file=RECORD_FILE)
@@ -335,11 +377,7 @@ def new_record(settings: dict[str, Any]) -> RunRecord:
 
 
 def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
-    """Return the results of a finished run.
-
-    Raises:
-        TsugikiError: the run has not finished, or its record lacks them.
-    """
+    """Return the results of a run, which must have finished."""
     if record.status != "finished" or record.training is None or record.parameters is None or not record.evaluations:
         raise TsugikiError(_("the run in {out} has not finished").format(out=record.config.out))
     return record.training, record.parameters
@@ -354,11 +392,7 @@ def samples_by_prompt(record: RunRecord) -> dict[str, list[Sample]]:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read the record of the run in a folder.
-
-    Raises:
-        TsugikiError: the folder has no record, it cannot be read, or a field is missing or invalid.
-    """
+    """Read the record of the run in a folder."""
     path = folder / RECORD_FILE
     return parse_record(
         read_json(path, missing=_("{folder} holds no run: it has no {file}").format(folder=folder, file=RECORD_FILE)),
@@ -367,15 +401,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
-    """Return the record with these fields.
-
-    Args:
-        fields: the content of a `run.json`.
-        path: the file that they are from, for errors.
-
-    Raises:
-        TsugikiError: a field is missing or invalid.
-    """
+    """Return the record with the fields of a `run.json`, which are from the file `path`."""
     number = fields.get("format")
     if number != FORMAT:
         shown = error_text(repr(number), 100)

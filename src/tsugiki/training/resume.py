@@ -19,7 +19,6 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.training.checkpoint import Checkpoint, load_training_state, newest_checkpoint
 from tsugiki.training.config import RunConfig
-from tsugiki.training.machine import describe_machine, library_versions
 from tsugiki.training.packing import PackedDataset
 from tsugiki.training.processes import on_main
 from tsugiki.training.record import (
@@ -28,6 +27,8 @@ from tsugiki.training.record import (
     RecordedBase,
     RecordedConfig,
     RunRecord,
+    describe_machine,
+    library_versions,
     new_record,
     parse_record,
     read_record,
@@ -47,16 +48,7 @@ def start_or_resume(
 ) -> tuple[RunRecord, Path | None]:
     """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
 
-    Args:
-        accelerator: connects the processes, of which the main one decides.
-        settings: the settings, as `to_record` returns them.
-        out: the run's folder.
-        resume: continue the run that the folder holds, instead of starting a new one.
-        overwrite: start a new run although the folder holds one.
-
-    Raises:
-        TsugikiError: the folder already holds a run (without `resume` or `overwrite`), holds none that can be resumed
-            (with `resume`), or all of its checkpoints are damaged.
+    `settings` are from `to_record`. With `resume`, the folder must hold a run; without `resume` or `overwrite`, none.
     """
     if resume:
         return on_main(accelerator, lambda: _resume(settings, out))
@@ -66,14 +58,7 @@ def start_or_resume(
 
 
 def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run in a folder, nested as in a YAML file, without those that are defaults.
-
-    Args:
-        defaults: setting -> default, nested.
-
-    Raises:
-        TsugikiError: the folder holds no run.
-    """
+    """Return the settings of the run in a folder, nested as in a YAML file, without those that are `defaults`."""
     return _without_defaults(recorded_run(out).config.to_dict(), defaults)
 
 
@@ -92,12 +77,7 @@ def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) 
 def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     """Return the record of the run that `config.out` already holds; None if it holds none.
 
-    Args:
-        name: the run's name in the error.
-        config: the settings that the run must have.
-
-    Raises:
-        TsugikiError: the folder holds a run with other settings.
+    The run must have the same settings. An error calls the run `name`.
     """
     out = Path(config.out)
     if not (out / RECORD_FILE).is_file():
@@ -116,10 +96,7 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()) -> str:
     """Return the differences between two recorded configs in one line; empty if only the folder differs.
 
-    Args:
-        before: the settings of a run.
-        now: the settings to compare with them.
-        may_change: full names of settings that are not compared.
+    `may_change` has the full names of settings that are not compared.
     """
     old, new = flat_settings(before), flat_settings(now)
     if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
@@ -142,8 +119,7 @@ def describe_run(
 ) -> None:
     """Write the machine, the base, the data and the resolved settings into the record.
 
-    Raises:
-        TsugikiError: a resumed run has another base, other data, or other resolved settings than before.
+    A resumed run must have the same base, data and resolved settings as before.
     """
     _describe_versions(record)
     record.machine = describe_machine(accelerator.device, accelerator.num_processes)
@@ -153,7 +129,9 @@ def describe_run(
     record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
     record.data = data.summary
     if base_before is not None and (
-        _is_other_base(base_before, record.base) or _are_other_data(data_before, record.data)
+        _is_other_base(base_before, record.base)
+        or data_before is None
+        or _compared(data_before) != _compared(record.data)
     ):
         raise TsugikiError(
             _(
@@ -218,11 +196,7 @@ def _has_other_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool
 
 
 def recorded_run(out: Path) -> RunRecord:
-    """Return the record of a run; if `run.json` cannot be read, the record in the newest intact checkpoint.
-
-    Raises:
-        TsugikiError: the folder holds no run, or neither can be read.
-    """
+    """Return the record of a run; if `run.json` cannot be read, the record in the newest intact checkpoint."""
     try:
         return read_record(out)
     except TsugikiError as error:
@@ -271,10 +245,6 @@ def _describe_versions(record: RunRecord) -> None:
 
 def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
     return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
-
-
-def _are_other_data(before: DataSummary | None, now: DataSummary) -> bool:
-    return before is None or _compared(before) != _compared(now)
 
 
 def _compared(data: DataSummary) -> dict[str, Any]:

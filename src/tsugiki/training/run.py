@@ -1,19 +1,7 @@
 """One run: from settings, data and a base model to a folder that holds the trained adapter or model.
 
-A run is a list of stages, each of which adds to a `Run`:
-
-    find_facts       shapes, the dtype of the base, and the memory, before the weights are loaded
-    read_texts       tokenizer -> data, split into training and held-out text
-    load_base        model -> packed rows
-    choose_numbers   graft the adapter; rows of a step, learning rate, steps
-    probe_rate       measure the learning rate, if the settings say so
-    describe         machine, base and data in the record; a resumed run must have the same
-    train_steps      the loop (`training.train_steps`); `EvaluationCallback` evaluates, samples and writes `run.json`
-    write_result     the adapter's or the model's files
-
-`tsugiki train` goes through all of them. A preview ends after `choose_numbers`; pretraining writes its base before
-`read_texts`; the runs of a comparison share texts and base. The settings of a run never change: what it chooses is in
-`Run.choices`, and in the record.
+A run is a list of stages (`STAGES`, below), each of which adds to a `Run`. The settings of a run never change: what it
+chooses is in `Run.choices`, and in the record.
 """
 
 import time
@@ -40,17 +28,9 @@ from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_len
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_facts
-from tsugiki.training.learning_rate import (
-    PROBE_ROWS,
-    probe,
-)
+from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
-from tsugiki.training.model import (
-    load_run_tokenizer,
-    make_trainable,
-    save_trained,
-    trained_tokens,
-)
+from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.processes import (
     check_agreement,
@@ -143,15 +123,13 @@ def train(
 ) -> RunRecord:
     """Train as `config` describes. The folder `config.out` then holds the adapter or model, and `run.json`.
 
+    Returns the record of the finished run.
+
     Args:
-        config: the settings.
         resume: continue from the newest checkpoint in `config.out`. Only the length of the run, its prompts and some
             intervals may change (see `training.resume`); with a larger length, a finished run continues.
         progress: where to show the progress; None: a new display on standard error.
         overwrite: remove the run that `config.out` holds, before the first step.
-
-    Returns:
-        The record of the finished run.
 
     Raises:
         TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
@@ -172,15 +150,7 @@ def started(
 ) -> Iterator[Run]:
     """Start the processes of a run, lock its folder within the block, and find out where the run begins.
 
-    Args:
-        settings: the settings for the record, from `to_record`.
-        resume: continue the run that the folder holds.
-        progress: where to show the progress; None: a new display on standard error.
-        overwrite: start a new run although the folder holds one.
-
-    Raises:
-        TsugikiError: another process uses the folder, it cannot be written, it holds a run (without `resume` or
-            `overwrite`) or none that can be resumed (with `resume`), or the processes do not share it.
+    `settings` are those for the record, from `to_record`; the other arguments are as for `train`.
     """
     accelerator, out = _accelerator_of(config), Path(config.out)
 
@@ -199,11 +169,7 @@ def started(
 
 
 def prepared(config: RunConfig) -> Run:
-    """Return a run that is ready for its first step, and that writes nothing but the cache.
-
-    Raises:
-        TsugikiError: an error that would stop the run before its first step.
-    """
+    """Return a run that is ready for its first step, and that writes nothing but the cache."""
     settings = config.to_record()
     run = Run(config, settings, _accelerator_of(config), RunProgress(), new_record(settings))
     for stage in STAGES[: STAGES.index(choose_numbers) + 1]:
@@ -233,9 +199,6 @@ def read_texts(run: Run) -> None:
     """Load the tokenizer, and read the data. The main process tokenises them; the others find the tokens in the cache.
 
     The data are read before the model is loaded, so that errors in them appear at once.
-
-    Raises:
-        TsugikiError: data or a tokenizer that cannot be read.
     """
     config = run.config
 
@@ -254,9 +217,6 @@ def load_base(run: Run) -> None:
     """Load the base model, add the run's new words to its vocabulary, and pack the data into rows for it.
 
     It is moved to the accelerator's device, but not if its weights will be split over the processes.
-
-    Raises:
-        TsugikiError: a model that cannot be read, or rows that are too long for it.
     """
     config, texts = run.config, run.texts
     run.display.announce(_("loading {model}").format(model=config.model))
@@ -274,12 +234,7 @@ def load_base(run: Run) -> None:
 
 
 def choose_numbers(run: Run) -> None:
-    """Make the model trainable, and choose the rows of a step, the learning rate and the number of steps.
-
-    Raises:
-        TsugikiError: the adapter does not fit the model, there are more processes than rows in a step, or the time or
-            the new length of the run do not suffice for a step.
-    """
+    """Make the model trainable, and choose the rows of a step, the learning rate and the number of steps."""
     config, model, before = run.config, run.model, run.record.resolved_settings
     if "product_dtype" in before:  # of a resumed run
         decide(model.dtype, before["product_dtype"] == "int8")
@@ -311,11 +266,7 @@ def choose_numbers(run: Run) -> None:
 
 
 def probe_rate(run: Run) -> None:
-    """Measure the learning rate if the settings say so (see `training.learning_rate`).
-
-    Raises:
-        TsugikiError: the loss rises at the lowest rate of the test.
-    """
+    """Measure the learning rate if the settings say so (see `training.learning_rate`)."""
     if run.config.learning_rate != PROBE or "learning_rate" in run.record.resolved_settings:
         return
     loop = loop_of(run, replace(run.choices, batch_size=1, learning_rate=1.0, steps=PROBE_ROWS + 1))
@@ -326,11 +277,7 @@ def probe_rate(run: Run) -> None:
 
 
 def describe(run: Run) -> None:
-    """Write the machine, the base, the data and what was chosen into the record, and check that all processes agree.
-
-    Raises:
-        TsugikiError: a resumed run has another base, other data or other choices than before, or a process differs.
-    """
+    """Write the machine, the base, the data and what was chosen into the record, and check that all processes agree."""
     describe_run(run.accelerator, run.record, run.config, run.model, run.data, run.resolved)
     check_agreement(
         run.accelerator,
@@ -359,16 +306,17 @@ def write_result(run: Run) -> None:
 
 
 STAGES: tuple[Stage, ...] = (
-    find_facts,
-    read_texts,
-    load_base,
-    choose_numbers,
-    probe_rate,
-    describe,
-    train_steps,
-    write_result,
+    find_facts,  # shapes, the dtype of the base, and the memory, before the weights are loaded
+    read_texts,  # tokenizer -> data, split into training and held-out text
+    load_base,  # model -> packed rows
+    choose_numbers,  # graft the adapter; rows of a step, learning rate, steps
+    probe_rate,  # measure the learning rate, if the settings say so
+    describe,  # machine, base and data in the record; a resumed run must have the same
+    train_steps,  # the loop, in which `EvaluationCallback` evaluates, samples and writes `run.json`
+    write_result,  # the files of the adapter or of the model
 )
-"""A whole run."""
+"""A whole run, as of `tsugiki train`. A preview ends after `choose_numbers`; pretraining writes its base before
+`read_texts`; the runs of a comparison share texts and base."""
 
 
 def _rows_in_time(run: Run) -> int:

@@ -37,22 +37,12 @@ from tsugiki.model.inference import decoder_blocks
 
 
 def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | None = None) -> dict[str, nn.Parameter]:
-    """Split the weights of a model over all processes, in place, and move it to the device.
+    """Split the weights of a model over all processes, in place, and move it to `device`, one whole unit at a time.
 
-    The model must be complete: grafted, with its fast paths, and with the weights of a checkpoint, if any. Parameters
-    that are split are replaced, so the optimiser must be made afterwards, from the parameters that are returned.
-
-    Args:
-        model: a model with the same weights on every process, on any device; only one unit at a time is whole on
-            `device`.
-        device: where this process computes.
-        compute_dtype: for full fine-tuning, the dtype that weights are cast to when they are gathered; None: their own.
-
-    Returns:
-        Name -> parameter that trains.
-
-    Raises:
-        TsugikiError: the processes are not connected.
+    The model must be complete, with the same weights on every process: grafted, with its fast paths, and with the
+    weights of a checkpoint, if any. Parameters that are split are replaced, so the optimiser must be made afterwards,
+    from the parameters that are returned: name -> parameter that trains. For full fine-tuning, weights are cast to
+    `compute_dtype` when they are gathered; None: they keep their own.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -83,11 +73,7 @@ def is_split(tensor: Tensor) -> bool:
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Check that the optimiser has every parameter that trains. An optimiser from before `shard` would train nothing.
-
-    Raises:
-        TsugikiError: a parameter that trains is not in the optimiser.
-    """
+    """Check that the optimiser has every parameter that trains; one from before `shard` would train nothing."""
     if is_sharded(model):
         model.reshard()  # type: ignore[operator]  # after an evaluation, the module holds what it has gathered
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -102,14 +88,10 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """Gather a model's state dict on the processor, tensor by tensor. All processes must call this together.
+    """Gather a sharded model's state dict on the processor, tensor by tensor. All processes must call this together.
 
-    Args:
-        model: a sharded model.
-        keep: whether this process needs the result; otherwise it only takes part and gets an empty one.
-
-    Returns:
-        Name -> tensor. A parameter with several names (a tied weight) is one tensor.
+    With `keep` False, this process only takes part, and gets an empty one. A parameter with several names (a tied
+    weight) is one tensor.
     """
     whole: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
@@ -123,14 +105,10 @@ def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
 
 
 def whole_model(model: nn.Module, keep: bool) -> nn.Module:
-    """Return a model that can be saved. All processes must call this together.
+    """Return a model that can be saved. All processes must call this together; only those with `keep` need the result.
 
-    Args:
-        model: any model. It is returned as it is if `shard` has not split it, or if it has an adapter to save.
-        keep: whether this process needs the result; otherwise it only takes part.
-
-    Returns:
-        For a split model without an adapter, a copy with whole weights, which is on the processor and has no buffers.
+    A model that `shard` has not split, or that has an adapter to save, is returned as it is. Otherwise it is a copy
+    with whole weights, which is on the processor and has no buffers.
     """
     if not is_sharded(model) or is_grafted(model):
         return model
@@ -159,12 +137,7 @@ def whole_optimizer_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:
 
 
 def split_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Split a state dict from `whole_optimizer_state` as the optimiser's parameters are, for `load_state_dict`.
-
-    Args:
-        optimizer: an optimiser of a sharded model's parameters.
-        state: the state dict, which is the same on every process.
-    """
+    """Split a state dict from `whole_optimizer_state` as the sharded parameters are, for `load_state_dict`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     split = {
         index: {name: _split_like(parameters[index], value) for name, value in entries.items()}

@@ -81,23 +81,20 @@ class DatasetSplit:
 
 
 def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
-    """Read, tokenise and split the data of a run, and mix other text into them.
-
-    Raises:
-        TsugikiError: the data cannot be read, or cannot be split as the config says.
-    """
+    """Read, tokenise and split the data of a run, and mix other text into them."""
     split = _read_data(config, tokenizer, progress)
     return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
 
 
 def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
     held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
-    digest = _data_digest(config, tokenizer, key)
+    digest = data_digest(config, tokenizer, key)
     reading = Reading()
     single = single_document(config.data, config.columns, reading) if isinstance(held_out, float) else None
     if single is not None and isinstance(held_out, float):
         return _split_document(config, single, held_out, tokenizer, key, digest, progress, reading)
-    store = _tokenise(config, None, key, tokenizer, progress)
+    reading = Reading()
+    store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
     with progress.stage(_("looking for near-duplicates"), None):
         groups = near_duplicates(store.index.signatures)
     dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
@@ -112,16 +109,8 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
     return _dataset_split(config, store, read, used, part, scored, groups, [], digest)
 
 
-def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a digest of the files of the data, the held-out text and the retention data, and of the tokenizer.
-
-    Raises:
-        TsugikiError: a file cannot be read.
-    """
-    return _data_digest(config, tokenizer, content_key(config.data, config.columns))
-
-
-def _data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
+def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
+    """Return a digest of all texts that a run reads, and of the tokenizer; `key` is the `content_key` of the data."""
     held_out = parse_held_out(config.held_out)
     digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
     if isinstance(held_out, Path):
@@ -167,24 +156,15 @@ def _split_document(
 
 def _tokenise(
     config: RunConfig,
-    records: Iterable[Record] | None,
+    records: Iterable[Record],
     key: str,
     tokenizer: "PreTrainedTokenizerBase",
     progress: ProgressDisplay,
-    reading: Reading | None = None,
+    reading: Reading,
 ) -> TokenStore:
-    """Return the tokens of `records` (None: of `config.data`), from the cache if it has them under `key`."""
-    reading = Reading() if reading is None else reading
+    """Return the tokens of records, from the cache if it has them under `key`."""
     with progress.stage(_("tokenising"), None) as advance:
-        return open_store(
-            read_records(config.data, config.columns, reading) if records is None else records,
-            key,
-            tokenizer,
-            config.assistant_turns,
-            cache_folder("tokens"),
-            advance,
-            reading,
-        )
+        return open_store(records, key, tokenizer, config.assistant_turns, cache_folder("tokens"), advance, reading)
 
 
 def _dataset_split(
@@ -201,14 +181,13 @@ def _dataset_split(
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
     Args:
-        store: the tokens of all records in `config.data`.
-        read: reads these records.
+        read: reads the records in `config.data`, whose tokens are in `store`.
         train: numbers of the records in `store` that are not held out.
         held_out: the held-out records; their text is read if they are in `store`.
         scored: the text of held-out records that are in a file.
         groups: groups of near-duplicates, as numbers in `store`.
         notes: the notes on the data so far.
-        digest: from `_data_digest`.
+        digest: from `data_digest`.
     """
     validation = _validation(config, store, train, groups, scored)
     parts = [held_out, *([] if validation is None else [validation])]
@@ -240,21 +219,16 @@ def _dataset_split(
         else:
             notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
     duplicates = sum(map(len, groups))
-    if groups and config.drop_duplicates:
-        notes.append(
-            _(
-                "near-duplicates of each other: {records} in {groups}; only the longest one of each group is used"
-            ).format(records=counts.records(duplicates), groups=counts.groups(len(groups)))
+    if groups:
+        note = _(
+            "near-duplicates of each other: {records} in {groups}, kept together; --drop-duplicates uses one of each"
         )
-    elif groups:
-        notes.append(
-            _(
-                "near-duplicates of each other: {records} in {groups}, kept together; "
-                "--drop-duplicates uses one of each"
-            ).format(records=counts.records(duplicates), groups=counts.groups(len(groups)))
-        )
+        if config.drop_duplicates:
+            note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
+        notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))
     notes = [*store.reading.notes(), *notes]
-    known_to_base = _known_to_base(config, held_out.index, held_out.numbers)
+    learned_by_base = learned_by([local_folder(config.model)])
+    known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))
     if known_to_base:
         notes.append(
             _(
@@ -290,13 +264,7 @@ def _leave_out_of_validation(
 ) -> None:
     """Leave out validation records that repeat held-out text, and add a note.
 
-    Args:
-        repeated: what the records of the data repeat.
-        scored: the text of the held-out records.
-        notes: the notes on the data so far.
-
-    Raises:
-        TsugikiError: no validation record is left, and the user has chosen them.
+    If the user has chosen the records, one of them must be left.
     """
     parsed = parse_held_out(config.validation, "validation") if config.validation != AUTO else None
     if isinstance(parsed, Path):
@@ -326,8 +294,7 @@ def _left_out(
 ) -> tuple[Integers, LeftOutCounts]:
     """Return the training records without those that repeat held-out or validation text, and their counts; add notes.
 
-    Raises:
-        TsugikiError: no training record is left.
+    One record must be left.
     """
     repeated = {number: repeated[number] for number in np.intersect1d(train, list(repeated)).tolist()}
     found = {number: kinds for number, kinds in repeated.items() if kinds.keys() & {"held-out", "validation"}}
@@ -381,12 +348,6 @@ def _named(index: RecordIndex, repeated: Repeated, *kinds: Kind) -> str:
     return summarise_list(names)
 
 
-def _known_to_base(config: RunConfig, index: RecordIndex, numbers: Integers) -> int:
-    """Return how many of the records the base was trained on, by the fingerprints in its folder."""
-    same, near = find_learned(index, learned_by([local_folder(config.model)]), numbers)
-    return len(same | near)
-
-
 def _retention_source(name: str) -> str:
     """Return the source that the setting `retention_data` names: the text that comes with Tsugiki, or the user's."""
     return str(files("tsugiki") / "assets" / "retention") if name == EMBEDDED else name
@@ -407,9 +368,8 @@ def _with_mixed_text(
     reading = Reading()
     other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
     everything = np.arange(len(other.index))
-    repeated = repeated_text(
-        read_records(path, config.columns), other.index, everything, split.scored_parts, split.scored
-    )
+    again = read_records(path, config.columns)
+    repeated = repeated_text(again, other.index, everything, split.scored_parts, split.scored)
     allowed = [
         number for number in everything.tolist() if not repeated.get(number, {}).keys() & {"held-out", "validation"}
     ]

@@ -19,12 +19,9 @@ def run_in_threads(tasks: Sequence[Callable[[], Result]], threads_of_each: int |
     """Run the tasks in parallel and yield their results in order.
 
     At most as many tasks as torch has threads run at once. Tasks start only a little ahead of the results that have
-    been taken, so that results do not pile up in memory.
-
-    Args:
-        tasks: called without arguments.
-        threads_of_each: how many of torch's threads the operations of a task use. With a fixed number, no bit of a
-            result depends on how many threads torch has. None: torch's threads are divided among the tasks.
+    been taken, so that results do not pile up in memory. The operations of a task use `threads_of_each` of torch's
+    threads. With a fixed number, no bit of a result depends on how many threads torch has. None: they are divided among
+    the tasks.
     """
     threads = torch.get_num_threads()
     workers = max(1, min(threads, len(tasks)))

@@ -58,11 +58,7 @@ def loop_of(run: "Run", choices: Choices | None = None) -> TrainingLoop:
 
 
 def train_steps(run: "Run") -> None:
-    """Train the model in place. A run whose loss rises begins again with a lower learning rate.
-
-    Raises:
-        TsugikiError: an error that the user can correct.
-    """
+    """Train the model in place. A run whose loss rises begins again with a lower learning rate."""
     model, record, checkpoint = run.model, run.record, run.checkpoint
     initial = trained_values(model) if is_grafted(model) else {}  # a copy of a whole model takes too much memory
     if checkpoint is not None:
@@ -108,9 +104,7 @@ def advice_to_resume() -> Iterator[None]:
 def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop:
     """Return the loop of a run, which evaluates and writes checkpoints, and say what was chosen.
 
-    Args:
-        run: the run.
-        initial: the trained values before the first step; empty: they are never restored.
+    `initial` has the trained values before the first step; empty: they are never restored.
     """
     record, folder = run.record, run.out / CHECKPOINTS
     for line in describe_choices(record.resolved_settings, run.settings, bool(record.rate_probe)):

@@ -1,14 +1,17 @@
-"""Questions with expected answers: what a file may hold, and one line for what it may not."""
+"""Questions with expected answers: what a file may hold, and answers that are written or chosen in each mode."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.data import Completion, Conversation, Message
-from tsugiki.training import Question, read_questions
+from tsugiki.training import Answers, Question, answer_questions, change_of_share, read_questions
 
 TALK = [{"role": "user", "content": "When?"}]
 
@@ -76,3 +79,131 @@ def test_bad_input_is_one_line_with_the_place(row: Any, facts: str, tmp_path: Pa
 def test_no_file(tmp_path: Path):
     with pytest.raises(TsugikiError, match="nowhere.jsonl cannot be read"):
         read_questions(tmp_path / "nowhere.jsonl")
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def says(model: Any, text: str, tokenizer: Any = None) -> Any:
+    """Let a model write this text and then its end token, whatever it is asked: the n-th token after "=" or "a:"."""
+    tokenizer = tokenizer or byte_tokenizer()
+    words = model.config.vocab_size
+    script = [*tokenizer(text, add_special_tokens=False).input_ids, 0]
+    markers = {tokenizer(mark, add_special_tokens=False).input_ids[0] for mark in "=:"}
+
+    def forward(module: Any, args: Any, given: dict[str, Any], output: Any) -> Any:
+        ids = (
+            torch.cat([state["ids"], given["input_ids"]], 1) if given["input_ids"].shape[1] == 1 else given["input_ids"]
+        )
+        state["ids"] = ids
+        for row, tokens in enumerate(ids.tolist()):
+            last = max(index for index, token in enumerate(tokens) if token in markers)
+            at = min(len(tokens) - 1 - last, len(script) - 1)
+            output.logits[row, -1] = torch.nn.functional.one_hot(torch.tensor(script[at]), words).float() * 50
+        return output
+
+    state: dict[str, Any] = {}
+    model.register_forward_hook(forward, with_kwargs=True)
+    return model
+
+
+def answered(folder: Path, model: Any, *rows: dict[str, Any], tokens: int = 12) -> Answers:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return answer_questions(model, tokenizer, read_questions(written(folder, *rows)), tokens)
+
+
+def test_written_answers_are_compared_in_each_mode(tmp_path: Path):
+    rows = [
+        {"prompt": "2 + 2 =", "expected": "4"},
+        {"prompt": "the sum =", "expected": ["5", "4"]},
+        {"prompt": "=", "expected": "four", "mode": "exact"},
+        {"prompt": "x =", "expected": "4", "mode": "contains"},
+        {"prompt": "y =", "expected": "44", "mode": "contains"},
+        {"messages": TALK, "expected": r"^\s*\d\s*$", "mode": "regex"},
+        {"messages": TALK, "expected": [r"\d\d"], "mode": "regex"},
+    ]
+    found = answered(tmp_path, says(tiny_model(vocab_size=257), " 4 "), *rows)
+    assert [one.answer for one in found.answers] == [" 4 "] * 7
+    assert [one.correct for one in found.answers] == [True, True, False, True, False, True, False]
+    assert (found.questions, found.correct, found.share) == (7, 4, 4 / 7)
+    assert [one.source.rpartition(":")[2] for one in found.answers] == list("1234567")
+
+
+@pytest.mark.parametrize("prompt", ["雨", TALK])
+def test_the_choice_is_the_most_probable_text(prompt: Any, tmp_path: Path):
+    model, tokenizer = tiny_model(vocab_size=257), byte_tokenizer()
+    choices = ["red", "loud", "雨", "a"]
+    start = [*tokenizer("u:When?").input_ids, 0, *tokenizer("a:").input_ids] if prompt is TALK else [0]
+    start += tokenizer("雨").input_ids if prompt == "雨" else []
+    sums = []
+    for choice in choices:
+        ids = [*start, *tokenizer(choice).input_ids]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        sums.append(sum(float(logits[i - 1, ids[i]]) for i in range(len(start), len(ids))))
+    best = choices[sums.index(max(sums))]
+    other = next(choice for choice in choices if choice != best)
+    rows = [{"prompt": prompt, "choices": choices, "expected": one} for one in (best, [other, best], other)]
+    found = answered(tmp_path, model, *rows)
+    assert [one.answer for one in found.answers] == [best] * 3
+    assert [one.correct for one in found.answers] == [True, True, False]
+
+
+def test_the_end_of_an_answer_does_not_count_in_a_choice(tmp_path: Path):
+    model, tokenizer = tiny_model(vocab_size=257), byte_tokenizer()
+    (red,), (blue,) = tokenizer("r").input_ids, tokenizer("b").input_ids
+
+    def forward(module: Any, args: Any, given: dict[str, Any], output: Any) -> Any:
+        output.logits.zero_()
+        output.logits[..., red] = 1
+        output.logits[..., 0] = torch.where(given["input_ids"] == blue, 30.0, 0.0)  # "b" is certainly the end
+        return output
+
+    model.register_forward_hook(forward, with_kwargs=True)
+    found = answered(tmp_path, model, {"prompt": "x", "choices": ["b", "r"], "expected": "r"})
+    assert found.answers[0].answer == "r"
+
+
+def test_an_answer_ends_with_its_turn(tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = TEMPLATE.replace("<|endoftext|>", "<turn>")
+    model = says(tiny_model(vocab_size=258), "4<turn>x", tokenizer)
+    questions = read_questions(written(tmp_path, {"messages": TALK, "expected": "4"}))
+    assert answer_questions(model, tokenizer, questions, 5).answers[0].answer == "4"
+
+
+def test_a_model_without_a_chat_template(tmp_path: Path):
+    questions = read_questions(written(tmp_path, {"messages": TALK, "expected": "a"}))
+    with pytest.raises(TsugikiError, match="q.jsonl:1 is a conversation"):
+        answer_questions(tiny_model(vocab_size=257), byte_tokenizer(), questions, 4)
+
+
+def test_a_prompt_or_a_choice_beyond_the_context(tmp_path: Path):
+    model = tiny_model(vocab_size=257)
+    with pytest.raises(TsugikiError, match="q.jsonl:2.* 64"):
+        answered(tmp_path, model, {"prompt": "a", "expected": "a"}, {"prompt": "a" * 63, "expected": "a"})
+    with pytest.raises(TsugikiError, match="q.jsonl:1.* 64"):
+        answered(tmp_path, model, {"prompt": "a", "expected": "a", "choices": ["a", "b" * 70]})
+
+
+def test_a_regular_expression_that_takes_years(tmp_path: Path):
+    rows = [{"prompt": "=", "expected": "a", "mode": "regex"}, {"prompt": "=", "expected": "(a|a)+b", "mode": "regex"}]
+    with pytest.raises(TsugikiError, match=r"q.jsonl:2.*\(a\|a\)\+b"):
+        answered(tmp_path, says(tiny_model(vocab_size=257), "a" * 50), *rows, tokens=50)
+
+
+def test_the_change_is_that_of_the_same_questions():
+    def of(*correct: bool) -> Answers:
+        answers = tuple({"source": str(i), "answer": "", "correct": one} for i, one in enumerate(correct))
+        share = sum(correct) / len(correct)
+        return Answers(questions=4, correct=sum(correct), share=share, share_interval=(0, 1), answers=answers)
+
+    change, (low, high) = change_of_share(of(True, False, False, False), of(True, True, True, False))
+    assert change == 0.5
+    assert low < 0.5 < high
+    assert not math.isnan(low)

@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Any:
 
 def evaluated(config: Any, data: Any) -> Any:
     targets = evaluation_targets([config.model], [config.out])
-    return list(evaluate_targets(targets, data, "all", None, ProgressDisplay()))
+    return list(evaluate_targets(loaded_targets(targets), data, "all", None, ProgressDisplay()))
 
 
 def test_learned_text_is_marked_and_held_out_text_is_not(run: Any, tmp_path: Path):
@@ -55,7 +55,7 @@ def test_learned_text_is_marked_and_held_out_text_is_not(run: Any, tmp_path: Pat
 
 def learned_texts(model: str, adapter: Path | str | None, data: Any) -> int:
     targets = evaluation_targets([model], [] if adapter is None else [str(adapter)])
-    return list(evaluate_targets(targets, data, "all", None, ProgressDisplay()))[-1].learned
+    return list(evaluate_targets(loaded_targets(targets), data, "all", None, ProgressDisplay()))[-1].learned
 
 
 def test_what_is_made_from_an_adapter_has_learned_its_texts(run: Any, tmp_path: Path):
@@ -108,7 +108,7 @@ def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(run: Any, tm
     plain, targets = (evaluation_targets([config.model], [one.out]) for one in (config, quantised))
     assert (dtype_of(plain), dtype_of(targets), dtype_of(targets[:1])) == ("fp32", "nf4", "fp32")
     for dtype, expected in ((None, True), ("bf16", False)):
-        models = [model for _, model, _ in loaded_targets(targets, False, False, None, dtype)]
+        models = [model for _, model, _ in loaded_targets(targets, dtype=dtype)]
         assert all(any(isinstance(layer, Nf4Linear) for layer in model.modules()) is expected for model in models)
     base, adapted = evaluated(quantised, list(config.data))
     assert base.loss != adapted.loss

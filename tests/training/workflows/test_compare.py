@@ -1,4 +1,4 @@
-"""Comparisons and sweeps: one budget, runs that are reused or resumed, changed inputs, and what is refused."""
+"""Comparisons and sweeps: one budget, runs that share a base, are reused or resumed, changed inputs, and errors."""
 
 import json
 import shutil
@@ -13,28 +13,50 @@ from safetensors.torch import load_file, save_file
 
 from tests.report.pages import Page
 from tests.runs import counted_runs
-from tests.training.workflows.comparisons import SETTINGS, write
+from tests.tiny import TEXT, save_tiny
 from tsugiki import TsugikiError
 from tsugiki.cli.main import main
 from tsugiki.training import (
     MAX_RUNS,
+    ComparisonConfig,
+    RunConfig,
     RunRecord,
+    SweepConfig,
     check_same_inputs,
     compare,
     comparison_rows,
-    load_comparison,
+    evaluation_callback,
+    finished,
     load_config,
-    load_sweep,
+    load_settings,
     needed_rank,
     read_record,
+    run_all,
     sweep,
     train,
 )
-from tsugiki.training.workflows import compare as comparison_module
-from tsugiki.training.workflows import runs_on_one_base
+from tsugiki.training.workflows import compare as compare_module
 from tsugiki.training.workflows.compare import change
 
-pytestmark = pytest.mark.usefixtures("comparison_data")
+SETTINGS = {"max_steps": 3, "batch_size": 2, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a tiny base, twelve records and a text of retention data into the working directory."""
+    monkeypatch.chdir(tmp_path)
+    texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 90 + i]} for i in range(12)]
+    Path("d.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    Path("own.txt").write_text(TEXT[500:700])
+    save_tiny(tmp_path / "base")
+
+
+def write(name: str, **fields: Any) -> Path:
+    path = Path(name)
+    settings = {"model": "base", "data": "d.jsonl", "out": "c", **fields}
+    path.write_text(yaml.safe_dump(settings, allow_unicode=True, sort_keys=False))
+    return path
+
 
 METHODS: dict[str, Any] = {
     "full": {"method": "full", "learning_rate": 1e-3},
@@ -42,45 +64,45 @@ METHODS: dict[str, Any] = {
 }
 
 
-def test_methods_share_budget_and_text_and_are_put_into_one_table():
-    config = load_comparison(
-        write("c.yaml", settings={**SETTINGS, "retention_data": "own.txt", "prompts": ["枝"]}, methods=METHODS), {}
-    )
-    records = compare(config)
-    table = {row.name: row for row in comparison_rows(records)}
-    assert list(table) == ["full", "lora r=2"]
-    full, lora = table.values()
-    assert full.share == 1
-    assert lora.share < 0.2
-    assert full.file_size > lora.file_size > 0
-    # The base of an adapter may be in bfloat16.
-    assert full.perplexity_before == pytest.approx(lora.perplexity_before, rel=1e-3)
-    assert full.retention_loss_before == pytest.approx(lora.retention_loss_before, rel=1e-3)
-    assert full.retention_loss_after != full.retention_loss_before
-    tokens = {record.training.tokens for record in records.values()}
-    assert len(tokens) == 1
-    assert json.loads(Path("c/comparison.json").read_text())["rows"][1]["name"] == "lora r=2"
+def run_methods(path: Path) -> None:
+    compare(load_settings(ComparisonConfig, path, {}))
 
 
-def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+def run_grid(path: Path) -> None:
+    sweep(load_settings(SweepConfig, path, {}))
+
+
+def test_methods_share_budget_and_text_and_their_families_are_told(monkeypatch: pytest.MonkeyPatch, capsys: Any):
     methods = {
         **METHODS,
         "norms": {"method": "norms", "learning_rate": 1e-2},
         "last": {"method": "select", "method_config": {"target_parameters": r".*\.h\.1\..*"}, "learning_rate": 1e-3},
     }
-    path = write("c.yaml", data="nowhere", settings={**SETTINGS, "max_steps": 1}, methods=methods)
+    settings = {**SETTINGS, "max_steps": 1, "retention_data": "own.txt", "prompts": ["枝"]}
+    path = write("c.yaml", data="nowhere", settings=settings, methods=methods)
     monkeypatch.setattr(sys, "argv", ["tsugiki", "compare", str(path), "--data", "d.jsonl"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
     assert "selective" in capsys.readouterr().out
-    table = {row["name"]: row for row in json.loads(Path("c/comparison.json").read_text())["rows"]}
+    records = {name: read_record(Path("c", name)) for name in methods}
+    table = {row.name: row for row in comparison_rows(records)}
+    written = {row["name"]: row for row in json.loads(Path("c/comparison.json").read_text())["rows"]}
+    assert written == {name: row.model_dump(mode="json") for name, row in table.items()}
     families = {"full": "full fine-tuning", "lora r=2": "reparametrised", "norms": "selective", "last": "selective"}
-    assert {name: row["family"] for name, row in table.items()} == families
+    assert {name: row.family for name, row in table.items()} == families
     for name, row in table.items():
         (weights,) = Path("c", name).glob("*model*.safetensors")
-        assert row["file_size"] == weights.stat().st_size
-        assert row["trainable"] == sum(t.numel() for t in load_file(weights).values())
+        assert row.file_size == weights.stat().st_size
+        assert row.trainable == sum(t.numel() for t in load_file(weights).values())
+    full, lora = table["full"], table["lora r=2"]
+    assert full.share == 1
+    assert lora.share < 0.2
+    # The base of an adapter may be in bfloat16.
+    assert full.perplexity_before == pytest.approx(lora.perplexity_before, rel=1e-3)
+    assert full.retention_loss_before == pytest.approx(lora.retention_loss_before, rel=1e-3)
+    assert full.retention_loss_after != full.retention_loss_before
+    assert len({finished(record)[0].tokens for record in records.values()}) == 1
     page = Page(Path("c/report.html").read_text(encoding="utf-8"))
     cells = [row[0] for row in page.table("method")[1:]]
     assert cells == [f"{name}\n{family}" for name, family in families.items()]
@@ -92,14 +114,14 @@ def test_families_are_told_in_the_table_and_coloured_in_the_plot(monkeypatch: py
 def test_a_model_in_several_files_is_as_large_as_all_of_them(tmp_path: Path):
     for i, size in enumerate((100, 40)):
         (tmp_path / f"model-0000{i + 1}-of-00002.safetensors").write_bytes(b"x" * size)
-    assert comparison_module._file_size(tmp_path) == 140
+    assert compare_module._file_size(tmp_path) == 140
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x" * 7)
-    assert comparison_module._file_size(tmp_path) == 7
+    assert compare_module._file_size(tmp_path) == 7
 
 
 def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyPatch):
     runs = counted_runs(monkeypatch)
-    config = load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {})
+    config = load_settings(ComparisonConfig, write("c.yaml", settings=SETTINGS, methods=METHODS), {})
     compare(config)
     assert runs == [("full", False), ("lora r=2", False)]
     before = {path: path.stat().st_mtime_ns for path in Path("c").rglob("*.safetensors")}
@@ -112,34 +134,13 @@ def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyP
     assert read_record(Path("c/full")).status == "finished"
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"methods": {"a": {"epochs": 5}}}, "methods.a: epochs"),
-        ({"methods": {}}, "methods"),
-        ({"methods": {"a/b": {}}}, "'a/b'"),
-        ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: unknown setting"),
-        ({"methods": {"a": {}}, "banana": 1}, "banana: unknown setting"),
-        ({"methods": {"a": {"lora": {"r": 0}}}}, r"lora\.r"),
-    ],
-)
-def test_comparisons_that_cannot_be(fields: dict[str, Any], said: str):
-    with pytest.raises(TsugikiError, match=said):
-        compare(load_comparison(write("c.yaml", **fields), {}))
-    assert not Path("c").exists()
-
-
 def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=METHODS), {}))
+    run_methods(write("c.yaml", settings=SETTINGS, methods=METHODS))
     changed = {**METHODS, "full": {"method": "full", "learning_rate": 1e-4}}
     with pytest.raises(TsugikiError, match=r"full: c/full .*learning_rate \(was 0.001"):
-        compare(load_comparison(write("c.yaml", settings=SETTINGS, methods=changed), {}))
+        run_methods(write("c.yaml", settings=SETTINGS, methods=changed))
     with pytest.raises(TsugikiError, match="^none: .*matches no layer"):
-        compare(
-            load_comparison(
-                write("c.yaml", settings=SETTINGS, methods={"none": {"lora": {"target_modules": ["q"]}}}), {}
-            )
-        )
+        run_methods(write("c.yaml", settings=SETTINGS, methods={"none": {"lora": {"target_modules": ["q"]}}}))
 
 
 def grid(**axes: list[Any]) -> Path:
@@ -148,16 +149,16 @@ def grid(**axes: list[Any]) -> Path:
 
 def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
     loads: list[Any] = []
-    plain = runs_on_one_base.load_base
-    monkeypatch.setattr(runs_on_one_base, "load_base", lambda *given: loads.append(given) or plain(*given))
-    config = load_sweep(grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
+    plain = compare_module.load_base
+    monkeypatch.setattr(compare_module, "load_base", lambda *given: loads.append(given) or plain(*given))
+    config = load_settings(SweepConfig, grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
     points = sweep(config)
     assert len(loads) == 1
     assert [dict(point.values) for point in points] == [
         {"r": r, "learning_rate": rate} for r in (1, 2) for rate in (1e-2, 1e-3)
     ]
     assert len({point.record.evaluations[0].loss for point in points}) == 1, "each begins from the base"
-    alone = load_sweep(grid(r=[2], learning_rate=[1e-3]), {"out": "alone"})
+    alone = load_settings(SweepConfig, grid(r=[2], learning_rate=[1e-3]), {"out": "alone"})
     weights = "adapter_model.safetensors"
     (own,) = sweep(alone)
     folders = (Path(points[3].record.config.out), Path(own.record.config.out))
@@ -170,70 +171,53 @@ def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pyte
     assert needed_rank(points[:2]) is None
 
 
-@pytest.mark.parametrize(
-    ("axes", "said"),
-    [
-        ({}, "the grid is empty"),
-        ({"r": []}, "grid.r has no values"),
-        ({"rank": [1]}, "grid.rank: .*learning_rate"),
-        ({"r": [1, 1]}, "r=1"),
-        ({"r": [0]}, r"lora\.r"),
-        ({"learning_rate": [-1.0]}, "learning_rate: .*greater than 0"),
-    ],
-)
-def test_grids_that_cannot_be(axes: dict[str, list[Any]], said: str):
-    with pytest.raises(TsugikiError, match=said):
-        sweep(load_sweep(grid(**axes), {}))
-    assert not Path("c").exists()
-
-
-COMMON = {"model": "m", "data": "d", "out": "o"}
+AXES = ("r", "lora_alpha", "init_lora_weights")
+MANY = {f"x{number}": 1 for number in range(1000)}
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"grid": {axis: list(range(100)) for axis in ("r", "lora_alpha", "init_lora_weights")}}, "1,000,000 points"),
+        ({"methods": {"a": {"epochs": 5}}}, "methods.a: epochs"),
+        ({"methods": {}}, "methods"),
+        ({"methods": {"a/b": {}}}, "'a/b'"),
+        ({"methods": {"../a": {}}}, "cannot be the name of a folder"),
+        ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: unknown setting"),
+        ({"methods": {"a": {}}, "banana": 1}, "banana: unknown setting"),
+        ({"methods": {"a": {"lora": {"r": 0}}}}, r"lora\.r"),
+        ({"methods": {f"m{number}": {} for number in range(MAX_RUNS + 1)}}, "methods: .*1000"),
+        ({"methods": {"a": {"lora": MANY}}}, "x0, .* and 995 more: no such setting"),
+        ({"methods": {"a": MANY}}, "x0: unknown setting; .*995 more problems"),
+        ({"grid": {}}, "the grid is empty"),
+        ({"grid": {"r": []}}, "grid.r has no values"),
+        ({"grid": {"rank": [1]}}, "grid.rank: .*learning_rate"),
+        ({"grid": {"r": [1, 1]}}, "r=1"),
+        ({"grid": {"r": [0]}}, r"lora\.r"),
+        ({"grid": {"learning_rate": [-1.0]}}, "learning_rate: .*greater than 0"),
+        ({"grid": {axis: list(range(100)) for axis in AXES}}, "1,000,000 points"),
         ({"grid": {"r": [1]}, "settings": {"lora": "r"}}, "settings.lora is 'r'"),
         ({"grid": {"target_modules": [["../../a"]]}}, "grid: .*cannot be the name of a folder"),
         ({"grid": {"a" * 5000: [1]}}, "no such axis"),
         ({"grid": {"r": ["x" * 5000]}}, "r: .*integer"),
     ],
 )
-def test_sweeps_that_are_too_large_or_hostile(fields: dict[str, Any], said: str, tmp_path: Path):
-    path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump({**COMMON, **fields}))
+def test_comparisons_and_sweeps_that_cannot_be(fields: dict[str, Any], said: str):
+    path, run = write("c.yaml", **fields), run_grid if "grid" in fields else run_methods
     with pytest.raises(TsugikiError, match=said) as caught:
-        load_sweep(path, {}).runs()
+        run(path)
     assert len(str(caught.value)) < 2000
-
-
-@pytest.mark.parametrize(
-    ("methods", "said"),
-    [
-        ({f"m{number}": {} for number in range(MAX_RUNS + 1)}, "methods: .*1000"),
-        ({"../a": {}}, "cannot be the name of a folder"),
-        ({"a": {"lora": {f"x{number}": 1 for number in range(1000)}}}, "x0, .* and 995 more: no such setting"),
-        ({"a": {f"x{number}": 1 for number in range(1000)}}, "x0: unknown setting; .*995 more problems"),
-    ],
-)
-def test_comparisons_that_are_too_large_or_hostile(methods: dict[str, Any], said: str, tmp_path: Path):
-    path = tmp_path / "comparison.yaml"
-    path.write_text(yaml.safe_dump({**COMMON, "methods": methods}, sort_keys=False))
-    with pytest.raises(TsugikiError, match=said) as caught:
-        load_comparison(path, {}).runs()
-    assert len(str(caught.value)) < 2000
+    assert not Path("c").exists()
 
 
 SHARED = {**SETTINGS, "max_steps": 1, "retention_data": "own.txt", "held_out": "held.txt"}
 
 
 def run_sweep() -> None:
-    sweep(load_sweep(write("s.yaml", settings=SHARED, grid={"r": [1, 2]}), {}))
+    run_grid(write("s.yaml", settings=SHARED, grid={"r": [1, 2]}))
 
 
 def run_comparison() -> None:
-    compare(load_comparison(write("c.yaml", settings=SHARED, methods={"one": {"lora": {"r": 1}}, "two": {}}), {}))
+    run_methods(write("c.yaml", settings=SHARED, methods={"one": {"lora": {"r": 1}}, "two": {}}))
 
 
 def append(path: str) -> None:
@@ -289,25 +273,80 @@ def test_results_on_changed_inputs_are_not_mixed(
     assert read_record(again).status == "finished", "the inputs are as before, although they were written again"
 
 
-@pytest.mark.parametrize("what", ["data", "base"])
-def test_records_of_two_inputs_are_not_put_into_one_table(what: str):
+def test_records_of_two_inputs_are_not_put_into_one_table():
     """Also if the inputs were changed while the runs were going on."""
-    run_of_data = load_config(
-        None, {**SETTINGS, "max_steps": 1, "model": "base", "data": "d.jsonl", "out": "one"}, {"r": 1}
-    )
-    record = train(run_of_data)
-    other = record.model_copy(deep=True)
-    check_same_inputs({"one": record, "other": other})
-    _change(other, what)
-    with pytest.raises(TsugikiError, match=f"^other: .*{what}.* since one "):
-        check_same_inputs({"one": record, "other": other})
-    assert read_record(Path("one")).data == record.data
-
-
-def _change(record: RunRecord, what: str) -> None:
+    given = {**SETTINGS, "max_steps": 1, "model": "base", "data": "d.jsonl", "out": "one"}
+    record = train(load_config(None, given, {"r": 1}))
     assert record.data is not None
     assert record.base is not None
-    if what == "data":
-        record.data.held_out.fingerprint = "sha256:other"
-    else:
-        record.base = record.base.model_copy(update={"fingerprint": "sha256:other"})
+    check_same_inputs({"one": record, "other": record.model_copy(deep=True)})
+    counts = record.data.held_out.model_copy(update={"fingerprint": "sha256:other"})
+    changes = {
+        "data": record.data.model_copy(update={"held_out": counts}),
+        "base": record.base.model_copy(update={"fingerprint": "sha256:other"}),
+    }
+    for name, changed in changes.items():
+        with pytest.raises(TsugikiError, match=f"^other: .*{name}.* since one "):
+            check_same_inputs({"one": record, "other": record.model_copy(update={name: changed})})
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "lora": {"lora": {"r": 2}, "learning_rate": 1e-2},
+    "full": {"method": "full", "learning_rate": 1e-3},
+    "prompt": {"method": "prompt-tuning", "method_config": {"num_virtual_tokens": 3}},
+    "ia3": {"method": "ia3"},
+    "norms": {"method": "norms"},
+}
+
+
+def configs(folder: str, **changes: Any) -> dict[str, RunConfig]:
+    shared = {**SETTINGS, "max_steps": 2, "retention_data": "own.txt", "prompts": ["枝"], **changes}
+    return {
+        name: RunConfig(model="base", data="d.jsonl", out=f"{folder}/{name}", **{**shared, **own})
+        for name, own in OWN.items()
+    }
+
+
+def without_times(record: RunRecord) -> dict[str, Any]:
+    assert record.training is not None
+    figures = record.training.model_copy(update={"seconds": 0, "tokens_per_second": 0, "peak_memory": 0})
+    return record.model_copy(update={"training": figures}).to_json() | {"config": None}
+
+
+@pytest.mark.slow
+def test_each_run_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    loaded: list[str] = []
+    load = compare_module.load_base
+    monkeypatch.setattr(compare_module, "load_base", lambda run: loaded.append(run.config.method) or load(run))
+    together = run_all(configs("together"))
+    said = capsys.readouterr().err
+    alone = {name: train(config) for name, config in configs("alone").items()}
+    for name, record in together.items():
+        assert without_times(record) == without_times(alone[name]), name
+        files = [list(Path(folder, name).glob("*.safetensors")) for folder in ("together", "alone")]
+        assert [[path.read_bytes() for path in found] for found in files[:1]] == [
+            [path.read_bytes() for path in found] for found in files[1:]
+        ]
+    # A base in its own dtype, one whose weights train, one for those after it, and norms in float32.
+    assert loaded in (["lora", "full", "prompt-tuning", "norms"], ["lora", "full", "prompt-tuning"])
+    for number, name in enumerate(OWN, 1):
+        assert f"{number} of 5: {name}" in said
+        assert f"{name}: held-out loss" in said
+    assert "4 runs left, about" in said
+    assert "1 run left, about" in said
+
+
+def test_the_base_is_evaluated_once(monkeypatch: pytest.MonkeyPatch):
+    scored: list[int] = []
+    evaluate = evaluation_callback.evaluate
+    monkeypatch.setattr(
+        evaluation_callback, "evaluate", lambda *given: scored.append(len(given[2])) or evaluate(*given)
+    )
+    runs = {name: configs("c")[name] for name in ("lora", "ia3")}
+    records = run_all(runs)
+    one, two = records.values()
+    assert one.evaluations[0] == two.evaluations[0]
+    assert one.samples[0] == two.samples[0]
+    of_base = 3 if one.validations else 2
+    per_run = len(one.evaluations) + len(one.validations) + len(one.retention_evaluations)
+    assert len(scored) == 2 * per_run - of_base

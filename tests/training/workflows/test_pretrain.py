@@ -15,7 +15,7 @@ from tests.tiny import TEXT, logits
 from tsugiki import TsugikiError
 from tsugiki.base import load_model, load_tokenizer
 from tsugiki.io import CHECKPOINTS, MODEL_FILE
-from tsugiki.training import START, PretrainConfig, build_model, load_pretrain_config, pretrain
+from tsugiki.training import START, PretrainConfig, build_model, load_settings, pretrain
 
 MODEL = {"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 32}
 
@@ -177,13 +177,13 @@ def test_settings_from_yaml(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     plain = settings(tmp_path).model_dump(mode="json", exclude_unset=True)
     path.write_text(yaml.safe_dump(plain, allow_unicode=True))
-    assert load_pretrain_config(path, {}) == settings(tmp_path)
-    assert load_pretrain_config(path, {"max_steps": 7}).max_steps == 7
+    assert load_settings(PretrainConfig, path, {}) == settings(tmp_path)
+    assert load_settings(PretrainConfig, path, {"max_steps": 7}).max_steps == 7
     for change, said in (
         ({"method": "full"}, "method: "),
         ({"tokenizer": {"vocab": 5}}, "vocab"),
         ({"tokenizer": {"vocab_size": 100}}, "258"),
     ):
         with pytest.raises(TsugikiError) as caught:
-            load_pretrain_config(path, change)
+            load_settings(PretrainConfig, path, change)
         assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""The preview shows the rows that training takes, as they are."""
+"""The preview shows the rows that training takes, as they are, and notes on base, tokenizer and targets."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.runs import one_thread
-from tests.tiny import TEXT, save_tiny
+from tests.runs import one_thread, run_config
+from tests.tiny import TEXT, byte_tokenizer, save_tiny
+from tsugiki.base import CardFacts, read_card
 from tsugiki.data import StepBatches
 from tsugiki.report import count_lines, to_html, to_terminal
-from tsugiki.training import Preview, RunConfig, preview, train
+from tsugiki.training import RunConfig, preview, train
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture
@@ -28,16 +31,12 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     )
 
 
-def shown(config: RunConfig, rows: int = 3) -> Preview:
-    return preview(config, rows)
-
-
 def row_text(row: Any) -> str:
     return "".join(span.text for segment in row.segments for span in segment.spans)
 
 
 def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    rows = shown(config, 4).rows
+    rows = preview(config, 4).rows
     taken: list[Any] = []
 
     batch = StepBatches.batch
@@ -50,8 +49,6 @@ def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: 
     monkeypatch.setattr(StepBatches, "batch", watched)
     with one_thread():
         train(config)
-    from tests.tiny import byte_tokenizer
-
     texts = [byte_tokenizer().decode(ids[: 64 - row.padding]) for row, ids in zip(rows, taken, strict=False)]
     incomplete = "\N{REPLACEMENT CHARACTER}"  # a character of which a part is in another row is not shown
     assert any(incomplete in text for text in texts)
@@ -60,7 +57,7 @@ def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: 
 
 
 def test_its_counts_are_those_of_the_run(config: RunConfig):
-    counts = shown(config).counts
+    counts = preview(config, 3).counts
     record = train(config)
     assert counts.steps == record.training.steps
     assert counts.target_tokens_per_epoch == record.training.tokens
@@ -71,7 +68,7 @@ def test_its_counts_are_those_of_the_run(config: RunConfig):
 def test_the_longest_record_is_one_that_is_trained_on(config: RunConfig):
     lines = Path("d.jsonl").read_text()
     Path("d.jsonl").write_text(lines + json.dumps({"text": TEXT[:900], "part": "test"}) + "\n")
-    counts = shown(config.model_copy(update={"held_out": "part=test"})).counts
+    counts = preview(config.model_copy(update={"held_out": "part=test"}), 3).counts
     assert counts.longest_record != "d.jsonl:13"
     assert counts.longest_tokens < 900
 
@@ -81,7 +78,7 @@ def test_targets_context_special_tokens_and_cuts_are_distinguished(config: RunCo
         "".join(json.dumps({"prompt": f"問{i}", "completion": "答え" * (1 if i else 20)}) + "\n" for i in range(9))
     )
     config = config.model_copy(update={"data": "t.jsonl", "block_size": 48})
-    segments = [segment for row in shown(config, 20).rows for segment in row.segments]
+    segments = [segment for row in preview(config, 20).rows for segment in row.segments]
     whole = next(segment for segment in segments if segment.last)
     assert [span.kind for span in whole.spans] == ["context special", "context", "target", "target special"]
     assert whole.spans[2].text == "答え"
@@ -92,7 +89,7 @@ def test_targets_context_special_tokens_and_cuts_are_distinguished(config: RunCo
 def test_both_displays_hold_text_counts_and_cuts(config: RunConfig):
     from rich.console import Console
 
-    found = shown(config, 50)
+    found = preview(config, 50)
     page = to_html(found)
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(to_terminal(found, colours=False))
@@ -106,3 +103,64 @@ def test_both_displays_hold_text_counts_and_cuts(config: RunConfig):
     assert "✂" in page
     assert "⟦" in text
     assert "<|endoftext|>" in text
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+def notes(folder: Path, data: str | None = None, template: str | None = None, **settings: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    base = folder / "model"
+    save_tiny(base)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    if data is not None:
+        path = folder / ("data.jsonl" if data.startswith("{") else "data.txt")
+        path.write_text(data)
+        settings["data"] = str(path)
+    return " ".join(preview(run_config(folder, model=str(base), block_size=64, **settings), 1).notes)
+
+
+@pytest.mark.parametrize(
+    ("card", "facts"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# A\n", CardFacts("apache-2.0")),
+        ("---\nlicense: other\nlicense_name: gemma\nextra_gated_prompt: accept\n---\n", CardFacts("gemma", gated=True)),
+        ("no metadata", CardFacts()),
+        ("---\nlicense: [\n---\n", CardFacts()),
+    ],
+)
+def test_a_card_in_the_folder_is_read(card: str, facts: CardFacts, tmp_path: Path):
+    (tmp_path / "README.md").write_text(card)
+    assert read_card(str(tmp_path)) == facts
+
+
+def test_the_licence_and_the_gate_are_named(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: llama3.2\nextra_gated_prompt: accept\n---\n")
+    said = notes(tmp_path)
+    assert "is llama3.2" in said
+    assert "is gated" in said
+
+
+def test_a_chat_model_on_other_data_is_reported(tmp_path: Path):
+    words = ["scion", "stock", "graft", "orchard", "pruning knife", "bark", "root", "spring", "bud", "leaf"]
+    pairs = [(f"{word}?", f"{i * 7919} {word}") for i, word in enumerate(words)]
+    completions = "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs)
+    turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": c}] for p, c in pairs]
+    chat = "".join(json.dumps({"messages": messages}) + "\n" for messages in turns)
+    assert "plain text" in notes(tmp_path / "a", "A plain text.\n" * 90, TEMPLATE)
+    assert "joined without it" in notes(tmp_path / "b", completions, TEMPLATE)
+    assert "chat template" not in notes(tmp_path / "c", chat, TEMPLATE)
+    assert "chat template" not in notes(tmp_path / "d", "A plain text.\n" * 90)
+
+
+def test_a_tokenizer_that_writes_characters_in_pieces_is_reported(tmp_path: Path):
+    assert "parts of characters" in notes(tmp_path / "a")  # Japanese
+    assert "parts of characters" not in notes(tmp_path / "b", "A plain text.\n" * 90)
+
+
+def test_targets_that_leave_out_most_of_the_model_are_reported(tmp_path: Path):
+    assert "of the weights between" in notes(tmp_path / "a", lora={"target_modules": ["c_attn"]})
+    assert "of the weights between" not in notes(tmp_path / "b", lora={"target_modules": "all-linear"})

@@ -25,11 +25,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.data.blocks import of_similar_length
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.read.files import Data, read_records
-from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import AssistantTurns, Document, Reading, Record, target_text
+from tsugiki.data.records import AssistantTurns, Document, Record, target_text
 from tsugiki.data.store import read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
@@ -65,15 +65,9 @@ class Window:
     """Index of the first record of its group of near-duplicates; None: it has no near-duplicates."""
 
 
-def read_windows(
-    data: Data, limit: int | None = None, columns: Columns = NO_COLUMNS, reading: Reading | None = None
-) -> list[Window]:
-    """Read records with `read_records`, and split them into windows (see `split_windows`).
-
-    Raises:
-        TsugikiError: the data cannot be read.
-    """
-    records = list(read_records(data, columns, reading))
+def read_windows(data: Data, limit: int | None = None) -> list[Window]:
+    """Read records with `read_records`, and split them into windows (see `split_windows`)."""
+    records = list(read_records(data))
     index = read_index(records)
     return split_windows(records, index.characters.tolist(), limit, near_duplicates(index.signatures))
 
@@ -133,8 +127,6 @@ def evaluate(
     """Score windows of text as the module docstring describes. The model's training mode is restored afterwards.
 
     Args:
-        model: a causal language model.
-        tokenizer: the model's tokenizer.
         windows: the text, from `split_windows`.
         turns: which answers of a conversation are scored.
         advance: called with the number of sequences done since the last call.
@@ -209,16 +201,9 @@ class TokenSequence:
 def _sequences(
     tokenizer: "PreTrainedTokenizerBase", window: Window, ids: list[int], turns: AssistantTurns, context: int
 ) -> list[TokenSequence]:
-    """Return the sequences of a window.
+    """Return the sequences of a window, each of at most `context` tokens; `ids` are the tokens of its target text.
 
-    Args:
-        window: a text.
-        ids: the tokens of its target text.
-        turns: which answers of a conversation are scored.
-        context: largest length of a sequence.
-
-    Returns:
-        Several sequences for a document that is longer than `context`, none for another record that is.
+    They are several for a document that is longer than the context, and none for another record that is.
     """
     if isinstance(window.record, Document):
         start = document_start(tokenizer)
@@ -276,13 +261,8 @@ def _batches(sequences: Sequence[TokenSequence], model: "PreTrainedModel") -> li
         most = min(most, _LOGIT_BUDGET // model.config.get_text_config().vocab_size)
     if rope_depends_on_length(model):
         most = 0  # the logits of a sequence depend on the longest one in its batch
-    batches: list[list[TokenSequence]] = []
-    for sequence in sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].ids) <= most:
-            batches[-1].append(sequence)
-        else:
-            batches.append([sequence])
-    return batches
+    groups = of_similar_length([len(sequence.ids) for sequence in sequences], most)
+    return [[sequences[number] for number in group] for group in groups]
 
 
 def _without_logits(model: "PreTrainedModel") -> bool:

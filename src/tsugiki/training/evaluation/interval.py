@@ -44,9 +44,7 @@ class Change:
 def sum_groups(scores: Sequence[Score], groups: Sequence[int]) -> list[Score]:
     """Return the sums of the scores in each group, in the order of the groups' first documents.
 
-    Args:
-        scores: the score of every document.
-        groups: for every document, the number of its group; empty: every document is a group of its own.
+    `groups` has the number of the group of every document; empty: every document is a group of its own.
     """
     if not groups:
         return list(scores)
@@ -72,11 +70,7 @@ def bits_interval(scores: Sequence[Score]) -> Interval | None:
 def change(before: float, after: float, scores_before: Sequence[Score], scores_after: Sequence[Score]) -> Change:
     """Return the change of a figure that is proportional to the NLL, such as the loss or the bits per character.
 
-    Args:
-        before: the figure of the first evaluation.
-        after: the figure of the second evaluation.
-        scores_before: the documents of the first evaluation.
-        scores_after: the documents of the second evaluation.
+    `before` and `after` are the figures of two evaluations; the scores are of their documents.
     """
     if [score[2] for score in scores_before] != [score[2] for score in scores_after]:
         return Change(math.nan, None, len(scores_after))  # a record is too long for the context of one of the models
@@ -142,11 +136,9 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 def paired_interval(pairs: Sequence[tuple[bool, bool]]) -> Interval:
     """Return the 95 % interval of the change of a share between two measurements of the same trials.
 
-    It combines the two Wilson intervals by the correlation of the measurements (R. G. Newcombe, "Improved confidence
-    intervals for the difference between binomial proportions based on paired data", 1998, method 10).
-
-    Args:
-        pairs: whether each trial succeeded before and after; at least one.
+    `pairs` has whether each trial succeeded before and after; at least one. The interval combines the two Wilson
+    intervals by the correlation of the measurements (R. G. Newcombe, "Improved confidence intervals for the difference
+    between binomial proportions based on paired data", 1998, method 10).
     """
     trials = len(pairs)
     both, neither = pairs.count((True, True)), pairs.count((False, False))

@@ -65,11 +65,7 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Read questions from a file of JSON Lines.
-
-    Raises:
-        TsugikiError: the file cannot be read or has no question, or a question is not as the module docstring shows.
-    """
+    """Read questions from a file of JSON Lines, as the module docstring shows."""
     try:
         rows = jsonl_rows(lambda: path.open("rb"), str(path))
         questions = [_question(row, f"{path}:{number}") for number, row in rows]
@@ -89,18 +85,10 @@ def answer_questions(
     max_new_tokens: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Answers:
-    """Answer all questions.
+    """Answer all questions, of which there is at least one.
 
-    Args:
-        model: a causal language model.
-        tokenizer: the model's tokenizer.
-        questions: at least one.
-        max_new_tokens: largest length of a generated answer; it is shorter where the model's context ends.
-        advance: called with the number of questions done since the last call.
-
-    Raises:
-        TsugikiError: a prompt does not fit in the model's context, a conversation cannot be rendered, or a regular
-            expression takes too long.
+    A generated answer has at most `max_new_tokens` tokens; it is shorter where the model's context ends. `advance` is
+    called with the number of questions done since the last call.
     """
     choices = [question for question in questions if question.mode == "choice"]
     others = [question for question in questions if question.mode != "choice"]

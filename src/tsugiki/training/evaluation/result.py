@@ -134,14 +134,7 @@ def summarise(
 ) -> Evaluation:
     """Compute the figures and their intervals from the scores of the documents.
 
-    Args:
-        documents: NLL, tokens and characters of every document.
-        groups: for every document, the number of its group of near-duplicates.
-        windows: number of windows of text.
-        split_windows: number of windows that were scored in several pieces.
-        skipped_records: number of examples that were not scored.
-        unknown_tokens: number of tokens that replace characters which the tokenizer does not have.
-        tokenizer_is_lossless: whether decoding the tokens gives the text back.
+    `groups` has the number of each document's group of near-duplicates; the other arguments are as in `Evaluation`.
     """
     nll = sum(score[0] for score in documents)
     tokens = sum(score[1] for score in documents)

@@ -88,21 +88,23 @@ class MergeReport:
 
 
 def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> MergeReport:
-    """Write the merged model to the new folder `out`. The folder appears only after the verification.
-
-    Args:
-        merge: the settings.
-        out: the folder; it must not exist.
-        progress: where to show the progress.
+    """Write the merged model to the folder `out`, which must not exist. It appears only after the verification.
 
     Raises:
         TsugikiError: the adapters cannot be merged into this base (see `plan_merge`), values are not finite, the text
             cannot be read, or the folder exists or cannot be written. Nothing is left on disk.
     """
-    windows = _windows(merge)
+    if merge.data is not None and not merge.verify:
+        raise TsugikiError(
+            _("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
+        )
+    windows = [] if merge.data is None else read_windows(merge.data, merge.characters)
     with progress.stage(_("reading base and adapters"), None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
-    _check_outside(plan.folder, out)
+    if out.resolve().is_relative_to(plan.folder.resolve()):
+        raise TsugikiError(
+            _("{out} is in the folder of the base, which must not change; choose another --out").format(out=out)
+        )
     with new_folder(out) as part:
         with progress.stage(_("merging"), plan.size) as advance:
             rounding = write_merged(plan, part, advance)
@@ -113,23 +115,6 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
         write_metadata(part, _metadata(merge, report))
         write_fingerprints(learned_by([plan.folder, *merge.adapters]), part)
     return report
-
-
-def _windows(merge: Merge) -> list[Window]:
-    if merge.data is None:
-        return []
-    if not merge.verify:
-        raise TsugikiError(
-            _("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
-        )
-    return read_windows(merge.data, merge.characters)
-
-
-def _check_outside(folder: Path, out: Path) -> None:
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise TsugikiError(
-            _("{out} is in the folder of the base, which must not change; choose another --out").format(out=out)
-        )
 
 
 def _verify(

@@ -68,15 +68,9 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
 
 
 def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | int", seed: int) -> "PreTrainedModel":
-    """Build a model with random weights. The same seed gives the same weights.
+    """Build a model with random weights; the same seed gives the same weights.
 
-    Args:
-        settings: `model_type`, and fields of that model's config.
-        tokenizer: the model's tokenizer, or only the size of its vocabulary.
-        seed: the seed of the weights.
-
-    Raises:
-        TsugikiError: an unknown model type or field, or sizes that do not fit together.
+    `settings` has `model_type`, and fields of that model's config. `tokenizer` may be only the size of its vocabulary.
     """
     from accelerate.utils import set_seed
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -175,10 +169,7 @@ def _split(config: PretrainConfig) -> tuple[Texts, Array]:
 def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondition | Path) -> Texts:
     """Return the texts of other data, except those that are nearly the same as a held-out text or meet the condition.
 
-    Args:
-        data: as in a run's config.
-        signatures: signatures of the held-out texts.
-        held_out: how the run selects its held-out records.
+    `signatures` are those of the held-out texts, and `held_out` is how the run selects its held-out records.
     """
     index = read_index(read_records(data))
     groups = near_duplicates(np.concatenate([index.signatures, signatures]))

@@ -18,14 +18,7 @@ _TARGETS = ("c_attn", "c_proj", "c_fc", "lm_head")
 
 
 def quickstart(out: Path | None = None) -> RunRecord:
-    """Train into `out`, or into the first of `tsugiki-quickstart`, `tsugiki-quickstart-2`, … that does not exist.
-
-    Returns:
-        The record of the run.
-
-    Raises:
-        TsugikiError: `out` already holds a run.
-    """
+    """Train into `out`, or into the first of `tsugiki-quickstart`, `tsugiki-quickstart-2`, … that does not exist."""
     corpus = str(files("tsugiki") / "assets" / "quickstart")
     return train(
         RunConfig(

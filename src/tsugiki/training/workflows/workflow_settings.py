@@ -24,7 +24,7 @@ from tsugiki.training.config import (
     RunConfig,
     TrainingSettings,
 )
-from tsugiki.training.config_files import read_yaml, validated
+from tsugiki.training.config_files import validated
 
 _PER_METHOD = (
     *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),
@@ -103,10 +103,7 @@ class _SeveralRuns(BaseModel):
     def _run(self, where: str, name: str, settings: Mapping[str, Any]) -> RunConfig:
         """Return the settings of one run: those of all runs, then its own.
 
-        Args:
-            where: the place in the YAML file, for errors.
-            name: the name of the run and of its folder.
-            settings: the settings of this run only.
+        `where` is its place in the YAML file, for errors; `name` is the name of its folder as well.
         """
         shared = {"model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
         # Runs that are compared have the same number of steps, so none ends early unless the settings say so.
@@ -194,33 +191,6 @@ class SweepConfig(_SeveralRuns):
         lora = {**shared, **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
         others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
         return self._run(f"grid, {name}", name, {**others, "lora": lora, "method": "lora"})
-
-
-def load_comparison(path: Path, overrides: Mapping[str, Any]) -> ComparisonConfig:
-    """Read the settings of a comparison from a YAML file; `overrides` take precedence.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
-    return validated(ComparisonConfig, {**read_yaml(path), **overrides}, path)
-
-
-def load_sweep(path: Path, overrides: Mapping[str, Any]) -> SweepConfig:
-    """Read the settings of a sweep from a YAML file; `overrides` take precedence.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
-    return validated(SweepConfig, {**read_yaml(path), **overrides}, path)
-
-
-def load_pretrain_config(path: Path, overrides: Mapping[str, Any]) -> PretrainConfig:
-    """Read the settings from a YAML file; `overrides` take precedence.
-
-    Raises:
-        TsugikiError: the file cannot be read, or a setting is unknown, missing or invalid.
-    """
-    return validated(PretrainConfig, {**read_yaml(path), **overrides}, path)
 
 
 def _plain(value: Any) -> str:

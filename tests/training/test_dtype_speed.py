@@ -11,7 +11,7 @@ from tests.tiny import save_tiny
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.lowbit import exact_integers
 from tsugiki.training import (
-    RunConfig,
+    dtype_speed,
     facts,
     faster_dtype,
     find_shapes,
@@ -20,7 +20,6 @@ from tsugiki.training import (
     seconds_of_dtypes,
     train,
 )
-from tsugiki.training.planning import cost
 
 needs_both = pytest.mark.skipif(
     preferred_compute_dtype(torch.device("cpu")) != "bf16" or not exact_integers(),
@@ -30,7 +29,7 @@ needs_both = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _measure_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "SMALL_MODEL", 0)
+    monkeypatch.setattr(dtype_speed, "SMALL_MODEL", 0)
     monkeypatch.setattr(facts, "SMALL_MODEL", 0)
 
 
@@ -42,19 +41,15 @@ def _let_integers_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[
         calls.append(arguments)
         return {"bf16": 1.0, "int8": seconds}
 
-    monkeypatch.setattr(cost, "_measure_dtypes", measure)
+    monkeypatch.setattr(dtype_speed, "_measure_dtypes", measure)
     return calls
-
-
-def _shapes(config: RunConfig) -> Any:
-    return find_shapes(config)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
 def test_a_sample_of_each_dtype_is_measured(kind: str, tmp_path: Path):
     config = run_config(tmp_path, model=str(save_tiny(tmp_path / "model", kind)))
     threads = torch.get_num_threads()
-    seconds = seconds_of_dtypes(config, _shapes(config))
+    seconds = seconds_of_dtypes(config, find_shapes(config))
     assert seconds is not None
     assert seconds.keys() == {"bf16", "int8"}
     assert all(0 < each < float("inf") for each in seconds.values())
@@ -72,9 +67,9 @@ def test_the_times_are_measured_once_for_each_adapter(tmp_path: Path, monkeypatc
     calls = _let_integers_take(0.5, monkeypatch)
     config = run_config(tmp_path)
     for _ in range(2):
-        assert seconds_of_dtypes(config, _shapes(config)) == {"bf16": 1.0, "int8": 0.5}
+        assert seconds_of_dtypes(config, find_shapes(config)) == {"bf16": 1.0, "int8": 0.5}
     assert len(calls) == 1
-    seconds_of_dtypes(run_config(tmp_path, lora={"r": 3}), _shapes(config))
+    seconds_of_dtypes(run_config(tmp_path, lora={"r": 3}), find_shapes(config))
     assert len(calls) == 2
 
 
@@ -86,7 +81,7 @@ def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
     config = run_config(tmp_path)
     interrupt(train, config, 2)
     _let_integers_take(2.0, monkeypatch)
-    monkeypatch.setattr(cost, "kept_seconds", lambda key, measure: measure())  # an empty cache
+    monkeypatch.setattr(dtype_speed, "kept_seconds", lambda key, measure: measure())  # an empty cache
     record = train(config, resume=True)
     assert record.resolved_settings["base_dtype"] == "int8"
     assert record.base_dtype_seconds == {"bf16": 1.0, "int8": 0.5}
@@ -113,23 +108,23 @@ def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
 def test_only_the_dtype_of_plain_lora_is_open(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cost, "exact_integers", lambda: True)
-    monkeypatch.setattr(cost, "preferred_compute_dtype", lambda device: "bf16")
+    monkeypatch.setattr(dtype_speed, "exact_integers", lambda: True)
+    monkeypatch.setattr(dtype_speed, "preferred_compute_dtype", lambda device: "bf16")
     assert leaves_dtype_open(run_config(tmp_path))
     assert not leaves_dtype_open(run_config(tmp_path, **settings))
     with monkeypatch.context() as patch:
-        patch.setattr(cost, "preferred_compute_dtype", lambda device: "fp32")
+        patch.setattr(dtype_speed, "preferred_compute_dtype", lambda device: "fp32")
         assert not leaves_dtype_open(run_config(tmp_path))
-    monkeypatch.setattr(cost, "exact_integers", lambda: False)
+    monkeypatch.setattr(dtype_speed, "exact_integers", lambda: False)
     assert not leaves_dtype_open(run_config(tmp_path))
 
 
 def test_small_and_quantised_models_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = _let_integers_take(0.5, monkeypatch)
     config = run_config(tmp_path)
-    shapes = _shapes(config)
+    shapes = find_shapes(config)
     with monkeypatch.context() as patch:
-        patch.setattr(cost, "SMALL_MODEL", 50_000_000)
+        patch.setattr(dtype_speed, "SMALL_MODEL", 50_000_000)
         assert seconds_of_dtypes(config, shapes) is None
     shapes.config.quantization_config = {"quant_method": "fp8"}
     assert seconds_of_dtypes(config, shapes) is None
@@ -141,7 +136,7 @@ def test_a_model_that_cannot_be_measured_is_trained_in_floats(tmp_path: Path, mo
     def fail(*_: Any) -> None:
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr(cost, "_measure_dtypes", fail)
+    monkeypatch.setattr(dtype_speed, "_measure_dtypes", fail)
     record = train(run_config(tmp_path, max_steps=1))
     assert record.resolved_settings["base_dtype"] == "bf16"
     assert record.base_dtype_seconds is None

@@ -43,14 +43,10 @@ _PATTERN = 1 << 20
 def sample_model(
     config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype, gguf: Path | None = None
 ) -> "PreTrainedModel":
-    """Build the first blocks of a model with random weights in the dtype of a run.
+    """Build the first `blocks` blocks of a model, whose config is given, with random weights in the dtype of a run.
 
-    Args:
-        config: the config of the whole model.
-        blocks: number of blocks.
-        base_dtype: dtype of the weights.
-        gguf: the file whose quantisation is kept if `base_dtype` is stored. The types of the layers are those of blocks
-            that are spread evenly over the file, since files such as those called Q4_K_M mix types.
+    If `base_dtype` is stored, the quantisation of the file `gguf` is kept. The types of the layers are those of blocks
+    that are spread evenly over the file, since files such as those called Q4_K_M mix types.
     """
     short = copy.deepcopy(config)
     text = short.get_text_config()
@@ -90,9 +86,7 @@ def sample_model(
 def _kinds(path: Path, sample: "PreTrainedModel", whole: int) -> dict[str, str]:
     """Return the types in a GGUF file of the linear layers of a sample, by the names of their weights.
 
-    Args:
-        sample: the first blocks of the model.
-        whole: how many blocks the model has.
+    The whole model has `whole` blocks.
     """
     header = read_model_header(path)
     kind_of = {tensor.name: tensor.type.name for tensor in header.tensors}
@@ -115,11 +109,7 @@ def _stored_layer(layer: nn.Module, kind: str, dtype: torch.dtype) -> GgufLinear
 
 
 def blocks_of_sample(model: nn.Module) -> int:
-    """Return how many blocks a sample should have.
-
-    Args:
-        model: the whole model; its shapes are enough.
-    """
+    """Return how many blocks a sample of this model should have; the shapes of the model are enough."""
     blocks = decoder_blocks(model)
     size = max(1, sum(parameter.numel() for parameter in blocks[0].parameters()))
     return min(len(blocks), _MOST_BLOCKS, max(1, _PARAMETERS // size))

@@ -31,9 +31,9 @@ from tsugiki.methods.table import METHODS
 from tsugiki.training import memory
 from tsugiki.training.choices import choose
 from tsugiki.training.config import AUTO, RunConfig
-from tsugiki.training.model import load_dtype, rows_of_micro_batch
-from tsugiki.training.planning.cost import Need, need_of
-from tsugiki.training.planning.shapes import Shapes, find_shapes
+from tsugiki.training.cost import Need, need_of
+from tsugiki.training.facts import MemoryPlan, Shapes, find_shapes, load_dtype
+from tsugiki.training.model import rows_of_micro_batch
 from tsugiki.training.processes import device_type
 
 if TYPE_CHECKING:
@@ -93,20 +93,6 @@ class Plan:
     """The options, the chosen one first."""
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """The memory of a run as planned before its start."""
-
-    peak: int
-    """Bytes."""
-    recomputed_blocks: int
-    is_automatic: bool
-    """Whether the settings leave the number of recomputed blocks open."""
-    fits: bool
-    available: int
-    """Bytes that the run can use."""
-
-
 def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
     """Plan a run on this machine's accelerator, or on its processor.
 
@@ -156,14 +142,9 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
 def plan_memory(
     config: RunConfig, shapes: Shapes, dtype: BaseDtype, micro_batch_size: int | None = None, before: int = 0
 ) -> MemoryPlan | None:
-    """Plan the memory of a run on a processor; None if the memory cannot be planned.
+    """Plan the memory of a run on a processor that loads its base in `dtype`; None if it cannot be planned.
 
-    Args:
-        config: the settings of the run.
-        shapes: the shapes of its model.
-        dtype: the dtype in which it loads its base.
-        micro_batch_size: rows that are computed at once, if this was set.
-        before: blocks that were recomputed before the run was interrupted; `recompute` auto recomputes at least these.
+    `before` blocks were recomputed before the run was interrupted; `recompute` auto recomputes at least these.
     """
     device = torch.device("cpu")
     available = total_memory(device)
@@ -183,11 +164,7 @@ def plan_memory(
 
 
 def fitted(config: RunConfig, plan: Plan) -> RunConfig:
-    """Return the settings with the chosen option of a plan; the rows per optimiser step do not change.
-
-    Raises:
-        TsugikiError: nothing fits.
-    """
+    """Return the settings with the chosen option of a plan, which must fit; the rows of a step do not change."""
     chosen = plan.options[0]
     if not chosen.fits:
         raise TsugikiError(smallest_need(plan))
@@ -288,11 +265,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def _files(name: str, shapes: "PretrainedConfig") -> tuple[int | None, bool]:
-    """Return the bytes of a model's weights, which must fit its config, and whether they are on this machine.
-
-    Raises:
-        TsugikiError: the weights are missing or damaged, or do not fit the config.
-    """
+    """Return the bytes of a model's weights, which must fit its config, and whether they are on this machine."""
     gguf = gguf_path(name)
     if gguf is not None:
         return gguf.stat().st_size, True

@@ -1,4 +1,4 @@
-"""What a run costs, from measurements of a few blocks of its model with random weights (see `planning.sample`).
+"""What a run costs, from measurements of a few blocks of its model with random weights (see `training.model_sample`).
 
     peak = process + base + 16 · trained + threads · (activations + transient + loss + 4 · trained)
     activations = kept blocks · what a block keeps + recomputed blocks · its input
@@ -10,43 +10,41 @@ In full fine-tuning all weights train, and the copy that computes in 16 bits is 
 the result with runs.
 
     step = blocks · (forward and backward pass of a block) + loss with the whole vocabulary
-
-Some processors multiply 8-bit integers twice as fast as bfloat16, others hardly faster, and rounding the activations
-takes time, so the faster dtype of a frozen base depends on the processor and on the sizes of the layers. Both are timed
-by one thread, in turns, and the times are kept in the cache. On held-out text, a run on a base in 8 bits could not be
-told from one in bfloat16 for three bases (docs/memory.md). A processor without bfloat16 computes in float32, from which
-it could be told.
 """
 
 import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tsugiki.base.gguf.file import read_header
+from tsugiki.base.gguf.layer import BLOCKS
 from tsugiki.base.loading import stored_path
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.fast.loss import rows_per_chunk
-from tsugiki.io.digests import combined_digest
-from tsugiki.io.measurements import kept_seconds, shortest_seconds
 from tsugiki.language import _
-from tsugiki.lora.config import LoraConfig
-from tsugiki.lowbit.integer_products import exact_integers
-from tsugiki.lowbit.threads import with_one_thread
+from tsugiki.lowbit.int8 import Int8Linear
+from tsugiki.lowbit.integer_products import CHANNELS
+from tsugiki.lowbit.nf4 import Nf4Linear
+from tsugiki.lowbit.quantization import LayerDtype, is_quantizable, layer_dtype
 from tsugiki.methods.table import METHODS
 from tsugiki.model.inference import decoder_blocks
+from tsugiki.model.linear import features
 from tsugiki.model.meta import meta_model
 from tsugiki.training import memory
 from tsugiki.training.config import RunConfig
-from tsugiki.training.planning.sample import (
+from tsugiki.training.facts import Shapes
+from tsugiki.training.model_sample import (
     backward,
     blocks_of_sample,
     forward,
@@ -55,7 +53,6 @@ from tsugiki.training.planning.sample import (
     prepare_sample,
     sample_model,
 )
-from tsugiki.training.planning.shapes import SMALL_MODEL, Shapes, base_bytes, loading_bytes, stored_bytes
 from tsugiki.training.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -66,13 +63,7 @@ Result = TypeVar("Result")
 _COMPILER = 68_000_000
 """Bytes of PyTorch's compiler, which PyTorch imports when the first block is recomputed."""
 _REPEATS = 3
-_DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")
-_GAIN = 1.1
-"""Integers must be at least this many times as fast as bfloat16."""
-_MOST_TOKENS, _LEAST_TOKENS = 256, 32
-_MULTIPLICATIONS = 8_000_000_000
-"""Of one forward pass through a block: large blocks are measured with fewer tokens."""
-_TURNS, _MOST_SECONDS = 5, 0.5
+_STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
 
 
 @dataclass(frozen=True)
@@ -153,14 +144,8 @@ def need_of(
 ) -> Need:
     """Return the memory that a run needs, from measurements of a few blocks of its model.
 
-    Args:
-        base_dtype: dtype of the base; for full fine-tuning, of the copy that computes.
-        rows: rows of a micro-batch.
-        rows_in_step: rows of an optimiser step.
-        timed: measure times as well.
-
-    Raises:
-        TsugikiError: a sample of the model cannot be built or trained.
+    `base_dtype` is the dtype of the base; for full fine-tuning, of the copy that computes. A micro-batch has `rows`
+    rows, an optimiser step `rows_in_step`. `timed`: measure times as well.
     """
     model = shapes.model
     on_processor = device.type == "cpu"
@@ -219,8 +204,6 @@ def measure(
 
     Args:
         model: from `sample_model`; it is changed in place, and moved to the device.
-        config: the settings of the run.
-        device: where the run computes.
         rows: rows of a micro-batch.
         tokens: tokens of a row.
         threads: micro-batches that are computed at a time.
@@ -263,57 +246,66 @@ def measure(
     return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count, loss_time)
 
 
-def leaves_dtype_open(config: RunConfig) -> bool:
-    """Return whether the settings and the processor leave the dtype of the base to a measurement.
+def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
+    """Return the bytes of the frozen base in memory, if it is loaded in `base_dtype`.
 
-    They do for plain LoRA, for which bases in 8 bits and in bfloat16 were compared, if the processor multiplies
-    bfloat16, and 8-bit integers exactly.
+    The model has its shape and is not grafted; its values are not used. Tied weights count once.
     """
-    adapter = config.adapter_config
-    return (
-        config.base_dtype is None
-        and config.add_tokens is None
-        and not config.trust_remote_code
-        and not config.trains_base_parameters()
-        and isinstance(adapter, LoraConfig)
-        and adapter.init_lora_weights is True
-        and not adapter.use_dora
-        and not adapter.trainable_token_indices
-        and preferred_compute_dtype(torch.device("cpu")) == "bf16"
-        and exact_integers()
-    )
+    few_bits = quantized_dtype(base_dtype)
+    itemsize = torch_dtype(base_dtype if few_bits is None else preferred_compute_dtype()).itemsize
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    counted: set[int] = set()
+    total = 0
+    for module in model.modules():
+        kept_as = None
+        if few_bits is not None and is_quantizable(module):
+            kept_as = layer_dtype(few_bits, is_head=module is head)
+        if kept_as is not None and id(module) not in counted:
+            in_features, out_features = features(module)
+            total += _STORED[kept_as](out_features, in_features)
+            counted.add(id(module))
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in counted and not (kept_as and name == "weight"):
+                total += parameter.numel() * itemsize
+                counted.add(id(parameter))
+    return total
 
 
-def seconds_of_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float] | None:
-    """Return base dtype -> CPU seconds of the forward and backward pass of some tokens, on a processor.
+def stored_bytes(path: Path) -> int:
+    """Return the bytes in memory of a GGUF file whose linear layers stay in their quantisation."""
+    itemsize = torch_dtype(preferred_compute_dtype()).itemsize
+    total = 0
+    for tensor in read_header(path).tensors:
+        is_kept = tensor.type.name in BLOCKS and not tensor.name.endswith("_embd.weight")
+        total += tensor.end - tensor.begin if is_kept else math.prod(tensor.shape) * itemsize
+        if is_kept:
+            total += 4 * (tensor.shape[0] + -(-tensor.shape[0] // CHANNELS) * tensor.shape[1])  # scales and means
+    return total
 
-    The times are read from the cache if they are in it. Returns None for small models, for models that are not stored
-    as floats, and for those that cannot be measured; errors in an adapter are reported by the run itself.
 
-    Args:
-        config: the settings of the run.
-        shapes: the shapes of the model.
+def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
+    """Return the bytes that loading in `base_dtype` needs besides the finished model.
+
+    This is the size of the largest tensor that is stored in another dtype. With a quantised base, it is the size of the
+    largest tensor to quantise, in float32: the embedding, and a head that keeps 16 bits, are read in the dtype that
+    they keep, and a head that is tied to the embedding is quantised from it. If the quantisation of a GGUF file is
+    kept, the embedding is unpacked to float32. The model has the shape and the dtype of its files, and is not grafted;
+    its values are not used.
     """
-    if shapes.parameters < SMALL_MODEL or getattr(shapes.config, "quantization_config", None) is not None:
-        return None
-    try:
-        key = combined_digest(
-            {
-                "shapes": shapes.config.to_json_string(),
-                "adapter": repr(config.adapter_config),
-                "tokens": f"{config.block_size}",
-            }
-        )
-        return kept_seconds(f"training, {key}", partial(_measure_dtypes, config, shapes))
-    except BaseException as error:  # transformers' models raise errors of all kinds
-        if not is_ordinary(error):
-            raise
-        return None
-
-
-def faster_dtype(seconds: Mapping[str, float]) -> BaseDtype:
-    """Return the dtype for a base: `int8` if it is clearly faster than `bf16`."""
-    return "int8" if seconds["bf16"] >= _GAIN * seconds["int8"] else "bf16"
+    embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
+    if base_dtype == "stored":
+        return 4 * int(embedding.numel())
+    few_bits = quantized_dtype(base_dtype)
+    if few_bits is not None:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        layers: list[Any] = [
+            module.weight
+            for module in model.modules()
+            if is_quantizable(module) and layer_dtype(few_bits, is_head=module is head) is not None
+        ]
+        return max((4 * weight.numel() for weight in layers if weight is not embedding), default=0)
+    dtype = torch_dtype(base_dtype)
+    return max((weight.nbytes for weight in model.parameters() if weight.dtype != dtype), default=0)
 
 
 def _process(device: torch.device) -> int:
@@ -354,36 +346,3 @@ def _kept_bytes(forward: Any, besides: Iterable[Tensor]) -> int:
     known = {tensor.untyped_storage().data_ptr() for tensor in besides}
     del result
     return sum(size for place, size in kept.items() if place not in known)
-
-
-@with_one_thread()
-def _measure_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float]:
-    samples = {dtype: _sample(config, shapes, dtype) for dtype in _DTYPES}
-    whole, sample = shapes.model, samples["bf16"]
-    block = sum(parameter.numel() for parameter in decoder_blocks(whole)[0].parameters())
-    tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, _MULTIPLICATIONS // block))
-    row = min(tokens, shapes.row_tokens)
-    blocks, losses = (
-        shortest_seconds(
-            {dtype: partial(compute, sample, tokens // row, row) for dtype, sample in samples.items()},
-            _TURNS,
-            _MOST_SECONDS,
-        )
-        for compute in (_blocks, _loss)
-    )
-    words, of_sample = (len(model.get_input_embeddings().weight) for model in (whole, sample))
-    return {dtype: len(decoder_blocks(whole)) * blocks[dtype] + losses[dtype] * words / of_sample for dtype in _DTYPES}
-
-
-def _sample(config: RunConfig, shapes: Shapes, dtype: BaseDtype) -> "PreTrainedModel":
-    sample = sample_model(shapes.config, 1, dtype)
-    prepare_sample(sample, config, torch.device("cpu"))
-    return sample
-
-
-def _blocks(sample: "PreTrainedModel", rows: int, tokens: int) -> None:
-    backward(sample, *forward(sample, rows, tokens))
-
-
-def _loss(sample: "PreTrainedModel", rows: int, tokens: int) -> None:
-    loss_and_gradient(sample, hidden_states(sample, rows, tokens))
