@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from benchmarks.figures import Figures
 from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
-from tsugiki.model.training_mode import disable_dropout
+from tsugiki.model.freeze import disable_dropout
 from tsugiki.report.table import Table
 from tsugiki.training.config import CHAPTER, RunConfig
 from tsugiki.training.config_files import validated

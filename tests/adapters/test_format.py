@@ -31,7 +31,7 @@ from tsugiki import (
 from tsugiki.adapters import KnownBase, check_can_save, plan_merge, read_adapter_info, read_base, write_merged
 from tsugiki.base import BaseIdentity
 from tsugiki.io import new_folder
-from tsugiki.lora import active_name, is_grafted
+from tsugiki.lora import active_names, is_grafted
 from tsugiki.methods import BottleneckConfig, PrefixTuningConfig, PromptEncoderConfig
 
 SHAPES = ["gpt2", "llama", "gemma3_text"]
@@ -301,7 +301,7 @@ def test_a_load_that_fails_at_its_end_leaves_the_model_as_it_was(
     assert not is_grafted(plain)
     assert all(p.requires_grad for p in plain.parameters())
     assert torch.equal(logits(adapted), before)
-    assert active_name(adapted) == "mine"
+    assert active_names(adapted) == ["mine"]
 
 
 def test_a_base_of_another_name_is_reported_where_its_weights_are_unknown(tmp_path: Path):

@@ -8,7 +8,7 @@ from tests.tiny import shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters
 from tsugiki.adapters import read_adapter_info, read_lora_weights, scaled
-from tsugiki.lora import add_adapter, new_adapter
+from tsugiki.lora import add_adapter
 from tsugiki.methods import METHODS
 
 
@@ -29,7 +29,7 @@ def test_experts_are_targets_and_only_merging_takes_them(tmp_path: Path):
 @pytest.mark.parametrize("method", ["ia3", "prompt-tuning", "bitfit"])
 def test_other_methods_have_no_ranks(method: str, tmp_path: Path):
     model = tiny_model()
-    add_adapter(model, new_adapter(model, METHODS[method].configure({})), "default")
+    add_adapter(model, METHODS[method].configure({}).new_adapter(model), "default")
     save_adapter(model, tmp_path)
     info = read_adapter_info(tmp_path)
     assert (info.method, info.ranks) == (method, ())

@@ -1,13 +1,11 @@
 """Block attention against the plain definition, and which masks it supports."""
 
-import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import relative_error
 from tsugiki.fast import attention, attention_forward, causal_spans, plain_attention
@@ -257,16 +255,6 @@ def test_masks_without_spans(mask: Tensor | None):
     assert causal_spans(mask) is None
 
 
-def test_spans_are_computed_once_for_each_mask(monkeypatch: pytest.MonkeyPatch):
-    looked: list[Tensor] = []
-    monkeypatch.setattr(attention, "causal_spans", lambda mask: looked.append(mask) or causal_spans(mask))
-    for mask in (causal(100), OTHERS["all see all"].clone()):
-        given = tensors(mask)
-        for _ in range(3):
-            attend(*given, mask)
-    assert len(looked) == 2
-
-
 def test_a_mask_that_is_written_over_is_looked_at_again():
     mask = causal(200).clone()
     given = tensors(mask)
@@ -282,55 +270,6 @@ def test_a_mask_that_is_written_over_is_looked_at_again():
         torch.testing.assert_close(attend(*given, mask), first)
         mask.copy_(packed(90, 110))
         torch.testing.assert_close(attend(*given, mask), second)
-
-
-def test_gradients_of_two_batches_add_up():
-    mask = packed(50, 100)
-    given = tensors(mask)
-    once = torch.autograd.grad(attend(*given, mask).sum(), given)
-    leaves = [t.detach().requires_grad_() for t in given]
-    for times in (1, 2):
-        (times * attend(*leaves, mask).sum()).backward()
-    for leaf, wanted in zip(leaves, once, strict=True):
-        torch.testing.assert_close(leaf.grad, 3 * wanted)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_under_checkpointing(reentrant: bool, blocks: list[torch.Size]):
-    mask = packed(50, 100)
-    given = tensors(mask)
-    run = functools.partial(checkpoint, attend, use_reentrant=reentrant)
-    for ours, theirs in zip(results(run, given, mask), results(attend, given, mask), strict=True):
-        assert torch.equal(ours, theirs)
-    assert len(blocks) == 3
-
-
-@pytest.mark.parametrize(
-    "dtypes", [(torch.float32,) * 3, (torch.bfloat16,) * 3, (torch.float32, torch.float32, torch.bfloat16)]
-)
-def test_under_autocast(dtypes: tuple[torch.dtype, ...], blocks: list[torch.Size]):
-    mask = causal(100)
-    given = [t.detach().to(dtype).requires_grad_() for t, dtype in zip(tensors(mask), dtypes, strict=True)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = attend(*given, mask)
-    grads = torch.autograd.grad(out.float().square().sum(), given)
-    exact = [t.detach().double().requires_grad_() for t in given]
-    wanted = plain_attention(*exact, mask, 8**-0.5)
-    assert relative_error(out.detach(), wanted.detach()) < 2e-2
-    for grad, true in zip(grads, torch.autograd.grad(wanted.square().sum(), exact), strict=True):
-        assert relative_error(grad, true) < 4e-2
-    assert not blocks
-
-
-def test_compiled_it_uses_the_definition(blocks: list[torch.Size]):
-    mask = causal(100)
-    given = tensors(mask)
-    compiled = torch.compile(attend, backend="aot_eager")
-    for ours, theirs in zip(
-        results(compiled, given, mask), results(plain_attention, given, mask, 8**-0.5), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-    assert not blocks
 
 
 def test_only_probabilities_of_visible_keys_are_kept():

@@ -184,13 +184,6 @@ def test_a_copy_computes_with_its_own_weights(copied: Any):
     assert_learns_the_same(model)
 
 
-def test_gradient_checkpointing_still_works():
-    model = trained("llama").train()
-    enable_chunked_loss(model, [])
-    model.gradient_checkpointing_enable()
-    assert_learns_the_same(model)
-
-
 @pytest.mark.slow
 def test_a_compiler_uses_the_models_own_forward():
     model = trained("llama")

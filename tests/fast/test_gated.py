@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.fast.kept import kept_bytes
-from tsugiki.fast import GELU_TANH, SILU, Swish, plain_gated
-from tsugiki.fast.gated import gated
+from tsugiki.fast import GELU_TANH, SILU, Swish, gated, plain_gated
 
 ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2e-2}
@@ -75,9 +74,3 @@ def test_two_tensors_are_kept_for_backward(dtype: torch.dtype):
     assert kept_bytes(lambda: F.silu(gate) * up) == 3 * gate.nbytes
     for activation in ACTIVATIONS.values():
         assert kept_bytes(lambda activation=activation: gated(gate, up, activation)) == 2 * gate.nbytes
-
-
-def test_different_shapes_or_dtypes_use_torch():
-    gate, up, _ = tensors(torch.float32)
-    assert torch.equal(gated(gate, up[:1], SILU), F.silu(gate) * up[:1])
-    assert gated(gate, up.double(), SILU).dtype == torch.float64

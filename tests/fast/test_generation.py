@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch, trainable_parameters, ungraft
-from tsugiki.fast import fast_generation, generated_rms_norm, generation
+from tsugiki.fast import fast_generation, generated_rms_norm, modules
 from tsugiki.lowbit import few_rows_product
 from tsugiki.model import is_conv1d, linear_of_matrix
 from tsugiki.native import native
@@ -29,7 +29,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rows.append(len(x))
         return few_rows_product(x, weight, bias)
 
-    monkeypatch.setattr(generation, "few_rows_product", product)
+    monkeypatch.setattr(modules, "few_rows_product", product)
     return rows
 
 
@@ -69,7 +69,7 @@ def test_norms_are_computed_in_one_pass(kind: str, count: int, monkeypatch: pyte
         seen.append(x.shape)
         return generated_rms_norm(x, weight, eps, offset)
 
-    monkeypatch.setattr(generation, "generated_rms_norm", norm)
+    monkeypatch.setattr(modules, "generated_rms_norm", norm)
     expected, state = model(IDS).logits, torch.get_rng_state()
     with fast_generation(model):
         found = model(IDS).logits

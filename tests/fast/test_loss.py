@@ -1,7 +1,6 @@
 """The chunked loss against the plain one, and the heads of many architectures."""
 
 import copy
-import functools
 import weakref
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
 from tests.tiny import CONFIGS, ids, in_pairs, logits, relative_error, tiny_model
 from tsugiki import LoraConfig, graft
@@ -146,15 +144,6 @@ def test_gradients_scale_with_the_incoming_gradient(kind: str):
             torch.testing.assert_close(ours, true[name], msg=name)
 
 
-def test_gradients_of_two_batches_add_up():
-    head, (hidden, labels) = head_of("trained with bias"), batch()
-    once = results(chunked_loss, hidden, head, labels)
-    results(chunked_loss, hidden, head, labels)
-    (2 * chunked_loss(hidden, head, labels)).backward()
-    for name, parameter in head.layer.named_parameters():
-        torch.testing.assert_close(parameter.grad, 3 * once[name])
-
-
 @pytest.mark.parametrize("form", ["plain", "capped"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gradcheck(kind: str, form: str, monkeypatch: pytest.MonkeyPatch):
@@ -229,14 +218,6 @@ def test_a_loss_of_nan_stays_nan():
 
 
 @pytest.mark.usefixtures("no_plain")
-@pytest.mark.parametrize("kind", ["trained with bias", "grafted"])
-def test_a_vocabulary_of_one(kind: str):
-    head, (hidden, labels) = head_of(kind, vocabulary=1), batch(vocabulary=1)
-    for name, tensor in results(chunked_loss, hidden, head, labels).items():
-        assert not tensor.any(), name
-
-
-@pytest.mark.usefixtures("no_plain")
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (0,), (2, 0)])
 def test_hidden_states_of_any_shape(shape: tuple[int, ...]):
     head = head_of("trained")
@@ -301,15 +282,6 @@ def test_dropout_of_a_grafted_head_is_drawn_once():
     wanted = [loss.detach(), *torch.autograd.grad(loss, [h, a, b])]
     for ours, theirs in zip((found[n] for n in ("loss", "hidden", "lora.A", "lora.B")), wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.usefixtures("no_plain")
-def test_under_checkpointing(reentrant: bool):
-    head, (hidden, labels) = head_of("grafted"), batch()
-    found = results(functools.partial(checkpoint, chunked_loss, use_reentrant=reentrant), hidden, head, labels)
-    for name, wanted in results(chunked_loss, hidden, head, labels).items():
-        assert torch.equal(found[name], wanted), name
 
 
 @pytest.mark.parametrize("kind", ["trained with bias", "grafted"])

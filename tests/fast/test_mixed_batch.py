@@ -6,15 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.tiny import ids, in_pairs, logits, shake, tiny_model
-from tsugiki import (
-    LoraConfig,
-    disable_adapter,
-    graft,
-    mixed_batch,
-    save_adapter,
-    set_adapter,
-    use_fast_paths,
-)
+from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch, save_adapter, set_adapter, use_fast_paths
 from tsugiki.fast import RowPairs, plain_rows, row_products, rows_product
 from tsugiki.lora import LowRank, add_magnitude, init_pissa_, new_pair, wrap
 from tsugiki.lowbit import Int8Linear, quantize

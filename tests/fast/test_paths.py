@@ -121,24 +121,6 @@ def test_applying_twice_equals_once(blocks: list[torch.Size]):
     assert model.config._attn_implementation == before
 
 
-def test_the_mode_does_not_change():
-    for training in (True, False):
-        model = model_of("gpt2").train(training)
-        state = torch.get_rng_state()
-        use_fast_paths(model)
-        assert all(module.training == training for module in model.modules())
-        assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_copy_can_be_restored_independently():
-    model = model_of("llama")
-    before = model.config._attn_implementation
-    use_fast_paths(model)
-    other = copy.deepcopy(model)
-    use_plain_paths(other)
-    assert (model.config._attn_implementation, other.config._attn_implementation) == (NAME, before)
-
-
 @pytest.mark.parametrize("left_out", ["attention", "modules", "loss"])
 def test_each_can_be_left_out(left_out: str):
     model = model_of("llama")

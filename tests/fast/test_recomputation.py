@@ -49,9 +49,8 @@ def test_loss_and_gradients_are_the_same_to_the_last_bit(kind: str, rows: int, f
     assert any(gradient.abs().sum() > 0 for gradient in expected)
 
 
-@pytest.mark.parametrize("base_dtype", ["int8", "nf4"])
-def test_a_quantised_base_has_the_same_gradients(base_dtype: str):
-    model = _grafted("llama", base_dtype=base_dtype)
+def test_a_quantised_base_has_the_same_gradients():
+    model = _grafted("llama", base_dtype="int8")
     loss, expected = _step(model, 2)
     recompute_blocks(model, 2)
     again, found = _step(model, 2)

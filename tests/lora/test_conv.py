@@ -20,7 +20,6 @@ from tsugiki import (
     load_adapter,
     merge,
     save_adapter,
-    set_adapter,
     trainable_parameters,
     ungraft,
     unmerge,
@@ -201,26 +200,6 @@ def test_dropout_applies_to_the_low_rank_path_in_training_only():
     assert not torch.equal(model.train()(x), model(x))
     ungraft(model)
     assert torch.equal(model(x), net()(x))
-
-
-def test_adapters_can_be_switched_and_models_copied():
-    model, x = net(norm=True), images()
-    base = model(x)
-    found = {}
-    for name, fields in {"one": {"r": 2}, "two": {"r": 4, "use_dora": True}, "fa": {"freeze_A": True}}.items():
-        graft(model, LoraConfig(target_modules=["first", "one"], **fields), name)
-        found[name] = shake(model)(x)
-    assert set(trainable_parameters(model)) == {"first.lora.B", "one.lora.B"}
-    twin = copy.deepcopy(model)
-    for name, wanted in found.items():
-        set_adapter(model, name)
-        assert torch.equal(model(x), wanted)
-        shake(model, seed=5)
-    for name, wanted in found.items():
-        set_adapter(twin, name)
-        assert torch.equal(twin(x), wanted)
-    with disable_adapter(model):
-        assert torch.equal(model(x), base)
 
 
 @pytest.mark.parametrize(

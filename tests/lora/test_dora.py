@@ -189,12 +189,3 @@ def test_under_autocast_too_it_starts_as_its_base(kind: str):
     x = torch.arange(7) if kind == "embedding" else torch.randn(7, 24)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module(x), layer(x))
-
-
-def test_compiled_it_uses_the_definition():
-    module = grafted()
-    x = torch.randn(4, 24, requires_grad=True)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    expected = results(module, plain(module), x)
-    for name, value in results(module, compiled, x).items():
-        torch.testing.assert_close(value, expected[name], msg=name)

@@ -11,17 +11,8 @@ import torch
 
 from tests.lora.test_graft_undo import attributes
 from tests.tiny import ids, logits, shake, tiny_model
-from tsugiki import (
-    LoraConfig,
-    disable_adapter,
-    graft,
-    merge,
-    mixed_batch,
-    set_adapter,
-    ungraft,
-    unmerge,
-)
-from tsugiki.lora import LowRank, active_name, is_grafted, is_merged, remove_adapter
+from tsugiki import LoraConfig, disable_adapter, graft, merge, mixed_batch, set_adapter, ungraft, unmerge
+from tsugiki.lora import LowRank, active_names, is_grafted, is_merged, remove_adapter
 from tsugiki.methods import BottleneckConfig, IA3Config, PromptTuningConfig, SelectiveConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -90,7 +81,7 @@ def lines_of(action: Callable[[Any], object], model: Any) -> range:
 
 def assert_consistent(model: Any, expected: dict[str | None, torch.Tensor]) -> None:
     """Assert that the model computes what it says, and that all of it can still be used."""
-    assert torch.equal(logits(model), expected[active_name(model)])
+    assert torch.equal(logits(model), expected[next(iter(active_names(model)), None)])
     for name in ("lora", "plain"):
         set_adapter(model, name)
         assert torch.equal(logits(model), expected[name])
@@ -123,7 +114,7 @@ def test_an_interruption_at_any_line(action: str, grafted: tuple[Any, dict[str |
             ACTIONS[action](model)
         if is_merged(model):
             unmerge(model)
-        if active_name(model) == "new":  # at the very end
+        if active_names(model) == ["new"]:  # at the very end
             remove_adapter(model, "new")
         model._tsugiki.adapters.setdefault("plain", whole._tsugiki.adapters["plain"])
         assert_consistent(model, expected)
@@ -159,7 +150,7 @@ def test_memory_that_runs_out_at_the_third_pair(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(LowRank, "train", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         set_adapter(model, "a")
-    assert active_name(model) == "b"
+    assert active_names(model) == ["b"]
     monkeypatch.undo()
     assert torch.equal(logits(model), base), "b is untrained"
     set_adapter(model, "a")

@@ -11,16 +11,9 @@ from torch import nn
 
 from tests.tiny import CONFIGS, tiny_model
 from tests.tiny_types import tiny_of
-from tsugiki import (
-    LoraConfig,
-    TsugikiError,
-    active_adapter,
-    graft,
-    save_adapter,
-    trainable_parameters,
-)
-from tsugiki.lora import default_layers, find_targets
-from tsugiki.model import ARCHITECTURES, Architecture
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, save_adapter, trainable_parameters
+from tsugiki.lora import find_targets
+from tsugiki.model import ARCHITECTURES, Architecture, default_layers
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

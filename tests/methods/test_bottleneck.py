@@ -1,6 +1,5 @@
 """Bottleneck adapters: AdapterHub's results, their positions in every architecture, files, and use in a model."""
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config
-from tests.lifecycle import assert_lifecycle
 from tests.methods import adapterhub
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
 from tests.tiny_types import inputs_for, tiny_of
@@ -28,8 +26,9 @@ from tsugiki import (
     ungraft,
 )
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.lora import is_grafted, sublayers_of
+from tsugiki.lora import is_grafted
 from tsugiki.methods import METHODS, NON_LINEARITIES, Bottleneck, BottleneckConfig
+from tsugiki.model import sublayers_of
 
 METHOD_NAMES = ["houlsby", "pfeiffer"]
 POST_NORM = ("gemma2", "gemma3_text", "olmo2")  # a norm between the sub-layer and the residual
@@ -164,15 +163,6 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
     assert relative_error(seen["y"], expected) < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "method"), [("gemma2", "houlsby"), ("opt", "pfeiffer")])
-def test_the_life_of_an_adapter(kind: str, method: str, tmp_path: Path):
-    config = config_of(method, reduction_factor=4)
-    model = assert_lifecycle(
-        functools.partial(tiny_model, kind), config, tmp_path, mergeable=False, readable_by_peft=False
-    )
-    assert len(model._tsugiki.adapters["default"].bottlenecks) == (4 if method == "houlsby" else 2)
-
-
 def test_only_the_bottlenecks_train():
     model = tiny_model()
     graft(model, config_of("houlsby", reduction_factor=4))
@@ -241,24 +231,6 @@ def test_a_module_without_a_transformers_config():
 
 
 # --- files --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "method"), [("gpt2", "houlsby"), ("llama", "pfeiffer"), ("gemma3_text", "houlsby"), ("opt", "pfeiffer")]
-)
-def test_a_saved_adapter_is_loaded_unchanged(kind: str, method: str, tmp_path: Path):
-    model = grafted(kind, method)
-    save_adapter(model, tmp_path)
-    again = tiny_model(kind)
-    loaded = active_adapter(load_adapter(again, tmp_path))
-    assert torch.equal(logits(again), logits(model))
-    assert (loaded.config.mh_adapter, loaded.config.non_linearity) == (
-        (True, "swish") if method == "houlsby" else (False, "relu")
-    )
-    place = sublayers(kind)[0] + "." if method == "houlsby" else ""
-    keys = load_file(tmp_path / ADAPTER_FILE).keys()
-    assert any(key.endswith(f".0.{place}adapter_down.weight") for key in keys)
-    assert all(key.startswith("base_model.model.") for key in keys)
 
 
 @pytest.mark.parametrize(
@@ -363,15 +335,6 @@ def test_it_follows_the_models_training_mode():
     model.train()
     set_adapter(model, "default")
     assert all(part.training for part in adapter.bottlenecks.values())
-
-
-def test_gradients_with_gradient_checkpointing():
-    plain, saving = grafted("llama", "pfeiffer"), grafted("llama", "pfeiffer").train()
-    saving.activation_checkpointing_enable({"use_reentrant": False})
-    for model in (plain, saving):
-        model(input_ids=ids(), labels=ids()).loss.backward()
-    for a, b in zip(trainable_parameters(saving).values(), trainable_parameters(plain).values(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("kind", ["bert", "mixtral", "mamba"])

@@ -1,7 +1,5 @@
 """(IA)³: compared with PEFT, merging, and use in a model."""
 
-import functools
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config
-from tests.lifecycle import assert_lifecycle
 from tests.tiny import CONFIGS, logits, relative_error, shake, tiny_model, train_steps
 from tests.tiny_types import inputs_for, tiny_of
 from tsugiki import (
-    LoraConfig,
     TsugikiError,
     active_adapter,
     disable_adapter,
@@ -26,7 +22,6 @@ from tsugiki import (
     load_adapter,
     merge,
     save_adapter,
-    set_adapter,
     trainable_parameters,
     ungraft,
 )
@@ -191,16 +186,6 @@ def test_the_default_layers_equal_pefts(kind: str):
     assert {path: tuple(s.ia3_l.shape) for path, s in adapter.scalings.items()} == expected
 
 
-def test_the_config_file_has_pefts_field_names(tmp_path: Path):
-    for kind, fan_in in (("gpt2", True), ("llama", False)):
-        save_adapter(grafted(kind), tmp_path)
-        fields = json.loads((tmp_path / "adapter_config.json").read_text())
-        assert not set(fields) - set(peft.IA3Config().to_dict())
-        assert fields["peft_type"] == "IA3"
-        assert fields["fan_in_fan_out"] is fan_in
-        assert peft.IA3Config.from_pretrained(tmp_path).feedforward_modules == {INNER[kind]}
-
-
 def test_random_factors_are_initialised_as_in_peft():
     adapter = active_adapter(graft(tiny_model(n_embd=256), IA3Config(init_ia3_weights=False)))
     values = torch.cat([s.ia3_l.detach().flatten() for s in adapter.scalings.values()])
@@ -209,12 +194,6 @@ def test_random_factors_are_initialised_as_in_peft():
 
 
 # --- in a model ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", ["opt", "bloom"])
-def test_the_life_of_an_adapter(kind: str, tmp_path: Path):
-    assert_lifecycle(functools.partial(tiny_model, kind), IA3Config(), tmp_path)
 
 
 def test_only_the_factors_train():
@@ -229,19 +208,6 @@ def test_only_the_factors_train():
         model = tiny_model("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=3)
         graft(model, IA3Config())  # four query heads of width 16, two key and value heads
     assert sum(p.numel() for p in trainable_parameters(model).values()) == 3 * (32 + 32 + 160)
-
-
-def test_a_new_adapter_copies_modules_of_the_base():
-    model = grafted(modules_to_save=["ln_f", "ln_1"])
-    base = logits(tiny_model())
-    for name, config in {
-        "ia3": IA3Config(modules_to_save=["ln_f"]),
-        "lora": LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["mlp"], bias="all"),
-    }.items():
-        set_adapter(model, "default")
-        graft(model, config, name)
-        assert torch.equal(logits(model), base), name
-        assert not [m for m in model._tsugiki.adapters[name].modules.values() if hasattr(m, "tsugiki")]
 
 
 # --- errors ----------------------------------------------------------------------------------------

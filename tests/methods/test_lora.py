@@ -94,17 +94,6 @@ def dora_fields(kind: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_pefts_dora_loads_here(kind: str, tmp_path: Path):
-    theirs = shake(peft_model(kind, **dora_fields(kind, use_rslora=True)))
-    theirs.save_pretrained(tmp_path)
-    model = tiny_model(kind)
-    base = logits(model)
-    load_adapter(model, tmp_path)
-    assert relative_error(logits(theirs), base) > 1e-2
-    assert relative_error(logits(model), logits(theirs)) < 1e-5
-
-
-@pytest.mark.parametrize("kind", SHAPES)
 def test_our_dora_loads_in_peft_under_its_keys(kind: str, tmp_path: Path):
     model = tiny_model(kind)
     graft(model, config_of("dora", kind, target_modules=[*TARGETS[kind], EMBEDDING[kind]]))
@@ -274,14 +263,6 @@ def test_pissa_by_a_random_projection_is_initialised_as_in_peft():
     assert relative_error(quick.scaling * quick.B @ quick.A, layer.get_delta_weight("default")) < 1e-3
     assert relative_error(quick.B @ quick.A, exact.B @ exact.A) < 1e-3
     assert torch.equal(logits(models[0]), base)
-
-
-def test_pissa_is_the_best_approximation_of_its_rank():
-    model = tiny_model("llama")
-    pair = active_adapter(graft(model, config_of("pissa", "llama"))).pairs["model.layers.0.mlp.down_proj"]
-    weight = model.model.layers[0].mlp.down_proj.base_layer.weight
-    rest = torch.linalg.svdvals((weight - pair.scaling * pair.B @ pair.A).detach())
-    torch.testing.assert_close(rest[:8], torch.linalg.svdvals(weight)[4:12], rtol=1e-4, atol=1e-6)
 
 
 def test_a_small_step_of_pissa_is_not_lost_in_16_bits():

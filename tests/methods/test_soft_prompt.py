@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from tests.adapters.folders import edit_config
 from tests.lifecycle import assert_lifecycle
@@ -307,21 +306,6 @@ def test_generation_with_a_prompt(kind: str, method: str):
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"), [("gpt2", "prompt"), ("llama", "prefix"), ("gemma3_text", "prefix"), ("opt", "prompt")]
-)
-def test_left_padded_rows_equal_single_rows(kind: str, method: str):
-    model = grafted(kind, method)
-    long, short = ids(1, 9, seed=2), ids(1, 4, seed=3)
-    padded = torch.cat([long, F.pad(short, (5, 0))])
-    mask = torch.ones_like(padded)
-    mask[1, :5] = 0
-    options: dict[str, Any] = {"max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": 1000, "do_sample": False}
-    together = model.generate(padded, attention_mask=mask, **options)
-    assert torch.equal(together[:1], model.generate(long, **options))
-    assert torch.equal(together[1:, 5:], model.generate(short, **options))
-
-
 def test_generation_equals_pefts(tmp_path: Path):
     for method in ("prompt", "prefix"):
         model = grafted("gpt2", method)
@@ -566,9 +550,8 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
     assert relative_error(peft_logits(theirs), logits(ours)) < 1e-5
 
 
-@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
-def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(method: str, tmp_path: Path):
-    config = settings(tmp_path, method, {}, model="embedded", base_dtype="bf16")
+def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(tmp_path: Path):
+    config = settings(tmp_path, "prefix-tuning", {}, model="embedded", base_dtype="bf16")
     model, tokenizer = load_model(config.model, load_dtype(config)), load_tokenizer(config.model)
     assert (
         pack_data(config, read_data(config, tokenizer, ProgressDisplay()), model, tokenizer).document_masking

@@ -62,7 +62,7 @@ from tsugiki.data import (
 )
 from tsugiki.hub.publication import publication
 from tsugiki.io import METADATA_FILE, MODEL_CONFIG_FILE, MODEL_FILE
-from tsugiki.lora import active_name, remove_adapter
+from tsugiki.lora import active_names, remove_adapter
 from tsugiki.methods import METHODS
 from tsugiki.report import inspect_adapter, write_report
 from tsugiki.training import (
@@ -226,7 +226,7 @@ def read_adapter(folder: Path) -> None:
     try:
         load_adapter(model, folder, allow_base_mismatch=True)
     except TsugikiError:
-        assert active_name(model) is None
+        assert not active_names(model)
         after = dict(model.named_parameters(remove_duplicate=False))
         assert list(after) == list(before)
         assert all(after[name] is before[name] for name in before)

@@ -42,21 +42,20 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import DEFAULT_NAME, Model, remove_adapter
 from tsugiki.lora.hold import (
-    JoinedAdapter,
     active_adapter,
     active_names,
     base_alone,
     find_adapter,
     is_merged,
+    require_state,
     set_adapter,
 )
 from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
-from tsugiki.model.checkpoint_names import renamed_when_loaded
 from tsugiki.model.context import text_config
-from tsugiki.model.ungrafted import task_heads, vocabulary_layers
-from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
+from tsugiki.model.names import renamed_when_loaded
+from tsugiki.model.ungrafted import task_heads, unwrapped, unwrapped_to_graft, vocabulary_layers
 
 _SHOWN_PROBLEMS = 3
 
@@ -87,7 +86,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
 
 def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     """Write an adapter of a grafted model, or a copy of it, to a folder, as `save_adapter` does."""
-    if isinstance(adapter, JoinedAdapter):
+    if adapter is require_state(model).joined:
         raise TsugikiError(_("several adapters are active; pass the name of the one to save, or combine their folders"))
     adapter_format = format_of(adapter.config)
     tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
@@ -245,7 +244,7 @@ def load_adapter(
 
     Raises:
         TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
-            tensors do not fit, or the model is wrapped (see `model.wrappers`).
+            tensors do not fit, or the model is wrapped (see `model.ungrafted`).
     """
     from tsugiki.adapters.pretrained import replace_saving  # a module that imports this one
 

@@ -31,8 +31,7 @@ from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import factor_keys, magnitude_key, parse_factor_key
-from tsugiki.model.names import matches
-from tsugiki.model.patterns import name_pattern
+from tsugiki.model.names import matches, name_pattern
 
 
 @dataclass(frozen=True, eq=False)

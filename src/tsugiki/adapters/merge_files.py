@@ -41,9 +41,8 @@ from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.language import _
 from tsugiki.methods.peft_keys import base_name
-from tsugiki.model.shared_parameters import shared_parameters, untie
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
-from tsugiki.model.weight_updates import WeightUpdate
+from tsugiki.model.weights import WeightUpdate, shared_parameters, untie
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,18 +23,18 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.format import load_tensors, write_adapter
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.layers import graft as fast_graft
+from tsugiki.fast.layers import use_fast_products
 from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.language import _
-from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, trainable_parameters
+from tsugiki.lora.graft import graft as plain_graft
 from tsugiki.lora.hold import active_adapter, is_merged, require_state
-from tsugiki.lora.peft import PeftConfig
 from tsugiki.lowbit.quantization import count_parameters
+from tsugiki.methods.lora import PeftConfig, config_of_peft
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.undo import set_attribute
-from tsugiki.model.wrappers import unwrapped
+from tsugiki.model.ungrafted import unwrapped
 
 _NO_EFFECT = frozenset({"max_shard_size", "save_function", "save_original_format", "token"})
 """Settings of `save_pretrained` that have no effect for an adapter, which is one file of safetensors."""
@@ -55,7 +55,7 @@ _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 
 def graft(
     model: Model,
-    config: LoraConfig | Config | PeftConfig,
+    config: Config | PeftConfig,
     name: str = DEFAULT_NAME,
     *,
     base_dropout: bool | None = None,
@@ -63,7 +63,8 @@ def graft(
     """Add a new adapter to `model` in place, make it the active one, and freeze everything else.
 
     This is `lora.graft.graft`, whose module lists what changes in the model, with layers that compute fast, and a
-    transformers model that saves and loads its adapter.
+    transformers model that saves and loads its adapter. Running statistics (of BatchNorm) are used in training, but not
+    updated.
 
     Args:
         model: any module, but no wrapper around one except that of `torch.compile`.
@@ -80,7 +81,10 @@ def graft(
         TsugikiError: the settings do not fit the model, the model is wrapped or offloaded, the name is taken, an
             adapter is merged, or the call is inside a `mixed_batch` block. The model is then as before.
     """
-    fast_graft(model, config, name, base_dropout=base_dropout)
+    if isinstance(config, PeftConfig):
+        config = config_of_peft(config)
+    plain_graft(model, config, name, base_dropout=base_dropout)
+    use_fast_products(model)
     replace_saving(unwrapped(model))
     return model
 

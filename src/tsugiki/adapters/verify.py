@@ -34,8 +34,8 @@ from tsugiki.methods.peft_keys import base_name, parameter_keys
 from tsugiki.methods.table import format_of
 from tsugiki.model.inference import probe_logits
 from tsugiki.model.names import split_block
-from tsugiki.model.shared_parameters import shared_parameters
 from tsugiki.model.ungrafted import base_modules
+from tsugiki.model.weights import shared_parameters
 
 
 @dataclass(frozen=True, eq=False)

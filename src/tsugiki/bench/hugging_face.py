@@ -23,7 +23,7 @@ from tsugiki.bench.workload import (
 )
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
-from tsugiki.model.training_mode import disable_dropout
+from tsugiki.model.freeze import disable_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,20 +5,18 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "activations": "GELU_TANH QUICK_GELU SILU Swish plain_swish swish value_and_slope",
+        "activations": "GELU_TANH QUICK_GELU SILU Swish gated plain_gated plain_swish swish value_and_slope",
         "attention": "NAME attention_forward causal_spans plain_attention",
         "document_masks": (
             "FLASH attends_to_later_tokens detect_document_masking flash_arguments has_unknown_window "
             "keeps_apart_by_flash mask_documents packed_masks"
         ),
         "forward": "enable_chunked_loss has_chunked_loss loss_of_hidden_states",
-        "gated": "plain_gated",
-        "generation": "fast_generation",
         "layers": "use_fast_products",
         "loss": "Head chunked_loss find_head plain_loss token_losses",
         "low_rank_sum": "LowRankSum",
         "masks": "apply_mask keep_mask masks_from",
-        "modules": "use_fused_modules",
+        "modules": "fast_generation use_fused_modules",
         "norms": "generated_rms_norm plain_rms_norm rms_norm",
         "product": "add_low_rank grafted_product plain_add_low_rank",
         "paths": "use_fast_paths use_plain_paths",

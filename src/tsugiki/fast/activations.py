@@ -1,4 +1,4 @@
-"""Activations of the form x σ(z) with a cubic z: GELU's tanh approximation, quick GELU and SiLU.
+"""Activations of the form x σ(z) with a cubic z: GELU's tanh approximation, quick GELU and SiLU, alone or gated.
 
     y  = x σ(z),   z = linear x + cubic x³
     y' = σ(z) + x σ(z) (1 - σ(z)) (linear + 3 cubic x²)
@@ -7,6 +7,13 @@ Computing σ takes most of the time, so y' is computed together with y and kept 
 one product. In 16 bits x has only 65,536 possible values: y and y' of all of them are computed once, in float64, and
 looked up afterwards. torch's own GELU takes three times as long on a processor, because its tanh is slow; torch's SiLU
 is fast enough and is used as it is.
+
+In the feed-forward network of Llama, Gemma and Qwen, the activation a of a gate g multiplies another input u:
+
+    h = a(g) u,   dg = dh · u a'(g),   du = dh · a(g)
+
+Autograd would keep g, a(g) and u for the backward pass. Here u a'(g) is computed in the forward pass, and only it and
+a(g) are kept: two tensors instead of three.
 """
 
 import math
@@ -140,3 +147,29 @@ def _chunks(x: Tensor, value: Tensor, slope: Tensor, times: Tensor | None) -> It
     """Yield matching flat pieces of the four tensors; None in the place of `times` if that is None."""
     pieces = [torch.split(tensor.view(-1), _CHUNK) for tensor in (x, value, slope)]
     return zip(*pieces, repeat(None) if times is None else torch.split(times.view(-1), _CHUNK), strict=False)
+
+
+def plain_gated(gate: Tensor, up: Tensor, activation: Swish) -> Tensor:
+    """Compute act(gate) · up by its definition."""
+    return plain_swish(gate, activation) * up
+
+
+def gated(gate: Tensor, up: Tensor, activation: Swish) -> Tensor:
+    """Compute `plain_gated` for two tensors of the same shape [...] and dtype; keeps two such tensors for backward."""
+    if not eager_on_cpu(gate, up) or gate.shape != up.shape or not torch.is_grad_enabled():
+        return swish(gate, activation) * up
+    return _Gated.apply(gate, up, activation)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Swish) -> Tensor:
+        value, slope = value_and_slope(gate, activation, times=up)
+        ctx.save_for_backward(value, slope)
+        return value * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        value, slope = ctx.saved_tensors
+        return grad * slope, grad * value, None

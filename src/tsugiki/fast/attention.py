@@ -62,7 +62,7 @@ def attention_forward(
     For a model that was moved to an accelerator after `use_fast_paths`, torch's own attention is used.
 
     Args:
-        module: the attention layer, which transformers passes.
+        module: the attention layer; not used.
         query: [batch, heads, length, width].
         key: [batch, key heads, keys, width]; heads are a multiple of key heads.
         value: [batch, key heads, keys, value width].
@@ -99,10 +99,9 @@ def plain_attention(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute softmax(scale · Q Kᵀ) V with a mask, by the definition; arguments as in `attention_forward`.
+    """Compute softmax(scale · Q Kᵀ) V with a mask, by the definition, as [batch, heads, length, value width].
 
-    Returns:
-        [batch, heads, length, value width].
+    The arguments are those of `attention_forward`.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -120,14 +119,8 @@ def causal_spans(mask: Tensor | None) -> Tensor | None:
     """Return the first key that each query sees, if each query sees all keys from there up to itself, and no other.
 
     If there are more keys than queries, the additional ones precede the queries; every query must see them, and they
-    are not counted.
-
-    Args:
-        mask: [batch or 1, 1, length, keys], as in `attention_forward`.
-
-    Returns:
-        [batch or 1, length], or None for a mask of another kind (such as padding on the left, or attention to later
-        tokens).
+    are not counted. The mask is [batch or 1, 1, length, keys], as in `attention_forward`, and the result [batch or 1,
+    length]; None for a mask of another kind (such as padding on the left, or attention to later tokens).
     """
     if mask is None or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] > mask.shape[3]:
         return None
@@ -208,13 +201,8 @@ class _BlockAttention(torch.autograd.Function):
 def _probabilities(q: Tensor, k: Tensor, first: Tensor, start: int, end: int, low: int) -> Tensor:
     """Return P of a block, [batch · key heads, queries of a key head · queries, visible keys].
 
-    Args:
-        q: scaled queries, [batch · key heads, queries of a key head, length, width].
-        k: keys, [batch · key heads, past + length, width].
-        first: the first key that each query sees, [batch or 1, length].
-        start: the first query of the block.
-        end: the query after the block's last.
-        low: the first key that any query of the block sees.
+    The block has the scaled queries from `start` to `end` of q [batch · key heads, queries of a key head, length,
+    width], and `low` is the first key that any of them sees in k [batch · key heads, past + length, width].
     """
     past = k.shape[1] - q.shape[2]
     scores = q[:, :, start:end].flatten(1, 2) @ _visible_keys(k, past, low, end).transpose(1, 2)
@@ -232,8 +220,7 @@ def _by_key_head(query: Tensor, key: Tensor) -> Tensor:
 def _blocks(first: Tensor) -> list[tuple[int, int, int]]:
     """Return for each block its first query, the query after its last, and the first key that any of them sees.
 
-    Args:
-        first: the first key that each query sees, [batch or 1, length].
+    `first` is the first key that each query sees, [batch or 1, length].
     """
     length = first.shape[-1]
     starts = range(0, length, _BLOCK)
@@ -244,11 +231,7 @@ def _blocks(first: Tensor) -> list[tuple[int, int, int]]:
 def _visible_keys(keys: Tensor, past: int, low: int, end: int) -> Tensor:
     """Return the keys (or values) that a block uses: all `past` ones before the queries, and those from `low` to `end`.
 
-    Args:
-        keys: [heads, past + length, width].
-        past: the number of keys before the queries.
-        low: the first key of the block.
-        end: the key after the block's last.
+    The keys are [heads, past + length, width].
     """
     if not past or not low:
         return keys[:, low : past + end]
@@ -262,13 +245,10 @@ def _add_to_visible(sums: Tensor, past: int, low: int, end: int, gradient: Tenso
 
 
 def _apply_mask(scores: Tensor, first: Tensor, start: int, low: int) -> None:
-    """Mask the keys that a query does not see, in place.
+    """Mask the keys that a query of a block does not see, in place in the scores [batch, heads, queries, keys].
 
-    Args:
-        scores: the scores of a block, [batch, heads, queries, keys from `low` on].
-        first: the first key that each query of the block sees, [batch or 1, queries].
-        start: the position of the first query.
-        low: the position of the first key.
+    The keys begin at `low`. The first query has the position `start`, and sees the keys from its entry in `first`
+    [batch or 1, queries] on.
     """
     positions = torch.arange(scores.shape[-1]) + low
     # If every query sees the block's first key, only keys above the diagonal are hidden.

@@ -56,9 +56,7 @@ class RowLayout:
 def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> DocumentMasking:
     """Return the first kind of masking that keeps documents apart in this model; the model is left as it was.
 
-    Args:
-        model: a causal language model.
-        row_length: the length of the run's rows in tokens; attention windows of at least this length have no effect.
+    Attention windows of at least `row_length` tokens, the length of the run's rows, have no effect.
     """
     masking = on_first_blocks(_detect)(model, row_length)
     return _detect(model, row_length) if masking == "separate_rows" else masking
@@ -109,10 +107,8 @@ def mask_documents(
 ) -> dict[str, Tensor]:
     """Return the arguments of a model for packed rows, so that it masks documents from each other.
 
-    Args:
-        batch: `input_ids`, `labels` and `position_ids`, [rows, length]; positions start at 0 in each document.
-        masking: the kind of masking, from `detect_document_masking`.
-        dtype: the dtype of an attention mask, which is the model's.
+    The batch has `input_ids`, `labels` and `position_ids`, [rows, length]; positions start at 0 in each document. An
+    attention mask has this dtype, which is the model's.
     """
     match masking:
         case "position_ids":
@@ -141,12 +137,8 @@ def is_packed(positions: Tensor) -> bool:
 def document_mask(layout: RowLayout, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """Return the additive mask of rows with several documents, [rows, 1, queries, keys].
 
-    The mask is additive, not boolean, because eager attention would add a boolean mask as numbers.
-
-    Args:
-        layout: the layout of the rows.
-        dtype: the dtype of the mask.
-        window: the number of positions that a token sees, itself included; None: all before it.
+    The mask is additive, not boolean, because eager attention would add a boolean mask as numbers. With a window, a
+    token sees that many positions, itself included.
     """
     positions, documents, queries = layout.positions, layout.documents, layout.queries
     order = torch.arange(positions.shape[-1], device=positions.device)
@@ -158,18 +150,11 @@ def document_mask(layout: RowLayout, dtype: torch.dtype, window: int | None = No
 
 
 def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
-    """Return the masks of packed rows, in the form in which the model makes its own.
+    """Return the masks of packed rows with these positions [rows, tokens], in the form that the decoder makes itself.
 
     A model makes these masks itself from position ids, but it first tests whether there are several documents, once for
     each kind of attention layer, and on an accelerator the host waits for each result. To avoid the wait, these masks
     are passed as `attention_mask`, together with the position ids.
-
-    Args:
-        base: the decoder.
-        positions: the positions of the text, [rows, tokens].
-
-    Raises:
-        TsugikiError: the model has a kind of attention for which no mask is known.
     """
     return prompt_masks(base, RowLayout(positions, count_documents(positions), positions.shape[-1]))
 
@@ -183,11 +168,8 @@ def takes_packed_masks(base: Any) -> bool:
 def flash_arguments(positions: Tensor) -> dict[str, Any]:
     """Return the arguments by which flash attention finds the documents of packed rows, without any mask.
 
-    transformers' flash attention can find them itself, but only in a batch of one row, and the host has to wait for
-    the device in each layer.
-
-    Args:
-        positions: the positions of the text, [rows, tokens], on the CPU.
+    transformers' flash attention can find them itself, but only in a batch of one row, and the host has to wait for the
+    device in each layer. The positions of the text, [rows, tokens], are on the CPU.
     """
     starts = (positions.diff(prepend=positions[:, :1], dim=-1) != 1).flatten().nonzero()[:, 0].to(torch.int32)
     ends = F.pad(starts, (0, 1), value=positions.numel())
@@ -203,17 +185,10 @@ def keeps_apart_by_flash(model: "PreTrainedModel") -> bool:
 
 
 def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
-    """Return the masks of rows with this layout, in the form in which the model makes its own.
+    """Return the masks of rows with this layout, in the form in which the decoder makes its own.
 
-    Args:
-        base: the decoder.
-        layout: the layout of the rows, with the soft prompt if there is one.
-
-    Returns:
-        A mask [rows, 1, queries, keys], or a mask for each kind of attention layer that the config names, by its name.
-
-    Raises:
-        TsugikiError: the model has a kind of attention for which no mask is known.
+    They are a mask [rows, 1, queries, keys], or such a mask for each kind of attention layer that the config names, by
+    its name. A kind of attention for which no mask is known is an error.
     """
     config = base.config.get_text_config()
     if config._attn_implementation not in _ADDITIVE_MASKS:
@@ -238,12 +213,7 @@ def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
 def extend_mask(mask: Any, length: int) -> Tensor:
     """Return a mask of the text with `length` columns before it for a prompt that every token sees.
 
-    Args:
-        mask: [rows, tokens] or [rows, 1, queries, keys].
-        length: the length of the prompt, in tokens.
-
-    Raises:
-        TsugikiError: the mask is not a tensor.
+    It is [rows, tokens] or [rows, 1, queries, keys].
     """
     if not isinstance(mask, Tensor):
         raise TsugikiError(
@@ -261,24 +231,16 @@ def has_left_padding(mask: Any) -> bool:
 
 
 def packed_layout(positions: Tensor, length: int) -> RowLayout:
-    """Return the layout of packed rows after a prompt.
-
-    Args:
-        positions: the positions of the text, [rows, tokens].
-        length: the length of the prompt, in tokens.
-    """
+    """Return the layout of packed rows with these positions, [rows, tokens], after a prompt of `length` tokens."""
     with_prompt = torch.cat([_prompt_positions(positions, length), positions + length], dim=-1)
     documents = F.pad(count_documents(positions), (length, 0), value=_PROMPT)
     return RowLayout(with_prompt, documents, positions.shape[-1])
 
 
 def padded_layout(mask: Tensor, queries: int, length: int) -> RowLayout:
-    """Return the layout of rows with padding on the left, after a prompt.
+    """Return the layout of rows with padding on the left, after a prompt of `length` tokens.
 
-    Args:
-        mask: [rows, tokens], 0 for padding.
-        queries: the number of new tokens; the others are in the cache.
-        length: the length of the prompt, in tokens.
+    The mask [rows, tokens] is 0 for padding. The last `queries` tokens are new; the others are in the cache.
     """
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0) + length
     documents = F.pad(torch.where(mask.bool(), 0, _PADDING), (length, 0), value=_PROMPT)

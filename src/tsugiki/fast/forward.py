@@ -50,27 +50,20 @@ def has_chunked_loss(model: nn.Module) -> bool:
 
 
 def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: Any) -> Tensor:
-    """Return the cross-entropy of every token, computed a few rows at a time.
+    """Return the cross-entropy of every token in nats, [rows, length], computed a few rows at a time.
 
-    Args:
-        model: in evaluation mode; `has_chunked_loss(model)` must hold.
-        labels: the target of the prediction at each position, already shifted, [rows, length]; `IGNORE_INDEX` for none.
-        inputs: arguments of the model.
-
-    Returns:
-        [rows, length], in nats and in float32 or wider, without a gradient; 0 where there is no target.
+    The model is in evaluation mode, and `has_chunked_loss(model)` must hold. The labels [rows, length] are shifted
+    already, with `IGNORE_INDEX` where there is no target, whose loss is 0. The result is in float32 or wider and has no
+    gradient.
     """
     with torch.no_grad():
         return token_losses(model.base_model(**inputs).last_hidden_state, _head(model), labels)
 
 
 def loss_of_hidden_states(model: "PreTrainedModel", hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy, in nats, of last hidden states, computed as in training.
+    """Return the summed cross-entropy, in nats, of last hidden states [..., width], computed as in training.
 
-    Args:
-        model: `has_chunked_loss(model)` must hold.
-        hidden: hidden states, [..., width].
-        labels: the target of each of them, [...]; `IGNORE_INDEX` for none.
+    `has_chunked_loss(model)` must hold. The labels are [...], with `IGNORE_INDEX` where there is no target.
     """
     return chunked_loss(hidden, _head(model), labels)
 

@@ -15,38 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import tsugiki.lora.graft as plain
 from tsugiki.fast.low_rank_sum import LowRankSum
 from tsugiki.fast.masks import dropout
 from tsugiki.fast.product import grafted_product
-from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import ParameterPair
-from tsugiki.lora.graft import DEFAULT_NAME, Config, Model
+from tsugiki.lora.graft import add_adapter as add_plain_adapter
 from tsugiki.lora.hold import Adapter
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import LowRank
-from tsugiki.lora.peft import PeftConfig
 from tsugiki.lora.variants import LoraConv2d, dora_factor
 from tsugiki.model.linear import frozen_product, has_product, is_autocast_enabled, is_hooked, is_quantized, oriented
 from tsugiki.model.undo import replace_forward
 
 
-def graft(
-    model: Model,
-    config: LoraConfig | Config | PeftConfig,
-    name: str = DEFAULT_NAME,
-    *,
-    base_dropout: bool | None = None,
-) -> Model:
-    """Do the same as `lora.graft.graft`, and let the new layers compute fast."""
-    plain.graft(model, config, name, base_dropout=base_dropout)
-    use_fast_products(model)
-    return model
-
-
 def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool | None = None) -> None:
     """Do the same as `lora.graft.add_adapter`, and let the new layers compute fast."""
-    plain.add_adapter(model, adapter, name, base_dropout=base_dropout)
+    add_plain_adapter(model, adapter, name, base_dropout=base_dropout)
     use_fast_products(model)
 
 
@@ -96,7 +80,7 @@ def _can_fuse(x: Tensor, layer: nn.Module) -> bool:
 
 
 def _dora_product(layer: nn.Module, pair: LowRank, x: Tensor) -> Tensor:
-    """Compute `lora.variants.dora` with `grafted_product`, which must apply to the layer.
+    """Compute `lora.variants.dora_linear` with `grafted_product`, which must apply to the layer.
 
     With dropout, W x and W x̃ are two products, as in the definition.
     """

@@ -75,10 +75,7 @@ class Head:
 def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     """Return the summed cross-entropy of all target tokens, in nats, by the definition.
 
-    Args:
-        hidden: hidden states, [..., width].
-        head: computes the logits.
-        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without a target.
+    Hidden states are [..., width], and labels [...], with `IGNORE_INDEX` for rows without a target.
     """
     logits = head.logits(hidden).flatten(0, -2)
     exact = at_least_float32(logits.dtype)
@@ -97,15 +94,11 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     if head.scale != 1.0:
         rows = rows * head.scale
-    low = up = None
     dropped = rows if pair is None else dropout(rows, pair.dropout.p if pair.training else 0.0)
     if rows.device.type == "cpu":
         is_target = targets != IGNORE_INDEX
         rows, dropped, targets = rows[is_target], dropped[is_target], targets[is_target]
-    if pair is not None:
-        A, B = pair.factors()
-        low = F.linear(dropped, A.to(rows.dtype))
-        up = (pair.scaling * B).to(rows.dtype)
+    low, up = _low_and_up(pair, dropped)
     weight = (
         layer.weight if torch.is_grad_enabled() and type(layer) is nn.Linear and layer.weight.requires_grad else None
     )
@@ -117,13 +110,8 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each row in nats, without whole logits, without dropout, and without gradients.
 
-    Args:
-        hidden: hidden states, [..., width].
-        head: computes the logits.
-        labels: the target token of each row, [...]; `IGNORE_INDEX` for rows without a target.
-
-    Returns:
-        [...], in float32 or wider; 0 for rows without a target.
+    Hidden states are [..., width], and labels [...], with `IGNORE_INDEX` for rows without a target, whose loss is 0.
+    The result [...] is in float32 or wider.
     """
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     on_cpu = rows.device.type == "cpu"
@@ -152,11 +140,15 @@ def _logits_without_dropout(head: Head, rows: Tensor) -> Tensor:
     layer, pair = known
     if head.scale != 1.0:
         rows = rows * head.scale
-    low = up = None
-    if pair is not None:
-        A, B = pair.factors()
-        low, up = F.linear(rows, A.to(rows.dtype)), (pair.scaling * B).to(rows.dtype)
-    return _logits(layer, rows, low, up, 0, head.softcap)
+    return _logits(layer, rows, *_low_and_up(pair, rows), 0, head.softcap)
+
+
+def _low_and_up(pair: LowRank | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return x Aᵀ [rows, r] and s · B [vocabulary, r] in the dtype of the rows x; None and None without a pair."""
+    if pair is None:
+        return None, None
+    A, B = pair.factors()
+    return F.linear(rows, A.to(rows.dtype)), (pair.scaling * B).to(rows.dtype)
 
 
 def _known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None] | None:
@@ -263,15 +255,10 @@ class _ChunkedLoss(torch.autograd.Function):
 def _logits(
     layer: nn.Module, rows: Tensor, low: Tensor | None, up: Tensor | None, at: int, softcap: float | None
 ) -> Tensor:
-    """Return the logits of some rows, as a new tensor.
+    """Return the logits of some rows [rows, width], as a new tensor, with the cap of `Head`.
 
-    Args:
-        layer: the frozen output layer.
-        rows: hidden states, [rows, width].
-        low: dropout(h) Aᵀ of all rows, [all rows, r]; None without a pair.
-        up: s · B, [vocabulary, r]; None without a pair.
-        at: the first row's number in `low`.
-        softcap: see `Head`.
+    `low` is dropout(h) Aᵀ of all rows, [all rows, r], of which the first of these is number `at`, and `up` is s · B,
+    [vocabulary, r]; both are None without a pair.
     """
     logits = (
         _tiled(layer, rows) if type(layer) is nn.Linear and rows.device.type == "cpu" else frozen_product(layer, rows)
@@ -284,12 +271,8 @@ def _logits(
 def _softmax_and_nll(logits: Tensor, place: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the probabilities in a new tensor, and the loss of each target in float32 or wider.
 
-    The loss does not use the logarithm of a probability near 0: with the largest logit z and its probability p, it is
-    z - log p - z[target].
-
-    Args:
-        logits: the logits of some rows, [rows, vocabulary].
-        place: the indices of the targets' logits.
+    The loss does not use the logarithm of a probability near 0: with the largest logit z and its probability p, it is z
+    - log p - z[target]. `place` has the indices of the targets' logits.
     """
     exact = at_least_float32(logits.dtype)
     probabilities = torch.softmax(logits, -1)
@@ -321,9 +304,8 @@ def rows_per_chunk(layer: nn.Module, bytes_per_logit: int, on_cpu: bool = True) 
 def find_head(model: "PreTrainedModel") -> Head | None:
     """Find the head that gives the model's logits, by trying the scales and caps that its config may mean.
 
-    Returns:
-        The head, or None if no candidate gives the model's logits, or if the model adds another loss to the
-        cross-entropy (a mixture of experts with router logits).
+    None if no candidate gives the model's logits, or if the model adds another loss to the cross-entropy (a mixture of
+    experts with router logits).
     """
     layer = model.get_output_embeddings()
     plain = None if layer is None else base_of(layer)

@@ -22,13 +22,9 @@ _MULTIPLE = 8
 
 
 class LowRankSum:
-    """The matrices weight + scaling · left @ right, in the place of the tensor `weight`.
+    """The matrices weight + scaling · left @ right, [..., m, n], in the place of the tensor `weight`.
 
-    Args:
-        weight: [..., m, n].
-        left: [..., m, r].
-        right: [..., r, n].
-        scaling: the factor on the product.
+    left is [..., m, r], and right [..., r, n].
     """
 
     def __init__(self, weight: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:

@@ -37,11 +37,9 @@ _local = threading.local()
 def masks_from(*generators: torch.Generator) -> Iterator[None]:
     """Draw the seeds of this thread's masks from `generators` within the block, instead of torch's own generator.
 
-    If threads shared torch's generator, their masks would depend on which thread draws first.
-
-    Args:
-        generators: with several, the first axis of a mask is divided into as many equal parts, and each part is drawn
-            as if it were the only one. So rows have the same masks whether they are computed together or apart.
+    If threads shared torch's generator, their masks would depend on which thread draws first. With several generators,
+    the first axis of a mask is divided into as many equal parts, and each part is drawn as if it were the only one. So
+    rows have the same masks whether they are computed together or apart.
     """
     before = getattr(_local, "generators", ())
     _local.generators = generators
@@ -63,14 +61,9 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
 
 
 def keep_mask(like: Tensor, p: float) -> Tensor:
-    """Draw a mask for `apply_mask`, in which each element is dropped with probability `p`.
+    """Draw a mask for `apply_mask` on the device of a tensor, in which each element is dropped with probability p < 1.
 
-    Args:
-        like: the mask has its shape and device.
-        p: below 1.
-
-    Returns:
-        int8: -1 (all bits set) where the element is kept, 0 where it is dropped.
+    The mask is int8 of the same shape: -1 (all bits set) where the element is kept, 0 where it is dropped.
     """
     generators: tuple[torch.Generator | None, ...] = current_generators() or (None,)
     if not like.dim() or len(like) % len(generators):

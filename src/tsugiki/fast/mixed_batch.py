@@ -28,11 +28,13 @@ from tsugiki.fast.row_products import RowPairs, plain_rows, rows_product
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft import BASE_ROW
-from tsugiki.lora.hold import Graft, detach_adapter, disable_adapter, find_adapter, require_state
-from tsugiki.lora.layer import Grafted, LoraLinear
+from tsugiki.lora.hold import Graft, disable_adapter, find_adapter, require_state
+from tsugiki.lora.layer import LoraLinear
+from tsugiki.lora.pair import Grafted
+from tsugiki.model.inference import evaluating
 from tsugiki.model.linear import is_hooked
-from tsugiki.model.undo import Undo, replace_forward
-from tsugiki.model.wrappers import unwrapped
+from tsugiki.model.undo import Undo, replace_forward, undo_all
+from tsugiki.model.ungrafted import unwrapped
 
 _ROWS, _TOKENS = 2, 3  # the shape of the trial forward pass that shows the order
 
@@ -67,7 +69,7 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
             rows.attach(state.attached)
             yield
         finally:
-            detach_adapter(state)
+            undo_all(state.attached)
             state.mixed_rows = outer
 
 
@@ -132,21 +134,12 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
                 "it for the whole batch"
             ).format(name=name, kind=kind)
         )
-    experts = list(adapter.parameter_pairs)
-    if experts:
+    if others := adapter.others:
         raise TsugikiError(
             _(
-                "{name!r} adapts {path} ({count} such), which gets the tokens of all rows together, so it cannot "
-                "be used for single rows; set_adapter activates it for the whole batch"
-            ).format(name=name, path=experts[0], count=len(experts))
-        )
-    copies = adapter.others
-    if copies:
-        raise TsugikiError(
-            _(
-                "{name!r} has a copy of {path} ({count} such), which cannot be used for single rows; set_adapter "
-                "activates it for the whole batch"
-            ).format(name=name, path=copies[0], count=len(copies))
+                "{name!r} adapts {path} ({count} such), which is not possible for single rows; set_adapter activates "
+                "it for the whole batch"
+            ).format(name=name, path=others[0], count=len(others))
         )
     return adapter
 
@@ -179,7 +172,6 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     return rows_product(layer, rows.pairs, x, y.contiguous())
 
 
-@torch.no_grad()
 def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
     """Check once for each layer that it gets the rows in the order of the batch; only models of text are checked.
 
@@ -191,15 +183,12 @@ def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
         return
     sizes: dict[str, int] = {}
     hooks = [layer.register_forward_pre_hook(partial(_note_size, sizes, path)) for path, layer in unknown.items()]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        model(input_ids=torch.zeros(_ROWS, _TOKENS, dtype=torch.long, device=model.device))
+        with evaluating(model):
+            model(input_ids=torch.zeros(_ROWS, _TOKENS, dtype=torch.long, device=model.device))
     except Exception:  # the model needs other inputs, so that no text is computed with it
         return
     finally:
-        for module, training in modes:
-            module.training = training
         for hook in hooks:
             hook.remove()
     wrong = [path for path, size in sizes.items() if size not in (_ROWS, _ROWS * _TOKENS)]

@@ -4,10 +4,13 @@ A module is recognised by a trial: if its output on a probe equals that of one o
 otherwise it stays as it is. Only `forward` of the module's instance is replaced, as with the hooks of Accelerate.
 Classes, parameters, their names and checkpoints stay the same, and copies and pickles of the model work. The class's
 own `forward` still runs wherever it is as fast.
+
+While text is generated, linear layers and norms in bfloat16 get only a few rows, for which C functions are faster.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, eager_on_cpu, swish
-from tsugiki.fast.gated import gated
-from tsugiki.fast.norms import rms_norm
+from tsugiki.fast.activations import GELU_TANH, QUICK_GELU, SILU, Swish, eager_on_cpu, gated, swish
+from tsugiki.fast.norms import generated_rms_norm, rms_norm
+from tsugiki.lowbit.few_rows import few_rows_product
 from tsugiki.model.inference import seeded
-from tsugiki.model.undo import CHILD, Undo, replace_forward, replaced_forward, with_modules
+from tsugiki.model.linear import is_conv1d, is_hooked, linear_of_matrix
+from tsugiki.model.undo import CHILD, Undo, replace_forward, replaced_forward, undo_all, with_modules
+from tsugiki.native import native
 
 _SWISHES = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,13 +41,10 @@ class _Equivalent(NamedTuple):
 
 
 def use_fused_modules(model: nn.Module, undo: list[Undo]) -> list[str]:
-    """Replace the `forward` of every module inside `model` that has a fused equivalent.
+    """Replace the `forward` of every module inside `model` that has a fused equivalent; return their names.
 
     These are gated feed-forward networks ("gated_silu", "gated_gelu_tanh", "gated_quick_gelu"), RMSNorm ("rms_norm")
     and activations ("gelu_tanh", "quick_gelu"; also "silu" and "gelu", which a model may compute step by step).
-
-    Returns:
-        The name of the equivalent of each module that was replaced; `undo` gets what undoes it.
     """
     names: list[str] = []
     inside: set[nn.Module] = set()
@@ -99,16 +101,13 @@ def _match_activation(module: nn.Module) -> _Equivalent | None:
 
 def _match_norm(module: nn.Module) -> _Equivalent | None:
     found = rms_norm_of(module)
-    if found is None:
-        return None
-    return _Equivalent("rms_norm", partial(_norm_forward, module, eps=found[0], offset=found[1]))
+    return found and _Equivalent("rms_norm", partial(_norm_forward, module, eps=found[0], offset=found[1]))
 
 
 def rms_norm_of(module: nn.Module) -> tuple[str, float] | None:
     """Match RMSNorm: the only parameter is a weight [width], and eps is one of the module's float attributes.
 
-    Returns:
-        The name of that attribute, and the offset (see `norms.rms_norm`); None if the module is not RMSNorm.
+    Returns the name of that attribute, and the offset (see `norms.rms_norm`); None if the module is not RMSNorm.
     """
     weight = module._parameters.get("weight")
     if len(list(module.parameters())) != 1 or weight is None or weight.dim() != 1:
@@ -159,3 +158,36 @@ def _computes(module: nn.Module, probe: Tensor, expected: Tensor) -> bool:
         return isinstance(output, Tensor) and torch.allclose(output, expected, rtol=1e-5, atol=1e-5)
     except Exception:  # a module of another kind may raise anything
         return False
+
+
+@contextmanager
+def fast_generation(model: nn.Module) -> Iterator[None]:
+    """Within the block, C functions compute RMSNorm and the products of few rows, where the weights are in bfloat16.
+
+    The results are equal up to rounding (see `few_rows_product` and `generated_rms_norm`). Layers with hooks and
+    subclasses of `nn.Linear` do not change; quantised layers always use `integer_product`. Only the `forward` of
+    modules is replaced, so adapters can be added, switched and removed within the block.
+    """
+    undo: list[Undo] = []
+    try:
+        if native("few_rows", "bfloat16") is not None:
+            with torch.no_grad(), seeded(0):
+                for module in model.modules():
+                    _replace(module, undo)
+        yield
+    finally:
+        undo_all(undo)
+
+
+def _replace(module: nn.Module, undo: list[Undo]) -> None:
+    weight = module._parameters.get("weight")
+    if weight is None or weight.dtype != torch.bfloat16 or is_hooked(module):
+        return
+    if type(module) is nn.Linear or is_conv1d(module):
+        replace_forward(module, partial(linear_of_matrix, module, product=few_rows_product), undo)
+    elif takes_one_tensor(module) and (found := rms_norm_of(module)) is not None:
+        replace_forward(module, partial(_norm, module, eps=found[0], offset=found[1]), undo)
+
+
+def _norm(module: nn.Module, x: Tensor, eps: str, offset: float) -> Tensor:
+    return generated_rms_norm(x, module.weight, getattr(module, eps), offset)  # type: ignore[arg-type]

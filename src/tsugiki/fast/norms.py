@@ -25,13 +25,9 @@ def plain_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-    """Compute `plain_rms_norm`, rounding once; if the weight trains, by the definition.
+    """Compute `plain_rms_norm` for x [..., width], rounding once; if the weight trains, by the definition.
 
-    Args:
-        x: [..., width].
-        weight: [width], in the dtype of x.
-        eps: added to the mean square.
-        offset: added to the weight; 0 for Llama, 1 for Gemma.
+    The weight [width] has the dtype of x. The offset is 0 for Llama and 1 for Gemma.
     """
     if weight.requires_grad or not eager_on_cpu(x, weight):
         return plain_rms_norm(x, weight, eps, offset)

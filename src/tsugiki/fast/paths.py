@@ -4,6 +4,7 @@ Each fast path is tried on the model first, and is used only if the results stay
 not fit is skipped without an error, because the model then computes the same, only slower.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ def use_fast_paths(
     if attention and decoder_only and model.config._attn_implementation not in (NAME, FLASH):
         if model.device.type == "cpu":
             _use_block_attention(model, undo)
-        elif model.device.type == "cuda" and _has_flash_attention():
+        elif model.device.type == "cuda":
             _use_flash_attention(model, undo)
     if modules:
         use_fused_modules(model, undo)
@@ -71,47 +72,38 @@ def use_plain_paths(model: "PreTrainedModel") -> None:
     undo_all(vars(model).pop(_UNDO, []))
 
 
-def _set_attention(model: "PreTrainedModel", name: str) -> None:
-    model.set_attn_implementation(name)
-
-
 def _use_block_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
     register()
-    former = model.config._attn_implementation
     # An untrained soft prompt causes more rounding error than the difference that a wrong attention makes.
     with nullcontext() if is_merged(model) else base_alone(model):
         expected = _probe(model)
-        try:
-            model.set_attn_implementation(NAME)
-            fits = same_to_rounding(_probe(model), expected)
-        except (ValueError, RuntimeError, TypeError, KeyError):  # the architecture computes its attention itself
-            fits = False
-    if fits:
-        undo.append(partial(_set_attention, model, former))
-    else:
-        model.set_attn_implementation(former)
-
-
-def _has_flash_attention() -> bool:
-    from transformers.utils import is_flash_attn_2_available
-
-    return bool(is_flash_attn_2_available())
+        _use_attention(model, NAME, lambda: same_to_rounding(_probe(model), expected), undo)
 
 
 def _use_flash_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
-    """Use flash attention, which needs no masks for packed rows, unless the model must have masks for a soft prompt."""
+    """Use flash attention if it is installed. It takes no masks, so packed rows need none, but a soft prompt does."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if is_flash_attn_2_available() and model.dtype.itemsize == 2 and not virtual_tokens(model):
+        _use_attention(model, FLASH, lambda: keeps_apart_by_flash(model), undo)
+
+
+def _use_attention(model: "PreTrainedModel", name: str, is_right: Callable[[], bool], undo: list[Undo]) -> None:
+    """Let the model use the attention that transformers knows by this name, if it is right in a trial."""
     former = model.config._attn_implementation
-    if model.dtype.itemsize != 2 or virtual_tokens(model):
-        return
     try:
-        model.set_attn_implementation(FLASH)
-        fits = keeps_apart_by_flash(model)
+        model.set_attn_implementation(name)
+        fits = is_right()
     except Exception:  # the architecture or the card does not support it; their code may raise anything
         fits = False
     if fits:
         undo.append(partial(_set_attention, model, former))
     else:
         model.set_attn_implementation(former)
+
+
+def _set_attention(model: "PreTrainedModel", name: str) -> None:
+    model.set_attn_implementation(name)
 
 
 @on_first_blocks

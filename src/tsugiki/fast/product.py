@@ -33,16 +33,8 @@ NATIVE_SIZE = 1 << 20  # elements of A and B times rows; above it torch's produc
 def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
     """Return W x + b + scaling · B A dropout(x), differentiable in x, A, B and, if it trains, the layer's bias.
 
-    Args:
-        layer: the frozen layer; `has_product(layer)` must hold.
-        x: [..., in], of the frozen weight's dtype.
-        A: [r, in].
-        B: [out, r].
-        scaling: the factor on B A.
-        p: the probability of dropping an element of x on the low-rank path; 0 for no dropout.
-
-    Returns:
-        [..., out], of the dtype of x.
+    x [..., in] and the result [..., out] have the dtype of the frozen weight. `has_product(layer)` must hold. An
+    element of x is dropped on the low-rank path with probability p.
     """
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) <= FEW_ROWS and not p and not torch.is_grad_enabled():
@@ -54,14 +46,9 @@ def grafted_product(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: 
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> None:
-    """Add scaling · B A x to y in place, computed in the dtype of A and B.
+    """Add scaling · B A x to y [rows, out] in place, computed in the dtype of A and B.
 
-    Args:
-        y: [rows, out], contiguous.
-        x: [rows, in], of the dtype of y.
-        A: [r, in].
-        B: [out, r].
-        scaling: the factor on B A.
+    x [rows, in] has the dtype of y, and y is contiguous.
     """
     (rows, out), r, width = y.shape, len(A), x.shape[-1]
     call = native_for("low_rank_added", y) if y.is_contiguous() and can_read(x, y.dtype, rows, width) else None

@@ -8,8 +8,7 @@ the generators of `fast.masks` are restored, and torch restores its own. transfo
 know those generators.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -32,9 +31,6 @@ def recompute_blocks(model: nn.Module, count: int) -> None:
 
     The first blocks are chosen because the backward pass begins with the last block, when the activations of all others
     are in memory. Only the `forward` of a block's instance is replaced.
-
-    Raises:
-        TsugikiError: the model has no list of blocks.
     """
     blocks = decoder_blocks(model)
     if count and not blocks:
@@ -57,14 +53,7 @@ def recomputed_blocks(model: nn.Module) -> int:
 
 
 def _recomputed(before: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call a block without keeping its activations.
-
-    Args:
-        before: the former `forward` of the block's instance; None: that of its class.
-        block: the block.
-        args: positional arguments of the forward pass.
-        kwargs: keyword arguments of the forward pass.
-    """
+    """Call a block without keeping its activations; `before` is the former `forward` of its instance, if it had one."""
     forward = before or partial(type(block).forward, block)
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -73,14 +62,4 @@ def _recomputed(before: Any, block: nn.Module, *args: Any, **kwargs: Any) -> Any
 
 def _same_masks() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Return the contexts of the first forward pass and of the second, in which masks have the same seeds."""
-    states = [generator.get_state() for generator in current_generators()]
-    return nullcontext(), _masks_from_states(states)
-
-
-@contextmanager
-def _masks_from_states(states: list[torch.Tensor]) -> Iterator[None]:
-    generators = [torch.Generator() for _ in states]
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
-    with masks_from(*generators):
-        yield
+    return nullcontext(), masks_from(*(generator.clone_state() for generator in current_generators()))

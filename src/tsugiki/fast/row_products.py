@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tsugiki.fast.product import FEW_ROWS, NATIVE_RANKS, NATIVE_SIZE
-from tsugiki.lora.layer import Grafted, LoraLinear, activate_factors
-from tsugiki.lora.pair import LowRank
+from tsugiki.lora.layer import LoraLinear, activate_factors
+from tsugiki.lora.pair import Grafted, LowRank
 from tsugiki.lora.variants import dora_factor
 from tsugiki.model.linear import oriented
 from tsugiki.model.undo import with_modules
@@ -75,26 +75,19 @@ class RowPairs:
 
 @torch.no_grad()
 def plain_rows(layer: Grafted, pairs: Sequence[LowRank | None], x: Tensor, y: Tensor) -> Tensor:
-    """Compute each group of rows with its pair, by the definition.
+    """Compute each group of rows with its pair, by the definition, in evaluation mode.
 
-    Args:
-        layer: a grafted layer, in evaluation mode.
-        pairs: the pair of each group of neighbouring rows, all of the same size; None: the base.
-        x: the layer's input, [rows, …].
-        y: the frozen layer's output for x, [rows, …].
+    All groups of neighbouring rows of the input x [rows, …] have the same size; a pair of None stands for the base. y
+    is the frozen layer's output for x, [rows, …].
     """
     groups = zip(pairs, x.chunk(len(pairs)), y.chunk(len(pairs)), strict=True)
     return torch.cat([base_rows if pair is None else _with_pair(layer, pair, rows) for pair, rows, base_rows in groups])
 
 
 def rows_product(layer: LoraLinear, rows: RowPairs, x: Tensor, y: Tensor) -> Tensor:
-    """Compute `plain_rows` for a linear layer, in place in y.
+    """Compute `plain_rows` for a linear layer, x [rows, …, in], in place in y.
 
-    Args:
-        layer: the grafted layer.
-        rows: the pairs of the groups of rows.
-        x: the layer's input, [rows, …, in].
-        y: the frozen layer's output for x, [rows, …, out], of the dtype of x and contiguous; overwritten.
+    y [rows, …, out] has the dtype of x and is contiguous.
     """
     groups, into, out = len(rows.pairs), x.shape[-1], y.shape[-1]
     tokens = x.numel() // (groups * into)
@@ -177,16 +170,12 @@ def _rescale(layer: LoraLinear, rows: RowPairs, y: Tensor) -> None:
     for group, pair in rows.with_dora:
         values = [parameter for parameter in pair._parameters.values() if parameter is not None]
         copies, excess = rows.excesses.get(pair, (None, y))
-        if copies is None or not is_like(excess, y) or not all(map(torch.equal, values, copies)):
+        is_like = excess.dtype == y.dtype and excess.device == y.device
+        if copies is None or not is_like or not all(map(torch.equal, values, copies)):
             excess = (dora_factor(oriented(layer.base_layer), pair) - 1).to(y.dtype)
             rows.excesses[pair] = [value.clone() for value in values], excess
         adapted = groups[group]
         adapted.addcmul_(adapted if bias is None else adapted - bias, excess)
-
-
-def is_like(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same dtype and device."""
-    return one.dtype == other.dtype and one.device == other.device
 
 
 def _with_pair(layer: Grafted, pair: LowRank, x: Tensor) -> Tensor:

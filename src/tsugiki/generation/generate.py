@@ -22,7 +22,7 @@ from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
 from tsugiki.generation.sampling import Chooser, Sampling, TextStream
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.language import _
-from tsugiki.lora.hold import active_adapter, active_name, is_merged
+from tsugiki.lora.hold import active_adapter, active_names, is_merged
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 
@@ -142,7 +142,7 @@ def _batch_mode(model: "PreTrainedModel", rows: int) -> BatchMode | None:
 
     A test takes three forward passes or more, so the answer is kept until other modules or another adapter compute.
     """
-    tested = model if active_name(model) is None else active_adapter(model)
+    tested = active_adapter(model) if active_names(model) else model
     key = (rows > 1, is_merged(model), model.dtype, model.device, tuple(type(module) for module in model.modules()))
     known = _MODES.setdefault(model, {})
     if key not in known or known[key][0]() is not tested:

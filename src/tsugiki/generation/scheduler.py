@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.generation import fast_generation
+from tsugiki.fast.modules import fast_generation
 from tsugiki.generation.batch import (
     Arriving,
     Batch,

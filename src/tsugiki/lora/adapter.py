@@ -17,25 +17,17 @@ from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import ParameterPair, activate_parameters, is_transposed, new_parameter_pair
-from tsugiki.lora.layer import (
-    Grafted,
-    activate_factors,
-    deactivate_factors,
-    new_pair,
-    updated_weight,
-    wrap,
-)
-from tsugiki.lora.pair import LowRank
+from tsugiki.lora.layer import activate_factors, deactivate_factors, new_pair, updated_weight, wrap
+from tsugiki.lora.pair import Grafted, LowRank
 from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.lora.variants import add_magnitude
-from tsugiki.model.checkpoint_names import named_like_experts
 from tsugiki.model.linear import features, is_linear, oriented
-from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.names import named_like_experts
 from tsugiki.model.token_vectors import TokenVectors, attach_vectors, new_token_vectors
 from tsugiki.model.trained_copies import copies_to_save, find_modules_to_save
 from tsugiki.model.undo import Undo, base_of, replace_module, replace_parameter
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
-from tsugiki.model.weight_updates import WeightUpdate, module_updates, replace_with
+from tsugiki.model.weights import WeightUpdate, module_updates, quantized_copies, replace_with, shared_parameters
 
 _MAX_RANK_FACTOR = 64
 """A rank above that of the weight is useless, but occurs where many adapters are combined into one."""
@@ -61,18 +53,17 @@ class LoraAdapter:
         biases = [f"{path}.lora_B.bias" for path, pair in self.pairs.items() if pair.bias is not None]
         return [*self.parameter_pairs, *self.modules, *self.parameters, *self.tokens, *biases]
 
-    @property
-    def wrapped(self) -> set[str]:
-        """The names of the grafted layers."""
-        return set(self.pairs)
-
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Put pairs, modules and parameters into the model."""
         layers = _grafted(model, self.pairs)
         undo.append(partial(deactivate_factors, layers))
-        for layer, pair in zip(layers, self.pairs.values(), strict=True):
-            activate_factors(layer, pair)
-        for owner, pairs in self.parameter_owners().items():
+        for layer, factors in zip(layers, self.pairs.values(), strict=True):
+            activate_factors(layer, factors)
+        owners: dict[str, dict[str, ParameterPair]] = {}
+        for path, pair in self.parameter_pairs.items():
+            owner, _dot, name = path.rpartition(".")
+            owners.setdefault(owner, {})[name] = pair
+        for owner, pairs in owners.items():
             activate_parameters(base_of(model.get_submodule(owner)), pairs, undo)
         for path, module in self.modules.items():
             replace_module(model, path, module, undo)
@@ -81,19 +72,24 @@ class LoraAdapter:
         for path, vectors in self.tokens.items():
             attach_vectors(base_of(model.get_submodule(path)), vectors, undo)
 
-    def parameter_owners(self) -> dict[str, dict[str, ParameterPair]]:
-        """Return the pairs of `parameter_pairs` as module name -> parameter name in the module -> pair."""
-        owners: dict[str, dict[str, ParameterPair]] = {}
-        for path, pair in self.parameter_pairs.items():
-            owner, _dot, name = path.rpartition(".")
-            owners.setdefault(owner, {})[name] = pair
-        return owners
-
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Add ΔW to the weight of each layer with a pair; replace parameters and modules by the adapter's."""
-        every = dict(base_modules(model))
-        layers = {path: every[path] for path in self.pairs}
-        for path, layer in layers.items():
+        replacements = {id(parameter): replace_with(parameter) for parameter in self.parameters.values()}
+        updates = {path: replacements[id(parameter)] for path, parameter in self.parameters.items()}
+        changed: dict[tuple[int, int], WeightUpdate] = {}  # names that share a weight share its update
+        for name, change in self._changes(model).items():
+            replaced = self.parameters.get(name)
+            update = change if replaced is None else partial(_changed, change, replaced)
+            updates[name] = changed.setdefault((id(change), id(replaced)), update)
+        updates |= {path: pair.updated for path, pair in self.parameter_pairs.items()}
+        return updates | module_updates(self.modules)
+
+    def _changes(self, model: nn.Module) -> dict[str, WeightUpdate]:
+        """Return what the adapter does to weights that it does not replace, by their names."""
+        layers = dict(base_modules(model))
+        changes: dict[str, WeightUpdate] = {}
+        for path, pair in self.pairs.items():
+            layer = layers[path]
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 raise TsugikiError(
                     _(
@@ -101,44 +97,26 @@ class LoraAdapter:
                         "keep the adapter separate"
                     ).format(path=path, groups=layer.groups)
                 )
-        replacements = {id(parameter): replace_with(parameter) for parameter in self.parameters.values()}
-        updates = {path: replacements[id(parameter)] for path, parameter in self.parameters.items()}
-        for path, layer in layers.items():
-            update: WeightUpdate = partial(updated_weight, layer, self.pairs[path])
-            replaced = self.parameters.get(f"{path}.weight")
-            updates[f"{path}.weight"] = update if replaced is None else partial(_updated, update, replaced)
-        for path, pair in self.pairs.items():
+            changes[f"{path}.weight"] = partial(updated_weight, layer, pair)
             if pair.bias is None:
                 continue
-            name = f"{path}.bias"
-            if layers[path]._parameters.get("bias") is None:
+            if layer._parameters.get("bias") is None:
                 raise TsugikiError(
                     _("lora_bias: {path} has no bias into which one can be merged; keep the adapter").format(path=path)
                 )
-            update = partial(_with_bias, pair)
-            updates[name] = partial(_updated, update, self.parameters[name]) if name in self.parameters else update
-        of_tokens: dict[int, WeightUpdate] = {}
-        for path, vectors in self.tokens.items():
-            replaced = self.parameters.get(f"{path}.weight")
-            update = vectors.updated if replaced is None else partial(_updated, vectors.updated, replaced)
-            updates[f"{path}.weight"] = of_tokens.setdefault(id(vectors), update)
-        updates |= {path: pair.updated for path, pair in self.parameter_pairs.items()}
-        return updates | module_updates(self.modules)
+            changes[f"{path}.bias"] = partial(_with_bias, pair)
+        of_vectors = {id(vectors): vectors.updated for vectors in self.tokens.values()}
+        return changes | {f"{path}.weight": of_vectors[id(vectors)] for path, vectors in self.tokens.items()}
 
 
 def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
-    """Return a new, untrained LoRA adapter for `model`, which is not changed.
-
-    Raises:
-        TsugikiError: the settings match nothing in the model, or do not fit a layer.
-    """
+    """Return a new, untrained LoRA adapter for `model`, which is not changed."""
     targets = find_targets(model, config)
     for path, layer in targets.items():
         _check_fit(path, layer, config)
     _warn_of_ranks_too_high(targets, config)
-    setting = "use_dora" if config.use_dora else "lora_bias" if config.lora_bias else None
-    if setting is not None:
-        _check_names(model, targets, setting)
+    if config.use_dora or config.lora_bias:
+        _check_names(model, targets, config)
     modules = copies_to_save(model, config.modules_to_save)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
     target_parameters = find_target_parameters(model, config)
@@ -168,13 +146,7 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
 
 
 def trained_biases(model: nn.Module, config: LoraConfig, targets: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Return the base's biases that `config` trains, by name before any graft.
-
-    Args:
-        model: the base.
-        config: its `bias` selects them: none, those of the targets, or all outside of `modules_to_save`.
-        targets: the layers that `config` grafts, by name.
-    """
+    """Return the base's biases that `config` trains, by name: those of the targets, or all outside of saved modules."""
     if config.bias == "none":
         return {}
     owners = dict(base_modules(model)) if config.bias == "all" else targets
@@ -207,8 +179,8 @@ def _with_bias(pair: LowRank, bias: Tensor) -> Tensor:
     return bias.to(pair.bias.dtype) + pair.scaling * pair.bias
 
 
-def _updated(update: WeightUpdate, replaced: Tensor, _: Tensor) -> Tensor:
-    return update(replaced)
+def _changed(change: WeightUpdate, replaced: Tensor, _: Tensor) -> Tensor:
+    return change(replaced)
 
 
 def _grafted(model: nn.Module, paths: Collection[str]) -> list[Grafted]:
@@ -286,15 +258,15 @@ def _check_parameter_settings(path: str, config: LoraConfig) -> None:
         )
 
 
-def _check_names(model: nn.Module, targets: Collection[str], setting: str) -> None:
-    """Raise a TsugikiError if a layer would be stored as a parameter, for which PEFT does not allow this setting."""
+def _check_names(model: nn.Module, targets: Collection[str], config: LoraConfig) -> None:
+    """Raise a TsugikiError for a layer that would be stored as a parameter, which PEFT allows for plain LoRA alone."""
     named = named_like_experts(model, targets)
     if named:
         raise TsugikiError(
             _(
                 "{setting}: PEFT would take the name of {path} for that of experts ({count} such), so no file that "
                 "it reads could be written; leave it out of the targets, or use LoRA"
-            ).format(setting=setting, path=named[0], count=len(named))
+            ).format(setting="use_dora" if config.use_dora else "lora_bias", path=named[0], count=len(named))
         )
 
 
@@ -318,18 +290,13 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
                 "unquantised, or use plain LoRA"
             ).format(setting=reads, path=path, kind=kind)
         )
-    if config.lora_bias and not is_linear(layer):
+    decomposes = isinstance(init, str) and init != "gaussian"
+    if (config.lora_bias or decomposes) and not is_linear(layer):
+        setting = f"init_lora_weights {init!r}" if decomposes else "lora_bias"
         raise TsugikiError(
-            _("lora_bias is for linear layers only, and {path} is a {kind}; leave it out of the targets").format(
-                path=path, kind=kind
+            _("{setting} is for linear layers only, and {path} is a {kind}; leave it out of the targets").format(
+                setting=setting, path=path, kind=kind
             )
-        )
-    if isinstance(init, str) and init != "gaussian" and not is_linear(layer):
-        raise TsugikiError(
-            _(
-                "init_lora_weights {init!r} is for linear layers only, and {path} is a {kind}; leave it out of the "
-                "targets"
-            ).format(init=init, path=path, kind=kind)
         )
     if str(init).startswith("pissa") and rank > full_rank:
         raise TsugikiError(

@@ -5,16 +5,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
-from tsugiki.model.names import Names, matches
-from tsugiki.model.patterns import PatternTable
+from tsugiki.model.names import Names, PatternTable, matches
 from tsugiki.model.settings import check_types
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tsugiki.lora.adapter import LoraAdapter
 
 Bias = Literal["none", "lora_only", "all"]
 LARGEST_FACTOR = 1_000_000
@@ -23,11 +27,9 @@ Rank: TypeAlias = Annotated[int, Ge(1)]
 Alpha: TypeAlias = Annotated[float, Gt(0), Le(LARGEST_FACTOR)]
 
 
-def _listed(value: object) -> object:
-    return list(value) if isinstance(value, range) else value
-
-
-Indices: TypeAlias = Annotated[Sequence[int], BeforeValidator(_listed)]
+Indices: TypeAlias = Annotated[
+    Sequence[int], BeforeValidator(lambda value: list(value) if isinstance(value, range) else value)
+]
 """A list, a tuple or a range of integers."""
 _INITIALISATIONS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
 
@@ -156,6 +158,12 @@ class LoraConfig:
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings alone, for copies and for pickle. Patterns are compiled again when they are needed."""
         return {setting.name: getattr(self, setting.name) for setting in fields(self)}
+
+    def new_adapter(self, model: "nn.Module") -> "LoraAdapter":
+        """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed."""
+        from tsugiki.lora.adapter import new_lora_adapter  # here, because it imports torch
+
+        return new_lora_adapter(model, self)
 
     @cached_property
     def _ranks(self) -> PatternTable[int]:

@@ -21,19 +21,13 @@ from torch import Tensor, nn
 
 from tsugiki.lora.init import init_random_
 from tsugiki.lora.pair import LowRank
-from tsugiki.model.attach import attach, attached
-from tsugiki.model.undo import Undo, replace_forward, with_parameters
+from tsugiki.model.undo import Undo, attach, attached, replace_forward, with_parameters
 
 
 class ParameterPair(LowRank):
-    """The factors of the update of one parameter.
+    """The factors A [experts · r, in] and B [out, r · experts] of the update of one parameter.
 
-    Args:
-        A: [experts · r, in].
-        B: [out, r · experts].
-        scaling: the factor on B A.
-        shape: that of the parameter.
-        transposed: whether the parameter is [experts, in, out] and not [experts, out, in].
+    `transposed` is whether the parameter is [experts, in, out] and not [experts, out, in].
     """
 
     def __init__(self, A: Tensor, B: Tensor, scaling: float, shape: torch.Size, transposed: bool) -> None:
@@ -69,14 +63,9 @@ class LoraParameters(nn.ModuleDict):
 
 
 def new_parameter_pair(parameter: Tensor, transposed: bool, r: int, scaling: float, init: bool | str) -> ParameterPair:
-    """Return a new pair for a parameter, initialised as in PEFT: A at random, B with zeros.
+    """Return a new pair of rank r for each expert, initialised as in PEFT (see `init_random_`).
 
-    Args:
-        parameter: a matrix [out, in], or a stack of matrices.
-        transposed: whether it is a stack [experts, in, out].
-        r: the rank for each expert.
-        scaling: the factor on B A.
-        init: True, "gaussian", or False for a random B, too.
+    The parameter is a matrix [out, in], or a stack of matrices.
     """
     at = parameter.device if parameter.is_meta else torch.device("cpu")  # the same values on every device
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32

@@ -5,7 +5,7 @@
     with disable_adapter(model): ...                  # bit-identical to the base
     ungraft(model)                                    # plain layers again
 
-Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `model.wrappers`).
+Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `model.ungrafted`).
 
 The model keeps its class. The trained parts belong to the adapter: while it is active they are in the model, and the
 base's own parameters never change. A LoRA adapter wraps each target `layer` as `LoraLinear(layer)`,
@@ -21,15 +21,15 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
   (`linear_of_matrix` in `model.linear`);
 - dropout probabilities are set to 0, unless `base_dropout` is set; a model whose config has some gets a copy of its
-  config, and keeps the copy if it is changed meanwhile (`model.training_mode`);
-- BatchNorm modules get a `train` that keeps them in evaluation mode (`model.training_mode`);
+  config, and keeps the copy if it is changed meanwhile (`model.freeze`);
+- BatchNorm modules get a `train` that keeps them in evaluation mode (`model.freeze`);
 - target layers are wrapped, with the layer as the child `base_layer` and the active pair as `lora` (`lora.layer`);
   the public `tsugiki.graft` gives them another `forward`, which computes the same faster (`fast.layers`);
 - modules whose parameters have pairs (`target_parameters`) get a child `tsugiki` and another `forward`
   (`lora.experts`);
 - modules and parameters that train on a copy are replaced by it; a module that holds a 32-bit copy of a 16-bit
   parameter gets another `forward` (`model.undo`);
-- modules get a child `tsugiki` and hooks that call it (`methods.hooks`, `methods.soft_prompt`); a decoder with a soft
+- modules get a child `tsugiki` and hooks that call it (`model.undo`, `methods.soft_prompt`); a decoder with a soft
   prompt has its length in the attribute `tsugiki_prompt_tokens`;
 - within `mixed_batch`, grafted layers get another `forward` (`fast.mixed_batch`).
 
@@ -39,14 +39,12 @@ independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_
 """
 
 from collections.abc import Collection
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.adapter import new_lora_adapter
-from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import (
     STATE_ATTRIBUTE,
     Adapter,
@@ -54,18 +52,17 @@ from tsugiki.lora.hold import (
     base_alone,
     check_can_switch,
     check_thread,
-    deactivate,
     find_adapter,
     find_state,
     require_state,
     set_adapter,
+    switch,
 )
-from tsugiki.lora.layer import Grafted
-from tsugiki.lora.peft import PeftConfig, config_of_peft
+from tsugiki.lora.pair import Grafted
 from tsugiki.model.freeze import freeze, warn_of_float16
 from tsugiki.model.linear import CHANGED_WEIGHTS
 from tsugiki.model.undo import replace_module, undo_all
-from tsugiki.model.wrappers import unwrapped, unwrapped_to_graft
+from tsugiki.model.ungrafted import unwrapped, unwrapped_to_graft
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"
@@ -78,68 +75,25 @@ class Config(Protocol):
     """The settings of an adapter."""
 
     def new_adapter(self, model: nn.Module) -> Adapter:
-        """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed.
-
-        Raises:
-            TsugikiError: the settings do not fit the model.
-        """
+        """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed."""
 
 
-def new_adapter(model: nn.Module, config: LoraConfig | Config | PeftConfig) -> Any:
-    """Return a new, untrained adapter with these settings for `model`, in which no adapter is active.
-
-    A `LoraConfig` does not build its adapter itself, so that it can be imported without torch. PEFT's `LoraConfig` is
-    converted.
-
-    Raises:
-        TsugikiError: the settings do not fit the model.
-    """
-    if isinstance(config, PeftConfig):
-        config = config_of_peft(config)
-    return new_lora_adapter(model, config) if isinstance(config, LoraConfig) else config.new_adapter(model)
-
-
-def graft(
-    model: Model,
-    config: LoraConfig | Config | PeftConfig,
-    name: str = DEFAULT_NAME,
-    *,
-    base_dropout: bool | None = None,
-) -> Model:
+def graft(model: Model, config: Config, name: str = DEFAULT_NAME, *, base_dropout: bool | None = None) -> Model:
     """Add a new adapter to `model` in place, make it the active one, and freeze everything else.
 
-    Running statistics (of BatchNorm) are frozen, too: they are used in training, but not updated.
-
-    Args:
-        model: any module, but no wrapper around one except that of `torch.compile`.
-        config: `LoraConfig`, PEFT's `LoraConfig`, or the config of another method.
-        name: the adapter's name. A model can hold several adapters, of which one is active.
-        base_dropout: keep dropout inside the frozen base. All adapters of a model share this setting. None: that of the
-            adapters that the model holds; for the first adapter, dropout is switched off, because frozen weights gain
-            nothing from it.
-
-    Returns:
-        The same model. `active_adapter(model)` is the new adapter.
-
-    Raises:
-        TsugikiError: the settings do not fit the model, the model is wrapped or offloaded, the name is taken, an
-            adapter is merged, or the call is inside a `mixed_batch` block. The model is then as before.
+    Running statistics (of BatchNorm) are frozen, too: they are used in training, but not updated. If there is an error,
+    the model is as before. The public `tsugiki.graft`, which does more, explains the arguments (`adapters.pretrained`).
     """
     base = unwrapped_to_graft(model)
     with base_alone(base):
-        adapter = new_adapter(base, config)
+        adapter = config.new_adapter(base)
     add_adapter(base, adapter, name, base_dropout=base_dropout)
     warn_of_float16(base)
     return model
 
 
 def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool | None = None) -> None:
-    """Add an existing adapter, made for this model, and make it the active one, as `graft` does with a new one.
-
-    Raises:
-        TsugikiError: the name is taken or reserved, an adapter is merged, `base_dropout` is not that of the other
-            adapters, or the call is inside a `mixed_batch` block.
-    """
+    """Add an existing adapter, made for this model, and make it the active one, as `graft` does with a new one."""
     model = unwrapped_to_graft(model)
     state = find_state(model) or Graft()
     check_can_switch(state)
@@ -185,7 +139,7 @@ def ungraft(model: nn.Module) -> nn.Module:
     if state.merged is not None:
         setattr(model, CHANGED_WEIGHTS, True)
     else:
-        deactivate(model)
+        switch(model, None)
     _unwrap(model, keep=())
     _forget(model, state)
     return model
@@ -205,8 +159,7 @@ def remove_adapter(model: nn.Module, name: str) -> None:
         ungraft(model)
         return
     if state.active == name or state.joined is not None:
-        deactivate(model)
-        state.joined = None
+        switch(model, None)
     del state.adapters[name]
     _unwrap(model, keep=state.adapters.values())
 
@@ -223,7 +176,7 @@ def _forget(model: nn.Module, state: Graft) -> None:
 
 def _unwrap(model: nn.Module, keep: Collection[Adapter]) -> None:
     """Replace grafted layers by their frozen layers, except the layers of the adapters in `keep`."""
-    kept = {id(model.get_submodule(path)) for adapter in keep for path in adapter.wrapped}
+    kept = {id(model.get_submodule(path)) for adapter in keep for path in getattr(adapter, "pairs", ())}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, Grafted) and id(module) not in kept and model.get_submodule(path) is module:
             replace_module(model, path, module.base_layer, [])

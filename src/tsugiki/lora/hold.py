@@ -10,8 +10,8 @@ adapters keep their parameters, and each is saved under its own name.
 """
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import get_ident
 from traceback import walk_stack
@@ -24,11 +24,10 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
-from tsugiki.model.attach import remove_hook
 from tsugiki.model.freeze import refuse_offloaded
-from tsugiki.model.undo import Undo, undo_all
-from tsugiki.model.weight_updates import WeightUpdate
-from tsugiki.model.wrappers import unwrapped
+from tsugiki.model.undo import Undo, remove_hook, undo_all
+from tsugiki.model.ungrafted import unwrapped
+from tsugiki.model.weights import WeightUpdate
 
 STATE_ATTRIBUTE = "_tsugiki"
 """The attribute of a grafted model that holds its `Graft`."""
@@ -39,10 +38,6 @@ class Adapter(Protocol):
 
     config: Any
 
-    @property
-    def wrapped(self) -> Collection[str]:
-        """The names of the layers that stay wrapped as long as the model holds this adapter."""
-
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Put the adapter into the model, in which no other is active.
 
@@ -52,25 +47,9 @@ class Adapter(Protocol):
     def weight_updates(self, model: nn.Module) -> dict[str, WeightUpdate]:
         """Return the updates of base weights that merge the adapter, by the weights' names before any graft.
 
-        Names that share one parameter, before and after the merge, have the same update (the same object).
-
-        Args:
-            model: the base with no adapter active, or a model of its shape; the values of its weights are not used.
-
-        Raises:
-            TsugikiError: the adapter cannot be merged.
+        Names that share one parameter, before and after the merge, have the same update (the same object). The model is
+        the base with no adapter active, or a model of its shape; the values of its weights are not used.
         """
-
-
-class MixedRows(Protocol):
-    """Computes each row of a batch with its own adapter (see `fast.mixed_batch`)."""
-
-    def attach(self, undo: list[Undo]) -> None:
-        """Let the layers of a model in which no adapter is active compute the rows, as `Adapter.attach` does."""
-
-
-class JoinedAdapter(LoraAdapter):
-    """LoRA adapters that are active together. It shares their parameters, and cannot be saved."""
 
 
 @dataclass
@@ -80,17 +59,18 @@ class Graft:
     adapters: dict[str, Any] = field(default_factory=dict)
     """The adapters by name."""
     active: str | None = None
-    """The name of the adapter that is active or merged; None while the base alone or a mixed batch computes."""
+    """The name of the adapter that is active or merged; those of several are joined by plus signs. None while the base
+    alone or a mixed batch computes."""
     attached: list[Undo] = field(default_factory=list)
     """Functions that remove the adapter or the mixed batch that is attached to the model now."""
     merged: list[Undo] | None = None
     """Functions that restore the base's weights; None while nothing is merged."""
-    joined: JoinedAdapter | None = None
-    """The sum of several adapters that are active together; `active` has their names with plus signs."""
+    joined: LoraAdapter | None = None
+    """The sum of several adapters that are active together, whose parameters it shares. It cannot be saved."""
     joined_names: Sequence[str] = ()
     """The names that the latest `set_adapter` got."""
-    mixed_rows: MixedRows | None = None
-    """The innermost `mixed_batch`; not attached to the model while `attached` is empty."""
+    mixed_rows: Any = None
+    """The innermost `mixed_batch` (see `fast.mixed_batch`); not attached to the model while `attached` is empty."""
     in_order: set[str] = field(default_factory=set)
     """Names of layers that are known to get the rows in the order of the batch (see `fast.mixed_batch`)."""
     thread: int | None = None
@@ -107,11 +87,7 @@ def find_state(model: nn.Module) -> Graft | None:
 
 
 def require_state(model: nn.Module) -> Graft:
-    """Return the model's `Graft`.
-
-    Raises:
-        TsugikiError: the model is not grafted.
-    """
+    """Return the model's `Graft`; a model that is not grafted is an error."""
     state = find_state(model)
     if state is None:
         raise TsugikiError(_("nothing is grafted on this model; call graft(model, config) or load_adapter first"))
@@ -127,12 +103,6 @@ def is_merged(model: nn.Module) -> bool:
     """Return whether an adapter is merged into the model's weights."""
     state = find_state(model)
     return state is not None and state.merged is not None
-
-
-def active_name(model: nn.Module) -> str | None:
-    """Return the name of the active adapter; None if none is active."""
-    state = find_state(model)
-    return None if state is None else state.active
 
 
 def active_names(model: nn.Module) -> list[str]:
@@ -156,11 +126,7 @@ def active_adapter(model: nn.Module) -> Any:
 
 
 def find_adapter(model: nn.Module, name: str) -> Any:
-    """Return the adapter called `name`, an object of its method's class.
-
-    Raises:
-        TsugikiError: the model has no such adapter; the message names those that it has.
-    """
+    """Return the adapter called `name`, an object of its method's class."""
     adapters = require_state(model).adapters
     if name not in adapters:
         raise TsugikiError(
@@ -218,18 +184,10 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
     if not names:
         raise TsugikiError(_("set_adapter got no name; disable_adapter(model) is the base alone"))
     chosen = {adapter_name: find_adapter(model, adapter_name) for adapter_name in names}
-    called, before, joined = " + ".join(names), state.active, state.joined
-    if before == called:
-        return
-    with _in_this_thread_only(model, state):
-        try:
-            state.joined = join_adapters(chosen) if len(names) > 1 else None
-            attach_adapter(model, called)
-            state.joined_names = names
-        except BaseException:
-            state.joined = joined
-            attach_adapter(model, before)
-            raise
+    called = " + ".join(names)
+    if called != state.active:
+        switch(model, called, join_adapters(chosen) if len(names) > 1 else None)
+        state.joined_names = names
 
 
 @contextmanager
@@ -260,16 +218,9 @@ def disable_adapter(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def base_alone(model: nn.Module) -> Iterator[None]:
-    """Do the same as `disable_adapter`, also for a model that is not grafted; new adapters are built within the block.
-
-    Raises:
-        TsugikiError: an adapter is merged into the base, or weights of the base are not in memory.
-    """
+    """Do the same as `disable_adapter`, also for a model that is not grafted; new adapters are built in the block."""
     refuse_offloaded(model)
-    if not is_grafted(model):
-        yield
-        return
-    with disable_adapter(model):
+    with disable_adapter(model) if is_grafted(model) else nullcontext():
         yield
 
 
@@ -279,34 +230,29 @@ def attach_adapter(model: nn.Module, name: str | None) -> None:
     If attaching fails, nothing is attached.
     """
     state = require_state(model)
-    detach_adapter(state)
+    undo_all(state.attached)
     state.active = None
     if name is None:
         return
     try:
-        (state.joined if state.joined is not None else state.adapters[name]).attach(model, state.attached)
+        (state.joined or state.adapters[name]).attach(model, state.attached)
         state.active = name
     except BaseException:
-        detach_adapter(state)
-        state.active = None
+        undo_all(state.attached)
         raise
 
 
-def detach_adapter(state: Graft) -> None:
-    """Detach the active adapter, or the rows of a mixed batch, so that the base alone computes."""
-    undo_all(state.attached)
-
-
-def deactivate(model: nn.Module) -> None:
-    """Detach the active adapter; if an error interrupts this, the adapter stays active."""
+def switch(model: nn.Module, name: str | None, joined: LoraAdapter | None = None) -> None:
+    """Do the same as `attach_adapter`; if an error interrupts this, the adapter that was active before stays active."""
     state = require_state(model)
-    before = state.active
+    before, joined_before = state.active, state.joined
     with _in_this_thread_only(model, state):
         try:
-            attach_adapter(model, None)
+            state.joined = joined
+            attach_adapter(model, name)
         except BaseException:
-            if before is not None:
-                attach_adapter(model, before)
+            state.joined = joined_before
+            attach_adapter(model, before)
             raise
 
 
@@ -314,8 +260,7 @@ def deactivate(model: nn.Module) -> None:
 def _in_this_thread_only(model: nn.Module, state: Graft) -> Iterator[None]:
     """Within the block, another thread can neither switch the model's adapters nor call the model.
 
-    Raises:
-        TsugikiError: another thread is in such a block, or in a forward pass, which would get parts of two adapters.
+    If another thread is in a forward pass already, that is an error, because it would get parts of two adapters.
     """
     check_thread(state)
     outer, state.thread = state.thread, get_ident()
@@ -368,13 +313,8 @@ class JoinedPairs(LowRank):
         return torch.cat([A for A, _, _ in factors]), torch.cat([scaling * B for _, B, scaling in factors], 1)
 
 
-def join_adapters(adapters: Mapping[str, object]) -> JoinedAdapter:
-    """Return the sum of adapters of one model, by their names.
-
-    Raises:
-        TsugikiError: an adapter is not LoRA, or two of them change the same layer or parameter in a way that cannot be
-            added.
-    """
+def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
+    """Return the sum of LoRA adapters of one model, by their names."""
     pairs: dict[str, list[LowRank]] = {}
     joined: list[LoraAdapter] = []
     for name, adapter in adapters.items():
@@ -410,7 +350,7 @@ def join_adapters(adapters: Mapping[str, object]) -> JoinedAdapter:
                     "cannot be computed at once; activate one adapter"
                 ).format(path=path)
             )
-    return JoinedAdapter(
+    return LoraAdapter(
         joined[0].config,
         {path: found[0] if len(found) == 1 else JoinedPairs(found) for path, found in pairs.items()},
         {path: part.modules[path] for part in joined for path in part.modules},

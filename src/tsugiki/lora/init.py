@@ -31,13 +31,9 @@ from tsugiki.lora.pair import LowRank
 
 
 def init_random_(pair: LowRank, r: int, init: bool | str) -> None:
-    """Initialise A at random and B with zeros.
+    """Initialise A at random and B with zeros (see `LoraConfig.init_lora_weights`).
 
-    Args:
-        pair: A may be a stack of the factors of several matrices, [experts · r, in].
-        r: the rank of one matrix.
-        init: True: A is Kaiming-uniform. "gaussian": A is normal with standard deviation 1/r. False: A and B are
-            Kaiming-uniform.
+    A may be a stack of the factors of several matrices of rank r, [experts · r, in].
     """
     if init == "gaussian":
         nn.init.normal_(pair.A, std=1 / r)
@@ -60,12 +56,10 @@ def init_orthogonal_(pair: LowRank) -> None:
 
 @torch.no_grad()
 def init_pissa_(pair: LowRank, weight: torch.Tensor, method: str) -> None:
-    """Initialise A and B to the principal part of `weight`, and keep copies as A0 and B0.
+    """Initialise A and B to the principal part of the frozen weight [out, in], and keep copies as A0 and B0.
 
-    Args:
-        pair: its rank must not be above that of the weight.
-        weight: the frozen weight, [out, in].
-        method: "pissa", or "pissa_niter_" followed by a number of power iterations.
+    The method is "pissa", or "pissa_niter_" followed by a number of power iterations. The rank of the pair must not be
+    above that of the weight.
     """
     weight, r = weight.to(pair.A.dtype), len(pair.A)
     if method == "pissa":

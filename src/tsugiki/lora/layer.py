@@ -22,24 +22,13 @@ from torch.nn import functional as F
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.init import init_orthogonal_, init_pissa_, init_random_
-from tsugiki.lora.pair import LowRank
-from tsugiki.lora.variants import LoraConv2d, dora, dora_factor, rescale
+from tsugiki.lora.pair import Grafted, LowRank
+from tsugiki.lora.variants import LoraConv2d, dora_factor, dora_linear, rescale
 from tsugiki.model.linear import device_of, factor_dtype, features, is_stored_in_out, oriented
-from tsugiki.model.undo import Wrapper
 
 
-class LoraLinear(Wrapper):
-    """A linear layer (see `model.linear.is_linear`) with a low-rank branch.
-
-    `lora` is None while no adapter is active in the layer; the layer then computes the same as its frozen base.
-    """
-
-    lora: LowRank | None
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.register_module("lora", None)
+class LoraLinear(Grafted):
+    """A linear layer (see `model.linear.is_linear`) with a low-rank branch."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b + scaling · B A dropout(x) for x [..., in]."""
@@ -47,7 +36,7 @@ class LoraLinear(Wrapper):
         if self.lora is None:
             return y
         if self.lora.magnitude is not None:
-            return dora(self.base_layer, self.lora, x, self.lora.dropout(x), y)
+            return dora_linear(self.base_layer, self.lora, x, y)
         A, B = self.lora.factors()
         low = F.linear(self.lora.dropout(x.to(A.dtype)), A)
         return (y + F.linear(low, B, self.lora.bias) * self.lora.scaling).to(y.dtype)
@@ -65,12 +54,6 @@ class LoraLinear(Wrapper):
             return frozen
         guarded: Tensor = _BypassGuard.apply(frozen, self.lora.A, self.lora.B)  # type: ignore[no-untyped-call]
         return guarded
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias, for code that reads `layer.bias`."""
-        bias: Tensor | None = self.base_layer.bias
-        return bias
 
 
 class _BypassGuard(torch.autograd.Function):
@@ -91,15 +74,8 @@ class _BypassGuard(torch.autograd.Function):
         )
 
 
-class LoraEmbedding(Wrapper):
+class LoraEmbedding(Grafted):
     """`nn.Embedding` with a low-rank branch: row i of the table gains scaling · B A[:, i]."""
-
-    lora: LowRank | None
-
-    def __init__(self, base_layer: nn.Embedding) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.register_module("lora", None)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of the updated table for `ids` [...], as [..., width]."""
@@ -117,15 +93,6 @@ class LoraEmbedding(Wrapper):
         if self.lora.magnitude is not None:
             adapted = adapted * dora_factor(self.base_layer.weight.T, self.lora)
         return adapted.to(y.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen table, for code that reads `layer.weight`."""
-        table: Tensor = self.base_layer.weight
-        return table
-
-
-Grafted = LoraLinear | LoraEmbedding | LoraConv2d
 
 
 def grafted_layers(model: nn.Module) -> dict[str, Grafted]:
@@ -163,21 +130,13 @@ def deactivate_factors(layers: Sequence[Grafted]) -> None:
 def pair_shapes(layer: nn.Module, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of A and B of rank r for this layer."""
     if isinstance(layer, nn.Conv2d):
-        return LoraConv2d.shapes(layer, r)
+        return (r, layer.in_channels, *layer.kernel_size), (layer.out_channels, r // layer.groups, 1, 1)
     in_features, out_features = features(layer)
     return (r, in_features), (out_features, r)
 
 
 def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: bool | str) -> LowRank:
-    """Return a new pair for `layer`, initialised as in PEFT.
-
-    Args:
-        layer: the frozen layer.
-        r: the rank.
-        scaling: the factor on B A.
-        dropout: the probability of dropping an element of the input.
-        init: see `LoraConfig.init_lora_weights`.
-    """
+    """Return a new pair of rank r for a frozen layer, initialised as in PEFT (see `LoraConfig.init_lora_weights`)."""
     # The values are computed on the processor, so that they are the same on every device. Decompositions are slow or
     # missing on some accelerators.
     device = device_of(layer)
@@ -199,10 +158,7 @@ def new_pair(layer: nn.Module, r: int, scaling: float, dropout: float, init: boo
 def updated_weight(layer: nn.Module, pair: LowRank, weight: Tensor) -> Tensor:
     """Return W + ΔW in the dtype of the pair; for DoRA with the trained lengths of its rows.
 
-    Args:
-        layer: the frozen layer; its class determines the layout of the weight.
-        pair: its pair.
-        weight: W in the layer's layout; not read from `layer`, since it may be in a file.
+    W has the layer's layout, and is not read from the layer, since it may be in a file.
     """
     in_out = is_stored_in_out(layer)
     delta = pair.delta()

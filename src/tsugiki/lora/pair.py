@@ -1,7 +1,9 @@
-"""The pair of factors A and B that LoRA trains for one layer."""
+"""The pair of factors A and B that LoRA trains for one layer, and the layer that holds it."""
 
 import torch
 from torch import Tensor, nn
+
+from tsugiki.model.undo import Wrapper
 
 
 class LowRank(nn.Module):
@@ -47,3 +49,29 @@ class LowRank(nn.Module):
         """Return ΔW = scaling · B A in the shape of the weight, [out, in]."""
         A, B = self.factors()
         return self.scaling * (B.flatten(1) @ A.flatten(1)).view(len(B), *A.shape[1:])
+
+
+class Grafted(Wrapper):
+    """A frozen layer, `base_layer`, with a pair.
+
+    `lora` is None while no adapter is active in the layer; the layer then computes the same as its frozen base.
+    """
+
+    lora: LowRank | None
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.register_module("lora", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for code that reads `layer.weight`."""
+        weight: Tensor = self.base_layer.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, for code that reads `layer.bias`."""
+        bias: Tensor | None = self.base_layer.bias
+        return bias

@@ -1,30 +1,24 @@
 """The layers and parameters that a LoRA config selects: by name, by pattern, or by the model type's defaults."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
-from tsugiki.model import targets_by_rule
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import is_graftable, is_linear, is_stored_in_out
 from tsugiki.model.names import Names, matches, shortest_endings, split_block
-from tsugiki.model.targets_by_rule import Sublayers
+from tsugiki.model.targets_by_rule import default_layers
 from tsugiki.model.trained_copies import saved_endings
-from tsugiki.model.ungrafted import base_modules, find_stacks, output_head, with_first_names
+from tsugiki.model.ungrafted import base_modules, list_graftable, output_head, stack_endings, with_first_names
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     """Find the layers that `config` grafts: those of `target_modules`, and linear layers of `target_parameters`.
 
-    Returns:
-        Name of each layer in the ungrafted model -> the frozen layer. A layer with several names has the first.
-
-    Raises:
-        TsugikiError: the config selects nothing (the message lists what could be selected), or selects something that
-            is not a linear layer, an embedding or a convolution.
+    The result has the frozen layers by their names in the ungrafted model. A layer with several names has the first.
     """
     layers = dict(base_modules(model))
     saved = saved_endings(model, config.modules_to_save)
@@ -41,7 +35,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     selected += [name for name, layer in layers.items() if _is_selected_weight(f"{name}.weight", layer, parameters)]
     if not selected and not (parameters and config.target_modules == []):
         raise TsugikiError(
-            _("{targets} matches no layer; {hint}").format(targets=_describe(config), hint=_list_graftable(layers))
+            _("{targets} matches no layer; {hint}").format(targets=_describe(config), hint=list_graftable(layers))
         )
     wrong = [name for name in selected if not is_graftable(layers[name])]
     if wrong:
@@ -51,7 +45,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
                 path=wrong[0],
                 kind=type(layers[wrong[0]]).__name__,
                 count=len(wrong),
-                hint=_list_graftable(layers),
+                hint=list_graftable(layers),
             )
         )
     return with_first_names({name: layers[name] for name in selected})
@@ -60,25 +54,19 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
 def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tuple[nn.Module, nn.Parameter]]:
     """Find the parameters that `target_parameters` selects, except weights of linear layers (see `find_targets`).
 
-    Returns:
-        Name of each parameter in the ungrafted model -> the module that owns it, and the parameter.
-
-    Raises:
-        TsugikiError: `target_parameters` matches nothing (the message lists the stacks of matrices), or a parameter
-            that is neither a matrix nor a stack of matrices, or is quantised.
+    The result has, by a parameter's name in the ungrafted model, the module that owns it, and the parameter.
     """
     wanted = config.target_parameters
     if not wanted:
         return {}
-    every = {
-        f"{path}.{name}": (module, parameter)
-        for path, module in base_modules(model)
-        for name, parameter in module._parameters.items()
-        if parameter is not None
+    selected = {
+        name: (owner, parameter)
+        for path, owner in base_modules(model)
+        for attribute, parameter in owner._parameters.items()
+        if parameter is not None and matches(name := f"{path}.{attribute}", wanted)
     }
-    selected = {name: owned for name, owned in every.items() if matches(name, wanted)}
     if not selected:
-        stacks = _last_components(find_stacks(dict(base_modules(model))))
+        stacks = stack_endings(dict(base_modules(model)))
         hint = (
             _("its stacks of matrices are called {stacks}").format(stacks=", ".join(stacks))
             if stacks
@@ -108,24 +96,6 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
                 )
             )
     return found
-
-
-def default_layers(model: nn.Module) -> list[str]:
-    """Return the names of the linear layers on which the rule puts adapters, in the order of the model's modules."""
-    return [name for name, reason in reasons_against(model).items() if not reason]
-
-
-def reasons_against(model: nn.Module) -> dict[str, str]:
-    """Return, for each linear layer, a short reason why no adapter is put on it; an empty string if one is put on it.
-
-    The keys are the layers' names in the model before any graft (see `tsugiki.model.targets_by_rule`).
-    """
-    return targets_by_rule.reasons_against(model, with_first_names(dict(base_modules(model))))
-
-
-def sublayers_of(model: nn.Module) -> Sublayers:
-    """Return the layers and modules of the ungrafted model on which (IA)³ and bottleneck adapters are put."""
-    return targets_by_rule.find_sublayers(with_first_names(dict(base_modules(model))), default_layers(model))
 
 
 def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Collection[str]) -> list[str]:
@@ -192,7 +162,7 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
     if not targets:
         raise TsugikiError(
             _("no default target_modules for {name!r}; name them, or use 'all-linear'; {hint}").format(
-                name=model_type(model), hint=_list_graftable(dict(base_modules(model)))
+                name=model_type(model), hint=list_graftable(dict(base_modules(model)))
             )
         )
     return targets
@@ -201,26 +171,6 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
 def _describe(config: LoraConfig) -> str:
     targets = config.target_modules
     shown = targets if isinstance(targets, str) or targets is None else ", ".join(targets)
-    blocks = (
-        _(" in layers {blocks}").format(blocks=config.layers_to_transform)
-        if config.layers_to_transform is not None
-        else ""
-    )
-    return f"target_modules={shown}{blocks}"
-
-
-def _list_graftable(layers: Mapping[str, nn.Module]) -> str:
-    endings = _last_components(name for name, layer in layers.items() if is_graftable(layer))
-    if not endings:
-        return _("the model has no layer that can be grafted")
-    stacks = ", ".join(_last_components(find_stacks(layers)))
-    hint = (
-        _("; the weights of its experts are parameters (target_parameters: {stacks})").format(stacks=stacks)
-        if stacks
-        else ""
-    )
-    return _("these can be grafted: {endings}{hint}").format(endings=", ".join(endings), hint=hint)
-
-
-def _last_components(names: Iterable[str]) -> list[str]:
-    return sorted({name.rpartition(".")[2] for name in names})
+    if config.layers_to_transform is None:
+        return f"target_modules={shown}"
+    return f"target_modules={shown}" + _(" in layers {blocks}").format(blocks=config.layers_to_transform)

@@ -37,18 +37,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.lora.pair import LowRank
+from tsugiki.lora.pair import Grafted, LowRank
 from tsugiki.model.linear import oriented
-from tsugiki.model.undo import Wrapper
 
 
 @torch.no_grad()
 def add_magnitude(pair: LowRank, weight: Tensor) -> None:
-    """Turn `pair` into a DoRA pair, with m initialised to the lengths of the rows of W + ΔW.
+    """Turn a new pair into a DoRA pair, with m initialised to the lengths of the rows of W + ΔW.
 
-    Args:
-        pair: A and B with their initial values.
-        weight: the frozen weight, [out, in], or a convolution's kernel, for which m has PEFT's shape [1, out, 1, 1].
+    The frozen weight is [out, in], or a convolution's kernel, for which m has PEFT's shape [1, out, 1, 1].
     """
     delta = pair.delta()
     weight = weight.to(delta.dtype)
@@ -64,12 +61,7 @@ def row_norms(weight: Tensor) -> Tensor:
 
 
 def rescale(weight: Tensor, magnitude: Tensor) -> Tensor:
-    """Return W + ΔW with its rows scaled to the trained lengths, g ∘ (W + ΔW).
-
-    Args:
-        weight: W + ΔW, [out, …].
-        magnitude: the lengths m.
-    """
+    """Return W + ΔW [out, …] with its rows scaled to the trained lengths m, g ∘ (W + ΔW)."""
     factor = magnitude.flatten() / _positive(row_norms(weight))
     return weight * factor.view(-1, *[1] * (weight.dim() - 1))
 
@@ -95,23 +87,24 @@ def dora_factor(weight: Tensor, pair: LowRank) -> Tensor:
     return pair.magnitude / norms
 
 
-def dora(layer: nn.Module, pair: LowRank, x: Tensor, dropped: Tensor, y: Tensor) -> Tensor:
-    """Return the output of a linear layer with DoRA.
-
-    Args:
-        layer: the frozen layer.
-        pair: its DoRA pair.
-        x: the input, [..., in].
-        dropped: the input after dropout; x itself without dropout.
-        y: the frozen layer's output for x, [..., out].
-    """
+def dora_linear(layer: nn.Module, pair: LowRank, x: Tensor, y: Tensor) -> Tensor:
+    """Return the output of a linear layer with DoRA for x [..., in]; y is the frozen layer's output for x."""
     A, B = pair.factors()
-    factor = plain_factor(oriented(layer), pair)
-    frozen: Tensor = y if dropped is x else layer(dropped)
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
-    if bias is not None:
-        frozen = frozen - bias
+    dropped = pair.dropout(x)
     update = F.linear(F.linear(dropped.to(A.dtype), A), B) * pair.scaling
+    return dora(layer, pair, y, y if dropped is x else layer(dropped), update)
+
+
+def dora(layer: Any, pair: LowRank, y: Tensor, frozen: Tensor, update: Tensor) -> Tensor:
+    """Return y + (g - 1) ∘ W x̃ + g ∘ update, the output of a linear layer or a convolution with DoRA.
+
+    y is the frozen layer's output W x + b, `frozen` that after dropout, W x̃ + b, and the update s B A x̃.
+    """
+    weight = oriented(layer)
+    by_channel = (-1, *[1] * (weight.dim() - 2))  # the channels of a convolution precede height and width
+    factor = plain_factor(weight, pair).view(by_channel)
+    if layer.bias is not None:
+        frozen = frozen - layer.bias.view(by_channel)
     return (y + (factor - 1) * frozen + factor * update).to(y.dtype)
 
 
@@ -126,20 +119,8 @@ def _positive(norms: Tensor) -> Tensor:
     return norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
 
-class LoraConv2d(Wrapper):
-    """`nn.Conv2d` with a low-rank branch; `lora` is None while no adapter is active in the layer."""
-
-    lora: LowRank | None
-
-    def __init__(self, base_layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.register_module("lora", None)
-
-    @staticmethod
-    def shapes(layer: nn.Conv2d, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shapes of A and B for this layer."""
-        return (r, layer.in_channels, *layer.kernel_size), (layer.out_channels, r // layer.groups, 1, 1)
+class LoraConv2d(Grafted):
+    """`nn.Conv2d` with a low-rank branch."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W * x + b + scaling · B * (A * dropout(x)) for x [rows, in, height, width]."""
@@ -155,20 +136,4 @@ class LoraConv2d(Wrapper):
         update = F.conv2d(low, pair.B, groups=layer.groups) * pair.scaling
         if pair.magnitude is None:
             return (y + update).to(y.dtype)
-        factor = plain_factor(layer.weight, pair).view(-1, 1, 1)
-        frozen = y if dropped is x else layer(dropped)
-        if layer.bias is not None:
-            frozen = frozen - layer.bias.view(-1, 1, 1)
-        return (y + (factor - 1) * frozen + factor * update).to(y.dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen kernel, for code that reads `layer.weight`."""
-        kernel: Tensor = self.base_layer.weight
-        return kernel
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias, for code that reads `layer.bias`."""
-        bias: Tensor | None = self.base_layer.bias
-        return bias
+        return dora(layer, pair, y, y if dropped is x else layer(dropped), update)

@@ -26,12 +26,12 @@ PEFT has no such method and refuses the file because of its `peft_type`. The nam
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 import torch
 from annotated_types import Ge, Le, Lt
@@ -43,8 +43,6 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import dropout
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LARGEST_FACTOR, Indices
-from tsugiki.lora.targets import sublayers_of
-from tsugiki.methods.hooks import attach_output_module
 from tsugiki.methods.method import AdapterFormat, check_shapes, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.architectures import model_type
@@ -52,7 +50,8 @@ from tsugiki.model.context import text_config
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.names import Names, shortest_endings, split_block
 from tsugiki.model.settings import check_types
-from tsugiki.model.undo import Undo, base_of
+from tsugiki.model.targets_by_rule import sublayers_of
+from tsugiki.model.undo import Undo, attach_output_module, base_of
 from tsugiki.model.ungrafted import base_modules, find_modules
 
 _NAME_MODULES = marked("name the modules whose output is added to the residual, such as {setting}: [mlp]")
@@ -126,11 +125,7 @@ class BottleneckConfig:
             )
 
     def new_adapter(self, model: nn.Module) -> "BottleneckAdapter":
-        """Build new adapters with these settings for `model`, which is not changed.
-
-        Raises:
-            TsugikiError: the model has no such modules, or its model type is unknown and the settings name none.
-        """
+        """Build new adapters with these settings for `model`, which is not changed."""
         modules = _adapted_modules(model, self)
         return BottleneckAdapter(self, {path: _new_bottleneck(model, path, self) for path in modules})
 
@@ -143,12 +138,8 @@ class BottleneckConfig:
 class Bottleneck(nn.Module):
     """h + scaling · dropout(up(act(down(h)))).
 
-    Args:
-        width: width of h.
-        inner: width of the bottleneck.
-        config: the activation function, scaling, dropout and initialisation.
-        like: a tensor of the base. The weights are on its device, in float32 (float64 if it is float64). Their initial
-            values are drawn on the processor, so that they are the same on every device.
+    The weights are on the device of `like`, a tensor of the base, in float32 (float64 if it is float64). Their initial
+    values are drawn on the processor, so that they are the same on every device.
     """
 
     def __init__(self, width: int, inner: int, config: BottleneckConfig, like: Tensor) -> None:
@@ -168,11 +159,7 @@ class Bottleneck(nn.Module):
         self.to(like.device)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Apply the adapter to h, [..., width]. The products are computed in the dtype of h, which the result has too.
-
-        Raises:
-            TsugikiError: h has another width.
-        """
+        """Apply the adapter to h, [..., width]. The products and the result have the dtype of h."""
         if h.shape[-1] != self.adapter_down.in_features:
             raise TsugikiError(
                 _(
@@ -191,8 +178,6 @@ class BottleneckAdapter:
 
     config: BottleneckConfig
     bottlenecks: dict[str, Bottleneck]
-    wrapped: ClassVar[Collection[str]] = ()
-    """The grafted layers: none, because hooks apply the bottlenecks."""
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Attach each bottleneck to its module."""
@@ -214,11 +199,7 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Names]:
-    """Return the names of the attention and feed-forward modules that get an adapter, by the setting that names them.
-
-    Raises:
-        TsugikiError: the setting is None and no such module is found.
-    """
+    """Return the names of the attention and feed-forward modules with an adapter, by the settings that name them."""
     used = {"attention_modules": config.mh_adapter, "feedforward_modules": config.output_adapter}
     names: dict[str, Names] = {setting: getattr(config, setting) for setting, is_used in used.items() if is_used}
     for setting in [setting for setting, given in names.items() if given is None]:

@@ -22,7 +22,7 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.atomic import files_into
 from tsugiki.io.quiet import hidden_progress_bars
 from tsugiki.language import _
-from tsugiki.model.training_mode import disable_dropout, dropout_restored
+from tsugiki.model.freeze import disable_dropout, dropout_restored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,11 +83,7 @@ def config_to_save(model: nn.Module) -> Any:
 
 
 def load_weights_into(model: nn.Module, folder: Path) -> None:
-    """Replace the weights of `model` by those of a model folder of the same architecture and size.
-
-    Raises:
-        TsugikiError: the folder holds no model, or a model of another architecture or size.
-    """
+    """Replace the weights of `model` by those of a model folder of the same architecture and size."""
     try:
         model.load_state_dict(load_model(str(folder)).state_dict())
     except RuntimeError as error:

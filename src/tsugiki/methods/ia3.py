@@ -14,10 +14,10 @@ for a scaled input, and the modules of `modules_to_save` under their own names.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.targets import find_targets, sublayers_of
-from tsugiki.methods.hooks import attach_input_module, attach_output_module
-from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.lora.targets import find_targets
+from tsugiki.methods.method import AdapterFormat, build_with_saved_modules, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.model.names import Names, matches, shortest_endings
 from tsugiki.model.settings import check_types
-from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_in_file, saved_tensors
-from tsugiki.model.undo import Undo, base_of, replace_module
+from tsugiki.model.targets_by_rule import sublayers_of
+from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_tensors
+from tsugiki.model.undo import Undo, attach_input_module, attach_output_module, base_of, replace_module
 from tsugiki.model.ungrafted import base_modules
-from tsugiki.model.weight_updates import WeightUpdate, module_updates
+from tsugiki.model.weights import WeightUpdate, module_updates
 
 _NAME_LAYERS = marked(
     "set target_modules to the layers of keys and values and the last layer of the feed-forward network, and "
@@ -82,12 +82,13 @@ class IA3Config:
                 )
 
     def new_adapter(self, model: nn.Module) -> "IA3Adapter":
-        """Build a new adapter with these settings for `model`, which is not changed.
-
-        Raises:
-            TsugikiError: the settings select no layer of the model, or a layer that is not linear.
-        """
-        as_lora = _as_lora_config(self, _target_names(model, self))
+        """Build a new adapter with these settings for `model`, which is not changed."""
+        as_lora = LoraConfig(  # because (IA)³ names its layers as LoRA does
+            r=1,
+            target_modules=_target_names(model, self),
+            exclude_modules=self.exclude_modules,
+            modules_to_save=self.modules_to_save,
+        )
         targets, feedforward = find_targets(model, as_lora), _feedforward_names(model, self)
         for path, layer in targets.items():
             if not is_linear(layer):
@@ -106,10 +107,7 @@ class IA3Config:
 class Scaling(nn.Module):
     """The factors l of one layer, in float32 (float64 for a float64 layer) whatever the dtype of the frozen weight.
 
-    Args:
-        layer: the frozen layer.
-        on_input: scale the input, with factors of shape [1, in], instead of the output, [out, 1] (PEFT's shapes).
-        ones: initialise with ones instead of random values.
+    They have PEFT's shapes, [1, in] for a scaled input and [out, 1] for a scaled output.
     """
 
     def __init__(self, layer: nn.Module, on_input: bool, ones: bool) -> None:
@@ -141,8 +139,6 @@ class IA3Adapter:
     config: IA3Config
     scalings: dict[str, Scaling]
     modules: dict[str, nn.Module]
-    wrapped: ClassVar[Collection[str]] = ()
-    """The grafted layers: none, because hooks apply the factors."""
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Attach the factors to their layers, and put the trained modules in place of the base's."""
@@ -172,22 +168,8 @@ def _frozen_layers(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Modul
     return {path: base_of(model.get_submodule(path)) for path in paths}
 
 
-def _as_lora_config(config: IA3Config, targets: Names | None) -> LoraConfig:
-    """Return a LoRA config that selects the same layers, because (IA)³ names its layers as LoRA does."""
-    return LoraConfig(
-        r=1,
-        target_modules=targets,
-        exclude_modules=config.exclude_modules,
-        modules_to_save=config.modules_to_save,
-    )
-
-
 def _target_names(model: nn.Module, config: IA3Config) -> Names:
-    """Return the names of the layers that are scaled on their input or their output.
-
-    Raises:
-        TsugikiError: the config names none, and none are found.
-    """
+    """Return the names of the layers that are scaled on their input or their output."""
     if config.target_modules is not None:
         return config.target_modules
     row = architecture_of(model)
@@ -249,10 +231,6 @@ def _to_json(model: nn.Module, adapter: IA3Adapter) -> dict[str, Any]:
     }
 
 
-def _build_for(model: nn.Module, config: IA3Config, file_tensors: Mapping[str, Tensor]) -> IA3Adapter:
-    """Build an adapter for a file, with the modules that the file has."""
-    saved = saved_in_file(model, config.modules_to_save, PREFIX, file_tensors)
-    return dataclasses.replace(config, modules_to_save=saved).new_adapter(model)
-
-
-IA3 = AdapterFormat("IA3", IA3Config, _tensors, _to_json, partial(read_fields, IA3Config), build_for=_build_for)
+IA3 = AdapterFormat(
+    "IA3", IA3Config, _tensors, _to_json, partial(read_fields, IA3Config), build_for=build_with_saved_modules
+)

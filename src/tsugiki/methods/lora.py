@@ -49,7 +49,7 @@ as it is.
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +63,12 @@ from tsugiki.lora.layer import pair_shapes
 from tsugiki.lora.targets import find_target_parameters, find_targets, shortest_target_modules
 from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
-from tsugiki.model.checkpoint_names import named_like_experts
 from tsugiki.model.linear import is_conv1d
-from tsugiki.model.names import matches
-from tsugiki.model.patterns import name_pattern
-from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
+from tsugiki.model.names import matches, name_pattern, named_like_experts
 from tsugiki.model.trained_copies import find_modules_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.model.weights import quantized_copies, shared_parameters
 
 _HARMLESS = frozenset(
     {
@@ -94,6 +92,54 @@ _NO_INSTEAD = {
     "alora_invocation_tokens": marked("which tokens it changes depends on the text; load it with PEFT"),
 }
 """Fields that are not supported, and whose effect cannot be merged either -> the reason, and what to do."""
+_NO_EFFECT = frozenset(
+    {
+        *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        # each matters only together with another setting, which is refused
+        *("megatron_core", "qalora_group_size"),
+    }
+)
+"""Settings of PEFT's `LoraConfig` that do not change what a new adapter computes."""
+
+
+@runtime_checkable
+class PeftConfig(Protocol):
+    """A config of PEFT, which is recognised by its attributes, so that PEFT need not be installed."""
+
+    peft_type: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
+
+
+def config_of_peft(config: PeftConfig) -> LoraConfig:
+    """Return the settings of PEFT's `LoraConfig` for a new adapter; one that would change the result is refused."""
+    kind = type(config).__name__
+    if getattr(config.peft_type, "value", config.peft_type) != "LORA":
+        raise TsugikiError(
+            _(
+                "graft takes PEFT's LoraConfig, and not its {kind}; the config of another method is "
+                "tsugiki.methods.table.METHODS[name].configure({{…}}), with a name that `tsugiki methods` lists"
+            ).format(kind=kind)
+        )
+    known = {field.name for field in dataclasses.fields(LoraConfig)} | {"inference_mode"}
+    settings: dict[str, Any] = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in config.to_dict().items()
+        if name not in _NO_EFFECT and value not in (None, {}, [])
+    }
+    unknown = [
+        f"{name}={error_text(repr(value), 80)}" for name, value in settings.items() if name not in known and value
+    ]
+    if unknown:
+        raise TsugikiError(
+            _("{kind}: {unknown} would change the result and is not supported; leave it out").format(
+                kind=kind, unknown=", ".join(unknown)
+            )
+        )
+    if "target_parameters" in settings:
+        settings.setdefault("target_modules", [])  # PEFT then adapts these parameters alone
+    return LoraConfig(**{name: value for name, value in settings.items() if name in known})
 
 
 def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
@@ -178,11 +224,7 @@ def _build_for(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, 
 
 
 def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Return frozen copies of the file's weights of embedding and head, by name, if they differ from the base's.
-
-    Raises:
-        TsugikiError: their number of rows differs from the base's.
-    """
+    """Return frozen copies of the file's weights of embedding and head, by name, if they differ from the base's."""
     shared = shared_parameters(model)
     saved_whole = tuple(f"{path}." for path in find_modules_to_save(model, config.modules_to_save))
     copies: dict[str, nn.Parameter] = {}

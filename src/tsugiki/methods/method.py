@@ -2,8 +2,7 @@
 
 The file of a method defines three things:
 
-    a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)` (for a
-                     `LoraConfig`, `lora.graft.new_adapter` builds the adapter)
+    a config         a frozen dataclass of its settings, under PEFT's names, with `new_adapter(model)`
     an adapter       the parameters that train, and functions that attach them (the Protocol `lora.hold.Adapter`)
     an AdapterFormat functions that write config and adapter to a folder in PEFT's format, and read them
 
@@ -21,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.fast.layers import graft
+from tsugiki.fast.layers import use_fast_products
 from tsugiki.language import _, marked
-from tsugiki.lora.graft import new_adapter
+from tsugiki.lora.graft import graft
+from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.model.trained_copies import saved_in_file
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
 
@@ -36,7 +37,13 @@ MERGE_WITH_PEFT = marked("merge the adapter with PEFT (merge_and_unload), and us
 
 
 def _new_adapter(model: nn.Module, config: Any, file_tensors: Mapping[str, Tensor]) -> Any:
-    return new_adapter(model, config)
+    return config.new_adapter(model)
+
+
+def build_with_saved_modules(model: nn.Module, config: Any, file_tensors: Mapping[str, Tensor]) -> Any:
+    """Build an adapter for a file, with the modules of `modules_to_save` that the file has."""
+    saved = saved_in_file(model, config.modules_to_save, PREFIX, file_tensors)
+    return dataclasses.replace(config, modules_to_save=saved).new_adapter(model)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class AdapterFormat(Generic[ConfigT, AdapterT]):
 
 def _graft(model: nn.Module, config: Any, base_dropout: bool) -> None:
     graft(model, config, base_dropout=base_dropout)
+    use_fast_products(model)
 
 
 @dataclass(frozen=True)
@@ -125,11 +133,7 @@ class Method:
                 )
 
     def configure(self, settings: Mapping[str, Any]) -> Any:
-        """Build the config from the user's settings and the fixed ones.
-
-        Raises:
-            TsugikiError: an unknown setting, a setting that the method fixes, or an invalid value.
-        """
+        """Build the config from the user's settings and the fixed ones."""
         known = [setting.name for setting in dataclasses.fields(self.config)]
         unknown = [name for name in settings if name not in known]
         if unknown:
@@ -144,15 +148,9 @@ class Method:
 
 
 def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: frozenset[str] = frozenset()) -> ConfigT:
-    """Build a config from the fields of a file and refuse every unknown field that has a value.
+    """Build a config from the method's fields of a file, and refuse every unknown field that has a value.
 
-    Args:
-        config: the class to build.
-        fields: the method's fields of `adapter_config.json`.
-        harmless: names of fields that the class does not have and that do not change the result.
-
-    Raises:
-        TsugikiError: an unknown field with a value, or an invalid value.
+    `harmless` names fields that the class does not have and that do not change the result.
     """
     known = {setting.name for setting in dataclasses.fields(cast(Any, config))}
     unknown = [
@@ -175,15 +173,7 @@ def equal_when_rounded(a: Tensor, b: Tensor) -> bool:
 
 
 def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> None:
-    """Check that a file has these tensors in these shapes.
-
-    Args:
-        expected: name in the file -> shape.
-        found: the tensors in the file.
-
-    Raises:
-        TsugikiError: a tensor is missing, or has another shape.
-    """
+    """Raise a TsugikiError unless a file has these tensors, by name, in these shapes."""
     problems = shape_problems(expected, found)
     if problems:
         raise TsugikiError(summarise_list(problems))

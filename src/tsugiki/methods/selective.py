@@ -24,10 +24,10 @@ In the file, `norms` is PEFT's LN_TUNING. The others are Tsugiki's own formats, 
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.methods.method import AdapterFormat, read_fields
+from tsugiki.methods.method import AdapterFormat, build_with_saved_modules, read_fields
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.linear import is_quantized
 from tsugiki.model.names import Names, matches, shortest_endings
@@ -43,13 +43,12 @@ from tsugiki.model.settings import check_types
 from tsugiki.model.trained_copies import (
     copies_to_save,
     names_for_file,
-    saved_in_file,
     saved_tensors,
     warn_untied_weights,
 )
 from tsugiki.model.undo import Undo, cast_parameters, parameter_owner, replace_module, replace_parameter
 from tsugiki.model.ungrafted import base_modules, output_head
-from tsugiki.model.weight_updates import WeightUpdate, module_updates, replace_with
+from tsugiki.model.weights import WeightUpdate, module_updates, replace_with
 
 HEAD = "head"
 """The value of `target_parameters` that selects the parameters of the output head, whatever their names are."""
@@ -76,11 +75,7 @@ class SelectiveConfig:
             )
 
     def new_adapter(self, model: nn.Module) -> "SelectiveAdapter":
-        """Build a new adapter with these settings for `model`, which is not changed.
-
-        Raises:
-            TsugikiError: the settings select no parameter, all parameters, or quantised ones.
-        """
+        """Build a new adapter with these settings for `model`, which is not changed."""
         return _new_adapter(model, self, _selected_parameters(model, self))
 
 
@@ -104,11 +99,7 @@ class LNTuningConfig:
         check_types(self)
 
     def new_adapter(self, model: nn.Module) -> "SelectiveAdapter":
-        """Build a new adapter with these settings for `model`, which is not changed.
-
-        Raises:
-            TsugikiError: the settings select no layer of the model, or a module that contains other modules.
-        """
+        """Build a new adapter with these settings for `model`, which is not changed."""
         names = [f"{path}.{name}" for path, layer in _target_layers(model, self).items() for name, _ in _own(layer)]
         adapter = _new_adapter(model, self, names)
         adapter.modules = copies_to_save(model, self.modules_to_save)
@@ -126,8 +117,6 @@ class SelectiveAdapter:
     """Name -> dtype of the base's parameter."""
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Modules that train as a whole, by name; only for normalisation layers, as in PEFT."""
-    wrapped: ClassVar[Collection[str]] = ()
-    """The grafted layers: none, because the copies replace parameters."""
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Replace the base's parameters by the copies, and let their layers compute in the base's dtypes."""
@@ -294,12 +283,6 @@ def _ln_to_json(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Any]:
     return {**fields, "modules_to_save": names_for_file(model, adapter.modules)}
 
 
-def _ln_build_for(model: nn.Module, config: LNTuningConfig, file_tensors: Mapping[str, Tensor]) -> SelectiveAdapter:
-    """Build an adapter for a file, with the modules that the file has."""
-    saved = saved_in_file(model, config.modules_to_save, PREFIX, file_tensors)
-    return dataclasses.replace(config, modules_to_save=saved).new_adapter(model)
-
-
 SELECTIVE = AdapterFormat(
     "TSUGIKI_SELECTIVE", SelectiveConfig, _tensors, _to_json, partial(read_fields, SelectiveConfig)
 )
@@ -309,5 +292,5 @@ LN_TUNING = AdapterFormat(
     _ln_tensors,
     _ln_to_json,
     partial(read_fields, LNTuningConfig),
-    build_for=_ln_build_for,
+    build_for=build_with_saved_modules,
 )

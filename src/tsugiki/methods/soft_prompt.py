@@ -15,11 +15,11 @@ Unlike the other methods, a soft prompt changes the model's outputs before the f
 """
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache as function_cache
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,9 @@ from tsugiki.fast.document_masks import (
     prompt_masks,
 )
 from tsugiki.language import _
-from tsugiki.model.attach import attach
 from tsugiki.model.context import PROMPT_ATTRIBUTE, decoder_of, max_positions
 from tsugiki.model.inference import evaluating
-from tsugiki.model.undo import Undo, base_of, replace_module, set_attribute
+from tsugiki.model.undo import Undo, attach, base_of, replace_module, set_attribute
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -54,11 +53,9 @@ _MIN_TEXT_TOKENS = 32  # tokens of the context that a prompt leaves for the text
 
 
 class SoftPrompt(nn.Module):
-    """The trained parameters of a soft prompt.
+    """The trained parameters of a soft prompt, in float32 (float64 for a float64 base) whatever the base's dtype.
 
-    Args:
-        embedding: [virtual tokens, width], in float32 (float64 for a float64 base) whatever the base's dtype.
-        network: computes the prompt from the embedding; None: the embedding is the prompt.
+    The network computes the prompt from the embedding [virtual tokens, width]. None: the embedding is the prompt.
     """
 
     def __init__(self, embedding: Tensor, network: nn.Module | None = None) -> None:
@@ -98,8 +95,6 @@ class SoftPromptAdapter:
     shape: CacheShape
     modules: dict[str, nn.Module]
     """The modules of the base that train as a whole, by name."""
-    wrapped: ClassVar[Collection[str]] = ()
-    """The grafted layers: none."""
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
         """Attach the prompt to the decoder, which every forward pass goes through, and replace whole modules."""
@@ -125,9 +120,8 @@ class SoftPromptAdapter:
 def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
     """Return the sizes of the model's KV cache, found by running two tokens through the decoder.
 
-    Raises:
-        TsugikiError: the model is not a causal decoder with a KV cache, or its context is too short for a prompt of
-            `virtual_tokens` tokens.
+    A model that is not a causal decoder with a KV cache is an error, and so is a prompt that is too long for its
+    context.
     """
     unsuitable = _(
         "{kind} is not a decoder language model with a KV cache, which a soft prompt needs; use another method"
@@ -280,14 +274,8 @@ def _uses_checkpointing(base: nn.Module) -> bool:
 def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unlimited: bool) -> "DynamicCache":
     """Put the prompt into the empty cache, or into a new one if `cache` is None, once for each row of the batch.
 
-    Args:
-        cache: an empty cache, or None.
-        prompt: the keys and values of each layer.
-        rows: the number of rows of the batch.
-        unlimited: replace the layers of the cache by layers that keep every token, without a sliding window.
-
-    Raises:
-        TsugikiError: the cache has another class, such as that of a cache of fixed length.
+    If `unlimited`, the layers of the cache are replaced by layers that keep every token, without a sliding window. A
+    cache of another class, such as one of fixed length, is an error.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer

@@ -79,11 +79,7 @@ class SoftPromptConfig:
         """Change the initial value of a new prompt."""
 
     def new_adapter(self, model: "PreTrainedModel") -> "SoftPromptAdapter":
-        """Build a new prompt for `model`, which is not changed.
-
-        Raises:
-            TsugikiError: the model has no KV cache, the prompt is too long for its context, or it has no initial value.
-        """
+        """Build a new prompt for `model`, which is not changed."""
         _check_heads(model, self)
         adapter = _build(model, self, cache_shape(model, self.num_virtual_tokens), self.has_network)
         with torch.no_grad():
@@ -96,9 +92,7 @@ def build_for(
 ) -> SoftPromptAdapter:
     """Build an adapter for a file. PEFT's files have the prompt alone, which then trains without a network.
 
-    Raises:
-        TsugikiError: a tensor is missing, or has another shape than the config gives, which is found before memory is
-            allocated for it.
+    The shapes in the file are compared with those that the config gives before memory is allocated for them.
     """
     saved = saved_in_file(model, config.modules_to_save, _PREFIX, file_tensors)
     config = replace(config, modules_to_save=saved)

@@ -158,16 +158,12 @@ def has_product(layer: nn.Module) -> bool:
 
 
 def linear_of_matrix(layer: nn.Module, x: Tensor, product: Callable[..., Tensor] = F.linear) -> Tensor:
-    """Return W x + b for x [..., in], computed as the product of a matrix [rows, in].
-
-    Args:
-        layer: an `nn.Linear` or a `Conv1D`.
-        x: the input.
-        product: `F.linear`, or a function that computes the same up to rounding.
+    """Return W x + b for x [..., in] and an `nn.Linear` or a `Conv1D`, computed as the product of a matrix [rows, in].
 
     While text is generated, the output head gets the slice [batch, 1, width] of the last hidden states. If neither the
     slice nor the weight requires a gradient, torch computes `F.linear` of it as a batched product, for which it copies
-    the whole weight once for each row of the batch (measured in docs/log.md).
+    the whole weight once for each row of the batch (measured in docs/log.md). Another `product` may compute the same as
+    `F.linear` up to rounding.
     """
     return product(x.reshape(-1, x.shape[-1]), oriented(layer), layer.bias).view(*x.shape[:-1], -1)
 

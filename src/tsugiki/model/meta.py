@@ -22,15 +22,10 @@ MOST_TENSORS = 20_000
 def meta_model(
     config: "PretrainedConfig", attn_implementation: str | None = None, *, most_tensors: int = MOST_TENSORS
 ) -> "PreTrainedModel":
-    """Build the model that a config describes on torch's meta device: it has shapes and no values.
+    """Build the causal language model that a config describes on torch's meta device: it has shapes and no values.
 
-    Args:
-        config: the config of a causal language model.
-        attn_implementation: transformers' name of an attention function; None: transformers chooses it.
-        most_tensors: the largest number of parameter tensors that the model may have.
-
-    Raises:
-        TsugikiError: the model would have more parameter tensors.
+    A model of more than `most_tensors` parameter tensors is an error. Without `attn_implementation`, transformers
+    chooses the attention function.
     """
     from transformers import AutoModelForCausalLM
 
@@ -44,12 +39,6 @@ def model_without_weights(config: "PretrainedConfig") -> "PreTrainedModel":
     """Build the model that a config describes with its parameters on the meta device and its buffers in memory.
 
     Buffers such as rotary frequencies are not in a model's files, so they are computed here, in float32.
-
-    Args:
-        config: the config of a causal language model.
-
-    Raises:
-        TsugikiError: as for `meta_model`.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM

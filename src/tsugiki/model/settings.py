@@ -14,9 +14,6 @@ def check_types(config: Any) -> None:
     """Check the fields of a dataclass against their annotations, such as `Annotated[int, Ge(1)]`; called first.
 
     The values stay as they are: 32 is not converted to 32.0, so that a file gets what the user wrote.
-
-    Raises:
-        TsugikiError: values of another type, or outside of their limits; the message names their fields.
     """
     kind: Any = type(config)
     values = {field.name: getattr(config, field.name) for field in fields(config)}

@@ -28,6 +28,7 @@ from torch import nn
 from tsugiki.language import _
 from tsugiki.model.context import decoder_of
 from tsugiki.model.linear import features, is_linear
+from tsugiki.model.ungrafted import base_modules, with_first_names
 
 _FEWEST_FEATURES = 8
 _NO_EFFECT = re.compile(
@@ -79,13 +80,17 @@ class Sublayers:
     """The modules whose output is what a feed-forward network adds to the residual stream."""
 
 
-def reasons_against(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+def default_layers(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers on which the rule puts adapters, in the order of the model's modules."""
+    return [name for name, reason in reasons_against(model).items() if not reason]
+
+
+def reasons_against(model: nn.Module) -> dict[str, str]:
     """Return, for each linear layer, a short reason why no adapter is put on it; an empty string if one is put on it.
 
-    Args:
-        model: the model, with or without adapters.
-        modules: its modules by their names before any graft.
+    The keys are the layers' names in the model before any graft.
     """
+    modules = with_first_names(dict(base_modules(model)))
     blocks = _blocks_of(modules)
     has_encoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     inside = "" if has_encoder else _decoder_prefix(model, modules, blocks)
@@ -112,13 +117,9 @@ def reasons_against(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[
     return {name: reason(name, layer) for name, layer in modules.items() if is_linear(layer)}
 
 
-def find_sublayers(modules: Mapping[str, nn.Module], layers: Collection[str]) -> Sublayers:
-    """Return the layers and modules on which (IA)³ and bottleneck adapters are put.
-
-    Args:
-        modules: the modules of the model by their names before any graft.
-        layers: the linear layers for which `reasons_against` has no reason.
-    """
+def sublayers_of(model: nn.Module) -> Sublayers:
+    """Return the layers and modules on which (IA)³ and bottleneck adapters are put."""
+    modules, layers = with_first_names(dict(base_modules(model))), default_layers(model)
     ends = [name for name in layers if _FEEDFORWARD_ENDS.fullmatch(name)]
     attention: list[str] = []
     feedforward: list[str] = []

@@ -17,24 +17,18 @@ from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.model.attach import attach, attached
 from tsugiki.model.linear import factor_dtype, is_linear
 from tsugiki.model.names import matches
-from tsugiki.model.shared_parameters import quantized_copies, shared_parameters
-from tsugiki.model.undo import Undo
+from tsugiki.model.undo import Undo, attach, attached
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.model.weights import quantized_copies, shared_parameters
 
 TokenIndices: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
 """Indices of tokens, for the embedding, or by names of layers."""
 
 
 class TokenVectors(nn.Module):
-    """The trained vectors of some tokens.
-
-    Args:
-        indices: the ids of the tokens, in the order of the file.
-        vectors: [tokens, width].
-    """
+    """The trained vectors [tokens, width] of some tokens, whose ids are in the order of the file."""
 
     indices: Tensor
 
@@ -68,11 +62,7 @@ class TokenVectors(nn.Module):
 
 
 def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequence[int]]:
-    """Return the layers whose tokens train, by name, each with the indices of the tokens.
-
-    Raises:
-        TsugikiError: a name matches no embedding or linear layer, or a token is not in its vocabulary.
-    """
+    """Return the layers whose tokens train, by name, each with the indices of the tokens."""
     if not wanted:
         return {}
     layers, ends = dict(base_modules(model)), list(vocabulary_layers(model))
@@ -128,9 +118,6 @@ def new_token_vectors(model: nn.Module, wanted: TokenIndices | None) -> dict[str
     Layers that share the weight of an embedding share its vectors, unless their lists of tokens differ. So does an
     output head with a quantised copy of the weight: its logits of these tokens are then computed from the vectors as
     they are. As in PEFT, vectors of the head alone are not those of the embedding.
-
-    Raises:
-        TsugikiError: as for `find_tokens`.
     """
     layers, shared = dict(base_modules(model)), shared_parameters(model)
     chosen = find_tokens(model, wanted)

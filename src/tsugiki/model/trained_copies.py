@@ -7,21 +7,16 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
-from tsugiki.model.shared_parameters import shared_parameters
-from tsugiki.model.training_mode import unfreeze_batchnorm
+from tsugiki.model.freeze import unfreeze_batchnorm
 from tsugiki.model.undo import Wrapper
 from tsugiki.model.ungrafted import base_modules, find_modules, task_heads
+from tsugiki.model.weights import shared_parameters
 
 
 def find_modules_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
     """Find the modules that `modules_to_save` names, by their names in the ungrafted model.
 
-    Args:
-        model: the base.
-        wanted: names or name endings. None: the output layers of a classifier, if the model is one.
-
-    Raises:
-        TsugikiError: an entry of `modules_to_save` that matches no module.
+    `wanted` has names or name endings. None: the output layers of a classifier, if the model is one.
     """
     found: dict[str, nn.Module] = {}
     for ending in saved_endings(model, wanted):
@@ -40,15 +35,7 @@ def saved_endings(model: nn.Module, wanted: Sequence[str] | None) -> Sequence[st
 
 
 def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Return trainable copies of modules, by name before any graft.
-
-    Args:
-        model: the base.
-        wanted: names or name endings. None: the output layers of a classifier, if the model is one.
-
-    Raises:
-        TsugikiError: a name matches nothing, or another adapter has grafted layers inside a named module.
-    """
+    """Return trainable copies of modules, by name before any graft (see `find_modules_to_save`)."""
     modules = find_modules_to_save(model, wanted)
     for path, module in modules.items():
         if any(isinstance(inner, Wrapper) for inner in module.modules()):
@@ -77,19 +64,11 @@ def saved_tensors(modules: Mapping[str, nn.Module], prefix: str) -> dict[str, Te
 
 
 def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, file: Collection[str]) -> list[str]:
-    """Return the full names of the modules of `modules_to_save` whose tensors are in a file.
+    """Return the full names of the modules that `modules_to_save` names and whose tensors are in the file.
 
-    In PEFT an ending need not follow a dot, and a name that the model does not have is ignored: the files of
-    classifiers name the heads of all model types.
-
-    Args:
-        model: the base.
-        wanted: `modules_to_save` in the file's config.
-        prefix: the prefix of all names in the file.
-        file: the names of the file's tensors.
-
-    Raises:
-        TsugikiError: the model has a module that the config names, and the file has no tensor of it.
+    All names in the file begin with `prefix`. In PEFT an ending need not follow a dot, and a name that the model does
+    not have is ignored: the files of classifiers name the heads of all model types. A module that the model has, and of
+    which the file has no tensor, is an error.
     """
     found: list[str] = []
     owners = {key.removeprefix(prefix).rpartition(".")[0] for key in file}
@@ -119,9 +98,8 @@ def names_for_file(model: nn.Module, modules: Collection[str]) -> list[str] | No
 def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
     """Warn of each parameter that is shared and will train on a copy, so that it is no longer shared.
 
-    Args:
-        model: the model before the copies are in it.
-        copies: name in the model before any graft -> the parameter of the base that a copy will replace.
+    `copies` has the parameters of the base that copies will replace, by their names in the model before any graft. The
+    copies are not yet in the model.
     """
     shared = shared_parameters(model)
     for path in copies:

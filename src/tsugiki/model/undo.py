@@ -3,7 +3,8 @@
 Before it makes a change, each function appends a function that undoes the change to a list. So if an error or Ctrl-C
 interrupts it half way, the list can undo all changes made until then. An `Undo` may be called twice.
 
-A layer that is wrapped keeps its name: the functions take the names that modules had before (see `Wrapper`).
+A layer that is wrapped keeps its name: the functions take the names that modules had before (see `Wrapper`). A layer to
+which a small module is attached is not replaced: the module becomes its child called `CHILD`, and a hook calls it.
 """
 
 import copy
@@ -19,7 +20,10 @@ Undo: TypeAlias = "partial[None]"
 """Undoes one change. A `partial`, not a closure, so that `copy.deepcopy(model)` copies it with the model."""
 
 CHILD = "tsugiki"
-"""The name under which a submodule is added to a module of the base (see `model.attach`)."""
+"""The name under which a submodule is added to a module of the base (see `attach`)."""
+
+Hook = Callable[..., Any]
+"""A forward hook, (layer, args, kwargs, output) -> output, or a pre-hook, (layer, args, kwargs) -> (args, kwargs)."""
 
 
 class Wrapper(nn.Module):
@@ -109,6 +113,50 @@ def with_modules(module: nn.Module, modules: Mapping[str, nn.Module | None]) -> 
     return copied
 
 
+def attach(
+    layer: nn.Module, module: nn.Module, undo: list[Undo], *, before: Hook | None = None, after: Hook | None = None
+) -> None:
+    """Make `module` a child of `layer`, on its device and in its mode, with hooks that compute with `attached(layer)`.
+
+    The layer must not have such a child yet. `before` is a pre-hook and `after` a forward hook of the layer; neither
+    may be a closure, so that the model can be copied.
+    """
+    undo.append(partial(_detach, layer, before, after))
+    tensor = next(chain(layer.parameters(), layer.buffers()), None)
+    layer.register_module(CHILD, module.to(None if tensor is None else tensor.device).train(layer.training))
+    if before is not None:
+        layer.register_forward_pre_hook(before, with_kwargs=True)
+    if after is not None:
+        layer.register_forward_hook(after, with_kwargs=True)
+
+
+def attached(layer: nn.Module) -> Any:
+    """Return the module that is attached to the layer; None if there is none."""
+    return layer._modules.get(CHILD)
+
+
+def remove_hook(layer: nn.Module, hook: Hook) -> None:
+    """Remove the latest hook with this function.
+
+    Hooks are found by their function, not by a handle: after `copy.deepcopy`, a handle belongs to the original.
+    """
+    for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+        for key in [key for key, found in hooks.items() if found is hook][-1:]:
+            del hooks[key]
+            layer._forward_pre_hooks_with_kwargs.pop(key, None)
+            layer._forward_hooks_with_kwargs.pop(key, None)
+
+
+def attach_output_module(layer: nn.Module, module: nn.Module, undo: list[Undo]) -> None:
+    """Apply `module` to the output of `layer`: to the tensor, or to the first element of the tuple."""
+    attach(layer, module, undo, after=_change_output)
+
+
+def attach_input_module(layer: nn.Module, module: nn.Module, undo: list[Undo]) -> None:
+    """Apply `module` to the first argument of `layer`."""
+    attach(layer, module, undo, before=_change_input)
+
+
 def _set_module(owner: nn.Module, child: str, module: nn.Module) -> None:
     """Set a child module, moved to the device and mode of the current one: the model may have moved in the meantime."""
     present = owner.get_submodule(child)
@@ -147,3 +195,19 @@ def _restore_forward(owner: nn.Module, before: Callable[..., Any] | None, ours: 
 
 def _remove_attribute(owner: nn.Module, name: str) -> None:
     vars(owner).pop(name, None)
+
+
+def _detach(layer: nn.Module, before: Hook | None, after: Hook | None) -> None:
+    layer._modules.pop(CHILD, None)
+    for hook in (before, after):
+        if hook is not None:
+            remove_hook(layer, hook)
+
+
+def _change_output(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    module = attached(layer)
+    return (module(output[0]), *output[1:]) if isinstance(output, tuple) else module(output)
+
+
+def _change_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return (attached(layer)(args[0]), *args[1:]), kwargs

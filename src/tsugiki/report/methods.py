@@ -20,10 +20,11 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
-from tsugiki.lora.targets import find_targets, reasons_against
+from tsugiki.lora.targets import find_targets
 from tsugiki.methods.method import Family, Method
 from tsugiki.methods.table import METHODS
 from tsugiki.model.linear import features, is_linear
+from tsugiki.model.targets_by_rule import reasons_against
 from tsugiki.model.ungrafted import base_modules, find_stacks
 from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig, argument_descriptions, validate_method

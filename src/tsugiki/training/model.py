@@ -90,7 +90,7 @@ def make_trainable(
     replace_saving(model)
     check_can_save(model)
     use_fast_paths(model, attention=device.type == "cpu")
-    targets = sorted({path.rpartition(".")[2] for path in active_adapter(model).wrapped})
+    targets = sorted({path.rpartition(".")[2] for path in getattr(active_adapter(model), "pairs", ())})
     if targets:
         resolved["target_modules"] = targets
     if device.type == "cpu" and (multiplied := product_dtype(model)) is not None:

@@ -10,10 +10,9 @@ from tsugiki.data.seen_texts import Fingerprints, fingerprints
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
-from tsugiki.fast.layers import graft
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
-from tsugiki.lora.graft import ungraft
+from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 from tsugiki.training.config import RunConfig

@@ -29,7 +29,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets, shortest_target_modules
 from tsugiki.model.inference import seeded
 from tsugiki.model.linear import is_conv1d
-from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.weights import shared_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

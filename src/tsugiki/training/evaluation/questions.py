@@ -30,7 +30,7 @@ from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 from tsugiki.model.context import context_length
-from tsugiki.model.patterns import compile_search
+from tsugiki.model.names import compile_search
 from tsugiki.training.evaluation.evaluate import TokenSequence, score_sequences
 from tsugiki.training.evaluation.interval import wilson_interval
 from tsugiki.training.evaluation.result import Answer, Answers

@@ -2,7 +2,7 @@
 
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, graft
-from tsugiki.model.shared_parameters import shared_parameters
+from tsugiki.model.weights import shared_parameters
 
 TIED = ["transformer.wte.weight", "lm_head.weight"]
 

@@ -7,8 +7,8 @@ import torch
 
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, print_trainable_parameters, use_fast_paths
-from tsugiki.lora import config_of_peft
 from tsugiki.lowbit import quantize
+from tsugiki.methods import config_of_peft
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -76,14 +76,6 @@ def test_settings_of_peft_that_change_nothing_are_accepted():
     assert config == plain
     with pytest.raises(TsugikiError, match="inference_mode"):
         LoraConfig(inference_mode=True)
-
-
-def test_graft_returns_the_model():
-    model = tiny_model()
-    assert graft(model, LoraConfig(r=2)) is model
-    compiled = torch.compile(tiny_model(), backend="eager")
-    assert graft(compiled, LoraConfig(r=2)) is compiled
-    assert active_adapter(compiled).config.r == 2
 
 
 @pytest.mark.parametrize("quantised", [False, True])

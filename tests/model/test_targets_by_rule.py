@@ -11,8 +11,7 @@ import transformers
 from tests.tiny import CONFIGS, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, active_adapter, graft, save_adapter
-from tsugiki.lora import default_layers, reasons_against, sublayers_of
-from tsugiki.model import is_linear
+from tsugiki.model import default_layers, is_linear, reasons_against, sublayers_of
 
 _LLAMA = CONFIGS["llama"]
 _MOE = {**_LLAMA, "pad_token_id": 0, "num_experts_per_tok": 2}
