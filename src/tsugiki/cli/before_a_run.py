@@ -51,7 +51,7 @@ def aozora_command(
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
         cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora).
     """
-    from tsugiki.data.read.aozora.query import Query, parse_role, select
+    from tsugiki.data.read.aozora.index import Query, parse_role, select
     from tsugiki.data.read.aozora.works import (
         LooseFiles,
         NearCopies,

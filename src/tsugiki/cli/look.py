@@ -60,7 +60,7 @@ def evaluate_command(
 
     import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations
-    from tsugiki.data.read.reading import Reading
+    from tsugiki.data.records import Reading
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
     from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets, loaded_targets

@@ -6,14 +6,10 @@ turn, inclusive.
     <|im_start|>user⏎ Hello<|im_end|>⏎<|im_start|>assistant⏎ Good day<|im_end|>⏎
                                                              ~~~~~~~~~~~~~~~~~~
 
-If the template marks the answers with {% generation %}, an answer begins there. Otherwise it begins where the
-rendering of the previous turns with the generation prompt ends. To find the end of an answer's content, the
-conversation is rendered again with another content: the common suffix of the two renderings follows the content. The
-first special token in it ends the turn. Searching the rendering for the texts of the messages would not be reliable,
-because a text can occur several times.
-
-Templates are programs that come with a model. They are rendered in Jinja's sandbox, as in transformers, which keeps
-them from files and from Python's internals; an endless loop is not stopped.
+An answer begins where the template marks it with {% generation %}, or else where the rendering of the previous turns
+with the generation prompt ends. Its content ends where the renderings with this and with another content become equal;
+the first special token after that ends the turn. The texts of the messages are not searched for, because a text can
+occur several times. Templates are programs. They run in Jinja's sandbox, as in transformers.
 """
 
 import re
@@ -120,9 +116,6 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
     """Return the tokenizer's chat template.
 
     `source` names the record that requires the template, for the error.
-
-    Raises:
-        TsugikiError: the tokenizer has no chat template, a very long one, or several without a default.
     """
     try:
         template = tokenizer.get_chat_template()
@@ -155,11 +148,6 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     """Render a conversation. The result is empty if no turn counts in the loss.
 
     If the template does not end the last turn with a special token, the tokenizer's end token is added.
-
-    Raises:
-        TsugikiError: a message contains a special token; the template raises an error, or renders a very long text;
-            the rendering of a turn that counts in the loss differs from what the model would generate; or there are
-            more than 1,000 turns of which several count, and the rendering of a turn depends on turns far away.
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
@@ -239,10 +227,8 @@ def _locate_in_parts(
 
     Each part is rendered with its context, and the context is rendered alone. The text that the part's own turns add
     must be the next text in the whole rendering. So the whole rendering is compared. The result could be wrong only for
-    a template that renders turns equally in a part and in the whole, but begins an answer differently in them.
-
-    Returns:
-        What `_span` returns, for each target; None if a part is rendered differently than in the whole conversation.
+    a template that renders turns equally in a part and in the whole, but begins an answer differently in them. The
+    result has what `_span` returns, for each target; it is None if a part is rendered differently than in the whole.
     """
     system = sum(1 for _ in takewhile(lambda message: message["role"] in ("system", "developer"), messages))
     located: list[tuple[int, int, bool]] = []
@@ -282,10 +268,8 @@ def _turn(source: str, index: int) -> str:
 def _span(
     template: ChatTemplate, turns: _Messages, whole: str, marks: list[_Span], where: str
 ) -> tuple[int, int, bool]:
-    """Locate the answer that is the last of `turns`.
-
-    Returns:
-        Its begin and end in the whole rendering, in characters, and whether a token ends it.
+    """Return the begin and end in `whole`, in characters, of the answer that is the last of `turns`, and whether a
+    token ends it.
     """
     finished, finished_marks = _render(template, turns, where)
     content_stop = len(finished) - _tail_length(template, turns, finished, where)

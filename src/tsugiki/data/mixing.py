@@ -1,8 +1,7 @@
 """Mix other text into the training data, so that a model keeps more of its earlier abilities (replay).
 
-Records of the other text are taken in a random order, which depends on the seed, until their tokens are the requested
-share of all tokens in the loss; the last document is cut there. Tokens of prompts do not count, because nothing is
-learned from them. The arrays are joined in memory.
+Its records are taken in a random order, which depends on the seed, until their tokens are the requested share of all
+tokens in the loss; the last document is cut there. The arrays are joined in memory.
 """
 
 from dataclasses import dataclass, replace

@@ -3,6 +3,7 @@
 The held-out records are a share of all records, those with a certain field value (`author=…`), or a separate file.
 """
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,12 +33,8 @@ class FieldCondition:
 def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
     """Parse the setting `held_out`, or another setting with the same forms.
 
-    Returns:
-        A share for a number, a condition for a text `field=value`, otherwise the path of a file. A text that names an
-        existing file is always a path.
-
-    Raises:
-        TsugikiError: the share is not between 0 and 1, or the condition has no field or no value.
+    A number is a share, and a text `field=value` a condition. Any other text, and one that names an existing file, is a
+    path.
     """
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
@@ -48,7 +45,7 @@ def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | 
             )
         return float(held_out)
     name, sign, value = held_out.partition("=")
-    if not sign or _exists(Path(held_out)):
+    if not sign or os.path.exists(held_out):  # False also for a condition that is too long for the name of a file
         return Path(held_out)
     if not name.strip() or not value.strip():
         shown = error_text(repr(held_out), 100)
@@ -56,13 +53,6 @@ def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | 
             _("{setting} is {shown}; write a condition as author=… or title=…").format(setting=setting, shown=shown)
         )
     return FieldCondition(name.strip(), value.strip())
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a condition can be too long for the name of a file
-        return False
 
 
 def split_records(
@@ -75,9 +65,6 @@ def split_records(
     fulfil it are held out, together with their near-duplicates.
 
     `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
-
-    Raises:
-        TsugikiError: no record is left for training or for evaluation, or no record has the field or the value.
     """
     if len(index) == 1:
         raise TsugikiError(

@@ -52,9 +52,6 @@ def train_vocabulary(
         max_piece: the largest number of characters in a token.
         sample_characters: the approximate number of characters from which merges are learned, in sentences that are
             spread evenly over all texts.
-
-    Raises:
-        TsugikiError: the vocabulary is too small for the alphabet, or larger than the texts support.
     """
     from tokenizers import Tokenizer, models, trainers
 

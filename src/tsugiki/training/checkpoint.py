@@ -1,6 +1,6 @@
 """Checkpoints: the trained weights, the optimiser's state and the progress of a run, which resumes exactly from them.
 
-The order of the rows and the dropout masks follow from the seed and the step (see `data.batches` and
+The order of the rows and the dropout masks follow from the seed and the step (see `data.blocks` and
 `training.gradients`), so no state of a random generator is stored, and a run can be resumed on any number of processes.
 
 Everything is safetensors and JSON, and nothing is pickled. A checkpoint is a folder `checkpoint-STEP` with

@@ -38,7 +38,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.batches import StepBatches, of_similar_length
+from tsugiki.data.blocks import StepBatches, of_similar_length
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss

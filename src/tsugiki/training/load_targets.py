@@ -17,9 +17,8 @@ from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import use_template
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import Data, read_records
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import AssistantTurns
+from tsugiki.data.records import AssistantTurns, Reading
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.store import read_index
 from tsugiki.dtypes import LoadDtype

@@ -17,8 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from tsugiki.data.batches import Collator, StepBatches
-from tsugiki.data.blocks import Blocks
+from tsugiki.data.blocks import Blocks, Collator, StepBatches
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.language import _

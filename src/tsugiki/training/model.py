@@ -17,7 +17,7 @@ from torch import nn
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.base.loading import load_tokenizer
-from tsugiki.data.batches import StepBatches
+from tsugiki.data.blocks import StepBatches
 from tsugiki.data.chat import read_template, use_template
 from tsugiki.dtypes import ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError

@@ -15,9 +15,8 @@ from tsugiki.data.blocks import Integers
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import Conversation, Document, Record
+from tsugiki.data.records import Conversation, Document, Reading, Record
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
     parse_held_out,

@@ -37,12 +37,7 @@ class Book(NamedTuple):
 
 
 def read_epub(path: Path) -> Book:
-    """Read the title, the author and the text of a book.
-
-    Raises:
-        TsugikiError: the file is damaged, protected by DRM or a password, or too large.
-        OSError: the file cannot be read.
-    """
+    """Read the title, the author and the text of a book."""
     names = zip_members(path)
     _refuse_drm(path, names)
     container = _xml(path, _CONTAINER, names)

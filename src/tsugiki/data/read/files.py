@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
 from tsugiki.data.read.character_encoding import decode
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
 from tsugiki.data.read.tables import (
     NumberedRows,
@@ -32,7 +31,7 @@ from tsugiki.data.read.tables import (
     jsonl_rows,
     parquet_rows,
 )
-from tsugiki.data.records import Document, Record
+from tsugiki.data.records import Document, Reading, Record
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256
@@ -60,10 +59,6 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
             from a data set is executed.
         columns: names of columns that differ from those in `schemas`.
         reading: is filled with facts about the files; complete when all records are read.
-
-    Raises:
-        TsugikiError: there is no such data, or its file type is not supported. While reading: an unsupported encoding,
-            a malformed line or row, different schemas in one file, a damaged or protected file, or no record at all.
     """
     reading = Reading() if reading is None else reading
     parts = [_read(source, columns, reading) for source in _sources(data, reading)]

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
 Columns: TypeAlias = Mapping[str, str]
 """Field of a schema -> the name of its column, where a data set calls it otherwise."""
@@ -56,11 +56,7 @@ FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a recor
 
 
 def schema_of(row: Mapping[str, Any], source: str) -> str:
-    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing.
-
-    Raises:
-        TsugikiError: the row has the fields of no schema.
-    """
+    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing."""
     present = {name for name, value in row.items() if value is not None}
     for schema, keys in KEYS.items():
         if present.issuperset(keys):
@@ -86,11 +82,7 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Parse names of columns in the form `prompt=question,completion=answer`.
-
-    Raises:
-        ValueError: the text has another form.
-    """
+    """Parse names of columns in the form `prompt=question,completion=answer`."""
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):
         raise ValueError(
@@ -305,20 +297,17 @@ def _check_surrogates(record: Record) -> None:
         ) from error
 
 
+_TYPE_NAMES = {
+    bool: marked("true or false"),
+    int: marked("a number"),
+    float: marked("a number"),
+    str: marked("a text"),
+    list: marked("a list"),
+}
+
+
 def _type_name(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return _("true or false")
-        case int() | float():
-            return _("a number")
-        case str():
-            return _("a text")
-        case list():
-            return _("a list")
-        case _:
-            return _("an object")
+    return "null" if value is None else _(_TYPE_NAMES.get(type(value), marked("an object")))
 
 
 def _abbreviate(value: Any) -> str:

@@ -173,11 +173,7 @@ def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[st
 
 
 def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
-    """Yield the row number and the values of each row of a `.parquet` file; for `columns`, see `csv_rows`.
-
-    Raises:
-        TsugikiError: pyarrow is not installed; while reading, the file is damaged, or its unpacked size is too large.
-    """
+    """Yield the row number and the values of each row of a `.parquet` file; for `columns`, see `csv_rows`."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -228,11 +224,8 @@ def _columns_to_read(source: str, kinds: Mapping[str, bool], columns: Mapping[st
 
 
 def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
-    """Return the unpacked sizes of these columns, from the file's metadata.
-
-    Returns:
-        The bytes of the largest column of a row group, the bytes of all columns, and the largest number of values in a
-        column.
+    """Return the unpacked sizes of these columns, from the file's metadata: the bytes of the largest column of a row
+    group, the bytes of all columns, and the largest number of values in a column.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]

@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.batches import of_similar_length
+from tsugiki.data.blocks import of_similar_length
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.read.files import Data, read_records

@@ -46,12 +46,7 @@ class Site:
         return read_index(self._cached(path, max_age=7 * 86_400), f"{self.url}/{path}")
 
     def fetch(self, entry: IndexEntry) -> bytes:
-        """Return an entry's zip, from the cache if possible.
-
-        Raises:
-            FileMissing: the site does not have the file.
-            SiteUnreachable: the site cannot be reached, or answers with another error.
-        """
+        """Return an entry's zip, from the cache if possible."""
         return self._cached(entry.path)
 
     def _cached(self, path: str, max_age: float | None = None) -> bytes:

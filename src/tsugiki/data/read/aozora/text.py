@@ -44,10 +44,6 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
     """Read the clean text, the title and the author of one work from a zip with one text, in UTF-8 or Shift_JIS.
 
     `name` is that of the zip, for errors; `encoding` is what the index gives for the text; None: it is detected.
-
-    Raises:
-        TsugikiError: the zip is damaged, it does not contain exactly one text, or the text's encoding is not supported
-            or not the given one.
     """
     _name, content = read_only_member(data, name, ".txt", _MAX_SIZE, _("download it again, or exclude this work"))
     return clean_work(_decode(content, name, encoding), name)
@@ -64,11 +60,7 @@ def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> 
 
 
 def clean_work(source: str, name: str) -> CleanText:
-    """Return the clean text, the title and the author of a work, given as a text with LF as line ends.
-
-    Raises:
-        TsugikiError: there is no text between the header and the footer.
-    """
+    """Return the clean text, the title and the author of a work, given as a text with LF as line ends."""
     header, body = _split(source)
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
@@ -254,11 +246,8 @@ _VENDOR = str.maketrans("～∥－￠￡￢", "〜‖−¢£¬")
 
 
 def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
-    for codec in (
-        "utf-8-sig",
-        "shift_jis",
-        "cp932",
-    ):  # text in the other encodings is invalid UTF-8 from its first kanji on
+    # Text in the other encodings is invalid UTF-8 from its first kanji on.
+    for codec in ("utf-8-sig", "shift_jis", "cp932"):
         try:
             text = data.decode(codec)
         except UnicodeDecodeError:

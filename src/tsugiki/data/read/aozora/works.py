@@ -1,20 +1,29 @@
 """Read works of Aozora Bunko from its site or from a mirror folder, one at a time, and write them as JSON lines.
 
-A source lists its works: from the library's index (list_person_all_extended_utf8), from a manifest.tsv, or from the
-files in cards/<person>/files/. `select` chooses from this list, `read_entries` downloads and cleans the chosen works,
-and `write_works` writes them.
+A source lists its works, from the library's index (list_person_all_extended_utf8), a manifest.tsv, or the files in it.
+`select` chooses from this list, `read_entries` downloads and cleans the chosen works, and `write_works` writes them.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from tsugiki.data.read.aozora import Kana
-from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Person, read_index, read_manifest
-from tsugiki.data.read.aozora.query import Query, no_author, no_work, normalise_name
+from tsugiki.data.read.aozora.index import (
+    INDEX,
+    FileMissing,
+    IndexEntry,
+    Person,
+    Query,
+    no_author,
+    no_work,
+    normalise_name,
+    read_index,
+    read_manifest,
+)
 from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
@@ -51,24 +60,6 @@ class Work:
     """The index's 文字遣い種別, such as 新字新仮名."""
 
 
-class WorkSource(Protocol):
-    """A site or a folder that contains works."""
-
-    prefix: str
-    """What precedes the path of an entry in `Work.source`."""
-
-    def entries(self) -> list[IndexEntry]:
-        """Return all works in a fixed order."""
-
-    def fetch(self, entry: IndexEntry) -> bytes:
-        """Return an entry's zip.
-
-        Raises:
-            FileMissing: the file does not exist.
-            SiteUnreachable: the site cannot be reached.
-        """
-
-
 class MirrorFolder:
     """A local mirror with the layout cards/<person>/files/*.zip, with or without an index or a manifest.tsv."""
 
@@ -100,21 +91,9 @@ class MirrorFolder:
         return [IndexEntry(path.as_posix(), (Person(path.parts[1]),)) for path in paths]
 
     def fetch(self, entry: IndexEntry) -> bytes:
-        """Read an entry's zip. Files outside the folder, also behind symbolic links, are not read.
-
-        Raises:
-            FileMissing: the file does not exist.
-            TsugikiError: the file cannot be read, is too large, or is not a file in the folder.
-        """
+        """Read an entry's zip. Files outside the folder, also behind symbolic links, are not read."""
         try:
             path = (self.root / entry.path).resolve(strict=True)
-            if not path.is_relative_to(self.root.resolve()) or not path.is_file():
-                raise TsugikiError(
-                    _("{path} is not a file in {root}; correct the list of works").format(
-                        path=entry.path, root=self.root
-                    )
-                )
-            return _read_work(path, entry.path)
         except FileNotFoundError as error:
             raise FileMissing(
                 _("{path}: no such file; complete the mirror").format(path=self.root / entry.path)
@@ -125,6 +104,11 @@ class MirrorFolder:
             raise TsugikiError(
                 _("{path!r}: {error}; correct the list of works").format(path=entry.path, error=error_text(error))
             ) from error
+        if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+            raise TsugikiError(
+                _("{path} is not a file in {root}; correct the list of works").format(path=entry.path, root=self.root)
+            )
+        return _content(path, entry.path)
 
 
 class LooseFiles:
@@ -151,26 +135,21 @@ class LooseFiles:
         return [IndexEntry(str(path), (Person(""),)) for path in self.files]
 
     def fetch(self, entry: IndexEntry) -> bytes:
-        """Read a file.
-
-        Raises:
-            TsugikiError: it cannot be read, or is too large.
-        """
-        try:
-            return _read_work(Path(entry.path), entry.path)
-        except OSError as error:
-            raise _unreadable(entry.path, error) from error
+        """Read a file."""
+        return _content(Path(entry.path), entry.path)
 
 
-def _read_work(path: Path, name: str) -> bytes:
-    """Read the file of a work, which errors call `name`.
+WorkSource: TypeAlias = Site | MirrorFolder | LooseFiles
+"""A site or a folder that contains works. Its `prefix` precedes the path of an entry in `Work.source`."""
 
-    Raises:
-        OSError: it cannot be read.
-        TsugikiError: it is too large.
-    """
-    with path.open("rb") as file:
-        data = file.read(MAX_ZIP + 1)
+
+def _content(path: Path, name: str) -> bytes:
+    """Read the file of a work, which errors call `name`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_ZIP + 1)
+    except OSError as error:
+        raise _unreadable(name, error) from error
     if len(data) > MAX_ZIP:
         raise TsugikiError(
             _("{path} has more than {max_zip}; exclude this work").format(path=name, max_zip=format_size(MAX_ZIP))
@@ -208,10 +187,6 @@ def read_entries(
 
     Conditions that the index could not decide are checked on the texts. `skip` is called with a message for each work
     that cannot be read, `missing` for each whose file does not exist; None: a missing file is an error.
-
-    Raises:
-        TsugikiError: a file does not exist (and `missing` is None), or no work matches.
-        SiteUnreachable: the site cannot be reached.
     """
     authors: set[str] = set()
     found = failed = 0
@@ -319,16 +294,17 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
 
 def _record(work: Work) -> dict[str, str]:
     """Return the JSON object of a work, without the fields that are not known."""
-    return {
+    fields = {
         "title": work.title,
         "author": work.author,
-        **({"translator": work.translator} if work.translator else {}),
+        "translator": work.translator,
         "text": work.text,
         "source": work.source,
-        **({"person_id": work.person_id} if work.person_id else {}),
+        "person_id": work.person_id or None,
         "kana": work.kana,
-        **({"orthography": work.orthography} if work.orthography else {}),
+        "orthography": work.orthography,
     }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # Several editions of a work -----------------------------------------------------------------------------
