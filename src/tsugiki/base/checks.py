@@ -48,44 +48,33 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
     for path in _files_to_read(folder):
         _check_file(path, folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
-        raise TsugikiError(
-            _("{name} holds a model and an adapter ({file}); move the adapter's files to another folder").format(
-                name=name, file=ADAPTER_CONFIG_FILE
-            )
-        )
+        message = _("{name} holds a model and an adapter ({file}); move the adapter's files to another folder")
+        raise TsugikiError(message.format(name=name, file=ADAPTER_CONFIG_FILE))
     config = read_json(
         folder / MODEL_CONFIG_FILE,
         missing=_("{name} is not a model: it has no {file}").format(name=name, file=MODEL_CONFIG_FILE),
     )
     if config.get("transformers_weights") is not None:
-        raise TsugikiError(
-            _(
-                "{name} names its own file of weights (transformers_weights in {file}), which is not supported; "
-                "rename the file to model.safetensors and remove the setting"
-            ).format(name=name, file=MODEL_CONFIG_FILE)
+        message = _(
+            "{name} names its own file of weights (transformers_weights in {file}), which is not supported; "
+            "rename the file to model.safetensors and remove the setting"
         )
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
-        raise TsugikiError(
-            _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model").format(
-                name=name
-            )
-        )
+        message = _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model")
+        raise TsugikiError(message.format(name=name))
     _check_counts(config, folder / MODEL_CONFIG_FILE)
     classes = _own_classes(folder)
     if classes and not trust_remote_code:
-        raise TsugikiError(
-            _(
-                "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
-                "tsugiki train, eval and generate run it with --trust-remote-code"
-            ).format(name=name, code=error_text(classes[0], 100))
+        message = _(
+            "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
+            "tsugiki train, eval and generate run it with --trust-remote-code"
         )
+        raise TsugikiError(message.format(name=name, code=error_text(classes[0], 100)))
     elsewhere = [name_of_class for name_of_class in classes if "--" in name_of_class]
     if elsewhere:
-        raise TsugikiError(
-            _("{name} names code of another repository ({code}), which Tsugiki never runs").format(
-                name=name, code=error_text(elsewhere[0], 100)
-            )
-        )
+        message = _("{name} names code of another repository ({code}), which Tsugiki never runs")
+        raise TsugikiError(message.format(name=name, code=error_text(elsewhere[0], 100)))
     if classes:
         warn_caller(_("the code that {name} brings is run: {digest}").format(name=name, digest=code_digest(folder)))
 
@@ -95,9 +84,8 @@ def check_tokenizer_files(folder: Path) -> None:
     for path in _files_to_read(folder):
         _check_file(path, folder)
     if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
-        raise TsugikiError(
-            _("the tokenizer in {folder} brings Python code of its own, which is not run").format(folder=folder)
-        )
+        message = _("the tokenizer in {folder} brings Python code of its own, which is not run")
+        raise TsugikiError(message.format(folder=folder))
 
 
 def code_digest(folder: Path) -> str | None:
@@ -135,11 +123,8 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
     stored = sum(math.prod(entry.shape) for entry in entries.values())
     other = sum(tensor.numel() for tensor in _tensors_without_key(model, mapping.key_of))
     if other > stored + _SPARE_ELEMENTS:
-        raise TsugikiError(
-            _("{name} is not a complete model: by {file} it has {count:,} values that are not in its files").format(
-                name=name, file=MODEL_CONFIG_FILE, count=other
-            )
-        )
+        message = _("{name} is not a complete model: by {file} it has {count:,} values that are not in its files")
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE, count=other))
 
 
 def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str]) -> None:
@@ -150,12 +135,11 @@ def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str])
     paths = {path for path, _ in model.named_modules() if path}
     surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not OLD_BUFFERS.search(key)]
     if surplus:
-        raise TsugikiError(
-            _(
-                "{name} cannot be loaded: its files hold {surplus}, which the model does not have by its {file}; "
-                "does the config belong to another model?"
-            ).format(name=name, surplus=summarise_list(surplus), file=MODEL_CONFIG_FILE)
+        message = _(
+            "{name} cannot be loaded: its files hold {surplus}, which the model does not have by its {file}; "
+            "does the config belong to another model?"
         )
+        raise TsugikiError(message.format(name=name, surplus=summarise_list(surplus), file=MODEL_CONFIG_FILE))
 
 
 def _own_classes(folder: Path) -> list[str]:
@@ -183,11 +167,8 @@ def _check_file(path: Path, folder: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise TsugikiError(_("{path} is a link to nothing").format(path=path)) from error
     if not any(target.is_relative_to(allowed) for allowed in inside):
-        raise TsugikiError(
-            _("{path} is a link out of its folder, to {target}; copy the file, or pass that folder").format(
-                path=path, target=target
-            )
-        )
+        message = _("{path} is a link out of its folder, to {target}; copy the file, or pass that folder")
+        raise TsugikiError(message.format(path=path, target=target))
     if not target.is_file() and not target.is_dir():
         raise TsugikiError(_("{path} is not a regular file").format(path=path))
 
@@ -198,10 +179,9 @@ def _check_counts(config: Mapping[str, Any], path: Path) -> None:
         if isinstance(value, dict):
             _check_counts(value, path)
         elif _COUNT.search(key) and isinstance(value, int | float) and not 0 <= value <= _MOST_LAYERS:
+            message = _("{path}: {key} is {value}; it must be from 0 to {most:,}")
             raise TsugikiError(
-                _("{path}: {key} is {value}; it must be from 0 to {most:,}").format(
-                    path=path, key=error_text(key), value=error_text(value, 50), most=_MOST_LAYERS
-                )
+                message.format(path=path, key=error_text(key), value=error_text(value, 50), most=_MOST_LAYERS)
             )
 
 

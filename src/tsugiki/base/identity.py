@@ -133,9 +133,8 @@ def _fingerprint_of(model: nn.Module) -> str | None:
     present = file_states(name)
     read_from, states = getattr(model, _FILES, (name, present))
     if read_from == name and states != present:
-        warn_caller(
-            _("the files of {name} were changed after it was loaded; its fingerprint is unknown").format(name=name)
-        )
+        message = _("the files of {name} were changed after it was loaded; its fingerprint is unknown")
+        warn_caller(message.format(name=name))
     else:
         fingerprint = _digest_files(present)
     setattr(model, _FINGERPRINT, (name, fingerprint))

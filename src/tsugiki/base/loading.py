@@ -55,11 +55,8 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     with loading_errors(name):
         config = read_config(folder, trust_remote_code=trust_remote_code)
         if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise TsugikiError(
-                _("{name} is a model of the type {kind}, which is no causal language model").format(
-                    name=name, kind=config.model_type
-                )
-            )
+            message = _("{name} is a model of the type {kind}, which is no causal language model")
+            raise TsugikiError(message.format(name=name, kind=config.model_type))
         if not trust_remote_code:
             check_weights(name, folder_entries(folder), config)
         model = None if trust_remote_code else _load_quantized(folder, config, dtype)
@@ -75,11 +72,8 @@ def stored_path(name: str) -> Path:
     """Return the path of a model that is a GGUF file, whose quantisation can be kept."""
     path = gguf_path(name)
     if path is None:
-        raise TsugikiError(
-            _("{name} is no GGUF file, and only the quantisation of GGUF files can be kept (base_dtype stored)").format(
-                name=name
-            )
-        )
+        message = _("{name} is no GGUF file, and only the quantisation of GGUF files can be kept (base_dtype stored)")
+        raise TsugikiError(message.format(name=name))
     return path
 
 
@@ -143,11 +137,8 @@ def _load_by_transformers(
         )
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns
-        raise TsugikiError(
-            _("{name} is not a complete model: {path} is missing ({count} such weights)").format(
-                name=name, path=missing[0], count=len(missing)
-            )
-        )
+        message = _("{name} is not a complete model: {path} is missing ({count} such weights)")
+        raise TsugikiError(message.format(name=name, path=missing[0], count=len(missing)))
     check_all_used(name, model, loading_info["unexpected_keys"])
     base_dtype = quantized_dtype(dtype)
     if base_dtype is not None:

@@ -55,11 +55,8 @@ def weight_files(folder: Path) -> dict[str, str]:
         raise TsugikiError(_("{path} has no weight_map from tensors to files").format(path=path))
     for file in set(file_of.values()):
         if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or not file.isprintable():
-            raise TsugikiError(
-                _("{path} names {file}, which is not a safetensors file of this folder").format(
-                    path=path, file=error_text(repr(file), 100)
-                )
-            )
+            message = _("{path} names {file}, which is not a safetensors file of this folder")
+            raise TsugikiError(message.format(path=path, file=error_text(repr(file), 100)))
     return file_of
 
 
@@ -77,11 +74,8 @@ def read_shards(folder: Path) -> list[Shard]:
     wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
         path = folder / MODEL_INDEX_FILE
-        raise TsugikiError(
-            _("{path} says that {name} is in {file}, but it is not").format(
-                path=path, name=error_text(wrong[0]), file=file_of[wrong[0]]
-            )
-        )
+        message = _("{path} says that {name} is in {file}, but it is not")
+        raise TsugikiError(message.format(path=path, name=error_text(wrong[0]), file=file_of[wrong[0]]))
     return shards
 
 

@@ -44,23 +44,16 @@ def read_words(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
-        raise TsugikiError(
-            _("the words in {path} cannot be read: {error}").format(path=path, error=error_text(error))
-        ) from error
+        message = _("the words in {path} cannot be read: {error}")
+        raise TsugikiError(message.format(path=path, error=error_text(error))) from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words or len(words) > _MAX_WORDS:
-        raise TsugikiError(
-            _("{path} has {count:,} words; give 1 to {most:,}, one in each line").format(
-                path=path, count=len(words), most=_MAX_WORDS
-            )
-        )
+        message = _("{path} has {count:,} words; give 1 to {most:,}, one in each line")
+        raise TsugikiError(message.format(path=path, count=len(words), most=_MAX_WORDS))
     long = [word for word in words if len(word) > _MAX_LENGTH]
     if long:
-        raise TsugikiError(
-            _("{path}: {line} is no word: it has {count} characters").format(
-                path=path, line=error_text(long[0], 40), count=len(long[0])
-            )
-        )
+        message = _("{path}: {line} is no word: it has {count} characters")
+        raise TsugikiError(message.format(path=path, line=error_text(long[0], 40), count=len(long[0])))
     return words
 
 

@@ -119,11 +119,8 @@ def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tu
     Of a model on the hub, the files whose names match `patterns` are downloaded.
     """
     if not name.strip():
-        raise TsugikiError(
-            _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id").format(
-                embedded=EMBEDDED
-            )
-        )
+        message = _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id")
+        raise TsugikiError(message.format(embedded=EMBEDDED))
     on_hub: Collection[str] = ()
     if _is_local(name):
         folder = local_folder(name)
@@ -158,11 +155,8 @@ def _is_local(name: str) -> bool:
     except (OSError, ValueError) as error:
         raise TsugikiError(_("no model at {name!r}: {error}").format(name=name, error=error_text(error))) from error
     if exists:
-        raise TsugikiError(
-            _("{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id").format(
-                name=name, file=MODEL_CONFIG_FILE
-            )
-        )
+        message = _("{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id")
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
     if path.suffix.lower() == ".gguf":
         raise TsugikiError(_("no model at {name!r}: there is no such file").format(name=name))
     if name.startswith(("/", ".", "~")):
@@ -192,9 +186,8 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
     try:
         return Path(snapshot_download(repo_id, revision=revision or named, allow_patterns=sorted(wanted)))
     except Exception as error:  # any error of the network, the hub or the disk
-        raise TsugikiError(
-            _("{name} cannot be downloaded: {error}").format(name=name, error=error_text(error))
-        ) from error
+        message = _("{name} cannot be downloaded: {error}")
+        raise TsugikiError(message.format(name=name, error=error_text(error))) from error
 
 
 def _hub_files(name: str) -> frozenset[str]:
@@ -215,33 +208,26 @@ def _hub_files(name: str) -> frozenset[str]:
     try:
         found = HfApi().model_info(repo_id, revision=revision, timeout=10)
     except GatedRepoError as error:
-        raise TsugikiError(
-            _("{name} requires consent: accept its terms on the hub and log in (hf auth login)").format(name=name)
-        ) from error
+        message = _("{name} requires consent: accept its terms on the hub and log in (hf auth login)")
+        raise TsugikiError(message.format(name=name)) from error
     except RevisionNotFoundError as error:
-        raise TsugikiError(
-            _("{name} has no revision {revision!r} on the hub").format(name=repo_id, revision=revision)
-        ) from error
+        message = _("{name} has no revision {revision!r} on the hub")
+        raise TsugikiError(message.format(name=repo_id, revision=revision)) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise TsugikiError(
-            _(
-                "no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub"
-            ).format(name=name, embedded=EMBEDDED)
-        ) from error
+        message = _("no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub")
+        raise TsugikiError(message.format(name=name, embedded=EMBEDDED)) from error
     except (httpx2.HTTPError, OSError) as error:
         if local_folder(name):
             return frozenset()
-        raise TsugikiError(
-            _(
-                "there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and "
-                "the network"
-            ).format(name=name)
-        ) from error
+        message = _(
+            "there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and "
+            "the network"
+        )
+        raise TsugikiError(message.format(name=name)) from error
     names = frozenset(file.rfilename for file in found.siblings or ())
     if MODEL_CONFIG_FILE not in names:
-        raise TsugikiError(
-            _("{name} is not a model: the repository has no {file}").format(name=name, file=MODEL_CONFIG_FILE)
-        )
+        message = _("{name} is not a model: the repository has no {file}")
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
     return names
 
 
@@ -288,15 +274,11 @@ def _hub_entries(name: str) -> dict[str, Entry] | None:
         with hidden_progress_bars():
             found = HfApi().get_safetensors_metadata(repo_id, revision=revision)
     except NotASafetensorsRepoError as error:
-        raise TsugikiError(
-            _("{folder} has no safetensors weights: neither {file} nor {index} exists").format(
-                folder=name, file=MODEL_FILE, index=MODEL_INDEX_FILE
-            )
-        ) from error
+        message = _("{folder} has no safetensors weights: neither {file} nor {index} exists")
+        raise TsugikiError(message.format(folder=name, file=MODEL_FILE, index=MODEL_INDEX_FILE)) from error
     except (SafetensorsParsingError, HfHubHTTPError, ValueError, AttributeError, TypeError) as error:
-        raise TsugikiError(
-            _("the weights of {name} cannot be read: {error}").format(name=name, error=error_text(error))
-        ) from error
+        message = _("the weights of {name} cannot be read: {error}")
+        raise TsugikiError(message.format(name=name, error=error_text(error))) from error
     except (httpx2.HTTPError, OSError):
         return None
     return {
@@ -322,12 +304,10 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> "Pretrained
 
     kind = read_json(folder / MODEL_CONFIG_FILE).get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trust_remote_code:
-        raise TsugikiError(
-            _(
-                "{folder} is a model of the type {kind}, which transformers {version} does not know; a newer "
-                "release may"
-            ).format(folder=folder, kind=error_text(kind, 40), version=__version__)
+        message = _(
+            "{folder} is a model of the type {kind}, which transformers {version} does not know; a newer release may"
         )
+        raise TsugikiError(message.format(folder=folder, kind=error_text(kind, 40), version=__version__))
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     if config.model_type == "rwkv":
         # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The
@@ -350,6 +330,5 @@ def loading_errors(name: str) -> Iterator[None]:
     except BaseException as error:
         if not is_ordinary(error):
             raise
-        raise TsugikiError(
-            _("{name} cannot be loaded: {error}").format(name=name, error=error_text(error) or type(error).__name__)
-        ) from error
+        message = _("{name} cannot be loaded: {error}")
+        raise TsugikiError(message.format(name=name, error=error_text(error) or type(error).__name__)) from error

@@ -194,11 +194,8 @@ def limit() -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e9:
-        raise TsugikiError(
-            _("{variable} is {text}, which is no number of GB: set how much quantised models may take, or 0").format(
-                variable=LIMIT_VARIABLE, text=text
-            )
-        )
+        message = _("{variable} is {text}, which is no number of GB: set how much quantised models may take, or 0")
+        raise TsugikiError(message.format(variable=LIMIT_VARIABLE, text=text))
     return number * 1e9
 
 
@@ -240,11 +237,10 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
                 check_room(temporary, 1.1 * size)
                 save_file(tensors, temporary / _WEIGHTS)
     except (TsugikiError, OSError) as error:
-        warn_caller(
-            _(
-                "the quantised model ({size}) is not kept for the next start: {error} ({variable}=0 turns this off)"
-            ).format(size=format_size(size), error=error, variable=LIMIT_VARIABLE)
+        message = _(
+            "the quantised model ({size}) is not kept for the next start: {error} ({variable}=0 turns this off)"
         )
+        warn_caller(message.format(size=format_size(size), error=error, variable=LIMIT_VARIABLE))
 
 
 def place_entry(model: "PreTrainedModel", tensors: Mapping[str, Tensor], entry: Entry, dtype: torch.dtype) -> None:

@@ -44,9 +44,8 @@ def parse_weights(text: str | None) -> list[float] | None:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise TsugikiError(
-            _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3").format(text=text)
-        ) from error
+        message = _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3")
+        raise TsugikiError(message.format(text=text)) from error
 
 
 def list_command(
@@ -274,12 +273,11 @@ def verify_command(
         for name in given:
             if name.endswith(_SETTINGS):
                 if for_ is None:
-                    raise TsugikiError(
-                        _(
-                            "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
-                            "the adapter"
-                        ).format(name=name)
+                    message = _(
+                        "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
+                        "the adapter"
                     )
+                    raise TsugikiError(message.format(name=name))
                 settings = load_config(Path(name), {"model": model} if model else {})
                 shape = load_meta_model(settings.model)
                 problems = incompatibilities_before_training(for_, settings.adapter_config, shape)
@@ -404,11 +402,8 @@ def truncate_command(
         raise TsugikiError(_("pass either --rank or --energy"))
     if all(layer.after == layer.before for layer in kept.values()):
         highest = max(layer.before for layer in kept.values())
-        raise TsugikiError(
-            _("no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written").format(
-                adapter=adapter, highest=highest
-            )
-        )
+        message = _("no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written")
+        raise TsugikiError(message.format(adapter=adapter, highest=highest))
     settings = {"rank": rank} if energy is None else {"energy": energy}
     provenance = Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
     write_lora_weights(shorter, target, provenance, [folder])
@@ -450,9 +445,8 @@ def extract_command(
     total = found.total_energy
     lines = [_("overall: the adapter holds {energy:.2%} of the energy of all changes").format(energy=found.energy)]
     if found.unchanged:
-        lines.append(
-            _("left out because they did not change: {unchanged}").format(unchanged=summarise_list(found.unchanged))
-        )
+        message = _("left out because they did not change: {unchanged}")
+        lines.append(message.format(unchanged=summarise_list(found.unchanged)))
     if found.not_captured:
         by_energy = sorted(found.not_captured.items(), key=lambda item: -item[1])
         shares = [f"{name} ({energy / total:.2%})" for name, energy in by_energy]

@@ -222,9 +222,8 @@ def preview_command(
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)
     if html and not html.absolute().parent.is_dir():
-        raise TsugikiError(
-            _("{html}: the folder {parent} does not exist; create it first").format(html=html, parent=html.parent)
-        )
+        message = _("{html}: the folder {parent} does not exist; create it first")
+        raise TsugikiError(message.format(html=html, parent=html.parent))
 
     from tsugiki.io.atomic import write_text
     from tsugiki.report.preview import to_html
@@ -317,12 +316,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
     missing = [flag for name, flag in _FLAGS.items() if settings.get(name) in (None, "")]
     if missing:
-        raise TsugikiError(
-            _(
-                "{missing} missing: tsugiki train --model embedded --data text.txt --out runs/text, or a YAML file of "
-                "settings, which tsugiki new writes"
-            ).format(missing=", ".join(missing))
+        message = _(
+            "{missing} missing: tsugiki train --model embedded --data text.txt --out runs/text, or a YAML file of "
+            "settings, which tsugiki new writes"
         )
+        raise TsugikiError(message.format(missing=", ".join(missing)))
     check_model(settings["model"])
     for name in ("data", "retention_data"):
         given = settings.get(name)

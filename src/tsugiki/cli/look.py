@@ -88,11 +88,8 @@ def evaluate_command(
         return
     found, more = list(results), list(reading.notes())
     if characters is not None and found[0].characters > characters:
-        more.append(
-            _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated").format(
-                asked=characters, measured=found[0].characters
-            )
-        )
+        message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
+        more.append(message.format(asked=characters, measured=found[0].characters))
     print_evaluations([str(target) for target in chosen], found, more)
 
 
@@ -273,9 +270,8 @@ def clear_cache_command(
 
     unknown = [kind for kind in kinds or () if kind not in KINDS]
     if unknown:
-        raise TsugikiError(
-            _("{kind}: not in the cache; known are {known}").format(kind=unknown[0], known=", ".join(KINDS))
-        )
+        message = _("{kind}: not in the cache; known are {known}")
+        raise TsugikiError(message.format(kind=unknown[0], known=", ".join(KINDS)))
     chosen = list(dict.fromkeys(kinds or KINDS))
     freed = sum(entry.bytes for entry in read_cache() if entry.kind in chosen)
     for kind in chosen:

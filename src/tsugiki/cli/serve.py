@@ -80,9 +80,8 @@ def serve_command(
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise TsugikiError(
-            _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'").format(module=error.name)
-        ) from error
+        message = _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'")
+        raise TsugikiError(message.format(module=error.name)) from error
     from tsugiki.adapters.library import library_folder
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
@@ -140,9 +139,8 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise TsugikiError(
-            _("the key in {file} cannot be read: {reason}").format(file=file, reason=error_text(error, 100))
-        ) from error
+        message = _("the key in {file} cannot be read: {reason}")
+        raise TsugikiError(message.format(file=file, reason=error_text(error, 100))) from error
 
 
 def _named_base(given: Sequence[str]) -> str:
@@ -169,10 +167,7 @@ def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
         folder = adapter_folder(path if separator else value)
         called = check_name(name if separator else folder.resolve().name)
         if called == base or called in folders:
-            raise TsugikiError(
-                _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name").format(
-                    name=called
-                )
-            )
+            message = _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name")
+            raise TsugikiError(message.format(name=called))
         folders[called] = folder
     return folders

@@ -373,9 +373,8 @@ def _read(file: str) -> str:
     try:
         content = sys.stdin.buffer.read() if file == _STDIN else Path(file).expanduser().read_bytes()
     except OSError as error:
-        raise TsugikiError(
-            _("cannot read {file}: {reason}").format(file=file, reason=error.strerror or error_text(error))
-        ) from error
+        message = _("cannot read {file}: {reason}")
+        raise TsugikiError(message.format(file=file, reason=error.strerror or error_text(error))) from error
     return decode(content, _("standard input") if file == _STDIN else file)[0]
 
 
@@ -388,9 +387,6 @@ def _prompt_in(line: str, where: str) -> str:
         raise TsugikiError(_("{where} is not JSON: {error}").format(where=where, error=error_text(error))) from error
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str):
-        raise TsugikiError(
-            _("{where} has no prompt: each line is an object such as {example}").format(
-                where=where, example='{"prompt": "…"}'
-            )
-        )
+        message = _("{where} has no prompt: each line is an object such as {example}")
+        raise TsugikiError(message.format(where=where, example='{"prompt": "…"}'))
     return prompt

@@ -125,10 +125,9 @@ def _fitted(config: "RunConfig") -> "RunConfig":
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
     chosen = fitted(config, plan)
+    message = _("--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}")
     print_line(
-        _("--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}").format(
-            dtype=plan.options[0].base_dtype, recompute=chosen.recompute, rows=chosen.micro_batch_size
-        )
+        message.format(dtype=plan.options[0].base_dtype, recompute=chosen.recompute, rows=chosen.micro_batch_size)
     )
     return chosen
 

@@ -157,12 +157,11 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
         rest = np.repeat(size, segments) - place * (block_size - 1)
         lengths.append(np.minimum(rest, block_size).astype(np.int32))
     if without_target:
-        raise TsugikiError(
-            _(
-                "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
-                "on; choose a larger --block-size, or shorten or remove it"
-            ).format(without_target=summarise_list(without_target), block_size=block_size)
+        message = _(
+            "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
+            "on; choose a larger --block-size, or shorten or remove it"
         )
+        raise TsugikiError(message.format(without_target=summarise_list(without_target), block_size=block_size))
     all_starts, all_lengths = np.concatenate(starts), np.concatenate(lengths)
     del starts, lengths
     if share_rows:

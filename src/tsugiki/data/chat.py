@@ -91,15 +91,11 @@ def read_template_file(path: Path) -> str:
         with path.open(encoding="utf-8-sig") as file:
             template = file.read(_MAX_TEMPLATE + 1)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
-        raise TsugikiError(
-            _("the chat template in {path} cannot be read: {error}").format(path=path, error=error_text(error, 100))
-        ) from error
+        message = _("the chat template in {path} cannot be read: {error}")
+        raise TsugikiError(message.format(path=path, error=error_text(error, 100))) from error
     if len(template) > _MAX_TEMPLATE:
-        raise TsugikiError(
-            _("the chat template in {path} has more than {max_template:,} characters; use another one").format(
-                path=path, max_template=_MAX_TEMPLATE
-            )
-        )
+        message = _("the chat template in {path} has more than {max_template:,} characters; use another one")
+        raise TsugikiError(message.format(path=path, max_template=_MAX_TEMPLATE))
     if not template.strip():
         raise TsugikiError(_("the chat template in {path} is empty; use another one").format(path=path))
     return template
@@ -120,18 +116,14 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
-        raise TsugikiError(
-            _(
-                "{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
-                "choose --chat-template default, a plain one"
-            ).format(source=source)
-        ) from error
-    if len(template) > _MAX_TEMPLATE:
-        raise TsugikiError(
-            _("the chat template of the tokenizer has more than {max_template:,} characters; replace it").format(
-                max_template=_MAX_TEMPLATE
-            )
+        message = _(
+            "{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
+            "choose --chat-template default, a plain one"
         )
+        raise TsugikiError(message.format(source=source)) from error
+    if len(template) > _MAX_TEMPLATE:
+        message = _("the chat template of the tokenizer has more than {max_template:,} characters; replace it")
+        raise TsugikiError(message.format(max_template=_MAX_TEMPLATE))
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return ChatTemplate(
@@ -184,31 +176,26 @@ def _find_answers(
         located = _locate_in_parts(template, source, messages, targets, whole)
     if located is None:
         if len(messages) > _MAX_TURNS and len(targets) > 1:
-            raise TsugikiError(
-                _(
-                    "{source} has {count:,} turns, more than the {max_turns:,} that this chat template allows, because "
-                    "it renders a turn in ways that depend on turns far away; split the conversation, or train on the "
-                    "last turn only (assistant_turns: last)"
-                ).format(source=source, count=len(messages), max_turns=_MAX_TURNS)
+            message = _(
+                "{source} has {count:,} turns, more than the {max_turns:,} that this chat template allows, because "
+                "it renders a turn in ways that depend on turns far away; split the conversation, or train on the "
+                "last turn only (assistant_turns: last)"
             )
+            raise TsugikiError(message.format(source=source, count=len(messages), max_turns=_MAX_TURNS))
         located = [_span(template, messages[: index + 1], whole, marks, _turn(source, index)) for index in targets]
     spans: list[_Span] = []
     for index, (start, stop, ended) in zip(targets, located, strict=True):
         where = _turn(source, index)
         if not ended:
             if index != targets[-1]:
-                raise TsugikiError(
-                    _(
-                        "{where} is not ended by a special token in this chat template, so its end cannot be trained; "
-                        "train on the last turn only (assistant_turns: last)"
-                    ).format(where=where)
+                message = _(
+                    "{where} is not ended by a special token in this chat template, so its end cannot be trained; "
+                    "train on the last turn only (assistant_turns: last)"
                 )
+                raise TsugikiError(message.format(where=where))
             if template.end is None:
-                raise TsugikiError(
-                    _("{where} has no end: neither the chat template nor the tokenizer has an end token").format(
-                        where=where
-                    )
-                )
+                message = _("{where} has no end: neither the chat template nor the tokenizer has an end token")
+                raise TsugikiError(message.format(where=where))
             whole = whole[:stop] + template.end
             stop = len(whole)
         spans.append((start, stop))
@@ -285,20 +272,18 @@ def _span(
         prompt, _spans = _render(template, turns[:-1], where, add_generation_prompt=True)
         start = len(prompt)
         if start >= content_stop or not finished.startswith(prompt):
-            raise TsugikiError(
-                _(
-                    "{where}: this chat template renders the answer differently from its own generation prompt, so no "
-                    "model could generate it; use a template that marks answers with {{% generation %}}"
-                ).format(where=where)
+            message = _(
+                "{where}: this chat template renders the answer differently from its own generation prompt, so no "
+                "model could generate it; use a template that marks answers with {{% generation %}}"
             )
+            raise TsugikiError(message.format(where=where))
         if whole.startswith(finished[:stop]):
             return start, stop, ending is not None
-    raise TsugikiError(
-        _(
-            "{where} is rendered differently by this chat template when more turns follow; train on the last turn only "
-            "(assistant_turns: last)"
-        ).format(where=where)
+    message = _(
+        "{where} is rendered differently by this chat template when more turns follow; train on the last turn only "
+        "(assistant_turns: last)"
     )
+    raise TsugikiError(message.format(where=where))
 
 
 def _tail_length(template: ChatTemplate, turns: _Messages, finished: str, where: str) -> int:
@@ -327,15 +312,11 @@ def _render(
         )
     except Exception as error:  # a template is a program and can raise any exception
         what = error_text(error).rstrip(".") or type(error).__name__
-        raise TsugikiError(
-            _("{where}: the chat template cannot render the conversation: {what}").format(where=where, what=what)
-        ) from error
+        message = _("{where}: the chat template cannot render the conversation: {what}")
+        raise TsugikiError(message.format(where=where, what=what)) from error
     if len(texts[0]) > _MAX_TEXT:
-        raise TsugikiError(
-            _("{where}: the chat template renders more than {max_text:,} characters").format(
-                where=where, max_text=_MAX_TEXT
-            )
-        )
+        message = _("{where}: the chat template renders more than {max_text:,} characters")
+        raise TsugikiError(message.format(where=where, max_text=_MAX_TEXT))
     return texts[0], marks[0] if marks else []
 
 

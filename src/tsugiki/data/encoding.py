@@ -193,9 +193,8 @@ def _check_end_tokens(tokenizer: "PreTrainedTokenizerBase", row: EncodedRecord, 
         if answer and (not in_loss or index + 1 == len(row.ids)):
             if answer.count(answer[-1]) > 1:
                 end = tokenizer.convert_ids_to_tokens(answer[-1])
-                raise TsugikiError(
-                    _(
-                        "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
-                    ).format(source=source, end=end)
+                message = _(
+                    "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
                 )
+                raise TsugikiError(message.format(source=source, end=end))
             answer = []

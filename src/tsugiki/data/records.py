@@ -125,12 +125,11 @@ class Reading:
                 ).format(count=self.unresolved)
             )
         if self.annotated:
-            found.append(
-                _(
-                    "{names}: annotations such as ［＃５字下げ］ are learned as they are, because the text has neither "
-                    "the header nor the footer of Aozora Bunko"
-                ).format(names=summarise_list(self.annotated))
+            message = _(
+                "{names}: annotations such as ［＃５字下げ］ are learned as they are, because the text has neither "
+                "the header nor the footer of Aozora Bunko"
             )
+            found.append(message.format(names=summarise_list(self.annotated)))
         if self.empty:
             found.append(_("{names}: empty, so nothing of it is used").format(names=summarise_list(self.empty)))
         if self.passed_over:
@@ -142,11 +141,8 @@ class Reading:
                 ).format(count=len(self.passed_over), kinds=_kinds(self.passed_over))
             )
         if self.without_fields:
-            found.append(
-                _("{names}: passed over, because no known field is in it").format(
-                    names=summarise_list(self.without_fields)
-                )
-            )
+            message = _("{names}: passed over, because no known field is in it")
+            found.append(message.format(names=summarise_list(self.without_fields)))
         return found
 
 

@@ -140,9 +140,8 @@ def open_store(
                 _write(temporary, name, records, tokenizer, turns, advance, reading)
             store = _read(folder)
     if store is None:
-        raise TsugikiError(
-            _("the tokens in {folder} cannot be read after writing; check the disk").format(folder=folder)
-        )
+        message = _("the tokens in {folder} cannot be read after writing; check the disk")
+        raise TsugikiError(message.format(folder=folder))
     return store
 
 
@@ -210,11 +209,8 @@ def _write(
             texts.write(b"".join(lines))
             advance(len(batch))
     if without_target:
-        raise TsugikiError(
-            _("{without_target}: there is nothing to train on; remove the record, or add an answer").format(
-                without_target=summarise_list(without_target)
-            )
-        )
+        message = _("{without_target}: there is nothing to train on; remove the record, or add an answer")
+        raise TsugikiError(message.format(without_target=summarise_list(without_target)))
     write_json(folder / _READING, asdict(reading))
     digests = {name: file_sha256(folder / name) for name in sorted(_FILES)}
     write_json(folder / "store.json", {"key": key, "digests": digests})

@@ -178,11 +178,8 @@ def find_batch_mode(model: "PreTrainedModel", several: bool = True) -> BatchMode
         alone = [_two_steps(model, [prompt]) for prompt in prompts]
         plain = [_without_cache(model, prompt) for prompt in prompts]
     except Exception as error:  # a model's own code may raise anything
-        raise TsugikiError(
-            _("it cannot be served, because it has no ordinary cache of keys and values: {error}").format(
-                error=error_text(error)
-            )
-        ) from error
+        message = _("it cannot be served, because it has no ordinary cache of keys and values: {error}")
+        raise TsugikiError(message.format(error=error_text(error))) from error
     if not all(same_to_rounding(one, other) for one, other in zip(alone, plain, strict=True)):
         raise TsugikiError(_("it cannot be served, because it computes something else with a cache of keys and values"))
     if not several or rope_depends_on_length(model):

@@ -157,12 +157,11 @@ class Engine:
         if prompt == 0:
             raise TsugikiError(_("the prompt is empty"))
         if prompt + wanted > room:
-            raise TsugikiError(
-                _(
-                    "the prompt has {prompt} tokens, and {wanted} new ones were asked for; together they are {excess} "
-                    "more than the context of {room}"
-                ).format(prompt=prompt, wanted=wanted, excess=prompt + wanted - room, room=room)
+            message = _(
+                "the prompt has {prompt} tokens, and {wanted} new ones were asked for; together they are {excess} "
+                "more than the context of {room}"
             )
+            raise TsugikiError(message.format(prompt=prompt, wanted=wanted, excess=prompt + wanted - room, room=room))
 
     def _run(self) -> None:
         """Do the work of the thread."""

@@ -37,23 +37,18 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
                 )
             member = members[0]
             if member.compress_type not in _METHODS:
-                raise TsugikiError(
-                    _("{name}: the zip is packed with an unusual method; {advice}").format(name=name, advice=advice)
-                )
+                message = _("{name}: the zip is packed with an unusual method; {advice}")
+                raise TsugikiError(message.format(name=name, advice=advice))
             # The size in the zip's directory may be wrong, so it is limited while the file is unpacked.
             limit = min(max_size, _MAX_RATIO * len(data))
             with archive.open(member) as file:
                 content = file.read(limit + 1)
     except _DAMAGE as error:
-        raise TsugikiError(
-            _("{name}: a damaged zip ({error}); {advice}").format(name=name, error=error_text(error), advice=advice)
-        ) from error
+        message = _("{name}: a damaged zip ({error}); {advice}")
+        raise TsugikiError(message.format(name=name, error=error_text(error), advice=advice)) from error
     if len(content) > limit:
-        raise TsugikiError(
-            _("{name}: the zip unpacks to more than {size}; {advice}").format(
-                name=name, size=format_size(limit), advice=advice
-            )
-        )
+        message = _("{name}: the zip unpacks to more than {size}; {advice}")
+        raise TsugikiError(message.format(name=name, size=format_size(limit), advice=advice))
     return member.filename, content
 
 
@@ -68,15 +63,11 @@ def zip_members(path: Path) -> list[str]:
     for info in members:
         inside = PureWindowsPath(info.filename)  # recognises both separators, and drives
         if inside.is_absolute() or inside.drive or inside.root or ".." in inside.parts:
-            raise TsugikiError(
-                _("{path}: the name {name} leads out of the zip, so nothing of it is read").format(
-                    path=path, name=error_text(repr(info.filename), 80)
-                )
-            )
+            message = _("{path}: the name {name} leads out of the zip, so nothing of it is read")
+            raise TsugikiError(message.format(path=path, name=error_text(repr(info.filename), 80)))
         if info.flag_bits & 1:
-            raise TsugikiError(
-                _("{path}: the zip is protected by a password; unpack it, and give the folder").format(path=path)
-            )
+            message = _("{path}: the zip is protected by a password; unpack it, and give the folder")
+            raise TsugikiError(message.format(path=path))
     return sorted(info.filename for info in members)
 
 
@@ -91,18 +82,14 @@ def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tupl
             with zipfile.ZipFile(file) as archive:
                 for name in names:
                     if archive.getinfo(name).compress_type not in _METHODS:
-                        raise TsugikiError(
-                            _("{path}: the zip is packed with an unusual method; pack it again").format(path=path)
-                        )
+                        message = _("{path}: the zip is packed with an unusual method; pack it again")
+                        raise TsugikiError(message.format(path=path))
                     with archive.open(name) as member:
                         content = member.read(left + 1)
                     left -= len(content)
                     if left < 0:
-                        raise TsugikiError(
-                            _("{path}: the zip unpacks to more than {size}; unpack it, and give the folder").format(
-                                path=path, size=format_size(limit)
-                            )
-                        )
+                        message = _("{path}: the zip unpacks to more than {size}; unpack it, and give the folder")
+                        raise TsugikiError(message.format(path=path, size=format_size(limit)))
                     yield name, content
         except _DAMAGE as error:
             raise _damaged(str(path), error) from error

@@ -48,9 +48,8 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     if exists and not replace:
         raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
     if not has_folder:
-        raise TsugikiError(
-            _("cannot write {out}: there is no folder {parent}; create it first").format(out=out, parent=out.parent)
-        )
+        message = _("cannot write {out}: there is no folder {parent}; create it first")
+        raise TsugikiError(message.format(out=out, parent=out.parent))
     if not replace:
         remove_leftovers(out.parent, older_than=DAY, of=out.name)
     temporary = _temporary(out, "part")
@@ -143,11 +142,8 @@ def check_writable(folder: Path) -> None:
         raise TsugikiError(_("{folder} is a file; name a folder").format(folder=folder))
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise TsugikiError(
-            _("{folder} cannot be written: {nearest} is not a folder that you may write to").format(
-                folder=folder, nearest=nearest
-            )
-        )
+        message = _("{folder} cannot be written: {nearest} is not a folder that you may write to")
+        raise TsugikiError(message.format(folder=folder, nearest=nearest))
 
 
 def refuse_existing(out: Path) -> None:
@@ -164,9 +160,8 @@ def rename_folder(folder: Path, target: Path) -> None:
         folder.rename(target)
         _flush(target.absolute().parent)
     except OSError as error:
-        raise TsugikiError(
-            _("cannot rename {folder}: {reason}").format(folder=folder, reason=error.strerror or error)
-        ) from error
+        message = _("cannot rename {folder}: {reason}")
+        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
 
 
 def remove_folder(folder: Path) -> None:
@@ -183,17 +178,13 @@ def remove_folder(folder: Path) -> None:
             return
         folder.rename(removed)
     except OSError as error:
-        raise TsugikiError(
-            _("cannot remove {folder}: {reason}").format(folder=folder, reason=error.strerror or error)
-        ) from error
+        message = _("cannot remove {folder}: {reason}")
+        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
     try:
         shutil.rmtree(removed)
     except OSError as error:
-        raise TsugikiError(
-            _("{folder} was removed, but part of it remains in {removed}: {reason}").format(
-                folder=folder, removed=removed, reason=error.strerror or error
-            )
-        ) from error
+        message = _("{folder} was removed, but part of it remains in {removed}: {reason}")
+        raise TsugikiError(message.format(folder=folder, removed=removed, reason=error.strerror or error)) from error
 
 
 def remove_leftovers(folder: Path, older_than: float = 0.0, of: str | None = None) -> None:

@@ -148,19 +148,17 @@ def _refuse_other_writers(folder: Path) -> None:
     """
     found = folder.stat()
     if found.st_mode & stat.S_IWOTH:
-        raise TsugikiError(
-            _(
-                "{folder} can be written by every user of this machine, who could change what is computed; remove it, "
-                "or run: chmod -R go-w {folder}"
-            ).format(folder=folder)
+        message = _(
+            "{folder} can be written by every user of this machine, who could change what is computed; remove it, "
+            "or run: chmod -R go-w {folder}"
         )
+        raise TsugikiError(message.format(folder=folder))
     if found.st_uid not in (os.getuid(), 0) and os.getuid() != 0:
-        raise TsugikiError(
-            _(
-                "{folder} belongs to another user, who could change what is computed; set XDG_CACHE_HOME to a folder "
-                "of your own"
-            ).format(folder=folder)
+        message = _(
+            "{folder} belongs to another user, who could change what is computed; set XDG_CACHE_HOME to a folder "
+            "of your own"
         )
+        raise TsugikiError(message.format(folder=folder))
 
 
 def folder_size(folder: Path) -> int:

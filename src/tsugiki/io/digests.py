@@ -110,17 +110,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     # Another spelling of the same values, such as 1E-5 for 1e-5, is a change as well.
     as_written = path.read_bytes() == _to_bytes(content)
     if content.pop("sha256", None) != sha256([_to_bytes(content)]) or not as_written:
-        raise TsugikiError(
-            _("{folder} is damaged: {file} has changed since it was written").format(folder=folder, file=MANIFEST_FILE)
-        )
+        message = _("{folder} is damaged: {file} has changed since it was written")
+        raise TsugikiError(message.format(folder=folder, file=MANIFEST_FILE))
     if content.get("format") != _FORMAT:
         raise TsugikiError(_("{path} has a format that this version of Tsugiki cannot read").format(path=path))
     for name, written in content["files"].items():
         problem = _problem(folder / name, written)
         if problem:
-            raise TsugikiError(
-                _("{folder} is damaged: {name} {problem}").format(folder=folder, name=name, problem=problem)
-            )
+            message = _("{folder} is damaged: {name} {problem}")
+            raise TsugikiError(message.format(folder=folder, name=name, problem=problem))
     facts: dict[str, Any] = content["facts"]
     return facts
 

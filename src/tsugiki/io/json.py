@@ -34,9 +34,8 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     except FileNotFoundError as error:
         raise TsugikiError(missing or _("{path} is missing").format(path=path)) from error
     except (OSError, ValueError) as error:
-        raise TsugikiError(
-            _("{path} cannot be read as JSON: {error}").format(path=path, error=error_text(error))
-        ) from error
+        message = _("{path} cannot be read as JSON: {error}")
+        raise TsugikiError(message.format(path=path, error=error_text(error))) from error
     if not isinstance(content, dict):
         raise TsugikiError(_("{path} does not hold a JSON object").format(path=path))
     return content

@@ -123,9 +123,8 @@ def _held(path: Path, timeout: float) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as error:
-        raise TsugikiError(
-            _("cannot lock {path}: {reason}").format(path=path, reason=error.strerror or error)
-        ) from error
+        message = _("cannot lock {path}: {reason}")
+        raise TsugikiError(message.format(path=path, reason=error.strerror or error)) from error
     try:
         yield
     finally:

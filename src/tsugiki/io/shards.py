@@ -97,11 +97,8 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     """Read one floating-point tensor."""
     entry = shard.entries[key]
     if entry.dtype not in _DTYPES:
-        raise TsugikiError(
-            _("{key} in {path} has the dtype {dtype}, which is not floating-point").format(
-                key=key, path=shard.path, dtype=entry.dtype
-            )
-        )
+        message = _("{key} in {path} has the dtype {dtype}, which is not floating-point")
+        raise TsugikiError(message.format(key=key, path=shard.path, dtype=entry.dtype))
     return read_bytes(shard, key).view(_DTYPES[entry.dtype]).view(entry.shape)
 
 

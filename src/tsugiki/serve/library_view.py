@@ -202,9 +202,8 @@ class LibraryView:
         """Check a new name. That the library does not contain it is checked when the adapter is written."""
         check_name(name)
         if name == self.adapters.base.name or name in self.adapters.folders:
-            raise TsugikiError(
-                _("requests use the name {name!r} for another model; choose another name").format(name=name)
-            )
+            message = _("requests use the name {name!r} for another model; choose another name")
+            raise TsugikiError(message.format(name=name))
 
 
 @lru_cache(maxsize=_LISTED)

@@ -81,11 +81,8 @@ class RunProcesses:
             finally:
                 os.close(log)
         except OSError as error:
-            raise TsugikiError(
-                _("the run in {folder} cannot be started: {reason}").format(
-                    folder=folder.name, reason=error_text(error, 200)
-                )
-            ) from error
+            message = _("the run in {folder} cannot be started: {reason}")
+            raise TsugikiError(message.format(folder=folder.name, reason=error_text(error, 200))) from error
         if hasattr(os, "setpriority"):
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)

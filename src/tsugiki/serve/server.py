@@ -64,9 +64,8 @@ def check_access(host: str, api_key: str | None) -> None:
     if api_key is not None and (not api_key.strip() or not api_key.isascii() or not api_key.isprintable()):
         raise TsugikiError(_("the API key must be printable ASCII characters, and at least one"))
     if api_key is None and host not in _LOOPBACK:
-        raise TsugikiError(
-            _("other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY").format(host=host)
-        )
+        message = _("other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY")
+        raise TsugikiError(message.format(host=host))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -77,9 +76,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise TsugikiError(_("port {port} is in use; choose another one by --port").format(port=port)) from error
-        raise TsugikiError(
-            _("cannot listen at {host}:{port}: {reason}").format(host=host, port=port, reason=error.strerror or error)
-        ) from error
+        message = _("cannot listen at {host}:{port}: {reason}")
+        raise TsugikiError(message.format(host=host, port=port, reason=error.strerror or error)) from error
 
 
 def serve(

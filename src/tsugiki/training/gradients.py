@@ -249,12 +249,11 @@ class Gradients:
                 )
             ) from error
         if len(micro.rows) == 1:
-            raise TsugikiError(
-                _(
-                    "the memory of {device} does not suffice to train on a single row of {block_size} tokens: choose a "
-                    "smaller --block-size, a base of fewer bits (--base-dtype int8 or nf4), or --device cpu"
-                ).format(device=device, block_size=self.batches.blocks.block_size)
-            ) from error
+            message = _(
+                "the memory of {device} does not suffice to train on a single row of {block_size} tokens: choose a "
+                "smaller --block-size, a base of fewer bits (--base-dtype int8 or nf4), or --device cpu"
+            )
+            raise TsugikiError(message.format(device=device, block_size=self.batches.blocks.block_size)) from error
         self.micro_batch_size = len(micro.rows) // 2
 
 

@@ -63,9 +63,8 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
         folder = adapter_folder(adapter)
         base = models[0] if len(models) == 1 else named_base(folder)
         if not base:
-            raise TsugikiError(
-                _("{adapter} does not name its base; give the base as the only --model").format(adapter=adapter)
-            )
+            message = _("{adapter} does not name its base; give the base as the only --model")
+            raise TsugikiError(message.format(adapter=adapter))
         found.append(EvaluationTarget(base, folder, adapter))
     if not found:
         raise TsugikiError(_("nothing to evaluate: give --model, --adapter or both; each can be repeated"))

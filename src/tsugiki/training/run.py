@@ -256,12 +256,10 @@ def choose_numbers(run: Run) -> None:
     if run.checkpoint is not None and run.is_longer:
         done = checkpoint_step(run.checkpoint)
         choices = with_new_length(choices, config, done)
-        run.display.print(
-            _(
-                "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} "
-                "steps"
-            ).format(done=done, steps=choices.steps)
+        message = _(
+            "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} steps"
         )
+        run.display.print(message.format(done=done, steps=choices.steps))
     run.choices, run.resolved = choices, prepared | choices.resolved()
 
 

@@ -185,11 +185,10 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedCon
 
     config = AutoConfig.from_pretrained(folder, gguf_file=str(path.resolve()))
     if header.architecture not in VERIFIED:
-        warn_caller(
-            _(
-                "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's"
-            ).format(name=path.name, architecture=header.architecture)
+        message = _(
+            "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's"
         )
+        warn_caller(message.format(name=path.name, architecture=header.architecture))
         return config
     for name, value in _ignored_settings(header, config).items():
         setattr(config, name, value)
@@ -241,9 +240,8 @@ def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
 
     tensor = next(tensor for tensor in header.tensors if tensor.name == name)
     if tensor.type.name != "F32":
-        raise TsugikiError(
-            _("{path} cannot be read: {name} is {kind}, not F32").format(path=path, name=name, kind=tensor.type.name)
-        )
+        message = _("{path} cannot be read: {name} is {kind}, not F32")
+        raise TsugikiError(message.format(path=path, name=name, kind=tensor.type.name))
     values = np.fromfile(path, np.dtype("<f4"), prod(tensor.shape), offset=tensor.begin)
     return [float(value) for value in values]
 
@@ -304,9 +302,8 @@ def _check_tensors(path: Path, header: GgufHeader, model: "PreTrainedModel") -> 
 def refuse_missing(path: Path, missing: Sequence[str]) -> None:
     """Raise a TsugikiError if parameters are missing in a file."""
     if missing:
-        raise TsugikiError(
-            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
-        )
+        message = _("{path} is not a complete model: it has no {missing}")
+        raise TsugikiError(message.format(path=path, missing=summarise_list(missing)))
 
 
 def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> None:
@@ -316,8 +313,5 @@ def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> 
     read = set(llama_cpp_names(header.architecture, header.setting("block_count"), names).values())
     ignored = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
     if ignored:
-        raise TsugikiError(
-            _("{path} cannot be read: transformers would ignore {ignored}").format(
-                path=path, ignored=summarise_list(sorted(ignored))
-            )
-        )
+        message = _("{path} cannot be read: transformers would ignore {ignored}")
+        raise TsugikiError(message.format(path=path, ignored=summarise_list(sorted(ignored))))

@@ -57,9 +57,8 @@ def _entry(path: Path, folder: Path, convert: Callable[[Path, Path], None]) -> P
                 with new_entry(folder, {"file": path.name}) as temporary:
                     convert(path, temporary)
     except WriteError as error:
-        raise TsugikiError(
-            _("{error}; XDG_CACHE_HOME sets where converted models are kept").format(error=error)
-        ) from error
+        message = _("{error}; XDG_CACHE_HOME sets where converted models are kept")
+        raise TsugikiError(message.format(error=error)) from error
     return folder
 
 

@@ -37,11 +37,8 @@ def detect_encoding(open_file: Callable[[], BinaryIO], name: str) -> str:
         if invalid is None:
             return encoding
         first_invalid = first_invalid or invalid
-    raise TsugikiError(
-        _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8").format(
-            path=name, first_invalid=first_invalid, encodings=_(ENCODINGS)
-        )
-    )
+    message = _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8")
+    raise TsugikiError(message.format(path=name, first_invalid=first_invalid, encodings=_(ENCODINGS)))
 
 
 _SAMPLE = 4096  # bytes, an even number

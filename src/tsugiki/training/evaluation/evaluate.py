@@ -156,11 +156,8 @@ def evaluate(
             count[0] += sum(int(part.loss_mask[1:].sum()) for part in parts)
             count[1] += len(text)
     if not sequences:
-        raise TsugikiError(
-            _("everything to evaluate on is longer than the model's context of {context} tokens").format(
-                context=context
-            )
-        )
+        message = _("everything to evaluate on is longer than the model's context of {context} tokens")
+        raise TsugikiError(message.format(context=context))
     nll = score_sequences(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
     return summarise(

@@ -85,9 +85,8 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
     The index has a row for each person of a work. These rows become one entry, whose origin is the first row.
     """
     if data.lstrip()[:1] == b"<":
-        raise TsugikiError(
-            _("{name}: a web page, not the index; download {index}.zip again").format(name=name, index=INDEX)
-        )
+        message = _("{name}: a web page, not the index; download {index}.zip again")
+        raise TsugikiError(message.format(name=name, index=INDEX))
     if data[:2] == b"PK":
         advice = _("download {index}.zip again").format(index=INDEX)
         member, data = read_only_member(data, name, ".csv", _MAX_SIZE, advice)
@@ -143,34 +142,24 @@ def _rows(table: "Reader", name: str, columns: Sequence[str], advice: str) -> It
     try:
         header = next(table, [])
         if absent := [column for column in columns if column not in header]:
-            raise TsugikiError(
-                _("{name}: no column {absent}; {advice}").format(
-                    name=name, absent=summarise_list(absent), advice=advice
-                )
-            )
+            message = _("{name}: no column {absent}; {advice}")
+            raise TsugikiError(message.format(name=name, absent=summarise_list(absent), advice=advice))
         line = table.line_num + 1
         for number, cells in enumerate(table, 1):
             if number > _MAX_ROWS:
-                raise TsugikiError(
-                    _("{name}: more than {max_rows:,} rows; {advice}").format(
-                        name=name, max_rows=_MAX_ROWS, advice=advice
-                    )
-                )
+                message = _("{name}: more than {max_rows:,} rows; {advice}")
+                raise TsugikiError(message.format(name=name, max_rows=_MAX_ROWS, advice=advice))
             if cells:
                 if len(cells) != len(header):
+                    message = _("{name}: line {line} has {count} cells instead of {expected}; {advice}")
                     raise TsugikiError(
-                        _("{name}: line {line} has {count} cells instead of {expected}; {advice}").format(
-                            name=name, line=line, count=len(cells), expected=len(header), advice=advice
-                        )
+                        message.format(name=name, line=line, count=len(cells), expected=len(header), advice=advice)
                     )
                 yield dict(zip(header, cells, strict=True)), _("{name}: line {line}").format(name=name, line=line)
             line = table.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
-        raise TsugikiError(
-            _("{name}: line {line} cannot be read ({error}); {advice}").format(
-                name=name, line=line, error=error_text(error), advice=advice
-            )
-        ) from error
+        message = _("{name}: line {line} cannot be read ({error}); {advice}")
+        raise TsugikiError(message.format(name=name, line=line, error=error_text(error), advice=advice)) from error
 
 
 def _below_root(url: str) -> str:
@@ -224,9 +213,8 @@ def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         chosen = [entry for entry in chosen if entry.kana in (None, query.kana)]
     free = [entry for entry in chosen if entry.free]
     if chosen and not free:
-        raise TsugikiError(
-            _("only works under copyright match {options}; they are never used").format(options=_options(query))
-        )
+        message = _("only works under copyright match {options}; they are never used")
+        raise TsugikiError(message.format(options=_options(query)))
     if not free:
         raise no_work(query)
     first: dict[str, IndexEntry] = {}
@@ -238,11 +226,8 @@ def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
 def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     people = [person for entry in entries for person in entry.people if person.name]
     if query.role != "author" and all(person.role == "author" for person in people):
-        raise TsugikiError(
-            _("--role {role}: this source names only authors; put Aozora Bunko's index into the folder").format(
-                role=query.role
-            )
-        )
+        message = _("--role {role}: this source names only authors; put Aozora Bunko's index into the folder")
+        raise TsugikiError(message.format(role=query.role))
     if not people:
         return entries
     if query.author is None:
@@ -255,10 +240,9 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         return chosen
     others = sorted({person.role for person in people if person.id in ids})
     if others:
+        message = _("{author} is not {role} in this source, but {others}; use --role {other}")
         raise TsugikiError(
-            _("{author} is not {role} in this source, but {others}; use --role {other}").format(
-                author=query.author, role=query.role, others=_(" and ").join(others), other=others[0]
-            )
+            message.format(author=query.author, role=query.role, others=_(" and ").join(others), other=others[0])
         )
     raise no_author(query, {person.name for person in people if person.name and person.role == query.role})
 

@@ -114,7 +114,6 @@ def _read(response: "httpx2.Response", url: str) -> bytes:
     for chunk in response.iter_bytes():
         content += chunk
         if len(content) > MAX_ZIP:
-            raise TsugikiError(
-                _("{url} has more than {max_zip}; exclude this work").format(url=url, max_zip=format_size(MAX_ZIP))
-            )
+            message = _("{url} has more than {max_zip}; exclude this work")
+            raise TsugikiError(message.format(url=url, max_zip=format_size(MAX_ZIP)))
     return bytes(content)

@@ -53,9 +53,8 @@ def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> 
     """Read the clean text, the title and the author of a work that is not in a zip; arguments as for `read_work`."""
     source = _decode(data, name, encoding)
     if not is_work(source):
-        raise TsugikiError(
-            _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file").format(name=name)
-        )
+        message = _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file")
+        raise TsugikiError(message.format(name=name))
     return clean_work(source, name)
 
 
@@ -254,17 +253,13 @@ def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
             continue
         found: Encoding = "utf-8" if codec == "utf-8-sig" else "shift_jis"
         if encoding not in (None, found) and not data.isascii():
-            raise TsugikiError(
-                _("{name}: the index says {encoding}, the text is {found}; download both again").format(
-                    name=name, encoding=encoding, found=found
-                )
-            )
+            message = _("{name}: the index says {encoding}, the text is {found}; download both again")
+            raise TsugikiError(message.format(name=name, encoding=encoding, found=found))
         if codec == "cp932":
             text = text.translate(_VENDOR)
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise TsugikiError(
-        _("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them").format(name=name)
-    )
+    message = _("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them")
+    raise TsugikiError(message.format(name=name))
 
 
 def _split(source: str) -> tuple[list[str], str]:
