@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tsugiki.data.batches import Collator
-from tsugiki.data.blocks import Blocks, pack
+from tsugiki.data.blocks import Blocks, Collator, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.model.context import IGNORE_INDEX

@@ -15,13 +15,11 @@ import torch
 
 from benchmarks import import_in_children
 from tsugiki.base.loading import default_device
-from tsugiki.bench.bench import write_results
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.hugging_face import with_peft
 from tsugiki.bench.models import build
-from tsugiki.bench.results import collect
+from tsugiki.bench.results import collect, results_page, write_results
 from tsugiki.bench.runner import measure
-from tsugiki.bench.tables import results_page
 from tsugiki.bench.workload import ALPHA, RANK, StepBarrier, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable

@@ -30,9 +30,8 @@ from benchmarks import import_in_children, peers
 from benchmarks.figures import Figures
 from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import BenchmarkEntry
-from tsugiki.bench.results import Results, collect
+from tsugiki.bench.results import Results, collect, results_page
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.tables import results_page
 from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError

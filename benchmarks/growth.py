@@ -31,7 +31,7 @@ from benchmarks.figures import Figures
 from benchmarks.growth_plot import Line, Panel, plot
 from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.process import KILLED, EntryFailed, EntryProcess
+from tsugiki.bench.runner import KILLED, EntryFailed, EntryProcess
 from tsugiki.bench.worker import OUT_OF_MEMORY
 from tsugiki.bench.workload import WARM_UP, Workload
 from tsugiki.errors import TsugikiError

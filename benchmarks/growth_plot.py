@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.guide_tables import Language
-from tsugiki.bench.plot import themed_svg
+from tsugiki.bench.results import themed_svg
 from tsugiki.report.plots import FAINT, INK, PAPER, RULE, SERIES
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from benchmarks.figures import KIND, Figures
-from tsugiki.bench.results import EntryResult, Results
-from tsugiki.bench.tables import computer, results_table
+from tsugiki.bench.results import EntryResult, Results, computer, results_table
 from tsugiki.errors import TsugikiError
 from tsugiki.io.json import read_json
 from tsugiki.report.table import Table

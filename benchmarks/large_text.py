@@ -36,8 +36,8 @@ import numpy as np
 
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
-from tsugiki.data import batches, blocks, store
-from tsugiki.data.batches import Collator
+from tsugiki.data import blocks, store
+from tsugiki.data.blocks import Collator
 from tsugiki.data.duplicates import SLOTS, near_duplicates
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode
 from tsugiki.data.records import Record
@@ -173,7 +173,7 @@ def measure_index(records: int, folder: Path) -> None:
     packed = watch.watched(blocks.pack, "packing")(tokens_of_texts, train, 512, 0)
     packed.fingerprint()
     watch.watched(fingerprints, "fingerprints of the texts")(index, train)
-    batches.StepBatches(packed, Collator("position_ids"), 16, 0).rows(0)
+    blocks.StepBatches(packed, Collator("position_ids"), 16, 0).rows(0)
     watch.end()
     print(f"{len(groups):,} groups, {len(packed):,} rows of {len(packed.lengths):,} segments")
     cells = [[name, _cell(phase)] for name, phase in watch.phases.items()]

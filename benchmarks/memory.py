@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tsugiki import LoraConfig, graft, use_fast_paths
 from tsugiki.bench.tsugiki_entry import random_blocks
 from tsugiki.bench.workload import Workload
-from tsugiki.data.batches import Collator, StepBatches
+from tsugiki.data.blocks import Collator, StepBatches
 from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.lora.graft import graft as plain_graft
 from tsugiki.training.gradients import Gradients

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from benchmarks import import_in_children
-from tsugiki.bench.bench import run_benchmark, write_results
+from tsugiki.bench.bench import run_benchmark
 from tsugiki.bench.entries import TRAINING_ENTRIES, BenchmarkEntry
-from tsugiki.bench.tables import results_page
+from tsugiki.bench.results import results_page, write_results
 from tsugiki.bench.workload import Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.figures import Figures
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.lowbit.integer_passes import plain_levels, plain_rounded
-from tsugiki.lowbit.rotation import blocks_of, plain_rotated
+from tsugiki.lowbit.integer_passes import blocks_of, plain_levels, plain_rotated, plain_rounded
 from tsugiki.report.table import Table
 
 _WAYS = ("one step", "nf4", "rotated, one step", "int8", "bf16")

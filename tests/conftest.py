@@ -57,10 +57,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 @pytest.fixture
 def integers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply integers, also where floats are faster, or where the processor's integer product is not exact."""
-    from tsugiki.lowbit import exact_integers, integer_products, product_dtype
+    from tsugiki.lowbit import exact_integers, integer_products, quantized_layer
 
     if not exact_integers():
         monkeypatch.setattr(torch, "_int_mm", lambda q, w: (q.double() @ w.double()).to(torch.int32))
         monkeypatch.setattr(integer_products, "exact_integers", lambda: True)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        monkeypatch.setitem(product_dtype._decided, dtype, True)
+        monkeypatch.setitem(quantized_layer._decided, dtype, True)

@@ -48,7 +48,6 @@ from tsugiki.lowbit import (
     plain_rounded,
     plain_scaled,
     rotated,
-    rotation,
     rounded,
     scaled,
 )
@@ -442,7 +441,7 @@ def test_what_does_not_fit_together_never_reaches_a_c_function(
     def outcome(found: object) -> type[Exception] | None:
         for module in (few_rows, integer_passes, nf4, gguf, product, row_products, norms):
             monkeypatch.setattr(module, "native_for", lambda *_: found)
-        monkeypatch.setattr(rotation, "native", lambda _: found)
+        monkeypatch.setattr(integer_passes, "native", lambda _: found)
         try:
             call()
         except Exception as error:

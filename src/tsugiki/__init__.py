@@ -7,7 +7,6 @@ save_adapter(model, "my-adapter")               # a folder that Hugging Face PEF
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from tsugiki.lora.graft import remove_adapter, trainable_parameters, ungraft
     from tsugiki.lora.hold import active_adapter, disable_adapter, set_adapter
     from tsugiki.lora.merge import merge, merge_quantized, unmerge
-
-__version__ = version("tsugiki")
 
 __all__ = [
     "LoraConfig",
@@ -74,6 +71,10 @@ _MODULE_OF = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import tsugiki` alone does not load torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tsugiki")
     if name not in __all__ and name not in _MODULE_OF:
         raise AttributeError(f"module 'tsugiki' has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF.get(name, "tsugiki.lora.graft")), name)

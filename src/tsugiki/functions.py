@@ -67,7 +67,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     Raises:
         TsugikiError: an error that you can correct. Files that were in the folder before are unchanged.
     """
-    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.io.progress import quiet_libraries
     from tsugiki.report.run import ShownRecord, write_report
     from tsugiki.training.run import train as train_run
 
@@ -92,7 +92,7 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     Raises:
         TsugikiError: an error that would stop the run before its first step.
     """
-    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.io.progress import quiet_libraries
     from tsugiki.report.preview import ShownPreview
     from tsugiki.training.workflows.preview import preview as preview_run
 
@@ -133,8 +133,7 @@ def evaluate(
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
-    from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.io.progress import ProgressDisplay, quiet_libraries
     from tsugiki.report.evaluations import Evaluations
     from tsugiki.training.load_targets import evaluate_targets, evaluation_targets, loaded_targets
 
@@ -184,7 +183,7 @@ def generate(
     from tsugiki.generation.generate import generate_text
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
-    from tsugiki.io.quiet import quiet_libraries
+    from tsugiki.io.progress import quiet_libraries
     from tsugiki.training.load_targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]

@@ -55,7 +55,7 @@ static inline uint16_t to_bfloat16(float x) {
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-/* `rotated`: see lowbit/rotation.py. Each step adds and subtracts the four quarters of a piece of the row, and the next
+/* `rotated`: see lowbit/integer_passes.py. Each step adds and subtracts the four quarters of a piece of the row, and the next
    step does so in each quarter. */
 INLINE void rotate(float *row, int64_t n, int64_t blocks) {
     for (int64_t run = n / 4; run >= n / blocks && blocks > 1; run /= 4)

@@ -30,8 +30,7 @@ TASKS = {
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_task_type_follows_the_models_class(kind: str, tmp_path: Path):
-    model = MODELS[kind].build()
-    graft(model, LoraConfig(target_modules=MODELS[kind].targets))
+    model = graft(MODELS[kind].build(), LoraConfig(target_modules=MODELS[kind].targets))
     save_adapter(model, tmp_path)
     assert read_config_fields(tmp_path)["task_type"] == TASKS[kind]
 
@@ -80,8 +79,7 @@ def test_the_output_layer_trains_as_a_whole(kind: str, head: str, config: Any, t
 def test_an_auto_class_of_peft_loads_a_classifier(tmp_path: Path):
     kind = MODELS["bert for sequences"]
     kind.build().save_pretrained(tmp_path / "base")
-    model = type(kind.build()).from_pretrained(tmp_path / "base")
-    graft(model, LoraConfig(target_modules=kind.targets))
+    model = graft(type(kind.build()).from_pretrained(tmp_path / "base"), LoraConfig(target_modules=kind.targets))
     expected = outputs(shake(model), kind.inputs())
     save_adapter(model, tmp_path / "adapter")
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
@@ -89,8 +87,7 @@ def test_an_auto_class_of_peft_loads_a_classifier(tmp_path: Path):
 
 
 def test_an_output_layer_that_is_not_to_train_is_left_out(tmp_path: Path):
-    model = MODELS["llama for sequences"].build()
-    graft(model, LoraConfig(modules_to_save=[]))
+    model = graft(MODELS["llama for sequences"].build(), LoraConfig(modules_to_save=[]))
     assert not [name for name in trainable_parameters(model) if "score" in name]
     save_adapter(model, tmp_path)
     assert read_config_fields(tmp_path)["task_type"] is None  # for PEFT's class expects it in the file

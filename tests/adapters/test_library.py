@@ -6,18 +6,23 @@ import pytest
 
 from tests.adapters.folders import edit_config, write
 from tests.files import contents
-from tests.tiny import byte_tokenizer, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, save_adapter
+from tests.tiny import byte_tokenizer, save_grafted, shake, tiny_model
+from tests.tiny_types import tiny_of
+from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters
 from tsugiki.adapters import (
     adapter_folder,
     check_name,
     copy_into_library,
     library_folder,
     member,
+    read_adapter_info,
     read_library,
+    read_lora_weights,
     rename_adapter,
+    scaled,
 )
 from tsugiki.io import remove_folder
+from tsugiki.methods import METHODS
 
 
 @pytest.fixture
@@ -143,9 +148,30 @@ def test_an_adapter_is_a_path_or_a_name(library: Path, tmp_path: Path, monkeypat
 
 
 def test_the_tokenizer_of_new_words_is_copied(tmp_path: Path):
-    model = tiny_model()
-    graft(model, LoraConfig(trainable_token_indices=[5]))
+    model = graft(tiny_model(), LoraConfig(trainable_token_indices=[5]))
     save_adapter(model, tmp_path / "adapter")
     byte_tokenizer().save_pretrained(tmp_path / "adapter")
     copied = copy_into_library(tmp_path / "adapter", tmp_path / "library")
     assert (copied / "tokenizer.json").is_file()
+
+
+def test_experts_are_targets_and_only_merging_takes_them(tmp_path: Path):
+    model = tiny_of("qwen3_moe")
+    graft(model, LoraConfig(r=3, target_modules=["q_proj"], target_parameters=["gate_up_proj", "mlp.gate.weight"]))
+    shake(model)
+    save_adapter(model, tmp_path)
+    info = read_adapter_info(tmp_path)
+    assert (info.method, info.ranks, info.targets) == ("lora", (3,), ("gate", "q_proj", "gate_up_proj"))
+    assert info.parameters == sum(p.numel() for p in trainable_parameters(model).values())
+    lora = read_lora_weights(tmp_path)
+    assert len(lora.layers) == 4  # a router has one matrix
+    with pytest.raises(TsugikiError, match="experts.*experts.lora_A"):
+        scaled(lora, 2.0)
+
+
+@pytest.mark.parametrize("method", ["ia3", "prompt-tuning", "bitfit"])
+def test_other_methods_have_no_ranks(method: str, tmp_path: Path):
+    save_grafted(tmp_path, tiny_model(), METHODS[method].configure({}))
+    info = read_adapter_info(tmp_path)
+    assert (info.method, info.ranks) == (method, ())
+    assert info.parameters > 0

@@ -39,8 +39,7 @@ def test_what_is_written_again_is_the_same_adapter(kind: str, variant: str, tmp_
     write_lora_weights(read_lora_weights(tmp_path / "theirs"), tmp_path / "ours", None)
     again = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path / "ours").eval()
     assert relative_error(logits(again), logits(theirs)) < 1e-6
-    model = tiny_model(kind)
-    load_adapter(model, tmp_path / "ours")
+    model = load_adapter(tiny_model(kind), tmp_path / "ours")
     assert relative_error(logits(model), logits(theirs)) < 1e-5
 
 
@@ -53,8 +52,7 @@ def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
     assert (fields["r"], fields["lora_alpha"]) == (4, 12)
     assert fields["rank_pattern"] == {rf"^transformer\.h\.{i}\.attn\.c_attn": 2 for i in range(2)}
     assert json.loads((tmp_path / "b" / "tsugiki.json").read_text())["provenance"]["operation"] == "test"
-    model = tiny_model()
-    load_adapter(model, tmp_path / "b")
+    model = load_adapter(tiny_model(), tmp_path / "b")
     assert torch.equal(logits(model), adapted)
 
 
@@ -105,8 +103,7 @@ def test_the_settings_of_a_layer_are_not_those_of_a_layer_whose_name_ends_alike(
 def test_relatives(fields: dict[str, Any], tmp_path: Path):
     adapted = saved(tmp_path / "a", **fields)
     write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", None)
-    model = tiny_model()
-    load_adapter(model, tmp_path / "b")
+    model = load_adapter(tiny_model(), tmp_path / "b")
     assert relative_error(logits(model), adapted) < 1e-5
 
 

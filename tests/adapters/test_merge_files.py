@@ -65,8 +65,7 @@ def test_pefts_adapters_on_every_kind_of_base(kind: str, variant: str, tmp_path:
     if not shared:  # PEFT's merge moves both ends of a shared weight
         for name, weight in theirs.merge_and_unload().named_parameters():
             assert relative_error(again.get_parameter(name), weight) < 1e-6, name
-    in_memory = load_model(base)
-    load_adapter(in_memory, tmp_path / "adapter")
+    in_memory = load_adapter(load_model(base), tmp_path / "adapter")
     ungraft(merge(in_memory)).save_pretrained(tmp_path / "in memory")
     there, here = weights_of(tmp_path / "in memory"), weights_of(tmp_path / "merged")
     assert there.keys() == here.keys()

@@ -50,8 +50,7 @@ def test_every_method_is_saved_and_loaded_as_trainer_does(method: str, tmp_path:
     assert names(checkpoint) == FILES | {"model.safetensors"}
 
     torch.manual_seed(9)
-    resumed = tiny_model()
-    graft(resumed, CONFIGS[method]())
+    resumed = graft(tiny_model(), CONFIGS[method]())
     assert not torch.equal(logits(shake(resumed, seed=8)), logits(model))
     result = resumed.load_state_dict(load_file(checkpoint / "model.safetensors"), False)
     assert not result.missing_keys
@@ -102,8 +101,7 @@ def test_a_merged_model_still_saves_its_adapter(tmp_path: Path):
 
 
 def test_the_active_adapter_is_saved(tmp_path: Path):
-    model = grafted(tiny_model(), LoraConfig(r=2))
-    graft(model, LoraConfig(r=3), "second")
+    model = graft(grafted(tiny_model(), LoraConfig(r=2)), LoraConfig(r=3), "second")
     for name, rank in (("second", 3), ("default", 2)):
         set_adapter(model, name)
         model.save_pretrained(tmp_path / name)

@@ -96,8 +96,7 @@ def test_the_rows_of_a_resized_vocabulary_are_stored(by: str, case: str, tmp_pat
         assert torch.equal(new_logits(other), base)
     save_adapter(other, tmp_path / "again")
     assert relative_error(new_logits(ungraft(merge(other))), new_logits(in_peft)) < 1e-5
-    third = resized(tmp_path / "base", 3)
-    load_adapter(third, tmp_path / "again")
+    third = load_adapter(resized(tmp_path / "base", 3), tmp_path / "again")
     assert relative_error(new_logits(third), new_logits(in_peft)) < 1e-5
     plain = type(model).from_pretrained(tmp_path / "base")
     said = "resize_token_embeddings.100." if by == "peft" else "vocab_size is 100 and 96"
@@ -125,8 +124,7 @@ def test_a_wrong_copy_of_a_shared_weight_is_refused(tmp_path: Path):
 
 def test_only_a_lora_stores_a_resized_vocabulary(tmp_path: Path):
     tiny_model("llama").save_pretrained(tmp_path / "base")
-    model = resized(tmp_path / "base", 1)
-    graft(model, BottleneckConfig())
+    model = graft(resized(tmp_path / "base", 1), BottleneckConfig())
     with pytest.raises(TsugikiError, match="resized from 96 to 100"):
         check_can_save(model)
     with pytest.raises(TsugikiError, match="resized from 96 to 100"):

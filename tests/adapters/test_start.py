@@ -44,8 +44,7 @@ def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str,
     model = load_model(config.model)
     make_trainable(model, config)
     start_from(model, str(folder))
-    expected = load_model(config.model)
-    load_adapter(expected, folder)
+    expected = load_adapter(load_model(config.model), folder)
     torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-6)
     assert (logits(expected) - logits(load_model(config.model))).abs().max() > 1e-3
 

@@ -99,8 +99,7 @@ def test_pefts_folder_with_a_grafted_embedding_fits(tmp_path: Path):
 
 
 def test_a_new_adapter_has_no_effect_and_a_trained_one_has():
-    model = tiny_model()
-    graft(model, LoraConfig())
+    model = graft(tiny_model(), LoraConfig())
     assert logit_shift(model) == 0
     before = logits(shake(model))
     shift = logit_shift(model)
@@ -110,6 +109,5 @@ def test_a_new_adapter_has_no_effect_and_a_trained_one_has():
 
 
 def test_a_model_without_logits_has_no_shift():
-    model = nn.Sequential(nn.Linear(4, 4))
-    graft(model, LoraConfig(target_modules=["0"]))
+    model = graft(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
     assert logit_shift(model) is None

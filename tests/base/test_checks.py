@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base import code_digest, load_meta_model, load_model, load_tokenizer
-from tsugiki.base.model_config import load_config
+from tsugiki.base.resolve import load_config
 
 
 @pytest.fixture

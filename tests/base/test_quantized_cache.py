@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.base import LIMIT_VARIABLE, entries, load_model, quantized_cache, streaming
+from tsugiki.base import LIMIT_VARIABLE, entries, load_model, streaming
 from tsugiki.io import cache, cache_folder, folder_size
 from tsugiki.lowbit import count_parameters
 
@@ -22,7 +22,7 @@ from tsugiki.lowbit import count_parameters
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(quantized_cache, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(streaming, "_LEAST_BYTES", 0)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_second_start_gives_the_same_model(kind: str, dtype: Any, tmp_path: 
     assert count_parameters(first) == count_parameters(second)
     assert not second.training
     if sys.platform == "linux":
-        assert quantized_cache._WEIGHTS in Path("/proc/self/maps").read_text()
+        assert streaming._WEIGHTS in Path("/proc/self/maps").read_text()
 
 
 def test_each_dtype_has_its_own_entry(folder: str, monkeypatch: pytest.MonkeyPatch):
@@ -84,12 +84,12 @@ def test_a_changed_model_is_quantised_again_and_the_old_entry_removed(folder: st
 
 def test_a_damaged_entry_is_said_and_made_again(folder: str, monkeypatch: pytest.MonkeyPatch):
     expected = logits(load_model(folder, "nf4"))
-    path = entries()[0] / quantized_cache._WEIGHTS
+    path = entries()[0] / streaming._WEIGHTS
     content = path.read_bytes()
     path.unlink()  # another inode, because the first one may still be mapped
     path.write_bytes(content[:-5] + b"\0\1\2\3\4")
     cache._check.cache_clear()
-    with pytest.warns(UserWarning, match=f"{quantized_cache._WEIGHTS}.*again"):
+    with pytest.warns(UserWarning, match=f"{streaming._WEIGHTS}.*again"):
         assert torch.equal(logits(load_model(folder, "nf4")), expected)
     assert torch.equal(logits(_from_cache(folder, "nf4", monkeypatch)), expected)
 
@@ -133,7 +133,7 @@ def test_nothing_is_kept_where_it_is_not_wanted(folder: str, monkeypatch: pytest
             monkeypatch.setenv(LIMIT_VARIABLE, limit)
             load_model(folder, "int8")
         monkeypatch.delenv(LIMIT_VARIABLE)
-        monkeypatch.setattr(quantized_cache, "_LEAST_BYTES", 10**9)
+        monkeypatch.setattr(streaming, "_LEAST_BYTES", 10**9)
         load_model(folder, "int8")
         load_model(folder, "bf16")
     assert _left() == []

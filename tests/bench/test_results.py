@@ -6,15 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from benchmarks.peers import ENTRIES
 
-from tsugiki.bench import (
-    Measurement,
-    Results,
-    Workload,
-    collect,
-    results_page,
-    results_table,
-)
-from tsugiki.bench.plot import plot
+from tsugiki.bench import Measurement, Results, Workload, collect, plot, results_page, results_table
 from tsugiki.report import Table
 
 LIMITS = {
@@ -32,13 +24,7 @@ def example() -> Results:
     ]
     machine = {"processor": "EPYC", "threads": 2}
     return collect(
-        Workload("gpt2-small", 4, 512),
-        4 * 512,
-        ENTRIES,
-        measured,
-        LIMITS,
-        "tsugiki bench --rounds 3",
-        machine,
+        Workload("gpt2-small", 4, 512), 4 * 512, ENTRIES, measured, LIMITS, "tsugiki bench --rounds 3", machine
     )
 
 

@@ -65,10 +65,7 @@ def test_every_point_is_measured_once_with_both_tools(run, tmp_path: Path):
     assert all(len(row) == len(headers) == len(figures.headers["ja"]) for row in rows)
     assert ["smollm2-135m", "2 x 512", "8", "q, v", "2", "1,024", "512", "2.00", "2.00 GB", "4.00 GB", "0.50"] in rows
     longest = next(row for row in rows if row[1] == "1 x 8,192")
-    assert longest[5:] == [
-        *("8,192", "out of memory", "–"),
-        *("2.00 GB", "out of memory", "–"),
-    ]
+    assert longest[5:] == [*("8,192", "out of memory", "–"), *("2.00 GB", "out of memory", "–")]
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.base import load_model, quantized_cache
+from tsugiki.base import load_model, streaming
 from tsugiki.io import cache_folder, folder_size
 
 
 def test_list_and_clear(run, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert "nothing" in run("cache", "list")[1]
-    monkeypatch.setattr(quantized_cache, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(streaming, "_LEAST_BYTES", 0)
     for dtype in ("int8", "nf4"):
         load_model(base, dtype)
     (cache_folder("tokens") / "deep").mkdir(parents=True)

@@ -7,23 +7,21 @@ from typing import Annotated, Any
 import pytest
 import typer
 from pydantic import BaseModel
-from typer.main import get_command
 
 from tests.cli.imports import output_without
 from tsugiki import TsugikiError
-from tsugiki.cli import FlagsOf, as_command, settings_of, words_of
-from tsugiki.cli import app as app_module
+from tsugiki.cli import FlagsOf, as_command, root_command, settings_of, words_of
 from tsugiki.cli.main import main
 from tsugiki.lora import LoraConfig
 from tsugiki.training import DEFAULT_LORA, ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
 
-_Given = Annotated[dict[str, Any], FlagsOf(RunConfig, without=("method_config",))]
+_Given = Annotated[dict[str, Any], FlagsOf("tsugiki.training.RunConfig", without=("method_config",))]
 
 
 def flags_of(command: str) -> dict[str, str]:
     """Flag -> help of a command of `tsugiki`."""
-    parameters = get_command(app_module.app).commands[command].params
-    return {flag: parameter.help or "" for parameter in parameters for flag in getattr(parameter, "opts", ())}
+    found = root_command().commands[command]
+    return {flag: one.help or "" for one in found.get_params(typer.Context(found)) for flag in one.opts}
 
 
 @pytest.mark.parametrize(

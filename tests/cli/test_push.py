@@ -77,9 +77,9 @@ def test_through_hf_endpoint(trained: Path, hub: HubServer, tmp_path: Path):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     code = (
-        "import sys\nfrom tsugiki.cli.app import app\n"
+        "import sys\nfrom tsugiki.cli import root_command\n"
         "for arguments in (['push', 'run', 'me/it'], ['pull', 'me/it']):\n"
-        "    app(arguments, standalone_mode=False)\n"
+        "    root_command()(arguments, standalone_mode=False)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True

@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 import tsugiki
 
 FOLDER = Path(tsugiki.__file__).parent / "assets" / "quickstart"
@@ -54,8 +52,8 @@ def test_no_present_day_character_form_remains() -> None:
     assert sorted(SHINJITAI & set(running_text())) == []
 
 
-@pytest.mark.parametrize("pattern", MODERN_KANA.values(), ids=MODERN_KANA.keys())
-def test_no_modern_kana_spelling_remains(pattern: str) -> None:
+def test_no_modern_kana_spelling_remains() -> None:
     text = running_text()
-    slips = [text[max(0, m.start() - 8) : m.end() + 8] for m in re.finditer(pattern, text)]
-    assert slips == []
+    for name, pattern in MODERN_KANA.items():
+        slips = [text[max(0, m.start() - 8) : m.end() + 8] for m in re.finditer(pattern, text)]
+        assert slips == [], name

@@ -43,7 +43,7 @@ def test_equal_and_nearly_equal_texts_are_found():
     assert find_learned(asked, learned) == ({0, 2}, {1})
 
 
-@pytest.mark.parametrize("length", [5, 30, 100, 600, 5000])
+@pytest.mark.parametrize("length", [5, 30, 100, 2000])
 def test_other_texts_of_any_length_are_not_found(length: int):
     learned = learned_of(*(text(seed, length) for seed in range(200)))
     assert find_learned(index_of(*(text(seed, length) for seed in range(1000, 1100))), [learned]) == (set(), set())

@@ -2,17 +2,14 @@
 
 import itertools
 import os
-import re
 import shutil
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
-import transformers
 
 from tests.tiny import TEXT, byte_tokenizer
 from tsugiki import TsugikiError
@@ -106,42 +103,6 @@ def test_system_messages_do_not_make_near_duplicates():
     from tsugiki.data import near_duplicates
 
     assert near_duplicates(read_index(talks).signatures) == []
-
-
-class Words(transformers.PreTrainedTokenizer):
-    """A tokenizer in Python: the longest or the shortest token of the vocabulary at each place."""
-
-    VOCABULARY: ClassVar[dict[str, int]] = {"<e>": 0, "a": 1, "b": 2, "ab": 3, "庭": 4}
-
-    def __init__(self, longest: bool) -> None:
-        self.longest = longest
-        super().__init__(eos_token="<e>", unk_token="<e>")
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.VOCABULARY)
-
-    def get_vocab(self) -> dict[str, int]:
-        return dict(self.VOCABULARY)
-
-    def _tokenize(self, text: str, **_: Any) -> list[str]:
-        return re.findall("ab|." if self.longest else ".", text)
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return self.VOCABULARY.get(token, 0)
-
-    def _convert_id_to_token(self, index: int) -> str:
-        return list(self.VOCABULARY)[index]
-
-
-def test_tokenizers_in_python_with_the_same_vocabulary_have_separate_stores(tmp_path: Path):
-    records = [Document("abab", "a.txt")]
-    first = open_store(records, "key", Words(longest=True), "all", tmp_path)
-    second = open_store(records, "key", Words(longest=False), "all", tmp_path)
-    assert first.ids.tolist() == [0, 3, 3, 0]
-    assert second.ids.tolist() == [0, 1, 2, 1, 2, 0]
-    again = open_store(iter(()), "key", Words(longest=True), "all", tmp_path)
-    assert again.ids.tolist() == first.ids.tolist()
 
 
 FILES = ("store.json", *sorted(store_module._FILES))

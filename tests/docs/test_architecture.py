@@ -5,13 +5,13 @@ import shlex
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 import yaml
-from typer.main import get_command
 
-from tsugiki.cli.app import app
+from tsugiki.cli import root_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "tsugiki"
@@ -100,16 +100,17 @@ def test_the_architecture_page_names_every_package(name: str):
 
 
 @cache
-def commands() -> dict[str, typer.core.TyperCommand]:
-    """Every command by its words, such as `adapters list`."""
+def flags() -> dict[str, set[str]]:
+    """The flags of every command by its words, such as `adapters list`."""
 
-    def walk(command: object, words: tuple[str, ...]) -> dict[str, typer.core.TyperCommand]:
-        inner = getattr(command, "commands", None)
-        if inner is None:
-            return {" ".join(words): command}  # type: ignore[dict-item]
-        return {name: one for word, each in inner.items() for name, one in walk(each, (*words, word)).items()}
+    def walk(command: Any, words: tuple[str, ...]) -> dict[str, set[str]]:
+        if not hasattr(command, "commands"):
+            parameters = command.get_params(typer.Context(command))
+            return {" ".join(words): {flag for one in parameters for flag in (*one.opts, *one.secondary_opts)}}
+        inner = command.commands.items()
+        return {name: found for word, each in inner for name, found in walk(each, (*words, word)).items()}
 
-    return walk(get_command(app), ())
+    return walk(root_command(), ())
 
 
 def quoted_commands(text: str) -> list[list[str]]:
@@ -127,11 +128,10 @@ def quoted_commands(text: str) -> list[list[str]]:
 
 def problem_of(words: list[str]) -> str | None:
     """What is wrong with a quoted command: a command or a flag that does not exist."""
-    name = next((" ".join(words[:length]) for length in (2, 1) if " ".join(words[:length]) in commands()), None)
+    name = next((" ".join(words[:length]) for length in (2, 1) if " ".join(words[:length]) in flags()), None)
     if name is None:
         return None if words == ["adapters"] else f"no such command: {' '.join(words[:2])}"
-    flags = {flag for one in commands()[name].params for flag in (*one.opts, *one.secondary_opts)} | {"--help"}
-    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags]
+    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags()[name]]
     return f"{name} has no {', '.join(unknown)}" if unknown else None
 
 
@@ -142,8 +142,7 @@ def test_quoted_commands_have_existing_subcommands_and_flags(page: Path):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)
 def test_flags_in_prose_exist(page: Path):
-    known = {flag for one in commands().values() for each in one.params for flag in (*each.opts, *each.secondary_opts)}
-    known |= {"--help", "--debug", "--lang"}
+    known = {flag for found in flags().values() for flag in found} | {"--debug", "--lang"}
     others = set(re.findall(r"(?:llama-cli|pytest|git|ruff|pip|python -m) [^`\n]*", text_of(page)))
     elsewhere = {flag for line in others for flag in re.findall(r"--[a-z][\w-]*", line)}
     said = {flag for code in re.findall(r"`(--[a-z][^`\n]*)`", text_of(page)) for flag in re.findall(r"--[\w-]+", code)}

@@ -22,16 +22,13 @@ def load_plain(folder: str) -> Any:
 @pytest.mark.parametrize("targets", [["c_attn", "c_proj", "c_fc"], ["lm_head"]])
 def test_a_merged_model_gives_the_adapted_logits(targets: list[str], tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "gpt2")
-    model = load_plain(folder)
-    graft(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
-    shake(model)
+    model = shake(graft(load_plain(folder), LoraConfig(r=4, lora_alpha=8, target_modules=targets)))
     save_adapter(model, tmp_path / "adapter")
     with pytest.warns(UserWarning, match="two weights") if targets == ["lm_head"] else nullcontext():
         source = merged_model(folder, tmp_path / "adapter", allow_base_mismatch=True)
     write_model_gguf(source, tmp_path / "m.gguf")
     row = ids(1, 20, 257)
-    adapted = load_plain(folder)
-    load_adapter(adapted, tmp_path / "adapter", allow_base_mismatch=True)
+    adapted = load_adapter(load_plain(folder), tmp_path / "adapter", allow_base_mismatch=True)
     assert relative_error(logits(adapted, row), logits(load_plain(folder), row)) > 0.05
     assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(adapted, row)[0]) < 2e-3
 

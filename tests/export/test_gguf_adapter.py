@@ -113,8 +113,7 @@ def test_export_and_import_restore_the_factors(kind: str, tmp_path: Path):
         assert torch.equal(again.layers[path].B, layer.B)
         assert again.layers[path].scaling == layer.scaling
     write_lora_weights(again, tmp_path / "b", None)
-    fresh = sharp_model(kind)
-    load_adapter(fresh, tmp_path / "b")
+    fresh = load_adapter(sharp_model(kind), tmp_path / "b")
     assert torch.equal(logits(fresh, ROW)[0], logits(model, ROW)[0])
     assert read_lora_weights(tmp_path / "b").config.target_modules == sorted(lora.config.target_modules or ())
 
@@ -128,8 +127,7 @@ def test_export_and_import_of_embeddings_and_patterns(tmp_path: Path):
     model, lora = grafted("llama", tmp_path / "a", {}, **fields)
     write_gguf_adapter(lora, model, tmp_path / "a.gguf")
     write_lora_weights(read_gguf_adapter(tmp_path / "a.gguf", model), tmp_path / "b", None)
-    fresh = sharp_model("llama")
-    load_adapter(fresh, tmp_path / "b")
+    fresh = load_adapter(sharp_model("llama"), tmp_path / "b")
     assert (logits(fresh, ROW)[0] - logits(model, ROW)[0]).abs().max() < 1e-5
 
 

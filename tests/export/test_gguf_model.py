@@ -23,10 +23,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gpt2, narrow": ("gpt2", {"n_inner": 48}),
     "llama": ("llama", {}),
-    "llama, biases, one embedding": (
-        "llama",
-        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-    ),
+    "llama, biases, one embedding": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama, wide heads": ("llama", {"head_dim": 16}),
     "llama 3": (
         "llama",

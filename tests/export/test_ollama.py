@@ -17,4 +17,4 @@ def test_base_adapter_stop_texts_and_context() -> None:
 def test_an_unknown_base_becomes_a_comment() -> None:
     lines = modelfile(None, "./b.gguf").splitlines()
     assert lines[1].startswith("# FROM ")
-    assert lines[2:] == ["ADAPTER ./b.gguf"]
+    assert lines[2:] == ["ADAPTER ./b.gguf", "PARAMETER num_ctx 4096"]

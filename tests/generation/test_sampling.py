@@ -11,9 +11,9 @@ from tsugiki.generation import Chooser, Sampling, draw_index
 def test_indices_are_drawn_with_their_probabilities():
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.tensor([0.0, 1.0, 0.0, 2.5, 1.5, 0.0])  # of any sum
-    drawn = torch.tensor([draw_index(probabilities, generator) for _ in range(20_000)])
+    drawn = torch.tensor([draw_index(probabilities, generator) for _ in range(4_000)])
     shares = torch.bincount(drawn, minlength=6) / len(drawn)
-    torch.testing.assert_close(shares, probabilities / 5, rtol=0, atol=0.015)
+    torch.testing.assert_close(shares, probabilities / 5, rtol=0, atol=0.03)
     assert set(drawn.tolist()) == {1, 3, 4}, "never one of probability 0"
 
 

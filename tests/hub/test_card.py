@@ -103,14 +103,7 @@ def test_the_metadata_are_read_back():
 
 def test_the_page_tells_the_run():
     card = model_card(described())
-    assert headings(card) == [
-        "soseki",
-        "Results on held-out text",
-        "Samples",
-        "Training",
-        "Usage",
-        "Licence",
-    ]
+    assert headings(card) == ["soseki", "Results on held-out text", "Samples", "Training", "Usage", "Licence"]
     page = page_of(card)
     (low, high), (least, most) = (entry.loss_interval for entry in record().evaluations if entry.loss_interval)
     loss = f"| loss | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] | -25.0% |"

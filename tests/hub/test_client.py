@@ -42,8 +42,7 @@ def test_what_is_pulled_is_what_was_pushed(hub: HubServer, tmp_path: Path):
     there = contents(tmp_path / "b")
     assert there.pop("README.md").startswith(b"---")
     assert there == contents(tmp_path / "a")
-    model = tiny_model()
-    load_adapter(model, tmp_path / "b")
+    model = load_adapter(tiny_model(), tmp_path / "b")
     assert torch.equal(logits(model), adapted)
 
 
@@ -173,10 +172,7 @@ def adapter_files(tmp_path: Path, **changed: bytes | None) -> dict[str, bytes]:
         ({ADAPTER_CONFIG_FILE: None, "config.json": b"{}"}, "me/it.*--model"),
         ({ADAPTER_CONFIG_FILE: None}, f"me/it.*{ADAPTER_CONFIG_FILE}"),
         ({ADAPTER_FILE: None, "adapter_model.bin": b"\x80"}, "adapter_model.bin.*safetensors"),
-        (
-            {ADAPTER_CONFIG_FILE: b'{"peft_type": "LOHA"}'},
-            f"me/it.*{ADAPTER_CONFIG_FILE}.*peft_type.*'LOHA'",
-        ),
+        ({ADAPTER_CONFIG_FILE: b'{"peft_type": "LOHA"}'}, f"me/it.*{ADAPTER_CONFIG_FILE}.*peft_type.*'LOHA'"),
         ({ADAPTER_FILE: b"\x10\0\0\0\0\0\0\0{"}, f"me/it.*{ADAPTER_FILE}"),
     ],
 )

@@ -4,8 +4,9 @@ import io
 
 import pytest
 from rich.console import Console
+from transformers.utils import logging
 
-from tsugiki.io import ProgressDisplay, progress
+from tsugiki.io import ProgressDisplay, hidden_progress_bars, progress
 
 
 def test_outside_a_terminal_only_lines_are_printed():
@@ -41,3 +42,20 @@ def test_a_command_of_a_notebook_shows_no_bars(monkeypatch: pytest.MonkeyPatch):
     assert not ProgressDisplay(terminal).is_quiet
     monkeypatch.setenv("JPY_PARENT_PID", "1")
     assert ProgressDisplay(terminal).is_quiet
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_state_is_restored(enabled: bool):
+    before = logging.is_progress_bar_enabled()
+    try:
+        (logging.enable_progress_bar if enabled else logging.disable_progress_bar)()
+        with hidden_progress_bars():
+            assert not logging.is_progress_bar_enabled()
+        assert logging.is_progress_bar_enabled() == enabled
+        with pytest.raises(KeyboardInterrupt), hidden_progress_bars():
+            raise KeyboardInterrupt
+        assert logging.is_progress_bar_enabled() == enabled
+        with hidden_progress_bars(hide=False):
+            assert logging.is_progress_bar_enabled() == enabled
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()

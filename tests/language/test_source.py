@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from string import Formatter
 
@@ -12,9 +13,9 @@ _ERRORS = {"TsugikiError", "WriteError", "ValueError", "DivergedError"}
 
 
 def test_messages_are_given_the_values_that_they_name() -> None:
-    for where, tree in _modules():
-        parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
-        for call in _calls(tree, _FUNCTIONS):
+    for where, nodes in _modules():
+        parents = {child: parent for parent in nodes for child in ast.iter_child_nodes(parent)}
+        for call in _calls(nodes, _FUNCTIONS):
             texts = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             named = {name for text in texts for _, name, _, _ in Formatter().parse(text) if name is not None}
             method, given = parents[call], set()
@@ -27,34 +28,32 @@ def test_messages_are_given_the_values_that_they_name() -> None:
 
 
 def test_no_name_hides_the_function() -> None:
-    for where, tree in _modules():
-        if any(isinstance(node, ast.ImportFrom) and any(name.name == "_" for name in node.names) for node in tree.body):
-            inside = {
-                id(name)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.comprehension)
-                for name in ast.walk(node.target)
-            }
-            for node in ast.walk(tree):
+    for where, nodes in _modules():
+        if any(isinstance(node, ast.ImportFrom) and any(name.name == "_" for name in node.names) for node in nodes):
+            targets = [node.target for node in nodes if isinstance(node, ast.comprehension)]
+            inside = {id(name) for target in targets for name in ast.walk(target)}
+            for node in nodes:
                 if isinstance(node, ast.Name) and node.id == "_" and isinstance(node.ctx, ast.Store):
                     assert id(node) in inside, f"{where}:{node.lineno} needs another name than _, which translates"
 
 
 def test_errors_are_translated() -> None:
-    for where, tree in _modules():
-        for call in _calls(tree, _ERRORS):
+    for where, nodes in _modules():
+        for call in _calls(nodes, _ERRORS):
             for text in _untranslated(call.args[0] if call.args else call):
                 is_message = any(part.isalpha() and len(part) > 1 for part in text.split())
                 assert not is_message, f"{where}:{call.lineno}: {text!r} is not translated"
 
 
-def _modules() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted(SOURCE.rglob("*.py")):
-        yield path.relative_to(SOURCE), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def _modules() -> list[tuple[Path, list[ast.AST]]]:
+    """Return all nodes of the syntax tree of each module."""
+    paths = sorted(SOURCE.rglob("*.py"))
+    return [(path.relative_to(SOURCE), [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]) for path in paths]
 
 
-def _calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
-    for node in ast.walk(tree):
+def _calls(nodes: list[ast.AST], names: set[str]) -> Iterator[ast.Call]:
+    for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
             yield node
 

@@ -10,7 +10,7 @@ import torch
 from tests.runs import run_config
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.io import cache_folder, measurements
-from tsugiki.lowbit import exact_integers, integers_are_faster, product_dtype
+from tsugiki.lowbit import exact_integers, integers_are_faster, quantized_layer
 from tsugiki.training import train
 
 INTEGERS, FLOATS = {"int8": 1.0, "float": 2.0}, {"int8": 2.0, "float": 1.0}
@@ -30,22 +30,22 @@ class Measured:
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    product_dtype._decided.clear()
+    quantized_layer._decided.clear()
     yield
-    product_dtype._decided.clear()
+    quantized_layer._decided.clear()
 
 
 def _as_in_a_new_process(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Measured:
     measured = Measured(seconds)
-    product_dtype._decided.clear()
-    monkeypatch.setattr(product_dtype, "measure", measured)
+    quantized_layer._decided.clear()
+    monkeypatch.setattr(quantized_layer, "measure", measured)
     return measured
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_products_are_measured(dtype: torch.dtype):
     threads = torch.get_num_threads()
-    seconds = product_dtype.measure(dtype)
+    seconds = quantized_layer.measure(dtype)
     assert seconds.keys() == {"int8", "float"}
     assert all(0 < each < float("inf") for each in seconds.values())
     assert torch.get_num_threads() == threads
@@ -62,7 +62,7 @@ def test_the_answer_is_measured_once_for_each_dtype_and_kept(monkeypatch: pytest
     assert not integers_are_faster(torch.bfloat16)
     assert again.calls == 0
     monkeypatch.setattr(measurements, "processor_name", lambda: "another processor")
-    product_dtype._decided.clear()
+    quantized_layer._decided.clear()
     assert integers_are_faster(torch.bfloat16)
 
 
@@ -75,6 +75,6 @@ def test_a_run_records_the_dtype_and_keeps_it_when_it_is_resumed(tmp_path: Path,
     shutil.rmtree(cache_folder("machine"))
     _as_in_a_new_process(INTEGERS, monkeypatch)
     assert train(config.model_copy(update={"max_steps": 2}), resume=True).resolved_settings["product_dtype"] == name
-    product_dtype._decided.clear()
+    quantized_layer._decided.clear()
     other = run_config(tmp_path, base_dtype="nf4", max_steps=1, out=str(tmp_path / "other"))
     assert train(other).resolved_settings["product_dtype"] == "int8"

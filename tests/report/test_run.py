@@ -1,7 +1,6 @@
 """The page of a run shows what its record contains."""
 
 import math
-import os
 import random
 import re
 import time
@@ -13,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.report.pages import Page, assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report import differences_in_form, report_page, sample_columns, shown_samples, write_report
+from tsugiki.report import report_page, sample_columns, shown_samples
 from tsugiki.training import RunRecord, Sample, change_interval
 
 HERE = Path("runs/庭")
@@ -125,32 +124,6 @@ def test_the_last_sample_of_a_run_that_kept_an_earlier_step_says_so():
     assert "step 27, kept" in of(record(samples=samples, kept_step=27)).texts
 
 
-def test_samples_are_marked_where_only_forms_of_characters_differ():
-    texts = {0: "「学校へ行った。それから<b>帰った」", 20: "『學校へ行つた。それから<b>帰った』", 40: "別の文である。"}
-    samples = [{"step": step, "prompt": "庭", "text": text} for step, text in texts.items()]
-    content = report_page(record(samples=samples), HERE)
-    page = assert_whole(content)
-    assert re.findall(r'<mark title="(.+?)">(.+?)</mark>', content) == [("「学", "『學"), ("っ", "つ"), ("」", "』")]
-    assert all(text in page.text for text in texts.values())
-    assert "Marked: the base model wrote the same" in page.text
-    samples[1]["text"] = "それだけの、まるで別の話であつた。"
-    assert "Marked:" not in report_page(record(samples=samples), HERE)
-
-
-@pytest.mark.parametrize(
-    ("base", "text", "parts"),
-    [
-        ("同じ文章", "同じ文章", [("同じ文章", "")]),
-        ("国へ帰る道", "國へ帰る道", [("國", "国"), ("へ帰る道", "")]),
-        ("国", "國", [("國", "")]),
-        ("", "國へ帰る道", [("國へ帰る道", "")]),
-        ("国へ帰る道", "", []),
-    ],
-)
-def test_differences_in_form(base: str, text: str, parts: list[tuple[str, str]]):
-    assert differences_in_form(base, text) == parts
-
-
 def test_of_many_samples_the_first_the_middle_and_the_last_are_shown():
     many = [{"step": step, "prompt": "庭", "text": f"本文{step}。"} for step in range(0, 101, 10)]
     content = report_page(record(samples=many), HERE)
@@ -212,41 +185,6 @@ def test_a_long_run_makes_a_small_page():
     assert "training, mean of 417" in page.text
     labels = re.findall(r"text-anchor: end[^>]*>([\d.]+)</text>", content)
     assert max(map(float, labels)) >= 8, "a peak is not thinned away"
-
-
-def test_the_page_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    record().write(tmp_path)
-    (tmp_path / "report.html").write_text("what was there")
-
-    def fail(self: Path, *_: object, **__: object) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", fail)
-        with pytest.raises(TsugikiError, match=r"report\.html: No space left"):
-            write_report(tmp_path)
-    assert (tmp_path / "report.html").read_text() == "what was there"
-    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "report.html"}
-    assert write_report(tmp_path) == tmp_path / "report.html"
-    assert_whole((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "report.html"}
-
-
-def test_a_folder_that_is_not_writable(tmp_path: Path):
-    record().write(tmp_path)
-    before = (tmp_path / "run.json").read_bytes()
-    (tmp_path / "report.html").mkdir()
-    with pytest.raises(TsugikiError, match="cannot write"):
-        write_report(tmp_path)
-    (tmp_path / "report.html").rmdir()
-    if os.geteuid() != 0:
-        tmp_path.chmod(0o500)
-        with pytest.raises(TsugikiError, match=r"report\.html: Permission denied"):
-            write_report(tmp_path)
-        tmp_path.chmod(0o700)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-    assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_unpaired_surrogates_are_replaced(tmp_path: Path):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("uvicorn")
-from tsugiki.serve import client_of, connection, server
+from tsugiki.serve import client_of, server
 
 LIMIT = 50
 SECONDS = 1.0
@@ -34,9 +33,9 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(connection, "REQUEST_SECONDS", SECONDS)
-    monkeypatch.setattr(connection, "UNREAD_SECONDS", SECONDS)
-    monkeypatch.setattr(connection, "CONNECTIONS", LIMIT)
+    monkeypatch.setattr(server, "REQUEST_SECONDS", SECONDS)
+    monkeypatch.setattr(server, "UNREAD_SECONDS", SECONDS)
+    monkeypatch.setattr(server, "CONNECTIONS", LIMIT)
     listening, ready = server.listen("127.0.0.1", 0), threading.Event()
     served = server.Server(application, 1, ready.set)
     thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
@@ -130,8 +129,8 @@ def test_an_answer_that_nobody_reads(running: Any):
 
 
 def test_connections_of_one_client(running: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "client_of", lambda host: host)
-    monkeypatch.setattr(connection, "MOST_OF_A_CLIENT", 5)
+    monkeypatch.setattr(server, "client_of", lambda host: host)
+    monkeypatch.setattr(server, "MOST_OF_A_CLIENT", 5)
     with opened(running, 5) as first, opened(running) as (sixth,):
         assert rest(sixth).startswith(b"HTTP/1.1 503")
         first[0].sendall(GET)
@@ -146,12 +145,13 @@ def test_what_counts_as_a_client():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize(("limits", "expected"), [((256, 20000), "1024 2048"), ((256, 600), "300 600")])
-def test_open_files(limits: tuple[int, int], expected: str):
-    code = f"""
-import resource
-limit = resource.RLIMIT_NOFILE
-resource.setrlimit(limit, {limits})
-from tsugiki.serve.connection import possible_connections
-print(possible_connections(), resource.getrlimit(limit)[0])"""
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == expected
+@pytest.mark.parametrize(
+    ("limits", "expected"), [((256, 20000), (1024, (2048, 20000))), ((256, 600), (300, (600, 600)))]
+)
+def test_open_files(limits: tuple[int, int], expected: tuple[int, tuple[int, int]], monkeypatch: pytest.MonkeyPatch):
+    import resource
+
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _kind, new: given.append(new))
+    assert (server.possible_connections(), *given) == expected

@@ -40,7 +40,7 @@ def by_generate(model: Any, method: str | None, batch_mode: str, prompt: list[in
     return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def test_every_method_answers_as_alone(kind: str, tmp_path: Path):
     base = save_tiny(tmp_path / "base", kind, vocab_size=257)
     methods = [name for name, method in METHODS.items() if method.trains_adapter]
@@ -50,7 +50,7 @@ def test_every_method_answers_as_alone(kind: str, tmp_path: Path):
     for method in methods:
         config = METHODS[method].configure(SETTINGS.get(method, {}))
         save_grafted(tmp_path / method, load_model(base), config)
-        companies[method] = load_served(model, tmp_path / method, method)
+        companies[method] = load_served(model, [tmp_path / method], [], method)
     assert {method for method, batch_mode in companies.items() if batch_mode == "mixed"} == MIXED
     assert set(companies.values()) == {"mixed", "same"}
     given = [(method, prompt) for method in [None, *methods] for prompt in prompts([4, 17, 9])]

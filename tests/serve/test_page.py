@@ -26,11 +26,8 @@ def test_files(server: Running):
         assert answer.headers["x-content-type-options"] == "nosniff"
         if address != "/":
             assert answer.content == path.read_bytes()
-
-
-@pytest.mark.parametrize("path", ["/page/", "/page/index.html", "/page/%2e%2e/app.py", "/page//style.css", "/app.js"])
-def test_other_paths(server: Running, path: str):
-    assert httpx2.get(server.url + path).status_code == 404
+    for other in ("/page/", "/page/index.html", "/page/%2e%2e/app.py", "/page//style.css", "/app.js"):
+        assert httpx2.get(server.url + other).status_code == 404
 
 
 def test_nothing_comes_from_elsewhere():
@@ -75,15 +72,13 @@ def test_errors_are_in_the_language_of_the_page(server: Running):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_texts(part: str):
-    english, japanese = (
-        json.loads((FOLDER / "messages" / f"{part}.{lang}.json").read_text(encoding="utf-8")) for lang in ("en", "ja")
-    )
+    texts = [FOLDER / "messages" / f"{part}.{lang}.json" for lang in ("en", "ja")]
+    english, japanese = (json.loads(path.read_text(encoding="utf-8")) for path in texts)
     assert list(english) == list(japanese)
     for key, text in english.items():
         assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", japanese[key])), key
-    files = (
-        [FOLDER / "app.js"] if part == "shell" else [FOLDER / f"views/{part}.js", *FOLDER.glob(f"views/{part}/*.js")]
-    )
+    view = [FOLDER / f"views/{part}.js", *FOLDER.glob(f"views/{part}/*.js")]
+    files = [FOLDER / "app.js"] if part == "shell" else view
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     assert [key for key in english if f'"{key}"' not in source] == []
     assert set(re.findall(r'\bt\("([\w.]+)"', source)) <= set(english)

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("starlette")
 from tests.serve.workspace import Place, serve_in, write_run
 from tsugiki.io import process_of, sole_use
-from tsugiki.serve import LOG_FILE, RunProcesses, Runs, run_processes
+from tsugiki.serve import LOG_FILE, RunProcesses, Runs, runs_view
 from tsugiki.training import LossPoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no signals and links as these")
@@ -82,17 +82,15 @@ def _named(runs: Runs, name: str) -> dict[str, Any]:
     return runs.details(runs.find(name))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"[]", b"\xff\xfe", b'{"format": 9}', b'{"format": 2, "config": {}}'],
-)
-def test_records_that_cannot_be_read(tmp_path: Path, content: bytes):
+def test_records_that_cannot_be_read(tmp_path: Path):
+    runs = _runs(tmp_path)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_bytes(content)
-    shown = _named(_runs(tmp_path), "run")
-    assert shown["state"] == "unreadable"
-    assert "run.json" in shown["error"]
-    assert not shown["can_resume"]
+    for content in (b"", b"[]", b"\xff\xfe", b'{"format": 9}', b'{"format": 2, "config": {}}'):
+        (tmp_path / "run" / "run.json").write_bytes(content)
+        shown = _named(runs, "run")
+        assert shown["state"] == "unreadable"
+        assert "run.json" in shown["error"]
+        assert not shown["can_resume"]
 
 
 def test_records_that_are_no_files_or_too_large(tmp_path: Path):
@@ -110,18 +108,15 @@ def test_records_that_are_no_files_or_too_large(tmp_path: Path):
     assert len(runs.overview()["runs"]) == 5
 
 
-def test_figures_that_json_lacks_are_left_out(tmp_path: Path):
-    points = [LossPoint(step=step, loss=loss, learning_rate=0.1) for step, loss in ((1, float("nan")), (2, 3.0))]
-    write_run(tmp_path, "run", loss_curve=points)
-    assert _named(_runs(tmp_path), "run")["curves"]["training"] == [(2, 3.0)]
-
-
-def test_a_record_is_read_again_when_it_changes(tmp_path: Path):
+def test_a_record_is_read_again_when_it_changes_and_has_no_figures_that_json_lacks(tmp_path: Path):
     runs = _runs(tmp_path)
     write_run(tmp_path, "run")
     assert _named(runs, "run")["state"] == "stopped"
-    write_run(tmp_path, "run", status="finished")
-    assert _named(runs, "run")["state"] == "finished"
+    points = [LossPoint(step=step, loss=loss, learning_rate=0.1) for step, loss in ((1, float("nan")), (2, 3.0))]
+    write_run(tmp_path, "run", status="finished", loss_curve=points)
+    shown = _named(runs, "run")
+    assert shown["state"] == "finished"
+    assert shown["curves"]["training"] == [(2, 3.0)]
 
 
 def test_a_start_that_failed_shows_what_was_printed(tmp_path: Path):
@@ -203,8 +198,8 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch:
         def poll(self) -> None:
             return None
 
-    monkeypatch.setattr(run_processes.subprocess, "Popen", Started)
-    monkeypatch.setattr(run_processes.os, "setpriority", lambda *_: None)
+    monkeypatch.setattr(runs_view.subprocess, "Popen", Started)
+    monkeypatch.setattr(runs_view.os, "setpriority", lambda *_: None)
     name = "runs/$(touch x); 'a'"
     runs = _runs(tmp_path)
     write_run(tmp_path, name)

@@ -189,7 +189,7 @@ def test_what_is_refused(server: Running, client: Any, fields: dict[str, Any], s
     assert caught.value.body["type"] == "invalid_request_error"
 
 
-def test_chat_without_a_template(client: Any):
+def test_a_chat_that_is_refused(client: Any):
     with pytest.raises(openai.BadRequestError, match="/v1/completions") as caught:
         client.chat.completions.create(model="base", messages=[{"role": "user", "content": "a"}])
     assert caught.value.code == "no_chat_template"

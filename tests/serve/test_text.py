@@ -58,8 +58,7 @@ def test_stop_strings_before_the_least_number_of_tokens_do_not_count(least: int,
     assert text + stream.finish(False) == expected
 
 
-@pytest.mark.parametrize("cut", [0, 1, 2, 3])
-@pytest.mark.parametrize("after", ["", "a", "山"])
+@pytest.mark.parametrize(("cut", "after"), [(0, ""), (1, "a"), (2, "山"), (2, ""), (3, "a"), (3, "山")])
 def test_a_character_that_begins_in_the_prompt(cut: int, after: str):
     spring = bytes_of("春")
     stream = TextStream(byte_tokenizer(), [*bytes_of("x"), *spring[:cut]])

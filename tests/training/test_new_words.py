@@ -8,14 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import byte_tokenizer, logits, relative_error, tiny_model
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.adapters import with_new_words
 from tsugiki.base import add_rows, add_words, load_model, load_tokenizer, read_words
-from tsugiki.cli.app import app
+from tsugiki.cli import root_command
 from tsugiki.training import train
 
 WORDS = ["庭師", "枝を", "a"]  # the last is a token already
@@ -67,7 +66,7 @@ def test_a_new_row_is_the_mean_of_the_pieces(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_new_words_in_the_life_of_an_adapter(kind: str, tmp_path: Path):
+def test_new_words_in_the_life_of_an_adapter(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     base = tiny_base(tmp_path, kind)
     config = run_config(tmp_path, model=base, add_tokens=words_file(tmp_path))
     assert_resumes(train, config, 3)
@@ -91,9 +90,9 @@ def test_new_words_in_the_life_of_an_adapter(kind: str, tmp_path: Path):
     assert relative_error(logits(peft.PeftModel.from_pretrained(theirs, out), tokens), expected) < 1e-5
 
     def run(*arguments: str) -> str:
-        result = CliRunner().invoke(app, [*arguments])
-        assert result.exit_code == 0, result.output
-        return result.output
+        capsys.readouterr()
+        root_command()(arguments, standalone_mode=False)
+        return capsys.readouterr().out
 
     merged = str(tmp_path / "merged")
     run("merge", "--model", base, "--adapter", str(out), "--out", merged)

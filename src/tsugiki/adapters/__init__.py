@@ -18,10 +18,9 @@ __getattr__, __dir__ = lazy_names(
         ),
         "files": "read_adapter_config read_base read_config_fields read_weights",
         "format": "check_can_save load_adapter load_adapter_weights",
-        "info": "read_adapter_info",
         "library": (
-            "adapter_folder check_name copy_into_library library_folder library_names member read_library "
-            "rename_adapter"
+            "adapter_folder check_name copy_into_library library_folder library_names member "
+            "read_adapter_info read_library rename_adapter"
         ),
         "lora_weights": "LayerFactors LoraWeights read_lora_weights write_lora_weights",
         "merge_files": "RoundingLoss plan_merge write_merged",

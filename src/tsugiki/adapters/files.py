@@ -12,14 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tsugiki.adapters.metadata import (
-    BaseReference,
-    Digests,
-    Metadata,
-    read_metadata,
-    settings_digest,
-    write_metadata,
-)
+from tsugiki.adapters.metadata import BaseReference, Digests, Metadata, read_metadata, settings_digest, write_metadata
 from tsugiki.base.resolve import split_revision
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256
@@ -49,14 +42,9 @@ _OTHER_FORMATS = {
 
 
 def read_adapter_config(folder: Path) -> Any:
-    """Read the settings of an adapter from its adapter_config.json and tsugiki.json.
+    """Read the settings of an adapter from its two JSON files, as an instance of its method's config class.
 
-    Returns:
-        An instance of the config class of the adapter's method.
-
-    Raises:
-        TsugikiError: a file is missing or not JSON, the files do not belong together, the method is not supported, or a
-            field would change the result and is not supported.
+    A field that would change the result and is not supported is an error, and so are files that do not belong together.
     """
     config = read_peft_config(folder)
     extra = dict(read_metadata(folder).method_config)
@@ -66,15 +54,11 @@ def read_adapter_config(folder: Path) -> Any:
     try:
         complete = dataclasses.replace(config, **extra)
     except (TsugikiError, TypeError, ValueError) as error:
-        raise TsugikiError(
-            _("{path}: method_config: {error}").format(path=folder / METADATA_FILE, error=error_text(error))
-        ) from error
+        message = _("{path}: method_config: {error}")
+        raise TsugikiError(message.format(path=folder / METADATA_FILE, error=error_text(error))) from error
     if extra_settings(complete) != extra:
-        raise TsugikiError(
-            _("{path}: method_config has other settings than those that Tsugiki writes").format(
-                path=folder / METADATA_FILE
-            )
-        )
+        message = _("{path}: method_config has other settings than those that Tsugiki writes")
+        raise TsugikiError(message.format(path=folder / METADATA_FILE))
     return complete
 
 
@@ -83,12 +67,11 @@ def read_peft_config(folder: Path) -> Any:
     path = folder / ADAPTER_CONFIG_FILE
     fields, metadata = read_config_fields(folder), read_metadata(folder)
     if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
-        raise TsugikiError(
-            _(
-                "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
-                "remove {file}"
-            ).format(path=path, file=METADATA_FILE)
+        message = _(
+            "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
+            "remove {file}"
         )
+        raise TsugikiError(message.format(path=path, file=METADATA_FILE))
     adapter_format = formats().get(str(fields.get("peft_type")))
     if adapter_format is None:
         raise TsugikiError(
@@ -138,17 +121,13 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """Read all fields of adapter_config.json without interpreting them."""
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
-        raise TsugikiError(
-            _("no adapter in {folder}: it has no {file}").format(folder=folder, file=ADAPTER_CONFIG_FILE)
-        )
+        message = _("no adapter in {folder}: it has no {file}")
+        raise TsugikiError(message.format(folder=folder, file=ADAPTER_CONFIG_FILE))
     fields = read_json(path)
     for name in ("base_model_name_or_path", "task_type"):
         if not isinstance(fields.get(name), str | None):
-            raise TsugikiError(
-                _("{path}: {name} is {value}; it must be a text").format(
-                    path=path, name=name, value=error_text(repr(fields[name]), 40)
-                )
-            )
+            message = _("{path}: {name} is {value}; it must be a text")
+            raise TsugikiError(message.format(path=path, name=name, value=error_text(repr(fields[name]), 40)))
     return fields
 
 
@@ -156,12 +135,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json."""
     tensors, digests = map_weights(folder), read_metadata(folder).digests
     if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
-        raise TsugikiError(
-            _(
-                "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
-                "remove {file}"
-            ).format(path=folder / ADAPTER_FILE, file=METADATA_FILE)
+        message = _(
+            "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
+            "remove {file}"
         )
+        raise TsugikiError(message.format(path=folder / ADAPTER_FILE, file=METADATA_FILE))
     return tensors
 
 
@@ -172,9 +150,8 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise TsugikiError(
-                _("{path} is broken: {reason}").format(path=path, reason=_other_format(path) or error)
-            ) from error
+            message = _("{path} is broken: {reason}")
+            raise TsugikiError(message.format(path=path, reason=_other_format(path) or error)) from error
     return without_duplicates(tensors)
 
 
@@ -198,11 +175,8 @@ def adapter_weight_files(folder: Path) -> list[Path]:
     if parts:
         missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
         if missing:
-            raise TsugikiError(
-                _("{folder} has part of an adapter's weights; part {part} is missing").format(
-                    folder=folder, part=missing[0]
-                )
-            )
+            message = _("{folder} has part of an adapter's weights; part {part} is missing")
+            raise TsugikiError(message.format(folder=folder, part=missing[0]))
         return [folder / parts[number].string for number in sorted(parts)]
     pickled = path.with_name("adapter_model.bin")
     hint = _("; {name} is a pickle, which is not loaded").format(name=pickled.name) if pickled.is_file() else ""

@@ -32,8 +32,7 @@ from tsugiki.adapters.files import (
 from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
 from tsugiki.adapters.verify import differing_blocks, logit_shift, misfits
 from tsugiki.base.identity import identity_of, why_different
-from tsugiki.base.model_config import loading_errors
-from tsugiki.base.resolve import local_folder, split_revision
+from tsugiki.base.resolve import loading_errors, local_folder, split_revision
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.fast.layers import add_adapter
 from tsugiki.io.atomic import files_into
@@ -94,18 +93,12 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     _warn_of_names(model, adapter)
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(
-            _("the adapter is not saved, because {broken}; the training has diverged").format(
-                broken=summarise_list(broken)
-            )
-        )
+        message = _("the adapter is not saved, because {broken}; the training has diverged")
+        raise TsugikiError(message.format(broken=summarise_list(broken)))
     extra_settings = adapter_format.extra_settings
     with nullcontext() if is_merged(model) else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
-    metadata = Metadata(
-        base=base,
-        method_config=extra_settings(adapter.config) if extra_settings is not None else {},
-    )
+    metadata = Metadata(base=base, method_config=extra_settings(adapter.config) if extra_settings is not None else {})
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
         write_adapter_files(temporary, tensors, fields, metadata)
 
@@ -129,12 +122,11 @@ def check_can_save(model: nn.Module) -> None:
         selected = {*find_targets(model, written), *find_target_parameters(model, written)}
         layers = {*adapter.pairs, *adapter.parameter_pairs}
     if selected != layers:
-        raise TsugikiError(
-            _(
-                "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
-                "those that were grafted, such as {selected}; choose other target_modules"
-            ).format(target_modules=written.target_modules, selected=min(selected ^ layers))
+        message = _(
+            "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
+            "those that were grafted, such as {selected}; choose other target_modules"
         )
+        raise TsugikiError(message.format(target_modules=written.target_modules, selected=min(selected ^ layers)))
 
 
 def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
@@ -150,22 +142,18 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
         name=model.name_or_path, before=before, rows=rows
     )
     if not isinstance(adapter.config, LoraConfig):
-        raise TsugikiError(
-            _(
-                "{resized}, which only the file of a LoRA adapter can hold; save the resized model before you "
-                "graft (model.save_pretrained), and train on what was saved"
-            ).format(resized=resized)
+        message = _(
+            "{resized}, which only the file of a LoRA adapter can hold; save the resized model before you "
+            "graft (model.save_pretrained), and train on what was saved"
         )
+        raise TsugikiError(message.format(resized=resized))
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
     for path, layer in vocabulary_layers(model).items():
         name, weight = f"{path}.weight", layer._parameters.get("weight")
         if weight is None or not weight.is_floating_point():
-            raise TsugikiError(
-                _("{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised").format(
-                    resized=resized, path=path
-                )
-            )
+            message = _("{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised")
+            raise TsugikiError(message.format(resized=resized, path=path))
         if path in adapter.tokens and set(adapter.tokens[path].indices.tolist()) >= set(range(before, rows)):
             continue  # all new words have trained vectors
         if path not in adapter.modules and name not in adapter.parameters and id(weight) not in stored:
@@ -191,12 +179,11 @@ def _words_in_files(model: nn.Module) -> int | None:
 def _warn_of_names(model: nn.Module, adapter: Any) -> None:
     renamed = renamed_when_loaded(model, adapter.pairs) if isinstance(adapter.config, LoraConfig) else []
     if renamed:
-        warn_caller(
-            _(
-                "PEFT renames {example} ({count} such) while it loads an adapter of this model, and drops what it "
-                "has learned; only Tsugiki reads this adapter as it is"
-            ).format(example=renamed[0], count=len(renamed))
+        message = _(
+            "PEFT renames {example} ({count} such) while it loads an adapter of this model, and drops what it "
+            "has learned; only Tsugiki reads this adapter as it is"
         )
+        warn_caller(message.format(example=renamed[0], count=len(renamed)))
 
 
 def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
@@ -261,9 +248,8 @@ def load_adapter(
             set_adapter(base, active_before)
         raise
     if shift == 0:
-        warn_caller(
-            _("the adapter in {folder} has no effect: the model's logits are those of the base").format(folder=folder)
-        )
+        message = _("the adapter in {folder} has no effect: the model's logits are those of the base")
+        warn_caller(message.format(folder=folder))
     elif shift is not None and not math.isfinite(shift):
         warn_caller(_("the adapter in {folder} makes logits infinite or NaN").format(folder=folder))
     if not allow_base_mismatch:
@@ -284,10 +270,9 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
+            message = _("{folder} does not fit this model: {blocks}{error}")
             raise TsugikiError(
-                _("{folder} does not fit this model: {blocks}{error}").format(
-                    folder=folder, blocks=differing_blocks(model, tensors), error=error
-                )
+                message.format(folder=folder, blocks=differing_blocks(model, tensors), error=error)
             ) from error
         load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
     return adapter
@@ -311,11 +296,8 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
         more = len(problems) - _SHOWN_PROBLEMS
         rest = _(" (and {more} more)").format(more=more) if more > 0 else ""
         shown = differing_blocks(model, tensors) + "; ".join(problems[:_SHOWN_PROBLEMS]) + rest
-        raise TsugikiError(
-            _("{source} does not fit this model: {shown}; was it trained on another base?").format(
-                source=source, shown=shown
-            )
-        )
+        message = _("{source} does not fit this model: {shown}; was it trained on another base?")
+        raise TsugikiError(message.format(source=source, shown=shown))
     if adapter_format.load_tensors is not None:
         adapter_format.load_tensors(model, adapter, tensors)
         return
@@ -335,19 +317,17 @@ def warn_of_unknown_base(model: nn.Module, folder: Path) -> None:
     names = [Path(split_revision(base_name)[0]).name.lower() for base_name in (base.name or "", name)]
     metadata = read_metadata(folder)
     if all(names) and names[0] != names[1]:
-        warn_caller(
-            _(
-                "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
-                "are the same is unknown"
-            ).format(folder=folder, trained=base.name, here=name)
+        message = _(
+            "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
+            "are the same is unknown"
         )
+        warn_caller(message.format(folder=folder, trained=base.name, here=name))
     elif base.name and fingerprint and metadata.digests and not metadata.provenance:
-        warn_caller(
-            _(
-                "the adapter in {folder} was saved without the fingerprint of {trained}, whose files had changed; "
-                "whether it was trained on the weights of this model is unknown"
-            ).format(folder=folder, trained=base.name)
+        message = _(
+            "the adapter in {folder} was saved without the fingerprint of {trained}, whose files had changed; "
+            "whether it was trained on the weights of this model is unknown"
         )
+        warn_caller(message.format(folder=folder, trained=base.name))
 
 
 def refuse_another_base(model: nn.Module, folder: Path) -> None:

@@ -1,5 +1,9 @@
-"""The library: a folder that holds adapters by name, each as a PEFT folder. There is no separate index."""
+"""The library: a folder that holds adapters by name, each as a PEFT folder; and facts about an adapter, read quickly.
 
+There is no separate index. The facts are from an adapter's config and from the header of its file of weights.
+"""
+
+import dataclasses
 import os
 import shutil
 import unicodedata
@@ -8,19 +12,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from tsugiki.adapters.files import adapter_weight_files
-from tsugiki.adapters.info import AdapterInfo, read_adapter_info
+from tsugiki.adapters.files import adapter_weight_files, map_weights, read_adapter_config, read_base, read_peft_config
+from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
+from tsugiki.adapters.metadata import BaseReference
 from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
-from tsugiki.errors import TsugikiError, warn_caller
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.io.digests import read_manifest
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
-from tsugiki.io.manifest import read_manifest
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import BASE_ROW
+from tsugiki.methods.table import methods_of
 
 _MAX_CHARACTERS = 100
 _MAX_BYTES = 200  # file systems allow 255, and temporary names are longer
@@ -40,11 +48,8 @@ def check_name(name: str) -> str:
     """Check that a folder can have this name on every operating system, and return the name."""
     forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
     if forbidden is not None:
-        raise TsugikiError(
-            _("an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name").format(
-                name=name, forbidden=forbidden
-            )
-        )
+        message = _("an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name")
+        raise TsugikiError(message.format(name=name, forbidden=forbidden))
     if not name or name != name.strip() or name[0] in ".-" or name[-1] == "." or name == BASE_ROW:
         raise TsugikiError(
             _(
@@ -53,12 +58,27 @@ def check_name(name: str) -> str:
             ).format(name=name, reserved=BASE_ROW)
         )
     if len(name) > _MAX_CHARACTERS or len(name.encode()) > _MAX_BYTES:
-        raise TsugikiError(
-            _("an adapter cannot be called {name}…: the name is longer than {most} characters").format(
-                name=name[:20], most=_MAX_CHARACTERS
-            )
-        )
+        message = _("an adapter cannot be called {name}…: the name is longer than {most} characters")
+        raise TsugikiError(message.format(name=name[:20], most=_MAX_CHARACTERS))
     return name
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """Facts about an adapter."""
+
+    method: str
+    """The method's name, as `tsugiki methods` lists it."""
+    ranks: tuple[int, ...]
+    """The different ranks of its layers, in ascending order; empty if the method has no rank."""
+    targets: tuple[str, ...]
+    """The last components of the names of the layers that it changes, or the pattern that selects them."""
+    base: BaseReference
+    parameters: int
+    size: int
+    """Size of the weights file in bytes."""
+    changed: float
+    """The time when the weights file was written, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,32 @@ class LibraryEntry:
     """None if the adapter is broken."""
     broken: str = ""
     """The problem of a broken adapter, as a clause; empty if it is not broken."""
+
+
+def read_adapter_info(folder: Path) -> AdapterInfo:
+    """Read the facts about the adapter in a folder; of its tensors, only names and shapes are read and checked."""
+    config, tensors = read_adapter_config(folder), map_weights(folder)
+    ranks, targets = set(), _configured_targets(config)
+    if isinstance(config, LoraConfig):
+        layers, others, problems = parse_tensors(read_peft_config(folder), tensors)
+        if problems:
+            message = _("{path} is broken: {problems}")
+            raise TsugikiError(message.format(path=folder / ADAPTER_FILE, problems=summarise_list(problems)))
+        ranks = {layer.r for layer in layers.values()}
+        targets = sorted({path.rpartition(".")[2] for path in layers})
+        if parameter_factors(others):
+            ranks |= {config.r}
+            targets += sorted({name.rpartition(".")[2] for name in config.target_parameters or ()} - {"weight"})
+    files = [path.stat() for path in adapter_weight_files(folder)]
+    return AdapterInfo(
+        " + ".join(methods_of(config)) or type(config).__name__,
+        tuple(sorted(ranks)),
+        tuple(targets),
+        read_base(folder),
+        sum(tensor.numel() for tensor in tensors.values()),
+        sum(file.st_size for file in files),
+        max(file.st_mtime for file in files),
+    )
 
 
 def read_library(library: Path) -> list[LibraryEntry]:
@@ -86,9 +132,8 @@ def member(name: str, library: Path) -> Path:
     names = library_names(library)
     if name in names:
         return library / name
-    raise TsugikiError(
-        _("no adapter {name!r} in {library}{nearest}").format(name=name, library=library, nearest=_nearest(name, names))
-    )
+    message = _("no adapter {name!r} in {library}{nearest}")
+    raise TsugikiError(message.format(name=name, library=library, nearest=_nearest(name, names)))
 
 
 def adapter_folder(given: str, library: Path | None = None) -> Path:
@@ -108,11 +153,8 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
         return home / given
     if path and path.is_dir():
         raise TsugikiError(_("no adapter in {given}: it has no {file}").format(given=given, file=ADAPTER_CONFIG_FILE))
-    raise TsugikiError(
-        _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}").format(
-            given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])
-        )
-    )
+    message = _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}")
+    raise TsugikiError(message.format(given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])))
 
 
 def new_adapter_folder(given: str, library: Path | None = None) -> Path:
@@ -161,11 +203,8 @@ def rename_adapter(old: str, new: str, library: Path) -> Path:
 
 def _refuse_taken(name: str, library: Path, advice: str) -> None:
     if os.path.lexists(library / name):
-        raise TsugikiError(
-            _("{name!r} is in the library {library} already; {advice}, or remove it first").format(
-                name=name, library=library, advice=advice
-            )
-        )
+        message = _("{name!r} is in the library {library} already; {advice}, or remove it first")
+        raise TsugikiError(message.format(name=name, library=library, advice=advice))
 
 
 @contextmanager
@@ -185,9 +224,8 @@ def library_names(library: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise TsugikiError(
-            _("the library {library} cannot be read: {reason}").format(library=library, reason=error.strerror or error)
-        ) from error
+        message = _("the library {library} cannot be read: {reason}")
+        raise TsugikiError(message.format(library=library, reason=error.strerror or error)) from error
 
 
 def _entry(folder: Path) -> LibraryEntry:
@@ -217,11 +255,8 @@ def _newest_checkpoint(run: Path) -> Path | None:
                 read_manifest(folder)
             except TsugikiError:
                 continue
-            warn_caller(
-                _("the run in {run} has not finished; its adapter is that of {checkpoint}").format(
-                    run=run, checkpoint=folder.name
-                )
-            )
+            message = _("the run in {run} has not finished; its adapter is that of {checkpoint}")
+            warn_caller(message.format(run=run, checkpoint=folder.name))
             return folder
     return None
 
@@ -240,3 +275,11 @@ def _near_folders(path: Path | None) -> list[str]:
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = get_close_matches(name, names, n=1)
     return _("; did you mean {name!r}?").format(name=near[0]) if near else ""
+
+
+def _configured_targets(config: Any) -> list[str]:
+    """Return the targets that the config names, under any method's name for that setting."""
+    fields = dataclasses.asdict(config)
+    names = ("target_modules", "target_parameters")
+    targets = next((fields[name] for name in names if fields.get(name)), ())
+    return [targets] if isinstance(targets, str) else sorted(targets)

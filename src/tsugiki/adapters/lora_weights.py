@@ -1,9 +1,5 @@
 """LoRA adapters as tensors, without a model, for operations on adapters.
 
-    lora = read_lora_weights(folder)
-    lora.layers["transformer.h.0.attn.c_attn"].A                # [r, in]
-    write_lora_weights(lora, out, Provenance(operation="…"))    # a new PEFT folder
-
 A PiSSA adapter is read as PEFT reads its file, as a LoRA of twice the rank.
 """
 
@@ -70,44 +66,30 @@ class LoraWeights:
 
 
 def read_lora_weights(folder: Path) -> LoraWeights:
-    """Read the LoRA adapter in a folder and check that it is complete and finite.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, or an adapter of another method or with `lora_bias`; the file is
-            broken; or tensors are missing, not of the rank that the config gives, or not finite.
-    """
+    """Read the LoRA adapter in a folder, and check that it is complete and finite and has no `lora_bias`."""
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
-        raise TsugikiError(
-            _("{folder} is not a LoRA adapter, and this operation supports only LoRA").format(folder=folder)
-        )
+        message = _("{folder} is not a LoRA adapter, and this operation supports only LoRA")
+        raise TsugikiError(message.format(folder=folder))
     if config.lora_bias:
-        raise TsugikiError(
-            _("{folder} has lora_bias, which is no update of a weight; this operation does not support it").format(
-                folder=folder
-            )
-        )
+        message = _("{folder} has lora_bias, which is no update of a weight; this operation does not support it")
+        raise TsugikiError(message.format(folder=folder))
     tensors = read_weights(folder)
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
     if problems:
-        raise TsugikiError(
-            _("{path} is broken: {problems}").format(path=folder / ADAPTER_FILE, problems=summarise_list(problems))
-        )
+        message = _("{path} is broken: {problems}")
+        raise TsugikiError(message.format(path=folder / ADAPTER_FILE, problems=summarise_list(problems)))
     return LoraWeights(config, layers, others, read_base(folder), read_config_fields(folder).get("task_type"))
 
 
 def parse_tensors(
     config: LoraConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, LayerFactors], dict[str, Tensor], list[str]]:
-    """Group the tensors of a file by layer.
+    """Group the tensors of a file, of which only names, shapes and dtypes are used, by layer.
 
-    Args:
-        config: the settings as PEFT reads them.
-        tensors: the tensors by their names in the file; only names, shapes and dtypes are used.
-
-    Returns:
-        The layers that are complete, the tensors that are not factors of a layer, and the problems, a clause for each.
+    `config` holds the settings as PEFT reads them. The result is the layers that are complete, the tensors that are not
+    factors of a layer, and the problems, a clause for each.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
@@ -152,9 +134,8 @@ def write_lora_weights(
     tensors |= lora.others
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(
-            _("the result is wrong: {broken}; nothing was written").format(broken=summarise_list(broken))
-        )
+        message = _("the result is wrong: {broken}; nothing was written")
+        raise TsugikiError(message.format(broken=summarise_list(broken)))
     settings = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
     del settings["freeze_A"]  # a setting of training, for which PEFT has no field
     if not settings["target_parameters"]:
@@ -184,21 +165,18 @@ def _with_ranks(config: LoraConfig, layers: Mapping[str, LayerFactors]) -> LoraC
     ranks = {path: layer.r for path, layer in layers.items()}
     alphas = {path: _rounded(layer.scaling * layer.r) for path, layer in layers.items()}
     r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    # A bare name would be a pattern for the names that end with it, too.
+    patterns = {path: name_pattern(config.name_in_patterns(path)) for path in layers}
     return dataclasses.replace(
         config,
         r=int(r),
         lora_alpha=alpha,
-        # A bare name would be a pattern for the names that end with it, too.
-        rank_pattern={_pattern(config, path): rank for path, rank in ranks.items() if rank != r},
-        alpha_pattern={_pattern(config, path): other for path, other in alphas.items() if other != alpha},
+        rank_pattern={patterns[path]: rank for path, rank in ranks.items() if rank != r},
+        alpha_pattern={patterns[path]: other for path, other in alphas.items() if other != alpha},
         use_rslora=False,
         init_lora_weights=True,
         use_dora=any(layer.magnitude is not None for layer in layers.values()),
     )
-
-
-def _pattern(config: LoraConfig, path: str) -> str:
-    return name_pattern(config.name_in_patterns(path))
 
 
 def _rounded(number: float) -> float:

@@ -1,9 +1,5 @@
 """Merge adapters into a base and write the result as an ordinary model folder, without loading the base.
 
-    plan = plan_merge("base", [Path("adapter")])         # reads the adapters, and the headers of the base's files
-    with new_folder(out) as temporary:
-        loss = write_merged(plan, temporary)             # copies the files, one tensor at a time
-
 Each tensor that the adapters change is read, updated in float32, and rounded once to its dtype in the file. All other
 tensors are copied unchanged. So memory is needed for the adapters and one tensor in float32, regardless of the size of
 the model. `lora.merge` computes the same tensors in memory.
@@ -37,7 +33,7 @@ from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
 from tsugiki.language import _
 from tsugiki.methods.peft_keys import base_name
@@ -104,10 +100,6 @@ def plan_merge(
         adapters: the adapters' folders; the updates of several are added.
         weights: the factor on each update; None: 1 for each.
         allow_base_mismatch: merge adapters that were trained on another base.
-
-    Raises:
-        TsugikiError: the base is incomplete; an adapter does not fit it, or cannot be merged or added to others; or a
-            changed weight is quantised.
     """
     plan = _plan_merge(base, adapters, weights, allow_base_mismatch)
     templates = {template for folder in adapters if (template := saved_chat_template(folder)) is not None}
@@ -132,11 +124,8 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
     added, config = _untied(model, updates, mapping.key_of, shared)
     if new_words is not None:
         if "vocab_size" not in model.config.to_dict():
-            raise TsugikiError(
-                _("{base} keeps the size of its vocabulary where a merge with new words cannot change it").format(
-                    base=base
-                )
-            )
+            message = _("{base} keeps the size of its vocabulary where a merge with new words cannot change it")
+            raise TsugikiError(message.format(base=base))
         config["vocab_size"] = sizes[new_words]
         return MergePlan(base, folder, shards, {}, {}, updates, config, new_words)
     not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
@@ -145,11 +134,8 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
             raise _quantized_error(not_in_files[0], model.config)
         return MergePlan(base, folder, shards, {}, {}, updates, config)
     if not_in_files:
-        raise TsugikiError(
-            _("{base} is not a complete model: {names} is missing").format(
-                base=base, names=summarise_list(not_in_files)
-            )
-        )
+        message = _("{base} is not a complete model: {names} is missing")
+        raise TsugikiError(message.format(base=base, names=summarise_list(not_in_files)))
     changed = {}
     shapes = model.state_dict()
     for name, key in mapping.key_of.items():
@@ -158,10 +144,9 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
         changed[key] = updates[name]
         entry = shard_of[key].entries[key]
         if entry.shape != shapes[name].shape:
+            message = _("{key} of {base} is {shape} in its files, and {expected} by its config")
             raise TsugikiError(
-                _("{key} of {base} is {shape} in its files, and {expected} by its config").format(
-                    key=key, base=base, shape=list(entry.shape), expected=list(shapes[name].shape)
-                )
+                message.format(key=key, base=base, shape=list(entry.shape), expected=list(shapes[name].shape))
             )
         if not is_float(entry):
             raise _quantized_error(key, model.config)
@@ -184,10 +169,6 @@ def write_merged(plan: MergePlan, out: Path, advance: Callable[[int], None] = la
     """Write the merged model into an empty folder.
 
     `advance` is called with the number of bytes that were written since the last call; `plan.size` in total.
-
-    Raises:
-        TsugikiError: a merged weight is not finite, or the base cannot be read.
-        OSError: the folder cannot be written.
     """
     loss = RoundingLoss()
     if plan.in_memory:
@@ -244,10 +225,7 @@ def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
 
 
 def _untied(
-    model: nn.Module,
-    updates: Mapping[str, WeightUpdate],
-    key_of: Mapping[str, str],
-    shared: Mapping[str, list[str]],
+    model: nn.Module, updates: Mapping[str, WeightUpdate], key_of: Mapping[str, str], shared: Mapping[str, list[str]]
 ) -> tuple[dict[str, tuple[str, WeightUpdate]], dict[str, Any]]:
     """Find shared weights that have to be separated because their uses do not get the same update.
 
@@ -265,11 +243,8 @@ def _untied(
     if not untied:
         return {}, {}
     if not untie(model, [name.rpartition(".")[0] for name in untied], []):
-        raise TsugikiError(
-            _("{names} share one weight in this model; its config has no field to make them several").format(
-                names=summarise_list(untied)
-            )
-        )
+        message = _("{names} share one weight in this model; its config has no field to make them several")
+        raise TsugikiError(message.format(names=summarise_list(untied)))
     return added, {"tie_word_embeddings": False}
 
 

@@ -101,29 +101,21 @@ class Metadata(_Model):
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read the `tsugiki.json` of a folder; a folder without one has empty metadata.
-
-    Raises:
-        TsugikiError: the file is not JSON, or has a missing, unknown or wrong key.
-    """
+    """Read the `tsugiki.json` of a folder; a folder without one has empty metadata."""
     path = folder / METADATA_FILE
     if not path.is_file():
         return Metadata()
     fields = read_json(path)
     version = fields.pop("format", None)
     if version != _VERSION:
-        raise TsugikiError(
-            _("{path} has format {version}, which this version of Tsugiki cannot read; upgrade it").format(
-                path=path, version=error_text(repr(version), 40)
-            )
-        )
+        message = _("{path} has format {version}, which this version of Tsugiki cannot read; upgrade it")
+        raise TsugikiError(message.format(path=path, version=error_text(repr(version), 40)))
     try:
         return Metadata(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"]
-        raise TsugikiError(f"{path}: {key}: {problem}") from error
+        key = ".".join(map(str, first["loc"]))
+        raise TsugikiError(f"{path}: {key}: {first['msg']}") from error
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:

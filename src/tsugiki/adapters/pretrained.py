@@ -132,12 +132,11 @@ def save_pretrained(
     for name, value in settings.items():
         if name not in _NO_EFFECT and (name not in _POSSIBLE or value != _POSSIBLE[name]):
             hint = _("call model.push_to_hub(name) instead") if name == "push_to_hub" else _("leave it out")
-            raise TsugikiError(
-                _(
-                    "save_pretrained of a grafted model writes an adapter, for which {name}={value!r} is not "
-                    "possible; {hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)"
-                ).format(name=name, value=value, hint=hint)
+            message = _(
+                "save_pretrained of a grafted model writes an adapter, for which {name}={value!r} is not "
+                "possible; {hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)"
             )
+            raise TsugikiError(message.format(name=name, value=value, hint=hint))
     # Trainer gives an empty state dict if DeepSpeed is not to gather the weights; DeepSpeed then saves its own files.
     if not is_main_process or (state_dict is not None and not state_dict):
         return
@@ -183,11 +182,8 @@ def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor
     values = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
     missing = [name for name in trainable_parameters(model) if name not in values]
     if missing:
-        raise TsugikiError(
-            _("the state dict lacks {name}, which the adapter trains ({count} such)").format(
-                name=missing[0], count=len(missing)
-            )
-        )
+        message = _("the state dict lacks {name}, which the adapter trains ({count} such)")
+        raise TsugikiError(message.format(name=missing[0], count=len(missing)))
     copies: dict[int, Any] = {
         id(own): nn.Parameter(values[name], requires_grad=False) if isinstance(own, nn.Parameter) else values[name]
         for name, own in model.state_dict(keep_vars=True).items()

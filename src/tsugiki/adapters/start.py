@@ -27,12 +27,8 @@ from tsugiki.methods.table import METHODS, format_of, methods_of
 def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that begins with an adapter: its method, and the settings of the method.
 
-    Args:
-        name: the adapter's folder, or its name in the library.
-        settings: the settings of the run, nested as in a YAML file.
-
-    Raises:
-        TsugikiError: there is no such adapter, or a setting other than a larger rank differs from the adapter's.
+    `settings`, nested as in a YAML file, are those of the run. They must not differ from the adapter's, but for the
+    rank, which can be larger.
     """
     config = read_adapter_config(adapter_folder(name))
     method = methods_of(config)[0]
@@ -46,12 +42,11 @@ def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, 
         different.append("method")
     if different:
         hint = _(", and r can be {rank} or more").format(rank=own["r"]) if section == "lora" else ""
-        raise TsugikiError(
-            _(
-                "{name} has other settings than this run ({names}): leave these out, because a run that begins "
-                "with an adapter takes the adapter's{hint}"
-            ).format(name=name, names=summarise_list(different), hint=hint)
+        message = _(
+            "{name} has other settings than this run ({names}): leave these out, because a run that begins "
+            "with an adapter takes the adapter's{hint}"
         )
+        raise TsugikiError(message.format(name=name, names=summarise_list(different), hint=hint))
     fixed = METHODS[method].fixed_settings
     taken = {key: value for key, value in own.items() if key not in fixed}
     return {**settings, "method": method, section: {**taken, **given}}

@@ -1,11 +1,7 @@
 """Verify an adapter: whether its files are whole, whether they fit a base, and whether it has any effect.
 
-    found = read_adapter_files(folder)                   # reads and checks all files once
-    found.problems                                       # what is wrong with the files, a clause for each
-    find_misfits(found, known_base("embedded"))          # why the adapter does not fit this base
-    export.loaders.incompatibilities("vllm", found)      # why another program does not load it
-
-`load_adapter`, the library, the hub and `tsugiki adapters verify` all use it.
+found = read_adapter_files(folder)                   # reads and checks all files once
+find_misfits(found, known_base("embedded"))          # why the adapter does not fit this base
 """
 
 import os
@@ -96,11 +92,8 @@ def check_adapter(folder: Path) -> Any:
     """Check that the adapter in a folder is complete; return its settings, an instance of its method's config class."""
     found = read_adapter_files(folder)
     if found.problems:
-        raise TsugikiError(
-            _("{folder} is not a complete adapter: {problems}").format(
-                folder=folder, problems=summarise_list(found.problems)
-            )
-        )
+        message = _("{folder} is not a complete adapter: {problems}")
+        raise TsugikiError(message.format(folder=folder, problems=summarise_list(found.problems)))
     return found.config
 
 

@@ -44,69 +44,48 @@ OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causa
 
 
 def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Check the files of a model's folder before they are read; code of its own is accepted with `trust_remote_code`.
-
-    Raises:
-        TsugikiError: a file is a device, or a link that leads out of the folder; the model brings code; or the folder
-            holds an adapter as well, which transformers would load without a message.
-    """
+    """Check a model's folder before its files are read; code of its own is accepted with `trust_remote_code`."""
     for path in _files_to_read(folder):
         _check_file(path, folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
-        raise TsugikiError(
-            _("{name} holds a model and an adapter ({file}); move the adapter's files to another folder").format(
-                name=name, file=ADAPTER_CONFIG_FILE
-            )
-        )
+        message = _("{name} holds a model and an adapter ({file}); move the adapter's files to another folder")
+        raise TsugikiError(message.format(name=name, file=ADAPTER_CONFIG_FILE))
     config = read_json(
         folder / MODEL_CONFIG_FILE,
         missing=_("{name} is not a model: it has no {file}").format(name=name, file=MODEL_CONFIG_FILE),
     )
     if config.get("transformers_weights") is not None:
-        raise TsugikiError(
-            _(
-                "{name} names its own file of weights (transformers_weights in {file}), which is not supported; "
-                "rename the file to model.safetensors and remove the setting"
-            ).format(name=name, file=MODEL_CONFIG_FILE)
+        message = _(
+            "{name} names its own file of weights (transformers_weights in {file}), which is not supported; "
+            "rename the file to model.safetensors and remove the setting"
         )
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
-        raise TsugikiError(
-            _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model").format(
-                name=name
-            )
-        )
+        message = _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model")
+        raise TsugikiError(message.format(name=name))
     _check_counts(config, folder / MODEL_CONFIG_FILE)
     classes = _own_classes(folder)
     if classes and not trust_remote_code:
-        raise TsugikiError(
-            _(
-                "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
-                "tsugiki train, eval and generate run it with --trust-remote-code"
-            ).format(name=name, code=error_text(classes[0], 100))
+        message = _(
+            "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
+            "tsugiki train, eval and generate run it with --trust-remote-code"
         )
+        raise TsugikiError(message.format(name=name, code=error_text(classes[0], 100)))
     elsewhere = [name_of_class for name_of_class in classes if "--" in name_of_class]
     if elsewhere:
-        raise TsugikiError(
-            _("{name} names code of another repository ({code}), which Tsugiki never runs").format(
-                name=name, code=error_text(elsewhere[0], 100)
-            )
-        )
+        message = _("{name} names code of another repository ({code}), which Tsugiki never runs")
+        raise TsugikiError(message.format(name=name, code=error_text(elsewhere[0], 100)))
     if classes:
         warn_caller(_("the code that {name} brings is run: {digest}").format(name=name, digest=code_digest(folder)))
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Check a folder in which a tokenizer was saved without a model, before it is read.
-
-    Raises:
-        TsugikiError: a file is a device, or a link that leads out of the folder; or the tokenizer brings code.
-    """
+    """Check a folder in which a tokenizer was saved without a model, before it is read."""
     for path in _files_to_read(folder):
         _check_file(path, folder)
     if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
-        raise TsugikiError(
-            _("the tokenizer in {folder} brings Python code of its own, which is not run").format(folder=folder)
-        )
+        message = _("the tokenizer in {folder} brings Python code of its own, which is not run")
+        raise TsugikiError(message.format(folder=folder))
 
 
 def code_digest(folder: Path) -> str | None:
@@ -120,10 +99,6 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
     """Compare the entries of a model's weights with what its config describes, before memory is allocated for them.
 
     Of quantised models only the format is checked, since the tensors in their files differ from the model's.
-
-    Raises:
-        TsugikiError: the shape of a tensor does not fit the config, or the config describes a much larger model than
-            the files hold; or the weights are quantised in a format that cannot be read.
     """
     check_format(name, config)
     if quantization_settings(config):
@@ -148,30 +123,23 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
     stored = sum(math.prod(entry.shape) for entry in entries.values())
     other = sum(tensor.numel() for tensor in _tensors_without_key(model, mapping.key_of))
     if other > stored + _SPARE_ELEMENTS:
-        raise TsugikiError(
-            _("{name} is not a complete model: by {file} it has {count:,} values that are not in its files").format(
-                name=name, file=MODEL_CONFIG_FILE, count=other
-            )
-        )
+        message = _("{name} is not a complete model: by {file} it has {count:,} values that are not in its files")
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE, count=other))
 
 
 def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str]) -> None:
     """Check that transformers ignored no tensor that belongs to a module of the model, or to an additional layer of it.
 
     Other tensors may be ignored, such as a vision tower or a head for another task.
-
-    Raises:
-        TsugikiError: the config does not fit the weights: it has fewer layers, or leaves out biases.
     """
     paths = {path for path, _ in model.named_modules() if path}
     surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not OLD_BUFFERS.search(key)]
     if surplus:
-        raise TsugikiError(
-            _(
-                "{name} cannot be loaded: its files hold {surplus}, which the model does not have by its {file}; "
-                "does the config belong to another model?"
-            ).format(name=name, surplus=summarise_list(surplus), file=MODEL_CONFIG_FILE)
+        message = _(
+            "{name} cannot be loaded: its files hold {surplus}, which the model does not have by its {file}; "
+            "does the config belong to another model?"
         )
+        raise TsugikiError(message.format(name=name, surplus=summarise_list(surplus), file=MODEL_CONFIG_FILE))
 
 
 def _own_classes(folder: Path) -> list[str]:
@@ -199,11 +167,8 @@ def _check_file(path: Path, folder: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise TsugikiError(_("{path} is a link to nothing").format(path=path)) from error
     if not any(target.is_relative_to(allowed) for allowed in inside):
-        raise TsugikiError(
-            _("{path} is a link out of its folder, to {target}; copy the file, or pass that folder").format(
-                path=path, target=target
-            )
-        )
+        message = _("{path} is a link out of its folder, to {target}; copy the file, or pass that folder")
+        raise TsugikiError(message.format(path=path, target=target))
     if not target.is_file() and not target.is_dir():
         raise TsugikiError(_("{path} is not a regular file").format(path=path))
 
@@ -214,10 +179,9 @@ def _check_counts(config: Mapping[str, Any], path: Path) -> None:
         if isinstance(value, dict):
             _check_counts(value, path)
         elif _COUNT.search(key) and isinstance(value, int | float) and not 0 <= value <= _MOST_LAYERS:
+            message = _("{path}: {key} is {value}; it must be from 0 to {most:,}")
             raise TsugikiError(
-                _("{path}: {key} is {value}; it must be from 0 to {most:,}").format(
-                    path=path, key=error_text(key), value=error_text(value, 50), most=_MOST_LAYERS
-                )
+                message.format(path=path, key=error_text(key), value=error_text(value, 50), most=_MOST_LAYERS)
             )
 
 

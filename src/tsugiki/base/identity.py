@@ -26,9 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
-from tsugiki.base.model_config import load_config
 from tsugiki.base.model_folder import read_shards
-from tsugiki.base.resolve import gguf_path, local_folder
+from tsugiki.base.resolve import gguf_path, load_config, local_folder
 from tsugiki.errors import TsugikiError, error_text, warn_caller
 from tsugiki.io.cache import kept
 from tsugiki.io.digests import FileState, combined_digest, file_state, sha256, tensor_digest
@@ -134,9 +133,8 @@ def _fingerprint_of(model: nn.Module) -> str | None:
     present = file_states(name)
     read_from, states = getattr(model, _FILES, (name, present))
     if read_from == name and states != present:
-        warn_caller(
-            _("the files of {name} were changed after it was loaded; its fingerprint is unknown").format(name=name)
-        )
+        message = _("the files of {name} were changed after it was loaded; its fingerprint is unknown")
+        warn_caller(message.format(name=name))
     else:
         fingerprint = _digest_files(present)
     setattr(model, _FINGERPRINT, (name, fingerprint))

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.base.checks import check_all_used, check_weights
-from tsugiki.base.headers import folder_entries
 from tsugiki.base.identity import file_states, remember_files
-from tsugiki.base.model_config import load_config, loading_errors, read_config
 from tsugiki.base.quantized_files import DEQUANTIZED, is_stored_in_4_bits, quantization_settings
-from tsugiki.base.resolve import gguf_path, model_folder, settings_folder
+from tsugiki.base.resolve import (
+    folder_entries,
+    gguf_path,
+    load_config,
+    loading_errors,
+    model_folder,
+    read_config,
+    settings_folder,
+)
 from tsugiki.dtypes import LoadDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import GENERATION_CONFIG_FILE
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
 from tsugiki.model.meta import fill_with_zeros, meta_model
 
@@ -49,11 +55,8 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     with loading_errors(name):
         config = read_config(folder, trust_remote_code=trust_remote_code)
         if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise TsugikiError(
-                _("{name} is a model of the type {kind}, which is no causal language model").format(
-                    name=name, kind=config.model_type
-                )
-            )
+            message = _("{name} is a model of the type {kind}, which is no causal language model")
+            raise TsugikiError(message.format(name=name, kind=config.model_type))
         if not trust_remote_code:
             check_weights(name, folder_entries(folder), config)
         model = None if trust_remote_code else _load_quantized(folder, config, dtype)
@@ -69,11 +72,8 @@ def stored_path(name: str) -> Path:
     """Return the path of a model that is a GGUF file, whose quantisation can be kept."""
     path = gguf_path(name)
     if path is None:
-        raise TsugikiError(
-            _("{name} is no GGUF file, and only the quantisation of GGUF files can be kept (base_dtype stored)").format(
-                name=name
-            )
-        )
+        message = _("{name} is no GGUF file, and only the quantisation of GGUF files can be kept (base_dtype stored)")
+        raise TsugikiError(message.format(name=name))
     return path
 
 
@@ -137,11 +137,8 @@ def _load_by_transformers(
         )
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns
-        raise TsugikiError(
-            _("{name} is not a complete model: {path} is missing ({count} such weights)").format(
-                name=name, path=missing[0], count=len(missing)
-            )
-        )
+        message = _("{name} is not a complete model: {path} is missing ({count} such weights)")
+        raise TsugikiError(message.format(name=name, path=missing[0], count=len(missing)))
     check_all_used(name, model, loading_info["unexpected_keys"])
     base_dtype = quantized_dtype(dtype)
     if base_dtype is not None:
@@ -165,11 +162,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
 
 
 def load_meta_model(name: str) -> "PreTrainedModel":
-    """Build a model on torch's meta device from its config; its weights are not read.
-
-    Raises:
-        TsugikiError: as for `load_model`.
-    """
+    """Build a model on torch's meta device from its config; its weights are not read."""
     config = load_config(name)
     with loading_errors(name):
         return meta_model(config)
@@ -179,9 +172,6 @@ def placeholder_model(name: str) -> "PreTrainedModel":
     """Build a model whose weights are zeros that take no memory, so that an adapter can be loaded into it.
 
     Every weight is one zero, expanded to the weight's shape. Weights that are tied in the model are tied here as well.
-
-    Raises:
-        TsugikiError: as for `load_model`.
     """
     model = load_meta_model(name)
     fill_with_zeros(model)

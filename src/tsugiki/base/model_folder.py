@@ -41,10 +41,6 @@ def weight_files(folder: Path) -> dict[str, str]:
     """Return the index of a model's weights: key of a tensor -> name of its file.
 
     Empty if there is no index, because the model has one file.
-
-    Raises:
-        TsugikiError: there are no safetensors weights, or the index is damaged or names something other than a
-            safetensors file in the folder.
     """
     if (folder / MODEL_FILE).is_file():
         return {}
@@ -59,11 +55,8 @@ def weight_files(folder: Path) -> dict[str, str]:
         raise TsugikiError(_("{path} has no weight_map from tensors to files").format(path=path))
     for file in set(file_of.values()):
         if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or not file.isprintable():
-            raise TsugikiError(
-                _("{path} names {file}, which is not a safetensors file of this folder").format(
-                    path=path, file=error_text(repr(file), 100)
-                )
-            )
+            message = _("{path} names {file}, which is not a safetensors file of this folder")
+            raise TsugikiError(message.format(path=path, file=error_text(repr(file), 100)))
     return file_of
 
 
@@ -81,11 +74,8 @@ def read_shards(folder: Path) -> list[Shard]:
     wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
         path = folder / MODEL_INDEX_FILE
-        raise TsugikiError(
-            _("{path} says that {name} is in {file}, but it is not").format(
-                path=path, name=error_text(wrong[0]), file=file_of[wrong[0]]
-            )
-        )
+        message = _("{path} says that {name} is in {file}, but it is not")
+        raise TsugikiError(message.format(path=path, name=error_text(wrong[0]), file=file_of[wrong[0]]))
     return shards
 
 
@@ -160,9 +150,6 @@ def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None
         folder: the model's folder.
         out: the folder to copy to; files of the same names are replaced.
         config: fields of config.json to change in the copy.
-
-    Raises:
-        OSError: a file cannot be read or written.
     """
     candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
     for path in candidates:
@@ -187,9 +174,6 @@ def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]])
         folder: the original model's folder.
         out: the folder of the new model.
         added: key of a new tensor -> the name of its file, and the entry of a tensor with its dtype and shape.
-
-    Raises:
-        OSError: the index cannot be written.
     """
     if (folder / MODEL_FILE).is_file():
         return

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.base.checks import check_tokenizer_files
-from tsugiki.base.model_config import loading_errors
+from tsugiki.base.resolve import loading_errors
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
 from tsugiki.language import _
@@ -40,32 +40,20 @@ class NewWords:
 
 
 def read_words(path: Path) -> list[str]:
-    """Read the words in a UTF-8 file, one in each line; empty lines and repetitions are left out.
-
-    Raises:
-        TsugikiError: the file cannot be read or is not UTF-8, or it holds no word, too many words, or a word that is
-            too long.
-    """
+    """Read the words in a UTF-8 file, one in each line; empty lines and repetitions are left out."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
-        raise TsugikiError(
-            _("the words in {path} cannot be read: {error}").format(path=path, error=error_text(error))
-        ) from error
+        message = _("the words in {path} cannot be read: {error}")
+        raise TsugikiError(message.format(path=path, error=error_text(error))) from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words or len(words) > _MAX_WORDS:
-        raise TsugikiError(
-            _("{path} has {count:,} words; give 1 to {most:,}, one in each line").format(
-                path=path, count=len(words), most=_MAX_WORDS
-            )
-        )
+        message = _("{path} has {count:,} words; give 1 to {most:,}, one in each line")
+        raise TsugikiError(message.format(path=path, count=len(words), most=_MAX_WORDS))
     long = [word for word in words if len(word) > _MAX_LENGTH]
     if long:
-        raise TsugikiError(
-            _("{path}: {line} is no word: it has {count} characters").format(
-                path=path, line=error_text(long[0], 40), count=len(long[0])
-            )
-        )
+        message = _("{path}: {line} is no word: it has {count} characters")
+        raise TsugikiError(message.format(path=path, line=error_text(long[0], 40), count=len(long[0])))
     return words
 
 
@@ -80,11 +68,7 @@ def add_words(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> New
 
 @torch.no_grad()
 def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
-    """Add a row for each new word to embedding and head, in place: the mean of the rows of its pieces.
-
-    Raises:
-        TsugikiError: the embedding or the head is quantised.
-    """
+    """Add a row for each new word to embedding and head, in place: the mean of the rows of its pieces."""
     fit_vocabulary(model, max(new.ids) + 1)
     weights = {id(layer.weight): cast(Tensor, layer.weight) for layer in _ends(model)}
     for weight in weights.values():
@@ -94,11 +78,7 @@ def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
 
 
 def fit_vocabulary(model: "PreTrainedModel", words: int) -> None:
-    """Add rows to embedding and head until there are `words` rows; the caller replaces their values later.
-
-    Raises:
-        TsugikiError: the embedding or the head is quantised.
-    """
+    """Add rows to embedding and head until there are `words` rows; the caller replaces their values later."""
     for layer in _ends(model):
         if not isinstance(layer._parameters.get("weight"), torch.nn.Parameter):
             raise TsugikiError(
@@ -114,11 +94,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer that was saved with an adapter; code in the folder is not run.
-
-    Raises:
-        TsugikiError: its files are damaged, or not ordinary files.
-    """
+    """Load the tokenizer that was saved with an adapter; code in the folder is not run."""
     from transformers import AutoTokenizer
 
     check_tokenizer_files(folder)

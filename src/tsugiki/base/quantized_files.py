@@ -51,12 +51,11 @@ class StoredNf4:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise TsugikiError(_("{key} is not stored as bitsandbytes stores 4 bits").format(key=self.key)) from error
         if not fits:
-            raise TsugikiError(
-                _(
-                    "{key} is stored by bitsandbytes in another way than as NF4 in blocks of {block} numbers of a row, "
-                    "which is not supported; load the unquantised model"
-                ).format(key=self.key, block=BLOCK)
+            message = _(
+                "{key} is stored by bitsandbytes in another way than as NF4 in blocks of {block} numbers of a row, "
+                "which is not supported; load the unquantised model"
             )
+            raise TsugikiError(message.format(key=self.key, block=BLOCK))
         return Nf4Linear.from_codes(packed, largest, dtype)
 
     def _largest(self, state: Mapping[str, Any]) -> Tensor:
@@ -98,16 +97,11 @@ def quantization_settings(config: object) -> dict[str, Any]:
 
 
 def check_format(name: str, config: object) -> None:
-    """Check that the weights of a model are not quantised, or that their quantisation can be kept or undone.
-
-    Raises:
-        TsugikiError: the weights are quantised in a format that cannot be read.
-    """
+    """Check that the weights of a model are not quantised, or that their quantisation can be kept or undone."""
     method = error_text(quantization_settings(config).get("quant_method", ""), 40)
     if method and method not in DEQUANTIZED and not is_stored_in_4_bits(config):
-        raise TsugikiError(
-            _(
-                "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
-                "in int8 or nf4 if memory is short"
-            ).format(name=name, method=method)
+        message = _(
+            "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
+            "in int8 or nf4 if memory is short"
         )
+        raise TsugikiError(message.format(name=name, method=method))

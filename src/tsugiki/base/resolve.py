@@ -1,4 +1,4 @@
-"""Find the folder with a model's files by the model's name: embedded, a folder, a GGUF file, or a hub id.
+"""Find a model's files by its name (embedded, a folder, a GGUF file, or a hub id); read its config and its headers.
 
 A GGUF file is converted to a folder in the cache (see `base.gguf`). The files of a model on the Hugging Face hub are
 downloaded into huggingface_hub's cache; `USER/NAME@REVISION` names a branch, a tag or a commit. Weights are taken from
@@ -7,24 +7,33 @@ safetensors files only. Every folder is checked before it is returned (see `base
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsugiki.base.checks import check_folder
 from tsugiki.base.gguf import conversion_cache
 from tsugiki.base.gguf.file import is_gguf
-from tsugiki.base.model_folder import weight_files
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.base.model_folder import read_shards, weight_files
+from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
     CHAT_TEMPLATES_FOLDER,
     MODEL_CONFIG_FILE,
     MODEL_FILE,
+    MODEL_INDEX_FILE,
     OTHER_MODEL_FILES,
 )
+from tsugiki.io.json import read_json
+from tsugiki.io.progress import hidden_progress_bars
+from tsugiki.io.shards import Entry
 from tsugiki.language import _
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 EMBEDDED = "embedded"
 """The name of the small Japanese GPT-2 that is part of the package."""
@@ -43,11 +52,6 @@ def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
             holds something that must not be read (see `check_folder`).
     """
     return _folder(name, trust_remote_code, _settings_files(trust_remote_code))[0]
-
-
-def config_folder(name: str) -> Path:
-    """Return a folder on this machine with a model's config. For a model on the hub, nothing else is downloaded."""
-    return _folder(name, False, (MODEL_CONFIG_FILE,))[0]
 
 
 def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
@@ -73,9 +77,6 @@ def local_folder(name: str) -> Path | None:
     """Return the folder on this machine that holds a model's files, or None if there is none. Nothing is downloaded.
 
     The folder of a GGUF file has its config and tokenizer, and may lack the weights (see `model_folder`).
-
-    Raises:
-        TsugikiError: the config or the tokenizer of a GGUF file cannot be converted.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -118,11 +119,8 @@ def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tu
     Of a model on the hub, the files whose names match `patterns` are downloaded.
     """
     if not name.strip():
-        raise TsugikiError(
-            _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id").format(
-                embedded=EMBEDDED
-            )
-        )
+        message = _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id")
+        raise TsugikiError(message.format(embedded=EMBEDDED))
     on_hub: Collection[str] = ()
     if _is_local(name):
         folder = local_folder(name)
@@ -136,11 +134,7 @@ def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tu
 
 
 def _is_local(name: str) -> bool:
-    """Return whether the name is that of a model on this machine, as opposed to a hub id.
-
-    Raises:
-        TsugikiError: the name is that of a file or folder that is not a model, or does not exist.
-    """
+    """Return whether the name is that of a model on this machine, as opposed to a hub id."""
     if name == EMBEDDED:
         return True
     path = Path(name).expanduser()
@@ -161,11 +155,8 @@ def _is_local(name: str) -> bool:
     except (OSError, ValueError) as error:
         raise TsugikiError(_("no model at {name!r}: {error}").format(name=name, error=error_text(error))) from error
     if exists:
-        raise TsugikiError(
-            _("{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id").format(
-                name=name, file=MODEL_CONFIG_FILE
-            )
-        )
+        message = _("{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id")
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
     if path.suffix.lower() == ".gguf":
         raise TsugikiError(_("no model at {name!r}: there is no such file").format(name=name))
     if name.startswith(("/", ".", "~")):
@@ -195,18 +186,14 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
     try:
         return Path(snapshot_download(repo_id, revision=revision or named, allow_patterns=sorted(wanted)))
     except Exception as error:  # any error of the network, the hub or the disk
-        raise TsugikiError(
-            _("{name} cannot be downloaded: {error}").format(name=name, error=error_text(error))
-        ) from error
+        message = _("{name} cannot be downloaded: {error}")
+        raise TsugikiError(message.format(name=name, error=error_text(error))) from error
 
 
 def _hub_files(name: str) -> frozenset[str]:
     """Return the paths of a model's files on the hub; none if it cannot be reached but the model is cached.
 
     A single request decides this, so that the user does not wait for the retries of every file.
-
-    Raises:
-        TsugikiError: the hub has no such model, or it cannot be reached and the model is not cached.
     """
     import httpx2
     from huggingface_hub import HfApi
@@ -221,31 +208,127 @@ def _hub_files(name: str) -> frozenset[str]:
     try:
         found = HfApi().model_info(repo_id, revision=revision, timeout=10)
     except GatedRepoError as error:
-        raise TsugikiError(
-            _("{name} requires consent: accept its terms on the hub and log in (hf auth login)").format(name=name)
-        ) from error
+        message = _("{name} requires consent: accept its terms on the hub and log in (hf auth login)")
+        raise TsugikiError(message.format(name=name)) from error
     except RevisionNotFoundError as error:
-        raise TsugikiError(
-            _("{name} has no revision {revision!r} on the hub").format(name=repo_id, revision=revision)
-        ) from error
+        message = _("{name} has no revision {revision!r} on the hub")
+        raise TsugikiError(message.format(name=repo_id, revision=revision)) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise TsugikiError(
-            _(
-                "no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub"
-            ).format(name=name, embedded=EMBEDDED)
-        ) from error
+        message = _("no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub")
+        raise TsugikiError(message.format(name=name, embedded=EMBEDDED)) from error
     except (httpx2.HTTPError, OSError) as error:
         if local_folder(name):
             return frozenset()
-        raise TsugikiError(
-            _(
-                "there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and "
-                "the network"
-            ).format(name=name)
-        ) from error
+        message = _(
+            "there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and "
+            "the network"
+        )
+        raise TsugikiError(message.format(name=name)) from error
     names = frozenset(file.rfilename for file in found.siblings or ())
     if MODEL_CONFIG_FILE not in names:
-        raise TsugikiError(
-            _("{name} is not a model: the repository has no {file}").format(name=name, file=MODEL_CONFIG_FILE)
-        )
+        message = _("{name} is not a model: the repository has no {file}")
+        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
     return names
+
+
+def folder_entries(folder: Path) -> dict[str, Entry]:
+    """Return the entries of all tensors in a model's folder."""
+    return {key: entry for shard in read_shards(folder) for key, entry in shard.entries.items()}
+
+
+def weight_entries(name: str) -> tuple[Mapping[str, Entry] | None, bool]:
+    """Return the entries of a model's tensors, and whether its weights are on this machine.
+
+    Of a model on the hub only the index and the headers are downloaded, at most about 100 kB of each file.
+
+    Args:
+        name: a folder or a hub id; not a GGUF file.
+
+    Returns:
+        None instead of the entries if the hub cannot be reached.
+    """
+    assert gguf_path(name) is None
+    folder = local_folder(name)
+    if folder is not None and (Path(name).expanduser() == folder or _has_weights(folder)):
+        return folder_entries(folder), True
+    return _hub_entries(name), False
+
+
+def _has_weights(folder: Path) -> bool:
+    """Return whether the weights of a model on the hub have been downloaded."""
+    if (folder / MODEL_INDEX_FILE).is_file():
+        try:
+            return bool(folder_entries(folder))
+        except TsugikiError:  # some files may not have been downloaded
+            return False
+    return (folder / MODEL_FILE).is_file()
+
+
+def _hub_entries(name: str) -> dict[str, Entry] | None:
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+
+    repo_id, revision = split_revision(name)
+    try:
+        with hidden_progress_bars():
+            found = HfApi().get_safetensors_metadata(repo_id, revision=revision)
+    except NotASafetensorsRepoError as error:
+        message = _("{folder} has no safetensors weights: neither {file} nor {index} exists")
+        raise TsugikiError(message.format(folder=name, file=MODEL_FILE, index=MODEL_INDEX_FILE)) from error
+    except (SafetensorsParsingError, HfHubHTTPError, ValueError, AttributeError, TypeError) as error:
+        message = _("the weights of {name} cannot be read: {error}")
+        raise TsugikiError(message.format(name=name, error=error_text(error))) from error
+    except (httpx2.HTTPError, OSError):
+        return None
+    return {
+        key: Entry(tensor.dtype, tuple(tensor.shape), *tensor.data_offsets)
+        for file in found.files_metadata.values()
+        for key, tensor in file.tensors.items()
+    }
+
+
+def load_config(name: str) -> "PretrainedConfig":
+    """Load a model's config; of a model on the hub, nothing else is downloaded."""
+    folder, _on_hub = _folder(name, False, (MODEL_CONFIG_FILE,))
+    with loading_errors(name):
+        return read_config(folder)
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """Read the config in a model's folder, without settings that the folder should not decide.
+
+    transformers raises exceptions of any class; see `loading_errors`.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
+
+    kind = read_json(folder / MODEL_CONFIG_FILE).get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trust_remote_code:
+        message = _(
+            "{folder} is a model of the type {kind}, which transformers {version} does not know; a newer release may"
+        )
+        raise TsugikiError(message.format(folder=folder, kind=error_text(kind, 40), version=__version__))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    if config.model_type == "rwkv":
+        # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The
+        # rescaling only prevents overflow in float16.
+        config.rescale_every = 0
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        # Old configs can switch gradient checkpointing on. It costs time, so only the user may switch it on.
+        if part is not None:
+            vars(part).pop("gradient_checkpointing", None)
+    return config
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[None]:
+    """Turn exceptions of other libraries, which may be of any class, into a `TsugikiError` that names the model."""
+    try:
+        yield
+    except TsugikiError:
+        raise
+    except BaseException as error:
+        if not is_ordinary(error):
+            raise
+        message = _("{name} cannot be loaded: {error}")
+        raise TsugikiError(message.format(name=name, error=error_text(error) or type(error).__name__)) from error

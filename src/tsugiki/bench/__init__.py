@@ -8,10 +8,8 @@ __getattr__, __dir__ = lazy_names(
         "entries": "BenchmarkEntry DEFAULT_ENTRIES LIMIT_ENTRY TRAINING_ENTRIES load_function",
         "limit": "LAYOUTS Product Timings operands products",
         "models": "SHAPES build read_model_config",
-        "process": "EntryFailed EntryProcess",
-        "results": "Results collect",
-        "runner": "Measurement measure",
-        "tables": "computer results_page results_table",
+        "results": "Results collect computer plot results_page results_table",
+        "runner": "EntryFailed EntryProcess Measurement measure",
         "workload": "StepBarrier StopRequested Workload",
     },
 )

@@ -1,18 +1,14 @@
 """Run one benchmark: choose the entries, measure them, and write the results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from tsugiki.base.loading import default_device
 from tsugiki.bench.entries import DEFAULT_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.plot import plot
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
-from tsugiki.bench.tables import results_page
 from tsugiki.bench.workload import STEPS, Workload
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.model.meta import meta_model
@@ -28,19 +24,12 @@ def run_benchmark(
     show: Callable[[str], None],
     steps: int = STEPS,
 ) -> Results:
-    """Measure the entries and the machine's limit, in `rounds` blocks of `steps` counted steps.
-
-    Raises:
-        TsugikiError: the length exceeds the model's context, or no entry could be measured.
-    """
+    """Measure the entries and the machine's limit, in `rounds` blocks of `steps` counted steps."""
     config = read_model_config(workload.model)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and workload.length > context:
-        raise TsugikiError(
-            _("--length is {length}, but the context of {model} is {context} tokens").format(
-                length=workload.length, model=workload.model, context=context
-            )
-        )
+        message = _("--length is {length}, but the context of {model} is {context} tokens")
+        raise TsugikiError(message.format(length=workload.length, model=workload.model, context=context))
     parameters = sum(weight.numel() for weight in meta_model(config).parameters())
     skipped = {name: reason for name, entry in entries.items() if (reason := _why_too_large(entry, parameters))}
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
@@ -62,20 +51,9 @@ def choose_entries(names: Sequence[str]) -> dict[str, BenchmarkEntry]:
     """Return the entries with these names, in the given order; without names, the default entries."""
     unknown = [name for name in names if name not in TRAINING_ENTRIES]
     if unknown:
-        raise TsugikiError(
-            _("unknown benchmark entry {unknown}; choose from {known}").format(
-                unknown=", ".join(map(repr, unknown)), known=", ".join(TRAINING_ENTRIES)
-            )
-        )
+        message = _("unknown benchmark entry {unknown}; choose from {known}")
+        raise TsugikiError(message.format(unknown=", ".join(map(repr, unknown)), known=", ".join(TRAINING_ENTRIES)))
     return {name: TRAINING_ENTRIES[name] for name in names or DEFAULT_ENTRIES}
-
-
-def write_results(results: Results, out: Path) -> None:
-    """Write `results.json`, `table.md` and `plot.svg` to a folder."""
-    make_folder(out)
-    results.write(out)
-    write_text(out / "table.md", results_page(results))
-    write_text(out / "plot.svg", plot(results))
 
 
 def _why_too_large(entry: BenchmarkEntry, parameters: int) -> str | None:

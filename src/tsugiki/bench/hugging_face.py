@@ -12,15 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 
 from tsugiki.base.loading import default_device
 from tsugiki.bench.models import build
-from tsugiki.bench.workload import (
-    ALPHA,
-    DROPOUT,
-    LEARNING_RATE,
-    RANK,
-    StepBarrier,
-    Workload,
-    wait_for_accelerator,
-)
+from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload, wait_for_accelerator
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 from tsugiki.model.freeze import disable_dropout
@@ -31,11 +23,7 @@ if TYPE_CHECKING:
 ENDLESS = 1_000_000
 """The number of steps in the trainers' configuration; the benchmark stops them earlier."""
 _TRIALS = 2
-_QUIET: dict[str, Any] = {
-    "disable_tqdm": True,
-    "report_to": "none",
-    "dataloader_pin_memory": torch.cuda.is_available(),
-}
+_QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
 
 
 class StepBarrierCallback(TrainerCallback):  # type: ignore[misc]

@@ -24,100 +24,54 @@ class Shape:
     """Config values that differ from the architecture's defaults."""
 
 
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
+def _sizes(*values: int) -> dict[str, Any]:
+    """Return the config values of a model with grouped queries; the order is that of `_SIZES`."""
+    return dict(zip(_SIZES, values, strict=True))
+
+
 SHAPES: Mapping[str, Shape] = {
     "gpt2-small": Shape(marked("GPT-2 small: 124M parameters, 12 layers, width 768"), "gpt2", {}),
     "rinna-medium": Shape(
         marked("rinna/japanese-gpt2-medium, the chapter's base: 336M parameters, 24 layers, width 1,024"),
         "gpt2",
-        {
-            "n_layer": 24,
-            "n_embd": 1024,
-            "n_head": 16,
-            "vocab_size": 32_000,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
+        {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 32_000, "bos_token_id": 1, "eos_token_id": 2},
     ),
     "smollm2-135m": Shape(
         marked("SmolLM2 135M: a Llama with 30 layers, width 576, vocabulary 49,152"),
         "llama",
-        {
-            "vocab_size": 49_152,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": True,
-        },
+        {**_sizes(49_152, 576, 1536, 30, 9, 3, 8192), "tie_word_embeddings": True},
     ),
     "gemma3-270m": Shape(
         marked("Gemma 3 270M: 268M parameters, 18 layers, width 640, vocabulary 262,144"),
         "gemma3_text",
-        {
-            "vocab_size": 262_144,
-            "hidden_size": 640,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 18,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 1,
-            "head_dim": 256,
-            "max_position_embeddings": 32_768,
-            "sliding_window": 512,
-        },
+        {**_sizes(262_144, 640, 2048, 18, 4, 1, 32_768), "head_dim": 256, "sliding_window": 512},
     ),
     "qwen2.5-0.5b": Shape(
         marked("Qwen2.5 0.5B: 24 layers, width 896, vocabulary 151,936"),
         "qwen2",
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32_768,
-            "tie_word_embeddings": True,
-        },
+        {**_sizes(151_936, 896, 4864, 24, 14, 2, 32_768), "tie_word_embeddings": True},
     ),
     "tinyllama-1.1b": Shape(
         marked("TinyLlama 1.1B: a Llama with 22 layers, width 2,048, vocabulary 32,000"),
         "llama",
-        {
-            "vocab_size": 32_000,
-            "hidden_size": 2048,
-            "intermediate_size": 5632,
-            "num_hidden_layers": 22,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 2048,
-        },
+        _sizes(32_000, 2048, 5632, 22, 32, 4, 2048),
     ),
     "qwen3-1.7b": Shape(
         marked("Qwen3 1.7B: 28 layers, width 2,048, vocabulary 151,936"),
         "qwen3",
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 40_960,
-            "tie_word_embeddings": True,
-        },
+        {**_sizes(151_936, 2048, 6144, 28, 16, 8, 40_960), "head_dim": 128, "tie_word_embeddings": True},
     ),
 }
 
 
 def read_model_config(name: str) -> "PretrainedConfig":
-    """Return the config of a key of `SHAPES`, a model folder, a GGUF file or a hub id, without loading weights.
-
-    Raises:
-        TsugikiError: there is no such model; the message lists the known shapes.
-    """
+    """Return the config of a key of `SHAPES`, a model folder, a GGUF file or a hub id, without loading weights."""
     from transformers import AutoConfig
 
     if name in SHAPES:
@@ -125,9 +79,8 @@ def read_model_config(name: str) -> "PretrainedConfig":
     try:
         load_tokenizer(name)  # its errors explain every kind of invalid name
     except TsugikiError as error:
-        raise TsugikiError(
-            _("{error}; known shapes are {known}").format(error=error, known=", ".join(SHAPES))
-        ) from error
+        message = _("{error}; known shapes are {known}")
+        raise TsugikiError(message.format(error=error, known=", ".join(SHAPES))) from error
     return AutoConfig.from_pretrained(local_folder(name) or name)
 
 

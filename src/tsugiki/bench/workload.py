@@ -52,14 +52,10 @@ class StopRequested(BaseException):
 
 
 class StepBarrier:
-    """Makes an entry wait before each step until the parent requests it, and reports the step's time and memory.
-
-    Args:
-        receive: returns the next line from the parent; an empty string if the parent has ended.
-        send: sends a message to the parent.
-    """
+    """Makes an entry wait before each step until the parent requests it, and reports the step's time and memory."""
 
     def __init__(self, receive: Callable[[], str], send: Callable[[dict[str, Any]], None]) -> None:
+        """`receive` returns the next line from the parent, "" after its end; `send` sends a message to it."""
         self._receive, self._send = receive, send
         self._notes: dict[str, str] = {}
         self._loaded: int | None = None
@@ -70,12 +66,9 @@ class StepBarrier:
         self._notes |= notes
 
     def begin(self) -> None:
-        """Wait until the next step is requested, then start the clock.
+        """Wait until the next step is requested, then start the clock; raise `StopRequested` if none is.
 
         The first call also reports that the model is loaded.
-
-        Raises:
-            StopRequested: the parent process requests no more steps.
         """
         if self._loaded is None:
             memory.reset_peak()

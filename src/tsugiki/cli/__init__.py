@@ -5,11 +5,11 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "app": "version_line",
+        "app": "root_command version_line",
         "before_a_run": "aozora_command",
         "examples": "EXAMPLES",
         "flags": "FlagsOf Given as_command panel_of settings_of settings_text words_of yaml_value",
-        "help": "message_of texts_of",
+        "help": "HELP_ATTRIBUTES message_of",
         "look": "report_command",
         "mistakes": "near_flags",
         "summary": "print_summary",

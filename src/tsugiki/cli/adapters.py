@@ -1,14 +1,14 @@
 """The commands below `tsugiki adapters`."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 from rich.cells import cell_len
 
-from tsugiki.cli.flags import Library, add_command_to, layer_names, new_group
+from tsugiki.cli.flags import Library, layer_names
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export import Loader
@@ -17,6 +17,7 @@ from tsugiki.report.table import Table
 
 if TYPE_CHECKING:
     from tsugiki.adapters.algebra.matrices import RankReduction
+    from tsugiki.cli.help import Commands
 
 NewAdapter: TypeAlias = Annotated[
     str, typer.Option("--out", help="A new name in the library, or the path of a new folder.")
@@ -37,19 +38,14 @@ Weights: TypeAlias = Annotated[
 
 
 def parse_weights(text: str | None) -> list[float] | None:
-    """Parse the value of --weights, numbers separated by commas; None stays None.
-
-    Raises:
-        TsugikiError: a part is not a number.
-    """
+    """Parse the value of --weights, numbers separated by commas; None stays None."""
     if text is None:
         return None
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise TsugikiError(
-            _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3").format(text=text)
-        ) from error
+        message = _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3")
+        raise TsugikiError(message.format(text=text)) from error
 
 
 def list_command(
@@ -76,11 +72,7 @@ def list_command(
             typer.echo(entry_line(entry))
         return
     if not entries:
-        print_line(
-            _(
-                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
-            ).format(home=home)
-        )
+        _print_empty(home)
         return
     if any(entry.info for entry in entries):
         print_table(
@@ -90,6 +82,11 @@ def list_command(
     for entry in entries:
         if entry.broken:
             print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+
+
+def _print_empty(home: Path) -> None:
+    advice = _("no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
+    print_line(advice.format(home=home))
 
 
 def add_command(
@@ -186,7 +183,7 @@ def show_command(
     )
     from tsugiki.report.formatting import describe_change
     from tsugiki.report.record_text import change_of_run, held_out_table
-    from tsugiki.report.samples import shown_samples
+    from tsugiki.report.run import shown_samples
 
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("layers"), None) as advance:
@@ -267,11 +264,7 @@ def verify_command(
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
     if not given:
-        print_line(
-            _(
-                "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run"
-            ).format(home=home)
-        )
+        _print_empty(home)
         return
     progress, broken = ProgressDisplay(), 0
     with progress.stage("base", None):
@@ -280,12 +273,11 @@ def verify_command(
         for name in given:
             if name.endswith(_SETTINGS):
                 if for_ is None:
-                    raise TsugikiError(
-                        _(
-                            "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
-                            "the adapter"
-                        ).format(name=name)
+                    message = _(
+                        "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
+                        "the adapter"
                     )
+                    raise TsugikiError(message.format(name=name))
                 settings = load_config(Path(name), {"model": model} if model else {})
                 shape = load_meta_model(settings.model)
                 problems = incompatibilities_before_training(for_, settings.adapter_config, shape)
@@ -334,14 +326,13 @@ def combine_command(
         distance,
         load_weighted_adapters,
         norm,
-        weights_or_ones,
         write_combined,
     )
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
     combination = Combination(type_, rank, density, seed)
-    parts = load_weighted_adapters(folders, weights_or_ones(parse_weights(weights), len(folders)))
+    parts = load_weighted_adapters(folders, parse_weights(weights))
     lora = combine(parts, combination, allow_base_mismatch=allow_base_mismatch, track=track_layers)
     write_combined(lora, target, folders, [part.weight for part in parts], combination)
     rows = [[part.name, f"{part.weight:g}", f"{abs(part.weight) * norm(part.lora):.4g}"] for part in parts]
@@ -400,7 +391,6 @@ def truncate_command(
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
     from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
     from tsugiki.adapters.metadata import Provenance, source_adapter
-    from tsugiki.errors import TsugikiError
 
     folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
     lora = read_lora_weights(folder)
@@ -412,11 +402,8 @@ def truncate_command(
         raise TsugikiError(_("pass either --rank or --energy"))
     if all(layer.after == layer.before for layer in kept.values()):
         highest = max(layer.before for layer in kept.values())
-        raise TsugikiError(
-            _("no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written").format(
-                adapter=adapter, highest=highest
-            )
-        )
+        message = _("no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written")
+        raise TsugikiError(message.format(adapter=adapter, highest=highest))
     settings = {"rank": rank} if energy is None else {"energy": energy}
     provenance = Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
     write_lora_weights(shorter, target, provenance, [folder])
@@ -448,7 +435,6 @@ def extract_command(
     from tsugiki.adapters.lora_weights import write_lora_weights
     from tsugiki.adapters.metadata import Provenance, Source
     from tsugiki.base.resolve import local_folder
-    from tsugiki.errors import summarise_list
 
     target = new_adapter_folder(out, library)
     found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track_layers)
@@ -459,9 +445,8 @@ def extract_command(
     total = found.total_energy
     lines = [_("overall: the adapter holds {energy:.2%} of the energy of all changes").format(energy=found.energy)]
     if found.unchanged:
-        lines.append(
-            _("left out because they did not change: {unchanged}").format(unchanged=summarise_list(found.unchanged))
-        )
+        message = _("left out because they did not change: {unchanged}")
+        lines.append(message.format(unchanged=summarise_list(found.unchanged)))
     if found.not_captured:
         by_energy = sorted(found.not_captured.items(), key=lambda item: -item[1])
         shares = [f"{name} ({energy / total:.2%})" for name, energy in by_energy]
@@ -506,7 +491,6 @@ def track_layers(paths: Sequence[str]) -> Iterator[str]:
 
 def print_kept(kept: Mapping[str, "RankReduction"], *lines: str) -> None:
     """Print a table with each layer's rank before and after and the share of its update that is kept, then `lines`."""
-
     rows = [[path, str(layer.before), str(layer.after), f"{layer.energy:.2%}"] for path, layer in kept.items()]
     print_table(Table([_("layer"), _("rank"), "→", _("energy kept")], rows), *lines)
 
@@ -520,12 +504,10 @@ def print_written(out: Path) -> None:
     print_next_command("chat", str(out))
 
 
-adapters_app = new_group("Manage the library of adapters; compare, verify, combine and convert adapters.")
-
 LIBRARY, CHECK, MAKE = "The library", "Look and check", "Make from others"
 """The groups of commands."""
 
-_COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
+ADAPTERS: "Commands" = {
     "list": (LIBRARY, list_command),
     "add": (LIBRARY, add_command),
     "rename": (LIBRARY, rename_command),
@@ -539,5 +521,4 @@ _COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
     "extract": (MAKE, extract_command),
     "import": (MAKE, import_command),
 }
-for _name, (_group, _function) in _COMMANDS.items():
-    add_command_to(adapters_app, _name, _function, _group)
+"""The commands below `tsugiki adapters`, and their groups."""

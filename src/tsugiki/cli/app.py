@@ -6,24 +6,20 @@ torch, whose import takes seconds, is not imported here.
 import os
 import platform
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tsugiki.cli.adapters import adapters_app
+from tsugiki.cli.adapters import ADAPTERS
 from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
-from tsugiki.cli.flags import add_command_to
-from tsugiki.cli.help import Group
-from tsugiki.cli.look import bench_command, cache_app, evaluate_command, methods_command, report_command
+from tsugiki.cli.help import Commands, Group, new_group
+from tsugiki.cli.look import CACHE, bench_command, evaluate_command, methods_command, report_command
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
 from tsugiki.cli.train import compare_command, pretrain_command, quickstart_command, sweep_command, train_command
 from tsugiki.language import _, marked, ngettext
-from tsugiki.native import is_compiled
 
 _TOUR = marked("""\
 A small adapter is trained on your text, on top of a language model that
@@ -50,7 +46,7 @@ _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 MAKE, LOOK, KEEP, SHARE = "Make an adapter", "Look at it", "Keep it", "Share it"
 """The groups of commands."""
 
-app = typer.Typer(
+_app = typer.Typer(
     cls=Group,
     help="LoRA fine-tuning on the machine you have. `tsugiki` alone shows the way from a text to an adapter.",
     epilog="At any place: --lang en or --lang ja chooses the language, and --debug shows the traceback of an error. "
@@ -59,7 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
+_COMMANDS: Commands = {
     "quickstart": (MAKE, quickstart_command),
     "new": (MAKE, new_command),
     "aozora": (MAKE, aozora_command),
@@ -81,10 +77,16 @@ _COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
     "pull": (SHARE, pull_command),
     "export": (SHARE, export_command),
 }
-for _name, (_group, _function) in _COMMANDS.items():
-    add_command_to(app, _name, _function, _group)
-app.add_typer(adapters_app, name="adapters", cls=Group, rich_help_panel=KEEP)
-app.add_typer(cache_app, name="cache", cls=Group, rich_help_panel=KEEP)
+
+
+def root_command() -> Group:
+    """Return the command `tsugiki` with all others below it, their help in the user's language."""
+    root = Group.of(_app, _COMMANDS)
+    adapters = "Manage the library of adapters; compare, verify, combine and convert adapters."
+    root.add_command(new_group("adapters", adapters, KEEP, ADAPTERS))
+    cache = "List or remove what Tsugiki keeps on the disk to be faster the next time."
+    root.add_command(new_group("cache", cache, KEEP, CACHE))
+    return root
 
 
 def _print_version(value: bool) -> None:
@@ -93,7 +95,7 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
+@_app.callback(invoke_without_command=True)
 def _without_command(
     context: typer.Context,
     version: Annotated[
@@ -106,17 +108,22 @@ def _without_command(
 
 def version_line() -> str:
     """Return the versions of Tsugiki and of the libraries that matter most, the device and C functions, in one line."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    from importlib.metadata import version
+
+    from tsugiki.native import is_compiled
+
+    torch_version = version("torch")
+    libraries = f"torch {torch_version}, transformers {version('transformers')}"
+    python = f"Python {platform.python_version()}"
     native = _("with C functions") if is_compiled() else _("without C functions")
-    return f"tsugiki {version('tsugiki')} ({libraries}, Python {platform.python_version()}; {_device()}; {native})"
+    return f"tsugiki {version('tsugiki')} ({libraries}, {python}; {_device(torch_version)}; {native})"
 
 
-def _device() -> str:
+def _device(torch_version: str) -> str:
     """Return the accelerator that the installed torch can use, judged by files only, or else the processor."""
-    build = version("torch").partition("+")[2]
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return "mps"
-    if build != "cpu":
+    if torch_version.partition("+")[2] != "cpu":
         gpus = [_model(path) for path in sorted(_NVIDIA_GPUS.glob("*/information"))]
         if gpus:
             return "cuda: " + ", ".join(gpus)

@@ -13,21 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import FlagsOf, Given, settings_text, words_of
+from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, words_of
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
-from tsugiki.data.read.aozora.index import Kana
-from tsugiki.data.read.aozora.query import Query, parse_role, select
-from tsugiki.data.read.aozora.site import SITE
-from tsugiki.data.read.files import check_data
+from tsugiki.data.read.aozora import SITE, Kana
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.io.atomic import check_writable, new_file
-from tsugiki.io.run_folder import refuse_earlier_run
 from tsugiki.language import _, counts, ngettext
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import load_config, read_yaml
 
 if TYPE_CHECKING:
     from tsugiki.training.plan import Option
+    from tsugiki.training.workflows.preview import Preview
 
 
 def aozora_command(
@@ -57,6 +51,7 @@ def aozora_command(
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
         cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora).
     """
+    from tsugiki.data.read.aozora.index import Query, parse_role, select
     from tsugiki.data.read.aozora.works import (
         LooseFiles,
         NearCopies,
@@ -117,11 +112,8 @@ _LISTED = (
     "model", "data", "held_out", "validation", "method", "lora.r", "lora.lora_alpha", "lora.lora_dropout", "minutes",
     "learning_rate", "prompts", "out",
 )  # fmt: skip
-
 """The settings that a new file lists; `tsugiki train --print-config` lists all."""
-
 _TEXTS = ("*.txt", "*.jsonl")
-
 _MINUTES = 10.0
 
 
@@ -146,6 +138,9 @@ def new_command(
         out: Folder for the adapter.
         preview: Show what would be learned, and how long it takes.
     """
+    from tsugiki.data.read.files import check_data
+    from tsugiki.io.atomic import new_file
+    from tsugiki.training.config import RunConfig
 
     interactive = sys.stdin.isatty()
     if data is None and not interactive:
@@ -161,7 +156,9 @@ def new_command(
     with new_file(path) as temporary:
         temporary.write_text(settings_text(RunConfig, given, only=_LISTED), encoding="utf-8")
         if preview:
-            _show_preview(given)
+            from tsugiki.training.workflows.preview import preview as preview_run
+
+            _print_preview(preview_run(RunConfig.model_validate(given), 1))
     print_line(_("settings: {path}").format(path=path))
     print_next_command("train", str(path))
 
@@ -193,13 +190,11 @@ def _check_minutes(minutes: float) -> None:
         raise TsugikiError(_("the time is a number of minutes above 0"))
 
 
-def _show_preview(settings: Mapping[str, Any]) -> None:
+def _print_preview(shown: "Preview") -> None:
     from rich.console import Console
 
     from tsugiki.report.preview import to_terminal
-    from tsugiki.training.workflows.preview import preview
 
-    shown = preview(RunConfig.model_validate(dict(settings)), 1)
     console = Console(highlight=False)
     console.print(to_terminal(shown, colours=console.color_system is not None))
 
@@ -207,7 +202,7 @@ def _show_preview(settings: Mapping[str, Any]) -> None:
 def preview_command(
     config: Path | None = None,
     *,
-    settings: Annotated[Given, FlagsOf(RunConfig, without=("out", "method_config"))],
+    settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("out", "method_config"))],
     rows: Annotated[int, typer.Option(min=1)] = 3,
     html: Path | None = None,
 ) -> None:
@@ -218,6 +213,8 @@ def preview_command(
         rows: Number of rows to show.
         html: HTML file to write the preview to as well.
     """
+    from tsugiki.training.config import RunConfig
+    from tsugiki.training.config_files import load_config, read_yaml
 
     check_settings({**(read_yaml(config) if config is not None else {}), **settings, "out": "preview"})
     import_libraries("tsugiki.training.run")
@@ -225,19 +222,15 @@ def preview_command(
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)
     if html and not html.absolute().parent.is_dir():
-        raise TsugikiError(
-            _("{html}: the folder {parent} does not exist; create it first").format(html=html, parent=html.parent)
-        )
-
-    from rich.console import Console
+        message = _("{html}: the folder {parent} does not exist; create it first")
+        raise TsugikiError(message.format(html=html, parent=html.parent))
 
     from tsugiki.io.atomic import write_text
-    from tsugiki.report.preview import to_html, to_terminal
+    from tsugiki.report.preview import to_html
     from tsugiki.training.workflows.preview import preview
 
     shown = preview(run_config, rows)
-    console = Console(highlight=False)
-    console.print(to_terminal(shown, colours=console.color_system is not None))
+    _print_preview(shown)
     if html:
         write_text(html, to_html(shown))
         typer.echo(_("page: {path}").format(path=html))
@@ -249,14 +242,13 @@ def preview_command(
 
 
 _UNSET = "-"
-
 """Value of settings that a run requires and a plan does not."""
 
 
 def plan_command(
     config: Path | None = None,
     *,
-    settings: Annotated[Given, FlagsOf(RunConfig, without=("method_config",))],
+    settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("method_config",))],
     json_: bool = False,
 ) -> None:
     """Show what a run would need: memory, disk and time for each way to run it, and the fastest that fits.
@@ -270,6 +262,7 @@ def plan_command(
     """
 
     import_libraries("tsugiki.training.run")  # so that this process uses as much memory as a run
+    from tsugiki.training.config_files import load_config
 
     given = dict(settings)
     if config is None:
@@ -300,6 +293,8 @@ def plan_command(
 
 def _command(path: Path | None, given: Given, chosen: "Option") -> str:
     """Return the command that trains with the chosen option and the given settings."""
+    from tsugiki.training.config import RunConfig
+
     values = {
         **({"data": "TEXT", "out": "RUN"} if path is None else {}),
         **given,
@@ -311,29 +306,21 @@ def _command(path: Path | None, given: Given, chosen: "Option") -> str:
 
 
 _FLAGS = {"model": "--model", "data": "--data", "out": "--out"}
-
 _PATH = ("/", ".", "~")
-
 """Prefixes of the names of models that are paths, and not hub ids."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check that a run has a model, data and a folder, and that model and data exist.
+    """Check that a run has a model, data and a folder, and that model and data exist."""
+    from tsugiki.data.read.files import check_data
 
-    Args:
-        settings: the settings of a run, not validated.
-
-    Raises:
-        TsugikiError: a setting is missing, or the model or the data do not exist.
-    """
     missing = [flag for name, flag in _FLAGS.items() if settings.get(name) in (None, "")]
     if missing:
-        raise TsugikiError(
-            _(
-                "{missing} missing: tsugiki train --model embedded --data text.txt --out runs/text, or a YAML file of "
-                "settings, which tsugiki new writes"
-            ).format(missing=", ".join(missing))
+        message = _(
+            "{missing} missing: tsugiki train --model embedded --data text.txt --out runs/text, or a YAML file of "
+            "settings, which tsugiki new writes"
         )
+        raise TsugikiError(message.format(missing=", ".join(missing)))
     check_model(settings["model"])
     for name in ("data", "retention_data"):
         given = settings.get(name)
@@ -344,20 +331,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Check that a model exists, if its name is a path.
-
-    Raises:
-        TsugikiError: there is no such file or folder.
-    """
+    """Check that a model exists, if its name is a path."""
     if isinstance(model, str) and model.startswith(_PATH) and not Path(model).expanduser().exists():
         raise TsugikiError(_("no model at {model!r}: there is no such file or folder").format(model=model))
 
 
 def check_new_folder(out: str) -> None:
-    """Check that a new run can be written into a folder.
+    """Check that a new run can be written into a folder."""
+    from tsugiki.io.atomic import check_writable
+    from tsugiki.io.run_folder import refuse_earlier_run
 
-    Raises:
-        TsugikiError: the folder holds a run already, or cannot be written.
-    """
     check_writable(Path(out))
     refuse_earlier_run(Path(out))

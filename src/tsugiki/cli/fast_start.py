@@ -18,9 +18,6 @@ from typing import Any
 
 from tsugiki.cli.main import is_main_process, several_processes
 from tsugiki.errors import TsugikiError
-from tsugiki.io.cache import cache_folder
-from tsugiki.io.json import read_json, write_json
-from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 
 _UNUSED = (
@@ -37,6 +34,8 @@ def import_libraries(module: str = "tsugiki.training.load_targets") -> None:
     """Import a module that needs torch and transformers, in the main process; a terminal shows a message meanwhile."""
     if module in sys.modules or not is_main_process():
         return
+    from tsugiki.io.progress import ProgressDisplay
+
     with ProgressDisplay().stage(_("loading PyTorch and Transformers"), None):
         gc.disable()  # modules consist of hundreds of thousands of objects that live until the process ends
         sys.meta_path.insert(0, _Finder())
@@ -114,6 +113,9 @@ class _Finder:
 
 def _files_of_classes(read: Any, path: Any) -> dict[Any, Any]:
     """Return in which file each class of transformers is, from the cache until transformers is installed again."""
+    from tsugiki.io.cache import cache_folder
+    from tsugiki.io.json import read_json, write_json
+
     models = Path(path).parent if Path(path).name == "__init__.py" else Path(path)
     if models.name != "models" or "-packages" not in str(models):  # the files of a checkout change
         return dict(read(path))

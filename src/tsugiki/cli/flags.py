@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import typer
-import yaml
-from pydantic import BaseModel
 from typer.models import ParameterInfo
 
-from tsugiki.cli.help import DEFAULT, Command
 from tsugiki.dtypes import LoadDtype
-from tsugiki.io.yaml import parse_yaml
-from tsugiki.language import _
+from tsugiki.io.formatting import argument_descriptions
+from tsugiki.language import _, marked
 from tsugiki.report.table import wrap
-from tsugiki.training.config import argument_descriptions
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Given: TypeAlias = dict[str, Any]
 """The settings of a config that the user has given, nested as in a YAML file."""
@@ -53,6 +53,8 @@ class Loading:
     trust_remote_code: bool = False
 
 
+DEFAULT = marked("{help} (default: {value})")
+"""The help of an option that has a default."""
 _SIMPLE = (str, int, float, bool)
 _PANELS = {
     "Data": (
@@ -98,11 +100,15 @@ class Setting:
         return "__".join(self.path)
 
 
+RUN_CONFIG = "tsugiki.training.config.RunConfig"
+
+
 @dataclass(frozen=True)
 class FlagsOf:
     """Marks a parameter of type `Given`: it becomes a flag for each setting of a config."""
 
-    config: type[BaseModel]
+    config: str
+    """The name of the config's class, with its module, which is imported when the flags are needed."""
     without: tuple[str, ...] = ()
     """Names of fields that have no flag."""
     only: tuple[str, ...] | None = None
@@ -110,9 +116,9 @@ class FlagsOf:
 
     def settings(self) -> dict[str, Setting]:
         """Return parameter -> setting, in the order of the help."""
-        skipped = {*self.without, *(() if self.only is None else set(self.config.model_fields) - set(self.only))}
-        listed = sorted(settings_of(self.config, skipped), key=place_of)
-        return {setting.parameter: setting for setting in listed}
+        config: type[BaseModel] = resolve_name(self.config)
+        skipped = {*self.without, *(() if self.only is None else set(config.model_fields) - set(self.only))}
+        return {setting.parameter: setting for setting in sorted(settings_of(config, skipped), key=place_of)}
 
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
@@ -122,7 +128,6 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     for each setting, and one whose type is a dataclass becomes an option for each field, which the docstring of the
     class describes.
     """
-    summary, _separator, _rest = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
     descriptions = argument_descriptions(inspect.getdoc(function) or "")
     shown: list[inspect.Parameter] = []
     build: dict[str, Callable[[Given], Any]] = {}
@@ -150,29 +155,17 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     vars(call)["__signature__"] = inspect.Signature(shown)
     del vars(call)["__wrapped__"]
     call.__annotations__ = {}
-    call.__doc__ = summary
+    call.__doc__ = summary_of(function)
     return call
+
+
+def summary_of(function: Callable[..., None]) -> str:
+    """Return the docstring of a command without the descriptions of its parameters."""
+    return (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
 
 
 def _instance(kind: Callable[..., Any], fields: Collection[str], values: Given) -> Any:
     return kind(**{name: values[name] for name in fields})
-
-
-def new_group(help_: str) -> typer.Typer:
-    """Return a group of commands, which shows its help if no command is given."""
-    group = typer.Typer(help=help_)
-
-    @group.callback(invoke_without_command=True)
-    def show_help(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            typer.echo(context.get_help())
-
-    return group
-
-
-def add_command_to(group: typer.Typer, name: str, function: Callable[..., None], panel: str | None = None) -> None:
-    """Add a function as a command to a group (see `as_command`), in a panel of the group's help."""
-    group.command(name, cls=Command, rich_help_panel=panel)(as_command(function))
 
 
 def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is_option: bool) -> inspect.Parameter:
@@ -191,7 +184,7 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
 
 
-def settings_of(config: type[BaseModel], exclude: Collection[str] = ()) -> list[Setting]:
+def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:
     """Return the settings of a config class: the required ones first, otherwise in the order of the fields.
 
     Args:
@@ -225,7 +218,7 @@ def _nested(section: str, config: Any, defaults: Any) -> list[Setting]:
     ]
 
 
-def _description(config: type[BaseModel], name: str) -> str:
+def _description(config: "type[BaseModel]", name: str) -> str:
     """Return the description of a field, which an overridden field inherits."""
     for base in config.__mro__:
         field = getattr(base, "model_fields", {}).get(name)
@@ -338,10 +331,12 @@ def yaml_value(flag: str, text: str) -> Any:
     Raises:
         TsugikiError: the text is not YAML.
     """
+    from tsugiki.io.yaml import parse_yaml
+
     return parse_yaml(text, f"{flag} {text[:100]!r}")
 
 
-def words_of(config: type[BaseModel], given: Mapping[str, Any]) -> list[str]:
+def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
     """Return the flags and values, as separate words, for settings.
 
     Args:
@@ -375,7 +370,7 @@ def _word(setting: Setting, value: Any) -> str:
 
 
 def settings_text(
-    config: type[BaseModel],
+    config: "type[BaseModel]",
     given: Mapping[str, Any],
     exclude: Collection[str] = (),
     only: Collection[str] | None = None,
@@ -392,7 +387,11 @@ def settings_text(
     """
     lines: list[str] = []
     panel = ""
-    listed = [setting for setting in settings_of(config, exclude) if _is_listed(setting, given, only)]
+    listed = [
+        setting
+        for setting in settings_of(config, exclude)
+        if only is None or ".".join(setting.path) in only or _is_given(setting, given)
+    ]
     for setting in sorted(listed, key=place_of):
         section = setting.path[0] if len(setting.path) > 1 else ""
         if panel_of(setting) != panel:
@@ -402,10 +401,6 @@ def settings_text(
         lines += ["", *_commented(setting, given.get(section, {}) if section else given, "  " if section else "")]
     others = {name: value for name, value in given.items() if name not in {setting.path[0] for setting in listed}}
     return "\n".join([*lines, *(["", _dump(others)] if others else [])]).lstrip("\n") + "\n"
-
-
-def _is_listed(setting: Setting, given: Mapping[str, Any], only: Collection[str] | None) -> bool:
-    return only is None or ".".join(setting.path) in only or _is_given(setting, given)
 
 
 def _is_given(setting: Setting, given: Mapping[str, Any]) -> bool:
@@ -427,11 +422,15 @@ def _commented(setting: Setting, given: Mapping[str, Any], indent: str) -> list[
 
 def _inline(value: Any) -> str:
     """Return a value in YAML, in one line."""
+    import yaml
+
     plain = list(value) if isinstance(value, tuple) else value
     text: str = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=100_000)
     return text.strip().removesuffix("\n...").strip()
 
 
 def _dump(values: Mapping[str, Any]) -> str:
+    import yaml
+
     text: str = yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False, width=100_000)
     return text.strip()

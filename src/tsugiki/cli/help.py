@@ -1,38 +1,30 @@
-"""The help of commands: in the user's language, readable at any width, and with examples at its end.
+"""Commands and groups of commands, and their help: in the user's language, readable at any width, with examples.
 
-Commands, options and the fields of configs define their help in English. Before a command runs, `translate_help`
-replaces these texts. So a new command needs only its Japanese texts in the catalogue.
+Commands, options and the fields of configs define their help in English, and a new one needs only its Japanese texts
+in the catalogue.
 """
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, cast
 
+import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
-from typer import rich_utils
 from typer.core import TyperCommand, TyperGroup
 
 from tsugiki.cli.examples import EXAMPLES
-from tsugiki.language import ENGLISH, JAPANESE, _, language, marked
+from tsugiki.cli.flags import DEFAULT, as_command, summary_of
+from tsugiki.language import JAPANESE, _, language
 from tsugiki.report.table import wrap
 
-_ATTRIBUTES = ("help", "short_help", "epilog", "rich_help_panel")
-DEFAULT = marked("{help} (default: {value})")
-"""The help of an option that has a default."""
+Commands: TypeAlias = Mapping[str, tuple[str | None, Callable[..., None]]]
+"""Name of a command -> panel of the help, and function."""
+HELP_ATTRIBUTES = ("help", "epilog", "rich_help_panel")
+"""The attributes of commands and parameters that hold texts of the help."""
 _NARROW = 110  # columns: tables would cut names off
-
-
-def texts_of(command: Any) -> Iterator[tuple[Any, str]]:
-    """Yield (object, attribute) for each help text of a command, its parameters and its subcommands."""
-    for place in (command, *command.params):
-        for name in _ATTRIBUTES:
-            if isinstance(getattr(place, name, None), str):
-                yield place, name
-    for inner in getattr(command, "commands", {}).values():
-        yield from texts_of(inner)
 
 
 def message_of(text: str) -> tuple[str, str]:
@@ -46,42 +38,37 @@ def message_of(text: str) -> tuple[str, str]:
     return "\n\n".join(joined), default[:-1]
 
 
-def translate_help(command: Any) -> None:
-    """Translate the help texts of a command and its subcommands, and typer's own texts, to the user's language."""
-    for place, name in texts_of(command):
-        message, default = message_of(getattr(place, name))
-        text = _(message) if message else ""
-        setattr(place, name, _(DEFAULT).format(help=text, value=default) if default else text)
-    if language() == ENGLISH:
-        return
-    rich_utils.ARGUMENTS_PANEL_TITLE = _("Arguments")
-    rich_utils.OPTIONS_PANEL_TITLE = _("Options")
-    rich_utils.COMMANDS_PANEL_TITLE = _("Commands")
-    rich_utils.DEFAULT_STRING = _("[default: {value}]").format(value="{}")
-    rich_utils.REQUIRED_LONG_STRING = _("[required]")
-    _translate_usage(command)
-
-
-def _translate_usage(command: Any) -> None:
-    """Translate typer's own texts on the help page of every command."""
-    usage, help_option = command.get_usage, command.get_help_option
-
-    def get_usage(context: Any) -> str:
-        return str(usage(context)).replace("Usage:", _("Usage:"), 1)
-
-    def get_help_option(context: Any) -> Any:
-        option = help_option(context)
-        if option is not None:
-            option.help = _("Show this message and exit.")
-        return option
-
-    command.get_usage, command.get_help_option = get_usage, get_help_option
-    for inner in getattr(command, "commands", {}).values():
-        _translate_usage(inner)
+def _translate(place: Any) -> None:
+    """Translate the help texts of a command or a parameter to the user's language."""
+    for name in HELP_ATTRIBUTES:
+        if isinstance(text := getattr(place, name, None), str):
+            message, default = message_of(text)
+            translated = _(message) if message else ""
+            setattr(place, name, _(DEFAULT).format(help=translated, value=default) if default else translated)
 
 
 class Command(TyperCommand):
-    """A command whose help is readable at any width, and ends with examples."""
+    """A command of a function (`flags.as_command`), whose help is readable at any width, and ends with examples.
+
+    Its parameters are read when it runs or shows its help, because those of `tsugiki train` import pydantic.
+    """
+
+    def __init__(self, name: str, function: Callable[..., None], panel: str | None = None) -> None:
+        """Create the command, in a panel of its group's help."""
+        super().__init__(name, help=summary_of(function), rich_help_panel=panel)
+        _translate(self)
+        self.function = function
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, with `--help`."""
+        if self.callback is None:
+            reader = typer.Typer(add_completion=False)
+            reader.command()(as_command(self.function))
+            read = typer.main.get_command(reader)
+            self.params, self.callback = read.params, read.callback
+            for parameter in self.params:
+                _translate(parameter)
+        return super().get_params(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
@@ -96,6 +83,16 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """A group of commands whose help ends with examples."""
 
+    @classmethod
+    def of(cls, group: typer.Typer, commands: Commands) -> "Group":
+        """Return a group with commands."""
+        made = cast(Group, typer.main.get_command(group))
+        for place in (made, *made.params):
+            _translate(place)
+        for name, (panel, function) in commands.items():
+            made.add_command(Command(name, function, panel))
+        return made
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
         console = Console(highlight=False)
@@ -107,10 +104,26 @@ class Group(TyperGroup):
         _print_examples(console, ctx)
 
 
+def new_group(name: str, help_: str, panel: str, commands: Commands) -> Group:
+    """Return a group of commands in a panel of the help, which shows its own help if no command is given."""
+    group = typer.Typer(name=name, cls=Group, help=help_, add_completion=False)
+
+    @group.callback(invoke_without_command=True)
+    def show_help(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    made = Group.of(group, commands)
+    made.rich_help_panel = _(panel)
+    return made
+
+
 def _print_list(console: Console, command: Command | Group, context: Any) -> None:
-    console.print(Text(command.get_usage(context), style="bold"))
+    console.print(Text(command.get_usage(context).replace("Usage:", _("Usage:"), 1), style="bold"))
     console.print()
     _print_paragraphs(console, _plain(command.help or ""), 0)
+    if help_option := command.get_help_option(context):
+        help_option.help = _("Show this message and exit.")
     panels: defaultdict[str, list[Any]] = defaultdict(list)
     for parameter in command.get_params(context):
         panels[_panel(parameter)].append(parameter)

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import Loading, add_command_to, new_group
+from tsugiki.cli.flags import Loading
 from tsugiki.cli.terminal import print_line, print_table
-from tsugiki.data.read.reading import Reading
-from tsugiki.data.read.schemas import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -23,6 +21,7 @@ from tsugiki.report.table import Table
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from tsugiki.cli.help import Commands
     from tsugiki.training.load_targets import EvaluationTarget
 
 
@@ -61,6 +60,7 @@ def evaluate_command(
 
     import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations
+    from tsugiki.data.records import Reading
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
     from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets, loaded_targets
@@ -88,15 +88,14 @@ def evaluate_command(
         return
     found, more = list(results), list(reading.notes())
     if characters is not None and found[0].characters > characters:
-        more.append(
-            _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated").format(
-                asked=characters, measured=found[0].characters
-            )
-        )
+        message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
+        more.append(message.format(asked=characters, measured=found[0].characters))
     print_evaluations([str(target) for target in chosen], found, more)
 
 
 def _columns(text: str | None) -> dict[str, str]:
+    from tsugiki.data.read.schemas import parse_columns
+
     try:
         return parse_columns(text) if text else {}
     except ValueError as error:
@@ -190,9 +189,9 @@ def bench_command(
     if list_:
         _list()
         return
-    from tsugiki.bench.bench import choose_entries, run_benchmark, write_results
+    from tsugiki.bench.bench import choose_entries, run_benchmark
     from tsugiki.bench.entries import TRAINING_ENTRIES
-    from tsugiki.bench.tables import results_lines, results_table
+    from tsugiki.bench.results import results_lines, results_table, write_results
     from tsugiki.bench.workload import Workload
     from tsugiki.io.atomic import check_writable
 
@@ -271,9 +270,8 @@ def clear_cache_command(
 
     unknown = [kind for kind in kinds or () if kind not in KINDS]
     if unknown:
-        raise TsugikiError(
-            _("{kind}: not in the cache; known are {known}").format(kind=unknown[0], known=", ".join(KINDS))
-        )
+        message = _("{kind}: not in the cache; known are {known}")
+        raise TsugikiError(message.format(kind=unknown[0], known=", ".join(KINDS)))
     chosen = list(dict.fromkeys(kinds or KINDS))
     freed = sum(entry.bytes for entry in read_cache() if entry.kind in chosen)
     for kind in chosen:
@@ -282,6 +280,5 @@ def clear_cache_command(
     print_line(_("removed {size} from {folder}").format(size=format_size(freed), folder=cache_folder("")))
 
 
-cache_app = new_group("List or remove what Tsugiki keeps on the disk to be faster the next time.")
-add_command_to(cache_app, "list", list_cache_command)
-add_command_to(cache_app, "clear", clear_cache_command)
+CACHE: "Commands" = {"list": (None, list_cache_command), "clear": (None, clear_cache_command)}
+"""The commands below `tsugiki cache`."""

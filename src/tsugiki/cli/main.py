@@ -61,35 +61,24 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run a command, and return the exit status.
-
-    Raises:
-        TsugikiError: a command, an option or an argument is wrong, or the command raises it.
-        Interrupted: the user has ended the input at a question.
-    """
+    """Run a command, and return the exit status."""
     import typer
     from typer.exceptions import TyperException
 
-    from tsugiki.cli.app import app
-    from tsugiki.cli.help import translate_help
-    from tsugiki.cli.mistakes import describe_usage_error
+    from tsugiki.cli.app import root_command
 
-    command = typer.main.get_command(app)
-    translate_help(command)
     try:
-        return int(command(arguments, prog_name="tsugiki", standalone_mode=False) or 0)
+        return int(root_command()(arguments, prog_name="tsugiki", standalone_mode=False) or 0)
     except typer.Abort as stop:
         raise Interrupted(signal.SIGINT, _("nothing was changed")) from stop
     except TyperException as error:
+        from tsugiki.cli.mistakes import describe_usage_error
+
         raise TsugikiError(describe_usage_error(error)) from error
 
 
 def _take_language(arguments: list[str]) -> list[str]:
-    """Set the language that `--lang`, anywhere in the command, or `TSUGIKI_LANG` names; return the other arguments.
-
-    Raises:
-        ValueError: an unknown language, or none after `--lang`.
-    """
+    """Set the language that `--lang`, anywhere in the command, or `TSUGIKI_LANG` names; return the other arguments."""
     if name := os.environ.get(VARIABLE):
         choose_language(name)
     rest = []

@@ -4,18 +4,15 @@ import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.data.read.aozora.site import SITE
+from tsugiki.data.read.aozora import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from tsugiki.serve.train_view import Workspace
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
@@ -83,15 +80,17 @@ def serve_command(
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise TsugikiError(
-            _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'").format(module=error.name)
-        ) from error
+        message = _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'")
+        raise TsugikiError(message.format(module=error.name)) from error
     from tsugiki.adapters.library import library_folder
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
     from tsugiki.generation.request import Limits
     from tsugiki.serve.security import check_origins
+    from tsugiki.serve.train_view import Workspace
 
+    if texts is not None and not texts.is_dir():
+        raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))
     key = _key(api_key, api_key_file)
     check_access(host, key)
     model = model or _named_base(adapter or [])
@@ -109,7 +108,7 @@ def serve_command(
         allow_base_mismatch,
         check_origins(allow_origin or []),
         _folders(adapter or [], name),
-        _workspace(model, texts or Path(), aozora),
+        Workspace(model, Path.cwd(), texts or Path(), aozora),
     )
     listening = listen(host, port)
     base = load_model(model, dtype, trust_remote_code=trust_remote_code).to(default_device())
@@ -127,26 +126,10 @@ def serve_command(
         typer.echo(_("stopped"))
 
 
-def _workspace(model: str, texts: Path, aozora: str) -> "Workspace":
-    """Return where the page finds runs and texts.
-
-    Raises:
-        TsugikiError: the folder of texts does not exist.
-    """
-    from tsugiki.serve.train_view import Workspace
-
-    if not texts.is_dir():
-        raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=texts))
-    return Workspace(model, Path.cwd(), texts, aozora)
-
-
 def _key(api_key: str | None, file: Path | None) -> str | None:
     """Return the API key from the flag, the file or the environment; None if there is none.
 
     It leaves the environment, so that no process that the server starts has it.
-
-    Raises:
-        TsugikiError: there are a flag and a file, or the file cannot be read.
     """
     of_environment = os.environ.pop(_KEY_VARIABLE, None)
     if api_key is not None and file is not None:
@@ -156,17 +139,12 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise TsugikiError(
-            _("the key in {file} cannot be read: {reason}").format(file=file, reason=error_text(error, 100))
-        ) from error
+        message = _("the key in {file} cannot be read: {reason}")
+        raise TsugikiError(message.format(file=file, reason=error_text(error, 100))) from error
 
 
 def _named_base(given: Sequence[str]) -> str:
-    """Return the base that the values of --adapter name.
-
-    Raises:
-        TsugikiError: they name no base, or several.
-    """
+    """Return the base that the values of --adapter name."""
     from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
 
@@ -189,10 +167,7 @@ def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
         folder = adapter_folder(path if separator else value)
         called = check_name(name if separator else folder.resolve().name)
         if called == base or called in folders:
-            raise TsugikiError(
-                _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name").format(
-                    name=called
-                )
-            )
+            message = _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name")
+            raise TsugikiError(message.format(name=called))
         folders[called] = folder
     return folders

@@ -160,9 +160,8 @@ def _export_model(
     folder = None if adapter is None else adapter_folder(adapter, library)
     name = model or (None if folder is None else named_base(folder))
     if name is None:
-        raise TsugikiError(
-            _("{folder} does not name the base that it was trained on; pass it as --model").format(folder=folder)
-        )
+        message = _("{folder} does not name the base that it was trained on; pass it as --model")
+        raise TsugikiError(message.format(folder=folder))
     source = (
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )
@@ -295,9 +294,6 @@ def pull_command(
     folder = (library or library_folder()) / check_name(name or repo_id.partition("/")[2])
     commit = pull(repo_id, folder, revision or None)
     base = read_base(folder).name
-    typer.echo(
-        _("{folder}: {repo_id} at {commit}, an adapter for {base}").format(
-            folder=folder, repo_id=repo_id, commit=commit[:7], base=base or _("an unnamed base")
-        )
-    )
+    message = _("{folder}: {repo_id} at {commit}, an adapter for {base}")
+    typer.echo(message.format(folder=folder, repo_id=repo_id, commit=commit[:7], base=base or _("an unnamed base")))
     print_next_command("chat", str(folder) if library else folder.name)

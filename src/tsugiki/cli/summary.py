@@ -82,33 +82,22 @@ def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
 
 def print_merge(out: Path, report: "MergeReport") -> None:
     """Print how many tensors changed, the rounding error, and the differences that were verified."""
-    print_line(
-        _(
-            "{out}: {changed:,} of {tensors:,} tensors changed; rounding to their dtypes loses {rounding:.2%} of the "
-            "change"
-        ).format(out=out, changed=report.changed, tensors=report.tensors, rounding=report.rounding)
+    message = _(
+        "{out}: {changed:,} of {tensors:,} tensors changed; rounding to their dtypes loses {rounding:.2%} of the change"
     )
+    print_line(message.format(out=out, changed=report.changed, tensors=report.tensors, rounding=report.rounding))
     if report.probe is not None:
-        print_line(
-            _(
-                "probe: the adapter changes the logits by up to {shift:.3g}; the merged model's logits differ from the "
-                "adapted model's by up to {error:.1e}"
-            ).format(shift=report.probe.shift, error=report.probe.error)
+        message = _(
+            "probe: the adapter changes the logits by up to {shift:.3g}; the merged model's logits differ from the "
+            "adapted model's by up to {error:.1e}"
         )
+        print_line(message.format(shift=report.probe.shift, error=report.probe.error))
     if report.evaluations is not None:
         print_evaluations([_("base"), _("with the adapter"), _("merged")], report.evaluations)
 
 
 def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Path) -> None:
-    """Print the table of a comparison or a sweep, its result, the page, and how to train with the best settings again.
-
-    Args:
-        table: a row for each run.
-        sentence: the result in words.
-        page: the file of the report.
-        best: the settings of the best run.
-        out: the folder of all runs.
-    """
+    """Print the table of a comparison or a sweep, its result, its page, and the command with the best settings."""
     print_table(
         table,
         sentence,

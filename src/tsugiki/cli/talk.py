@@ -13,9 +13,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading
-from tsugiki.data.read.character_encoding import decode
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.io.json import parse_json
 from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
@@ -297,11 +295,7 @@ def _run_command(session: _Session, command: str, argument: str) -> None:
 
 
 def _switch(session: _Session, target: "EvaluationTarget") -> None:
-    """Load a target; if that fails, switch to the base alone.
-
-    Raises:
-        TsugikiError: the model or the adapter cannot be read.
-    """
+    """Load a target; if that fails, switch to the base alone."""
     session.display.announce(_("loading {model}").format(model=target))
     try:
         session.model, session.tokenizer = session.loader.use(target)
@@ -328,11 +322,7 @@ def _repeat(session: _Session) -> None:
 
 
 def _answer(session: _Session, line: str) -> None:
-    """Let the model answer a turn, or continue a text, and print the generated text.
-
-    Raises:
-        TsugikiError: the conversation fills the model's context.
-    """
+    """Let the model answer a turn, or continue a text, and print the generated text."""
     from tsugiki.data.records import Message
     from tsugiki.generation.generate import generate_text
     from tsugiki.generation.prompt import as_prompt, learned_conversations
@@ -366,16 +356,7 @@ def _answer(session: _Session, line: str) -> None:
 
 
 def read_prompts(texts: Sequence[str], file: str | None) -> list[str]:
-    """Return all prompts in order.
-
-    Args:
-        texts: prompts; `-` stands for the whole standard input, as one prompt.
-        file: the path of a file with a prompt in each line, or `-` for standard input. In a `.jsonl` file, each line is
-            an object with `prompt`. Empty lines are skipped.
-
-    Raises:
-        TsugikiError: there is no prompt, or the file cannot be read.
-    """
+    """Return all prompts in order: the texts, then those in the lines of a file; `-` stands for standard input."""
     prompts = [_read(_STDIN).removesuffix("\n") if text == _STDIN else text for text in texts]
     if file is not None:
         lines = [line for line in _read(file).split("\n") if line.strip()]
@@ -387,25 +368,25 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[str]:
 
 
 def _read(file: str) -> str:
+    from tsugiki.data.read.character_encoding import decode
+
     try:
         content = sys.stdin.buffer.read() if file == _STDIN else Path(file).expanduser().read_bytes()
     except OSError as error:
-        raise TsugikiError(
-            _("cannot read {file}: {reason}").format(file=file, reason=error.strerror or error_text(error))
-        ) from error
+        message = _("cannot read {file}: {reason}")
+        raise TsugikiError(message.format(file=file, reason=error.strerror or error_text(error))) from error
     return decode(content, _("standard input") if file == _STDIN else file)[0]
 
 
 def _prompt_in(line: str, where: str) -> str:
+    from tsugiki.io.json import parse_json
+
     try:
         fields = parse_json(line)
     except ValueError as error:
         raise TsugikiError(_("{where} is not JSON: {error}").format(where=where, error=error_text(error))) from error
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str):
-        raise TsugikiError(
-            _("{where} has no prompt: each line is an object such as {example}").format(
-                where=where, example='{"prompt": "…"}'
-            )
-        )
+        message = _("{where} has no prompt: each line is an object such as {example}")
+        raise TsugikiError(message.format(where=where, example='{"prompt": "…"}'))
     return prompt

@@ -10,40 +10,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
-from pydantic import BaseModel
 
 from tsugiki.cli.before_a_run import check_new_folder, check_settings
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import FlagsOf, Given, settings_text, yaml_value
+from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, yaml_value
 from tsugiki.cli.main import is_main_process, several_processes
 from tsugiki.cli.terminal import print_line
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
-from tsugiki.training.config import CHAPTER, RunConfig
-from tsugiki.training.config_files import load_config, load_settings, merged_settings, read_yaml, validated
-from tsugiki.training.workflows.workflow_settings import (
-    ComparisonConfig,
-    PretrainConfig,
-    SweepConfig,
-)
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from tsugiki.training.config import RunConfig
     from tsugiki.training.record import RunRecord
+    from tsugiki.training.workflows.workflow_settings import ComparisonConfig, SweepConfig
 
 _SHARED = ("model", "data", "out")
 """The settings of a comparison and of a sweep that have a flag."""
+_WORKFLOWS = "tsugiki.training.workflows.workflow_settings"
 _LENGTH = ("epochs", "max_steps", "minutes")
 _SUFFIXES = (".yaml", ".yml")
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound="BaseModel")
 Processes: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel="Machine")]
 
 
 def train_command(
     config: Path | None = None,
     *,
-    settings: Annotated[Given, FlagsOf(RunConfig, without=("method_config",))],
+    settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("method_config",))],
     set_: Annotated[list[str] | None, typer.Option(rich_help_panel="Method")] = None,
     as_chapter: Annotated[bool, typer.Option(rich_help_panel="Schedule")] = False,
     resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
@@ -65,6 +62,9 @@ def train_command(
         print_config: Print all settings as a commented YAML file, with those that are given, and stop.
         processes: Processes on this machine that share the work, such as one for each GPU.
     """
+    from tsugiki.training.config import CHAPTER, RunConfig
+    from tsugiki.training.config_files import load_config, merged_settings, read_yaml
+
     method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
     if print_config:
         typer.echo(settings_text(RunConfig, merged_settings(config, settings, method_settings, preset)), nl=False)
@@ -117,7 +117,7 @@ def _show(record: "RunRecord") -> None:
         print_command_after_run(record)
 
 
-def _fitted(config: RunConfig) -> RunConfig:
+def _fitted(config: "RunConfig") -> "RunConfig":
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.plan import fitted, plan_run
@@ -125,10 +125,9 @@ def _fitted(config: RunConfig) -> RunConfig:
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
     chosen = fitted(config, plan)
+    message = _("--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}")
     print_line(
-        _("--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}").format(
-            dtype=plan.options[0].base_dtype, recompute=chosen.recompute, rows=chosen.micro_batch_size
-        )
+        message.format(dtype=plan.options[0].base_dtype, recompute=chosen.recompute, rows=chosen.micro_batch_size)
     )
     return chosen
 
@@ -142,13 +141,9 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def start_processes(count: int) -> bool:
-    """Run this command in `count` processes, if it should run in several and has not been started in several already.
+    """Run this command in `count` processes, unless it is one or this process is one of several already.
 
-    Returns:
-        False if nothing was started, so that this process does the work itself.
-
-    Raises:
-        SystemExit: the processes have failed.
+    False if nothing was started, so that this process does the work itself.
     """
     if count == 1 or several_processes():
         return False
@@ -162,14 +157,7 @@ def start_processes(count: int) -> bool:
 
 @contextmanager
 def continued_by(words: Sequence[str]) -> Iterator[None]:
-    """Add the command that continues the work to the message if a signal ends the block.
-
-    Args:
-        words: the command, after `tsugiki`.
-
-    Raises:
-        Interrupted: a signal has arrived.
-    """
+    """Add the command that continues the work to the message if a signal ends the block."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -180,15 +168,7 @@ def continued_by(words: Sequence[str]) -> Iterator[None]:
 
 
 def named_folder(argument: Path | None, resume: bool) -> Path | None:
-    """Return the folder of a run, if the command's argument names one instead of a file of settings.
-
-    Args:
-        argument: what the user has given; with `--resume`, the folder or its `run.json`.
-        resume: whether `--resume` is given.
-
-    Raises:
-        TsugikiError: a folder without `--resume`.
-    """
+    """Return the folder of a run, if the command's argument names one instead of a file of settings."""
     if argument is None or (argument.suffix in _SUFFIXES and not argument.is_dir()):
         return None
     if argument.is_dir() and not resume:
@@ -201,11 +181,7 @@ def named_folder(argument: Path | None, resume: bool) -> Path | None:
 def go_to_working_directory(folder: Path) -> Path:
     """Change to the directory in which a run was started, so that its relative paths mean the same.
 
-    Returns:
-        The run's folder; its absolute path, if the directory is another one.
-
-    Raises:
-        TsugikiError: the folder holds no run.
+    Return the run's folder as a path that is valid there.
     """
     from tsugiki.training.resume import recorded_run
 
@@ -220,15 +196,9 @@ def go_to_working_directory(folder: Path) -> Path:
 def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any], path: Path | None) -> Settings:
     """Return the settings of a run that is continued: those of its record, replaced by those that are given.
 
-    Args:
-        kind: the class of the settings.
-        folder: the folder of the run.
-        given: settings from flags and from a file, nested.
-        path: the file, for errors; None: no file.
-
-    Raises:
-        TsugikiError: the folder holds no run, or a setting is invalid.
+    Errors name the file `path`, if the given settings are from one.
     """
+    from tsugiki.training.config_files import validated
     from tsugiki.training.resume import recorded_settings
 
     recorded = recorded_settings(folder, kind.model_construct().model_dump(mode="json", warnings=False))
@@ -246,7 +216,7 @@ def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any
 def pretrain_command(
     config: Path,
     *,
-    settings: Annotated[Given, FlagsOf(PretrainConfig)],
+    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.PretrainConfig")],
     resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
     processes: Processes = 1,
 ) -> None:
@@ -259,7 +229,9 @@ def pretrain_command(
     """
 
     import_libraries("tsugiki.training.run")
+    from tsugiki.training.config_files import load_settings
     from tsugiki.training.workflows.pretrain import pretrain
+    from tsugiki.training.workflows.workflow_settings import PretrainConfig
 
     folder = named_folder(config, resume)
     if start_processes(processes):
@@ -294,7 +266,7 @@ def quickstart_command(
 def compare_command(
     config: Path,
     *,
-    settings: Annotated[Given, FlagsOf(ComparisonConfig, only=_SHARED)],
+    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.ComparisonConfig", only=_SHARED)],
 ) -> None:
     """Train with several methods on the same data, and show the results in one table.
 
@@ -303,6 +275,9 @@ def compare_command(
     Args:
         config: YAML file: model, data, out, settings, methods.
     """
+    from tsugiki.training.config_files import load_settings
+    from tsugiki.training.workflows.workflow_settings import ComparisonConfig
+
     comparison = load_settings(ComparisonConfig, config, settings)
     _prepare(comparison)
     from tsugiki.cli.summary import print_runs
@@ -320,7 +295,7 @@ def compare_command(
 def sweep_command(
     config: Path,
     *,
-    settings: Annotated[Given, FlagsOf(SweepConfig, only=_SHARED)],
+    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.SweepConfig", only=_SHARED)],
 ) -> None:
     """Train with every combination of some LoRA settings, and show from which rank on nothing is gained.
 
@@ -329,6 +304,9 @@ def sweep_command(
     Args:
         config: YAML file: model, data, out, settings, grid.
     """
+    from tsugiki.training.config_files import load_settings
+    from tsugiki.training.workflows.workflow_settings import SweepConfig
+
     sweep_config = load_settings(SweepConfig, config, settings)
     _prepare(sweep_config)
     from tsugiki.cli.summary import print_runs
@@ -343,6 +321,6 @@ def sweep_command(
     print_runs(sweep_table(points), sweep_sentence(points), write_sweep_page(out, points), best_settings, out)
 
 
-def _prepare(config: ComparisonConfig | SweepConfig) -> None:
+def _prepare(config: "ComparisonConfig | SweepConfig") -> None:
     check_settings({**config.settings, **config.model_dump(include=set(_SHARED))})
     import_libraries("tsugiki.training.run")

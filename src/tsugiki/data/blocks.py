@@ -1,17 +1,18 @@
-"""Pack records into training rows of equal length.
+"""Pack records into training rows of equal length, and choose the rows of each optimiser step.
 
     row 0   <start> a document that is longer than a row …
     row 1   … and ends here <end> │ <start> a short document <end> │ <start> another one <end> │ padding
 
-A row consists of segments. A document that is longer than a row continues in another row. The last token of a segment
-is repeated as the first token of the next one, so that every token is predicted exactly once. The last segment of a
-long document shares a row with other documents. A completion or a conversation is never split: tokens that do not fit
-are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding small.
-Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
+A row consists of segments. A document that is longer than a row continues in another one, with the last token repeated
+as the first, so that every token is predicted exactly once. A completion or a conversation is never split: tokens that
+do not fit are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding
+small. Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.document_masks import DocumentMasking, mask_documents
 from tsugiki.io.digests import sha256
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX
@@ -128,10 +130,8 @@ class Blocks:
 def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:
     """Pack the records with these numbers into rows of `block_size` tokens, at least 2 (see the module's docstring).
 
-    Without `share_rows`, each segment has a separate row.
-
-    Raises:
-        TsugikiError: prompts fill whole rows, so that nothing of their completions is left; the message names them.
+    Without `share_rows`, each segment has a separate row. Prompts that fill whole rows, so that nothing of their
+    completions is left, are an error that names them.
     """
     starts: list[Integers] = []
     lengths: list[Lengths] = []
@@ -157,12 +157,11 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
         rest = np.repeat(size, segments) - place * (block_size - 1)
         lengths.append(np.minimum(rest, block_size).astype(np.int32))
     if without_target:
-        raise TsugikiError(
-            _(
-                "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
-                "on; choose a larger --block-size, or shorten or remove it"
-            ).format(without_target=summarise_list(without_target), block_size=block_size)
+        message = _(
+            "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
+            "on; choose a larger --block-size, or shorten or remove it"
         )
+        raise TsugikiError(message.format(without_target=summarise_list(without_target), block_size=block_size))
     all_starts, all_lengths = np.concatenate(starts), np.concatenate(lengths)
     del starts, lengths
     if share_rows:
@@ -187,10 +186,8 @@ def best_fit(lengths: Lengths, capacity: int) -> tuple[Integers, Integers]:
     """Distribute items to bins: longest items first, each to the bin where it leaves the least room.
 
     Of several such bins, the one that was filled last is chosen. All items of one length are distributed together: a
-    bin with room for n of them takes n before the next bin is chosen, because it then has the least room.
-
-    Returns:
-        The numbers of all items, bin by bin, int64 [items]; and where each bin begins in them, int64 [bins + 1].
+    bin with room for n of them takes n before the next bin is chosen, because it then has the least room. Returns the
+    numbers of all items, bin by bin, int64 [items]; and where each bin begins in them, int64 [bins + 1].
     """
     sequence = np.argsort(-lengths, kind="stable")
     bins = np.empty(len(lengths), np.int32)  # the bin of each item, in this sequence
@@ -231,3 +228,83 @@ def best_fit(lengths: Lengths, capacity: int) -> tuple[Integers, Integers]:
             put_back(chosen[-1:], room - last * length)
     order = sequence[np.argsort(bins, kind="stable")]
     return order, np.append(0, np.cumsum(np.bincount(bins, minlength=count)))
+
+
+# The rows of each optimiser step ----------------------------------------------------------------------------
+#
+# They follow from the seed and the number of the step alone, independent of the machine. Every epoch has a new random
+# order of all rows, from the seed and the number of the epoch. A step takes the next `batch_size` rows; the last step
+# of an epoch may have fewer.
+
+
+class Collator:
+    """Stacks rows of a dataset into a batch for a model, so that it masks documents from each other.
+
+    `masking` is how the model does it (see `fast.document_masks`). An attention mask has `dtype`, that of the model.
+    """
+
+    def __init__(self, masking: DocumentMasking, dtype: torch.dtype = torch.float32) -> None:
+        self.masking: DocumentMasking = masking
+        self.dtype = dtype
+
+    def __call__(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Stack the rows and add the arguments that mask documents."""
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return mask_documents(batch, self.masking, self.dtype)
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The rows of every optimiser step of a run. Steps are counted from 0."""
+
+    blocks: Blocks
+    collate: Collator
+    batch_size: int
+    """Rows of an optimiser step, over all processes."""
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimiser steps in an epoch."""
+        return -(-len(self.blocks) // self.batch_size)
+
+    def rows(self, step: int) -> list[int]:
+        """Return the indices of the rows of a step, in order."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _epoch_order(len(self.blocks), self.seed + epoch)
+        rows: list[int] = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        return rows
+
+    def target_tokens(self, step: int) -> int:
+        """Return how many tokens of a step are in the loss."""
+        return sum(map(self.blocks.row_target_tokens, self.rows(step)))
+
+    def batch(self, rows: list[int]) -> dict[str, Tensor]:
+        """Return the arguments of the model for some rows, and their labels; the first axis of each is the row.
+
+        Padding at the end that is common to all rows is left out.
+        """
+        longest = max(map(self.blocks.row_tokens, rows))
+        items = [self.blocks[row] for row in rows]
+        return self.collate([{name: tensor[:longest] for name, tensor in item.items()} for item in items])
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(rows: int, seed: int) -> Tensor:
+    """Return the order, int32 [rows]: 4 bytes for each row."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).int()
+
+
+def of_similar_length(lengths: Sequence[int], tokens: int, size: int = 1) -> list[list[int]]:
+    """Group rows, whose numbers of tokens are given, by length, the longest rows first; return their indices.
+
+    A group may always have `size` rows, and more if it has at most `tokens` tokens, padding included.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):  # a stable order
+        count = len(groups[-1]) + 1 if groups else 0
+        if groups and (count <= size or count * lengths[groups[-1][0]] <= tokens):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

@@ -6,14 +6,10 @@ turn, inclusive.
     <|im_start|>user⏎ Hello<|im_end|>⏎<|im_start|>assistant⏎ Good day<|im_end|>⏎
                                                              ~~~~~~~~~~~~~~~~~~
 
-If the template marks the answers with {% generation %}, an answer begins there. Otherwise it begins where the
-rendering of the previous turns with the generation prompt ends. To find the end of an answer's content, the
-conversation is rendered again with another content: the common suffix of the two renderings follows the content. The
-first special token in it ends the turn. Searching the rendering for the texts of the messages would not be reliable,
-because a text can occur several times.
-
-Templates are programs that come with a model. They are rendered in Jinja's sandbox, as in transformers, which keeps
-them from files and from Python's internals; an endless loop is not stopped.
+An answer begins where the template marks it with {% generation %}, or else where the rendering of the previous turns
+with the generation prompt ends. Its content ends where the renderings with this and with another content become equal;
+the first special token after that ends the turn. The texts of the messages are not searched for, because a text can
+occur several times. Templates are programs. They run in Jinja's sandbox, as in transformers.
 """
 
 import re
@@ -95,15 +91,11 @@ def read_template_file(path: Path) -> str:
         with path.open(encoding="utf-8-sig") as file:
             template = file.read(_MAX_TEMPLATE + 1)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
-        raise TsugikiError(
-            _("the chat template in {path} cannot be read: {error}").format(path=path, error=error_text(error, 100))
-        ) from error
+        message = _("the chat template in {path} cannot be read: {error}")
+        raise TsugikiError(message.format(path=path, error=error_text(error, 100))) from error
     if len(template) > _MAX_TEMPLATE:
-        raise TsugikiError(
-            _("the chat template in {path} has more than {max_template:,} characters; use another one").format(
-                path=path, max_template=_MAX_TEMPLATE
-            )
-        )
+        message = _("the chat template in {path} has more than {max_template:,} characters; use another one")
+        raise TsugikiError(message.format(path=path, max_template=_MAX_TEMPLATE))
     if not template.strip():
         raise TsugikiError(_("the chat template in {path} is empty; use another one").format(path=path))
     return template
@@ -120,25 +112,18 @@ def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemp
     """Return the tokenizer's chat template.
 
     `source` names the record that requires the template, for the error.
-
-    Raises:
-        TsugikiError: the tokenizer has no chat template, a very long one, or several without a default.
     """
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
-        raise TsugikiError(
-            _(
-                "{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
-                "choose --chat-template default, a plain one"
-            ).format(source=source)
-        ) from error
-    if len(template) > _MAX_TEMPLATE:
-        raise TsugikiError(
-            _("the chat template of the tokenizer has more than {max_template:,} characters; replace it").format(
-                max_template=_MAX_TEMPLATE
-            )
+        message = _(
+            "{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
+            "choose --chat-template default, a plain one"
         )
+        raise TsugikiError(message.format(source=source)) from error
+    if len(template) > _MAX_TEMPLATE:
+        message = _("the chat template of the tokenizer has more than {max_template:,} characters; replace it")
+        raise TsugikiError(message.format(max_template=_MAX_TEMPLATE))
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return ChatTemplate(
@@ -155,11 +140,6 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     """Render a conversation. The result is empty if no turn counts in the loss.
 
     If the template does not end the last turn with a special token, the tokenizer's end token is added.
-
-    Raises:
-        TsugikiError: a message contains a special token; the template raises an error, or renders a very long text;
-            the rendering of a turn that counts in the loss differs from what the model would generate; or there are
-            more than 1,000 turns of which several count, and the rendering of a turn depends on turns far away.
     """
     answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
     wanted = answers if assistant_turns == "all" else answers[-1:]
@@ -196,31 +176,26 @@ def _find_answers(
         located = _locate_in_parts(template, source, messages, targets, whole)
     if located is None:
         if len(messages) > _MAX_TURNS and len(targets) > 1:
-            raise TsugikiError(
-                _(
-                    "{source} has {count:,} turns, more than the {max_turns:,} that this chat template allows, because "
-                    "it renders a turn in ways that depend on turns far away; split the conversation, or train on the "
-                    "last turn only (assistant_turns: last)"
-                ).format(source=source, count=len(messages), max_turns=_MAX_TURNS)
+            message = _(
+                "{source} has {count:,} turns, more than the {max_turns:,} that this chat template allows, because "
+                "it renders a turn in ways that depend on turns far away; split the conversation, or train on the "
+                "last turn only (assistant_turns: last)"
             )
+            raise TsugikiError(message.format(source=source, count=len(messages), max_turns=_MAX_TURNS))
         located = [_span(template, messages[: index + 1], whole, marks, _turn(source, index)) for index in targets]
     spans: list[_Span] = []
     for index, (start, stop, ended) in zip(targets, located, strict=True):
         where = _turn(source, index)
         if not ended:
             if index != targets[-1]:
-                raise TsugikiError(
-                    _(
-                        "{where} is not ended by a special token in this chat template, so its end cannot be trained; "
-                        "train on the last turn only (assistant_turns: last)"
-                    ).format(where=where)
+                message = _(
+                    "{where} is not ended by a special token in this chat template, so its end cannot be trained; "
+                    "train on the last turn only (assistant_turns: last)"
                 )
+                raise TsugikiError(message.format(where=where))
             if template.end is None:
-                raise TsugikiError(
-                    _("{where} has no end: neither the chat template nor the tokenizer has an end token").format(
-                        where=where
-                    )
-                )
+                message = _("{where} has no end: neither the chat template nor the tokenizer has an end token")
+                raise TsugikiError(message.format(where=where))
             whole = whole[:stop] + template.end
             stop = len(whole)
         spans.append((start, stop))
@@ -239,10 +214,8 @@ def _locate_in_parts(
 
     Each part is rendered with its context, and the context is rendered alone. The text that the part's own turns add
     must be the next text in the whole rendering. So the whole rendering is compared. The result could be wrong only for
-    a template that renders turns equally in a part and in the whole, but begins an answer differently in them.
-
-    Returns:
-        What `_span` returns, for each target; None if a part is rendered differently than in the whole conversation.
+    a template that renders turns equally in a part and in the whole, but begins an answer differently in them. The
+    result has what `_span` returns, for each target; it is None if a part is rendered differently than in the whole.
     """
     system = sum(1 for _ in takewhile(lambda message: message["role"] in ("system", "developer"), messages))
     located: list[tuple[int, int, bool]] = []
@@ -282,10 +255,8 @@ def _turn(source: str, index: int) -> str:
 def _span(
     template: ChatTemplate, turns: _Messages, whole: str, marks: list[_Span], where: str
 ) -> tuple[int, int, bool]:
-    """Locate the answer that is the last of `turns`.
-
-    Returns:
-        Its begin and end in the whole rendering, in characters, and whether a token ends it.
+    """Return the begin and end in `whole`, in characters, of the answer that is the last of `turns`, and whether a
+    token ends it.
     """
     finished, finished_marks = _render(template, turns, where)
     content_stop = len(finished) - _tail_length(template, turns, finished, where)
@@ -301,20 +272,18 @@ def _span(
         prompt, _spans = _render(template, turns[:-1], where, add_generation_prompt=True)
         start = len(prompt)
         if start >= content_stop or not finished.startswith(prompt):
-            raise TsugikiError(
-                _(
-                    "{where}: this chat template renders the answer differently from its own generation prompt, so no "
-                    "model could generate it; use a template that marks answers with {{% generation %}}"
-                ).format(where=where)
+            message = _(
+                "{where}: this chat template renders the answer differently from its own generation prompt, so no "
+                "model could generate it; use a template that marks answers with {{% generation %}}"
             )
+            raise TsugikiError(message.format(where=where))
         if whole.startswith(finished[:stop]):
             return start, stop, ending is not None
-    raise TsugikiError(
-        _(
-            "{where} is rendered differently by this chat template when more turns follow; train on the last turn only "
-            "(assistant_turns: last)"
-        ).format(where=where)
+    message = _(
+        "{where} is rendered differently by this chat template when more turns follow; train on the last turn only "
+        "(assistant_turns: last)"
     )
+    raise TsugikiError(message.format(where=where))
 
 
 def _tail_length(template: ChatTemplate, turns: _Messages, finished: str, where: str) -> int:
@@ -343,15 +312,11 @@ def _render(
         )
     except Exception as error:  # a template is a program and can raise any exception
         what = error_text(error).rstrip(".") or type(error).__name__
-        raise TsugikiError(
-            _("{where}: the chat template cannot render the conversation: {what}").format(where=where, what=what)
-        ) from error
+        message = _("{where}: the chat template cannot render the conversation: {what}")
+        raise TsugikiError(message.format(where=where, what=what)) from error
     if len(texts[0]) > _MAX_TEXT:
-        raise TsugikiError(
-            _("{where}: the chat template renders more than {max_text:,} characters").format(
-                where=where, max_text=_MAX_TEXT
-            )
-        )
+        message = _("{where}: the chat template renders more than {max_text:,} characters")
+        raise TsugikiError(message.format(where=where, max_text=_MAX_TEXT))
     return texts[0], marks[0] if marks else []
 
 

@@ -1,22 +1,19 @@
 """Find near-duplicates: the same work in old and in modern orthography, or an example with small edits.
 
-Each text is represented by a `signature` of fixed size, and `near_duplicates` groups the indices of similar signatures.
-To find held-out documents that are also in the training data, group both lists together.
-
-The texts are compared as sets of four-character sequences (shingles), after `fold` has removed differences of
-orthography, width and punctuation. A signature is a one-permutation MinHash of the set: each shingle is hashed to a
-slot, and each slot keeps its smallest hash. The share of equal slots estimates the Jaccard similarity of two sets
-(common shingles divided by all shingles) to about ±0.045; for texts of one or two lines it is nearly exact.
+Texts are compared as sets of four-character sequences (shingles), after `fold` has removed differences of orthography,
+width and punctuation. A `signature` is a one-permutation MinHash of the set: each shingle is hashed to a slot, and each
+slot keeps its smallest hash. The share of equal slots estimates the Jaccard similarity of two sets (common shingles
+divided by all shingles) to about ±0.045; for texts of one or two lines it is nearly exact. `near_duplicates` groups the
+indices of similar signatures.
 """
 
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tsugiki.data.old_characters import NEW_FORMS
 
 SHINGLE = 4
 SEQUENCE = 12
@@ -83,8 +80,7 @@ def _folded_pieces(
 ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.intp]]]:
     """Yield texts folded, in groups of about a million characters, so that a long text does not need much memory.
 
-    Yields:
-        What `fold` returns for a group of pieces of the texts, and the index of the text of each piece.
+    Each group consists of pieces of the texts: what `fold` returns for them, and the index of the text of each piece.
     """
     pieces = [
         (index, text[start : start + _CHUNK])
@@ -100,14 +96,11 @@ def _folded_pieces(
 
 
 def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> list[list[int]]:
-    """Group near-duplicates.
+    """Return groups of the indices of near-duplicates, two or more in each, sorted.
 
     Similarity is transitive here: if A is similar to B and B to C, all three are in one group. Only signatures with an
     equal band of slots are compared, and of many such signatures only neighbours, so time is nearly linear. The
     signatures can be memory-mapped: they are read from the beginning to the end, some bands at a time.
-
-    Returns:
-        Groups of two or more indices, sorted. Texts without near-duplicates are in no group.
     """
     if not len(signatures):
         return []
@@ -168,10 +161,8 @@ def fold(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     The result is used only for comparison. Letters, digits and symbols are lower case and of normal width. Old forms of
     kanji become new ones. All kana become hiragana, with つ for っ, ず for づ, わ for は, い for ひ and so on;
     そう for さう, and しう for しょう, しやう and せう. Repeated characters other than digits become one, since 々 and
-    ゝ are removed. A text that would be empty after folding is not folded.
-
-    Returns:
-        The code points of all texts, and for each of them the index of its text.
+    ゝ are removed. A text that would be empty after folding is not folded. The second array has the index of the text
+    of each code point.
     """
     table, before_u, kinds = _tables()
     plain = [unicodedata.normalize("NFC", _with_few_marks(text)) for text in texts]
@@ -303,3 +294,29 @@ def _root(group: NDArray[np.intp], index: int) -> int:
         group[index] = group[group[index]]
         index = int(group[index])
     return index
+
+
+# Old forms of kanji (旧字体), each before the new form (新字体) that replaced it. They are those of the table of
+# kanji in common use (常用漢字表, 2010) and others that were common in print. Compatibility characters of Unicode
+# (神 U+FA19) are not included, because NFKC normalisation converts them.
+_OLD_AND_NEW = (
+    "乘乗亂乱亞亜佛仏來来倂併假仮傳伝僞偽價価儉倹兒児兩両剩剰劍剣劑剤勞労勳勲勵励勸勧區区卷巻卽即參参單単嚴厳"
+    "囑嘱圈圏國国圍囲圓円圖図團団增増墮堕壓圧壘塁壞壊壤壌壯壮壹壱壽寿奧奥奬奨孃嬢學学寢寝實実寫写寬寛寶宝將将"
+    "專専對対屆届屬属峽峡嶽岳巢巣帶帯廢廃廣広廳庁彈弾彌弥徑径從従徵徴德徳恆恒惠恵惡悪惱悩愼慎慘惨應応懷懐戀恋"
+    "戰戦戲戯戾戻拂払拔抜拜拝挾挟插挿揭掲搖揺搜捜擇択擊撃擔担據拠擧挙擴拡攝摂收収效効敍叙敕勅數数斷断晚晩晝昼"
+    "曆暦曉暁曾曽會会條条棧桟榮栄槪概樂楽樓楼樞枢樣様橫横檢検櫻桜權権歐欧歡歓步歩歷歴歸帰殘残殼殻毆殴每毎氣気"
+    "涉渉淚涙淨浄淺浅渴渇溪渓溫温滯滞滿満潛潜澁渋澤沢濕湿濟済濱浜瀧滝瀨瀬灣湾燈灯燒焼營営爐炉爭争爲為犧犠狀状"
+    "狹狭獨独獵猟獸獣獻献甁瓶畫画當当疊畳瘦痩癡痴發発盜盗盡尽眞真硏研碎砕祕秘禪禅禮礼稱称稻稲穗穂穩穏竊窃竝並"
+    "粹粋絲糸經経綠緑緖緒緣縁縣県縱縦總総繩縄繪絵繼継續続纖繊缺欠罐缶聲声聽聴肅粛腦脳膽胆臟臓臺台與与舊旧艷艶"
+    "莊荘莖茎萬万薰薫藏蔵藝芸藥薬處処虛虚號号螢蛍蟲虫蠶蚕蠻蛮衞衛裝装襃褒覺覚覽覧觀観觸触謠謡證証譯訳譽誉讀読"
+    "變変讓譲豐豊豫予貳弐賣売賴頼贊賛踐践輕軽轉転辭辞遞逓遲遅邊辺郞郎鄕郷醉酔醫医釀醸釋釈錄録錢銭鍊錬鎭鎮鐵鉄"
+    "鑄鋳鑛鉱關関陷陥隨随險険隱隠雙双雜雑霸覇靈霊靜静顯顕飜翻餘余騷騒驅駆驗験驛駅髓髄體体髮髪鬭闘鷄鶏鹽塩麥麦"
+    "麵麺黃黄黑黒默黙點点黨党齊斉齋斎齒歯齡齢龍竜飮飲銳鋭悅悦閱閲顏顔龜亀敎教戶戸吳呉娛娯吿告歲歳產産舍舎尙尚"
+    "靑青淸清稅税說説絕絶脫脱內内餠餅舖舗沒没隸隷巖巌彥彦瑤瑶禰祢禱祷祿禄簞箪聰聡遙遥啞唖噓嘘鷗鴎軀躯攪撹嚙噛"
+    "繡繍蔣蒋醬醤搔掻屛屏幷并蠟蝋焰焔讚讃顚顛潑溌輛輌繫繋瀆涜驒騨摑掴辨弁辯弁瓣弁冩写囘回册冊揷挿鬪闘姊姉埓埒"
+    "鄰隣甞嘗徃往壺壷濤涛灌潅凉涼亙亘伜倅咒呪欝鬱駈駆嶋島羣群峯峰恠怪裡裏"
+)
+
+
+NEW_FORMS = MappingProxyType(dict(zip(_OLD_AND_NEW[::2], _OLD_AND_NEW[1::2], strict=True)))
+"""Old form of a kanji -> its new form."""

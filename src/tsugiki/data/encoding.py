@@ -50,11 +50,7 @@ def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def document_end(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the token that ends a document.
-
-    Raises:
-        TsugikiError: the tokenizer has no end token.
-    """
+    """Return the token that ends a document."""
     if tokenizer.eos_token_id is None:
         raise TsugikiError(_("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json"))
     return int(tokenizer.eos_token_id)
@@ -72,10 +68,6 @@ def encode_records(
     """Encode a batch of records; some dozens are enough to use all cores.
 
     The tokenizer is called once for documents and once for the other records.
-
-    Raises:
-        TsugikiError: the tokenizer has no end token or no chat template although a record requires one; the template
-            cannot render a conversation (see `chat.render`); an answer contains the token that ends it.
     """
     documents = [record for record in records if isinstance(record, Document)]
     answers = [record for record in records if not isinstance(record, Document)]
@@ -176,13 +168,10 @@ def _encode_separately(
 
 
 def _encode_piece(tokenizer: "PreTrainedTokenizerBase", piece: str, inner: bool) -> list[tuple[int, tuple[int, int]]]:
-    """Encode a piece of a text without the space that some tokenizers add at the beginning of a text.
+    """Return the token ids of a piece of a text, each with its character offsets in the piece.
 
-    An inner piece is encoded after a line feed. The tokens of the line feed are then dropped, provided that they are
-    separate from those of the piece.
-
-    Returns:
-        The token ids, each with its character offsets in the piece.
+    Some tokenizers add a space at the beginning of a text. So an inner piece is encoded after a line feed, whose tokens
+    are then dropped, provided that they are separate from those of the piece.
     """
     if inner:
         line_feed = encode(tokenizer, ["\n"])[0]
@@ -204,9 +193,8 @@ def _check_end_tokens(tokenizer: "PreTrainedTokenizerBase", row: EncodedRecord, 
         if answer and (not in_loss or index + 1 == len(row.ids)):
             if answer.count(answer[-1]) > 1:
                 end = tokenizer.convert_ids_to_tokens(answer[-1])
-                raise TsugikiError(
-                    _(
-                        "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
-                    ).format(source=source, end=end)
+                message = _(
+                    "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
                 )
+                raise TsugikiError(message.format(source=source, end=end))
             answer = []

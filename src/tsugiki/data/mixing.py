@@ -1,8 +1,7 @@
 """Mix other text into the training data, so that a model keeps more of its earlier abilities (replay).
 
-Records of the other text are taken in a random order, which depends on the seed, until their tokens are the requested
-share of all tokens in the loss; the last document is cut there. Tokens of prompts do not count, because nothing is
-learned from them. The arrays are joined in memory.
+Its records are taken in a random order, which depends on the seed, until their tokens are the requested share of all
+tokens in the loss; the last document is cut there. The arrays are joined in memory.
 """
 
 from dataclasses import dataclass, replace
@@ -43,11 +42,8 @@ def parse_mix(setting: str) -> tuple[str, float]:
     except ValueError:
         number = -1.0
     if not colon or not path or not 0 < number < 1:
-        raise TsugikiError(
-            _("mix is {setting}; write PATH:SHARE with a share above 0 and below 1, such as other.txt:0.1").format(
-                setting=error_text(repr(setting), 100)
-            )
-        )
+        message = _("mix is {setting}; write PATH:SHARE with a share above 0 and below 1, such as other.txt:0.1")
+        raise TsugikiError(message.format(setting=error_text(repr(setting), 100)))
     return path, number
 
 

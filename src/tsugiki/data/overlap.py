@@ -1,14 +1,11 @@
 """Find training records that repeat text which is scored, so that they can be left out of training.
 
-`duplicates` compares whole texts, so it does not find a work within a much longer one. Here the scored texts, which are
-few, are kept as a table of hashes of their sequences of 12 characters, and the training text is read once. A training
-record repeats a scored text if one of the two contains the other, that is, at least 60 % of its sequences, or if both
-ask the same question.
-
-Texts of less than about 80 characters contain nothing and are in nothing: a phrase may be in any text. A sequence or a
-question that many records have in common, such as a template or a licence, does not count. Two unrelated texts share
-few sequences: a work of 3,000 characters shares at most 0.4 % of them with 9 million characters of other Japanese
-works, and at most 16 % with 10 million characters of other English text.
+`duplicates` compares whole texts, so it does not find a work within a much longer one. Here a table has the hashes of
+all sequences of 12 characters of the scored texts, which are few, and the training text is read once. A training record
+repeats a scored text if one of the two contains at least 60 % of the other's sequences, or if both ask the same
+question. Texts of less than about 80 characters contain nothing and are in nothing: a phrase may be in any text. What
+many records have in common, such as a template or a licence, does not count. A work of 3,000 characters shares at most
+0.4 % of its sequences with 9 million characters of other Japanese works, and 16 % with 10 million of English works.
 """
 
 import unicodedata

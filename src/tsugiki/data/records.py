@@ -1,8 +1,13 @@
-"""The kinds of training records: a document, a prompt with its completion, or a conversation."""
+"""Training records (documents, prompts with completions, conversations), and facts about how they were read."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal, TypeAlias
+
+from tsugiki.errors import summarise_list
+from tsugiki.language import _, ngettext
 
 AssistantTurns: TypeAlias = Literal["all", "last"]
 """The assistant's turns that count in the loss: all of them, or only the last one of a conversation."""
@@ -10,17 +15,13 @@ AssistantTurns: TypeAlias = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class Document:
-    """A text, all of which counts in the loss.
-
-    Attributes:
-        text: the text.
-        source: where the record was read: `file` or `file:line`.
-        fields: other short texts of the same row, such as author and title; held-out records can be chosen by them.
-    """
+    """A text, all of which counts in the loss."""
 
     text: str
     source: str
+    """Where the record was read: `file` or `file:line`."""
     fields: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
+    """Other short texts of the same row, such as author and title; held-out records can be chosen by them."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,70 @@ def text_to_compare(record: Record) -> str:
     if isinstance(record, Conversation):
         return "\n".join(turn.content for turn in record.messages if turn.role not in ("system", "developer"))
     return record.text
+
+
+@dataclass
+class Reading:
+    """Facts that `files.read_records` collects; JSON can represent them."""
+
+    files: list[str] = field(default_factory=list)
+    """The files and data sets that are read, in order."""
+    works: list[str] = field(default_factory=list)
+    """Files of Aozora Bunko, from which notation was removed."""
+    unresolved: int = 0
+    """The number of characters in these files that have no code and became 〓."""
+    annotated: list[str] = field(default_factory=list)
+    """Other texts with annotations in Aozora Bunko's notation, which were kept."""
+    empty: list[str] = field(default_factory=list)
+    """Files without text."""
+    passed_over: list[str] = field(default_factory=list)
+    """Files of another kind in a folder or a zip."""
+    without_fields: list[str] = field(default_factory=list)
+    """Tables in a folder or a zip that have none of the known fields."""
+
+    def notes(self) -> list[str]:
+        """Return one sentence for each fact that a user should know."""
+        found = []
+        if self.works:
+            count = len(self.works)
+            found.append(
+                ngettext(
+                    "{names}: a text of Aozora Bunko; header, footer, ruby and annotations are removed",
+                    "{names}: texts of Aozora Bunko; headers, footers, ruby and annotations are removed",
+                    count,
+                ).format(names=summarise_list(self.works))
+            )
+        if self.unresolved:
+            found.append(
+                ngettext(
+                    "{count:,} character of these has no code, and became 〓",
+                    "{count:,} characters of these have no code, and became 〓",
+                    self.unresolved,
+                ).format(count=self.unresolved)
+            )
+        if self.annotated:
+            message = _(
+                "{names}: annotations such as ［＃５字下げ］ are learned as they are, because the text has neither "
+                "the header nor the footer of Aozora Bunko"
+            )
+            found.append(message.format(names=summarise_list(self.annotated)))
+        if self.empty:
+            found.append(_("{names}: empty, so nothing of it is used").format(names=summarise_list(self.empty)))
+        if self.passed_over:
+            found.append(
+                ngettext(
+                    "{count:,} file of another kind is passed over ({kinds})",
+                    "{count:,} files of other kinds are passed over ({kinds})",
+                    len(self.passed_over),
+                ).format(count=len(self.passed_over), kinds=_kinds(self.passed_over))
+            )
+        if self.without_fields:
+            message = _("{names}: passed over, because no known field is in it")
+            found.append(message.format(names=summarise_list(self.without_fields)))
+        return found
+
+
+def _kinds(names: list[str]) -> str:
+    """Return the suffixes of files with their counts; the name of a file that has no suffix."""
+    counts = Counter(PurePath(name).suffix.lower() or PurePath(name).name for name in names)
+    return summarise_list([f"{kind} {count:,}" if count > 1 else kind for kind, count in counts.most_common()])

@@ -1,11 +1,9 @@
 """Fingerprints of the training records of a model or an adapter, and the search for learned texts.
 
-A run writes the fingerprints beside its adapter or model, and the embedded base has those of its pretraining. `eval`
-compares its texts with them, so that a result on learned text is not mistaken for a result on new text. What is made
-from an adapter or a model has learned its texts as well, and inherits their fingerprints. A fingerprint
-is the digest of a text and a sketch, the lowest byte of each slot of its signature (see `duplicates`): 142 bytes in
-all, from which the text cannot be read. A work that is contained in a much longer one is not found. Of very many texts
-there are digests only, so that only equal texts are found.
+`eval` compares its texts with them, so that a result on learned text is not mistaken for a result on new text. What is
+made from an adapter or a model inherits its fingerprints. A fingerprint is the digest of a text and a sketch, the
+lowest byte of each slot of its signature (see `duplicates`): 142 bytes, from which the text cannot be read. Of very
+many texts there are digests only, so that only equal texts are found.
 """
 
 from collections.abc import Iterable, Sequence
@@ -99,10 +97,8 @@ def _damaged(path: Path, reason: str) -> TsugikiError:
 def find_learned(
     index: RecordIndex, learned: Sequence[Fingerprints], numbers: npt.NDArray[np.int64] | None = None
 ) -> tuple[set[int], set[int]]:
-    """Find the records with these numbers that are among learned texts; None: all records.
-
-    Returns:
-        The numbers of records with the same text, and of others with nearly the same text.
+    """Return which records are among learned texts: the numbers of those with the same text, and of others with nearly
+    the same text. Only the records with these numbers are looked for; None: all.
     """
     numbers = np.arange(len(index)) if numbers is None else numbers
     same: set[int] = set()

@@ -3,6 +3,7 @@
 The held-out records are a share of all records, those with a certain field value (`author=…`), or a separate file.
 """
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,37 +33,22 @@ class FieldCondition:
 def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
     """Parse the setting `held_out`, or another setting with the same forms.
 
-    Returns:
-        A share for a number, a condition for a text `field=value`, otherwise the path of a file. A text that names an
-        existing file is always a path.
-
-    Raises:
-        TsugikiError: the share is not between 0 and 1, or the condition has no field or no value.
+    A number is a share, and a text `field=value` a condition. Any other text, and one that names an existing file, is a
+    path.
     """
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
-            raise TsugikiError(
-                _("{setting} is {held_out}; a share must be above 0 and below 1").format(
-                    setting=setting, held_out=held_out
-                )
-            )
+            message = _("{setting} is {held_out}; a share must be above 0 and below 1")
+            raise TsugikiError(message.format(setting=setting, held_out=held_out))
         return float(held_out)
     name, sign, value = held_out.partition("=")
-    if not sign or _exists(Path(held_out)):
+    if not sign or os.path.exists(held_out):  # False also for a condition that is too long for the name of a file
         return Path(held_out)
     if not name.strip() or not value.strip():
         shown = error_text(repr(held_out), 100)
-        raise TsugikiError(
-            _("{setting} is {shown}; write a condition as author=… or title=…").format(setting=setting, shown=shown)
-        )
+        message = _("{setting} is {shown}; write a condition as author=… or title=…")
+        raise TsugikiError(message.format(setting=setting, shown=shown))
     return FieldCondition(name.strip(), value.strip())
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a condition can be too long for the name of a file
-        return False
 
 
 def split_records(
@@ -75,16 +61,10 @@ def split_records(
     fulfil it are held out, together with their near-duplicates.
 
     `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
-
-    Raises:
-        TsugikiError: no record is left for training or for evaluation, or no record has the field or the value.
     """
     if len(index) == 1:
-        raise TsugikiError(
-            _("{sources} is the only record, so none can be held out; add records, or give a held-out file").format(
-                sources=index.sources[0]
-            )
-        )
+        message = _("{sources} is the only record, so none can be held out; add records, or give a held-out file")
+        raise TsugikiError(message.format(sources=index.sources[0]))
     inside = _choose(index, np.arange(len(index)), held_out, seed, groups)
     if len(inside) == len(index):
         why = (
@@ -124,9 +104,8 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
     cut = text.find("\n", middle, len(text) - 1) + 1 or text.rfind("\n", 0, middle) + 1 or middle
     parts = text[:cut], text[cut:]
     if not all(part.strip() for part in parts):
-        raise TsugikiError(
-            _("{source} is too short to be split; add text or give a held-out file").format(source=document.source)
-        )
+        message = _("{source} is too short to be split; add text or give a held-out file")
+        raise TsugikiError(message.format(source=document.source))
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
 
@@ -179,20 +158,11 @@ def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
         return np.array(matching, np.int64)
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
-        raise TsugikiError(
-            _("no record has {field}={value}; the values are {values}").format(
-                field=condition.field, value=condition.value, values=summarise_list(values)
-            )
-        )
+        message = _("no record has {field}={value}; the values are {values}")
+        raise TsugikiError(message.format(field=condition.field, value=condition.value, values=summarise_list(values)))
     known = sorted({name for fields in index.fields for name in fields})
     if known:
-        raise TsugikiError(
-            _("no record has a field {field}; the fields are {known}").format(
-                field=condition.field, known=summarise_list(known)
-            )
-        )
-    raise TsugikiError(
-        _("no record has a field {field}; the data has no fields; hold out a share or a file").format(
-            field=condition.field
-        )
-    )
+        message = _("no record has a field {field}; the fields are {known}")
+        raise TsugikiError(message.format(field=condition.field, known=summarise_list(known)))
+    message = _("no record has a field {field}; the data has no fields; hold out a share or a file")
+    raise TsugikiError(message.format(field=condition.field))

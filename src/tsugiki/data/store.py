@@ -9,15 +9,11 @@ A store is a folder that is written in one pass over the records and memory-mapp
     records.jsonl   for each record: its source and its fields
     lines.bin       the number of bytes before each line of records.jsonl, and after the last one
     reading.json    how the files of the records were read
-    store.json      the version of the format, the key of the store, and the digests of the other files; written last
+    store.json      the key of the store, and the digests of the other files; written last
     checked.json    size, time and inode of each large file when its digest was last checked
 
-Several processes can use one cache: the first process that needs a store writes it, and the others wait for it. The
-digests are checked when a store is opened; a damaged store, or one of another key, is written again. The digest of a
-large file is checked again only after the file has changed.
-
-The tokens do not depend on the folder of the data, so a copy of the data uses the same store. Its names of files are
-those of the first reading, and are replaced by those of the present one.
+The first process that needs a store writes it, and the others wait for it. The digests are checked when a store is
+opened, that of a large file only after it has changed; a damaged store, or one of another key, is written again.
 """
 
 import json
@@ -32,9 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.data.duplicates import SLOTS, signatures
-from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode, encode_records
-from tsugiki.data.read.reading import Reading, renamed
-from tsugiki.data.records import AssistantTurns, Document, Record, text_to_compare
+from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode_records
+from tsugiki.data.records import AssistantTurns, Document, Reading, Record, text_to_compare
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes
@@ -47,7 +42,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 5  # the version of the files
+_FORMAT = 6  # the version of the files
 _ENCODING = 3  # how texts become tokens; a change of it ends the resuming of runs
 DIGEST_BYTES = 16
 _RECORDS, _READING, _CHECKED = "records.jsonl", "reading.json", "checked.json"
@@ -62,12 +57,6 @@ _FILES = {f"{name}.bin" for name in _ARRAYS} | {_RECORDS, _READING}
 _LARGE = 1 << 26  # bytes; to read a smaller file takes some hundredths of a second
 # Limits of one call of the tokenizer: large enough to use all cores, small enough for memory.
 _BATCH_RECORDS, _BATCH_CHARACTERS = 64, 1 << 20
-# Spaces, cases, digits, accents, widths, scripts, emoji, and words that tokenizers split differently.
-_PROBE = (
-    "Hello,  World! don't re-enter 1234.5 3rd\n\t naïve e\u0301 ﬁ Ａｂ１ ｶﾞ カ\u3099 "
-    "吾輩は猫である。名前はまだ無い、𠮷野家 한국어 🙂👍🏽 <s></s> https://a.b/c?d=e"
-)
-_PROBE_TOKENS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,31 +119,29 @@ def open_store(
 
     The records, whose content `key` identifies (see `read.files.content_key`), are not read if the folder `cache` has
     their store. `advance` is called with the number of records that were tokenised since the last call. `reading` has
-    facts about the files, which are complete when all records are read, and is written with the tokens; of a store that
-    is in the cache, only the names of files in it are used.
-
-    Raises:
-        TsugikiError: no token of a record counts in the loss, or a record cannot be read or encoded.
+    facts about the files, which are complete when all records are read, and is written with the tokens. Its names of
+    files are part of the names of the records, so a store belongs to them, too. A record of which no token counts in
+    the loss is an error.
     """
-    name = f"{store_key(key, tokenizer, turns)}-{_FORMAT}"
-    folder = cache / name
     reading = Reading() if reading is None else reading
-    if store := _read(folder, reading):
+    described = "\0".join([store_key(key, tokenizer, turns), *reading.files])
+    name = f"{sha256([described.encode('utf-8', 'surrogatepass')]).removeprefix('sha256:')}-{_FORMAT}"
+    folder = cache / name
+    if store := _read(folder):
         return store
     with locked(cache / f".{name}.lock"):
         remove_leftovers(cache, of=name)  # left by killed processes, since running ones wait for the lock
         remove_leftovers(cache, older_than=DAY)
-        store = _read(folder, reading)  # another process may have written it since
+        store = _read(folder)  # another process may have written it since
         if store is None:
             if folder.exists():
                 warn_caller(_("the cached tokens in {folder} are damaged, and are written again").format(folder=folder))
             with new_folder(folder, replace=True) as temporary:
                 _write(temporary, name, records, tokenizer, turns, advance, reading)
-            store = _read(folder, reading)
+            store = _read(folder)
     if store is None:
-        raise TsugikiError(
-            _("the tokens in {folder} cannot be read after writing; check the disk").format(folder=folder)
-        )
+        message = _("the tokens in {folder} cannot be read after writing; check the disk")
+        raise TsugikiError(message.format(folder=folder))
     return store
 
 
@@ -207,7 +194,8 @@ def _write(
             without_target += [
                 record.source for record, one in zip(batch, encoded, strict=True) if not one.target_tokens
             ]
-            lines = [_line(record) for record in batch]
+            described = [json.dumps([record.source, dict(record.fields)], ensure_ascii=False) for record in batch]
+            lines = [line.encode("utf-8", "surrogatepass") + b"\n" for line in described]
             ends["offsets"] = ends["offsets"][-1] + np.cumsum([len(one.ids) for one in encoded])
             ends["lines"] = ends["lines"][-1] + np.cumsum([len(line) for line in lines])
             arrays = {
@@ -221,14 +209,11 @@ def _write(
             texts.write(b"".join(lines))
             advance(len(batch))
     if without_target:
-        raise TsugikiError(
-            _("{without_target}: there is nothing to train on; remove the record, or add an answer").format(
-                without_target=summarise_list(without_target)
-            )
-        )
+        message = _("{without_target}: there is nothing to train on; remove the record, or add an answer")
+        raise TsugikiError(message.format(without_target=summarise_list(without_target)))
     write_json(folder / _READING, asdict(reading))
     digests = {name: file_sha256(folder / name) for name in sorted(_FILES)}
-    write_json(folder / "store.json", {"format": _FORMAT, "key": key, "digests": digests})
+    write_json(folder / "store.json", {"key": key, "digests": digests})
     _note_as_checked(folder, _large_files(folder))
 
 
@@ -238,46 +223,32 @@ def _loss_mask(encoded: EncodedRecord) -> Array:
     return mask
 
 
-def _line(record: Record) -> bytes:
-    text = json.dumps([record.source, dict(record.fields)], ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass") + b"\n"
-
-
-def _read(folder: Path, reading: Reading) -> TokenStore | None:
-    """Open the store in a folder; return None if there is none, if it is damaged, or if it belongs to another key.
-
-    `reading` has the names of the files that the caller reads.
-    """
+def _read(folder: Path) -> TokenStore | None:
+    """Open the store in a folder; return None if there is none, if it is damaged, or if it belongs to another key."""
     try:
         content = read_json(folder / "store.json")
     except TsugikiError:
         return None
     digests = content.get("digests")
-    if (
-        content.get("format") != _FORMAT
-        or content.get("key") != folder.name
-        or not isinstance(digests, dict)
-        or digests.keys() != _FILES
-        or not _is_intact(folder, digests)
-    ):
+    if not isinstance(digests, dict) or digests.keys() != _FILES or content.get("key") != folder.name:
+        return None
+    if not _is_intact(folder, digests):
         return None
     offsets = _mapped(folder / "offsets.bin", np.dtype(np.int64))
     lines = _mapped(folder / "lines.bin", np.dtype(np.int64))
     text = _mapped(folder / _RECORDS, np.dtype(np.uint8))
     is_short = (folder / "ids.bin").stat().st_size == 2 * int(offsets[-1])
-    read = Reading(**read_json(folder / _READING))
-    names = read.new_names(reading)
     return TokenStore(
         index=RecordIndex(
             **{name: _mapped(folder / f"{name}.bin", dtype) for name, dtype in _COLUMNS.items()},
-            sources=_Described(text, lines, names, 0),
-            fields=_Described(text, lines, names, 1),
+            sources=_Described(text, lines, 0),
+            fields=_Described(text, lines, 1),
         ),
         ids=_mapped(folder / "ids.bin", np.dtype(np.uint16 if is_short else np.int32)),
         loss_mask=_mapped(folder / "loss_mask.bin", np.dtype(np.bool_)),
         offsets=offsets,
         digest=combined_digest({name: digests[name] for name in ("ids.bin", "loss_mask.bin")}),
-        reading=read.renamed(reading),
+        reading=Reading(**read_json(folder / _READING)),
     )
 
 
@@ -293,8 +264,6 @@ class _Described(Sequence[Any]):
     """uint8 [bytes]: the content of records.jsonl."""
     lines: Array
     """int64 [records + 1]: line i is text[lines[i] : lines[i + 1]]."""
-    names: Mapping[str, str]
-    """For the name of each file in the text, its present name."""
     place: int
     """0: the sources; 1: the fields."""
 
@@ -303,8 +272,7 @@ class _Described(Sequence[Any]):
 
     def __getitem__(self, record: Any) -> Any:
         line = self.text[self.lines[record] : self.lines[record + 1]].tobytes()
-        source, fields = json.loads(line.decode("utf-8", "surrogatepass"))
-        return (renamed(source, self.names), fields)[self.place]
+        return json.loads(line.decode("utf-8", "surrogatepass"))[self.place]
 
 
 def _is_intact(folder: Path, digests: Mapping[str, str]) -> bool:
@@ -353,12 +321,10 @@ def _tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return f"{name}\0{backend.to_str()}"
-    # The algorithm of a tokenizer in Python cannot be inspected, so its result for a fixed text is used.
     vocabulary = sorted(tokenizer.get_vocab().items(), key=itemgetter(1))
-    probe = encode(tokenizer, [_PROBE, "".join(token for token, _ in vocabulary[:_PROBE_TOKENS])])
     kwargs = sorted(tokenizer.init_kwargs.items())
     settings = [(key, value) for key, value in kwargs if isinstance(value, str | int | float | None)]
-    return f"{name}\0{vocabulary}\0{settings}\0{probe}"
+    return f"{name}\0{vocabulary}\0{settings}"
 
 
 def batches(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -30,18 +30,16 @@ class Coverage(NamedTuple):
         """Return a sentence for each share that is high."""
         notes = []
         if self.unknown > _MOST_UNKNOWN:
-            notes.append(
-                _(
-                    "{unknown:.1%} of the tokens are unknown: the tokenizer cannot write this text; use another base"
-                ).format(unknown=self.unknown)
+            message = _(
+                "{unknown:.1%} of the tokens are unknown: the tokenizer cannot write this text; use another base"
             )
+            notes.append(message.format(unknown=self.unknown))
         if self.pieces > _MOST_PIECES:
-            notes.append(
-                _(
-                    "{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know "
-                    "the characters; --add-tokens makes frequent ones tokens, and another base may know them"
-                ).format(pieces=self.pieces)
+            message = _(
+                "{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know "
+                "the characters; --add-tokens makes frequent ones tokens, and another base may know them"
             )
+            notes.append(message.format(pieces=self.pieces))
         return notes
 
 

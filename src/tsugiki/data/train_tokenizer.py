@@ -52,9 +52,6 @@ def train_vocabulary(
         max_piece: the largest number of characters in a token.
         sample_characters: the approximate number of characters from which merges are learned, in sentences that are
             spread evenly over all texts.
-
-    Raises:
-        TsugikiError: the vocabulary is too small for the alphabet, or larger than the texts support.
     """
     from tokenizers import Tokenizer, models, trainers
 
@@ -65,12 +62,11 @@ def train_vocabulary(
     letters = _REQUIRED | set(alphabet) | {character for character, _ in counts.most_common(common)}
     minimum = 1 + len(_BYTES) + len(letters)
     if vocab_size <= minimum:
-        raise TsugikiError(
-            _(
-                "vocab_size is {vocab_size:,}, but the end token, 256 bytes and {count:,} characters take {minimum:,}; "
-                "raise it, or lower common_characters"
-            ).format(vocab_size=vocab_size, count=len(letters), minimum=minimum)
+        message = _(
+            "vocab_size is {vocab_size:,}, but the end token, 256 bytes and {count:,} characters take {minimum:,}; "
+            "raise it, or lower common_characters"
         )
+        raise TsugikiError(message.format(vocab_size=vocab_size, count=len(letters), minimum=minimum))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -84,12 +80,11 @@ def train_vocabulary(
     draft.train_from_iterator(_stretches(texts(), letters, counts.total(), sample_characters), trainer)
     found = draft.get_vocab_size()
     if found < vocab_size:
-        raise TsugikiError(
-            _(
-                "vocab_size is {vocab_size:,}, but {total:,} characters of text support only {found:,} tokens; choose "
-                "{found} or less, or train on more text"
-            ).format(vocab_size=vocab_size, total=counts.total(), found=found)
+        message = _(
+            "vocab_size is {vocab_size:,}, but {total:,} characters of text support only {found:,} tokens; choose "
+            "{found} or less, or train on more text"
         )
+        raise TsugikiError(message.format(vocab_size=vocab_size, total=counts.total(), found=found))
     return _as_pretrained(_with_byte_fallback(draft))
 
 

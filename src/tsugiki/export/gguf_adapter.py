@@ -28,16 +28,9 @@ from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.dtypes import GgufAdapterDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.export.llama_cpp_layers import (
-    OUTPUT_HEAD,
-    TOKEN_EMBEDDING,
-    gguf_names,
-    llama_cpp_architecture,
-    row_order,
-)
+from tsugiki.export.llama_cpp_layers import OUTPUT_HEAD, TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.export.loaders import llama_cpp_incompatibilities
-from tsugiki.export.ollama import MAX_CONTEXT, modelfile
-from tsugiki.io.atomic import new_file
+from tsugiki.export.ollama import modelfile, new_gguf_file
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import shortest_target_modules
@@ -78,68 +71,51 @@ def export_gguf_adapter(
     """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
     The adapter's base, of which only the config is read, is by default the one that the adapter names. `base` is the
-    base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
-
-    Raises:
-        TsugikiError: llama.cpp would reject the adapter or give another result, the adapter does not fit the base, or a
-            file exists already or cannot be written.
+    base as a GGUF file, with which the adapter is compared, and which the Modelfile names. An adapter that llama.cpp
+    would reject, or with which it would give another result, is an error.
     """
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
     if name is None:
-        raise TsugikiError(
-            _("{folder} does not name the base that it was trained on; pass it as --model").format(folder=folder)
-        )
+        message = _("{folder} does not name the base that it was trained on; pass it as --model")
+        raise TsugikiError(message.format(folder=folder))
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(name))
     if why:
-        raise TsugikiError(
-            _(
-                "{folder} was trained on another base ({trained}) than {given}: {why}; --allow-base-mismatch "
-                "exports it anyway"
-            ).format(folder=folder, trained=lora.base.name, given=name, why=why)
+        message = _(
+            "{folder} was trained on another base ({trained}) than {given}: {why}; --allow-base-mismatch "
+            "exports it anyway"
         )
+        raise TsugikiError(message.format(folder=folder, trained=lora.base.name, given=name, why=why))
     model = load_meta_model(name)
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
-        raise TsugikiError(
-            _(
-                "llama.cpp would not compute {folder} as Tsugiki does: {problems} (--merged exports base and "
-                "adapter as one model)"
-            ).format(folder=folder, problems="; ".join(problems))
+        message = _(
+            "llama.cpp would not compute {folder} as Tsugiki does: {problems} (--merged exports base and "
+            "adapter as one model)"
         )
+        raise TsugikiError(message.format(folder=folder, problems="; ".join(problems)))
     if base is not None:
         check_gguf_base(base, model, lora.layers)
-    if out.suffix != ".gguf":
-        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    modelfile_path = out.with_suffix(".Modelfile")
-    context = min(getattr(model.config, "max_position_embeddings", None) or MAX_CONTEXT, MAX_CONTEXT)
-    with new_file(out) as temporary:
+    base_path = str(base.absolute()) if base else None
+    context = getattr(model.config, "max_position_embeddings", None)
+    with new_gguf_file(out, modelfile(base_path, f"./{out.name}", context=context)) as temporary:
         alpha = write_gguf_adapter(lora, model, temporary, dtype)
-        with new_file(modelfile_path) as temporary_modelfile:
-            base_path = str(base.absolute()) if base else None
-            temporary_modelfile.write_text(modelfile(base_path, f"./{out.name}", num_ctx=context), encoding="utf-8")
     ranks = sorted({layer.r for layer in lora.layers.values()})
     ranks_text = (
         str(ranks[0]) if len(ranks) == 1 else _("{lowest} to {highest}").format(lowest=ranks[0], highest=ranks[-1])
     )
-    return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, modelfile_path)
+    return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, out.with_suffix(".Modelfile"))
 
 
 def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mismatch: bool = False) -> LoraWeights:
-    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format. Only the config of its base is read.
-
-    Raises:
-        TsugikiError: the file is not a LoRA adapter, is broken or does not fit the base, or `out` exists already or
-            cannot be written.
-    """
+    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format. Only the config of its base is read."""
     lora = read_gguf_adapter(file, load_meta_model(model_name))
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(model_name))
     if why:
-        raise TsugikiError(
-            _(
-                "{file} was made for another base ({base}) than {given}: {why}; --allow-base-mismatch imports it anyway"
-            ).format(file=file, base=lora.base.name, given=model_name, why=why)
+        message = _(
+            "{file} was made for another base ({base}) than {given}: {why}; --allow-base-mismatch imports it anyway"
         )
+        raise TsugikiError(message.format(file=file, base=lora.base.name, given=model_name, why=why))
     lora = dataclasses.replace(lora, base=BaseReference(name=model_name, fingerprint=lora.base.fingerprint))
     write_lora_weights(lora, out, Provenance(operation="import", sources=(Source(name=file.name),)))
     return lora
@@ -151,9 +127,6 @@ def write_gguf_adapter(
     """Write a LoRA adapter for which `llama_cpp_incompatibilities` returns nothing to a GGUF file; return its alpha.
 
     The base may be on the meta device. The file is written in place; `new_file` makes it appear complete or not at all.
-
-    Raises:
-        TsugikiError: the adapter does not fit the base, or a value is too large for 16 bits.
     """
     import gguf
 
@@ -187,13 +160,7 @@ def write_gguf_adapter(
 
 
 def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
-    """Read a LoRA adapter from a GGUF file.
-
-    `model` is the adapter's base; a model on the meta device is enough.
-
-    Raises:
-        TsugikiError: the file does not exist, is broken, is not a LoRA adapter, or does not fit the model.
-    """
+    """Read a LoRA adapter from a GGUF file. `model` is the adapter's base; a model on the meta device is enough."""
     header = read_header(file)
     _check_type(header, file, llama_cpp_architecture(model))
     alpha = _metadata_value(header, _ALPHA, float, file) or 0.0
@@ -222,33 +189,23 @@ def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str
         raise TsugikiError(_("{file} is an adapter; pass the adapter's base as --base").format(file=file))
     expected = llama_cpp_architecture(model)
     if header.architecture != expected:
-        raise TsugikiError(
-            _("{file} has the architecture {architecture!r}, and the adapter's base has {expected!r}").format(
-                file=file, architecture=header.architecture, expected=expected
-            )
-        )
+        message = _("{file} has the architecture {architecture!r}, and the adapter's base has {expected!r}")
+        raise TsugikiError(message.format(file=file, architecture=header.architecture, expected=expected))
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     names, modules = gguf_names(model), dict(base_modules(model))
     problems = []
     for path in layers:
         tensor = f"{names[path]}.weight"
-        in_features, out_features = features(modules[path])
-        is_embedding = names[path] == TOKEN_EMBEDDING
-        shape = (in_features, out_features) if is_embedding else (out_features, in_features)
+        inputs, outputs = features(modules[path])
+        shape = (inputs, outputs) if names[path] == TOKEN_EMBEDDING else (outputs, inputs)
         if tensor not in shapes:
             problems.append(_("it has no {tensor}").format(tensor=tensor))
         elif shapes[tensor] != shape:
-            problems.append(
-                _("its {tensor} is {found}, and the adapter is for {shape}").format(
-                    tensor=tensor, found=list(shapes[tensor]), shape=list(shape)
-                )
-            )
+            message = _("its {tensor} is {found}, and the adapter is for {shape}")
+            problems.append(message.format(tensor=tensor, found=list(shapes[tensor]), shape=list(shape)))
     if TOKEN_EMBEDDING in (names[path] for path in layers) and f"{OUTPUT_HEAD}.weight" not in shapes:
-        problems.append(
-            _("its output head is tied to {embedding}, which llama.cpp then cannot adapt").format(
-                embedding=TOKEN_EMBEDDING
-            )
-        )
+        message = _("its output head is tied to {embedding}, which llama.cpp then cannot adapt")
+        problems.append(message.format(embedding=TOKEN_EMBEDDING))
     if problems:
         raise TsugikiError(_("{file} is another base: {problems}").format(file=file, problems=summarise_list(problems)))
 
@@ -264,27 +221,20 @@ def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path)
 def _check_type(header: GgufHeader, file: Path, architecture: str) -> None:
     file_type = _metadata_value(header, "general.type", str, file)
     if file_type != "adapter":
-        raise TsugikiError(
-            _("{file} is not an adapter: its general.type is {kind!r}").format(file=file, kind=file_type)
-        )
+        message = _("{file} is not an adapter: its general.type is {kind!r}")
+        raise TsugikiError(message.format(file=file, kind=file_type))
     adapter_type = _metadata_value(header, "adapter.type", str, file)
     if adapter_type != "lora":
-        raise TsugikiError(
-            _("{file} is an adapter of type {kind!r}; only LoRA adapters can be read").format(
-                file=file, kind=adapter_type
-            )
-        )
+        message = _("{file} is an adapter of type {kind!r}; only LoRA adapters can be read")
+        raise TsugikiError(message.format(file=file, kind=adapter_type))
     if "adapter.alora.invocation_tokens" in header.metadata:
         raise TsugikiError(
             _("{file} is an aLoRA adapter (active only after certain tokens), which is not supported").format(file=file)
         )
     found = _metadata_value(header, "general.architecture", str, file)
     if found != architecture:
-        raise TsugikiError(
-            _("{file} is for a base of architecture {found!r}, and this base is {architecture!r}").format(
-                file=file, found=found, architecture=architecture
-            )
-        )
+        message = _("{file} is for a base of architecture {found!r}, and this base is {architecture!r}")
+        raise TsugikiError(message.format(file=file, found=found, architecture=architecture))
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -294,11 +244,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = gguf.GGUFReader(file).tensors
         return {tensor.name: torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type)) for tensor in tensors}
     except NotImplementedError as error:
-        raise TsugikiError(
-            _("{file} has tensors of a type that the gguf package cannot dequantise: {error}").format(
-                file=file, error=error
-            )
-        ) from error
+        message = _("{file} has tensors of a type that the gguf package cannot dequantise: {error}")
+        raise TsugikiError(message.format(file=file, error=error)) from error
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise TsugikiError(_("{file} is broken: {error}").format(file=file, error=error_text(error))) from error
 
@@ -326,11 +273,8 @@ def _read_layers(file: Path, alpha: float, model: "PreTrainedModel") -> dict[str
     if not problems and not layers:
         problems.append(_("it holds no lora_a and lora_b"))
     if problems:
-        raise TsugikiError(
-            _("{file} does not fit this model: {problems}; was it made for another base?").format(
-                file=file, problems=summarise_list(problems)
-            )
-        )
+        message = _("{file} does not fit this model: {problems}; was it made for another base?")
+        raise TsugikiError(message.format(file=file, problems=summarise_list(problems)))
     return layers
 
 
@@ -341,11 +285,8 @@ def _check_fit(layers: Mapping[str, LayerFactors], names: Mapping[str, str], mod
         problem = _shape_problem(layer.A, layer.B, modules[path]) if path in names else ""
         problems += [f"{path} {problem}"] if problem else []
     if problems:
-        raise TsugikiError(
-            _("the adapter does not fit this base: {problems}; was it trained on another base?").format(
-                problems=summarise_list(problems)
-            )
-        )
+        message = _("the adapter does not fit this base: {problems}; was it trained on another base?")
+        raise TsugikiError(message.format(problems=summarise_list(problems)))
 
 
 def _shape_problem(A: Tensor, B: Tensor, layer: nn.Module) -> str:
@@ -366,7 +307,6 @@ def _to_numpy(tensor: Tensor, dtype: GgufAdapterDtype, path: str) -> "np.ndarray
     with np.errstate(over="ignore"):
         values = tensor.contiguous().numpy().astype(np.float32 if dtype == "f32" else np.float16)
     if not np.isfinite(values).all():
-        raise TsugikiError(
-            _("{path} has a value that is too large for 16 bits; export the adapter in f32").format(path=path)
-        )
+        message = _("{path} has a value that is too large for 16 bits; export the adapter in f32")
+        raise TsugikiError(message.format(path=path))
     return values

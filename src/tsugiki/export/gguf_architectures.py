@@ -60,11 +60,8 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
     if row is None:
         known_types = ARCHITECTURES.items()
         model_types = [name for name, architecture in known_types if architecture.llama_cpp in GGUF_ARCHITECTURES]
-        raise TsugikiError(
-            _("the architecture {name!r} cannot be exported to GGUF; these can: {known}").format(
-                name=config.model_type, known=", ".join(model_types)
-            )
-        )
+        message = _("the architecture {name!r} cannot be exported to GGUF; these can: {known}")
+        raise TsugikiError(message.format(name=config.model_type, known=", ".join(model_types)))
     if getattr(config, "quantization_config", None):
         raise TsugikiError(_("this model is quantised (quantization_config); export the model that it was made from"))
     problems = [
@@ -77,23 +74,19 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
     if not row.untied_head and not config.tie_word_embeddings:
         problems.append(_("tie_word_embeddings is False (llama.cpp uses the token embedding as the output head)"))
     if problems:
-        raise TsugikiError(
-            _("llama.cpp's {name} cannot represent this model: {problems}").format(
-                name=row.name, problems=summarise_list(problems)
-            )
-        )
+        message = _("llama.cpp's {name} cannot represent this model: {problems}")
+        raise TsugikiError(message.format(name=row.name, problems=summarise_list(problems)))
     return row
 
 
 def _llama_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     window = getattr(config, "sliding_window", None)  # Mistral has this field
     if window is not None and window < config.max_position_embeddings:
-        raise TsugikiError(
-            _(
-                "llama.cpp's llama cannot represent this model: sliding_window is {window}, shorter than the "
-                "context of {context}"
-            ).format(window=window, context=config.max_position_embeddings)
+        message = _(
+            "llama.cpp's llama cannot represent this model: sliding_window is {window}, shorter than the "
+            "context of {context}"
         )
+        raise TsugikiError(message.format(window=window, context=config.max_position_embeddings))
     return {
         **_common_hyperparameters(config),
         **_rope(_shared_rope(config.rope_parameters)),
@@ -165,12 +158,10 @@ def _gemma3_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     _check_layer_types(config, period=6)
     local = config.rope_parameters["sliding_attention"]
     if local["rope_type"] != "default":
-        raise TsugikiError(
-            _(
-                "llama.cpp's gemma3 cannot represent this model: the RoPE parameters of its sliding layers are "
-                "{local!r}"
-            ).format(local=local)
+        message = _(
+            "llama.cpp's gemma3 cannot represent this model: the RoPE parameters of its sliding layers are {local!r}"
         )
+        raise TsugikiError(message.format(local=local))
     return {
         **_common_hyperparameters(config),
         **_rope(config.rope_parameters["full_attention"], scalings=("linear",)),
@@ -202,17 +193,11 @@ def _head_dim(config: "PretrainedConfig") -> int:
 def _rope(parameters: Mapping[str, Any], scalings: tuple[str, ...] = ("linear", "llama3")) -> Hyperparameters:
     kind = parameters["rope_type"]
     if kind != "default" and kind not in scalings:
-        raise TsugikiError(
-            _("llama.cpp cannot represent this model: rope_type is {kind!r}; {known} are supported").format(
-                kind=kind, known=", ".join(("default", *scalings))
-            )
-        )
+        message = _("llama.cpp cannot represent this model: rope_type is {kind!r}; {known} are supported")
+        raise TsugikiError(message.format(kind=kind, known=", ".join(("default", *scalings))))
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise TsugikiError(
-            _("llama.cpp cannot represent this model: partial_rotary_factor is {factor}").format(
-                factor=parameters["partial_rotary_factor"]
-            )
-        )
+        message = _("llama.cpp cannot represent this model: partial_rotary_factor is {factor}")
+        raise TsugikiError(message.format(factor=parameters["partial_rotary_factor"]))
     base: Hyperparameters = {"rope.freq_base": float(parameters["rope_theta"])}
     if kind == "linear":
         base |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(parameters["factor"])}
@@ -229,11 +214,10 @@ def _check_attention_scale(config: "PretrainedConfig") -> None:
     large = config.num_hidden_layers == ARCHITECTURES[config.model_type].layers_of_27b
     scale = config.hidden_size // config.num_attention_heads if large else _head_dim(config)
     if config.query_pre_attn_scalar != scale:
-        raise TsugikiError(
-            _(
-                "llama.cpp cannot represent this model: query_pre_attn_scalar is {value}, and llama.cpp uses {scale}"
-            ).format(value=config.query_pre_attn_scalar, scale=scale)
+        message = _(
+            "llama.cpp cannot represent this model: query_pre_attn_scalar is {value}, and llama.cpp uses {scale}"
         )
+        raise TsugikiError(message.format(value=config.query_pre_attn_scalar, scale=scale))
 
 
 def _check_layer_types(config: "PretrainedConfig", period: int) -> None:

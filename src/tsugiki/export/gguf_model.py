@@ -1,8 +1,5 @@
 """Export a model, with or without an adapter merged into it, as one GGUF file, which llama.cpp and Ollama load.
 
-    source = stored_model("embedded")                    # or merged_model("embedded", adapter)
-    export_model(source, Path("tale.gguf"), "q8_0")      # writes tale.gguf and, for Ollama, tale.Modelfile
-
 The files appear only after the GGUF file was read back and found to give the same tokens as the model's tokenizer.
 Tensors are read, converted and written one at a time, so the memory needed is a few times that of the largest tensor.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -12,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +24,15 @@ from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.saved_tokenizer import with_chat_template
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.base.model_config import load_config
 from tsugiki.base.model_folder import LazyTensors, map_keys
-from tsugiki.base.resolve import model_folder
+from tsugiki.base.resolve import load_config, model_folder
 from tsugiki.data.encoding import document_start
 from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.gguf_architectures import GgufArchitecture, gguf_architecture_of
 from tsugiki.export.gguf_tokenizer_check import TokenComparison, compare_tokens
 from tsugiki.export.gguf_vocabulary import add_vocabulary, adds_start, read_vocabulary
-from tsugiki.export.ollama import MAX_CONTEXT, modelfile
-from tsugiki.io.atomic import new_file
+from tsugiki.export.ollama import modelfile, new_gguf_file
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
@@ -84,12 +80,7 @@ class WrittenModel:
 
 
 def stored_model(name: str) -> ModelSource:
-    """Open a model for export; its tensors are read from its files when they are written.
-
-    Raises:
-        TsugikiError: there is no such model, its architecture cannot be exported, a weight file is missing or broken,
-            or it has no tokenizer.
-    """
+    """Open a model for export; its tensors are read from its files when they are written."""
     folder = model_folder(name)
     config = load_config(name)
     gguf_architecture_of(config)  # raises an error for an unsupported model before its weights are opened
@@ -119,27 +110,19 @@ def export_model(
     """Write a model as a GGUF file, compare the file's tokenizer with the model's, and write a Modelfile.
 
     The file's name must end in `.gguf`; neither it nor the Modelfile may exist. The other arguments are those of
-    `write_model_gguf`.
-
-    Raises:
-        TsugikiError: an error of `write_model_gguf`, or llama.cpp's tokens differ. No file is written in either case.
+    `write_model_gguf`. After an error, or if llama.cpp's tokens differ, there is no file.
     """
-    if out.suffix != ".gguf":
-        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
-    context = min(source.config.max_position_embeddings, MAX_CONTEXT)
-    with new_file(out.with_suffix(".Modelfile")) as temporary_modelfile, new_file(out) as temporary:
-        text = modelfile(f"./{out.name}", stop=_stop_texts(source), num_ctx=context)
-        temporary_modelfile.write_text(text, encoding="utf-8")
+    text = modelfile(f"./{out.name}", stop=_stop_texts(source), context=source.config.max_position_embeddings)
+    with new_gguf_file(out, text) as temporary:
         written = write_model_gguf(source, temporary, dtype, original=original, advance=advance)
         tokens = compare_tokens(source.tokenizer, temporary)
         if tokens.problems and not allow_tokenizer_mismatch:
             more = _(" (and {count} more)").format(count=len(tokens.problems) - 1) if len(tokens.problems) > 1 else ""
-            raise TsugikiError(
-                _(
-                    "the GGUF file would not tokenise text as the model does: {problem}{more}; "
-                    "--allow-tokenizer-mismatch writes it anyway"
-                ).format(problem=tokens.problems[0], more=more)
+            message = _(
+                "the GGUF file would not tokenise text as the model does: {problem}{more}; "
+                "--allow-tokenizer-mismatch writes it anyway"
             )
+            raise TsugikiError(message.format(problem=tokens.problems[0], more=more))
     return written, tokens
 
 
@@ -157,11 +140,6 @@ def write_model_gguf(
     vectors and position embeddings are float32, which llama.cpp requires. The metadata of `original`, the GGUF file
     that the source's base was converted from, are copied, tokenizer included. `advance` is called after each tensor
     with its number of elements.
-
-    Raises:
-        TsugikiError: GGUF cannot represent the architecture, a config field or the tokenizer; tensors are missing or
-            not finite; or the disk has too little space.
-        OSError: the file cannot be written.
     """
     dtype = dtype or source.dtype
     tensor_type, file_type = _TYPES[dtype]
@@ -169,11 +147,8 @@ def write_model_gguf(
     plan = _plan(source, architecture, tensor_type)
     needed, free = sum(tensor.bytes for tensor in plan), shutil.disk_usage(path.parent).free
     if free < needed:
-        raise TsugikiError(
-            _("{folder} has {free} left, and the model needs {needed}").format(
-                folder=path.parent, free=format_size(free), needed=format_size(needed)
-            )
-        )
+        message = _("{folder} has {free} left, and the model needs {needed}")
+        raise TsugikiError(message.format(folder=path.parent, free=format_size(free), needed=format_size(needed)))
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
         if original is None:
@@ -239,41 +214,33 @@ def _plan(
     for name, shape in shapes.items():
         gguf_name = names.get(name)
         if gguf_name is None:
-            raise TsugikiError(
-                _("llama.cpp's {architecture} has no tensor for {name}").format(
-                    architecture=architecture.name, name=name
-                )
-            )
+            message = _("llama.cpp's {architecture} has no tensor for {name}")
+            raise TsugikiError(message.format(architecture=architecture.name, name=name))
         if name not in key_of:
             continue
         tensor = source.weights[key_of[name]]
         if tuple(tensor.shape) != shape:
-            problems.append(
-                _("{name} is {shape}, and the config says {expected}").format(
-                    name=name, shape=list(tensor.shape), expected=list(shape)
-                )
-            )
+            message = _("{name} is {shape}, and the config says {expected}")
+            problems.append(message.format(name=name, shape=list(tensor.shape), expected=list(shape)))
         elif not tensor.is_floating_point() or tensor.element_size() < 2:
-            problems.append(
-                _("{name} is of {dtype}, and only tensors of 16 bits or more can be exported").format(
-                    name=name, dtype=tensor.dtype
-                )
-            )
+            message = _("{name} is of {dtype}, and only tensors of 16 bits or more can be exported")
+            problems.append(message.format(name=name, dtype=tensor.dtype))
         else:
             converted = tuple(architecture.convert(gguf_name, torch.empty(shape, device="meta"), config).shape)
-            load = _loader(source, architecture, key_of[name], gguf_name)
+            load = partial(_converted, source, architecture, key_of[name], gguf_name)
             plan.append(_PlannedTensor(gguf_name, converted, _tensor_type(gguf_name, converted, matrix_type), load))
     if problems:
-        raise TsugikiError(
-            _("{name} is not a complete model: {problems}").format(name=source.name, problems=summarise_list(problems))
-        )
+        message = _("{name} is not a complete model: {problems}")
+        raise TsugikiError(message.format(name=source.name, problems=summarise_list(problems)))
     for name, computed in architecture.computed(config).items():
-        plan.append(_PlannedTensor(name, tuple(computed.shape), GGMLQuantizationType.F32, lambda t=computed: t))  # type: ignore[misc]
+        plan.append(
+            _PlannedTensor(name, tuple(computed.shape), GGMLQuantizationType.F32, partial(Tensor.detach, computed))
+        )
     return plan
 
 
-def _loader(source: ModelSource, architecture: GgufArchitecture, key: str, gguf_name: str) -> Callable[[], Tensor]:
-    return lambda: architecture.convert(gguf_name, source.weights[key].detach(), source.config)
+def _converted(source: ModelSource, architecture: GgufArchitecture, key: str, gguf_name: str) -> Tensor:
+    return architecture.convert(gguf_name, source.weights[key].detach(), source.config)
 
 
 def _tensor_type(name: str, shape: tuple[int, ...], matrix_type: GGMLQuantizationType) -> GGMLQuantizationType:
@@ -290,11 +257,8 @@ def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Ma
     used = set(key_of.values())
     surplus = [key for key in weights if key not in used and not _BUFFERS.search(key)]
     if surplus:
-        raise TsugikiError(
-            _("the model has no parameter for {surplus}; is its architecture another one?").format(
-                surplus=summarise_list(surplus)
-            )
-        )
+        message = _("the model has no parameter for {surplus}; is its architecture another one?")
+        raise TsugikiError(message.format(surplus=summarise_list(surplus)))
     return key_of
 
 
@@ -364,11 +328,8 @@ def _matrix_dtype(weights: Mapping[str, Tensor], name: str) -> GgufDtype:
     if first is None:
         raise TsugikiError(_("{name} has no matrix and cannot be exported").format(name=name))
     if first.dtype not in _GGUF_DTYPES:
-        raise TsugikiError(
-            _("{name} has weights of {dtype}; only float32, float16 and bfloat16 can be exported").format(
-                name=name, dtype=first.dtype
-            )
-        )
+        message = _("{name} has weights of {dtype}; only float32, float16 and bfloat16 can be exported")
+        raise TsugikiError(message.format(name=name, dtype=first.dtype))
     return _GGUF_DTYPES[first.dtype]
 
 

@@ -83,9 +83,8 @@ def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Seque
     byte_level = any(step["type"] == "ByteLevel" for step in pre_tokenizers)
     model = {"BPE": "gpt2" if byte_level else "llama", "Unigram": "t5"}.get(kind)
     if model is None:
-        raise TsugikiError(
-            _("the tokenizer is a {kind} model; llama.cpp supports BPE and Unigram models").format(kind=kind)
-        )
+        message = _("the tokenizer is a {kind} model; llama.cpp supports BPE and Unigram models")
+        raise TsugikiError(message.format(kind=kind))
     tokens, types = _tokens(tokenizer, fields, rows, spaces=model != "gpt2")
     vocabulary = Vocabulary(
         model,
@@ -211,11 +210,8 @@ def _tokens(
             types[token] = TokenType.UNKNOWN
     duplicates = [text for text, count in Counter(tokens).items() if count > 1]
     if duplicates:
-        raise TsugikiError(
-            _("llama.cpp would confuse tokens that have the same text: {duplicates}").format(
-                duplicates=summarise_list(duplicates)
-            )
-        )
+        message = _("llama.cpp would confuse tokens that have the same text: {duplicates}")
+        raise TsugikiError(message.format(duplicates=summarise_list(duplicates)))
     return tokens, types
 
 
@@ -261,11 +257,8 @@ def _pre(fields: Mapping[str, Any], pre_tokenizers: Sequence[Mapping[str, Any]])
         return "gpt-2"  # without merges every token is one byte, so splitting changes nothing
     if name is None:
         steps = " then ".join(descriptions) or "not at all"
-        raise TsugikiError(
-            _("llama.cpp cannot split text as this tokenizer does ({steps}); it supports {known}").format(
-                steps=steps, known=", ".join(PRE_TOKENIZERS.values())
-            )
-        )
+        message = _("llama.cpp cannot split text as this tokenizer does ({steps}); it supports {known}")
+        raise TsugikiError(message.format(steps=steps, known=", ".join(PRE_TOKENIZERS.values())))
     return name
 
 

@@ -88,19 +88,12 @@ A test verifies each architecture against llama.cpp.
 
 
 def llama_cpp_architecture(model: nn.Module) -> str:
-    """Return llama.cpp's name for the architecture of a model.
-
-    Raises:
-        TsugikiError: the architecture is not known here.
-    """
+    """Return llama.cpp's name for the architecture of a model."""
     architecture = architecture_of(model)
     if architecture is None or architecture.llama_cpp is None:
         known = [name for name, row in ARCHITECTURES.items() if row.llama_cpp is not None]
-        raise TsugikiError(
-            _("the layout of {name} in llama.cpp is not known here; known architectures: {known}").format(
-                name=model_type(model), known=", ".join(known)
-            )
-        )
+        message = _("the layout of {name} in llama.cpp is not known here; known architectures: {known}")
+        raise TsugikiError(message.format(name=model_type(model), known=", ".join(known)))
     return architecture.llama_cpp
 
 
@@ -143,9 +136,6 @@ def _all_names(model: "PreTrainedModel") -> dict[str, str]:
 
 
 def row_order(model: "PreTrainedModel", path: str, rows: int) -> Tensor | None:
-    """Return for each row of a layer's weight in llama.cpp the index of that row in transformers' weight.
-
-    The result is None if the order is the same.
-    """
+    """Return, for each row of a layer in llama.cpp, the index of that row in transformers; None if no row moves."""
     order = _ROW_ORDERS.get(llama_cpp_architecture(model), {}).get(path.rpartition(".")[2])
     return None if order is None else order(model.config, rows)

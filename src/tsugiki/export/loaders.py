@@ -8,7 +8,7 @@ biases and ranks above --max-lora-rank, and uses one alpha and one rank for all 
 """
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors, parse_tensors
 from tsugiki.adapters.verify import AdapterFiles
@@ -44,16 +44,12 @@ def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None =
 
     The files of the adapter have no problems of their own. Without `model`, the base is that which the adapter names.
     """
-    _check_loader(loader)
     config, base = adapter.as_peft, adapter.base
     problems = []
     why = why_different(base, named_identity(model)) if model is not None else ""
     if why:
-        problems.append(
-            _("it was trained on another base than {model} ({why}), which {loader} does not check").format(
-                model=model, why=why, loader=loader
-            )
-        )
+        message = _("it was trained on another base than {model} ({why}), which {loader} does not check")
+        problems.append(message.format(model=model, why=why, loader=loader))
     if loader in ("peft", "vllm"):
         return problems + _config_incompatibilities(loader, config)
     if not isinstance(config, LoraConfig):
@@ -78,7 +74,6 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
 
     The config is that of any method, and the base may be on the meta device.
     """
-    _check_loader(loader)
     if isinstance(config, FullConfig):
         return [_("the run trains every weight, so there will be no adapter; export the model instead")]
     if loader in ("peft", "vllm"):
@@ -153,25 +148,14 @@ def is_plain_lora(config: object) -> bool:
     return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)
 
 
-def _check_loader(loader: str) -> None:
-    if loader not in get_args(Loader):
-        raise TsugikiError(
-            _("unknown loader {loader!r}; known loaders: {known}").format(
-                loader=loader, known=", ".join(get_args(Loader))
-            )
-        )
-
-
 def _config_incompatibilities(loader: Loader, config: object) -> list[str]:
     """Return the incompatibilities with PEFT or vLLM, which do not depend on the base."""
     if loader == "vllm":
         return [_("it {reason}").format(reason=_(reason)) for reason in vllm_incompatibilities(config)]
     adapter_format = format_of(config)
-    return (
-        []
-        if peft_reads(adapter_format)
-        else [_("PEFT has no such method ({kind})").format(kind=adapter_format.peft_type)]
-    )
+    if peft_reads(adapter_format):
+        return []
+    return [_("PEFT has no such method ({kind})").format(kind=adapter_format.peft_type)]
 
 
 def _not_lora(config: object) -> list[str]:
@@ -191,14 +175,10 @@ def _ollama(loader: Loader) -> list[str]:
 def _llama_cpp(
     model: "PreTrainedModel", layers: Collection[str], experts: Sequence[str], whole: Collection[str], dora: bool
 ) -> list[str]:
-    """Return the incompatibilities of a LoRA adapter with llama.cpp.
+    """Return the incompatibilities of a LoRA adapter of `model` with llama.cpp, from names in the model.
 
-    Args:
-        model: the base.
-        layers: names of the layers with LoRA factors.
-        experts: names of parameters with factors that are not the weights of linear layers.
-        whole: names of parameters and modules that are trained without factors.
-        dora: whether the adapter has DoRA's magnitudes.
+    `layers` have LoRA factors; `experts` are parameters with factors that are not the weights of linear layers; `whole`
+    are parameters and modules that are trained without factors.
     """
     try:
         llama_cpp_architecture(model)
@@ -214,18 +194,13 @@ def _llama_cpp(
         for reason, paths in unsupported.items()
     ]
     if experts:
-        problems.append(
-            _(
-                "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported; "
-                "{merge}"
-            ).format(experts=summarise_list(experts), merge=_(_MERGE))
+        message = _(
+            "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported; {merge}"
         )
+        problems.append(message.format(experts=summarise_list(experts), merge=_(_MERGE)))
     if whole:
-        problems.append(
-            _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load; {merge}").format(
-                whole=summarise_list(list(whole)), merge=_(_MERGE)
-            )
-        )
+        message = _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load; {merge}")
+        problems.append(message.format(whole=summarise_list(list(whole)), merge=_(_MERGE)))
     if dora:
         problems.append(_("llama.cpp does not support the magnitudes of DoRA; {merge}").format(merge=_(_MERGE)))
     return problems

@@ -192,19 +192,17 @@ def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
     """
     config = base.config.get_text_config()
     if config._attn_implementation not in _ADDITIVE_MASKS:
-        raise TsugikiError(
-            _(
-                "{kind} attention takes no mask, which packed rows, or padded rows with a soft prompt, need; use "
-                "model.set_attn_implementation('sdpa')"
-            ).format(kind=config._attn_implementation)
+        message = _(
+            "{kind} attention takes no mask, which packed rows, or padded rows with a soft prompt, need; use "
+            "model.set_attn_implementation('sdpa')"
         )
+        raise TsugikiError(message.format(kind=config._attn_implementation))
     if has_unknown_window(base):
-        raise TsugikiError(
-            _(
-                "{kind} has attention for which no mask is known, but packed rows need one, and so does a soft "
-                "prompt with padding on the left; use a batch of single documents padded on the right"
-            ).format(kind=type(base).__name__)
+        message = _(
+            "{kind} has attention for which no mask is known, but packed rows need one, and so does a soft "
+            "prompt with padding on the left; use a batch of single documents padded on the right"
         )
+        raise TsugikiError(message.format(kind=type(base).__name__))
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     masks = [document_mask(layout, base.dtype, window) for window in attention_windows(base)]
     return dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
@@ -216,11 +214,8 @@ def extend_mask(mask: Any, length: int) -> Tensor:
     It is [rows, tokens] or [rows, 1, queries, keys].
     """
     if not isinstance(mask, Tensor):
-        raise TsugikiError(
-            _("a soft prompt takes an attention mask of two or four dimensions, not a {kind}").format(
-                kind=type(mask).__name__
-            )
-        )
+        message = _("a soft prompt takes an attention mask of two or four dimensions, not a {kind}")
+        raise TsugikiError(message.format(kind=type(mask).__name__))
     visible = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
     return torch.cat([mask.new_full((*mask.shape[:-1], length), visible), mask], dim=-1)
 

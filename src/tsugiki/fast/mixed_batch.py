@@ -101,23 +101,19 @@ class LayerRowAdapters:
 def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAdapters:
     names = [None if name == BASE_ROW else name for name in adapter_names]
     if isinstance(adapter_names, str) or not names or not all(isinstance(name, str | None) for name in names):
-        raise TsugikiError(
-            _("adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch").format(
-                adapter_names=adapter_names
-            )
-        )
+        message = _("adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch")
+        raise TsugikiError(message.format(adapter_names=adapter_names))
     adapters = {name: _find_lora_adapter(model, name) for name in names if name is not None}
     neighbours = gcd(*(len(list(run)) for _, run in groupby(names)))
     groups = [None if name is None else adapters[name] for name in names[::neighbours]]
     layers = []
     for path in dict.fromkeys(path for adapter in adapters.values() for path in adapter.pairs):
         if "experts" in path.split("."):
-            raise TsugikiError(
-                _(
-                    "{path} belongs to one of several experts, which get tokens of several rows mixed; a mixed "
-                    "batch is not possible with adapters on experts"
-                ).format(path=path)
+            message = _(
+                "{path} belongs to one of several experts, which get tokens of several rows mixed; a mixed "
+                "batch is not possible with adapters on experts"
             )
+            raise TsugikiError(message.format(path=path))
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
         layers.append((layer, LayerRowAdapters(path, len(names), RowPairs(pairs))))
@@ -128,19 +124,17 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
     adapter = find_adapter(model, name)
     if not isinstance(adapter, LoraAdapter):
         kind = type(adapter.config).__name__
-        raise TsugikiError(
-            _(
-                "{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates "
-                "it for the whole batch"
-            ).format(name=name, kind=kind)
+        message = _(
+            "{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates "
+            "it for the whole batch"
         )
+        raise TsugikiError(message.format(name=name, kind=kind))
     if others := adapter.others:
-        raise TsugikiError(
-            _(
-                "{name!r} adapts {path} ({count} such), which is not possible for single rows; set_adapter activates "
-                "it for the whole batch"
-            ).format(name=name, path=others[0], count=len(others))
+        message = _(
+            "{name!r} adapts {path} ({count} such), which is not possible for single rows; set_adapter activates "
+            "it for the whole batch"
         )
+        raise TsugikiError(message.format(name=name, path=others[0], count=len(others)))
     return adapter
 
 
@@ -157,11 +151,10 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     if layer.training:
         raise TsugikiError(_("a mixed batch is for inference, but the model is in training mode; call model.eval()"))
     if len(x) % rows.names:
-        raise TsugikiError(
-            _(
-                "{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch"
-            ).format(path=rows.path, rows=len(x), names=rows.names)
+        message = _(
+            "{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch"
         )
+        raise TsugikiError(message.format(path=rows.path, rows=len(x), names=rows.names))
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
         raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))
@@ -193,12 +186,11 @@ def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
             hook.remove()
     wrong = [path for path, size in sizes.items() if size not in (_ROWS, _ROWS * _TOKENS)]
     if wrong:
-        raise TsugikiError(
-            _(
-                "{path} gets the tokens before the rows of the batch, so rows cannot have adapters of their own; "
-                "use set_adapter"
-            ).format(path=wrong[0])
+        message = _(
+            "{path} gets the tokens before the rows of the batch, so rows cannot have adapters of their own; "
+            "use set_adapter"
         )
+        raise TsugikiError(message.format(path=wrong[0]))
     state.in_order |= unknown.keys()
 
 

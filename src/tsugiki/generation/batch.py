@@ -11,8 +11,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.key_value_cache import CachedRows, compute, padded, round_up, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
 from tsugiki.generation.request import BatchMode, Request, ScoredToken, Timing
-from tsugiki.generation.sampling import Chooser
-from tsugiki.generation.text import TextStream
+from tsugiki.generation.sampling import Chooser, TextStream
 from tsugiki.language import _
 from tsugiki.model.context import rope_depends_on_length
 from tsugiki.model.inference import same_to_rounding
@@ -169,14 +168,8 @@ def score_prompts(arriving: Arriving, logits: Tensor, start: int) -> None:
 def find_batch_mode(model: "PreTrainedModel", several: bool = True) -> BatchMode:
     """Return "mixed" if a short row has the same logits in a batch with a longer one as alone, otherwise "alone".
 
-    The model is tested in its present state, with its active adapter, if any.
-
-    Args:
-        model: a causal language model.
-        several: whether there are several rows; one row is always "alone".
-
-    Raises:
-        TsugikiError: the model has no ordinary key-value cache, or its logits with the cache differ from those without.
+    The model is tested in its present state, with its active adapter, if any. A single row is always "alone". A model
+    without an ordinary key-value cache, or with other logits with the cache than without, is an error.
     """
     vocabulary = model.config.get_text_config().vocab_size
     lengths = (5, 2) if several else (5,)
@@ -185,11 +178,8 @@ def find_batch_mode(model: "PreTrainedModel", several: bool = True) -> BatchMode
         alone = [_two_steps(model, [prompt]) for prompt in prompts]
         plain = [_without_cache(model, prompt) for prompt in prompts]
     except Exception as error:  # a model's own code may raise anything
-        raise TsugikiError(
-            _("it cannot be served, because it has no ordinary cache of keys and values: {error}").format(
-                error=error_text(error)
-            )
-        ) from error
+        message = _("it cannot be served, because it has no ordinary cache of keys and values: {error}")
+        raise TsugikiError(message.format(error=error_text(error))) from error
     if not all(same_to_rounding(one, other) for one, other in zip(alone, plain, strict=True)):
         raise TsugikiError(_("it cannot be served, because it computes something else with a cache of keys and values"))
     if not several or rope_depends_on_length(model):

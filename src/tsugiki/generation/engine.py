@@ -51,11 +51,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="tsugiki-engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread.
-
-        Raises:
-            TsugikiError: rows of this model cannot be computed with a cache of keys and values.
-        """
+        """Start the thread."""
         self._thread.start()
         self.batch_mode = self.call(lambda: find_batch_mode(self.model)).result()
         if self.batch_mode != "mixed":  # keys and values depend on the length of the row
@@ -117,13 +113,7 @@ class Engine:
         return running, waited
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests, all or none.
-
-        Raises:
-            QueueFull: too many requests wait.
-            EngineStopped: the thread ends or has ended.
-            TsugikiError: a prompt is empty, or with its new tokens longer than the context or the cache.
-        """
+        """Queue requests, all or none."""
         for request in requests:
             self._check(request)
         with self._changed:
@@ -167,12 +157,11 @@ class Engine:
         if prompt == 0:
             raise TsugikiError(_("the prompt is empty"))
         if prompt + wanted > room:
-            raise TsugikiError(
-                _(
-                    "the prompt has {prompt} tokens, and {wanted} new ones were asked for; together they are {excess} "
-                    "more than the context of {room}"
-                ).format(prompt=prompt, wanted=wanted, excess=prompt + wanted - room, room=room)
+            message = _(
+                "the prompt has {prompt} tokens, and {wanted} new ones were asked for; together they are {excess} "
+                "more than the context of {room}"
             )
+            raise TsugikiError(message.format(prompt=prompt, wanted=wanted, excess=prompt + wanted - room, room=room))
 
     def _run(self) -> None:
         """Do the work of the thread."""

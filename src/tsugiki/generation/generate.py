@@ -17,11 +17,11 @@ from transformers import LogitsProcessorList
 from tsugiki.data.encoding import document_end
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.batch import find_batch_mode
-from tsugiki.generation.prompt import Prompt, check_room, prompt_tokens
+from tsugiki.generation.prompt import Prompt, prompt_tokens
 from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
-from tsugiki.generation.sampling import Chooser, Sampling
+from tsugiki.generation.sampling import Chooser, Sampling, TextStream
 from tsugiki.generation.scheduler import Scheduler, generating
-from tsugiki.generation.text import TextStream
+from tsugiki.language import _
 from tsugiki.lora.hold import active_adapter, active_names, is_merged
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
@@ -45,24 +45,12 @@ def generate_text(
 ) -> str:
     """Return the model's continuation of a text, or its answer in a conversation, without the prompt.
 
-    Random numbers come from `sampling.seed`, and torch's global random state does not change, so that samples do not
-    change the result of a training run.
-
-    Args:
-        model: a causal language model, which is used as it is, with its active adapter.
-        tokenizer: the model's tokenizer.
-        prompt: the text to continue, which can be empty; or messages to answer, by the tokenizer's chat template.
-        max_new_tokens: largest number of new tokens; there are fewer where the model's context ends.
-        sampling: how to choose tokens.
-        emit: called with every new piece of text. A character that consists of several tokens is emitted whole.
-
-    Raises:
-        TsugikiError: the prompt fills the model's context, or no chat template can render the messages.
+    The model is used as it is, with its active adapter. Random numbers come from `sampling.seed`, and torch's global
+    random state does not change, so that samples do not change the result of a training run. The text ends at the
+    latest where the model's context ends. `emit` is called with every new piece of it, in which all characters are
+    whole.
     """
-    tokens = prompt_tokens(model, tokenizer, prompt)
-    check_room(model, tokens.ids)
-    ends = tokens.ends | {document_end(tokenizer)}
-    return continue_rows(model, tokenizer, [tokens.ids], max_new_tokens, sampling, ends, emit=emit)[0]
+    return generate_texts(model, tokenizer, [prompt], max_new_tokens, sampling, emit)[0]
 
 
 def generate_texts(
@@ -71,17 +59,16 @@ def generate_texts(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     sampling: Sampling,
+    emit: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Return the result of `generate_text` for each prompt, computed in batches if the model allows it.
-
-    Raises:
-        TsugikiError: a prompt fills the model's context, or no chat template can render the messages.
-    """
-    tokens = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts]
-    for row in tokens:
-        check_room(model, row.ids)
-    ends = frozenset({document_end(tokenizer)}).union(*(row.ends for row in tokens))
-    return continue_rows(model, tokenizer, [row.ids for row in tokens], max_new_tokens, sampling, ends)
+    """Return the result of `generate_text` for each prompt, computed in batches if the model allows it."""
+    rows, context = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts], context_length(model)
+    for row in rows:
+        if len(row.ids) >= context:
+            message = _("the prompt has {count} tokens; the model's context of {context} leaves no room for more")
+            raise TsugikiError(message.format(count=len(row.ids), context=context))
+    ends = frozenset({document_end(tokenizer)}).union(*(row.ends for row in rows))
+    return continue_rows(model, tokenizer, [row.ids for row in rows], max_new_tokens, sampling, ends, emit=emit)
 
 
 def continue_rows(
@@ -94,21 +81,11 @@ def continue_rows(
     advance: Callable[[int], None] = lambda done: None,
     emit: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Continue prompts, in batches if the model allows it.
+    """Return the new text of each prompt, computed in batches if the model allows it.
 
-    Args:
-        model: a causal language model.
-        tokenizer: the model's tokenizer.
-        rows: the tokens of each prompt, fewer than the model's context.
-        max_new_tokens: largest number of new tokens; there are fewer where the model's context ends.
-        sampling: how to choose tokens. Every prompt has the same seed. The repetition penalty of the model's own
-            settings for generation is applied as well.
-        ends: tokens that end a text.
-        advance: called with the number of prompts done since the last call.
-        emit: called with every new piece of text.
-
-    Returns:
-        The new text of each prompt.
+    `rows` are the tokens of each prompt, fewer than the model's context, and `ends` the tokens that end a text. Every
+    prompt has the same seed. The repetition penalty of the model's own settings for generation is applied as well.
+    `advance` is called with the number of prompts done since the last call.
     """
     if not rows:
         return []

@@ -74,16 +74,10 @@ class CachedRows:
 
 
 def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logits: bool = False) -> Tensor:
-    """Compute the logits of the next tokens of each row, and add their keys and values to the cache.
+    """Compute the logits that follow new tokens, int64 [rows, new], and add their keys and values to the cache.
 
-    Args:
-        model: a causal language model.
-        cached: its mask must include the new tokens.
-        ids: the new tokens, [rows, new], on the model's device.
-        all_logits: return the logits of all new tokens, not of the last one only.
-
-    Returns:
-        Logits, [rows, 1, vocabulary], or [rows, new, vocabulary].
+    The mask of `cached` must include the new tokens. The logits are those of the last token, [rows, 1, vocabulary], or
+    of all new tokens, [rows, new, vocabulary].
     """
     accepted = inspect.signature(model.forward).parameters
     positions = (cached.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]

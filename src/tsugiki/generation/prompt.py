@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tsugiki.adapters.saved_tokenizer import saved_chat_template
 from tsugiki.data.chat import prompt_text, read_template
-from tsugiki.data.encoding import EncodedRecord, document_start, encode, encode_records
+from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import Conversation, Message
-from tsugiki.errors import TsugikiError
-from tsugiki.language import _
-from tsugiki.model.context import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,14 +31,8 @@ def prompt_tokens(
 ) -> PromptTokens:
     """Return the tokens of a prompt in the same form as before an answer in training.
 
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer; with `adapters.saved_tokenizer.with_chat_template`, the template is an adapter's.
-        prompt: a text; or messages, the last of which is not the assistant's.
-        source: the name of the prompt in errors.
-
-    Raises:
-        TsugikiError: the tokenizer has no chat template for a conversation, or the template cannot render it.
+    A tokenizer `with_chat_template` has the template of an adapter. The last message must not be the assistant's.
+    `source` is the name of the prompt in errors.
     """
     if isinstance(prompt, str):
         return PromptTokens([document_start(tokenizer), *encode(tokenizer, [prompt])[0]], frozenset())
@@ -49,19 +40,14 @@ def prompt_tokens(
     text = prompt_text(read_template(tokenizer, source), messages)
     # The token that ends an answer differs between templates, so a short answer is rendered to find it.
     answered = Conversation((*prompt, Message("assistant", "a")), source)
-    end = last_target(encode_records(tokenizer, [answered], "last")[0])
+    answer = encode_records(tokenizer, [answered], "last")[0]
+    end = [token for token, in_loss in zip(answer.ids, answer.loss_mask, strict=True) if in_loss][-1]
     return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))
 
 
 def learned_conversations(adapter: Path | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return whether prompts are turns of a conversation: the adapter was trained on some, or a model alone can chat.
-
-    Args:
-        adapter: the adapter's folder; None: the model alone.
-        tokenizer: the model's tokenizer.
-
-    Raises:
-        TsugikiError: the adapter's chat template is not a text.
+    """Return whether prompts are turns of a conversation: the adapter in a folder was trained on some, or, without an
+    adapter, the model's tokenizer has a chat template.
     """
     if adapter is not None:
         return saved_chat_template(adapter) is not None
@@ -75,25 +61,7 @@ def as_prompt(text: str, as_turn: bool, system: str | None = None) -> Prompt:
     return [*([Message("system", system)] if system else []), Message("user", text)]
 
 
-def check_room(model: "PreTrainedModel", ids: Sequence[int]) -> None:
-    """Check that the model's context has room for one token after a prompt."""
-    context = context_length(model)
-    if len(ids) >= context:
-        raise TsugikiError(
-            _("the prompt has {count} tokens; the model's context of {context} leaves no room for more").format(
-                count=len(ids), context=context
-            )
-        )
-
-
 def configured_ends(model: "PreTrainedModel") -> set[int]:
     """Return the tokens that end a text according to the model's settings for generation."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
-
-
-def last_target(record: EncodedRecord) -> int:
-    """Return the last token that counts in the loss, which ends the answer."""
-    return next(
-        token for token, in_loss in zip(reversed(record.ids), reversed(record.loss_mask), strict=True) if in_loss
-    )

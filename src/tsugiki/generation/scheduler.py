@@ -87,15 +87,10 @@ class Scheduler:
         seconds: float = math.inf,
         activate: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> None:
-        """Create it.
+        """Create it for batches of at most `rows` rows.
 
-        Args:
-            model: a causal language model, grafted or not.
-            rows: largest number of rows in a batch.
-            cache_tokens: how many tokens the key-value cache may hold, padding included.
-            prefix_bytes: largest size of the prefix cache.
-            seconds: how long a request may wait.
-            activate: lets the model compute these rows, each with its adapter. Default: as it is.
+        The key-value cache may hold `cache_tokens` tokens, padding included, and a request may wait so many seconds.
+        `activate` lets the model compute some rows, each with its adapter; by default the model computes as it is.
         """
         self.model, self.rows, self.cache_tokens, self.seconds = model, rows, cache_tokens, seconds
         self.activate = activate

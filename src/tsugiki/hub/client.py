@@ -1,8 +1,5 @@
 """Upload and download adapters to and from the Hugging Face Hub, or a server with the same API (`HF_ENDPOINT`).
 
-    push(publication.files, "me/soseki", may_replace_card=is_own_card)     # one commit, or no change
-    pull("me/soseki", library_folder() / "soseki")                         # a complete new folder, or none
-
 `hub.publication` prepares the files that are sent. Only the files of an adapter are downloaded, by their names: no
 pickled files and no code. The new folder appears after its files have been checked.
 """
@@ -68,17 +65,10 @@ def push(
     Files of `HUB_FILES` that are in the repository but not in `files` are deleted, because they belong to the previous
     adapter, and so are those of `TOKENIZER_FILES` if there was one. Other files in the repository are not changed.
 
-    Args:
-        files: name, one of `HUB_FILES` or `TOKENIZER_FILES` -> content, or the local file with the content.
-        repo_id: USER/NAME.
-        may_replace_card: a function that gets the text of the repository's model card and returns whether it may be
-            replaced.
-        private: whether the repository is created as a private repository.
-        message: the commit message.
-
-    Raises:
-        TsugikiError: the name is not valid, the user is not logged in, the repository contains a model, it is public
-            although `private` is true, or the hub refuses the commit or cannot be reached. Nothing is committed then.
+    `files` maps names of `HUB_FILES` or `TOKENIZER_FILES` to the content, or to the local file with the content.
+    `may_replace_card` gets the text of the repository's model card and returns whether it may be replaced. With
+    `private`, the repository is created as a private one, and one that is public is an error. After an error, nothing
+    is committed.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
 
@@ -115,17 +105,8 @@ def push(
 def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
     """Download the adapter of a repository into a new folder, which appears complete or not at all.
 
-    Args:
-        repo_id: USER/NAME.
-        out: the folder; it must not exist, or be empty.
-        revision: a branch, a tag or a commit; None: the newest commit.
-
-    Returns:
-        The hash of the downloaded commit.
-
-    Raises:
-        TsugikiError: the repository or revision does not exist, or contains no adapter or a broken adapter; `out`
-            exists; or the hub cannot be reached.
+    The folder `out` must not exist, or be empty. `revision` is a branch, a tag or a commit, by default the newest
+    commit; the result is the hash of the commit.
     """
     check_repo_id(repo_id)
     api = _api()
@@ -140,11 +121,8 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's metadata of the download
         problems = read_adapter_files(temporary).problems
         if problems:
-            raise TsugikiError(
-                _("the adapter in {repo} is not complete: {problems}").format(
-                    repo=repo_id, problems=summarise_list(problems)
-                )
-            )
+            message = _("the adapter in {repo} is not complete: {problems}")
+            raise TsugikiError(message.format(repo=repo_id, problems=summarise_list(problems)))
         if read_config_fields(temporary).get("trainable_token_indices"):  # the adapter may have its own tokenizer
             with _hub_errors(repo_id, revision):
                 for name in names & set(TOKENIZER_FILES) - {CHAT_TEMPLATE_FILE}:
@@ -161,9 +139,8 @@ def refuse_unknown_base(base: str) -> None:
         try:
             _api().model_info(base, timeout=_TIMEOUT)
         except RepositoryNotFoundError as error:
-            raise TsugikiError(
-                _("the base {base} is not on the hub; pass its name there as --base, or --base none").format(base=base)
-            ) from error
+            message = _("the base {base} is not on the hub; pass its name there as --base, or --base none")
+            raise TsugikiError(message.format(base=base)) from error
 
 
 def is_repo_id(text: str) -> bool:
@@ -181,11 +158,8 @@ def is_repo_id(text: str) -> bool:
 def check_repo_id(repo_id: str) -> None:
     """Check that `repo_id` is a valid repository name of the form USER/NAME."""
     if not is_repo_id(repo_id) or "/" not in repo_id:
-        raise TsugikiError(
-            _("{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .").format(
-                repo=repo_id
-            )
-        )
+        message = _("{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .")
+        raise TsugikiError(message.format(repo=repo_id))
 
 
 def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:

@@ -65,9 +65,8 @@ def published_base(folder: Path, given: str | None) -> str | None:
         return None
     if given is not None:
         if not is_repo_id(given):
-            raise TsugikiError(
-                _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none").format(name=given)
-            )
+            message = _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none")
+            raise TsugikiError(message.format(name=given))
         return given
     name = read_base(folder).name
     if name is None or name == EMBEDDED:
@@ -125,11 +124,8 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
     if license_id is None:
         notes.append(_("the card names no licence; pass one as --license, such as apache-2.0"))
     if record is None:
-        notes.append(
-            _("{folder} has no {file}, so the card has no results and no samples").format(
-                folder=folder, file=RECORD_FILE
-            )
-        )
+        message = _("{folder} has no {file}, so the card has no results and no samples")
+        notes.append(message.format(folder=folder, file=RECORD_FILE))
     return notes
 
 

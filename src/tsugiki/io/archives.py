@@ -19,21 +19,10 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSErro
 
 
 def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice: str) -> tuple[str, bytes]:
-    """Read the only file with a suffix from a zip.
+    """Return the name and the content of the only file in a zip with a suffix such as `.txt`, in any case.
 
-    Args:
-        data: the zip.
-        name: the name of the zip, for errors.
-        suffix: the end of the file's name, such as `.txt`, in any case.
-        max_size: the largest size of the file in bytes.
-        advice: the end of the error messages, with what the user can do.
-
-    Returns:
-        The file's name in the zip, and its content.
-
-    Raises:
-        TsugikiError: the zip is damaged, contains no such file or several, or unpacks to more than `max_size` or
-            more than 20 times its own size.
+    It must not have more than `max_size` bytes, or 20 times the size of the zip. Error messages name the zip as `name`,
+    and end with `advice`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -48,33 +37,23 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
                 )
             member = members[0]
             if member.compress_type not in _METHODS:
-                raise TsugikiError(
-                    _("{name}: the zip is packed with an unusual method; {advice}").format(name=name, advice=advice)
-                )
+                message = _("{name}: the zip is packed with an unusual method; {advice}")
+                raise TsugikiError(message.format(name=name, advice=advice))
             # The size in the zip's directory may be wrong, so it is limited while the file is unpacked.
             limit = min(max_size, _MAX_RATIO * len(data))
             with archive.open(member) as file:
                 content = file.read(limit + 1)
     except _DAMAGE as error:
-        raise TsugikiError(
-            _("{name}: a damaged zip ({error}); {advice}").format(name=name, error=error_text(error), advice=advice)
-        ) from error
+        message = _("{name}: a damaged zip ({error}); {advice}")
+        raise TsugikiError(message.format(name=name, error=error_text(error), advice=advice)) from error
     if len(content) > limit:
-        raise TsugikiError(
-            _("{name}: the zip unpacks to more than {size}; {advice}").format(
-                name=name, size=format_size(limit), advice=advice
-            )
-        )
+        message = _("{name}: the zip unpacks to more than {size}; {advice}")
+        raise TsugikiError(message.format(name=name, size=format_size(limit), advice=advice))
     return member.filename, content
 
 
 def zip_members(path: Path) -> list[str]:
-    """Return the names of the files in a zip, sorted.
-
-    Raises:
-        TsugikiError: the zip is damaged, is protected by a password, or has names that lead out of it.
-        OSError: the zip cannot be read.
-    """
+    """Return the names of the files in a zip, sorted."""
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -84,30 +63,18 @@ def zip_members(path: Path) -> list[str]:
     for info in members:
         inside = PureWindowsPath(info.filename)  # recognises both separators, and drives
         if inside.is_absolute() or inside.drive or inside.root or ".." in inside.parts:
-            raise TsugikiError(
-                _("{path}: the name {name} leads out of the zip, so nothing of it is read").format(
-                    path=path, name=error_text(repr(info.filename), 80)
-                )
-            )
+            message = _("{path}: the name {name} leads out of the zip, so nothing of it is read")
+            raise TsugikiError(message.format(path=path, name=error_text(repr(info.filename), 80)))
         if info.flag_bits & 1:
-            raise TsugikiError(
-                _("{path}: the zip is protected by a password; unpack it, and give the folder").format(path=path)
-            )
+            message = _("{path}: the zip is protected by a password; unpack it, and give the folder")
+            raise TsugikiError(message.format(path=path))
     return sorted(info.filename for info in members)
 
 
 def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tuple[str, bytes]]:
-    """Yield the names and the contents of files in a zip, one at a time.
+    """Yield the names and the contents of files in a zip, one at a time; `names` are from `zip_members`.
 
-    Args:
-        path: the zip.
-        names: the files to read, from `zip_members`.
-        max_size: the largest size of all files together, in bytes. A zip that unpacks to more than 20 times its own
-            size (and more than 4 MB) is refused as well.
-
-    Raises:
-        TsugikiError: the zip is damaged or packed with an unusual method, or its unpacked size exceeds a limit.
-        OSError: the zip cannot be read.
+    Together they must not have more than `max_size` bytes, and 20 times the size of the zip if that is over 4 MB.
     """
     left = limit = min(max_size, max(_MIN_LIMIT, _MAX_RATIO * path.stat().st_size))
     with path.open("rb") as file:
@@ -115,18 +82,14 @@ def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tupl
             with zipfile.ZipFile(file) as archive:
                 for name in names:
                     if archive.getinfo(name).compress_type not in _METHODS:
-                        raise TsugikiError(
-                            _("{path}: the zip is packed with an unusual method; pack it again").format(path=path)
-                        )
+                        message = _("{path}: the zip is packed with an unusual method; pack it again")
+                        raise TsugikiError(message.format(path=path))
                     with archive.open(name) as member:
                         content = member.read(left + 1)
                     left -= len(content)
                     if left < 0:
-                        raise TsugikiError(
-                            _("{path}: the zip unpacks to more than {size}; unpack it, and give the folder").format(
-                                path=path, size=format_size(limit)
-                            )
-                        )
+                        message = _("{path}: the zip unpacks to more than {size}; unpack it, and give the folder")
+                        raise TsugikiError(message.format(path=path, size=format_size(limit)))
                     yield name, content
         except _DAMAGE as error:
             raise _damaged(str(path), error) from error

@@ -48,9 +48,8 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     if exists and not replace:
         raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
     if not has_folder:
-        raise TsugikiError(
-            _("cannot write {out}: there is no folder {parent}; create it first").format(out=out, parent=out.parent)
-        )
+        message = _("cannot write {out}: there is no folder {parent}; create it first")
+        raise TsugikiError(message.format(out=out, parent=out.parent))
     if not replace:
         remove_leftovers(out.parent, older_than=DAY, of=out.name)
     temporary = _temporary(out, "part")
@@ -102,9 +101,6 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
     Args:
         folder: created if it does not exist. Other files in it are not changed.
         last: a pattern of file names, such as "*.safetensors".
-
-    Raises:
-        TsugikiError: the folder cannot be written.
     """
     with _write_errors(folder), _temporary_folder(folder / "files") as temporary:
         yield temporary
@@ -117,30 +113,18 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, replacing an existing file; lone surrogates become question marks.
-
-    Raises:
-        TsugikiError: the file cannot be written.
-    """
+    """Write a UTF-8 text file atomically, replacing an existing file; lone surrogates become question marks."""
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically, replacing an existing file.
-
-    Raises:
-        TsugikiError: the file cannot be written.
-    """
+    """Write a file atomically, replacing an existing file."""
     with new_file(path, replace=True) as temporary:
         temporary.write_bytes(content)
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Create a folder and its parents; an existing folder is not changed.
-
-    Returns:
-        The folders that did not exist, the deepest first.
-    """
+    """Create a folder and its parents, and return those that did not exist, the deepest first."""
     with _write_errors(folder):
         return _create(folder)
 
@@ -153,20 +137,13 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that files can be written into `folder`, or that it can be created; nothing is created.
-
-    Raises:
-        TsugikiError: `folder` is a file, or the user may not write there.
-    """
+    """Check that files can be written into `folder`, or that it can be created; nothing is created."""
     if folder.is_file():
         raise TsugikiError(_("{folder} is a file; name a folder").format(folder=folder))
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise TsugikiError(
-            _("{folder} cannot be written: {nearest} is not a folder that you may write to").format(
-                folder=folder, nearest=nearest
-            )
-        )
+        message = _("{folder} cannot be written: {nearest} is not a folder that you may write to")
+        raise TsugikiError(message.format(folder=folder, nearest=nearest))
 
 
 def refuse_existing(out: Path) -> None:
@@ -176,20 +153,15 @@ def refuse_existing(out: Path) -> None:
 
 
 def rename_folder(folder: Path, target: Path) -> None:
-    """Rename a folder, or a symbolic link to one, within the same parent folder.
-
-    Raises:
-        TsugikiError: `target` exists already, or the folder cannot be renamed.
-    """
+    """Rename a folder, or a symbolic link to one, within the same parent folder."""
     if os.path.lexists(target):
         raise TsugikiError(_("{target} exists already; choose another name, or remove it first").format(target=target))
     try:
         folder.rename(target)
         _flush(target.absolute().parent)
     except OSError as error:
-        raise TsugikiError(
-            _("cannot rename {folder}: {reason}").format(folder=folder, reason=error.strerror or error)
-        ) from error
+        message = _("cannot rename {folder}: {reason}")
+        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
 
 
 def remove_folder(folder: Path) -> None:
@@ -206,17 +178,13 @@ def remove_folder(folder: Path) -> None:
             return
         folder.rename(removed)
     except OSError as error:
-        raise TsugikiError(
-            _("cannot remove {folder}: {reason}").format(folder=folder, reason=error.strerror or error)
-        ) from error
+        message = _("cannot remove {folder}: {reason}")
+        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
     try:
         shutil.rmtree(removed)
     except OSError as error:
-        raise TsugikiError(
-            _("{folder} was removed, but part of it remains in {removed}: {reason}").format(
-                folder=folder, removed=removed, reason=error.strerror or error
-            )
-        ) from error
+        message = _("{folder} was removed, but part of it remains in {removed}: {reason}")
+        raise TsugikiError(message.format(folder=folder, removed=removed, reason=error.strerror or error)) from error
 
 
 def remove_leftovers(folder: Path, older_than: float = 0.0, of: str | None = None) -> None:

@@ -21,10 +21,9 @@ from typing import Any
 
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.atomic import WriteError, make_folder, new_folder, remove_leftovers
-from tsugiki.io.digests import sha256
+from tsugiki.io.digests import read_manifest, sha256, write_manifest
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, to_json_text, write_json
-from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.language import _
 
 
@@ -120,9 +119,6 @@ def new_entry(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     Args:
         folder: the entry. Those of other versions are removed, and what killed processes left.
         facts: facts about it, for its manifest.
-
-    Raises:
-        TsugikiError: the entry cannot be written.
     """
     remove_leftovers(folder.parent)  # no other process writes without the lock
     for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
@@ -133,11 +129,7 @@ def new_entry(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def check_room(folder: Path, size: float) -> None:
-    """Check that the disk has room for this many bytes in a folder.
-
-    Raises:
-        WriteError: it has not.
-    """
+    """Check that the disk has room for this many bytes in a folder."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise WriteError(
@@ -156,19 +148,17 @@ def _refuse_other_writers(folder: Path) -> None:
     """
     found = folder.stat()
     if found.st_mode & stat.S_IWOTH:
-        raise TsugikiError(
-            _(
-                "{folder} can be written by every user of this machine, who could change what is computed; remove it, "
-                "or run: chmod -R go-w {folder}"
-            ).format(folder=folder)
+        message = _(
+            "{folder} can be written by every user of this machine, who could change what is computed; remove it, "
+            "or run: chmod -R go-w {folder}"
         )
+        raise TsugikiError(message.format(folder=folder))
     if found.st_uid not in (os.getuid(), 0) and os.getuid() != 0:
-        raise TsugikiError(
-            _(
-                "{folder} belongs to another user, who could change what is computed; set XDG_CACHE_HOME to a folder "
-                "of your own"
-            ).format(folder=folder)
+        message = _(
+            "{folder} belongs to another user, who could change what is computed; set XDG_CACHE_HOME to a folder "
+            "of your own"
         )
+        raise TsugikiError(message.format(folder=folder))
 
 
 def folder_size(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""SHA-256 digests of bytes, files and tensors, written as `sha256:` and 64 hexadecimal digits.
+"""SHA-256 digests of bytes, files, tensors and whole folders, written as `sha256:` and 64 hexadecimal digits.
 
 `file_state` shows without reading a file whether it has changed since it was read.
 """
@@ -8,13 +8,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
+from tsugiki.errors import TsugikiError
+from tsugiki.io.file_names import MANIFEST_FILE
+from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.language import _
 
 FileState: TypeAlias = tuple[int, ...]
 """Numbers that change when a file is written or replaced: device, inode, size and times."""
 _CHUNK = 1 << 22  # bytes read at once
+_FORMAT = 1
 
 
 def file_state(status: os.stat_result) -> FileState:
@@ -36,11 +40,7 @@ def sha256_bytes(content: bytes) -> bytes:
 
 
 def file_sha256(path: Path) -> str:
-    """Compute the digest of a file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Compute the digest of a file."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -58,10 +58,9 @@ def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
 
 
 def tensor_digest(file: BinaryIO, begin: int, end: int, description: str) -> str:
-    """Compute the digest of a description and of the bytes of a file from `begin` to `end`, as 64 hexadecimal digits.
+    """Compute the digest of a description and of a file from `begin` to `end`, as 64 hexadecimal digits.
 
-    Raises:
-        EOFError: the file ends too early.
+    An EOFError says that the file ends too early.
     """
     file.seek(begin)
     return sha256(chain([description.encode()], read_chunks(file, end - begin))).removeprefix("sha256:")
@@ -73,11 +72,7 @@ def combined_digest(digests: Mapping[str, str]) -> str:
 
 
 def read_chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
-    """Yield the next `length` bytes of a file in chunks of at most 4 MiB.
-
-    Raises:
-        EOFError: the file ends too early.
-    """
+    """Yield the next `length` bytes of a file in chunks of at most 4 MiB; an EOFError says that it ends too early."""
     while length:
         chunk = file.read(min(_CHUNK, length))
         if not chunk:
@@ -86,3 +81,60 @@ def read_chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
             )
         yield chunk
         length -= len(chunk)
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write `manifest.json` with the sizes and the SHA-256 digests of all files in a folder and its subfolders.
+
+    The folder must be complete. `facts` about the files are JSON values. The manifest contains the digest of its own
+    content as well, so a change of any bit in the folder is found.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+    content = {"format": _FORMAT, "files": files, "facts": dict(facts)}
+    write_json(folder / MANIFEST_FILE, {**content, "sha256": sha256([_to_bytes(content)])})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Check every file that the manifest of a folder lists, and return the facts.
+
+    Files that the manifest does not list are ignored.
+    """
+    path = folder / MANIFEST_FILE
+    content = read_json(
+        path, missing=_("{folder} is incomplete: it has no {file}").format(folder=folder, file=MANIFEST_FILE)
+    )
+    # Another spelling of the same values, such as 1E-5 for 1e-5, is a change as well.
+    as_written = path.read_bytes() == _to_bytes(content)
+    if content.pop("sha256", None) != sha256([_to_bytes(content)]) or not as_written:
+        message = _("{folder} is damaged: {file} has changed since it was written")
+        raise TsugikiError(message.format(folder=folder, file=MANIFEST_FILE))
+    if content.get("format") != _FORMAT:
+        raise TsugikiError(_("{path} has a format that this version of Tsugiki cannot read").format(path=path))
+    for name, written in content["files"].items():
+        problem = _problem(folder / name, written)
+        if problem:
+            message = _("{folder} is damaged: {name} {problem}")
+            raise TsugikiError(message.format(folder=folder, name=name, problem=problem))
+    facts: dict[str, Any] = content["facts"]
+    return facts
+
+
+def _problem(path: Path, written: Mapping[str, Any]) -> str:
+    """Return the problem with a file, as a predicate for a message; empty if there is none."""
+    try:
+        size = path.stat().st_size
+        if size != written["size"]:
+            return _("has {size:,} bytes instead of {expected:,}").format(size=size, expected=written["size"])
+        return "" if file_sha256(path) == written["sha256"] else _("has changed since it was written")
+    except FileNotFoundError:
+        return _("is missing")
+    except OSError as error:
+        return _("cannot be read ({reason})").format(reason=error.strerror or error)
+
+
+def _to_bytes(content: Mapping[str, Any]) -> bytes:
+    return to_json_text(content).encode("utf-8", errors="replace")

@@ -36,4 +36,4 @@ LEARNED_FILE = "learned_documents.safetensors"
 """Fingerprints of the texts that a model or an adapter was trained on (see `tsugiki.data.seen_texts`)."""
 
 MANIFEST_FILE = "manifest.json"
-"""Sizes and digests of the files in a folder (see `tsugiki.io.manifest`)."""
+"""Sizes and digests of the files in a folder (see `tsugiki.io.digests`)."""

@@ -1,4 +1,7 @@
-"""Format sizes and durations as text, in the same way on pages and in the terminal."""
+"""Text for pages and the terminal: sizes, durations, and the descriptions in docstrings."""
+
+import re
+from collections.abc import Mapping
 
 from tsugiki.language import _
 
@@ -22,3 +25,17 @@ def format_duration(seconds: float) -> str:
     if seconds < 5400:
         return _("{minutes:.0f} min").format(minutes=seconds / 60)
     return _("{hours:.1f} h").format(hours=seconds / 3600)
+
+
+def argument_descriptions(docstring: str) -> Mapping[str, str]:
+    """Return name -> description from the `Args:` section of a docstring (from `inspect.getdoc`)."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in docstring.partition("Args:\n")[2].splitlines():
+        if start := re.match(r" {4}(\w+): (.*)", line):
+            name, found[start[1]] = start[1], start[2]
+        elif name and line.startswith(" " * 8):
+            found[name] += " " + line.strip()
+        else:
+            break
+    return found

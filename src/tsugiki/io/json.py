@@ -22,9 +22,6 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     Args:
         path: the file.
         missing: the error message if the file does not exist; "PATH is missing" if empty.
-
-    Raises:
-        TsugikiError: the file does not exist, cannot be read, or does not hold a JSON object.
     """
     try:
         if path.exists() and not path.is_file():
@@ -37,20 +34,15 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     except FileNotFoundError as error:
         raise TsugikiError(missing or _("{path} is missing").format(path=path)) from error
     except (OSError, ValueError) as error:
-        raise TsugikiError(
-            _("{path} cannot be read as JSON: {error}").format(path=path, error=error_text(error))
-        ) from error
+        message = _("{path} cannot be read as JSON: {error}")
+        raise TsugikiError(message.format(path=path, error=error_text(error))) from error
     if not isinstance(content, dict):
         raise TsugikiError(_("{path} does not hold a JSON object").format(path=path))
     return content
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: the text is not JSON, is nested in more than 100 levels, or has an integer of more than 100 digits.
-    """
+    """Return the value of a JSON text."""
     try:
         value = json.loads(text, parse_int=integer)
     except RecursionError as error:
@@ -85,22 +77,14 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def integer(digits: str) -> int:
-    """Return the value of an integer of at most 100 digits.
-
-    Raises:
-        ValueError: it has more digits.
-    """
+    """Return the value of an integer of at most 100 digits."""
     if len(digits) > _MAX_DIGITS:
         raise ValueError(_("an integer has more than {most} digits").format(most=_MAX_DIGITS))
     return int(digits)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object to a file atomically, replacing an existing file.
-
-    Raises:
-        TsugikiError: the file cannot be written.
-    """
+    """Write a JSON object to a file atomically, replacing an existing file."""
     write_text(path, to_json_text(content))
 
 

@@ -28,9 +28,6 @@ def locked(path: Path) -> Iterator[None]:
 
     Args:
         path: an empty file, which may remain. Its folder is created.
-
-    Raises:
-        TsugikiError: the lock cannot be created.
     """
     make_folder(path.parent)
     with _held(path, timeout=-1):
@@ -47,9 +44,6 @@ def sole_use(folder: Path) -> Iterator[None]:
 
     Args:
         folder: created if it does not exist, and in this case removed at the end if it holds nothing except `.lock`.
-
-    Raises:
-        TsugikiError: another process uses the folder, or the folder cannot be written.
     """
     created = make_folder(folder)
     with ExitStack() as stack:
@@ -129,9 +123,8 @@ def _held(path: Path, timeout: float) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as error:
-        raise TsugikiError(
-            _("cannot lock {path}: {reason}").format(path=path, reason=error.strerror or error)
-        ) from error
+        message = _("cannot lock {path}: {reason}")
+        raise TsugikiError(message.format(path=path, reason=error.strerror or error)) from error
     try:
         yield
     finally:

@@ -35,12 +35,8 @@ def processor_name() -> str:
 def shortest_seconds(calls: Mapping[str, Callable[[], object]], repeats: int, most_seconds: float) -> dict[str, float]:
     """Call functions in turns, and return the shortest CPU time of each in seconds.
 
-    CPU time does not include other programs that run at the same time.
-
-    Args:
-        calls: name -> a function that computes in the calling thread.
-        repeats: number of turns, after one as a warm-up.
-        most_seconds: end after the turn in which this time is exceeded.
+    CPU time does not include other programs that run at the same time. The functions compute in the calling thread.
+    There are `repeats` turns after one as a warm-up, and none after `most_seconds`.
     """
     best = dict.fromkeys(calls, float("inf"))
     started = time.thread_time()

@@ -1,6 +1,8 @@
-"""The progress display of all commands: a bar in a terminal, on standard error, and in a notebook."""
+"""The progress display of all commands (a bar on standard error, or in a notebook); other libraries show nothing."""
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,7 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from tsugiki.errors import TsugikiWarning
+
 T = TypeVar("T")
+_LOUD = "bitsandbytes"  # PEFT imports it, and it warns of missing kernels
 
 
 class ProgressDisplay:
@@ -61,3 +66,41 @@ class ProgressDisplay:
     def print(self, line: str) -> None:
         """Print one line, above a bar if one is shown."""
         self.console.print(Text(line), soft_wrap=not self.console.is_jupyter)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block only errors of transformers and bitsandbytes are shown, and warnings that Tsugiki gives."""
+    from transformers.utils import logging as transformers_logging
+
+    other = logging.getLogger(_LOUD)
+    before, level = transformers_logging.get_verbosity(), other.level
+    transformers_logging.set_verbosity_error()
+    other.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("default", TsugikiWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        other.setLevel(level)
+
+
+@contextmanager
+def hidden_progress_bars(hide: bool = True) -> Iterator[None]:
+    """Hide the progress bars of transformers and huggingface_hub inside the block; their state is restored at the end.
+
+    Args:
+        hide: False: leave them as they are.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    visible = transformers_logging.is_progress_bar_enabled()
+    if hide and visible:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide and visible:
+            transformers_logging.enable_progress_bar()

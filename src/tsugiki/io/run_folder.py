@@ -37,12 +37,11 @@ def checkpoint_step(folder: Path) -> int:
 def refuse_earlier_run(out: Path) -> None:
     """Check that a folder has no results of an earlier run, which a new run must not replace."""
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
-        raise TsugikiError(
-            _(
-                "{out} already holds a run: choose another --out, continue it (tsugiki train --resume {quoted}), or "
-                "replace it with --overwrite"
-            ).format(out=out, quoted=shlex.quote(str(out)))
+        message = _(
+            "{out} already holds a run: choose another --out, continue it (tsugiki train --resume {quoted}), or "
+            "replace it with --overwrite"
         )
+        raise TsugikiError(message.format(out=out, quoted=shlex.quote(str(out))))
 
 
 def remove_run(out: Path) -> None:
@@ -55,6 +54,5 @@ def remove_run(out: Path) -> None:
             try:
                 path.unlink()
             except OSError as error:
-                raise TsugikiError(
-                    _("cannot remove {path}: {reason}").format(path=path, reason=error.strerror or error)
-                ) from error
+                message = _("cannot remove {path}: {reason}")
+                raise TsugikiError(message.format(path=path, reason=error.strerror or error)) from error

@@ -59,11 +59,7 @@ class Shard:
 
 
 def read_shard(path: Path) -> Shard:
-    """Read the header of a file; the safetensors library checks it against the file's size.
-
-    Raises:
-        TsugikiError: the file does not exist, is incomplete, or is damaged.
-    """
+    """Read the header of a file; the safetensors library checks it against the file's size."""
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -98,18 +94,11 @@ def is_float(entry: Entry) -> bool:
 
 
 def read_tensor(shard: Shard, key: str) -> Tensor:
-    """Read one floating-point tensor.
-
-    Raises:
-        TsugikiError: its dtype is not a floating-point type, or the file cannot be read.
-    """
+    """Read one floating-point tensor."""
     entry = shard.entries[key]
     if entry.dtype not in _DTYPES:
-        raise TsugikiError(
-            _("{key} in {path} has the dtype {dtype}, which is not floating-point").format(
-                key=key, path=shard.path, dtype=entry.dtype
-            )
-        )
+        message = _("{key} in {path} has the dtype {dtype}, which is not floating-point")
+        raise TsugikiError(message.format(key=key, path=shard.path, dtype=entry.dtype))
     return read_bytes(shard, key).view(_DTYPES[entry.dtype]).view(entry.shape)
 
 
@@ -143,10 +132,6 @@ def write_shard(
         changed: key -> a function that returns the new tensor, which has the dtype and shape of the old one.
         added: new key -> the key of a tensor of the same dtype and shape, and a function that returns the new tensor.
         advance: called with the number of bytes of `shard` that were written since the last call.
-
-    Raises:
-        TsugikiError: `shard` cannot be read.
-        OSError: `out` cannot be written.
     """
     with shard.path.open("rb") as source, out.open("xb") as target:
         target.write(_header_with(shard, {key: like for key, (like, _) in added.items()}))

@@ -18,19 +18,14 @@ _MAX_NUMBER = 100  # characters
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the value in a YAML file.
-
-    Raises:
-        TsugikiError: the file cannot be read, or is not YAML (see `parse_yaml`).
-    """
+    """Return the value in a YAML file."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_SIZE + 1)
     except (OSError, ValueError) as error:  # ValueError: another encoding, or a null character in the path
+        message = _("cannot read {path}: {reason}")
         raise TsugikiError(
-            _("cannot read {path}: {reason}").format(
-                path=path, reason=getattr(error, "strerror", None) or error_text(error)
-            )
+            message.format(path=path, reason=getattr(error, "strerror", None) or error_text(error))
         ) from error
     return parse_yaml(text, str(path))
 
@@ -41,25 +36,18 @@ def parse_yaml(text: str, name: str) -> Any:
     Args:
         text: the text.
         name: the source of the text, such as a path or a flag, for errors.
-
-    Raises:
-        TsugikiError: the text is not YAML, or uses features of YAML that are not supported; the message names the line.
     """
     if len(text) > _MAX_SIZE:
-        raise TsugikiError(
-            _("{name} has more than {most:,} characters, which is too long for settings").format(
-                name=name, most=_MAX_SIZE
-            )
-        )
+        message = _("{name} has more than {most:,} characters, which is too long for settings")
+        raise TsugikiError(message.format(name=name, most=_MAX_SIZE))
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = _("line {line}: ").format(line=mark.line + 1) if mark else ""
+        message = _("{name} is not YAML: {where}{problem}")
         raise TsugikiError(
-            _("{name} is not YAML: {where}{problem}").format(
-                name=name, where=where, problem=error_text(error.problem or error.context)
-            )
+            message.format(name=name, where=where, problem=error_text(error.problem or error.context))
         ) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character code that does not exist
         raise TsugikiError(_("{name} is not YAML: {error}").format(name=name, error=error_text(error))) from error

@@ -91,19 +91,17 @@ class LoraAdapter:
         for path, pair in self.pairs.items():
             layer = layers[path]
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-                raise TsugikiError(
-                    _(
-                        "{path} is a convolution with {groups} groups, into whose kernel no pair can be merged; "
-                        "keep the adapter separate"
-                    ).format(path=path, groups=layer.groups)
+                message = _(
+                    "{path} is a convolution with {groups} groups, into whose kernel no pair can be merged; "
+                    "keep the adapter separate"
                 )
+                raise TsugikiError(message.format(path=path, groups=layer.groups))
             changes[f"{path}.weight"] = partial(updated_weight, layer, pair)
             if pair.bias is None:
                 continue
             if layer._parameters.get("bias") is None:
-                raise TsugikiError(
-                    _("lora_bias: {path} has no bias into which one can be merged; keep the adapter").format(path=path)
-                )
+                message = _("lora_bias: {path} has no bias into which one can be merged; keep the adapter")
+                raise TsugikiError(message.format(path=path))
             changes[f"{path}.bias"] = partial(_with_bias, pair)
         of_vectors = {id(vectors): vectors.updated for vectors in self.tokens.values()}
         return changes | {f"{path}.weight": of_vectors[id(vectors)] for path, vectors in self.tokens.items()}
@@ -127,21 +125,19 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     }
     trained = trained_biases(model, config, targets)
     if config.bias != "none" and not trained:
-        raise TsugikiError(
-            _("bias is {bias!r}, but none of these layers has a bias; use bias='none'").format(bias=config.bias)
-        )
+        message = _("bias is {bias!r}, but none of these layers has a bias; use bias='none'")
+        raise TsugikiError(message.format(bias=config.bias))
     biases = {path: nn.Parameter(bias.detach().clone()) for path, bias in trained.items()}
     if config.ensure_weight_tying:
         _refuse_to_tie(model, [*pairs, *modules])
     tokens = new_token_vectors(model, config.trainable_token_indices)
     both = [path for path in tokens if path in pairs or path in modules]
     if both:
-        raise TsugikiError(
-            _(
-                "trainable_token_indices trains tokens of {path}, which is in target_modules or modules_to_save, "
-                "too; leave it out of one of them"
-            ).format(path=both[0])
+        message = _(
+            "trainable_token_indices trains tokens of {path}, which is in target_modules or modules_to_save, "
+            "too; leave it out of one of them"
         )
+        raise TsugikiError(message.format(path=both[0]))
     return LoraAdapter(config, pairs, modules, biases, parameter_pairs, tokens)
 
 
@@ -165,13 +161,12 @@ def _refuse_to_tie(model: nn.Module, changed: Collection[str]) -> None:
     ends = [path for path in changed if path in vocabulary_layers(model)]
     tied = [path for path in ends if f"{path}.weight" in shared or quantized_copies(model, f"{path}.weight")]
     if tied:
-        raise TsugikiError(
-            _(
-                "ensure_weight_tying would adapt {path} and the layers that share its weight as one, which is not "
-                "supported; leave it out, or merge the adapter with PEFT (merge_and_unload) and use the result as "
-                "a model"
-            ).format(path=tied[0])
+        message = _(
+            "ensure_weight_tying would adapt {path} and the layers that share its weight as one, which is not "
+            "supported; leave it out, or merge the adapter with PEFT (merge_and_unload) and use the result as "
+            "a model"
         )
+        raise TsugikiError(message.format(path=tied[0]))
 
 
 def _with_bias(pair: LowRank, bias: Tensor) -> Tensor:
@@ -236,26 +231,21 @@ def _parameter_pair(path: str, owner: nn.Module, parameter: nn.Parameter, config
 def _check_parameter_settings(path: str, config: LoraConfig) -> None:
     """Raise a TsugikiError for a setting that is not defined for a parameter, as in PEFT."""
     if config.lora_dropout:
-        raise TsugikiError(
-            _(
-                "lora_dropout is {lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
-                "multiplied inside its module, where none can be dropped"
-            ).format(lora_dropout=config.lora_dropout, path=path)
+        message = _(
+            "lora_dropout is {lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
+            "multiplied inside its module, where none can be dropped"
         )
+        raise TsugikiError(message.format(lora_dropout=config.lora_dropout, path=path))
     if config.use_dora or config.lora_bias:
         setting = "use_dora" if config.use_dora else "lora_bias"
-        raise TsugikiError(
-            _("{setting} is not defined for target_parameters such as {path}; leave out one of the two").format(
-                setting=setting, path=path
-            )
-        )
+        message = _("{setting} is not defined for target_parameters such as {path}; leave out one of the two")
+        raise TsugikiError(message.format(setting=setting, path=path))
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
-        raise TsugikiError(
-            _(
-                "init_lora_weights {init_lora_weights!r} is for linear layers only; for target_parameters such as "
-                "{path} use True or 'gaussian'"
-            ).format(init_lora_weights=config.init_lora_weights, path=path)
+        message = _(
+            "init_lora_weights {init_lora_weights!r} is for linear layers only; for target_parameters such as "
+            "{path} use True or 'gaussian'"
         )
+        raise TsugikiError(message.format(init_lora_weights=config.init_lora_weights, path=path))
 
 
 def _check_names(model: nn.Module, targets: Collection[str], config: LoraConfig) -> None:
@@ -275,67 +265,57 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
     rank, init = config.rank_of(path), config.init_lora_weights
     kind, full_rank = type(layer).__name__, min(features(layer))
     if rank > _MAX_RANK_FACTOR * full_rank:
-        raise TsugikiError(
-            _(
-                "the rank for {path} is {rank}, more than {factor} times the highest that its update can have "
-                "({highest}); lower r or rank_pattern"
-            ).format(path=path, rank=rank, factor=_MAX_RANK_FACTOR, highest=full_rank)
+        message = _(
+            "the rank for {path} is {rank}, more than {factor} times the highest that its update can have "
+            "({highest}); lower r or rank_pattern"
         )
+        raise TsugikiError(message.format(path=path, rank=rank, factor=_MAX_RANK_FACTOR, highest=full_rank))
     weight = layer._parameters.get("weight")
     reads = "DoRA" if config.use_dora else "PiSSA" if str(init).startswith("pissa") else None
     if reads and weight is not None and (not weight.is_floating_point() or weight.itemsize < 2):
-        raise TsugikiError(
-            _(
-                "{setting} reads the weights of its layers, and {path} is quantised by a {kind}; load the base "
-                "unquantised, or use plain LoRA"
-            ).format(setting=reads, path=path, kind=kind)
+        message = _(
+            "{setting} reads the weights of its layers, and {path} is quantised by a {kind}; load the base "
+            "unquantised, or use plain LoRA"
         )
+        raise TsugikiError(message.format(setting=reads, path=path, kind=kind))
     decomposes = isinstance(init, str) and init != "gaussian"
     if (config.lora_bias or decomposes) and not is_linear(layer):
         setting = f"init_lora_weights {init!r}" if decomposes else "lora_bias"
-        raise TsugikiError(
-            _("{setting} is for linear layers only, and {path} is a {kind}; leave it out of the targets").format(
-                setting=setting, path=path, kind=kind
-            )
-        )
+        message = _("{setting} is for linear layers only, and {path} is a {kind}; leave it out of the targets")
+        raise TsugikiError(message.format(setting=setting, path=path, kind=kind))
     if str(init).startswith("pissa") and rank > full_rank:
-        raise TsugikiError(
-            _(
-                "init_lora_weights {init!r}: {path} has only {count} principal directions, fewer than rank {rank}; "
-                "lower the rank"
-            ).format(init=init, path=path, count=full_rank, rank=rank)
+        message = _(
+            "init_lora_weights {init!r}: {path} has only {count} principal directions, fewer than rank {rank}; "
+            "lower the rank"
         )
+        raise TsugikiError(message.format(init=init, path=path, count=full_rank, rank=rank))
     if not isinstance(layer, nn.Conv2d):
         return
     if rank % layer.groups:
-        raise TsugikiError(
-            _(
-                "{path} is a {kind} with {groups} groups, and rank {rank} is not a multiple of that; change the rank"
-            ).format(path=path, kind=kind, groups=layer.groups, rank=rank)
+        message = _(
+            "{path} is a {kind} with {groups} groups, and rank {rank} is not a multiple of that; change the rank"
         )
+        raise TsugikiError(message.format(path=path, kind=kind, groups=layer.groups, rank=rank))
     if config.use_dora and layer.groups > 1:
-        raise TsugikiError(
-            _(
-                "use_dora: {path} is a {kind} with {groups} groups, for which DoRA is not defined; leave it out of "
-                "the targets"
-            ).format(path=path, kind=kind, groups=layer.groups)
+        message = _(
+            "use_dora: {path} is a {kind} with {groups} groups, for which DoRA is not defined; leave it out of "
+            "the targets"
         )
+        raise TsugikiError(message.format(path=path, kind=kind, groups=layer.groups))
     if layer.padding_mode != "zeros":
-        raise TsugikiError(
-            _(
-                "{path} is a {kind} with padding_mode {padding_mode!r}, and only 'zeros' is supported; leave it "
-                "out of the targets"
-            ).format(path=path, kind=kind, padding_mode=layer.padding_mode)
+        message = _(
+            "{path} is a {kind} with padding_mode {padding_mode!r}, and only 'zeros' is supported; leave it "
+            "out of the targets"
         )
+        raise TsugikiError(message.format(path=path, kind=kind, padding_mode=layer.padding_mode))
 
 
 def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig) -> None:
     high = [name for name, layer in targets.items() if config.rank_of(name) > min(features(layer))]
     if high:
         highest = min(features(targets[high[0]]))
-        warn_caller(
-            _(
-                "rank {rank} is above the highest rank that the update of {path} can have ({highest}; {count} such "
-                "layers): training works, but rank {highest} can express the same"
-            ).format(rank=config.rank_of(high[0]), path=high[0], highest=highest, count=len(high))
+        message = _(
+            "rank {rank} is above the highest rank that the update of {path} can have ({highest}; {count} such "
+            "layers): training works, but rank {highest} can express the same"
         )
+        warn_caller(message.format(rank=config.rank_of(high[0]), path=high[0], highest=highest, count=len(high)))

@@ -123,35 +123,31 @@ class LoraConfig:
         check_types(self)
         init = self.init_lora_weights
         if isinstance(init, str) and re.fullmatch(_INITIALISATIONS, init) is None:
-            raise TsugikiError(
-                _(
-                    "init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
-                    "'pissa_niter_[number]'"
-                ).format(init=init)
+            message = _(
+                "init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
+                "'pissa_niter_[number]'"
             )
+            raise TsugikiError(message.format(init=init))
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
         if init == "orthogonal" and odd:
-            raise TsugikiError(
-                _("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}").format(rank=odd[0])
-            )
+            message = _("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}")
+            raise TsugikiError(message.format(rank=odd[0]))
         if self.lora_bias and (self.use_dora or not isinstance(self.init_lora_weights, bool)):
             raise TsugikiError(_("lora_bias cannot be combined with use_dora or other initial values; leave one out"))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise TsugikiError(
-                _(
-                    "layers_to_transform requires a list of target_modules; {target_modules!r} is a pattern, which "
-                    "can name the layers itself"
-                ).format(target_modules=self.target_modules)
+            message = _(
+                "layers_to_transform requires a list of target_modules; {target_modules!r} is a pattern, which "
+                "can name the layers itself"
             )
+            raise TsugikiError(message.format(target_modules=self.target_modules))
         wanted = self.trainable_token_indices
         lists = wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]
         if any(not ids or min(ids) < 0 or len(set(ids)) < len(ids) for ids in lists):
-            raise TsugikiError(
-                _(
-                    "trainable_token_indices has {value}; give a list of different token ids, or such a list "
-                    "for each name of a layer"
-                ).format(value=error_text(repr(wanted), 40))
+            message = _(
+                "trainable_token_indices has {value}; give a list of different token ids, or such a list "
+                "for each name of a layer"
             )
+            raise TsugikiError(message.format(value=error_text(repr(wanted), 40)))
         # Each raises an error for a pattern that cannot be used.
         _checked = self._ranks, self._alphas, self._block_lists
 

@@ -98,20 +98,17 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
     state = find_state(model) or Graft()
     check_can_switch(state)
     if name == BASE_ROW:
-        raise TsugikiError(
-            _("the name {name!r} is reserved for the base in mixed batches; choose another name").format(name=name)
-        )
+        message = _("the name {name!r} is reserved for the base in mixed batches; choose another name")
+        raise TsugikiError(message.format(name=name))
     if name in state.adapters:
-        raise TsugikiError(
-            _("the model already holds an adapter called {name!r}; choose another name").format(name=name)
-        )
+        message = _("the model already holds an adapter called {name!r}; choose another name")
+        raise TsugikiError(message.format(name=name))
     if state.adapters and base_dropout not in (None, state.base_dropout):
-        raise TsugikiError(
-            _(
-                "base_dropout is {base_dropout}, but the adapters of this model were grafted with {used}; remove "
-                "them first, or leave base_dropout out"
-            ).format(base_dropout=base_dropout, used=state.base_dropout)
+        message = _(
+            "base_dropout is {base_dropout}, but the adapters of this model were grafted with {used}; remove "
+            "them first, or leave base_dropout out"
         )
+        raise TsugikiError(message.format(base_dropout=base_dropout, used=state.base_dropout))
     try:
         if not state.adapters:
             state.base_dropout = bool(base_dropout)

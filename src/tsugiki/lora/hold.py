@@ -129,20 +129,16 @@ def find_adapter(model: nn.Module, name: str) -> Any:
     """Return the adapter called `name`, an object of its method's class."""
     adapters = require_state(model).adapters
     if name not in adapters:
-        raise TsugikiError(
-            _("no adapter is called {name!r}; this model holds {adapters}").format(
-                name=name, adapters=", ".join(map(repr, adapters))
-            )
-        )
+        message = _("no adapter is called {name!r}; this model holds {adapters}")
+        raise TsugikiError(message.format(name=name, adapters=", ".join(map(repr, adapters))))
     return adapters[name]
 
 
 def check_not_merged(state: Graft) -> None:
     """Raise a TsugikiError if an adapter is merged into the base."""
     if state.merged is not None:
-        raise TsugikiError(
-            _("adapter {active!r} is merged into the base; call unmerge(model) first").format(active=state.active)
-        )
+        message = _("adapter {active!r} is merged into the base; call unmerge(model) first")
+        raise TsugikiError(message.format(active=state.active))
 
 
 def check_thread(state: Graft) -> None:
@@ -320,11 +316,8 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
     for name, adapter in adapters.items():
         if not isinstance(adapter, LoraAdapter):
             kind = type(adapter.config).__name__  # type: ignore[attr-defined]
-            raise TsugikiError(
-                _("{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others").format(
-                    name=name, kind=kind
-                )
-            )
+            message = _("{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others")
+            raise TsugikiError(message.format(name=name, kind=kind))
         joined.append(adapter)
         for path, pair in adapter.pairs.items():
             pairs.setdefault(path, []).append(pair)
@@ -333,23 +326,18 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
     ]
     twice = next((path for path in others if others.count(path) > 1), None)
     if twice is not None:
-        raise TsugikiError(
-            _("several of {adapters} replace {path}; only one of them can be active").format(
-                adapters=", ".join(adapters), path=twice
-            )
-        )
+        message = _("several of {adapters} replace {path}; only one of them can be active")
+        raise TsugikiError(message.format(adapters=", ".join(adapters), path=twice))
     for path, found in pairs.items():
         if len(found) > 1 and any(pair.magnitude is not None or pair.bias is not None for pair in found):
-            raise TsugikiError(
-                _("{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter").format(path=path)
-            )
+            message = _("{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter")
+            raise TsugikiError(message.format(path=path))
         if len({pair.dropout.p for pair in found}) > 1 or (len(found) > 1 and found[0].A.dim() != 2):
-            raise TsugikiError(
-                _(
-                    "the adapters have different dropout for {path}, or it is a convolution, so their updates "
-                    "cannot be computed at once; activate one adapter"
-                ).format(path=path)
+            message = _(
+                "the adapters have different dropout for {path}, or it is a convolution, so their updates "
+                "cannot be computed at once; activate one adapter"
             )
+            raise TsugikiError(message.format(path=path))
     return LoraAdapter(
         joined[0].config,
         {path: found[0] if len(found) == 1 else JoinedPairs(found) for path, found in pairs.items()},

@@ -49,12 +49,11 @@ def merge(model: nn.Module) -> nn.Module:
         with _updates_of_active_adapter(model) as (updates, undo):
             quantized = [name for name, update in updates.items() if is_quantized_weight(model, name, update)]
             if quantized:
-                raise TsugikiError(
-                    _(
-                        "{path} is quantised, so merging would lose part of the update; load the base unquantised, "
-                        "or use merge_quantized(model), which quantises the sum and returns what is lost"
-                    ).format(path=quantized[0])
+                message = _(
+                    "{path} is quantised, so merging would lose part of the update; load the base unquantised, "
+                    "or use merge_quantized(model), which quantises the sum and returns what is lost"
                 )
+                raise TsugikiError(message.format(path=quantized[0]))
             _apply(model, updates, undo)
             state.merged = undo
     return model
@@ -83,12 +82,11 @@ def merge_quantized(model: nn.Module) -> dict[str, float]:
         for name in [name for name, update in updates.items() if is_quantized_weight(model, name, update)]:
             layer = parameter_owner(model, name)[0]
             if not isinstance(layer, QuantizedLinear):
-                raise TsugikiError(
-                    _(
-                        "{name} is quantised by a {kind}, which cannot be quantised again here; load the base "
-                        "unquantised, in int8 or in nf4"
-                    ).format(name=name, kind=type(layer).__name__)
+                message = _(
+                    "{name} is quantised by a {kind}, which cannot be quantised again here; load the base "
+                    "unquantised, in int8 or in nf4"
                 )
+                raise TsugikiError(message.format(name=name, kind=type(layer).__name__))
             path = name.rpartition(".")[0]
             layers[path], lost[path] = requantized(name, layer, updates.pop(name))
         for path, layer in layers.items():

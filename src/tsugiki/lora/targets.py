@@ -26,17 +26,15 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     parameters = config.target_parameters or ()
     both = [name for name in selected if matches(f"{name}.weight", parameters)]
     if both:
-        raise TsugikiError(
-            _(
-                "target_modules and target_parameters both select the weight of {path} ({count} such); leave it "
-                "out of one of the two"
-            ).format(path=both[0], count=len(both))
+        message = _(
+            "target_modules and target_parameters both select the weight of {path} ({count} such); leave it "
+            "out of one of the two"
         )
+        raise TsugikiError(message.format(path=both[0], count=len(both)))
     selected += [name for name, layer in layers.items() if _is_selected_weight(f"{name}.weight", layer, parameters)]
     if not selected and not (parameters and config.target_modules == []):
-        raise TsugikiError(
-            _("{targets} matches no layer; {hint}").format(targets=_describe(config), hint=list_graftable(layers))
-        )
+        message = _("{targets} matches no layer; {hint}")
+        raise TsugikiError(message.format(targets=_describe(config), hint=list_graftable(layers)))
     wrong = [name for name in selected if not is_graftable(layers[name])]
     if wrong:
         raise TsugikiError(
@@ -72,11 +70,8 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
             if stacks
             else _("it has no stack of matrices")
         )
-        raise TsugikiError(
-            _("target_parameters={wanted} matches no parameter of the model; {hint}").format(
-                wanted=", ".join(wanted), hint=hint
-            )
-        )
+        message = _("target_parameters={wanted} matches no parameter of the model; {hint}")
+        raise TsugikiError(message.format(wanted=", ".join(wanted), hint=hint))
     found = {name: owned for name, owned in selected.items() if not _is_selected_weight(name, owned[0], wanted)}
     for name, (_other, parameter) in found.items():
         if parameter.dim() not in (2, 3):
@@ -90,11 +85,8 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
                 ).format(name=name, count=parameter.dim())
             )
         if not parameter.is_floating_point() or parameter.itemsize < 2:
-            raise TsugikiError(
-                _("target_parameters selects {name}, which is quantised ({dtype}); load the base unquantised").format(
-                    name=name, dtype=parameter.dtype
-                )
-            )
+            message = _("target_parameters selects {name}, which is quantised ({dtype}); load the base unquantised")
+            raise TsugikiError(message.format(name=name, dtype=parameter.dtype))
     return found
 
 
@@ -160,11 +152,8 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
     row = architecture_of(model)
     targets = default_layers(model) if row is None or row.target_modules is None else row.target_modules
     if not targets:
-        raise TsugikiError(
-            _("no default target_modules for {name!r}; name them, or use 'all-linear'; {hint}").format(
-                name=model_type(model), hint=list_graftable(dict(base_modules(model)))
-            )
-        )
+        message = _("no default target_modules for {name!r}; name them, or use 'all-linear'; {hint}")
+        raise TsugikiError(message.format(name=model_type(model), hint=list_graftable(dict(base_modules(model)))))
     return targets
 
 

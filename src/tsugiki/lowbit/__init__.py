@@ -8,15 +8,13 @@ __getattr__, __dir__ = lazy_names(
         "few_rows": "FEW_AMX_ROWS FEW_INTEGER_ROWS FEW_ROWS FEW_TRANSPOSED_AMX_ROWS few_rows_product integer_product",
         "int8": "Int8Linear plain_input_gradient plain_product",
         "integer_passes": (
-            "add_large added dithered levels_of plain_add_large plain_added plain_dithered plain_rounded "
-            "plain_scaled rounded scaled"
+            "add_large added blocks_of dithered levels_of plain_add_large plain_added plain_dithered plain_rotated "
+            "plain_rounded plain_scaled rotated rounded scaled"
         ),
         "integer_products": "exact_integers",
         "nf4": "Nf4Linear decode decode_by_pairs encode",
-        "product_dtype": "integers_are_faster",
         "quantization": "count_parameters is_quantizable quantize",
-        "quantized_layer": "QuantizedLayer",
-        "rotation": "blocks_of plain_rotated rotated",
+        "quantized_layer": "QuantizedLayer integers_are_faster",
         "threads": "in_threads",
     },
 )

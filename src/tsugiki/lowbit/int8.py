@@ -4,7 +4,7 @@
 
 Rounding each row of the activations and each channel of the weight by its own scale is the vector-wise quantisation of
 LLM.int8() (https://arxiv.org/abs/2208.07339). Instead of that paper's separate columns for outliers, the rotation R
-spreads them (see `rotation`). The products are in `integer_products`.
+spreads them (see `integer_passes`). The products are in `integer_products`.
 
 `plain_product` and `plain_input_gradient` compute the same in floats, for devices without the integer product: in
 float32 on a processor, in the dtype of the activations on an accelerator, which is slow in float32.
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.lowbit import integer_products
-from tsugiki.lowbit.integer_passes import dither_rows, plain_levels, rounded
+from tsugiki.lowbit.integer_passes import blocks_of, dither_rows, plain_levels, plain_rotated, rotated, rounded
 from tsugiki.lowbit.integer_products import CHANNELS, Tile, has_exact_product, in_pieces, mean_row, split
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
-from tsugiki.lowbit.rotation import blocks_of, plain_rotated, rotated
 
 _ROWS = 64
 """Channels that are quantised at once, so that they stay in the cache."""

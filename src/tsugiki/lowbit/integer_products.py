@@ -15,7 +15,7 @@ The gradient of a softmax is near -1 for the target and tiny for thousands of ot
 integer, these would all be 0 although their sum is 1. With dither, each becomes 1 with a frequency equal to its value.
 The remaining error of the sum of a row, Σ (dy · scale - s · q), is multiplied by the mean row of w and added to dx.
 
-If the weight is rotated (see `rotation`), x is rotated before it is rounded, and dx at the end.
+If the weight is rotated (see `integer_passes`), x is rotated before it is rounded, and dx at the end.
 
 The weight is given in tiles of output channels, so that a layer with fewer bits can decode one tile at a time.
 Threads share the rows of x or dy, which are rounded and multiplied independently of each other, so that no bit of a
@@ -49,14 +49,9 @@ Tile: TypeAlias = tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features: int, blocks: int = 1) -> Tensor:
-    """Return x Wᵀ + bias for x [rows, in], a new tensor [rows, out] of the dtype of x.
+    """Return x Wᵀ + bias for x [rows, in] and bias [out], [rows, out] of the dtype of x; W is given as W R in tiles.
 
-    Args:
-        x: the input.
-        tiles: the weight.
-        bias: float [out].
-        out_features: the output channels of all tiles.
-        blocks: the number of blocks of the rotation R if the tiles are those of W R; 1: no rotation. See `rotation`.
+    R is the rotation in `blocks` blocks (see `integer_passes`); with 1 there is none.
     """
     y = x.new_empty(len(x), out_features)
     rows = _rows_of_part(len(x))
@@ -72,14 +67,9 @@ def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features:
 
 @torch.no_grad()
 def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features: int, blocks: int = 1) -> Tensor:
-    """Return dy W for dy [rows, out], a new tensor [rows, in] of the dtype of dy.
+    """Return dy W for dy [rows, out], [rows, in] of the dtype of dy; W is given as W R in tiles, as for `product`.
 
-    Args:
-        dy: the gradient of the output.
-        tiles: the weight.
-        means: the mean row of w in each tile, float32 [tiles, in].
-        in_features: the width of the weight.
-        blocks: the number of blocks of the rotation R if the tiles are those of W R; 1: no rotation. See `rotation`.
+    `means` has the mean row of w in each tile, float32 [tiles, in].
     """
     dx = dy.new_empty(len(dy), in_features)
     sums = dx if len(means) == 1 or dx.dtype == torch.float32 else torch.empty(len(dy), in_features)

@@ -9,7 +9,7 @@
 So a row of `in` numbers takes 4 + 8/64 + 32/in bits for each number. The codes are the same as those of bitsandbytes,
 which divides each block by its exact largest absolute value. The double quantisation of bitsandbytes stores these
 values in 8 bits as well, relative to their mean; here they are relative to the row, so that the m of a block selects 16
-levels, and the codes select among them. The levels are 8-bit integers; see `decoded_layer` for the products.
+levels, and the codes select among them. The levels are 8-bit integers; see `DecodedLayer` for the products.
 
 A width that is not a multiple of 64 is padded with zeros, which take memory and change no result.
 
@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsugiki.lowbit.decoded_layer import DecodedLayer
 from tsugiki.lowbit.integer_passes import own_float
 from tsugiki.lowbit.integer_products import CHANNELS, in_pieces, split
-from tsugiki.lowbit.quantized_layer import QuantizedLayer
+from tsugiki.lowbit.quantized_layer import DecodedLayer, QuantizedLayer
 from tsugiki.native import can_read, native_for
 
 BLOCK = 64
@@ -118,8 +117,7 @@ def _encode_piece(weight: Tensor, packed: Tensor, blocks: Tensor, scale: Tensor)
 def nearest_codes(weight: Tensor, packed: Tensor) -> Tensor:
     """Write the codes of a weight [rows, width], uint8 [rows, blocks · 32].
 
-    Returns:
-        The largest absolute value of each block, float32 [rows, blocks].
+    Return the largest absolute value of each block, float32 [rows, blocks].
     """
     shape = len(weight), -(-weight.shape[1] // BLOCK) * BLOCK // 2
     fits = weight.stride(1) == 1 and can_read(packed, torch.uint8, *shape)
@@ -143,11 +141,7 @@ def plain_nearest_codes(weight: Tensor, packed: Tensor) -> Tensor:
 
 
 def relative(largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Store the largest absolute values of blocks, float32 [out, blocks], relative to their rows.
-
-    Returns:
-        m, uint8 [out, blocks], and the scales, float32 [out].
-    """
+    """Return the largest values of blocks, float32 [out, blocks], relative to rows: m, uint8, and scales [out]."""
     of_row = largest.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     m = largest.div(of_row).mul_(255).round_().clamp_(1, 255)
     return m.to(torch.uint8), of_row[:, 0] / 127

@@ -49,12 +49,11 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
         TsugikiError: a weight is not finite.
     """
     if torch.accelerator.current_accelerator(check_available=True) is None and not exact_integers():
-        warn_caller(
-            _(
-                "this processor cannot multiply 8-bit integers exactly (it has no VNNI): {base_dtype} saves memory "
-                "here, but it is slow"
-            ).format(base_dtype=base_dtype)
+        message = _(
+            "this processor cannot multiply 8-bit integers exactly (it has no VNNI): {base_dtype} saves memory "
+            "here, but it is slow"
         )
+        warn_caller(message.format(base_dtype=base_dtype))
     before = count_parameters(model)
     model.requires_grad_(False)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
@@ -92,25 +91,14 @@ def note_parameters(model: nn.Module, count: int) -> None:
 
 
 def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, kept_as: LayerDtype) -> QuantizedLayer:
-    """Return a quantised layer for a linear layer.
-
-    Args:
-        path: its name, for the error.
-        layer: an `nn.Linear` or a `Conv1D`.
-        dtype: the dtype of the activations.
-        kept_as: the dtype of its weight.
-
-    Raises:
-        TsugikiError: its weight is not finite.
-    """
+    """Return a quantised layer for the `nn.Linear` or `Conv1D` at `path`; `dtype` is that of the activations."""
     quantized = LAYERS[kept_as].from_layer(layer, dtype)
     if not quantized.scale.isfinite().all():
-        raise TsugikiError(
-            _(
-                "{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is "
-                "damaged, or the model was trained badly"
-            ).format(path=path, base_dtype=kept_as)
+        message = _(
+            "{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is "
+            "damaged, or the model was trained badly"
         )
+        raise TsugikiError(message.format(path=path, base_dtype=kept_as))
     return quantized
 
 

@@ -161,12 +161,11 @@ class Bottleneck(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Apply the adapter to h, [..., width]. The products and the result have the dtype of h."""
         if h.shape[-1] != self.adapter_down.in_features:
-            raise TsugikiError(
-                _(
-                    "the adapter of width {width} follows a module whose output has width {found}; name modules "
-                    "whose output is added to the residual"
-                ).format(width=self.adapter_down.in_features, found=h.shape[-1])
+            message = _(
+                "the adapter of width {width} follows a module whose output has width {found}; name modules "
+                "whose output is added to the residual"
             )
+            raise TsugikiError(message.format(width=self.adapter_down.in_features, found=h.shape[-1]))
         inner = NON_LINEARITIES[self.act](_linear(self.adapter_down, h))
         added = dropout(_linear(self.adapter_up, inner), self.p if self.training else 0.0)
         return (h + self.scaling * added).to(h.dtype)
@@ -207,10 +206,9 @@ def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Nam
         found = set(sublayers.attention if setting == "attention_modules" else sublayers.feedforward)
         names[setting] = shortest_endings(found, (name for name, _ in base_modules(model) if name not in found))
     if not any(names.values()):
+        message = _("{name} has no such sub-layer; {hint}")
         raise TsugikiError(
-            _("{name} has no such sub-layer; {hint}").format(
-                name=model_type(model), hint=_(_NAME_MODULES).format(setting=next(iter(names)))
-            )
+            message.format(name=model_type(model), hint=_(_NAME_MODULES).format(setting=next(iter(names))))
         )
     return names
 
@@ -222,11 +220,8 @@ def _adapted_modules(model: nn.Module, config: BottleneckConfig) -> list[str]:
         found = [path for path in find_modules(model, names) if split_block(path)[1] not in config.leave_out]
         if names and not found:
             outside = _(" outside of blocks {blocks}").format(blocks=list(config.leave_out)) if config.leave_out else ""
-            raise TsugikiError(
-                _("{setting}={names} matches no module of this model{outside}").format(
-                    setting=setting, names=names, outside=outside
-                )
-            )
+            message = _("{setting}={names} matches no module of this model{outside}")
+            raise TsugikiError(message.format(setting=setting, names=names, outside=outside))
         sublayers += found
     return list(dict.fromkeys(map(_block_of, sublayers))) if config.original_ln_before else sublayers
 
@@ -235,12 +230,11 @@ def _block_of(path: str) -> str:
     """Return the path of the block that a module is in."""
     blocks, index, _other = split_block(path)
     if index is None:
-        raise TsugikiError(
-            _(
-                "{path} is not in a numbered block, and original_ln_before (pfeiffer) puts its adapter after the "
-                "block; set original_ln_before to False to have the adapter after the module itself"
-            ).format(path=path)
+        message = _(
+            "{path} is not in a numbered block, and original_ln_before (pfeiffer) puts its adapter after the "
+            "block; set original_ln_before to False to have the adapter after the module itself"
         )
+        raise TsugikiError(message.format(path=path))
     return f"{blocks}.{index}".removeprefix(".")
 
 
@@ -271,12 +265,11 @@ def _build_for(model: nn.Module, config: BottleneckConfig, file_tensors: Mapping
 def _hidden_size(model: nn.Module, path: str) -> int:
     width = getattr(text_config(model), "hidden_size", None)
     if not isinstance(width, int):
-        raise TsugikiError(
-            _(
-                "the width of the output of {path} is unknown, because the model has no config.hidden_size; name "
-                "the last linear layer of the module instead"
-            ).format(path=path)
+        message = _(
+            "the width of the output of {path} is unknown, because the model has no config.hidden_size; name "
+            "the last linear layer of the module instead"
         )
+        raise TsugikiError(message.format(path=path))
     return width
 
 
@@ -286,9 +279,8 @@ def _reduction_factor(config: BottleneckConfig, path: str) -> float:
     for key in (str(split_block(path)[1]), "default"):
         if key in config.reduction_factor:
             return config.reduction_factor[key]
-    raise TsugikiError(
-        _("reduction_factor has no value for {path}; add its block's index, or 'default'").format(path=path)
-    )
+    message = _("reduction_factor has no value for {path}; add its block's index, or 'default'")
+    raise TsugikiError(message.format(path=path))
 
 
 def _tensors(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Tensor]:

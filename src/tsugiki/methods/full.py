@@ -20,7 +20,7 @@ from tsugiki.base.loading import load_model
 from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.atomic import files_into
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
 from tsugiki.model.freeze import disable_dropout, dropout_restored
 
@@ -62,11 +62,8 @@ def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: P
     largest = torch.finfo(saved_dtype).max
     too_large = [name for name, weight in model.named_parameters() if (weight.detach().abs() > largest).any()]
     if too_large:
-        warn_caller(
-            _("{weights}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in float32").format(
-                weights=summarise_list(too_large), dtype=dtype, largest=largest
-            )
-        )
+        message = _("{weights}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in float32")
+        warn_caller(message.format(weights=summarise_list(too_large), dtype=dtype, largest=largest))
         saved_dtype = torch.float32
     converted = model if saved_dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(saved_dtype)
     with files_into(folder, last="*.safetensors") as temporary:
@@ -87,8 +84,5 @@ def load_weights_into(model: nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(load_model(str(folder)).state_dict())
     except RuntimeError as error:
-        raise TsugikiError(
-            _("{folder} holds a model of another architecture or size: {error}").format(
-                folder=folder, error=error_text(error)
-            )
-        ) from error
+        message = _("{folder} holds a model of another architecture or size: {error}")
+        raise TsugikiError(message.format(folder=folder, error=error_text(error))) from error

@@ -116,12 +116,11 @@ def config_of_peft(config: PeftConfig) -> LoraConfig:
     """Return the settings of PEFT's `LoraConfig` for a new adapter; one that would change the result is refused."""
     kind = type(config).__name__
     if getattr(config.peft_type, "value", config.peft_type) != "LORA":
-        raise TsugikiError(
-            _(
-                "graft takes PEFT's LoraConfig, and not its {kind}; the config of another method is "
-                "tsugiki.methods.table.METHODS[name].configure({{…}}), with a name that `tsugiki methods` lists"
-            ).format(kind=kind)
+        message = _(
+            "graft takes PEFT's LoraConfig, and not its {kind}; the config of another method is "
+            "tsugiki.methods.table.METHODS[name].configure({{…}}), with a name that `tsugiki methods` lists"
         )
+        raise TsugikiError(message.format(kind=kind))
     known = {field.name for field in dataclasses.fields(LoraConfig)} | {"inference_mode"}
     settings: dict[str, Any] = {
         name: sorted(value) if isinstance(value, set) else value
@@ -132,11 +131,8 @@ def config_of_peft(config: PeftConfig) -> LoraConfig:
         f"{name}={error_text(repr(value), 80)}" for name, value in settings.items() if name not in known and value
     ]
     if unknown:
-        raise TsugikiError(
-            _("{kind}: {unknown} would change the result and is not supported; leave it out").format(
-                kind=kind, unknown=", ".join(unknown)
-            )
-        )
+        message = _("{kind}: {unknown} would change the result and is not supported; leave it out")
+        raise TsugikiError(message.format(kind=kind, unknown=", ".join(unknown)))
     if "target_parameters" in settings:
         settings.setdefault("target_modules", [])  # PEFT then adapts these parameters alone
     return LoraConfig(**{name: value for name, value in settings.items() if name in known})
@@ -237,24 +233,22 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
         for shared_name in names:
             for key in parameter_keys(shared_name):
                 if key in file_tensors and len(file_tensors[key]) != len(weight):
-                    raise TsugikiError(
-                        _(
-                            "the vocabulary of its base has {words} words ({key}), and this one has {own}; call "
-                            "model.resize_token_embeddings({words}) first"
-                        ).format(words=len(file_tensors[key]), key=key, own=len(weight))
+                    message = _(
+                        "the vocabulary of its base has {words} words ({key}), and this one has {own}; call "
+                        "model.resize_token_embeddings({words}) first"
                     )
+                    raise TsugikiError(message.format(words=len(file_tensors[key]), key=key, own=len(weight)))
         frozen = [shared_name for shared_name in names if not shared_name.startswith(saved_whole)]
         keys = [key for shared_name in frozen for key in parameter_keys(shared_name) if key in file_tensors]
         if keys and not weight.is_meta and not equal_when_rounded(weight, file_tensors[keys[0]]):
             check_shapes({keys[0]: weight.shape}, file_tensors)
             quantized = quantized_copies(model, name)
             if quantized:
-                raise TsugikiError(
-                    _(
-                        "the file has other weights for {path}, of which {head} has a quantised copy; load the base "
-                        "unquantised"
-                    ).format(path=path, head=quantized[0])
+                message = _(
+                    "the file has other weights for {path}, of which {head} has a quantised copy; load the base "
+                    "unquantised"
                 )
+                raise TsugikiError(message.format(path=path, head=quantized[0]))
             copies |= dict.fromkeys(frozen, nn.Parameter(file_tensors[keys[0]].to(weight), requires_grad=False))
     return copies
 
@@ -343,19 +337,15 @@ def _is_pissa(config: LoraConfig) -> bool:
 def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     initialisation = fields.get("init_lora_weights", True)
     if initialisation not in _INITIALISATIONS:
-        raise TsugikiError(
-            _(
-                "init_lora_weights={initialisation} has changed the base, too, which is not in the file; save it "
-                "in PEFT as an ordinary LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
-            ).format(initialisation=error_text(repr(initialisation), 40))
+        message = _(
+            "init_lora_weights={initialisation} has changed the base, too, which is not in the file; save it "
+            "in PEFT as an ordinary LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
+        raise TsugikiError(message.format(initialisation=error_text(repr(initialisation), 40)))
     for name, instead in _NO_INSTEAD.items():
         if fields.get(name):
-            raise TsugikiError(
-                _("{name}={value} is not supported: {reason}").format(
-                    name=name, value=error_text(repr(fields[name]), 80), reason=_(instead)
-                )
-            )
+            message = _("{name}={value} is not supported: {reason}")
+            raise TsugikiError(message.format(name=name, value=error_text(repr(fields[name]), 80), reason=_(instead)))
     if fields.get("target_parameters") and fields.get("target_modules") is None:
         fields = {**fields, "target_modules": []}  # PEFT writes the layers that it has grafted
     known = initialisation if initialisation in (True, False, "gaussian") else True

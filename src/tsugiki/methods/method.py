@@ -128,9 +128,8 @@ class Method:
         """Raise a TsugikiError if one of the user's settings differs from the value that the method fixes."""
         for name, value in self.fixed_settings.items():
             if settings.get(name, value) != value:
-                raise TsugikiError(
-                    _("{name} is {value!r} in this method; remove it from the settings").format(name=name, value=value)
-                )
+                message = _("{name} is {value!r} in this method; remove it from the settings")
+                raise TsugikiError(message.format(name=name, value=value))
 
     def configure(self, settings: Mapping[str, Any]) -> Any:
         """Build the config from the user's settings and the fixed ones."""
@@ -138,11 +137,8 @@ class Method:
         unknown = [name for name in settings if name not in known]
         if unknown:
             names = ", ".join(sorted(known)) or "none"
-            raise TsugikiError(
-                _("{unknown}: no such setting; this method has: {known}").format(
-                    unknown=", ".join(unknown), known=names
-                )
-            )
+            message = _("{unknown}: no such setting; this method has: {known}")
+            raise TsugikiError(message.format(unknown=", ".join(unknown), known=names))
         self.check_fixed_settings(settings)
         return self.config(**{**settings, **self.fixed_settings})
 
@@ -159,11 +155,8 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         if name not in known | harmless and value not in (None, False, {}, [])
     ]
     if unknown:
-        raise TsugikiError(
-            _("{unknown} would change the result and is not supported; {hint}").format(
-                unknown=", ".join(unknown), hint=_(MERGE_WITH_PEFT)
-            )
-        )
+        message = _("{unknown} would change the result and is not supported; {hint}")
+        raise TsugikiError(message.format(unknown=", ".join(unknown), hint=_(MERGE_WITH_PEFT)))
     return config(**{name: value for name, value in fields.items() if name in known and value is not None})
 
 

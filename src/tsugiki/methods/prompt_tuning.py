@@ -85,12 +85,11 @@ def _embedded_text(model: "PreTrainedModel", config: PromptTuningConfig) -> Tens
     ids = torch.tensor((tokens * config.num_virtual_tokens)[: config.num_virtual_tokens])
     embedding = embedding_of(model)
     if int(ids.max()) >= len(embedding.weight):  # type: ignore[arg-type]
-        raise TsugikiError(
-            _(
-                "the tokenizer {path} has tokens that are not in the model's vocabulary; set "
-                "tokenizer_name_or_path to the model's own tokenizer"
-            ).format(path=config.tokenizer_name_or_path)
+        message = _(
+            "the tokenizer {path} has tokens that are not in the model's vocabulary; set "
+            "tokenizer_name_or_path to the model's own tokenizer"
         )
+        raise TsugikiError(message.format(path=config.tokenizer_name_or_path))
     embedded: Tensor = embedding(ids.to(model.device))
     return embedded
 
@@ -102,9 +101,8 @@ def _tokens(config: PromptTuningConfig, base: str | None) -> list[int]:
         raise TsugikiError(_("the model does not name its tokenizer; set tokenizer_name_or_path"))
     tokens: list[int] = load_tokenizer(name)(config.prompt_tuning_init_text)["input_ids"]
     if not tokens:
-        raise TsugikiError(
-            _("prompt_tuning_init_text {text!r} has no tokens").format(text=config.prompt_tuning_init_text)
-        )
+        message = _("prompt_tuning_init_text {text!r} has no tokens")
+        raise TsugikiError(message.format(text=config.prompt_tuning_init_text))
     return tokens
 
 

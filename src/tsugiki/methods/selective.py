@@ -143,9 +143,8 @@ def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, nam
     selected = {name: parameters[name] for name in names}
     quantized = [name for name, parameter in selected.items() if not parameter.is_floating_point()]
     if quantized:
-        raise TsugikiError(
-            _("{name} is quantised and cannot train; load the base unquantised").format(name=quantized[0])
-        )
+        message = _("{name} is quantised and cannot train; load the base unquantised")
+        raise TsugikiError(message.format(name=quantized[0]))
     warn_untied_weights(model, selected)
     copies: dict[int, nn.Parameter] = {}
     for parameter in selected.values():
@@ -182,11 +181,8 @@ def _selected_parameters(model: nn.Module, config: SelectiveConfig) -> list[str]
     setting = f"target_parameters={_as_text(wanted)}"
     if not found:
         hint = _("; a string is a regular expression for the whole name, a list has endings") * isinstance(wanted, str)
-        raise TsugikiError(
-            _("{setting} matches no parameter of this model{hint}; it has {endings}").format(
-                setting=setting, hint=hint, endings=_endings(parameters)
-            )
-        )
+        message = _("{setting} matches no parameter of this model{hint}; it has {endings}")
+        raise TsugikiError(message.format(setting=setting, hint=hint, endings=_endings(parameters)))
     if {id(parameters[name]) for name in found} == {id(parameter) for parameter in parameters.values()}:
         raise TsugikiError(_("{setting} matches every parameter: that is method full").format(setting=setting))
     return found
@@ -195,11 +191,10 @@ def _selected_parameters(model: nn.Module, config: SelectiveConfig) -> list[str]
 def _head_parameters(model: nn.Module) -> list[str]:
     head = output_head(model)
     if head is None:
-        raise TsugikiError(
-            _(
-                "a {kind} does not say which layer is its output head; name the head's parameters with method select"
-            ).format(kind=type(model).__name__)
+        message = _(
+            "a {kind} does not say which layer is its output head; name the head's parameters with method select"
         )
+        raise TsugikiError(message.format(kind=type(model).__name__))
     if not _own(head):
         raise TsugikiError(_("the output head is quantised and cannot train; load the base unquantised"))
     return [f"{path}.{name}" for path, layer in base_modules(model) if layer is head for name, _ in _own(layer)]
@@ -223,19 +218,15 @@ def _target_layers(model: nn.Module, config: LNTuningConfig) -> dict[str, nn.Mod
         )
         if wanted is None:
             raise TsugikiError(_("nothing to train in this model: {hint}").format(hint=hint))
-        raise TsugikiError(
-            _("target_modules={targets} matches no layer of this model; {hint}").format(
-                targets=_as_text(wanted), hint=hint
-            )
-        )
+        message = _("target_modules={targets} matches no layer of this model; {hint}")
+        raise TsugikiError(message.format(targets=_as_text(wanted), hint=hint))
     wrong = [name for name, layer in found.items() if not _own(layer) or any(True for _ in layer.children())]
     if wrong:
-        raise TsugikiError(
-            _(
-                "target_modules={targets} matches {path}, a {kind}, which is not a single layer with parameters; "
-                "method select selects parameters by any pattern"
-            ).format(targets=_as_text(wanted), path=wrong[0], kind=type(found[wrong[0]]).__name__)
+        message = _(
+            "target_modules={targets} matches {path}, a {kind}, which is not a single layer with parameters; "
+            "method select selects parameters by any pattern"
         )
+        raise TsugikiError(message.format(targets=_as_text(wanted), path=wrong[0], kind=type(found[wrong[0]]).__name__))
     return found
 
 

@@ -283,12 +283,11 @@ def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unl
     if cache is None:
         cache = DynamicCache()
     if not isinstance(cache, DynamicCache):
-        raise TsugikiError(
-            _(
-                "a soft prompt cannot be put into a cache of fixed length ({kind}); leave cache_implementation "
-                "out, or set it to 'dynamic'"
-            ).format(kind=type(cache).__name__)
+        message = _(
+            "a soft prompt cannot be put into a cache of fixed length ({kind}); leave cache_implementation "
+            "out, or set it to 'dynamic'"
         )
+        raise TsugikiError(message.format(kind=type(cache).__name__))
     if unlimited:
         cache.layers = [DynamicLayer() for _ in prompt]
     for layer, (keys, values) in enumerate(prompt):

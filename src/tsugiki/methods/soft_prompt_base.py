@@ -124,12 +124,11 @@ def _check_heads(model: nn.Module, config: SoftPromptConfig) -> None:
     wanted = config.modules_to_save
     left_out = [] if wanted is None else [name for name in task_heads(model) if name not in find_modules(model, wanted)]
     if left_out:
-        raise TsugikiError(
-            _(
-                "modules_to_save leaves out {path}, an output layer of this {kind}, without which PEFT would not "
-                "apply a soft prompt; add it, or leave modules_to_save out"
-            ).format(path=left_out[0], kind=type(model).__name__)
+        message = _(
+            "modules_to_save leaves out {path}, an output layer of this {kind}, without which PEFT would not "
+            "apply a soft prompt; add it, or leave modules_to_save out"
         )
+        raise TsugikiError(message.format(path=left_out[0], kind=type(model).__name__))
 
 
 def tensors(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Tensor]:

@@ -82,12 +82,11 @@ def refuse_offloaded(model: nn.Module) -> None:
     """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
     for path, module in model.named_modules():
         if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
-            raise TsugikiError(
-                _(
-                    "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
-                    "adapted; load the model without offloading"
-                ).format(path=path)
+            message = _(
+                "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
+                "adapted; load the model without offloading"
             )
+            raise TsugikiError(message.format(path=path))
 
 
 def _restore_grad(model: nn.Module, required_grad: Mapping[str, bool]) -> None:

@@ -85,9 +85,8 @@ def _limited(most: int) -> Iterator[None]:
         nonlocal created
         created += 1
         if created > most:
-            raise TsugikiError(
-                _("by its config it has more than {most:,} parameter tensors; is the config damaged?").format(most=most)
-            )
+            message = _("by its config it has more than {most:,} parameter tensors; is the config damaged?")
+            raise TsugikiError(message.format(most=most))
 
     handle = register_module_parameter_registration_hook(count)
     try:

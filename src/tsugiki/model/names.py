@@ -90,23 +90,16 @@ def _compile(text: str) -> Any:
     import regex  # here, because `tsugiki --help` imports this module
 
     if len(text) > _MAX_LENGTH:
-        raise TsugikiError(
-            _("the regular expression {pattern} has {count:,} characters, above {longest:,}").format(
-                pattern=_shown(text), count=len(text), longest=_MAX_LENGTH
-            )
-        )
+        message = _("the regular expression {pattern} has {count:,} characters, above {longest:,}")
+        raise TsugikiError(message.format(pattern=_shown(text), count=len(text), longest=_MAX_LENGTH))
     if math.prod(map(int, re.findall(r"\{(\d+)", text))) > _MAX_REPEATS:
-        raise TsugikiError(
-            _("the regular expression {pattern} repeats too often; use a simpler one, or a list of names").format(
-                pattern=_shown(text)
-            )
-        )
+        message = _("the regular expression {pattern} repeats too often; use a simpler one, or a list of names")
+        raise TsugikiError(message.format(pattern=_shown(text)))
     try:
         return regex.compile(text)
     except (regex.error, RecursionError) as error:
-        raise TsugikiError(
-            _("{pattern} is not a regular expression: {error}").format(pattern=_shown(text), error=error)
-        ) from error
+        message = _("{pattern} is not a regular expression: {error}")
+        raise TsugikiError(message.format(pattern=_shown(text), error=error)) from error
 
 
 def _in_time(search: Callable[..., object], seconds: float, text: str, name: str) -> bool:
@@ -114,11 +107,8 @@ def _in_time(search: Callable[..., object], seconds: float, text: str, name: str
     try:
         return search(name, timeout=seconds) is not None
     except TimeoutError as error:
-        raise TsugikiError(
-            _("the regular expression {pattern} takes too long for {name}; use a simpler one").format(
-                pattern=_shown(text), name=_shown(name)
-            )
-        ) from error
+        message = _("the regular expression {pattern} takes too long for {name}; use a simpler one")
+        raise TsugikiError(message.format(pattern=_shown(text), name=_shown(name))) from error
 
 
 def _shown(text: str) -> str:

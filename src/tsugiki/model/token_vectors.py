@@ -68,18 +68,16 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
     layers, ends = dict(base_modules(model)), list(vocabulary_layers(model))
     if not isinstance(wanted, Mapping):
         if not ends:
-            raise TsugikiError(
-                _(
-                    "a {kind} does not say which layer embeds tokens; name it: "
-                    "trainable_token_indices={{'embed_tokens': […]}}"
-                ).format(kind=type(model).__name__)
+            message = _(
+                "a {kind} does not say which layer embeds tokens; name it: "
+                "trainable_token_indices={{'embed_tokens': […]}}"
             )
+            raise TsugikiError(message.format(kind=type(model).__name__))
         wanted = {ends[0]: wanted}
     missing = [ending for ending in wanted if not any(matches(name, [ending]) for name in layers)]
     if missing:
-        raise TsugikiError(
-            _("trainable_token_indices names {name!r}, which the model does not have").format(name=missing[0])
-        )
+        message = _("trainable_token_indices names {name!r}, which the model does not have")
+        raise TsugikiError(message.format(name=missing[0]))
     chosen = {
         name: indices  # the embedding first, because shared vectors are stored under its name
         for name in [*ends, *layers]
@@ -89,26 +87,21 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
     for name, indices in chosen.items():
         layer = layers[name]
         if not (isinstance(layer, nn.Embedding) or is_linear(layer)):
-            raise TsugikiError(
-                _("trainable_token_indices names {name}, a {kind}, which has no vectors of tokens").format(
-                    name=name, kind=type(layer).__name__
-                )
-            )
+            message = _("trainable_token_indices names {name}, a {kind}, which has no vectors of tokens")
+            raise TsugikiError(message.format(name=name, kind=type(layer).__name__))
         if getattr(layer, "bias", None) is not None:
-            raise TsugikiError(
-                _(
-                    "trainable_token_indices names {name}, which has a bias that PEFT would leave out; train it as "
-                    "a whole (modules_to_save)"
-                ).format(name=name)
+            message = _(
+                "trainable_token_indices names {name}, which has a bias that PEFT would leave out; train it as "
+                "a whole (modules_to_save)"
             )
+            raise TsugikiError(message.format(name=name))
         rows = len(cast(Tensor, layer.weight))
         if max(indices) >= rows:
-            raise TsugikiError(
-                _(
-                    "trainable_token_indices has token {token}, but the vocabulary has {rows} words; call "
-                    "model.resize_token_embeddings({size}) first"
-                ).format(token=max(indices), rows=rows, size=max(indices) + 1)
+            message = _(
+                "trainable_token_indices has token {token}, but the vocabulary has {rows} words; call "
+                "model.resize_token_embeddings({size}) first"
             )
+            raise TsugikiError(message.format(token=max(indices), rows=rows, size=max(indices) + 1))
     return chosen
 
 

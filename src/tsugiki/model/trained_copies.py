@@ -22,9 +22,8 @@ def find_modules_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict
     for ending in saved_endings(model, wanted):
         modules = find_modules(model, [ending])
         if not modules:
-            raise TsugikiError(
-                _("modules_to_save names {wanted!r}, which the model does not have").format(wanted=ending)
-            )
+            message = _("modules_to_save names {wanted!r}, which the model does not have")
+            raise TsugikiError(message.format(wanted=ending))
         found.update(modules)
     return found
 
@@ -39,17 +38,13 @@ def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, 
     modules = find_modules_to_save(model, wanted)
     for path, module in modules.items():
         if any(isinstance(inner, Wrapper) for inner in module.modules()):
-            raise TsugikiError(
-                _("modules_to_save names {path}, inside which another adapter has grafted layers").format(path=path)
-            )
+            message = _("modules_to_save names {path}, inside which another adapter has grafted layers")
+            raise TsugikiError(message.format(path=path))
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
     quantized = [name for name, p in inside.items() if not p.is_floating_point()]
     if quantized:
-        raise TsugikiError(
-            _("modules_to_save: {path} is quantised and cannot train; load the base unquantised").format(
-                path=quantized[0]
-            )
-        )
+        message = _("modules_to_save: {path} is quantised and cannot train; load the base unquantised")
+        raise TsugikiError(message.format(path=quantized[0]))
     warn_untied_weights(model, inside)
     return {path: _trained_copy(module) for path, module in modules.items()}
 
@@ -76,11 +71,8 @@ def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, f
         named = [name for name, module in base_modules(model) if name.endswith(ending) and module.state_dict()]
         held = [name for name in named if any(f"{owner}.".startswith(f"{name}.") for owner in owners)]
         if named and not held:
-            raise TsugikiError(
-                _("modules_to_save names {ending!r}, and the file has no tensor of {path}").format(
-                    ending=ending, path=named[0]
-                )
-            )
+            message = _("modules_to_save names {ending!r}, and the file has no tensor of {path}")
+            raise TsugikiError(message.format(ending=ending, path=named[0]))
         found += [name for name in held if name not in found]
     return found
 
@@ -105,12 +97,11 @@ def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) ->
     for path in copies:
         others = [name for name in shared.get(path, ()) if name not in copies]
         if others:
-            warn_caller(
-                _(
-                    "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
-                    "keeps the base's"
-                ).format(layer=path.rpartition(".")[0], other=others[0])
+            message = _(
+                "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
+                "keeps the base's"
             )
+            warn_caller(message.format(layer=path.rpartition(".")[0], other=others[0]))
 
 
 def _trained_copy(module: nn.Module) -> nn.Module:

@@ -14,8 +14,7 @@ __getattr__, __dir__ = lazy_names(
         "plots": "Series curves over_parameters over_ranks smoothed",
         "preview": "count_lines to_html to_terminal",
         "record_text": "hints run_notes speed_text",
-        "run": "report_page write_report",
-        "samples": "differences_in_form sample_columns shown_samples",
+        "run": "report_page sample_columns shown_samples write_report",
         "table": "Table wrap",
     },
 )

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.matrices import effective_rank, singular_values, update_shape
 from tsugiki.adapters.files import read_peft_config, read_weights
-from tsugiki.adapters.info import AdapterInfo, read_adapter_info
-from tsugiki.adapters.library import LibraryEntry
+from tsugiki.adapters.library import AdapterInfo, LibraryEntry, read_adapter_info
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights
 from tsugiki.adapters.metadata import Provenance, read_metadata
 from tsugiki.errors import TsugikiError
@@ -95,11 +94,7 @@ class AdapterReport:
 
 
 def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: None) -> AdapterReport:
-    """Read an adapter and compute the singular values of its layers; `advance(1)` is called after each layer.
-
-    Raises:
-        TsugikiError: the folder does not contain an adapter, or the adapter is damaged.
-    """
+    """Read an adapter and compute the singular values of its layers; `advance(1)` is called after each layer."""
     info, config = read_adapter_info(folder), read_peft_config(folder)
     layers, tensors, notes = [], read_weights(folder), []
     if isinstance(config, LoraConfig):
@@ -131,17 +126,12 @@ def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
         return lines
     lines.append((_("trained on"), record.config.data_text))
     if record.training:
-        training = record.training
-        lines.append(
-            (
-                _("training"),
-                _("{steps}, {tokens} in {duration}").format(
-                    steps=counts.steps(training.steps),
-                    tokens=counts.tokens(training.tokens),
-                    duration=format_duration(training.seconds),
-                ),
-            )
+        text = _("{steps}, {tokens} in {duration}").format(
+            steps=counts.steps(record.training.steps),
+            tokens=counts.tokens(record.training.tokens),
+            duration=format_duration(record.training.seconds),
         )
+        lines.append((_("training"), text))
     lines.append((_("learning rate"), f"{record.chosen('learning_rate')}"))
     if record.data:
         held_out = record.data.held_out
@@ -165,11 +155,7 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
 
 
 def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
-    """Write the page of an adapter.
-
-    Raises:
-        TsugikiError: the page cannot be written; an existing page is unchanged.
-    """
+    """Write the page of an adapter."""
     write_text(path, adapter_page(adapter))
 
 
@@ -188,11 +174,8 @@ def adapter_page(adapter: AdapterReport) -> str:
     sections += record_sections(record) if record else []
     base = adapter.info.base.name
     sections.append((_("Usage"), render_macro("code", adapter_commands(base, adapter.folder, "…"))))
-    lead = (
-        summary_sentence(record)
-        if record
-        else _("{method} on {base}.").format(method=adapter.info.method, base=base or _("an unnamed base"))
-    )
+    unnamed = _("{method} on {base}.").format(method=adapter.info.method, base=base or _("an unnamed base"))
+    lead = summary_sentence(record) if record else unnamed
     return page(_("Adapter · {name}").format(name=adapter.folder.resolve().name), lead, sections, adapter.notes)
 
 
@@ -218,21 +201,19 @@ def block_order(path: str) -> tuple[bool, int, str]:
 def layers_table(layers: Sequence[Layer]) -> Table:
     """Return a table with a row for each layer."""
     headers = [_("layer"), _("shape"), "r", "‖ΔW‖", "σ₁", _("effective rank"), "σ / σ₁"]
-    return Table(
-        headers,
+    rows = [
         [
-            [
-                layer.path,
-                "×".join(map(str, layer.shape)),
-                str(layer.r),
-                format_number(layer.norm),
-                format_number(float(layer.values[0])),
-                f"{layer.effective_rank:.2f}",
-                bars(layer.values.tolist()),
-            ]
-            for layer in layers
-        ],
-    )
+            layer.path,
+            "×".join(map(str, layer.shape)),
+            str(layer.r),
+            format_number(layer.norm),
+            format_number(float(layer.values[0])),
+            f"{layer.effective_rank:.2f}",
+            bars(layer.values.tolist()),
+        ]
+        for layer in layers
+    ]
+    return Table(headers, rows)
 
 
 def kinds_table(layers: Sequence[Layer]) -> Table:
@@ -242,9 +223,8 @@ def kinds_table(layers: Sequence[Layer]) -> Table:
     rows = []
     for kind, group in by_kind(layers).items():
         norms, ranks = [layer.norm for layer in group], [layer.effective_rank for layer in group]
-        rows.append(
-            [kind, str(len(group)), format_number(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)],
-        )
+        cells = [kind, str(len(group)), format_number(fmean(norms)), bars(norms), f"{fmean(ranks):.2f}", bars(ranks)]
+        rows.append(cells)
     return Table(headers, rows)
 
 

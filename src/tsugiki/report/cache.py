@@ -44,24 +44,18 @@ def read_cache() -> list[Cached]:
     for kind in KINDS:
         folder = cache_folder(kind)
         parts = sorted(folder.glob("[!.]*")) if kind == "quantized" else [folder]
-        cached += [
-            Cached(kind, _name(path), path, folder_size(path), path.stat().st_mtime) for path in _existing(parts)
-        ]
+        filled = [path for path in parts if path.is_dir() and any(path.iterdir())]
+        cached += [Cached(kind, _name(path), path, folder_size(path), path.stat().st_mtime) for path in filled]
     return cached
 
 
 def cache_table(cached: Sequence[Cached]) -> Table:
     """Return a table with a row for each entry."""
     headers = [_("kind"), _("content"), _("size"), _("last used")]
-    rows = [
-        [
-            entry.kind,
-            entry.name or _(KINDS[entry.kind]),
-            format_size(entry.bytes),
-            datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d"),
-        ]
-        for entry in cached
-    ]
+    rows = []
+    for entry in cached:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
+        rows.append([entry.kind, entry.name or _(KINDS[entry.kind]), format_size(entry.bytes), used])
     return Table(headers, rows)
 
 
@@ -69,10 +63,6 @@ def cache_fields(entry: Cached) -> dict[str, Any]:
     """Return an entry as a JSON object."""
     used = datetime.fromtimestamp(entry.used).astimezone().isoformat(timespec="seconds")
     return {**asdict(entry), "path": str(entry.path), "name": entry.name or None, "used": used}
-
-
-def _existing(paths: Sequence[Path]) -> list[Path]:
-    return [path for path in paths if path.is_dir() and any(path.iterdir())]
 
 
 def _name(path: Path) -> str:

@@ -16,9 +16,7 @@ from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import describe_intervals, format_change, format_value
 from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
-from tsugiki.report.record_plots import held_out_series
-from tsugiki.report.run import REPORT_FILE
-from tsugiki.report.samples import sample_columns
+from tsugiki.report.run import REPORT_FILE, bits_by_step, sample_columns
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.result import change_of_loss
 from tsugiki.training.record import RunRecord, finished
@@ -185,11 +183,8 @@ def write_comparison(
     """Write `report.html` to a folder that exists: a table, the figures, curves of the runs, and their samples.
 
     Each run has a unique name. The lead is a sentence with the main result.
-
-    Raises:
-        TsugikiError: the page cannot be written; an existing page is unchanged.
     """
-    held_out = [held_out_series(record, name, colour) for colour, (name, record) in enumerate(runs)]
+    held_out = [bits_by_step(record.evaluations, name, colour) for colour, (name, record) in enumerate(runs)]
     if len(runs) > _MAX_BANDS:
         held_out = [replace(line, band=()) for line in held_out]
     plots = [*figures, curves(held_out, _("Held-out text by step, bits per character"))]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tsugiki.adapters.algebra.difference import Difference, compare_layers, compare_tensors, overall, same_tensors
 from tsugiki.adapters.files import not_finite, read_adapter_config, read_weights
-from tsugiki.adapters.info import AdapterInfo, read_adapter_info
+from tsugiki.adapters.library import AdapterInfo, read_adapter_info
 from tsugiki.adapters.lora_weights import LoraWeights, read_lora_weights
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.identity import why_different
@@ -42,11 +42,7 @@ class Comparison:
 
 
 def compare_adapters(first: Path, second: Path) -> Comparison:
-    """Read two adapters and compare their settings and tensors; ranks and bases may differ.
-
-    Raises:
-        TsugikiError: a folder does not contain an adapter, or the adapter is damaged.
-    """
+    """Read two adapters and compare their settings and tensors; ranks and bases may differ."""
     folders = (first, second)
     facts, configs = [read_adapter_info(path) for path in folders], [read_adapter_config(path) for path in folders]
     settings = _settings(facts, configs)

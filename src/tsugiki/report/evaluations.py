@@ -43,12 +43,7 @@ def learned_note(name: str, result: Evaluation) -> str:
 
 
 def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tuple[Table, list[str]]:
-    """Return a table with a row for each model, and notes on the table, one line each.
-
-    Args:
-        names: the names of the models.
-        results: their evaluations; changes are relative to the first one.
-    """
+    """Return a table with a row for each model, and notes on it, one line each; changes are relative to the first."""
     headers = [_("model"), _("loss"), _("perplexity"), _("bits/char"), _("change of bits"), _("tokens")]
     first, rows, notes = results[0], [], []
     for name, result in zip(names, results, strict=True):
@@ -69,14 +64,12 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
             notes.append(f"{name}: {warning_text(result)}")
         if result.skipped_records:
             skipped = counts.examples(result.skipped_records)
-            notes.append(
-                _("{name}: longer than the context, and not scored: {skipped}").format(name=name, skipped=skipped)
-            )
+            message = _("{name}: longer than the context, and not scored: {skipped}")
+            notes.append(message.format(name=name, skipped=skipped))
         if result.split_windows:
             windows = counts.windows(result.split_windows)
-            notes.append(
-                _("{name}: longer than the context, and scored in pieces: {windows}").format(name=name, windows=windows)
-            )
+            message = _("{name}: longer than the context, and scored in pieces: {windows}")
+            notes.append(message.format(name=name, windows=windows))
     groups = len(first.independent)
     message = _("{characters} of {documents} in {windows}")
     if groups < len(first.documents):

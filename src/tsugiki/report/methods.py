@@ -5,8 +5,8 @@ import dataclasses
 import inspect
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import nn
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
+from tsugiki.io.formatting import argument_descriptions
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
@@ -27,7 +28,7 @@ from tsugiki.model.linear import features, is_linear
 from tsugiki.model.targets_by_rule import reasons_against
 from tsugiki.model.ungrafted import base_modules, find_stacks
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig, argument_descriptions, validate_method
+from tsugiki.training.config import RunConfig, validate_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,11 +46,7 @@ _FAMILIES: Mapping[Family, str] = MappingProxyType(
 
 
 def methods_table(model: str) -> Table:
-    """Return a table with a row for each method, and the trainable parameters of a model, whose weights are not read.
-
-    Raises:
-        TsugikiError: there is no such model.
-    """
+    """Return a table of all methods, with the trainable parameters of a model, whose weights are not read."""
     shape = load_meta_model(model)
     headers = [_("method"), _("family"), _("what is trained"), _("trainable parameters")]
     headers += [_("PEFT reads it"), _("mergeable"), _("not accelerated")]
@@ -69,11 +66,7 @@ def methods_table(model: str) -> Table:
 
 
 def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
-    """Return a method's docstring, a table of its settings with their defaults, and further facts.
-
-    Raises:
-        TsugikiError: there is no such method (the message suggests a similar name) or no such model.
-    """
+    """Return a method's docstring, a table of its settings with their defaults, and further facts."""
     try:
         validate_method(name)
     except ValueError as error:
@@ -110,11 +103,7 @@ def _learning_rate(method: Method) -> str:
 
 
 def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
-    """Return how many parameters of `model` the method trains with this config, and their share. Changes `model`.
-
-    Raises:
-        TsugikiError: the settings do not fit the model.
-    """
+    """Return how many parameters of `model` the method trains with this config, and their share. Changes `model`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         method.prepare(model, config, False)
@@ -142,11 +131,7 @@ def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
 
 
 def _default_config(name: str) -> Any:
-    """Return the config that `tsugiki train --method NAME` uses.
-
-    Raises:
-        ValueError: the method requires a setting.
-    """
+    """Return the config that `tsugiki train --method NAME` uses; a ValueError names a setting that it requires."""
     try:
         return RunConfig(model="-", data=("-",), out="-", method=name).adapter_config
     except ValidationError as error:
@@ -168,14 +153,8 @@ def _settings(name: str, method: Method) -> Table:
     if not rows:
         return Table([], [])
     section = "lora" if method.config is LoraConfig else "method_config"
-    return Table(
-        [
-            _("--set NAME=VALUE, or {section}: in the YAML file").format(section=section),
-            _("default"),
-            _("meaning"),
-        ],
-        rows,
-    )
+    setting = _("--set NAME=VALUE, or {section}: in the YAML file").format(section=section)
+    return Table([setting, _("default"), _("meaning")], rows)
 
 
 def _meaning(description: str) -> str:
@@ -198,42 +177,34 @@ def _shorten(reason: str) -> str:
     return first if len(first) <= _REASON_LENGTH else first[: _REASON_LENGTH - 1].rstrip() + "…"
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """Layers of the same size whose names differ only in indices."""
-
-    name: str
-    size: tuple[int, int]
-    """(inputs, outputs)."""
-    reason: str
-    """Why they are not grafted; empty if they are."""
-
-
 def targets_table(model: str) -> tuple[Table, list[str]]:
     """Return a table of the linear layers of a model, whose weights are not read, and a line with their numbers.
 
-    Raises:
-        TsugikiError: there is no such model, or none of its layers is a default target.
+    Layers are in one row if they have the same size, and names that differ only in indices.
     """
     shape = load_meta_model(model)
     config = LoraConfig()
     targets = find_targets(shape, config)
     reasons = reasons_against(shape)
     linear = {name: layer for name, layer in base_modules(shape) if is_linear(layer)}
-    numbers: dict[_Kind, int] = {}
+    kinds: Counter[tuple[str, int, int, str]] = Counter()
     for name, layer in linear.items():
         reason = "" if name in targets else reasons.get(name) or _("not a default of this model type")
-        kind = _Kind(_without_indices(name), features(layer), reason)
-        numbers[kind] = numbers.get(kind, 0) + 1
-    rows = [_row(kind, number, config.r) for kind, number in numbers.items()] + _experts(shape)
-    trained = config.r * sum(map(sum, map(features, targets.values())))
-    headers = [
-        _("layer"),
-        _("number"),
-        _("inputs → outputs"),
-        _("grafted by default"),
-        _("parameters, r={r}").format(r=config.r),
+        kinds[_without_indices(name), *features(layer), reason] += 1
+    rows = [
+        [
+            name,
+            str(number),
+            f"{inputs} → {outputs}",
+            _("no: {reason}").format(reason=reason) if reason else _("yes"),
+            "–" if reason else f"{number * config.r * (inputs + outputs):,}",
+        ]
+        for (name, inputs, outputs, reason), number in kinds.items()
     ]
+    rows += _experts(shape)
+    trained = config.r * sum(map(sum, map(features, targets.values())))
+    headers = [_("layer"), _("number"), _("inputs → outputs"), _("grafted by default")]
+    headers.append(_("parameters, r={r}").format(r=config.r))
     line = _("{count} of {all} linear layers, {trained:,} trainable parameters")
     return Table(headers, rows), [line.format(count=len(targets), all=len(linear), trained=trained)]
 
@@ -241,26 +212,13 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
 def _experts(model: nn.Module) -> list[list[str]]:
     """Return a row for each kind of parameter that holds the weights of several experts."""
     modules = dict(base_modules(model))
-    numbers: dict[tuple[str, str], int] = {}
+    numbers: Counter[tuple[str, str]] = Counter()
     for name, stack in find_stacks(modules).items():
         owner = modules[name.rpartition(".")[0]]
         outputs, inputs = stack.shape[-2:] if not is_transposed(owner, stack) else stack.shape[:-3:-1]
-        kind = _without_indices(name), f"{len(stack)} × ({inputs} → {outputs})"
-        numbers[kind] = numbers.get(kind, 0) + 1
+        numbers[_without_indices(name), f"{len(stack)} × ({inputs} → {outputs})"] += 1
     why = _("no: experts; target_parameters adapts them")
     return [[name, str(number), size, why, "–"] for (name, size), number in numbers.items()]
-
-
-def _row(kind: _Kind, number: int, r: int) -> list[str]:
-    parameters = f"{number * r * sum(kind.size):,}" if not kind.reason else "–"
-    inputs, outputs = kind.size
-    return [
-        kind.name,
-        str(number),
-        f"{inputs} → {outputs}",
-        _("no: {reason}").format(reason=kind.reason) if kind.reason else _("yes"),
-        parameters,
-    ]
 
 
 def _without_indices(name: str) -> str:

@@ -19,8 +19,8 @@ def plan_table(plan: Plan) -> Table:
                 _("{count} of {blocks}").format(count=option.recomputed_blocks, blocks=plan.blocks),
                 str(option.micro_batch_size),
                 format_gigabytes(option.peak_memory),
-                format_step(option.step_seconds),
-                "–" if option.seconds is None else format_range(option.seconds),
+                f"{seconds:.2f} s" if (seconds := option.step_seconds) < 10 else format_duration(seconds),
+                "–" if option.seconds is None else _range(option.seconds),
                 _("{state}, chosen").format(state=state) if chosen else state,
             ]
         )
@@ -45,11 +45,8 @@ def plan_lines(plan: Plan) -> list[str]:
         ),
     ]
     if plan.steps is not None:
-        lines.append(
-            _("the run: {steps:,} steps of {rows} rows of {tokens} tokens").format(
-                steps=plan.steps, rows=plan.batch_size, tokens=plan.tokens
-            )
-        )
+        message = _("the run: {steps:,} steps of {rows} rows of {tokens} tokens")
+        lines.append(message.format(steps=plan.steps, rows=plan.batch_size, tokens=plan.tokens))
     names = {
         "process": _("process"),
         "base": _("base"),
@@ -65,12 +62,7 @@ def plan_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def format_step(seconds: float) -> str:
-    """Format the time of a step."""
-    return f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)
-
-
-def format_range(seconds: float) -> str:
+def _range(seconds: float) -> str:
     """Format the time of a run as a range."""
     low, high = (format_duration(seconds * factor) for factor in RANGE)
     return low if low == high else f"{low} – {high}"

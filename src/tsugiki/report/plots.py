@@ -137,12 +137,10 @@ def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[f
 
 
 def svg_text(figure: "Figure", salt: str, **options: Any) -> str:
-    """Convert a figure to an SVG file, with colours as CSS variables and without metadata.
+    """Convert a figure that is drawn in the placeholder colours to an SVG file, without metadata.
 
-    Args:
-        figure: the figure, drawn in the placeholder colours.
-        salt: a text from which the ids in the SVG are derived, so that they differ between plots but not between calls.
-        options: options of matplotlib's `savefig`.
+    The ids in the SVG are derived from the text `salt`, so that they differ between plots but not between calls. The
+    options are those of matplotlib's `savefig`.
     """
     from matplotlib import rc_context
 

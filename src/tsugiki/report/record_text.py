@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
+from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _, counts, marked
 from tsugiki.report.formatting import FEW_DOCUMENTS, describe_change, format_number, format_with_interval
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Change, Interval
 from tsugiki.training.evaluation.result import Evaluation, StepEvaluation, change_of_bits
-from tsugiki.training.record import DataSummary, RecordCounts, RunRecord
+from tsugiki.training.record import DataSummary, RecordCounts, RunRecord, TrainingFigures
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
@@ -89,52 +90,44 @@ def run_notes(record: RunRecord) -> list[str]:
         for restart in record.restarts
     ]
     if record.kept_step and record.training and record.kept_step < record.training.steps:
-        notes.append(
-            _(
-                "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
-                "{steps:,} of {planned}."
-            ).format(
-                kept_step=record.kept_step,
-                steps=record.training.steps,
-                planned=record.resolved_settings.get("steps", "?"),
-            )
+        message = _(
+            "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
+            "{steps:,} of {planned}."
         )
+        planned = record.resolved_settings.get("steps", "?")
+        notes.append(message.format(kept_step=record.kept_step, steps=record.training.steps, planned=planned))
     if record.kept_step == 0:
-        notes.append(
-            _(
-                "No step was better than the start on the validation text, so the adapter stays as it was there (step "
-                "0): the learning rate is too high, or the text is short, or like what the model knows already."
-            )
+        message = _(
+            "No step was better than the start on the validation text, so the adapter stays as it was there (step "
+            "0): the learning rate is too high, or the text is short, or like what the model knows already."
         )
+        notes.append(message)
     elif not record.any_step_is_better():
-        notes.append(
-            _(
-                "No step was better than the base on the validation text: the learning rate is too high, or the text "
-                "is short, or like what the base knows already."
-            )
+        message = _(
+            "No step was better than the base on the validation text: the learning rate is too high, or the text "
+            "is short, or like what the base knows already."
         )
+        notes.append(message)
     retention = [entry.loss for entry in record.retention_evaluations]
     rise = retention[-1] / retention[0] - 1 if retention else 0.0
     if rise > _MUCH_FORGOTTEN:
-        notes.append(
-            _(
-                "The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
-                "well and forgets less."
-            ).format(rise=rise)
+        message = _(
+            "The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
+            "well and forgets less."
         )
+        notes.append(message.format(rise=rise))
     return [*notes, *hints(record)]
 
 
 def data_lines(data: DataSummary) -> list[tuple[str, str]]:
     """Return labels and texts for the counts of a run's data."""
     size = data.blocks * data.block_size
+    mixed = []
+    if data.mixed:
+        mixed = [(_("of these mixed in"), f"{counts.records(data.mixed.documents)}, {data.mixed.share:.1%}")]
     return [
         (_("training data"), _size(data.train)),
-        *(
-            [(_("of these mixed in"), f"{counts.records(data.mixed.documents)}, {data.mixed.share:.1%}")]
-            if data.mixed
-            else []
-        ),
+        *mixed,
         (_("held out"), _size(data.held_out)),
         *_validation_line(data),
         *([(_("left out"), _size(data.left_out))] if data.left_out and data.left_out.documents else []),
@@ -158,6 +151,31 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
                 records=counts.records(data.near_duplicates.records), groups=counts.groups(data.near_duplicates.groups)
             ),
         ),
+    ]
+
+
+def settings_lines(record: RunRecord) -> list[tuple[str, str]]:
+    """Return labels and texts for the settings of training on which a result depends most."""
+    config = record.config
+    return [
+        (_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"),
+        (_("rows per optimiser step"), f"{record.chosen('batch_size')}"),
+        *([(_("epochs"), f"{config.epochs:g}")] if config.max_steps is None else []),
+        (_("seed"), str(config.seed)),
+    ]
+
+
+def peak_memory_lines(training: TrainingFigures) -> list[tuple[str, str]]:
+    """Return the label and the text of the peak memory; empty if the system does not report it."""
+    return [(_("peak memory"), format_gigabytes(training.peak_memory))] if training.peak_memory else []
+
+
+def fingerprint_lines(data: DataSummary) -> list[tuple[str, str]]:
+    """Return labels and fingerprints of a run's data."""
+    return [
+        (_("training texts"), data.train.fingerprint),
+        (_("held-out texts"), data.held_out.fingerprint),
+        (_("rows"), data.blocks_fingerprint),
     ]
 
 
@@ -194,8 +212,8 @@ def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
 
 def hints(record: RunRecord) -> list[str]:
     """Return hints for the user from the record of a run; empty for a run that has just begun."""
-    found = [_text_hints, _loss_hints, _result_hints, _interval_hints, _sample_hints]
-    return [hint for hints_of in found for hint in hints_of(record)]
+    found = [*_text_hints(record), _loss_hint(record), _result_hint(record), _interval_hint(record)]
+    return [hint for hint in (*found, _sample_hint(record)) if hint]
 
 
 def _text_hints(record: RunRecord) -> list[str]:
@@ -203,112 +221,89 @@ def _text_hints(record: RunRecord) -> list[str]:
     if data is None:
         return []
     if data.train.characters < LITTLE_TEXT:
-        notes.append(
-            _(
-                "The training text is short ({characters}): it is soon learned by heart. More text helps most; "
-                "--epochs 1 and a small --r keep the adapter closer to the base."
-            ).format(characters=counts.characters(data.train.characters))
+        message = _(
+            "The training text is short ({characters}): it is soon learned by heart. More text helps most; "
+            "--epochs 1 and a small --r keep the adapter closer to the base."
         )
+        notes.append(message.format(characters=counts.characters(data.train.characters)))
     notes += [note[:1].upper() + note[1:] for note in Coverage(data.unknown_share, data.piece_share).notes()]
     if data.held_out.known_to_base:
-        notes.append(
-            _(
-                "The base has learned {known:,} of the {all:,} held-out documents, or nearly the same texts, in its "
-                "pretraining: the figures are better than on new text."
-            ).format(known=data.held_out.known_to_base, all=data.held_out.documents)
+        message = _(
+            "The base has learned {known:,} of the {all:,} held-out documents, or nearly the same texts, in its "
+            "pretraining: the figures are better than on new text."
         )
+        notes.append(message.format(known=data.held_out.known_to_base, all=data.held_out.documents))
     return notes
 
 
-def _loss_hints(record: RunRecord) -> list[str]:
-    """Return a hint if the loss rose towards the end, or was still falling, or if there were few steps."""
+def _loss_hint(record: RunRecord) -> str:
+    """Return a hint if the loss rose towards the end, or was still falling, or if there were few steps; else ""."""
     training, planned = record.training, record.resolved_settings.get("steps")
     points = record.validations if len(record.validations) > 1 else record.evaluations
-    if training is None or record.status != "finished" or len(points) < 3:
-        return _few_steps(record)
-    lowest = min(points[1:], key=lambda point: point.loss)
-    last, before = points[-1], points[-2]
-    if last.loss > lowest.loss * (1 + _RISE):
-        return [
-            _(
+    if training is None or record.status != "finished":
+        return ""
+    if len(points) > 2:
+        lowest = min(points[1:], key=lambda point: point.loss)
+        last, gained = points[-1], points[0].loss - points[-1].loss
+        if last.loss > lowest.loss * (1 + _RISE):
+            message = _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
                 "text by heart. Fewer --epochs or a lower --learning-rate avoid it; more text helps most."
-            ).format(step=lowest.step, rise=last.loss / lowest.loss - 1)
-        ]
-    gained = points[0].loss - last.loss
-    if (
-        last is lowest
-        and training.steps == planned
-        and gained > 0
-        and before.loss - last.loss > _STILL_FALLING * gained
-    ):
-        return [
-            _(
+            )
+            return message.format(step=lowest.step, rise=last.loss / lowest.loss - 1)
+        is_falling = last is lowest and points[-2].loss - last.loss > _STILL_FALLING * gained
+        if is_falling and gained > 0 and training.steps == planned:
+            return _(
                 "The loss on text that was not trained on was still falling at the last step: more --epochs, or a "
                 "higher --learning-rate, may give more."
             )
-        ]
-    return _few_steps(record)
+    if training.steps >= _FEW_STEPS:
+        return ""
+    message = _("The run had only {steps}: more --epochs or a smaller --batch-size give more of them.")
+    return message.format(steps=counts.steps(training.steps))
 
 
-def _few_steps(record: RunRecord) -> list[str]:
-    if record.training is None or record.status != "finished" or record.training.steps >= _FEW_STEPS:
-        return []
-    return [
-        _("The run had only {steps}: more --epochs or a smaller --batch-size give more of them.").format(
-            steps=counts.steps(record.training.steps)
-        )
-    ]
-
-
-def _result_hints(record: RunRecord) -> list[str]:
-    """Return a hint if the result hardly differs from the base, or is worse."""
+def _result_hint(record: RunRecord) -> str:
+    """Return a hint if the result hardly differs from the base, or is worse; else ""."""
     evaluations: Sequence[StepEvaluation] = record.evaluations
     if record.status != "finished" or len(evaluations) < 2 or record.kept_step == 0 or not record.any_step_is_better():
-        return []
-    change = change_of_bits(evaluations[0], evaluations[-1])
-    if math.isnan(change.relative):
-        return []
-    if abs(change.relative) < _NO_CHANGE:
-        return [
-            _(
-                "The result hardly differs from the base ({change:+.2%}): a higher --learning-rate or more --epochs "
-                "change more."
-            ).format(change=change.relative)
-        ]
-    if change.relative > 0:
-        return [
-            _(
-                "On the held-out text the result is worse than the base ({change:+.1%}): a lower --learning-rate or "
-                "fewer --epochs may help, and so does more text."
-            ).format(change=change.relative)
-        ]
-    return []
+        return ""
+    change = change_of_bits(evaluations[0], evaluations[-1]).relative
+    if abs(change) < _NO_CHANGE:
+        message = _(
+            "The result hardly differs from the base ({change:+.2%}): a higher --learning-rate or more --epochs "
+            "change more."
+        )
+        return message.format(change=change)
+    if change > 0:
+        message = _(
+            "On the held-out text the result is worse than the base ({change:+.1%}): a lower --learning-rate or "
+            "fewer --epochs may help, and so does more text."
+        )
+        return message.format(change=change)
+    return ""  # also if the change is not a number
 
 
-def _interval_hints(record: RunRecord) -> list[str]:
-    """Return a hint if few documents are held out, so that the interval is wide."""
+def _interval_hint(record: RunRecord) -> str:
+    """Return a hint if few documents are held out, so that the interval is wide; else ""."""
     documents = len(record.evaluations[-1].independent) if record.evaluations else FEW_DOCUMENTS
     if record.status != "finished" or documents >= FEW_DOCUMENTS:
-        return []
-    return [
-        _(
-            "Few texts are held out ({documents}; near-duplicates count as one): more works, or a larger --held-out, "
-            "narrow the interval or make one possible."
-        ).format(documents=counts.documents(documents))
-    ]
+        return ""
+    message = _(
+        "Few texts are held out ({documents}; near-duplicates count as one): more works, or a larger --held-out, "
+        "narrow the interval or make one possible."
+    )
+    return message.format(documents=counts.documents(documents))
 
 
-def _sample_hints(record: RunRecord) -> list[str]:
-    if not record.samples:
-        return []
+def _sample_hint(record: RunRecord) -> str:
+    """Return a hint if the last samples of some prompts are empty; else ""."""
     last = [sample for sample in record.samples if sample.step == record.samples[-1].step]
     empty = sum(not sample.text.strip() for sample in last)
     if not empty:
-        return []
-    return [
-        _(
-            "For {empty:,} of {all:,} prompts the model wrote nothing: it ended the text at once. A chat model must be "
-            "given a turn of a conversation, and plain text a beginning that goes on."
-        ).format(empty=empty, all=len(last))
-    ]
+        return ""
+    message = _(
+        "For {empty:,} of {all:,} prompts the model wrote nothing: it ended the text at once. A chat model must be "
+        "given a turn of a conversation, and plain text a beginning that goes on."
+    )
+    return message.format(empty=empty, all=len(last))

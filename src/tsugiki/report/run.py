@@ -1,16 +1,19 @@
 """`report.html` of a run: results, samples, data, settings and machine."""
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from markupsafe import Markup
 
 from tsugiki.io.atomic import write_text
-from tsugiki.io.formatting import format_duration, format_gigabytes
+from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import (
+    FEW_DOCUMENTS,
     describe_intervals,
     format_change,
     format_number,
@@ -18,41 +21,36 @@ from tsugiki.report.formatting import (
     format_with_interval,
 )
 from tsugiki.report.page import in_frame, page, render_macro
-from tsugiki.report.plots import Series, curves
-from tsugiki.report.record_plots import bits_series, loss_series
-from tsugiki.report.record_text import data_lines, near_duplicate_lines, run_notes, speed_text, summary_sentence
-from tsugiki.report.samples import all_samples, sample_columns
-from tsugiki.training.evaluation.result import change_of_bits, warning_text
-from tsugiki.training.record import RunRecord, TrainingFigures, read_record
+from tsugiki.report.plots import Series, curves, smoothed
+from tsugiki.report.record_text import (
+    data_lines,
+    fingerprint_lines,
+    near_duplicate_lines,
+    peak_memory_lines,
+    run_notes,
+    settings_lines,
+    speed_text,
+    summary_sentence,
+)
+from tsugiki.report.table import Table
+from tsugiki.training.evaluation.interval import Interval
+from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, warning_text
+from tsugiki.training.record import RunRecord, Sample, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
+_SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
+_TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 _LABELS = (
-    marked("base dropout"),
-    marked("base dtype"),
-    marked("batch size"),
-    marked("block size"),
-    marked("compute dtype"),
-    marked("learning rate"),
-    marked("product dtype"),
-    marked("target modules"),
-    marked("processor"),
-    marked("cores"),
-    marked("threads"),
-    marked("accelerator"),
-    marked("processes"),
-    marked("system"),
-    marked("python"),
+    marked("base dropout"), marked("base dtype"), marked("batch size"), marked("block size"), marked("compute dtype"),
+    marked("learning rate"), marked("product dtype"), marked("target modules"), marked("processor"), marked("cores"),
+    marked("threads"), marked("accelerator"), marked("processes"), marked("system"), marked("python"),
     marked("c functions"),
-)
+)  # fmt: skip
 """Labels of settings that a run has chosen, and of facts about its machine."""
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html` from the `run.json` in the same folder. The run need not be finished.
-
-    Raises:
-        TsugikiError: there is no run, or the page cannot be written; an existing page is unchanged.
-    """
+    """Write `report.html` from the `run.json` in the same folder. The run need not be finished."""
     path = folder / REPORT_FILE
     write_text(path, report_page(read_record(folder), folder))
     return path
@@ -144,7 +142,7 @@ def _figures(record: RunRecord) -> Markup:
     if record.training:
         facts.append((_("training time"), format_duration(record.training.seconds)))
         facts.append((_("speed"), speed_text(record)))
-        facts += _peak_memory(record.training)
+        facts += peak_memory_lines(record.training)
     return render_macro("facts", facts) + render_macro("figures", plots)
 
 
@@ -153,14 +151,14 @@ def _evaluations(record: RunRecord) -> Markup:
         return Markup()
     last = record.evaluations[-1]
     rows = [
-        (
+        [
             text,
             str(entry.step),
             format_with_interval(entry.loss, entry.loss_interval),
             format_number(entry.perplexity),
             format_with_interval(entry.bits_per_char, entry.bits_per_char_interval),
             "–" if entry is entries[0] else format_change(change_of_bits(entries[0], entry)),
-        )
+        ]
         for text, entries in ((_("held-out"), record.evaluations), (_("validation"), record.validations))
         for entry in entries
     ]
@@ -172,16 +170,10 @@ def _evaluations(record: RunRecord) -> Markup:
         tokens=counts.tokens(last.tokens),
         windows=counts.windows(last.windows),
     )
-    headers = (
-        _("text"),
-        _("step"),
-        _("loss, nats per token"),
-        _("perplexity"),
-        _("bits per character"),
-        _("change of bits"),
-    )
+    headers = [_("text"), _("step"), _("loss, nats per token"), _("perplexity"), _("bits per character")]
+    headers.append(_("change of bits"))
     intervals = describe_intervals(len(last.independent))
-    return render_macro("table", headers, rows) + render_macro("paragraph", f"{explanation} {intervals}")
+    return Table(headers, rows).to_html() + render_macro("paragraph", f"{explanation} {intervals}")
 
 
 def _data(record: RunRecord) -> Markup:
@@ -190,20 +182,10 @@ def _data(record: RunRecord) -> Markup:
     if data is None:
         return render_macro("pairs", lines)
     lines += [*data_lines(data), *near_duplicate_lines(data)]
-    lines.append(
-        (
-            _("scored"),
-            _("{characters} of the held-out text").format(
-                characters=counts.characters(data.held_out.measured_characters)
-            ),
-        )
-    )
-    fingerprints = [
-        (_("training texts"), data.train.fingerprint),
-        (_("held-out texts"), data.held_out.fingerprint),
-        (_("rows"), data.blocks_fingerprint),
-    ]
-    return render_macro("pairs", lines) + render_macro("folded", _("fingerprints"), render_macro("pairs", fingerprints))
+    characters = counts.characters(data.held_out.measured_characters)
+    lines.append((_("scored"), _("{characters} of the held-out text").format(characters=characters)))
+    fingerprints = render_macro("pairs", fingerprint_lines(data))
+    return render_macro("pairs", lines) + render_macro("folded", _("fingerprints"), fingerprints)
 
 
 def _parameters(record: RunRecord) -> Markup:
@@ -227,20 +209,10 @@ def _settings(record: RunRecord) -> Markup:
     config = record.config
     lines = []
     if config.lora:
+        text = _("r {r}, alpha {alpha:g}, dropout {dropout:g}")
         lora = config.lora
-        lines.append(
-            (
-                "LoRA",
-                _("r {r}, alpha {alpha:g}, dropout {dropout:g}").format(
-                    r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout
-                ),
-            )
-        )
-    lines.append((_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"))
-    lines.append((_("rows per optimiser step"), f"{record.chosen('batch_size')}"))
-    if config.max_steps is None:
-        lines.append((_("epochs"), f"{config.epochs:g}"))
-    lines.append((_("seed"), str(config.seed)))
+        lines.append(("LoRA", text.format(r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout)))
+    lines += settings_lines(record)
     everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
     return render_macro("pairs", lines) + render_macro("folded", _("all settings"), render_macro("code", everything))
 
@@ -250,41 +222,31 @@ def _label(name: str) -> str:
     return _(name.replace("_", " "))
 
 
-def _fact(value: str | int | bool) -> str:
-    if isinstance(value, bool):
-        return _("yes") if value else _("no")
-    return str(value)
-
-
 def _machine(record: RunRecord) -> Markup:
     lines = []
     if record.machine:
-        lines += [(_label(name), _fact(value)) for name, value in record.machine if value is not None]
+        texts = {True: _("yes"), False: _("no")}
+        lines += [
+            (_label(name), texts[value] if isinstance(value, bool) else str(value))
+            for name, value in record.machine
+            if value is not None
+        ]
     if record.training:
         training = record.training
         lines.append((_("steps"), f"{training.steps:,}"))
-        lines.append(
-            (
-                _("target tokens"),
-                _("{tokens:,} in {seconds:,.0f} s ({duration}) of steps, {speed}").format(
-                    tokens=training.tokens,
-                    seconds=training.seconds,
-                    duration=format_duration(training.seconds),
-                    speed=speed_text(record),
-                ),
-            )
+        text = _("{tokens:,} in {seconds:,.0f} s ({duration}) of steps, {speed}").format(
+            tokens=training.tokens,
+            seconds=training.seconds,
+            duration=format_duration(training.seconds),
+            speed=speed_text(record),
         )
-        lines += _peak_memory(training)
+        lines.append((_("target tokens"), text))
+        lines += peak_memory_lines(training)
     lines.append((_("versions"), ", ".join(f"{name} {version}" for name, version in record.versions.items())))
     for earlier in record.earlier_versions:
         changed = [f"{name} {version}" for name, version in earlier.items() if record.versions.get(name) != version]
         lines.append((_("versions before it was resumed"), ", ".join(changed)))
     return render_macro("pairs", lines)
-
-
-def _peak_memory(training: TrainingFigures) -> list[tuple[str, str]]:
-    """Return the line of the peak memory; empty if the system does not report it."""
-    return [(_("peak memory"), format_gigabytes(training.peak_memory))] if training.peak_memory else []
 
 
 def _usage(record: RunRecord, folder: Path) -> Markup:
@@ -311,3 +273,92 @@ def _usage(record: RunRecord, folder: Path) -> Markup:
             f"load_adapter(model, {str(folder)!r})"
         )
     return render_macro("code", commands) + render_macro("code", python)
+
+
+def loss_series(record: RunRecord) -> list[Series]:
+    """Return lines for training loss, smoothed training loss, validation and held-out loss, in nats per token."""
+    points = [(float(point.step), point.loss) for point in record.loss_curve]
+    window = max(1, len(points) // _SECTIONS) | 1
+    if window == 1:
+        training = [Series(_("training"), points, colour=_TRAINING)] if points else []
+    else:
+        training = [
+            Series(_("training"), points, colour=_TRAINING, faint=True),
+            Series(_("training, mean of {window}").format(window=window), smoothed(points, window), colour=_TRAINING),
+        ]
+    lines = [
+        _by_step(entries, name, [(entry.loss, entry.loss_interval) for entry in entries], colour)
+        for entries, name, colour in (
+            (record.validations, _("validation"), _VALIDATION),
+            (record.evaluations, _("held-out"), _HELD_OUT),
+        )
+        if entries
+    ]
+    return [*training, *lines]
+
+
+def bits_series(record: RunRecord) -> list[Series]:
+    """Return lines for the bits per character of the held-out and of the validation text, with intervals."""
+    held_out = bits_by_step(record.evaluations, _("held-out"), _HELD_OUT)
+    if held_out.band:
+        held_out = replace(held_out, name=_("held-out, 95 % interval over documents"))
+    validation = [bits_by_step(record.validations, _("validation"), _VALIDATION)] if record.validations else []
+    return [held_out, *validation]
+
+
+def bits_by_step(entries: Sequence[StepEvaluation], name: str, colour: int) -> Series:
+    """Return a line for the bits per character by step, with intervals."""
+    return _by_step(entries, name, [(entry.bits_per_char, entry.bits_per_char_interval) for entry in entries], colour)
+
+
+def _by_step(
+    entries: Sequence[StepEvaluation], name: str, figures: list[tuple[float, Interval | None]], colour: int
+) -> Series:
+    """Return a line with a point for each evaluation, and a band if the intervals are narrow enough to see the line."""
+    points = [(float(entry.step), figure) for entry, (figure, _) in zip(entries, figures, strict=True)]
+    many = all(len(entry.independent) >= FEW_DOCUMENTS for entry in entries)
+    band = [interval for _, interval in figures if interval is not None]
+    return Series(name, points, band if many and len(band) == len(points) else [], colour)
+
+
+def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
+    """Render, for each prompt, a row of samples for each run; an empty name of a run is not shown."""
+    shown = [_shown_by_prompt(record, name) for name, record in runs]
+    prompts = dict.fromkeys(prompt for cells in shown for prompt in cells)
+    return render_macro("samples", [(prompt, [cells.get(prompt, []) for cells in shown]) for prompt in prompts])
+
+
+def shown_samples(record: RunRecord) -> list[tuple[str, str, str]]:
+    """Return (label, prompt, text) for the first, the middle and the last sample of each prompt."""
+    return [cell for cells in _shown_by_prompt(record, "").values() for cell in cells]
+
+
+def _shown_by_prompt(record: RunRecord, name: str) -> dict[str, list[tuple[str, str, str]]]:
+    found = {}
+    for prompt, samples in samples_by_prompt(record).items():
+        shown = [samples[position] for position in sorted({0, len(samples) // 2, len(samples) - 1})]
+        found[prompt] = [(_sample_label(name, sample, record), prompt, sample.text) for sample in shown]
+    return found
+
+
+def all_samples(record: RunRecord) -> Markup:
+    """Render every sample in a folded section; empty if each prompt has at most three samples."""
+    if len(record.samples) <= 3 * len({sample.prompt for sample in record.samples}):
+        return Markup()
+    cells = [(_sample_label("", sample, record), sample.prompt, sample.text) for sample in record.samples]
+    return render_macro(
+        "folded", _("all {count:,} samples").format(count=len(cells)), render_macro("sample_row", cells)
+    )
+
+
+def _sample_label(name: str, sample: Sample, record: RunRecord) -> str:
+    last = record.training.steps if record.status == "finished" and record.training is not None else None
+    if sample.step == 0:
+        when = _("base model")
+    elif sample.step == last:
+        when = _("step {step}, the end").format(step=sample.step)
+    elif last is not None and sample.step == record.kept_step:
+        when = _("step {step}, kept").format(step=sample.step)
+    else:
+        when = _("step {step}").format(step=sample.step)
+    return f"{name} · {when}" if name else when

@@ -76,7 +76,8 @@ class Table(NamedTuple):
         """Return the table in GitHub's Markdown; all columns but the first and the last are aligned to the right."""
         rule = ["---", *["---:"] * (len(self.titles) - 2), "---"]
         lines = [self.titles, rule, *self.rows]
-        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+        cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
+        return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as a JSON object."""

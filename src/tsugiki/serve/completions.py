@@ -67,38 +67,27 @@ class Completions:
 
     @asynccontextmanager
     async def begin(self, parsed: CompletionRequest | ChatRequest) -> AsyncIterator[Generation]:
-        """Queue the rows of a request; rows that are not finished at the end of the block are cancelled.
-
-        Raises:
-            ApiError: the request cannot be answered.
-            TsugikiError: the prompt is too long, or too many requests wait.
-        """
+        """Queue the rows of a request; rows that are not finished at the end of the block are cancelled."""
         limits = self.engine.limits
         if self._open >= limits.rows + limits.waiting:
             raise QueueFull(_("{count} requests wait already; try again later").format(count=self._open))
         self._open += 1
         since = time.monotonic()
         try:
-            served = await self.adapters.acquire(parsed.model, parsed.adapters)
-            try:
+            async with self.adapters.held(parsed.model, parsed.adapters) as served:
                 generation = await self._generation(served, parsed, since)
                 self.engine.submit(generation.requests)
-                events, loop = generation.events, asyncio.get_running_loop()
-                timer = loop.call_later(self.seconds, events.put_nowait, self._timeout())
+                message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
+                late = ApiError(503, message, code="took_too_long")
+                timer = asyncio.get_running_loop().call_later(self.seconds, generation.events.put_nowait, late)
                 try:
                     yield generation
                 finally:
                     timer.cancel()
                     for request in generation.requests:
                         self.engine.cancel(request)
-            finally:
-                self.adapters.release(served)
         finally:
             self._open -= 1
-
-    def _timeout(self) -> ApiError:
-        message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
-        return ApiError(503, message, code="took_too_long")
 
     async def _generation(
         self, served: ServedModel, parsed: CompletionRequest | ChatRequest, since: float
@@ -118,14 +107,12 @@ class Completions:
         choices: list[Choice] = []
         for prompt in prompts:
             for number in range(parsed.n):
-                index = len(requests)
-                deliver = partial(_hand_over, loop, events, index)
                 requests.append(
                     Request(
                         prompt=prompt.ids,
                         tokenizer=served.tokenizer,
                         max_tokens=self._new_tokens(parsed, prompt, served),
-                        deliver=deliver,
+                        deliver=partial(_hand_over, loop, events, len(requests)),
                         adapter=served.key,
                         content=served.digest,
                         model_name=self.adapters.base.name if parsed.adapters else served.name,
@@ -285,12 +272,7 @@ def completion_logprobs(
     }
 
 
-def _hand_over(
-    loop: asyncio.AbstractEventLoop,
-    events: "asyncio.Queue[tuple[int, Event] | BaseException]",
-    index: int,
-    event: Event,
-) -> None:
+def _hand_over(loop: asyncio.AbstractEventLoop, events: _Events, index: int, event: Event) -> None:
     """Hand an event from the engine's thread to the event loop."""
     loop.call_soon_threadsafe(events.put_nowait, (index, event))
 

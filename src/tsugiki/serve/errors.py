@@ -1,10 +1,16 @@
-"""Errors in the format of OpenAI's API: a status and a JSON body."""
+"""Errors in the format of OpenAI's API, a status and a JSON body; and clients that disconnect before their answer."""
 
-from typing import Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
 
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.request import EngineStopped, QueueFull, WaitedTooLong
 from tsugiki.language import _
+
+Result = TypeVar("Result")
 
 _TYPES = {
     401: "authentication_error",
@@ -13,6 +19,10 @@ _TYPES = {
     500: "server_error",
     503: "server_error",
 }
+
+
+class ClientDisconnected(Exception):
+    """The client has disconnected."""
 
 
 class ApiError(Exception):
@@ -51,3 +61,24 @@ def as_api_error(error: BaseException) -> ApiError:
         case TsugikiError():
             return ApiError(400, str(error))
     return ApiError(500, _("unexpected {kind}; the server's log shows it").format(kind=type(error).__name__))
+
+
+async def wait_for_disconnect(request: Request) -> None:
+    """Wait until the client of a request disconnects; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of a coroutine, which is cancelled if the client disconnects first."""
+    working, watching = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnected
+        return working.result()
+    finally:
+        watching.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})

@@ -15,9 +15,6 @@ def inside(root: Path, name: str) -> Path:
     """Return the file or folder below `root` that a request names by a relative path, with slashes.
 
     No part of the path may be hidden, `..` or a symbolic link.
-
-    Raises:
-        ApiError: the path is not allowed, or there is nothing.
     """
     parts = name.split("/")
     if len(name) > _LONGEST or not all(is_allowed(part) for part in parts):

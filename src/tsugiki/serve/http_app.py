@@ -22,15 +22,14 @@ from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
 from tsugiki.language import _
 from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
-from tsugiki.serve.disconnect import ClientDisconnected, unless_disconnected, wait_for_disconnect
-from tsugiki.serve.errors import ApiError, as_api_error
+from tsugiki.serve.errors import ApiError, ClientDisconnected, as_api_error, unless_disconnected, wait_for_disconnect
 from tsugiki.serve.library_view import library_routes
 from tsugiki.serve.metrics import Gauges, Metrics
 from tsugiki.serve.page import page_files, page_routes
+from tsugiki.serve.prompt_tokens import token_routes
 from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, read
 from tsugiki.serve.security import HEALTH, Access, Guard
 from tsugiki.serve.served_adapters import ServedAdapters
-from tsugiki.serve.token_routes import token_routes
 
 _log = logging.getLogger("tsugiki.serve")
 _PROMETHEUS = "text/plain; version=0.0.4"
@@ -78,8 +77,7 @@ def new_app(
         return JSONResponse({"object": "list", "data": [card(name) for name in names]})
 
     async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        return JSONResponse(card(adapters.find(name)))
+        return JSONResponse(card(adapters.find(request.path_params["name"])))
 
     async def complete(request: Request) -> Response:
         return await _answer(completions, request, await read(CompletionRequest, request))
@@ -158,7 +156,7 @@ async def _answer(completions: Completions, request: Request, parsed: Completion
         except ClientDisconnected:
             return Response(status_code=499)
         except Exception as error:
-            return _error_response(error)
+            return await _error(request, error)
         return _Stream(_events(first, parts), stack.pop_all())
 
 
@@ -206,13 +204,9 @@ def _logged(error: Exception) -> ApiError:
     return answer
 
 
-def _error_response(error: Exception) -> Response:
+async def _error(request: Request, error: Exception) -> Response:
     answer = _logged(error)
     return JSONResponse(answer.body, answer.status, answer.headers)
-
-
-async def _error(request: Request, error: Exception) -> Response:
-    return _error_response(error)
 
 
 async def _disconnected(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """Jobs of the view Train: previews, plans and searches, each in a process of its own with a time limit.
 
-Texts, tokenizers and models are read in this process, so that none of them can block or end the server.
+Texts, tokenizers and models are read in this process (`job_worker`), so that none of them can block or end the server.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ from starlette.requests import Request
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import VARIABLE, _, language
-from tsugiki.serve.disconnect import unless_disconnected
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, unless_disconnected
 
 _LARGEST_ANSWER = 8_000_000  # bytes
 
@@ -33,11 +32,6 @@ class Jobs:
         """Call a function of `job_worker.FUNCTIONS` in a new process, and return its result.
 
         The process is ended after these seconds, or if the client disconnects; the body of the request has been read.
-
-        Raises:
-            ApiError: another job is running, or the job takes too long.
-            ClientDisconnected: the client has disconnected.
-            TsugikiError: the function raised it, or the process ended without an answer.
         """
         if self._busy.locked():
             message = _("a preview, a plan or a search is running already; wait for it")

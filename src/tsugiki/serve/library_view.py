@@ -20,8 +20,7 @@ from starlette.routing import Route
 
 from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, write_combined
 from tsugiki.adapters.files import read_adapter_config
-from tsugiki.adapters.info import read_adapter_info
-from tsugiki.adapters.library import check_name, member, new_adapter_folder, rename_adapter
+from tsugiki.adapters.library import check_name, member, new_adapter_folder, read_adapter_info, rename_adapter
 from tsugiki.adapters.metadata import BaseReference, Metadata, Source, read_metadata
 from tsugiki.adapters.verify import without_path
 from tsugiki.base.identity import BaseIdentity, identity_of, why_different
@@ -47,13 +46,11 @@ from tsugiki.report.adapter import (
 )
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
-from tsugiki.report.samples import shown_samples
-from tsugiki.report.table import Table
-from tsugiki.serve.adapter_loading import FileStates, adapter_file_states
+from tsugiki.report.run import shown_samples
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
 from tsugiki.serve.security import PAGE_API
-from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.served_adapters import FileStates, ServedAdapters, adapter_file_states
 from tsugiki.training.record import RunRecord
 
 _CARD = "README.md"
@@ -205,9 +202,8 @@ class LibraryView:
         """Check a new name. That the library does not contain it is checked when the adapter is written."""
         check_name(name)
         if name == self.adapters.base.name or name in self.adapters.folders:
-            raise TsugikiError(
-                _("requests use the name {name!r} for another model; choose another name").format(name=name)
-            )
+            message = _("requests use the name {name!r} for another model; choose another name")
+            raise TsugikiError(message.format(name=name))
 
 
 @lru_cache(maxsize=_LISTED)
@@ -274,7 +270,7 @@ def _details(folder: Path) -> dict[str, Any]:
     return {
         "facts": info_lines(report),
         "sentence": summary_sentence(record) if record is not None and has_figures else None,
-        "held_out": _json_table(held_out_table(record)) if record is not None and has_figures else None,
+        "held_out": held_out_table(record).to_json() if record is not None and has_figures else None,
         "samples": shown_samples(record) if record is not None else [],
         "card": _card(folder),
     }
@@ -288,9 +284,9 @@ def _layers(folder: Path) -> dict[str, Any]:
         pictures = layer_plots(layers) if layers else []
     return {
         "notes": list(report.notes),
-        "kinds": _json_table(kinds_table(layers)) if layers else None,
-        "layers": _json_table(layers_table(layers)) if layers else None,
-        "tensors": _json_table(tensors_table(report.tensors)) if report.tensors else None,
+        "kinds": kinds_table(layers).to_json() if layers else None,
+        "layers": layers_table(layers).to_json() if layers else None,
+        "tensors": tensors_table(report.tensors).to_json() if report.tensors else None,
         "pictures": [_without_styles(picture) for picture in pictures if picture],
         "explained": _(LAYERS_EXPLAINED) if layers else None,
     }
@@ -323,8 +319,3 @@ def _card(folder: Path) -> str | None:
     if text.startswith("---\n"):
         text = text.partition("\n---\n")[2]
     return text.strip() or None
-
-
-def _json_table(table: Table) -> dict[str, Any]:
-    headers, rows = table
-    return {"headers": headers, "rows": rows}

@@ -6,18 +6,22 @@ page's token, which `Guard` checks: only a page that this server has sent knows 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
+from tsugiki.serve.protocol import read
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 _FOLDER = Path(__file__).with_name("page")
 _INDEX = "index.html"
@@ -50,12 +54,31 @@ def page_files() -> dict[str, Path]:
 
 def page_routes(adapters: ServedAdapters, token: str) -> list[Route]:
     """Return the routes of the page's files, which get the token, and of the list of models that all views use."""
-
-    async def models(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(_models, adapters))
-
     files = [_file_route(address, path, token) for address, path in page_files().items()]
-    return [*files, Route(f"{PAGE_API}models", models)]
+    return [*files, get_route("models", lambda: _models(adapters))]
+
+
+def get_route(address: str, answer: Callable[..., Any], parameter: str | None = None) -> Route:
+    """Return a route below `PAGE_API` that answers with the result of a function, as JSON.
+
+    The function is called in a thread, with the value of a parameter of the query if one is named.
+    """
+
+    async def respond(request: Request) -> Response:
+        given = [] if parameter is None else [request.query_params.get(parameter, "")]
+        return JSONResponse(await asyncio.to_thread(answer, *given))
+
+    return Route(f"{PAGE_API}{address}", respond)
+
+
+def post_route(address: str, kind: type[Parsed], answer: Callable[[Parsed], Any], status: int = 200) -> Route:
+    """Return a route as `get_route`; the function is called with the body of the request, parsed as `kind`."""
+
+    async def respond(request: Request) -> Response:
+        parsed = await read(kind, request)
+        return JSONResponse(await asyncio.to_thread(answer, parsed), status)
+
+    return Route(f"{PAGE_API}{address}", respond, methods=["POST"])
 
 
 def _file_route(address: str, path: Path, token: str) -> Route:
@@ -77,9 +100,8 @@ def _models(adapters: ServedAdapters) -> dict[str, Any]:
     def chats(name: str) -> bool:
         return base_chats or (adapters.folder(name) / CHAT_TEMPLATE_FILE).is_file()
 
-    names: Sequence[str] = adapters.names()
     return {
         "base": {"name": adapters.base.name, "chat": base_chats},
-        "adapters": [{"name": name, "chat": chats(name)} for name in names],
+        "adapters": [{"name": name, "chat": chats(name)} for name in adapters.names()],
         "context": adapters.engine.context,
     }

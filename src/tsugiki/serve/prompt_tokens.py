@@ -1,22 +1,30 @@
-"""Convert the prompts of requests to tokens, and tokens to text."""
+"""Convert the prompts of requests to tokens, and tokens to text; and the endpoints that do only this."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.data.records import Message
 from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import ChatMessage
+from tsugiki.serve.protocol import ChatMessage, DetokenizeRequest, TokenizeRequest, read
+from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _ROLES = {"developer": "system"}
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 _tokenizing = Lock()  # a tokenizer must not be called by two threads at once
 
 
@@ -115,3 +123,51 @@ def _check_text(text: str, param: str) -> None:
     except UnicodeEncodeError as error:
         message = _("{name}: a character is incomplete (a lone surrogate)").format(name=param)
         raise ApiError(400, message, param, "invalid_value") from error
+
+
+def token_routes(adapters: ServedAdapters) -> list[Route]:
+    """Return the routes of `/tokenize`, `/detokenize` and `/tokenizer_info`, the endpoints for tokens as in vLLM."""
+    model = adapters.engine.model
+
+    def held(name: str | None) -> AbstractAsyncContextManager[ServedModel]:
+        return adapters.held(adapters.base.name if name is None else name)
+
+    async def tokenize(request: Request) -> Response:
+        parsed = await read(TokenizeRequest, request)
+        async with held(parsed.model) as served:
+            ids = await asyncio.to_thread(_ids, parsed, served)
+            names = served.tokenizer.convert_ids_to_tokens(ids) if parsed.return_token_strs else None
+        length = adapters.engine.longest
+        return JSONResponse({"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": names})
+
+    def _ids(parsed: TokenizeRequest, served: ServedModel) -> list[int]:
+        if (parsed.prompt is None) == (parsed.messages is None):
+            raise ApiError(400, _("give either prompt or messages"), "prompt", "invalid_value")
+        if parsed.messages is not None:
+            if parsed.add_special_tokens:
+                message = _("the chat template decides on special tokens; leave {name} out").format(
+                    name="add_special_tokens"
+                )
+                raise ApiError(400, message, "add_special_tokens", "invalid_value")
+            return chat_prompt(model, served.name, served.tokenizer, parsed.messages).ids
+        assert parsed.prompt is not None
+        prompt = text_prompts(model, served.tokenizer, [parsed.prompt])[0]
+        return prompt.shown if parsed.add_special_tokens is False else prompt.ids
+
+    async def detokenize(request: Request) -> Response:
+        parsed = await read(DetokenizeRequest, request)
+        check_tokens(model, parsed.tokens, "tokens")
+        async with held(parsed.model) as served:
+            return JSONResponse({"prompt": await asyncio.to_thread(decoded, served.tokenizer, parsed.tokens)})
+
+    async def info(request: Request) -> Response:
+        tokenizer = adapters.base.tokenizer
+        fields = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
+        fields |= {"tokenizer_class": type(tokenizer).__name__, "chat_template": tokenizer.chat_template}
+        return JSONResponse(fields)
+
+    return [
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/tokenizer_info", info),
+    ]

@@ -215,11 +215,7 @@ async def _read_body(request: Request) -> bytes:
 
 
 def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
-    """Parse the body of a request.
-
-    Raises:
-        ApiError: it is not JSON, a field is wrong or missing, or a field that is not supported would change the result.
-    """
+    """Parse the body of a request."""
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -1,41 +1,43 @@
-"""The view Runs: the runs below the working directory, their curves, samples and time left; stop and resume.
+"""The view Runs: the runs below the working directory, their curves, samples, time left and processes.
 
 What a run writes (`run.json`, `output.log`, `.lock.json`) is read while it is written, and may be damaged or hostile:
 files have limits of size, links are not followed, and a record that cannot be read is shown as such.
 """
 
-import asyncio
 import math
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
-from tsugiki.io.locks import is_in_use
-from tsugiki.language import _
+from tsugiki.io.locks import is_in_use, process_of
+from tsugiki.language import VARIABLE, _, language
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end
-from tsugiki.serve.protocol import NameRequest, read
-from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
-from tsugiki.serve.security import PAGE_API
+from tsugiki.serve.page import get_route, post_route
+from tsugiki.serve.protocol import NameRequest
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
 
+LOG_FILE = "output.log"
+"""The file in a run's folder with the output of its process, if the server has started it."""
+_NICE = 5  # requests have priority over training steps
 _DEPTH = 4  # levels of folders that are searched below the working directory
 _MOST_FOLDERS = 5000  # folders that are searched
 _MOST_RUNS = 200  # runs that are listed
@@ -47,6 +49,88 @@ _END_OF_LOG = 8000  # bytes
 
 State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
 """failed: the process ended before it wrote a record; unreadable: the record cannot be read."""
+
+
+class RunProcesses:
+    """The processes that this server has started or stopped. It can be used from several threads."""
+
+    def __init__(self) -> None:
+        self._started: dict[Path, subprocess.Popen[bytes]] = {}
+        self._stopping: dict[Path, int] = {}
+        self._lock = threading.RLock()
+
+    def start(self, folder: Path, words: Sequence[str], directory: Path) -> None:
+        """Start `tsugiki …` in a session of its own. Its output is appended to a file in the run's folder.
+
+        No shell interprets the words. `directory` is the working directory.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            log = os.open(folder / LOG_FILE, flags, 0o666)
+            try:
+                process = subprocess.Popen(
+                    # -P: a torch.py in the working directory is not imported.
+                    [sys.executable, "-P", "-m", "tsugiki", *words],
+                    cwd=directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, VARIABLE: language()},
+                    start_new_session=True,  # it goes on when the server ends, and Ctrl-C does not reach it
+                )
+            finally:
+                os.close(log)
+        except OSError as error:
+            message = _("the run in {folder} cannot be started: {reason}")
+            raise TsugikiError(message.format(folder=folder.name, reason=error_text(error, 200))) from error
+        if hasattr(os, "setpriority"):
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+        with self._lock:
+            self._started[folder] = process
+
+    def owner(self, folder: Path) -> int | None:
+        """Return the id of the process of this machine that trains in a folder; None if there is none, or in doubt.
+
+        A process that this server has started owns the folder from its start, any other from the time of its lock.
+        """
+        with self._lock:
+            started = self._started.get(folder)
+            if started is not None and started.poll() is None:
+                return started.pid
+            self._started.pop(folder, None)
+        return process_of(folder)
+
+    def is_stopping(self, folder: Path) -> bool:
+        """Return whether the process of a run has been asked to end, and has not ended yet."""
+        with self._lock:
+            if folder in self._stopping and self._stopping[folder] != self.owner(folder):
+                del self._stopping[folder]
+            return folder in self._stopping
+
+    def any_started(self) -> Path | None:
+        """Return the folder of a run whose process this server has started and that has not ended."""
+        with self._lock:
+            return next((folder for folder, process in self._started.items() if process.poll() is None), None)
+
+    def stop(self, folder: Path) -> bool:
+        """Ask the process that trains in a folder to end, and return whether there is one.
+
+        It ends after its step, and writes a checkpoint. The signal is sent only once: a second one would end the
+        process without the checkpoint.
+        """
+        with self._lock:
+            if self.is_stopping(folder):
+                return True
+            pid = self.owner(folder)
+            if pid is None:
+                return False
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError:  # it has ended, or is another user's
+                return False
+            self._stopping[folder] = pid
+            return True
 
 
 @dataclass(frozen=True)
@@ -114,11 +198,11 @@ class Runs:
             {"prompt": prompt, "texts": [{"step": sample.step, "text": sample.text} for sample in texts]}
             for prompt, texts in samples_by_prompt(record).items()
         ]
-        headers, rows = held_out_table(record)
+        table = held_out_table(record)
         return {
             **summary,
             "sentence": summary_sentence(record) if record.evaluations else None,
-            "table": {"headers": headers, "rows": rows} if rows else None,
+            "table": table.to_json() if table.rows else None,
             "curves": {
                 "training": _thinned([(point.step, point.loss) for point in record.loss_curve]),
                 "validation": _losses(record.validations),
@@ -212,28 +296,15 @@ class Runs:
 def run_routes(runs: Runs) -> list[Route]:
     """Return the routes of the view Runs."""
 
-    async def overview(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(runs.overview))
-
-    async def details(request: Request) -> Response:
-        name = request.query_params.get("name", "")
-        return JSONResponse(await asyncio.to_thread(lambda: runs.details(runs.find(name))))
-
-    async def stop(request: Request) -> Response:
-        name = (await read(NameRequest, request)).name
-        await asyncio.to_thread(lambda: runs.stop(runs.find(name)))
-        return JSONResponse({}, 202)
-
-    async def resume(request: Request) -> Response:
-        name = (await read(NameRequest, request)).name
-        command = await asyncio.to_thread(lambda: runs.resume(runs.find(name)))
-        return JSONResponse({"command": command}, 202)
+    def stop(asked: NameRequest) -> dict[str, Any]:
+        runs.stop(runs.find(asked.name))
+        return {}
 
     return [
-        Route(f"{PAGE_API}runs", overview),
-        Route(f"{PAGE_API}run", details),
-        Route(f"{PAGE_API}runs/stop", stop, methods=["POST"]),
-        Route(f"{PAGE_API}runs/resume", resume, methods=["POST"]),
+        get_route("runs", runs.overview),
+        get_route("run", lambda name: runs.details(runs.find(name)), "name"),
+        post_route("runs/stop", NameRequest, stop, 202),
+        post_route("runs/resume", NameRequest, lambda asked: {"command": runs.resume(runs.find(asked.name))}, 202),
     ]
 
 

@@ -127,7 +127,6 @@ def check_origins(origins: Collection[str]) -> frozenset[str]:
     for origin in origins:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
-            raise TsugikiError(
-                _("{origin!r} is no origin; write it as browsers do, such as https://example.org").format(origin=origin)
-            )
+            message = _("{origin!r} is no origin; write it as browsers do, such as https://example.org")
+            raise TsugikiError(message.format(origin=origin))
     return frozenset(origin.lower() for origin in origins)

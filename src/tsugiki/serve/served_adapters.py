@@ -12,8 +12,8 @@ that no request holds is unloaded.
 
 import asyncio
 import itertools
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -21,29 +21,35 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
+from tsugiki.adapters.algebra.combine import refuse_more_than_updates
+from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
+from tsugiki.adapters.files import content_digest, map_weights, read_adapter_config
+from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
 from tsugiki.adapters.library import library_names
-from tsugiki.adapters.saved_tokenizer import with_chat_template
+from tsugiki.adapters.lora_weights import read_lora_weights
+from tsugiki.adapters.saved_tokenizer import with_chat_template, words_for
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.layers import add_adapter
+from tsugiki.fast.mixed_batch import mixed_batch
+from tsugiki.generation.batch import find_batch_mode
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import BatchMode, waited_too_long
+from tsugiki.io.digests import FileState, file_state, sha256
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
-from tsugiki.serve.adapter_loading import (
-    FileStates,
-    adapter_file_states,
-    digest_of,
-    load_mix,
-    load_served,
-    memory_of,
-)
 from tsugiki.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _Terms: TypeAlias = tuple[tuple[str, float | None], ...]
 """The adapters of a mix and their weights, sorted by name; an adapter alone has no weight."""
+FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
+"""The names of an adapter's files and their states."""
+_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
+_BYTES = 4  # bytes of a number in memory
 _NEAR = 3  # similar names that an error lists
 
 
@@ -108,13 +114,8 @@ class ServedAdapters:
     async def acquire(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> ServedModel:
         """Return the base, an adapter or a mix, and hold it. It is loaded if it is not in memory.
 
-        Args:
-            name: the base's name, an adapter's name, or both with a colon between them.
-            mix: name of an adapter -> factor on its update. Adapters with the factor 0 are left out.
-
-        Raises:
-            ApiError: there is no such adapter, it cannot be loaded, or it cannot be part of a mix.
-            WaitedTooLong: the wait for other loads, or for adapters in use to be released, exceeded the limit.
+        `name` is the base's name, an adapter's name, or both with a colon between them. `mix` is name of an adapter ->
+        factor on its update. Adapters with the factor 0 are left out.
         """
         seconds = self.engine.limits.seconds
         try:
@@ -136,6 +137,15 @@ class ServedAdapters:
         served.users -= 1
         self._released.set()
         self._unload_replaced()
+
+    @asynccontextmanager
+    async def held(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> AsyncIterator[ServedModel]:
+        """Hold the model that `acquire` returns within the block."""
+        served = await self.acquire(name, mix)
+        try:
+            yield served
+        finally:
+            self.release(served)
 
     async def unload(self, name: str) -> None:
         """Unload an adapter; running requests finish with it first."""
@@ -216,11 +226,7 @@ class ServedAdapters:
             folders = [self.folder(part) for part, _weight in terms]
             weights = [weight for _part, weight in terms if weight is not None]
             files = self._file_states(terms)
-            load = (
-                partial(load_mix, engine.model, folders, weights, key, mismatch)
-                if weights
-                else partial(load_served, engine.model, folders[0], key, mismatch)
-            )
+            load = partial(load_served, engine.model, folders, weights, key, mismatch)
             try:
                 digest = await asyncio.to_thread(digest_of, folders, weights)
                 tokenizer = self.base.tokenizer
@@ -287,3 +293,82 @@ def _is_mix(terms: _Terms) -> bool:
 def _sum_text(terms: _Terms) -> str:
     """Return an adapter's name, or a mix as a sum, such as `0.5 a + 0.5 b`."""
     return " + ".join(name if weight is None else f"{weight:g} {name}" for name, weight in terms)
+
+
+# Loading -------------------------------------------------------------------------------------------------
+
+
+def load_served(
+    model: "PreTrainedModel",
+    folders: Sequence[Path],
+    weights: Sequence[float],
+    key: str,
+    allow_base_mismatch: bool = False,
+) -> BatchMode:
+    """Load an adapter under the name `key`, and return how its rows can be batched with other rows.
+
+    With weights, it is the sum of several adapters with these factors on their updates. Unlike `load_adapter`, this
+    does not compare the logits with and without the adapter, to warn of one without any effect. The comparison would
+    take most of the time, in which no other request gets a token.
+    """
+    for folder in folders:
+        _refuse_new_words(model, folder)
+        if weights:
+            refuse_more_than_updates(read_lora_weights(folder), folder.name)
+    if weights:
+        adapter = load_weighted_sum(model, folders, weights, allow_base_mismatch=allow_base_mismatch)
+    else:
+        config = read_adapter_config(folders[0])
+        adapter = read_adapter(model, folders[0], config, allow_base_mismatch=allow_base_mismatch)
+    add_adapter(model, adapter, key)
+    if not weights and not allow_base_mismatch:
+        warn_of_unknown_base(model, folders[0])
+    return _batch_mode(model, key)
+
+
+def _refuse_new_words(model: "PreTrainedModel", folder: Path) -> None:
+    """Refuse an adapter that adds words to the vocabulary, because all rows of a batch share one."""
+    words = words_for(model, folder)
+    if words is not None and words != len(model.get_input_embeddings().weight):
+        raise TsugikiError(_("it adds words to the vocabulary, which other adapters do not have; merge it instead"))
+
+
+def _batch_mode(model: "PreTrainedModel", key: str) -> BatchMode:
+    """Return how rows of the active adapter can be batched with other rows; if that fails, remove the adapter."""
+    try:
+        model.eval()
+        try:
+            with mixed_batch(model, [key]):
+                pass
+        except TsugikiError:  # its updates cannot be selected for each row
+            return "same" if find_batch_mode(model) == "mixed" else "alone"
+        return "mixed"
+    except BaseException:
+        remove_adapter(model, key)
+        raise
+
+
+def digest_of(folders: Sequence[Path], weights: Sequence[float]) -> str:
+    """Return the digest of an adapter or a mix; the order of a mix's parts has no effect."""
+    digests = [content_digest(folder) for folder in folders]
+    if not weights:
+        return digests[0]
+    return sha256(f"{digest} {weight!r}\n".encode() for digest, weight in sorted(zip(digests, weights, strict=True)))
+
+
+def memory_of(folders: Sequence[Path]) -> int:
+    """Return how many bytes adapters take in memory; files that cannot be read do not count."""
+    size = 0
+    with suppress(TsugikiError):
+        for folder in folders:
+            size += sum(_BYTES * tensor.numel() for tensor in map_weights(folder).values())
+    return size
+
+
+def adapter_file_states(folder: Path, names: Sequence[str] = _FILES) -> FileStates:
+    """Return the names and states of an adapter's files, which differ if one of them is replaced."""
+    states = []
+    for name in names:
+        with suppress(OSError):
+            states.append((name, file_state((folder / name).stat())))
+    return tuple(states)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.adapters.library import check_name
-from tsugiki.data.read.aozora.index import Kana
+from tsugiki.data.read.aozora import Kana
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
@@ -30,9 +30,9 @@ from tsugiki.methods.table import METHODS
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed
 from tsugiki.serve.jobs import Jobs
+from tsugiki.serve.page import get_route, post_route
 from tsugiki.serve.protocol import Fields, read
-from tsugiki.serve.run_processes import LOG_FILE, RunProcesses
-from tsugiki.serve.runs_view import Runs, run_routes
+from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
 from tsugiki.serve.security import PAGE_API
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
@@ -109,7 +109,6 @@ class Prepared:
     """A run that can be started."""
 
     name: str
-    config: RunConfig
     given: dict[str, Any]
     """The settings of the request; all others have their defaults."""
 
@@ -123,14 +122,13 @@ class Prepared:
         """The settings in YAML."""
         return yaml.safe_dump(self.given, allow_unicode=True, sort_keys=False, width=100_000)
 
-    @property
-    def words(self) -> list[str]:
-        """The arguments of the command, after `tsugiki`."""
-        return ["train", self.settings_file]
-
     def shown(self) -> dict[str, str]:
         """Return the settings and the command, which the form shows."""
-        return {"yaml": self.text, "file": self.settings_file, "command": shlex.join(["tsugiki", *self.words])}
+        return {
+            "yaml": self.text,
+            "file": self.settings_file,
+            "command": shlex.join(["tsugiki", "train", self.settings_file]),
+        }
 
 
 class Training:
@@ -192,14 +190,15 @@ class Training:
             **{key: value for key, value in own.items() if value is not None and value != []},
             **({"lora": lora} if lora else {}),
         }
-        return Prepared(name, validated(RunConfig, given, None), given)
+        validated(RunConfig, given, None)
+        return Prepared(name, given)
 
     def start(self, prepared: Prepared) -> None:
         """Start a run in a process of its own."""
         with self.runs.only_run():
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
-            self.runs.processes.start(folder, prepared.words, self.runs.root)
+            self.runs.processes.start(folder, ["train", prepared.settings_file], self.runs.root)
 
     def new_text(self, name: str) -> Path:
         """Return the path of a new file in the folder of texts."""
@@ -242,24 +241,16 @@ def workspace_routes(workspace: Workspace) -> list[Route]:
 
 
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:
-    """Return the routes of the view Train."""
+    """Return the routes of the view Train. Previews, plans, searches and downloads are jobs."""
 
-    async def prepared_run(request: Request) -> Prepared:
-        parsed = await read(RunRequest, request)
-        return await asyncio.to_thread(training.prepare, parsed)
-
-    async def options(request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(training.options))
-
-    async def texts(request: Request) -> Response:
-        folder = request.query_params.get("folder", "")
-        return JSONResponse(await asyncio.to_thread(training.listing, folder))
-
-    async def settings(request: Request) -> Response:
-        return JSONResponse((await prepared_run(request)).shown())
+    def start(asked: RunRequest) -> dict[str, str]:
+        prepared = training.prepare(asked)
+        training.start(prepared)
+        return {"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}
 
     async def job(request: Request, function: Literal["preview", "plan"], seconds: float) -> Response:
-        prepared = await prepared_run(request)
+        parsed = await read(RunRequest, request)
+        prepared = await asyncio.to_thread(training.prepare, parsed)
         return JSONResponse(await jobs.run(request, function, seconds, settings=prepared.given))
 
     async def preview(request: Request) -> Response:
@@ -280,20 +271,15 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         )
         return JSONResponse({**done, "file": out.name})
 
-    async def start(request: Request) -> Response:
-        prepared = await prepared_run(request)
-        await asyncio.to_thread(training.start, prepared)
-        return JSONResponse({"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}, 202)
-
     return [
-        Route(f"{PAGE_API}train/options", options),
-        Route(f"{PAGE_API}train/texts", texts),
-        Route(f"{PAGE_API}train/settings", settings, methods=["POST"]),
-        Route(f"{PAGE_API}train/preview", preview, methods=["POST"]),
-        Route(f"{PAGE_API}train/plan", plan, methods=["POST"]),
-        Route(f"{PAGE_API}train/works", works, methods=["POST"]),
-        Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
-        Route(f"{PAGE_API}train/start", start, methods=["POST"]),
+        get_route("train/options", training.options),
+        get_route("train/texts", training.listing, "folder"),
+        post_route("train/settings", RunRequest, lambda asked: training.prepare(asked).shown()),
+        post_route("train/start", RunRequest, start, 202),
+        *(
+            Route(f"{PAGE_API}train/{endpoint.__name__}", endpoint, methods=["POST"])
+            for endpoint in (preview, plan, works, fetch)
+        ),
     ]
 
 

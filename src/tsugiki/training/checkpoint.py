@@ -1,6 +1,6 @@
 """Checkpoints: the trained weights, the optimiser's state and the progress of a run, which resumes exactly from them.
 
-The order of the rows and the dropout masks follow from the seed and the step (see `data.batches` and
+The order of the rows and the dropout masks follow from the seed and the step (see `data.blocks` and
 `training.gradients`), so no state of a random generator is stored, and a run can be resumed on any number of processes.
 
 Everything is safetensors and JSON, and nothing is pickled. A checkpoint is a folder `checkpoint-STEP` with
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import remove_folder
+from tsugiki.io.digests import read_manifest, write_manifest
 from tsugiki.io.json import read_json, write_json
-from tsugiki.io.manifest import read_manifest, write_manifest
 from tsugiki.io.run_folder import checkpoint_step, checkpoints
 from tsugiki.language import _
 from tsugiki.training.record import LossPoint
@@ -160,11 +160,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             warn_caller(_("{problem}; the run continues from {name}").format(problem=problem, name=path.name))
         return intact
     if damaged:
-        raise TsugikiError(
-            _("no checkpoint in {folder} can be used: {values}; remove them to train again from the first step").format(
-                folder=folder, values=summarise_list(list(damaged.values()))
-            )
-        )
+        message = _("no checkpoint in {folder} can be used: {values}; remove them to train again from the first step")
+        raise TsugikiError(message.format(folder=folder, values=summarise_list(list(damaged.values()))))
     return None
 
 
@@ -187,19 +184,13 @@ def _set_aside(folder: Path) -> None:
     except FileNotFoundError:  # another process of the run has renamed it
         pass
     except OSError as error:
-        raise TsugikiError(
-            _("{folder} is damaged and cannot be renamed: {strerror}").format(
-                folder=folder, strerror=error.strerror or error
-            )
-        ) from error
+        message = _("{folder} is damaged and cannot be renamed: {strerror}")
+        raise TsugikiError(message.format(folder=folder, strerror=error.strerror or error)) from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TsugikiError(
-            _("{path} is broken: {error}; delete {parent} to continue from an earlier one").format(
-                path=path, error=error, parent=path.parent
-            )
-        ) from error
+        message = _("{path} is broken: {error}; delete {parent} to continue from an earlier one")
+        raise TsugikiError(message.format(path=path, error=error, parent=path.parent)) from error

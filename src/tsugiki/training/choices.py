@@ -103,11 +103,8 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
     """
     steps = choices.steps + (done if config.minutes is not None else 0)
     if steps <= done:
-        raise TsugikiError(
-            _("the run in {out} has done {done} steps, and its new length is {steps}: give a larger one").format(
-                out=config.out, done=done, steps=steps
-            )
-        )
+        message = _("the run in {out} has done {done} steps, and its new length is {steps}: give a larger one")
+        raise TsugikiError(message.format(out=config.out, done=done, steps=steps))
     return replace(choices, steps=steps)
 
 
@@ -139,12 +136,11 @@ def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary) -
     rows = math.floor((seconds - evaluations) * _TIME_OF_STEPS / seconds_per_row)
     if rows < 1:
         least = math.ceil((evaluations + seconds_per_row / _TIME_OF_STEPS - min(seconds, 0)) / 60 + 1)
-        raise TsugikiError(
-            _(
-                "minutes: the time is over before the first step, because loading and evaluating take longer; give "
-                "about {least} minutes or more"
-            ).format(least=least)
+        message = _(
+            "minutes: the time is over before the first step, because loading and evaluating take longer; give "
+            "about {least} minutes or more"
         )
+        raise TsugikiError(message.format(least=least))
     return rows
 
 

@@ -5,7 +5,6 @@ when a run starts (see `training.choices`). This module is imported for `tsugiki
 and the table of methods only inside functions.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -384,17 +383,3 @@ def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
     defaults = LoraConfig()
     values = {field.name: getattr(lora, field.name) for field in fields(lora)}
     return {name: value for name, value in values.items() if value != getattr(defaults, name)}
-
-
-def argument_descriptions(docstring: str) -> Mapping[str, str]:
-    """Return name -> description from the `Args:` section of a docstring (from `inspect.getdoc`)."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in docstring.partition("Args:\n")[2].splitlines():
-        if start := re.match(r" {4}(\w+): (.*)", line):
-            name, found[start[1]] = start[1], start[2]
-        elif name and line.startswith(" " * 8):
-            found[name] += " " + line.strip()
-        else:
-            break
-    return found

@@ -52,11 +52,8 @@ def merged_settings(
     for section in ("lora", "method_config"):
         inner = settings.pop(section, None) or {}
         if not isinstance(inner, dict):
-            raise TsugikiError(
-                _("{path}: {section} is {inner}; it must contain settings, such as r: 8 in lora").format(
-                    path=path, section=section, inner=error_text(repr(inner), 100)
-                )
-            )
+            message = _("{path}: {section} is {inner}; it must contain settings, such as r: 8 in lora")
+            raise TsugikiError(message.format(path=path, section=section, inner=error_text(repr(inner), 100)))
         inner = {**(preset.get(section, {}) if section == own else {}), **inner, **overrides.pop(section, {})}
         if method is not None and section == own:
             method.check_fixed_settings(inner)
@@ -75,9 +72,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise TsugikiError(_("{path} is no file of settings. {advice}").format(path=path, advice=_(SEVERAL_TEXTS)))
     loaded = yaml.read_yaml(path)
     if not isinstance(loaded, dict):
-        raise TsugikiError(
-            _("{path} holds no settings; it must contain at least model, data and out").format(path=path)
-        )
+        message = _("{path} holds no settings; it must contain at least model, data and out")
+        raise TsugikiError(message.format(path=path))
     return loaded
 
 

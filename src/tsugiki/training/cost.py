@@ -164,10 +164,9 @@ def need_of(
     except BaseException as error:
         if not is_ordinary(error):
             raise
+        message = _("{model}: blocks of this model cannot be measured ({error})")
         raise TsugikiError(
-            _("{model}: blocks of this model cannot be measured ({error})").format(
-                model=config.model, error=error_text(error) or type(error).__name__
-            )
+            message.format(model=config.model, error=error_text(error) or type(error).__name__)
         ) from error
     del sample
     if trains_all:

@@ -158,12 +158,11 @@ class EvaluationCallback(Callback):
             return
         progress.evaluations_since_best += 1
         if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
-            self.display.print(
-                _(
-                    "step {step}: the loss on the validation text has not fallen since step {best_step}, so the run "
-                    "ends here"
-                ).format(step=progress.step, best_step=progress.best_step)
+            message = _(
+                "step {step}: the loss on the validation text has not fallen since step {best_step}, so the run "
+                "ends here"
             )
+            self.display.print(message.format(step=progress.step, best_step=progress.best_step))
             progress.stopped = True
 
     def _evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:

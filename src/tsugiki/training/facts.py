@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tsugiki.base.model_config import load_config, loading_errors
+from tsugiki.base.resolve import load_config, loading_errors
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes

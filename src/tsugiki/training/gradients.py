@@ -38,7 +38,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.batches import StepBatches, of_similar_length
+from tsugiki.data.blocks import StepBatches, of_similar_length
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.fast.forward import has_chunked_loss
@@ -249,12 +249,11 @@ class Gradients:
                 )
             ) from error
         if len(micro.rows) == 1:
-            raise TsugikiError(
-                _(
-                    "the memory of {device} does not suffice to train on a single row of {block_size} tokens: choose a "
-                    "smaller --block-size, a base of fewer bits (--base-dtype int8 or nf4), or --device cpu"
-                ).format(device=device, block_size=self.batches.blocks.block_size)
-            ) from error
+            message = _(
+                "the memory of {device} does not suffice to train on a single row of {block_size} tokens: choose a "
+                "smaller --block-size, a base of fewer bits (--base-dtype int8 or nf4), or --device cpu"
+            )
+            raise TsugikiError(message.format(device=device, block_size=self.batches.blocks.block_size)) from error
         self.micro_batch_size = len(micro.rows) // 2
 
 

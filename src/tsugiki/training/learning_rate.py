@@ -112,12 +112,11 @@ def probe(loop: TrainingLoop, formula: float, advance: Callable[[int], None]) ->
         advance(1)
     restore_values(loop.model, initial)
     if len(points) < 2 and points[-1].change > 0:
-        raise TsugikiError(
-            _(
-                "learning_rate probe: the loss rises at the lowest learning rate of the test ({rate:.1g}); look at the "
-                "text with `tsugiki preview`, or set a number"
-            ).format(rate=rates[0])
+        message = _(
+            "learning_rate probe: the loss rises at the lowest learning rate of the test ({rate:.1g}); look at the "
+            "text with `tsugiki preview`, or set a number"
         )
+        raise TsugikiError(message.format(rate=rates[0]))
     return Probe(points, float(f"{limit(points) * _SHARE_OF_LIMIT:.2g}"))
 
 

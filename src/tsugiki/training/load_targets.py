@@ -17,9 +17,8 @@ from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import use_template
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import Data, read_records
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import AssistantTurns
+from tsugiki.data.records import AssistantTurns, Reading
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.store import read_index
 from tsugiki.dtypes import LoadDtype
@@ -64,9 +63,8 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
         folder = adapter_folder(adapter)
         base = models[0] if len(models) == 1 else named_base(folder)
         if not base:
-            raise TsugikiError(
-                _("{adapter} does not name its base; give the base as the only --model").format(adapter=adapter)
-            )
+            message = _("{adapter} does not name its base; give the base as the only --model")
+            raise TsugikiError(message.format(adapter=adapter))
         found.append(EvaluationTarget(base, folder, adapter))
     if not found:
         raise TsugikiError(_("nothing to evaluate: give --model, --adapter or both; each can be repeated"))

@@ -17,8 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from tsugiki.data.batches import Collator, StepBatches
-from tsugiki.data.blocks import Blocks
+from tsugiki.data.blocks import Blocks, Collator, StepBatches
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.language import _
@@ -107,11 +106,8 @@ def _schedule(
     except (ValueError, TypeError) as error:
         raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
     if not isinstance(schedule, LambdaLR):
-        raise TsugikiError(
-            _("lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one").format(
-                lr_scheduler_type=kind
-            )
-        )
+        message = _("lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one")
+        raise TsugikiError(message.format(lr_scheduler_type=kind))
     return schedule
 
 
@@ -135,11 +131,8 @@ def adamw(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.opt
 def muon(model: "PreTrainedModel", config: RunConfig, rate: float) -> "CombinedOptimizer":
     """Return the optimiser for all trained parameters."""
     if not hasattr(torch.optim, "Muon"):
-        raise TsugikiError(
-            _("optimizer muon requires torch 2.9 or later, and this is {version}; use adamw").format(
-                version=torch.__version__
-            )
-        )
+        message = _("optimizer muon requires torch 2.9 or later, and this is {version}; use adamw")
+        raise TsugikiError(message.format(version=torch.__version__))
     matrices, others = split_parameters(model)
     decay = config.weight_decay
     muons: list[torch.optim.Optimizer] = [

@@ -17,7 +17,7 @@ from torch import nn
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.base.loading import load_tokenizer
-from tsugiki.data.batches import StepBatches
+from tsugiki.data.blocks import StepBatches
 from tsugiki.data.chat import read_template, use_template
 from tsugiki.dtypes import ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
 from tsugiki.errors import TsugikiError
@@ -27,7 +27,7 @@ from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.language import _, marked
 from tsugiki.lora.hold import active_adapter, is_grafted
-from tsugiki.lowbit.decoded_layer import product_dtype
+from tsugiki.lowbit.quantized_layer import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
 from tsugiki.model.inference import decoder_blocks

@@ -58,12 +58,11 @@ def pack_data(
     blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
     notes = [*split.notes]
     if masking == "separate_rows":
-        notes.append(
-            _(
-                "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
-                "are padded"
-            ).format(model=config.model)
+        message = _(
+            "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
+            "are padded"
         )
+        notes.append(message.format(model=config.model))
     if blocks.cut_records:
         notes.append(
             _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off").format(
@@ -73,11 +72,8 @@ def pack_data(
     coverage = coverage_of(tokenizer, split.store)
     notes += coverage.notes()
     if split.summary.train.characters < LITTLE_TEXT:
-        notes.append(
-            _("the training text is short ({characters}): it is soon learned by heart").format(
-                characters=counts.characters(split.summary.train.characters)
-            )
-        )
+        message = _("the training text is short ({characters}): it is soon learned by heart")
+        notes.append(message.format(characters=counts.characters(split.summary.train.characters)))
     summary = DataSummary(
         **dict(split.summary),
         unknown_share=coverage.unknown,
@@ -132,12 +128,11 @@ def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> Doc
     A soft prompt comes before every document, so the model is probed with one of the same length, `prompt`.
     """
     if attends_to_later_tokens(model):
-        raise TsugikiError(
-            _(
-                "{name} attends to later tokens, so predicting them teaches it nothing; if its config.json has "
-                "is_decoder, set it to true"
-            ).format(name=type(model).__name__)
+        message = _(
+            "{name} attends to later tokens, so predicting them teaches it nothing; if its config.json has "
+            "is_decoder, set it to true"
         )
+        raise TsugikiError(message.format(name=type(model).__name__))
     if not prompt:
         return detect_document_masking(model, tokens)
     from tsugiki.methods.prompt_tuning import PromptTuningConfig

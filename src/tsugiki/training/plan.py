@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 
 from tsugiki.base.checks import check_weights
-from tsugiki.base.headers import weight_entries
-from tsugiki.base.model_config import loading_errors
 from tsugiki.base.quantized_files import is_stored_in_4_bits
-from tsugiki.base.resolve import gguf_path
+from tsugiki.base.resolve import gguf_path, loading_errors, weight_entries
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder

@@ -74,11 +74,10 @@ def start_accelerator(
     except (ValueError, RuntimeError) as error:
         port = os.environ.get("MASTER_PORT")
         if "EADDRINUSE" in str(error):
-            raise TsugikiError(
-                _(
-                    "port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)"
-                ).format(port=port)
-            ) from error
+            message = _(
+                "port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)"
+            )
+            raise TsugikiError(message.format(port=port)) from error
         raise TsugikiError(_("cannot start on {kind}: {error}").format(kind=kind, error=error_text(error))) from error
     # Threads of a connection that is still open while the interpreter ends can abort the process.
     atexit.unregister(_disconnect)
@@ -94,9 +93,8 @@ def _disconnect() -> None:
 def require_one_process(command: str) -> None:
     """Check that a command that consists of several runs was not started in several processes."""
     if several_processes():
-        raise TsugikiError(
-            _("{command} runs in one process: start it without torchrun or accelerate launch").format(command=command)
-        )
+        message = _("{command} runs in one process: start it without torchrun or accelerate launch")
+        raise TsugikiError(message.format(command=command))
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
@@ -141,12 +139,11 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
         if different and not accelerator.is_main_process:
             raise OtherProcessError
         if different:
-            raise TsugikiError(
-                _(
-                    "process {number} differs from process 0 in {different}: start all processes with the same "
-                    "command, and give all machines the same files"
-                ).format(number=number, different=summarise_list(different))
+            message = _(
+                "process {number} differs from process 0 in {different}: start all processes with the same "
+                "command, and give all machines the same files"
             )
+            raise TsugikiError(message.format(number=number, different=summarise_list(different)))
 
 
 def check_shared(accelerator: Accelerator, file: Path) -> None:
@@ -165,12 +162,11 @@ def check_shared(accelerator: Accelerator, file: Path) -> None:
         return
     if not accelerator.is_main_process:
         raise OtherProcessError
-    raise TsugikiError(
-        _(
-            "process {number} does not find the {file} that process 0 has written: all processes need the same folder "
-            "--out, under the same path, on a file system that their machines share"
-        ).format(number=everywhere.index(False), file=file)
+    message = _(
+        "process {number} does not find the {file} that process 0 has written: all processes need the same folder "
+        "--out, under the same path, on a file system that their machines share"
     )
+    raise TsugikiError(message.format(number=everywhere.index(False), file=file))
 
 
 def _content(file: Path) -> bytes | None:
@@ -227,41 +223,31 @@ def device_type(name: DeviceName) -> str:
     if name == "auto":
         return next(kind for kind, is_available in available.items() if is_available())
     if not available[name]():
-        raise TsugikiError(
-            _("device {name}: torch finds none on this machine; it requires {requirements}").format(
-                name=name, requirements=_(_REQUIREMENTS[name])
-            )
-        )
+        message = _("device {name}: torch finds none on this machine; it requires {requirements}")
+        raise TsugikiError(message.format(name=name, requirements=_(_REQUIREMENTS[name])))
     return name
 
 
 def _check_engines() -> None:
     used = [name for variable, name in _ENGINES.items() if os.environ.get(variable, "").lower() in ("1", "true")]
     if used:
-        raise TsugikiError(
-            _(
-                "accelerate is configured for {used}, which the training loop of Tsugiki does not use: start without "
-                "it, and with --shard fsdp if the base does not fit on one device"
-            ).format(used=used[0])
+        message = _(
+            "accelerate is configured for {used}, which the training loop of Tsugiki does not use: start without "
+            "it, and with --shard fsdp if the base does not fit on one device"
         )
+        raise TsugikiError(message.format(used=used[0]))
 
 
 def _check_trackers(names: Sequence[str]) -> None:
     known = {str(kind) for kind in LoggerType.list()}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise TsugikiError(
-            _("report_to: no tracker is called {unknown}; accelerate has {known}").format(
-                unknown=", ".join(unknown), known=", ".join(sorted(known))
-            )
-        )
+        message = _("report_to: no tracker is called {unknown}; accelerate has {known}")
+        raise TsugikiError(message.format(unknown=", ".join(unknown), known=", ".join(sorted(known))))
     missing = [name for name in names if name != "all" and name not in map(str, get_available_trackers())]
     if missing:
-        raise TsugikiError(
-            _("report_to: {missing} is not installed (pip install {packages})").format(
-                missing=", ".join(missing), packages=" ".join(missing)
-            )
-        )
+        message = _("report_to: {missing} is not installed (pip install {packages})")
+        raise TsugikiError(message.format(missing=", ".join(missing), packages=" ".join(missing)))
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -292,12 +278,11 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            raise TsugikiError(
-                _(
-                    "process {rank} of the run was ended by {signal_name}, so the others were ended too: continue from "
-                    "the last checkpoint with --resume"
-                ).format(rank=rank, signal_name=failure.signal_name())
-            ) from error
+            message = _(
+                "process {rank} of the run was ended by {signal_name}, so the others were ended too: continue from "
+                "the last checkpoint with --resume"
+            )
+            raise TsugikiError(message.format(rank=rank, signal_name=failure.signal_name())) from error
         return failure.exitcode
     except SignalException as error:
         return 128 + error.sigval.value

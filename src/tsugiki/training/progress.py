@@ -102,19 +102,15 @@ class RunProgress(ProgressDisplay):
         speed = _("{speed:,.0f} tokens/s").format(speed=tokens_per_second)
         self._progress.update(self._task, completed=step, loss=f"{loss:.3f}", activity=speed)
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
-            self.print(
-                _("step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s").format(
-                    step=step, total=total, loss=loss, tokens_per_second=tokens_per_second
-                )
-            )
+            message = _("step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
+            self.print(message.format(step=step, total=total, loss=loss, tokens_per_second=tokens_per_second))
 
     def evaluation(self, result: StepEvaluation, text: str = "") -> None:
         """Show an evaluation on the held-out text, or on the validation text."""
         self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
+        message = _("step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}")
         self.print(
-            _(
-                "step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}"
-            ).format(
+            message.format(
                 step=result.step,
                 text=text or _("held-out"),
                 loss=result.loss,

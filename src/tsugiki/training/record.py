@@ -350,9 +350,8 @@ class RunRecord(BaseModel):
     def folder(self) -> Path:
         """Return the folder of the run. A record that was pushed to the hub does not name it."""
         if self.config.out is None:
-            raise TsugikiError(
-                _("this {record_file} does not name the folder of its run").format(record_file=RECORD_FILE)
-            )
+            message = _("this {record_file} does not name the folder of its run")
+            raise TsugikiError(message.format(record_file=RECORD_FILE))
         return Path(self.config.out)
 
     def write(self, folder: Path) -> None:
@@ -405,23 +404,16 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
     number = fields.get("format")
     if number != FORMAT:
         shown = error_text(repr(number), 100)
-        raise TsugikiError(
-            _("{path} has format {shown}; this version of Tsugiki reads format {format}").format(
-                path=path, shown=shown, format=FORMAT
-            )
-        )
+        message = _("{path} has format {shown}; this version of Tsugiki reads format {format}")
+        raise TsugikiError(message.format(path=path, shown=shown, format=FORMAT))
     if len(to_json_text({"config": fields.get("config")})) > _MAX_CONFIG:
-        raise TsugikiError(
-            _("{path} is not the record of a run: config has more than {max_config:,} characters").format(
-                path=path, max_config=_MAX_CONFIG
-            )
-        )
+        message = _("{path} is not the record of a run: config has more than {max_config:,} characters")
+        raise TsugikiError(message.format(path=path, max_config=_MAX_CONFIG))
     try:
         return RunRecord.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         where = error_text(".".join(map(str, problem["loc"])), 100)
         what = error_text(problem["msg"].removeprefix("Value error, ").lower())
-        raise TsugikiError(
-            _("{path} is not the record of a run: {where}: {what}").format(path=path, where=where, what=what)
-        ) from error
+        message = _("{path} is not the record of a run: {where}: {what}")
+        raise TsugikiError(message.format(path=path, where=where, what=what)) from error

@@ -85,11 +85,8 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     record = read_record(out)
     changed = changed_settings(record.config.to_dict(), config.to_record())
     if changed:
-        raise TsugikiError(
-            _("{name}: {out} holds a run with other settings: {changed}; delete it or rename this one").format(
-                name=name, out=out, changed=changed
-            )
-        )
+        message = _("{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
+        raise TsugikiError(message.format(name=name, out=out, changed=changed))
     return record
 
 
@@ -133,12 +130,11 @@ def describe_run(
         or data_before is None
         or _compared(data_before) != _compared(record.data)
     ):
-        raise TsugikiError(
-            _(
-                "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
-                "another --out"
-            ).format(data=describe_data(config.data), model=config.model, out=config.out)
+        message = _(
+            "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
+            "another --out"
         )
+        raise TsugikiError(message.format(data=describe_data(config.data), model=config.model, out=config.out))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = count_parameters(model)
     record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
@@ -147,12 +143,11 @@ def describe_run(
     for name, value in resolved_before.items():
         now = record.resolved_settings.get(name)
         if value != now:
-            raise TsugikiError(
-                _(
-                    "the run in {out} was started on another machine or with another base: {name} was {value} and "
-                    "would be {now} here"
-                ).format(out=config.out, name=name, value=value, now=now)
+            message = _(
+                "the run in {out} was started on another machine or with another base: {name} was {value} and "
+                "would be {now} here"
             )
+            raise TsugikiError(message.format(out=config.out, name=name, value=value, now=now))
 
 
 def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
@@ -165,17 +160,15 @@ def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     # A checkpoint has a digest of its settings, and `run.json` has none.
     changed = changed_settings(kept.config.to_dict() if kept else recorded, settings, _MAY_CHANGE)
     if changed:
-        raise TsugikiError(
-            _("the run in {out} was started with other settings: {changed}").format(out=out, changed=changed)
-        )
+        message = _("the run in {out} was started with other settings: {changed}")
+        raise TsugikiError(message.format(out=out, changed=changed))
     if record.status == "finished" and not _has_other_length(recorded, settings):
         steps = record.resolved_settings.get("steps", record.training.steps if record.training else 0)
-        raise TsugikiError(
-            _(
-                "the run in {out} is finished, after {steps} steps; a larger --epochs or --max-steps, or more "
-                "--minutes, continues it"
-            ).format(out=out, steps=steps)
+        message = _(
+            "the run in {out} is finished, after {steps} steps; a larger --epochs or --max-steps, or more "
+            "--minutes, continues it"
         )
+        raise TsugikiError(message.format(out=out, steps=steps))
     if checkpoint is None:
         record.forget_after(-1)
     elif kept is None:
@@ -233,12 +226,11 @@ def _describe_versions(record: RunRecord) -> None:
         if before.get(name) != now[name]
     ]
     if changed:
-        warn_caller(
-            _(
-                "the run was started with other versions: {changed}; its result may differ from that of an "
-                "uninterrupted run"
-            ).format(changed=summarise_list(changed))
+        message = _(
+            "the run was started with other versions: {changed}; its result may differ from that of an "
+            "uninterrupted run"
         )
+        warn_caller(message.format(changed=summarise_list(changed)))
         record.earlier_versions.append(before)
         record.versions = now
 

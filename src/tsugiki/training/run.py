@@ -23,7 +23,7 @@ from tsugiki.io.locks import OWNER_FILE, sole_use
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step
 from tsugiki.language import _, ngettext
 from tsugiki.lora.hold import is_grafted
-from tsugiki.lowbit.product_dtype import decide
+from tsugiki.lowbit.quantized_layer import decide
 from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults
@@ -280,12 +280,10 @@ def choose_numbers(run: Run) -> None:
     if run.checkpoint is not None and run.is_longer:
         done = checkpoint_step(run.checkpoint)
         choices = with_new_length(choices, config, done)
-        run.display.print(
-            _(
-                "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} "
-                "steps"
-            ).format(done=done, steps=choices.steps)
+        message = _(
+            "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} steps"
         )
+        run.display.print(message.format(done=done, steps=choices.steps))
     run.choices, run.resolved = choices, prepared | choices.resolved()
 
 

@@ -79,12 +79,11 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, parameter in trainable_parameters(model).items() if id(parameter) not in known]
     if missing:
-        raise TsugikiError(
-            _(
-                "{missing} is not in the optimiser ({count} such) and would not train: make the optimiser after the "
-                "model is on its device and sharded"
-            ).format(missing=missing[0], count=len(missing))
+        message = _(
+            "{missing} is not in the optimiser ({count} such) and would not train: make the optimiser after the "
+            "model is on its device and sharded"
         )
+        raise TsugikiError(message.format(missing=missing[0], count=len(missing)))
 
 
 def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:

@@ -15,9 +15,8 @@ from tsugiki.data.blocks import Integers
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import Conversation, Document, Record
+from tsugiki.data.records import Conversation, Document, Reading, Record
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
     parse_held_out,
@@ -231,12 +230,11 @@ def _dataset_split(
     learned_by_base = learned_by([local_folder(config.model)])
     known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))
     if known_to_base:
-        notes.append(
-            _(
-                "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
-                "{model}: it is better on them than on new text, and there is less to gain"
-            ).format(known=known_to_base, all=len(held_out.numbers), model=config.model)
+        message = _(
+            "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
+            "{model}: it is better on them than on new text, and there is less to gain"
         )
+        notes.append(message.format(known=known_to_base, all=len(held_out.numbers), model=config.model))
     first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
     summary = SplitSummary(
         digest=digest,
@@ -278,16 +276,10 @@ def _leave_out_of_validation(
     names = _named(validation.index, found, "held-out")
     validation.leave_out(found)
     if not validation.windows and config.validation != AUTO:
-        raise TsugikiError(
-            _("no record is left for validation: all of them repeat held-out text: {names}; give another text").format(
-                names=names
-            )
-        )
-    notes.append(
-        _("left out of the validation text, because they repeat held-out text: {records}: {names}").format(
-            records=counts.records(len(found)), names=names
-        )
-    )
+        message = _("no record is left for validation: all of them repeat held-out text: {names}; give another text")
+        raise TsugikiError(message.format(names=names))
+    message = _("left out of the validation text, because they repeat held-out text: {records}: {names}")
+    notes.append(message.format(records=counts.records(len(found)), names=names))
 
 
 def _left_out(
@@ -302,26 +294,21 @@ def _left_out(
     names = _named(index, found, "held-out", "validation")
     records = counts.records(len(found))
     if found and config.allow_overlap:
-        notes.append(
-            _("trained on, although they repeat held-out or validation text: {records}: {names}").format(
-                records=records, names=names
-            )
-        )
+        message = _("trained on, although they repeat held-out or validation text: {records}: {names}")
+        notes.append(message.format(records=records, names=names))
         found = {}
     elif found:
         if len(found) == len(train):
-            raise TsugikiError(
-                _(
-                    "no record is left for training: all of them repeat held-out or validation text: {names}; give "
-                    "another held-out text, or --allow-overlap"
-                ).format(names=names)
+            message = _(
+                "no record is left for training: all of them repeat held-out or validation text: {names}; give "
+                "another held-out text, or --allow-overlap"
             )
-        notes.append(
-            _(
-                "left out of training, because they repeat held-out or validation text: {records}: {names}; "
-                "--allow-overlap trains on them"
-            ).format(records=records, names=names)
+            raise TsugikiError(message.format(names=names))
+        message = _(
+            "left out of training, because they repeat held-out or validation text: {records}: {names}; "
+            "--allow-overlap trains on them"
         )
+        notes.append(message.format(records=records, names=names))
     kept, gone = np.setdiff1d(train, list(found)), np.array(sorted(found), np.int64)
     _note_retention(index, {number: repeated[number] for number in repeated if number not in found}, notes)
     return kept, LeftOutCounts(**_counts(index, gone), first=[index.name(number) for number in gone[:_SHOWN_GROUPS]])
@@ -331,12 +318,11 @@ def _note_retention(index: RecordIndex, repeated: Repeated, notes: list[str]) ->
     """Add a note if records that are trained on repeat the retention text."""
     found = {number: kinds for number, kinds in repeated.items() if "retention" in kinds}
     if found:
-        notes.append(
-            _(
-                "{records} that are trained on repeat the retention text, so the run seems to forget less than it "
-                "does: {names}"
-            ).format(records=counts.records(len(found)), names=_named(index, found, "retention"))
+        message = _(
+            "{records} that are trained on repeat the retention text, so the run seems to forget less than it "
+            "does: {names}"
         )
+        notes.append(message.format(records=counts.records(len(found)), names=_named(index, found, "retention")))
 
 
 def _named(index: RecordIndex, repeated: Repeated, *kinds: Kind) -> str:
@@ -375,9 +361,8 @@ def _with_mixed_text(
         number for number in everything.tolist() if not repeated.get(number, {}).keys() & {"held-out", "validation"}
     ]
     if not allowed:
-        raise TsugikiError(
-            _("mix: all records of {path} are held-out text or nearly the same; give another text").format(path=path)
-        )
+        message = _("mix: all records of {path} are held-out text or nearly the same; give another text")
+        raise TsugikiError(message.format(path=path))
     mixed = mix(split.store, split.train, other, np.array(allowed), share, config.seed, tokenizer)
     added = MixedCounts(
         **_counts(mixed.store.index, mixed.train[len(split.train) :]), tokens=mixed.tokens, share=mixed.share

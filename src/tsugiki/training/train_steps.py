@@ -16,8 +16,8 @@ from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.fast.recomputation import recomputed_blocks
 from tsugiki.io.atomic import WriteError, new_folder
+from tsugiki.io.digests import read_manifest
 from tsugiki.io.file_names import MANIFEST_FILE
-from tsugiki.io.manifest import read_manifest
 from tsugiki.io.run_folder import CHECKPOINTS, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.hold import is_grafted

@@ -165,15 +165,13 @@ def test_a_convolution_in_groups_does_the_sum_of_what_both_do(kind: str, tmp_pat
     expected = base = layer()(x)
     folders = [tmp_path / name for name in "ab"]
     for rank, folder, weight in zip((2, 4), folders, WEIGHTS, strict=True):
-        model = layer()
-        graft(model, LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False))
+        model = graft(layer(), LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False))
         save_adapter(model, folder)
         expected = expected + weight * (model(x) - base)
     write_lora_weights(
         combined(folders, WEIGHTS, Combination(kind, 6 if kind == "svd" else None)), tmp_path / "c", None
     )
-    model = layer()
-    load_adapter(model, tmp_path / "c")
+    model = load_adapter(layer(), tmp_path / "c")
     assert relative_error(model(x), base) > 1e-2
     assert relative_error(model(x), expected) < 1e-5
 
@@ -211,8 +209,7 @@ def test_scaled_logits_are_pefts_with_a_scaling(factor: float, tmp_path: Path):
     for module in theirs.modules():
         if hasattr(module, "set_scale"):
             module.set_scale("a", factor)
-    model = tiny_model()
-    load_adapter(model, tmp_path / "c")
+    model = load_adapter(tiny_model(), tmp_path / "c")
     assert relative_error(logits(model), logits(theirs)) < 1e-5
     again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "c").eval()
     assert relative_error(logits(again), logits(theirs)) < 1e-5
@@ -271,7 +268,6 @@ def test_what_cannot_be_combined():
     refused(r"has rank 6 in a and 3 in b; use cat \(exact\) or dare_ties_svd", a, stored(x=short), kind="dare_ties")
     refused("b is a DoRA adapter", a, dataclasses.replace(a, config=LoraConfig(use_dora=True)))
     refused("b also trains head.bias", a, dataclasses.replace(a, others={"head.bias": torch.ones(2)}))
-    refused("weight of a is nan", a, weight=float("nan"))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +320,6 @@ def test_layers_that_files_have_as_parameters_are_combined_and_read_by_peft(tmp_
         for path, delta in deltas.items():
             expected.get_submodule(path).weight.add_(delta)
     theirs = peft.PeftModel.from_pretrained(lively_model("glm4_moe"), tmp_path / "sum")
-    ours = lively_model("glm4_moe")
-    load_adapter(ours, tmp_path / "sum")
+    ours = load_adapter(lively_model("glm4_moe"), tmp_path / "sum")
     for model in (theirs.base_model.model, ours):
         assert relative_error(logits(model), logits(expected)) < 1e-5

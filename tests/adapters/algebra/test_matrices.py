@@ -172,8 +172,7 @@ def test_what_is_beside_the_pairs_stays(tmp_path):
     assert {layer.after for layer in kept.values()} == {2, 4}
     assert shorter.others.keys() == lora.others.keys() != set()
     write_lora_weights(shorter, tmp_path / "short", None)
-    ours = tiny_model()
-    load_adapter(ours, tmp_path / "short")
+    ours = load_adapter(tiny_model(), tmp_path / "short")
     again = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "short").eval()
     assert relative_error(logits(ours), logits(again)) < 1e-5
     assert relative_error(logits(ours), logits(theirs)) < 0.2

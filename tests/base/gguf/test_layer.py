@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tsugiki.base import BLOCKS, GgufLinear
 from tsugiki.base.gguf import layer as gguf_layer
-from tsugiki.lowbit import Int8Linear, decoded_layer, plain_input_gradient, plain_product
+from tsugiki.lowbit import Int8Linear, plain_input_gradient, plain_product, quantized_layer
 from tsugiki.model import QuantizedLinear
 
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
@@ -58,13 +58,13 @@ def test_the_weight_is_that_of_the_gguf_package(type: str, monkeypatch: pytest.M
     [*((type, torch.bfloat16) for type in BLOCKS), ("Q4_K", torch.float32), ("Q8_0", torch.float16)],
 )
 def test_both_products_are_those_with_the_weight(type: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoded_layer, "CHANNELS", 16)
+    monkeypatch.setattr(quantized_layer, "CHANNELS", 16)
     layer = _layer(type)
     x, dy = torch.randn(7, 512).to(dtype), torch.randn(7, 40).to(dtype)
     weight = layer.dequantize()
     plain = F.linear(x.float(), weight, layer.bias), dy.float() @ weight
     integers = layer.product(x), layer.input_gradient(dy)
-    monkeypatch.setattr(decoded_layer, "integers_pay", lambda x: False)
+    monkeypatch.setattr(quantized_layer, "integers_pay", lambda x: False)
     floats = layer.product(x), layer.input_gradient(dy)
     for exact, in_integers, in_floats in zip(plain, integers, floats, strict=True):
         assert in_integers.dtype == in_floats.dtype == dtype
@@ -73,7 +73,7 @@ def test_both_products_are_those_with_the_weight(type: str, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("type", ["Q4_K", "Q8_0"])
-@pytest.mark.skipif(not decoded_layer.integers_pay(torch.zeros(2, 2)), reason="floats are multiplied here")
+@pytest.mark.skipif(not quantized_layer.integers_pay(torch.zeros(2, 2)), reason="floats are multiplied here")
 def test_integer_products_are_those_of_the_rounded_weight(type: str):
     layer = _layer(type)
     x, dy = torch.randn(7, 512), torch.randn(7, 40)

@@ -12,7 +12,7 @@ from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.base import VERIFIED, GgufLinear, load_model, load_tokenizer
 from tsugiki.base.gguf import conversion_cache
 from tsugiki.base.loading import load_config
-from tsugiki.lowbit import count_parameters, decoded_layer
+from tsugiki.lowbit import count_parameters, quantized_layer
 
 KINDS = {"gemma3": "gemma3_text"}
 
@@ -35,7 +35,7 @@ def _settings(path: str) -> dict[str, Any]:
 @pytest.mark.parametrize("architecture", VERIFIED)
 def test_the_model_is_that_of_the_converted_file(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.base.loading.preferred_compute_dtype", lambda: "fp32")
-    monkeypatch.setattr(decoded_layer, "integers_pay", lambda x: False)
+    monkeypatch.setattr(quantized_layer, "integers_pay", lambda x: False)
     path = _write(tmp_path / "tiny.gguf", architecture, Kind.Q4_0)
     with monkeypatch.context() as patch:
         patch.setattr(conversion_cache, "write_folder", lambda *_: pytest.fail("the weights are converted"))

@@ -28,14 +28,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Generator, Tensor
 
 from tsugiki.adapters.algebra.interference import RULES, apply_rule
-from tsugiki.adapters.algebra.matrices import (
-    best_factors,
-    concatenate,
-    matrices,
-    truncated,
-    update_norm,
-    with_matrices,
-)
+from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, truncated, update_norm, with_matrices
 from tsugiki.adapters.lora_weights import (
     LayerFactors,
     LoraWeights,
@@ -60,48 +53,34 @@ TYPES = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES if rule != "lin
 
 @dataclass(frozen=True)
 class Combination:
-    """The settings with which adapters are combined.
-
-    Args:
-        combination_type: one of `TYPES`.
-        rank: the rank of the result, for the types with svd; None: the highest rank among the adapters.
-        density: the share of elements that are kept, for the types that drop elements.
-        seed: the seed of the random choice of elements, for the dare types.
-
-    Raises:
-        TsugikiError: the type is unknown; rank or density is out of range, missing, or not used by this type.
-    """
+    """The settings with which adapters are combined; an error names one that the type requires or does not use."""
 
     combination_type: str = "cat"
+    """One of `TYPES`."""
     rank: Annotated[int, Ge(1)] | None = None
+    """The rank of the result, for the types with svd; None: the highest rank among the adapters."""
     density: Annotated[float, Gt(0), Le(1)] | None = None
+    """The share of elements that are kept, for the types that drop elements."""
     seed: int = 0
+    """The seed of the random choice of elements, for the dare types."""
 
     def __post_init__(self) -> None:
         check_types(self)
         kind = self.combination_type
         if kind not in TYPES:
-            raise TsugikiError(
-                _("unknown combination type {kind!r}; it must be one of {known}").format(
-                    kind=kind, known=", ".join(TYPES)
-                )
-            )
+            message = _("unknown combination type {kind!r}; it must be one of {known}")
+            raise TsugikiError(message.format(kind=kind, known=", ".join(TYPES)))
         if self.rank is not None and not kind.endswith("svd"):
             instead = "svd" if kind in ("cat", "linear") else f"{kind}_svd"
-            raise TsugikiError(
-                _("{kind} does not use a rank; {instead} makes a result of rank {rank}").format(
-                    kind=kind, instead=instead, rank=self.rank
-                )
-            )
+            message = _("{kind} does not use a rank; {instead} makes a result of rank {rank}")
+            raise TsugikiError(message.format(kind=kind, instead=instead, rank=self.rank))
         drops_elements = RULES.get(self.rule, (None,))[0] is not None
         if drops_elements and self.density is None:
-            raise TsugikiError(
-                _("{kind} requires a density, the share of elements that are kept, such as 0.2").format(kind=kind)
-            )
+            message = _("{kind} requires a density, the share of elements that are kept, such as 0.2")
+            raise TsugikiError(message.format(kind=kind))
         if not drops_elements and self.density is not None:
-            raise TsugikiError(
-                _("{kind} keeps all elements, so it cannot be combined with a density").format(kind=kind)
-            )
+            message = _("{kind} keeps all elements, so it cannot be combined with a density")
+            raise TsugikiError(message.format(kind=kind))
 
     @property
     def rule(self) -> str:
@@ -128,27 +107,21 @@ class _Term(NamedTuple):
 
 
 def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return the factors on the updates of `count` adapters: the given weights, or 1 for each adapter.
-
-    The default is the same for combining and for merging: without weights, the updates are added.
-    """
+    """Return the factors on the updates of `count` adapters: the given weights, or 1 for each adapter."""
     if weights is None:
         return [1.0] * count
     if len(weights) != count or not all(map(math.isfinite, weights)):
         shown = ", ".join(f"{weight:g}" for weight in weights)
-        raise TsugikiError(
-            _("the weights are {shown}; pass one finite number for each of the {count} adapters").format(
-                shown=shown, count=count
-            )
-        )
+        message = _("the weights are {shown}; pass one finite number for each of the {count} adapters")
+        raise TsugikiError(message.format(shown=shown, count=count))
     return list(weights)
 
 
-def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float]) -> list[WeightedAdapter]:
-    """Read adapters from their folders."""
+def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float] | None) -> list[WeightedAdapter]:
+    """Read adapters from their folders; without weights, each is 1."""
     return [
         WeightedAdapter(folder.name, read_lora_weights(folder), weight)
-        for folder, weight in zip(folders, weights, strict=True)
+        for folder, weight in zip(folders, weights_or_ones(weights, len(folders)), strict=True)
     ]
 
 
@@ -163,19 +136,9 @@ def combine(
     """Combine at least one adapter into one.
 
     With `allow_base_mismatch`, adapters of different bases are combined, and the result names the base of the first.
-
-    Raises:
-        TsugikiError: the adapters have different bases; a layer has different shapes in them or, for the types that
-            add factors, different ranks; a weight is not finite; or an adapter has more than updates of layers, such as
-            DoRA, trained biases or modules.
+    The adapters must have nothing but updates of layers, of the same shapes and, for the types that add factors, ranks.
     """
     for adapter in adapters:
-        if not math.isfinite(adapter.weight):
-            raise TsugikiError(
-                _("the weight of {name} is {weight}; it must be a finite number").format(
-                    name=adapter.name, weight=adapter.weight
-                )
-            )
         refuse_more_than_updates(adapter.lora, adapter.name)
     if not allow_base_mismatch:
         _refuse_different_bases(adapters)
@@ -224,9 +187,8 @@ def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
     The dtypes of A and B stay the same.
     """
     if not math.isfinite(factor) or factor == 0:
-        raise TsugikiError(
-            _("an adapter cannot be scaled by {factor}; pass a finite number other than 0").format(factor=factor)
-        )
+        message = _("an adapter cannot be scaled by {factor}; pass a finite number other than 0")
+        raise TsugikiError(message.format(factor=factor))
     refuse_more_than_updates(lora, _("the adapter"))
     layers = {
         path: dataclasses.replace(layer, B=layer.B if factor > 0 else -layer.B, scaling=layer.scaling * abs(factor))
@@ -241,19 +203,17 @@ def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
         raise TsugikiError(_("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled").format(name=name))
     experts = parameter_factors(lora.others)
     if experts:
-        raise TsugikiError(
-            _(
-                "{name} adapts parameters such as the weights of experts ({example}, {count} such tensors), and "
-                "only updates of layers can be added or scaled; merge it into the base"
-            ).format(name=name, example=experts[0], count=len(experts))
+        message = _(
+            "{name} adapts parameters such as the weights of experts ({example}, {count} such tensors), and "
+            "only updates of layers can be added or scaled; merge it into the base"
         )
+        raise TsugikiError(message.format(name=name, example=experts[0], count=len(experts)))
     if lora.others:
-        raise TsugikiError(
-            _(
-                "{name} also trains {example} ({count} such tensors), which replaces a parameter of the base and "
-                "cannot be added or scaled"
-            ).format(name=name, example=next(iter(lora.others)), count=len(lora.others))
+        message = _(
+            "{name} also trains {example} ({count} such tensors), which replaces a parameter of the base and "
+            "cannot be added or scaled"
         )
+        raise TsugikiError(message.format(name=name, example=next(iter(lora.others)), count=len(lora.others)))
 
 
 def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
@@ -263,12 +223,11 @@ def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
         if not (a.fingerprint and b.fingerprint) and a.name and b.name and a.name != b.name:
             why = _("whether their weights differ is unknown")
         if why:
-            raise TsugikiError(
-                _(
-                    "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
-                    "--allow-base-mismatch combines them anyway"
-                ).format(one=one.name, two=two.name, first=a.name, second=b.name, why=why)
+            message = _(
+                "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
+                "--allow-base-mismatch combines them anyway"
             )
+            raise TsugikiError(message.format(one=one.name, two=two.name, first=a.name, second=b.name, why=why))
 
 
 def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:

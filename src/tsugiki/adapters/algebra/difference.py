@@ -1,14 +1,17 @@
 """Compare two adapters as matrices, layer by layer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tsugiki.adapters.algebra.matrices import difference_norm, inner_product, update_norm, update_shape
 from tsugiki.adapters.lora_weights import LayerFactors
+
+Matrix = TypeVar("Matrix")
 
 
 @dataclass(frozen=True)
@@ -41,47 +44,27 @@ class Difference:
 
 def compare_layers(first: Mapping[str, LayerFactors], second: Mapping[str, LayerFactors]) -> list[Difference]:
     """Compare the updates ΔW of two LoRA adapters, from their factors; the ranks may differ."""
-    found = []
-    for name in {**first, **second}:
-        one, other = first.get(name), second.get(name)
-        norms = (update_norm(one) if one else 0.0, update_norm(other) if other else 0.0)
-        if one is None or other is None:
-            found.append(Difference(name, norms, 0.0, sum(norms), only_in=int(one is None)))
-        elif update_shape(one) != update_shape(other):
-            found.append(_different_shapes(name, norms, update_shape(one), update_shape(other)))
-        else:
-            found.append(Difference(name, norms, inner_product(one, other), difference_norm(one, other)))
-    return found
+    return _compare(first, second, update_norm, update_shape, inner_product, difference_norm)
 
 
 def compare_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[Difference]:
     """Compare tensors of the same names."""
-    found = []
-    for name in {**first, **second}:
-        one, other = first.get(name), second.get(name)
-        norms = (_norm(one) if one is not None else 0.0, _norm(other) if other is not None else 0.0)
-        if one is None or other is None:
-            found.append(Difference(name, norms, 0.0, sum(norms), only_in=int(one is None)))
-        elif one.shape != other.shape:
-            found.append(_different_shapes(name, norms, one.shape, other.shape))
-        else:
-            M, N = one.double(), other.double()
-            found.append(Difference(name, norms, float((M * N).sum()), _norm(M - N)))
-    return found
+    return _compare(
+        first,
+        second,
+        _norm,
+        lambda tensor: tuple(tensor.shape),
+        lambda one, other: float((one.double() * other.double()).sum()),
+        lambda one, other: _norm(one.double() - other.double()),
+    )
 
 
 def overall(differences: Sequence[Difference]) -> Difference:
     """Combine differences as if all matrices were one long vector; matrices of different shapes are left out."""
     comparable = [difference for difference in differences if not difference.shapes]
-    first, second, apart = (
-        math.hypot(*figures)
-        for figures in (
-            [d.norms[0] for d in comparable],
-            [d.norms[1] for d in comparable],
-            [d.apart for d in comparable],
-        )
-    )
-    return Difference("overall", (first, second), math.fsum(d.inner for d in comparable), apart)
+    norms = math.hypot(*(d.norms[0] for d in comparable)), math.hypot(*(d.norms[1] for d in comparable))
+    apart = math.hypot(*(d.apart for d in comparable))
+    return Difference("overall", norms, math.fsum(d.inner for d in comparable), apart)
 
 
 def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
@@ -91,11 +74,28 @@ def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> b
     )
 
 
+def _compare(
+    first: Mapping[str, Matrix],
+    second: Mapping[str, Matrix],
+    norm: Callable[[Matrix], float],
+    shape: Callable[[Matrix], tuple[int, ...]],
+    inner: Callable[[Matrix, Matrix], float],
+    apart: Callable[[Matrix, Matrix], float],
+) -> list[Difference]:
+    """Compare the matrices of each name with these functions."""
+    found = []
+    for name in {**first, **second}:
+        one, other = first.get(name), second.get(name)
+        norms = (norm(one) if one is not None else 0.0, norm(other) if other is not None else 0.0)
+        if one is None or other is None:
+            found.append(Difference(name, norms, 0.0, sum(norms), only_in=int(one is None)))
+        elif shape(one) != shape(other):
+            shapes = ", ".join("×".join(map(str, shape(matrix))) for matrix in (one, other))
+            found.append(Difference(name, norms, math.nan, math.nan, shapes=shapes))
+        else:
+            found.append(Difference(name, norms, inner(one, other), apart(one, other)))
+    return found
+
+
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.double()))
-
-
-def _different_shapes(name: str, norms: tuple[float, float], shape: Sequence[int], other: Sequence[int]) -> Difference:
-    return Difference(
-        name, norms, math.nan, math.nan, shapes=f"{'×'.join(map(str, shape))}, {'×'.join(map(str, other))}"
-    )

@@ -92,11 +92,8 @@ def extract(
     targets = find_targets(model, config)
     for path, layer in targets.items():
         if isinstance(layer, nn.Conv2d):
-            raise TsugikiError(
-                _("{path} is a {kind}; only linear layers and embeddings are supported").format(
-                    path=path, kind=type(layer).__name__
-                )
-            )
+            message = _("{path} is a {kind}; only linear layers and embeddings are supported")
+            raise TsugikiError(message.format(path=path, kind=type(layer).__name__))
     after, before = (_StoredModel(name, model) for name in (finetuned, base))
     names = _names_of_parameters(model)
     layers: dict[str, LayerFactors] = {}
@@ -113,11 +110,8 @@ def extract(
             if not_captured
             else ""
         )
-        raise TsugikiError(
-            _("none of the {count} targeted layers of {finetuned} differs from {base}{elsewhere}").format(
-                count=len(targets), finetuned=finetuned, base=base, elsewhere=elsewhere
-            )
-        )
+        message = _("none of the {count} targeted layers of {finetuned} differs from {base}{elsewhere}")
+        raise TsugikiError(message.format(count=len(targets), finetuned=finetuned, base=base, elsewhere=elsewhere))
     config = dataclasses.replace(
         config,
         target_modules=shortest_target_modules(model, config, {path: targets[path] for path in layers}),
@@ -132,12 +126,10 @@ def extract(
 def _warn_of_other_settings(finetuned: str, base: str) -> None:
     why = why_different(named_settings(finetuned), named_settings(base))
     if why:
-        warn_caller(
-            _(
-                "an adapter changes weights only, so with this one {base} computes something else than {finetuned}: "
-                "{why}"
-            ).format(base=base, finetuned=finetuned, why=why)
+        message = _(
+            "an adapter changes weights only, so with this one {base} computes something else than {finetuned}: {why}"
         )
+        warn_caller(message.format(base=base, finetuned=finetuned, why=why))
 
 
 class _StoredModel:
@@ -152,18 +144,12 @@ class _StoredModel:
         """Read a parameter, which has all these names in the model; it must be finite and of 16 bits or more."""
         key = next((self.keys[name] for name in names if name in self.keys), None)
         if key is None:
-            raise TsugikiError(
-                _("{name} has no {tensor}: it is incomplete, or has another architecture").format(
-                    name=self.name, tensor=names[0]
-                )
-            )
+            message = _("{name} has no {tensor}: it is incomplete, or has another architecture")
+            raise TsugikiError(message.format(name=self.name, tensor=names[0]))
         tensor = self.tensors[key]
         if not tensor.is_floating_point() or tensor.itemsize < 2:
-            raise TsugikiError(
-                _("{name} stores {key} as {dtype}; pass a model in 16 bits or more").format(
-                    name=self.name, key=key, dtype=tensor.dtype
-                )
-            )
+            message = _("{name} stores {key} as {dtype}; pass a model in 16 bits or more")
+            raise TsugikiError(message.format(name=self.name, key=key, dtype=tensor.dtype))
         if not torch.isfinite(tensor).all():
             raise TsugikiError(_("{name} is broken: {key} is not finite").format(name=self.name, key=key))
         return tensor

@@ -56,11 +56,7 @@ def concatenate(pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]
 
 
 def svd(layer: LayerFactors) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the singular value decomposition U σ Vᵀ of B A in float64, from its factors.
-
-    Returns:
-        U [groups, out, k], σ [groups, k] in descending order, and Vᵀ [groups, k, in].
-    """
+    """Compute U [groups, out, k], σ [groups, k] in descending order, and Vᵀ [groups, k, in] of B A, in float64."""
     B, A = matrices(layer)
     Q_B, R_B = torch.linalg.qr(B)
     Q_A, R_A = torch.linalg.qr(A.mT)
@@ -153,11 +149,8 @@ def truncated(lora: LoraWeights, r: int) -> tuple[LoraWeights, dict[str, RankRed
 def truncated_to_energy(lora: LoraWeights, share: float) -> tuple[LoraWeights, dict[str, RankReduction]]:
     """Reduce the rank of each layer to the smallest that keeps this share of its ‖ΔW‖²."""
     if not 0 < share <= 1:
-        raise TsugikiError(
-            _("the energy is {share}; it must be above 0 and at most 1, a share of each layer's update").format(
-                share=share
-            )
-        )
+        message = _("the energy is {share}; it must be above 0 and at most 1, a share of each layer's update")
+        raise TsugikiError(message.format(share=share))
 
     def smallest_rank(squares: Tensor, groups: int) -> int:
         sums = squares.cumsum(0)

@@ -27,11 +27,8 @@ def load_weighted_sum(
     """Read adapters as one adapter for `model` that computes Σ weight · ΔW exactly; the ranks add up.
 
     The result is for inference and merging, not for training: a PiSSA adapter is read as a LoRA of twice the rank.
-    Without weights, each is 1. A single adapter without a weight may be of any method.
-
-    Raises:
-        TsugikiError: an adapter does not fit the model; or an adapter that has a weight, or is added to others, has
-            more than LoRA's updates of layers.
+    Without weights, each is 1. A single adapter without a weight may be of any method; others must have nothing but
+    LoRA's updates of layers.
     """
     adapters = [
         read_adapter(model, folder, read_peft_config(folder), allow_base_mismatch=allow_base_mismatch)
@@ -42,18 +39,12 @@ def load_weighted_sum(
     weights = weights_or_ones(weights, len(adapters))
     for folder, adapter in zip(folders, adapters, strict=True):
         if not isinstance(adapter, LoraAdapter) or adapter.others or adapter.config.use_dora:
-            raise TsugikiError(
-                _(
-                    "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
-                    "or another method), so it cannot be weighted or added to others; merge it alone and without "
-                    "--weights"
-                ).format(folder=folder)
+            message = _(
+                "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
+                "or another method), so it cannot be weighted or added to others; merge it alone and without "
+                "--weights"
             )
-    return _sum(adapters, weights)
-
-
-@torch.no_grad()
-def _sum(adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> LoraAdapter:
+            raise TsugikiError(message.format(folder=folder))
     terms: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, pair in adapter.pairs.items():
@@ -61,6 +52,7 @@ def _sum(adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> LoraAdapt
     return LoraAdapter(adapters[0].config, {path: _sum_pairs(found) for path, found in terms.items()})
 
 
+@torch.no_grad()
 def _sum_pairs(terms: Sequence[tuple[LowRank, float]]) -> LowRank:
     factors: list[tuple[Tensor, Tensor]] = [pair.factors() for pair, _ in terms]
     B, A = concatenate([(B.flatten(1), A.flatten(1)) for A, B in factors], [weight for _, weight in terms])

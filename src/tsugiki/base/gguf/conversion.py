@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, llama_cpp_names, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
-from tsugiki.io.quiet import hidden_progress_bars
+from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _, marked
 from tsugiki.model.architectures import ARCHITECTURES
 from tsugiki.model.meta import meta_model
@@ -43,12 +43,7 @@ _NOT_A_MODEL = {
 
 
 def read_model_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file, and check that the file holds a language model that can be converted.
-
-    Raises:
-        TsugikiError: as for `read_header`; or the file is not a complete model with a tokenizer, or its architecture or
-            quantisation is not supported.
-    """
+    """Read the header of a GGUF file, and check that the file holds a language model that can be converted."""
     header = read_header(path)
     reason = _unsupported_reason(header)
     if reason:
@@ -68,12 +63,7 @@ def conversion_dtype(header: GgufHeader) -> "torch.dtype":
 
 
 def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable[[], None]) -> None:
-    """Write the model and the tokenizer of a GGUF file to an empty folder; `advance` is called after each tensor.
-
-    Raises:
-        TsugikiError: transformers cannot read the file, or ignores a part of it.
-        OSError: the folder cannot be written.
-    """
+    """Write the model and the tokenizer of a GGUF file to an empty folder; `advance` is called after each tensor."""
     with hidden_progress_bars(), _tensor_progress(advance), _cached_reader():
         with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)
@@ -83,12 +73,7 @@ def write_folder(path: Path, header: GgufHeader, folder: Path, advance: Callable
 
 
 def write_settings(path: Path, header: GgufHeader, folder: Path) -> None:
-    """Write the config and the tokenizer of a GGUF file to an empty folder, without its weights.
-
-    Raises:
-        TsugikiError: transformers cannot read the file.
-        OSError: the folder cannot be written.
-    """
+    """Write the config and the tokenizer of a GGUF file to an empty folder, without its weights."""
     with hidden_progress_bars(), _cached_reader():
         with _reading_errors(path):
             tokenizer = build_tokenizer(path, header, folder)
@@ -200,11 +185,10 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedCon
 
     config = AutoConfig.from_pretrained(folder, gguf_file=str(path.resolve()))
     if header.architecture not in VERIFIED:
-        warn_caller(
-            _(
-                "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's"
-            ).format(name=path.name, architecture=header.architecture)
+        message = _(
+            "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's"
         )
+        warn_caller(message.format(name=path.name, architecture=header.architecture))
         return config
     for name, value in _ignored_settings(header, config).items():
         setattr(config, name, value)
@@ -256,9 +240,8 @@ def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
 
     tensor = next(tensor for tensor in header.tensors if tensor.name == name)
     if tensor.type.name != "F32":
-        raise TsugikiError(
-            _("{path} cannot be read: {name} is {kind}, not F32").format(path=path, name=name, kind=tensor.type.name)
-        )
+        message = _("{path} cannot be read: {name} is {kind}, not F32")
+        raise TsugikiError(message.format(path=path, name=name, kind=tensor.type.name))
     values = np.fromfile(path, np.dtype("<f4"), prod(tensor.shape), offset=tensor.begin)
     return [float(value) for value in values]
 
@@ -319,9 +302,8 @@ def _check_tensors(path: Path, header: GgufHeader, model: "PreTrainedModel") -> 
 def refuse_missing(path: Path, missing: Sequence[str]) -> None:
     """Raise a TsugikiError if parameters are missing in a file."""
     if missing:
-        raise TsugikiError(
-            _("{path} is not a complete model: it has no {missing}").format(path=path, missing=summarise_list(missing))
-        )
+        message = _("{path} is not a complete model: it has no {missing}")
+        raise TsugikiError(message.format(path=path, missing=summarise_list(missing)))
 
 
 def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> None:
@@ -331,8 +313,5 @@ def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> 
     read = set(llama_cpp_names(header.architecture, header.setting("block_count"), names).values())
     ignored = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
     if ignored:
-        raise TsugikiError(
-            _("{path} cannot be read: transformers would ignore {ignored}").format(
-                path=path, ignored=summarise_list(sorted(ignored))
-            )
-        )
+        message = _("{path} cannot be read: transformers would ignore {ignored}")
+        raise TsugikiError(message.format(path=path, ignored=summarise_list(sorted(ignored))))

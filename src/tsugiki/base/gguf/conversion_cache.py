@@ -32,21 +32,12 @@ _CACHE_VERSION = 3
 
 
 def converted_folder(path: Path) -> Path:
-    """Return the folder of the cache with a converted GGUF file, which is converted first if necessary.
-
-    Raises:
-        TsugikiError: the file is not a model that can be converted, the gguf package is not installed, or the cache
-            cannot be written.
-    """
+    """Return the folder of the cache with a converted GGUF file, which is converted first if necessary."""
     return _entry(path, cache_folder("gguf") / _name(path), _convert)
 
 
 def settings_folder(path: Path) -> Path:
-    """Return a folder of the cache with the config and the tokenizer of a GGUF file; it may lack the weights.
-
-    Raises:
-        TsugikiError: as for `converted_folder`.
-    """
+    """Return a folder of the cache with the config and the tokenizer of a GGUF file; it may lack the weights."""
     converted = cache_folder("gguf") / _name(path)
     if converted.exists():
         return converted
@@ -66,18 +57,13 @@ def _entry(path: Path, folder: Path, convert: Callable[[Path, Path], None]) -> P
                 with new_entry(folder, {"file": path.name}) as temporary:
                     convert(path, temporary)
     except WriteError as error:
-        raise TsugikiError(
-            _("{error}; XDG_CACHE_HOME sets where converted models are kept").format(error=error)
-        ) from error
+        message = _("{error}; XDG_CACHE_HOME sets where converted models are kept")
+        raise TsugikiError(message.format(error=error)) from error
     return folder
 
 
 def gguf_fingerprint(path: Path) -> str:
-    """Return `sha256:` and 64 digits over name, type, shape and quantised bytes of every tensor in a GGUF file.
-
-    Raises:
-        TsugikiError: as for `converted_folder`.
-    """
+    """Return `sha256:` and 64 digits over name, type, shape and quantised bytes of every tensor in a GGUF file."""
     return _digests(path)["tensors"]
 
 

@@ -80,9 +80,8 @@ def read_header(path: Path) -> GgufHeader:
     """
     try:
         if not is_gguf(path):
-            raise TsugikiError(
-                _("{path} is not a GGUF file: it does not begin with the letters GGUF").format(path=path)
-            )
+            message = _("{path} is not a GGUF file: it does not begin with the letters GGUF")
+            raise TsugikiError(message.format(path=path))
         require_gguf()
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
@@ -101,10 +100,7 @@ def require_gguf() -> None:
 def llama_cpp_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, str]:
     """Map transformers' names of parameters to llama.cpp's; parameters without a name in llama.cpp are left out.
 
-    Args:
-        architecture: llama.cpp's name for the architecture, such as `gemma3`.
-        layers: the number of blocks of the model.
-        names: such as `model.layers.0.self_attn.q_proj.weight`, which llama.cpp calls `blk.0.attn_q.weight`.
+    `model.layers.0.self_attn.q_proj.weight`, for example, is `blk.0.attn_q.weight` in the architecture `gemma3`.
     """
     require_gguf()
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -127,9 +123,8 @@ class _Cursor:
         """Move forward by `length` bytes and return the position before."""
         begin, self.position = self.position, self.position + length
         if self.position > len(self.data):
-            raise TsugikiError(
-                _("{path} is truncated or damaged: it ends within its header; download it again").format(path=self.path)
-            )
+            message = _("{path} is truncated or damaged: it ends within its header; download it again")
+            raise TsugikiError(message.format(path=self.path))
         return begin
 
     def numbers(self, format: str, count: int = 1) -> tuple[Any, ...]:
@@ -152,31 +147,22 @@ class _Cursor:
         if type == _STRING:
             return self.text()
         if type != _ARRAY:
-            raise TsugikiError(
-                _("{path} is damaged: its header has a value of the unknown type {type}").format(
-                    path=self.path, type=type
-                )
-            )
+            message = _("{path} is damaged: its header has a value of the unknown type {type}")
+            raise TsugikiError(message.format(path=self.path, type=type))
         element, count = self.number("I"), self.number("Q")
         if element in _NUMBERS:
             return list(self.numbers(_NUMBERS[element], count))
         if element != _STRING:
-            raise TsugikiError(
-                _("{path} is damaged: its header has a list of the unknown type {element}").format(
-                    path=self.path, element=element
-                )
-            )
+            message = _("{path} is damaged: its header has a list of the unknown type {element}")
+            raise TsugikiError(message.format(path=self.path, element=element))
         return [self.text() for _ in range(count)]
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read the name, shape, type number and offset of a tensor."""
         name, dimensions = self.text(), self.number("I")
         if dimensions > _MAX_DIMENSIONS:
-            raise TsugikiError(
-                _("{path} is damaged: {name} has {dimensions:,} dimensions").format(
-                    path=self.path, name=error_text(name, 100), dimensions=dimensions
-                )
-            )
+            message = _("{path} is damaged: {name} has {dimensions:,} dimensions")
+            raise TsugikiError(message.format(path=self.path, name=error_text(name, 100), dimensions=dimensions))
         shape = self.numbers("Q", dimensions)[::-1]
         return name, shape, self.number("I"), self.number("Q")
 
@@ -187,45 +173,36 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     cursor = _Cursor(path, data)
     version = cursor.number("I")
     if version not in _VERSIONS:
-        raise TsugikiError(
-            _(
-                "{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read"
-            ).format(path=path, version=version, versions=_(" and ").join(map(str, _VERSIONS)))
-        )
+        message = _("{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read")
+        raise TsugikiError(message.format(path=path, version=version, versions=_(" and ").join(map(str, _VERSIONS))))
     tensor_count, value_count = cursor.numbers("Q", 2)
     metadata = {cursor.text(): cursor.value(cursor.number("I")) for _ in range(value_count)}
     descriptions = [cursor.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
-        raise TsugikiError(
-            _("{path} is damaged: its alignment is {alignment!r}").format(path=path, alignment=alignment)
-        )
+        message = _("{path} is damaged: its alignment is {alignment!r}")
+        raise TsugikiError(message.format(path=path, alignment=alignment))
     start = -(-cursor.position // alignment) * alignment
     tensors = []
     for name, shape, number, offset in descriptions:
         try:
             type = GGMLQuantizationType(number)
         except ValueError as error:
-            raise TsugikiError(
-                _(
-                    "{path}: {name} has a quantisation (type {number}) that the installed gguf package does not know"
-                ).format(path=path, name=error_text(name, 100), number=number)
-            ) from error
+            message = _(
+                "{path}: {name} has a quantisation (type {number}) that the installed gguf package does not know"
+            )
+            raise TsugikiError(message.format(path=path, name=error_text(name, 100), number=number)) from error
         block, size = GGML_QUANT_SIZES[type]
         begin = start + offset
         tensors.append(GgufTensor(name, type, shape, begin, begin + prod(shape) // block * size))
     expected = max((tensor.end for tensor in tensors), default=0)
     if expected > len(data):
-        raise TsugikiError(
-            _("{path} is truncated: it has {count:,} of {expected:,} bytes; download it again").format(
-                path=path, count=len(data), expected=expected
-            )
-        )
+        message = _("{path} is truncated: it has {count:,} of {expected:,} bytes; download it again")
+        raise TsugikiError(message.format(path=path, count=len(data), expected=expected))
     in_order = sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
     for first, second in pairwise(in_order):  # reading the same bytes for thousands of tensors would take hours
         if second.begin < first.end:
             names = summarise_list([first.name, second.name])
-            raise TsugikiError(
-                _("{path} is damaged: the values of {names} overlap; download it again").format(path=path, names=names)
-            )
+            message = _("{path} is damaged: the values of {names} overlap; download it again")
+            raise TsugikiError(message.format(path=path, names=names))
     return GgufHeader(metadata, tuple(tensors), start)

@@ -15,10 +15,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from tsugiki.lowbit.decoded_layer import DecodedLayer
 from tsugiki.lowbit.int8 import Int8Linear
 from tsugiki.lowbit.integer_products import split
-from tsugiki.lowbit.quantized_layer import QuantizedLayer
+from tsugiki.lowbit.quantized_layer import DecodedLayer, QuantizedLayer
 from tsugiki.native import can_read, native_for
 
 _PIECE = 1 << 19

@@ -30,17 +30,13 @@ def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel
     """Load a model from a GGUF file, in evaluation mode.
 
     The activations, and everything that is unpacked, have the dtype `dtype`.
-
-    Returns:
-        The model, in evaluation mode.
     """
     header = read_model_header(path)
     if header.architecture not in VERIFIED:
-        raise TsugikiError(
-            _(
-                "{path}: the quantisation of {architecture} cannot be kept; leave base_dtype out, and it is unpacked"
-            ).format(path=path, architecture=header.architecture)
+        message = _(
+            "{path}: the quantisation of {architecture} cannot be kept; leave base_dtype out, and it is unpacked"
         )
+        raise TsugikiError(message.format(path=path, architecture=header.architecture))
     model = model_without_weights(config)
     count = count_parameters(model)
     names = llama_cpp_names(header.architecture, header.setting("block_count"), model.state_dict())
@@ -70,10 +66,9 @@ def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel
     refuse_missing(path, [name for name, parameter in model.named_parameters() if parameter.is_meta])
     others = sorted({kind for kind in unpacked if kind not in ("F32", "F16", "BF16")})
     if others:
+        message = _("{path}: {count} layers of the types {types} are unpacked to {bits} bits")
         warn_caller(
-            _("{path}: {count} layers of the types {types} are unpacked to {bits} bits").format(
-                path=path.name, count=len(unpacked), types=", ".join(others), bits=8 * dtype.itemsize
-            )
+            message.format(path=path.name, count=len(unpacked), types=", ".join(others), bits=8 * dtype.itemsize)
         )
     for module in model.modules():
         bias = getattr(module, "bias", None)

@@ -66,12 +66,11 @@ def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     elif pre not in (*_AS_GPT2, *_SPLIT_BY_TRANSFORMERS):
-        warn_caller(
-            _(
-                "{file} splits text before tokenisation in a way that Tsugiki does not know ({value}); it is split "
-                "as for GPT-2, and some tokens may differ from llama.cpp's"
-            ).format(file=file, value=pre or "unnamed")
+        message = _(
+            "{file} splits text before tokenisation in a way that Tsugiki does not know ({value}); it is split "
+            "as for GPT-2, and some tokens may differ from llama.cpp's"
         )
+        warn_caller(message.format(file=file, value=pre or "unnamed"))
 
 
 def _set_space_marks(backend: "Tokenizer", prefix: bool) -> None:

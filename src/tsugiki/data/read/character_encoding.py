@@ -17,22 +17,14 @@ ENCODINGS = marked("UTF-8, UTF-16, EUC-JP or Shift_JIS")
 
 
 def decode(data: bytes, name: str) -> tuple[str, str]:
-    """Decode the bytes of a text file, convert line ends to LF, and remove byte order marks.
-
-    Returns:
-        The text, and Python's name of the encoding.
-    """
+    """Return the text of a file, with LF as line ends and no byte order marks, and Python's name of its encoding."""
     encoding = detect_encoding(lambda: io.BytesIO(data), name)
     # Files that were joined have a byte order mark at the start of each.
     return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", ""), encoding
 
 
 def detect_encoding(open_file: Callable[[], BinaryIO], name: str) -> str:
-    """Detect the encoding of a file, which is read several times, with only one line in memory at a time.
-
-    Raises:
-        TsugikiError: the text is in none of the encodings above; the message names the first line that is not.
-    """
+    """Detect the encoding of a file, which is read several times, with only one line in memory at a time."""
     with open_file() as file:
         candidates = _candidates(file.read(_SAMPLE))
     first_invalid = None
@@ -45,11 +37,8 @@ def detect_encoding(open_file: Callable[[], BinaryIO], name: str) -> str:
         if invalid is None:
             return encoding
         first_invalid = first_invalid or invalid
-    raise TsugikiError(
-        _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8").format(
-            path=name, first_invalid=first_invalid, encodings=_(ENCODINGS)
-        )
-    )
+    message = _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8")
+    raise TsugikiError(message.format(path=name, first_invalid=first_invalid, encodings=_(ENCODINGS)))
 
 
 _SAMPLE = 4096  # bytes, an even number

@@ -37,12 +37,7 @@ class Book(NamedTuple):
 
 
 def read_epub(path: Path) -> Book:
-    """Read the title, the author and the text of a book.
-
-    Raises:
-        TsugikiError: the file is damaged, protected by DRM or a password, or too large.
-        OSError: the file cannot be read.
-    """
+    """Read the title, the author and the text of a book."""
     names = zip_members(path)
     _refuse_drm(path, names)
     container = _xml(path, _CONTAINER, names)
@@ -67,9 +62,8 @@ def _refuse_drm(path: Path, names: list[str]) -> None:
         methods = {element.get("Algorithm", "") for element in encryption if _tag(element) == "EncryptionMethod"}
         protected = not methods <= _FONT_METHODS
     if protected:
-        raise TsugikiError(
-            _("{path} is protected by DRM, so its text cannot be read; use a file without DRM").format(path=path)
-        )
+        message = _("{path} is protected by DRM, so its text cannot be read; use a file without DRM")
+        raise TsugikiError(message.format(path=path))
 
 
 def _xml(path: Path, name: str, names: list[str]) -> ElementTree.Element:

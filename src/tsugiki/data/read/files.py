@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
 from tsugiki.data.read.character_encoding import decode
-from tsugiki.data.read.reading import Reading
 from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
 from tsugiki.data.read.tables import (
     NumberedRows,
@@ -32,7 +31,7 @@ from tsugiki.data.read.tables import (
     jsonl_rows,
     parquet_rows,
 )
-from tsugiki.data.records import Document, Record
+from tsugiki.data.records import Document, Reading, Record
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256
@@ -60,10 +59,6 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
             from a data set is executed.
         columns: names of columns that differ from those in `schemas`.
         reading: is filled with facts about the files; complete when all records are read.
-
-    Raises:
-        TsugikiError: there is no such data, or its file type is not supported. While reading: an unsupported encoding,
-            a malformed line or row, different schemas in one file, a damaged or protected file, or no record at all.
     """
     reading = Reading() if reading is None else reading
     parts = [_read(source, columns, reading) for source in _sources(data, reading)]
@@ -156,9 +151,8 @@ def _local_path(data: str | Path) -> Path:
         path = Path(data).expanduser()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a home folder that does not exist
-        raise TsugikiError(
-            _("no data at {data}: {error}").format(data=error_text(data, 100), error=error_text(error, 100))
-        ) from error
+        message = _("no data at {data}: {error}")
+        raise TsugikiError(message.format(data=error_text(data, 100), error=error_text(error, 100))) from error
     return path
 
 
@@ -169,25 +163,18 @@ def _files(root: Path, reading: Reading) -> list[_File]:
         names = {path: path.relative_to(root).as_posix() for path in inside}
         files = [_File(path, name, False) for path, name in names.items() if _is_data(name, DATA_SUFFIXES)]
         if not files:
-            raise TsugikiError(
-                _("{root} contains no {suffixes} or {last} file").format(root=root, suffixes=others, last=last)
-            )
+            message = _("{root} contains no {suffixes} or {last} file")
+            raise TsugikiError(message.format(root=root, suffixes=others, last=last))
         read = {file.path for file in files}
         reading.passed_over += [str(path) for path, name in names.items() if path not in read and not _is_beside(name)]
         return files
     if not root.is_file():
-        raise TsugikiError(
-            _(
-                "no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)"
-            ).format(root=root)
-        )
+        message = _("no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)")
+        raise TsugikiError(message.format(root=root))
     if root.suffix.lower() not in DATA_SUFFIXES:
         kind = root.suffix or _("a file without a suffix")
-        raise TsugikiError(
-            _("{root}: {kind} is not supported; use {suffixes} or {last}").format(
-                root=root, kind=kind, suffixes=others, last=last
-            )
-        )
+        message = _("{root}: {kind} is not supported; use {suffixes} or {last}")
+        raise TsugikiError(message.format(root=root, kind=kind, suffixes=others, last=last))
     return [_File(root, root.name, True)]
 
 
@@ -323,11 +310,8 @@ def _records_of_rows(rows: NumberedRows, name: str, columns: Columns) -> Iterato
         if expected is None:
             expected, first = schema, number
         if schema != expected:
-            raise TsugikiError(
-                _("{where} has {schema}, but line {first} has {expected}; put them in separate files").format(
-                    where=where, schema=schema, first=first, expected=expected
-                )
-            )
+            message = _("{where} has {schema}, but line {first} has {expected}; put them in separate files")
+            raise TsugikiError(message.format(where=where, schema=schema, first=first, expected=expected))
         record = read_row(row, where)
         if record is not None:
             yield record

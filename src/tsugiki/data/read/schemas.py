@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
 Columns: TypeAlias = Mapping[str, str]
 """Field of a schema -> the name of its column, where a data set calls it otherwise."""
@@ -56,11 +56,7 @@ FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a recor
 
 
 def schema_of(row: Mapping[str, Any], source: str) -> str:
-    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing.
-
-    Raises:
-        TsugikiError: the row has the fields of no schema.
-    """
+    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing."""
     present = {name for name, value in row.items() if value is not None}
     for schema, keys in KEYS.items():
         if present.issuperset(keys):
@@ -68,15 +64,13 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
     for keys in KEYS.values():
         for key in keys:
             if key in row and key not in present:
-                raise TsugikiError(
-                    _("{source} has null as {key}; give a value or remove the row").format(source=source, key=key)
-                )
+                message = _("{source} has null as {key}; give a value or remove the row")
+                raise TsugikiError(message.format(source=source, key=key))
     for first, second in (("prompt", "completion"), ("instruction", "output")):
         for key, missing in ((first, second), (second, first)):
             if key in present:
-                raise TsugikiError(
-                    _("{source} has {key} but no {missing}; add it").format(source=source, key=key, missing=missing)
-                )
+                message = _("{source} has {key} but no {missing}; add it")
+                raise TsugikiError(message.format(source=source, key=key, missing=missing))
     names = ", ".join(str(name)[:40] for name in list(row)[:8]) or "nothing"
     raise NotDataError(
         _("{source} has none of the fields {known}; it has {names}; give its names as --columns text=NAME").format(
@@ -86,11 +80,7 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """Parse names of columns in the form `prompt=question,completion=answer`.
-
-    Raises:
-        ValueError: the text has another form.
-    """
+    """Parse names of columns in the form `prompt=question,completion=answer`."""
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):
         raise ValueError(
@@ -155,11 +145,8 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
 def _text(row: Mapping[str, Any], key: str, source: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise TsugikiError(
-            _("{source} has {type_name} as {key}; it must be a text").format(
-                source=source, type_name=_type_name(value), key=key
-            )
-        )
+        message = _("{source} has {type_name} as {key}; it must be a text")
+        raise TsugikiError(message.format(source=source, type_name=_type_name(value), key=key))
     return value
 
 
@@ -178,9 +165,8 @@ def _system(row: Mapping[str, Any], source: str) -> list[Message]:
 
 def _instruction(row: Mapping[str, Any], source: str) -> list[Message]:
     if row.get("history"):
-        raise TsugikiError(
-            _("{source} has a history, which is not supported; give all turns as messages").format(source=source)
-        )
+        message = _("{source} has a history, which is not supported; give all turns as messages")
+        raise TsugikiError(message.format(source=source))
     question = _non_empty_text(row, "instruction", source)
     if row.get("input") not in (None, ""):
         question += "\n\n" + _non_empty_text(row, "input", source)
@@ -192,11 +178,8 @@ def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> 
     """Return the messages of a list. Errors number its turns from `after` + 1."""
     turns = row[key]
     if not isinstance(turns, list):
-        raise TsugikiError(
-            _('{source}: {key} is {type_name}; it must be a list of {{"role": …, "content": …}}').format(
-                source=source, key=key, type_name=_type_name(turns)
-            )
-        )
+        message = _('{source}: {key} is {type_name}; it must be a list of {{"role": …, "content": …}}')
+        raise TsugikiError(message.format(source=source, key=key, type_name=_type_name(turns)))
     return [
         _message(turn, _("{source}: turn {number}").format(source=source, number=number))
         for number, turn in enumerate(turns, after + 1)
@@ -205,38 +188,26 @@ def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> 
 
 def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise TsugikiError(
-            _('{where} is {type_name}; it must be an object like {{"role": "user", "content": "…"}}').format(
-                where=where, type_name=_type_name(turn)
-            )
-        )
+        message = _('{where} is {type_name}; it must be an object like {{"role": "user", "content": "…"}}')
+        raise TsugikiError(message.format(where=where, type_name=_type_name(turn)))
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         known = ", ".join(_ROLES)
-        raise TsugikiError(
-            _("{where} has the unknown role {abbreviate}; use one of {known}").format(
-                where=where, abbreviate=_abbreviate(name), known=known
-            )
-        )
+        message = _("{where} has the unknown role {abbreviate}; use one of {known}")
+        raise TsugikiError(message.format(where=where, abbreviate=_abbreviate(name), known=known))
     for key in _UNSUPPORTED_KEYS:
         if turn.get(key):
-            raise TsugikiError(
-                _("{where} ({role}) has {key}, which is not supported; remove it or the row").format(
-                    where=where, role=role, key=key
-                )
-            )
+            message = _("{where} ({role}) has {key}, which is not supported; remove it or the row")
+            raise TsugikiError(message.format(where=where, role=role, key=key))
     content = turn.get("content", turn.get("value"))
     text = _content(content, f"{where} ({role})")
     if not text.strip():
         raise TsugikiError(_("{where} ({role}) is empty; fill it or remove the row").format(where=where, role=role))
     weight = turn.get("weight")
     if role == "assistant" and weight is not None and weight not in (0, 1):
-        raise TsugikiError(
-            _("{where} (assistant) has weight {abbreviate}; it must be 0 or 1").format(
-                where=where, abbreviate=_abbreviate(weight)
-            )
-        )
+        message = _("{where} (assistant) has weight {abbreviate}; it must be 0 or 1")
+        raise TsugikiError(message.format(where=where, abbreviate=_abbreviate(weight)))
     return Message(role, text, in_loss=role != "assistant" or weight != 0)
 
 
@@ -246,27 +217,18 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise TsugikiError(
-            _("{where} has {type_name} as content; it must be a text").format(
-                where=where, type_name=_type_name(content)
-            )
-        )
+        message = _("{where} has {type_name} as content; it must be a text")
+        raise TsugikiError(message.format(where=where, type_name=_type_name(content)))
     parts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         if kind != "text":
-            raise TsugikiError(
-                _("{where} has a part of type {abbreviate}; only text is supported; remove the row").format(
-                    where=where, abbreviate=_abbreviate(kind)
-                )
-            )
+            message = _("{where} has a part of type {abbreviate}; only text is supported; remove the row")
+            raise TsugikiError(message.format(where=where, abbreviate=_abbreviate(kind)))
         if not isinstance(text, str):
-            raise TsugikiError(
-                _('{where} has a part without text; write a part as {{"type": "text", "text": "…"}}').format(
-                    where=where
-                )
-            )
+            message = _('{where} has a part without text; write a part as {{"type": "text", "text": "…"}}')
+            raise TsugikiError(message.format(where=where))
         parts.append(text)
     return "".join(parts)
 
@@ -274,22 +236,15 @@ def _content(content: Any, where: str) -> str:
 def _check_turns(turns: list[Message], source: str) -> tuple[Message, ...]:
     """Check that the assistant answers the user and never writes two turns in a row; return the turns."""
     if all(turn.role != "assistant" for turn in turns):
-        raise TsugikiError(
-            _("{source} has no turn of the assistant, so there is nothing to train on; add the answer").format(
-                source=source
-            )
-        )
+        message = _("{source} has no turn of the assistant, so there is nothing to train on; add the answer")
+        raise TsugikiError(message.format(source=source))
     if turns[0].role == "assistant":
-        raise TsugikiError(
-            _("{source} begins with a turn of the assistant; put the user's turn before it").format(source=source)
-        )
+        message = _("{source} begins with a turn of the assistant; put the user's turn before it")
+        raise TsugikiError(message.format(source=source))
     for number, (before, turn) in enumerate(pairwise(turns), 2):
         if before.role == turn.role == "assistant":
-            raise TsugikiError(
-                _("{source}: turn {number} is a second turn of the assistant; join the two turns").format(
-                    source=source, number=number
-                )
-            )
+            message = _("{source}: turn {number} is a second turn of the assistant; join the two turns")
+            raise TsugikiError(message.format(source=source, number=number))
     return tuple(turns)
 
 
@@ -298,27 +253,21 @@ def _check_surrogates(record: Record) -> None:
         record.text.encode()
     except UnicodeEncodeError as error:
         surrogate = ascii(record.text[error.start])[1:-1]
-        raise TsugikiError(
-            _("{source} contains an unpaired surrogate ({surrogate}); repair or remove it").format(
-                source=record.source, surrogate=surrogate
-            )
-        ) from error
+        message = _("{source} contains an unpaired surrogate ({surrogate}); repair or remove it")
+        raise TsugikiError(message.format(source=record.source, surrogate=surrogate)) from error
+
+
+_TYPE_NAMES = {
+    bool: marked("true or false"),
+    int: marked("a number"),
+    float: marked("a number"),
+    str: marked("a text"),
+    list: marked("a list"),
+}
 
 
 def _type_name(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return _("true or false")
-        case int() | float():
-            return _("a number")
-        case str():
-            return _("a text")
-        case list():
-            return _("a list")
-        case _:
-            return _("an object")
+    return "null" if value is None else _(_TYPE_NAMES.get(type(value), marked("an object")))
 
 
 def _abbreviate(value: Any) -> str:

@@ -47,23 +47,14 @@ def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
                 row = parse_json(line)
             except json.JSONDecodeError as error:
                 what = _("{error} at character {position}").format(error=error.msg, position=error.pos + 1)
-                raise TsugikiError(
-                    _("{path}:{number} is not JSON: {what}; correct or remove the line").format(
-                        path=name, number=number, what=what
-                    )
-                ) from error
+                message = _("{path}:{number} is not JSON: {what}; correct or remove the line")
+                raise TsugikiError(message.format(path=name, number=number, what=what)) from error
             except ValueError as error:  # a number of many digits, or too many brackets
-                raise TsugikiError(
-                    _("{path}:{number} cannot be read: {error}; remove the line").format(
-                        path=name, number=number, error=error
-                    )
-                ) from error
+                message = _("{path}:{number} cannot be read: {error}; remove the line")
+                raise TsugikiError(message.format(path=name, number=number, error=error)) from error
             if not isinstance(row, dict):
-                raise TsugikiError(
-                    _('{path}:{number} is not a JSON object; write each line as {{"text": "…"}}').format(
-                        path=name, number=number
-                    )
-                )
+                message = _('{path}:{number} is not a JSON object; write each line as {{"text": "…"}}')
+                raise TsugikiError(message.format(path=name, number=number))
             yield number, row
 
 
@@ -75,11 +66,8 @@ def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
     with open_file() as file:
         data = file.read(_MAX_JSON + 1)
     if len(data) > _MAX_JSON:
-        raise TsugikiError(
-            _("{name} has more than {size}, and a .json file is read whole; make it a .jsonl file").format(
-                name=name, size=format_size(_MAX_JSON)
-            )
-        )
+        message = _("{name} has more than {size}, and a .json file is read whole; make it a .jsonl file")
+        raise TsugikiError(message.format(name=name, size=format_size(_MAX_JSON)))
     text, _encoding = decode(data, name)
     del data
     try:
@@ -92,9 +80,8 @@ def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
                 )
             yield number, value
     except ValueError as error:
-        raise TsugikiError(
-            _("{name} is not JSON: {reason}; correct the file").format(name=name, reason=error_text(error, 100))
-        ) from error
+        message = _("{name} is not JSON: {reason}; correct the file")
+        raise TsugikiError(message.format(name=name, reason=error_text(error, 100))) from error
 
 
 def _json_values(text: str) -> Iterator[Any]:
@@ -131,24 +118,22 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> Numb
             except StopIteration:
                 return
             except csv.Error as error:
-                raise TsugikiError(
-                    _(
-                        "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
-                        "in double quotes, and double the quotes inside"
-                    ).format(path=name, number=number, error=error)
-                ) from error
+                message = _(
+                    "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
+                    "in double quotes, and double the quotes inside"
+                )
+                raise TsugikiError(message.format(path=name, number=number, error=error)) from error
             if not any(cells):
                 continue
             if header is None:
                 header = _header(cells, f"{name}:{number}", columns)
                 continue
             if len(cells) != len(header):
-                raise TsugikiError(
-                    _(
-                        "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
-                        "contain commas or line ends in double quotes"
-                    ).format(path=name, number=number, count=len(cells), columns=len(header))
+                message = _(
+                    "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
+                    "contain commas or line ends in double quotes"
                 )
+                raise TsugikiError(message.format(path=name, number=number, count=len(cells), columns=len(header)))
             yield number, dict(zip(header, cells, strict=True))
 
 
@@ -156,11 +141,8 @@ def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[st
     names = [cell.strip() for cell in cells]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        raise TsugikiError(
-            _("{where} names the column {name} twice; rename one of them").format(
-                where=where, name=error_text(repr(name), 100)
-            )
-        )
+        message = _("{where} names the column {name} twice; rename one of them")
+        raise TsugikiError(message.format(where=where, name=error_text(repr(name), 100)))
     fields = {*names, *(field for field, column in columns.items() if column in names)}
     if not any(fields.issuperset(keys) for keys in KEYS.values()):
         raise NotDataError(
@@ -173,18 +155,13 @@ def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[st
 
 
 def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
-    """Yield the row number and the values of each row of a `.parquet` file; for `columns`, see `csv_rows`.
-
-    Raises:
-        TsugikiError: pyarrow is not installed; while reading, the file is damaged, or its unpacked size is too large.
-    """
+    """Yield the row number and the values of each row of a `.parquet` file; for `columns`, see `csv_rows`."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise TsugikiError(
-            _("{path}: reading .parquet requires pyarrow: {extra}").format(path=path, extra=EXTRA)
-        ) from error
+        message = _("{path}: reading .parquet requires pyarrow: {extra}")
+        raise TsugikiError(message.format(path=path, extra=EXTRA)) from error
     try:
         with parquet.ParquetFile(path) as file:
             texts = (arrow.string(), arrow.large_string())
@@ -208,11 +185,8 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
                         raise TsugikiError(too_large)
                     yield number, row
     except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # Python cannot hold some dates
-        raise TsugikiError(
-            _("{path} cannot be read as Parquet: {error_line}; export the file again").format(
-                path=path, error_line=error_text(error).rstrip(".;")
-            )
-        ) from error
+        message = _("{path} cannot be read as Parquet: {error_line}; export the file again")
+        raise TsugikiError(message.format(path=path, error_line=error_text(error).rstrip(".;"))) from error
 
 
 def _columns_to_read(source: str, kinds: Mapping[str, bool], columns: Mapping[str, str]) -> list[str]:
@@ -228,11 +202,8 @@ def _columns_to_read(source: str, kinds: Mapping[str, bool], columns: Mapping[st
 
 
 def _unpacked_sizes(metadata: "FileMetaData", columns: Collection[str]) -> tuple[int, int, int]:
-    """Return the unpacked sizes of these columns, from the file's metadata.
-
-    Returns:
-        The bytes of the largest column of a row group, the bytes of all columns, and the largest number of values in a
-        column.
+    """Return the unpacked sizes of these columns, from the file's metadata: the bytes of the largest column of a row
+    group, the bytes of all columns, and the largest number of values in a column.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(metadata.num_columns)]
@@ -285,23 +256,17 @@ def _load_dataset(data: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise TsugikiError(
-            _("{missing}; to read a data set of that name from the hub: {extra}").format(missing=missing, extra=EXTRA)
-        ) from error
+        message = _("{missing}; to read a data set of that name from the hub: {extra}")
+        raise TsugikiError(message.format(missing=missing, extra=EXTRA)) from error
     try:
         return datasets.load_dataset(name, split=split or "train")
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise TsugikiError(
-            _("{missing}, and no data set of that name on the hub; check the spelling").format(missing=missing)
-        ) from error
+        message = _("{missing}, and no data set of that name on the hub; check the spelling")
+        raise TsugikiError(message.format(missing=missing)) from error
     except ConnectionError as error:
-        raise TsugikiError(
-            _("{missing}, and the hub cannot be reached to look for a data set of that name").format(missing=missing)
-        ) from error
+        message = _("{missing}, and the hub cannot be reached to look for a data set of that name")
+        raise TsugikiError(message.format(missing=missing)) from error
     except Exception as error:  # an unknown split, several configurations, a damaged file
         what = error_text(error.__cause__ or error).rstrip(".;")
-        raise TsugikiError(
-            _("the data set {data} cannot be read: {what}; choose another split or data set").format(
-                data=data, what=what
-            )
-        ) from error
+        message = _("the data set {data} cannot be read: {what}; choose another split or data set")
+        raise TsugikiError(message.format(data=data, what=what)) from error

@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.data.batches import of_similar_length
+from tsugiki.data.blocks import of_similar_length
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.read.files import Data, read_records
@@ -156,11 +156,8 @@ def evaluate(
             count[0] += sum(int(part.loss_mask[1:].sum()) for part in parts)
             count[1] += len(text)
     if not sequences:
-        raise TsugikiError(
-            _("everything to evaluate on is longer than the model's context of {context} tokens").format(
-                context=context
-            )
-        )
+        message = _("everything to evaluate on is longer than the model's context of {context} tokens")
+        raise TsugikiError(message.format(context=context))
     nll = score_sequences(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
     return summarise(

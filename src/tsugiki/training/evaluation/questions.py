@@ -72,9 +72,8 @@ def read_questions(path: Path) -> list[Question]:
     except OSError as error:
         raise unreadable(path, error) from error
     if not questions:
-        raise TsugikiError(
-            _("{path} is empty: write one question in each line, with prompt and expected").format(path=path)
-        )
+        message = _("{path} is empty: write one question in each line, with prompt and expected")
+        raise TsugikiError(message.format(path=path))
     return questions
 
 
@@ -111,26 +110,21 @@ def answer_questions(
 def _question(row: Mapping[str, Any], source: str) -> Question:
     mode: Any = row.get("mode") or ("choice" if row.get("choices") is not None else "exact")
     if mode not in get_args(Mode):
+        message = _("{source} has the unknown mode {mode}; use one of {get_args}")
         raise TsugikiError(
-            _("{source} has the unknown mode {mode}; use one of {get_args}").format(
-                source=source, mode=error_text(repr(mode), 40), get_args=", ".join(get_args(Mode))
-            )
+            message.format(source=source, mode=error_text(repr(mode), 40), get_args=", ".join(get_args(Mode)))
         )
     if row.get("expected") is None:
-        raise TsugikiError(
-            _("{source} has no expected; add the expected answer, a text or a list of texts").format(source=source)
-        )
+        message = _("{source} has no expected; add the expected answer, a text or a list of texts")
+        raise TsugikiError(message.format(source=source))
     expected = row["expected"]
     answers = _texts([expected] if isinstance(expected, str) else expected, f"{source}: expected")
     choices: tuple[str, ...] = ()
     if mode == "choice":
         choices = _choices(row.get("choices"), answers, source)
     elif row.get("choices") is not None:
-        raise TsugikiError(
-            _("{source} has choices and mode {mode}; leave out one of the two, or use mode choice").format(
-                source=source, mode=mode
-            )
-        )
+        message = _("{source} has choices and mode {mode}; leave out one of the two, or use mode choice")
+        raise TsugikiError(message.format(source=source, mode=mode))
     if mode == "regex":
         for expression in answers:
             try:
@@ -147,15 +141,11 @@ def _prompt(row: Mapping[str, Any], source: str) -> str | tuple[Message, ...]:
         assert isinstance(record, Completion)
         return record.prompt
     if not isinstance(given, list) or not given:
-        raise TsugikiError(
-            _('{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}').format(
-                source=source
-            )
-        )
+        message = _('{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}')
+        raise TsugikiError(message.format(source=source))
     if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
-        raise TsugikiError(
-            _("{source} ends with a turn of the assistant; put its text into expected").format(source=source)
-        )
+        message = _("{source} ends with a turn of the assistant; put its text into expected")
+        raise TsugikiError(message.format(source=source))
     record = read_row({"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}, source)
     assert isinstance(record, Conversation)
     return record.messages[:-1]
@@ -163,18 +153,14 @@ def _prompt(row: Mapping[str, Any], source: str) -> str | tuple[Message, ...]:
 
 def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, ...]:
     if given is None:
-        raise TsugikiError(
-            _("{source} has mode choice but no choices; add a list of two or more texts").format(source=source)
-        )
+        message = _("{source} has mode choice but no choices; add a list of two or more texts")
+        raise TsugikiError(message.format(source=source))
     choices = _texts(given, f"{source}: choices")
     if len(set(choices)) < len(choices) or len(choices) < 2:
         raise TsugikiError(_("{source}: choices must be two or more different texts").format(source=source))
     if unknown := [answer for answer in expected if answer not in choices]:
-        raise TsugikiError(
-            _("{source}: expected is {unknown}, which is none of the choices").format(
-                source=source, unknown=error_text(repr(unknown[0]), 80)
-            )
-        )
+        message = _("{source}: expected is {unknown}, which is none of the choices")
+        raise TsugikiError(message.format(source=source, unknown=error_text(repr(unknown[0]), 80)))
     return choices
 
 
@@ -224,12 +210,11 @@ def _generate(
 def _check_fits(model: "PreTrainedModel", tokens: int, question: Question) -> None:
     context = context_length(model)
     if tokens > context:
-        raise TsugikiError(
-            _(
-                "{source}: prompt and answer have {tokens:,} tokens or more, above the model's context of {context:,}; "
-                "shorten or remove the question"
-            ).format(source=question.source, tokens=tokens, context=context)
+        message = _(
+            "{source}: prompt and answer have {tokens:,} tokens or more, above the model's context of {context:,}; "
+            "shorten or remove the question"
         )
+        raise TsugikiError(message.format(source=question.source, tokens=tokens, context=context))
 
 
 def _is_correct(question: Question, answer: str) -> bool:

@@ -360,6 +360,5 @@ def _is_other_base(one: RunRecord, other: RunRecord) -> bool:
 
 def _refuse(names: list[str], why: str) -> None:
     if names:
-        raise TsugikiError(
-            _("{names}: {why}; delete these runs, or choose another out").format(names=summarise_list(names), why=why)
-        )
+        message = _("{names}: {why}; delete these runs, or choose another out")
+        raise TsugikiError(message.format(names=summarise_list(names), why=why))

@@ -80,11 +80,8 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
     kind = settings.get("model_type")
     if kind not in CAUSAL or kind not in CONFIG_MAPPING_NAMES:
         given = _("is {kind!r}").format(kind=kind) if kind else _("is missing")
-        raise TsugikiError(
-            _("model: model_type {given}; name a causal language model of transformers, such as gpt2").format(
-                given=given
-            )
-        )
+        message = _("model: model_type {given}; name a causal language model of transformers, such as gpt2")
+        raise TsugikiError(message.format(given=given))
     ours = [name for name in _FROM_TOKENIZER if name in settings]
     if ours:
         raise TsugikiError(_("model: {ours} comes from the tokenizer; leave it out").format(ours=", ".join(ours)))
@@ -93,11 +90,8 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
     unknown = [name for name in fields if not hasattr(known, name)]
     if unknown:
         names = ", ".join(unknown)
-        raise TsugikiError(
-            _("model: {names}: a {kind} has no such setting; {name} lists them").format(
-                names=names, kind=kind, name=type(known).__name__
-            )
-        )
+        message = _("model: {names}: a {kind} has no such setting; {name} lists them")
+        raise TsugikiError(message.format(names=names, kind=kind, name=type(known).__name__))
     fields["vocab_size"] = tokenizer if isinstance(tokenizer, int) else len(tokenizer)
     end = 0 if isinstance(tokenizer, int) else tokenizer.eos_token_id
     fields |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
@@ -107,9 +101,8 @@ def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | 
         with torch.no_grad():
             model.eval()(input_ids=torch.ones(1, 4, dtype=torch.int64))
     except Exception as error:  # models raise errors of many types
-        raise TsugikiError(
-            _("model: no {kind} can be built with these settings: {error}").format(kind=kind, error=error_text(error))
-        ) from error
+        message = _("model: no {kind} can be built with these settings: {error}")
+        raise TsugikiError(message.format(kind=kind, error=error_text(error))) from error
     return model
 
 
@@ -120,11 +113,8 @@ def _write_start(config: PretrainConfig, start: Path, progress: RunProgress) -> 
     size = config.tokenizer.vocab_size if isinstance(config.tokenizer, TokenizerSettings) else len(tokenizer or ())
     context = context_length(build_model(config.model, size, config.seed))  # errors appear before the tokenizer trains
     if config.block_size and config.block_size > context:
-        raise TsugikiError(
-            _("block_size is {block_size}, but the model's context is {context} tokens").format(
-                block_size=config.block_size, context=context
-            )
-        )
+        message = _("block_size is {block_size}, but the model's context is {context} tokens")
+        raise TsugikiError(message.format(block_size=config.block_size, context=context))
     if isinstance(config.tokenizer, TokenizerSettings):
         progress.print(_("training a tokenizer of {size:,} tokens").format(size=size))
         tokenizer = _train_tokenizer(config, config.tokenizer)

@@ -190,11 +190,8 @@ def model_notes(config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrai
 def _terms(name: str) -> list[str]:
     card, notes = read_card(name), []
     if card.license:
-        notes.append(
-            _("the licence of {name} is {license}; read its terms before you publish an adapter").format(
-                name=name, license=card.license
-            )
-        )
+        message = _("the licence of {name} is {license}; read its terms before you publish an adapter")
+        notes.append(message.format(name=name, license=card.license))
     if card.gated:
         notes.append(_("{name} is gated: its users accept its terms on the hub").format(name=name))
     return notes

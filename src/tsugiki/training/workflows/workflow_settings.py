@@ -129,12 +129,11 @@ class ComparisonConfig(_SeveralRuns):
             _check_folder_name(name, "methods")
             shared = [key for key in settings if key not in _PER_METHOD and key in RunConfig.model_fields]
             if shared:
-                raise TsugikiError(
-                    _(
-                        "methods.{name}: {shared} must be the same for all methods, so that they can be compared; set "
-                        "it under settings"
-                    ).format(name=error_text(name, 100), shared=", ".join(shared))
+                message = _(
+                    "methods.{name}: {shared} must be the same for all methods, so that they can be compared; set "
+                    "it under settings"
                 )
+                raise TsugikiError(message.format(name=error_text(name, 100), shared=", ".join(shared)))
             runs[name] = self._run(f"methods.{name}", name, settings)
         return runs
 
@@ -158,18 +157,12 @@ class SweepConfig(_SeveralRuns):
         for axis in self.grid:
             if axis not in _LORA_FIELDS | {"learning_rate"}:
                 known = ", ".join(sorted(_LORA_FIELDS))
-                raise TsugikiError(
-                    _("grid.{axis}: no such axis; known are learning_rate, {known}").format(
-                        axis=error_text(axis, 100), known=known
-                    )
-                )
+                message = _("grid.{axis}: no such axis; known are learning_rate, {known}")
+                raise TsugikiError(message.format(axis=error_text(axis, 100), known=known))
         count = math.prod(map(len, self.grid.values()))
         if count > MAX_RUNS:
-            raise TsugikiError(
-                _("the grid has {count:,} points, more than {max_runs:,}; remove some values").format(
-                    count=count, max_runs=MAX_RUNS
-                )
-            )
+            message = _("the grid has {count:,} points, more than {max_runs:,}; remove some values")
+            raise TsugikiError(message.format(count=count, max_runs=MAX_RUNS))
         runs = {}
         for values in product(*self.grid.values()):
             point = dict(zip(self.grid, values, strict=True))
@@ -183,11 +176,8 @@ class SweepConfig(_SeveralRuns):
     def _point(self, name: str, point: Mapping[str, Any]) -> RunConfig:
         shared = self.settings.get("lora", {})
         if not isinstance(shared, dict):
-            raise TsugikiError(
-                _("settings.lora is {shared}; it must contain settings, such as r: 8").format(
-                    shared=error_text(repr(shared), 100)
-                )
-            )
+            message = _("settings.lora is {shared}; it must contain settings, such as r: 8")
+            raise TsugikiError(message.format(shared=error_text(repr(shared), 100)))
         lora = {**shared, **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
         others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
         return self._run(f"grid, {name}", name, {**others, "lora": lora, "method": "lora"})
@@ -200,8 +190,5 @@ def _plain(value: Any) -> str:
 def _check_folder_name(name: str, where: str) -> None:
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name:
         shown = error_text(repr(name), 100)
-        raise TsugikiError(
-            _("{where}: {shown} cannot be the name of a folder, which the run needs; rename it").format(
-                where=where, shown=shown
-            )
-        )
+        message = _("{where}: {shown} cannot be the name of a folder, which the run needs; rename it")
+        raise TsugikiError(message.format(where=where, shown=shown))

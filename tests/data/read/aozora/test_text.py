@@ -133,15 +133,10 @@ def test_men_ku_ten_covers_jis_x_0213_as_the_codec_does():
     assert checked > 11_000
 
 
-def test_a_work_has_body_title_and_author():
-    work = read_work(zipped(f"坂《さか》の上\n山田｜一《はじめ》\n\n{LEGEND}\n　坂を上る。\n　下る。\n{FOOTER}"))
-    assert (work.title, work.author) == ("坂の上", "山田一")
-    assert work.text == "　坂を上る。\n　下る。"
-
-
 @pytest.mark.parametrize(
     "source",
     [
+        f"坂《さか》\n山田｜一《はじめ》\n\n{LEGEND}\n　上る。\n\n　下る。{FOOTER}",
         f"坂\n山田一\n\n　上る。\n\n　下る。{FOOTER}",
         f"坂\n\n山田一\n\n　上る。\n\n　下る。{FOOTER}",
         f"坂\n山田一\n\n{LEGEND.replace(RULE, '-' * 9)}\n　上る。\n\n　下る。{FOOTER}",
@@ -151,7 +146,16 @@ def test_a_work_has_body_title_and_author():
         f"坂\n山田一\n\n{LEGEND}　上る。\n\n　下る。\n［＃本文終わり］\n翻訳の原作：「坂」\n",
         f"坂\n山田一\n\n{LEGEND}　上る。\n\n　下る。",
     ],
-    ids=["no legend", "lone lines", "short rules", "old legend and notes", "notes only", "end mark", "no footer"],
+    ids=[
+        "ruby",
+        "no legend",
+        "lone lines",
+        "short rules",
+        "old legend and notes",
+        "notes only",
+        "end mark",
+        "no footer",
+    ],
 )
 def test_header_and_footer_in_their_variants(source):
     work = read_work(zipped(source))
@@ -162,13 +166,6 @@ def test_rules_and_footer_words_within_the_body_are_kept():
     body = f"　これを底本とした。\n\n{RULE}\n\n　次の章。"
     assert read_work(zipped(f"坂\n山田一\n\n{LEGEND}\n{body}{FOOTER}")).text == body
     assert read_work(zipped(f"坂\n山田一\n\n{RULE}\n\n　章。{FOOTER}")).text == f"{RULE}\n\n　章。"
-
-
-def test_lone_carriage_returns_end_lines():
-    assert (
-        read_work(zipped("坂\r山田一\r\r　上る。\r　下る。\r\r底本：本".encode("shift_jis"))).text
-        == "　上る。\n　下る。"
-    )
 
 
 BODY_LINE = "　本の話をした。\n底本：という言葉で始まる行。\n　話は続く。"
@@ -233,7 +230,9 @@ def test_title_and_author_lines(header, expected):
     assert title_and_author(header) == expected
 
 
-def test_encodings():
+def test_encodings_and_line_ends():
+    lone = read_work(zipped("坂\r山田一\r\r　上る。\r　下る。\r\r底本：本".encode("shift_jis")))
+    assert lone.text == "　上る。\n　下る。"
     text = "坂\n山田一\n\n　波線は〜、棒は−、丸は{}。" + FOOTER
     plain = read_work(zipped(text.format("二")))
     assert plain.text == "　波線は〜、棒は−、丸は二。"

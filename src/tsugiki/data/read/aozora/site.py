@@ -14,7 +14,6 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     import httpx2
 
-SITE = "https://www.aozora.gr.jp"
 MAX_ZIP = 50_000_000
 """The largest zip that is read, in bytes: a text and its illustrations, or the index."""
 
@@ -47,12 +46,7 @@ class Site:
         return read_index(self._cached(path, max_age=7 * 86_400), f"{self.url}/{path}")
 
     def fetch(self, entry: IndexEntry) -> bytes:
-        """Return an entry's zip, from the cache if possible.
-
-        Raises:
-            FileMissing: the site does not have the file.
-            SiteUnreachable: the site cannot be reached, or answers with another error.
-        """
+        """Return an entry's zip, from the cache if possible."""
         return self._cached(entry.path)
 
     def _cached(self, path: str, max_age: float | None = None) -> bytes:
@@ -120,7 +114,6 @@ def _read(response: "httpx2.Response", url: str) -> bytes:
     for chunk in response.iter_bytes():
         content += chunk
         if len(content) > MAX_ZIP:
-            raise TsugikiError(
-                _("{url} has more than {max_zip}; exclude this work").format(url=url, max_zip=format_size(MAX_ZIP))
-            )
+            message = _("{url} has more than {max_zip}; exclude this work")
+            raise TsugikiError(message.format(url=url, max_zip=format_size(MAX_ZIP)))
     return bytes(content)

@@ -44,10 +44,6 @@ def read_work(data: bytes, name: str = "the zip", encoding: Encoding | None = No
     """Read the clean text, the title and the author of one work from a zip with one text, in UTF-8 or Shift_JIS.
 
     `name` is that of the zip, for errors; `encoding` is what the index gives for the text; None: it is detected.
-
-    Raises:
-        TsugikiError: the zip is damaged, it does not contain exactly one text, or the text's encoding is not supported
-            or not the given one.
     """
     _name, content = read_only_member(data, name, ".txt", _MAX_SIZE, _("download it again, or exclude this work"))
     return clean_work(_decode(content, name, encoding), name)
@@ -57,18 +53,13 @@ def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> 
     """Read the clean text, the title and the author of a work that is not in a zip; arguments as for `read_work`."""
     source = _decode(data, name, encoding)
     if not is_work(source):
-        raise TsugikiError(
-            _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file").format(name=name)
-        )
+        message = _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file")
+        raise TsugikiError(message.format(name=name))
     return clean_work(source, name)
 
 
 def clean_work(source: str, name: str) -> CleanText:
-    """Return the clean text, the title and the author of a work, given as a text with LF as line ends.
-
-    Raises:
-        TsugikiError: there is no text between the header and the footer.
-    """
+    """Return the clean text, the title and the author of a work, given as a text with LF as line ends."""
     header, body = _split(source)
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
@@ -254,28 +245,21 @@ _VENDOR = str.maketrans("～∥－￠￡￢", "〜‖−¢£¬")
 
 
 def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
-    for codec in (
-        "utf-8-sig",
-        "shift_jis",
-        "cp932",
-    ):  # text in the other encodings is invalid UTF-8 from its first kanji on
+    # Text in the other encodings is invalid UTF-8 from its first kanji on.
+    for codec in ("utf-8-sig", "shift_jis", "cp932"):
         try:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
         found: Encoding = "utf-8" if codec == "utf-8-sig" else "shift_jis"
         if encoding not in (None, found) and not data.isascii():
-            raise TsugikiError(
-                _("{name}: the index says {encoding}, the text is {found}; download both again").format(
-                    name=name, encoding=encoding, found=found
-                )
-            )
+            message = _("{name}: the index says {encoding}, the text is {found}; download both again")
+            raise TsugikiError(message.format(name=name, encoding=encoding, found=found))
         if codec == "cp932":
             text = text.translate(_VENDOR)
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise TsugikiError(
-        _("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them").format(name=name)
-    )
+    message = _("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them")
+    raise TsugikiError(message.format(name=name))
 
 
 def _split(source: str) -> tuple[list[str], str]:

@@ -1,19 +1,29 @@
 """Read works of Aozora Bunko from its site or from a mirror folder, one at a time, and write them as JSON lines.
 
-A source lists its works: from the library's index (list_person_all_extended_utf8), from a manifest.tsv, or from the
-files in cards/<person>/files/. `select` chooses from this list, `read_entries` downloads and cleans the chosen works,
-and `write_works` writes them.
+A source lists its works, from the library's index (list_person_all_extended_utf8), a manifest.tsv, or the files in it.
+`select` chooses from this list, `read_entries` downloads and cleans the chosen works, and `write_works` writes them.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
-from tsugiki.data.read.aozora.index import INDEX, FileMissing, IndexEntry, Kana, Person, read_index, read_manifest
-from tsugiki.data.read.aozora.query import Query, no_author, no_work, normalise_name
+from tsugiki.data.read.aozora import Kana
+from tsugiki.data.read.aozora.index import (
+    INDEX,
+    FileMissing,
+    IndexEntry,
+    Person,
+    Query,
+    no_author,
+    no_work,
+    normalise_name,
+    read_index,
+    read_manifest,
+)
 from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
@@ -50,24 +60,6 @@ class Work:
     """The index's 文字遣い種別, such as 新字新仮名."""
 
 
-class WorkSource(Protocol):
-    """A site or a folder that contains works."""
-
-    prefix: str
-    """What precedes the path of an entry in `Work.source`."""
-
-    def entries(self) -> list[IndexEntry]:
-        """Return all works in a fixed order."""
-
-    def fetch(self, entry: IndexEntry) -> bytes:
-        """Return an entry's zip.
-
-        Raises:
-            FileMissing: the file does not exist.
-            SiteUnreachable: the site cannot be reached.
-        """
-
-
 class MirrorFolder:
     """A local mirror with the layout cards/<person>/files/*.zip, with or without an index or a manifest.tsv."""
 
@@ -75,12 +67,10 @@ class MirrorFolder:
 
     def __init__(self, root: Path) -> None:
         if not (root / "cards").is_dir():
-            raise TsugikiError(
-                _(
-                    "{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a "
-                    "site"
-                ).format(root=root)
+            message = _(
+                "{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a site"
             )
+            raise TsugikiError(message.format(root=root))
         self.root = root
 
     def entries(self) -> list[IndexEntry]:
@@ -99,21 +89,9 @@ class MirrorFolder:
         return [IndexEntry(path.as_posix(), (Person(path.parts[1]),)) for path in paths]
 
     def fetch(self, entry: IndexEntry) -> bytes:
-        """Read an entry's zip. Files outside the folder, also behind symbolic links, are not read.
-
-        Raises:
-            FileMissing: the file does not exist.
-            TsugikiError: the file cannot be read, is too large, or is not a file in the folder.
-        """
+        """Read an entry's zip. Files outside the folder, also behind symbolic links, are not read."""
         try:
             path = (self.root / entry.path).resolve(strict=True)
-            if not path.is_relative_to(self.root.resolve()) or not path.is_file():
-                raise TsugikiError(
-                    _("{path} is not a file in {root}; correct the list of works").format(
-                        path=entry.path, root=self.root
-                    )
-                )
-            return _read_work(path, entry.path)
         except FileNotFoundError as error:
             raise FileMissing(
                 _("{path}: no such file; complete the mirror").format(path=self.root / entry.path)
@@ -121,9 +99,12 @@ class MirrorFolder:
         except OSError as error:
             raise _unreadable(entry.path, error) from error
         except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
-            raise TsugikiError(
-                _("{path!r}: {error}; correct the list of works").format(path=entry.path, error=error_text(error))
-            ) from error
+            message = _("{path!r}: {error}; correct the list of works")
+            raise TsugikiError(message.format(path=entry.path, error=error_text(error))) from error
+        if not path.is_relative_to(self.root.resolve()) or not path.is_file():
+            message = _("{path} is not a file in {root}; correct the list of works")
+            raise TsugikiError(message.format(path=entry.path, root=self.root))
+        return _content(path, entry.path)
 
 
 class LooseFiles:
@@ -139,41 +120,32 @@ class LooseFiles:
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
             self.files += [file for file in inside if file.suffix.lower() in (".zip", ".txt") and file.is_file()]
         if not self.files:
-            raise TsugikiError(
-                _("{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them").format(
-                    paths=summarise_list([str(path) for path in paths])
-                )
-            )
+            message = _("{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them")
+            raise TsugikiError(message.format(paths=summarise_list([str(path) for path in paths])))
 
     def entries(self) -> list[IndexEntry]:
         """Return an entry for each file; title and author are read from the texts."""
         return [IndexEntry(str(path), (Person(""),)) for path in self.files]
 
     def fetch(self, entry: IndexEntry) -> bytes:
-        """Read a file.
-
-        Raises:
-            TsugikiError: it cannot be read, or is too large.
-        """
-        try:
-            return _read_work(Path(entry.path), entry.path)
-        except OSError as error:
-            raise _unreadable(entry.path, error) from error
+        """Read a file."""
+        return _content(Path(entry.path), entry.path)
 
 
-def _read_work(path: Path, name: str) -> bytes:
-    """Read the file of a work, which errors call `name`.
+WorkSource: TypeAlias = Site | MirrorFolder | LooseFiles
+"""A site or a folder that contains works. Its `prefix` precedes the path of an entry in `Work.source`."""
 
-    Raises:
-        OSError: it cannot be read.
-        TsugikiError: it is too large.
-    """
-    with path.open("rb") as file:
-        data = file.read(MAX_ZIP + 1)
+
+def _content(path: Path, name: str) -> bytes:
+    """Read the file of a work, which errors call `name`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_ZIP + 1)
+    except OSError as error:
+        raise _unreadable(name, error) from error
     if len(data) > MAX_ZIP:
-        raise TsugikiError(
-            _("{path} has more than {max_zip}; exclude this work").format(path=name, max_zip=format_size(MAX_ZIP))
-        )
+        message = _("{path} has more than {max_zip}; exclude this work")
+        raise TsugikiError(message.format(path=name, max_zip=format_size(MAX_ZIP)))
     return data
 
 
@@ -207,10 +179,6 @@ def read_entries(
 
     Conditions that the index could not decide are checked on the texts. `skip` is called with a message for each work
     that cannot be read, `missing` for each whose file does not exist; None: a missing file is an error.
-
-    Raises:
-        TsugikiError: a file does not exist (and `missing` is None), or no work matches.
-        SiteUnreachable: the site cannot be reached.
     """
     authors: set[str] = set()
     found = failed = 0
@@ -223,9 +191,8 @@ def read_entries(
         except FileMissing as error:
             reason = error_text(f"{entry.origin}: {error}" if entry.origin else error, _LONGEST_REASON)
             if missing is None:
-                raise TsugikiError(
-                    _("{reason}, or skip such works with --skip-missing").format(reason=reason)
-                ) from error
+                message = _("{reason}, or skip such works with --skip-missing")
+                raise TsugikiError(message.format(reason=reason)) from error
             missing(reason)
         except TsugikiError as error:
             reason = error_text(error, _LONGEST_REASON)  # it can contain a path from the list of works
@@ -241,9 +208,8 @@ def read_entries(
     if found:
         return
     if failed and not authors:
-        raise TsugikiError(
-            _("no work could be read, {failed} failed; the first: {first}").format(failed=failed, first=first)
-        )
+        message = _("no work could be read, {failed} failed; the first: {first}")
+        raise TsugikiError(message.format(failed=failed, first=first))
     if query.author is not None and normalise_name(query.author) not in map(normalise_name, authors):
         raise no_author(query, authors)
     raise no_work(query)
@@ -253,11 +219,8 @@ def _read(source: WorkSource, entry: IndexEntry) -> Work:
     if not entry.path:
         raise TsugikiError(_("{origin}: {title} has no text file").format(origin=entry.origin, title=entry.title))
     if "://" in entry.path:
-        raise TsugikiError(
-            _("{origin}: {path} is at another site, which is not supported").format(
-                origin=entry.origin, path=entry.path
-            )
-        )
+        message = _("{origin}: {path} is at another site, which is not supported")
+        raise TsugikiError(message.format(origin=entry.origin, path=entry.path))
     name = source.prefix + entry.path
     read = read_text_file if entry.path.lower().endswith(".txt") else read_work
     clean = read(source.fetch(entry), name, entry.encoding)
@@ -318,16 +281,17 @@ def write_works(works: Iterable[Work], out: Path) -> Totals:
 
 def _record(work: Work) -> dict[str, str]:
     """Return the JSON object of a work, without the fields that are not known."""
-    return {
+    fields = {
         "title": work.title,
         "author": work.author,
-        **({"translator": work.translator} if work.translator else {}),
+        "translator": work.translator,
         "text": work.text,
         "source": work.source,
-        **({"person_id": work.person_id} if work.person_id else {}),
+        "person_id": work.person_id or None,
         "kana": work.kana,
-        **({"orthography": work.orthography} if work.orthography else {}),
+        "orthography": work.orthography,
     }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # Several editions of a work -----------------------------------------------------------------------------
