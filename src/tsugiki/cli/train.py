@@ -54,8 +54,8 @@ def train_command(
     Args:
         config: YAML file of settings, which flags override; with --resume, the folder of a run.
         set_: Setting of the method as NAME=VALUE (`tsugiki methods NAME`); can be repeated.
-        as_chapter: Defaults of the textbook chapter: r 8, learning rate 1e-4, 16 rows per step, the last step is
-            kept.
+        as_chapter: Defaults of the textbook chapter: r 8 on c_attn and c_proj of a GPT-2, learning rate 1e-4, 16 rows
+            per step, the last step is kept.
         resume: Continue a run: `--resume FOLDER` needs nothing else. A finished run goes on with larger --epochs.
         overwrite: Replace the run in --out.
         fit: Take the fastest way to run that fits in the memory (`tsugiki plan`).
