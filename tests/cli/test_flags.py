@@ -99,7 +99,7 @@ def test_a_flag_that_is_not_yaml_is_named():
 
 
 def test_help_does_not_import_torch():
-    assert "--set" in output_without({"torch", "transformers", "numpy", "httpx2"}, "train", "--help")
+    assert "--set" in output_without({"torch", "transformers", "numpy", "httpx2"}, "train", "--help-all")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 from tests.cli.imports import output_without
 from tests.docs.test_architecture import flags, problem_of
-from tsugiki.cli import EXAMPLES, near_flags, panel_of, settings_of
+from tsugiki.cli import EXAMPLES, near_flags, panel_of, root_command, settings_of
 from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE
 from tsugiki.training import RunConfig
 
@@ -53,10 +54,21 @@ def test_every_command_has_examples_of_existing_commands_and_flags():
 def test_no_flag_is_cut_off_in_a_narrow_or_a_wide_terminal(columns: int, run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     for name in ("train", "generate", "adapters combine"):
-        status, out, _ = run(*name.split(), "--help")
+        status, out, _ = run(*name.split(), "--help-all" if name == "train" else "--help")
         assert status == 0
         assert [flag for flag in flags()[name] if flag not in out] == []
         assert EXAMPLES[name][0] in out
+
+
+def test_completion_and_errors_know_the_flags_that_help_leaves_out(run):
+    command = root_command().commands["train"]
+    assert "--patience" not in command.get_help(typer.Context(command))
+    completed = root_command().commands["train"].shell_complete(typer.Context(command), "--pat")
+    assert [item.value for item in completed] == ["--patience"]
+    status, _, err = run("train", "--patiense", "3")
+    assert status == 2
+    assert "--patience" in err
+    assert "tsugiki train --help-all" in err
 
 
 def test_every_setting_of_a_run_is_in_a_group():

@@ -30,11 +30,21 @@ def test_help_fits() -> None:
 
 @_TERMINALS
 def test_help_of_train_fits(columns: int, locale: str) -> None:
-    out = _run(columns, locale, "train", "--help")
+    out = _run(columns, locale, "train", "--help-all")
     assert [flag for flag in flags()["train"] if flag not in out] == []
     text, *examples = re.split(r"\n(?:例|Examples)\n", out)
     assert examples
     _check(text, columns, locale)
+
+
+@_TERMINALS
+def test_short_help_is_a_part_of_the_long_one(columns: int, locale: str) -> None:
+    out = _run(columns, locale, "train", "--help")
+    shown = [flag for flag in flags()["train"] if re.search(rf"^ +{flag}[ ,]", out, re.MULTILINE)]
+    assert {"--model", "--data", "--out", "--epochs", "--r", "--resume", "--help-all"} <= {*shown}
+    assert 15 <= len(shown) <= 22
+    assert "tsugiki train --help-all" in out
+    _check(out.partition("--help-all\n\n")[0], columns, locale)
 
 
 @pytest.mark.slow

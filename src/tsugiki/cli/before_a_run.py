@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,7 +158,7 @@ def new_command(
         if preview:
             from tsugiki.training.workflows.preview import preview as preview_run
 
-            _print_preview(preview_run(RunConfig.model_validate(given), 1))
+            _print_preview(preview_run(RunConfig.model_validate(given), 1), verbose=False)
     print_line(_("settings: {path}").format(path=path))
     print_next_command("train", str(path))
 
@@ -190,28 +190,33 @@ def _check_minutes(minutes: float) -> None:
         raise TsugikiError(_("the time is a number of minutes above 0"))
 
 
-def _print_preview(shown: "Preview") -> None:
+def _print_preview(shown: "Preview", verbose: bool) -> None:
     from rich.console import Console
 
     from tsugiki.report.preview import to_terminal
 
     console = Console(highlight=False)
-    console.print(to_terminal(shown, colours=console.color_system is not None))
+    console.print(to_terminal(shown, console.color_system is not None, verbose))
+
+
+_ROWS = 3  # of a page and of a long preview
 
 
 def preview_command(
     config: Path | None = None,
     *,
     settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("out", "method_config"))],
-    rows: Annotated[int, typer.Option(min=1)] = 3,
+    rows: Annotated[int | None, typer.Option(min=1)] = None,
     html: Path | None = None,
+    verbose: bool = False,
 ) -> None:
     """Show the first rows of a run, counts, and the time that it would take, without training.
 
     Args:
         config: YAML file of a run's settings. Flags override it.
-        rows: Number of rows to show.
-        html: HTML file to write the preview to as well.
+        rows: Number of rows to show. Default: 1, or 3 with --verbose and on the page.
+        html: HTML file to write the preview to as well, whole.
+        verbose: Show 3 whole rows, and all names of near-duplicates.
     """
     from tsugiki.training.config import RunConfig
     from tsugiki.training.config_files import load_config, read_yaml
@@ -229,8 +234,10 @@ def preview_command(
     from tsugiki.report.preview import to_html
     from tsugiki.training.workflows.preview import preview
 
-    shown = preview(run_config, rows)
-    _print_preview(shown)
+    shown = preview(run_config, rows or _ROWS)
+    _print_preview(shown if rows or verbose else replace(shown, rows=shown.rows[:1]), verbose)
+    if not verbose:
+        typer.echo(_("more rows and names: --verbose"))
     if html:
         write_text(html, to_html(shown))
         typer.echo(_("page: {path}").format(path=html))

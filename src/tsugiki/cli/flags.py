@@ -7,7 +7,7 @@ settings of a run are defined only in its config, and those of options that seve
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -73,6 +73,13 @@ _PANELS = {
     "Machine": ("device", "micro_batch_size", "recompute", "shard"),
 }  # fmt: skip
 """Group in the help -> settings, in the order in which they are listed."""
+FIRST_HOUR = frozenset(
+    {
+        "model", "data", "columns", "held_out", "method", "base_dtype", "lora__r", "lora__lora_alpha",
+        "lora__target_modules", "minutes", "epochs", "batch_size", "learning_rate", "prompts", "out", "tokenizer",
+    }
+)  # fmt: skip
+"""Settings whose flags `--help` lists, by the names of their parameters; `--help-all` lists the others, too."""
 _WIDTH = 90  # of a file of settings
 _OTHER_NAMES = {"--start-from": ("--from",)}  # `from` cannot be the name of a field
 
@@ -147,6 +154,8 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
             is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
             shown.append(_described(parameter, descriptions, is_option=is_option))
             build[name] = itemgetter(name)
+    if any(is_hidden(get_args(parameter.annotation)[1]) for parameter in shown):
+        shown.append(inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_HelpAll))
 
     @wraps(function)
     def call(**values: Any) -> None:
@@ -157,6 +166,32 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     call.__annotations__ = {}
     call.__doc__ = summary_of(function)
     return call
+
+
+def is_hidden(parameter: object) -> bool:
+    """Return whether `--help` leaves a parameter out, which `--help-all` shows."""
+    return bool(getattr(parameter, "hidden", False))
+
+
+def show_all(parameters: Iterable[Any]) -> None:
+    """Leave no parameter out of the help and of completion."""
+    for parameter in parameters:
+        parameter.hidden = False
+
+
+def _print_help_all(context: typer.Context, value: bool) -> None:
+    if value:
+        show_all(context.command.params)
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+_HelpAll: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--help-all", is_eager=True, expose_value=False, callback=_print_help_all, help="Show all options and exit."
+    ),
+]
 
 
 def summary_of(function: Callable[..., None]) -> str:
@@ -250,7 +285,12 @@ def _flag(setting: Setting) -> inspect.Parameter:
     elif get_origin(setting.types[0]) is Literal:
         metavar = "|".join(map(str, get_args(setting.types[0])))
     option = typer.Option(
-        *names, help=_help(setting), show_default=False, metavar=metavar, rich_help_panel=panel_of(setting)
+        *names,
+        help=_help(setting),
+        show_default=False,
+        metavar=metavar,
+        rich_help_panel=panel_of(setting),
+        hidden=setting.parameter not in FIRST_HOUR,
     )
     return inspect.Parameter(
         setting.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]

@@ -5,18 +5,20 @@ in the catalogue.
 """
 
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from tsugiki.cli.examples import EXAMPLES
-from tsugiki.cli.flags import DEFAULT, as_command, summary_of
+from tsugiki.cli.flags import DEFAULT, as_command, is_hidden, show_all, summary_of
 from tsugiki.language import JAPANESE, _, language
 from tsugiki.report.table import wrap
 
@@ -24,6 +26,7 @@ Commands: TypeAlias = Mapping[str, tuple[str | None, Callable[..., None]]]
 """Name of a command -> panel of the help, and function."""
 HELP_ATTRIBUTES = ("help", "epilog", "rich_help_panel")
 """The attributes of commands and parameters that hold texts of the help."""
+_INDENT = 6  # columns before the help of a parameter
 _NARROW = 110  # columns: tables would cut names off
 
 
@@ -50,7 +53,8 @@ def _translate(place: Any) -> None:
 class Command(TyperCommand):
     """A command of a function (`flags.as_command`), whose help is readable at any width, and ends with examples.
 
-    Its parameters are read when it runs or shows its help, because those of `tsugiki train` import pydantic.
+    Its parameters are read when it runs or shows its help, because those of `tsugiki train` import pydantic. If some
+    of them are hidden, `--help` shows the first sentences about each of the others, and `--help-all` everything.
     """
 
     def __init__(self, name: str, function: Callable[..., None], panel: str | None = None) -> None:
@@ -58,6 +62,7 @@ class Command(TyperCommand):
         super().__init__(name, help=summary_of(function), rich_help_panel=panel)
         _translate(self)
         self.function = function
+        self._messages: dict[str, tuple[str, str]] = {}
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, with `--help`."""
@@ -67,17 +72,37 @@ class Command(TyperCommand):
             read = typer.main.get_command(reader)
             self.params, self.callback = read.params, read.callback
             for parameter in self.params:
+                self._messages[parameter.name] = message_of(getattr(parameter, "help", None) or "")
                 _translate(parameter)
         return super().get_params(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
         console = Console(highlight=False)
-        if console.width < _NARROW or language() == JAPANESE:
+        hidden = sum(map(is_hidden, self.get_params(ctx)))
+        if hidden or console.width < _NARROW or language() == JAPANESE:
             _print_list(console, self, ctx)
         else:
             super().format_help(ctx, formatter)
+        if hidden:
+            message = _("{count} more options: {command}")
+            console.print(Text(f"\n{message.format(count=hidden, command=f'{ctx.command_path} --help-all')}"))
         _print_examples(console, ctx)
+
+    def beginning(self, parameter: Any, columns: int) -> str:
+        """Return the first sentences of a parameter's help, at least one, that take at most so many columns."""
+        message, default = self._messages.get(parameter.name, ("", ""))
+        first, *others = re.split(r"(?<=\.)(?= )|(?<=。)", _plain(_(message))) if message else [""]
+        for sentence in others:
+            if cell_len(first + sentence) > columns:
+                break
+            first += sentence
+        return _(DEFAULT).format(help=first, value=default) if default else first
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete every option, also those that `--help` leaves out."""
+        show_all(self.get_params(ctx))
+        return super().shell_complete(ctx, incomplete)
 
 
 class Group(TyperGroup):
@@ -125,14 +150,20 @@ def _print_list(console: Console, command: Command | Group, context: Any) -> Non
     if help_option := command.get_help_option(context):
         help_option.help = _("Show this message and exit.")
     panels: defaultdict[str, list[Any]] = defaultdict(list)
-    for parameter in command.get_params(context):
-        panels[_panel(parameter)].append(parameter)
+    parameters = command.get_params(context)
+    for parameter in parameters:
+        if not is_hidden(parameter):
+            panels[_panel(parameter)].append(parameter)
+    is_short = any(map(is_hidden, parameters))
     for title in sorted(panels, key=lambda title: title == _("Options")):  # general options last
         console.print(Text(f"\n{title}", style="bold"))
         for parameter in panels[title]:
             name, text = parameter.get_help_record(context) or ("", "")
             console.print(Padding(Text(name, style="cyan"), (0, 0, 0, 2)))
-            _print_paragraphs(console, _with_default(parameter.help or "", text), 6)
+            shown = _with_default(parameter.help or "", text)
+            if is_short and isinstance(command, Command):
+                shown = command.beginning(parameter, 2 * (console.width - _INDENT)) or shown
+            _print_paragraphs(console, shown, _INDENT)
 
 
 def _print_commands(console: Console, group: Group) -> None:
@@ -143,7 +174,7 @@ def _print_commands(console: Console, group: Group) -> None:
         console.print(Text(f"\n{title}", style="bold"))
         for command in commands:
             console.print(Padding(Text(command.name or "", style="cyan"), (0, 0, 0, 2)))
-            _print_paragraphs(console, _plain(command.help or "").split("\n\n")[0], 6)
+            _print_paragraphs(console, _plain(command.help or "").split("\n\n")[0], _INDENT)
     if group.epilog:
         console.print()
         _print_paragraphs(console, _plain(group.epilog), 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
+from tsugiki.cli.flags import is_hidden
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked
 from tsugiki.training.config_files import SEVERAL_TEXTS
@@ -55,7 +56,8 @@ _MESSAGES = [
 def describe_usage_error(error: TyperException) -> str:
     """Return the message of an error, with the nearest flags and the command that lists all of them."""
     context: Any = getattr(error, "ctx", None)
-    help_ = f"{context.command_path if context is not None else 'tsugiki'} --help"
+    all_ = "-all" if any(map(is_hidden, getattr(getattr(context, "command", None), "params", ()))) else ""
+    help_ = f"{context.command_path if context is not None else 'tsugiki'} --help{all_}"
     if type(error).__name__ == "NoSuchOption" and context is not None:
         wrong = getattr(error, "option_name", "")
         parameters = context.command.get_params(context)

@@ -34,18 +34,18 @@ _LENGTH = ("epochs", "max_steps", "minutes")
 _SUFFIXES = (".yaml", ".yml")
 
 Settings = TypeVar("Settings", bound="BaseModel")
-Processes: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel="Machine")]
+Processes: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel="Machine", hidden=True)]
 
 
 def train_command(
     config: Path | None = None,
     *,
     settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("method_config",))],
-    set_: Annotated[list[str] | None, typer.Option(rich_help_panel="Method")] = None,
-    as_chapter: Annotated[bool, typer.Option(rich_help_panel="Schedule")] = False,
+    set_: Annotated[list[str] | None, typer.Option(rich_help_panel="Method", hidden=True)] = None,
+    as_chapter: Annotated[bool, typer.Option(rich_help_panel="Schedule", hidden=True)] = False,
     resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
     overwrite: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
-    fit: Annotated[bool, typer.Option(rich_help_panel="Machine")] = False,
+    fit: Annotated[bool, typer.Option(rich_help_panel="Machine", hidden=True)] = False,
     print_config: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
     processes: Processes = 1,
 ) -> None:

@@ -1,9 +1,11 @@
 """Show a preview of the training data in the terminal or as a self-contained HTML page."""
 
+from collections.abc import Sequence
 from itertools import groupby
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.rule import Rule
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -19,10 +21,15 @@ STYLES = {
     "target special": "black on green",
     "context special": "bright_black reverse",
 }
+_LINES, _GROUPS, _NAMES = 12, 3, 5
+"""Unless everything is shown: lines of a row, groups of near-duplicates, and names of each."""
 
 
-def to_terminal(preview: Preview, colours: bool) -> RenderableType:
-    """Render the rows and the counts; without colours, tokens that count in the loss are enclosed in ⟦ and ⟧."""
+def to_terminal(preview: Preview, colours: bool, verbose: bool = True) -> RenderableType:
+    """Render the rows, the counts and the notes; without colours, tokens in the loss are enclosed in ⟦ and ⟧.
+
+    Unless `verbose` is set, only so much of rows and near-duplicates is shown that everything fits on a screen.
+    """
     legend = Text(_("in the loss") if colours else f"⟦{_('in the loss')}⟧", STYLES["target"])
     legend.append("  ")
     legend.append(_("context only"), STYLES["context"])
@@ -31,18 +38,32 @@ def to_terminal(preview: Preview, colours: bool) -> RenderableType:
     legend.append("  " + _("✂ continues in another row, or is cut off"), "yellow")
     parts: list[RenderableType] = [legend]
     for row in preview.rows:
-        parts += [
-            Rule(_row_title(row, preview), align="left", style="bright_black"),
-            *(_segment(segment, colours) for segment in row.segments),
-        ]
+        segments = Group(*(_segment(segment, colours) for segment in row.segments))
+        parts.append(Rule(_row_title(row, preview), align="left", style="bright_black"))
+        parts.append(segments if verbose else _FirstLines(segments))
         if row.padding:
             parts.append(Text("+ " + padding(row), "bright_black italic"))
     table = Table(show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    for label, value in count_lines(preview):
+    for label, value in count_lines(preview, verbose):
         table.add_row(label, value)
     return Group(*parts, table, *(Text(_("note: {note}").format(note=note), "yellow") for note in preview.notes))
+
+
+class _FirstLines:
+    """Shows the first lines of a row, and how many more there are."""
+
+    def __init__(self, row: RenderableType) -> None:
+        self.row = row
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self.row, options, pad=False)
+        for line in lines[:_LINES]:
+            yield from line
+            yield Segment.line()
+        if len(lines) > _LINES:
+            yield Text(_("… and {count:,} more lines of this row").format(count=len(lines) - _LINES), "cyan")
 
 
 def to_html(preview: Preview) -> str:
@@ -67,16 +88,27 @@ class ShownPreview(Preview):
         return in_frame(to_html(self))
 
 
-def count_lines(preview: Preview) -> list[tuple[str, str]]:
-    """Return the labels and texts of the counts."""
+def count_lines(preview: Preview, verbose: bool = True) -> list[tuple[str, str]]:
+    """Return the labels and texts of the counts; unless `verbose` is set, with few names of near-duplicates."""
     counted = preview.counts
+    groups = near_duplicate_lines(counted) if verbose else _short_groups(counted.near_duplicates.first)
     more = [
         (_("characters per token"), f"{counted.characters_per_token:.2f}"),
         (_("longest record"), f"{counts.tokens(counted.longest_tokens)}, {counted.longest_record}"),
         (_("steps"), f"{counted.steps:,}"),
         (_("training time on this machine"), _("about {duration}").format(duration=format_duration(counted.seconds))),
     ]
-    return [*data_lines(counted), *more, *near_duplicate_lines(counted)]
+    return [*data_lines(counted), *more, *groups]
+
+
+def _short_groups(groups: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """Return labels and texts for the first groups of near-duplicates: the first names, without folders."""
+    lines = []
+    for group in groups[:_GROUPS]:
+        names = [name.rpartition("/")[2] for name in group[:_NAMES]]
+        more = [_("… and {count:,} more").format(count=len(group) - _NAMES)] if len(group) > _NAMES else []
+        lines.append((_("  group"), " · ".join([*names, *more])))
+    return lines
 
 
 def _row_title(row: RowView, preview: Preview) -> str:

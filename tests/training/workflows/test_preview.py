@@ -1,6 +1,7 @@
 """The preview shows the rows that training takes, as they are, and notes on base, tokenizer and targets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,28 @@ def test_both_displays_hold_text_counts_and_cuts(config: RunConfig):
     assert "✂" in page
     assert "⟦" in text
     assert "<|endoftext|>" in text
+
+
+def test_it_fits_a_screen_and_says_how_much_is_left_out(config: RunConfig):
+    from rich.console import Console
+
+    found = preview(config, 1)
+    names = [[f"texts/{group}.txt:{number}" for number in range(12)] for group in range(9)]
+    groups = found.counts.near_duplicates.model_copy(update={"first": names})
+    long = [replace(row, segments=row.segments * 30) for row in found.rows]
+    found = replace(found, rows=tuple(long), counts=found.counts.model_copy(update={"near_duplicates": groups}))
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(to_terminal(found, colours=False, verbose=False))
+    text = console.export_text()
+    assert len(text.splitlines()) <= 40
+    assert "more lines of this row" in text
+    assert "0.txt:0 · 0.txt:1 · 0.txt:2 · 0.txt:3 · 0.txt:4 · … and 7 more" in " ".join(text.replace("│", "").split())
+    assert text.count("… and 7 more ") == 3
+    assert text.index("training time") < text.index("note: ")
+    console.print(to_terminal(found, colours=False))
+    whole = console.export_text()
+    assert len(whole.splitlines()) > len(text.splitlines()) + 5
+    assert "… and" not in whole
 
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
