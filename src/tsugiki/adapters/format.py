@@ -37,7 +37,7 @@ from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.fast.layers import add_adapter
 from tsugiki.io.atomic import files_into
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
-from tsugiki.language import _
+from tsugiki.language import _, sentences
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import DEFAULT_NAME, Model, remove_adapter
 from tsugiki.lora.hold import (
@@ -295,7 +295,7 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         rest = _(" (and {more} more)").format(more=more) if more > 0 else ""
-        shown = differing_blocks(model, tensors) + "; ".join(problems[:_SHOWN_PROBLEMS]) + rest
+        shown = differing_blocks(model, tensors) + sentences(problems[:_SHOWN_PROBLEMS]) + rest
         message = _("{source} does not fit this model: {shown}; was it trained on another base?")
         raise TsugikiError(message.format(source=source, shown=shown))
     if adapter_format.load_tensors is not None:

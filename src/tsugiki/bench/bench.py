@@ -10,7 +10,7 @@ from tsugiki.bench.runner import Measurement, measure
 from tsugiki.bench.workload import STEPS, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_size
-from tsugiki.language import _
+from tsugiki.language import _, sentences
 from tsugiki.model.meta import meta_model
 from tsugiki.training import memory
 from tsugiki.training.record import describe_machine
@@ -34,7 +34,7 @@ def run_benchmark(
     skipped = {name: reason for name, entry in entries.items() if (reason := _why_too_large(entry, parameters))}
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
     if not measurable:
-        raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons="; ".join(skipped.values())))
+        raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons=sentences(skipped.values())))
     measured = measure({**measurable, "limit": LIMIT_ENTRY}, workload, rounds, show, steps)
     found = {measurement.name: measurement for measurement in measured}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
@@ -42,7 +42,7 @@ def run_benchmark(
     machine = describe_machine(default_device()).model_dump()
     results = collect(workload, workload.tokens, entries, measurements, limits, command, machine)
     if not any(row.tokens_per_second for row in results.rows):
-        problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)
+        problems = sentences(f"{row.name}: {row.problem}" for row in results.rows)
         raise TsugikiError(_("no entry could be measured: {problems}").format(problems=problems))
     return results
 

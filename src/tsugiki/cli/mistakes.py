@@ -65,6 +65,7 @@ def describe_usage_error(error: TyperException) -> str:
         problem = _("no such option: {option}").format(option=wrong) + did_you_mean(near_flags(wrong, known))
     else:
         problem = _problem(error)
+    problem = problem.rstrip("。")  # the brackets belong to the sentence
     if hasattr(getattr(context, "command", None), "commands"):
         return _("{problem} ({help} lists the commands)").format(problem=problem, help=help_)
     return _("{problem} ({help} lists the options)").format(problem=problem, help=help_)
@@ -78,7 +79,7 @@ def _problem(error: TyperException) -> str:
             problem = _(translation).format(**match.groupdict())
             extra = match.groupdict().get("extra", "").split()
             if extra and PurePath(extra[0]).suffix.lower() in DATA_SUFFIXES:  # the shell has replaced a pattern
-                problem += ". " + _(SEVERAL_TEXTS)
+                problem = _("{problem}. {advice}").format(problem=problem, advice=_(SEVERAL_TEXTS))
             return problem
     return message[:1].lower() + message[1:]
 

@@ -31,7 +31,7 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.export.llama_cpp_layers import OUTPUT_HEAD, TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.export.loaders import llama_cpp_incompatibilities
 from tsugiki.export.ollama import modelfile, new_gguf_file
-from tsugiki.language import _
+from tsugiki.language import _, sentences
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import shortest_target_modules
 from tsugiki.model.linear import features, is_conv1d
@@ -93,7 +93,7 @@ def export_gguf_adapter(
             "llama.cpp would not compute {folder} as Tsugiki does: {problems} (--merged exports base and "
             "adapter as one model)"
         )
-        raise TsugikiError(message.format(folder=folder, problems="; ".join(problems)))
+        raise TsugikiError(message.format(folder=folder, problems=sentences(problems)))
     if base is not None:
         check_gguf_base(base, model, lora.layers)
     base_path = str(base.absolute()) if base else None

@@ -256,7 +256,7 @@ def _pre(fields: Mapping[str, Any], pre_tokenizers: Sequence[Mapping[str, Any]])
     if name is None and not fields["model"]["merges"]:
         return "gpt-2"  # without merges every token is one byte, so splitting changes nothing
     if name is None:
-        steps = " then ".join(descriptions) or "not at all"
+        steps = _(" then ").join(descriptions) or _("not at all")
         message = _("llama.cpp cannot split text as this tokenizer does ({steps}); it supports {known}")
         raise TsugikiError(message.format(steps=steps, known=", ".join(PRE_TOKENIZERS.values())))
     return name

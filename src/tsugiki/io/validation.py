@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tsugiki.errors import error_text
-from tsugiki.language import _, marked
+from tsugiki.language import _, marked, sentences
 
 LONGEST_MESSAGE = 1500
 """The most characters of a message about invalid settings."""
@@ -77,4 +77,4 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
         problems.append(f"{where}: {message}" if where else message)
     left = len(problems) - _MAX_PROBLEMS
     more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
-    return error_text("; ".join(problems[:_MAX_PROBLEMS] + more), LONGEST_MESSAGE)
+    return error_text(sentences(problems[:_MAX_PROBLEMS] + more), LONGEST_MESSAGE)

@@ -11,7 +11,7 @@ language of their own (`speaking`). Logs and JSON stay in English.
 
 import locale
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -79,6 +79,16 @@ def marked(message: str) -> str:
     For constants, which are evaluated before the language is known.
     """
     return message
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Return counts and phrases as a list in one line."""
+    return _(", ").join(parts)
+
+
+def sentences(parts: Iterable[str]) -> str:
+    """Return problems or reasons in one line: separated by semicolons, or as sentences in Japanese."""
+    return "".join(f"{part.rstrip('。')}。" for part in parts) if language() == JAPANESE else "; ".join(parts)
 
 
 @cache

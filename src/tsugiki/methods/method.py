@@ -136,7 +136,7 @@ class Method:
         known = [setting.name for setting in dataclasses.fields(self.config)]
         unknown = [name for name in settings if name not in known]
         if unknown:
-            names = ", ".join(sorted(known)) or "none"
+            names = ", ".join(sorted(known)) or _("nothing")
             message = _("{unknown}: no such setting; this method has: {known}")
             raise TsugikiError(message.format(unknown=", ".join(unknown), known=names))
         self.check_fixed_settings(settings)

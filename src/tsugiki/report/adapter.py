@@ -22,7 +22,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_duration, format_size
-from tsugiki.language import _, counts, marked
+from tsugiki.language import _, counts, listed, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.names import split_block
@@ -135,7 +135,9 @@ def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
     lines.append((_("learning rate"), f"{record.chosen('learning_rate')}"))
     if record.data:
         held_out = record.data.held_out
-        lines.append((_("held out"), f"{counts.records(held_out.documents)}, {counts.characters(held_out.characters)}"))
+        lines.append(
+            (_("held out"), listed([counts.records(held_out.documents), counts.characters(held_out.characters)]))
+        )
     return lines
 
 

@@ -32,8 +32,13 @@ def _marked(cell: str, mark: str) -> str:
 
 def learned_note(name: str, result: Evaluation) -> str:
     """Return a note on how much of the text the evaluated model or adapter was trained on."""
-    known = _("{same:,} of {documents}").format(same=result.learned, documents=counts.documents(len(result.documents)))
-    if result.nearly_learned:
+    documents = counts.documents(len(result.documents))
+    known = _("{same:,} of {documents}").format(same=result.learned, documents=documents)
+    if result.nearly_learned and not result.learned:
+        known = _("nearly the same text as {near:,} of {documents}").format(
+            near=result.nearly_learned, documents=documents
+        )
+    elif result.nearly_learned:
         known = _("{known}, and nearly the same text as {near:,} others").format(
             known=known, near=result.nearly_learned
         )

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tsugiki.io.formatting import format_duration
-from tsugiki.language import _, counts
+from tsugiki.language import _, counts, listed
 from tsugiki.report.page import in_frame, render
 from tsugiki.report.record_text import data_lines, near_duplicate_lines
 from tsugiki.training.workflows.preview import Preview, RowView, SegmentView
@@ -94,7 +94,7 @@ def count_lines(preview: Preview, verbose: bool = True) -> list[tuple[str, str]]
     groups = near_duplicate_lines(counted) if verbose else _short_groups(counted.near_duplicates.first)
     more = [
         (_("characters per token"), f"{counted.characters_per_token:.2f}"),
-        (_("longest record"), f"{counts.tokens(counted.longest_tokens)}, {counted.longest_record}"),
+        (_("longest record"), listed([counts.tokens(counted.longest_tokens), counted.longest_record])),
         (_("steps"), f"{counted.steps:,}"),
         (_("training time on this machine"), _("about {duration}").format(duration=format_duration(counted.seconds))),
     ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
 from tsugiki.io.formatting import format_gigabytes
-from tsugiki.language import _, counts, marked
+from tsugiki.language import _, counts, listed, marked
 from tsugiki.report.formatting import FEW_DOCUMENTS, describe_change, format_number, format_with_interval
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Change, Interval
@@ -124,7 +124,7 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
     size = data.blocks * data.block_size
     mixed = []
     if data.mixed:
-        mixed = [(_("of these mixed in"), f"{counts.records(data.mixed.documents)}, {data.mixed.share:.1%}")]
+        mixed = [(_("of these mixed in"), listed([counts.records(data.mixed.documents), f"{data.mixed.share:.1%}"]))]
     return [
         (_("training data"), _size(data.train)),
         *mixed,
@@ -134,7 +134,9 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
         (_("tokens per epoch"), f"{data.tokens_per_epoch:,}"),
         (
             _("target tokens per epoch"),
-            f"{data.target_tokens_per_epoch:,}, {data.target_tokens_per_epoch / data.tokens_per_epoch:.1%}",
+            listed(
+                [f"{data.target_tokens_per_epoch:,}", f"{data.target_tokens_per_epoch / data.tokens_per_epoch:.1%}"]
+            ),
         ),
         (
             _("rows"),
@@ -144,7 +146,7 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
         ),
         (_("documents in a row"), _(_DOCUMENT_MASKING[data.document_masking])),
         (_("continue in other rows"), counts.documents(data.split_records)),
-        (_("cut off"), f"{counts.examples(data.cut_records)}, {counts.tokens(data.cut_tokens)}"),
+        (_("cut off"), listed([counts.examples(data.cut_records), counts.tokens(data.cut_tokens)])),
         (
             _("near-duplicates"),
             _("{records} in {groups}").format(
@@ -198,7 +200,7 @@ def _relative(before: float, after: float) -> str:
 
 
 def _size(part: RecordCounts) -> str:
-    return f"{counts.records(part.documents)}, {counts.characters(part.characters)}"
+    return listed([counts.records(part.documents), counts.characters(part.characters)])
 
 
 def _validation_line(data: DataSummary) -> list[tuple[str, str]]:

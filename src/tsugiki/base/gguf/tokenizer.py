@@ -70,7 +70,7 @@ def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
             "{file} splits text before tokenisation in a way that Tsugiki does not know ({value}); it is split "
             "as for GPT-2, and some tokens may differ from llama.cpp's"
         )
-        warn_caller(message.format(file=file, value=pre or "unnamed"))
+        warn_caller(message.format(file=file, value=pre or _("unnamed")))
 
 
 def _set_space_marks(backend: "Tokenizer", prefix: bool) -> None:

@@ -36,7 +36,7 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import DATA_SUFFIXES
-from tsugiki.language import _
+from tsugiki.language import _, listed
 
 Data: TypeAlias = str | Path | Sequence[str]
 """A file, a folder, a pattern such as `texts/*.txt`, or the name of a data set on the hub; or several of these."""
@@ -157,7 +157,7 @@ def _local_path(data: str | Path) -> Path:
 
 
 def _files(root: Path, reading: Reading) -> list[_File]:
-    others, last = ", ".join(DATA_SUFFIXES[:-1]), DATA_SUFFIXES[-1]
+    others, last = listed(DATA_SUFFIXES[:-1]), DATA_SUFFIXES[-1]
     if root.is_dir():
         inside = sorted(path for path in root.rglob("*") if path.is_file())
         names = {path: path.relative_to(root).as_posix() for path in inside}

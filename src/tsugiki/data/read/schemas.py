@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.records import Completion, Conversation, Document, Message, Record
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _, marked
+from tsugiki.language import _, listed, marked
 
 Columns: TypeAlias = Mapping[str, str]
 """Field of a schema -> the name of its column, where a data set calls it otherwise."""
@@ -55,6 +55,11 @@ _UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "reason
 FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
 
 
+def known_fields() -> str:
+    """Return the fields of all schemas, for messages."""
+    return listed(_(" and ").join(fields) for fields in reversed(KEYS.values()))
+
+
 def schema_of(row: Mapping[str, Any], source: str) -> str:
     """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing."""
     present = {name for name, value in row.items() if value is not None}
@@ -71,10 +76,10 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
             if key in present:
                 message = _("{source} has {key} but no {missing}; add it")
                 raise TsugikiError(message.format(source=source, key=key, missing=missing))
-    names = ", ".join(str(name)[:40] for name in list(row)[:8]) or "nothing"
+    names = ", ".join(str(name)[:40] for name in list(row)[:8]) or _("nothing")
     raise NotDataError(
         _("{source} has none of the fields {known}; it has {names}; give its names as --columns text=NAME").format(
-            source=source, known=", ".join(reversed(KEYS)), names=names
+            source=source, known=known_fields(), names=names
         )
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from tsugiki.data.read.character_encoding import decode, detect_encoding
-from tsugiki.data.read.schemas import KEYS, NotDataError
+from tsugiki.data.read.schemas import KEYS, NotDataError, known_fields
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import check_depth, integer, parse_json
@@ -149,7 +149,7 @@ def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[st
             _(
                 "{where} names none of the columns {known}; the first line must name the columns, separated by commas, "
                 "and other names are given as --columns text=NAME"
-            ).format(where=where, known=", ".join(reversed(KEYS)))
+            ).format(where=where, known=known_fields())
         )
     return names
 
@@ -195,7 +195,7 @@ def _columns_to_read(source: str, kinds: Mapping[str, bool], columns: Mapping[st
     if not names:
         raise NotDataError(
             _("{path} has none of the columns {known}; it has {names}; give its names as --columns text=NAME").format(
-                path=source, known=", ".join(reversed(KEYS)), names=summarise_list([*kinds]) or _("nothing")
+                path=source, known=known_fields(), names=summarise_list([*kinds]) or _("nothing")
             )
         )
     return names

@@ -18,7 +18,7 @@ from tsugiki.data.read.aozora import Kana
 from tsugiki.data.read.aozora.text import Encoding, title_and_author
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_only_member
-from tsugiki.language import _
+from tsugiki.language import JAPANESE, _, language
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -261,10 +261,17 @@ def no_author(query: Query, names: Iterable[str]) -> TsugikiError:
         names = ", ".join(known[name] for name in near)
         advice = _("did you mean {names}?").format(names=names)
     else:
-        advice = _("give the full name")
+        advice = _("give the full name; Aozora Bunko has works of authors whose copyright has expired")
     return TsugikiError(
-        _("no {role} {author} in this source; {advice}").format(role=query.role, author=query.author, advice=advice)
+        _("no {role} {author} in this source; {advice}").format(
+            role=_role_name(query.role), author=query.author, advice=advice
+        )
     )
+
+
+def _role_name(role: Role) -> str:
+    """Return a role as messages name it: in English, or as the index does."""
+    return next((flag for flag, name in ROLES.items() if name == role and language() == JAPANESE), role)
 
 
 def no_work(query: Query) -> TsugikiError:
