@@ -5,14 +5,17 @@ from typing import Any
 
 import typer
 
-from tsugiki.cli import HELP_ATTRIBUTES, message_of, root_command
+from tsugiki.cli import HELP_ATTRIBUTES, message_of, root_command, settings_of
 from tsugiki.language import ENGLISH, speaking
+from tsugiki.training import RunConfig
 
 
 def help_texts() -> Iterator[tuple[str, str]]:
     """Return (message, file), with a message once for each command that has it."""
     with speaking(ENGLISH):
         yield from _texts(root_command(), "src/tsugiki/cli/app.py")
+        for setting in settings_of(RunConfig):  # also those without a flag, which --print-config describes
+            yield setting.description.replace("[", r"\["), "src/tsugiki/training/config.py"
 
 
 def _texts(command: Any, file: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,8 @@ import pytest
 import typer
 
 from tests.language.catalogue import SOURCE, forms, read_catalogue
-from tsugiki.cli import root_command, settings_of
+from tsugiki.cli import root_command, settings_of, settings_text
+from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
 from tsugiki.training import ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
 
@@ -57,6 +58,12 @@ def test_arguments_of_messages_are_translated() -> None:
         if set(_WORD.findall(_QUOTED.sub(" ", text))) - names
     ]
     assert found == []
+
+
+def test_comments_of_settings_are_in_japanese() -> None:
+    with speaking(JAPANESE):
+        paragraphs = settings_text(RunConfig, {}).split("\n\n")
+    assert [text for text in paragraphs if "#" in text and not re.search(f"[{_JAPANESE}]", text)] == []
 
 
 @pytest.mark.parametrize("text", ["学習率 Abc rate 3", "この学習は3 ステップ", "Abc には対応していません。Abcのどれか"])

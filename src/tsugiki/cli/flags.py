@@ -453,7 +453,7 @@ def _is_given(setting: Setting, given: Mapping[str, Any]) -> bool:
 def _commented(setting: Setting, given: Mapping[str, Any], indent: str) -> list[str]:
     """Return the description of a setting as comments, and the setting itself."""
     name = setting.path[-1]
-    text = wrap(_(setting.description), _WIDTH)
+    text = wrap(_(_escape(setting.description)).replace(r"\[", "["), _WIDTH)
     value = given.get(name, setting.default)
     mark = "" if name in given or setting.is_required else "# "
     shown = "" if value is None else f" {_inline(value)}"

@@ -71,7 +71,7 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
         message = problem_text(problem)
         message = message[:1].lower() + message[1:] if where else message
         if problem["type"] == "extra_forbidden" and (near := get_close_matches(where, known_settings, n=1)):
-            message += _("; did you mean {name!r}?").format(name=near[0])
+            message = _("{problem}; did you mean {name!r}?").format(problem=message, name=near[0])
         if has_value:
             message += _(" (got {value})").format(value=error_text(repr(problem["input"]), 100))
         problems.append(f"{where}: {message}" if where else message)

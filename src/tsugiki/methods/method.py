@@ -86,6 +86,10 @@ class Method:
     family: Family
     summary: str
     """A short description of the parameters that the method trains."""
+    formula: str
+    """What the method computes, in one line."""
+    description: str
+    """What trains, how it begins, what it costs, and the paper, in two to five sentences."""
     config_name: str
     """The module and the name of the config class, which is imported when the method is used."""
     fixed_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -99,8 +103,6 @@ class Method:
     """Whether PEFT can load the files."""
     mergeable: bool = True
     """Whether the adapter can be merged into the weights of the base."""
-    doc_module: str = ""
-    """The module whose docstring explains the method; empty: the module of the config class."""
     not_accelerated: str = ""
     """The fast paths that this method cannot use; empty: it can use all of them."""
     prepare: Callable[[nn.Module, Any, bool], None] = _graft

@@ -7,7 +7,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +26,13 @@ from tsugiki.methods.table import METHODS
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.targets_by_rule import reasons_against
 from tsugiki.model.ungrafted import base_modules, find_stacks
-from tsugiki.report.table import Table
+from tsugiki.report.table import Table, wrap
 from tsugiki.training.config import RunConfig, validate_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_WIDTH = 100  # columns of a description
 _REASON_LENGTH = 60  # characters of a reason in a cell
 
 _FAMILIES: Mapping[Family, str] = MappingProxyType(
@@ -66,14 +66,15 @@ def methods_table(model: str) -> Table:
 
 
 def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
-    """Return a method's docstring, a table of its settings with their defaults, and further facts."""
+    """Return a method's formula and description, a table of its settings with their defaults, and further facts."""
     try:
         validate_method(name)
     except ValueError as error:
         raise TsugikiError(f"{name}: {error}") from error
     method = METHODS[name]
-    idea = inspect.cleandoc(import_module(method.doc_module or method.config.__module__).__doc__ or method.summary)
-    text = f"{name} · {_(_FAMILIES[method.family])} · {_(method.summary)}\n\n{idea}\n"
+    title = f"{name} · {_(_FAMILIES[method.family])} · {_(method.summary)}"
+    description = "\n".join(wrap(_(method.description), _WIDTH))
+    text = f"{title}\n\n    {method.formula}\n\n{description}\n"
     notes = [
         _("{setting} is {value!r} in this method").format(setting=setting, value=value)
         for setting, value in method.fixed_settings.items()
