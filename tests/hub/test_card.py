@@ -1,6 +1,7 @@
 """The card of an adapter: its metadata read back by huggingface_hub, its page by a Markdown parser."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ def test_the_page_tells_the_run():
     loss = f"| loss | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] | -25.0% |"
     assert loss in page
     assert "| perplexity | 54.60 [" in page
-    assert "Values in brackets are 95 %" in page
+    assert "In brackets: 95 %" in page
     assert "Change of bits per character: -25.0% (95 % interval" in page
     assert "over 12 documents" in page
     assert "sha256:cd" in page
@@ -145,10 +146,18 @@ def test_what_a_model_wrote_stays_in_its_block(text: str):
         assert line in shown
 
 
-def test_the_card_is_in_english_for_every_user():
-    english = model_card(described())
+def test_the_language_of_the_card_does_not_depend_on_that_of_the_user():
+    english, japanese = model_card(described()), model_card(described(), "ja")
     with speaking("ja"):
-        assert model_card(described()) == english
+        assert (model_card(described()), model_card(described(), "ja")) == (english, japanese)
+    prose = re.sub(r"(?s)```.*?```|`[^`]*`|<!--.*", "", page_of(japanese))
+    english_lines = [line for line in prose.splitlines() if re.search("[a-z]{3}", line) and line.isascii()]
+    assert english_lines == ["# soseki"]
+    assert not re.search("[ぁ-ん]", re.sub(r"(?s)```.*?```|`[^`]*`", "", page_of(english)))
+
+
+def test_the_language_of_samples_with_kana_is_japanese():
+    assert ModelCard(model_card(described(languages=()))).data.language == ["ja"]
 
 
 def test_a_card_that_was_edited_is_not_its_own():

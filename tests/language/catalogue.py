@@ -20,7 +20,11 @@ SOURCE = Path(tsugiki.__file__).parent
 PO = CATALOGUES / JAPANESE / "LC_MESSAGES" / f"{DOMAIN}.po"
 MO = PO.with_suffix(".mo")
 _KEYWORDS = {"_": None, "marked": None, "ngettext": (1, 2)}
-_METHODS = [("**.py", "python"), ("report/**.html", "jinja2.ext.babel_extract")]
+_METHODS = [
+    ("**.py", "python"),
+    ("report/**.html", "jinja2.ext.babel_extract"),
+    ("hub/**.md", "jinja2.ext.babel_extract"),
+]
 
 
 def template() -> Catalog:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -213,6 +213,7 @@ def push_command(
     private: bool = False,
     license_: str | None = None,
     language: list[str] | None = None,
+    card_lang: Literal["en", "ja"] = "en",
     message: str = "Adapter, by tsugiki push",
     replace_card: bool = False,
     dry_run: bool = False,
@@ -229,7 +230,9 @@ def push_command(
         base: The base's name on the hub, if the adapter names a folder; 'none' if it is not on the hub.
         private: If the repository is created, make it private.
         license_: The adapter's licence, by its name on the hub, such as apache-2.0.
-        language: A language of the training text, such as ja. Can be given several times.
+        language: A language of the training text, such as ja. Can be given several times. Default: ja if the samples
+            have kana.
+        card_lang: Language of the model card.
         message: The commit message.
         replace_card: Replace README.md even if it was not written by tsugiki push, or was edited since.
         dry_run: Print the card and the files that would be sent, without connecting to the hub.
@@ -243,7 +246,7 @@ def push_command(
     check_repo_id(repo_id)
     folder = adapter_folder(adapter, library)
     named = published_base(folder, base)
-    sent = publication(folder, repo_id, named, license_ or None, language or ())
+    sent = publication(folder, repo_id, named, license_ or None, language or (), card_lang)
     for note in sent.notes:
         print(_("note: {note}").format(note=note), file=sys.stderr)
     for name, size in sent.sizes():

@@ -28,7 +28,7 @@ from tsugiki.hub.card import CardData, model_card
 from tsugiki.hub.client import CARD_FILE, is_repo_id
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.json import to_json_text
-from tsugiki.language import _
+from tsugiki.language import ENGLISH, _
 from tsugiki.training.record import RunRecord, read_record
 
 NO_BASE = "none"
@@ -75,12 +75,17 @@ def published_base(folder: Path, given: str | None) -> str | None:
 
 
 def publication(
-    folder: Path, repo_id: str, base: str | None, license_id: str | None = None, languages: Sequence[str] = ()
+    folder: Path,
+    repo_id: str,
+    base: str | None,
+    license_id: str | None = None,
+    languages: Sequence[str] = (),
+    card_language: str = ENGLISH,
 ) -> Publication:
     """Prepare the adapter in a folder for the hub. Nothing is sent.
 
     `base` is the result of `published_base`. The licence is given by its name on the hub, without a default; the
-    languages of the text are given by their codes.
+    languages of the text, and that of the card, are given by their codes.
     """
     config = check_adapter(folder)
     fields = _public({**read_config_fields(folder), "base_model_name_or_path": base})
@@ -98,7 +103,8 @@ def publication(
             size=(folder / ADAPTER_FILE).stat().st_size,
             license_id=license_id,
             languages=languages,
-        )
+        ),
+        card_language,
     )
     files: dict[str, bytes | Path] = {ADAPTER_FILE: folder / ADAPTER_FILE, ADAPTER_CONFIG_FILE: _json(fields)}
     if (folder / METADATA_FILE).is_file():
