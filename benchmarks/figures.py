@@ -1,5 +1,6 @@
 """A table of figures for the guides: headers, cells, and how the figures were measured, as a JSON file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,19 @@ from tsugiki.training.record import describe_machine
 
 KIND = "figures"
 """The value of `kind` in such a file; the results of `tsugiki bench` have another one."""
+
+_JAPANESE_CELLS = {
+    r"([\d,]+) of (\d+) rows": r"\2 行 × \1",
+    r" \(rate ([^,)]+), step (\d+)\)": r"（学習率 \1、ステップ \2）",
+    r" \(rate ([^,)]+)\)": r"（学習率 \1）",
+}
+"""Pattern of words in cells -> what a Japanese guide has instead."""
+
+
+def _cell(text: str, language: str) -> str:
+    for pattern, japanese in _JAPANESE_CELLS.items() if language == "ja" else ():
+        text = re.sub(pattern, japanese, text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -31,8 +45,8 @@ class Figures:
     format: int = 1
 
     def table(self, language: str) -> Table:
-        """Return the headers in this language, and the cells."""
-        return Table(list(self.headers[language]), [list(row) for row in self.rows])
+        """Return the headers and the cells in this language."""
+        return Table(list(self.headers[language]), [[_cell(text, language) for text in row] for row in self.rows])
 
     def write(self, file: Path) -> None:
         """Write the file atomically."""
