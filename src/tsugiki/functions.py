@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsugiki.data.read.schemas import NO_COLUMNS
-from tsugiki.data.records import AssistantTurns, Message
+from tsugiki.data.records import AssistantTurns, Completion, Message
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 
@@ -133,12 +133,14 @@ def evaluate(
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
+    from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
     from tsugiki.report.evaluations import Evaluations
     from tsugiki.training.load_targets import evaluate_targets, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template)
+    only_pairs = record_kinds(data, columns) == {Completion}
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, only_pairs=only_pairs)
     results = evaluate_targets(loaded, data, assistant_turns, characters, ProgressDisplay(), columns=columns)
     with quiet_libraries():
         return Evaluations(zip(map(str, chosen), results, strict=True))

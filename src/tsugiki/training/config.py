@@ -76,7 +76,8 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _as_columns(value: Any) -> Any:
-    return parse_columns(value) if isinstance(value, str) else value
+    is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+    return parse_columns(value) if is_text else value
 
 
 DataSetting: TypeAlias = Annotated[
@@ -137,7 +138,7 @@ class TrainingSettings(BaseModel):
     """Dtype of the model's file after full fine-tuning or pretraining; checkpoints are float32."""
 
     columns: Annotated[dict[str, str], BeforeValidator(_as_columns)] = {}
-    """Names of columns or fields that differ from those of Tsugiki: prompt=question,completion=answer."""
+    """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
     drop_duplicates: bool = False
     """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
 
@@ -237,8 +238,9 @@ class RunConfig(TrainingSettings):
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
     chat_template: str | None = Field(default=None, min_length=1)
-    """Chat template for conversations: a Jinja file, or default, a plain one for a base that has none. The adapter is
-    saved with it. Default: that of the tokenizer."""
+    """Chat template for conversations, and for prompts with completions: a Jinja file; default, a plain one for a base
+    that has none; or none, for prompts and completions that are joined as plain text. The adapter is saved with it.
+    Default: that of the tokenizer."""
     system: str | None = Field(default=None, min_length=1)
     """System message of the prompts, which are the user's turns if the run learns conversations."""
     start_from: str | None = Field(default=None, min_length=1)

@@ -257,30 +257,62 @@ def test_a_json_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
 def test_columns_with_other_names(kind: str, tmp_path: Path):
-    rows = [{"question": "a", "answer": "b", "title": "t"}]
+    rows = [{"topic": "a", "reply": "bb", "title": "t"}]
     path = tmp_path / f"a.{kind}"
     if kind == "csv":
-        path.write_text("question,answer,title\na,b,t\n")
+        path.write_text("topic,reply,title\na,bb,t\n")
     elif kind == "parquet":
         arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         parquet.write_table(arrow.Table.from_pylist(rows), path)
     else:
         path.write_text(json.dumps(rows if kind == "json" else rows[0]))
-    columns = parse_columns("prompt=question, completion=answer")
+    columns = parse_columns(["prompt=topic", "completion=reply"])
     [record], _ = read(path, columns=columns)
     assert isinstance(record, Completion)
-    assert (record.prompt, record.completion, record.fields) == ("a", "b", {"title": "t"})
+    assert (record.prompt, record.completion, record.fields) == ("a", "bb", {"title": "t"})
     assert content_key(path, columns) != content_key(path)
-    with pytest.raises(TsugikiError, match="--columns"):
+    with pytest.raises(TsugikiError, match="topic, reply, title.*--columns prompt=topic,completion=reply"):
         read(path)
     with pytest.raises(TsugikiError, match="--columns"):
-        read(path, columns={"prompt": "qestion"})
+        read(path, columns={"prompt": "topik"})
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("Question", "Answer"), ("q", "a"), ("input", "output"), ("prompt", "response"), ("質問", "回答")],
+)
+def test_the_usual_names_of_a_question_and_its_answer_are_known(question: str, answer: str, tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,{question},title,{answer}\n1,wann,x,um acht\n")
+    [record], reading = read(path)
+    assert record == Completion("wann", "um acht", f"{path}:2")
+    assert (reading.pairs, reading.unused) == ([f"{question} → {answer}"], ["id"])
+    assert f"{question} → {answer}" in "".join(reading.notes())
+
+
+def test_a_known_schema_and_given_columns_come_before_usual_names(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "wann", "answer": "um acht", "text": "wann? um acht"}))
+    [record], reading = read(path)
+    assert (record.text, reading.pairs, reading.unused) == ("wann? um acht", [], ["question", "answer"])
+    path.write_text(json.dumps({"question": "wann", "answer": "um acht"}))
+    with pytest.raises(TsugikiError, match="no prompt.*--columns prompt=question"):
+        read(path, columns={"prompt": "qestion", "completion": "answer"})
+
+
+def test_a_pair_of_which_one_column_has_another_name_is_told_which(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": "1", "instruction": "wann?", "the answer": "um acht"}))
+    with pytest.raises(TsugikiError, match="has instruction but no output.*--columns 'output=the answer'"):
+        read(path)
 
 
 def test_columns_that_are_written_in_another_way():
     for text in ("prompt", "prompt=", "=a", "a=b,,c=d", ""):
         with pytest.raises(ValueError, match="field=column"):
             parse_columns(text)
+    with pytest.raises(ValueError, match="prompt twice"):
+        parse_columns(["prompt=a", "completion=b,prompt=c"])
 
 
 def test_several_texts_and_patterns_are_read_in_order_and_each_once(tmp_path: Path):

@@ -19,7 +19,16 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
 from tsugiki.data.read.character_encoding import decode
-from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
+from tsugiki.data.read.schemas import (
+    FIELD_LENGTH,
+    NO_COLUMNS,
+    Columns,
+    NotDataError,
+    known_columns,
+    read_row,
+    schema_of,
+    unused_columns,
+)
 from tsugiki.data.read.tables import (
     NumberedRows,
     OpenFile,
@@ -194,7 +203,7 @@ def _is_beside(name: str) -> bool:
 def _read(source: _File | str, columns: Columns, reading: Reading) -> Iterator[Record]:
     """Return the records of a file or a data set; a data set on the hub is looked up immediately."""
     if isinstance(source, str):
-        return _records_of_rows(dataset_rows(source, columns), source, columns)
+        return _records_of_rows(dataset_rows(source, columns), source, columns, reading)
     return _read_file(source, columns, reading)
 
 
@@ -207,7 +216,7 @@ def _read_file(source: _File, columns: Columns, reading: Reading) -> Iterator[Re
         case ".epub":
             records = _read_book(path, reading)
         case ".parquet":
-            records = _records_of_rows(parquet_rows(path, columns), str(path), columns)
+            records = _records_of_rows(parquet_rows(path, columns), str(path), columns, reading)
         case _:
             records = _read_stream(lambda: path.open("rb"), str(path), suffix, columns, reading)
     try:
@@ -226,7 +235,7 @@ def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, 
         rows = csv_rows(open_file, name, columns)
     else:
         rows = jsonl_rows(open_file, name) if suffix == ".jsonl" else json_rows(open_file, name)
-    return _records_of_rows(rows, name, columns)
+    return _records_of_rows(rows, name, columns, reading)
 
 
 def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iterator[Document]:
@@ -297,18 +306,26 @@ def _without_other_tables(records: Iterator[Record], name: str, reading: Reading
         yield from records
 
 
-def _records_of_rows(rows: NumberedRows, name: str, columns: Columns) -> Iterator[Record]:
-    """Yield the records of one file, and check that all rows have the same schema."""
+def _records_of_rows(rows: NumberedRows, name: str, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Yield the records of one file, and check that all rows have the same schema.
+
+    The first row tells which columns are used.
+    """
     expected: str | None = None
-    first = 0
+    first, used = 0, columns
     for number, original in rows:
-        where, row = f"{name}:{number}", _with_fields(original, columns)
+        if expected is None:
+            used = known_columns(original, columns) or columns
+        where, row = f"{name}:{number}", _with_fields(original, used)
         try:
             schema = schema_of(row, where)
         except NotDataError as error:
             raise error if expected is None else TsugikiError(str(error)) from error
         if expected is None:
             expected, first = schema, number
+            pair = [] if used is columns else [f"{used['prompt']} → {used['completion']}"]
+            reading.pairs += [names for names in pair if names not in reading.pairs]
+            reading.unused += [column for column in unused_columns(row, schema) if column not in reading.unused]
         if schema != expected:
             message = _("{where} has {schema}, but line {first} has {expected}; put them in separate files")
             raise TsugikiError(message.format(where=where, schema=schema, first=first, expected=expected))

@@ -7,12 +7,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from tsugiki.data.read.character_encoding import decode, detect_encoding
-from tsugiki.data.read.schemas import KEYS, NotDataError
+from tsugiki.data.read.schemas import KEYS, NotDataError, known_columns, names_of, ready_columns
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import check_depth, integer, parse_json
@@ -126,7 +127,9 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> Numb
             if not any(cells):
                 continue
             if header is None:
-                header = _header(cells, f"{name}:{number}", columns)
+                header = _header(cells, f"{name}:{number}")
+                if known_columns(header, columns) is None:
+                    raise _unknown_columns(header, reader, f"{name}:{number}")
                 continue
             if len(cells) != len(header):
                 message = _(
@@ -137,21 +140,27 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> Numb
             yield number, dict(zip(header, cells, strict=True))
 
 
-def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[str]:
+def _header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         message = _("{where} names the column {name} twice; rename one of them")
         raise TsugikiError(message.format(where=where, name=error_text(repr(name), 100)))
-    fields = {*names, *(field for field, column in columns.items() if column in names)}
-    if not any(fields.issuperset(keys) for keys in KEYS.values()):
-        raise NotDataError(
-            _(
-                "{where} names none of the columns {known}; the first line must name the columns, separated by commas, "
-                "and other names are given as --columns text=NAME"
-            ).format(where=where, known=", ".join(reversed(KEYS)))
-        )
     return names
+
+
+def _unknown_columns(header: list[str], rows: Iterator[list[str]], where: str) -> NotDataError:
+    """Return the error for a table without known columns; its first row tells which ones have texts."""
+    cells = header
+    with suppress(csv.Error):
+        cells = next(rows, header)
+    row = dict(zip(header, cells, strict=False))
+    message = _(
+        "{where} names none of the columns {known}, but {names}; the first line must name the columns, separated by "
+        "commas; other names are given as {columns}"
+    )
+    known, names = ", ".join(reversed(KEYS)), names_of(header)
+    return NotDataError(message.format(where=where, known=known, names=names, columns=ready_columns(row)))
 
 
 def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
