@@ -289,7 +289,7 @@ def place_of(setting: Setting) -> tuple[int, int]:
 
 def _is_repeated(setting: Setting) -> bool:
     """Return whether the flag can be given several times."""
-    return get_origin(setting.types[0]) in (tuple, dict)
+    return get_origin(setting.types[0]) is tuple or setting.types[0] == dict[str, str]
 
 
 def _parse(table: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
             continue
         if isinstance(value, bool) and setting.types == (bool,):
             words.append(setting.flag if value else f"--no-{setting.flag[2:]}")
-        elif isinstance(value, Mapping):
+        elif _is_repeated(setting) and isinstance(value, Mapping):
             words += [word for key, part in value.items() for word in (setting.flag, f"{key}={part}")]
         elif _is_repeated(setting) or setting.path == ("data",):
             words += [
@@ -368,7 +368,7 @@ def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
 def _word(setting: Setting, value: Any) -> str:
     if isinstance(value, list | tuple) and any(_is_names(kind) for kind in setting.types):
         return ",".join(map(str, value))
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | dict) else str(value)
 
 
 def settings_text(

@@ -300,6 +300,13 @@ def test_a_known_schema_and_given_columns_come_before_usual_names(tmp_path: Path
         read(path, columns={"prompt": "qestion", "completion": "answer"})
 
 
+def test_a_table_without_a_first_line_of_names_is_told_what_to_do(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("When does the last train to Aomori leave today?,at eight\nWhere?,there\n")
+    with pytest.raises(TsugikiError, match="at eight.*the first line must name.*text=NAME"):
+        read(path)
+
+
 def test_a_pair_of_which_one_column_has_another_name_is_told_which(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"id": "1", "instruction": "wann?", "the answer": "um acht"}))

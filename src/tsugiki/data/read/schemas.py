@@ -67,6 +67,7 @@ _ROLES = {
     "bard": "assistant",
 }
 _UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio")
+_LONGEST_NAME = 40  # characters
 FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
 
 
@@ -99,12 +100,15 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
 
 def names_of(row: Iterable[str]) -> str:
     """Return the names of the columns of a row, for an error."""
-    return ", ".join(error_text(name, 40) for name in list(row)[:8]) or _("nothing")
+    return ", ".join(error_text(name, _LONGEST_NAME) for name in list(row)[:8]) or _("nothing")
 
 
 def ready_columns(row: Mapping[str, Any]) -> str:
-    """Return `--columns` for a row of unknown columns: its two longest texts as a pair, or a single one as a text."""
-    texts = _longest_texts(row, 2)
+    """Return `--columns` for a row of unknown columns: its two longest texts as a pair, or a single one as a text.
+
+    Where a name is as long as a sentence, the first line of the table is data.
+    """
+    texts = [] if any(len(name) > _LONGEST_NAME for name in row) else _longest_texts(row, 2)
     fields = ("prompt", "completion") if len(texts) == 2 else ("text",)
     return _columns_flag(dict(zip(fields, texts or ["NAME"], strict=True)))
 
