@@ -84,13 +84,11 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
                 raise TsugikiError(message.format(source=source, key=key))
     for first, second in (("prompt", "completion"), ("instruction", "output")):
         for key, missing in ((first, second), (second, first)):
-            if key in present and (columns := _longest_texts(row, 1, key)):
-                message = _("{source} has {key} but no {missing}; add it, or name its column: {columns}")
-                columns_flag = _columns_flag({missing: columns[0]})
-                raise TsugikiError(message.format(source=source, key=key, missing=missing, columns=columns_flag))
             if key in present:
-                message = _("{source} has {key} but no {missing}; add it")
-                raise TsugikiError(message.format(source=source, key=key, missing=missing))
+                column = next(iter(_longest_texts(row, 1, key)), "NAME")
+                message = _("{source} has {key} but no {missing}; add it, or name its column: {columns}")
+                columns = _columns_flag({missing: column})
+                raise TsugikiError(message.format(source=source, key=key, missing=missing, columns=columns))
     raise NotDataError(
         _("{source} has none of the fields {known}; it has {names}; name them with {columns}").format(
             source=source, known=", ".join(reversed(KEYS)), names=names_of(row), columns=ready_columns(row)
@@ -134,7 +132,7 @@ def known_columns(names: Iterable[str], columns: Columns) -> Columns | None:
     fields = {*present, *(field for field, column in columns.items() if column in present)}
     if any(fields.issuperset(keys) for keys in KEYS.values()):
         return columns
-    by_case = {name.casefold(): name for name in reversed(present) if isinstance(name, str)}
+    by_case = {name.casefold(): name for name in reversed(present)}
     pairs = (pair for pair in _USUAL_PAIRS if not columns and by_case.keys() >= {*pair})
     return next(({"prompt": by_case[prompt], "completion": by_case[answer]} for prompt, answer in pairs), None)
 
