@@ -119,7 +119,7 @@ def evaluate(
         data: the text, in a format of the training data, or several.
         model: name of a model, or several names: 'embedded', a folder, a GGUF file or a hub id.
         adapter: folder of an adapter or its name in the library, or several. Its base is `model` if that is one name,
-            otherwise the base that its files name.
+            otherwise the base that its files name; without `model`, this base is evaluated as well.
         columns: names of columns or fields that differ from Tsugiki's, such as {"prompt": "question"}.
         characters: approximate number of characters to evaluate; None: all.
         assistant_turns: which answers of a conversation are scored.
@@ -128,7 +128,8 @@ def evaluate(
         trust_remote_code: run Python code that a model brings, with all your rights.
 
     Returns:
-        Name -> result, in the order of the arguments: models alone, then adapters. A notebook shows it as a table.
+        Name -> result, in the order of the arguments: models alone, then adapters (each after its base, if there is no
+        `model`). A notebook shows it as a table.
 
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.

@@ -51,7 +51,7 @@ def evaluate_command(
         questions: Instead of --data, prompts with expected answers: JSON Lines with prompt and expected.
         model: Model: 'embedded', a folder, a GGUF file, or a hub id; can be repeated.
         adapter: Adapter: a folder or a name in the library; can be repeated. Its base is --model, if exactly one is
-            given, otherwise the base that the adapter names.
+            given, otherwise the base that the adapter names; without --model, this base is evaluated as well.
         characters: Approximate number of characters to evaluate, in whole windows. Default: all.
         assistant_turns: Which answers of a conversation are scored: all, or the last one.
         max_new_tokens: Largest number of tokens of an answer to --questions.

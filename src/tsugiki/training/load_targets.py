@@ -56,7 +56,7 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
     """Return the models alone, then each adapter on its base.
 
     The base of an adapter is the model if exactly one is given, otherwise the base that the adapter's files name.
-    Adapters are folders, or names in the library.
+    Without models, the base alone comes before its first adapter. Adapters are folders, or names in the library.
     """
     found = [EvaluationTarget(model) for model in models]
     for adapter in adapters:
@@ -65,6 +65,8 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
         if not base:
             message = _("{adapter} does not name its base; give the base as the only --model")
             raise TsugikiError(message.format(adapter=adapter))
+        if not models and EvaluationTarget(base) not in found:
+            found.append(EvaluationTarget(base))
         found.append(EvaluationTarget(base, folder, adapter))
     if not found:
         raise TsugikiError(_("nothing to evaluate: give --model, --adapter or both; each can be repeated"))

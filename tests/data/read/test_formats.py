@@ -14,9 +14,9 @@ from tsugiki.data import (
     Completion,
     Document,
     Reading,
-    chapter_text,
     content_key,
     has_annotations,
+    html_text,
     is_work,
     parse_columns,
     read_records,
@@ -229,7 +229,60 @@ def test_bad_epubs_are_one_line(change: dict[str, bytes | None], fact: str, tmp_
 
 
 def test_unended_elements_take_linear_time():
-    assert chapter_text("<p>a</p>" + "<rt>" * 20_000 + "</rt>" * 20_000 + "<p>b</p>") == "a\nb"
+    assert html_text("<p>a</p>" + "<rt>" * 20_000 + "</rt>" * 20_000 + "<p>b</p>") == "a\nb"
+
+
+# HTML ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        CHAPTER.format("一").replace("<title>", "<script>if (a < b) {}</script><title>"),
+        "<title>x</title><h1>一<p>　<ruby>駅<rp>(<rt>えき<rp>)</ruby>に灯が<em>つ</em>いた。<br>二行目 &amp; A B<p><br>"
+        "<p>終わり",  # end tags that HTML may omit
+    ],
+)
+def test_a_web_page_is_a_document_without_title_scripts_and_readings(page: str, tmp_path: Path):
+    path = tmp_path / "a.html"
+    path.write_text(page, encoding="cp932")
+    assert read(path)[0] == [Document("一\n　駅に灯がついた。\n二行目 & A B\n\n終わり", str(path))]
+    (tmp_path / "b.htm").write_text("<body><script>x</script></body>")
+    records, reading = read(tmp_path)
+    assert len(records) == 1
+    assert reading.empty == [str(tmp_path / "b.htm")]
+
+
+# Tables with other separators ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp932"])
+@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t"), ("a.csv", ",")])
+def test_the_separator_of_a_table_is_found(name: str, mark: str, encoding: str, tmp_path: Path):
+    lines = ["", mark.join(["prompt", "completion"]), mark.join(["一", f'"二{mark}三"'])]
+    (tmp_path / name).write_text("\n".join(lines), encoding=encoding)
+    [record], _ = read(tmp_path / name)
+    assert (record.prompt, record.completion) == ("一", f"二{mark}三")
+
+
+def test_a_column_of_texts_with_semicolons(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text\na;b;c\n")
+    assert [record.text for record in read(tmp_path / "a.csv")[0]] == ["a;b;c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("a.docx", ".txt"), ("a.xlsx", "CSV"), ("a.pdf", "pdftotext"), ("a.png", ".parquet")]
+)
+def test_files_of_other_kinds_say_what_to_do(name: str, way: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(TsugikiError, match=f"{name}: .*{way}"):
+        read(tmp_path / name)
+
+
+def test_a_web_address_is_no_path():
+    for data in ("https://example.org/a.html", Path("https://example.org/a.html")):
+        with pytest.raises(TsugikiError, match=r"example\.org/a\.html is a web address"):
+            read(data)
 
 
 # JSON ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Read the rows of a table, one by one: a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a data set on the hub."""
+"""Read the rows of a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, or of a data set on the hub, one by one."""
 
 import csv
 import io
@@ -28,6 +28,7 @@ _MIN_VALUE, _MIN_VALUES = 2, 100_000  # bytes of the file for each value of a co
 _ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
 
 _MAX_JSON = 500_000_000  # bytes; the values of such a file take two to five times as much memory
+_DELIMITERS = ",;\t"  # of a .csv file
 _NOT_SPACE = re.compile("[^ \t\r\n]")
 
 EXTRA = "pip install 'tsugiki[datasets]'"
@@ -103,14 +104,23 @@ def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_file(), encoding=detect_encoding(open_file, name))
 
 
-def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> NumberedRows:
+def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str], delimiter: str | None = None) -> NumberedRows:
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
-    `columns` is field -> the name of its column, where the names differ.
+    Args:
+        open_file: opens the file.
+        name: its name, for errors.
+        columns: field -> the name of its column, where the names differ.
+        delimiter: what separates the cells; None: what is most frequent in the first line, a comma or, as spreadsheets
+            in many languages write, a semicolon or a tab.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
     with _open_text(open_file, name) as file:
-        reader = csv.reader(file, strict=True)
+        if delimiter is None:
+            first = next((line for line in file if line.strip()), "")
+            delimiter = max(_DELIMITERS, key=first.count)
+            file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
             number = reader.line_num + 1  # the first line of this row; cells may span several lines
