@@ -42,10 +42,11 @@ class Interrupted(BaseException):
 
         Args:
             number: the signal's number.
-            state: the end of the message, which says what is kept; by default that finished work is.
+            state: the end of the message, which says what is kept.
         """
-        self.number, self.state = number, state or _("finished work is kept")
-        super().__init__(_("ended by {signal}: {state}").format(signal=signal.Signals(number).name, state=self.state))
+        self.number, self.state = number, state
+        message = _("ended by {signal}: {state}") if state else _("ended by {signal}")
+        super().__init__(message.format(signal=signal.Signals(number).name, state=state))
 
 
 def is_ordinary(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsugiki.data.read.schemas import NO_COLUMNS
-from tsugiki.data.records import AssistantTurns, Message
+from tsugiki.data.records import AssistantTurns, Completion, Message
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 
@@ -119,7 +119,7 @@ def evaluate(
         data: the text, in a format of the training data, or several.
         model: name of a model, or several names: 'embedded', a folder, a GGUF file or a hub id.
         adapter: folder of an adapter or its name in the library, or several. Its base is `model` if that is one name,
-            otherwise the base that its files name.
+            otherwise the base that its files name; without `model`, this base is evaluated as well.
         columns: names of columns or fields that differ from Tsugiki's, such as {"prompt": "question"}.
         characters: approximate number of characters to evaluate; None: all.
         assistant_turns: which answers of a conversation are scored.
@@ -128,17 +128,20 @@ def evaluate(
         trust_remote_code: run Python code that a model brings, with all your rights.
 
     Returns:
-        Name -> result, in the order of the arguments: models alone, then adapters. A notebook shows it as a table.
+        Name -> result, in the order of the arguments: models alone, then adapters (each after its base, if there is no
+        `model`). A notebook shows it as a table.
 
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
+    from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
     from tsugiki.report.evaluations import Evaluations
     from tsugiki.training.load_targets import evaluate_targets, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template)
+    only_pairs = record_kinds(data, columns) == {Completion}
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, only_pairs=only_pairs)
     results = evaluate_targets(loaded, data, assistant_turns, characters, ProgressDisplay(), columns=columns)
     with quiet_libraries():
         return Evaluations(zip(map(str, chosen), results, strict=True))

@@ -35,6 +35,7 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("", "empty"),
         ("./nowhere", "'./nowhere'.*folder"),
+        ("embeded", "did you mean 'embedded'"),
         ("rinna/japanese-gpt2-medium", "'rinna/japanese-gpt2-medium'.*hub"),
         ("rinna/japanese-gpt2-medium@main", "'rinna/japanese-gpt2-medium@main'.*hub"),
         ("not a name/at all", "'not a name/at all'.*hub"),

@@ -23,8 +23,9 @@ def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Pa
     assert len(rows[0]["documents"]) == 3
     assert rows[0]["bits_per_char_interval"][0] < rows[0]["bits_per_char"] < rows[0]["bits_per_char_interval"][1]
 
-    status, out, _ = run("eval", "--data", "texts", "--adapter", "run")
+    status, out, _ = run("eval", "--data", "texts", "--adapter", "run", "--json")
     assert status == 0, "an adapter names its base"
+    assert [json.loads(line) for line in out.splitlines()] == [rows[0], rows[2]], "which is measured beside it"
     status, out, _ = run("eval", "--data", "texts", "--model", base, "--adapter", "run")
     assert out.count("[") >= 5, "intervals stand beside the figures"
     status, out, err = run("eval", "--data", "texts")

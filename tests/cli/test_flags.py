@@ -114,6 +114,7 @@ def test_help_does_not_import_torch():
             "patience": 0,
             "base_dropout": True,
             "prompts": ["春は", "it's"],
+            "columns": {"prompt": "a=b", "completion": "the answer"},
             "method": "dora",
             "lora": {"r": 4, "target_modules": ["c_attn", "lm_head"], "rank_pattern": {"c_attn": 2}, "bias": "all"},
         },

@@ -134,6 +134,7 @@ def test_ctrl_c_that_a_library_turns_into_an_error_is_one_line(run, monkeypatch:
         signal.signal(signal.SIGINT, before)
     assert (status, err.count("\n")) == (130, 1)
     assert "report" not in err
+    assert "kept" not in err, "this command keeps nothing"
 
 
 def test_ctrl_c_at_a_question_is_one_line(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -56,6 +56,7 @@ def test_sigterm_ends_a_server(tmp_path: Path):
             assert process.stdout
             line = process.stdout.readline()
             url = line.split(" at ")[1].split("/v1")[0]
+            assert f"{url}/?lang=en " in line, "the page has the language of the flag"
             body = {"model": "base", "prompt": "secret words", "max_tokens": 4}
             assert httpx2.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
             process.send_signal(signal.SIGTERM)

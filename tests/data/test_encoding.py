@@ -9,6 +9,7 @@ from tests.data.chat_templates import SHAPES, Shape, tokenizer_of
 from tests.tiny import byte_tokenizer
 from tsugiki import TsugikiError
 from tsugiki.data import (
+    DEFAULT_TEMPLATE,
     Completion,
     Conversation,
     Document,
@@ -112,6 +113,15 @@ def test_no_token_spans_template_and_answer(header: str, answer: str, trim: bool
     assert row.loss_mask[: len(asked)] == [False] * len(asked)
     learned = [token for token, is_learned in zip(row.ids, row.loss_mask, strict=True) if is_learned]
     assert tokenizer.decode(learned) == (answer + "<|endoftext|>") * 2
+
+
+def test_a_completion_is_a_conversation_where_there_is_a_template():
+    tokenizer = byte_tokenizer()
+    pair = Completion("Tea?", "Yes.", "a.jsonl:1", system="be kind")
+    plain = encode_records(tokenizer, [pair])
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    turns = (Message("system", "be kind"), Message("user", "Tea?"), Message("assistant", "Yes."))
+    assert encode_records(tokenizer, [pair]) == encode_records(tokenizer, [Conversation(turns, "a.jsonl:1")]) != plain
 
 
 def test_no_space_is_added_where_a_text_is_split():

@@ -102,7 +102,7 @@ def test_a_condition_that_no_record_or_every_record_fulfils(records: list[Docume
 
 
 def test_parsing_held_out(tmp_path: Path):
-    assert parse_held_out(0.1) == 0.1
+    assert parse_held_out(0.1) == parse_held_out("10%") == parse_held_out("１０ ％") == 0.1
     assert parse_held_out("author=泉鏡花") == FieldCondition("author", "泉鏡花")
     assert parse_held_out("other.jsonl") == Path("other.jsonl")
     strange = tmp_path / "a=b.txt"
@@ -111,7 +111,7 @@ def test_parsing_held_out(tmp_path: Path):
     for bad in ("author=", "=x"):
         with pytest.raises(TsugikiError, match="author=… or title=…"):
             parse_held_out(bad)
-    for share in (0, 1, -0.1, 1.5, float("nan")):
+    for share in (0, 1, -0.1, 1.5, float("nan"), "0%", "100%"):
         with pytest.raises(TsugikiError, match="held_out"):
             parse_held_out(share)
 

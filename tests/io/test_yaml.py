@@ -44,6 +44,7 @@ REFUSED = {
     "a surrogate": ('a: "\\uD800"', "line 1: .*surrogate"),
     "a null character": ('a: "\\0"', "line 1: .*null"),
     "brackets that are open": ("a: [", "line 1: "),
+    "a full-width colon": ("a: b\nc：d\ne: f", "full-width colon"),
     "two documents": ("a\n---\nb", "line 2: "),
 }
 

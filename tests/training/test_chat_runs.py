@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+import tsugiki
 from tests.data.chat_templates import SHAPES, tokenizer_of
 from tests.runs import run_config
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
@@ -16,7 +17,15 @@ from tsugiki.data import DEFAULT_TEMPLATE, Conversation, Message, encode_records
 from tsugiki.export import export_model, merged_model
 from tsugiki.generation import prompt_tokens
 from tsugiki.io import ProgressDisplay
-from tsugiki.training import Merge, evaluate_targets, evaluation_targets, loaded_targets, merge_into_folder, train
+from tsugiki.training import (
+    Merge,
+    evaluate_targets,
+    evaluation_targets,
+    loaded_targets,
+    merge_into_folder,
+    read_data,
+    train,
+)
 
 TURNS = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes, hi"))
 
@@ -116,6 +125,61 @@ def test_merged_and_exported_models_have_the_template(trained: Any, tmp_path: Pa
     export_model(merged_model(config.model, Path(config.out)), tmp_path / "m.gguf", allow_tokenizer_mismatch=True)
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     assert fields["tokenizer.chat_template"].contents() == DEFAULT_TEMPLATE
+
+
+# Prompts with completions ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[None, "none"])
+def pairs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+    """A run on questions and answers, of a base with a chat template, which the settings may leave out."""
+    tmp_path = tmp_path_factory.mktemp("pairs")
+    base = Path(save_tiny(tmp_path / "base", vocab_size=257, n_positions=256))
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = DEFAULT_TEMPLATE
+    tokenizer.save_pretrained(base)
+    rows = [{"question": f"{n * 7919}?", "answer": f"{n}{n}"} for n in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = run_config(
+        tmp_path,
+        model=str(base),
+        data=str(tmp_path / "pairs.jsonl"),
+        chat_template=request.param,
+        block_size=64,
+        prompts=["1?"],
+    )
+    return config, train(config)
+
+
+def test_pairs_are_learned_in_the_chat_template_and_their_adapter_has_it(pairs: Any):
+    config, record = pairs
+    template = None if config.chat_template == "none" else DEFAULT_TEMPLATE
+    assert saved_chat_template(Path(config.out)) == template
+    assert record.data.learns_conversations == (template is not None)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    split = read_data(config, tokenizer, ProgressDisplay())
+    learned = tokenizer.decode(split.store.ids[: split.store.offsets[1]])
+    turns = "### user\n0?\n\n### assistant\n00<|endoftext|>"
+    assert learned.strip() == f"<|endoftext|>{turns if template else '0?00<|endoftext|>'}"
+    assert any("question → answer" in note for note in split.notes)
+    assert any("--chat-template none" in note for note in split.notes) == (template is not None)
+
+
+def test_prompts_of_an_adapter_are_as_in_its_training(pairs: Any, monkeypatch: pytest.MonkeyPatch):
+    config, _ = pairs
+    asked: list[Any] = []
+    monkeypatch.setattr("tsugiki.generation.generate.generate_text", lambda *given: asked.append(given[2]) or "")
+    tsugiki.generate("1?", adapter=config.out)
+    assert asked == ["1?" if config.chat_template == "none" else [Message("user", "1?")]]
+
+
+def test_the_base_is_measured_on_pairs_as_the_adapter_learned_them(pairs: Any):
+    config, _ = pairs
+    found = tsugiki.evaluate(config.data, model=config.model, adapter=config.out)
+    given = tsugiki.evaluate(config.data, model=config.model, chat_template=config.chat_template)
+    base, other = next(iter(found.values())), next(iter(given.values()))
+    assert (base.tokens, base.loss) == (other.tokens, other.loss)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a" * 1_000_001, None])

@@ -56,13 +56,16 @@ def test_a_preset_has_other_defaults_which_settings_override(tmp_path: Path):
         ({"learning_rate": math.inf}, "learning_rate: .*finite"),
         ({"epochs": 0}, "epochs: .*greater than 0"),
         ({"lora": {"r": 0}}, "r: "),
-        ({"lora": {"rank": 4}}, "rank"),
+        ({"lora": {"rank": 4}}, "rank: unknown setting; did you mean 'r'"),
         ({"method": "lola"}, "method: .*lora"),
         ({"method": "dora", "lora": {"use_dora": False}}, "use_dora is True"),
         ({"method": "houlsby", "method_config": {"mh_adapter": False}}, "mh_adapter is True"),
         ({"lora": {"freeze_B": True}}, "freeze_A"),
         ({"banana": 1}, "banana: unknown setting$"),
-        ({"learning_rat": 1}, "learning_rat: unknown setting; did you mean 'learning_rate'"),
+        (
+            {"learning_rat": 1, "epoch": 3},
+            r"learning_rat: unknown setting; did you mean 'learning_rate'\? epoch: .*'epochs'\?$",
+        ),
         ({"batch_size": "many"}, "batch_size"),
     ],
 )
@@ -78,6 +81,7 @@ def test_yaml_and_flags(tmp_path: Path):
     assert (config.epochs, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (5, 4, 16, 0.1)
     for content, said in (
         ("[1]", "holds no settings"),
+        ("model：m\nout：o", "full-width colon"),
         ("a: [", "is not YAML"),
         ("lora: 5", "lora is 5"),
         ("model: m", "data: field required"),

@@ -82,6 +82,16 @@ def test_near_duplicates_are_on_one_side_and_told():
     assert any("near-duplicates of each other: 10 records in 5 groups" in note for note in prepared.notes)
 
 
+@pytest.mark.parametrize("copies", [1, 10])
+def test_held_out_questions_of_other_kinds_than_the_trained_ones_are_told(copies: int):
+    texts = [work["text"] for work in works()]
+    texts += [text + "変更済" for text in texts[:copies]]
+    rows = [{"question": text, "answer": "はい", "part": "ab"[10 <= i < 20]} for i, text in enumerate(texts)]
+    settings = {"model": "m", "data": lines("q.jsonl", rows), "out": "o", "held_out": "part=a"}
+    notes = read_data(RunConfig.model_validate(settings), byte_tokenizer(), ProgressDisplay()).notes
+    assert any("no question like" in note for note in notes) == (copies == 10)
+
+
 def sources(windows: list[Window]) -> set[str]:
     return {window.record.source for window in windows}
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
@@ -161,6 +162,9 @@ def _is_local(name: str) -> bool:
         raise TsugikiError(_("no model at {name!r}: there is no such file").format(name=name))
     if name.startswith(("/", ".", "~")):
         raise TsugikiError(_("no model at {name!r}: there is no such folder").format(name=name))
+    if get_close_matches(name.lower(), [EMBEDDED], cutoff=0.8):
+        message = _("no model called {name!r}; did you mean {embedded!r}?")
+        raise TsugikiError(message.format(name=name, embedded=EMBEDDED))
     return False
 
 

@@ -329,7 +329,7 @@ def place_of(setting: Setting) -> tuple[int, int]:
 
 def _is_repeated(setting: Setting) -> bool:
     """Return whether the flag can be given several times."""
-    return get_origin(setting.types[0]) is tuple
+    return get_origin(setting.types[0]) is tuple or setting.types[0] == dict[str, str]
 
 
 def _parse(table: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -392,6 +392,8 @@ def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
             continue
         if isinstance(value, bool) and setting.types == (bool,):
             words.append(setting.flag if value else f"--no-{setting.flag[2:]}")
+        elif _is_repeated(setting) and isinstance(value, Mapping):
+            words += [word for key, part in value.items() for word in (setting.flag, f"{key}={part}")]
         elif _is_repeated(setting) or setting.path == ("data",):
             words += [
                 word for item in ([value] if isinstance(value, str) else value or []) for word in (setting.flag, item)

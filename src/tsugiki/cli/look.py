@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def evaluate_command(
     *,
     data: list[str] | None = None,
-    columns: str | None = None,
+    columns: list[str] | None = None,
     questions: Path | None = None,
     model: list[str] | None = None,
     adapter: list[str] | None = None,
@@ -45,22 +46,24 @@ def evaluate_command(
 
     Args:
         data: Text to evaluate on: same formats as the data of `tsugiki train`; can be repeated.
-        columns: Names of columns or fields that differ from those of Tsugiki: prompt=question,…
+        columns: Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be
+            repeated.
         questions: Instead of --data, prompts with expected answers: JSON Lines with prompt and expected.
         model: Model: 'embedded', a folder, a GGUF file, or a hub id; can be repeated.
         adapter: Adapter: a folder or a name in the library; can be repeated. Its base is --model, if exactly one is
-            given, otherwise the base that the adapter names.
+            given, otherwise the base that the adapter names; without --model, this base is evaluated as well.
         characters: Approximate number of characters to evaluate, in whole windows. Default: all.
         assistant_turns: Which answers of a conversation are scored: all, or the last one.
         max_new_tokens: Largest number of tokens of an answer to --questions.
-        chat_template: Chat template for conversations: a Jinja file, or default, a plain one. Default: that of the
-            adapter, or of the tokenizer.
+        chat_template: Chat template for conversations and for prompts with completions: a Jinja file, default (a plain
+            one) or none. Default: that of the adapter, or of the tokenizer.
         json_: Print one JSON object per line.
     """
 
     import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations
-    from tsugiki.data.records import Reading
+    from tsugiki.data.read.files import record_kinds
+    from tsugiki.data.records import Completion, Reading
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
     from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets, loaded_targets
@@ -70,18 +73,21 @@ def evaluate_command(
             _("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
         )
     chosen = evaluation_targets(model or [], adapter or [])
-    loaded = loaded_targets(chosen, chat_template=chat_template, **asdict(loading))
+    load = partial(loaded_targets, chosen, chat_template=chat_template, **asdict(loading))
     if questions is not None:
-        answers = answer_with_targets(loaded, read_questions(questions), max_new_tokens, ProgressDisplay())
+        asked = read_questions(questions)
+        loaded = load(only_pairs=all(isinstance(question.prompt, str) for question in asked))
+        answers = answer_with_targets(loaded, asked, max_new_tokens, ProgressDisplay())
         if json_:
             _print_json(chosen, answers)
         else:
             print_answers([str(target) for target in chosen], list(answers))
         return
     assert data
-    reading = Reading()
+    reading, named = Reading(), _columns(columns)
+    loaded = load(only_pairs=record_kinds(data, named) == {Completion})
     results = evaluate_targets(
-        loaded, data, assistant_turns, characters, ProgressDisplay(), columns=_columns(columns), reading=reading
+        loaded, data, assistant_turns, characters, ProgressDisplay(), columns=named, reading=reading
     )
     if json_:
         _print_json(chosen, results)
@@ -93,11 +99,11 @@ def evaluate_command(
     print_evaluations([str(target) for target in chosen], found, more)
 
 
-def _columns(text: str | None) -> dict[str, str]:
+def _columns(texts: list[str] | None) -> dict[str, str]:
     from tsugiki.data.read.schemas import parse_columns
 
     try:
-        return parse_columns(text) if text else {}
+        return parse_columns(texts or [])
     except ValueError as error:
         raise TsugikiError(str(error)) from error
 

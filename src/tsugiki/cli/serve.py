@@ -12,7 +12,7 @@ from tsugiki.cli.fast_start import import_libraries
 from tsugiki.data.read.aozora import SITE
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import Interrupted, TsugikiError, error_text
-from tsugiki.language import _
+from tsugiki.language import VARIABLE, _
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 
@@ -116,9 +116,10 @@ def serve_command(
     use_template(tokenizer, chat_template)
 
     def ready(url: str) -> None:
-        typer.echo(_("{name} at {url}/v1, page at {url} (Ctrl-C stops it)").format(name=name, url=url))
+        page = f"{url}/?lang={os.environ[VARIABLE]}" if os.environ.get(VARIABLE) else url
+        typer.echo(_("{name} at {url}/v1, page at {page} (Ctrl-C stops it)").format(name=name, url=url, page=page))
         if open_:
-            webbrowser.open(url)
+            webbrowser.open(page)
 
     try:
         serve(base, tokenizer, name, library_folder(), settings, listening, ready)

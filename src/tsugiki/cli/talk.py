@@ -86,11 +86,11 @@ def generate_command(
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.load_targets import EvaluationTarget, evaluation_targets, loaded_targets
+    from tsugiki.training.load_targets import evaluation_targets, loaded_targets
 
-    chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1:]
-    if compare:
-        chosen = [EvaluationTarget(chosen[0].model), *chosen]
+    chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])
+    if not compare:
+        chosen = chosen[-1:]
     sampling = Sampling(**asdict(drawing))
     display, results = ProgressDisplay(), list[list[str]]()
     display.announce(_("loading {model}").format(model=chosen[0]))

@@ -161,7 +161,7 @@ def continued_by(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
-        state = stop.state if isinstance(stop, Interrupted) else _("stopped at once")
+        state = (stop.state or _("finished work is kept")) if isinstance(stop, Interrupted) else _("stopped at once")
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         command = shlex.join(["tsugiki", *words])
         raise Interrupted(number, _("{state}; to continue: {command}").format(state=state, command=command)) from None

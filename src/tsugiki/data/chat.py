@@ -27,8 +27,8 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT = "default"
-"""The name of `DEFAULT_TEMPLATE` in settings."""
+DEFAULT, NONE = "default", "none"
+"""The names of `DEFAULT_TEMPLATE`, and of no template, in settings."""
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -102,10 +102,14 @@ def read_template_file(path: Path) -> str:
 
 
 def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> None:
-    """Give a tokenizer another chat template, in place: a file, or `DEFAULT_TEMPLATE` for `default`; None: its own."""
-    if setting is not None:
-        is_default = setting == DEFAULT
-        tokenizer.chat_template = DEFAULT_TEMPLATE if is_default else read_template_file(Path(setting).expanduser())
+    """Give a tokenizer another chat template, in place: a file, `DEFAULT_TEMPLATE` for `default`, or none for `none`.
+
+    Without a setting it keeps its own.
+    """
+    if setting in (DEFAULT, NONE):
+        tokenizer.chat_template = DEFAULT_TEMPLATE if setting == DEFAULT else None
+    elif setting is not None:
+        tokenizer.chat_template = read_template_file(Path(setting).expanduser())
 
 
 def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemplate:
@@ -153,7 +157,7 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
             raise TsugikiError(
                 _(
                     "{source}: turn {number} ({role}) contains {group}, which is a special token of this tokenizer; "
-                    "remove it or the row"
+                    "remove it or the row (--chat-template none learns prompts and completions as they are)"
                 ).format(source=conversation.source, number=number, role=message.role, group=found.group())
             )
     messages = [{"role": message.role, "content": message.content} for message in rendered]

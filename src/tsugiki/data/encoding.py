@@ -5,9 +5,9 @@
     completion      <start> prompt completion <end>     the completion and <end>
     conversation    the rendered chat template          the assistant's turns, each with the token that ends it
 
-<start> is the tokenizer's begin token if it adds one to every text, otherwise its end token. Prompt and answer are
-encoded together as one text. If a token would span both, they are encoded separately, so that the prompt has the same
-tokens as in generation.
+A completion is a conversation of two turns if the tokenizer has a chat template. <start> is the tokenizer's begin token
+if it adds one to every text, otherwise its end token. Prompt and answer are encoded together as one text. If a token
+would span both, they are encoded separately, so that the prompt has the same tokens as in generation.
 """
 
 from bisect import bisect_left
@@ -87,6 +87,8 @@ def _encode_documents(tokenizer: "PreTrainedTokenizerBase", documents: Sequence[
 def _encode_answers(
     tokenizer: "PreTrainedTokenizerBase", records: Sequence[Completion | Conversation], turns: AssistantTurns
 ) -> list[EncodedRecord]:
+    if tokenizer.chat_template:
+        records = [record.conversation if isinstance(record, Completion) else record for record in records]
     template: ChatTemplate | None = None
     renderings: list[Rendering] = []
     for record in records:

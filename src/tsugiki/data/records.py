@@ -26,17 +26,29 @@ class Document:
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt and its completion, without a chat template. Only the completion counts in the loss."""
+    """A prompt and its completion, of which only the completion counts in the loss.
+
+    They become turns of the tokenizer's chat template if it has one, and are one text otherwise.
+    """
 
     prompt: str
     completion: str
     source: str
     fields: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
+    system: str = ""
+    """The system message before the turns, if any."""
 
     @property
     def text(self) -> str:
         """The prompt followed by the completion."""
         return self.prompt + self.completion
+
+    @property
+    def conversation(self) -> "Conversation":
+        """The prompt as the user's turn, and the completion as the assistant's."""
+        system = [Message("system", self.system)] if self.system else []
+        turns = (*system, Message("user", self.prompt), Message("assistant", self.completion))
+        return Conversation(turns, self.source, self.fields)
 
 
 @dataclass(frozen=True)
@@ -104,9 +116,18 @@ class Reading:
     without_fields: list[str] = field(default_factory=list)
     """Tables in a folder or a zip that have none of the known fields."""
 
+    pairs: list[str] = field(default_factory=list)
+    """Columns that were found to be a question and its answer, such as `question → answer`."""
+    unused: list[str] = field(default_factory=list)
+    """Columns of tables that are neither learned nor known to describe a record."""
+
     def notes(self) -> list[str]:
         """Return one sentence for each fact that a user should know."""
         found = []
+        if self.pairs:
+            found.append(_("using the columns {pairs}").format(pairs=summarise_list(self.pairs)))
+        if self.unused:
+            found.append(_("columns that are not learned: {names}").format(names=summarise_list(self.unused)))
         if self.works:
             count = len(self.works)
             found.append(

@@ -4,6 +4,7 @@ The held-out records are a share of all records, those with a certain field valu
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tsugiki.language import _
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*[%％]")  # digits and sign may be full-width
+
 
 @dataclass(frozen=True)
 class FieldCondition:
@@ -33,9 +36,11 @@ class FieldCondition:
 def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
     """Parse the setting `held_out`, or another setting with the same forms.
 
-    A number is a share, and a text `field=value` a condition. Any other text, and one that names an existing file, is a
-    path.
+    A number is a share, as is a text such as `10%`, and a text `field=value` a condition. Any other text, and one that
+    names an existing file, is a path.
     """
+    if isinstance(held_out, str) and (percent := _PERCENT.fullmatch(held_out)) and not os.path.exists(held_out):
+        held_out = float(percent[1]) / 100
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
             message = _("{setting} is {held_out}; a share must be above 0 and below 1")

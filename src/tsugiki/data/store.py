@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 
 _FORMAT = 6  # the version of the files
-_ENCODING = 3  # how texts become tokens; a change of it ends the resuming of runs
+_ENCODING = 4  # how texts become tokens; a change of it ends the resuming of runs
 DIGEST_BYTES = 16
 _RECORDS, _READING, _CHECKED = "records.jsonl", "reading.json", "checked.json"
 _COLUMNS = {

@@ -1,6 +1,8 @@
 """Names of the files in the folders of models, adapters and runs."""
 
-DATA_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".epub", ".zip")
+DATA_SUFFIXES = (
+    ".txt", ".md", ".html", ".htm", ".epub", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".zip",
+)  # fmt: skip
 """The suffixes of the files that are read as data."""
 
 MODEL_CONFIG_FILE = "config.json"

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tsugiki.errors import error_text
-from tsugiki.language import _, marked, sentences
+from tsugiki.language import _, marked
 
 LONGEST_MESSAGE = 1500
 """The most characters of a message about invalid settings."""
@@ -70,11 +70,19 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
         has_value = where and problem["type"] not in ("missing", "extra_forbidden")
         message = problem_text(problem)
         message = message[:1].lower() + message[1:] if where else message
-        if problem["type"] == "extra_forbidden" and (near := get_close_matches(where, known_settings, n=1)):
-            message = _("{problem}; did you mean {name!r}?").format(problem=message, name=near[0])
+        if problem["type"] == "extra_forbidden":
+            message += near_setting(where, known_settings)
         if has_value:
             message += _(" (got {value})").format(value=error_text(repr(problem["input"]), 100))
         problems.append(f"{where}: {message}" if where else message)
     left = len(problems) - _MAX_PROBLEMS
     more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
-    return error_text(sentences(problems[:_MAX_PROBLEMS] + more), LONGEST_MESSAGE)
+    *others, last = problems[:_MAX_PROBLEMS] + more
+    sentences = [problem if problem.endswith(("?", "。")) else problem + _(".") for problem in others]
+    return error_text(" ".join([*sentences, last]), LONGEST_MESSAGE)
+
+
+def near_setting(unknown: str, known: Collection[str]) -> str:
+    """Return a suggestion to append to the error for an unknown setting; empty if no known one is similar."""
+    near = ["r"] if unknown == "rank" and "r" in known else get_close_matches(unknown, known, n=1)
+    return _("; did you mean {name!r}?").format(name=near[0]) if near else ""

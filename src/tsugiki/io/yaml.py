@@ -4,14 +4,17 @@ This is a subset of YAML. Aliases are refused, because a few lines of them can e
 size and nesting are limited. Dates are read as strings, so that they can be the names of files.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
+WIDE_COLON = marked("{path} has a full-width colon (：) after a name; write : and a space")
+_NAME_WITH_WIDE_COLON = re.compile("^[ \t]*[A-Za-z_]+ *：", re.MULTILINE)
 _MAX_SIZE = 200_000  # characters; the loader reads about 100,000 per second
 _MAX_DEPTH = 50
 _MAX_NUMBER = 100  # characters
@@ -43,6 +46,8 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
+        if _NAME_WITH_WIDE_COLON.search(text):
+            raise TsugikiError(_(WIDE_COLON).format(path=name)) from error
         mark = error.problem_mark or error.context_mark
         where = _("line {line}: ").format(line=mark.line + 1) if mark else ""
         message = _("{name} is not YAML: {where}{problem}")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.fast.layers import use_fast_products
+from tsugiki.io.validation import near_setting
 from tsugiki.language import _, marked
 from tsugiki.lora.graft import graft
 from tsugiki.methods.peft_keys import PREFIX
@@ -138,6 +139,8 @@ class Method:
         known = [setting.name for setting in dataclasses.fields(self.config)]
         unknown = [name for name in settings if name not in known]
         if unknown:
+            if near := near_setting(unknown[0], known):
+                raise TsugikiError(f"{error_text(unknown[0], 100)}: {_('unknown setting')}{near}")
             names = ", ".join(sorted(known)) or _("nothing")
             message = _("{unknown}: no such setting; this method has: {known}")
             raise TsugikiError(message.format(unknown=", ".join(unknown), known=names))

@@ -25,7 +25,8 @@ from pydantic import (
 from tsugiki.data.read.schemas import parse_columns
 from tsugiki.data.records import AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
-from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.errors import TsugikiError, error_text, summarise_list
+from tsugiki.io.validation import near_setting
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 
@@ -52,6 +53,8 @@ def _with_defaults(settings: Any) -> Any:
     known = {field.name for field in fields(LoraConfig)}
     unknown = [str(name) for name in settings if name not in known]
     if unknown:
+        if near := near_setting(unknown[0], known):
+            raise ValueError(f"{error_text(unknown[0], 100)}: {_('unknown setting')}{near}")
         raise ValueError(
             _("{unknown}: no such setting; known are {known}").format(
                 unknown=summarise_list(unknown), known=", ".join(sorted(known))
@@ -76,7 +79,8 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _as_columns(value: Any) -> Any:
-    return parse_columns(value) if isinstance(value, str) else value
+    is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+    return parse_columns(value) if is_text else value
 
 
 DataSetting: TypeAlias = Annotated[
@@ -94,9 +98,9 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: DataSetting
-    """Training data: a file (.txt, .md, .epub, .jsonl, .json, .csv, .parquet, .zip), a folder, a pattern in quotes
-    ('texts/*.txt'), or the id of a dataset on the hub; can be repeated. Works of Aozora Bunko are read without their
-    notation."""
+    """Training data: a file (.txt, .md, .html, .epub, .jsonl, .json, .csv, .tsv, .parquet, .zip), a folder, a pattern
+    in quotes ('texts/*.txt'), or the id of a dataset on the hub; can be repeated. Works of Aozora Bunko are read
+    without their notation."""
     out: str = Field(min_length=1)
     """Folder of the run. It will contain the trained adapter or model."""
 
@@ -137,13 +141,13 @@ class TrainingSettings(BaseModel):
     """Dtype of the model's file after full fine-tuning or pretraining; checkpoints are float32."""
 
     columns: Annotated[dict[str, str], BeforeValidator(_as_columns)] = {}
-    """Names of columns or fields that differ from those of Tsugiki: prompt=question,completion=answer."""
+    """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
     drop_duplicates: bool = False
     """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
 
     held_out: float | Annotated[str, Field(min_length=1)] = 0.1
-    """Held-out text, which is evaluated and not trained on: a share of the data (0.1), a condition on the records
-    (author=NAME), or a file."""
+    """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
+    records (author=NAME), or a file."""
     allow_overlap: bool = False
     """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
     contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
@@ -237,8 +241,9 @@ class RunConfig(TrainingSettings):
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
     chat_template: str | None = Field(default=None, min_length=1)
-    """Chat template for conversations: a Jinja file, or default, a plain one for a base that has none. The adapter is
-    saved with it. Default: that of the tokenizer."""
+    """Chat template for conversations, and for prompts with completions: a Jinja file; default, a plain one for a base
+    that has none; or none, for prompts and completions that are joined as plain text. The adapter is saved with it.
+    Default: that of the tokenizer."""
     system: str | None = Field(default=None, min_length=1)
     """System message of the prompts, which are the user's turns if the run learns conversations."""
     start_from: str | None = Field(default=None, min_length=1)

@@ -73,6 +73,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     loaded = yaml.read_yaml(path)
     if not isinstance(loaded, dict):
         message = _("{path} holds no settings; it must contain at least model, data and out")
+        if isinstance(loaded, str) and "：" in loaded:
+            message = _(yaml.WIDE_COLON)
         raise TsugikiError(message.format(path=path))
     return loaded
 

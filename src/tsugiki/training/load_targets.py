@@ -14,7 +14,7 @@ from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.saved_tokenizer import saved_chat_template, with_chat_template, with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.resolve import local_folder
-from tsugiki.data.chat import use_template
+from tsugiki.data.chat import NONE, use_template
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import Data, read_records
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
@@ -56,7 +56,7 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
     """Return the models alone, then each adapter on its base.
 
     The base of an adapter is the model if exactly one is given, otherwise the base that the adapter's files name.
-    Adapters are folders, or names in the library.
+    Without models, the base alone comes before its first adapter. Adapters are folders, or names in the library.
     """
     found = [EvaluationTarget(model) for model in models]
     for adapter in adapters:
@@ -65,6 +65,8 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
         if not base:
             message = _("{adapter} does not name its base; give the base as the only --model")
             raise TsugikiError(message.format(adapter=adapter))
+        if not models and EvaluationTarget(base) not in found:
+            found.append(EvaluationTarget(base))
         found.append(EvaluationTarget(base, folder, adapter))
     if not found:
         raise TsugikiError(_("nothing to evaluate: give --model, --adapter or both; each can be repeated"))
@@ -114,6 +116,8 @@ def loaded_targets(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
     dtype: LoadDtype | None = None,
+    *,
+    only_pairs: bool = False,
 ) -> Iterator[LoadedTarget]:
     """Yield each target with its model and tokenizer, which can be used until the next target is yielded.
 
@@ -125,9 +129,13 @@ def loaded_targets(
         chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
             takes that of the first adapter.
         dtype: dtype of the models' weights; None: see `dtype_of`.
+        only_pairs: prompts with completions are all that is evaluated. Adapters without a chat template learned them as
+            plain text, so by default no template is used for these.
     """
-    saved = (saved_chat_template(target.adapter) for target in chosen if target.adapter)
+    saved = [saved_chat_template(target.adapter) for target in chosen if target.adapter]
     template = next((template for template in saved if template is not None), None)
+    if only_pairs and saved and template is None:
+        chat_template = chat_template or NONE
     loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, template, dtype or dtype_of(chosen))
     for target in chosen:
         yield target, *loader.use(target)

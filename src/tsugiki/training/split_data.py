@@ -16,7 +16,7 @@ from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import Conversation, Document, Reading, Record
+from tsugiki.data.records import Completion, Conversation, Document, Reading, Record
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
     parse_held_out,
@@ -106,7 +106,7 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
         chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
         part, used = HeldOut("held-out", store.index, chosen, limit, groups), np.setdiff1d(used, chosen)
     read = partial(read_records, config.data, config.columns)
-    return _dataset_split(config, store, read, used, part, scored, groups, [], digest)
+    return _dataset_split(config, tokenizer, store, read, used, part, scored, groups, [], digest)
 
 
 def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
@@ -151,7 +151,9 @@ def _split_document(
     notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
     # If the end repeats the beginning, a note says so, because nothing else is left to train on.
     config = config.model_copy(update={"allow_overlap": True})
-    return _dataset_split(config, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest)
+    return _dataset_split(
+        config, tokenizer, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest
+    )
 
 
 def _tokenise(
@@ -169,6 +171,7 @@ def _tokenise(
 
 def _dataset_split(
     config: RunConfig,
+    tokenizer: "PreTrainedTokenizerBase",
     store: TokenStore,
     read: Callable[[], Iterable[Record]],
     train: Integers,
@@ -223,10 +226,16 @@ def _dataset_split(
         note = _(
             "near-duplicates of each other: {records} in {groups}, kept together; --drop-duplicates uses one of each"
         )
+        if _is_of_other_kinds(store.index, held_out, groups):
+            note = _(
+                "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
+                "question like the trained ones; --drop-duplicates uses one of each"
+            )
         if config.drop_duplicates:
             note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
         notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))
-    notes = [*store.reading.notes(), *notes]
+    kinds = record_kinds(config.data, config.columns)
+    notes = [*store.reading.notes(), *_template_notes(kinds, tokenizer), *notes]
     learned_by_base = learned_by([local_folder(config.model)])
     known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))
     if known_to_base:
@@ -245,12 +254,31 @@ def _dataset_split(
             known_to_base=known_to_base,
         ),
         validation=validation_counts,
-        learns_conversations=Conversation in record_kinds(config.data, config.columns),
+        learns_conversations=Conversation in kinds or (Completion in kinds and bool(tokenizer.chat_template)),
         near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
         left_out=left_out,
     )
     retention_windows = parts[-1].windows if config.retention_data is not None else []
     return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
+
+
+def _template_notes(kinds: set[type[Record]], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return a note on what the tokenizer's chat template, if it has one, means for records of these kinds."""
+    if not tokenizer.chat_template or Conversation in kinds:
+        return []
+    if Completion in kinds:
+        return [
+            _(
+                "prompt and completion become turns of the user and the assistant in the chat template of the "
+                "tokenizer; --chat-template none joins them as plain text"
+            )
+        ]
+    return [
+        _(
+            "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
+            "answer worse afterwards; its base model learns plain text better"
+        )
+    ]
 
 
 def _leave_out_of_validation(
@@ -376,6 +404,14 @@ def _with_mixed_text(
     _note_retention(other.index, {number: kinds for number, kinds in repeated.items() if number in taken}, notes)
     summary = split.summary.model_copy(update={"train": train, "mixed": added})
     return replace(split, store=mixed.store, train=mixed.train, summary=summary, notes=notes)
+
+
+def _is_of_other_kinds(index: RecordIndex, held_out: HeldOut, groups: list[list[int]]) -> bool:
+    """Return whether most of the held-out records of an index are prompts in whole groups of near-duplicates."""
+    if held_out.index is not index or index.splittable[held_out.numbers].any():
+        return False
+    alike = np.isin(held_out.numbers, [number for group in groups for number in group])
+    return bool(alike.mean() > 0.5)
 
 
 def _validation(

@@ -14,9 +14,9 @@ from tsugiki.data import (
     Completion,
     Document,
     Reading,
-    chapter_text,
     content_key,
     has_annotations,
+    html_text,
     is_work,
     parse_columns,
     read_records,
@@ -229,7 +229,60 @@ def test_bad_epubs_are_one_line(change: dict[str, bytes | None], fact: str, tmp_
 
 
 def test_unended_elements_take_linear_time():
-    assert chapter_text("<p>a</p>" + "<rt>" * 20_000 + "</rt>" * 20_000 + "<p>b</p>") == "a\nb"
+    assert html_text("<p>a</p>" + "<rt>" * 20_000 + "</rt>" * 20_000 + "<p>b</p>") == "a\nb"
+
+
+# HTML ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        CHAPTER.format("一").replace("<title>", "<script>if (a < b) {}</script><title>"),
+        "<title>x</title><h1>一<p>　<ruby>駅<rp>(<rt>えき<rp>)</ruby>に灯が<em>つ</em>いた。<br>二行目 &amp; A B<p><br>"
+        "<p>終わり",  # end tags that HTML may omit
+    ],
+)
+def test_a_web_page_is_a_document_without_title_scripts_and_readings(page: str, tmp_path: Path):
+    path = tmp_path / "a.html"
+    path.write_text(page, encoding="cp932")
+    assert read(path)[0] == [Document("一\n　駅に灯がついた。\n二行目 & A B\n\n終わり", str(path))]
+    (tmp_path / "b.htm").write_text("<body><script>x</script></body>")
+    records, reading = read(tmp_path)
+    assert len(records) == 1
+    assert reading.empty == [str(tmp_path / "b.htm")]
+
+
+# Tables with other separators ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp932"])
+@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t"), ("a.csv", ",")])
+def test_the_separator_of_a_table_is_found(name: str, mark: str, encoding: str, tmp_path: Path):
+    lines = ["", mark.join(["prompt", "completion"]), mark.join(["一", f'"二{mark}三"'])]
+    (tmp_path / name).write_text("\n".join(lines), encoding=encoding)
+    [record], _ = read(tmp_path / name)
+    assert (record.prompt, record.completion) == ("一", f"二{mark}三")
+
+
+def test_a_column_of_texts_with_semicolons(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text\na;b;c\n")
+    assert [record.text for record in read(tmp_path / "a.csv")[0]] == ["a;b;c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("a.docx", ".txt"), ("a.xlsx", "CSV"), ("a.pdf", "pdftotext"), ("a.png", ".parquet")]
+)
+def test_files_of_other_kinds_say_what_to_do(name: str, way: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(TsugikiError, match=f"{name}: .*{way}"):
+        read(tmp_path / name)
+
+
+def test_a_web_address_is_no_path():
+    for data in ("https://example.org/a.html", Path("https://example.org/a.html")):
+        with pytest.raises(TsugikiError, match=r"example\.org/a\.html is a web address"):
+            read(data)
 
 
 # JSON ----------------------------------------------------------------------------------------------------
@@ -257,30 +310,69 @@ def test_a_json_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
 def test_columns_with_other_names(kind: str, tmp_path: Path):
-    rows = [{"question": "a", "answer": "b", "title": "t"}]
+    rows = [{"topic": "a", "reply": "bb", "title": "t"}]
     path = tmp_path / f"a.{kind}"
     if kind == "csv":
-        path.write_text("question,answer,title\na,b,t\n")
+        path.write_text("topic,reply,title\na,bb,t\n")
     elif kind == "parquet":
         arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         parquet.write_table(arrow.Table.from_pylist(rows), path)
     else:
         path.write_text(json.dumps(rows if kind == "json" else rows[0]))
-    columns = parse_columns("prompt=question, completion=answer")
+    columns = parse_columns(["prompt=topic", "completion=reply"])
     [record], _ = read(path, columns=columns)
     assert isinstance(record, Completion)
-    assert (record.prompt, record.completion, record.fields) == ("a", "b", {"title": "t"})
+    assert (record.prompt, record.completion, record.fields) == ("a", "bb", {"title": "t"})
     assert content_key(path, columns) != content_key(path)
-    with pytest.raises(TsugikiError, match="--columns"):
+    with pytest.raises(TsugikiError, match="topic, reply, title.*--columns prompt=topic,completion=reply"):
         read(path)
     with pytest.raises(TsugikiError, match="--columns"):
-        read(path, columns={"prompt": "qestion"})
+        read(path, columns={"prompt": "topik"})
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("Question", "Answer"), ("q", "a"), ("input", "output"), ("prompt", "response"), ("質問", "回答")],
+)
+def test_the_usual_names_of_a_question_and_its_answer_are_known(question: str, answer: str, tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,{question},title,{answer}\n1,wann,x,um acht\n")
+    [record], reading = read(path)
+    assert record == Completion("wann", "um acht", f"{path}:2")
+    assert (reading.pairs, reading.unused) == ([f"{question} → {answer}"], ["id"])
+    assert f"{question} → {answer}" in "".join(reading.notes())
+
+
+def test_a_known_schema_and_given_columns_come_before_usual_names(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "wann", "answer": "um acht", "text": "wann? um acht"}))
+    [record], reading = read(path)
+    assert (record.text, reading.pairs, reading.unused) == ("wann? um acht", [], ["question", "answer"])
+    path.write_text(json.dumps({"question": "wann", "answer": "um acht"}))
+    with pytest.raises(TsugikiError, match="no prompt.*--columns prompt=question"):
+        read(path, columns={"prompt": "qestion", "completion": "answer"})
+
+
+def test_a_table_without_a_first_line_of_names_is_told_what_to_do(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("When does the last train to Aomori leave today?,at eight\nWhere?,there\n")
+    with pytest.raises(TsugikiError, match="at eight.*the first line must name.*text=NAME"):
+        read(path)
+
+
+def test_a_pair_of_which_one_column_has_another_name_is_told_which(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": "1", "instruction": "wann?", "the answer": "um acht"}))
+    with pytest.raises(TsugikiError, match="has instruction but no output.*--columns 'output=the answer'"):
+        read(path)
 
 
 def test_columns_that_are_written_in_another_way():
     for text in ("prompt", "prompt=", "=a", "a=b,,c=d", ""):
         with pytest.raises(ValueError, match="field=column"):
             parse_columns(text)
+    with pytest.raises(ValueError, match="prompt twice"):
+        parse_columns(["prompt=a", "completion=b,prompt=c"])
 
 
 def test_several_texts_and_patterns_are_read_in_order_and_each_once(tmp_path: Path):

@@ -23,6 +23,7 @@ def talk(*turns: Message) -> Conversation:
         ({"text": "a", "prompt": "p", "messages": None}, Document("a", "f:1")),
         ({"text": "a", "prompt": "p", "completion": "c"}, Completion("p", "c", "f:1")),
         ({"prompt": "a", "completion": " b"}, Completion("a", " b", "f:1")),
+        ({"prompt": "a", "completion": "b", "system": "be"}, Completion("a", "b", "f:1", system="be")),
         ({"prompt": "", "completion": "b", "messages": None}, Completion("", "b", "f:1")),
         ({"messages": [USER, ASSISTANT]}, talk(ASK, SAY)),
         ({"messages": [USER, {**ASSISTANT, "tool_calls": None, "name": "x"}], "tools": []}, talk(ASK, SAY)),

@@ -182,11 +182,14 @@ def test_of_an_answer_what_is_learned_is_scored():
     )
     talk = Conversation((Message("user", "枝?"), Message("assistant", "はい")), "t:1")
     long = Completion("雨" * 30, "x", "t:2")
-    result = evaluate(model, tokenizer, [Window(Completion("ab", "雨", "c:1"), 0), Window(talk, 1), Window(long, 2)])
+    pair = Window(Completion("ab", "雨", "c:1"), 0)
+    result = evaluate(model, tokenizer, [pair, Window(talk, 1), Window(long, 2)])
+    plain = evaluate(model, byte_tokenizer(), [pair])
     assert [(tokens, characters) for _, tokens, characters in result.documents] == [(4, 1), (7, 2)]
     assert result.skipped_records == 1
     for (nll, _, _), ids, learned in (
-        (result.documents[0], [0, *tokenizer("ab雨").input_ids, 0], 4),
+        (plain.documents[0], [0, *tokenizer("ab雨").input_ids, 0], 4),
+        (result.documents[0], [*tokenizer("u:ab").input_ids, 0, *tokenizer("a:雨").input_ids, 0], 4),
         (result.documents[1], [*tokenizer("u:枝?").input_ids, 0, *tokenizer("a:はい").input_ids, 0], 7),
     ):
         with torch.no_grad():

@@ -187,7 +187,7 @@ MANY = {f"x{number}": 1 for number in range(1000)}
         ({"methods": {"a": {"lora": {"r": 0}}}}, r"lora\.r"),
         ({"methods": {f"m{number}": {} for number in range(MAX_RUNS + 1)}}, "methods: .*1000"),
         ({"methods": {"a": {"lora": MANY}}}, "x0, .* and 995 more: no such setting"),
-        ({"methods": {"a": MANY}}, "x0: unknown setting; .*995 more problems"),
+        ({"methods": {"a": MANY}}, "x0: unknown setting. x1: .*995 more problems"),
         ({"grid": {}}, "the grid is empty"),
         ({"grid": {"r": []}}, "grid.r has no values"),
         ({"grid": {"rank": [1]}}, "grid.rank: .*learning_rate"),

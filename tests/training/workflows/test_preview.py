@@ -174,7 +174,7 @@ def test_a_chat_model_on_other_data_is_reported(tmp_path: Path):
     turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": c}] for p, c in pairs]
     chat = "".join(json.dumps({"messages": messages}) + "\n" for messages in turns)
     assert "plain text" in notes(tmp_path / "a", "A plain text.\n" * 90, TEMPLATE)
-    assert "joined without it" in notes(tmp_path / "b", completions, TEMPLATE)
+    assert "--chat-template none" in notes(tmp_path / "b", completions, TEMPLATE)
     assert "chat template" not in notes(tmp_path / "c", chat, TEMPLATE)
     assert "chat template" not in notes(tmp_path / "d", "A plain text.\n" * 90)
 

@@ -1,25 +1,22 @@
 """Read the text of an EPUB file.
 
 An EPUB file is a zip. META-INF/container.xml names the package file, which names the book's title and author, its
-chapters (XHTML) and their order (the spine). Only the standard library is used. The text of a chapter has a line for
-each block element; readings of ruby (`rt`), styles and pictures are left out.
+chapters (XHTML) and their order (the spine). Only the standard library is used.
 """
 
 import posixpath
-import re
 from collections.abc import Iterator, Mapping
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+from tsugiki.data.read.html import html_text
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.language import _
 
 _MAX_SIZE = 64_000_000  # bytes of all chapters together
-_MAX_DEPTH = 100  # nested elements that are left out
 _CONTAINER = "META-INF/container.xml"
 _RIGHTS = ("META-INF/rights.xml", "META-INF/sinf.xml")  # Adobe's and Apple's DRM
 _ENCRYPTION = "META-INF/encryption.xml"
@@ -49,7 +46,7 @@ def read_epub(path: Path) -> Book:
     if missing is not None:
         raise _damaged(path, _("{name} is missing in it").format(name=error_text(missing, 80)))
     contents = dict(read_zip(path, sorted(set(chapters)), _MAX_SIZE))
-    texts = [chapter_text(_decode(contents[name], path)) for name in chapters]
+    texts = [html_text(_decode(contents[name], path)) for name in chapters]
     authors = dict.fromkeys(_metadata(package, "creator"))
     title = next(iter(_metadata(package, "title")), "")
     return Book(title, "、".join(authors), "\n\n".join(text for text in texts if text))
@@ -115,63 +112,3 @@ def _decode(content: bytes, path: Path) -> str:
         except UnicodeDecodeError:
             continue
     raise _damaged(path, _("a chapter is not text in UTF-8 or UTF-16"))
-
-
-def chapter_text(html: str) -> str:
-    """Return the text of an XHTML page: a line for each block, and a line break for each `br`."""
-    page = _Page()
-    page.feed(html)
-    page.close()
-    text = _BETWEEN_JAPANESE.sub("", "".join(page.parts))
-    lines = [_SPACES.sub(" ", line).strip(" ") for line in text.split("\n")]
-    return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
-
-
-_SOURCE_BREAK = "\r"  # stands for a line break of the source, which is a space in the text
-_SPACES = re.compile("[ \t\r]+")  # not the ideographic space, which begins Japanese paragraphs
-_BETWEEN_JAPANESE = re.compile("(?<=[\u3001-\u9fff\uff01-\uffef])[ \t]*\r[ \t\r]*(?=[\u3001-\u9fff\uff01-\uffef])")
-_BLANK_LINES = re.compile("\n{3,}")
-_LEFT_OUT = {"head", "script", "style", "rt", "rp", "rtc", "nav", "svg", "math"}
-_BLOCKS = {
-    *("p", "div", "li", "tr", "hr", "blockquote", "section", "article", "aside", "figure", "figcaption", "pre", "body"),
-    *("h1", "h2", "h3", "h4", "h5", "h6", "dt", "dd", "ul", "ol", "dl", "table"),
-}
-
-
-class _Page(HTMLParser):
-    """Collects the text of a page."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.left_out: list[str] = []
-        """The open elements that are left out, the innermost last."""
-        self.has_text = False
-        """Whether the current line has text."""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Begin an element."""
-        if tag in _LEFT_OUT and len(self.left_out) < _MAX_DEPTH:
-            self.left_out.append(tag)
-        self._break(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Begin and end an element, such as <br/>."""
-        self._break(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """End an element, and the elements in it that are still open."""
-        if tag in self.left_out:
-            del self.left_out[self.left_out.index(tag) :]
-        self._break(tag if tag != "br" else "")
-
-    def handle_data(self, data: str) -> None:
-        """Receive text."""
-        if not self.left_out:
-            self.parts.append(data.replace("\r", "").replace("\n", _SOURCE_BREAK))
-            self.has_text = self.has_text or bool(data.strip(" \t\r\n"))
-
-    def _break(self, tag: str) -> None:
-        if tag == "br" or (tag in _BLOCKS and self.has_text):
-            self.parts.append("\n")
-            self.has_text = False

@@ -1,8 +1,8 @@
 """Read records from files, folders, patterns, or data sets on the hub, one by one.
 
     .txt, .md                  a document
-    .epub                      a document (see `epub`)
-    .jsonl, .json, .csv, .parquet   a record for each row (see `tables`; its fields: `schemas`)
+    .html, .htm, .epub         a document (see `html` and `epub`)
+    .jsonl, .json, .csv, .tsv, .parquet   a record for each row (see `tables`; its fields: `schemas`)
     .zip                       the texts and tables in it
 
 A text that is a work of Aozora Bunko, as the library distributes it, is read without its notation (see `aozora.text`).
@@ -19,7 +19,17 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
 from tsugiki.data.read.character_encoding import decode
-from tsugiki.data.read.schemas import FIELD_LENGTH, NO_COLUMNS, Columns, NotDataError, read_row, schema_of
+from tsugiki.data.read.html import html_text
+from tsugiki.data.read.schemas import (
+    FIELD_LENGTH,
+    NO_COLUMNS,
+    Columns,
+    NotDataError,
+    known_columns,
+    read_row,
+    schema_of,
+    unused_columns,
+)
 from tsugiki.data.read.tables import (
     NumberedRows,
     OpenFile,
@@ -36,15 +46,26 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import DATA_SUFFIXES
-from tsugiki.language import _, listed
+from tsugiki.language import _, listed, marked
 
 Data: TypeAlias = str | Path | Sequence[str]
 """A file, a folder, a pattern such as `texts/*.txt`, or the name of a data set on the hub; or several of these."""
 
-_TEXTS, _IN_ZIP = (".txt", ".md"), (".txt", ".md", ".jsonl", ".json", ".csv")
+_PAGES, _DELIMITED = (".html", ".htm"), (".csv", ".tsv")
+_TEXTS = (".txt", ".md", *_PAGES)
+_IN_ZIP = (*_TEXTS, ".jsonl", ".json", *_DELIMITED)
 _MAX_ZIP = 1 << 30  # bytes that a zip may unpack to
 # Files that accompany data in a folder or a zip; they are read only if they are given by name.
 _ABOUT_DATA = ("readme", "license", "licence", "notice", "changelog", "copying")
+
+_WORD = marked("{root}: save the text as a .txt file first (in Word: File, Save As, Plain Text)")
+_SHEET = marked("{root}: save the table as a .csv file first (in Excel: File, Save As, CSV UTF-8)")
+_OTHER_KIND = marked("{root}: {kind} is not supported; use {suffixes} or {last}")
+_HOW_TO_SAVE = {
+    **dict.fromkeys((".docx", ".doc", ".odt", ".rtf"), _WORD),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), _SHEET),
+    ".pdf": marked("{root}: put the text of the PDF into a .txt file first (copy it, or use pdftotext)"),
+}
 
 
 def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Iterator[Record]:
@@ -133,6 +154,9 @@ def _sources(data: Data, reading: Reading) -> list[_File | str]:
 
 def _expand(given: str | Path) -> list[Path | str]:
     """Return the files and folders that a text names, or the name of a data set."""
+    if str(given).startswith(("http:/", "https:/")):  # a `Path` has only one of the two slashes
+        message = _("{data} is a web address; download the file, or use tsugiki aozora for works of Aozora Bunko")
+        raise TsugikiError(message.format(data=error_text(given, 200)))
     path = _local_path(given)
     if path.exists() or isinstance(given, Path):
         return [path]
@@ -173,7 +197,7 @@ def _files(root: Path, reading: Reading) -> list[_File]:
         raise TsugikiError(message.format(root=root))
     if root.suffix.lower() not in DATA_SUFFIXES:
         kind = root.suffix or _("a file without a suffix")
-        message = _("{root}: {kind} is not supported; use {suffixes} or {last}")
+        message = _(_HOW_TO_SAVE.get(root.suffix.lower(), _OTHER_KIND))
         raise TsugikiError(message.format(root=root, kind=kind, suffixes=others, last=last))
     return [_File(root, root.name, True)]
 
@@ -194,7 +218,7 @@ def _is_beside(name: str) -> bool:
 def _read(source: _File | str, columns: Columns, reading: Reading) -> Iterator[Record]:
     """Return the records of a file or a data set; a data set on the hub is looked up immediately."""
     if isinstance(source, str):
-        return _records_of_rows(dataset_rows(source, columns), source, columns)
+        return _records_of_rows(dataset_rows(source, columns), source, columns, reading)
     return _read_file(source, columns, reading)
 
 
@@ -207,7 +231,7 @@ def _read_file(source: _File, columns: Columns, reading: Reading) -> Iterator[Re
         case ".epub":
             records = _read_book(path, reading)
         case ".parquet":
-            records = _records_of_rows(parquet_rows(path, columns), str(path), columns)
+            records = _records_of_rows(parquet_rows(path, columns), str(path), columns, reading)
         case _:
             records = _read_stream(lambda: path.open("rb"), str(path), suffix, columns, reading)
     try:
@@ -222,11 +246,11 @@ def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, 
         with open_file() as file:
             content = file.read()
         return _read_text(content, name, suffix, reading)
-    if suffix == ".csv":
-        rows = csv_rows(open_file, name, columns)
+    if suffix in _DELIMITED:
+        rows = csv_rows(open_file, name, columns, "\t" if suffix == ".tsv" else None)
     else:
         rows = jsonl_rows(open_file, name) if suffix == ".jsonl" else json_rows(open_file, name)
-    return _records_of_rows(rows, name, columns)
+    return _records_of_rows(rows, name, columns, reading)
 
 
 def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iterator[Document]:
@@ -241,7 +265,10 @@ def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iter
         reading.works.append(name)
         reading.unresolved += work.unresolved
         yield _document(work.text, name, work.title, work.author)
-    elif text.strip():
+        return
+    if suffix in _PAGES:
+        text = html_text(text)
+    if text.strip():
         if has_annotations(text):
             reading.annotated.append(name)
         yield Document(text, name)
@@ -297,18 +324,26 @@ def _without_other_tables(records: Iterator[Record], name: str, reading: Reading
         yield from records
 
 
-def _records_of_rows(rows: NumberedRows, name: str, columns: Columns) -> Iterator[Record]:
-    """Yield the records of one file, and check that all rows have the same schema."""
+def _records_of_rows(rows: NumberedRows, name: str, columns: Columns, reading: Reading) -> Iterator[Record]:
+    """Yield the records of one file, and check that all rows have the same schema.
+
+    The first row tells which columns are used.
+    """
     expected: str | None = None
-    first = 0
+    first, used = 0, columns
     for number, original in rows:
-        where, row = f"{name}:{number}", _with_fields(original, columns)
+        if expected is None:
+            used = known_columns(original, columns) or columns
+        where, row = f"{name}:{number}", _with_fields(original, used)
         try:
             schema = schema_of(row, where)
         except NotDataError as error:
             raise error if expected is None else TsugikiError(str(error)) from error
         if expected is None:
             expected, first = schema, number
+            pair = [] if used is columns else [f"{used['prompt']} → {used['completion']}"]
+            reading.pairs += [names for names in pair if names not in reading.pairs]
+            reading.unused += [column for column in unused_columns(row, schema) if column not in reading.unused]
         if schema != expected:
             message = _("{where} has {schema}, but line {first} has {expected}; put them in separate files")
             raise TsugikiError(message.format(where=where, schema=schema, first=first, expected=expected))

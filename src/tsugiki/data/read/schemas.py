@@ -7,10 +7,12 @@
     instruction, output (, input)   a question and its answer (Alpaca)
 
 If a row has the fields of several schemas, the one with more structure is used, because some data sets also contain
-the rendered conversation as `text`.
+the rendered conversation as `text`. If it has those of none, the usual names of a question and its answer stand for
+prompt and completion.
 """
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -39,6 +41,19 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """The required fields of each schema, in order of precedence."""
 
+_USUAL_PAIRS = (
+    ("question", "answer"),
+    ("q", "a"),
+    ("query", "response"),
+    ("input", "output"),
+    ("prompt", "response"),
+    ("質問", "回答"),
+)
+"""Columns that stand for prompt and completion, in order of precedence; upper and lower case are the same."""
+
+_ABOUT_RECORDS = ("title", "author", "translator", "source", "person_id", "kana", "orthography")
+"""Fields by which held-out records are chosen; `tsugiki aozora` writes them."""
+
 _ROLES = {
     "system": "system",
     "developer": "developer",
@@ -52,6 +67,7 @@ _ROLES = {
     "bard": "assistant",
 }
 _UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio")
+_LONGEST_NAME = 40  # characters
 FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
 
 
@@ -74,26 +90,76 @@ def schema_of(row: Mapping[str, Any], source: str) -> str:
     for first, second in (("prompt", "completion"), ("instruction", "output")):
         for key, missing in ((first, second), (second, first)):
             if key in present:
-                message = _("{source} has {key} but no {missing}; add it")
-                raise TsugikiError(message.format(source=source, key=key, missing=missing))
-    names = ", ".join(str(name)[:40] for name in list(row)[:8]) or _("nothing")
+                column = next(iter(_longest_texts(row, 1, key)), "NAME")
+                message = _("{source} has {key} but no {missing}; add it, or name its column: {columns}")
+                columns = _columns_flag({missing: column})
+                raise TsugikiError(message.format(source=source, key=key, missing=missing, columns=columns))
     raise NotDataError(
-        _("{source} has none of the fields {known}; it has {names}; give its names as --columns text=NAME").format(
-            source=source, known=known_fields(), names=names
+        _("{source} has none of the fields {known}; it has {names}; name them with {columns}").format(
+            source=source, known=known_fields(), names=names_of(row), columns=ready_columns(row)
         )
     )
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """Parse names of columns in the form `prompt=question,completion=answer`."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(field.strip() and sign and column.strip() for field, sign, column in pairs):
-        raise ValueError(
-            _("columns are {text}; write field=column, such as prompt=question,completion=answer").format(
-                text=error_text(repr(text), 100)
-            )
-        )
-    return {field.strip(): column.strip() for field, sign, column in pairs}
+def names_of(row: Iterable[str]) -> str:
+    """Return the names of the columns of a row, for an error."""
+    return ", ".join(error_text(name, _LONGEST_NAME) for name in list(row)[:8]) or _("nothing")
+
+
+def ready_columns(row: Mapping[str, Any]) -> str:
+    """Return `--columns` for a row of unknown columns: its two longest texts as a pair, or a single one as a text.
+
+    Where a name is as long as a sentence, the first line of the table is data.
+    """
+    texts = [] if any(len(name) > _LONGEST_NAME for name in row) else _longest_texts(row, 2)
+    fields = ("prompt", "completion") if len(texts) == 2 else ("text",)
+    return _columns_flag(dict(zip(fields, texts or ["NAME"], strict=True)))
+
+
+def _longest_texts(row: Mapping[str, Any], count: int, without: str = "") -> list[str]:
+    """Return the columns of the longest texts of a row, in its order; a comma in a name would separate columns."""
+    texts = {name: len(value) for name, value in row.items() if isinstance(value, str) and name and "," not in name}
+    texts.pop(without, None)
+    chosen = sorted(texts, key=lambda name: -texts[name])[:count]
+    return [name for name in texts if name in chosen]
+
+
+def _columns_flag(columns: Columns) -> str:
+    return f"--columns {shlex.quote(','.join(f'{field}={column}' for field, column in columns.items()))}"
+
+
+def known_columns(names: Iterable[str], columns: Columns) -> Columns | None:
+    """Return the columns of a table of these names: the given ones; if there are none, those of a usual pair.
+
+    The result is None if the table has no schema in this way.
+    """
+    present = list(names)
+    fields = {*present, *(field for field, column in columns.items() if column in present)}
+    if any(fields.issuperset(keys) for keys in KEYS.values()):
+        return columns
+    by_case = {name.casefold(): name for name in reversed(present)}
+    pairs = (pair for pair in _USUAL_PAIRS if not columns and by_case.keys() >= {*pair})
+    return next(({"prompt": by_case[prompt], "completion": by_case[answer]} for prompt, answer in pairs), None)
+
+
+def unused_columns(row: Iterable[str], schema: str) -> list[str]:
+    """Return the fields of a row that are neither learned nor known to describe the record."""
+    beside = {"text": (), "instruction and output": ("input", "system")}.get(schema, ("system",))
+    return [name for name in row if name not in {*KEYS[schema], *beside, *_ABOUT_RECORDS}]
+
+
+def parse_columns(texts: str | Iterable[str]) -> dict[str, str]:
+    """Parse names of columns, given once or several times in the form `prompt=question,completion=answer`."""
+    found: dict[str, str] = {}
+    for text in [texts] if isinstance(texts, str) else texts:
+        for field, sign, column in ([word.strip() for word in part.partition("=")] for part in text.split(",")):
+            if not (field and sign and column):
+                message = _("columns are {text}; write field=column, such as prompt=question,completion=answer")
+                raise ValueError(message.format(text=error_text(repr(text), 100)))
+            if field in found:
+                raise ValueError(_("columns name {field} twice; give it once").format(field=error_text(field, 100)))
+            found[field] = column
+    return found
 
 
 def read_row(row: Mapping[str, Any], source: str) -> Record | None:
@@ -101,7 +167,7 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
 
     The role of a message is system, developer, user, assistant or tool. Its content is a text or a list of text
     parts, which are joined. An assistant's message does not count in the loss if its `weight` is 0 (as in OpenAI's
-    format), or if it is part of a `prompt` that is a list of messages. A `system` text next to ShareGPT's or Alpaca's
+    format), or if it is part of a `prompt` that is a list of messages. A `system` text next to a pair's or ShareGPT's
     fields becomes the first turn. Other short texts and whole numbers of the row become the record's
     `fields`.
 
@@ -128,20 +194,18 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
             if not record.text.strip():
                 return None
         case "prompt and completion" if isinstance(row["prompt"], str):
-            record = Completion(
-                _text(row, "prompt", source), _non_empty_text(row, "completion", source), source, fields
-            )
+            record = _pair(row, _text(row, "prompt", source), "completion", source, fields)
         case "prompt and completion":
             prompt = _messages(row, "prompt", source)
             completion = _messages(row, "completion", source, after=len(prompt))
             prompt = [replace(message, in_loss=message.role != "assistant") for message in prompt]
             record = Conversation(_check_turns([*prompt, *completion], source), source, fields)
         case "instruction and output":
-            record = Conversation(_check_turns(_instruction(row, source), source), source, fields)
+            record = _pair(row, _instruction(row, source), "output", source, fields).conversation
         case _:
             turns = _messages(row, schema, source)
-            if turns and turns[0].role != "system":
-                turns = [*_system(row, source), *turns]
+            if turns and turns[0].role != "system" and (system := _system(row, source)):
+                turns = [Message("system", system), *turns]
             record = Conversation(_check_turns(turns, source), source, fields)
     _check_surrogates(record)
     return record
@@ -162,21 +226,23 @@ def _non_empty_text(row: Mapping[str, Any], key: str, source: str) -> str:
     return value
 
 
-def _system(row: Mapping[str, Any], source: str) -> list[Message]:
-    if row.get("system") in (None, ""):
-        return []
-    return [Message("system", _non_empty_text(row, "system", source))]
+def _system(row: Mapping[str, Any], source: str) -> str:
+    return "" if row.get("system") in (None, "") else _non_empty_text(row, "system", source)
 
 
-def _instruction(row: Mapping[str, Any], source: str) -> list[Message]:
+def _pair(row: Mapping[str, Any], prompt: str, answer: str, source: str, fields: Mapping[str, str]) -> Completion:
+    """Return a prompt with its completion, which is the field `answer`, and the system message of the row."""
+    return Completion(prompt, _non_empty_text(row, answer, source), source, fields, _system(row, source))
+
+
+def _instruction(row: Mapping[str, Any], source: str) -> str:
     if row.get("history"):
         message = _("{source} has a history, which is not supported; give all turns as messages")
         raise TsugikiError(message.format(source=source))
     question = _non_empty_text(row, "instruction", source)
     if row.get("input") not in (None, ""):
         question += "\n\n" + _non_empty_text(row, "input", source)
-    answer = Message("assistant", _non_empty_text(row, "output", source))
-    return [*_system(row, source), Message("user", question), answer]
+    return question
 
 
 def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Read the rows of a table, one by one: a `.jsonl`, `.json`, `.csv` or `.parquet` file, or a data set on the hub."""
+"""Read the rows of a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, or of a data set on the hub, one by one."""
 
 import csv
 import io
@@ -7,12 +7,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from tsugiki.data.read.character_encoding import decode, detect_encoding
-from tsugiki.data.read.schemas import KEYS, NotDataError, known_fields
+from tsugiki.data.read.schemas import KEYS, NotDataError, known_columns, known_fields, names_of, ready_columns
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import check_depth, integer, parse_json
@@ -27,6 +28,7 @@ _MIN_VALUE, _MIN_VALUES = 2, 100_000  # bytes of the file for each value of a co
 _ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
 
 _MAX_JSON = 500_000_000  # bytes; the values of such a file take two to five times as much memory
+_DELIMITERS = ",;\t"  # of a .csv file
 _NOT_SPACE = re.compile("[^ \t\r\n]")
 
 EXTRA = "pip install 'tsugiki[datasets]'"
@@ -102,14 +104,23 @@ def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_file(), encoding=detect_encoding(open_file, name))
 
 
-def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> NumberedRows:
+def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str], delimiter: str | None = None) -> NumberedRows:
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
-    `columns` is field -> the name of its column, where the names differ.
+    Args:
+        open_file: opens the file.
+        name: its name, for errors.
+        columns: field -> the name of its column, where the names differ.
+        delimiter: what separates the cells; None: what is most frequent in the first line, a comma or, as spreadsheets
+            in many languages write, a semicolon or a tab.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
     with _open_text(open_file, name) as file:
-        reader = csv.reader(file, strict=True)
+        if delimiter is None:
+            first = next((line for line in file if line.strip()), "")
+            delimiter = max(_DELIMITERS, key=first.count)
+            file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
             number = reader.line_num + 1  # the first line of this row; cells may span several lines
@@ -126,7 +137,9 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> Numb
             if not any(cells):
                 continue
             if header is None:
-                header = _header(cells, f"{name}:{number}", columns)
+                header = _header(cells, f"{name}:{number}")
+                if known_columns(header, columns) is None:
+                    raise _unknown_columns(header, reader, f"{name}:{number}")
                 continue
             if len(cells) != len(header):
                 message = _(
@@ -137,21 +150,27 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str]) -> Numb
             yield number, dict(zip(header, cells, strict=True))
 
 
-def _header(cells: list[str], where: str, columns: Mapping[str, str]) -> list[str]:
+def _header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
         message = _("{where} names the column {name} twice; rename one of them")
         raise TsugikiError(message.format(where=where, name=error_text(repr(name), 100)))
-    fields = {*names, *(field for field, column in columns.items() if column in names)}
-    if not any(fields.issuperset(keys) for keys in KEYS.values()):
-        raise NotDataError(
-            _(
-                "{where} names none of the columns {known}; the first line must name the columns, separated by commas, "
-                "and other names are given as --columns text=NAME"
-            ).format(where=where, known=known_fields())
-        )
     return names
+
+
+def _unknown_columns(header: list[str], rows: Iterator[list[str]], where: str) -> NotDataError:
+    """Return the error for a table without known columns; its first row tells which ones have texts."""
+    cells = header
+    with suppress(csv.Error):
+        cells = next(rows, header)
+    row = dict(zip(header, cells, strict=False))
+    message = _(
+        "{where} names none of the columns {known}, but {names}; the first line must name the columns, separated by "
+        "commas; other names are given as {columns}"
+    )
+    known, names = known_fields(), names_of(header)
+    return NotDataError(message.format(where=where, known=known, names=names, columns=ready_columns(row)))
 
 
 def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:

@@ -117,6 +117,7 @@ function skip(event) {
 /** @param {string} lang "en" or "ja" */
 function chooseLanguage(lang) {
   localStorage.setItem("tsugiki.lang", lang);
+  history.replaceState(null, "", location.pathname + location.hash); // without the language of `tsugiki serve --lang`
   page.lang = lang;
   draw();
 }

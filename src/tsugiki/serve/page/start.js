@@ -3,7 +3,8 @@
   const root = document.documentElement;
   const theme = localStorage.getItem("tsugiki.theme");
   if (theme === "light" || theme === "dark") root.dataset.theme = theme;
-  const chosen = localStorage.getItem("tsugiki.lang");
+  const asked = new URLSearchParams(location.search).get("lang"); // by `tsugiki serve --lang`
+  const chosen = asked ?? localStorage.getItem("tsugiki.lang");
   const own = navigator.language.toLowerCase().startsWith("ja") ? "ja" : "en";
   root.lang = chosen === "ja" || chosen === "en" ? chosen : own;
 })();

@@ -11,8 +11,7 @@ from torch import nn
 from tsugiki.base.card import read_card
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.blocks import Blocks, Segment
-from tsugiki.data.read.files import describe_data, record_kinds
-from tsugiki.data.records import Completion, Conversation
+from tsugiki.data.read.files import describe_data
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.hold import active_adapter, is_grafted
@@ -113,7 +112,7 @@ def preview(config: RunConfig, rows: int) -> Preview:
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
     decided = describe_choices(run.resolved, run.settings, measured=False)
-    notes = (*decided, *data.notes, *model_notes(config, run.model, tokenizer))
+    notes = (*decided, *data.notes, *model_notes(config, run.model))
     return Preview(config.model, describe_data(config.data), views, _counts(data, run.choices.steps, seconds), notes)
 
 
@@ -181,10 +180,10 @@ def _counts(data: PackedDataset, steps: int, seconds_per_step: float) -> Preview
     )
 
 
-def model_notes(config: RunConfig, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the notes on a run, one sentence each."""
+def model_notes(config: RunConfig, model: "PreTrainedModel") -> list[str]:
+    """Return the notes on the model of a run, one sentence each."""
     notes = [] if config.model == EMBEDDED else _terms(config.model)
-    return [*notes, *_template(config, tokenizer), *_reach(model)]
+    return [*notes, *_reach(model)]
 
 
 def _terms(name: str) -> list[str]:
@@ -195,26 +194,6 @@ def _terms(name: str) -> list[str]:
     if card.gated:
         notes.append(_("{name} is gated: its users accept its terms on the hub").format(name=name))
     return notes
-
-
-def _template(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return a note if a chat model does not see its own chat template in the data."""
-    kinds = record_kinds(config.data, config.columns)
-    if not tokenizer.chat_template or Conversation in kinds:
-        return []
-    if kinds == {Completion}:
-        return [
-            _(
-                "the tokenizer has a chat template, but prompt and completion are joined without it; give messages "
-                "instead if the model is to answer in a chat"
-            )
-        ]
-    return [
-        _(
-            "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
-            "answer worse afterwards; its base model learns plain text better"
-        )
-    ]
 
 
 def _reach(model: nn.Module) -> list[str]:

@@ -261,7 +261,7 @@ def no_author(query: Query, names: Iterable[str]) -> TsugikiError:
         names = ", ".join(known[name] for name in near)
         advice = _("did you mean {names}?").format(names=names)
     else:
-        advice = _("give the full name; Aozora Bunko has works of authors whose copyright has expired")
+        advice = _("give the full name; Aozora Bunko has authors whose copyright has expired")
     return TsugikiError(
         _("no {role} {author} in this source; {advice}").format(
             role=_role_name(query.role), author=query.author, advice=advice
