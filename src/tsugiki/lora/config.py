@@ -43,8 +43,8 @@ class LoraConfig:
         lora_alpha: the update is scaled by `lora_alpha / r` (see `use_rslora`).
         target_modules: the layers to graft. A list holds names or name endings (`c_attn` selects every `….c_attn`); a
             string is a regular expression for the whole name, or "all-linear" for every linear layer except the output
-            head. None: the layers that `tsugiki.model.architectures` names for the model type, or else those that
-            `tsugiki.model.targets_by_rule` finds in any model.
+            head. None: all linear layers inside the blocks (`tsugiki.model.targets_by_rule`); `tsugiki train` adds the
+            output head where the text has tokens that the base has never written.
         exclude_modules: layers to leave out although `target_modules` selects them; matched in the same way.
         target_parameters: names or name endings of parameters that get factors, too: weights of all experts in one
             parameter (`experts.gate_up_proj`; see `tsugiki.lora.experts`), or the weight of a layer
