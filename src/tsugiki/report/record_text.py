@@ -236,23 +236,34 @@ def _text_hints(record: RunRecord) -> list[str]:
     return notes
 
 
+def _loss_curve(record: RunRecord) -> Sequence[StepEvaluation]:
+    """Return the results on text that was not trained on: on the validation text if there are several."""
+    return record.validations if len(record.validations) > 1 else record.evaluations
+
+
+def _is_falling(points: Sequence[StepEvaluation]) -> bool:
+    """Return whether a good part of what was gained came at the end."""
+    gained, last = points[0].loss - points[-1].loss, points[-2].loss - points[-1].loss
+    is_lowest = min(points, key=lambda point: point.loss) is points[-1]
+    return is_lowest and gained > 0 and last > _STILL_FALLING * gained
+
+
 def _loss_hint(record: RunRecord) -> str:
     """Return a hint if the loss rose towards the end, or was still falling, or if there were few steps; else ""."""
     training, planned = record.training, record.resolved_settings.get("steps")
-    points = record.validations if len(record.validations) > 1 else record.evaluations
+    points = _loss_curve(record)
     if training is None or record.status != "finished":
         return ""
     if len(points) > 2:
         lowest = min(points[1:], key=lambda point: point.loss)
-        last, gained = points[-1], points[0].loss - points[-1].loss
+        last = points[-1]
         if last.loss > lowest.loss * (1 + _RISE):
             message = _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
                 "text by heart. Fewer --epochs or a lower --learning-rate avoid it; more text helps most."
             )
             return message.format(step=lowest.step, rise=last.loss / lowest.loss - 1)
-        is_falling = last is lowest and points[-2].loss - last.loss > _STILL_FALLING * gained
-        if is_falling and gained > 0 and training.steps == planned:
+        if _is_falling(points) and training.steps == planned:
             return _(
                 "The loss on text that was not trained on was still falling at the last step: more --epochs, or a "
                 "higher --learning-rate, may give more."
@@ -270,10 +281,16 @@ def _result_hint(record: RunRecord) -> str:
         return ""
     change = change_of_bits(evaluations[0], evaluations[-1]).relative
     if abs(change) < _NO_CHANGE:
+        points = _loss_curve(record)
         message = _(
             "The result hardly differs from the base ({change:+.2%}): a higher --learning-rate or more --epochs "
             "change more."
         )
+        if len(points) > 2 and not _is_falling(points):
+            message = _(
+                "The result hardly differs from the base ({change:+.2%}), and the loss on text that was not trained on "
+                "fell no further: the base knows such text already. More text helps; a higher --learning-rate does not."
+            )
         return message.format(change=change)
     if change > 0:
         message = _(
