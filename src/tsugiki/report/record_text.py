@@ -82,13 +82,17 @@ def held_out_table(record: RunRecord) -> Table:
 
 def run_notes(record: RunRecord) -> list[str]:
     """Return the decisions that a run made from its losses, and hints from its figures, one sentence each."""
-    notes = [
-        _(
+    reasons = {
+        "rise": _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
             "third of it."
-        ).format(step=restart.step, rate=restart.learning_rate)
-        for restart in record.restarts
-    ]
+        ),
+        "small gain": _(
+            "Until step {step:,}, the validation loss fell by less than 1 % at a learning rate of {rate:g}: the base "
+            "knows such text, so the run began again with a third of the rate."
+        ),
+    }
+    notes = [reasons[one.reason].format(step=one.step, rate=one.learning_rate) for one in record.restarts]
     if record.kept_step and record.training and record.kept_step < record.training.steps:
         message = _(
             "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
