@@ -82,17 +82,18 @@ def held_out_table(record: RunRecord) -> Table:
 
 def run_notes(record: RunRecord) -> list[str]:
     """Return the decisions that a run made from its losses, and hints from its figures, one sentence each."""
-    reasons = {
-        "rise": _(
+    notes = []
+    for restart in record.restarts:
+        message = _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
             "third of it."
-        ),
-        "small gain": _(
-            "Until step {step:,}, the validation loss fell by less than 1 % at a learning rate of {rate:g}: the base "
-            "knows such text, so the run began again with a third of the rate."
-        ),
-    }
-    notes = [reasons[one.reason].format(step=one.step, rate=one.learning_rate) for one in record.restarts]
+        )
+        if restart.reason == "small gain":
+            message = _(
+                "Until step {step:,}, the validation loss fell by less than 1 % at a learning rate of {rate:g}: the "
+                "base knows such text, so the run began again with a third of the rate."
+            )
+        notes.append(message.format(step=restart.step, rate=restart.learning_rate))
     if record.kept_step and record.training and record.kept_step < record.training.steps:
         message = _(
             "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "

@@ -142,11 +142,10 @@ class RateTooHighError(Exception):
     """The run begins again with a lower rate. The message says why, for the log of the run."""
 
     def __init__(self, step: int, reason: RestartReason) -> None:
-        messages = {
-            "rise": _("the training loss had risen by more than 20 % at step {step}"),
-            "small gain": _("the loss on the validation text had fallen by less than 1 % at step {step}"),
-        }
-        super().__init__(messages[reason].format(step=step))
+        message = _("the training loss had risen by more than 20 % at step {step}")
+        if reason == "small gain":
+            message = _("the loss on the validation text had fallen by less than 1 % at step {step}")
+        super().__init__(message.format(step=step))
         self.step, self.reason = step, reason
 
 
