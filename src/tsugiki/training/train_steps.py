@@ -117,7 +117,8 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
     can_restart = isinstance(run.settings["learning_rate"], str) and is_grafted(run.model)
     has_rule = METHODS[run.config.method].learning_rate is None and run.config.start_from is None
-    if can_restart and has_rule and run.choices.keep == "best" and not record.restarts:
+    has_time = run.config.minutes is None  # a quarter of the run is trained twice
+    if can_restart and has_rule and has_time and run.choices.keep == "best" and not record.restarts:
         loop.callbacks.append(GainCheck(record))
     if can_restart and len(record.restarts) < MOST_RESTARTS:
         loop.callbacks.append(DivergenceCheck(run.choices.batch_size))
