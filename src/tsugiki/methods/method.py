@@ -95,8 +95,6 @@ class Method:
     values come from the papers or from PEFT's examples. None: it depends on the model."""
     learning_rate_factor: float = 1
     """The factor on LoRA's learning rate for the model, if `learning_rate` is None."""
-    small_model_factor: float | None = None
-    """The factor for models of up to 512 features, if it is another one."""
     readable_by_peft: bool = True
     """Whether PEFT can load the files."""
     mergeable: bool = True

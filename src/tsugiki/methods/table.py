@@ -152,7 +152,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             marked("every weight"),
             "tsugiki.methods.full.FullConfig",
             learning_rate_factor=1 / 10,
-            small_model_factor=1 / 3,  # a tenth ended 5.7 % and 0.2 % above it on two authors in old kana
             readable_by_peft=False,
             mergeable=False,
             prepare=prepare_full,

@@ -99,9 +99,6 @@ def _learning_rate(method: Method) -> str:
     factor = method.learning_rate_factor
     if factor == 1:
         return _("by the width of the model")
-    if (small := method.small_model_factor) is not None:
-        message = _("by the width of the model, {factor:.2g} times LoRA's, {small:.2g} times up to a width of 512")
-        return message.format(factor=factor, small=small)
     return _("by the width of the model, {factor:.2g} times LoRA's").format(factor=factor)
 
 

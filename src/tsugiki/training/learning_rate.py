@@ -7,8 +7,8 @@ The rule has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), w
 and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. Scaling the rate with the square root
 of the batch is a rule of tinker-cookbook as well; that it holds for small steps was measured here. The rate does not
 depend on the rank, because an update of LoRA is scaled by alpha / r. Methods without low-rank factors have a fixed
-learning rate, and full fine-tuning has a tenth of LoRA's, but a third in a model of up to 512 features (see
-`methods.table`). docs/training.md compares the rule with sweeps.
+learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`). docs/training.md compares the rule with
+sweeps.
 
     probe   a range test (Smith, 2015) in which every row is compared with itself
 
@@ -43,7 +43,6 @@ from tsugiki.training.record import ProbePoint, RestartReason, RunRecord
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
 _HIGHEST_RATE = 1e-2
-_SMALL_WIDTH = 512
 
 PROBE_ROWS = 30
 """Rows that a range test trains on at most. Their losses are computed beforehand as well."""
@@ -69,10 +68,7 @@ def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: i
     method = METHODS[config.method]
     if method.learning_rate is not None:
         return method.learning_rate
-    factor = method.learning_rate_factor
-    if width <= _SMALL_WIDTH and method.small_model_factor is not None:
-        factor = method.small_model_factor
-    rate = 5e-4 * (2000 / width) ** 0.781 * factor
+    rate = 5e-4 * (2000 / width) ** 0.781 * method.learning_rate_factor
     if steps < _SHORT_RUN and config.start_from is None:  # B is 0 at first only in a new adapter
         rate *= _SHORT_RUN_FACTOR
     rate *= min(1.0, max(_SMALLEST_FACTOR, math.sqrt(tokens / _SMALL_STEP)))
