@@ -155,6 +155,7 @@ def generate(
     max_new_tokens: int = 200,
     temperature: float = 0.7,
     top_p: float = 0.9,
+    repetition_penalty: float | None = None,
     seed: int = 0,
     chat_template: str | None = None,
     raw: bool = False,
@@ -171,6 +172,8 @@ def generate(
         max_new_tokens: largest number of new tokens.
         temperature: divides the logits; 0 always takes the most probable token.
         top_p: sample from the most probable tokens that together have this probability.
+        repetition_penalty: above 1, such as 1.2, tokens that have occurred become less probable. None: that of the
+            model's generation settings, which is 1.15 for 'embedded'.
         seed: the same seed gives the same text.
         chat_template: for conversations, as in the settings of a run; None: that of the adapter or the model.
         raw: continue a text as it is, also for a chat model.
@@ -197,7 +200,8 @@ def generate(
             turns = as_prompt(prompt, as_turns, None)
         else:
             turns = [Message(turn["role"], turn["content"]) for turn in prompt]
-        return generate_text(loaded, tokenizer, turns, max_new_tokens, Sampling(temperature, top_p, seed))
+        sampling = Sampling(temperature, top_p, seed, repetition_penalty)
+        return generate_text(loaded, tokenizer, turns, max_new_tokens, sampling)
 
 
 def _list(names: str | Sequence[str] | None) -> list[str]:

@@ -44,6 +44,7 @@ def test_a_text_is_continued_and_compared_at_once(base: str, run, type_, prompts
     assert (status, err) == (0, "")
     lines = out.split("\n")
     assert lines[0].startswith(f"{base} + run")
+    assert all(number in lines[0] for number in ("0.7", "0.9", " 1;"))  # temperature, top-p, repetition penalty
     assert lines[1].startswith("枝を")
     assert out.count(f"[{base}]") == 1
     assert out.count(f"[{base} + run]") == 2

@@ -142,6 +142,11 @@ def test_greedy_text_is_that_of_transformers(kind: str, widths: list[int]):
     expected = TOKENIZER.decode(out[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
     assert generate_texts(model, TOKENIZER, ["庭の枝", "庭"], 20, Sampling(0.0))[0] == expected
     assert bool(widths) == (kind in ("gpt2", "llama"))
+    none = model.generate(
+        ids, do_sample=False, max_new_tokens=20, eos_token_id=0, pad_token_id=0, repetition_penalty=1.0
+    )
+    plain = TOKENIZER.decode(none[0, ids.shape[1] :], skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+    assert generate_texts(model, TOKENIZER, ["庭の枝"], 20, Sampling(0.0, repetition_penalty=1))[0] == plain
     sampling = Sampling(1.0, seed=2)
     texts = generate_texts(model, TOKENIZER, ["庭の枝", "庭"], 20, sampling)
     assert texts == [generate_text(model, TOKENIZER, prompt, 20, sampling) for prompt in ("庭の枝", "庭")]

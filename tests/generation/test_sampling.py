@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tsugiki.generation import Chooser, Sampling, draw_index
+from tests.tiny import tiny_model
+from tsugiki.generation import Chooser, Sampling, draw_index, with_penalty_of
 
 
 def test_indices_are_drawn_with_their_probabilities():
@@ -29,6 +30,25 @@ def test_an_index_of_probability_0_is_not_drawn_at_the_ends(monkeypatch: pytest.
 def test_probabilities_that_are_not_finite_are_refused(values: list[float]):
     with pytest.raises(ValueError, match="not finite"):
         draw_index(torch.tensor(values), torch.Generator())
+
+
+def test_the_repetition_penalty_is_that_of_transformers_for_prompt_and_new_text():
+    logits = torch.tensor([2.0, -1.0, 3.0, 0.5, -4.0])
+    chooser = Chooser(Sampling(temperature=1.0, top_p=1.0, repetition_penalty=1.15))
+    penalised = chooser.penalties(torch.tensor([[0, 4, 4]]), logits[None])[0]
+    assert penalised.tolist() == pytest.approx([2 / 1.15, -1, 3, 0.5, -4 * 1.15])
+    greedy = Chooser(Sampling(temperature=0, repetition_penalty=2.0))
+    assert greedy.choose(logits, [1], [1]) == 2
+    assert greedy.choose(logits, [2], [1]) == greedy.choose(logits, [1], [2]) == 0
+    assert logits[2] == 3
+
+
+def test_a_model_that_has_a_repetition_penalty_decides_unless_one_is_given():
+    model = tiny_model(vocab_size=257)
+    assert with_penalty_of(model, Sampling()).repetition_penalty == 1
+    model.generation_config.repetition_penalty = 1.3
+    assert with_penalty_of(model, Sampling()).repetition_penalty == 1.3
+    assert with_penalty_of(model, Sampling(repetition_penalty=1.0)).repetition_penalty == 1
 
 
 @pytest.mark.parametrize(

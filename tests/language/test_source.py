@@ -9,7 +9,7 @@ from string import Formatter
 from tests.language.catalogue import SOURCE
 
 _FUNCTIONS = {"_", "ngettext"}
-_ERRORS = {"TsugikiError", "WriteError", "ValueError", "DivergedError"}
+_ERRORS = {"TsugikiError", "WriteError", "ValueError", "RateTooHighError"}
 
 
 def test_messages_are_given_the_values_that_they_name() -> None:

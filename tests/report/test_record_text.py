@@ -53,7 +53,14 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "still falling": ({"validations": curve(6.0, 5.8, 5.6, 5.4, 5.1)}, "still falling at the last step"),
     "few steps": ({"training": {**TRAINING, "steps": 9}, "validations": []}, "had only 9 steps"),
-    "nothing changed": ({"evaluations": [evaluation(0, 6.0), evaluation(40, 5.999)]}, "hardly differs from the base"),
+    "nothing changed": (
+        {"evaluations": [evaluation(0, 6.0), evaluation(40, 5.999)], "validations": curve(6.0, 5.999)},
+        "more --epochs change more",
+    ),
+    "like what the base knows": (
+        {"evaluations": [evaluation(0, 6.0), evaluation(40, 5.99)], "validations": curve(6.0, 5.98, 5.99, 5.99)},
+        "a higher --learning-rate does not",
+    ),
     "worse": ({"evaluations": [evaluation(0, 6.0), evaluation(40, 6.3)]}, "worse than the base (+5.0%)"),
     "empty samples": (
         {"samples": [{"step": 40, "prompt": "a", "text": "\n"}, {"step": 40, "prompt": "b", "text": "c"}]},

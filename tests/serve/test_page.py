@@ -59,7 +59,7 @@ def test_a_link_on_another_site_leads_to_the_page_only(server: Running):
 
 def test_models(server: Running):
     answer = httpx2.get(server.url + "/page/api/models").json()
-    assert answer["base"] == {"name": "base", "chat": False}
+    assert answer["base"] == {"name": "base", "chat": False, "repetition_penalty": 1.0}
     chats = {one["name"]: one["chat"] for one in answer["adapters"]}
     assert (chats["poet"], chats["歌人"]) == (False, True)
 

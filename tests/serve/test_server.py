@@ -152,6 +152,21 @@ def test_chat(client: Any):
     assert stream[-1].choices[0].finish_reason == choice.finish_reason
 
 
+def test_the_repetition_penalty_of_the_base_applies_if_a_request_has_none(server: Running, client: Any):
+    def ask(**fields: Any) -> str:
+        answer = client.completions.create(model="base", prompt=PROMPT, temperature=0, max_tokens=30, extra_body=fields)
+        return str(answer.choices[0].text)
+
+    plain, penalised = ask(), ask(repetition_penalty=1.8)
+    settings = server.adapters.engine.model.generation_config
+    settings.repetition_penalty = 1.8
+    try:
+        assert (ask(), ask(repetition_penalty=1)) == (penalised, plain)
+    finally:
+        settings.repetition_penalty = None
+    assert plain != penalised
+
+
 def test_stop_strings_and_seeds(client: Any):
     def ask(**fields: Any) -> Any:
         return client.completions.create(model="poet", prompt=PROMPT, max_tokens=30, **fields).choices[0]

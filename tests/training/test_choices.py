@@ -65,6 +65,12 @@ def test_a_run_has_about_a_hundred_steps(rows: int, batch_size: int, steps: int)
     assert (chosen.batch_size, chosen.steps) == (batch_size, steps)
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 34), (6, 204), (0.5, 17)])
+def test_more_epochs_are_more_steps_of_the_same_rows(epochs: float, steps: int):
+    chosen = choose(config(epochs=epochs), tiny_model("gpt2"), 100, 512)
+    assert (chosen.batch_size, chosen.steps) == (3, steps)
+
+
 def test_given_numbers_are_used_as_they_are():
     chosen = choose(config(batch_size=5, learning_rate=0.5, max_steps=7), tiny_model("gpt2"), 100, 512)
     assert (chosen.batch_size, chosen.learning_rate, chosen.steps) == (5, 0.5, 7)
@@ -105,7 +111,7 @@ AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max
 def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
     record = assert_resumes(train, run_config(tmp_path, save_steps=20, **AUTOMATIC), 21)
     assert record.config.learning_rate == "auto"
-    assert record.chosen("batch_size") == 2
+    assert record.chosen("batch_size") == 3
     assert record.chosen("learning_rate") == 0.0095
     assert record.loss_curve[0].learning_rate == 0.0095
 

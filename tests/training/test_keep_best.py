@@ -71,6 +71,26 @@ def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.
     assert lasting.loss_curve == record.loss_curve
 
 
+AUTOMATIC: dict[str, Any] = {"learning_rate": "auto", "patience": 0, "max_steps": 8, "save_steps": 1}
+
+
+def test_a_run_that_gains_little_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.99, 4.96, 4.8, 4.7, 4.6, 4.5, 4.4, 4.3])
+    record = assert_resumes(train, config(tmp_path, **AUTOMATIC), 5)
+    assert [(one.step, one.reason) for one in record.restarts] == [(2, "small gain")]
+    assert record.chosen("learning_rate") == float(f"{record.restarts[0].learning_rate / 3:.2g}")
+    assert [entry.step for entry in record.validations] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert "less than 1 %" in run_notes(record)[0]
+
+
+def test_a_run_that_gains_enough_at_a_quarter_keeps_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.99, 4.9, 4.99, 4.99, 4.99, 4.99, 4.99, 4.99])
+    assert not train(config(tmp_path, **AUTOMATIC)).restarts
+    for out, changes in (("given", {"learning_rate": 0.01}), ("last", {"keep": "last"})):
+        losses_on_validation(monkeypatch, [5] * 9)
+        assert not train(config(tmp_path, out, **{**AUTOMATIC, **changes})).restarts
+
+
 def _checkpoints(folder: Path, *steps: int) -> list[Path]:
     found = {path.name: path for path in checkpoints(folder / "run" / CHECKPOINTS)}
     return [found[f"checkpoint-{step}"] for step in steps]

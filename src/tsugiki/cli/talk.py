@@ -36,13 +36,14 @@ class Drawing:
     Args:
         temperature: 0: always the most probable token.
         top_p: Sample from the tokens with this total probability.
-        repetition_penalty: Above 1, such as 1.2: tokens that have occurred become less probable.
+        repetition_penalty: Above 1, such as 1.2: tokens that have occurred become less probable. 1: none. Default:
+            that of the model's generation settings, which is 1.15 for 'embedded'.
         seed: The same seed gives the same text.
     """
 
     temperature: Annotated[float, typer.Option(min=0, rich_help_panel=_SAMPLING)] = 0.7
     top_p: Annotated[float, typer.Option(min=0.01, max=1, rich_help_panel=_SAMPLING)] = 0.9
-    repetition_penalty: Annotated[float, typer.Option(min=0.1, max=10, rich_help_panel=_SAMPLING)] = 1.0
+    repetition_penalty: Annotated[float | None, typer.Option(min=0.1, max=10, rich_help_panel=_SAMPLING)] = None
     seed: Annotated[int, typer.Option(min=0, rich_help_panel=_SAMPLING)] = 0
 
 
@@ -221,7 +222,7 @@ def chat_command(
 
     import_libraries()
     from tsugiki.adapters.saved_tokenizer import saved_chat_template
-    from tsugiki.generation.sampling import Sampling
+    from tsugiki.generation.sampling import Sampling, with_penalty_of
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.load_targets import TargetLoader, dtype_of, evaluation_targets
 
@@ -236,7 +237,12 @@ def chat_command(
     )
     session = _Session(loader, target, max_new_tokens, sampling, ProgressDisplay(), raw, system)
     _switch(session, target)
-    typer.echo(_("{target}; /help lists what else can be typed").format(target=target))
+    message = _(
+        "{target}; temperature {temperature:g}, top-p {top_p:g}, repetition penalty {penalty:g}; /help lists what else "
+        "can be typed"
+    )
+    penalty = with_penalty_of(session.model, sampling).repetition_penalty
+    typer.echo(message.format(target=target, temperature=sampling.temperature, top_p=sampling.top_p, penalty=penalty))
     while (line := _read_line()) is not None:
         command, _space, argument = line.strip().partition(" ")
         if command in ("/quit", "/exit", "/bye"):

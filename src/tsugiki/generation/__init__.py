@@ -19,7 +19,7 @@ __getattr__, __dir__ = lazy_names(
             "BatchMode EngineStopped Event Failed Limits Observer Output PromptScores QueueFull Request ScoredToken "
             "Timing WaitedTooLong"
         ),
-        "sampling": "Chooser Sampling TextStream draw_index",
+        "sampling": "Chooser Sampling TextStream draw_index repetition_penalty_of with_penalty_of",
         "scheduler": "Scheduler",
     },
 )

@@ -5,7 +5,6 @@ random generator of its own, so its text does not depend on the others, up to ro
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -19,7 +18,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.generation.batch import find_batch_mode
 from tsugiki.generation.prompt import Prompt, prompt_tokens
 from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
-from tsugiki.generation.sampling import Chooser, Sampling, TextStream
+from tsugiki.generation.sampling import Chooser, Sampling, TextStream, with_penalty_of
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.language import _
 from tsugiki.lora.hold import active_adapter, active_names, is_merged
@@ -84,8 +83,7 @@ def continue_rows(
     """Return the new text of each prompt, computed in batches if the model allows it.
 
     `rows` are the tokens of each prompt, fewer than the model's context, and `ends` the tokens that end a text. Every
-    prompt has the same seed. The repetition penalty of the model's own settings for generation is applied as well.
-    `advance` is called with the number of prompts done since the last call.
+    prompt has the same seed. `advance` is called with the number of prompts done since the last call.
     """
     if not rows:
         return []
@@ -107,8 +105,6 @@ def continue_rows(
 
     with generating(model), seeded(sampling.seed or 0):
         mode, context = _batch_mode(model, len(rows)), context_length(model)
-        usual = getattr(model.generation_config, "repetition_penalty", None) or 1.0
-        penalty = sampling.repetition_penalty * (1.0 if mode is None else usual)  # transformers knows its own setting
         requests = [
             Request(
                 row,
@@ -116,7 +112,7 @@ def continue_rows(
                 min(max_new_tokens, context - len(row)),
                 partial(receive, index),
                 batch_mode=mode or "alone",
-                sampling=replace(sampling, repetition_penalty=penalty),
+                sampling=with_penalty_of(model, sampling),
                 ends=ends,
             )
             for index, row in enumerate(rows)
@@ -172,6 +168,7 @@ def _by_transformers(model: "PreTrainedModel", request: Request) -> None:
         pad_token_id=min(request.ends),
         use_cache=True,  # transformers' Trainer turns it off in the model's config
         do_sample=False,
+        repetition_penalty=1.0,  # the chooser applies it
         logits_processor=LogitsProcessorList([only_chosen]),
     )
     request.deliver(Output(stream.finish(), None, "stop"))

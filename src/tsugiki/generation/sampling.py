@@ -6,7 +6,7 @@ Only complete characters are decoded, and no text that may belong to a stop stri
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ from transformers import (
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOWEST_TEMPERATURE = 1e-5
 """Lower ones are taken for 0, as in vLLM: logits that are divided by them need not be finite."""
@@ -42,8 +42,9 @@ class Sampling:
     """Sample from the most probable tokens that together have this probability."""
     seed: int | None = 0
     """The same seed gives the same text; None: another text each time."""
-    repetition_penalty: float = 1.0
-    """Divides positive logits of tokens that occur in the prompt or the new text, and multiplies negative ones."""
+    repetition_penalty: float | None = None
+    """Divides positive logits of tokens that occur in the prompt or the new text, and multiplies negative ones. None:
+    that of the model's generation settings (see `with_penalty_of`), and 1, which changes nothing, without one."""
     top_k: int = 0
     """Sample from this many of the most probable tokens; 0: from all."""
     min_p: float = 0.0
@@ -54,6 +55,18 @@ class Sampling:
     """Is subtracted from the logit of a token once for each time that it was generated before."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Is added to the logits of these tokens."""
+
+
+def repetition_penalty_of(model: "PreTrainedModel") -> float:
+    """Return the repetition penalty of a model's generation settings; 1 if they have none."""
+    return getattr(model.generation_config, "repetition_penalty", None) or 1.0
+
+
+def with_penalty_of(model: "PreTrainedModel", sampling: Sampling) -> Sampling:
+    """Return the settings with the model's own repetition penalty if they have none."""
+    if sampling.repetition_penalty is not None:
+        return sampling
+    return replace(sampling, repetition_penalty=repetition_penalty_of(model))
 
 
 class Chooser:
@@ -67,7 +80,7 @@ class Chooser:
         else:
             self.generator.manual_seed(settings.seed)
         self.penalties = LogitsProcessorList()
-        if settings.repetition_penalty != 1:
+        if settings.repetition_penalty not in (None, 1):
             self.penalties.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
         self.warpers = LogitsProcessorList(_warpers(settings))
 

@@ -82,13 +82,18 @@ def held_out_table(record: RunRecord) -> Table:
 
 def run_notes(record: RunRecord) -> list[str]:
     """Return the decisions that a run made from its losses, and hints from its figures, one sentence each."""
-    notes = [
-        _(
+    notes = []
+    for restart in record.restarts:
+        message = _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
             "third of it."
-        ).format(step=restart.step, rate=restart.learning_rate)
-        for restart in record.restarts
-    ]
+        )
+        if restart.reason == "small gain":
+            message = _(
+                "Until step {step:,}, the validation loss fell by less than 1 % at a learning rate of {rate:g}: the "
+                "base knows such text, so the run began again with a third of the rate."
+            )
+        notes.append(message.format(step=restart.step, rate=restart.learning_rate))
     if record.kept_step and record.training and record.kept_step < record.training.steps:
         message = _(
             "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
@@ -238,23 +243,34 @@ def _text_hints(record: RunRecord) -> list[str]:
     return notes
 
 
+def _loss_curve(record: RunRecord) -> Sequence[StepEvaluation]:
+    """Return the results on text that was not trained on: on the validation text if there are several."""
+    return record.validations if len(record.validations) > 1 else record.evaluations
+
+
+def _is_falling(points: Sequence[StepEvaluation]) -> bool:
+    """Return whether a good part of what was gained came at the end."""
+    gained, last = points[0].loss - points[-1].loss, points[-2].loss - points[-1].loss
+    is_lowest = min(points, key=lambda point: point.loss) is points[-1]
+    return is_lowest and gained > 0 and last > _STILL_FALLING * gained
+
+
 def _loss_hint(record: RunRecord) -> str:
     """Return a hint if the loss rose towards the end, or was still falling, or if there were few steps; else ""."""
     training, planned = record.training, record.resolved_settings.get("steps")
-    points = record.validations if len(record.validations) > 1 else record.evaluations
+    points = _loss_curve(record)
     if training is None or record.status != "finished":
         return ""
     if len(points) > 2:
         lowest = min(points[1:], key=lambda point: point.loss)
-        last, gained = points[-1], points[0].loss - points[-1].loss
+        last = points[-1]
         if last.loss > lowest.loss * (1 + _RISE):
             message = _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
                 "text by heart. Fewer --epochs or a lower --learning-rate avoid it; more text helps most."
             )
             return message.format(step=lowest.step, rise=last.loss / lowest.loss - 1)
-        is_falling = last is lowest and points[-2].loss - last.loss > _STILL_FALLING * gained
-        if is_falling and gained > 0 and training.steps == planned:
+        if _is_falling(points) and training.steps == planned:
             return _(
                 "The loss on text that was not trained on was still falling at the last step: more --epochs, or a "
                 "higher --learning-rate, may give more."
@@ -272,10 +288,16 @@ def _result_hint(record: RunRecord) -> str:
         return ""
     change = change_of_bits(evaluations[0], evaluations[-1]).relative
     if abs(change) < _NO_CHANGE:
+        points = _loss_curve(record)
         message = _(
             "The result hardly differs from the base ({change:+.2%}): a higher --learning-rate or more --epochs "
             "change more."
         )
+        if len(points) > 2 and not _is_falling(points):
+            message = _(
+                "The result hardly differs from the base ({change:+.2%}), and the loss on text that was not trained on "
+                "fell no further: the base knows such text already. More text helps; a higher --learning-rate does not."
+            )
         return message.format(change=change)
     if change > 0:
         message = _(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Event, Failed, Output, PromptScores, QueueFull, Request, ScoredToken
+from tsugiki.generation.sampling import with_penalty_of
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompt_tokens import Prompt, chat_prompt, check_tokens, is_part, text_prompts, token_text
@@ -117,7 +118,7 @@ class Completions:
                         content=served.digest,
                         model_name=self.adapters.base.name if parsed.adapters else served.name,
                         batch_mode=served.batch_mode,
-                        sampling=parsed.sampling(number),
+                        sampling=with_penalty_of(model, parsed.sampling(number)),
                         stops=parsed.stops,
                         ends=frozenset() if parsed.ignore_eos else prompt.ends,
                         min_tokens=parsed.min_tokens,

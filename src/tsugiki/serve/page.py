@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tsugiki.generation.sampling import repetition_penalty_of
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.serve.protocol import read
 from tsugiki.serve.security import PAGE_API
@@ -96,12 +97,13 @@ def _file_route(address: str, path: Path, token: str) -> Route:
 def _models(adapters: ServedAdapters) -> dict[str, Any]:
     """Return the base and the adapters, and for each whether it has a chat template."""
     base_chats = adapters.base.tokenizer.chat_template is not None
+    penalty = repetition_penalty_of(adapters.engine.model)
 
     def chats(name: str) -> bool:
         return base_chats or (adapters.folder(name) / CHAT_TEMPLATE_FILE).is_file()
 
     return {
-        "base": {"name": adapters.base.name, "chat": base_chats},
+        "base": {"name": adapters.base.name, "chat": base_chats, "repetition_penalty": penalty},
         "adapters": [{"name": name, "chat": chats(name)} for name in adapters.names()],
         "context": adapters.engine.context,
     }

@@ -1,7 +1,8 @@
 """What a run decides before its first step, from the model, the method, the amount of text and the time that it has.
 
-    rows in a step    all rows of the run / 100, so that a run has about 100 optimiser steps; at least 2, at most 16,
-                      whatever the machine, so that a run has the same steps on any number of threads and processes
+    rows in a step    the rows of three passes / 100, so that these are about 100 optimiser steps; at least 2, at most
+                      16, whatever the machine, so that a run has the same steps on any number of threads and processes;
+                      other numbers of passes change the steps, not their rows
     steps             the passes over these rows; or, if the length is set in minutes, those that the time suffices for
     learning rate     see `training.learning_rate`
     evaluations       as many as take a twentieth of the time of the steps
@@ -31,7 +32,7 @@ from tsugiki.training.record import DataSummary
 
 T = TypeVar("T")
 
-_STEPS = 100
+_STEPS, _PASSES = 100, 3
 _FEWEST_ROWS, _MOST_ROWS = 2, 16
 _MOST_EPOCHS = 20  # of a run whose length is set in minutes
 _EVALUATION_COST = 0.5  # time of a token in an evaluation, relative to a token in a step
@@ -76,7 +77,7 @@ def choose(
     rows can be trained on in `config.minutes`.
     """
     batch_size, rate, steps = config.batch_size, config.learning_rate, config.max_steps
-    in_run = math.floor(rows * config.epochs)
+    in_run = rows * _PASSES  # of a run of the usual length
     if config.minutes is not None:
         steps = before.get("steps")
         if steps is None and rows_in_time is not None:

@@ -19,7 +19,9 @@ which the mean of five rows is not higher is the limit; a fifth of the limit is 
 restored, so the run is the same as one with the chosen number as its setting.
 
 A run whose training loss rises is divergent: its rate is too high for this model and text. A run with `auto` then
-starts again with a third of the rate. Only the losses of the steps decide, so a run that is resumed decides the same.
+starts again with a third of the rate. So does a run of LoRA, once, if after a quarter of its steps the loss on the
+validation text is less than 1 % below the base's: the base knows such text, and a high rate makes it worse on other
+works. Only losses decide, so a run that is resumed decides the same.
 """
 
 import math
@@ -36,7 +38,7 @@ from tsugiki.lora.graft import trainable_parameters
 from tsugiki.methods.table import METHODS
 from tsugiki.training.config import RunConfig
 from tsugiki.training.loop import Callback, TrainingLoop
-from tsugiki.training.record import ProbePoint
+from tsugiki.training.record import ProbePoint, RestartReason, RunRecord
 
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
@@ -53,6 +55,7 @@ _MOST = 100.0  # largest relative loss that is recorded
 LOWER = 1 / 3
 """Factor on the learning rate when a run starts again."""
 MOST_RESTARTS = 2
+_GAIN = 0.99  # loss on the validation text relative to that of the base
 _RISE = 1.2  # of the mean loss of the last steps, relative to that of the first ones
 _FEWEST_STEPS, _FEWEST_ROWS = 3, 12  # for the means; the losses of single rows differ from each other
 
@@ -131,17 +134,20 @@ def limit(points: Sequence[ProbePoint]) -> float:
     return highest
 
 
-class DivergedError(Exception):
-    """The loss has risen. The message is for the log of the run."""
+class RateTooHighError(Exception):
+    """The run begins again with a lower rate. The message says why, for the log of the run."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(_("the training loss had risen by more than 20 % at step {step}").format(step=step))
-        self.step = step
+    def __init__(self, step: int, reason: RestartReason) -> None:
+        message = _("the training loss had risen by more than 20 % at step {step}")
+        if reason == "small gain":
+            message = _("the loss on the validation text had fallen by less than 1 % at step {step}")
+        super().__init__(message.format(step=step))
+        self.step, self.reason = step, reason
 
 
 @dataclass(frozen=True)
 class DivergenceCheck(Callback):
-    """Ends a run that diverges with a `DivergedError`."""
+    """Ends a run that diverges with a `RateTooHighError`."""
 
     rows: int
     """Rows of an optimiser step."""
@@ -149,7 +155,24 @@ class DivergenceCheck(Callback):
     def on_step_end(self, loop: TrainingLoop) -> None:
         """Compare the losses of the last steps with those of the first ones."""
         if diverges([point.loss for point in loop.progress.loss_curve], self.rows):
-            raise DivergedError(loop.progress.step)
+            raise RateTooHighError(loop.progress.step, "rise")
+
+
+@dataclass(frozen=True)
+class GainCheck(Callback):
+    """Ends a run with a `RateTooHighError` if the loss on the validation text has hardly fallen at a quarter of it."""
+
+    record: RunRecord
+    """It has the results on the validation text so far."""
+
+    def on_step_end(self, loop: TrainingLoop) -> None:
+        """Compare the first result after a quarter of the steps, but not after half of them, with that of the base."""
+        points = self.record.validations
+        late = [point for point in points if 4 * point.step >= loop.steps]
+        if len(late) != 1 or late[0].step != loop.progress.step or 2 * loop.progress.step > loop.steps:
+            return
+        if points[0].step == 0 and late[0].loss > _GAIN * points[0].loss:
+            raise RateTooHighError(loop.progress.step, "small gain")
 
 
 def diverges(losses: Sequence[float], rows: int) -> bool:

@@ -8,7 +8,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -259,13 +259,18 @@ class LossPoint(BaseModel):
     learning_rate: float
 
 
+RestartReason: TypeAlias = Literal["rise", "small gain"]
+"""What made a run begin again: its training loss rose, or the loss on the validation text hardly fell at first."""
+
+
 class Restart(BaseModel):
-    """A run that began again with a lower learning rate, because its loss had risen."""
+    """A run that began again with a lower learning rate."""
 
     step: int
-    """The step at which the rise was detected."""
+    """The step at which this was decided."""
     learning_rate: float
     """The rate that was too high."""
+    reason: RestartReason = "rise"
 
 
 class ProbePoint(BaseModel):

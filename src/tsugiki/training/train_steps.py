@@ -29,8 +29,9 @@ from tsugiki.training.evaluation_callback import EvaluationCallback
 from tsugiki.training.learning_rate import (
     LOWER,
     MOST_RESTARTS,
-    DivergedError,
     DivergenceCheck,
+    GainCheck,
+    RateTooHighError,
     restore_values,
     trained_values,
 )
@@ -83,7 +84,7 @@ def train_steps(run: "Run") -> None:
             try:
                 loop.run()
                 break
-            except DivergedError as error:
+            except RateTooHighError as error:
                 checkpoint = None
                 _lower_rate(run, error)
                 restore_values(model, initial)
@@ -115,15 +116,19 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     loop.save = partial(_save_checkpoint, run)
     loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
     can_restart = isinstance(run.settings["learning_rate"], str) and is_grafted(run.model)
+    has_rule = METHODS[run.config.method].learning_rate is None and run.config.start_from is None
+    has_time = run.config.minutes is None  # a quarter of the run is trained twice
+    if can_restart and has_rule and has_time and run.choices.keep == "best" and not record.restarts:
+        loop.callbacks.append(GainCheck(record))
     if can_restart and len(record.restarts) < MOST_RESTARTS:
         loop.callbacks.append(DivergenceCheck(run.choices.batch_size))
     return loop
 
 
-def _lower_rate(run: "Run", error: DivergedError) -> None:
+def _lower_rate(run: "Run", error: RateTooHighError) -> None:
     """Lower the learning rate, and add the restart to the record."""
     record, rate = run.record, float(f"{run.choices.learning_rate * LOWER:.2g}")
-    record.restarts.append(Restart(step=error.step, learning_rate=run.choices.learning_rate))
+    record.restarts.append(Restart(step=error.step, learning_rate=run.choices.learning_rate, reason=error.reason))
     record.resolved_settings["learning_rate"] = rate
     record.forget_after(-1)
     record.loss_curve.clear()

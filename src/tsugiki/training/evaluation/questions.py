@@ -198,7 +198,10 @@ def _generate(
     max_new_tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Generate an answer to each question, up to the token that ends an answer in training."""
+    """Generate the most probable answer to each question, up to the token that ends an answer in training.
+
+    No repetition penalty is applied, because an answer may repeat words of its question.
+    """
     rows, ends = [], {document_end(tokenizer), *configured_ends(model)}
     for question in questions:
         text = question.prompt
@@ -207,7 +210,9 @@ def _generate(
         _check_fits(model, len(prompt.ids) + 1, question)
         rows.append(prompt.ids)
         ends |= prompt.ends
-    return continue_rows(model, tokenizer, rows, max_new_tokens, Sampling(temperature=0), ends, advance)
+    return continue_rows(
+        model, tokenizer, rows, max_new_tokens, Sampling(temperature=0, repetition_penalty=1), ends, advance
+    )
 
 
 def _check_fits(model: "PreTrainedModel", tokens: int, question: Question) -> None:

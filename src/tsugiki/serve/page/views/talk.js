@@ -39,7 +39,10 @@ let finished = () => {};
  */
 export async function render(root, app) {
   const { t, lang, signal } = app;
-  /** @type {{ base: { name: string, chat: boolean }, adapters: { name: string, chat: boolean }[] }} */
+  /**
+   * @type {{ base: { name: string, chat: boolean, repetition_penalty: number },
+   *   adapters: { name: string, chat: boolean }[] }}
+   */
   const { base, adapters } = await getJson("/page/api/models", signal);
   const known = [base, ...adapters];
   const names = known.map((one) => one.name);
@@ -84,7 +87,7 @@ export async function render(root, app) {
       models.length < MOST && adapters.length > 0 && button(t("add"), add, { class: "quiet" }),
     );
     fill(options, canChat && drawModes(), drawCheck("blind", t("blind")), drawCheck("shaded", t("shaded")), opener);
-    fill(more, settingsFields(settings, t, keep));
+    fill(more, settingsFields(settings, base.repetition_penalty, t, keep));
     prompt.placeholder = settings.mode === "chat" ? t("prompt.chat") : t("prompt.continue");
     root.classList.toggle("shaded", settings.shaded);
     drawSend();

@@ -9,7 +9,8 @@ const DEFAULTS = {
   top_p: 0.9,
   top_k: 0,
   min_p: 0,
-  repetition_penalty: 1,
+  /** @type {number | null} null: that of the base's generation settings */
+  repetition_penalty: null,
   max_tokens: 200,
   seed: 1,
   stop: "",
@@ -57,11 +58,12 @@ export function samplingOf(settings, seed) {
 
 /**
  * @param {Settings} settings changed by the fields
+ * @param {number} penalty the base's own repetition penalty, which an empty field stands for
  * @param {import("../../messages.js").Translate} t
  * @param {() => void} changed
  * @returns {HTMLElement}
  */
-export function settingsFields(settings, t, changed) {
+export function settingsFields(settings, penalty, t, changed) {
   const labels = {
     temperature: t("temperature"),
     top_p: t("top_p"),
@@ -77,11 +79,12 @@ export function settingsFields(settings, t, changed) {
       h("input", {
         type: "number",
         inputmode: "decimal",
-        required: true,
+        required: name !== "repetition_penalty",
+        placeholder: name === "repetition_penalty" ? String(penalty) : null,
         ...NUMBERS[name],
         value: settings[name],
         onchange: ({ target }) => {
-          if (target.checkValidity()) settings[name] = target.valueAsNumber;
+          if (target.checkValidity()) settings[name] = target.value === "" ? null : target.valueAsNumber;
           else target.value = settings[name];
           changed();
         },
