@@ -133,7 +133,8 @@ def test_minutes_that_are_over_before_the_first_step_end_with_one_line(tmp_path:
 def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.training.choices.automatic_learning_rate", lambda *_: 30.0)
     monkeypatch.setattr(learning_rate, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
-    settings = {**AUTOMATIC, "max_steps": 10, "batch_size": 4, "lora": {"lora_dropout": 0.0}}
+    lora = {"lora_dropout": 0.0, "target_modules": ["c_attn", "c_proj"]}
+    settings = {**AUTOMATIC, "max_steps": 10, "batch_size": 4, "lora": lora}
     record = assert_resumes(train, run_config(tmp_path, save_steps=2, **settings), 5)
     rates = [restart.learning_rate for restart in record.restarts]
     assert rates == [30.0, 10.0]

@@ -171,7 +171,8 @@ def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_pa
 
 
 def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):
-    first = train(config(tmp_path, "first", max_steps=4, prompts=[]))
+    lora = {"target_modules": ["c_attn", "c_proj"]}
+    first = train(config(tmp_path, "first", max_steps=4, prompts=[], lora=lora))
     settings = {"start_from": str(tmp_path / "first"), "learning_rate": 100.0, "max_steps": 3, "prompts": []}
     second = train(config(tmp_path, "second", **settings))
     assert first.kept_step != 0
