@@ -118,7 +118,7 @@ def test_what_does_not_change_stays_to_the_byte(tmp_path: Path):
     with safe_open(after, "pt") as file:
         assert file.metadata() == {"format": "pt", "of": "ours"}
     changed = {key for key, tensor in load_file(after).items() if not torch.equal(tensor, tensors[key])}
-    targets = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+    targets = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert changed == {f"transformer.h.{i}.{target}.weight" for i in range(2) for target in targets}
 
 
