@@ -5,8 +5,8 @@
 The embedded model, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts. It needs
 no network and takes less than a minute on two cores. This command has the same losses (`src/tsugiki/training/loop.py`):
 
-    tsugiki train --model embedded --data src/tsugiki/assets/quickstart --out runs/loop --epochs 2 --device cpu \
-        --batch-size 8 --learning-rate 2e-3 --block-size 128 --lora-dropout 0 --target-modules all-linear --base-dtype fp32
+    tsugiki train --model embedded --data src/tsugiki/assets/quickstart --out runs/loop --epochs 2 --batch-size 8 \
+        --learning-rate 2e-3 --block-size 128 --r 8 --lora-dropout 0 --base-dtype fp32 --target-modules all-linear
 
 `tests/examples/test_training_loop.py` compares the two step by step.
 """
