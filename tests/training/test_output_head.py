@@ -62,3 +62,11 @@ def test_a_resumed_run_keeps_the_head(base: str, tmp_path: Path):
     run_on(tmp_path, 0.1)
     config = run_config(tmp_path, out="resumed", data=str(tmp_path / "rare"))
     assert "lm_head" in layers(assert_resumes(train, config, 3))
+
+
+def test_a_model_without_a_head_that_can_be_grafted_has_its_default_layers(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("tsugiki.training.output_head.is_graftable", lambda layer: False)
+    assert layers(run_on(tmp_path, 0.1)) == BLOCKS
+    assert "output head" not in capsys.readouterr().err

@@ -245,6 +245,8 @@ def choose_layers(run: Run) -> None:
     if not leaves_layers_open(run.adapter_config) or run.config.start_from is not None or run.in_shards:
         return
     with_head = with_output_head(run.model, run.adapter_config)
+    if with_head is None:
+        return
     before = run.record.resolved_settings.get("target_modules")
     if before is not None:
         if set(before) == {name.rpartition(".")[2] for name in with_head.target_modules or ()}:

@@ -236,7 +236,7 @@ class _Base:
     packed: dict[int, PackedDataset] = field(default_factory=dict)
     """Virtual tokens of a soft prompt -> the data, in rows that leave room for them."""
     results: BaseResults = field(default_factory=dict)
-    """Its evaluations and samples (see `training.evaluation_callback`)."""
+    """The evaluations and samples of the base (see `training.evaluation_callback`)."""
 
 
 def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) -> dict[str, RunRecord]:
