@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tsugiki.errors import error_text
-from tsugiki.language import _, marked
+from tsugiki.language import _, marked, sentences
 
 LONGEST_MESSAGE = 1500
 """The most characters of a message about invalid settings."""
@@ -77,9 +77,7 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
         problems.append(f"{where}: {message}" if where else message)
     left = len(problems) - _MAX_PROBLEMS
     more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
-    *others, last = problems[:_MAX_PROBLEMS] + more
-    sentences = [problem if problem.endswith(("?", "。")) else problem + _(".") for problem in others]
-    return error_text(" ".join([*sentences, last]), LONGEST_MESSAGE)
+    return error_text(sentences(problems[:_MAX_PROBLEMS] + more), LONGEST_MESSAGE)
 
 
 def near_setting(unknown: str, known: Collection[str]) -> str:

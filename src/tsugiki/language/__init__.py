@@ -87,8 +87,10 @@ def listed(parts: Iterable[str]) -> str:
 
 
 def sentences(parts: Iterable[str]) -> str:
-    """Return problems or reasons in one line: separated by semicolons, or as sentences in Japanese."""
-    return "".join(f"{part.rstrip('。')}。" for part in parts) if language() == JAPANESE else "; ".join(parts)
+    """Return problems or reasons in one line: separated by semicolons or question marks, or as Japanese sentences."""
+    if language() == JAPANESE:
+        return "".join(f"{part.rstrip('。')}。" for part in parts)
+    return "; ".join(parts).replace("?; ", "? ")
 
 
 @cache
