@@ -146,7 +146,7 @@ def _values(node: ast.AST, path: str) -> list[ast.AST]:
 
 @cache
 def _module(path: str) -> ast.Module:
-    return ast.parse((SOURCE.parents[1] / path).read_text(encoding="utf-8"))
+    return ast.parse((SOURCE / Path(path).relative_to("src/tsugiki")).read_text(encoding="utf-8"))
 
 
 @cache

@@ -12,6 +12,8 @@ from tsugiki import disable_adapter, mixed_batch, set_adapter
 from tsugiki.base import load_model
 from tsugiki.errors import TsugikiError
 from tsugiki.methods import METHODS
+
+pytest.importorskip("starlette")
 from tsugiki.serve import load_served
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -13,6 +13,8 @@ from tests.serve.conftest import Running, save_adapter_of
 from tsugiki import load_adapter
 from tsugiki.base import load_model
 from tsugiki.generation import BLOCK, Timing
+
+pytest.importorskip("starlette")
 from tsugiki.serve import Metrics
 
 LINE = re.compile(r'[a-z_]+:?[a-z_0-9]+(\{[a-z_]+="([^"\\\n]|\\.)*"(,[a-z_]+="([^"\\\n]|\\.)*")*\})? [0-9.e+-]+')

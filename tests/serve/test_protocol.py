@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("starlette")
 from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
 
 

@@ -6,6 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
 from tsugiki.generation import ScoredToken, TextStream
+
+pytest.importorskip("starlette")
 from tsugiki.serve import completion_logprobs, token_text
 
 FIRST_BYTES = byte_tokenizer()("x 春", add_special_tokens=False).input_ids[1:-1]
