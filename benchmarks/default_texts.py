@@ -1,6 +1,10 @@
 """Write the texts of `benchmarks.defaults`: `python -m benchmarks.default_texts --aozora WORKS.jsonl --out DIR`.
 
+For each name there are two files: `NAME.jsonl` to train on, and `NAME.test.jsonl`, which no run sees.
+
 - works of single authors, chosen by a seeded shuffle from the output of `tsugiki aozora`;
+- `developers_ja`: a Japanese manual with modern prose, Debian's package developers-reference-ja (GPL-2+), a document
+  for each chapter;
 - `chat_en`: the English questions and answers of the package chatterbot-corpus 1.3.3 (BSD licence);
 - `guides_en`: the prose of some of this project's English guides, a document for each.
 """
@@ -15,8 +19,10 @@ from pathlib import Path
 
 import yaml
 
+QUESTIONS = 360  # records of chat_en, and of its test
+CHARACTERS = 30_000  # of guides_en and developers_ja
+TESTS = 2  # documents of a test
 # Name: author, kana, characters in all, shortest and longest work.
-QUESTIONS, GUIDES = 720, 40_000  # records of chat_en, characters of guides_en
 AUTHORS = {
     "kyoka": ("泉鏡花", "old", 70_000, 2000, 20_000),
     "kyoka_small": ("泉鏡花", "old", 12_000, 2000, 6000),
@@ -24,62 +30,87 @@ AUTHORS = {
     "kenji": ("宮沢賢治", "modern", 60_000, 2000, 20_000),
     "oda_small": ("織田作之助", "modern", 20_000, 2000, 6000),
     "mimei": ("小川未明", "modern", 250_000, 1000, 8000),
+    "ogai": ("森鴎外", "old", 30_000, 3000, 16_000),
+    "soseki": ("夏目漱石", "old", 30_000, 3000, 13_000),
+    "akutagawa": ("芥川龍之介", "old", 30_000, 3000, 12_000),
+    "dazai": ("太宰治", "old", 30_000, 3000, 16_000),
+    "toyoshima": ("豊島与志雄", "old", 30_000, 3000, 16_000),
+    "toson": ("島崎藤村", "old", 30_000, 3000, 20_000),
 }
+Records = list[dict[str, str]]
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 
 
 def main() -> None:
-    """Write a JSONL file for each text whose source is given."""
+    """Write two JSONL files for each text whose source is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--aozora", type=Path, help="output of `tsugiki aozora` with the works of all authors")
+    parser.add_argument("--without", type=Path, nargs="*", default=[], help="JSONL files of works that are not taken")
+    parser.add_argument("--developers", type=Path, help="folder with the .rst.txt files of developers-reference-ja")
     parser.add_argument("--guides", type=Path, help="folder of the guides: docs")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    texts: dict[str, list[dict[str, str]]] = {}
+    texts: dict[str, tuple[Records, Records]] = {}
     if options.aozora:
-        works = [json.loads(line) for line in options.aozora.read_text("utf-8").splitlines()]
+        left_out = {work["text"] for file in options.without for work in _read(file)}
+        works = [work for work in _read(options.aozora) if work["text"] not in left_out]
         texts |= {name: _works(works, *choice) for name, choice in AUTHORS.items()}
+    if options.developers:
+        texts["developers_ja"] = _documents(options.developers.glob("*.rst.txt"))
     if options.guides:
-        texts["guides_en"] = list(_guides(options.guides))
+        guides = (path for path in options.guides.glob("*.md") if not path.name.endswith(".ja.md"))
+        texts["guides_en"] = _documents(guides)
     texts["chat_en"] = _questions()
-    for name, records in texts.items():
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        (options.out / f"{name}.jsonl").write_text("".join(lines), "utf-8")
-        print(f"{name}: {len(records):,} records, {sum(map(len, lines)):,} characters")
+    for name, (learned, test) in texts.items():
+        _write(options.out / f"{name}.jsonl", learned)
+        _write(options.out / f"{name}.test.jsonl", test)
+
+
+def _read(file: Path) -> Records:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def _write(file: Path, records: Records) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    file.write_text("".join(lines), "utf-8")
+    print(f"{file.name}: {len(records):,} records, {sum(map(len, lines)):,} characters")
 
 
 def _works(
     works: Iterable[dict[str, str]], author: str, kana: str, total: int, shortest: int, longest: int
-) -> list[dict[str, str]]:
-    fitting = [
-        work
+) -> tuple[Records, Records]:
+    fitting = {
+        work["title"]: work
         for work in works
         if work["author"] == author and work["kana"] == kana and shortest <= len(work["text"]) <= longest
-    ]
-    random.Random(0).shuffle(fitting)
-    chosen: list[dict[str, str]] = []
-    for work in fitting:
-        if sum(len(each["text"]) for each in chosen) >= total:
-            break
-        chosen.append(work)
-    return chosen
+    }
+    shuffled = list(fitting.values())
+    random.Random(0).shuffle(shuffled)
+    return _divide(shuffled, total)
 
 
-def _guides(folder: Path) -> Iterable[dict[str, str]]:
-    """Yield the paragraphs of some guides that are neither code nor tables."""
-    paths = sorted(path for path in folder.glob("*.md") if not path.name.endswith(".ja.md"))
-    random.Random(0).shuffle(paths)
-    total = 0
-    for path in paths:
+def _divide(records: Records, total: int) -> tuple[Records, Records]:
+    """Return the first records, with `total` characters, and the next ones as a test."""
+    count = characters = 0
+    while characters < total and count < len(records) - TESTS:
+        characters += len(records[count]["text"])
+        count += 1
+    return records[:count], records[count : count + TESTS]
+
+
+def _documents(paths: Iterable[Path]) -> tuple[Records, Records]:
+    """Return the paragraphs of some guides that are neither code nor tables."""
+    records: Records = []
+    for path in sorted(paths):
         blocks = _CODE.sub("", path.read_text("utf-8")).split("\n\n")
         text = "\n\n".join(block.strip() for block in blocks if block.strip() and "|" not in block)
-        if total < GUIDES:
-            yield {"title": path.stem, "text": text}
-        total += len(text)
+        records.append({"title": path.stem, "text": text[:12_000]})
+    random.Random(0).shuffle(records)
+    return _divide(records, CHARACTERS)
 
 
-def _questions() -> list[dict[str, str]]:
+def _questions() -> tuple[Records, Records]:
     """Return questions with their first answers. A file of the corpus repeats ten questions 105 times."""
     answers: dict[str, str] = {}
     folder = resources.files("chatterbot_corpus") / "data" / "english"
@@ -89,7 +120,8 @@ def _questions() -> list[dict[str, str]]:
             if question and answer:
                 answers.setdefault(question, answer)
     records = [{"prompt": question, "completion": answer} for question, answer in answers.items()]
-    return random.Random(0).sample(records, QUESTIONS)
+    chosen = random.Random(0).sample(records, 2 * QUESTIONS)
+    return chosen[:QUESTIONS], chosen[QUESTIONS:]
 
 
 if __name__ == "__main__":

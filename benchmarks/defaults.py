@@ -1,9 +1,10 @@
-"""Compare the default settings with a sweep over learning rates: `python -m benchmarks.defaults kyoka.jsonl --out DIR`.
+"""Compare the default settings with a sweep over layers and rates: `python -m benchmarks.defaults a.jsonl --out DIR`.
 
-For each text, a run with default settings and one for each rate and seed train on the same rows, with the same held-out
-text; all other settings are the defaults, and each keeps its best step. The figure of a run is the held-out bits per
-character of what it kept. The regret of the default is how much it is above the lowest figure of the sweep. Since the
-held-out text chooses that one, and nothing chooses the default's, the regret is an upper bound.
+For each text `a.jsonl`, which is what a user would train on, there is a second one of the same author, `a.test.jsonl`,
+that no run sees. A run with default settings, and one for each choice of layers, learning rate and seed train on the
+first one. Everything else is the default: each run keeps its best step. The figure of a run is the bits per character
+of the second text with what the run kept. Since this text chooses the lowest figure of the sweep, and nothing chooses
+the default's, the difference is an upper bound. `benchmarks.default_texts` writes the texts.
 
 Runs that are finished in `--out` are not repeated.
 """
@@ -11,15 +12,15 @@ Runs that are finished in `--out` are not repeated.
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tsugiki
 from benchmarks.figures import Figures
+from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
-from tsugiki.training.evaluation.result import change_of_bits
 from tsugiki.training.record import RunRecord
 from tsugiki.training.workflows.compare import run_all
 
@@ -27,67 +28,82 @@ HEADERS = {
     "en": ["text", "steps", "base", "default", "lowest of the sweep", "default above it"],
     "ja": ["テキスト", "ステップ", "ベースモデル", "既定の設定", "掃引の最小値", "既定の設定との差"],
 }
-RATES = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-AUTO = "auto"
+LAYERS = ("c_attn,c_proj", "all-linear", "all-linear,lm_head")
+FACTORS = (0.33, 1, 3)
 
 
 def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="texts, a file for each row of the table")
+    parser.add_argument("data", nargs="+", type=Path, help="texts, a file for each row of the table")
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--layers", nargs="*", default=LAYERS, help="names of target modules with commas between them")
+    parser.add_argument("--factors", type=float, nargs="*", default=FACTORS, help="on the default's learning rate")
     parser.add_argument("--seeds", type=int, nargs="*", default=[42])
-    parser.add_argument("--block-size", type=int)
-    parser.add_argument("--held-out", type=float, default=0.1)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--figures", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
     rows = []
     for data in options.data:
-        records: dict[Any, list[RunRecord]] = {rate: [] for rate in (AUTO, *options.rates)}
+        test = data.with_suffix(".test.jsonl")
+        base = next(iter(tsugiki.evaluate(str(test), model=options.model).values())).bits_per_char
+        bits: dict[str, list[float]] = {}
         for seed in options.seeds:
-            settings = {"model": options.model, "data": data, "seed": seed, "block_size": options.block_size}
-            settings["held_out"] = options.held_out
-            for rate, record in zip(records, _runs(settings, list(records), options.out), strict=True):
-                records[rate].append(record)
-        rows.append(_row(Path(data).stem, records))
+            settings = {"model": options.model, "data": str(data), "seed": seed}
+            default = _runs(settings, {"default": {}}, options.out)["default"]
+            rate = default.restarts[0].learning_rate if default.restarts else default.chosen("learning_rate")
+            swept = {
+                f"{layers}, rate × {factor:g}": _settings(layers, factor * rate)
+                for layers in options.layers
+                for factor in options.factors
+            }
+            records = _runs(settings, swept, options.out)
+            for name, record in {"default": default, **records}.items():
+                bits.setdefault(name, []).append(_test_bits(record, test))
+        rows.append(_row(data.stem, default, base, {name: sum(same) / len(same) for name, same in bits.items()}))
         print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     if options.figures:
         command = f"python -m benchmarks.defaults {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)
 
 
-def _runs(settings: dict[str, Any], rates: Sequence[Any], out: Path) -> list[RunRecord]:
-    """Train with each rate, and return the records. The base is loaded once."""
-    runs = {}
-    for rate in rates:
-        name = f"{Path(settings['data']).stem} {Path(settings['model']).name} {settings['seed']} {rate}"
-        runs[name] = validated(RunConfig, {**settings, "learning_rate": rate, "out": str(out / name)}, None)
-    return list(run_all(runs).values())
+def _settings(layers: str, rate: float) -> dict[str, Any]:
+    names = layers.split(",")
+    return {"lora": {"target_modules": names if len(names) > 1 else layers}, "learning_rate": rate}
 
 
-def _row(name: str, records: dict[Any, list[RunRecord]]) -> list[str]:
-    means = {rate: sum(_bits(record) for record in same) / len(same) for rate, same in records.items()}
-    best = min((rate for rate in means if rate != AUTO), key=lambda rate: means[rate])
-    first, default = records[best][0], records[AUTO][0]
-    change = change_of_bits(first.evaluations[-1], default.evaluations[-1])
-    # An interval belongs to one seed, and not to the means of several.
-    several = len(records[AUTO]) > 1
-    interval = "" if several or change.interval is None else " [{:+.2%}, {:+.2%}]".format(*change.interval)
-    base = sum(record.evaluations[0].bits_per_char for record in records[AUTO]) / len(records[AUTO])
+def _runs(settings: dict[str, Any], changes: dict[str, dict[str, Any]], out: Path) -> dict[str, RunRecord]:
+    """Train with each change of the settings, and return name -> record. The base is loaded once."""
+    start = f"{Path(settings['data']).stem} {Path(settings['model']).name} {settings['seed']}"
+    configs = {
+        name: validated(RunConfig, {**settings, **change, "out": str(out / f"{start} {name}")}, None)
+        for name, change in changes.items()
+    }
+    return run_all(configs)
+
+
+def _test_bits(record: RunRecord, test: Path) -> float:
+    """Return the bits per character of the text that no run sees, which are kept beside the run."""
+    out, model = str(record.config.out), str(record.config.model)
+    file = Path(out) / f"{test.stem}.json"
+    if not file.exists():
+        results = tsugiki.evaluate(str(test), model=model, adapter=out)
+        write_json(file, {"bits_per_char": list(results.values())[-1].bits_per_char})
+    return float(read_json(file)["bits_per_char"])
+
+
+def _row(name: str, default: RunRecord, base: float, bits: dict[str, float]) -> list[str]:
+    best = min((each for each in bits if each != "default"), key=lambda each: bits[each])
+    layers = "with head" if "lm_head" in default.resolved_settings.get("target_modules", ()) else "without head"
+    steps, rows = default.resolved_settings["steps"], default.chosen("batch_size")
     return [
         name,
-        f"{default.resolved_settings['steps']:,} of {default.chosen('batch_size')} rows",
+        f"{steps:,} of {rows} rows",
         f"{base:.3f}",
-        f"{means[AUTO]:.3f} (rate {default.chosen('learning_rate'):g}, step {default.kept_step})",
-        f"{means[best]:.3f} (rate {best:g})",
-        f"{means[AUTO] / means[best] - 1:+.2%}{interval}",
+        f"{bits['default']:.3f} ({layers}, rate {default.chosen('learning_rate'):g})",
+        f"{bits[best]:.3f} ({best})",
+        f"{bits['default'] / bits[best] - 1:+.2%}",
     ]
-
-
-def _bits(record: RunRecord) -> float:
-    return record.evaluations[-1].bits_per_char
 
 
 if __name__ == "__main__":

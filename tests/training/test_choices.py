@@ -45,6 +45,8 @@ def test_the_rate_follows_from_alpha_and_the_method():
     # rsLoRA multiplies the update by sqrt(r) more than LoRA does.
     assert rate(method="rslora", lora={"r": 16, "lora_alpha": 8}) == 5e-4
     assert rate(method="full") == 5e-5
+    assert automatic_learning_rate(config(method="full"), 512, 1000, 8192) == 1.4e-4
+    assert automatic_learning_rate(config(method="full"), 511, 1000, 8192) == 4.8e-4  # a third
     assert rate(method="pissa") == pytest.approx(5e-4 / 3, rel=0.03)
     assert rate(method="ia3") == 3e-3
     assert rate(method="prompt-tuning") == 3e-2

@@ -74,9 +74,13 @@ def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.
 AUTOMATIC: dict[str, Any] = {"learning_rate": "auto", "patience": 0, "max_steps": 8, "save_steps": 1}
 
 
-def test_a_run_that_gains_little_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("settings", [{}, {"method": "full", "compute_dtype": "fp32"}], ids=["lora", "full"])
+def test_a_run_that_gains_little_begins_again_with_a_third_of_the_rate(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     losses_on_validation(monkeypatch, [5, 4.99, 4.96, 4.8, 4.7, 4.6, 4.5, 4.4, 4.3])
-    record = assert_resumes(train, config(tmp_path, **AUTOMATIC), 5)
+    files = ("model.safetensors",) if settings else (ADAPTER_FILE,)
+    record = assert_resumes(train, config(tmp_path, **AUTOMATIC, **settings), 5, files=files)
     assert [(one.step, one.reason) for one in record.restarts] == [(2, "small gain")]
     assert record.chosen("learning_rate") == float(f"{record.restarts[0].learning_rate / 3:.2g}")
     assert [entry.step for entry in record.validations] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
@@ -168,6 +172,13 @@ def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_pa
     load_adapter(adapted, record.folder())
     change = (adapted(ids).logits - base(ids).logits).abs().max().item()
     assert change < 1e-4 if settings == {"lora": {"init_lora_weights": "pissa"}} else change == 0
+
+
+def test_the_start_of_a_narrow_model_is_kept_if_no_step_is_better(tmp_path: Path):
+    train(config(tmp_path, **BREAKING, method="full", compute_dtype="fp32", save_dtype="fp32"))
+    base = load_model("embedded", dtype=torch.float32).state_dict()
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all((kept[name] == base[name]).all() for name in kept)
 
 
 def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):

@@ -90,7 +90,7 @@ def choose(
         steps = math.ceil(config.epochs * math.ceil(rows / batch_size))
     if rate in (AUTO, PROBE):
         rate = before.get("learning_rate") or automatic_learning_rate(
-            config, _width(model), steps, batch_size * row_tokens
+            config, width_of(model), steps, batch_size * row_tokens
         )
     assert not isinstance(rate, str)
     automatic = tuple(name for name in ("batch_size", "learning_rate") if isinstance(getattr(config, name), str))
@@ -203,6 +203,7 @@ def _batch_size(steps: int | None, in_run: int) -> int:
     return min(max(in_run // _STEPS, _FEWEST_ROWS), _MOST_ROWS)
 
 
-def _width(model: nn.Module) -> int:
+def width_of(model: nn.Module) -> int:
+    """Return the size of the hidden states."""
     width: int | None = getattr(text_config(model), "hidden_size", None)
     return width or model.get_input_embeddings().embedding_dim  # type: ignore[operator]

@@ -7,8 +7,8 @@ The rule has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), w
 and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. Scaling the rate with the square root
 of the batch is a rule of tinker-cookbook as well; that it holds for small steps was measured here. The rate does not
 depend on the rank, because an update of LoRA is scaled by alpha / r. Methods without low-rank factors have a fixed
-learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`). docs/training.md compares the rule with
-sweeps.
+learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`), or a third in a narrow model.
+docs/training.md compares the rule with sweeps.
 
     probe   a range test (Smith, 2015) in which every row is compared with itself
 
@@ -19,9 +19,9 @@ which the mean of five rows is not higher is the limit; a fifth of the limit is 
 restored, so the run is the same as one with the chosen number as its setting.
 
 A run whose training loss rises is divergent: its rate is too high for this model and text. A run with `auto` then
-starts again with a third of the rate. So does a run of LoRA, once, if after a quarter of its steps the loss on the
-validation text is less than 1 % below the base's: the base knows such text, and a high rate makes it worse on other
-works. Only losses decide, so a run that is resumed decides the same.
+starts again with a third of the rate. So does a run with a rate from the formula, once, if after a quarter of its steps
+the loss on the validation text is less than 1 % below the base's: the base knows such text, and a high rate makes it
+worse on other works. Only losses decide, so a run that is resumed decides the same.
 """
 
 import math
@@ -43,6 +43,11 @@ from tsugiki.training.record import ProbePoint, RestartReason, RunRecord
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
 _HIGHEST_RATE = 1e-2
+
+NARROW = 512
+"""Full fine-tuning of a model below this width has a third of LoRA's learning rate, and keeps a copy of its start, so
+that it can begin again with a lower rate. Of a wider model the copy would take too much memory."""
+_FULL_FACTOR_IF_NARROW = 1 / 3
 
 PROBE_ROWS = 30
 """Rows that a range test trains on at most. Their losses are computed beforehand as well."""
@@ -68,7 +73,8 @@ def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: i
     method = METHODS[config.method]
     if method.learning_rate is not None:
         return method.learning_rate
-    rate = 5e-4 * (2000 / width) ** 0.781 * method.learning_rate_factor
+    is_narrow_full = not method.trains_adapter and width < NARROW
+    rate = 5e-4 * (2000 / width) ** 0.781 * (_FULL_FACTOR_IF_NARROW if is_narrow_full else method.learning_rate_factor)
     if steps < _SHORT_RUN and config.start_from is None:  # B is 0 at first only in a new adapter
         rate *= _SHORT_RUN_FACTOR
     rate *= min(1.0, max(_SMALLEST_FACTOR, math.sqrt(tokens / _SMALL_STEP)))

@@ -24,11 +24,12 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled
 from tsugiki.training.checkpoint import Progress, keep_newest, load_training_state, save_training_state
-from tsugiki.training.choices import Choices, describe_choices
+from tsugiki.training.choices import Choices, describe_choices, width_of
 from tsugiki.training.evaluation_callback import EvaluationCallback
 from tsugiki.training.learning_rate import (
     LOWER,
     MOST_RESTARTS,
+    NARROW,
     DivergenceCheck,
     GainCheck,
     RateTooHighError,
@@ -61,7 +62,7 @@ def loop_of(run: "Run", choices: Choices | None = None) -> TrainingLoop:
 def train_steps(run: "Run") -> None:
     """Train the model in place. A run whose loss rises begins again with a lower learning rate."""
     model, record, checkpoint = run.model, run.record, run.checkpoint
-    initial = trained_values(model) if is_grafted(model) else {}  # a copy of a whole model takes too much memory
+    initial = trained_values(model) if _keeps_start(run) else {}
     if checkpoint is not None:
         load_trained(model, checkpoint)
     if run.in_shards:
@@ -102,6 +103,11 @@ def advice_to_resume() -> Iterator[None]:
         raise WriteError(_("{error}; finished steps are kept: continue with --resume").format(error=error)) from error
 
 
+def _keeps_start(run: "Run") -> bool:
+    """Return whether the values before the first step are copied: those of an adapter, or of a narrow model."""
+    return is_grafted(run.model) or (not run.in_shards and width_of(run.model) < NARROW)
+
+
 def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop:
     """Return the loop of a run, which evaluates and writes checkpoints, and say what was chosen.
 
@@ -115,7 +121,7 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     record.micro_batch_size = run.choices.micro_batch_size
     loop.save = partial(_save_checkpoint, run)
     loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
-    can_restart = isinstance(run.settings["learning_rate"], str) and is_grafted(run.model)
+    can_restart = isinstance(run.settings["learning_rate"], str) and bool(initial)
     has_rule = METHODS[run.config.method].learning_rate is None and run.config.start_from is None
     has_time = run.config.minutes is None  # a quarter of the run is trained twice
     if can_restart and has_rule and has_time and run.choices.keep == "best" and not record.restarts:
