@@ -28,7 +28,7 @@ HEADERS = {
     "en": ["text", "steps", "base", "default", "lowest of the sweep", "default above it"],
     "ja": ["テキスト", "ステップ", "ベースモデル", "既定の設定", "掃引の最小値", "既定の設定との差"],
 }
-LAYERS = ("c_attn,c_proj", "all-linear", "all-linear,lm_head")
+LAYERS = ("c_attn,c_proj", "c_attn,c_proj,c_fc", "c_attn,c_proj,c_fc,lm_head")
 FACTORS = (0.33, 1, 3)
 
 

@@ -86,6 +86,7 @@ def test_an_unknown_architecture_requires_targets():
         ("qwen3_moe", ["gate"], r"mlp.gate, a Qwen3MoeTopKRouter, which cannot be grafted"),
         ("llama4_text", ["router"], r"feed_forward.router, a Llama4Router, which cannot be grafted"),
         ("mamba", ["conv1d"], r"mixer.conv1d, a Conv1d, which cannot be grafted"),
+        ("llama", ["all-linear", "lm_head"], r"'all-linear' is no name in a list.*q_proj"),
         ("qwen3_moe", ["gate_proj"], r"gate_proj matches no layer.*\(target_parameters: down_proj, gate_up_proj\)"),
     ],
 )

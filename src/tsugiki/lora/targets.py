@@ -104,6 +104,9 @@ def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | 
     if targets == "all-linear":
         head = output_head(model)
         return [name for name, layer in layers.items() if is_linear(layer) and layer is not head]
+    if targets is not None and "all-linear" in targets and not isinstance(targets, str):
+        message = _("target_modules: 'all-linear' is no name in a list of layers; name them all; {hint}")
+        raise TsugikiError(message.format(hint=list_graftable(layers)))
     if targets is None:
         targets = _default_targets(model)
         names = set(targets)
