@@ -7,8 +7,8 @@ The rule has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), w
 and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. Scaling the rate with the square root
 of the batch is a rule of tinker-cookbook as well; that it holds for small steps was measured here. The rate does not
 depend on the rank, because an update of LoRA is scaled by alpha / r. Methods without low-rank factors have a fixed
-learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`). docs/training.md compares the rule with
-sweeps.
+learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`). docs/training-evidence.md compares the
+rule with sweeps.
 
     probe   a range test (Smith, 2015) in which every row is compared with itself
 
