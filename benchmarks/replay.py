@@ -22,7 +22,7 @@ from tsugiki.training.run import train
 
 HEADERS = {
     "en": ["share of other text", "steps", "held-out text, bits/char", "retention text, bits/char"],
-    "ja": ["ほかの文章の割合", "ステップ", "評価データ（ビット/文字）", "維持確認用の文章（ビット/文字）"],
+    "ja": ["ほかの文章の割合", "ステップ", "評価データ（ビット/文字）", "忘却確認用データ（ビット/文字）"],
 }
 SHARES = (0.0, 0.05, 0.1, 0.25)
 

@@ -31,6 +31,7 @@ def test_train_returns_the_record_and_writes_the_report(folder: Path):
     assert len(repr(record)) < 200 + len(str(folder))
     html = record._repr_html_()
     assert html.startswith("<iframe")
+    assert ' onload="this.style.height = ' in html  # as high as its page
     assert "&lt;svg" in html
     assert "枝を" in html
     assert (folder / "again" / "report.html").is_file()

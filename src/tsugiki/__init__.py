@@ -8,6 +8,7 @@ save_adapter(model, "my-adapter")               # a folder that Hugging Face PEF
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import filterwarnings
 
 if TYPE_CHECKING:
     from tsugiki.adapters.format import load_adapter, save_adapter
@@ -45,6 +46,8 @@ __all__ = [
     "use_fast_paths",
     "use_plain_paths",
 ]
+
+filterwarnings("ignore", "IProgress not found")  # of tqdm, which transformers imports, in a notebook without ipywidgets
 
 _MODULE_OF = {
     "LoraConfig": "tsugiki.lora.config",

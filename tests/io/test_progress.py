@@ -1,6 +1,8 @@
 """The progress display is quiet where standard error is not a terminal."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -34,6 +36,13 @@ def test_a_notebook_shows_bars_where_it_has_widgets(widgets: bool, monkeypatch: 
     spec = object() if widgets else None
     monkeypatch.setattr(progress, "find_spec", lambda name: spec if name == "ipywidgets" else pytest.fail(name))
     assert ProgressDisplay(Console(force_jupyter=True)).is_quiet is not widgets
+
+
+def test_a_notebook_without_widgets_shows_no_warning_of_tqdm():
+    code = "import warnings, tsugiki; warnings.warn('IProgress not found. Please update'); warnings.warn('another')"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "another" in shown
+    assert "IProgress" not in shown
 
 
 def test_a_command_of_a_notebook_shows_no_bars(monkeypatch: pytest.MonkeyPatch):

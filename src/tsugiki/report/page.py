@@ -23,11 +23,14 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, Markup]], notes: S
 
 
 def in_frame(html: str, height: int = 620) -> str:
-    """Return an element for a notebook that shows a page, `height` pixels high; a longer page is scrolled.
+    """Return an element for a notebook that shows a page, as high as the page.
 
-    The frame separates the styles of the page from those of the notebook.
+    The frame separates the styles of the page from those of the notebook. Where a notebook runs no scripts, it is
+    `height` pixels high and scrolls.
     """
-    return f'<iframe srcdoc="{escape(html)}" style="width: 100%; height: {height}px; border: 0"></iframe>'
+    fit = "this.style.height = this.contentDocument.documentElement.scrollHeight + 'px'"
+    style = f"width: 100%; height: {height}px; border: 0"
+    return f'<iframe srcdoc="{escape(html)}" style="{style}" onload="{fit}"></iframe>'
 
 
 def render(template: str, **values: Any) -> str:

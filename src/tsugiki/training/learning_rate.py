@@ -8,7 +8,7 @@ and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) report
 of the batch is a rule of tinker-cookbook as well; that it holds for small steps was measured here. The rate does not
 depend on the rank, because an update of LoRA is scaled by alpha / r. Methods without low-rank factors have a fixed
 learning rate, and full fine-tuning has a tenth of LoRA's (see `methods.table`), or a third in a narrow model.
-docs/training.md compares the rule with sweeps.
+docs/training-evidence.md compares the rule with sweeps.
 
     probe   a range test (Smith, 2015) in which every row is compared with itself
 

@@ -4,7 +4,7 @@ The default layers are the linear layers inside the blocks. They change what goe
 rows, so they can hardly raise the probability of a token that the base has never written, such as an old form of a
 Chinese character. A base gives such a token a probability of less than 1 in 400,000 almost everywhere, and any other
 token very seldom: the embedded model to 0.1 to 0.6 % of the tokens of works in modern kana, and to 2.9 % and more of
-those in old kana (docs/training.md).
+those in old kana (docs/training-evidence.md).
 """
 
 import dataclasses
