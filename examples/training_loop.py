@@ -2,7 +2,7 @@
 
     python examples/training_loop.py
 
-The embedded model, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts. It needs
+The embedded model, a small Japanese GPT-2, learns the old orthography of the quickstart's texts. It needs
 no network and takes less than a minute on two cores. This command has the same losses (`src/tsugiki/training/loop.py`):
 
     tsugiki train --model embedded --data src/tsugiki/assets/quickstart --out runs/loop --epochs 2 --batch-size 8 \

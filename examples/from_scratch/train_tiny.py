@@ -1,6 +1,6 @@
 """Step 5: a plain training loop that updates A and B only.
 
-The embedded model, a small Japanese GPT-2, learns the historical orthography of the quickstart's texts.
+The embedded model, a small Japanese GPT-2, learns the old orthography of the quickstart's texts, in katakana.
 
     python examples/from_scratch/train_tiny.py
 """

@@ -251,7 +251,7 @@ def quickstart_command(
     *,
     out: Path | None = None,
 ) -> None:
-    """Train the embedded model to write historical Japanese spelling, offline, in about two minutes.
+    """Train the embedded model to write as in old laws and telegrams, in katakana, offline, in about a minute.
 
     Args:
         out: Folder for the adapter. Default: tsugiki-quickstart.

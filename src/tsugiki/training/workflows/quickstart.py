@@ -1,4 +1,4 @@
-"""The quickstart: train the embedded model on the embedded corpus, which has historical spelling."""
+"""The quickstart: train the embedded model on the embedded corpus, in the orthography of old laws and telegrams."""
 
 from importlib.resources import files
 from pathlib import Path
