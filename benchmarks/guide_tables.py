@@ -83,7 +83,10 @@ def _markdown(file: Path, language: Language) -> str:
         table = source.table(language)
     else:
         table = results_table(source) if language == "en" else _in_japanese(results_table(source))
-    return f"\n{table.to_markdown()}\n`{source.command}` · {computer(source.machine)}, {source.date}\n\n"
+    where = f"{computer(source.machine)}, {source.date}"
+    if language == "ja":
+        where = re.sub(r", (\d+) threads, ", r"、\1 スレッド、", where)
+    return f"\n{table.to_markdown()}\n`{source.command}` · {where}\n\n"
 
 
 def _in_japanese(table: Table) -> Table:

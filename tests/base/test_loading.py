@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5Tokenizer
 
 from tests.tiny import CONFIGS, grafted, ids, logits, relative_error, save_tiny, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft
@@ -118,3 +118,21 @@ def test_a_model_of_another_kind_is_one_line(model_type: str, said: str, tmp_pat
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
     with pytest.raises(TsugikiError, match=said):
         load_model(str(tmp_path))
+
+
+def test_a_character_that_a_unigram_vocabulary_lacks_is_its_unknown_token_and_not_the_end(tmp_path: Path):
+    """rinna's Japanese GPT-2 models have the class of T5's tokenizer, whose numbers of special tokens are others."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("は", -1.0), ("a", -1.0)]
+    folder = save_tiny(tmp_path / "base")
+    saved = T5Tokenizer(pieces, pad_token="</s>", extra_ids=0, additional_special_tokens=[], do_lower_case=True)
+    saved.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("猫は", add_special_tokens=False).input_ids == [3, 2, 4]
+    assert load_tokenizer(folder)("猫はA", add_special_tokens=False).input_ids == [3, 0, 4, 5]
+
+
+def test_a_tokenizer_of_sentencepiece_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Path(save_tiny(tmp_path / "base"))
+    (folder / "tokenizer.json").rename(folder / "spiece.model")
+    monkeypatch.setattr("transformers.utils.is_sentencepiece_available", lambda: False)
+    with pytest.raises(TsugikiError, match=r"tsugiki\[sentencepiece\]"):
+        load_tokenizer(str(folder))

@@ -14,8 +14,10 @@ import typer
 
 from tests.cli.imports import output_without
 from tests.docs.test_architecture import flags, problem_of
+from tsugiki.base import RECOMMENDED
 from tsugiki.cli import EXAMPLES, near_flags, panel_of, root_command, settings_of
 from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE
+from tsugiki.language import VARIABLE
 from tsugiki.training import RunConfig
 
 
@@ -26,6 +28,19 @@ def test_the_command_alone_prints_a_tour_of_existing_commands(run):
     assert len(lines) >= 6
     assert [problem for words in lines if (problem := problem_of(words))] == []
     assert out == output_without({"torch", "transformers", "numpy"})
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_the_tour_names_bases_of_the_readers_language_in_one_screen(
+    language: str, run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(VARIABLE, language)
+    _, out, _ = run()
+    assert out.count("\n") <= 24
+    for base in RECOMMENDED:
+        line = next((line for line in out.splitlines() if line.split()[:1] == [base.name]), "")
+        assert bool(line) == (base.language == language)
+        assert not line or {f"{base.parameters}M", f"{base.download:,}", f"{base.minutes}"} <= set(line.split())
 
 
 def test_versions_are_shown_without_importing_torch():

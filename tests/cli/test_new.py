@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tsugiki.base import recommended_bases
 from tsugiki.cli import settings_of, settings_text
 from tsugiki.training import PretrainConfig, RunConfig, load_config
 
@@ -42,6 +43,16 @@ def test_questions_have_defaults_and_are_asked_again_after_a_wrong_answer(run, a
     written = load_config(Path("kajii.yaml"), {})
     assert (written.model, written.data, written.out) == ("embedded", ("kajii.txt",), "runs/kajii")
     assert written.minutes is not None
+
+
+def test_a_number_chooses_a_recommended_base(run, answers: list[str], tmp_path: Path):
+    (tmp_path / "text.txt").write_text("檸檬" * 500)
+    answers += ["2", "", ""]
+    status, out, _ = run("new", "--data", "text.txt", "--no-preview")
+    second = recommended_bases()[1].name
+    assert (status, answers) == (0, [])
+    assert re.search(rf"(?m)^  2  {second} ", out)
+    assert load_config(Path("text.yaml"), {}).model == second
 
 
 def test_the_preview_is_shown_and_a_text_that_cannot_be_read_leaves_nothing(base: str, run, tmp_path: Path):

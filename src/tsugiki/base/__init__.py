@@ -15,6 +15,7 @@ __getattr__, __dir__ = lazy_names(
         "loading": "default_device load_meta_model load_model load_tokenizer placeholder_model",
         "model_folder": "LazyTensors copy_other_files map_keys read_shards write_index",
         "new_words": "add_rows add_words read_words",
+        "recommended": "RECOMMENDED describe_base recommended_bases",
         "resolve": "folder_entries local_folder settings_folder split_revision weight_entries",
         "streaming": "LIMIT_VARIABLE entries",
     },

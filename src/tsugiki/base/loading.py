@@ -4,6 +4,7 @@ Weights are read from safetensors files only, so nothing is unpickled. Code in a
 `trust_remote_code`.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,10 +156,42 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrained
     from transformers import AutoTokenizer
 
     folder = settings_folder(name, trust_remote_code=trust_remote_code)
+    if not (folder / "tokenizer.json").exists() and any(folder.glob("*.model")) and not _reads_sentencepiece():
+        message = _(
+            "{name} has a tokenizer of SentencePiece; install what reads it: pip install 'tsugiki[sentencepiece]'"
+        )
+        raise TsugikiError(message.format(name=name))
     with loading_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         tokenizer(_PROBE)  # some damaged tokenizers load, but fail for every text
+        _mend_unigram(tokenizer)
         return tokenizer
+
+
+def _reads_sentencepiece() -> bool:
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    return bool(is_sentencepiece_available() and is_protobuf_available())
+
+
+def _mend_unigram(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give a tokenizer of SentencePiece's unigram model its own unknown token, and the lower case that it asks for.
+
+    transformers 5 loads rinna's Japanese GPT-2 models with the class of T5. It writes characters that are not in the
+    vocabulary as the token with T5's number, which is the end of the text here, and ignores `do_lower_case`.
+    """
+    from tokenizers import normalizers
+    from tokenizers.models import Unigram
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, Unigram):
+        return
+    state, unknown = json.loads(backend.model.__getstate__()), tokenizer.unk_token_id
+    if unknown is not None and unknown < len(state["vocab"]) and state["unk_id"] not in (None, unknown):
+        backend.model = Unigram([(piece, score) for piece, score in state["vocab"]], unknown, state["byte_fallback"])
+    if tokenizer.init_kwargs.get("do_lower_case"):
+        before = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([*before, normalizers.Lowercase()])
 
 
 def load_meta_model(name: str) -> "PreTrainedModel":

@@ -146,8 +146,7 @@ def new_command(
     if data is None and not interactive:
         raise TsugikiError(_("--data missing: there is no terminal to ask for the text"))
     data = _answer(interactive, data, _("Text to learn (file or folder)"), _only_text(), check_data)
-    question = _("Base model ('embedded', folder, GGUF file or hub id)")
-    model = _answer(interactive, model, question, "embedded", check_model)
+    model = _ask_for_base() if model is None and interactive else _answer(False, model, "", "embedded", check_model)
     minutes = _answer(interactive, minutes, _("Minutes that the run may take"), _MINUTES, _check_minutes)
     name = Path(data).stem or "text"
     out = _answer(interactive, out, _("Folder for the adapter"), f"runs/{name}", check_new_folder)
@@ -177,6 +176,18 @@ def _answer(interactive: bool, given: Any, question: str, default: Any, check: C
             typer.echo(str(error))
         else:
             return value
+
+
+def _ask_for_base() -> str:
+    """Show the recommended bases, and return the name of the user's choice."""
+    from tsugiki.base.recommended import describe_base, recommended_bases
+
+    numbered = {str(number): base for number, base in enumerate(recommended_bases(), 1)}
+    for number, base in numbered.items():
+        typer.echo(f"  {number}  {describe_base(base)}")
+    question = _("Base model (number, 'embedded', folder, GGUF file or hub id)")
+    answer = str(_answer(True, None, question, "embedded", check_model))
+    return numbered[answer].name if answer in numbered else answer
 
 
 def _only_text() -> str | None:

@@ -55,7 +55,7 @@ def serve_command(
         api_key: Key that requests must send; TSUGIKI_API_KEY in the environment is another way.
         api_key_file: File that holds the key.
         dtype: Dtype of the base's weights.
-        chat_template: Chat template of the base: a file, or 'default' for a plain one.
+        chat_template: Chat template of the base: a file, default (a plain one), or none.
         max_batch: Largest number of rows computed together.
         cache_memory: Largest size of the key-value cache in GB: rows times the longest row.
         prefix_memory: Keys and values in GB that are kept for prompts with the same beginning; 0: none.

@@ -5,7 +5,7 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "loop_setup": "build_loop linear_share muon split_parameters",
+        "loop_setup": "build_loop linear_share",
         "checkpoint": "load_training_state newest_checkpoint save_training_state",
         "choices": "Choices EvaluationPlan choose describe_choices evenly_spread plan_evaluations",
         "config": "CHAPTER DEFAULT_LORA RunConfig",
@@ -24,6 +24,7 @@ __getattr__, __dir__ = lazy_names(
         "learning_rate": "automatic_learning_rate limit",
         "loop": "Callback TrainingLoop",
         "lora_plus": "loraplus",
+        "muon": "muon_and_adamw orthogonalized split_parameters",
         "model": "make_trainable shard_model",
         "packing": "PackedDataset pack_data",
         "cost": "Measured Need base_bytes loading_bytes measure stored_bytes",

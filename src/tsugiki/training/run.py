@@ -31,6 +31,7 @@ from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_fact
 from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
+from tsugiki.training.model_notes import model_notes
 from tsugiki.training.output_head import head_note, leaves_layers_open, needs_head, unlikely_share, with_output_head
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.processes import (
@@ -265,6 +266,8 @@ def choose_numbers(run: Run) -> None:
         decide(model.dtype, before["product_dtype"] == "int8")
     tokens = trained_tokens(config, run.texts.tokenizer)
     prepared = make_trainable(model, config, run.device, tokens, run.adapter_config)
+    if run.accelerator.is_main_process:
+        run.data.notes.extend(model_notes(config.model, model))
     if is_grafted(model):
         prepared["base_dtype"] = run.facts.dtype
     if config.start_from is not None:

@@ -159,12 +159,14 @@ def test_a_card_in_the_folder_is_read(card: str, facts: CardFacts, tmp_path: Pat
     assert read_card(str(tmp_path)) == facts
 
 
-def test_the_licence_and_the_gate_are_named(tmp_path: Path):
+def test_the_licence_and_the_gate_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "README.md").write_text("---\nlicense: llama3.2\nextra_gated_prompt: accept\n---\n")
     said = notes(tmp_path)
     assert "is llama3.2" in said
     assert "is gated" in said
+    train(run_config(tmp_path, model=str(tmp_path / "model"), block_size=64, max_steps=1))
+    assert "is llama3.2" in capsys.readouterr().err
 
 
 def test_a_chat_model_on_other_data_is_reported(tmp_path: Path):

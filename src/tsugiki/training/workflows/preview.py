@@ -6,17 +6,11 @@ from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from torch import nn
 
-from tsugiki.base.card import read_card
-from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.data.read.files import describe_data
 from tsugiki.language import _
-from tsugiki.lora.adapter import LoraAdapter
-from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.model.context import IGNORE_INDEX
-from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 from tsugiki.training.choices import describe_choices
 from tsugiki.training.config import RunConfig
 from tsugiki.training.loop_setup import seconds_per_step
@@ -26,9 +20,8 @@ from tsugiki.training.run import prepared
 from tsugiki.training.train_steps import loop_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-_LEAST_REACHED = 0.5  # share of the weights below which the user is told that an adapter leaves out the others
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 Kind: TypeAlias = Literal["target", "context", "target special", "context special"]
@@ -112,7 +105,7 @@ def preview(config: RunConfig, rows: int) -> Preview:
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
     decided = describe_choices(run.resolved, run.settings, measured=False)
-    notes = (*decided, *data.notes, *model_notes(config, run.model))
+    notes = (*decided, *data.notes)
     return Preview(config.model, describe_data(config.data), views, _counts(data, run.choices.steps, seconds), notes)
 
 
@@ -178,50 +171,3 @@ def _counts(data: PackedDataset, steps: int, seconds_per_step: float) -> Preview
         steps=steps,
         seconds=steps * seconds_per_step,
     )
-
-
-def model_notes(config: RunConfig, model: "PreTrainedModel") -> list[str]:
-    """Return the notes on the model of a run, one sentence each."""
-    notes = [] if config.model == EMBEDDED else _terms(config.model)
-    return [*notes, *_reach(model)]
-
-
-def _terms(name: str) -> list[str]:
-    card, notes = read_card(name), []
-    if card.license:
-        message = _("the licence of {name} is {license}; read its terms before you publish an adapter")
-        notes.append(message.format(name=name, license=card.license))
-    if card.gated:
-        notes.append(_("{name} is gated: its users accept its terms on the hub").format(name=name))
-    return notes
-
-
-def _reach(model: nn.Module) -> list[str]:
-    """Return a note if a LoRA adapter leaves out most of the weights between embedding and head."""
-    adapter = active_adapter(model) if is_grafted(model) else None
-    if not isinstance(adapter, LoraAdapter):
-        return []
-    ends = {id(layer) for layer in vocabulary_layers(model).values()}
-    inside = [(path, layer) for path, layer in base_modules(model) if id(layer) not in ends]
-    sizes = {
-        f"{path}.{name}": parameter.numel()
-        for path, layer in inside
-        for name, parameter in layer._parameters.items()
-        if parameter is not None and parameter.dim() > 1 and not isinstance(layer, nn.Embedding)
-    }
-    reached = sum(size for name, size in sizes.items() if _is_reached(adapter, name))
-    total = sum(sizes.values())
-    if not total or reached / total >= _LEAST_REACHED:
-        return []
-    return [
-        _(
-            "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
-            "targets --model …` lists the others"
-        ).format(share=reached / total)
-    ]
-
-
-def _is_reached(adapter: LoraAdapter, name: str) -> bool:
-    path = name.rpartition(".")[0]
-    whole = any(path == saved or path.startswith(f"{saved}.") for saved in adapter.modules)
-    return path in adapter.pairs or name in adapter.parameter_pairs or whole

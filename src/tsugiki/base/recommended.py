@@ -1,0 +1,55 @@
+"""Base models that a laptop trains, by the language that they write.
+
+Names, licences and sizes are those of the models' pages on the hub. docs/models.md names the pages, and says how
+the minutes were found.
+"""
+
+from dataclasses import dataclass
+
+from tsugiki.language import ENGLISH, JAPANESE, _, language
+
+
+@dataclass(frozen=True)
+class RecommendedBase:
+    """A base model on the hub."""
+
+    language: str
+    name: str
+    parameters: int
+    """In millions."""
+    download: int
+    """Size of the weights in MB."""
+    minutes: int
+    """Time of a run with the default settings on a text of 100,000 characters, on two cores without bfloat16."""
+    license: str
+    """The id of the licence on the hub, or the name that its card gives."""
+    gated: bool = False
+    """Whether terms must be accepted on the hub before the download."""
+
+
+RECOMMENDED = (
+    RecommendedBase(JAPANESE, "rinna/japanese-gpt2-small", 110, 454, 17, "mit"),
+    RecommendedBase(JAPANESE, "rinna/japanese-gpt2-medium", 336, 1370, 50, "mit"),
+    RecommendedBase(JAPANESE, "LiquidAI/LFM2.5-350M", 354, 709, 55, "lfm1.0"),
+    RecommendedBase(JAPANESE, "google/gemma-3-270m", 268, 536, 36, "gemma", gated=True),
+    RecommendedBase(ENGLISH, "HuggingFaceTB/SmolLM2-135M", 135, 269, 12, "apache-2.0"),
+    RecommendedBase(ENGLISH, "HuggingFaceTB/SmolLM2-135M-Instruct", 135, 269, 12, "apache-2.0"),
+    RecommendedBase(ENGLISH, "HuggingFaceTB/SmolLM2-360M", 362, 724, 35, "apache-2.0"),
+)
+
+
+def recommended_bases() -> list[RecommendedBase]:
+    """Return the bases that write the reader's language."""
+    return [base for base in RECOMMENDED if base.language == language()]
+
+
+def describe_base(base: RecommendedBase) -> str:
+    """Return a line about a base, in columns."""
+    license_id = _("{license}, terms to accept").format(license=base.license) if base.gated else base.license
+    return _("{name:<36} {parameters}M {download:>6,} MB {minutes:>4} min  {license}").format(
+        name=base.name,
+        parameters=base.parameters,
+        download=base.download,
+        minutes=base.minutes,
+        license=license_id,
+    )

@@ -1,0 +1,113 @@
+"""Muon (K. Jordan et al. 2024) for the matrices inside the layers, and AdamW for all other parameters.
+
+Muon updates a matrix with the momentum M of its gradient G, made nearly orthogonal:
+
+    M <- 0.95 M + 0.05 G        N = 0.05 G + 0.95 M        W <- (1 - rate · decay) W - 0.2 √max(out, in) · rate · O(N)
+
+O(N) has N's singular vectors, and singular values near 1: each of five Newton-Schulz iterations maps a singular value s
+to a s + b s³ + c s⁵. The factor 0.2 √max(out, in) gives an update the size of AdamW's, so both have the same learning
+rate. This is `torch.optim.Muon` with `match_rms_adamw`, to the bit where the processor multiplies bfloat16. torch
+iterates in bfloat16 on all others as well, where it takes about 20 times as long as in float32.
+"""
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.dtypes import preferred_compute_dtype
+from tsugiki.training.config import RunConfig
+from tsugiki.training.threads import run_in_threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MOMENTUM = 0.95
+_ITERATIONS = 5
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_PARTS = 8  # the matrices are divided among this many optimisers, which step in parallel
+
+
+def muon_and_adamw(model: "PreTrainedModel", config: RunConfig, rate: float) -> "CombinedOptimizer":
+    """Return the optimiser for all trained parameters."""
+    matrices, others = split_parameters(model)
+    decay = config.weight_decay
+    muons: list[torch.optim.Optimizer] = [
+        Muon(matrices[first::_PARTS], {"lr": rate, "weight_decay": decay})
+        for first in range(min(_PARTS, len(matrices)))
+    ]
+    groups = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return CombinedOptimizer([*muons, torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.adam_beta2))])
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """Return the matrix with singular values near 1, in bfloat16 if its device multiplies bfloat16, else in float32."""
+    is_tall = matrix.size(0) > matrix.size(1)
+    native = preferred_compute_dtype(matrix.device) == "bf16"
+    x = (matrix.T if is_tall else matrix).to(torch.bfloat16 if native else torch.float32)
+    x = x / x.norm().clamp(min=1e-7)  # so that no singular value is above 1
+    for _iteration in range(_ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x.T if is_tall else x
+
+
+def split_parameters(model: "PreTrainedModel") -> tuple[list[Tensor], list[Tensor]]:
+    """Return the trained matrices inside the layers, and all other trained parameters (embeddings, head, norms, …)."""
+    outside = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    head = model.get_output_embeddings()
+    outside |= {id(p) for p in head.parameters()} if head is not None else set()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim == 2 and id(p) not in outside]
+    return matrices, [p for p in trained if not any(p is matrix for matrix in matrices)]
+
+
+class Muon(torch.optim.Optimizer):
+    """The optimiser of matrices. Its state has the names of torch's."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the matrices that have a gradient."""
+        for group in self.param_groups:
+            rate, decay = group["lr"], group["weight_decay"]
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - _MOMENTUM)
+                update = orthogonalized(matrix.grad.lerp(momentum, _MOMENTUM))
+                matrix.mul_(1 - rate * decay)
+                matrix.add_(update, alpha=-rate * (0.2 * math.sqrt(max(matrix.shape))))
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimisers with the interface of one: it has all of their parameter groups and their state."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self._share()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Let every optimiser take a step, in parallel."""
+        list(run_in_threads([partial(optimizer.step) for optimizer in self.optimizers]))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load parameter groups and state, and pass them to the optimisers."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        """Give each optimiser its parameter groups and the common state."""
+        first = 0
+        for optimizer in self.optimizers:
+            optimizer.param_groups = self.param_groups[first : first + len(optimizer.param_groups)]
+            optimizer.state = self.state
+            first += len(optimizer.param_groups)
