@@ -52,19 +52,25 @@ def main() -> None:
             settings = {"model": options.model, "data": str(data), "seed": seed}
             default = _runs(settings, {"default": {}}, options.out)["default"]
             rate = default.restarts[0].learning_rate if default.restarts else default.chosen("learning_rate")
-            swept = {
-                f"{layers}, rate × {factor:g}": _settings(layers, factor * rate)
-                for layers in options.layers
-                for factor in options.factors
-            }
-            records = _runs(settings, swept, options.out)
-            for name, record in {"default": default, **records}.items():
+            swept, records = {}, {"default": default}
+            for layers in options.layers:
+                for factor in options.factors:
+                    name = f"{layers}, rate × {factor:g}"
+                    if factor == 1 and not default.restarts and _layers(default) == set(layers.split(",")):
+                        records[name] = default
+                    else:
+                        swept[name] = _settings(layers, factor * rate)
+            for name, record in {**records, **_runs(settings, swept, options.out)}.items():
                 bits.setdefault(name, []).append(_test_bits(record, test))
         rows.append(_row(data.stem, default, base, {name: sum(same) / len(same) for name, same in bits.items()}))
         print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
     if options.figures:
         command = f"python -m benchmarks.defaults {shlex.join(sys.argv[1:])}"
         Figures(HEADERS, rows, command).write(options.figures)
+
+
+def _layers(record: RunRecord) -> set[str]:
+    return set(record.resolved_settings["target_modules"])
 
 
 def _settings(layers: str, rate: float) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def _test_bits(record: RunRecord, test: Path) -> float:
 
 def _row(name: str, default: RunRecord, base: float, bits: dict[str, float]) -> list[str]:
     best = min((each for each in bits if each != "default"), key=lambda each: bits[each])
-    layers = "with head" if "lm_head" in default.resolved_settings.get("target_modules", ()) else "without head"
+    layers = "with head" if "lm_head" in _layers(default) else "without head"
     steps, rows = default.resolved_settings["steps"], default.chosen("batch_size")
     return [
         name,

@@ -67,6 +67,8 @@ def test_the_validation_text_and_what_it_has_chosen_are_shown():
     assert (
         "Step 20 had the lowest loss on the validation text and is kept; the run ended after step 40 of 60" in page.text
     )
+    whole = of(record(validations=curve, kept_step=20, training=TRAINING, resolved_settings={"steps": 40}, data=data))
+    assert "Step 20 of 40 had the lowest loss on the validation text and is kept." in whole.text
     assert "4 records, 2,000 characters" in page.text
     assert "no step was better" not in page.text.lower()
     worse = [evaluation(step, loss) for step, loss in ((0, 5.0), (20, 5.1), (40, 5.5))]

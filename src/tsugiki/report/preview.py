@@ -13,6 +13,7 @@ from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, counts, listed
 from tsugiki.report.page import in_frame, render
 from tsugiki.report.record_text import data_lines, near_duplicate_lines
+from tsugiki.report.table import wrap
 from tsugiki.training.workflows.preview import Preview, RowView, SegmentView
 
 STYLES = {
@@ -48,7 +49,17 @@ def to_terminal(preview: Preview, colours: bool, verbose: bool = True) -> Render
     table.add_column(overflow="fold")
     for label, value in count_lines(preview, verbose):
         table.add_row(label, value)
-    return Group(*parts, table, *(Text(_("note: {note}").format(note=note), "yellow") for note in preview.notes))
+    return Group(*parts, table, *(_Note(_("note: {note}").format(note=note)) for note in preview.notes))
+
+
+class _Note:
+    """Shows a note, whose lines end between any two Japanese characters; rich would end them at spaces alone."""
+
+    def __init__(self, note: str) -> None:
+        self.note = note
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("\n".join(wrap(self.note, options.max_width)), "yellow")
 
 
 class _FirstLines:

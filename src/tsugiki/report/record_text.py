@@ -100,6 +100,8 @@ def run_notes(record: RunRecord) -> list[str]:
             "{steps:,} of {planned}."
         )
         planned = record.resolved_settings.get("steps", "?")
+        if record.training.steps == planned:
+            message = _("Step {kept_step:,} of {planned} had the lowest loss on the validation text and is kept.")
         notes.append(message.format(kept_step=record.kept_step, steps=record.training.steps, planned=planned))
     if record.kept_step == 0:
         message = _(

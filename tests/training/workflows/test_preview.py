@@ -114,6 +114,7 @@ def test_it_fits_a_screen_and_says_how_much_is_left_out(config: RunConfig):
     groups = found.counts.near_duplicates.model_copy(update={"first": names})
     long = [replace(row, segments=row.segments * 30) for row in found.rows]
     found = replace(found, rows=tuple(long), counts=found.counts.model_copy(update={"near_duplicates": groups}))
+    found = replace(found, notes=("確率がほぼ 0 です。" * 20,))
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(to_terminal(found, colours=False, verbose=False))
     text = console.export_text()
@@ -122,6 +123,8 @@ def test_it_fits_a_screen_and_says_how_much_is_left_out(config: RunConfig):
     assert "0.txt:0 · 0.txt:1 · 0.txt:2 · 0.txt:3 · 0.txt:4 · … and 7 more" in " ".join(text.replace("│", "").split())
     assert text.count("… and 7 more ") == 3
     assert text.index("training time") < text.index("note: ")
+    note = text[text.index("note: ") :].splitlines()[0]
+    assert len(note) > 50, "a Japanese line is filled, although it has few spaces"
     console.print(to_terminal(found, colours=False))
     whole = console.export_text()
     assert len(whole.splitlines()) > len(text.splitlines()) + 5
