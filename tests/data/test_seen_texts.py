@@ -98,5 +98,5 @@ def test_the_embedded_base_tells_what_it_has_learned():
     assert folder is not None
     found = read_fingerprints(folder)
     assert found is not None
-    assert len(found) == 3058
+    assert len(found) == 3205
     assert find_learned(index_of(text(1), "庭の梅が咲いた。"), [found]) == (set(), set())
