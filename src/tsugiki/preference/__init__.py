@@ -1,6 +1,7 @@
 """Learn which of two answers is better: the losses, the pairs, and the log-probabilities of answers.
 
-losses       a loss is a function of the log-probabilities of whole answers
+pairs        answers as tokens, and rows that hold the two answers of a pair
+losses       a loss is a function of the log-probabilities of whole answers (`fast.answer_log_probabilities`)
 """
 
 from tsugiki.lazy import lazy_names
@@ -11,5 +12,6 @@ __getattr__, __dir__ = lazy_names(
         "losses": (
             "LOSSES Answers PreferenceLoss apo_zero dpo dpo_norm ipo kto kto_baseline likelihood_loss orpo simpo"
         ),
+        "pairs": "Preferences open_preferences pack_preferences",
     },
 )
