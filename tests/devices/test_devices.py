@@ -17,7 +17,13 @@ from tests.runs import loop_of, run_config, uneven_blocks
 from tests.tiny import grafted, ids, tiny_model
 from tsugiki import LoraConfig, graft
 from tsugiki.data import Collator, StepBatches
-from tsugiki.fast import detect_document_masking, packed_masks, use_fast_paths
+from tsugiki.fast import (
+    AnswerTokens,
+    answer_log_probabilities,
+    detect_document_masking,
+    packed_masks,
+    use_fast_paths,
+)
 from tsugiki.lora import LoraLinear, grafted_layers, trainable_parameters
 from tsugiki.lowbit import quantize
 from tsugiki.methods import METHODS
@@ -251,6 +257,28 @@ def test_a_run_waits_for_the_device_only_where_losses_are_read(
     assert device.waits.total() == 4, device.waits
     assert training.progress.tokens > 0
     assert math.isfinite(training.progress.loss)
+
+
+def test_answers_have_the_log_probabilities_of_the_processor_without_a_wait(device: PretendedDevice):
+    config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], lora_dropout=0.0)
+    host = grafted(tiny_model("llama"), config)
+    there = moved(host)
+    found: list[list[Tensor]] = []
+    for model, name in ((host, "cpu"), (there, NAME)):
+        use_fast_paths(model)
+        batch, parameters = batch_of(name), list(trainable_parameters(model).values())
+        answers = AnswerTokens.find(batch_of()["labels"], POSITIONS)
+        assert len(answers.lengths) == 4
+        masks = packed_masks(model.base_model, batch["position_ids"])
+        device.reset()
+        sums = answer_log_probabilities(
+            model, answers, input_ids=batch["input_ids"], position_ids=batch["position_ids"], attention_mask=masks
+        )
+        gradients = torch.autograd.grad(sums @ torch.arange(4.0).to(name), parameters)
+        assert device.waits.total() == 0, device.waits
+        found.append([on_host(tensor) if name == NAME else tensor for tensor in (sums.detach(), *gradients)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -1,6 +1,6 @@
 """Read files, and turn them into training rows.
 
-records      `read` reads files into `records`
+records      `read` reads files into `records`; `read.answers`, answers to prompts
 tokens       `encoding` and `chat` tokenise them, `store` keeps the tokens on disk
 rows         `splits` chooses the held-out records, `blocks` packs the others into rows and deals them out
 """
@@ -14,6 +14,7 @@ __getattr__, __dir__ = lazy_names(
         "chat": "DEFAULT_TEMPLATE Rendering prompt_text read_template render",
         "duplicates": "SHINGLE fold near_duplicates signature signatures similarity",
         "encoding": "EncodedRecord document_end document_start encode encode_records",
+        "read.answers": "read_answers",
         "read.aozora.index": "INDEX IndexEntry Person Query parse_role read_manifest select",
         "read.aozora.site": "Site SiteUnreachable",
         "read.aozora.text": "guess_kana has_annotations is_work plain_text read_work title_and_author",

@@ -110,7 +110,7 @@ class Reading:
     annotated: list[str] = field(default_factory=list)
     """Other texts with annotations in Aozora Bunko's notation, which were kept."""
     empty: list[str] = field(default_factory=list)
-    """Files without text."""
+    """Files without text, and answers without text, whose rows are left out."""
     passed_over: list[str] = field(default_factory=list)
     """Files of another kind in a folder or a zip."""
     without_fields: list[str] = field(default_factory=list)

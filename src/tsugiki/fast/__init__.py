@@ -11,9 +11,11 @@ __getattr__, __dir__ = lazy_names(
             "FLASH attends_to_later_tokens detect_document_masking flash_arguments has_unknown_window "
             "keeps_apart_by_flash mask_documents packed_masks"
         ),
-        "forward": "enable_chunked_loss has_chunked_loss loss_of_hidden_states",
+        "forward": "answer_log_probabilities enable_chunked_loss has_chunked_loss loss_of_hidden_states",
         "layers": "use_fast_products",
-        "loss": "Head chunked_loss find_head plain_loss token_losses",
+        "loss": (
+            "AnswerTokens Head chunked_answer_losses chunked_loss find_head plain_answer_losses plain_loss token_losses"
+        ),
         "low_rank_sum": "LowRankSum",
         "masks": "apply_mask keep_mask masks_from",
         "modules": "fast_generation use_fused_modules",

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tsugiki.fast.loss import Head, chunked_loss, find_head, token_losses
+from tsugiki.fast.loss import (
+    AnswerTokens,
+    Head,
+    chunked_answer_losses,
+    chunked_loss,
+    find_head,
+    plain_answer_losses,
+    token_losses,
+)
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.undo import Undo, replace_forward, replaced_forward
@@ -66,6 +74,19 @@ def loss_of_hidden_states(model: "PreTrainedModel", hidden: Tensor, labels: Tens
     `has_chunked_loss(model)` must hold. The labels are [...], with `IGNORE_INDEX` where there is no target.
     """
     return chunked_loss(hidden, _head(model), labels)
+
+
+def answer_log_probabilities(model: "PreTrainedModel", answers: AnswerTokens, **inputs: Any) -> Tensor:
+    """Return the log-probability of each answer, summed over its tokens, in nats, [answers], in float32 or wider.
+
+    `inputs` are the arguments of the model, without labels. Where `has_chunked_loss` does not hold, the model computes
+    its logits as a whole. A reference is computed by the same function without gradients: the bits are the same.
+    """
+    if has_chunked_loss(model):
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+        return -chunked_answer_losses(hidden, _head(model), answers)
+    logits = model(**inputs, use_cache=False).logits
+    return -plain_answer_losses(logits, Head(nn.Identity()), answers)
 
 
 def _head(model: "PreTrainedModel") -> Head:

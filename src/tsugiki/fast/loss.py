@@ -14,11 +14,18 @@ scales (Cohere, Granite) or caps (Gemma 2: cap · tanh(z / cap)) are scaled and 
 On an accelerator chunks are larger, and the host never waits for a value: rows without a target are computed, too, with
 loss and gradient 0.
 
-`plain_loss` is the definition. Horace He's fused linear cross-entropy and Liger-Kernel do the same on a GPU.
+Losses of preferences need the sum of each answer (`chunked_answer_losses`); hidden states of prompts and padding do not
+go through the head there.
+
+`plain_loss` and `plain_answer_losses` are the definitions. Horace He's fused linear cross-entropy and Liger-Kernel do
+the same on a GPU.
 """
 
 import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +34,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tsugiki.dtypes import at_least_float32
+from tsugiki.fast.document_masks import count_documents
 from tsugiki.fast.layers import computes_fast
 from tsugiki.fast.masks import dropout
 from tsugiki.lora.layer import LoraLinear
@@ -82,6 +90,70 @@ def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.to(exact), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The tokens of several answers in a batch, one answer after another."""
+
+    places: Tensor
+    """int64 [tokens]: the index of the hidden state that predicts each token, among those of all rows."""
+    targets: Tensor
+    """int64 [tokens]: the tokens."""
+    lengths: list[int]
+    """The number of tokens of each answer."""
+
+    @classmethod
+    def find(cls, labels: Tensor, positions: Tensor) -> "AnswerTokens":
+        """Return the answers in packed rows: the labels of each document of a row are one answer.
+
+        Labels are [rows, length], not shifted, with `IGNORE_INDEX` for the prompt; positions start at 0 in each
+        document, [rows, length]. They are on the processor, so that no device has to wait.
+        """
+        is_target = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
+        places = is_target.flatten().nonzero()[:, 0]
+        documents = count_documents(positions) + positions.numel() * torch.arange(len(positions))[:, None]
+        _numbers, lengths = torch.unique_consecutive(documents.flatten()[places + 1], return_counts=True)
+        return cls(places, labels.flatten()[places + 1], lengths.tolist())
+
+    def to(self, device: torch.device) -> "AnswerTokens":
+        """Return the same answers on a device."""
+        places, targets = (part.to(device, non_blocking=True) for part in (self.places, self.targets))
+        return AnswerTokens(places, targets, self.lengths)
+
+
+def plain_answer_losses(hidden: Tensor, head: Head, answers: AnswerTokens) -> Tensor:
+    """Return the cross-entropy of each answer, summed over its tokens, in nats, [answers], by the definition.
+
+    Hidden states are [..., width]. The result is in float32 or wider.
+    """
+    answers = answers.to(hidden.device)
+    logits = head.logits(hidden.flatten(0, -2)[answers.places])
+    losses = F.cross_entropy(logits.to(at_least_float32(logits.dtype)), answers.targets, reduction="none")
+    return _sums(losses, answers.lengths)
+
+
+def chunked_answer_losses(hidden: Tensor, head: Head, answers: AnswerTokens) -> Tensor:
+    """Compute `plain_answer_losses` without whole logits, differentiable in the hidden states and an adapter's factors.
+
+    With and without gradients the result has the same bits. `plain_answer_losses` itself is used where chunks do not
+    apply (see `chunked_loss`), and if the weight or the bias of the head trains.
+    """
+    known = _known_layer(head, hidden.device)
+    if known is None or any(parameter.requires_grad for parameter in known[0].parameters()):
+        return plain_answer_losses(hidden, head, answers)
+    layer, pair = known
+    answers = answers.to(hidden.device)
+    rows, low, up = _operands(hidden, head, pair, answers.places)
+    losses: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        rows, None, layer.bias, low, up, answers.targets, layer, head.softcap, answers.lengths
+    )
+    return losses
+
+
+def _sums(losses: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the sum of each answer, in a fixed order also on a device, where `index_add_` has none."""
+    return torch.stack([part.sum() for part in torch.split(losses, list(lengths))])
+
+
 def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     """Compute `plain_loss` without whole logits, differentiable in the hidden states and the head's trained parameters.
 
@@ -91,19 +163,30 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     if known is None:
         return plain_loss(hidden, head, labels)
     layer, pair = known
-    rows, targets = hidden.flatten(0, -2), labels.flatten()
-    if head.scale != 1.0:
-        rows = rows * head.scale
-    dropped = rows if pair is None else dropout(rows, pair.dropout.p if pair.training else 0.0)
-    if rows.device.type == "cpu":
-        is_target = targets != IGNORE_INDEX
-        rows, dropped, targets = rows[is_target], dropped[is_target], targets[is_target]
-    low, up = _low_and_up(pair, dropped)
+    targets = labels.flatten()
+    selected = targets != IGNORE_INDEX if hidden.device.type == "cpu" else slice(None)
+    rows, low, up = _operands(hidden, head, pair, selected)
     weight = (
         layer.weight if torch.is_grad_enabled() and type(layer) is nn.Linear and layer.weight.requires_grad else None
     )
-    loss: Tensor = _ChunkedLoss.apply(rows, weight, layer.bias, low, up, targets, layer, head.softcap)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        rows, weight, layer.bias, low, up, targets[selected], layer, head.softcap, None
+    )
     return loss
+
+
+def _operands(
+    hidden: Tensor, head: Head, pair: LowRank | None, selected: Tensor | slice
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the selected rows of the hidden states, scaled, and `_low_and_up` of these rows after dropout.
+
+    The mask is drawn for all rows, so that it does not depend on which are selected.
+    """
+    rows = hidden.flatten(0, -2)
+    if head.scale != 1.0:
+        rows = rows * head.scale
+    dropped = rows if pair is None else dropout(rows, pair.dropout.p if pair.training else 0.0)
+    return rows[selected], *_low_and_up(pair, dropped[selected])
 
 
 @torch.no_grad()
@@ -182,15 +265,23 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         layer: nn.Module,
         softcap: float | None,
+        lengths: list[int] | None,
     ) -> Tensor:
+        """Return the loss of all rows; with `lengths`, that of each answer, and the weight and bias are frozen.
+
+        Then the gradients of rows are multiplied by the number that comes back for their answer. That of s · B is a sum
+        over rows, so there is one for each answer.
+        """
         exact = at_least_float32(hidden.dtype)
-        loss = torch.zeros((), dtype=exact, device=hidden.device)
+        loss = torch.zeros(() if lengths is None else len(hidden), dtype=exact, device=hidden.device)
         needs = ctx.needs_input_grad[:5]
         sources = (hidden, weight, bias, low, up)
         grads = [
             None if not needed or source is None else torch.zeros_like(source, dtype=exact if at in (1, 2, 4) else None)
             for at, (source, needed) in enumerate(zip(sources, needs, strict=True))
         ]
+        if lengths is not None and grads[4] is not None:
+            grads[4] = grads[4].new_zeros(len(lengths), *grads[4].shape)
         d_hidden, d_weight, d_bias, d_low, d_up = grads
         recompute_above = min(_RECOMPUTE_ABOVE_NLL, -math.log(torch.finfo(hidden.dtype).tiny))
         on_cpu = hidden.device.type == "cpu"
@@ -218,7 +309,10 @@ class _ChunkedLoss(torch.autograd.Function):
                     nll[row] = again.logsumexp(1)[0] - again[0, target[row]]
             else:
                 nll = torch.where(nll > recompute_above, improbable, nll).masked_fill_(target == IGNORE_INDEX, 0)
-            loss += nll.sum()
+            if lengths is None:
+                loss += nll.sum()
+            else:
+                loss[at : at + size] = nll
             if not any(needs):
                 del logits, slope
                 continue
@@ -235,21 +329,39 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_bias += logits.sum(0, dtype=exact)
             if d_low is not None and up is not None:
                 torch.mm(logits, up, out=d_low[at : at + size])
-            if d_up is not None and low is not None:
+            if d_up is not None and low is not None and lengths is None:
                 d_up += (low[at : at + size].T @ logits).T
+            elif d_up is not None and low is not None and lengths is not None:
+                for answer, first, last in _within(lengths, at, at + len(rows)):
+                    d_up[answer] += (low[first:last].T @ logits[first - at : last - at]).T
             del logits, slope  # so that two chunks are never in memory at once
         ctx.grads = grads
         ctx.dtypes = [None if source is None else source.dtype for source in sources]
-        return loss
+        ctx.lengths = lengths
+        return loss if lengths is None else _sums(loss, lengths)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grads, factor = ctx.grads, d_loss
+        if ctx.lengths is not None:
+            d_hidden, _weight, _bias, d_low, d_up = grads
+            factor = torch.cat([one.expand(length, 1) for one, length in zip(d_loss, ctx.lengths, strict=True)])
+            grads = [d_hidden, None, None, d_low, None]
         scaled = [
-            None if grad is None else (grad * d_loss.to(grad.dtype)).to(dtype)
-            for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
+            None if grad is None else (grad * factor.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(grads, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None)
+        if ctx.lengths is not None and d_up is not None:
+            scaled[4] = torch.tensordot(d_loss.to(d_up.dtype), d_up, 1).to(ctx.dtypes[4])
+        return (*scaled, None, None, None, None)
+
+
+def _within(lengths: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the number of each answer that has rows from `begin` to `end` - 1, and the first and last + 1 of these."""
+    ends = [*accumulate(lengths)]
+    for answer in range(bisect_right(ends, begin), bisect_left(ends, end) + 1):
+        yield answer, max(begin, ends[answer] - lengths[answer]), min(end, ends[answer])
 
 
 def _logits(

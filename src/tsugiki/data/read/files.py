@@ -22,9 +22,11 @@ from tsugiki.data.read.character_encoding import decode
 from tsugiki.data.read.html import html_text
 from tsugiki.data.read.schemas import (
     FIELD_LENGTH,
+    KEYS,
     NO_COLUMNS,
     Columns,
     NotDataError,
+    Wanted,
     known_columns,
     read_row,
     schema_of,
@@ -81,9 +83,18 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
         columns: names of columns that differ from those in `schemas`.
         reading: is filled with facts about the files; complete when all records are read.
     """
-    reading = Reading() if reading is None else reading
-    parts = [_read(source, columns, reading) for source in _sources(data, reading)]
+    return read_wanted(data, Wanted(KEYS, _one_record, columns), Reading() if reading is None else reading)
+
+
+def read_wanted(data: Data, wanted: Wanted, reading: Reading) -> Iterator[Record]:
+    """Yield every record as `read_records` does, with other schemas for the rows of tables."""
+    parts = [_read(source, wanted, reading) for source in _sources(data, reading)]
     return _refuse_empty(chain.from_iterable(parts), data)
+
+
+def _one_record(row: Mapping[str, Any], source: str, reading: Reading) -> list[Record]:
+    record = read_row(row, source)
+    return [] if record is None else [record]
 
 
 def check_data(data: Data) -> None:
@@ -93,8 +104,8 @@ def check_data(data: Data) -> None:
 
 def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
     """Return the kinds of the records, by the first record of each file."""
-    reading = Reading()
-    return {type(record) for source in _sources(data, reading) for record in islice(_read(source, columns, reading), 1)}
+    wanted, reading = Wanted(KEYS, _one_record, columns), Reading()
+    return {type(record) for source in _sources(data, reading) for record in islice(_read(source, wanted, reading), 1)}
 
 
 def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
@@ -215,42 +226,42 @@ def _is_beside(name: str) -> bool:
 # Reading -------------------------------------------------------------------------------------------------
 
 
-def _read(source: _File | str, columns: Columns, reading: Reading) -> Iterator[Record]:
+def _read(source: _File | str, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Return the records of a file or a data set; a data set on the hub is looked up immediately."""
     if isinstance(source, str):
-        return _records_of_rows(dataset_rows(source, columns), source, columns, reading)
-    return _read_file(source, columns, reading)
+        return _records_of_rows(dataset_rows(source, wanted), source, wanted, reading)
+    return _read_file(source, wanted, reading)
 
 
-def _read_file(source: _File, columns: Columns, reading: Reading) -> Iterator[Record]:
+def _read_file(source: _File, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     path, suffix = source.path, source.path.suffix.lower()
     records: Iterator[Record]
     match suffix:
         case ".zip":
-            records = _read_zip(path, columns, reading)
+            records = _read_zip(path, wanted, reading)
         case ".epub":
             records = _read_book(path, reading)
         case ".parquet":
-            records = _records_of_rows(parquet_rows(path, columns), str(path), columns, reading)
+            records = _records_of_rows(parquet_rows(path, wanted), str(path), wanted, reading)
         case _:
-            records = _read_stream(lambda: path.open("rb"), str(path), suffix, columns, reading)
+            records = _read_stream(lambda: path.open("rb"), str(path), suffix, wanted, reading)
     try:
         yield from records if source.is_chosen else _without_other_tables(records, str(path), reading)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _read_stream(open_file: OpenFile, name: str, suffix: str, columns: Columns, reading: Reading) -> Iterator[Record]:
+def _read_stream(open_file: OpenFile, name: str, suffix: str, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield the records of a text or a table with one of the suffixes `_IN_ZIP`; tables are opened several times."""
     if suffix in _TEXTS:
         with open_file() as file:
             content = file.read()
         return _read_text(content, name, suffix, reading)
     if suffix in _DELIMITED:
-        rows = csv_rows(open_file, name, columns, "\t" if suffix == ".tsv" else None)
+        rows = csv_rows(open_file, name, wanted, "\t" if suffix == ".tsv" else None)
     else:
         rows = jsonl_rows(open_file, name) if suffix == ".jsonl" else json_rows(open_file, name)
-    return _records_of_rows(rows, name, columns, reading)
+    return _records_of_rows(rows, name, wanted, reading)
 
 
 def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iterator[Document]:
@@ -291,7 +302,7 @@ def _document(text: str, name: str, title: str, author: str) -> Document:
     return Document(text, name, {key: value for key, value in fields.items() if 0 < len(value) <= FIELD_LENGTH})
 
 
-def _read_zip(path: Path, columns: Columns, reading: Reading) -> Iterator[Record]:
+def _read_zip(path: Path, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield the records of the texts and tables in a zip. Nothing is unpacked to the disk."""
     members = [name for name in zip_members(path) if not _is_beside(name)]
     chosen = [name for name in members if _is_data(name, _IN_ZIP)]
@@ -304,7 +315,7 @@ def _read_zip(path: Path, columns: Columns, reading: Reading) -> Iterator[Record
     reading.passed_over += [f"{path}/{name}" for name in members if name not in chosen]
     for name, content in read_zip(path, chosen, _MAX_ZIP):
         shown = str(path) if len(chosen) == 1 else f"{path}/{name}"
-        records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), columns, reading)
+        records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), wanted, reading)
         yield from records if len(chosen) == 1 else _without_other_tables(records, shown, reading)
 
 
@@ -324,32 +335,31 @@ def _without_other_tables(records: Iterator[Record], name: str, reading: Reading
         yield from records
 
 
-def _records_of_rows(rows: NumberedRows, name: str, columns: Columns, reading: Reading) -> Iterator[Record]:
+def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield the records of one file, and check that all rows have the same schema.
 
     The first row tells which columns are used.
     """
     expected: str | None = None
-    first, used = 0, columns
+    first, used = 0, wanted.columns
     for number, original in rows:
         if expected is None:
-            used = known_columns(original, columns) or columns
+            used = known_columns(original, wanted) or wanted.columns
         where, row = f"{name}:{number}", _with_fields(original, used)
         try:
-            schema = schema_of(row, where)
+            schema = schema_of(row, where, wanted.keys)
         except NotDataError as error:
             raise error if expected is None else TsugikiError(str(error)) from error
         if expected is None:
             expected, first = schema, number
-            pair = [] if used is columns else [f"{used['prompt']} → {used['completion']}"]
+            pair = [] if used is wanted.columns else [f"{used['prompt']} → {used['completion']}"]
             reading.pairs += [names for names in pair if names not in reading.pairs]
-            reading.unused += [column for column in unused_columns(row, schema) if column not in reading.unused]
+            unused = unused_columns(row, schema, wanted.keys)
+            reading.unused += [column for column in unused if column not in reading.unused]
         if schema != expected:
             message = _("{where} has {schema}, but line {first} has {expected}; put them in separate files")
             raise TsugikiError(message.format(where=where, schema=schema, first=first, expected=expected))
-        record = read_row(row, where)
-        if record is not None:
-            yield record
+        yield from wanted.read(row, where, reading)
 
 
 def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:

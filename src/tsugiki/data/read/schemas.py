@@ -12,18 +12,21 @@ prompt and completion.
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from tsugiki.data.records import Completion, Conversation, Document, Message, Record
+from tsugiki.data.records import Completion, Conversation, Document, Message, Reading, Record
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _, listed, marked
 
 Columns: TypeAlias = Mapping[str, str]
 """Field of a schema -> the name of its column, where a data set calls it otherwise."""
+
+SchemaKeys: TypeAlias = Mapping[str, tuple[str, ...]]
+"""The required fields of each schema, in order of precedence."""
 
 NO_COLUMNS: Columns = MappingProxyType({})
 
@@ -41,6 +44,18 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """The required fields of each schema, in order of precedence."""
 
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the rows of tables are read as."""
+
+    keys: SchemaKeys
+    read: Callable[[Mapping[str, Any], str, Reading], Iterable[Record]]
+    """Converts a row with its `file:line` to records, and may add facts to the `Reading`."""
+    columns: Columns
+    """Names of columns that differ from those of the schemas."""
+
+
 _USUAL_PAIRS = (
     ("question", "answer"),
     ("q", "a"),
@@ -50,6 +65,9 @@ _USUAL_PAIRS = (
     ("質問", "回答"),
 )
 """Columns that stand for prompt and completion, in order of precedence; upper and lower case are the same."""
+
+PROMPTS = ("prompt", "question", "query", "instruction", "質問")
+"""Columns that hold the prompt of a chosen and a rejected answer, in order of precedence."""
 
 _ABOUT_RECORDS = ("title", "author", "translator", "source", "person_id", "kana", "orthography")
 """Fields by which held-out records are chosen; `tsugiki aozora` writes them."""
@@ -71,32 +89,33 @@ _LONGEST_NAME = 40  # characters
 FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
 
 
-def known_fields() -> str:
+def known_fields(keys: SchemaKeys) -> str:
     """Return the fields of all schemas, for messages."""
-    return listed(_(" and ").join(fields) for fields in reversed(KEYS.values()))
+    return listed(_(" and ").join(fields) for fields in [*keys.values()][::-1])
 
 
-def schema_of(row: Mapping[str, Any], source: str) -> str:
-    """Return the schema of a row, a key of `KEYS`. A field that is null counts as missing."""
+def schema_of(row: Mapping[str, Any], source: str, schemas: SchemaKeys = MappingProxyType(KEYS)) -> str:
+    """Return the schema of a row, a key of `schemas`. A field that is null counts as missing."""
     present = {name for name, value in row.items() if value is not None}
-    for schema, keys in KEYS.items():
+    for schema, keys in schemas.items():
         if present.issuperset(keys):
             return schema
-    for keys in KEYS.values():
+    for keys in schemas.values():
         for key in keys:
             if key in row and key not in present:
                 message = _("{source} has null as {key}; give a value or remove the row")
                 raise TsugikiError(message.format(source=source, key=key))
-    for first, second in (("prompt", "completion"), ("instruction", "output")):
-        for key, missing in ((first, second), (second, first)):
-            if key in present:
-                column = next(iter(_longest_texts(row, 1, key)), "NAME")
-                message = _("{source} has {key} but no {missing}; add it, or name its column: {columns}")
-                columns = _columns_flag({missing: column})
-                raise TsugikiError(message.format(source=source, key=key, missing=missing, columns=columns))
+    for keys in schemas.values():
+        if given := [key for key in keys if key in present]:
+            missing = next(key for key in keys if key not in present)
+            others = given if missing == "prompt" else [*given, *PROMPTS]
+            column = next(iter(_longest_texts(row, 1, others)), "NAME")
+            message = _("{source} has {key} but no {missing}; add it, or name its column: {columns}")
+            columns = _columns_flag({missing: column})
+            raise TsugikiError(message.format(source=source, key=given[0], missing=missing, columns=columns))
     raise NotDataError(
         _("{source} has none of the fields {known}; it has {names}; name them with {columns}").format(
-            source=source, known=known_fields(), names=names_of(row), columns=ready_columns(row)
+            source=source, known=known_fields(schemas), names=names_of(row), columns=ready_columns(row, schemas)
         )
     )
 
@@ -106,20 +125,23 @@ def names_of(row: Iterable[str]) -> str:
     return ", ".join(error_text(name, _LONGEST_NAME) for name in list(row)[:8]) or _("nothing")
 
 
-def ready_columns(row: Mapping[str, Any]) -> str:
+def ready_columns(row: Mapping[str, Any], schemas: SchemaKeys) -> str:
     """Return `--columns` for a row of unknown columns: its two longest texts as a pair, or a single one as a text.
 
     Where a name is as long as a sentence, the first line of the table is data.
     """
     texts = [] if any(len(name) > _LONGEST_NAME for name in row) else _longest_texts(row, 2)
+    if "text" not in schemas:
+        return _columns_flag(dict(zip(("chosen", "rejected"), [*texts, "NAME", "NAME"], strict=False)))
     fields = ("prompt", "completion") if len(texts) == 2 else ("text",)
     return _columns_flag(dict(zip(fields, texts or ["NAME"], strict=True)))
 
 
-def _longest_texts(row: Mapping[str, Any], count: int, without: str = "") -> list[str]:
+def _longest_texts(row: Mapping[str, Any], count: int, without: Iterable[str] = ()) -> list[str]:
     """Return the columns of the longest texts of a row, in its order; a comma in a name would separate columns."""
     texts = {name: len(value) for name, value in row.items() if isinstance(value, str) and name and "," not in name}
-    texts.pop(without, None)
+    for name in without:
+        texts.pop(name, None)
     chosen = sorted(texts, key=lambda name: -texts[name])[:count]
     return [name for name in texts if name in chosen]
 
@@ -128,24 +150,30 @@ def _columns_flag(columns: Columns) -> str:
     return f"--columns {shlex.quote(','.join(f'{field}={column}' for field, column in columns.items()))}"
 
 
-def known_columns(names: Iterable[str], columns: Columns) -> Columns | None:
+def known_columns(names: Iterable[str], wanted: Wanted) -> Columns | None:
     """Return the columns of a table of these names: the given ones; if there are none, those of a usual pair.
 
     The result is None if the table has no schema in this way.
     """
-    present = list(names)
+    present, columns = list(names), wanted.columns
     fields = {*present, *(field for field, column in columns.items() if column in present)}
-    if any(fields.issuperset(keys) for keys in KEYS.values()):
+    if any(fields.issuperset(keys) for keys in wanted.keys.values()):
         return columns
+    if "prompt and completion" not in wanted.keys:
+        return None
     by_case = {name.casefold(): name for name in reversed(present)}
     pairs = (pair for pair in _USUAL_PAIRS if not columns and by_case.keys() >= {*pair})
     return next(({"prompt": by_case[prompt], "completion": by_case[answer]} for prompt, answer in pairs), None)
 
 
-def unused_columns(row: Iterable[str], schema: str) -> list[str]:
+def unused_columns(row: Iterable[str], schema: str, keys: SchemaKeys) -> list[str]:
     """Return the fields of a row that are neither learned nor known to describe the record."""
-    beside = {"text": (), "instruction and output": ("input", "system")}.get(schema, ("system",))
-    return [name for name in row if name not in {*KEYS[schema], *beside, *_ABOUT_RECORDS}]
+    beside = {
+        "text": (),
+        "instruction and output": ("input", "system"),
+        "chosen and rejected": (*PROMPTS, "system"),
+    }.get(schema, ("system",))
+    return [name for name in row if name not in {*keys[schema], *beside, *_ABOUT_RECORDS}]
 
 
 def parse_columns(texts: str | Iterable[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from tsugiki.data.read.character_encoding import decode, detect_encoding
-from tsugiki.data.read.schemas import KEYS, NotDataError, known_columns, known_fields, names_of, ready_columns
+from tsugiki.data.read.schemas import NotDataError, Wanted, known_columns, known_fields, names_of, ready_columns
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import check_depth, integer, parse_json
@@ -32,8 +32,8 @@ _DELIMITERS = ",;\t"  # of a .csv file
 _NOT_SPACE = re.compile("[^ \t\r\n]")
 
 EXTRA = "pip install 'tsugiki[datasets]'"
-KNOWN_COLUMNS = frozenset(key for keys in KEYS.values() for key in keys) | {"input", "system", "history", "tools"}
-"""Columns that are read regardless of their type."""
+_BESIDE = frozenset({"prompt", "input", "system", "history", "tools"})
+"""Columns that are read regardless of their type, as those of the schemas are."""
 
 NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
 OpenFile: TypeAlias = Callable[[], BinaryIO]
@@ -104,13 +104,13 @@ def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_file(), encoding=detect_encoding(open_file, name))
 
 
-def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str], delimiter: str | None = None) -> NumberedRows:
+def csv_rows(open_file: OpenFile, name: str, wanted: Wanted, delimiter: str | None = None) -> NumberedRows:
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
     Args:
         open_file: opens the file.
         name: its name, for errors.
-        columns: field -> the name of its column, where the names differ.
+        wanted: the schemas, one of which the columns must have.
         delimiter: what separates the cells; None: what is most frequent in the first line, a comma or, as spreadsheets
             in many languages write, a semicolon or a tab.
     """
@@ -138,8 +138,8 @@ def csv_rows(open_file: OpenFile, name: str, columns: Mapping[str, str], delimit
                 continue
             if header is None:
                 header = _header(cells, f"{name}:{number}")
-                if known_columns(header, columns) is None:
-                    raise _unknown_columns(header, reader, f"{name}:{number}")
+                if known_columns(header, wanted) is None:
+                    raise _unknown_columns(header, reader, f"{name}:{number}", wanted)
                 continue
             if len(cells) != len(header):
                 message = _(
@@ -159,7 +159,7 @@ def _header(cells: list[str], where: str) -> list[str]:
     return names
 
 
-def _unknown_columns(header: list[str], rows: Iterator[list[str]], where: str) -> NotDataError:
+def _unknown_columns(header: list[str], rows: Iterator[list[str]], where: str, wanted: Wanted) -> NotDataError:
     """Return the error for a table without known columns; its first row tells which ones have texts."""
     cells = header
     with suppress(csv.Error):
@@ -169,12 +169,12 @@ def _unknown_columns(header: list[str], rows: Iterator[list[str]], where: str) -
         "{where} names none of the columns {known}, but {names}; the first line must name the columns, separated by "
         "commas; other names are given as {columns}"
     )
-    known, names = known_fields(), names_of(header)
-    return NotDataError(message.format(where=where, known=known, names=names, columns=ready_columns(row)))
+    known, names = known_fields(wanted.keys), names_of(header)
+    return NotDataError(message.format(where=where, known=known, names=names, columns=ready_columns(row, wanted.keys)))
 
 
-def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
-    """Yield the row number and the values of each row of a `.parquet` file; for `columns`, see `csv_rows`."""
+def parquet_rows(path: Path, wanted: Wanted) -> NumberedRows:
+    """Yield the row number and the values of each row of a `.parquet` file; for `wanted`, see `csv_rows`."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -185,7 +185,7 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
         with parquet.ParquetFile(path) as file:
             texts = (arrow.string(), arrow.large_string())
             kinds = {column.name: column.type in texts for column in file.schema_arrow}
-            names = _columns_to_read(str(path), kinds, columns)
+            names = _columns_to_read(str(path), kinds, wanted)
             size = path.stat().st_size
             limit = _MIN_UNPACKED + _MAX_RATIO * size
             largest, total, values = _unpacked_sizes(file.metadata, names)
@@ -208,13 +208,14 @@ def parquet_rows(path: Path, columns: Mapping[str, str]) -> NumberedRows:
         raise TsugikiError(message.format(path=path, error_line=error_text(error).rstrip(".;"))) from error
 
 
-def _columns_to_read(source: str, kinds: Mapping[str, bool], columns: Mapping[str, str]) -> list[str]:
+def _columns_to_read(source: str, kinds: Mapping[str, bool], wanted: Wanted) -> list[str]:
     """Return the columns of texts, and those of the schemas. `kinds` is column -> whether it has texts."""
-    names = [name for name, is_text in kinds.items() if is_text or name in KNOWN_COLUMNS or name in columns.values()]
+    known = _BESIDE.union(*wanted.keys.values(), wanted.columns.values())
+    names = [name for name, is_text in kinds.items() if is_text or name in known]
     if not names:
         raise NotDataError(
             _("{path} has none of the columns {known}; it has {names}; give its names as --columns text=NAME").format(
-                path=source, known=known_fields(), names=summarise_list([*kinds]) or _("nothing")
+                path=source, known=known_fields(wanted.keys), names=summarise_list([*kinds]) or _("nothing")
             )
         )
     return names
@@ -260,11 +261,11 @@ def dataset_fingerprint(data: str) -> str:
     return str(_load_dataset(data)._fingerprint)
 
 
-def dataset_rows(data: str, columns: Mapping[str, str]) -> NumberedRows:
-    """Return the row number and the values of each row of a data set; for `columns`, see `csv_rows`."""
+def dataset_rows(data: str, wanted: Wanted) -> NumberedRows:
+    """Return the row number and the values of each row of a data set; for `wanted`, see `csv_rows`."""
     dataset = _load_dataset(data)
     kinds = {name: getattr(kind, "dtype", "") == "string" for name, kind in dataset.features.items()}
-    names = _columns_to_read(data, kinds, columns)
+    names = _columns_to_read(data, kinds, wanted)
     return enumerate(dataset.select_columns(names), 1)  # other columns, such as images, are not decoded
 
 

@@ -1,0 +1,102 @@
+"""Read answers to prompts from the rows of tables: two of which one was chosen, or one that is marked good or bad.
+
+    prompt, chosen, rejected     two answers to a prompt; texts, or lists of messages
+    chosen, rejected             the same, where both begin with the prompt
+    prompt, completion, label    an answer that is good (true or 1) or bad (false or 0)
+
+These are the shapes of TRL. Each answer with its prompt is a record as in training on texts (see `schemas`), and the
+chosen and the rejected answer of a row follow each other. The turns with which two lists of messages begin are the
+prompt. Two texts without a prompt are documents; their common tokens are the prompt (`preference.pairs`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import takewhile
+from types import MappingProxyType
+from typing import Any
+
+from tsugiki.data.read.files import Data, read_wanted
+from tsugiki.data.read.schemas import KEYS, NO_COLUMNS, PROMPTS, Columns, SchemaKeys, Wanted, read_row, schema_of
+from tsugiki.data.records import Reading, Record
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
+
+ANSWER = "answer"
+"""The field of a record that says what kind of answer it is: chosen, rejected, good or bad."""
+ANSWER_KEYS: SchemaKeys = MappingProxyType(
+    {
+        "chosen and rejected": ("chosen", "rejected"),
+        "prompt, completion and label": ("prompt", "completion", "label"),
+    }
+)
+_LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
+_LEARNED = {*(key for keys in (KEYS, ANSWER_KEYS) for fields in keys.values() for key in fields), *PROMPTS}
+
+
+def read_answers(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Iterator[Record]:
+    """Yield a record for each answer; the arguments are those of `read_records`.
+
+    A row with an empty answer is left out, and named in `reading.empty`. A text without rows is an error.
+    """
+    wanted = Wanted(ANSWER_KEYS, _read_row, columns)
+    return map(_checked, read_wanted(data, wanted, Reading() if reading is None else reading))
+
+
+def _checked(record: Record) -> Record:
+    if ANSWER not in record.fields:
+        message = _("{source} is a text, not rows of answers; give a table with prompt, chosen and rejected")
+        raise TsugikiError(message.format(source=record.source))
+    return record
+
+
+def _read_row(row: Mapping[str, Any], source: str, reading: Reading) -> list[Record]:
+    """Return the records of a row, in which the answers are named as completions or texts."""
+    paired = schema_of(row, source, ANSWER_KEYS) == "chosen and rejected"
+    answers = _two_answers(row, source) if paired else {_label(row["label"], source): dict(row)}
+    others = {name: value for name, value in row.items() if name not in _LEARNED}
+    records = []
+    for name, answer in answers.items():
+        where = f"{source} ({name})"
+        if _is_empty(answer["completion"]):
+            reading.empty.append(where)
+            return []
+        names = ("prompt", "completion") if answer["prompt"] is not None else ("text",)
+        learned = {field: answer["prompt" if field == "prompt" else "completion"] for field in names}
+        if record := read_row({**others, **learned}, where):
+            records.append(replace(record, fields={**record.fields, ANSWER: name}))
+    return records
+
+
+def _two_answers(row: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """Return the prompt and the completion of both answers by their names; without a prompt, it is None."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    prompt = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        message = _("{source}: one of chosen and rejected is a list of messages, the other is not; write both alike")
+        raise TsugikiError(message.format(source=source))
+    if isinstance(chosen, list) and not isinstance(prompt, list):
+        turns = zip(chosen[:-1], rejected[:-1], strict=False)  # at least the last turn is an answer
+        begin = sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], turns))
+        prompt = chosen[:begin] or ([] if prompt is None else [{"role": "user", "content": prompt}])
+        chosen, rejected = chosen[begin:], rejected[begin:]
+    return {
+        "chosen": {"prompt": prompt, "completion": chosen},
+        "rejected": {"prompt": prompt, "completion": rejected},
+    }
+
+
+def _label(label: Any, source: str) -> str:
+    """Return good or bad for a label, which a `.csv` file has as a text."""
+    found = _LABELS.get(str(label).strip().casefold())
+    if found is None:
+        message = _("{source} has {label} as label; it must be true for a good answer, or false for a bad one")
+        raise TsugikiError(message.format(source=source, label=error_text(repr(label), 40)))
+    return found
+
+
+def _is_empty(answer: Any) -> bool:
+    """Return whether an answer, or its last message, has no text."""
+    last = answer
+    if isinstance(answer, list) and answer:
+        last = answer[-1].get("content", answer[-1].get("value")) if isinstance(answer[-1], Mapping) else answer[-1]
+    return last is None or last == [] or (isinstance(last, str) and not last.strip())

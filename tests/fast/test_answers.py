@@ -1,0 +1,183 @@
+"""The log-probabilities of answers, computed in chunks of their tokens alone, against whole logits."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import grafted, ids, in_pairs, relative_error, tiny_model
+from tsugiki import LoraConfig, disable_adapter, graft, use_fast_paths
+from tsugiki.base import load_model
+from tsugiki.fast import (
+    AnswerTokens,
+    Head,
+    answer_log_probabilities,
+    chunked_answer_losses,
+    has_chunked_loss,
+    plain_answer_losses,
+)
+from tsugiki.fast import loss as loss_module
+from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
+from tsugiki.model import IGNORE_INDEX
+
+FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3}
+WIDTH, VOCABULARY = 16, 50
+LENGTHS = [3, 1, 6, 2]  # tokens of the answers
+FORMS = {"plain": (1.0, None), "scaled and capped": (2.0, 3.0)}
+
+
+def head_of(kind: str, form: str, dtype: torch.dtype) -> Head:
+    torch.manual_seed(0)
+    layer: Any = nn.Linear(WIDTH, VOCABULARY, bias="bias" in kind).to(dtype).requires_grad_(kind.startswith("trained"))
+    if kind.startswith("grafted"):
+        base, layer = layer, LoraLinear(layer).train()
+        layer.lora = new_pair(base, 3, 0.7, 0.0, False)
+        with torch.no_grad():
+            layer.lora.B.normal_()
+    return Head(layer, *FORMS[form])
+
+
+def batch(dtype: torch.dtype) -> tuple[Tensor, AnswerTokens]:
+    """Two rows of ten hidden states with four answers, and rows between them that are no answers."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 10, WIDTH, generator=generator).to(dtype).requires_grad_()
+    places = torch.tensor([2, 3, 4, 7, 10, 11, 12, 13, 14, 15, 18, 19])
+    return hidden, AnswerTokens(places, torch.randint(VOCABULARY, (12,), generator=generator), LENGTHS)
+
+
+def results(losses: Any, hidden: Tensor, head: Head, answers: AnswerTokens) -> dict[str, Tensor]:
+    """The losses, and the gradients of a sum in which each answer has another weight, as in a preference loss."""
+    parameters = dict(head.layer.named_parameters())
+    hidden = hidden.detach().requires_grad_()
+    for parameter in parameters.values():
+        parameter.grad = None
+    values = losses(hidden, head, answers)
+    (values * torch.tensor([1.0, -0.3, 0.0, 2.0])).sum().backward()
+    named = {"hidden": hidden} | parameters
+    return {"losses": values.detach()} | {name: t.grad for name, t in named.items() if t.grad is not None}
+
+
+@pytest.fixture(params=[1, 5, 64])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one row, of a number that divides answers in the middle, and of all rows."""
+    monkeypatch.setattr(loss_module, "_ROWS", (1, request.param))
+
+
+@pytest.mark.usefixtures("chunk")
+@in_pairs(dtype=FLOOR, form=FORMS, kind=["frozen", "grafted", "trained"])
+def test_answers_and_gradients_equal_the_definition(
+    kind: str, form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    head, (hidden, answers) = head_of(kind, form, dtype), batch(dtype)
+    plain = results(plain_answer_losses, hidden, head, answers)
+    exact_head = Head(copy.deepcopy(head.layer).double(), head.scale, head.softcap)
+    true = results(plain_answer_losses, hidden.detach().double(), exact_head, answers)
+    if kind != "trained":  # a trained weight has the definition
+
+        def refuse(*_: Any) -> Tensor:
+            raise AssertionError("the definition was asked")
+
+        monkeypatch.setattr(loss_module, "plain_answer_losses", refuse)
+    found = results(chunked_answer_losses, hidden, head, answers)
+    assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in plain.items()}
+    assert (found["losses"].dtype, found["losses"].shape) == (torch.promote_types(dtype, torch.float32), (4,))
+    for name in plain:
+        allowed = FLOOR[dtype] + 2 * relative_error(plain[name], true[name])
+        assert relative_error(found[name], true[name]) <= allowed, name
+    elsewhere = torch.ones(20, dtype=torch.bool).index_fill(0, answers.places, False)
+    assert not found["hidden"].flatten(0, 1)[elsewhere].any()
+
+
+def test_the_definition_is_the_sum_of_log_probabilities():
+    head, (hidden, answers) = head_of("frozen with bias", "scaled and capped", torch.float64), batch(torch.float64)
+    log_p = torch.log(torch.softmax(head.logits(hidden), -1)).flatten(0, 1)
+    of_tokens = [log_p[place, token] for place, token in zip(answers.places, answers.targets, strict=True)]
+    wanted = torch.stack([sum(of_tokens[0:3]), of_tokens[3], sum(of_tokens[4:10]), sum(of_tokens[10:12])])  # type: ignore[list-item]
+    torch.testing.assert_close(-plain_answer_losses(hidden, head, answers), wanted)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "grafted"])
+def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss_module, "_ROWS", (1, 4))
+    head, (hidden, answers) = head_of(kind, "plain", torch.float64), batch(torch.float64)
+    moved = [hidden, *(p for p in head.layer.parameters() if p.requires_grad)]
+    assert torch.autograd.gradcheck(lambda *_: chunked_answer_losses(hidden, head, answers), moved, fast_mode=True)
+
+
+DOCUMENTS = [[(3, 4), (3, 2), (2, 5)], [(5, 6), (5, 8)]]
+"""The documents of each row: tokens of the prompt and of the answer."""
+
+
+def two_rows(length: int = 25) -> dict[str, Tensor]:
+    tokens, labels = ids(2, length), torch.full((2, length), IGNORE_INDEX)
+    positions = torch.arange(length).repeat(2, 1)
+    for row, documents in enumerate(DOCUMENTS):
+        start = 0
+        for prompt, answer in documents:
+            end = start + prompt + answer
+            labels[row, start + prompt : end] = tokens[row, start + prompt : end]
+            positions[row, end:] = torch.arange(length - end)
+            start = end
+    return {"tokens": tokens, "labels": labels, "positions": positions}
+
+
+def test_each_document_of_a_packed_row_is_an_answer():
+    rows = two_rows()
+    answers = AnswerTokens.find(rows["labels"], rows["positions"])
+    assert answers.lengths == [4, 2, 5, 6, 8]
+    assert answers.places.tolist()[:7] == [2, 3, 4, 5, 9, 10, 13]
+    assert torch.equal(answers.targets, rows["tokens"].flatten()[answers.places + 1])
+
+
+def log_probabilities(model: Any, rows: dict[str, Tensor]) -> Tensor:
+    answers = AnswerTokens.find(rows["labels"], rows["positions"])
+    return answer_log_probabilities(model, answers, input_ids=rows["tokens"], position_ids=rows["positions"])
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["layers", "layers and head"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
+def test_a_packed_answer_has_the_log_probability_that_it_has_alone(kind: str, head: bool):
+    modules = [*(["c_attn"] if kind == "gpt2" else ["q_proj", "up_proj"]), *(["lm_head"] if head else [])]
+    model = grafted(tiny_model(kind), LoraConfig(r=2, target_modules=modules, lora_dropout=0.0)).train()
+    rows, plain, names = two_rows(), [], trainable_parameters(model)
+    for row, documents in enumerate(DOCUMENTS):
+        start = 0
+        for prompt, answer in documents:
+            tokens = rows["tokens"][row : row + 1, start : start + prompt + answer]
+            log_p = model(input_ids=tokens).logits[0].log_softmax(-1)
+            plain.append(log_p[torch.arange(prompt - 1, prompt + answer - 1), tokens[0, prompt:]].sum())
+            start += prompt + answer
+    weights = torch.linspace(-1, 1, 5)
+    wanted = [torch.stack(plain).detach(), *torch.autograd.grad(torch.stack(plain) @ weights, list(names.values()))]
+    whole = log_probabilities(model, rows)
+    use_fast_paths(model)
+    assert has_chunked_loss(model)
+    chunks = log_probabilities(model, rows)
+    for found in (whole, chunks):
+        ours = [found.detach(), *torch.autograd.grad(found @ weights, list(names.values()))]
+        for name, a, b in zip(["values", *names], ours, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "nf4"])
+def test_before_the_first_step_an_answer_has_the_bits_of_the_reference(dtype: Any):
+    model = load_model("embedded", dtype)
+    torch.manual_seed(0)
+    graft(model, LoraConfig(r=2, target_modules=["c_attn", "c_proj", "lm_head"], lora_dropout=0.0))
+    use_fast_paths(model)
+    assert has_chunked_loss(model)
+    rows = two_rows()
+    with torch.no_grad(), disable_adapter(model):
+        reference = log_probabilities(model, rows)
+    model.train()
+    policy = log_probabilities(model, rows)
+    assert policy.requires_grad
+    assert torch.equal(policy, reference)
+    assert policy.dtype == torch.float32
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            if name.endswith("B"):
+                parameter.normal_(std=0.1)
+    assert not torch.equal(log_probabilities(model, rows), reference)
