@@ -44,7 +44,7 @@ def recommended_bases() -> list[RecommendedBase]:
 
 
 def describe_base(base: RecommendedBase) -> str:
-    """Return a line about a base, in columns."""
+    """Return a line of a table: name, parameters, download, minutes and licence."""
     license_id = _("{license}, terms to accept").format(license=base.license) if base.gated else base.license
     return _("{name:<36} {parameters}M {download:>6,} MB {minutes:>4} min  {license}").format(
         name=base.name,
