@@ -267,7 +267,7 @@ def clear_cache_command(
     """Remove what is in the cache; it is made again, or downloaded again, when it is needed.
 
     Args:
-        kinds: quantized, fingerprints, gguf, tokens or aozora; without it, everything is removed.
+        kinds: quantized, fingerprints, gguf, tokens, references or aozora; without it, everything is removed.
     """
     from tsugiki.io.atomic import remove_folder
     from tsugiki.io.cache import cache_folder

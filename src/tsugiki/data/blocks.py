@@ -91,6 +91,19 @@ class Blocks:
         positions[filled:] = torch.arange(self.block_size - filled)
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
+    def items(self, rows: Sequence[int], apart: bool = False) -> list[dict[str, Tensor]]:
+        """Return the items of some rows without the padding at the end that is common to all of them.
+
+        `apart`: return an item for each document of a row.
+        """
+        spans: list[tuple[dict[str, Tensor], int, int]] = []
+        for row in rows:
+            item, ends = self[row], np.cumsum([segment.length for segment in self.row(row)]).tolist()
+            bounds = zip([0, *ends[:-1]], ends, strict=True) if apart else [(0, ends[-1])]
+            spans += [(item, first, last) for first, last in bounds]
+        longest = max(last - first for _item, first, last in spans)
+        return [_padded(item, first, last, longest, self.pad) for item, first, last in spans]
+
     def row(self, index: int) -> list[Segment]:
         """Return the segments of a row."""
         if not 0 <= index < len(self):
@@ -125,6 +138,17 @@ class Blocks:
         tokens = store.digest or sha256([store.ids.astype("<i4").data, store.loss_mask.data])
         arrays = (np.ascontiguousarray(part).data for part in (self.rows, self.starts, self.lengths))
         return sha256([repr((self.block_size, self.pad, tokens)).encode(), *arrays])
+
+
+def _padded(item: dict[str, Tensor], first: int, last: int, length: int, pad: int) -> dict[str, Tensor]:
+    """Return the tokens from `first` to `last` - 1 of an item, with padding at the end up to this length."""
+    size = last - first
+    padding = {
+        "input_ids": torch.full((length - size,), pad),
+        "labels": torch.full((length - size,), IGNORE_INDEX),
+        "position_ids": torch.arange(length - size),
+    }
+    return {name: torch.cat([tensor[first:last], padding[name]]) for name, tensor in item.items()}
 
 
 def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:
@@ -282,11 +306,10 @@ class StepBatches:
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
         """Return the arguments of the model for some rows, and their labels; the first axis of each is the row.
 
-        Padding at the end that is common to all rows is left out.
+        Padding at the end that is common to all rows is left out. If documents cannot share a row, there is a row for
+        each document.
         """
-        longest = max(map(self.blocks.row_tokens, rows))
-        items = [self.blocks[row] for row in rows]
-        return self.collate([{name: tensor[:longest] for name, tensor in item.items()} for item in items])
+        return self.collate(self.blocks.items(rows, apart=self.collate.masking == "separate_rows"))
 
 
 @lru_cache(maxsize=2)

@@ -12,13 +12,14 @@ answers begin where both agree with these tokens; a pair in which they do not ag
 prompt agree as far as their tokens do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tsugiki.data.blocks import Blocks, Integers, best_fit
 from tsugiki.data.duplicates import near_duplicates
@@ -28,6 +29,7 @@ from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import Reading
 from tsugiki.data.store import TokenStore, open_store
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.loss import AnswerTokens
 from tsugiki.language import _, counts, marked
 
 if TYPE_CHECKING:
@@ -64,6 +66,26 @@ class Preferences:
         count = len(self.store.index)
         pairs = ([first, first + 1] for first in range(0, count, 2) if self.size == 2)
         return _joined(count, [*near_duplicates(self.store.index.signatures), *pairs])
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerRows:
+    """Answers, packed into rows."""
+
+    preferences: Preferences
+    blocks: Blocks
+    apart: bool = False
+    """Whether the model computes each document of a row in a row of its own."""
+
+    def records(self, rows: Sequence[int]) -> list[int]:
+        """Return the records of the answers in some rows, in their order."""
+        return [segment.record for row in rows for segment in self.blocks.row(row)]
+
+    def tokens(self, rows: Sequence[int]) -> AnswerTokens:
+        """Return the tokens of the answers in a batch of these rows."""
+        items = self.blocks.items(rows, self.apart)
+        labels, positions = (torch.stack([item[name] for item in items]) for name in ("labels", "position_ids"))
+        return AnswerTokens.find(labels, positions)
 
 
 def open_preferences(

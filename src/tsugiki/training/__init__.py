@@ -42,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
         "sharding": "check_optimizer is_sharded shard split_optimizer_state whole_optimizer_state whole_state",
         "stopping": "StopSignals",
         "split_data": "DatasetSplit read_data",
+        "text_loss": "StepLoss TextLoss",
         "threads": "run_in_threads",
         "workflows.compare": "Point check_same_inputs compare comparison_rows needed_rank run_all sweep",
         "workflows.merge": "Merge MergeReport merge_into_folder",

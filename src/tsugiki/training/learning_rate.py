@@ -102,14 +102,14 @@ def probe(loop: TrainingLoop, formula: float, advance: Callable[[int], None]) ->
     """
     before = []
     for row in range(PROBE_ROWS + 1):
-        before.append(float(loop.gradients.step(row)[-1]))
+        before.append(float(loop.gradients.step(row)[1]))
         advance(1)
     initial = trained_values(loop.model)
     own_rates = loop.schedule.base_lrs  # LoRA+ has a higher one for B
     rates = [formula * _FROM * (_TO / _FROM) ** (row / (PROBE_ROWS - 1)) for row in range(PROBE_ROWS)]
     points: list[ProbePoint] = []
     for row in range(PROBE_ROWS + 1):
-        relative = float(loop.gradients.step(row)[-1]) / before[row]
+        relative = float(loop.gradients.step(row)[1]) / before[row]
         if row:
             relative = relative if relative < _MOST else _MOST  # also where it is not a number
             points.append(ProbePoint(learning_rate=rates[row - 1], change=relative - 1))

@@ -23,6 +23,7 @@ from tsugiki.training.config import LORA_PLUS, RunConfig
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.memory import keep_freed_memory
 from tsugiki.training.model import make_gradients
+from tsugiki.training.text_loss import StepLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,8 +39,12 @@ def build_loop(
     model: "PreTrainedModel",
     blocks: Blocks,
     document_masking: DocumentMasking,
+    loss: StepLoss | None = None,
 ) -> TrainingLoop:
-    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet."""
+    """Return the loop of a prepared model, which is on the accelerator's device. It writes no checkpoints yet.
+
+    `loss`: what a step minimises; None: the cross-entropy of texts.
+    """
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     collate = Collator(document_masking, next(model.parameters()).dtype)
@@ -48,7 +53,7 @@ def build_loop(
     return TrainingLoop(
         accelerator=accelerator,
         model=model,
-        gradients=make_gradients(model, config, batches, accelerator, choices.micro_batch_size),
+        gradients=make_gradients(model, config, batches, accelerator, choices.micro_batch_size, loss),
         optimizer=optimizer,
         schedule=_schedule(optimizer, config.lr_scheduler_type, steps, config.warmup_ratio, config.decay_ratio),
         steps=steps,

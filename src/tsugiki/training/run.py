@@ -34,6 +34,7 @@ from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trai
 from tsugiki.training.model_notes import model_notes
 from tsugiki.training.output_head import head_note, leaves_layers_open, needs_head, unlikely_share, with_output_head
 from tsugiki.training.packing import PackedDataset, pack_data
+from tsugiki.training.preference_task import PreferenceTask, compute_reference, preference_task
 from tsugiki.training.processes import (
     check_agreement,
     check_shared,
@@ -95,6 +96,8 @@ class Run:
     choices: Choices = field(init=False)
     resolved: dict[str, Any] = field(init=False)
     """What was chosen, for the record."""
+    preference: PreferenceTask | None = None
+    """Of a run that learns preferences."""
     is_longer: bool = False
     """Whether a run that is continued has another length than before."""
 
@@ -235,6 +238,7 @@ def load_base(run: Run) -> None:
     if config.recompute == AUTO:
         recompute_blocks(run.model, run.facts.recomputed_blocks)
     run.data = pack_data(config, texts.split, run.model, texts.tokenizer)
+    run.preference = preference_task(run)
 
 
 def choose_layers(run: Run) -> None:
@@ -338,6 +342,7 @@ STAGES: tuple[Stage, ...] = (
     load_base,  # model -> packed rows
     choose_layers,  # the layers that get factors: the output head, too, if the text needs it
     choose_numbers,  # graft the adapter; rows of a step, learning rate, steps
+    compute_reference,  # of preference tuning: log-probabilities of the answers before the first step
     probe_rate,  # measure the learning rate, if the settings say so
     describe,  # machine, base and data in the record; a resumed run must have the same
     train_steps,  # the loop, in which `EvaluationCallback` evaluates, samples and writes `run.json`
