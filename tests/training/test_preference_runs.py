@@ -157,7 +157,6 @@ def test_single_answers_are_learned_by_kto_alone(tmp_path: Path):
     assert (record.preference_curve[0].margin, record.preference_curve[0].accuracy) == (0, 0.5)
     assert record.loss_curve[0].loss >= 0.5
     assert record.preference_curve[-1].margin > 0
-    assert record.pair_evaluations[-1].margin > 0
     assert record.pair_evaluations[-1].longer_is_chosen is None
     with pytest.raises(TsugikiError, match="kto"):
         train(config(tmp_path, "other", data=data, preference="dpo"))
