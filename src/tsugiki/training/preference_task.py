@@ -7,6 +7,7 @@ and keep nothing.
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from tsugiki.training.preference_loss import AnswerLoss, Mismatched, score_answe
 
 if TYPE_CHECKING:
     from tsugiki.training.run import Run
+
+_UNUSUAL = 9.0  # times as large or as small as the default
 
 
 @dataclass(eq=False)
@@ -53,7 +56,7 @@ class PreferenceTask:
         """Return how often the model of the run, as it is after `step` steps, is right about a part of the data."""
         rows = self.answers.parts[part]
         values = score_answers(run.model, rows, run.data.document_masking, run.accelerator)
-        return StepPairs(step=step, **dict(scores_of(rows, self.loss, values, self.references.get(part))))
+        return StepPairs(step=step, **dict(scores_of(rows, self.loss.score, values, self.references.get(part))))
 
 
 def preference_task(run: "Run") -> PreferenceTask | None:
@@ -62,8 +65,26 @@ def preference_task(run: "Run") -> PreferenceTask | None:
     if name is None or answers is None:
         return None
     settings = run.config.preference_loss()
+    run.data.notes.extend(_setting_notes(name, settings))
     likelihood = settings.pop("likelihood")
     return PreferenceTask(LOSSES[name], settings, likelihood, answers)
+
+
+def _setting_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
+    """Yield notes on a beta that fits other losses, and on a loss that does not keep the text."""
+    usual, beta = LOSSES[name].defaults.get("beta"), settings.get("beta")
+    if usual and beta is not None and not usual / _UNUSUAL < beta < usual * _UNUSUAL:
+        message = _(
+            "beta is {beta:g}; for {name}, {usual:g} is usual, because losses that compare log-probabilities per token "
+            "need a beta that is about 50 times as large as those that compare whole answers"
+        )
+        yield message.format(beta=beta, name=name, usual=usual)
+    if not settings["likelihood"] and name != "orpo":  # which contains it
+        message = _(
+            "{name} without the likelihood of the chosen answers: small models then forget how to write; "
+            "--preference-settings likelihood=1 keeps the text"
+        )
+        yield message.format(name=name)
 
 
 def compute_reference(run: "Run") -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from tsugiki.training.evaluation.interval import Interval, wilson_interval
@@ -56,6 +57,17 @@ class StepPairs(PairScores):
     """Number of optimiser steps before it."""
 
 
+class TwoScores(BaseModel):
+    """The scores of a model for the same pairs by two measures."""
+
+    model_config = ConfigDict(frozen=True)
+
+    by_sum: PairScores
+    """By the log-probability of an answer, summed over its tokens."""
+    per_token: PairScores
+    """By its mean over the tokens."""
+
+
 @dataclass(frozen=True)
 class ScoredAnswers:
     """One number for each answer of a kind; of pairs, in the same order for both kinds."""
@@ -84,8 +96,8 @@ def summarise_pairs(chosen: ScoredAnswers, rejected: ScoredAnswers, paired: bool
         accuracy=float(right.mean()),
         accuracy_interval=wilson_interval(round(right.sum()), len(right)),
         margin=_mean(scores) - _mean(others),
-        chosen=_mean(np.array(chosen.log_probabilities)),
-        rejected=_mean(np.array(rejected.log_probabilities)),
+        chosen=_mean(np.array(chosen.log_probabilities, float)),
+        rejected=_mean(np.array(rejected.log_probabilities, float)),
         chosen_tokens=_mean(lengths),
         rejected_tokens=_mean(other_lengths),
         matched=int(matched.sum()),
@@ -95,5 +107,5 @@ def summarise_pairs(chosen: ScoredAnswers, rejected: ScoredAnswers, paired: bool
     )
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: npt.NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else 0.0
