@@ -47,6 +47,11 @@ class PreferenceTask:
     mismatched: Mismatched | None = None
     """For `kto`."""
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether there are two answers to each prompt."""
+        return self.answers.training.preferences.size == 2
+
     def step_loss(self) -> AnswerLoss:
         """Return the loss of the steps."""
         reference = self.references.get("training")
