@@ -84,7 +84,7 @@ def _setting_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
             "need a beta that is about 50 times as large as those that compare whole answers"
         )
         yield message.format(beta=beta, name=name, usual=usual)
-    if not settings["likelihood"] and name != "orpo":  # which contains it
+    if not settings["likelihood"] and not LOSSES[name].contains_likelihood:
         message = _(
             "{name} without the likelihood of the chosen answers: small models then forget how to write; "
             "--preference-settings likelihood=1 keeps the text"
