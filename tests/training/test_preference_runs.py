@@ -194,6 +194,7 @@ def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path
     assert [rate(name) for name in ("dpo", "dpo_norm", "kto", "apo_zero", "orpo")] == [rate(None)] * 5
     assert [rate(name) for name in ("ipo", "simpo")] == [pytest.approx(rate(None) / 10)] * 2
     assert rate("dpo", likelihood=0.0) == pytest.approx(rate(None) / 10)
+    assert rate("simpo", likelihood=1.0) == rate(None)
 
 
 def test_the_time_of_a_step_can_be_measured_before_the_reference(tmp_path: Path):

@@ -188,9 +188,7 @@ LOSSES: Mapping[str, PreferenceLoss] = MappingProxyType(
         "orpo": PreferenceLoss(
             orpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token"), contains_likelihood=True
         ),
-        "simpo": PreferenceLoss(
-            simpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token"), steep=True
-        ),
+        "simpo": PreferenceLoss(simpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token")),
         "kto": PreferenceLoss(kto, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
         "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
     }

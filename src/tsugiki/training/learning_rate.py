@@ -2,7 +2,7 @@
 
     auto    5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
             in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it;
-            a tenth for IPO, SimPO, and preference losses without the likelihood of the chosen answers
+            a tenth for IPO, and for preference losses without the likelihood of the chosen answers
 
 The rule has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), with one power for all families of models
 and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. Scaling the rate with the square root
