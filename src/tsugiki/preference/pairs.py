@@ -147,7 +147,7 @@ def pack_preferences(
     With `share_prompts`, the prompt of a pair is in its row once; `fast.shares_prompts` says which models allow that.
     """
     store, size = preferences.store, preferences.size
-    prompts = np.zeros(len(store.index), np.int32)  # tokens of each record that are not repeated in its row
+    prompts = np.zeros(len(store.offsets) - 1, np.int32)  # tokens of each record that are not repeated in its row
     if share_prompts and size == 2:
         prompts[firsts + 1] = [_prompt_length(store, first) for first in firsts]
     lengths = np.diff(store.offsets).astype(np.int32) - prompts

@@ -24,7 +24,7 @@ from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.store import read_index
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masks import detect_document_masking
+from tsugiki.fast.document_masks import detect_document_masking, shares_prompts
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import ProgressDisplay
@@ -141,8 +141,9 @@ def score_pairs_with_targets(
                 )
                 raise TsugikiError(message.format(tokens=longest, model=target.model, context=context_length(model)))
             size = max(_PAIR_ROW, int((store.offsets[firsts + 2] - store.offsets[firsts]).max()))
-            blocks, _too_long, _notes = pack_preferences(preferences, firsts, size, document_end(tokenizer))
             masking = detect_document_masking(model, size)
+            shared = shares_prompts(model, masking, size)
+            blocks, _too_long, _notes = pack_preferences(preferences, firsts, size, document_end(tokenizer), shared)
             rows = AnswerRows(preferences, blocks, apart=masking == "separate_rows")
             values = score_answers(model, rows, masking, start_accelerator(model.device.type))
         by_sum = scores_of(rows, lambda answers: answers.log_probabilities, values)
