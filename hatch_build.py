@@ -130,6 +130,8 @@ class DescribeProject(MetadataHookInterface):  # type: ignore[misc]
         if address:
             pages = {"Source": "", "Issues": "/issues", "Changelog": f"/blob/{files}/CHANGELOG.md"}
             metadata["urls"] = {name: address + page for name, page in pages.items()}
+        if place["site"]:
+            metadata["urls"]["Documentation"] = place["site"]
 
 
 class CompileNative(BuildHookInterface):  # type: ignore[type-arg,misc]
