@@ -208,7 +208,7 @@ class Activations:
 def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(error: RuntimeError, device: PretendedDevice):
     host, there = models("llama", "lora")
     expected, found = gradients_of(host, "cpu", rows=1), gradients_of(there, NAME)
-    whole = found._micro_batch
+    whole = found._gradients
     sizes: list[int] = []
     held: list[weakref.ref[Activations]] = []
 
@@ -223,13 +223,13 @@ def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(error: RuntimeErr
     def empty_cache() -> None:
         assert all(activations() is None for activations in held), "the traceback still holds them"
 
-    found._micro_batch = limited  # type: ignore[method-assign]
+    found._gradients = limited  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(empty_cache=empty_cache))
         results = found.step(0)
     assert sizes == [8, 4, 2, 2, 2, 2]
     torch.testing.assert_close(on_host(results), expected.step(0), rtol=2e-5, atol=0)
-    found._micro_batch = limited  # type: ignore[method-assign]
+    found._gradients = limited  # type: ignore[method-assign]
     sizes.clear()
     found.step(1)
     assert sizes == [2, 2, 2, 2], "the size is kept"

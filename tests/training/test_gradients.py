@@ -83,7 +83,7 @@ def test_rows_are_computed_in_micro_batches(rows: int):
     model = model_of()
     plain, wanted = plain_gradients(model, batches_of(model))
     found = gradients_of(model, rows=rows)
-    assert len(found._share(0)) == -(-4 // rows)
+    assert len(found.micro_batches._share(0)) == -(-4 // rows)
     torch.testing.assert_close(found.step(0)[1], plain)
     assert_gradients(model, wanted)
 
@@ -96,7 +96,7 @@ def test_rows_whose_length_changes_the_rotary_frequencies_are_computed_alone(kin
     model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=12)
     use_fast_paths(model)
     found = gradients_of(model, rows=4)
-    assert found._in_threads is (kind == "default")
+    assert found.micro_batches._in_threads is (kind == "default")
     batches, alone = found.batches, []
     for row in batches.rows(0):
         inputs = batches.batch([row])
@@ -218,7 +218,8 @@ def test_a_share_of_the_rows_is_computed_by_each_process():
         model = model_of()
         graft(model, LoraConfig(r=3, lora_dropout=0.5))
         found = gradients_of(shake(model))
-        found.accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=index, num_processes=count)
+        processes = SimpleNamespace(device=torch.device("cpu"), process_index=index, num_processes=count)
+        found.accelerator = found.micro_batches.accelerator = processes
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.distributed, "all_reduce", lambda buffer: None)
             found.step(0)
@@ -242,16 +243,15 @@ def test_padding_is_not_computed_and_changes_nothing(kind: str, monkeypatch: pyt
         model.get_input_embeddings().register_forward_hook(
             lambda module, given, output: lengths.append(given[0].shape[-1])
         )
-        found.batches = replace(
-            found.batches, blocks=pack(found.batches.blocks.store, np.arange(7), size, pad=0, share_rows=False)
-        )
+        blocks = pack(found.batches.blocks.store, np.arange(7), size, pad=0, share_rows=False)
+        found.micro_batches.batches = replace(found.batches, blocks=blocks)
         found.step(0)
         return found.buffer
 
     short = step(40)
     assert sorted(lengths)[-1] <= 30  # the longest record
     assert len(set(lengths)) > 1
-    monkeypatch.setattr(Blocks, "row_tokens", lambda blocks, row: blocks.block_size)
+    monkeypatch.setattr(Blocks, "items", lambda blocks, numbers, apart: [blocks[number] for number in numbers])
     padded = step(40)
     assert set(lengths) == {40}
     torch.testing.assert_close(short, padded, rtol=1e-4, atol=1e-6)
@@ -266,9 +266,10 @@ def test_short_rows_are_computed_at_once_and_change_nothing(kind: str):
         use_fast_paths(model)
         found = gradients_of(model, batch_size=7)
         blocks = pack(found.batches.blocks.store, np.arange(7), 40, pad=0, share_rows=False)
-        found.batches, found.tokens_at_once = replace(found.batches, blocks=blocks), tokens
+        micro_batches = found.micro_batches
+        micro_batches.batches, micro_batches.tokens_at_once = replace(found.batches, blocks=blocks), tokens
         found.step(0)
-        return found.buffer, [[blocks.row_tokens(row) for row in micro.rows] for micro in found._share(0)]
+        return found.buffer, [[blocks.row_tokens(row) for row in micro.rows] for micro in found.micro_batches._share(0)]
 
     alone, micro_batches = step(0)
     assert sorted(map(len, micro_batches)) == [1] * 7

@@ -61,7 +61,10 @@ _PANELS = {
         "model", "trust_remote_code", "data", "columns", "drop_duplicates", "held_out", "validation",
         "allow_overlap", "mix", "assistant_turns", "chat_template", "system", "block_size", "add_tokens",
     ),
-    "Method": ("method", "start_from", "base_dtype", "compute_dtype", "base_dropout", "loraplus_lr_ratio"),
+    "Method": (
+        "method", "preference", "preference_settings", "start_from", "base_dtype", "compute_dtype", "base_dropout",
+        "loraplus_lr_ratio",
+    ),
     "Schedule": (
         "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_ratio",
         "decay_ratio", "optimizer", "adam_beta2", "weight_decay", "max_grad_norm", "seed", "keep", "patience",
@@ -329,7 +332,7 @@ def place_of(setting: Setting) -> tuple[int, int]:
 
 def _is_repeated(setting: Setting) -> bool:
     """Return whether the flag can be given several times."""
-    return get_origin(setting.types[0]) is tuple or setting.types[0] == dict[str, str]
+    return get_origin(setting.types[0]) in (tuple, dict)
 
 
 def _parse(table: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,6 @@ __getattr__, __dir__ = lazy_names(
         "losses": (
             "LOSSES Answers PreferenceLoss apo_zero dpo dpo_norm ipo kto kto_baseline likelihood_loss orpo simpo"
         ),
-        "pairs": "Preferences open_preferences pack_preferences",
+        "pairs": "AnswerRows Preferences open_preferences pack_preferences",
     },
 )

@@ -21,6 +21,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
 
 import torch
@@ -52,6 +53,11 @@ class Answers:
         assert self.reference is not None, "this loss needs the log-probabilities under the reference"
         return _exact(self.log_probabilities) - _exact(self.reference)
 
+    @property
+    def ratio_per_token(self) -> Tensor:
+        """r(y) / |y|."""
+        return self.ratio / self.tokens
+
 
 def dpo(chosen: Answers, rejected: Answers, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
@@ -69,7 +75,7 @@ def dpo_norm(chosen: Answers, rejected: Answers, beta: float = 5.0, label_smooth
     A log-ratio per token is smaller than that of an answer by its number of tokens, so β is 5 there, not 0.1.
     """
     # -(1 - ε) log σ(β (r(w) / |w| - r(l) / |l|)) - ε log σ(-β (r(w) / |w| - r(l) / |l|))
-    return _logistic(beta * (chosen.ratio / chosen.tokens - rejected.ratio / rejected.tokens), label_smoothing)
+    return _logistic(beta * (chosen.ratio_per_token - rejected.ratio_per_token), label_smoothing)
 
 
 def ipo(chosen: Answers, rejected: Answers, tau: float = 0.1) -> Tensor:
@@ -79,7 +85,7 @@ def ipo(chosen: Answers, rejected: Answers, tau: float = 0.1) -> Tensor:
     paper tries τ from 0.1 to 1; 0.1 is that of TRL.
     """
     # (r(w) / |w| - r(l) / |l| - 1 / (2 τ))²
-    return (chosen.ratio / chosen.tokens - rejected.ratio / rejected.tokens - 1 / (2 * tau)).square()
+    return (chosen.ratio_per_token - rejected.ratio_per_token - 1 / (2 * tau)).square()
 
 
 def orpo(chosen: Answers, rejected: Answers, weight: float = 0.1) -> Tensor:
@@ -158,6 +164,12 @@ class PreferenceLoss:
     needs_reference: bool
     likelihood: float
     """The default weight of `likelihood_loss`, which is added to it."""
+    score: Callable[[Answers], Tensor]
+    """The number of each answer that the loss compares. A pair counts as right if that of the chosen one is higher."""
+    contains_likelihood: bool = False
+    """Whether the likelihood of the chosen answers is a part of the loss itself."""
+    steep: bool = False
+    """Whether its gradient is so large that the text is lost at the learning rate of training on texts."""
 
     @property
     def defaults(self) -> Mapping[str, float]:
@@ -168,13 +180,17 @@ class PreferenceLoss:
 
 LOSSES: Mapping[str, PreferenceLoss] = MappingProxyType(
     {
-        "dpo": PreferenceLoss(dpo, needs_reference=True, likelihood=1.0),
-        "dpo_norm": PreferenceLoss(dpo_norm, needs_reference=True, likelihood=1.0),
-        "ipo": PreferenceLoss(ipo, needs_reference=True, likelihood=1.0),
-        "orpo": PreferenceLoss(orpo, needs_reference=False, likelihood=0.0),
-        "simpo": PreferenceLoss(simpo, needs_reference=False, likelihood=0.0),
-        "kto": PreferenceLoss(kto, needs_reference=True, likelihood=1.0),
-        "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, likelihood=1.0),
+        "dpo": PreferenceLoss(dpo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
+        "dpo_norm": PreferenceLoss(dpo_norm, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token")),
+        "ipo": PreferenceLoss(
+            ipo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token"), steep=True
+        ),
+        "orpo": PreferenceLoss(
+            orpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token"), contains_likelihood=True
+        ),
+        "simpo": PreferenceLoss(simpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token")),
+        "kto": PreferenceLoss(kto, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
+        "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
     }
 )
 

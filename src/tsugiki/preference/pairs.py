@@ -5,20 +5,24 @@
 
 Each answer, with its prompt before it, is a record of a token store and a document of a packed row. So everything that
 splits, packs, masks and deals out records works for answers as well, and a row has all that the loss of its pairs
-needs. Answers that are marked good or bad are single records.
+needs. Answers that are marked good or bad are single records. In a model that can (`fast.shares_prompts`), the two
+answers of a pair follow one copy of the prompt, so that it is computed once:
+
+    row 0    <start> prompt │ chosen answer <end> │ rejected answer <end> │ the next pair, …
 
 Prompt and answer are encoded together, and the prompt has the tokens that it has in generation (`data.encoding`). The
 answers begin where both agree with these tokens; a pair in which they do not agree is refused. Two texts without a
 prompt agree as far as their tokens do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tsugiki.data.blocks import Blocks, Integers, best_fit
 from tsugiki.data.duplicates import near_duplicates
@@ -28,6 +32,7 @@ from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import Reading
 from tsugiki.data.store import TokenStore, open_store
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.loss import AnswerTokens
 from tsugiki.language import _, counts, marked
 
 if TYPE_CHECKING:
@@ -64,6 +69,26 @@ class Preferences:
         count = len(self.store.index)
         pairs = ([first, first + 1] for first in range(0, count, 2) if self.size == 2)
         return _joined(count, [*near_duplicates(self.store.index.signatures), *pairs])
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerRows:
+    """Answers, packed into rows."""
+
+    preferences: Preferences
+    blocks: Blocks
+    apart: bool = False
+    """Whether the model computes each document of a row in a row of its own."""
+
+    def records(self, rows: Sequence[int]) -> list[int]:
+        """Return the records of the answers in some rows, in their order."""
+        return [segment.record for row in rows for segment in self.blocks.row(row)]
+
+    def tokens(self, rows: Sequence[int]) -> AnswerTokens:
+        """Return the tokens of the answers in a batch of these rows."""
+        items = self.blocks.items(rows, self.apart)
+        labels, positions = (torch.stack([item[name] for item in items]) for name in ("labels", "position_ids"))
+        return AnswerTokens.find(labels, positions)
 
 
 def open_preferences(
@@ -113,15 +138,20 @@ def _find_answers(store: TokenStore, size: int) -> tuple[TokenStore, dict[str, l
 
 
 def pack_preferences(
-    preferences: Preferences, firsts: Integers, block_size: int, pad: int
+    preferences: Preferences, firsts: Integers, block_size: int, pad: int, share_prompts: bool = False
 ) -> tuple[Blocks, Integers, list[str]]:
     """Pack pairs, or single answers, into rows by best fit; the two answers of a pair share a row.
 
     `firsts` are some of `preferences.usable`. Returns the rows, the pairs that do not fit into a row of `block_size`
     tokens, and a note on these. The row `i` of the result has the records `[one.record for one in blocks.row(i)]`.
+    With `share_prompts`, the prompt of a pair is in its row once; `fast.shares_prompts` says which models allow that.
     """
     store, size = preferences.store, preferences.size
-    tokens = store.offsets[firsts + size] - store.offsets[firsts]
+    prompts = np.zeros(len(store.offsets) - 1, np.int32)  # tokens of each record that are not repeated in its row
+    if share_prompts and size == 2:
+        prompts[firsts + 1] = [_prompt_length(store, first) for first in firsts]
+    lengths = np.diff(store.offsets).astype(np.int32) - prompts
+    tokens = lengths[firsts[:, None] + np.arange(size)].sum(1)
     fits = tokens <= block_size
     too_long = firsts[~fits]
     if not fits.any():
@@ -133,15 +163,22 @@ def pack_preferences(
         store=store,
         block_size=block_size,
         pad=pad,
-        starts=store.offsets[records],
-        lengths=(store.offsets[records + 1] - store.offsets[records]).astype(np.int32),
+        starts=store.offsets[records] + prompts[records],
+        lengths=lengths[records],
         rows=rows * size,
         target_tokens=sum(int(store.loss_mask[store.offsets[one] : store.offsets[one + 1]].sum()) for one in records),
         cut_tokens=0,
         cut_records=0,
         split_records=0,
+        prompts=prompts[records] if prompts.any() else None,
     )
     return blocks, too_long, [_note(store, _TOO_LONG, too_long.tolist(), block_size)] if len(too_long) else []
+
+
+def _prompt_length(store: TokenStore, first: int) -> int:
+    """Return how many tokens the two answers of a pair, which have the same tokens up to there, follow."""
+    spans = (slice(store.offsets[record], store.offsets[record + 1]) for record in (first, first + 1))
+    return min(int(store.loss_mask[span].argmax()) for span in spans)
 
 
 def _note(store: TokenStore, why: str, firsts: list[int], size: int) -> str:

@@ -19,6 +19,7 @@ KINDS = {
     "fingerprints": marked("fingerprints of large models"),
     "gguf": marked("GGUF files, converted"),
     "tokens": marked("tokenised texts"),
+    "references": marked("log-probabilities under references"),
     "aozora": marked("downloaded works of Aozora Bunko"),
 }
 """The folders in the cache, and what they hold."""

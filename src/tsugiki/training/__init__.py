@@ -15,6 +15,7 @@ __getattr__, __dir__ = lazy_names(
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
         ),
+        "evaluation.pairs": "ScoredAnswers summarise_pairs",
         "evaluation.questions": "Question answer_questions read_questions",
         "evaluation.result": "Answers change_of_share",
         "evaluation_callback": "EvaluationCallback",
@@ -42,6 +43,7 @@ __getattr__, __dir__ = lazy_names(
         "sharding": "check_optimizer is_sharded shard split_optimizer_state whole_optimizer_state whole_state",
         "stopping": "StopSignals",
         "split_data": "DatasetSplit read_data",
+        "text_loss": "StepLoss TextLoss",
         "threads": "run_in_threads",
         "workflows.compare": "Point check_same_inputs compare comparison_rows needed_rank run_all sweep",
         "workflows.merge": "Merge MergeReport merge_into_folder",

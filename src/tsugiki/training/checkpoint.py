@@ -30,7 +30,7 @@ from tsugiki.io.digests import read_manifest, write_manifest
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.run_folder import checkpoint_step, checkpoints
 from tsugiki.language import _
-from tsugiki.training.record import LossPoint
+from tsugiki.training.record import LossPoint, PreferencePoint
 
 _OPTIMIZER, _TRAINING = "optimizer.safetensors", "training.json"
 
@@ -64,12 +64,17 @@ class Progress:
     loss_curve: list[LossPoint] = field(default_factory=list)
     unlogged: list[float] = field(default_factory=list)
     """Losses of the steps since the last point of the loss curve."""
+    preference_curve: list[PreferencePoint] = field(default_factory=list)
+    unlogged_figures: list[list[float]] = field(default_factory=list)
+    """Figures of the loss (see `preference_loss.AnswerLoss`) in the steps since then; none for texts."""
     callbacks_pending: bool = False
     """Whether the run was interrupted before all callbacks of the last step had been called."""
 
     best_step: int | None = None
     """The step with the lowest loss on the validation text; its checkpoint is kept."""
     best_loss: float | None = None
+    best_accuracy: float | None = None
+    """Share of the validation pairs that are right at this step; None: the run learns texts."""
     evaluations_since_best: int = 0
     stopped: bool = False
     """Whether a callback has ended the run before its last step."""

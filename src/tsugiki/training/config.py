@@ -5,6 +5,7 @@ when a run starts (see `training.choices`). This module is imported for `tsugiki
 and the table of methods only inside functions.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -82,6 +83,24 @@ def _as_columns(value: Any) -> Any:
     is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
     return parse_columns(value) if is_text else value
 
+
+def _as_settings(value: Any) -> Any:
+    """Return name -> text from name=value, given once or several times."""
+    is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+    if not is_text:
+        return value
+    parts = [part.strip() for text in ([value] if isinstance(value, str) else value) for part in text.split(",")]
+    found: dict[str, str] = {}
+    for name, sign, number in (part.partition("=") for part in parts):
+        if not (name and sign and number) or name.strip() in found:
+            message = _("{text}: write each setting once as name=value, such as beta=0.2,likelihood=0.5")
+            raise ValueError(message.format(text=error_text(",".join(parts), 100)))
+        found[name.strip()] = number.strip()
+    return found
+
+
+PreferenceName: TypeAlias = Literal["dpo", "dpo_norm", "ipo", "orpo", "simpo", "kto", "apo_zero"]
+"""The losses of `preference.losses.LOSSES`."""
 
 DataSetting: TypeAlias = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
@@ -201,8 +220,12 @@ class TrainingSettings(BaseModel):
 LORA_PLUS = "lora+"
 UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
-    "system", "allow_overlap",
+    "system", "allow_overlap", "preference", "preference_settings",
 )  # fmt: skip
+
+
+_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout")
+"""Settings that have no meaning for pairs of answers."""
 
 
 def validate_method(name: str) -> str:
@@ -237,6 +260,13 @@ class RunConfig(TrainingSettings):
     LoRA trains on a processor and is at least 1.1 times as fast with it, which is measured."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_defaults)] = LoraConfig(**DEFAULT_LORA)
     """Settings of the LoRA methods."""
+    preference: PreferenceName | None = None
+    """Learn which of two answers is better, from data with prompt, chosen and rejected. dpo: direct preference
+    optimisation; dpo_norm, ipo: the same per token; orpo, simpo: without a reference; kto: also answers that are marked
+    good or bad (prompt, completion, label); apo_zero: for answers better than the model's."""
+    preference_settings: Annotated[dict[str, float], BeforeValidator(_as_settings)] = {}
+    """Settings of the preference loss, such as beta=0.2,likelihood=0.5; can be repeated. likelihood is the weight of
+    the chosen answer's own likelihood, which is 1 for losses with a reference."""
     add_tokens: str | None = Field(default=None, min_length=1)
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
@@ -271,6 +301,23 @@ class RunConfig(TrainingSettings):
 
     @model_validator(mode="before")
     @classmethod
+    def _no_dropout_of_preferences(cls, settings: Any) -> Any:
+        """Set LoRA's dropout to 0 for preferences by default: the reference is computed without it as well.
+
+        It is called after the settings of `start_from` were taken.
+        """
+        if not isinstance(settings, dict) or settings.get("preference") is None:
+            return settings
+        from tsugiki.methods.table import METHODS
+
+        method, lora = METHODS.get(str(settings.get("method", "lora"))), settings.get("lora", {})
+        if method is None or method.config is not LoraConfig or not isinstance(lora, dict):
+            return settings
+        continues = {"lora_dropout": 0.0} if settings.get("start_from") else {}
+        return {**settings, "lora": {"lora_dropout": 0.0, **lora, **continues}}
+
+    @model_validator(mode="before")
+    @classmethod
     def _take_settings_of_start(cls, settings: Any) -> Any:
         if not isinstance(settings, dict) or not isinstance(settings.get("start_from"), str):
             return settings
@@ -280,6 +327,25 @@ class RunConfig(TrainingSettings):
             return settings_to_start_from(settings["start_from"], settings)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check_preference(self) -> Self:
+        if self.preference is None:
+            if self.preference_settings:
+                raise ValueError(_("preference_settings are those of a loss: set preference, such as dpo"))
+            return self
+        others = {
+            **{name: getattr(self, name) for name in _NOT_WITH_PREFERENCE},
+            "assistant_turns last": self.assistant_turns == "last",
+            "shard fsdp": self.shard != "none",
+            f"method {self.method}": self.virtual_tokens,
+        }
+        given = [name for name, value in others.items() if value]
+        if given:
+            message = _("preference cannot be combined with {other}; leave one of the two out")
+            raise ValueError(message.format(other=given[0]))
+        self.preference_loss()
+        return self
 
     @model_validator(mode="after")
     def _check_length(self) -> Self:
@@ -346,6 +412,26 @@ class RunConfig(TrainingSettings):
             return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
+
+    def preference_loss(self) -> dict[str, float]:
+        """Return the settings of the preference loss with their defaults, and `likelihood`.
+
+        Raises:
+            ValueError: the loss has no such setting.
+        """
+        from tsugiki.preference.losses import LOSSES
+
+        assert self.preference is not None
+        loss = LOSSES[self.preference]
+        known = {**loss.defaults, "likelihood": loss.likelihood}
+        for name, value in self.preference_settings.items():
+            if name not in known or not math.isfinite(value) or value < 0:
+                message = _("preference_settings {name}={value:g}: {preference} has {known}, none of them below 0")
+                shown = ", ".join(f"{each}={default:g}" for each, default in known.items())
+                raise ValueError(
+                    message.format(name=error_text(name, 60), value=value, preference=self.preference, known=shown)
+                )
+        return {**known, **self.preference_settings}
 
     @property
     def virtual_tokens(self) -> int:

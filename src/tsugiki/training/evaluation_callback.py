@@ -21,8 +21,11 @@ from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
+from tsugiki.training.checkpoint import Progress
 from tsugiki.training.choices import evenly_spread, is_due, plan_evaluations
 from tsugiki.training.evaluation.evaluate import Window, evaluate
+from tsugiki.training.evaluation.interval import change_interval
+from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import Callback, TrainingLoop
@@ -47,6 +50,9 @@ class EvaluationCallback(Callback):
     it is kept, and its weights are restored at the end; if no step is better than the start, those of the start. The
     held-out text does not influence this choice: it is evaluated before the first step and at the end. Only without a
     validation text, it is evaluated during the run, too.
+
+    Of preference tuning, these texts are the chosen answers, and the pairs are scored as well. The step that is kept is
+    chosen by both (`_is_better`).
     """
 
     def __init__(self, run: "Run", restore: Callable[[int], bool], start: dict[str, Tensor]) -> None:
@@ -55,11 +61,13 @@ class EvaluationCallback(Callback):
         `restore` restores the trained weights of a step, and returns whether its checkpoint was intact. `start` has the
         trained values before the first step; empty: they are never restored.
         """
-        self.restore, self.start = restore, start
+        self.run, self.restore, self.start = run, restore, start
         self.model, self.tokenizer = run.model, run.texts.tokenizer
         self.data, self.config, self.keep = run.data, run.config, run.choices.keep
         self.record, self.display = run.record, run.display
         self.base_results: BaseResults = {} if run.base_results is None else run.base_results
+        # Validation pairs have a part in the choice of the step.
+        self.keeps_by_pairs = self.data.answers is not None and self.data.answers.validation is not None
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(self.model)
@@ -84,6 +92,9 @@ class EvaluationCallback(Callback):
                         self._validate(loop)
                     self._sample(loop)
                 self.base_results[self._base_key()] = {name: list(getattr(self.record, name)) for name in _OF_BASE}
+            self._score_held_out_pairs(loop, 0)
+            if self.keeps_by_pairs and self._validates_base():
+                self._score_pairs("validation", 0)
         # The same evaluations and samples follow after the last step, so the display counts their time.
         self.display.begin(loop.steps, loop.progress.step, after=time.monotonic() - started)
 
@@ -123,14 +134,14 @@ class EvaluationCallback(Callback):
     def on_train_end(self, loop: TrainingLoop) -> None:
         """Restore the weights of the best step, and evaluate and sample with them."""
         best, last = loop.progress.best_step, loop.progress.step
-        if self._restore_start(loop):
-            self.record.kept_step = 0
-        else:
-            restored = best is not None and best != last and self.restore(best)
-            self.record.kept_step = best if restored else last
-        self._evaluate(loop, self.record.kept_step)
-        self._evaluate_retention(loop, self.record.kept_step)
-        self._sample(loop, self.record.kept_step)
+        kept = 0
+        if not self._restore_start(loop):
+            kept = best if best is not None and best != last and self.restore(best) else last
+        self.record.kept_step = kept
+        self._evaluate(loop, kept)
+        self._score_held_out_pairs(loop, kept)
+        self._evaluate_retention(loop, kept)
+        self._sample(loop, kept)
 
     def _restore_start(self, loop: TrainingLoop) -> bool:
         """Restore the values from the start if no step has a lower loss on the validation text, and return whether so.
@@ -139,6 +150,10 @@ class EvaluationCallback(Callback):
         """
         best = loop.progress.best_loss
         continues = self.config.start_from is not None
+        if self.keeps_by_pairs and self.keep == "best" and self.record.validations and self.start:
+            if best is None:
+                restore_values(self.model, self.start)
+            return best is None
         if best is None or not self.start or (self.record.any_step_is_better() and not continues):
             return False
         trained = trained_values(self.model)
@@ -151,10 +166,12 @@ class EvaluationCallback(Callback):
     def _choose(self, loop: TrainingLoop) -> None:
         """Evaluate the validation text, record the best step, and end the run if the loss no longer falls."""
         progress, result = loop.progress, self._validate(loop)
+        accuracy = self._score_pairs("validation", progress.step).accuracy if self.keeps_by_pairs else None
         if self.keep == "last":
             return
-        if progress.best_loss is None or result.loss < progress.best_loss:
+        if self._is_better(result, accuracy, progress):
             progress.best_step, progress.best_loss, progress.evaluations_since_best = progress.step, result.loss, 0
+            progress.best_accuracy = accuracy
             return
         progress.evaluations_since_best += 1
         if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
@@ -162,8 +179,51 @@ class EvaluationCallback(Callback):
                 "step {step}: the loss on the validation text has not fallen since step {best_step}, so the run "
                 "ends here"
             )
+            if accuracy is not None and progress.best_step is None:
+                message = _(
+                    "step {step}: no step has a higher accuracy on the validation pairs than the start and keeps their "
+                    "chosen answers as likely, so the run ends here"
+                )
+            elif accuracy is not None:
+                message = _(
+                    "step {step}: neither the accuracy on the validation pairs nor the loss on their chosen answers "
+                    "is better than at step {best_step}, so the run ends here"
+                )
             self.display.print(message.format(step=progress.step, best_step=progress.best_step))
             progress.stopped = True
+
+    def _is_better(self, result: StepEvaluation, accuracy: float | None, progress: Progress) -> bool:
+        """Return whether the last step is better than the best one so far.
+
+        Of texts, it is the loss that counts. Of pairs, a step can be kept only if the chosen answers are as likely as
+        at the start, within the interval of the change; of such steps, the one with the highest accuracy is kept, and
+        of equal ones that with the lowest loss.
+        """
+        if accuracy is None:
+            return progress.best_loss is None or result.loss < progress.best_loss
+        start, best_accuracy, best_loss = self.record.validations[0], progress.best_accuracy, progress.best_loss
+        interval = change_interval(start.independent, result.independent)
+        if (interval[0] if interval else result.loss - start.loss) > 0:
+            return False
+        if best_accuracy is None or best_loss is None:
+            best_accuracy, best_loss = self.record.pair_validations[0].accuracy, start.loss
+        return (accuracy, -result.loss) > (best_accuracy, -best_loss)
+
+    def _score_pairs(self, part: str, step: int) -> StepPairs:
+        """Score the validation or the held-out pairs with the model after `step` steps."""
+        assert self.run.preference is not None
+        with self.display.stage(_("scoring pairs"), None):
+            result = self.run.preference.scores(self.run, part, step)
+        of_validation = part == "validation"
+        (self.record.pair_validations if of_validation else self.record.pair_evaluations).append(result)
+        self.display.pairs(result, _("validation") if of_validation else "")
+        return result
+
+    def _score_held_out_pairs(self, loop: TrainingLoop, step: int) -> None:
+        if self.run.preference is not None:
+            result = self._score_pairs("held_out", step)
+            loop.accelerator.log({"eval_accuracy": result.accuracy, "eval_margin": result.margin}, step=step)
+            self._write_record(loop)
 
     def _evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:
         loop.read_losses()
@@ -230,6 +290,7 @@ class EvaluationCallback(Callback):
     def _update_record(self, loop: TrainingLoop) -> None:
         progress = loop.progress
         self.record.loss_curve = list(progress.loss_curve)
+        self.record.preference_curve = list(progress.preference_curve)
         self.record.training = TrainingFigures(
             steps=progress.step,
             loss=progress.loss,

@@ -29,6 +29,7 @@ class HeldOut:
         """
         self.kind: Kind = kind
         self.index, self.numbers = index, numbers
+        self._all = numbers
         self._places = {number: place for place, number in enumerate(numbers.tolist())}
         inside = [[self._places[number] for number in group if number in self._places] for group in groups]
         self._choice = WindowChoice(index.characters[numbers].tolist(), limit, inside)
@@ -37,6 +38,10 @@ class HeldOut:
     def windows(self) -> list[Window]:
         """The text that is scored."""
         return self._choice.windows
+
+    def numbers_of(self, windows: Sequence[Window]) -> Integers:
+        """Return the sorted numbers of the records that some of the windows are from."""
+        return np.unique(self._all[[window.document for window in windows]])
 
     def add(self, numbers: Iterable[int], records: Iterable[Record], scored: ScoredTexts) -> None:
         """Add the text of those of the numbered records that are among these records."""

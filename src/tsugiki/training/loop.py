@@ -26,7 +26,7 @@ from tsugiki.errors import Interrupted
 from tsugiki.language import _
 from tsugiki.training.checkpoint import Progress
 from tsugiki.training.gradients import Gradients, not_finite, overflow
-from tsugiki.training.record import LossPoint
+from tsugiki.training.record import LossPoint, PreferencePoint
 from tsugiki.training.sharding import check_optimizer
 from tsugiki.training.stopping import Readings, StopSignals
 
@@ -162,7 +162,7 @@ class TrainingLoop:
         if not self._unread:
             return
         started, scaler = time.perf_counter(), self.gradients.scaler
-        requests, losses = torch.stack([results for results, _ in self._unread]).T.cpu().tolist()
+        requests, losses, *figures = torch.stack([results for results, _ in self._unread]).T.cpu().tolist()
         self._stop_requests += sum(requests)
         first = self.progress.step - len(losses) + 1
         for step, (loss, (_result, tokens)) in enumerate(zip(losses, self._unread, strict=True), first):
@@ -174,6 +174,7 @@ class TrainingLoop:
             raise overflow(step)
         self._unread.clear()
         self.progress.unlogged, self.step_loss = self.progress.unlogged + losses, losses[-1]
+        self.progress.unlogged_figures += [list(step) for step in zip(*figures, strict=True)]
         self.progress.seconds += time.perf_counter() - started
 
     def _log(self) -> None:
@@ -182,6 +183,10 @@ class TrainingLoop:
         loss, rate = sum(unlogged) / len(unlogged), self.learning_rate
         unlogged.clear()
         self.progress.loss_curve.append(LossPoint(step=self.progress.step, loss=loss, learning_rate=rate))
+        if figures := self.progress.unlogged_figures:
+            sums = [sum(values) for values in zip(*figures, strict=True)]
+            self.progress.preference_curve.append(PreferencePoint.from_sums(self.progress.step, sums))
+            figures.clear()
         values = {"loss": loss, "learning_rate": rate, "tokens_per_second": self.progress.tokens_per_second}
         self.accelerator.log(values, step=self.progress.step)
 

@@ -36,6 +36,7 @@ from tsugiki.model.ungrafted import vocabulary_layers
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.gradients import Gradients
 from tsugiki.training.sharding import is_sharded, shard
+from tsugiki.training.text_loss import StepLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,10 +125,12 @@ def make_gradients(
     batches: StepBatches,
     accelerator: Accelerator,
     micro_batch_size: int | None = None,
+    loss: StepLoss | None = None,
 ) -> Gradients:
     """Return the object that computes the gradients of the prepared model, which is on the accelerator's device.
 
-    If `micro_batch_size` is None, `rows_of_micro_batch` gives the rows that are computed at once.
+    If `micro_batch_size` is None, `rows_of_micro_batch` gives the rows that are computed at once. `loss` is what a step
+    minimises; None: the cross-entropy of texts.
     """
     computing = model
     if not is_grafted(model) and not is_sharded(model):
@@ -142,8 +145,9 @@ def make_gradients(
     if rows is None:
         device = accelerator.device.type
         rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model), device=device)
-        tokens = _SHORT_ROWS_TOKENS if batches.collate.masking == "separate_rows" else 0
-    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens)
+        is_short = batches.collate.masking == "separate_rows" and loss is None  # the two answers of a pair are longer
+        tokens = _SHORT_ROWS_TOKENS if is_short else 0
+    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens, loss)
 
 
 def rows_of_micro_batch(tokens: int, adapter: bool, device: str = "cpu") -> int:

@@ -3,28 +3,53 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tsugiki.base.loading import load_meta_model
-from tsugiki.data.blocks import Blocks, pack
+from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import document_end
 from tsugiki.data.seen_texts import Fingerprints, fingerprints
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
+from tsugiki.fast.document_masks import (
+    DocumentMasking,
+    attends_to_later_tokens,
+    detect_document_masking,
+    shares_prompts,
+)
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
+from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
 from tsugiki.training.config import RunConfig
 from tsugiki.training.evaluation.evaluate import Window
 from tsugiki.training.model import load_run_tokenizer
 from tsugiki.training.record import DataSummary
-from tsugiki.training.split_data import DatasetSplit, read_data
+from tsugiki.training.split_data import DatasetSplit, SplitAnswers, read_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BLOCK_SIZE = 512
+_SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one
+
+
+@dataclass(frozen=True)
+class PackedAnswers:
+    """The answers of preference tuning, packed into rows."""
+
+    training: AnswerRows
+    held_out: AnswerRows
+    validation: AnswerRows | None
+    """Pairs that choose the step that is kept; None: there are none."""
+
+    @property
+    def parts(self) -> dict[str, AnswerRows]:
+        """The parts that there are, by their names."""
+        found = {"training": self.training, "held_out": self.held_out}
+        return found if self.validation is None else {**found, "validation": self.validation}
 
 
 @dataclass(frozen=True)
@@ -47,16 +72,23 @@ class PackedDataset:
     """Notes on what is unusual about the data, one sentence each."""
     learned: Fingerprints
     """Fingerprints of the training records."""
+    answers: PackedAnswers | None = None
+    """The answers of preference tuning; those of training are in `blocks`."""
 
 
 def pack_data(
     config: RunConfig, split: DatasetSplit, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> PackedDataset:
     """Pack the training records into rows for this model."""
-    size = tokens_of_row(model, config.block_size, config.virtual_tokens)
+    size = tokens_of_row(model, config.block_size or _row_of_answers(split, model), config.virtual_tokens)
     masking = _document_masking(model, size, config.virtual_tokens)
-    blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=masking != "separate_rows")
-    notes = [*split.notes]
+    end, more, answers = document_end(tokenizer), list[str](), None
+    if split.answers is None:
+        blocks = pack(split.store, split.train, size, end, share_rows=masking != "separate_rows")
+    else:
+        answers, more = _pack_answers(split.answers, size, end, model, masking)
+        blocks = answers.training.blocks
+    notes = [*split.notes, *more]
     if masking == "separate_rows":
         message = _(
             "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
@@ -91,15 +123,55 @@ def pack_data(
     )
     learned = fingerprints(split.store.index, split.train)
     return PackedDataset(
-        blocks, split.windows, split.validation_windows, split.retention_windows, masking, summary, notes, learned
+        blocks,
+        split.windows,
+        split.validation_windows,
+        split.retention_windows,
+        masking,
+        summary,
+        notes,
+        learned,
+        answers,
     )
+
+
+def _row_of_answers(split: DatasetSplit, model: "PreTrainedModel") -> int | None:
+    """Return the tokens of a row that holds nearly all pairs; None: the usual number, or no answers are learned."""
+    if split.answers is None:
+        return None
+    preferences, firsts = split.answers.training
+    offsets = preferences.store.offsets
+    tokens = int(np.quantile(offsets[firsts + preferences.size] - offsets[firsts], _SHARE_OF_PAIRS))
+    rounded = -(-tokens // _BLOCK_STEP) * _BLOCK_STEP
+    return None if tokens <= _BLOCK_SIZE else min(rounded, context_length(model))
+
+
+def _pack_answers(
+    answers: SplitAnswers, size: int, pad: int, model: "PreTrainedModel", masking: DocumentMasking
+) -> tuple[PackedAnswers, list[str]]:
+    """Pack answers into rows of `size` tokens, with one copy of each prompt if the model can share it.
+
+    Also returns notes on what does not fit.
+    """
+    share_prompts = shares_prompts(model, masking, size)
+
+    def packed(preferences: Preferences, firsts: Integers) -> tuple[AnswerRows, list[str]]:
+        blocks, _too_long, notes = pack_preferences(preferences, firsts, size, pad, share_prompts)
+        return AnswerRows(preferences, blocks, apart=masking == "separate_rows"), notes
+
+    training, notes = packed(*answers.training)
+    held_out, _notes = packed(*answers.held_out)
+    validation = None if answers.validation is None else packed(*answers.validation)[0]
+    return PackedAnswers(training, held_out, validation), notes
 
 
 def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run."""
-    size = tokens_of_row(load_meta_model(config.model), config.block_size, config.virtual_tokens)
-    tokenizer = load_run_tokenizer(config)
+    model, tokenizer = load_meta_model(config.model), load_run_tokenizer(config)
     split = read_data(config, tokenizer, progress)
+    size = tokens_of_row(model, config.block_size or _row_of_answers(split, model), config.virtual_tokens)
+    if split.answers is not None:
+        return len(pack_preferences(*split.answers.training, size, document_end(tokenizer))[0])
     return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))
 
 

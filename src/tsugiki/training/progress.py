@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
+from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import Sample
 
@@ -118,6 +119,16 @@ class RunProgress(ProgressDisplay):
                 bits_per_char=result.bits_per_char,
             )
         )
+
+    def pairs(self, result: StepPairs, text: str = "") -> None:
+        """Show how often the held-out or the validation pairs are right."""
+        low, high = result.accuracy_interval
+        message = _(
+            "step {step}  {text} pairs: accuracy {accuracy:.1%} [{low:.1%}, {high:.1%}]  margin {margin:.3f}  "
+            "log-probability of chosen {chosen:.2f}, of rejected {rejected:.2f}"
+        )
+        values = dict(result) | {"text": text or _("held-out"), "low": low, "high": high}
+        self.print(message.format(**values))
 
     def sample(self, sample: Sample) -> None:
         """Show a text that the model generated."""

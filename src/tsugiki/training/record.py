@@ -22,6 +22,7 @@ from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.io.measurements import processor_name
 from tsugiki.language import _
 from tsugiki.native import is_compiled
+from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation
 
 if TYPE_CHECKING:
@@ -259,6 +260,38 @@ class LossPoint(BaseModel):
     learning_rate: float
 
 
+class PreferencePoint(BaseModel):
+    """Answers of the training data at a point of the loss curve, with the model before each step."""
+
+    step: int
+    chosen: float
+    """Mean log-probability of a chosen (or good) answer, summed over its tokens, in nats."""
+    rejected: float
+    """The same of a rejected (or bad) answer."""
+    margin: float
+    """Mean difference of their scores: of log-ratios to the reference, in nats; of some losses per token."""
+    accuracy: float
+    """Share of the pairs (or single answers) that are right."""
+    chosen_tokens: float
+    """Mean number of tokens of a chosen answer."""
+    rejected_tokens: float
+
+    @classmethod
+    def from_sums(cls, step: int, sums: list[float]) -> "PreferencePoint":
+        """Return the means for the figures of `preference_loss.AnswerLoss`, summed over steps."""
+        chosen, chosen_tokens, rejected, rejected_tokens, score, other_score, good, bad, right, judged = sums
+        good, bad = max(good, 1.0), max(bad, 1.0)
+        return cls(
+            step=step,
+            chosen=chosen / good,
+            rejected=rejected / bad,
+            margin=score / good - other_score / bad,
+            accuracy=right / max(judged, 1.0),
+            chosen_tokens=chosen_tokens / good,
+            rejected_tokens=rejected_tokens / bad,
+        )
+
+
 RestartReason: TypeAlias = Literal["rise", "small gain"]
 """What made a run begin again: its training loss rose, or the loss on the validation text hardly fell at first."""
 
@@ -311,6 +344,12 @@ class RunRecord(BaseModel):
     samples: list[Sample] = Field(default_factory=list)
     training: TrainingFigures | None = None
     loss_curve: list[LossPoint] = Field(default_factory=list)
+    preference_curve: list[PreferencePoint] = Field(default_factory=list)
+    """Of preference tuning: the answers at the points of the loss curve."""
+    pair_evaluations: list[StepPairs] = Field(default_factory=list)
+    """Of preference tuning: the held-out pairs before the first step and with the kept step."""
+    pair_validations: list[StepPairs] = Field(default_factory=list)
+    """Of preference tuning: the pairs that, with the validation text, decide which step is kept."""
     planned_memory: int | None = None
     """Peak memory in bytes that was planned before the run started; None for a small model, or if it was not planned.
     `training.peak_memory` is the measured one."""
@@ -373,6 +412,8 @@ class RunRecord(BaseModel):
         self.validations = [entry for entry in self.validations if entry.step <= step]
         self.retention_evaluations = [entry for entry in self.retention_evaluations if entry.step <= step]
         self.samples = [entry for entry in self.samples if entry.step <= step]
+        self.pair_evaluations = [entry for entry in self.pair_evaluations if entry.step <= step]
+        self.pair_validations = [entry for entry in self.pair_validations if entry.step <= step]
 
 
 def new_record(settings: dict[str, Any]) -> RunRecord:

@@ -31,6 +31,7 @@ from tsugiki.io.cache import cache_folder
 from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
+from tsugiki.preference.pairs import Preferences
 from tsugiki.training.config import AUTO, NO_VALIDATION, RunConfig
 from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
 from tsugiki.training.held_out import HeldOut, Repeated, numbered, read_held_out, repeated_text
@@ -57,6 +58,16 @@ _SHOWN_GROUPS = 5
 
 
 @dataclass(frozen=True)
+class SplitAnswers:
+    """Answers of preference tuning, each with the numbers of the first records of its pairs (or of single answers)."""
+
+    training: tuple[Preferences, Integers]
+    held_out: tuple[Preferences, Integers]
+    validation: tuple[Preferences, Integers] | None
+    """Pairs that choose the step that is kept; None: there are none."""
+
+
+@dataclass(frozen=True)
 class DatasetSplit:
     """The data of a run, tokenised and split into training and held-out records."""
 
@@ -78,10 +89,16 @@ class DatasetSplit:
     """Counts and fingerprints of the records, for the run's record."""
     notes: list[str]
     """Notes on what is unusual about the data, one sentence each."""
+    answers: SplitAnswers | None = None
+    """The answers of preference tuning, of which the records above are the chosen (or good) ones."""
 
 
 def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the data of a run, and mix other text into them."""
+    if config.preference is not None:
+        from tsugiki.training.preference_data import read_preferences
+
+        return read_preferences(config, tokenizer, progress)
     split = _read_data(config, tokenizer, progress)
     return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
 
@@ -106,7 +123,8 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
         chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
         part, used = HeldOut("held-out", store.index, chosen, limit, groups), np.setdiff1d(used, chosen)
     read = partial(read_records, config.data, config.columns)
-    return _dataset_split(config, tokenizer, store, read, used, part, scored, groups, [], digest)
+    kinds = record_kinds(config.data, config.columns)
+    return dataset_split(config, tokenizer, store, read, used, part, scored, groups, [], digest, kinds)
 
 
 def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
@@ -151,8 +169,8 @@ def _split_document(
     notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
     # If the end repeats the beginning, a note says so, because nothing else is left to train on.
     config = config.model_copy(update={"allow_overlap": True})
-    return _dataset_split(
-        config, tokenizer, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest
+    return dataset_split(
+        config, tokenizer, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest, {Document}
     )
 
 
@@ -169,7 +187,7 @@ def _tokenise(
         return open_store(records, key, tokenizer, config.assistant_turns, cache_folder("tokens"), advance, reading)
 
 
-def _dataset_split(
+def dataset_split(
     config: RunConfig,
     tokenizer: "PreTrainedTokenizerBase",
     store: TokenStore,
@@ -180,6 +198,7 @@ def _dataset_split(
     groups: list[list[int]],
     notes: list[str],
     digest: str,
+    kinds: set[type[Record]],
 ) -> DatasetSplit:
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
@@ -191,6 +210,7 @@ def _dataset_split(
         groups: groups of near-duplicates, as numbers in `store`.
         notes: the notes on the data so far.
         digest: from `data_digest`.
+        kinds: the classes of the records.
     """
     validation = _validation(config, store, train, groups, scored)
     parts = [held_out, *([] if validation is None else [validation])]
@@ -231,10 +251,11 @@ def _dataset_split(
                 "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
                 "question like the trained ones; --drop-duplicates uses one of each"
             )
+        if config.preference is not None:
+            note = _("near-duplicates of each other: {records} in {groups}, kept together")
         if config.drop_duplicates:
             note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
         notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))
-    kinds = record_kinds(config.data, config.columns)
     notes = [*store.reading.notes(), *_template_notes(kinds, tokenizer), *notes]
     learned_by_base = learned_by([local_folder(config.model)])
     known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))

@@ -40,7 +40,7 @@ from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.model import load_trained, save_trained, shard_model
 from tsugiki.training.processes import check_shared, on_main
-from tsugiki.training.record import LossPoint, Restart
+from tsugiki.training.record import LossPoint, PreferencePoint, Restart
 from tsugiki.training.resume import flat_settings
 from tsugiki.training.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 
@@ -56,7 +56,8 @@ def loop_of(run: "Run", choices: Choices | None = None) -> TrainingLoop:
     """Return the loop of a run, after `choose_numbers`; with its own choices or others. It writes no checkpoints."""
     data = run.data
     choices = run.choices if choices is None else choices
-    return build_loop(run.accelerator, run.config, choices, run.model, data.blocks, data.document_masking)
+    loss = None if run.preference is None else run.preference.step_loss()
+    return build_loop(run.accelerator, run.config, choices, run.model, data.blocks, data.document_masking, loss)
 
 
 def train_steps(run: "Run") -> None:
@@ -124,6 +125,7 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     can_restart = isinstance(run.settings["learning_rate"], str) and bool(initial)
     has_rule = METHODS[run.config.method].learning_rate is None and run.config.start_from is None
     has_time = run.config.minutes is None  # a quarter of the run is trained twice
+    has_rule = has_rule and run.config.preference is None  # whose loss on the chosen answers may stay the same
     if can_restart and has_rule and has_time and run.choices.keep == "best" and not record.restarts:
         loop.callbacks.append(GainCheck(record))
     if can_restart and len(record.restarts) < MOST_RESTARTS:
@@ -138,6 +140,7 @@ def _lower_rate(run: "Run", error: RateTooHighError) -> None:
     record.resolved_settings["learning_rate"] = rate
     record.forget_after(-1)
     record.loss_curve.clear()
+    record.preference_curve.clear()
     run.display.print(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
     run.choices = replace(run.choices, learning_rate=rate)
 
@@ -168,6 +171,7 @@ def _save_checkpoint(run: "Run", loop: TrainingLoop) -> None:
             save_trained(trained, run.texts.tokenizer, temporary, with_template=has_chats)
             progress = asdict(loop.progress) | {
                 "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
+                "preference_curve": [point.model_dump() for point in loop.progress.preference_curve],
                 "scaler": loop.gradients.scaler.state_dict(),
             }
             save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, run.record.to_json())
@@ -203,7 +207,8 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
     if scaler := progress.pop("scaler", {}):
         loop.gradients.scaler.load_state_dict(scaler)
     curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
-    loop.progress = Progress(**progress, loss_curve=curve)
+    answers = [PreferencePoint.model_validate(point) for point in progress.pop("preference_curve", [])]
+    loop.progress = Progress(**progress, loss_curve=curve, preference_curve=answers)
     if loop.progress.step < loop.steps and is_longer:
         loop.progress.stopped, loop.progress.evaluations_since_best = False, 0
         # The state of the optimiser has the rate of the former schedule, which is 0 at its end.
@@ -220,16 +225,17 @@ def _header(run: "Run") -> Iterator[str]:
     yield _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
         model=run.config.model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
     )
+    unit = counts.pairs if run.preference is not None and run.preference.is_paired else counts.documents
     yield _(
         "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
         "{held_out} ({held_out_characters})"
     ).format(
-        documents=counts.documents(summary.train.documents),
+        documents=unit(summary.train.documents),
         characters=counts.characters(summary.train.characters),
         tokens=counts.tokens(summary.target_tokens_per_epoch),
         rows=counts.rows(summary.blocks),
         block_size=summary.block_size,
-        held_out=counts.documents(summary.held_out.documents),
+        held_out=unit(summary.held_out.documents),
         held_out_characters=counts.characters(summary.held_out.characters),
     )
     yield from run.data.notes
