@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.files import not_finite, read_adapter_config, read_base, read_peft_config, read_weights
+from tsugiki.adapters.files import (
+    import_hint,
+    not_finite,
+    read_adapter_config,
+    read_base,
+    read_peft_config,
+    read_weights,
+)
 from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.identity import BaseIdentity, named_identity, why_different
@@ -71,7 +78,8 @@ def read_adapter_files(folder: Path) -> AdapterFiles:
     floating-point and of the ranks that the config gives; tsugiki.json and run.json, if there are any, must be JSON.
     """
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
-        return AdapterFiles(folder, problems=[_("no adapter: it has no {file}").format(file=ADAPTER_CONFIG_FILE)])
+        problem = _("no adapter: it has no {file}{hint}").format(file=ADAPTER_CONFIG_FILE, hint=import_hint(folder))
+        return AdapterFiles(folder, problems=[problem])
     problems: list[str] = []
     found: dict[str, Any] = {}
     with _collecting(problems, folder):
