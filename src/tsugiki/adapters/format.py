@@ -50,6 +50,7 @@ from tsugiki.lora.hold import (
     set_adapter,
 )
 from tsugiki.lora.targets import find_target_parameters, find_targets
+from tsugiki.methods.old_names import with_current_names
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
 from tsugiki.model.context import text_config
@@ -262,11 +263,12 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
 
     `config` is the result of `read_adapter_config`, or of `read_peft_config` to read the tensors as PEFT does.
     """
-    tensors = read_weights(folder)
+    tensors: Mapping[str, Tensor] = read_weights(folder)
     if not allow_base_mismatch:
         refuse_another_base(model, folder)
     with base_alone(model):
         try:
+            config, tensors = with_current_names(model, config, tensors)
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
