@@ -116,7 +116,7 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
     ("fields", "said"),
     [
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
-        ({"use_qalora": True}, "use_qalora=True would change the result"),
+        ({"use_qalora": True}, "use_qalora=True is not supported"),
         ({"layer_replication": [[0, 1]]}, "layer_replication="),
         ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta is missing"),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
