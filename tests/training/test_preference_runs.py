@@ -13,7 +13,7 @@ from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
-from tsugiki.training import RunConfig, RunRecord, train
+from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import preference_loop
@@ -184,6 +184,16 @@ def test_dropout_is_off_by_default(tmp_path: Path):
     assert config(tmp_path, lora={"r": 2}).lora.lora_dropout == 0
     assert config(tmp_path, lora={"r": 2, "lora_dropout": 0.1}).lora.lora_dropout == 0.1
     assert config(tmp_path, preference=None, lora={"r": 2}).lora.lora_dropout == 0.1
+
+
+def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path):
+    def rate(name: str | None, **settings: float) -> float:
+        given = config(tmp_path, preference=name, preference_settings=settings, learning_rate="auto")
+        return automatic_learning_rate(given, width=256, steps=200, tokens=2048)
+
+    assert [rate(name) for name in ("dpo", "dpo_norm", "kto", "apo_zero", "orpo")] == [rate(None)] * 5
+    assert [rate(name) for name in ("ipo", "simpo")] == [pytest.approx(rate(None) / 10)] * 2
+    assert rate("dpo", likelihood=0.0) == pytest.approx(rate(None) / 10)
 
 
 def test_the_time_of_a_step_can_be_measured_before_the_reference(tmp_path: Path):

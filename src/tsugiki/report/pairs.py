@@ -25,6 +25,8 @@ def pair_table(record: RunRecord) -> Table:
         return Table(headers, [])
     both = record.pair_evaluations[0], record.pair_evaluations[-1]
     rows = [[_("accuracy, against the start"), *map(accuracy_text, both)]]
+    if both[1].likelier is not None:
+        rows.append([_("chosen answer is the likelier one"), *(f"{one.likelier:.1%}" for one in both)])
     if both[1].matched:
         label = _("at the same length ({pairs})").format(pairs=counts.pairs(both[1].matched))
         rows.append([label, *(f"{one.matched_accuracy:.1%}" for one in both)])

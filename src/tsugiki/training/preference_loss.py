@@ -160,14 +160,23 @@ def _parts(preferences: Preferences, record: int) -> tuple[Integers, Integers]:
     return preferences.store.ids[here][:first], preferences.store.ids[here][first:]
 
 
-def training_reference(gradients: Gradients, rows: AnswerRows, accelerator: Accelerator) -> Tensor:
-    """Return the log-probabilities of all answers in training rows, [records]: in the micro-batches of an epoch."""
+def training_reference(
+    gradients: Gradients, rows: AnswerRows, accelerator: Accelerator, advance: Callable[[int], None]
+) -> Tensor:
+    """Return the log-probabilities of all answers in training rows, [records]: in the micro-batches of an epoch.
+
+    `advance` is called with the number of steps that are done.
+    """
 
     def compute(model: "PreTrainedModel", batch: dict[str, Any], numbers: list[int]) -> Tensor:
         return _log_probabilities(model, rows, batch, numbers)
 
-    steps = range(gradients.batches.steps_per_epoch)
-    return _by_record((found for step in steps for found in gradients.forward(step, compute)), rows, accelerator)
+    def found() -> Iterator[tuple[list[int], Tensor]]:
+        for step in range(gradients.batches.steps_per_epoch):
+            yield from gradients.forward(step, compute)
+            advance(1)
+
+    return _by_record(found(), rows, accelerator)
 
 
 def score_answers(

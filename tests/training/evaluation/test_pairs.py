@@ -17,6 +17,7 @@ def test_figures_of_pairs():
     assert (found.chosen_tokens, found.rejected_tokens) == (16.25, 15)
     assert (found.matched, found.matched_accuracy) == (2, 0.5), "10 and 10, 30 and 31 tokens"
     assert found.longer_is_chosen == pytest.approx(1.5 / 4)
+    assert found.likelier == pytest.approx(2.5 / 4)
 
 
 def test_figures_of_single_answers():
