@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--editions", type=Path, metavar="WORKS", help="output of `tsugiki aozora`")
     parser.add_argument("--most", type=int, default=320, help="pairs in each half that is written")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--losses", nargs="*", default=["dpo"])
+    parser.add_argument("--losses", nargs="*", default=["dpo"], help="such as dpo, or 'simpo likelihood=1'")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rows", type=int, default=2)
@@ -127,7 +127,10 @@ def _run(options: argparse.Namespace, data: list[Path], seed: int, loss: str | N
         "eval_steps": -(-options.steps // 4),
         "seed": seed,
         "prompts": _prompts(data[1]),
-    } | ({"preference": loss} if loss else {})
+    }
+    if loss:
+        settings["preference"], _, more = loss.partition(" ")
+        settings |= {"preference_settings": more} if more else {}
     config = validated(RunConfig, settings, None)
     earlier = earlier_run(folder.name, config)
     return earlier if earlier and earlier.status == "finished" else train(config, resume=earlier is not None)
