@@ -73,7 +73,7 @@ def main() -> None:
         reference, held_out_reference = [_sums(model, row) for row in rows], [_sums(model, row) for row in held_out]
     steps = options.epochs * -(-len(rows) // options.rows)
     tokens = sum(sum(answers.lengths) for _, answers in rows) * options.rows // len(rows)
-    settings = RunConfig(model=options.model, data="pairs", out="run")
+    settings = RunConfig(model=options.model, data=("pairs",), out="run")
     automatic = automatic_learning_rate(settings, model.config.hidden_size, steps, tokens)
     table = [["–", "", "", "", *_scores(held_out, held_out_reference, held_out_reference)]]
     for seed in options.seeds:
@@ -116,7 +116,9 @@ def _rows(file: Path, tokenizer: Any) -> list[Row]:
 
 def _sums(model: Any, row: Row) -> Tensor:
     inputs, answers = row
-    return answer_log_probabilities(model, answers, input_ids=inputs["input_ids"], position_ids=inputs["position_ids"])
+    ids, positions = inputs["input_ids"], inputs["position_ids"]
+    sums: Tensor = answer_log_probabilities(model, answers, input_ids=ids, position_ids=positions)
+    return sums
 
 
 def _pairs(row: Row, sums: Tensor, reference: Tensor) -> tuple[Answers, Answers]:
@@ -129,7 +131,7 @@ def _pairs(row: Row, sums: Tensor, reference: Tensor) -> tuple[Answers, Answers]
 
 def _train(
     model: Any,
-    parameters: list[Tensor],
+    parameters: list[torch.nn.Parameter],
     rows: list[Row],
     reference: list[Tensor],
     name: str,
@@ -143,8 +145,8 @@ def _train(
     schedule = get_scheduler("linear", optimizer, 0, epochs * -(-len(rows) // rows_of_step))
     for epoch in range(epochs):
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + epoch))
-        for step in order.split(rows_of_step):
-            numbers = step.tolist()
+        for start in range(0, len(rows), rows_of_step):
+            numbers = order[start : start + rows_of_step].tolist()
             pairs = sum(len(rows[number][1].lengths) // 2 for number in numbers)
             tokens = sum(sum(rows[number][1].lengths[0::2]) for number in numbers)
             for number in numbers:
