@@ -1,9 +1,10 @@
 """The public `graft`, and how transformers' Trainer saves and loads the adapter of a grafted model.
 
-Trainer calls two methods of the model, which are replaced in a grafted model:
+Trainer calls three methods of the model, which are replaced in a grafted model:
 
     model.save_pretrained(folder)        writes the adapter, in PEFT's format
     model.load_state_dict(tensors)       also takes the tensors of an adapter's file
+    model.train(mode)                    also refuses a trainer with another reference (`adapters.reference`)
 
 Trainer loads the adapter of a checkpoint itself only into models of PEFT's class. Into all others it loads
 `model.safetensors`. Therefore a folder with the name of a checkpoint (checkpoint-500) gets a hard link of this name to
@@ -22,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tsugiki.adapters.format import load_tensors, write_adapter
+from tsugiki.adapters.reference import train
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import use_fast_products
 from tsugiki.io.atomic import new_file
@@ -97,6 +99,7 @@ def replace_saving(model: nn.Module) -> None:
     attributes: dict[str, object] = {
         "save_pretrained": partial(save_pretrained, model),
         "load_state_dict": partial(load_state_dict, model),
+        "train": partial(train, model),
     }
     if getattr(model, "is_quantized", False):
         attributes[_HAS_ADAPTER] = True

@@ -15,8 +15,8 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 
 - the model gets the attribute `_tsugiki` (a `Graft`, see `lora.hold`); `resize_token_embeddings` and
   `nn.DataParallel` raise an error;
-- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter, after the public
-  `tsugiki.graft` or `load_adapter` (`adapters.pretrained`);
+- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter, and `train` looks at
+  the trainer, after the public `tsugiki.graft` or `load_adapter` (`adapters.pretrained`, `adapters.reference`);
 - every parameter of the base gets `requires_grad=False`;
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
   (`linear_of_matrix` in `model.linear`);
