@@ -6,6 +6,7 @@
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print("| trainer | start | Tsugiki | PEFT | largest difference |", "| --- | --- | --- | --- | ---: |", sep="\n")
     for name, start in product(TRAINERS, STARTS):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
             found = both(name, start, Path(folder))
         shown = [" ".join(f"{step[0]:.5f}" for step in steps_of) for steps_of in found]
         difference = max(abs(a - b) for one, other in zip(*found, strict=True) for a, b in zip(one, other, strict=True))

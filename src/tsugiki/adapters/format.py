@@ -53,6 +53,7 @@ from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
 from tsugiki.model.context import text_config
+from tsugiki.model.freeze import in_memory, is_offloaded
 from tsugiki.model.names import renamed_when_loaded
 from tsugiki.model.ungrafted import task_heads, unwrapped, unwrapped_to_graft, vocabulary_layers
 
@@ -88,7 +89,9 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     if adapter is require_state(model).joined:
         raise TsugikiError(_("several adapters are active; pass the name of the one to save, or combine their folders"))
     adapter_format = format_of(adapter.config)
-    tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
+    trained = (module for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False)))
+    with in_memory([*getattr(adapter, "pairs", {}).values(), *trained]):
+        tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
     fields = _config_fields(model, adapter)
     _warn_of_names(model, adapter)
     broken = not_finite(tensors)
@@ -96,7 +99,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
         message = _("the adapter is not saved, because {broken}; the training has diverged")
         raise TsugikiError(message.format(broken=summarise_list(broken)))
     extra_settings = adapter_format.extra_settings
-    with nullcontext() if is_merged(model) else base_alone(model):
+    with nullcontext() if is_merged(model) or is_offloaded(model) else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
     metadata = Metadata(base=base, method_config=extra_settings(adapter.config) if extra_settings is not None else {})
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:

@@ -12,8 +12,8 @@ its running statistics are used but not updated.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
@@ -81,12 +81,33 @@ def warn_of_float16(model: nn.Module) -> None:
 def refuse_offloaded(model: nn.Module) -> None:
     """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
     for path, module in model.named_modules():
-        if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
+        if _holds_offloaded(module):
             message = _(
                 "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
                 "adapted; load the model without offloading"
             )
             raise TsugikiError(message.format(path=path))
+
+
+@contextmanager
+def in_memory(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep the own parameters of these modules in memory within the block, if accelerate offloads them."""
+    from accelerate.utils import align_module_device
+
+    with ExitStack() as stack:
+        for module in modules:
+            if _holds_offloaded(module):
+                stack.enter_context(align_module_device(module))
+        yield
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Return whether accelerate offloads parameters of the model."""
+    return any(map(_holds_offloaded, model.modules()))
+
+
+def _holds_offloaded(module: nn.Module) -> bool:
+    return "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values())
 
 
 def _restore_grad(model: nn.Module, required_grad: Mapping[str, bool]) -> None:
