@@ -133,7 +133,11 @@ def both(name: str, start: str, folder: Path) -> tuple[list[list[float]], list[l
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    print("| trainer | start | Tsugiki | PEFT | largest difference |", "| --- | --- | --- | --- | ---: |", sep="\n")
+    print(
+        "| trainer | start | Tsugiki | PEFT | difference of loss, norm, KL |",
+        "| --- | --- | --- | --- | ---: |",
+        sep="\n",
+    )
     for name, start in product(TRAINERS, STARTS):
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
             found = both(name, start, Path(folder))
