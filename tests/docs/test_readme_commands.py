@@ -42,6 +42,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(work)
     (tmp_path / "other.jsonl").write_text('{"text": "' + TEXT[::-1].replace("\n", "")[:400] + '"}\n', "utf-8")
+    pairs = [f'{{"prompt": "{i}", "chosen": "yes{i}", "rejected": "{i}no"}}\n' for i in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("".join(pairs), "utf-8")
     (tmp_path / "run.yaml").write_text("model: base\ndata: soseki.jsonl\nout: runs/yaml\nmax_steps: 2\n", "utf-8")
     return tmp_path
 

@@ -112,14 +112,16 @@ def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     texts = [f"{i} " + TEXT[i * 100 : i * 100 + 190 + i] for i in range(12)]
     records = [{"text": text} for text in texts]
-    if yaml.safe_load(path.read_text(encoding="utf-8")).get("data") == "chat.jsonl":
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "preference" in recipe:
+        records = [{"prompt": f"{i}", "chosen": f"yes{i}", "rejected": f"{i}no"} for i in range(12)]
+    if recipe.get("data") == "chat.jsonl":
         records = [
             {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text[:15]}]}
             for text in texts
         ]
     Path("d.jsonl").write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     Path("retention.txt").write_text(TEXT[500:700])
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     Path("recipe.yaml").write_text(
         yaml.safe_dump(shrunk(recipe, tiny_base_of(path, tmp_path / "base")), allow_unicode=True)
     )

@@ -1,0 +1,40 @@
+"""The pages on preference tuning quote code that exists, print what it prints, and are the same in both languages."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DERIVATIONS = ("preference-derivation.md", "preference-derivation.ja.md")
+CODE = ("src/tsugiki/preference/losses.py", "examples/preference_loop.py")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", DERIVATIONS)
+def test_the_session_prints_what_the_page_shows(page: str):
+    blocks = re.findall(r"(?ms)^```python\n(>>> .*?)^```", text_of(page))
+    session = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, None, 0)
+    differences: list[str] = []
+    doctest.DocTestRunner().run(session, out=differences.append)
+    assert "".join(differences) == ""
+    assert len(session.examples) > 20
+
+
+@pytest.mark.parametrize("page", DERIVATIONS)
+def test_quoted_lines_are_those_of_the_source(page: str):
+    source = {line.strip() for name in CODE for line in (ROOT / name).read_text(encoding="utf-8").splitlines()}
+    blocks = re.findall(r"(?ms)^```python\n(?!>>> )(.*?)^```", text_of(page))
+    quoted = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    assert [line for line in quoted if line not in source] == []
+    assert len(quoted) > 10
+
+
+@pytest.mark.parametrize("page", ["preference", "preference-derivation"])
+def test_both_languages_have_the_same_blocks(page: str):
+    one, other = (re.findall(r"(?ms)^```.*?^```", text_of(f"{page}{end}")) for end in (".md", ".ja.md"))
+    assert one == other
