@@ -56,7 +56,8 @@ def main() -> None:
             for layers in options.layers:
                 for factor in options.factors:
                     name = f"{layers}, rate × {factor:g}"
-                    if factor == 1 and not default.restarts and _layers(default) == set(layers.split(",")):
+                    is_default = _head_factor(default) == 1 and _layers(default) == set(layers.split(","))
+                    if factor == 1 and not default.restarts and is_default:
                         records[name] = default
                     else:
                         swept[name] = _settings(layers, factor * rate)
@@ -71,6 +72,10 @@ def main() -> None:
 
 def _layers(record: RunRecord) -> set[str]:
     return set(record.resolved_settings["target_modules"])
+
+
+def _head_factor(record: RunRecord) -> float:
+    return float(record.resolved_settings.get("head_factor", 1.0))
 
 
 def _settings(layers: str, rate: float) -> dict[str, Any]:
@@ -100,7 +105,9 @@ def _test_bits(record: RunRecord, test: Path) -> float:
 
 def _row(name: str, default: RunRecord, base: float, bits: dict[str, float]) -> list[str]:
     best = min((each for each in bits if each != "default"), key=lambda each: bits[each])
-    layers = "with head" if "lm_head" in _layers(default) else "without head"
+    layers = "without head" if "lm_head" not in _layers(default) else "with head"
+    if _head_factor(default) != 1:
+        layers = f"head at {_head_factor(default):g} of the rate"
     steps, rows = default.resolved_settings["steps"], default.chosen("batch_size")
     return [
         name,

@@ -21,6 +21,7 @@ from tsugiki.training.config_files import validated
 
 if TYPE_CHECKING:
     from tsugiki.report.evaluations import Evaluations
+    from tsugiki.training.evaluation.pairs import TwoScores
     from tsugiki.training.record import RunRecord
     from tsugiki.training.workflows.preview import Preview
 
@@ -145,6 +146,40 @@ def evaluate(
     results = evaluate_targets(loaded, data, assistant_turns, characters, ProgressDisplay(), columns=columns)
     with quiet_libraries():
         return Evaluations(zip(map(str, chosen), results, strict=True))
+
+
+def evaluate_pairs(
+    pairs: str | Sequence[str],
+    *,
+    model: str | Sequence[str] = (),
+    adapter: str | Sequence[str] = (),
+    columns: Mapping[str, str] = NO_COLUMNS,
+    chat_template: str | None = None,
+    allow_base_mismatch: bool = False,
+    trust_remote_code: bool = False,
+) -> "dict[str, TwoScores]":
+    """Return how often models and adapters prefer the better of two answers, as `tsugiki eval --pairs` does.
+
+    Args:
+        pairs: rows with prompt, chosen and rejected, in a format of the training data, or several of them.
+        model: as for `evaluate`; so are the other arguments.
+
+    Returns:
+        Name -> scores by the log-probability of an answer and by that per token, in the order of the arguments.
+
+    Raises:
+        TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
+    """
+    from tsugiki.data.read.answers import read_answers
+    from tsugiki.io.progress import ProgressDisplay, quiet_libraries
+    from tsugiki.training.load_targets import evaluation_targets, loaded_targets, score_pairs_with_targets
+
+    chosen = evaluation_targets(_list(model), _list(adapter))
+    only_pairs = isinstance(next(read_answers(pairs, columns)), Completion)
+    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, only_pairs=only_pairs)
+    results = score_pairs_with_targets(loaded, pairs, columns, [], ProgressDisplay())
+    with quiet_libraries():
+        return dict(zip(map(str, chosen), results, strict=True))
 
 
 def generate(

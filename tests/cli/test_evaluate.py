@@ -70,8 +70,8 @@ def test_eval_of_bad_questions_is_one_line(base: str, run):
     for flags, fact in (
         (("--questions", "q.jsonl"), "q.jsonl:1 has no expected"),
         (("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
-        (("--questions", "q.jsonl", "--data", "text.txt"), "either --data"),
-        ((), "either --data"),
+        (("--questions", "q.jsonl", "--data", "text.txt"), "--data"),
+        ((), "--data"),
     ):
         status, out, err = run("eval", "--model", base, *flags)
         assert (status, out) == (2, "")

@@ -20,6 +20,7 @@ from torch import Tensor
 from tests.distributed.launch import ProcessesFailed, run_command, run_function
 from tests.runs import interrupt, run_config
 from tests.training import test_keep_best
+from tests.training.test_preference_runs import pairs_of
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
 from tsugiki.training import RunRecord, read_record, train
 
@@ -30,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora": {"method": "dora", "lora": {"r": 4}},
     "prompt": {"method": "prompt-tuning", "method_config": {"num_virtual_tokens": 4}, "learning_rate": 1e-2},
     "bitfit": {"method": "bitfit"},
+    "preference": {"preference": "dpo", "block_size": 64, "lora": {"r": 4}},
     "full": {"method": "full", "base_dtype": None, "learning_rate": 1e-3, "compute_dtype": "fp32"},
 }
 SETTINGS: dict[str, Any] = {
@@ -51,7 +53,8 @@ class Result:
 
 
 def settings(folder: Path, name: str, processes: int) -> Any:
-    return run_config(folder, f"{name} on {processes}", **{**SETTINGS, **METHODS[name]})
+    data = {"data": pairs_of(folder)} if name == "preference" else {}
+    return run_config(folder, f"{name} on {processes}", **{**SETTINGS, **METHODS[name], **data})
 
 
 def train_all(folder: Path, processes: int) -> list[RunRecord]:

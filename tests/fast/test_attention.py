@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.tiny import relative_error
-from tsugiki.fast import attention, attention_forward, causal_spans, plain_attention
+from tsugiki.fast import attention, attention_forward, causal_blocks, plain_attention
 
 # The error against float64 may be twice that of the plain path plus this: the two round scores in different places.
 FLOOR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 4e-3}
@@ -25,6 +25,18 @@ def window(length: int, size: int) -> Tensor:
 
 def packed(*lengths: int) -> Tensor:
     return torch.block_diag(*[torch.ones(n, n) for n in lengths]).bool()[None, None] & causal(sum(lengths))
+
+
+def pairs(*lengths: tuple[int, int, int]) -> Tensor:
+    """Rows of prompt, chosen and rejected answer; the rejected one sees the prompt, but not the chosen one."""
+    mask = packed(*map(sum, lengths)).clone()
+    start = 0
+    for prompt, chosen, rejected in lengths:
+        mask[
+            ..., start + prompt + chosen : start + prompt + chosen + rejected, start + prompt : start + prompt + chosen
+        ] = False
+        start += prompt + chosen + rejected
+    return mask
 
 
 def after_keys(mask: Tensor, keys: int) -> Tensor:
@@ -53,16 +65,18 @@ MASKS = {
 MASKS |= {
     "after five keys": after_keys(causal(200), 5),
     "documents after seventy keys": torch.cat([after_keys(packed(40, 150, 10, 60), 70), after_keys(causal(260), 70)]),
+    "some see what is before": after_keys(causal(100), 5) & (torch.arange(105) != torch.arange(100)[:, None] // 20),
+    "padding before what is before": after_keys(causal(100), 5) & (torch.arange(105) > 1),
+    "shared prompts": pairs((30, 5, 20), (60, 130, 140), (1, 1, 2)),
+    "shared prompts in a window": pairs((50, 60, 70), (9, 40, 30)) & window(259, 90),
+    "a hole": causal(100) & ((torch.arange(100) != 5) | (torch.arange(100) < 6)[:, None]),
 }
 OTHERS = {
     "all see all": torch.ones(1, 1, 100, 100, dtype=torch.bool),
     "padding on the left": causal(100) & (torch.arange(100) >= 10),
     "padding on the right": causal(100) & (torch.arange(100) < 90),
     "a prefix that sees itself": causal(100) | ((torch.arange(100) < 7) & (torch.arange(100) < 7)[:, None]),
-    "a hole": causal(100) & ((torch.arange(100) != 5) | (torch.arange(100) < 6)[:, None]),
     "one row of another kind": torch.cat([causal(100), torch.ones(1, 1, 100, 100, dtype=torch.bool)]),
-    "some see what is before": after_keys(causal(100), 5) & (torch.arange(105) != torch.arange(100)[:, None] // 20),
-    "padding before what is before": after_keys(causal(100), 5) & (torch.arange(105) > 1),
     "a mask a head": causal(100).repeat(1, 4, 1, 1),
 }
 
@@ -173,7 +187,7 @@ def test_short_rows_use_the_definition(length: int, blocks: list[torch.Size]):
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_masks_use_the_definition(name: str, form: str, blocks: list[torch.Size]):
     mask = OTHERS[name]
-    assert causal_spans(mask) is None
+    assert causal_blocks(mask) is None
     given = tensors(mask)
     given_mask = mask if form == "bool" else added(mask, torch.float64)
     blind = ~mask.any(-1, keepdim=True)  # the output of a query that sees no key is undefined
@@ -221,19 +235,29 @@ def test_dropout_uses_the_definition(blocks: list[torch.Size]):
 
 
 @pytest.mark.parametrize("form", ["bool", "-inf", "lowest"])
-def test_spans_of_masks(form: str):
-    def first(mask: Tensor) -> list[list[int]]:
-        low = {"-inf": -torch.inf, "lowest": torch.finfo(torch.float32).min}
-        spans = causal_spans(mask if form == "bool" else added(mask, torch.float32, low[form]))
-        assert spans is not None
-        return spans.tolist()
+def test_blocks_of_masks(form: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "_BLOCK", 2)
 
-    assert first(causal(4)) == [[0, 0, 0, 0]]
-    assert first(packed(2, 1, 3)) == [[0, 0, 2, 3, 3, 3]]
-    assert first(window(5, 3)) == [[0, 0, 0, 1, 2]]
-    assert first(packed(1, 4) & window(5, 2)) == [[0, 1, 1, 2, 3]]
-    assert first(torch.cat([causal(3), packed(1, 2)])) == [[0, 0, 0], [0, 1, 1]]
-    assert first(causal(1)) == [[0]]
+    def blocks(mask: Tensor) -> list[tuple[list[int], int]]:
+        """The keys that each block sees, and how many of them all queries see."""
+        low = {"-inf": -torch.inf, "lowest": torch.finfo(torch.float32).min}
+        found = causal_blocks(mask if form == "bool" else added(mask, torch.float32, low[form]))
+        assert found is not None
+        for block in found:
+            keys = [key for run in block.keys for key in range(run.start, run.stop)]
+            assert torch.equal(~block.hidden, mask[:, 0, block.queries][..., keys[block.seen_by_all :]])
+            assert mask[:, 0, block.queries][..., keys[: block.seen_by_all]].all()
+            assert not mask[:, 0, block.queries][..., [key for key in range(mask.shape[3]) if key not in keys]].any()
+        return [
+            ([key for run in block.keys for key in range(run.start, run.stop)], block.seen_by_all) for block in found
+        ]
+
+    assert blocks(causal(4)) == [([0, 1], 1), ([0, 1, 2, 3], 3)]
+    assert blocks(packed(2, 1, 3)) == [([0, 1], 1), ([2, 3], 0), ([3, 4, 5], 2)]
+    assert blocks(window(5, 3)) == [([0, 1], 1), ([0, 1, 2, 3], 0), ([2, 3, 4], 0)]
+    assert blocks(pairs((1, 3, 2))) == [([0, 1], 1), ([0, 1, 2, 3], 3), ([0, 4, 5], 2)]
+    assert blocks(after_keys(packed(2, 2), 3)) == [([0, 1, 2, 3, 4], 4), ([0, 1, 2, 5, 6], 4)]
+    assert blocks(torch.cat([causal(4), packed(2, 2)])) == [([0, 1], 1), ([0, 1, 2, 3], 0)]
 
 
 @pytest.mark.parametrize(
@@ -251,8 +275,8 @@ def test_spans_of_masks(form: str):
     ],
     ids=["none", "3-d", "not square", "heads", "the rest", "left padding", "nothing", "all", "the future"],
 )
-def test_masks_without_spans(mask: Tensor | None):
-    assert causal_spans(mask) is None
+def test_masks_without_blocks(mask: Tensor | None):
+    assert causal_blocks(mask) is None
 
 
 def test_a_mask_that_is_written_over_is_looked_at_again():
@@ -275,13 +299,14 @@ def test_a_mask_that_is_written_over_is_looked_at_again():
 def test_only_probabilities_of_visible_keys_are_kept():
     length, kept = 512, []
     given = tensors(causal(length), batch=1)
-    for mask in (causal(length), packed(*[64] * 8)):
+    for mask in (causal(length), packed(*[64] * 8), pairs((128, 128, 256))):
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
             attend(*given, mask)
-        kept.append(sum(sizes) - sum(t.numel() for t in given) - length)
-    # Each of four blocks of 128 queries sees the keys up to its end, or those of its own two documents.
-    assert kept == [4 * 128 * (128 + 256 + 384 + 512), 4 * 128 * (4 * 128)]
+        kept.append(sum(sizes) - sum(t.numel() for t in given))
+    # Each of four blocks of 128 queries sees the keys up to its end, those of its own two documents, or those of its
+    # own answer and of the prompt of 128.
+    assert kept == [4 * 128 * (128 + 256 + 384 + 512), 4 * 128 * (4 * 128), 4 * 128 * (128 + 256 + 256 + 384)]
 
 
 def test_without_gradients():
@@ -294,7 +319,7 @@ def test_without_gradients():
 def test_masks_that_shift_scores_use_the_definition():
     distance = torch.arange(100) - torch.arange(100)[:, None]
     shifted = torch.where(distance > 0, -torch.inf, distance.float())  # as ALiBi: 0 on the diagonal alone
-    assert causal_spans(shifted[None, None]) is None
+    assert causal_blocks(shifted[None, None]) is None
 
 
 def test_an_empty_batch():

@@ -17,6 +17,7 @@ from tsugiki.fast import (
     document_masks,
     has_unknown_window,
     packed_masks,
+    shares_prompts,
 )
 from tsugiki.lowbit import quantize
 from tsugiki.model import IGNORE_INDEX, possible_windows
@@ -129,6 +130,52 @@ def test_masks_of_packed_rows_are_those_that_the_model_makes(kind: str):
     with torch.no_grad():
         found, expected = model(attention_mask=masks, **inputs).logits, model(**inputs).logits
     assert relative_error(found, expected) < 1e-5
+
+
+def shared_states(model: Any, masking: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states of two answers to each of two prompts in one row, and those after their own prompt."""
+    tokens, start, positions, alone = ids(1, 64), 0, [], []
+    for prompt, *answers in ((12, 9, 14), (5, 21, 3)):
+        begin, start = start, start + prompt
+        positions.append(torch.arange(prompt))
+        for answer in answers:
+            own = torch.cat([tokens[:, begin : begin + prompt], tokens[:, start : start + answer]], 1)
+            alone.append(model.base_model(input_ids=own, use_cache=False)[0][0, -answer:])
+            positions.append(torch.arange(answer) + prompt)
+            start += answer
+    inputs = {"input_ids": tokens, "position_ids": torch.cat(positions)[None]}
+    batch = document_masks.with_shared_prompts(model, document_masks.mask_documents(inputs, masking))
+    states = model.base_model(**batch, use_cache=False)[0][0]
+    return torch.cat([*states[12:35], *states[40:]]), torch.cat([one.flatten() for one in alone])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_answers_share_a_prompt_where_that_changes_nothing(kind: str, attention: str):
+    model = tiny_model(kind)
+    try:
+        model.set_attn_implementation(attention)
+    except ValueError:
+        pytest.skip(f"{kind} has no {attention} attention")
+    assert shares_prompts(model, EXPECTED[kind]) == (kind not in ("bloom", "gpt_neo"))
+    if shares_prompts(model, EXPECTED[kind]):
+        assert relative_error(*shared_states(model, EXPECTED[kind])) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "mamba"])
+def test_convolutions_and_states_cannot_share_a_prompt(kind: str):
+    model = lively_model(kind)
+    for masking in ("position_ids", "attention_mask"):
+        assert not shares_prompts(model, masking)
+
+
+def test_a_prompt_is_not_shared_where_masks_are_not_used():
+    model = tiny_model("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    assert not shares_prompts(model, "position_ids")
+    wide = lively_model("gpt_oss", sliding_window=20)
+    assert [shares_prompts(wide, "attention_mask", row_length) for row_length in (16, 40)] == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "afmoe"])

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from tests.data.test_encoding import merging_tokenizer
-from tests.tiny import byte_tokenizer
-from tsugiki import TsugikiError
+from tests.tiny import byte_tokenizer, tiny_model
+from tsugiki import TsugikiError, use_fast_paths
 from tsugiki.data import (
     DEFAULT_TEMPLATE,
+    Collator,
     Reading,
+    StepBatches,
     content_key,
     document_end,
     encode,
@@ -24,7 +26,13 @@ from tsugiki.data import (
     read_records,
     split_records,
 )
-from tsugiki.fast import AnswerTokens
+from tsugiki.fast import (
+    AnswerTokens,
+    answer_log_probabilities,
+    detect_document_masking,
+    shares_prompts,
+)
+from tsugiki.model import IGNORE_INDEX
 from tsugiki.preference import Preferences, open_preferences, pack_preferences
 
 USER, GOOD, BAD = (
@@ -269,11 +277,15 @@ def test_pairs_and_their_near_duplicates_stay_on_one_side(tmp_path: Path):
     assert sides[0] == {True, False}
 
 
-def test_a_row_holds_both_answers_of_its_pairs(tmp_path: Path):
+@pytest.mark.parametrize("shared", [False, True], ids=["two prompts", "one prompt"])
+def test_a_row_holds_both_answers_of_its_pairs(shared: bool, tmp_path: Path):
     preferences = opened(tmp_path, *pairs())
     sizes = np.diff(preferences.store.offsets)[::2] + np.diff(preferences.store.offsets)[1::2]
+    if shared:
+        sizes -= [len(f"{one['prompt']}".encode()) + 1 for one in pairs()]  # and the token of the start
     limit = int(np.sort(sizes)[-2])
-    blocks, too_long, notes = pack_preferences(preferences, preferences.usable, limit, pad=0)
+    blocks, too_long, notes = pack_preferences(preferences, preferences.usable, limit, 0, share_prompts=shared)
+    assert blocks.tokens == sizes.sum() - sizes.max()
     assert too_long.tolist() == [2 * int(sizes.argmax())]
     assert f"pairs.jsonl:{int(sizes.argmax()) + 1}" in notes[0]
     seen = []
@@ -289,9 +301,35 @@ def test_a_row_holds_both_answers_of_its_pairs(tmp_path: Path):
             for r in records
         ]
         assert answers.lengths == learned
-        assert torch.equal(row["input_ids"][answers.places + 1], answers.targets)
+        assert torch.equal(row["labels"][row["labels"] != IGNORE_INDEX], answers.targets)
+        assert answers.share_prompts == shared
         seen += records
     assert sorted(seen) == sorted({*range(24)} - {too_long[0], too_long[0] + 1})
     assert blocks.target_tokens == sum(blocks.row_target_tokens(number) for number in range(len(blocks)))
     with pytest.raises(TsugikiError, match="10 tokens"):
-        pack_preferences(preferences, preferences.usable, 10, pad=0)
+        pack_preferences(preferences, preferences.usable, 10, 0, share_prompts=shared)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "opt"])
+def test_one_copy_of_the_prompt_gives_the_same_log_probabilities(kind: str, tmp_path: Path):
+    rows = [*pairs(3), {"chosen": "Tea? Yes.", "rejected": "Tea? No!"}]
+    preferences = opened(tmp_path, *[{**row, "prompt": row["prompt"][:4]} if "prompt" in row else row for row in rows])
+    model = tiny_model(kind, vocab_size=257, max_position_embeddings=128)
+    masking = detect_document_masking(model)
+    use_fast_paths(model)
+    assert shares_prompts(model, masking)
+    found = []
+    for shared in (False, True):
+        blocks, *_ = pack_preferences(preferences, preferences.usable, 128, 0, share_prompts=shared)
+        batches, of_record = StepBatches(blocks, Collator(masking), 2, 0), {}
+        assert len(blocks) > 1
+        for step in range(batches.steps_per_epoch):
+            batch = batches.batch(batches.rows(step))
+            answers = AnswerTokens.find(batch.pop("labels"), batch["position_ids"])
+            records = [segment.record for row in batches.rows(step) for segment in blocks.row(row)]
+            values = answer_log_probabilities(model, answers, **batch).tolist()
+            of_record |= dict(zip(records, values, strict=True))
+        found.append([of_record[record] for record in sorted(of_record)])
+        assert len(found[-1]) == 8
+    np.testing.assert_allclose(*found, rtol=1e-4)
+    assert len({round(value, 3) for value in found[0]}) == 8

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import byte_tokenizer
+from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunRecord, train
 
 RARE = "Q"
@@ -50,7 +52,21 @@ def test_the_head_trains_where_the_base_has_never_written_some_of_the_text(
 
 
 def test_it_does_not_where_the_base_has_written_nearly_all_of_it(base: str, tmp_path: Path):
-    assert layers(run_on(tmp_path, 0.01)) == BLOCKS
+    assert layers(run_on(tmp_path, 0.001)) == BLOCKS
+
+
+def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tsugiki.training.run.unlikely_share", lambda model, blocks: 0.01)
+    record = run_on(tmp_path, 0.01, lora={"lora_dropout": 0.0}, max_steps=1, weight_decay=0.0, keep="last")
+    assert layers(record) == BLOCKS | {"lm_head"}
+    assert record.resolved_settings["head_factor"] == 0.1
+    tensors = load_file(tmp_path / "run" / ADAPTER_FILE)
+    largest = {name: float(tensor.abs().max()) for name, tensor in tensors.items() if name.endswith("lora_B.weight")}
+    head = next(name for name in largest if "lm_head" in name)
+    others = [value for name, value in largest.items() if name != head]
+    assert largest[head] == pytest.approx(0.1 * max(others), rel=0.02), "one step of AdamW moves B by its rate"
+    config = run_config(tmp_path, out="resumed", data=str(tmp_path / "rare"))
+    assert_resumes(train, config, 3)
 
 
 @pytest.mark.parametrize(("given", "expected"), [("all-linear", BLOCKS), (["c_attn"], {"c_attn"})])

@@ -13,7 +13,7 @@ from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
-from tsugiki.training import RunConfig, RunRecord, train
+from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import preference_loop
@@ -72,7 +72,22 @@ def test_every_loss_teaches_the_choice(name: str, tmp_path: Path):
     assert record.preference_curve[-1].chosen_tokens == pytest.approx(14, abs=2)
 
 
-def test_the_steps_are_those_of_the_plain_loop(tmp_path: Path):
+def test_one_copy_of_the_prompt_gives_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"model": tiny_base(tmp_path, "llama"), "batch_size": 99, "base_dtype": "fp32"}
+    shared = train(config(tmp_path, "shared", **settings))
+    monkeypatch.setattr("tsugiki.training.packing.shares_prompts", lambda *_: False)
+    apart = train(config(tmp_path, "apart", **settings))
+    assert shared.data is not None
+    assert apart.data is not None
+    assert shared.data.tokens_per_epoch < apart.data.tokens_per_epoch
+    assert [one.loss for one in shared.loss_curve] == pytest.approx([one.loss for one in apart.loss_curve], rel=1e-4)
+    margins = [[point.margin for point in record.preference_curve] for record in (shared, apart)]
+    assert margins[0] == pytest.approx(margins[1], rel=1e-3)
+    assert shared.pair_evaluations[-1].margin == pytest.approx(apart.pair_evaluations[-1].margin, rel=1e-3)
+
+
+def test_the_steps_are_those_of_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tsugiki.training.packing.shares_prompts", lambda *_: False)  # like the plain loop
     data = tmp_path / "pairs.csv"
     data.write_text(preference_loop.PAIRS.replace("/", "\n"), encoding="utf-8")
     plain = preference_loop.Settings(data=str(data), out=str(tmp_path / "plain"), epochs=3)
@@ -141,7 +156,7 @@ def test_what_ruins_the_text_is_not_kept(tmp_path: Path):
 
 def test_documents_that_cannot_share_a_row_are_computed_apart(tmp_path: Path):
     def run(kind: str) -> RunRecord:
-        return train(config(tmp_path, kind, model=tiny_base(tmp_path, kind), batch_size=3, micro_batch_size=2))
+        return train(config(tmp_path, kind, model=tiny_base(tmp_path, kind), batch_size=99, micro_batch_size=2))
 
     record = run("bloom")
     assert record.data is not None
@@ -184,6 +199,17 @@ def test_dropout_is_off_by_default(tmp_path: Path):
     assert config(tmp_path, lora={"r": 2}).lora.lora_dropout == 0
     assert config(tmp_path, lora={"r": 2, "lora_dropout": 0.1}).lora.lora_dropout == 0.1
     assert config(tmp_path, preference=None, lora={"r": 2}).lora.lora_dropout == 0.1
+
+
+def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path):
+    def rate(name: str | None, **settings: float) -> float:
+        given = config(tmp_path, preference=name, preference_settings=settings, learning_rate="auto")
+        return automatic_learning_rate(given, width=256, steps=200, tokens=2048)
+
+    assert [rate(name) for name in ("dpo", "dpo_norm", "kto", "apo_zero", "orpo")] == [rate(None)] * 5
+    assert [rate(name) for name in ("ipo", "simpo")] == [pytest.approx(rate(None) / 10)] * 2
+    assert rate("dpo", likelihood=0.0) == pytest.approx(rate(None) / 10)
+    assert rate("simpo", likelihood=1.0) == rate(None)
 
 
 def test_the_time_of_a_step_can_be_measured_before_the_reference(tmp_path: Path):

@@ -33,6 +33,7 @@ def evaluate_command(
     data: list[str] | None = None,
     columns: list[str] | None = None,
     questions: Path | None = None,
+    pairs: list[str] | None = None,
     model: list[str] | None = None,
     adapter: list[str] | None = None,
     characters: Annotated[int | None, typer.Option(min=1)] = None,
@@ -44,13 +45,16 @@ def evaluate_command(
 ) -> None:
     """Show loss, perplexity and bits per character of models and adapters on the same text.
 
-    With --questions, show the share of questions that they answer correctly.
+    With --questions, show the share of questions that they answer correctly; with --pairs, how often they prefer the
+    better of two answers.
 
     Args:
         data: Text to evaluate on: same formats as the data of `tsugiki train`; can be repeated.
         columns: Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be
             repeated.
         questions: Instead of --data, prompts with expected answers: JSON Lines with prompt and expected.
+        pairs: Instead of --data, pairs of answers: same formats as the data of `tsugiki train --preference`; can be
+            repeated.
         model: Model: 'embedded', a folder, a GGUF file, or a hub id; can be repeated.
         adapter: Adapter: a folder or a name in the library; can be repeated. Its base is --model, if exactly one is
             given, otherwise the base that the adapter names; without --model, this base is evaluated as well.
@@ -63,17 +67,26 @@ def evaluate_command(
     """
 
     import_libraries()
-    from tsugiki.cli.summary import print_answers, print_evaluations
+    from tsugiki.cli.summary import print_answers, print_evaluations, print_scores
+    from tsugiki.data.read.answers import read_answers
     from tsugiki.data.read.files import record_kinds
     from tsugiki.data.records import Completion, Reading
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.load_targets import answer_with_targets, evaluate_targets, evaluation_targets, loaded_targets
+    from tsugiki.training.load_targets import (
+        answer_with_targets,
+        evaluate_targets,
+        evaluation_targets,
+        loaded_targets,
+        score_pairs_with_targets,
+    )
 
-    if (not data) == (questions is None):
-        raise TsugikiError(
-            _("give either --data, a text to evaluate on, or --questions, prompts with expected answers")
+    if [bool(data), questions is not None, bool(pairs)].count(True) != 1:
+        message = _(
+            "give one of --data, a text to evaluate on, --questions, prompts with expected answers, and --pairs, two "
+            "answers to each prompt"
         )
+        raise TsugikiError(message)
     chosen = evaluation_targets(model or [], adapter or [])
     load = partial(loaded_targets, chosen, chat_template=chat_template, **asdict(loading))
     if questions is not None:
@@ -84,6 +97,16 @@ def evaluate_command(
             _print_json(chosen, answers)
         else:
             print_answers([str(target) for target in chosen], list(answers))
+        return
+    if pairs:
+        notes = list[str]()
+        named = _columns(columns)
+        loaded = load(only_pairs=isinstance(next(read_answers(pairs, named)), Completion))
+        scored = score_pairs_with_targets(loaded, pairs, named, notes, ProgressDisplay())
+        if json_:
+            _print_json(chosen, scored)
+        else:
+            print_scores([str(target) for target in chosen], list(scored), notes)
         return
     assert data
     reading, named = Reading(), _columns(columns)

@@ -11,9 +11,11 @@ from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.formatting import describe_change
+from tsugiki.report.pairs import pair_table, scores_table
 from tsugiki.report.record_text import change_of_run, held_out_table, run_notes, speed_text
 from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
+from tsugiki.training.evaluation.pairs import TwoScores
 from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_share, warning_text
 from tsugiki.training.record import RunRecord, finished
 
@@ -27,6 +29,8 @@ def print_summary(record: RunRecord, page: Path) -> None:
     training, _parameters = finished(record)
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
     size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
+    if (pairs := pair_table(record)).rows:
+        print_table(pairs)
     print_table(
         held_out_table(record),
         _("change: {change}").format(change=describe_change(change_of_run(record))),
@@ -57,6 +61,12 @@ def print_command_after_run(record: RunRecord) -> None:
 def print_evaluations(names: Sequence[str], results: Sequence[Evaluation], more: Sequence[str] = ()) -> None:
     """Print a table with a row for each model, and more notes; changes are relative to the first model."""
     table, notes = evaluation_table(names, results)
+    print_table(table, *notes, *more)
+
+
+def print_scores(names: Sequence[str], results: Sequence[TwoScores], more: Sequence[str]) -> None:
+    """Print a table of how often each model is right about pairs, and notes."""
+    table, notes = scores_table(names, results)
     print_table(table, *notes, *more)
 
 

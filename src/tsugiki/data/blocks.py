@@ -7,6 +7,7 @@ A row consists of segments. A document that is longer than a row continues in an
 as the first, so that every token is predicted exactly once. A completion or a conversation is never split: tokens that
 do not fit are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding
 small. Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
+Only the second answer to a prompt, if it shares the prompt with the first one (`preference.pairs`), starts after it.
 """
 
 from bisect import bisect_left, insort
@@ -46,6 +47,13 @@ class Segment:
     """Whether the segment is the beginning of its record."""
     last: bool
     """Whether the segment is the end of its record."""
+    prompt: int = 0
+    """How many tokens at the beginning of the segment before it are the prompt of this one as well."""
+
+    @property
+    def predicted(self) -> slice:
+        """The positions in the store of the tokens that can be predicted: all, or those after a first token."""
+        return slice(self.start + (not self.prompt), self.start + self.length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +78,8 @@ class Blocks:
     """Completions and conversations that were cut off."""
     split_records: int
     """Documents that continue in another row."""
+    prompts: Lengths | None = None
+    """[segments]: `Segment.prompt`; None: 0 for all."""
 
     def __len__(self) -> int:
         return len(self.rows) - 1
@@ -84,9 +94,10 @@ class Blocks:
             in_store = slice(segment.start, segment.start + segment.length)
             ids[in_row] = torch.from_numpy(self.store.ids[in_store].astype(np.int64))
             loss_mask = torch.from_numpy(self.store.loss_mask[in_store].copy())
-            loss_mask[0] = False  # the token before it in the row belongs to another document
+            if not segment.prompt:
+                loss_mask[0] = False  # the token before it in the row belongs to another document
             labels[in_row] = torch.where(loss_mask, ids[in_row], IGNORE_INDEX)
-            positions[in_row] = torch.arange(segment.length)
+            positions[in_row] = torch.arange(segment.length) + segment.prompt
             filled += segment.length
         positions[filled:] = torch.arange(self.block_size - filled)
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
@@ -111,17 +122,16 @@ class Blocks:
         here = slice(self.rows[index], self.rows[index + 1])
         offsets = self.store.offsets
         records = np.searchsorted(offsets, self.starts[here], side="right") - 1
+        prompts = np.zeros(len(records), np.int32) if self.prompts is None else self.prompts[here]
+        columns = (self.starts[here], self.lengths[here], records, offsets[records], offsets[records + 1], prompts)
         return [
-            Segment(start, length, record, bool(start == offsets[record]), bool(start + length == offsets[record + 1]))
-            for start, length, record in zip(
-                self.starts[here].tolist(), self.lengths[here].tolist(), records.tolist(), strict=True
-            )
+            Segment(start, length, record, first=start == begin, last=start + length == end, prompt=prompt)
+            for start, length, record, begin, end, prompt in zip(*(one.tolist() for one in columns), strict=True)
         ]
 
     def row_target_tokens(self, index: int) -> int:
         """Return how many tokens of a row are in the loss."""
-        segments = ((segment.start, segment.length) for segment in self.row(index))
-        return sum(int(self.store.loss_mask[start + 1 : start + length].sum()) for start, length in segments)
+        return sum(int(self.store.loss_mask[segment.predicted].sum()) for segment in self.row(index))
 
     def row_tokens(self, index: int) -> int:
         """Return the number of tokens of a row without padding."""
@@ -136,7 +146,8 @@ class Blocks:
         """Return `sha256:` and 64 hexadecimal digits over everything that determines the items, in order."""
         store = self.store
         tokens = store.digest or sha256([store.ids.astype("<i4").data, store.loss_mask.data])
-        arrays = (np.ascontiguousarray(part).data for part in (self.rows, self.starts, self.lengths))
+        parts = (self.rows, self.starts, self.lengths, *([] if self.prompts is None else [self.prompts]))
+        arrays = (np.ascontiguousarray(part).data for part in parts)
         return sha256([repr((self.block_size, self.pad, tokens)).encode(), *arrays])
 
 

@@ -6,10 +6,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "activations": "GELU_TANH QUICK_GELU SILU Swish gated plain_gated plain_swish swish value_and_slope",
-        "attention": "NAME attention_forward causal_spans plain_attention",
+        "attention": "NAME attention_forward causal_blocks plain_attention",
         "document_masks": (
             "FLASH attends_to_later_tokens detect_document_masking flash_arguments has_unknown_window "
-            "keeps_apart_by_flash mask_documents packed_masks"
+            "keeps_apart_by_flash mask_documents packed_masks shares_prompts"
         ),
         "forward": "answer_log_probabilities enable_chunked_loss has_chunked_loss loss_of_hidden_states",
         "layers": "use_fast_products",

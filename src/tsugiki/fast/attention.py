@@ -1,11 +1,10 @@
 """Causal attention as plain products over blocks of queries, each with only the keys that it may see.
 
-    for each block of queries:   S = scale · Q K[lo:hi]ᵀ      P = softmax(S)      O = P V[lo:hi]
+    for each block of queries:   S = scale · Q K[seen]ᵀ      P = softmax(S)      O = P V[seen]
 
-`lo` is the first key that any query of the block sees, `hi` the end of the block. Keys above the diagonal, before a
-sliding window or in another document of a packed row are not multiplied, so a document costs attention over its own
-length, not over that of the row. Keys that precede the queries and that all queries see (from a cache) are added to
-each block. Queries that share a key head (grouped-query attention) are rows of one product.
+`seen` are the keys that any query of the block sees. Keys above the diagonal, before a sliding window, in another
+document of a packed row or in the other answer to a prompt are not multiplied, so a document costs attention over its
+own length, not over that of the row. Queries that share a key head (grouped-query attention) are rows of one product.
 The backward pass needs P: dV = Pᵀ dO, dS = P ∘ (dO Vᵀ − rowsum), dQ = scale · dS K, dK = scale · dSᵀ Q. P is kept for
 queries that see few keys. In long documents it is computed again, block by block, because it would take memory that
 grows with the square of their length.
@@ -14,6 +13,7 @@ On a processor this is faster than torch's fused kernel; in bfloat16 it takes ha
 computes in float32. `plain_attention` is the definition.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,14 +80,14 @@ def attention_forward(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         output = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale)
         return output.transpose(1, 2), None
-    spans = None
+    blocks = None
     long_enough = _SHORT < query.shape[2] <= key.shape[2]
     if not dropout and softcap is None and long_enough and eager_on_cpu(query, key, value):
-        spans = _known_spans(attention_mask)
-    if spans is None:
+        blocks = _known_blocks(attention_mask)
+    if blocks is None:
         return plain_attention(query, key, value, attention_mask, scale, softcap, dropout).transpose(1, 2), None
-    blocks: Tensor = _BlockAttention.apply(query, key, value, scale, spans)  # type: ignore[no-untyped-call]
-    return blocks.transpose(1, 2), None
+    in_blocks: Tensor = _BlockAttention.apply(query, key, value, scale, blocks)  # type: ignore[no-untyped-call]
+    return in_blocks.transpose(1, 2), None
 
 
 def plain_attention(
@@ -115,12 +115,29 @@ def plain_attention(
     return probabilities @ value
 
 
-def causal_spans(mask: Tensor | None) -> Tensor | None:
-    """Return the first key that each query sees, if each query sees all keys from there up to itself, and no other.
+@dataclass(frozen=True)
+class Block:
+    """Consecutive queries, and the keys that any of them sees."""
 
-    If there are more keys than queries, the additional ones precede the queries; every query must see them, and they
-    are not counted. The mask is [batch or 1, 1, length, keys], as in `attention_forward`, and the result [batch or 1,
-    length]; None for a mask of another kind (such as padding on the left, or attention to later tokens).
+    queries: slice
+    keys: list[slice]
+    """Runs of consecutive keys, in order. There are several of them if keys between them are not seen."""
+    seen_by_all: int
+    """How many of these keys, from the first one on, all queries see."""
+    hidden: Tensor
+    """Which of the other ones a query does not see, bool [batch or 1, queries, others]."""
+
+    @property
+    def seen(self) -> int:
+        """The number of keys."""
+        return self.seen_by_all + self.hidden.shape[-1]
+
+
+def causal_blocks(mask: Tensor | None) -> list[Block] | None:
+    """Return the blocks of a mask in which each query sees its own key and no later ones; None for other masks.
+
+    The mask is [batch or 1, 1, length, keys], as in `attention_forward`. If there are more keys than queries, the
+    additional ones precede the queries.
     """
     if mask is None or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] > mask.shape[3]:
         return None
@@ -128,12 +145,24 @@ def causal_spans(mask: Tensor | None) -> Tensor | None:
         return None  # the mask changes scores without masking them
     visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
     past = mask.shape[3] - mask.shape[2]
-    if not visible[..., :past].all():
+    if not visible.diagonal(past, 1, 2).all() or visible.triu(past + 1).any():
         return None
-    visible, positions = visible[..., past:], torch.arange(mask.shape[2])
-    first = positions + 1 - visible.sum(-1)
-    span = (positions >= first[..., None]) & (positions <= positions[:, None])
-    return first if torch.equal(visible, span) and bool((first <= positions).all()) else None
+    return [_block(visible, start) for start in range(0, mask.shape[2], _BLOCK)]
+
+
+def _block(visible: Tensor, start: int) -> Block:
+    """Return the block whose first query is `start`, given which keys each query sees, [batch or 1, length, keys]."""
+    part = visible[:, start : start + _BLOCK]
+    queries = part.flatten(0, 1)
+    keys = queries.any(0).nonzero()[:, 0]
+    runs = torch.tensor_split(keys, (keys.diff() > 1).nonzero()[:, 0] + 1)
+    seen_by_all = int(queries.all(0)[keys].int().argmin())
+    return Block(
+        slice(start, start + part.shape[1]),
+        [slice(int(run[0]), int(run[-1]) + 1) for run in runs],
+        seen_by_all,
+        ~part[..., keys[seen_by_all:]],
+    )
 
 
 def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -142,72 +171,67 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 
 
-def _known_spans(mask: Tensor | None) -> Tensor | None:
-    """Return `causal_spans`, computed once for all layers that get this mask, and again if its values have changed.
+def _known_blocks(mask: Tensor | None) -> list[Block] | None:
+    """Return `causal_blocks`, computed once for all layers that get this mask, and again if its values have changed.
 
     The values are compared with a copy: torch does not count the changes that are made through `.data` or NumPy.
     """
     if mask is None:
         return None
-    copy, spans = getattr(mask, "_tsugiki_spans", (None, None))
+    copy, blocks = getattr(mask, "_tsugiki_blocks", (None, None))
     if copy is None or not torch.equal(mask, copy):
-        spans = causal_spans(mask)
-        mask._tsugiki_spans = mask.clone(), spans  # type: ignore[attr-defined]
-    return spans
+        blocks = causal_blocks(mask)
+        mask._tsugiki_blocks = mask.clone(), blocks  # type: ignore[attr-defined]
+    return blocks
 
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, first: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: list[Block]) -> Tensor:
         batch, heads, length, _ = query.shape
         q, k, v = _by_key_head(query, key) * scale, key.flatten(0, 1).contiguous(), value.flatten(0, 1).contiguous()
         out = q.new_empty(*q.shape[:3], v.shape[-1])
-        past = key.shape[2] - length
-        blocks, kept = _blocks(first), []
-        seen = sum((end - start) * (past + end - low) for start, end, low in blocks)
-        keeps = any(ctx.needs_input_grad) and seen <= _KEPT_KEYS * length
-        for start, end, low in blocks:
-            probabilities = _probabilities(q, k, first, start, end, low)
-            out[:, :, start:end] = (probabilities @ _visible_keys(v, past, low, end)).view(
-                *q.shape[:2], end - start, v.shape[-1]
-            )
+        seen = sum((block.queries.stop - block.queries.start) * block.seen for block in blocks)
+        keeps, kept = any(ctx.needs_input_grad) and seen <= _KEPT_KEYS * length, []
+        for block in blocks:
+            probabilities = _probabilities(q, k, block)
+            of_block = out[:, :, block.queries]
+            of_block.copy_((probabilities @ _visible_keys(v, block)).view(of_block.shape))
             if keeps:
                 kept.append(probabilities)
-        ctx.save_for_backward(q, k, v, first, *kept)
-        ctx.scale, ctx.shapes = scale, (query.shape, key.shape, value.shape)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scale, ctx.blocks, ctx.shapes = scale, blocks, (query.shape, key.shape, value.shape)
         return out.view(batch, heads, length, v.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, first, *kept = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         d_out = d_out.reshape(*q.shape[:3], v.shape[-1])
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        past = k.shape[1] - q.shape[2]
-        for number, (start, end, low) in enumerate(_blocks(first)):
-            probabilities = kept[number] if kept else _probabilities(q, k, first, start, end, low)
-            d_block = d_out[:, :, start:end].flatten(1, 2)
-            block = q[:, :, start:end].flatten(1, 2)
-            _add_to_visible(dv, past, low, end, probabilities.transpose(1, 2) @ d_block)
-            d_scores = d_block @ _visible_keys(v, past, low, end).transpose(1, 2)
+        for number, block in enumerate(ctx.blocks):
+            probabilities = kept[number] if kept else _probabilities(q, k, block)
+            d_block = d_out[:, :, block.queries].flatten(1, 2)
+            _add_to_visible(dv, block, probabilities.transpose(1, 2) @ d_block)
+            d_scores = d_block @ _visible_keys(v, block).transpose(1, 2)
             d_scores = torch._softmax_backward_data(d_scores, probabilities, -1, q.dtype)
-            visible = _visible_keys(k, past, low, end)
-            dq[:, :, start:end] = (d_scores @ visible).view(*q.shape[:2], end - start, k.shape[-1])
-            _add_to_visible(dk, past, low, end, d_scores.transpose(1, 2) @ block)
+            d_queries = dq[:, :, block.queries]
+            d_queries.copy_((d_scores @ _visible_keys(k, block)).view(d_queries.shape))
+            _add_to_visible(dk, block, d_scores.transpose(1, 2) @ q[:, :, block.queries].flatten(1, 2))
         dq *= ctx.scale
         return dq.view(ctx.shapes[0]), dk.view(ctx.shapes[1]), dv.view(ctx.shapes[2]), None, None
 
 
-def _probabilities(q: Tensor, k: Tensor, first: Tensor, start: int, end: int, low: int) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, block: Block) -> Tensor:
     """Return P of a block, [batch · key heads, queries of a key head · queries, visible keys].
 
-    The block has the scaled queries from `start` to `end` of q [batch · key heads, queries of a key head, length,
-    width], and `low` is the first key that any of them sees in k [batch · key heads, past + length, width].
+    The scaled queries q are [batch · key heads, queries of a key head, length, width], the keys k [batch · key heads,
+    keys, width].
     """
-    past = k.shape[1] - q.shape[2]
-    scores = q[:, :, start:end].flatten(1, 2) @ _visible_keys(k, past, low, end).transpose(1, 2)
-    rows = scores.view(len(first), -1, end - start, past + end - low)  # a row of `first` may stand for the whole batch
-    _apply_mask(rows[..., past:], first[:, start:end], start, low)
+    scores = q[:, :, block.queries].flatten(1, 2) @ _visible_keys(k, block).transpose(1, 2)
+    rows, queries = block.hidden.shape[:2]  # a row of the mask may stand for the whole batch
+    partly_hidden = scores.view(rows, -1, queries, block.seen)[..., block.seen_by_all :]
+    partly_hidden += additive_mask(block.hidden, scores.dtype)[:, None]
     return torch.softmax(scores, -1)
 
 
@@ -217,42 +241,14 @@ def _by_key_head(query: Tensor, key: Tensor) -> Tensor:
     return query.reshape(batch * key.shape[1], heads // key.shape[1], length, width)
 
 
-def _blocks(first: Tensor) -> list[tuple[int, int, int]]:
-    """Return for each block its first query, the query after its last, and the first key that any of them sees.
-
-    `first` is the first key that each query sees, [batch or 1, length].
-    """
-    length = first.shape[-1]
-    starts = range(0, length, _BLOCK)
-    lows = [int(first[:, start : start + _BLOCK].min()) for start in starts]
-    return [(start, min(start + _BLOCK, length), low) for start, low in zip(starts, lows, strict=True)]
+def _visible_keys(keys: Tensor, block: Block) -> Tensor:
+    """Return the keys (or values) [heads, keys, width] that a block sees."""
+    runs = [keys[:, run] for run in block.keys]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, 1)
 
 
-def _visible_keys(keys: Tensor, past: int, low: int, end: int) -> Tensor:
-    """Return the keys (or values) that a block uses: all `past` ones before the queries, and those from `low` to `end`.
-
-    The keys are [heads, past + length, width].
-    """
-    if not past or not low:
-        return keys[:, low : past + end]
-    return torch.cat([keys[:, :past], keys[:, past + low : past + end]], dim=1)
-
-
-def _add_to_visible(sums: Tensor, past: int, low: int, end: int, gradient: Tensor) -> None:
+def _add_to_visible(sums: Tensor, block: Block, gradient: Tensor) -> None:
     """Add the gradient of what `_visible_keys` returns to the gradient of all keys."""
-    sums[:, :past] += gradient[:, :past]
-    sums[:, past + low : past + end] += gradient[:, past:]
-
-
-def _apply_mask(scores: Tensor, first: Tensor, start: int, low: int) -> None:
-    """Mask the keys that a query of a block does not see, in place in the scores [batch, heads, queries, keys].
-
-    The keys begin at `low`. The first query has the position `start`, and sees the keys from its entry in `first`
-    [batch or 1, queries] on.
-    """
-    positions = torch.arange(scores.shape[-1]) + low
-    # If every query sees the block's first key, only keys above the diagonal are hidden.
-    at = start - low if bool((first == low).all()) else 0
-    queries = torch.arange(start, start + scores.shape[-2])
-    hidden = (positions[at:] > queries[:, None]) | (positions[at:] < first[..., None])
-    scores[..., at:] += additive_mask(hidden, scores.dtype)[:, None]
+    sizes = [run.stop - run.start for run in block.keys]
+    for run, part in zip(block.keys, torch.split(gradient, sizes, 1), strict=True):
+        sums[:, run] += part

@@ -6,6 +6,10 @@ BLOOM can do neither. So `detect_document_masking` tries them: if two documents 
 same hidden states as alone, whatever the first contains. Some models attend within a window, or to a number of selected
 tokens; in the trial the second document is longer than this number, unless all rows of the run are shorter.
 
+Two answers can share their prompt: a row has the prompt, an answer, and another answer, whose positions continue those
+of the prompt. With position ids alone, a model would hide the prompt from the other answer, so it also gets the masks.
+`shares_prompts` tries whether the other answer then has the same hidden states as after its own copy of the prompt.
+
 With a soft prompt, every token sees the prompt. Packed documents see it but not each other, nothing sees the padding
 between the prompt and the text, and a sliding window counts positions within the document.
 """
@@ -63,21 +67,33 @@ def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> 
 
 
 def _detect(model: "PreTrainedModel", row_length: int) -> DocumentMasking:
+    kinds: tuple[DocumentMasking, ...] = ("position_ids", "attention_mask")
+    return next((masking for masking in kinds if _passes_trials(model, masking, row_length)), "separate_rows")
+
+
+def shares_prompts(model: "PreTrainedModel", masking: DocumentMasking, row_length: int = 512) -> bool:
+    """Return whether two answers in a row of this model can share their prompt; the model is left as it was.
+
+    `masking` is what `detect_document_masking` returned for the model and the length of the run's rows.
+    """
+    if masking == "separate_rows" or (masking == "position_ids" and not takes_packed_masks(model.base_model)):
+        return False
+    return on_first_blocks(_passes_trials)(model, masking, row_length, _SECOND // 2)
+
+
+def _passes_trials(model: "PreTrainedModel", masking: DocumentMasking, row_length: int, prompt: int = 0) -> bool:
+    """Return whether this masking keeps documents apart. The second one shares `prompt` tokens with the first one."""
     trials = [_documents(model, _PAIRS, _SECOND)]
     windows = [window for window in possible_windows(model) if window < row_length]
     if windows:
         beyond = max(windows) + max(16, max(windows) // 4)
         longest = max(min(beyond, row_length, (max_positions(model) or row_length) - _FIRST), _SECOND)
         trials.append(_documents(model, _PAIRS if longest <= _SHORT else 1, longest))
-    kinds: tuple[DocumentMasking, ...] = ("position_ids", "attention_mask")
     with evaluating(model):
-        for masking in kinds:
-            try:
-                if all(_keeps_apart(model, masking, *documents) for documents in trials):
-                    return masking
-            except Exception:  # the model does not take such a mask; its own code may raise anything
-                continue
-    return "separate_rows"
+        try:
+            return all(_keeps_apart(model, masking, *documents, prompt) for documents in trials)
+        except Exception:  # the model does not take such a mask; its own code may raise anything
+            return False
 
 
 @on_first_blocks
@@ -138,15 +154,32 @@ def document_mask(layout: RowLayout, dtype: torch.dtype, window: int | None = No
     """Return the additive mask of rows with several documents, [rows, 1, queries, keys].
 
     The mask is additive, not boolean, because eager attention would add a boolean mask as numbers. With a window, a
-    token sees that many positions, itself included.
+    token sees that many positions, itself included. A document that begins at a position n > 0 shares a prompt: it sees
+    the first n tokens of the last document before it that begins at 0.
     """
     positions, documents, queries = layout.positions, layout.documents, layout.queries
     order = torch.arange(positions.shape[-1], device=positions.device)
     visible = (documents[:, -queries:, None] == documents[:, None]) | (documents[:, None] == _PROMPT)
+    pairs, prompts = (positions == 0).cumsum(-1), _first_positions(positions, documents)
+    visible |= (pairs[:, -queries:, None] == pairs[:, None]) & (positions[:, None] < prompts[:, -queries:, None])
     visible &= order <= order[-queries:, None]
     if window is not None:
         visible &= positions[:, -queries:, None] - positions[:, None] < window
     return additive_mask(~visible, dtype)[:, None]
+
+
+def _first_positions(positions: Tensor, documents: Tensor) -> Tensor:
+    """Return the position of the first token of each token's document, [rows, tokens]."""
+    order = torch.arange(positions.shape[-1], device=positions.device)
+    begins = torch.where(documents.diff(prepend=documents[:, :1] - 1) != 0, order, 0).cummax(-1).values
+    return positions.gather(-1, begins)
+
+
+def with_shared_prompts(model: "PreTrainedModel", inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the model's arguments for rows with shared prompts: position ids alone would hide the prompts."""
+    if "attention_mask" in inputs:
+        return inputs
+    return {**inputs, "attention_mask": packed_masks(model.base_model, inputs["position_ids"])}
 
 
 def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
@@ -273,17 +306,26 @@ def _documents(model: "PreTrainedModel", rows: int, length: int) -> tuple[Tensor
 
 
 def _keeps_apart(
-    model: "PreTrainedModel", masking: DocumentMasking | Literal["flash"], first: Tensor, other: Tensor, second: Tensor
+    model: "PreTrainedModel",
+    masking: DocumentMasking | Literal["flash"],
+    first: Tensor,
+    other: Tensor,
+    second: Tensor,
+    shared: int = 0,
 ) -> bool:
     """Return whether the second document's hidden states after each first document are the same as alone, to rounding.
 
     They differ by rounding, because rows of other lengths are computed by other kernels. Layers that round their input
     to 8 bits increase the difference (to 20 % in Gemma 3). So it is compared with the difference for a document at the
     beginning of a row, which no other document can influence.
+
+    The first `shared` tokens of the second document are not there twice: they are before the first document, as a
+    prompt of both, and the states of the others are compared.
     """
-    packed = _packed_states(model, first, second, masking)[1]
-    beside_other = _packed_states(model, other, second, masking)[1]
-    alone = last_hidden_states(model, {"input_ids": second})
+    prompt, rest = second[:, :shared], second[:, shared:]
+    packed = _packed_states(model, torch.cat([prompt, first], 1), rest, masking, shared)[1]
+    beside_other = _packed_states(model, torch.cat([prompt, other], 1), rest, masking, shared)[1]
+    alone = last_hidden_states(model, {"input_ids": second})[:, shared:]
     if _difference(packed, beside_other) > _SAME:
         return False
     if same_to_rounding(packed, alone):
@@ -299,16 +341,25 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _packed_states(
-    model: "PreTrainedModel", first: Tensor, second: Tensor, masking: DocumentMasking | Literal["flash"]
+    model: "PreTrainedModel",
+    first: Tensor,
+    second: Tensor,
+    masking: DocumentMasking | Literal["flash"],
+    shared: int = 0,
 ) -> tuple[Tensor, ...]:
-    """Return the hidden states of two documents in one row, [rows, length, width] each."""
+    """Return the hidden states of two documents in one row, [rows, length, width] each.
+
+    The second one follows the first `shared` tokens of the row.
+    """
     lengths = first.shape[1], second.shape[1]
     ids = torch.cat([first, second], dim=1)
-    positions = torch.cat([torch.arange(length) for length in lengths]).expand(len(ids), -1)
-    batch = {"input_ids": ids, "position_ids": positions.to(ids.device)}
+    positions = torch.cat([torch.arange(lengths[0]), torch.arange(lengths[1]) + shared]).expand(len(ids), -1)
+    batch: dict[str, Any] = {"input_ids": ids, "position_ids": positions.to(ids.device)}
     if masking == "flash":
         flash = flash_arguments(positions)
         batch |= {name: end.to(ids.device) if isinstance(end, Tensor) else end for name, end in flash.items()}
     else:
         batch = mask_documents(batch, masking, model.dtype)
+    if shared:
+        batch = with_shared_prompts(model, batch)
     return torch.split(last_hidden_states(model, batch), list(lengths), dim=1)

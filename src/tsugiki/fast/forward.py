@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tsugiki.fast.document_masks import with_shared_prompts
 from tsugiki.fast.loss import (
     AnswerTokens,
     Head,
@@ -81,7 +82,10 @@ def answer_log_probabilities(model: "PreTrainedModel", answers: AnswerTokens, **
 
     `inputs` are the arguments of the model, without labels. Where `has_chunked_loss` does not hold, the model computes
     its logits as a whole. A reference is computed by the same function without gradients: the bits are the same.
+    Answers may share prompts if `shares_prompts` holds for the model; then `inputs` have `position_ids`.
     """
+    if answers.share_prompts:
+        inputs = with_shared_prompts(model, inputs)
     if has_chunked_loss(model):
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
         return -chunked_answer_losses(hidden, _head(model), answers)

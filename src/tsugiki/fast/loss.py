@@ -24,7 +24,7 @@ the same on a GPU.
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -100,24 +100,32 @@ class AnswerTokens:
     """int64 [tokens]: the tokens."""
     lengths: list[int]
     """The number of tokens of each answer."""
+    share_prompts: bool = False
+    """Whether answers follow one copy of a prompt. Its last hidden state predicts the first token of each of them."""
 
     @classmethod
     def find(cls, labels: Tensor, positions: Tensor) -> "AnswerTokens":
         """Return the answers in packed rows: the labels of each document of a row are one answer.
 
         Labels are [rows, length], not shifted, with `IGNORE_INDEX` for the prompt; positions start at 0 in each
-        document, [rows, length]. They are on the processor, so that no device has to wait.
+        document, [rows, length], or after the prompt that a document shares with the one before it
+        (`fast.document_masks`). They are on the processor, so that no device has to wait.
         """
-        is_target = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
-        places = is_target.flatten().nonzero()[:, 0]
+        order = torch.arange(positions.numel()).view_as(positions)
+        prompts = torch.where(positions == 0, order, 0).cummax(-1).values  # where the last one begins
+        begins = positions.diff(prepend=positions[:, :1] - 1) != 1
+        predicts = torch.where(begins, prompts + positions, order) - 1
+        is_target = labels != IGNORE_INDEX
+        is_target[:, 0] = False
         documents = count_documents(positions) + positions.numel() * torch.arange(len(positions))[:, None]
-        _numbers, lengths = torch.unique_consecutive(documents.flatten()[places + 1], return_counts=True)
-        return cls(places, labels.flatten()[places + 1], lengths.tolist())
+        _numbers, lengths = torch.unique_consecutive(documents[is_target], return_counts=True)
+        shared = bool((begins & (positions > 0)).any())
+        return cls(predicts[is_target], labels[is_target], lengths.tolist(), shared)
 
     def to(self, device: torch.device) -> "AnswerTokens":
         """Return the same answers on a device."""
         places, targets = (part.to(device, non_blocking=True) for part in (self.places, self.targets))
-        return AnswerTokens(places, targets, self.lengths)
+        return replace(self, places=places, targets=targets)
 
 
 def plain_answer_losses(hidden: Tensor, head: Head, answers: AnswerTokens) -> Tensor:

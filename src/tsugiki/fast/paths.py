@@ -38,7 +38,7 @@ def use_fast_paths(
 
     This is all that changes in the model: its attention implementation; the `forward` of activations, feed-forward
     networks and RMSNorm; and the model's own `forward`, for its loss. What undoes this is kept in the attribute
-    `_tsugiki_fast_paths`. Attention masks of a model with block attention get an attribute `_tsugiki_spans`. Grafted
+    `_tsugiki_fast_paths`. Attention masks of a model with block attention get an attribute `_tsugiki_blocks`. Grafted
     layers compute fast before and afterwards, since `graft` has replaced their `forward` (see `fast.layers`).
 
     Args:

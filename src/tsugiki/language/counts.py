@@ -18,6 +18,11 @@ def examples(count: int) -> str:
     return ngettext("{count:,} example", "{count:,} examples", count).format(count=count)
 
 
+def pairs(count: int) -> str:
+    """Return a number of pairs."""
+    return ngettext("{count:,} pair", "{count:,} pairs", count).format(count=count)
+
+
 def groups(count: int) -> str:
     """Return a number of groups."""
     return ngettext("{count:,} group", "{count:,} groups", count).format(count=count)

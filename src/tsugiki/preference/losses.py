@@ -166,6 +166,10 @@ class PreferenceLoss:
     """The default weight of `likelihood_loss`, which is added to it."""
     score: Callable[[Answers], Tensor]
     """The number of each answer that the loss compares. A pair counts as right if that of the chosen one is higher."""
+    contains_likelihood: bool = False
+    """Whether the likelihood of the chosen answers is a part of the loss itself."""
+    steep: bool = False
+    """Whether its gradient is so large that the text is lost at the learning rate of training on texts."""
 
     @property
     def defaults(self) -> Mapping[str, float]:
@@ -178,8 +182,12 @@ LOSSES: Mapping[str, PreferenceLoss] = MappingProxyType(
     {
         "dpo": PreferenceLoss(dpo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
         "dpo_norm": PreferenceLoss(dpo_norm, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token")),
-        "ipo": PreferenceLoss(ipo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token")),
-        "orpo": PreferenceLoss(orpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token")),
+        "ipo": PreferenceLoss(
+            ipo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token"), steep=True
+        ),
+        "orpo": PreferenceLoss(
+            orpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token"), contains_likelihood=True
+        ),
         "simpo": PreferenceLoss(simpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token")),
         "kto": PreferenceLoss(kto, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
         "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),

@@ -5,7 +5,10 @@
 
 Each answer, with its prompt before it, is a record of a token store and a document of a packed row. So everything that
 splits, packs, masks and deals out records works for answers as well, and a row has all that the loss of its pairs
-needs. Answers that are marked good or bad are single records.
+needs. Answers that are marked good or bad are single records. In a model that can (`fast.shares_prompts`), the two
+answers of a pair follow one copy of the prompt, so that it is computed once:
+
+    row 0    <start> prompt │ chosen answer <end> │ rejected answer <end> │ the next pair, …
 
 Prompt and answer are encoded together, and the prompt has the tokens that it has in generation (`data.encoding`). The
 answers begin where both agree with these tokens; a pair in which they do not agree is refused. Two texts without a
@@ -135,15 +138,20 @@ def _find_answers(store: TokenStore, size: int) -> tuple[TokenStore, dict[str, l
 
 
 def pack_preferences(
-    preferences: Preferences, firsts: Integers, block_size: int, pad: int
+    preferences: Preferences, firsts: Integers, block_size: int, pad: int, share_prompts: bool = False
 ) -> tuple[Blocks, Integers, list[str]]:
     """Pack pairs, or single answers, into rows by best fit; the two answers of a pair share a row.
 
     `firsts` are some of `preferences.usable`. Returns the rows, the pairs that do not fit into a row of `block_size`
     tokens, and a note on these. The row `i` of the result has the records `[one.record for one in blocks.row(i)]`.
+    With `share_prompts`, the prompt of a pair is in its row once; `fast.shares_prompts` says which models allow that.
     """
     store, size = preferences.store, preferences.size
-    tokens = store.offsets[firsts + size] - store.offsets[firsts]
+    prompts = np.zeros(len(store.offsets) - 1, np.int32)  # tokens of each record that are not repeated in its row
+    if share_prompts and size == 2:
+        prompts[firsts + 1] = [_prompt_length(store, first) for first in firsts]
+    lengths = np.diff(store.offsets).astype(np.int32) - prompts
+    tokens = lengths[firsts[:, None] + np.arange(size)].sum(1)
     fits = tokens <= block_size
     too_long = firsts[~fits]
     if not fits.any():
@@ -155,15 +163,22 @@ def pack_preferences(
         store=store,
         block_size=block_size,
         pad=pad,
-        starts=store.offsets[records],
-        lengths=(store.offsets[records + 1] - store.offsets[records]).astype(np.int32),
+        starts=store.offsets[records] + prompts[records],
+        lengths=lengths[records],
         rows=rows * size,
         target_tokens=sum(int(store.loss_mask[store.offsets[one] : store.offsets[one + 1]].sum()) for one in records),
         cut_tokens=0,
         cut_records=0,
         split_records=0,
+        prompts=prompts[records] if prompts.any() else None,
     )
     return blocks, too_long, [_note(store, _TOO_LONG, too_long.tolist(), block_size)] if len(too_long) else []
+
+
+def _prompt_length(store: TokenStore, first: int) -> int:
+    """Return how many tokens the two answers of a pair, which have the same tokens up to there, follow."""
+    spans = (slice(store.offsets[record], store.offsets[record + 1]) for record in (first, first + 1))
+    return min(int(store.loss_mask[span].argmax()) for span in spans)
 
 
 def _note(store: TokenStore, why: str, firsts: list[int], size: int) -> str:

@@ -7,6 +7,7 @@ from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _, counts, listed, marked
 from tsugiki.report.formatting import FEW_DOCUMENTS, describe_change, format_number, format_with_interval
+from tsugiki.report.pairs import pair_notes
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Change, Interval
 from tsugiki.training.evaluation.result import Evaluation, StepEvaluation, change_of_bits
@@ -77,7 +78,8 @@ def held_out_table(record: RunRecord) -> Table:
         for (label, before, before_interval), (_same, after, after_interval) in figures:
             texts = format_with_interval(before, before_interval), format_with_interval(after, after_interval)
             rows.append([label, *texts, _relative(before, after)])
-    return Table([_("held-out text"), _("before"), _("after"), _("change")], rows)
+    title = _("held-out chosen answers") if record.pair_evaluations else _("held-out text")
+    return Table([title, _("before"), _("after"), _("change")], rows)
 
 
 def run_notes(record: RunRecord) -> list[str]:
@@ -102,6 +104,11 @@ def run_notes(record: RunRecord) -> list[str]:
         planned = record.resolved_settings.get("steps", "?")
         if record.training.steps == planned:
             message = _("Step {kept_step:,} of {planned} had the lowest loss on the validation text and is kept.")
+        if record.pair_validations:
+            message = _(
+                "Step {kept_step:,} is kept: of the steps at which the chosen answers of the validation pairs were as "
+                "likely as at first, it had the highest accuracy."
+            )
         notes.append(message.format(kept_step=record.kept_step, steps=record.training.steps, planned=planned))
     if record.kept_step == 0:
         message = _(
@@ -123,7 +130,7 @@ def run_notes(record: RunRecord) -> list[str]:
             "well and forgets less."
         )
         notes.append(message.format(rise=rise))
-    return [*notes, *hints(record)]
+    return [*notes, *pair_notes(record), *hints(record)]
 
 
 def data_lines(data: DataSummary) -> list[tuple[str, str]]:

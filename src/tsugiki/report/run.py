@@ -21,6 +21,7 @@ from tsugiki.report.formatting import (
     format_with_interval,
 )
 from tsugiki.report.page import in_frame, page, render_macro
+from tsugiki.report.pairs import accuracy_series, margin_series, pair_table, probability_series
 from tsugiki.report.plots import Series, curves, smoothed
 from tsugiki.report.record_text import (
     data_lines,
@@ -66,6 +67,7 @@ def report_page(record: RunRecord, folder: Path) -> str:
 def record_sections(record: RunRecord) -> list[tuple[str, Markup]]:
     """Render the sections of a page for a record; those without content are empty."""
     return [
+        (_("Pairs"), _pairs(record)),
         (_("Held-out text and loss"), _figures(record)),
         (_("Samples"), sample_columns([("", record)]) + all_samples(record)),
         (_("Evaluations"), _evaluations(record)),
@@ -82,7 +84,7 @@ class ShownRecord(RunRecord):
     def _repr_html_(self) -> str:
         folder = self.config.out
         whole = Path(folder) / REPORT_FILE if folder else None
-        curves_and_samples = record_sections(self)[:2]
+        curves_and_samples = record_sections(self)[:3]
         notes = [_("the whole report: {path}").format(path=whole)] if whole and whole.is_file() else []
         return in_frame(page(folder or _("run"), summary_sentence(self), curves_and_samples, notes))
 
@@ -144,6 +146,19 @@ def _figures(record: RunRecord) -> Markup:
         facts.append((_("speed"), speed_text(record)))
         facts += peak_memory_lines(record.training)
     return render_macro("facts", facts) + render_macro("figures", plots)
+
+
+def _pairs(record: RunRecord) -> Markup:
+    """Render how often pairs are right; empty for a run that learns texts."""
+    if not record.preference_curve and not record.pair_evaluations:
+        return Markup()
+    plots = [
+        curves(accuracy_series(record), _("Share of pairs that are right, by step")),
+        curves(margin_series(record), _("Margin between chosen and rejected answers, by step")),
+        curves(probability_series(record), _("Log-probability of an answer by step, nats")),
+    ]
+    table = pair_table(record)
+    return render_macro("figures", plots) + (table.to_html() if table.rows else Markup())
 
 
 def _evaluations(record: RunRecord) -> Markup:

@@ -15,6 +15,7 @@ __getattr__, __dir__ = lazy_names(
             "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
             "wilson_interval"
         ),
+        "evaluation.pairs": "ScoredAnswers summarise_pairs",
         "evaluation.questions": "Question answer_questions read_questions",
         "evaluation.result": "Answers change_of_share",
         "evaluation_callback": "EvaluationCallback",

@@ -55,12 +55,15 @@ class Choices:
     """Rows that are computed at once; None: see `training.model.rows_of_micro_batch`."""
     keep: Literal["best", "last"] = "best"
     """The step that the run ends with."""
+    head_factor: float = 1.0
+    """Learning rate of the output head's B relative to `learning_rate` (see `training.output_head`)."""
     automatic: tuple[str, ...] = ()
     """The settings that are `auto` or `probe`."""
 
     def resolved(self) -> dict[str, Any]:
         """Return name -> value for the automatic settings, and the number of steps."""
-        return {**{name: getattr(self, name) for name in self.automatic}, "steps": self.steps}
+        head = {} if self.head_factor == 1.0 else {"head_factor": self.head_factor}
+        return {**{name: getattr(self, name) for name in self.automatic}, **head, "steps": self.steps}
 
 
 def choose(
@@ -94,7 +97,7 @@ def choose(
         )
     assert not isinstance(rate, str)
     automatic = tuple(name for name in ("batch_size", "learning_rate") if isinstance(getattr(config, name), str))
-    return Choices(batch_size, rate, steps, config.micro_batch_size, config.keep, automatic)
+    return Choices(batch_size, rate, steps, config.micro_batch_size, config.keep, automatic=automatic)
 
 
 def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:

@@ -181,7 +181,8 @@ class EvaluationCallback(Callback):
             )
             if accuracy is not None and progress.best_step is None:
                 message = _(
-                    "step {step}: the chosen answers have become less likely than at first, so the run ends here"
+                    "step {step}: no step has a higher accuracy on the validation pairs than the start and keeps their "
+                    "chosen answers as likely, so the run ends here"
                 )
             elif accuracy is not None:
                 message = _(

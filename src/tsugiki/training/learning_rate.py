@@ -1,7 +1,8 @@
 """The learning rate of a run: the rule for `auto`, the range test of `probe`, and the check for a loss that rises.
 
     auto    5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
-            in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it
+            in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it;
+            a tenth for IPO, and for preference losses without the likelihood of the chosen answers
 
 The rule has the form of tinker-cookbook's `get_lr` (Thinking Machines, 2026), with one power for all families of models
 and the factor for short runs that "LoRA Without Regret" (Schulman, 2025) reports. Scaling the rate with the square root
@@ -36,6 +37,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.methods.table import METHODS
+from tsugiki.preference.losses import LOSSES
 from tsugiki.training.config import RunConfig
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.record import ProbePoint, RestartReason, RunRecord
@@ -43,6 +45,8 @@ from tsugiki.training.record import ProbePoint, RestartReason, RunRecord
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
 _HIGHEST_RATE = 1e-2
+
+_STEEP_FACTOR = 0.1  # for preference losses that would ruin the text at the learning rate of training on texts
 
 NARROW = 512
 """Full fine-tuning of a model below this width has a third of LoRA's learning rate, and keeps a copy of its start, so
@@ -81,7 +85,16 @@ def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: i
     adapter = config.adapter_config
     if isinstance(adapter, LoraConfig):
         rate *= 32 / (adapter.lora_alpha * (math.sqrt(adapter.r) if adapter.use_rslora else 1))
-    return float(f"{min(rate, _HIGHEST_RATE):.2g}")
+    return float(f"{min(rate * _preference_factor(config), _HIGHEST_RATE):.2g}")
+
+
+def _preference_factor(config: RunConfig) -> float:
+    """Return the factor for a preference loss: losses that keep the text have the learning rate of texts."""
+    if config.preference is None:
+        return 1.0
+    loss = LOSSES[config.preference]
+    keeps_text = loss.contains_likelihood or config.preference_loss()["likelihood"] > 0
+    return 1.0 if keeps_text and not loss.steep else _STEEP_FACTOR
 
 
 @dataclass(frozen=True)

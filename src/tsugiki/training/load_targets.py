@@ -16,6 +16,7 @@ from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import NONE, use_template
 from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.encoding import document_end
 from tsugiki.data.read.files import Data, read_records
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import AssistantTurns, Reading
@@ -23,14 +24,23 @@ from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.store import read_index
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.document_masks import detect_document_masking, shares_prompts
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
+from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
+from tsugiki.model.context import context_length
+from tsugiki.preference.pairs import AnswerRows, open_preferences, pack_preferences
 from tsugiki.training.evaluation.evaluate import evaluate, split_windows
+from tsugiki.training.evaluation.pairs import TwoScores
 from tsugiki.training.evaluation.questions import Question, answer_questions
 from tsugiki.training.evaluation.result import Answers, Evaluation
+from tsugiki.training.preference_loss import score_answers, scores_of
+from tsugiki.training.processes import start_accelerator
 from tsugiki.training.record import read_record
+
+_PAIR_ROW = 512  # tokens of a row of answers, or more for longer pairs
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,36 @@ def answer_with_targets(
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(questions)) as advance:
             yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
+
+
+def score_pairs_with_targets(
+    loaded: Iterable[LoadedTarget], data: Data, columns: Columns, notes: list[str], progress: ProgressDisplay
+) -> Iterator[TwoScores]:
+    """Score pairs of answers with each target, from `loaded_targets`, in order, and yield its scores.
+
+    `notes` gets those about the data. The pairs must be such that every target can score all of them.
+    """
+    for target, model, tokenizer in loaded:
+        with progress.stage(str(target), None):
+            preferences = open_preferences(data, tokenizer, cache_folder("tokens"), columns)
+            store, firsts = preferences.store, preferences.usable
+            if preferences.size != 2:
+                raise TsugikiError(_("--pairs needs two answers to each prompt: chosen and rejected"))
+            notes += [note for note in preferences.notes if note not in notes]
+            longest = int((store.offsets[1:] - store.offsets[:-1]).max())
+            if longest > context_length(model):
+                message = _(
+                    "an answer with its prompt has {tokens:,} tokens, and the context of {model} is {context:,}"
+                )
+                raise TsugikiError(message.format(tokens=longest, model=target.model, context=context_length(model)))
+            size = max(_PAIR_ROW, int((store.offsets[firsts + 2] - store.offsets[firsts]).max()))
+            masking = detect_document_masking(model, size)
+            shared = shares_prompts(model, masking, size)
+            blocks, _too_long, _notes = pack_preferences(preferences, firsts, size, document_end(tokenizer), shared)
+            rows = AnswerRows(preferences, blocks, apart=masking == "separate_rows")
+            values = score_answers(model, rows, masking, start_accelerator(model.device.type))
+        by_sum = scores_of(rows, lambda answers: answers.log_probabilities, values)
+        yield TwoScores(by_sum=by_sum, per_token=scores_of(rows, lambda answers: answers.per_token, values))
 
 
 def loaded_targets(

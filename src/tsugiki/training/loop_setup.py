@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from tsugiki.training.config import LORA_PLUS, RunConfig
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.memory import keep_freed_memory
 from tsugiki.training.model import make_gradients
+from tsugiki.training.output_head import head_weights
 from tsugiki.training.text_loss import StepLoss
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def build_loop(
         keep_freed_memory()
     collate = Collator(document_masking, next(model.parameters()).dtype)
     batches = StepBatches(blocks, collate, choices.batch_size, config.seed)
-    optimizer, steps = _optimizer(model, config, choices.learning_rate), choices.steps
+    optimizer, steps = _optimizer(model, config, choices), choices.steps
     return TrainingLoop(
         accelerator=accelerator,
         model=model,
@@ -78,8 +79,9 @@ def seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None] = lambda
     return seconds
 
 
-def _optimizer(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.optim.Optimizer:
+def _optimizer(model: "PreTrainedModel", config: RunConfig, choices: Choices) -> torch.optim.Optimizer:
     """Return the optimiser of the trained parameters."""
+    rate = choices.learning_rate
     if config.method == LORA_PLUS:
         from tsugiki.training.lora_plus import loraplus
 
@@ -88,7 +90,7 @@ def _optimizer(model: "PreTrainedModel", config: RunConfig, rate: float) -> torc
         from tsugiki.training.muon import muon_and_adamw
 
         return muon_and_adamw(model, config, rate)
-    return adamw(model, config, rate)
+    return adamw(model, config, rate, choices.head_factor)
 
 
 def _schedule(
@@ -122,11 +124,17 @@ def linear_share(step: int, *, warmup: int, steps: int) -> float:
     return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def adamw(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.optim.AdamW:
-    """Return the optimiser for all trained parameters, with one group for those with weight decay and one without."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+def adamw(model: "PreTrainedModel", config: RunConfig, rate: float, head_factor: float = 1.0) -> torch.optim.AdamW:
+    """Return the optimiser for all trained parameters, with one group for those with weight decay and one without.
+
+    If `head_factor` is not 1, B of the output head has a group of its own, with the rate multiplied by it.
+    """
+    slow = head_weights(model) if head_factor != 1.0 else []
+    trained = [p for p in model.parameters() if p.requires_grad and all(p is not other for other in slow)]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if slow:
+        groups.append({"params": slow, "lr": rate * head_factor, "weight_decay": config.weight_decay})
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.adam_beta2), fused=True)

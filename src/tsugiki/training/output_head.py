@@ -1,10 +1,15 @@
 """Whether the output head gets LoRA factors as well, which is measured on the text of a run before it starts.
 
+    share of unlikely tokens    below 0.5 %    the head is left out
+                                below 2 %      its B has a tenth of the learning rate
+                                from 2 % on    it trains like the other layers
+
 The default layers are the linear layers inside the blocks. They change what goes into the head, but not the head's
 rows, so they can hardly raise the probability of a token that the base has never written, such as an old form of a
 Chinese character. A base gives such a token a probability of less than 1 in 400,000 almost everywhere, and any other
 token seldom: the embedded model to 0.6 to 1.2 % of the tokens of works in old kana, and to 3 % of those of the
-quickstart's texts, which are in katakana (docs/training-evidence.md).
+quickstart's texts, which are in katakana. With few unlikely tokens, the head at the full rate forgets more than it
+learns; at a tenth of it, all texts that were tried gain (docs/training-evidence.md).
 """
 
 import dataclasses
@@ -16,6 +21,7 @@ from torch.nn import functional as F
 from tsugiki.data.blocks import Blocks
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.pair import LowRank
 from tsugiki.lora.targets import find_targets, shortest_target_modules
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating
@@ -25,7 +31,8 @@ from tsugiki.training.choices import evenly_spread
 
 _UNLIKELY = 13.0
 """Loss in nats from which a token counts: a probability of 2.3e-6."""
-_SHARE = 0.02
+_SHARE, _LARGE_SHARE = 0.005, 0.02
+_SLOW = 0.1
 _ROWS, _TOKENS = 8, 128
 """Rows that are measured, and tokens of each."""
 
@@ -73,14 +80,23 @@ def with_output_head(model: nn.Module, config: LoraConfig) -> LoraConfig | None:
     return dataclasses.replace(config, target_modules=shortest_target_modules(model, config, both))
 
 
-def needs_head(share: float) -> bool:
-    """Return whether so many tokens are unlikely that the head has to train."""
-    return share >= _SHARE
+def head_factor(share: float) -> float | None:
+    """Return the learning rate of the head's B relative to that of the run; None: the head is left out."""
+    if share < _SHARE:
+        return None
+    return _SLOW if share < _LARGE_SHARE else 1.0
+
+
+def head_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return B of the output head's LoRA factors; empty if it has none."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    pair = getattr(head, "lora", None)
+    return [pair.B] if isinstance(pair, LowRank) else []
 
 
 def head_note(share: float) -> str:
     """Return the sentence that says that the head trains as well, and how to undo it."""
     return _(
-        "the base gives {share:.0%} of the tokens almost no probability, as if it had never written them, so the "
+        "the base gives {share:.1%} of the tokens almost no probability, as if it had never written them, so the "
         "output head gets LoRA factors as well (--target-modules all-linear leaves it out)"
     ).format(share=share)

@@ -11,7 +11,12 @@ from tsugiki.data.encoding import document_end
 from tsugiki.data.seen_texts import Fingerprints, fingerprints
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.document_masks import DocumentMasking, attends_to_later_tokens, detect_document_masking
+from tsugiki.fast.document_masks import (
+    DocumentMasking,
+    attends_to_later_tokens,
+    detect_document_masking,
+    shares_prompts,
+)
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import graft, ungraft
@@ -81,7 +86,7 @@ def pack_data(
     if split.answers is None:
         blocks = pack(split.store, split.train, size, end, share_rows=masking != "separate_rows")
     else:
-        answers, more = _pack_answers(split.answers, size, end, apart=masking == "separate_rows")
+        answers, more = _pack_answers(split.answers, size, end, model, masking)
         blocks = answers.training.blocks
     notes = [*split.notes, *more]
     if masking == "separate_rows":
@@ -141,12 +146,18 @@ def _row_of_answers(split: DatasetSplit, model: "PreTrainedModel") -> int | None
     return None if tokens <= _BLOCK_SIZE else min(rounded, context_length(model))
 
 
-def _pack_answers(answers: SplitAnswers, size: int, pad: int, apart: bool) -> tuple[PackedAnswers, list[str]]:
-    """Pack answers into rows of `size` tokens, and return a note on what does not fit; for `apart` see `AnswerRows`."""
+def _pack_answers(
+    answers: SplitAnswers, size: int, pad: int, model: "PreTrainedModel", masking: DocumentMasking
+) -> tuple[PackedAnswers, list[str]]:
+    """Pack answers into rows of `size` tokens, with one copy of each prompt if the model can share it.
+
+    Also returns notes on what does not fit.
+    """
+    share_prompts = shares_prompts(model, masking, size)
 
     def packed(preferences: Preferences, firsts: Integers) -> tuple[AnswerRows, list[str]]:
-        blocks, _too_long, notes = pack_preferences(preferences, firsts, size, pad)
-        return AnswerRows(preferences, blocks, apart), notes
+        blocks, _too_long, notes = pack_preferences(preferences, firsts, size, pad, share_prompts)
+        return AnswerRows(preferences, blocks, apart=masking == "separate_rows"), notes
 
     training, notes = packed(*answers.training)
     held_out, _notes = packed(*answers.held_out)

@@ -53,6 +53,10 @@ def read_preferences(
             part.add(numbers, batch, scored)
     else:
         other = preferences
+        if len(preferences.usable) == 1:
+            message = _("{source} has the only answers, so none can be held out; add rows, or give a held-out file")
+            source = store.index.sources[int(preferences.usable[0])].rpartition(" (")[0]
+            raise TsugikiError(message.format(source=source))
         held = np.intersect1d(split_records(store.index, wanted, config.seed, groups), usable)
         part = HeldOut("held-out", store.index, _good(preferences, held), limit, good_groups)
         usable = np.setdiff1d(usable, held)

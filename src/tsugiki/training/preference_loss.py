@@ -6,7 +6,7 @@ model is in memory. They are computed in the micro-batches of the steps of an ep
 training. So at the first step every log-ratio is exactly 0.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -160,14 +160,23 @@ def _parts(preferences: Preferences, record: int) -> tuple[Integers, Integers]:
     return preferences.store.ids[here][:first], preferences.store.ids[here][first:]
 
 
-def training_reference(gradients: Gradients, rows: AnswerRows, accelerator: Accelerator) -> Tensor:
-    """Return the log-probabilities of all answers in training rows, [records]: in the micro-batches of an epoch."""
+def training_reference(
+    gradients: Gradients, rows: AnswerRows, accelerator: Accelerator, advance: Callable[[int], None]
+) -> Tensor:
+    """Return the log-probabilities of all answers in training rows, [records]: in the micro-batches of an epoch.
+
+    `advance` is called with the number of steps that are done.
+    """
 
     def compute(model: "PreTrainedModel", batch: dict[str, Any], numbers: list[int]) -> Tensor:
         return _log_probabilities(model, rows, batch, numbers)
 
-    steps = range(gradients.batches.steps_per_epoch)
-    return _by_record((found for step in steps for found in gradients.forward(step, compute)), rows, accelerator)
+    def found() -> Iterator[tuple[list[int], Tensor]]:
+        for step in range(gradients.batches.steps_per_epoch):
+            yield from gradients.forward(step, compute)
+            advance(1)
+
+    return _by_record(found(), rows, accelerator)
 
 
 def score_answers(
@@ -189,8 +198,13 @@ def score_answers(
         return _by_record(micro_batches.compute(0, compute), rows, accelerator)
 
 
-def scores_of(rows: AnswerRows, loss: PreferenceLoss, values: Tensor, reference: Tensor | None) -> PairScores:
-    """Return the figures of the answers in some rows, from their log-probabilities `values` [records]."""
+def scores_of(
+    rows: AnswerRows, score: Callable[[Answers], Tensor], values: Tensor, reference: Tensor | None = None
+) -> PairScores:
+    """Return the figures of the answers in some rows, from their log-probabilities `values` [records].
+
+    `score` gives the number that is compared, such as `PreferenceLoss.score`.
+    """
     records = sorted(rows.records(range(len(rows.blocks))))
     store, good = rows.preferences.store, rows.preferences.good
 
@@ -198,7 +212,7 @@ def scores_of(rows: AnswerRows, loss: PreferenceLoss, values: Tensor, reference:
         some = [record for record in records if good[record] == wanted]
         tokens = torch.tensor([int(store.loss_mask[slice(*store.offsets[one : one + 2])].sum()) for one in some])
         answers = Answers(values[some], tokens, None if reference is None else reference[some])
-        return ScoredAnswers(loss.score(answers).tolist(), values[some].tolist(), tokens.tolist())
+        return ScoredAnswers(score(answers).tolist(), values[some].tolist(), tokens.tolist())
 
     return summarise_pairs(of_kind(True), of_kind(False), paired=rows.preferences.size == 2)
 

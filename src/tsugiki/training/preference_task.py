@@ -7,6 +7,7 @@ and keep nothing.
 """
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from tsugiki.training.preference_loss import AnswerLoss, Mismatched, score_answe
 
 if TYPE_CHECKING:
     from tsugiki.training.run import Run
+
+_UNUSUAL = 9.0  # times as large or as small as the default
 
 
 @dataclass(eq=False)
@@ -44,6 +47,11 @@ class PreferenceTask:
     mismatched: Mismatched | None = None
     """For `kto`."""
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether there are two answers to each prompt."""
+        return self.answers.training.preferences.size == 2
+
     def step_loss(self) -> AnswerLoss:
         """Return the loss of the steps."""
         reference = self.references.get("training")
@@ -53,7 +61,7 @@ class PreferenceTask:
         """Return how often the model of the run, as it is after `step` steps, is right about a part of the data."""
         rows = self.answers.parts[part]
         values = score_answers(run.model, rows, run.data.document_masking, run.accelerator)
-        return StepPairs(step=step, **dict(scores_of(rows, self.loss, values, self.references.get(part))))
+        return StepPairs(step=step, **dict(scores_of(rows, self.loss.score, values, self.references.get(part))))
 
 
 def preference_task(run: "Run") -> PreferenceTask | None:
@@ -62,8 +70,26 @@ def preference_task(run: "Run") -> PreferenceTask | None:
     if name is None or answers is None:
         return None
     settings = run.config.preference_loss()
+    run.data.notes.extend(_setting_notes(name, settings))
     likelihood = settings.pop("likelihood")
     return PreferenceTask(LOSSES[name], settings, likelihood, answers)
+
+
+def _setting_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
+    """Yield notes on a beta that fits other losses, and on a loss that does not keep the text."""
+    usual, beta = LOSSES[name].defaults.get("beta"), settings.get("beta")
+    if usual and beta is not None and not usual / _UNUSUAL < beta < usual * _UNUSUAL:
+        message = _(
+            "beta is {beta:g}; for {name}, {usual:g} is usual, because losses that compare log-probabilities per token "
+            "need a beta that is about 50 times as large as those that compare whole answers"
+        )
+        yield message.format(beta=beta, name=name, usual=usual)
+    if not settings["likelihood"] and not LOSSES[name].contains_likelihood:
+        message = _(
+            "{name} without the likelihood of the chosen answers: small models then forget how to write; "
+            "--preference-settings likelihood=1 keeps the text"
+        )
+        yield message.format(name=name)
 
 
 def compute_reference(run: "Run") -> None:
@@ -72,11 +98,12 @@ def compute_reference(run: "Run") -> None:
     if task is None:
         return
     if task.loss.needs_reference:
-        with run.display.stage(_("computing the reference"), None):
+        steps = -(-len(run.data.blocks) // run.choices.batch_size)
+        with run.display.stage(_("computing the reference"), steps) as advance:
             if run.accelerator.num_processes > 1:
-                values = _log_probabilities(run, task)
+                values = _log_probabilities(run, task, advance)
             else:
-                values = kept("references", _key(run, task), lambda: _log_probabilities(run, task))
+                values = kept("references", _key(run, task), lambda: _log_probabilities(run, task, advance))
         task.references = {part: torch.tensor(numbers) for part, numbers in values.items()}
     if run.config.preference == "kto":
         task.mismatched = Mismatched.of(run.model, task.answers.training, run.data.document_masking, run.accelerator)
@@ -102,11 +129,11 @@ def _key(run: "Run", task: PreferenceTask) -> str:
     )
 
 
-def _log_probabilities(run: "Run", task: PreferenceTask) -> dict[str, list[float]]:
+def _log_probabilities(run: "Run", task: PreferenceTask, advance: Callable[[int], None]) -> dict[str, list[float]]:
     """Return part of the data -> log-probabilities [records]. Those of training are computed as in its steps."""
     masking = run.data.document_masking
     loop = build_loop(run.accelerator, run.config, run.choices, run.model, run.data.blocks, masking, task.step_loss())
-    found = {"training": training_reference(loop.gradients, task.answers.training, run.accelerator)}
+    found = {"training": training_reference(loop.gradients, task.answers.training, run.accelerator, advance)}
     for part, rows in task.answers.parts.items():
         if part != "training":
             found[part] = score_answers(run.model, rows, masking, run.accelerator)

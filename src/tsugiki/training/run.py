@@ -32,7 +32,7 @@ from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.model_notes import model_notes
-from tsugiki.training.output_head import head_note, leaves_layers_open, needs_head, unlikely_share, with_output_head
+from tsugiki.training.output_head import head_factor, head_note, leaves_layers_open, unlikely_share, with_output_head
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.preference_task import PreferenceTask, compute_reference, preference_task
 from tsugiki.training.processes import (
@@ -93,6 +93,8 @@ class Run:
     data: PackedDataset = field(init=False)
     adapter_config: Any = field(init=False)
     """The settings of the method, with the layers that were chosen."""
+    head_factor: float = 1.0
+    """Learning rate of the output head's B relative to that of the run."""
     choices: Choices = field(init=False)
     resolved: dict[str, Any] = field(init=False)
     """What was chosen, for the record."""
@@ -252,14 +254,15 @@ def choose_layers(run: Run) -> None:
     with_head = with_output_head(run.model, run.adapter_config)
     if with_head is None:
         return
-    before = run.record.resolved_settings.get("target_modules")
-    if before is not None:
-        if set(before) == {name.rpartition(".")[2] for name in with_head.target_modules or ()}:
-            run.adapter_config = with_head
+    before = run.record.resolved_settings
+    if "target_modules" in before:
+        if set(before["target_modules"]) == {name.rpartition(".")[2] for name in with_head.target_modules or ()}:
+            run.adapter_config, run.head_factor = with_head, before.get("head_factor", 1.0)
         return
     share = on_main(run.accelerator, lambda: unlikely_share(run.model, run.data.blocks))
-    if needs_head(share):
-        run.adapter_config = with_head
+    factor = head_factor(share)
+    if factor is not None:
+        run.adapter_config, run.head_factor = with_head, factor
         run.data.notes.append(head_note(share))
 
 
@@ -283,7 +286,7 @@ def choose_numbers(run: Run) -> None:
         run.record.started_from = source_adapter(adapter_folder(config.start_from))
     blocks = run.data.blocks
     choices = choose(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run))
-    choices = replace(choices, micro_batch_size=run.facts.micro_batch_size)
+    choices = replace(choices, micro_batch_size=run.facts.micro_batch_size, head_factor=run.head_factor)
     on_main(run.accelerator, lambda: _check_rows(run.accelerator.num_processes, min(choices.batch_size, len(blocks))))
     run.is_longer = run.checkpoint is not None and "steps" not in before
     if run.checkpoint is not None and run.is_longer:

@@ -251,6 +251,8 @@ def dataset_split(
                 "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
                 "question like the trained ones; --drop-duplicates uses one of each"
             )
+        if config.preference is not None:
+            note = _("near-duplicates of each other: {records} in {groups}, kept together")
         if config.drop_duplicates:
             note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
         notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))

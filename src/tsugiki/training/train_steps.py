@@ -225,16 +225,17 @@ def _header(run: "Run") -> Iterator[str]:
     yield _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
         model=run.config.model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
     )
+    unit = counts.pairs if run.preference is not None and run.preference.is_paired else counts.documents
     yield _(
         "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
         "{held_out} ({held_out_characters})"
     ).format(
-        documents=counts.documents(summary.train.documents),
+        documents=unit(summary.train.documents),
         characters=counts.characters(summary.train.characters),
         tokens=counts.tokens(summary.target_tokens_per_epoch),
         rows=counts.rows(summary.blocks),
         block_size=summary.block_size,
-        held_out=counts.documents(summary.held_out.documents),
+        held_out=unit(summary.held_out.documents),
         held_out_characters=counts.characters(summary.held_out.characters),
     )
     yield from run.data.notes

@@ -131,6 +131,7 @@ def test_written_answers_are_compared_in_each_mode(tmp_path: Path):
     assert [one.correct for one in found.answers] == [True, True, False, True, False, True, False]
     assert (found.questions, found.correct, found.share) == (7, 4, 4 / 7)
     assert [one.source.rpartition(":")[2] for one in found.answers] == list("1234567")
+    assert [one.question for one in found.answers] == [*(row["prompt"] for row in rows[:5]), *[TALK[-1]["content"]] * 2]
 
 
 @pytest.mark.parametrize("prompt", ["雨", TALK])

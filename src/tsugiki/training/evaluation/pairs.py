@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from tsugiki.training.evaluation.interval import Interval, wilson_interval
@@ -43,6 +44,9 @@ class PairScores(BaseModel):
     """Number of pairs whose answers have about the same length."""
     matched_accuracy: float | None = None
     """Share of these that are right; None: there are none."""
+    likelier: float | None = None
+    """Share of the pairs whose chosen answer has the higher log-probability, whatever the score; None for single
+    answers."""
     longer_is_chosen: float | None = None
     """Share of the pairs whose longer answer is the chosen one; None for single answers."""
     right: tuple[float, ...] = ()
@@ -54,6 +58,17 @@ class StepPairs(PairScores):
 
     step: int
     """Number of optimiser steps before it."""
+
+
+class TwoScores(BaseModel):
+    """The scores of a model for the same pairs by two measures."""
+
+    model_config = ConfigDict(frozen=True)
+
+    by_sum: PairScores
+    """By the log-probability of an answer, summed over its tokens."""
+    per_token: PairScores
+    """By its mean over the tokens."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +90,32 @@ def summarise_pairs(chosen: ScoredAnswers, rejected: ScoredAnswers, paired: bool
     differences = scores - others if paired else np.concatenate([scores, -others])
     right = np.where(differences == 0, 0.5, (differences > 0).astype(float))
     matched = np.zeros(0, bool)
-    longer = None
+    longer = likelier = None
     if paired:
+        likelier = _share_higher(np.array(chosen.log_probabilities), np.array(rejected.log_probabilities))
         matched = np.abs(lengths - other_lengths) <= _MATCHED * np.maximum(lengths, other_lengths)
-        longer = float(np.where(lengths == other_lengths, 0.5, lengths > other_lengths).mean())
+        longer = _share_higher(lengths, other_lengths)
     return PairScores(
         pairs=len(right),
         accuracy=float(right.mean()),
         accuracy_interval=wilson_interval(round(right.sum()), len(right)),
         margin=_mean(scores) - _mean(others),
-        chosen=_mean(np.array(chosen.log_probabilities)),
-        rejected=_mean(np.array(rejected.log_probabilities)),
+        chosen=_mean(np.array(chosen.log_probabilities, float)),
+        rejected=_mean(np.array(rejected.log_probabilities, float)),
         chosen_tokens=_mean(lengths),
         rejected_tokens=_mean(other_lengths),
         matched=int(matched.sum()),
         matched_accuracy=float(right[matched].mean()) if matched.any() else None,
+        likelier=likelier,
         longer_is_chosen=longer,
         right=tuple(right.tolist()),
     )
 
 
-def _mean(values: np.ndarray) -> float:
+def _share_higher(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
+    """Return in which share of the places the first one is higher, where equal ones count half."""
+    return float(np.where(values == others, 0.5, values > others).mean())
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else 0.0

@@ -58,6 +58,11 @@ class Question:
     choices: tuple[str, ...] = ()
     """The answers to choose from in mode choice; otherwise none."""
 
+    @property
+    def text(self) -> str:
+        """The prompt; of a conversation its last turn."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content
+
     def answered(self, answer: str) -> Completion | Conversation:
         """Return the training record in which `answer` follows the prompt."""
         if isinstance(self.prompt, str):
@@ -102,7 +107,7 @@ def answer_questions(
         share=sum(correct) / len(questions),
         share_interval=wilson_interval(sum(correct), len(questions)),
         answers=tuple(
-            Answer(source=question.source, answer=answers[id(question)], correct=is_correct)
+            Answer(source=question.source, question=question.text, answer=answers[id(question)], correct=is_correct)
             for question, is_correct in zip(questions, correct, strict=True)
         ),
     )

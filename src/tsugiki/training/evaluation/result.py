@@ -96,6 +96,8 @@ class Answer(BaseModel):
 
     source: str
     """Where the question was read: `file:line`."""
+    question: str = ""
+    """The prompt; of a conversation its last turn."""
     answer: str
     correct: bool
 
