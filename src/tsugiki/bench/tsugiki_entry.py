@@ -13,7 +13,7 @@ from tsugiki.bench.workload import LEARNING_RATE, StepBarrier, Workload
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import BaseDtype, torch_dtype
-from tsugiki.fast.document_masks import detect_document_masking
+from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking, shares_prompts
 from tsugiki.lowbit.quantization import quantize
 from tsugiki.preference.losses import LOSSES
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
@@ -60,9 +60,9 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     model.to(accelerator.device)
     if workload.prompt:
         barrier.loaded()  # the pass of the reference leaves memory that the steps use again
-    answers = random_answers(workload, model.config.vocab_size) if workload.prompt else None
+    masking = detect_document_masking(model, 2 * workload.length if workload.prompt else workload.length)
+    answers = random_answers(workload, model, masking) if workload.prompt else None
     blocks = answers.blocks if answers else random_blocks(workload, model.config.vocab_size)
-    masking = detect_document_masking(model, blocks.block_size)
     resolved = {"base_dtype": dtype} | make_trainable(model, config)
     choices = choose(config, model, len(blocks), blocks.block_size)
     loss = AnswerLoss(answers, LOSSES["dpo"], {}, likelihood=0.0) if answers else None
@@ -71,7 +71,7 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     barrier.note(**{note: str(resolved[note])})
     if answers and loss:
         started = time.perf_counter()
-        loss.reference = training_reference(loop.gradients, answers, accelerator)
+        loss.reference = training_reference(loop.gradients, answers, accelerator, lambda done: None)
         barrier.note(reference=seconds_of_pair(time.perf_counter() - started, len(blocks)))
     while True:  # until the barrier raises StopRequested
         barrier.begin()
@@ -97,12 +97,13 @@ def random_blocks(workload: Workload, vocabulary: int) -> Blocks:
     return pack(store, np.arange(len(store.index)), workload.length, pad=0)
 
 
-def random_answers(workload: Workload, vocabulary: int) -> AnswerRows:
+def random_answers(workload: Workload, model: "PreTrainedModel", masking: DocumentMasking) -> AnswerRows:
     """Return the pairs of a workload as the training data of a run, with one pair in each row."""
-    store = _store(workload.pairs(vocabulary).flatten(0, 1), first_target=workload.prompt)
+    store, size = _store(workload.pairs(model.config.vocab_size).flatten(0, 1), workload.prompt), 2 * workload.length
     firsts = np.arange(0, len(store.index), 2)
     preferences = Preferences(store, np.tile([True, False], len(firsts)), 2, firsts, [])
-    return AnswerRows(preferences, pack_preferences(preferences, firsts, 2 * workload.length, pad=0)[0])
+    blocks, _too_long, _notes = pack_preferences(preferences, firsts, size, 0, shares_prompts(model, masking, size))
+    return AnswerRows(preferences, blocks, apart=masking == "separate_rows")
 
 
 def _store(ids: "Tensor", first_target: int) -> TokenStore:
