@@ -121,8 +121,8 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
 def dpo(workload: Workload, barrier: StepBarrier, best: bool) -> None:
     """Learn the pairs of a workload with TRL and PEFT, with TRL's default settings or with the `best` ones for speed.
 
-    By default TRL loads the model in float32 and multiplies in bfloat16. On a processor that emulates bfloat16 this
-    takes minutes a step, so both compute in float32 there. TRL has no rows without padding at present, and computes
+    By default TRL loads the model in float32 and multiplies in bfloat16. A processor that emulates bfloat16 takes many
+    times as long, so both compute in float32 there. TRL has no rows without padding at present, and computes
     the head for answers alone only where there is Triton.
     """
     from datasets import Dataset as ArrowDataset
