@@ -22,6 +22,7 @@ _JAPANESE_CELLS = {
     r" \(rate ([^,)]+)\)": r"（学習率 \1）",
     r" \(without head, rate ([^)]+)\)": r"（出力層なし、学習率 \1）",
     r" \(with head, rate ([^)]+)\)": r"（出力層あり、学習率 \1）",
+    r" \(head at ([\d.]+) of the rate, rate ([^)]+)\)": r"（出力層の学習率は \1 倍、学習率 \2）",
     r" \(([a-z_,]+), rate × ([^)]+)\)": r"（\1、学習率 × \2）",
     r"^loss of step (\d+): Tsugiki, PEFT": r"ステップ \1 の損失：Tsugiki、PEFT",
     r" \(both float32\)$": "（どちらも float32）",

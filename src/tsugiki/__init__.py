@@ -13,6 +13,7 @@ from warnings import filterwarnings
 if TYPE_CHECKING:
     from tsugiki.adapters.format import load_adapter, save_adapter
     from tsugiki.adapters.pretrained import graft, print_trainable_parameters
+    from tsugiki.adapters.reference import reference_model
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
@@ -37,6 +38,7 @@ __all__ = [
     "mixed_batch",
     "preview",
     "print_trainable_parameters",
+    "reference_model",
     "remove_adapter",
     "save_adapter",
     "set_adapter",
@@ -66,6 +68,7 @@ _MODULE_OF = {
     "preview": "tsugiki.functions",
     "print_trainable_parameters": "tsugiki.adapters.pretrained",
     "graft": "tsugiki.adapters.pretrained",
+    "reference_model": "tsugiki.adapters.reference",
     "set_adapter": "tsugiki.lora.hold",
     "train": "tsugiki.functions",
     "unmerge": "tsugiki.lora.merge",

@@ -7,6 +7,7 @@ each call. A call releases Python's global interpreter lock.
 """
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("_native.so")
-"""The compiled library; the file has this name on every system."""
+LIBRARY = Path(__file__).with_name("_native" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
+"""The compiled library, to which `hatch_build.py` gives the same name."""
 _SIGNATURES = {
     "rotated": "pnnn",
     "rounded": "pnnnnpppppp",

@@ -309,19 +309,19 @@ def from_peft(kind: str, config: str, settings: Settings, folder: Path) -> str:
         expected = outputs(adapted, inputs)
         adapted.save_pretrained(folder)
     except Exception as error:
-        return f"peft cannot: {_line(error)}"
+        return f"peft cannot: {line_of(error)}"
     try:
         again = outputs(peft.PeftModel.from_pretrained(model.build(), folder), inputs)
     except Exception as error:
-        again, unreadable = None, _line(error)
+        again, unreadable = None, line_of(error)
     ours = model.build()
     try:
         load_adapter(ours, folder)
         found = outputs(ours, inputs)
     except TsugikiError as error:
-        return f"refused: {_line(error, str(folder))}"
+        return f"refused: {line_of(error, str(folder))}"
     except Exception as error:
-        return f"exception: {type(error).__name__}: {_line(error)}"
+        return f"exception: {type(error).__name__}: {line_of(error)}"
     if again is None:
         return f"peft cannot read its own file: {unreadable}"
     outcome = compared(again, found, base)
@@ -342,15 +342,15 @@ def to_peft(kind: str, config: str, settings: Settings, folder: Path) -> str:
         expected = outputs(shake(ours), inputs)
         save_adapter(ours, folder)
     except TsugikiError as error:
-        return f"refused: {_line(error)}"
+        return f"refused: {line_of(error)}"
     except Exception as error:
-        return f"exception: {type(error).__name__}: {_line(error)}"
+        return f"exception: {type(error).__name__}: {line_of(error)}"
     try:
         found = outputs(peft.PeftModel.from_pretrained(model.build(), folder), inputs)
     except Exception as error:
         if _peft_cannot(kind, config, settings):
-            return f"peft cannot: {_line(error)}"
-        return f"wrong: PEFT raises {type(error).__name__}: {_line(error)}"
+            return f"peft cannot: {line_of(error)}"
+        return f"wrong: PEFT raises {type(error).__name__}: {line_of(error)}"
     return compared(expected, found, base)
 
 
@@ -366,7 +366,7 @@ def _peft_cannot(kind: str, config: str, settings: Settings) -> bool:
     return False
 
 
-def _line(error: Exception, *hidden: str) -> str:
+def line_of(error: Exception, *hidden: str) -> str:
     text = " ".join(str(error).split())
     for part in hidden:
         text = text.replace(part, "FOLDER")

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -18,13 +19,13 @@ from transformers import AutoModelForCausalLM
 from tests.adapters.folders import edit_config, forget_digests, verify
 from tests.adapters.peft_matrix import MODELS, lora_settings
 from tests.files import contents
-from tests.tiny import ids, logits, relative_error, save_grafted, shake, tiny_model
+from tests.tiny import grafted, ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.adapters import KnownBase, check_can_save, plan_merge, read_adapter_info, read_base, write_merged
 from tsugiki.base import BaseIdentity
 from tsugiki.io import new_folder
 from tsugiki.lora import active_names, is_grafted
-from tsugiki.methods import BottleneckConfig, PrefixTuningConfig, PromptEncoderConfig
+from tsugiki.methods import METHODS, BottleneckConfig, PrefixTuningConfig, PromptEncoderConfig
 
 SHAPES = ["gpt2", "llama", "gemma3_text"]
 OF_GPT2 = ["targets", "all-linear", "rslora", "bias lora_only", "bias all", "layers_to_transform", "exclude by name"]
@@ -116,7 +117,7 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
     ("fields", "said"),
     [
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
-        ({"use_qalora": True}, "use_qalora=True would change the result"),
+        ({"use_qalora": True}, "use_qalora=True is not supported"),
         ({"layer_replication": [[0, 1]]}, "layer_replication="),
         ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta is missing"),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
@@ -405,3 +406,21 @@ def test_an_adapter_for_another_number_of_blocks_is_refused(trained_on: int, loa
     said = f"last block is model.layers.{trained_on - 1}, and that of this model model.layers.{loaded_into - 1};"
     with pytest.raises(TsugikiError, match=said):
         load_adapter(tiny_model("llama", num_hidden_layers=loaded_into), tmp_path)
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.parametrize(
+    "config", [LoraConfig(), LoraConfig(bias="all", modules_to_save=["lm_head"]), METHODS["ia3"].configure({})]
+)
+def test_an_offloaded_model_computes_and_saves_the_same(config: Any, where: str, tmp_path: Path):
+    model = grafted(tiny_model(), config)
+    before = logits(model)
+    save_adapter(model, tmp_path / "before")
+    if where == "disk":
+        accelerate.disk_offload(model, tmp_path / "weights", execution_device=torch.device("cpu"))
+    else:
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    for folder in ("unused", "used"):
+        save_adapter(model, tmp_path / folder)
+        assert contents(tmp_path / folder) == contents(tmp_path / "before")
+        assert torch.equal(logits(model), before)

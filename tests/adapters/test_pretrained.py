@@ -19,13 +19,14 @@ from tsugiki import (
     graft,
     load_adapter,
     merge,
+    print_trainable_parameters,
     save_adapter,
     set_adapter,
     trainable_parameters,
     ungraft,
     unmerge,
 )
-from tsugiki.lora import active_adapter
+from tsugiki.lora import active_adapter, is_grafted
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -71,6 +72,7 @@ def test_only_a_checkpoint_has_the_second_name(tmp_path: Path):
     for seed in (1, 2):  # the second time, there is a file already
         shake(model, seed).save_pretrained(tmp_path / "checkpoint-1")
         assert os.path.samefile(*(tmp_path / "checkpoint-1" / f"{n}.safetensors" for n in ("model", "adapter_model")))
+        assert (tmp_path / "checkpoint-1/model.safetensors").is_symlink()
 
 
 def test_transformers_and_peft_load_a_checkpoint_as_an_adapter(tmp_path: Path):
@@ -209,3 +211,61 @@ def test_push_to_hub_of_a_grafted_model_sends_the_adapter(hub: HubServer):
     model.push_to_hub("someone/adapter")
     assert set(hub.repositories["someone/adapter"].files) >= FILES
     assert "model.safetensors" not in hub.repositories["someone/adapter"].files
+
+
+def two_active(seed: int) -> Any:
+    """A model whose adapters "default" and "two" are both active."""
+    model = grafted(tiny_model(), LoraConfig(r=2), seed)
+    torch.manual_seed(seed)
+    graft(model, LoraConfig(r=3, target_modules=["c_attn"]), "two")
+    set_adapter(model, ["default", "two"])
+    return shake(model, seed)
+
+
+def test_several_active_adapters_are_saved_in_pefts_folders(tmp_path: Path):
+    model = two_active(3)
+    for write in (lambda folder: model.save_pretrained(folder), lambda folder: save_adapter(model, folder)):
+        write(tmp_path)
+        assert names(tmp_path) == FILES | {"two"}
+        assert names(tmp_path / "two") == FILES
+        loaded = load_adapter(load_adapter(tiny_model(), tmp_path), tmp_path / "two", "two")
+        set_adapter(loaded, ["default", "two"])
+        assert torch.equal(logits(loaded), logits(model))
+        for path in (tmp_path / "two", tmp_path):
+            theirs = peft.PeftModel.from_pretrained(tiny_model(), path)
+            set_adapter(loaded, "two" if path.name == "two" else "default")
+            assert relative_error(logits(theirs), logits(loaded)) < 1e-5
+    graft(model, LoraConfig(r=2), "three")
+    set_adapter(model, ["two", "three"])
+    save_adapter(model, tmp_path / "none is the default")
+    assert names(tmp_path / "none is the default") == {"two", "three"}
+
+
+def test_a_checkpoint_of_several_adapters_is_loaded_into_the_same_ones(tmp_path: Path):
+    model, other = two_active(3), two_active(4)
+    state = model.state_dict()
+    shake(model, seed=9).save_pretrained(tmp_path / "checkpoint-1", state_dict=state)
+    tensors = load_file(tmp_path / "checkpoint-1/model.safetensors")
+    result = other.load_state_dict(tensors, False)
+    assert not result.missing_keys
+    assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
+    set_adapter(other, "two")
+    with pytest.raises(TsugikiError, match="default, two.*two are active"):
+        other.load_state_dict(tensors, False)
+
+
+def test_a_grafted_model_has_two_methods_of_pefts(capsys: pytest.CaptureFixture[str]):
+    model = grafted(tiny_model("llama"), LoraConfig())
+    print_trainable_parameters(model)
+    model.print_trainable_parameters()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[1] != ""
+    wanted = logits(model)
+    plain = model.merge_and_unload(safe_merge=True)
+    assert plain is model
+    assert not is_grafted(plain)
+    assert relative_error(logits(plain), wanted) < 1e-5
+    assert not hasattr(plain, "merge_and_unload")
+    network = graft(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
+    network.print_trainable_parameters()
+    assert type(network.merge_and_unload()[0]) is nn.Linear

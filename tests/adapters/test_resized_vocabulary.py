@@ -21,6 +21,7 @@ from tsugiki import (
     save_adapter,
     trainable_parameters,
     ungraft,
+    use_fast_paths,
 )
 from tsugiki.adapters import check_can_save
 from tsugiki.methods import BottleneckConfig
@@ -130,3 +131,31 @@ def test_only_a_lora_stores_a_resized_vocabulary(tmp_path: Path):
     with pytest.raises(TsugikiError, match="resized from 96 to 100"):
         save_adapter(shake(model), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(("kind", "on_disk"), [("gpt2", True), ("llama", True), ("llama", False)])
+def test_a_vocabulary_resized_after_the_graft_is_stored_as_peft_does(kind: str, on_disk: bool, tmp_path: Path):
+    tiny_model(kind).save_pretrained(tmp_path / "base")
+    config = {"r": 4, "target_modules": ["c_attn" if kind == "gpt2" else "q_proj"]}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base") if on_disk else tiny_model(kind)
+    graft(model, LoraConfig(**config))
+    use_fast_paths(model)
+    torch.manual_seed(1)
+    model.resize_token_embeddings(100)
+    assert set(trainable_parameters(model)) == {name for name in trainable_parameters(model) if "lora" in name}
+    expected = new_logits(shake(model).eval())
+    save_adapter(model, tmp_path / "ours")
+
+    wrapped = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), peft.LoraConfig(**config))
+    wrapped.resize_token_embeddings(100)
+    wrapped.save_pretrained(tmp_path / "theirs")
+    tables = [
+        {key for key in load_file(tmp_path / who / "adapter_model.safetensors") if "lora" not in key}
+        for who in ("ours", "theirs")
+    ]
+    assert tables[0] == (tables[1] if kind == "llama" else {"base_model.model.transformer.wte.weight"})
+    in_peft = peft.PeftModel.from_pretrained(resized(tmp_path / "base", 2), tmp_path / "ours").eval()
+    assert relative_error(new_logits(in_peft), expected) < 1e-5
+    other = load_adapter(resized(tmp_path / "base", 3), tmp_path / "ours")
+    assert relative_error(new_logits(other), expected) < 1e-5
+    assert len(ungraft(model).get_input_embeddings().weight) == 100

@@ -122,8 +122,7 @@ def test_rejected_imports(run: Any, base: str, tmp_path: Path):
     assert "ffn_gate has A [2, 32] and B [48, 2]" in said(kept, wide)
     assert "--allow-base-mismatch" in said(kept, other)
     assert "base.gguf" in said("base.gguf", base)
-    assert "No such file" in said("none.gguf", base)
-    assert "Is a directory" in said("a", base)
+    assert "none.gguf" in said("none.gguf", base)
     assert "exists" in said(kept, base, "./a")
     shutil.copy(kept, "nan.gguf")
     with Path("nan.gguf").open("r+b") as file:

@@ -110,6 +110,24 @@ def test_predictions_for_the_config_of_a_run(loader: Loader, method: str, said: 
     assert said in incompatibilities_before_training(loader, run.adapter_config, load_meta_model(base))[0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, []),
+        ({"target_modules": "all-linear"}, []),
+        ({"target_modules": r".*q_proj"}, ["regular expression"]),
+        ({"use_rslora": True, "lora_alpha": 16}, ["use_rslora"]),
+        ({"rank_pattern": {"q_proj": 2}, "use_dora": True}, ["DoRA", "different ranks"]),
+        ({"target_parameters": ["q_proj.weight"], "target_modules": []}, ["target_parameters"]),
+        ({"modules_to_save": ["lm_head"], "bias": "all"}, ["modules_to_save", "biases"]),
+    ],
+)
+def test_predictions_for_sglang_are_those_of_its_source(settings: dict[str, Any], said: list[str]):
+    found = incompatibilities_before_training("sglang", LoraConfig(**settings), tiny_model("llama"))
+    assert len(found) == len(said)
+    assert all(word in problem for word, problem in zip(said, found, strict=True))
+
+
 def test_unknown_architectures():
     said = incompatibilities_before_training("llama.cpp", LoraConfig(), tiny_model("opt"))
     assert "opt" in said[0]

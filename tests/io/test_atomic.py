@@ -129,14 +129,14 @@ def test_a_folder_that_was_being_replaced_is_there_if_the_rename_fails(tmp_path:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    rename = Path.rename
+    rename = Path.replace
 
     def fail(path: Path, target: Path) -> Path:
         if path.suffix == ".part":
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(TsugikiError, match="Input/output error"), new_folder(out, replace=True) as temporary:
         (temporary / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]

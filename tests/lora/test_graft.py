@@ -3,6 +3,7 @@
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -262,11 +263,14 @@ def shaken_adapter() -> nn.Module:
     return shake(model)
 
 
-def test_the_vocabulary_of_a_grafted_model_cannot_be_resized():
+@pytest.mark.parametrize("setting", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3]}, {"r": 1}])
+def test_the_vocabulary_is_not_resized_under_an_adapter_that_changes_it(setting: dict[str, Any]):
     model = tiny_model()
-    graft(model, LoraConfig(r=2, modules_to_save=["lm_head"]))
-    with pytest.raises(TsugikiError, match="resize_token_embeddings.*before.*graft"):
+    targets = ["wte"] if "r" in setting else ["c_attn"]
+    graft(model, LoraConfig(target_modules=targets, **setting))
+    graft(model, LoraConfig(target_modules=["c_attn"]), "active")
+    with pytest.raises(TsugikiError, match="resize_token_embeddings.*transformer.wte|lm_head.*before.*graft"):
         model.resize_token_embeddings(100)
-    assert model.resize_token_embeddings(96) is model.transformer.wte
+    assert len(model.resize_token_embeddings(96).weight) == 96
     ungraft(model).resize_token_embeddings(100)
     assert model.transformer.wte.weight.shape == (100, 32)

@@ -272,19 +272,37 @@ def test_two_adapters_are_switched():
     assert torch.equal(logits_of(model, inputs), second)
 
 
-def test_two_adapters_are_active_together_unless_both_adapt_the_same_experts():
-    model = grafted("qwen3_moe")
-    inputs = tokens_for(model)
-    graft(model, LoraConfig(r=2, target_modules=["v_proj"]), "layers")
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_updates_of_two_adapters_of_the_same_experts_are_added_as_in_peft(kind: str, tmp_path: Path):
+    """The loss, the norms of all gradients, and the merged model."""
+    model = grafted(kind)
+    second = {**FIELDS, "r": 3, "lora_alpha": 12, "target_parameters": ["down_proj", "gate_up_proj"]}
+    graft(model, LoraConfig(**second), "second")
     shake(model)
-    graft(model, LoraConfig(**FIELDS), "experts")
-    set_adapter(model, ["default", "layers"])
+    theirs = lively_model(kind)
+    for name in ("default", "second"):
+        save_adapter(model, tmp_path / name, name)
+        if name == "default":
+            theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / name, is_trainable=True)
+        else:
+            theirs.load_adapter(tmp_path / name, name, is_trainable=True)
+    set_adapter(model, ["default", "second"])
+    theirs.base_model.set_adapter(["default", "second"])
+    inputs = tokens_for(model)
+    one, other = loss_of(model.train(), inputs), loss_of(theirs.base_model.model.train(), inputs)
+    assert relative_error(one.detach(), other.detach()) < 1e-6
+    one.backward(), other.backward()
+    ours = [p.grad.norm() for p in trainable_parameters(model).values()]
+    expected = [p.grad.norm() for p in theirs.parameters() if p.requires_grad]
+    assert len(ours) == len(expected)
+    assert relative_error(torch.stack(ours).sort().values, torch.stack(expected).sort().values) < 1e-4
     both = logits_of(model, inputs)
-    for name in ("default", "layers"):
+    for name in ("default", "second"):
         set_adapter(model, name)
         assert relative_error(both, logits_of(model, inputs)) > 1e-3
-    with pytest.raises(TsugikiError, match=r"default, experts replace .*(gate_up|down)_proj"):
-        set_adapter(model, ["default", "experts"])
+    set_adapter(model, ["default", "second"])
+    assert torch.equal(logits_of(model, inputs), both)
+    assert relative_error(logits_of(ungraft(merge(model)), inputs), both) < 1e-5
 
 
 def test_a_mixed_batch_is_refused_by_name():

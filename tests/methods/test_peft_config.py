@@ -1,14 +1,18 @@
+import dataclasses
 import warnings
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
 
+from tests.adapters.folders import edit_config, write
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, print_trainable_parameters, use_fast_paths
+from tsugiki.adapters import read_adapter_config
 from tsugiki.lowbit import quantize
-from tsugiki.methods import config_of_peft
+from tsugiki.methods import FIELDS_OF_PEFT, config_of_peft
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -66,6 +70,44 @@ def test_what_would_change_the_result_is_refused(config: Any, words: str):
     with pytest.raises(TsugikiError, match=words):
         graft(model, config)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_every_field_of_pefts_config_is_known():
+    """A field that a release of PEFT adds belongs in one of the tables of `methods.lora`, or into our config."""
+    ours = {field.name for field in dataclasses.fields(LoraConfig)}
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} - ours == FIELDS_OF_PEFT
+
+
+SUB_CONFIGS: dict[str, tuple[Any, str]] = {
+    "kasa_config": ({"beta": 1e-4}, "merge"),
+    "monteclora_config": ({"num_samples": 4}, "merge"),
+    "use_bdlora": ({"target_modules_bd_a": ["q_proj"]}, "merge"),
+    "arrow_config": ({"top_k": 2}, "load it with PEFT"),
+    "use_qalora": (True, "load it with PEFT"),
+    "alora_invocation_tokens": ([3], "load it with PEFT"),
+    "layer_replication": ([[0, 2]], "load it with PEFT"),
+    "of_a_later_release": ({"depth": 1}, "not supported"),
+}
+
+
+@pytest.mark.parametrize("name", SUB_CONFIGS)
+def test_a_field_of_a_file_that_changes_the_result_is_refused_and_an_empty_one_is_not(name: str, tmp_path: Path):
+    value, instead = SUB_CONFIGS[name]
+    edit_config(write(tmp_path / "a"), **{name: value})
+    with pytest.raises(TsugikiError, match=rf"{name}=.*{instead}"):
+        read_adapter_config(tmp_path / "a")
+    edit_config(tmp_path / "a", **{name: None})
+    assert read_adapter_config(tmp_path / "a").r == 4
+
+
+@pytest.mark.parametrize("name", ["corda_config", "lora_ga_config", "eva_config", "velora_config"])
+def test_how_the_factors_began_is_accepted_once_the_base_is_unchanged(name: str, tmp_path: Path):
+    """PEFT leaves the field in a file that it has converted to an ordinary LoRA."""
+    edit_config(write(tmp_path / "a"), **{name: {"direction": "ArB2r"}})
+    assert read_adapter_config(tmp_path / "a").r == 4
+    edit_config(tmp_path / "a", init_lora_weights="corda")
+    with pytest.raises(TsugikiError, match="init_lora_weights"):
+        read_adapter_config(tmp_path / "a")
 
 
 def test_settings_of_peft_that_change_nothing_are_accepted():

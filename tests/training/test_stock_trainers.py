@@ -20,6 +20,7 @@ from tsugiki import (
     graft,
     load_adapter,
     save_adapter,
+    set_adapter,
     trainable_parameters,
     ungraft,
     use_fast_paths,
@@ -141,6 +142,22 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name: str, tmp_path: Path):
     assert losses(resumed) == losses(whole)
     state = resumed.model.state_dict()
     assert [key for key, tensor in whole.model.state_dict().items() if not torch.equal(tensor, state[key])] == []
+
+
+def test_a_run_with_two_active_adapters_is_saved_and_resumed(tmp_path: Path):
+    def trainer(seed: int) -> Trainer:
+        model = tiny_model()
+        torch.manual_seed(seed)
+        graft(graft(model, LoraConfig(r=2)), LoraConfig(r=2), "two")
+        set_adapter(model, ["default", "two"])
+        return trainer_of(model, tmp_path, save_strategy="steps", save_steps=3)
+
+    whole, resumed = trainer(2), trainer(3)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-5")
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+    assert {path.name for path in (tmp_path / "checkpoint-5/two").iterdir()} == FILES
 
 
 def test_the_best_model_is_loaded_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture):

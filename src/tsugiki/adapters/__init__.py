@@ -17,6 +17,7 @@ __getattr__, __dir__ = lazy_names(
             "truncated_to_energy update_norm update_shape"
         ),
         "files": "read_adapter_config read_base read_config_fields read_weights",
+        "foreign": "import_adapter read_tensors",
         "format": "check_can_save load_adapter load_adapter_weights",
         "library": (
             "adapter_folder check_name copy_into_library library_folder library_names member "

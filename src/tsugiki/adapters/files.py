@@ -28,6 +28,8 @@ COMMON_FIELDS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
 )
 """Fields of adapter_config.json that are the same for all methods."""
+FOREIGN_FILES = ("adapters.safetensors", "lit_model.pth.lora", "adapter_model.pt", "adapter_model.bin")
+"""Files with which mlx-lm, LitGPT, torchtune and older releases of PEFT store adapters (see `adapters.foreign`)."""
 _NAMES = COMMON_FIELDS - {"peft_type"}
 """The common fields on which the result of an adapter does not depend."""
 _OTHER_FORMATS = {
@@ -73,6 +75,8 @@ def read_peft_config(folder: Path) -> Any:
         )
         raise TsugikiError(message.format(path=path, file=METADATA_FILE))
     adapter_format = formats().get(str(fields.get("peft_type")))
+    if fields.get("peft_type") is None and (hint := import_hint(folder)):
+        raise TsugikiError(_("{path} is not of PEFT{hint}").format(path=path, hint=hint))
     if adapter_format is None:
         raise TsugikiError(
             _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}").format(
@@ -121,8 +125,8 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """Read all fields of adapter_config.json without interpreting them."""
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
-        message = _("no adapter in {folder}: it has no {file}")
-        raise TsugikiError(message.format(folder=folder, file=ADAPTER_CONFIG_FILE))
+        message = _("no adapter in {folder}: it has no {file}{hint}")
+        raise TsugikiError(message.format(folder=folder, file=ADAPTER_CONFIG_FILE, hint=import_hint(folder)))
     fields = read_json(path)
     for name in ("base_model_name_or_path", "task_type"):
         if not isinstance(fields.get(name), str | None):
@@ -178,9 +182,15 @@ def adapter_weight_files(folder: Path) -> list[Path]:
             message = _("{folder} has part of an adapter's weights; part {part} is missing")
             raise TsugikiError(message.format(folder=folder, part=missing[0]))
         return [folder / parts[number].string for number in sorted(parts)]
-    pickled = path.with_name("adapter_model.bin")
-    hint = _("; {name} is a pickle, which is not loaded").format(name=pickled.name) if pickled.is_file() else ""
-    raise TsugikiError(_("no adapter weights: {path} is missing{hint}").format(path=path, hint=hint))
+    message = _("no adapter weights: {path} is missing{hint}")
+    raise TsugikiError(message.format(path=path, hint=import_hint(folder)))
+
+
+def import_hint(folder: Path) -> str:
+    """Return the end of a message: how to convert the file of another program in the folder; empty if it has none."""
+    found = next((name for name in FOREIGN_FILES if (folder / name).is_file()), None)
+    hint = _("; `tsugiki adapters import {folder} --model BASE --out NAME` converts its {name}")
+    return hint.format(folder=folder, name=found) if found else ""
 
 
 def write_adapter_files(

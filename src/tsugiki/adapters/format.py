@@ -39,20 +39,21 @@ from tsugiki.io.atomic import files_into
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.language import _, sentences
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import DEFAULT_NAME, Model, remove_adapter
+from tsugiki.lora.graft import DEFAULT_NAME, WORDS_BEFORE, Model, remove_adapter
 from tsugiki.lora.hold import (
     active_adapter,
     active_names,
     base_alone,
     find_adapter,
     is_merged,
-    require_state,
     set_adapter,
 )
 from tsugiki.lora.targets import find_target_parameters, find_targets
+from tsugiki.methods.old_names import with_current_names
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
 from tsugiki.model.context import text_config
+from tsugiki.model.freeze import in_memory, is_offloaded
 from tsugiki.model.names import renamed_when_loaded
 from tsugiki.model.ungrafted import task_heads, unwrapped, unwrapped_to_graft, vocabulary_layers
 
@@ -74,21 +75,30 @@ def save_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     Args:
         model: the grafted model.
         path: the folder; created if it does not exist.
-        name: the adapter's name in the model; None: the active adapter.
+        name: the adapter's name in the model; None: the active adapter. If several are active, each is written to a
+            subfolder with its name, and "default" to the folder itself, as in PEFT.
 
     Raises:
         TsugikiError: the model has no such adapter, a tensor of it is not finite, or the folder cannot be written.
     """
     model = unwrapped(model)
-    write_adapter(model, find_adapter(model, name) if name is not None else active_adapter(model), Path(path))
+    for called, folder in folders_of_active(model, Path(path)).items() if name is None else [(name, Path(path))]:
+        write_adapter(model, find_adapter(model, called), folder)
+
+
+def folders_of_active(model: nn.Module, folder: Path) -> dict[str, Path]:
+    """Return the folder of each active adapter by name, in a folder for all of them (see `save_adapter`)."""
+    active_adapter(model)  # an error if there is none
+    names = active_names(model)
+    return {name: folder if len(names) == 1 or name == DEFAULT_NAME else folder / name for name in names}
 
 
 def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     """Write an adapter of a grafted model, or a copy of it, to a folder, as `save_adapter` does."""
-    if adapter is require_state(model).joined:
-        raise TsugikiError(_("several adapters are active; pass the name of the one to save, or combine their folders"))
     adapter_format = format_of(adapter.config)
-    tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
+    trained = (module for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False)))
+    with in_memory([*getattr(adapter, "pairs", {}).values(), *trained]):
+        tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
     fields = _config_fields(model, adapter)
     _warn_of_names(model, adapter)
     broken = not_finite(tensors)
@@ -96,7 +106,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
         message = _("the adapter is not saved, because {broken}; the training has diverged")
         raise TsugikiError(message.format(broken=summarise_list(broken)))
     extra_settings = adapter_format.extra_settings
-    with nullcontext() if is_merged(model) else base_alone(model):
+    with nullcontext() if is_merged(model) or is_offloaded(model) else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
     metadata = Metadata(base=base, method_config=extra_settings(adapter.config) if extra_settings is not None else {})
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
@@ -163,12 +173,12 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
 
 
 def _words_in_files(model: nn.Module) -> int | None:
-    """Return the size of the vocabulary by the files of the base; None if they are not on this machine."""
+    """Return the size of the vocabulary by the files of the base, or before it was resized; None if it is unknown."""
     config: Any = getattr(model, "config", None)
     name = getattr(model, "name_or_path", "")
     folder = local_folder(name) if name else None
     if folder is None or not hasattr(config, "get_text_config"):
-        return None
+        return getattr(model, WORDS_BEFORE, None)
     with loading_errors(name):
         # The config's class also reads the config of a model that brings Python code, without running the code.
         in_files = type(config).from_pretrained(folder, local_files_only=True).get_text_config()
@@ -262,11 +272,12 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
 
     `config` is the result of `read_adapter_config`, or of `read_peft_config` to read the tensors as PEFT does.
     """
-    tensors = read_weights(folder)
+    tensors: Mapping[str, Tensor] = read_weights(folder)
     if not allow_base_mismatch:
         refuse_another_base(model, folder)
     with base_alone(model):
         try:
+            config, tensors = with_current_names(model, config, tensors)
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.

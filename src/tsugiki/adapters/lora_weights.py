@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -130,20 +131,24 @@ def write_lora_weights(
     The ranks and scalings of the layers are written, not those of the config. `sources` are the folders of the adapters
     or models that the adapter was derived from, whose texts it has learned; None stands for one that is not a folder.
     """
-    tensors = {key: tensor for path, layer in lora.layers.items() for key, tensor in _tensors(path, layer).items()}
-    tensors |= lora.others
+    tensors, fields = lora_files(lora)
     broken = not_finite(tensors)
     if broken:
         message = _("the result is wrong: {broken}; nothing was written")
         raise TsugikiError(message.format(broken=summarise_list(broken)))
+    with new_folder(out) as temporary:
+        write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
+        write_fingerprints(learned_by(sources), temporary)
+
+
+def lora_files(lora: LoraWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of an adapter by their names in PEFT's file, and the fields of its config."""
+    tensors = {key: tensor for path, layer in lora.layers.items() for key, tensor in _tensors(path, layer).items()}
     settings = dataclasses.asdict(_with_ranks(lora.config, lora.layers))
     del settings["freeze_A"]  # a setting of training, for which PEFT has no field
     if not settings["target_parameters"]:
         del settings["target_parameters"]  # older releases of PEFT do not have it
-    fields = {"peft_type": "LORA", "task_type": lora.task_type} | settings
-    with new_folder(out) as temporary:
-        write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
-        write_fingerprints(learned_by(sources), temporary)
+    return {**tensors, **lora.others}, {"peft_type": "LORA", "task_type": lora.task_type} | settings
 
 
 def _tensors(path: str, layer: LayerFactors) -> dict[str, Tensor]:

@@ -1,13 +1,16 @@
 """The public `graft`, and how transformers' Trainer saves and loads the adapter of a grafted model.
 
-Trainer calls two methods of the model, which are replaced in a grafted model:
+Trainer calls three methods of the model, which are replaced in a grafted model:
 
     model.save_pretrained(folder)        writes the adapter, in PEFT's format
     model.load_state_dict(tensors)       also takes the tensors of an adapter's file
+    model.train(mode)                    also refuses a trainer with another reference (`adapters.reference`)
 
 Trainer loads the adapter of a checkpoint itself only into models of PEFT's class. Into all others it loads
-`model.safetensors`. Therefore a folder with the name of a checkpoint (checkpoint-500) gets a hard link of this name to
-the adapter's weights, which takes no space. Other folders do not get it, because an adapter's folder is not a model's.
+`model.safetensors`. Therefore a folder with the name of a checkpoint (checkpoint-500) gets a link of this name to the
+adapter's weights, which takes no space. Other folders do not get it, because an adapter's folder is not a model's. In a
+checkpoint of several adapters, which are in subfolders, `model.safetensors` has all of them: `NAME.` and the name in
+the adapter's file.
 """
 
 import copy
@@ -19,17 +22,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tsugiki.adapters.format import load_tensors, write_adapter
+from tsugiki.adapters.format import folders_of_active, load_tensors, write_adapter
+from tsugiki.adapters.reference import train
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import use_fast_products
 from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.language import _
-from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, trainable_parameters
+from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, trainable_parameters, ungraft
 from tsugiki.lora.graft import graft as plain_graft
-from tsugiki.lora.hold import active_adapter, is_merged, require_state
+from tsugiki.lora.hold import active_adapter, active_names, find_adapter, is_merged, require_state
+from tsugiki.lora.merge import merge
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.methods.lora import PeftConfig, config_of_peft
 from tsugiki.methods.peft_keys import PREFIX
@@ -90,18 +96,34 @@ def graft(
 
 
 def replace_saving(model: nn.Module) -> None:
-    """Let a grafted transformers model save and load its active adapter, until it is ungrafted."""
+    """Give a grafted model two methods of PEFT's models, and let a transformers model save and load its adapter.
+
+    `ungraft` takes all of this away. The two methods are those that every tutorial on PEFT types; each has only one
+    meaning here.
+    """
     state = require_state(model)
-    if "save_pretrained" in vars(model) or not hasattr(model, "save_pretrained"):
+    if "merge_and_unload" in vars(model):
         return
+    attributes: dict[str, object] = {
+        "print_trainable_parameters": partial(print_trainable_parameters, model),
+        "merge_and_unload": partial(_merge_and_unload, model),
+    }
+    if hasattr(model, "save_pretrained"):
+        attributes |= _of_transformers(model)
+    for name, value in attributes.items():
+        set_attribute(model, name, value, state.frozen)
+
+
+def _of_transformers(model: nn.Module) -> dict[str, object]:
+    """Return the attributes by which a transformers model saves and loads its adapter, and looks at its trainer."""
     attributes: dict[str, object] = {
         "save_pretrained": partial(save_pretrained, model),
         "load_state_dict": partial(load_state_dict, model),
+        "train": partial(train, model),
     }
     if getattr(model, "is_quantized", False):
         attributes[_HAS_ADAPTER] = True
-    for name, value in attributes.items():
-        set_attribute(model, name, value, state.frozen)
+    return attributes
 
 
 def save_pretrained(
@@ -111,15 +133,15 @@ def save_pretrained(
     state_dict: Mapping[str, Tensor] | None = None,
     **settings: object,
 ) -> None:
-    """Write the active adapter to a folder, as `save_adapter` does; also while it is merged.
+    """Write the active adapter to a folder, as `save_adapter` does, or several; also while it is merged.
 
     `ungraft(merge(model)).save_pretrained(folder)` writes the whole model.
 
     Args:
         model: a grafted model.
         save_directory: the folder; created if it does not exist. If its name is that of a checkpoint (checkpoint-500),
-            `model.safetensors` is a link to the adapter's weights, which transformers' Trainer loads; not if the names
-            of the state dict are those of a wrapper, such as `torch.compile`'s.
+            `model.safetensors` is a link to the adapter's weights, or has those of several, for transformers' Trainer;
+            not if the names of the state dict are those of a wrapper, such as `torch.compile`'s.
         is_main_process: False writes nothing.
         state_dict: the values to write, by their names in the model, such as those that an engine has gathered from a
             sharded model. None: the model's own.
@@ -140,13 +162,22 @@ def save_pretrained(
     # Trainer gives an empty state dict if DeepSpeed is not to gather the weights; DeepSpeed then saves its own files.
     if not is_main_process or (state_dict is not None and not state_dict):
         return
-    adapter, folder = active_adapter(model), Path(save_directory)
-    write_adapter(model, adapter if state_dict is None else _with_values(model, adapter, state_dict), folder)
+    folder = Path(save_directory)
+    folders = folders_of_active(model, folder)
+    adapters = {name: find_adapter(model, name) for name in folders}
+    if state_dict is not None:
+        adapters = _with_values(model, adapters, state_dict)
+    for name, own_folder in folders.items():
+        write_adapter(model, adapters[name], own_folder)
     # A wrapped model that is given to Trainer would load the tensors itself, under other names, and only warn.
     is_wrapped = state_dict is not None and any(_WRAPPERS.match(name) for name in state_dict)
     if re.fullmatch(r"checkpoint-\d+", folder.name) and not is_wrapped:
         with new_file(folder / MODEL_FILE, replace=True) as temporary:
-            _link(folder / ADAPTER_FILE, temporary)
+            if len(folders) == 1:
+                _link(folder / ADAPTER_FILE, temporary)
+            else:
+                own = {name: load_file(own_folder / ADAPTER_FILE) for name, own_folder in folders.items()}
+                save_file({f"{name}.{key}": own[name][key] for name in own for key in own[name]}, temporary)
 
 
 def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -158,12 +189,30 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: boo
     Raises:
         TsugikiError: the tensors of an adapter's file do not fit the active adapter, or it is merged.
     """
-    if not any(name.startswith((PREFIX, "prompt_embeddings")) for name in state_dict):
+    several = {key: key.partition(f".{PREFIX}")[0] for key in state_dict if f".{PREFIX}" in key}
+    if not several and not any(name.startswith((PREFIX, "prompt_embeddings")) for name in state_dict):
         return type(model).load_state_dict(model, state_dict, strict, assign)
     if is_merged(model):
         raise TsugikiError(_("an adapter cannot be loaded into one that is merged into the base; call unmerge(model)"))
-    load_tensors(model, active_adapter(model), state_dict, _("the state dict"))
+    if several:
+        _load_several(model, several, state_dict)
+    else:
+        load_tensors(model, active_adapter(model), state_dict, _("the state dict"))
     return nn.Module().load_state_dict({})  # torch's result if nothing is missing and nothing unexpected
+
+
+def _load_several(model: nn.Module, name_of: Mapping[str, str], state_dict: Mapping[str, Any]) -> None:
+    """Copy the tensors of a checkpoint of several adapters, whose names `name_of` has, into the active ones."""
+    found, active = sorted(set(name_of.values())), sorted(active_names(model))
+    if found != active:
+        message = _(
+            "the state dict holds the adapters {found}, and {active} are active; activate the same ones with "
+            "set_adapter first"
+        )
+        raise TsugikiError(message.format(found=", ".join(found), active=", ".join(active)))
+    for name in active:
+        own = {key.removeprefix(f"{name}."): state_dict[key] for key in name_of if name_of[key] == name}
+        load_tensors(model, find_adapter(model, name), own, _("the state dict"))
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
@@ -177,8 +226,8 @@ def print_trainable_parameters(model: nn.Module) -> None:
     print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * share:.4f}")
 
 
-def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor]) -> Any:
-    """Return a copy of the active adapter whose parameters have the values of a state dict of the model."""
+def _with_values(model: nn.Module, adapters: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return copies of the active adapters whose parameters have the values of a state dict of the model."""
     values = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
     missing = [name for name in trainable_parameters(model) if name not in values]
     if missing:
@@ -189,11 +238,21 @@ def _with_values(model: nn.Module, adapter: Any, state_dict: Mapping[str, Tensor
         for name, own in model.state_dict(keep_vars=True).items()
         if name in values
     }
-    return copy.deepcopy(adapter, copies)  # These parameters are used in the place of copies.
+    # These parameters are used in the place of copies.
+    return {name: copy.deepcopy(adapter, copies) for name, adapter in adapters.items()}
 
 
 def _link(file: Path, link: Path) -> None:
+    """Give a file a second name in its folder: a symbolic link, whose listing shows that there is one file."""
     try:
-        os.link(file, link)
-    except OSError:  # a file system without hard links
-        shutil.copy(file, link)
+        link.symlink_to(file.name)
+    except OSError:  # Windows and some file systems have hard links alone, or none
+        try:
+            os.link(file, link)
+        except OSError:
+            shutil.copy(file, link)
+
+
+def _merge_and_unload(model: nn.Module, progressbar: bool = False, safe_merge: bool = False) -> nn.Module:
+    """Do what PEFT's method of this name does, without its bar; a weight that is not finite is always an error."""
+    return ungraft(merge(model))

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.files import not_finite, read_adapter_config, read_base, read_peft_config, read_weights
+from tsugiki.adapters.files import (
+    import_hint,
+    not_finite,
+    read_adapter_config,
+    read_base,
+    read_peft_config,
+    read_weights,
+)
 from tsugiki.adapters.lora_weights import parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.identity import BaseIdentity, named_identity, why_different
@@ -26,6 +33,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import disable_adapter
 from tsugiki.methods.method import equal_when_rounded, shape_problems
+from tsugiki.methods.old_names import with_current_names
 from tsugiki.methods.peft_keys import base_name, parameter_keys
 from tsugiki.methods.table import format_of
 from tsugiki.model.inference import probe_logits
@@ -70,7 +78,8 @@ def read_adapter_files(folder: Path) -> AdapterFiles:
     floating-point and of the ranks that the config gives; tsugiki.json and run.json, if there are any, must be JSON.
     """
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
-        return AdapterFiles(folder, problems=[_("no adapter: it has no {file}").format(file=ADAPTER_CONFIG_FILE)])
+        problem = _("no adapter: it has no {file}{hint}").format(file=ADAPTER_CONFIG_FILE, hint=import_hint(folder))
+        return AdapterFiles(folder, problems=[problem])
     problems: list[str] = []
     found: dict[str, Any] = {}
     with _collecting(problems, folder):
@@ -105,12 +114,11 @@ def find_misfits(adapter: AdapterFiles, base: KnownBase) -> list[str]:
         problems.append(_("it was trained on another base ({name}): {why}").format(name=adapter.base.name, why=why))
     adapter_format = format_of(adapter.as_peft)
     try:
-        expected = adapter_format.tensors(
-            base.model, adapter_format.build_for(base.model, adapter.as_peft, adapter.tensors)
-        )
+        config, tensors = with_current_names(base.model, adapter.as_peft, adapter.tensors)
+        expected = adapter_format.tensors(base.model, adapter_format.build_for(base.model, config, tensors))
     except TsugikiError as error:
         return [*problems, _("it does not fit the base: {error}").format(error=error)]
-    wrong = misfits(base.model, expected, adapter.tensors)
+    wrong = misfits(base.model, expected, tensors)
     return [*problems, *(f"{ADAPTER_FILE}: {problem}" for problem in wrong)]
 
 

@@ -92,7 +92,7 @@ def code_digest(folder: Path) -> str | None:
     """Return a digest over the paths and contents of a model's Python files; None if the model brings no code."""
     if not _own_classes(folder):
         return None
-    return combined_digest({str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*.py")})
+    return combined_digest({path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*.py")})
 
 
 def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedConfig") -> None:

@@ -189,11 +189,16 @@ def _digest_tensors(shard: Shard) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _digest_memory(model: nn.Module) -> str:
-    """Digest the tensors of a model as they would be in a file, where tensors that share memory are stored once."""
+def _digest_memory(model: nn.Module) -> str | None:
+    """Digest the tensors of a model as they would be in a file, where tensors that share memory are stored once.
+
+    None if a tensor is not in memory, because accelerate offloads it.
+    """
     digests: dict[str, str] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            return None
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             digests[name.replace(".base_layer.", ".")] = _digest_values(tensor)

@@ -463,22 +463,31 @@ def import_command(
     allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
 ) -> None:
-    """Convert a GGUF adapter to a folder that Tsugiki and PEFT can load.
+    """Convert an adapter of another program to a folder that Tsugiki and PEFT can load.
+
+    It reads GGUF files, the folders of mlx-lm, LitGPT and torchtune, and adapter_model.bin of old releases of PEFT. A
+    pickle (.bin, .pt, .lora) is read by torch's weights-only loader, which loads tensors and runs no code of the file.
 
     Args:
-        file: A LoRA adapter for llama.cpp, as a GGUF file.
+        file: A file with an adapter, or the folder that holds it.
         model: The adapter's base: 'embedded', a model folder, or a hub id.
     """
+    from tsugiki.adapters.foreign import import_adapter
     from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.base.gguf.file import require_gguf
+    from tsugiki.base.gguf.file import is_gguf, require_gguf
     from tsugiki.export.gguf_adapter import import_gguf_adapter
     from tsugiki.io.progress import ProgressDisplay
 
-    require_gguf()
     folder = new_adapter_folder(out, library)
     with ProgressDisplay().stage(_("importing"), None):
-        lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
-    typer.echo(_("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model))
+        if file.is_file() and is_gguf(file):
+            require_gguf()
+            lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
+            line = _("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model)
+        else:
+            count = import_adapter(file, model, folder)
+            line = _("{folder}: {count} tensors, for {model}").format(folder=folder, count=count, model=model)
+    typer.echo(line)
     print_next_command("chat", str(folder))
 
 

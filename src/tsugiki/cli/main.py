@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, TsugikiWarning, is_ordinary
+from tsugiki.io.system import STOP_SIGNALS
 from tsugiki.language import VARIABLE, _, choose_language
 
 _SECONDS_FOR_MAIN = 10
@@ -28,8 +29,9 @@ def main() -> None:
     except ValueError as error:
         _stop(str(error), 2, debug)
     warnings.showwarning = _notes_once()
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, _interrupt)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, _interrupt)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, inside a command
     _let_threads_wait_passively()
     for stream in (sys.stdout, sys.stderr):

@@ -1,10 +1,11 @@
 """Predict which other programs would reject an adapter, or load it and give another result.
 
-llama.cpp and Ollama load the GGUF file that `tsugiki export --gguf` writes; PEFT and vLLM load the adapter's folder.
-The prediction is possible before training. Tests verify the statements about llama.cpp and PEFT against these programs;
-the statements about Ollama and vLLM are from their sources. vLLM's `lora/peft_helper.py` rejects DoRA, modules_to_save,
-biases and ranks above --max-lora-rank, and uses one alpha and one rank for all layers. Its list of supported models
-(docs.vllm.ai) has no LoRA for GPT-2.
+llama.cpp and Ollama load the GGUF file that `tsugiki export --gguf` writes; PEFT, vLLM and SGLang load the adapter's
+folder. The prediction is possible before training. Tests verify the statements about llama.cpp and PEFT against these
+programs; the statements about Ollama, vLLM and SGLang are from their sources. vLLM's `lora/peft_helper.py` rejects
+DoRA, modules_to_save, biases and ranks above --max-lora-rank, and uses one alpha and one rank for all layers. Its list
+of supported models (docs.vllm.ai) has no LoRA for GPT-2. SGLang's `lora/lora_config.py` and `lora/utils.py` read r,
+lora_alpha and a list of target_modules alone, and look there for the layer of each tensor.
 """
 
 from collections.abc import Collection, Sequence
@@ -50,7 +51,7 @@ def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None =
     if why:
         message = _("it was trained on another base than {model} ({why}), which {loader} does not check")
         problems.append(message.format(model=model, why=why, loader=loader))
-    if loader in ("peft", "vllm"):
+    if loader in ("peft", "vllm", "sglang"):
         return problems + _config_incompatibilities(loader, config)
     if not isinstance(config, LoraConfig):
         return problems + _not_lora(config) + _ollama(loader)
@@ -76,7 +77,7 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
     """
     if isinstance(config, FullConfig):
         return [_("the run trains every weight, so there will be no adapter; export the model instead")]
-    if loader in ("peft", "vllm"):
+    if loader in ("peft", "vllm", "sglang"):
         return _config_incompatibilities(loader, config)
     if not isinstance(config, LoraConfig):
         return _not_lora(config) + _ollama(loader)
@@ -101,12 +102,9 @@ def vllm_incompatibilities(config: object) -> list[str]:
     """Return why vLLM does not serve an adapter, or serves it wrongly, as predicates whose subject is "it"."""
     if not isinstance(config, LoraConfig):
         return [marked("is not LoRA")]
-    reasons = {
-        marked("is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2"): config.fan_in_fan_out,
-        marked("is DoRA"): config.use_dora,
-        marked("contains whole modules (modules_to_save)"): bool(config.modules_to_save),
-        marked("contains vectors of single tokens (trainable_token_indices)"): bool(config.trainable_token_indices),
-        marked("trains biases"): config.bias != "none" or config.lora_bias,
+    gpt2 = marked("is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2")
+    reasons = {gpt2: config.fan_in_fan_out} | _not_served(config)
+    reasons |= {
         marked("adapts parameters (target_parameters), which has not been tried with vLLM"): bool(
             config.target_parameters
         ),
@@ -116,6 +114,36 @@ def vllm_incompatibilities(config: object) -> list[str]:
         marked("has a rank above 512"): config.r > _VLLM_RANKS[-1],
     }
     return [reason for reason, applies in reasons.items() if applies]
+
+
+def sglang_incompatibilities(config: object) -> list[str]:
+    """Return why SGLang does not serve an adapter, or serves it wrongly, as predicates whose subject is "it"."""
+    if not isinstance(config, LoraConfig):
+        return [marked("is not LoRA")]
+    targets = config.target_modules
+    reasons = _not_served(config) | {
+        marked("adapts parameters (target_parameters), which SGLang looks for in target_modules"): bool(
+            config.target_parameters
+        ),
+        marked("has layers of different ranks or alphas, which SGLang scales alike"): bool(
+            config.rank_pattern or config.alpha_pattern
+        ),
+        marked("is scaled by lora_alpha / √r (use_rslora), and SGLang scales by lora_alpha / r"): config.use_rslora,
+        marked("names its layers by a regular expression, and SGLang reads a list of names alone"): (
+            isinstance(targets, str) and targets != "all-linear"
+        ),
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def _not_served(config: LoraConfig) -> dict[str, bool]:
+    """Return what neither vLLM nor SGLang serves, and whether the adapter has it."""
+    return {
+        marked("is DoRA"): config.use_dora,
+        marked("contains whole modules (modules_to_save)"): bool(config.modules_to_save),
+        marked("contains vectors of single tokens (trainable_token_indices)"): bool(config.trainable_token_indices),
+        marked("trains biases"): config.bias != "none" or config.lora_bias,
+    }
 
 
 def rank_for_vllm(config: LoraConfig) -> int | None:
@@ -149,9 +177,10 @@ def is_plain_lora(config: object) -> bool:
 
 
 def _config_incompatibilities(loader: Loader, config: object) -> list[str]:
-    """Return the incompatibilities with PEFT or vLLM, which do not depend on the base."""
-    if loader == "vllm":
-        return [_("it {reason}").format(reason=_(reason)) for reason in vllm_incompatibilities(config)]
+    """Return the incompatibilities with PEFT, vLLM or SGLang, which do not depend on the base."""
+    if loader != "peft":
+        reasons = vllm_incompatibilities(config) if loader == "vllm" else sglang_incompatibilities(config)
+        return [_("it {reason}").format(reason=_(reason)) for reason in reasons]
     adapter_format = format_of(config)
     if peft_reads(adapter_format):
         return []

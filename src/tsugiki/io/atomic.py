@@ -20,6 +20,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from tsugiki.errors import TsugikiError
+from tsugiki.io.system import flush, move
 from tsugiki.language import _
 
 DAY = 24 * 60 * 60
@@ -56,9 +57,9 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     with _write_errors(out):
         try:
             yield temporary
-            _flush(temporary)
-            temporary.replace(out)
-            _flush(out.absolute().parent)
+            flush(temporary)
+            move(temporary, out)
+            flush(out.absolute().parent)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -83,12 +84,12 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
         _flush_tree(temporary)
         if replace:
             with _out_of_the_way(out):
-                temporary.rename(out)
+                move(temporary, out)
         else:
             if out.is_dir():
                 out.rmdir()
-            temporary.rename(out)
-        _flush(out.absolute().parent)
+            move(temporary, out)
+        flush(out.absolute().parent)
 
 
 @contextmanager
@@ -108,8 +109,8 @@ def files_into(folder: Path, last: str) -> Iterator[Path]:
         paths = sorted(temporary.iterdir(), key=lambda path: path.match(last))
         for _other, group in groupby(paths, key=lambda path: path.match(last)):
             for path in group:
-                path.replace(folder / path.name)
-            _flush(folder)
+                move(path, folder / path.name)
+            flush(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -157,8 +158,8 @@ def rename_folder(folder: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise TsugikiError(_("{target} exists already; choose another name, or remove it first").format(target=target))
     try:
-        folder.rename(target)
-        _flush(target.absolute().parent)
+        move(folder, target)
+        flush(target.absolute().parent)
     except OSError as error:
         message = _("cannot rename {folder}: {reason}")
         raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
@@ -176,7 +177,7 @@ def remove_folder(folder: Path) -> None:
         if folder.is_symlink():
             folder.unlink()
             return
-        folder.rename(removed)
+        move(folder, removed)
     except OSError as error:
         message = _("cannot remove {folder}: {reason}")
         raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
@@ -219,11 +220,11 @@ def _out_of_the_way(folder: Path) -> Iterator[None]:
         yield
         return
     aside = _temporary(folder, "removed")
-    folder.rename(aside)
+    move(folder, aside)
     try:
         yield
     except BaseException:
-        aside.rename(folder)
+        move(aside, folder)
         raise
     if aside.is_symlink():
         aside.unlink()
@@ -235,7 +236,7 @@ def _create(folder: Path) -> list[Path]:
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in created:
-        _flush(path.absolute().parent)
+        flush(path.absolute().parent)
     return created
 
 
@@ -267,18 +268,7 @@ def _write_errors(out: Path) -> Iterator[None]:
         raise WriteError(_("cannot write {out}: {reason}{hint}").format(out=out, reason=text, hint=hint)) from error
 
 
-def _flush(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk. Windows supports this for files only."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)

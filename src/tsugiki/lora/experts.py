@@ -12,7 +12,7 @@ that its module stores transposed, [experts, in, out], has the transposed update
 this by the attribute `is_transposed`. A parameter of two dimensions is treated as a stack of one matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,20 @@ class ParameterPair(LowRank):
     def in_place_of(self, weight: Tensor) -> Tensor:
         """Return what the module computes with while the adapter is active: W + ΔW in the dtype of W."""
         return self.updated(weight).to(weight.dtype)
+
+
+class JoinedParameterPairs(ParameterPair):
+    """The pairs that several adapters have for one parameter."""
+
+    def __init__(self, pairs: Sequence[ParameterPair]) -> None:
+        nn.Module.__init__(self)
+        self.pairs, self.scaling = nn.ModuleList(pairs), 1.0
+        self.shape, self.transposed = pairs[0].shape, pairs[0].transposed
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Return the factors of the sum of the updates; L is multiplied by the scalings."""
+        found = [(*pair.matrices(), pair.scaling) for pair in self.pairs if isinstance(pair, ParameterPair)]
+        return torch.cat([scaling * left for left, _, scaling in found], -1), torch.cat([r for _, r, _ in found], -2)
 
 
 class LoraParameters(nn.ModuleDict):

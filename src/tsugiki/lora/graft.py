@@ -13,10 +13,11 @@ base's own parameters never change. A LoRA adapter wraps each target `layer` as 
 
 This is all that grafting changes in a model; `ungraft` undoes each of them:
 
-- the model gets the attribute `_tsugiki` (a `Graft`, see `lora.hold`); `resize_token_embeddings` and
-  `nn.DataParallel` raise an error;
-- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter, after the public
-  `tsugiki.graft` or `load_adapter` (`adapters.pretrained`);
+- the model gets the attribute `_tsugiki` (a `Graft`, see `lora.hold`); `nn.DataParallel` raises an error, and
+  `resize_token_embeddings` if an adapter changes the embedding or the head; PEFT's `print_trainable_parameters` and
+  `merge_and_unload` are added (`adapters.pretrained`);
+- `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter, and `train` looks at
+  the trainer, after the public `tsugiki.graft` or `load_adapter` (`adapters.pretrained`, `adapters.reference`);
 - every parameter of the base gets `requires_grad=False`;
 - the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
   (`linear_of_matrix` in `model.linear`);
@@ -38,8 +39,9 @@ attribute `_tsugiki_changed_weights`, because its files no longer identify it (`
 independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_paths` undoes it.
 """
 
-from collections.abc import Collection
-from typing import Protocol, TypeVar
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
@@ -59,14 +61,16 @@ from tsugiki.lora.hold import (
     switch,
 )
 from tsugiki.lora.pair import Grafted
-from tsugiki.model.freeze import freeze, warn_of_float16
+from tsugiki.model.freeze import freeze, use_matrix_product, warn_of_float16
 from tsugiki.model.linear import CHANGED_WEIGHTS
-from tsugiki.model.undo import replace_module, undo_all
-from tsugiki.model.ungrafted import unwrapped, unwrapped_to_graft
+from tsugiki.model.undo import replace_module, set_attribute, undo_all
+from tsugiki.model.ungrafted import unwrapped, unwrapped_to_graft, vocabulary_layers
 
 DEFAULT_NAME = "default"
 BASE_ROW = "__base__"
 """Selects the base (no adapter) for a row of `mixed_batch`, as in PEFT. Reserved: no adapter can have this name."""
+WORDS_BEFORE = "_tsugiki_words"
+"""The attribute of a model whose vocabulary was resized while it was grafted: the number of words before."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -114,6 +118,9 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
             state.base_dropout = bool(base_dropout)
             setattr(model, STATE_ATTRIBUTE, state)
             freeze(model, state.base_dropout, state.frozen)
+            if hasattr(model, "resize_token_embeddings"):
+                resize = partial(_resize_token_embeddings, model)
+                set_attribute(model, "resize_token_embeddings", resize, state.frozen)
         state.adapters[name] = adapter
         set_adapter(model, name)
     except BaseException:
@@ -169,6 +176,36 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _forget(model: nn.Module, state: Graft) -> None:
     undo_all(state.frozen)
     vars(model).pop(STATE_ATTRIBUTE, None)
+
+
+def _resize_token_embeddings(model: Any, new_num_tokens: int | None = None, *args: Any, **settings: Any) -> nn.Module:
+    """Do the same as the method of the model's class, unless an adapter changes the embedding or the output head."""
+    state = require_state(model)
+    layers = vocabulary_layers(model)
+    sizes = {len(layer.weight) for layer in layers.values()}  # type: ignore[arg-type]
+    if new_num_tokens is not None and sizes != {new_num_tokens}:
+        held = [path for adapter in state.adapters.values() for part in vars(adapter).values() for path in _names(part)]
+        plain = (nn.Embedding, nn.Linear)
+        changed = [
+            path
+            for path, layer in layers.items()
+            if not isinstance(layer, plain) or any(name == path or name.startswith(f"{path}.") for name in held)
+        ]
+        if changed:
+            message = _(
+                "resize_token_embeddings would replace {path}, which is quantised or changed by an adapter; resize the "
+                "vocabulary before you graft"
+            )
+            raise TsugikiError(message.format(path=changed[0]))
+        vars(model).setdefault(WORDS_BEFORE, max(sizes))
+    embedding: nn.Module = type(model).resize_token_embeddings(model, new_num_tokens, *args, **settings)
+    use_matrix_product(model, state.frozen)
+    return embedding
+
+
+def _names(part: object) -> Iterable[str]:
+    """Return the names of layers or parameters that a part of an adapter is for."""
+    return part if isinstance(part, dict) else ()
 
 
 def _unwrap(model: nn.Module, keep: Collection[Adapter]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
+from tsugiki.lora.experts import JoinedParameterPairs, ParameterPair
 from tsugiki.lora.pair import LowRank
 from tsugiki.model.freeze import refuse_offloaded
 from tsugiki.model.undo import Undo, remove_hook, undo_all
@@ -312,6 +313,7 @@ class JoinedPairs(LowRank):
 def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
     """Return the sum of LoRA adapters of one model, by their names."""
     pairs: dict[str, list[LowRank]] = {}
+    parameter_pairs: dict[str, list[ParameterPair]] = {}
     joined: list[LoraAdapter] = []
     for name, adapter in adapters.items():
         if not isinstance(adapter, LoraAdapter):
@@ -321,9 +323,9 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
         joined.append(adapter)
         for path, pair in adapter.pairs.items():
             pairs.setdefault(path, []).append(pair)
-    others = [
-        path for part in joined for path in (*part.parameter_pairs, *part.modules, *part.parameters, *part.tokens)
-    ]
+        for path, parameter_pair in adapter.parameter_pairs.items():
+            parameter_pairs.setdefault(path, []).append(parameter_pair)
+    others = [path for part in joined for path in (*part.modules, *part.parameters, *part.tokens)]
     twice = next((path for path in others if others.count(path) > 1), None)
     if twice is not None:
         message = _("several of {adapters} replace {path}; only one of them can be active")
@@ -343,6 +345,6 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
         {path: found[0] if len(found) == 1 else JoinedPairs(found) for path, found in pairs.items()},
         {path: part.modules[path] for part in joined for path in part.modules},
         {path: part.parameters[path] for part in joined for path in part.parameters},
-        {path: part.parameter_pairs[path] for part in joined for path in part.parameter_pairs},
+        {path: own[0] if len(own) == 1 else JoinedParameterPairs(own) for path, own in parameter_pairs.items()},
         {path: part.tokens[path] for part in joined for path in part.tokens},
     )

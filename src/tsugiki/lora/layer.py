@@ -114,7 +114,7 @@ def activate_factors(layer: Grafted, pair: LowRank) -> None:
     """
     children = layer._modules
     device = device_of(children["base_layer"])  # type: ignore[arg-type]
-    if pair._parameters["A"].device != device:  # type: ignore[union-attr]
+    if device.type != "meta" and pair._parameters["A"].device != device:  # type: ignore[union-attr]
         pair.to(device)
     if pair.training != layer.training:
         pair.train(layer.training)

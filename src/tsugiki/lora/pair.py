@@ -41,6 +41,8 @@ class LowRank(nn.Module):
         For PiSSA they have rank 2r, since the update is B A - B0 A0 = B (A - A0) + (B - B0) A0. In this form it is
         exactly zero before training. As the difference of two large products, a small update would be lost in 16 bits.
         """
+        if self.A.is_meta and "_hf_hook" in vars(self):  # accelerate offloads modules until they are called
+            self._hf_hook.pre_forward(self)  # type: ignore[union-attr, operator]
         if self.A0 is None or self.B0 is None:
             return self.A, self.B
         return torch.cat([self.A - self.A0, self.A0]), torch.cat([self.B, self.B - self.B0], 1)

@@ -75,13 +75,15 @@ _HARMLESS = frozenset(
         # for parallel engines; they do not change what is computed
         *("megatron_config", "megatron_core"),
         # how A and B were initialised; the file has their trained values
-        *("eva_config", "loftq_config"),
+        *("eva_config", "loftq_config", "corda_config", "lora_ga_config"),
         # has an effect only together with `use_qalora`
         "qalora_group_size",
         # what the backward pass keeps; the result is the same
         "velora_config",
     }
 )
+_MERGEABLE = frozenset({"kasa_config", "monteclora_config", "use_bdlora"})
+"""Fields that are not supported, and whose adapters PEFT can merge."""
 # Values of `init_lora_weights` that leave the frozen weights unchanged. With all others (PiSSA, OLoRA, CorDA, LoftQ,
 # LoRA-GA), PEFT changes the base, and the file fits only the changed one.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -90,6 +92,10 @@ _NO_INSTEAD = {
         "it repeats layers of the base, which all adapters of a model share; load it with PEFT"
     ),
     "alora_invocation_tokens": marked("which tokens it changes depends on the text; load it with PEFT"),
+    "arrow_config": marked("which of several adapters it uses depends on the text; load it with PEFT"),
+    "use_qalora": marked(
+        "it adds the inputs of a quantised layer in groups, and PEFT cannot merge it; load it with PEFT"
+    ),
 }
 """Fields that are not supported, and whose effect cannot be merged either -> the reason, and what to do."""
 _NO_EFFECT = frozenset(
@@ -100,6 +106,8 @@ _NO_EFFECT = frozenset(
     }
 )
 """Settings of PEFT's `LoraConfig` that do not change what a new adapter computes."""
+FIELDS_OF_PEFT = _HARMLESS | _MERGEABLE | _NO_INSTEAD.keys() | _NO_EFFECT | {"inference_mode", "runtime_config"}
+"""The fields of PEFT's `LoraConfig` that ours does not have. Any other field is refused, unless its value is empty."""
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ its running statistics are used but not updated.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
@@ -23,7 +23,7 @@ from torch import nn
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.model.linear import linear_of_matrix
-from tsugiki.model.undo import Undo, base_of, replace_forward, set_attribute
+from tsugiki.model.undo import Undo, replace_forward, set_attribute
 from tsugiki.model.ungrafted import output_head
 
 SavedDropout = list[tuple[Any, str, Any]]
@@ -58,12 +58,15 @@ def freeze(model: nn.Module, keep_dropout: bool, undo: list[Undo]) -> None:
         disable_dropout(model, saved)
     undo.append(partial(unfreeze_batchnorm, model))
     freeze_batchnorm(model)
+    use_matrix_product(model, undo)
+    set_attribute(model, "_replicate_for_data_parallel", _refuse_data_parallel, undo)
+
+
+def use_matrix_product(model: nn.Module, undo: list[Undo]) -> None:
+    """Let the output head, if it is an `nn.Linear`, compute the same faster."""
     head = output_head(model)
     if type(head) is nn.Linear and "forward" not in vars(head):
         replace_forward(head, partial(linear_of_matrix, head), undo)
-    set_attribute(model, "_replicate_for_data_parallel", _refuse_data_parallel, undo)
-    if hasattr(model, "resize_token_embeddings"):
-        set_attribute(model, "resize_token_embeddings", partial(_refuse_to_resize, model), undo)
 
 
 def warn_of_float16(model: nn.Module) -> None:
@@ -81,7 +84,7 @@ def warn_of_float16(model: nn.Module) -> None:
 def refuse_offloaded(model: nn.Module) -> None:
     """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
     for path, module in model.named_modules():
-        if "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values()):
+        if _holds_offloaded(module):
             message = _(
                 "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
                 "adapted; load the model without offloading"
@@ -89,21 +92,30 @@ def refuse_offloaded(model: nn.Module) -> None:
             raise TsugikiError(message.format(path=path))
 
 
+@contextmanager
+def in_memory(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep the own parameters of these modules in memory within the block, if accelerate offloads them."""
+    from accelerate.utils import align_module_device
+
+    with ExitStack() as stack:
+        for module in modules:
+            if _holds_offloaded(module):
+                stack.enter_context(align_module_device(module))
+        yield
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Return whether accelerate offloads parameters of the model."""
+    return any(map(_holds_offloaded, model.modules()))
+
+
+def _holds_offloaded(module: nn.Module) -> bool:
+    return "_hf_hook" in vars(module) and any(p is not None and p.is_meta for p in module._parameters.values())
+
+
 def _restore_grad(model: nn.Module, required_grad: Mapping[str, bool]) -> None:
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(required_grad.get(path, False))
-
-
-def _refuse_to_resize(model: Any, new_num_tokens: int | None = None, *_args: object, **_kwargs: object) -> nn.Module:
-    embedding: nn.Module = model.get_input_embeddings()
-    if new_num_tokens not in (None, len(base_of(embedding).weight)):  # type: ignore[arg-type]
-        raise TsugikiError(
-            _(
-                "resize_token_embeddings would replace the layers that an adapter changes, or trained copies of "
-                "them; resize the vocabulary before you graft"
-            )
-        )
-    return embedding
 
 
 def _refuse_data_parallel(*_args: object) -> NoReturn:

@@ -6,7 +6,6 @@ files have limits of size, links are not followed, and a record that cannot be r
 
 import math
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use, process_of
+from tsugiki.io.system import OWN_GROUP, ask_to_end
 from tsugiki.language import VARIABLE, _, language
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
@@ -77,6 +77,7 @@ class RunProcesses:
                     stderr=log,
                     env={**os.environ, VARIABLE: language()},
                     start_new_session=True,  # it goes on when the server ends, and Ctrl-C does not reach it
+                    creationflags=OWN_GROUP,
                 )
             finally:
                 os.close(log)
@@ -126,7 +127,7 @@ class RunProcesses:
             if pid is None:
                 return False
             try:
-                os.kill(pid, signal.SIGTERM)
+                ask_to_end(pid)
             except OSError:  # it has ended, or is another user's
                 return False
             self._stopping[folder] = pid

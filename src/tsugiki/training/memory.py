@@ -24,7 +24,11 @@ def resident(device: "torch.device | None" = None) -> int | None:
     """Return the memory that this process uses now."""
     if (module := _accelerator(device)) is not None:
         return int((getattr(module, "memory_allocated", None) or module.current_allocated_memory)())  # the latter: MPS
-    return _read_kilobytes(Path("/proc/self/status"), "VmRSS")
+    if (size := _read_kilobytes(Path("/proc/self/status"), "VmRSS")) is not None:
+        return size
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak(device: "torch.device | None" = None) -> int | None:
@@ -40,7 +44,12 @@ def available(device: "torch.device | None" = None) -> int | None:
     if hasattr(module := _accelerator(device), "mem_get_info"):
         return int(module.mem_get_info()[0])
     sizes = [_read_kilobytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_container()]
-    return min((size for size in sizes if size is not None), default=None)
+    known = [size for size in sizes if size is not None]
+    if known:
+        return min(known)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def reset_peak(device: "torch.device | None" = None) -> None:
@@ -104,7 +113,9 @@ def _read_process_peak() -> int:
     try:
         import resource
     except ImportError:  # Windows
-        return 0
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -7,7 +7,7 @@
 The default layers are the linear layers inside the blocks. They change what goes into the head, but not the head's
 rows, so they can hardly raise the probability of a token that the base has never written, such as an old form of a
 Chinese character. A base gives such a token a probability of less than 1 in 400,000 almost everywhere, and any other
-token seldom: the embedded model to 0.6 to 1.2 % of the tokens of works in old kana, and to 3 % of those of the
+token seldom: the embedded model to up to 1.6 % of the tokens of works in old kana, and to 3 % of those of the
 quickstart's texts, which are in katakana. With few unlikely tokens, the head at the full rate forgets more than it
 learns; at a tenth of it, all texts that were tried gain (docs/training-evidence.md).
 """

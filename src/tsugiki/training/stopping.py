@@ -1,8 +1,8 @@
 """End a run between two optimiser steps, so that its state is complete, after a signal or a loss that is not a number.
 
-Signals are SIGINT, SIGTERM and SIGHUP. All processes read losses, and stop requests of the others, after the same
-steps. A processor has them at once, so they are read after every step. Reading from an accelerator makes the loop wait,
-so there are some seconds between two readings. Then a signal or a loss that is not a number soon ends the run.
+Signals are those of `io.system`. All processes read losses, and stop requests of the others, after the same steps. A
+processor has them at once, so they are read after every step. Reading from an accelerator makes the loop wait, so there
+are some seconds between two readings. Then a signal or a loss that is not a number soon ends the run.
 """
 
 import signal
@@ -16,10 +16,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from tsugiki.errors import Interrupted
+from tsugiki.io.system import STOP_SIGNALS
 from tsugiki.training.processes import on_main
 
 _SECONDS_BETWEEN = 5.0
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopSignals:
@@ -39,7 +39,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
-            self._former = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -110,26 +110,31 @@ def preview(config: RunConfig, rows: int) -> Preview:
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
-    """Return the row with index `row` as text; `number` is its position in the order of training."""
+    """Return the row with index `row` as text; `number` is its position in the order of training.
+
+    An answer that shares the prompt of the one before it is shown with the prompt.
+    """
     item = blocks[row]
-    views, filled = [], 0
+    views, filled, before = [], 0, 0
     for segment in blocks.row(row):
-        here = slice(filled, filled + segment.length)
-        spans = tuple(_spans(item["input_ids"][here].tolist(), item["labels"][here].tolist(), tokenizer))
+        here, prompt = slice(filled, filled + segment.length), slice(before, before + segment.prompt)
+        ids, labels = (item[name][prompt].tolist() + item[name][here].tolist() for name in ("input_ids", "labels"))
+        spans = tuple(_spans(ids, labels, tokenizer))
         views.append(_view(blocks, segment, spans))
-        filled += segment.length
+        before, filled = filled, filled + segment.length
     return RowView(number, tuple(views), blocks.block_size - filled)
 
 
 def _view(blocks: Blocks, segment: Segment, spans: tuple[Span, ...]) -> SegmentView:
     index = blocks.store.index
     continues = bool(index.splittable[segment.record])
-    if not segment.first:
+    first = segment.first or segment.prompt > 0
+    if not first:
         spans = _without_half_characters(spans)
     if not segment.last:
         spans = _without_half_characters(spans[::-1])[::-1]
     name = index.name(segment.record)
-    return SegmentView(name, segment.length, segment.first, segment.last, continues, spans)
+    return SegmentView(name, segment.prompt + segment.length, first, segment.last, continues, spans)
 
 
 def _without_half_characters(spans: tuple[Span, ...]) -> tuple[Span, ...]:

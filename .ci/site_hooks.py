@@ -1,0 +1,38 @@
+"""Let the guides, whose links are those of the repository, become pages of the site (see mkdocs.yml)."""
+
+import posixpath
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hatch_build import long_description  # noqa: E402
+
+_PLACE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["tsugiki"]
+
+
+def on_config(config: Any) -> Any:
+    """Take the addresses of the repository and of the site from pyproject.toml."""
+    config.repo_url, config.site_url = _PLACE["address"] or None, _PLACE["site"] or None
+    return config
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Remove links to the other language, which the site has at the top, and make links to the source absolute."""
+    markdown = re.sub(r"(?m)^\[(日本語|English)\]\([\w.-]+\.md\)( · )?", "", markdown, count=1)
+    markdown = re.sub(r"\]\(([^)\s:]+)\.ja\.(md|png|svg)", r"](\1.\2", markdown)
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def outside(link: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join("docs", folder, link[3]))
+        if "://" in link[3] or link[3].startswith("#") or target.startswith("docs/"):
+            return link[0]
+        if target.startswith("README"):
+            return f"[{link[2]}](index.md)"
+        return long_description(f"{link[1]}[{link[2]}]({target})", _PLACE["address"].rstrip("/"), _PLACE["files"])
+
+    return re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", outside, markdown)

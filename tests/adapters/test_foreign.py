@@ -1,0 +1,376 @@
+"""`tsugiki adapters import`: files made as mlx-lm, LitGPT, torchtune and old releases of PEFT make them.
+
+What such a file computes is written down here once more: the weights of the base in the program's own layout, with the
+program's own sum, are put back into the base.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.adapters.folders import edit_config
+from tests.tiny import logits, relative_error, save_grafted, save_tiny
+from tests.tiny_types import lively_model
+from tsugiki import LoraConfig, TsugikiError, load_adapter
+from tsugiki.adapters import import_adapter, read_adapter_files, read_metadata, read_tensors
+from tsugiki.base import load_model
+from tsugiki.methods import IA3Config
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+R = 3
+Weights = dict[str, Tensor]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))) * 0.2
+
+
+def weights_of(base: str) -> Weights:
+    return {name: tensor.clone() for name, tensor in load_model(base).state_dict().items()}
+
+
+def assert_computes(base: str, path: Path, out: Path, expected: Weights) -> None:
+    """The imported adapter computes what a model with the expected weights computes, in Tsugiki and in PEFT."""
+    import_adapter(path, base, out)
+    model = load_model(base)
+    before = logits(model)
+    model.load_state_dict(expected)
+    wanted = logits(model)
+    assert relative_error(wanted, before) > 1e-2
+    assert relative_error(logits(load_adapter(load_model(base), out)), wanted) < 1e-5
+    theirs = peft.PeftModel.from_pretrained(load_model(base), out).eval()
+    assert relative_error(logits(theirs), wanted) < 1e-5
+    assert read_metadata(out).provenance is not None
+    assert not read_adapter_files(out).problems
+
+
+def base_of(folder: Path, kind: str, **settings: Any) -> str:
+    if kind in ("qwen3_moe", "mixtral"):
+        lively_model(kind).save_pretrained(folder)
+        return str(folder)
+    return save_tiny(folder, kind, **settings)
+
+
+# mlx-lm ------------------------------------------------------------------------------------------------------------
+
+
+def write_mlx(folder: Path, tensors: Mapping[str, Tensor], kind: str = "lora", **parameters: Any) -> Path:
+    """adapters.safetensors and the settings of the run, as `mlx_lm.lora` writes them."""
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapters.safetensors")
+    settings = {"rank": R, "dropout": 0.0, "scale": 20.0, **parameters}
+    fields = {"fine_tune_type": kind, "num_layers": 1, "model": "base", "lora_parameters": settings, "iters": 10}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_mlx_lm(dora: bool, tmp_path: Path):
+    """Its weights are [out, in], its factors transposed; it adapts the last blocks alone."""
+    base = save_tiny(tmp_path / "base", "llama", tie_word_embeddings=False)
+    weights, tensors = weights_of(base), {}
+    layers = ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj", "lm_head"]
+    for layer in [*layers, *([] if dora else ["model.embed_tokens"])]:
+        weight = weights[f"{layer}.weight"]
+        rows, columns = weight.shape if "embed" in layer else weight.T.shape
+        a, b = noise(rows, R), noise(R, columns, seed=1)
+        tensors |= {f"{layer}.lora_a": a, f"{layer}.lora_b": b}
+        summed = weight + 20 * (a @ b if "embed" in layer else (a @ b).T)
+        if dora:
+            tensors[f"{layer}.m"] = m = weight.norm(dim=1) * (1 + noise(len(weight)))
+            summed = summed * (m / summed.norm(dim=1))[:, None]
+        weights[f"{layer}.weight"] = summed
+    folder = write_mlx(tmp_path / "mlx", tensors, "dora" if dora else "lora")
+    assert_computes(base, folder, tmp_path / "out", weights)
+
+
+def test_mlx_lm_names_gpt2_otherwise(tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "gpt2")
+    weights, a, b = weights_of(base), noise(32, R), noise(R, 96)
+    weights["transformer.h.1.attn.c_attn.weight"] += 2 * a @ b  # a Conv1D's weight is [in, out]
+    tensors = {"model.h.1.attn.c_attn.lora_a": a, "model.h.1.attn.c_attn.lora_b": b}
+    assert_computes(base, write_mlx(tmp_path / "mlx", tensors, scale=2.0), tmp_path / "out", weights)
+
+
+@pytest.mark.parametrize(("kind", "block"), [("qwen3_moe", "mlp"), ("mixtral", "block_sparse_moe")])
+def test_mlx_lm_stacks_the_factors_of_experts(kind: str, block: str, tmp_path: Path):
+    base = base_of(tmp_path / "base", kind)
+    weights, tensors = weights_of(base), {}
+    experts, doubled, width = weights["model.layers.1.mlp.experts.gate_up_proj"].shape
+    sizes = {"gate_proj": (width, doubled // 2), "up_proj": (width, doubled // 2), "down_proj": (doubled // 2, width)}
+    deltas = {}
+    for number, (part, (inputs, outputs)) in enumerate(sizes.items()):
+        a, b = noise(experts, R, inputs, seed=number), noise(experts, outputs, R, seed=number + 9)
+        name = f"model.layers.1.{block}.switch_mlp.{part}"
+        tensors |= {f"{name}.lora_a": a, f"{name}.lora_b": b}
+        deltas[part] = 2 * b @ a
+    weights["model.layers.1.mlp.experts.gate_up_proj"] += torch.cat([deltas["gate_proj"], deltas["up_proj"]], 1)
+    weights["model.layers.1.mlp.experts.down_proj"] += deltas["down_proj"]
+    a, b = noise(width, R), noise(R, experts)
+    tensors |= {f"model.layers.1.{block}.gate.lora_a": a, f"model.layers.1.{block}.gate.lora_b": b}
+    weights["model.layers.1.mlp.gate.weight"] += 2 * (a @ b).T
+    assert_computes(base, write_mlx(tmp_path / "mlx", tensors, scale=2.0), tmp_path / "out", weights)
+
+
+# LitGPT ------------------------------------------------------------------------------------------------------------
+
+
+def write_litgpt(folder: Path, tensors: Mapping[str, Tensor], **settings: Any) -> Path:
+    """lit_model.pth.lora and hyperparameters.yaml, as `litgpt finetune_lora` writes them."""
+    folder.mkdir()
+    torch.save({"model": dict(tensors)}, folder / "lit_model.pth.lora")
+    fields = {"checkpoint_dir": "checkpoints/x", "precision": "bf16-true", "lora_r": R, "lora_alpha": 16, **settings}
+    (folder / "hyperparameters.yaml").write_text(yaml.safe_dump(fields))
+    return folder
+
+
+@pytest.mark.parametrize("adapted", [("q", "v"), ("q", "k", "v"), ("k",)])
+def test_litgpt(adapted: tuple[str, ...], tmp_path: Path):
+    """Its attention has one weight [q; k; v]; the three share a convolution with a group for each (its `conv1d`)."""
+    base = save_tiny(tmp_path / "base", "llama", tie_word_embeddings=False)
+    weights, tensors = weights_of(base), {}
+    heights = {"q": 32, "k": 16, "v": 16}
+    attention = "model.layers.0.self_attn"
+    A, B = noise(R * len(adapted), 32), noise(sum(heights[one] for one in adapted), R)
+    tensors |= {"transformer.h.0.attn.qkv.lora_A": A, "transformer.h.0.attn.qkv.lora_B": B}
+    parts = zip(A.chunk(len(adapted)), torch.split(B, [heights[one] for one in adapted]), strict=True)
+    for one, (A_part, B_part) in zip(adapted, parts, strict=True):
+        delta = F.conv1d(A_part[None], B_part[..., None])[0]
+        weights[f"{attention}.{one}_proj.weight"] += 16 / R * delta
+    others = {
+        "transformer.h.1.attn.proj": "model.layers.1.self_attn.o_proj",
+        "transformer.h.1.mlp.fc_1": "model.layers.1.mlp.gate_proj",
+        "transformer.h.1.mlp.fc_2": "model.layers.1.mlp.up_proj",
+        "transformer.h.1.mlp.proj": "model.layers.1.mlp.down_proj",
+        "lm_head": "lm_head",
+    }
+    for theirs, name in others.items():
+        out, inputs = weights[f"{name}.weight"].shape
+        A, B = noise(R, inputs), noise(out, R)
+        tensors |= {f"{theirs}.lora_A": A, f"{theirs}.lora_B": B}
+        weights[f"{name}.weight"] += 16 / R * B @ A
+    chosen = {f"lora_{name}": name[0] in adapted for name in ("query", "key", "value")}
+    folder = write_litgpt(tmp_path / "lit", tensors, lora_projection=True, lora_mlp=True, lora_head=True, **chosen)
+    assert_computes(base, folder, tmp_path / "out", weights)
+
+
+def test_litgpts_names_for_phi_and_mixtral(tmp_path: Path):
+    base = save_tiny(tmp_path / "phi", "phi")
+    weights, A, B = weights_of(base), noise(R, 32), noise(48, R)
+    weights["model.layers.0.mlp.fc1.weight"] += 16 / R * B @ A
+    tensors = {"transformer.h.0.mlp.fc.lora_A": A, "transformer.h.0.mlp.fc.lora_B": B}
+    assert_computes(base, write_litgpt(tmp_path / "a", tensors), tmp_path / "out", weights)
+
+    base = base_of(tmp_path / "mixtral", "mixtral")
+    weights, tensors = weights_of(base), {}
+    stack = weights["model.layers.0.mlp.experts.gate_up_proj"]
+    for expert in range(len(stack)):
+        A, B = noise(R, stack.shape[2], seed=expert), noise(stack.shape[1] // 2, R, seed=expert)
+        name = f"transformer.h.0.mlp.experts.{expert}.fc_2"
+        tensors |= {f"{name}.lora_A": A, f"{name}.lora_B": B}
+        stack[expert, stack.shape[1] // 2 :] += 16 / R * B @ A
+    assert_computes(base, write_litgpt(tmp_path / "b", tensors), tmp_path / "out2", weights)
+
+
+# torchtune ---------------------------------------------------------------------------------------------------------
+
+
+def write_torchtune(folder: Path, tensors: Mapping[str, Tensor], **fields: Any) -> Path:
+    """adapter_model.pt and adapter_config.json, as torchtune's checkpointer writes them."""
+    folder.mkdir()
+    torch.save(dict(tensors), folder / "adapter_model.pt")
+    (folder / "adapter_config.json").write_text(json.dumps({"r": R, "lora_alpha": 12, "peft_type": "LORA", **fields}))
+    return folder
+
+
+def in_metas_order(weight: Tensor, heads: int) -> Tensor:
+    """The rows of queries or keys as torchtune has them for Llama (its `hf_to_tune`)."""
+    return weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+@pytest.mark.parametrize(
+    ("kind", "permuted", "dora"), [("llama", True, True), ("gemma2", True, False), ("qwen2", False, False)]
+)
+def test_torchtune(kind: str, permuted: bool, dora: bool, tmp_path: Path):
+    base = save_tiny(tmp_path / "base", kind)
+    weights, tensors = weights_of(base), {}
+    names = {
+        "layers.1.attn.q_proj": "self_attn.q_proj",
+        "layers.1.attn.k_proj": "self_attn.k_proj",
+        "layers.1.attn.v_proj": "self_attn.v_proj",
+        "layers.1.attn.output_proj": "self_attn.o_proj",
+        "layers.1.mlp.w1": "mlp.gate_proj",
+        "layers.1.mlp.w2": "mlp.down_proj",
+        "layers.1.mlp.w3": "mlp.up_proj",
+    }
+    for theirs, name in names.items():
+        weight = weights[f"model.layers.1.{name}.weight"]
+        order = torch.arange(len(weight))
+        if permuted and name.endswith(("q_proj", "k_proj")):
+            order = in_metas_order(order, 4 if "q_proj" in name else 2)
+        a, b = noise(R, weight.shape[1]), noise(len(weight), R)
+        tensors |= {f"{theirs}.lora_a.weight": a, f"{theirs}.lora_b.weight": b}
+        summed = weight[order] + 12 / R * b @ a
+        if dora:
+            tensors[f"{theirs}.magnitude"] = m = weight[order].norm(dim=1) * (1 + noise(len(weight)))
+            summed = summed * (m / summed.norm(dim=1))[:, None]
+        weights[f"model.layers.1.{name}.weight"] = summed[order.argsort()]
+    assert_computes(base, write_torchtune(tmp_path / "tune", tensors), tmp_path / "out", weights)
+
+
+# PEFT --------------------------------------------------------------------------------------------------------------
+
+
+def as_bin(folder: Path, rename: Callable[[str], str] = str, legacy: bool = False) -> Path:
+    """Replace the weights of PEFT's folder by the file of PEFT before 0.7."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "tsugiki.json").unlink()
+    named = {rename(key): tensor for key, tensor in tensors.items()}
+    torch.save(named, folder / "adapter_model.bin", _use_new_zipfile_serialization=not legacy)
+    return folder
+
+
+@pytest.mark.parametrize("config", [LoraConfig(r=2, modules_to_save=["ln_f"]), IA3Config()])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_bin_of_peft(config: Any, legacy: bool, tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "gpt2")
+    expected = logits(save_grafted(tmp_path / "a", load_model(base), config))
+    as_bin(tmp_path / "a", legacy=legacy)
+    with pytest.raises(TsugikiError, match=r"adapters import .* converts its adapter_model\.bin"):
+        load_adapter(load_model(base), tmp_path / "a")
+    import_adapter(tmp_path / "a", base, tmp_path / "b")
+    assert torch.equal(logits(load_adapter(load_model(base), tmp_path / "b")), expected)
+    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+
+
+def test_names_of_a_state_dict_that_was_saved_by_hand(tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "gpt2")
+    expected = logits(save_grafted(tmp_path / "a", load_model(base), LoraConfig(r=2)))
+    as_bin(tmp_path / "a", lambda key: key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."))
+    import_adapter(tmp_path / "a", base, tmp_path / "b")
+    assert torch.equal(logits(load_adapter(load_model(base), tmp_path / "b")), expected)
+
+
+class Malicious:
+    """What a pickle may hold: a function that is called when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle", "nested", "legacy"])
+def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(writer: str, tmp_path: Path):
+    base = save_tiny(tmp_path / "base", "gpt2")
+    save_grafted(tmp_path / "a", load_model(base), LoraConfig(r=2))
+    as_bin(tmp_path / "a")
+    file, trap = tmp_path / "a" / "adapter_model.bin", tmp_path / "was-run"
+    content: Any = {"base_model.model.x.lora_A.weight": torch.zeros(1), "y": Malicious(trap)}
+    if writer == "pickle":
+        file.write_bytes(pickle.dumps(Malicious(trap)))
+    elif writer == "nested":
+        torch.save({"model": content}, file)
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=writer == "torch")
+    with pytest.raises(
+        TsugikiError, match=r"adapter_model\.bin holds (posix\.mkdir|other objects).*not loaded"
+    ) as error:
+        import_adapter(tmp_path / "a", base, tmp_path / "b")
+    assert "\n" not in str(error.value)
+    assert not trap.exists()
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(TsugikiError):
+        load_adapter(load_model(base), tmp_path / "a")
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Malicious(trap)))
+    assert trap.exists(), "it is a trap that works"
+
+
+# What cannot be converted ------------------------------------------------------------------------------------------
+
+
+def test_the_true_reason(tmp_path: Path):
+    llama = save_tiny(tmp_path / "llama", "llama", tie_word_embeddings=False)
+    q = "model.layers.0.self_attn.q_proj"
+    pair = {f"{q}.lora_a": noise(32, R), f"{q}.lora_b": noise(R, 32)}
+    qkv = {"transformer.h.0.attn.qkv.lora_A": noise(2 * R, 32), "transformer.h.0.attn.qkv.lora_B": noise(48, R)}
+    mixed = {"transformer.h.0.attn.attn.lora_A": noise(3 * R, 32), "transformer.h.0.attn.attn.lora_B": noise(64, R)}
+    tune = {"layers.0.attn.q_proj.lora_a.weight": noise(R, 32), "layers.0.attn.q_proj.lora_b.weight": noise(32, R)}
+    granite = save_tiny(tmp_path / "granite", "granite")
+    tied = save_tiny(tmp_path / "tied", "llama", tie_word_embeddings=True)
+    embedding = {"model.embed_tokens.lora_a": noise(257, R), "model.embed_tokens.lora_b": noise(R, 32)}
+    everything = {"lora_query": True, "lora_key": True, "lora_value": True}
+    neox = save_tiny(tmp_path / "neox", "gpt_neox")
+    cases: list[tuple[str, Path, str]] = [
+        (llama, write_mlx(tmp_path / "alpha", pair, alpha=16), "alpha 16.*remove alpha"),
+        (llama, write_mlx(tmp_path / "no-scale", pair, scale=None), "scale is None"),
+        (llama, write_mlx(tmp_path / "half", {f"{q}.lora_a": noise(32, R)}), "q_proj has no lora_b"),
+        (llama, write_mlx(tmp_path / "wide", {**pair, f"{q}.lora_a": noise(31, R)}), r"q_proj.*\[3, 31\].*\[3, 32\]"),
+        (llama, write_mlx(tmp_path / "nan", {**pair, f"{q}.lora_a": noise(32, R) / 0}), "not finite"),
+        (tied, write_mlx(tmp_path / "tied-mlx", embedding), "embed_tokens.*shares its weight"),
+        (llama, write_mlx(tmp_path / "full", {f"{q}.weight": noise(32, 32)}, "full"), r"q_proj\.weight is not a name"),
+        (llama, write_litgpt(tmp_path / "swapped", qkv, lora_query=False, lora_key=True), r"\[48, 3\].*queries, keys"),
+        (llama, write_litgpt(tmp_path / "old", mixed, **everything), "old version of LitGPT"),
+        (neox, write_litgpt(tmp_path / "one", qkv), "attn.qkv of LitGPT has no counterpart"),
+        (granite, write_torchtune(tmp_path / "granite-tune", tune), "torchtune has no model of the type granite"),
+        (llama, write_torchtune(tmp_path / "no-alpha", tune, lora_alpha=None), "lora_alpha is None"),
+    ]
+    for name, key in (
+        ("kohya", "lora_unet_down_blocks_0.lora_down.weight"),
+        ("diffusers", "unet.up.0.to_q.lora_A.weight"),
+    ):
+        (tmp_path / name).mkdir()
+        save_file({key: noise(2, 2)}, tmp_path / name / "adapter_model.safetensors")
+        cases.append((llama, tmp_path / name, f"adapter of {name}, for an image model"))
+    (tmp_path / "empty").mkdir()
+    cases += [(llama, tmp_path / "empty", "none of"), (llama, tmp_path / "gone", "no file or folder")]
+    for base, path, message in cases:
+        with pytest.raises(TsugikiError, match=message) as error:
+            import_adapter(path, base, tmp_path / "out")
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02", b"not a pickle", pickle.dumps([1, 2])])
+def test_files_that_hold_no_tensors_are_errors_of_one_line(content: bytes, tmp_path: Path):
+    for name in ("adapter_model.bin", "adapters.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TsugikiError, match=name) as error:
+            read_tensors(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_old_names_are_written_anew(tmp_path: Path):
+    """A folder of PEFT with safetensors is converted, too; dropout that experts cannot have is left out."""
+    base = base_of(tmp_path / "base", "mixtral")
+    model = load_model(base)
+    experts, doubled, width = model.model.layers[0].mlp.experts.gate_up_proj.shape
+    tensors: Weights = {}
+    for layer in range(len(model.model.layers)):
+        for expert in range(experts):
+            key = f"base_model.model.model.layers.{layer}.block_sparse_moe.experts.{expert}.w2"
+            tensors |= {f"{key}.lora_A.weight": noise(2, doubled // 2), f"{key}.lora_B.weight": noise(width, 2)}
+    (tmp_path / "a").mkdir()
+    save_file(tensors, tmp_path / "a" / "adapter_model.safetensors")
+    (tmp_path / "a" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "target_modules": ["w2"]}')
+    edit_config(tmp_path / "a", lora_dropout=0.1)
+    expected = logits(load_adapter(load_model(base), tmp_path / "a"))
+    import_adapter(tmp_path / "a", base, tmp_path / "b")
+    assert torch.equal(logits(load_adapter(load_model(base), tmp_path / "b")), expected)
+    fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert (fields["target_parameters"], fields["target_modules"], fields["lora_dropout"]) == (["down_proj"], [], 0)

@@ -1,0 +1,115 @@
+"""Other operating systems, simulated by replacing what `tsugiki.io.system` knows of this one."""
+
+import os
+import signal
+import sys
+from pathlib import Path, PureWindowsPath
+
+import pytest
+
+from tsugiki.base import code_digest
+from tsugiki.cli.main import main
+from tsugiki.errors import TsugikiError
+from tsugiki.io import new_folder, system, write_text
+from tsugiki.training import memory
+
+
+def test_windows_renames_again_while_a_scanner_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replace, attempts = Path.replace, []
+
+    def busy(path: Path, to: Path) -> Path:
+        attempts.append(path)
+        if len(attempts) < 3:
+            raise PermissionError(13, "the file is used by another process")
+        return replace(path, to)
+
+    monkeypatch.setattr(system, "WINDOWS", True)
+    monkeypatch.setattr(Path, "replace", busy)
+    write_text(tmp_path / "a.json", "{}")
+    assert (len(attempts), (tmp_path / "a.json").read_text("utf-8")) == (3, "{}")
+
+
+def test_windows_gives_up_with_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def busy(path: Path, to: Path) -> None:
+        raise PermissionError(13, "the file is used by another process")
+
+    monkeypatch.setattr(system, "WINDOWS", True)
+    monkeypatch.setattr(system, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(Path, "replace", busy)
+    with pytest.raises(TsugikiError, match=r"a\.json.*another process"):
+        write_text(tmp_path / "a.json", "{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_flushes_files_but_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    opened: list[tuple[str, int]] = []
+    real = os.open
+    monkeypatch.setattr(system, "WINDOWS", True)
+    monkeypatch.setattr(os, "open", lambda path, flags: opened.append((Path(path).name, flags)) or real(path, flags))
+    (tmp_path / "a").write_text("x", "utf-8")
+    system.flush(tmp_path / "a")
+    system.flush(tmp_path)
+    assert opened == [("a", os.O_RDWR)]  # a descriptor that only reads cannot be flushed there
+
+
+@pytest.mark.skipif(system.WINDOWS, reason="needs fcntl")
+@pytest.mark.parametrize("supported", [True, False])
+def test_macos_flushes_the_memory_of_the_disk(supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import fcntl
+
+    calls: list[str] = []
+
+    def control(descriptor: int, command: int) -> int:
+        calls.append("full")
+        if not supported:
+            raise OSError(45, "not supported")  # as on a network folder
+        return 0
+
+    monkeypatch.setattr(system, "MACOS", True)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
+    system.flush(tmp_path)
+    assert calls == ["full"] if supported else ["full", "fsync"]
+
+
+def test_windows_ends_a_run_in_order_by_ctrl_break(monkeypatch: pytest.MonkeyPatch):
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: sent.append((process, number)))
+    system.ask_to_end(7)
+    monkeypatch.setattr(system, "WINDOWS", True)
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    system.ask_to_end(7)
+    assert sent == [(7, signal.SIGTERM), (7, 1)]
+
+
+def test_the_digest_of_a_models_code_has_the_same_paths_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_text(tmp_path / "config.json", '{"auto_map": {"AutoModel": "own.modeling.Model"}}')
+    with new_folder(tmp_path / "own") as folder:
+        (folder / "modeling.py").write_text("x = 1", "utf-8")
+    here = code_digest(tmp_path)
+    relative = Path.relative_to
+    monkeypatch.setattr(Path, "relative_to", lambda path, *to: PureWindowsPath(relative(path, *to)))
+    assert here is not None
+    assert code_digest(tmp_path) == here
+
+
+def test_memory_is_known_without_the_files_of_linux(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_read_kilobytes", lambda file, name: None)
+    monkeypatch.setattr(memory, "_left_in_container", lambda: None)
+    monkeypatch.setattr(memory, "_accelerator", lambda device: None)
+    assert (memory.resident() or 0) > 10_000_000
+    assert (memory.available() or 0) > 10_000_000
+    assert (memory.peak() or 0) > 10_000_000
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows, where psutil knows it; psutil knows no peak here
+    assert memory._read_process_peak() == 0
+
+
+@pytest.mark.parametrize("encoding", ["cp932", "cp1252"])
+def test_a_console_without_some_characters_shows_others(encoding: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with (tmp_path / "console").open("w", encoding=encoding) as console:
+        monkeypatch.setattr(sys, "stdout", console)
+        monkeypatch.setattr(sys, "argv", ["tsugiki", "methods", "lora"])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0
+    assert "lora" in (tmp_path / "console").read_text(encoding)
