@@ -114,7 +114,9 @@ def activate_factors(layer: Grafted, pair: LowRank) -> None:
     """
     children = layer._modules
     device = device_of(children["base_layer"])  # type: ignore[arg-type]
-    if device.type != "meta" and pair._parameters["A"].device != device:  # type: ignore[union-attr]
+    # accelerate offloads modules one by one, and the pair may be in memory while the weight is not
+    offloaded = device.type == "meta" and "_hf_hook" in vars(children["base_layer"])
+    if pair._parameters["A"].device != device and not offloaded:  # type: ignore[union-attr]
         pair.to(device)
     if pair.training != layer.training:
         pair.train(layer.training)
