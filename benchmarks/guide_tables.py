@@ -26,6 +26,7 @@ Language: TypeAlias = Literal["en", "ja"]
 _JAPANESE = {
     "": "",
     "tokens/s": "トークン/秒",
+    "pairs/s": "組/秒",
     "slowest to fastest": "最低〜最高",
     "ratio": "比",
     "share of limit": "限界比",

@@ -53,11 +53,11 @@ def main() -> None:
         parser.error(f"unknown tool {', '.join(unknown)}; choose from {', '.join(COMMANDS)}")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model, data = _write_model(options.model, folder / "model"), str(files("tsugiki") / "assets" / "quickstart")
+        model, data = write_model(options.model, folder / "model"), str(files("tsugiki") / "assets" / "quickstart")
         for number in range(options.rounds):
             for name, seconds in found.items():
                 times = [
-                    _seconds(
+                    seconds_of(
                         COMMANDS[name](model, data, steps, folder / f"{name}-{number}-{steps}"),
                         ENVIRONMENTS.get(name, {}),
                     )
@@ -71,7 +71,8 @@ def main() -> None:
         Figures(HEADERS, rows, f"python -m benchmarks.wall_time {shlex.join(sys.argv[1:])}").write(options.out)
 
 
-def _write_model(shape: str, folder: Path) -> str:
+def write_model(shape: str, folder: Path) -> str:
+    """Write a model of a known shape with random weights and the tokenizer of the embedded one; return its folder."""
     build(shape, torch.bfloat16).save_pretrained(folder)
     load_tokenizer(EMBEDDED).save_pretrained(folder)
     return str(folder)
@@ -124,7 +125,7 @@ ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {"peft-eager-malloc": _KEEP, "pe
 """Variables of the processes of a tool."""
 
 
-def _seconds(command: list[str], environment: Mapping[str, str]) -> float:
+def seconds_of(command: list[str], environment: Mapping[str, str]) -> float:
     """Return the wall time of a command with these environment variables.
 
     Raises:

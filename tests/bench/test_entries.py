@@ -11,6 +11,7 @@ from tests.tiny import save_tiny
 from tsugiki.bench import (
     DEFAULT_ENTRIES,
     LIMIT_ENTRY,
+    PREFERENCE_ENTRIES,
     SHAPES,
     TRAINING_ENTRIES,
     EntryProcess,
@@ -22,6 +23,7 @@ from tsugiki.bench import (
     load_function,
     read_model_config,
     tsugiki_entry,
+    workload,
 )
 from tsugiki.errors import TsugikiError
 
@@ -116,6 +118,59 @@ def test_a_given_adapter_of_tsugiki(folder: str, monkeypatch: pytest.MonkeyPatch
     assert sum(p.numel() for p in models[0].parameters() if p.requires_grad) == 2 * 3 * (32 + 96)
 
 
+def test_the_first_losses_of_preference_tuning_are_those_of_trl(folder: str, monkeypatch: pytest.MonkeyPatch):
+    """Both learn the same pairs from the same adapter; after the first step, AdamW's constants would differ."""
+    trainers = pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    monkeypatch.setattr(workload, "BATCHES_OF_PAIRS", 1)  # both deal out the pairs in an order of their own
+    monkeypatch.setattr(hugging_face, "preferred_compute_dtype", lambda: "fp32")
+    for module in (hugging_face, tsugiki_entry):
+        monkeypatch.setattr(module, "LEARNING_RATE", 0.01)
+    loops, adapter, ours = [], {}, []
+    build_loop, end, compute = tsugiki_entry.build_loop, StepBarrier.end, trainers.DPOTrainer.compute_loss
+    begin = hugging_face.StepBarrierCallback.on_step_begin
+
+    def keep(*arguments: Any) -> Any:
+        loops.append(build_loop(*arguments))
+        adapter.update({name: w.detach().clone() for name, w in arguments[3].named_parameters() if w.requires_grad})
+        return loops[-1]
+
+    def read(barrier: StepBarrier, **extra: Any) -> None:
+        ours.append(loops[0].step_loss)
+        end(barrier, **extra)
+
+    work = Workload(folder, batch=3, length=24, prompt=10, r=4)
+    with monkeypatch.context() as patched:
+        patched.setattr(tsugiki_entry, "build_loop", keep)
+        patched.setattr(StepBarrier, "end", read)
+        with pytest.raises(StopRequested):
+            tsugiki_entry.tsugiki_fp32(work, Script().barrier)
+
+    def copy(self: Any, *arguments: Any, model: torch.nn.Module, **given: Any) -> None:
+        if not theirs:
+            for name, weight in model.named_parameters():
+                if weight.requires_grad:
+                    path, _, kind = name.removeprefix("base_model.model.").partition(".lora_")
+                    weight.data.copy_(adapter.pop(f"{path}.lora.{kind[0]}"))
+        begin(self, *arguments, **given)
+
+    def keep_loss(*arguments: Any, **given: Any) -> torch.Tensor:
+        theirs.append(float(found := compute(*arguments, **given)))
+        return found
+
+    monkeypatch.setattr(hugging_face.StepBarrierCallback, "on_step_begin", copy)
+    monkeypatch.setattr(trainers.DPOTrainer, "compute_loss", keep_loss)
+    for name in ("trl_dpo", "trl_dpo_best"):
+        weights, theirs = dict(adapter), list[float]()
+        with pytest.raises(StopRequested):
+            getattr(hugging_face, name)(work, Script().barrier)
+        assert not adapter, "every weight was copied"
+        adapter.update(weights)
+        assert ours[0] == pytest.approx(theirs[0], abs=1e-6) == pytest.approx(0.693147, abs=1e-6)
+        assert ours[1] == pytest.approx(theirs[1], rel=1e-3)
+        assert ours[1] < 0.69
+
+
 def test_the_limit(folder: str):
     script = Script()
     script.asked = iter(["step\n"] * 4)
@@ -126,7 +181,7 @@ def test_the_limit(folder: str):
 
 def test_the_function_of_every_entry_exists():
     assert set(DEFAULT_ENTRIES) <= set(TRAINING_ENTRIES)
-    for entry in [*ENTRIES.values(), LIMIT_ENTRY]:
+    for entry in [*ENTRIES.values(), *PREFERENCE_ENTRIES.values(), LIMIT_ENTRY]:
         if not entry.missing:
             assert callable(load_function(entry.function))
 

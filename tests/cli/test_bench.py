@@ -27,7 +27,7 @@ def test_the_list_names_models_and_entries(run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tsugiki.bench.entries.find_spec", lambda package: None)
     status, out, _ = run("bench", "--list")
     assert status == 0
-    for name in ("gpt2-small", "qwen3-1.7b", "embedded", "chapter", "peft-bf16", "tsugiki-int8"):
+    for name in ("gpt2-small", "qwen3-1.7b", "embedded", "chapter", "peft-bf16", "tsugiki-int8", "trl-dpo-best"):
         assert name in out
     assert "tsugiki[bench]" in out, "rich must not read brackets as markup"
 
@@ -50,6 +50,21 @@ def test_a_measurement(base: str, run, fast, tmp_path: Path):
     assert (tmp_path / "figures" / "plot.svg").read_text().startswith("<?xml")
 
 
+def test_pairs_are_counted_instead_of_tokens(base: str, run, fast, tmp_path: Path):
+    given = ("--preference", "--model", base, "--batch", "3", "--length", "64", "--prompt", "48", "--out", "figures")
+    status, out, _ = run("bench", *given)
+    assert status == 0
+    assert "pairs/s" in out
+    assert "3 pairs per step, 48 tokens of prompt, 16 of answer" in (tmp_path / "figures" / "table.md").read_text()
+    results = json.loads((tmp_path / "figures" / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["trl-dpo", "trl-dpo-best", "tsugiki-dpo"]
+    assert (results["rows"][0]["tokens_per_second"], results["limits"]) == (3, {})
+    status, out, _ = run("bench", "--preference", "--model", base, "--length", "64", "--entries", "tsugiki-dpo")
+    assert status == 0
+    assert "32 tokens of prompt, 32 of answer" in out
+    assert "trl-dpo" not in out
+
+
 def test_entries_by_name(base: str, run, fast):
     status, out, _ = run("bench", "--model", base, "--length", "16", "--entries", "tsugiki, peft-bf16")
     assert status == 0
@@ -65,6 +80,9 @@ def test_entries_by_name(base: str, run, fast):
         (("--rounds", "0"), "--rounds"),
         (("--length", "2000"), "--length is 2000, but the context of"),
         (("--out", "text.txt"), "text.txt is a file"),
+        (("--prompt", "8"), "--preference"),
+        (("--preference", "--length", "8", "--prompt", "7"), "--prompt 7"),
+        (("--preference", "--entries", "trl"), "'trl'; choose from trl-dpo, trl-dpo-best, tsugiki-dpo"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, base: str, run, fast):

@@ -5,7 +5,7 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "entries": "BenchmarkEntry DEFAULT_ENTRIES LIMIT_ENTRY TRAINING_ENTRIES load_function",
+        "entries": "BenchmarkEntry DEFAULT_ENTRIES LIMIT_ENTRY PREFERENCE_ENTRIES TRAINING_ENTRIES load_function",
         "limit": "LAYOUTS Product Timings operands products",
         "models": "SHAPES build read_model_config",
         "results": "Results collect computer plot results_page results_table",

@@ -1,9 +1,9 @@
 """Run one benchmark: choose the entries, measure them, and write the results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from tsugiki.base.loading import default_device
-from tsugiki.bench.entries import DEFAULT_ENTRIES, LIMIT_ENTRY, TRAINING_ENTRIES, BenchmarkEntry
+from tsugiki.bench.entries import DEFAULT_ENTRIES, LIMIT_ENTRY, PREFERENCE_ENTRIES, TRAINING_ENTRIES, BenchmarkEntry
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.results import Results, collect
 from tsugiki.bench.runner import Measurement, measure
@@ -30,30 +30,37 @@ def run_benchmark(
     if context and workload.length > context:
         message = _("--length is {length}, but the context of {model} is {context} tokens")
         raise TsugikiError(message.format(length=workload.length, model=workload.model, context=context))
+    limit = {} if workload.prompt else {"limit": LIMIT_ENTRY}  # that of pairs is not known
     parameters = sum(weight.numel() for weight in meta_model(config).parameters())
     skipped = {name: reason for name, entry in entries.items() if (reason := _why_too_large(entry, parameters))}
     measurable = {name: entry for name, entry in entries.items() if name not in skipped}
     if not measurable:
         raise TsugikiError(_("no entry can be measured: {reasons}").format(reasons=sentences(skipped.values())))
-    measured = measure({**measurable, "limit": LIMIT_ENTRY}, workload, rounds, show, steps)
+    measured = measure({**measurable, **limit}, workload, rounds, show, steps)
     found = {measurement.name: measurement for measurement in measured}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
-    measurements, limits = [found[name] for name in entries], found["limit"].limits
+    measurements, limits = [found[name] for name in entries], found["limit"].limits if limit else {}
     machine = describe_machine(default_device()).model_dump()
-    results = collect(workload, workload.tokens, entries, measurements, limits, command, machine)
+    results = collect(workload, workload.amount, entries, measurements, limits, command, machine)
     if not any(row.tokens_per_second for row in results.rows):
         problems = sentences(f"{row.name}: {row.problem}" for row in results.rows)
         raise TsugikiError(_("no entry could be measured: {problems}").format(problems=problems))
     return results
 
 
-def choose_entries(names: Sequence[str]) -> dict[str, BenchmarkEntry]:
-    """Return the entries with these names, in the given order; without names, the default entries."""
-    unknown = [name for name in names if name not in TRAINING_ENTRIES]
-    if unknown:
+def choose_entries(names: str | None, preference: bool = False) -> dict[str, BenchmarkEntry]:
+    """Return the entries with these names, "a,b" or "all", in the given order; None: the default entries.
+
+    `preference`: the entries are those that learn preferences.
+    """
+    known = PREFERENCE_ENTRIES if preference else TRAINING_ENTRIES
+    chosen = [name.strip() for name in (names or "").split(",") if name]
+    if names == "all" or (preference and not chosen):
+        chosen = list(known)
+    if unknown := [name for name in chosen if name not in known]:
         message = _("unknown benchmark entry {unknown}; choose from {known}")
-        raise TsugikiError(message.format(unknown=", ".join(map(repr, unknown)), known=", ".join(TRAINING_ENTRIES)))
-    return {name: TRAINING_ENTRIES[name] for name in names or DEFAULT_ENTRIES}
+        raise TsugikiError(message.format(unknown=", ".join(map(repr, unknown)), known=", ".join(known)))
+    return {name: known[name] for name in chosen or DEFAULT_ENTRIES}
 
 
 def _why_too_large(entry: BenchmarkEntry, parameters: int) -> str | None:

@@ -80,6 +80,20 @@ TRAINING_ENTRIES: Mapping[str, BenchmarkEntry] = {
     "tsugiki-int8": BenchmarkEntry(marked("Tsugiki, base in int8"), f"{_TSUGIKI}:tsugiki_int8", "int8"),
 }
 
+_TRL_DPO = partial(BenchmarkEntry, requires=("peft", "trl", "datasets"))
+PREFERENCE_ENTRIES: Mapping[str, BenchmarkEntry] = {
+    "trl-dpo": _TRL_DPO(
+        marked("TRL's DPOTrainer and PEFT with TRL's default settings; float32 if the processor has no bfloat16"),
+        f"{_HUGGING_FACE}:trl_dpo",
+    ),
+    "trl-dpo-best": _TRL_DPO(
+        marked("as trl-dpo, without gradient checkpointing, reference computed once, the faster attention"),
+        f"{_HUGGING_FACE}:trl_dpo_best",
+    ),
+    "tsugiki-dpo": BenchmarkEntry(marked("`tsugiki train --preference dpo`"), f"{_TSUGIKI}:tsugiki"),
+}
+"""The entries of `tsugiki bench --preference`."""
+
 DEFAULT_ENTRIES = ("chapter", "peft-fp32", "peft-bf16", "trl", "tsugiki")
 """The training entries that are measured if no names are given."""
 

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from tsugiki.base.loading import default_device
 from tsugiki.bench.models import build
 from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload, wait_for_accelerator
+from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 from tsugiki.model.freeze import disable_dropout
@@ -99,9 +100,7 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
 
     model = without_dropout(workload, torch.bfloat16)
     rows = workload.rows(model.config.vocab_size)
-    model.requires_grad_(False).enable_input_require_grads()
-    barrier.note(attention=_faster_attention(model, rows[: workload.batch], autocast=True))
-    model.disable_input_require_grads()
+    barrier.note(attention=_attention_of_frozen(model, rows[: workload.batch], autocast=True))
     with TemporaryDirectory() as folder:
         settings = SFTConfig(
             # bf16 is TRL's default; A and B, in float32, are then multiplied in bfloat16 too.
@@ -119,12 +118,66 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
         _train(trainer, barrier)
 
 
+def dpo(workload: Workload, barrier: StepBarrier, best: bool) -> None:
+    """Learn the pairs of a workload with TRL and PEFT, with TRL's default settings or with the `best` ones for speed.
+
+    By default TRL loads the model in float32 and multiplies in bfloat16. A processor that emulates bfloat16 takes many
+    times as long, so both compute in float32 there. TRL has no rows without padding at present, and computes
+    the head for answers alone only where there is Triton.
+    """
+    from datasets import Dataset as ArrowDataset
+    from trl import DPOConfig, DPOTrainer
+
+    from tsugiki.base.loading import load_tokenizer
+    from tsugiki.base.resolve import EMBEDDED
+
+    class TokenTrainer(DPOTrainer):  # type: ignore[misc]
+        """A trainer for pairs that are token ids already."""
+
+        def _prepare_dataset(self, dataset: ArrowDataset, *_: Any) -> ArrowDataset:
+            return dataset
+
+    autocast = preferred_compute_dtype() == "bf16"
+    model = without_dropout(workload, torch.bfloat16 if best and autocast else torch.float32)
+    barrier.note(dtype="bf16" if autocast else "fp32")
+    barrier.loaded()
+    pairs = workload.pairs(model.config.vocab_size)
+    if best:
+        barrier.note(attention=_attention_of_frozen(model, pairs[: workload.batch].flatten(0, 1), autocast))
+    columns = {"prompt_ids": pairs[:, 0, : workload.prompt], "chosen_ids": pairs[:, 0, workload.prompt :]}
+    columns["rejected_ids"] = pairs[:, 1, workload.prompt :]
+    with TemporaryDirectory() as folder:
+        settings = DPOConfig(
+            **_settings(workload, folder, autocast),
+            max_length=max(workload.length, 1024),
+            **({"gradient_checkpointing": False, "precompute_ref_log_probs": True} if best else {}),
+        )
+        started = time.perf_counter()
+        trainer = TokenTrainer(
+            model=model,
+            args=settings,
+            train_dataset=ArrowDataset.from_dict({name: column.tolist() for name, column in columns.items()}),
+            processing_class=load_tokenizer(EMBEDDED),
+            peft_config=_peft_config(model, workload.r, workload.target_modules),
+        )
+        if best:
+            barrier.note(reference=seconds_of_pair(time.perf_counter() - started, len(pairs)))
+        _train(trainer, barrier)
+
+
+def seconds_of_pair(seconds: float, pairs: int) -> str:
+    """Return the note on how long the log-probabilities of pairs under the reference took."""
+    return f"{seconds / pairs:.2f} s a pair"
+
+
 peft_fp32 = partial(peft, dtype=torch.float32)
 peft_bf16 = partial(peft, dtype=torch.bfloat16)
 peft_bf16_sdpa = partial(peft, dtype=torch.bfloat16, attention="sdpa")
 peft_bf16_eager = partial(peft, dtype=torch.bfloat16, attention="eager")
 peft_bf16_compiled = partial(peft, dtype=torch.bfloat16, compiled=True)
 trl = partial(sft, checkpointing=False)
+trl_dpo = partial(dpo, best=False)
+trl_dpo_best = partial(dpo, best=True)
 
 
 def with_peft(model: "PreTrainedModel", r: int = RANK, target_modules: Sequence[str] = ()) -> Any:
@@ -168,6 +221,14 @@ def without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel"
     model = build(workload.model, dtype)
     disable_dropout(model)
     return model.to(default_device())
+
+
+def _attention_of_frozen(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> str:
+    """Freeze the model, and set the attention implementation that is faster while an adapter trains."""
+    model.requires_grad_(False).enable_input_require_grads()
+    best = _faster_attention(model, rows, autocast)
+    model.disable_input_require_grads()
+    return best
 
 
 def _faster_attention(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> str:

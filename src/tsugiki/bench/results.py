@@ -42,11 +42,11 @@ class EntryResult:
     notes: Mapping[str, str]
     problem: str | None
     tokens_per_second: float | None
-    """Median over the counted steps."""
+    """Median over the counted steps; of preference tuning, the number of pairs."""
     slowest: float | None
     fastest: float | None
     ratio: float | None
-    """Tokens per second divided by those of the first entry that was measured."""
+    """The speed divided by that of the first entry that was measured."""
     ratio_range: tuple[float, float] | None
     """The smallest and the largest ratio of the medians of two blocks in the same round; None with one round."""
     share: float | None
@@ -71,8 +71,13 @@ class Results:
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
     kind: str = "train"
-    """Older files hold `generate` for results of generation."""
+    """preference: the steps are counted in pairs instead of tokens. Older files hold `generate` for generation."""
     format: int = 2
+
+    @property
+    def unit(self) -> str:
+        """What the speeds count."""
+        return "pairs" if self.kind == "preference" else "tokens"
 
     def write(self, folder: Path) -> None:
         """Write `results.json` atomically."""
@@ -81,17 +86,18 @@ class Results:
 
 def collect(
     workload: Workload,
-    tokens: int,
+    amount: int,
     entries: Mapping[str, BenchmarkEntry],
     measurements: Sequence[Measurement],
     limits: Mapping[str, Any],
     command: str,
     machine: dict[str, Any],
 ) -> Results:
-    """Compute the figures of each measurement, in the given order; `tokens` is the number of a step."""
+    """Compute the figures of each measurement, in the given order; `amount`: the tokens or pairs of a step."""
     base = next((measurement for measurement in measurements if not measurement.problem), None)
-    rows = [_entry_result(measurement, entries[measurement.name], tokens, base, limits) for measurement in measurements]
-    return Results(asdict(workload), rows, limits, command, machine)
+    rows = [_entry_result(measurement, entries[measurement.name], amount, base, limits) for measurement in measurements]
+    kind = "preference" if workload.prompt else "train"
+    return Results(asdict(workload), rows, limits, command, machine, kind=kind)
 
 
 def installed_versions() -> dict[str, str]:
@@ -108,12 +114,12 @@ def installed_versions() -> dict[str, str]:
 def _entry_result(
     measurement: Measurement,
     entry: BenchmarkEntry,
-    tokens: int,
+    amount: int,
     base: Measurement | None,
     limits: Mapping[str, Mapping[str, Any]],
 ) -> EntryResult:
-    speeds = [tokens / seconds for seconds in measurement.seconds] if not measurement.problem else []
-    median = tokens / statistics.median(measurement.seconds) if speeds else None
+    speeds = [amount / seconds for seconds in measurement.seconds] if not measurement.problem else []
+    median = amount / statistics.median(measurement.seconds) if speeds else None
     rounds = zip(base.blocks, measurement.blocks, strict=False) if median and base and measurement is not base else ()
     ratios = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in rounds]
     limit = limits.get(entry.compute_dtype or measurement.notes.get("base_dtype", ""), {}).get("tokens_per_second")
@@ -125,7 +131,7 @@ def _entry_result(
         tokens_per_second=median,
         slowest=min(speeds, default=None),
         fastest=max(speeds, default=None),
-        ratio=median * statistics.median(base.seconds) / tokens if median and base else None,
+        ratio=median * statistics.median(base.seconds) / amount if median and base else None,
         ratio_range=(min(ratios), max(ratios)) if len(ratios) > 1 else None,
         share=median / limit if median and limit and not entry.full else None,
         loaded=measurement.loaded,
@@ -137,11 +143,12 @@ def _entry_result(
 
 def results_table(results: Results) -> Table:
     """Return headers and cells: a row for each entry, then a row for each limit of the machine."""
-    headers = ["", "tokens/s", marked("slowest to fastest"), marked("ratio")]
+    speed = marked("pairs/s") if results.unit == "pairs" else "tokens/s"
+    headers = ["", speed, marked("slowest to fastest"), marked("ratio")]
     headers += [marked("share of limit")] if results.limits else []
     headers += [marked("peak memory"), marked("above the model")] if any(row.peak for row in results.rows) else []
     headers += [marked("settings")]
-    rows = [_cells(row) for row in results.rows]
+    rows = [_cells(row, speed) for row in results.rows]
     for dtype, limit in results.limits.items():
         causal = f"with causal attention: {_format_speed(limit['causal_tokens_per_second'])}"
         rows.append({"": f"limit, {dtype}", "tokens/s": _format_speed(limit["tokens_per_second"]), "settings": causal})
@@ -152,6 +159,9 @@ def results_lines(results: Results) -> list[str]:
     """Return two lines: the workload, the machine, the date and the versions; and the command."""
     work = results.work
     what = f"{work['model']}, {work['batch']} x {work['length']} tokens per step"
+    if results.kind == "preference":
+        answer = work["length"] - work["prompt"]
+        what = f"{work['model']}, {work['batch']} pairs per step, {work['prompt']} tokens of prompt, {answer} of answer"
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     return [f"{what}; {computer(results.machine)}; {results.date}; {versions}", results.command]
 
@@ -167,13 +177,13 @@ def results_page(results: Results) -> str:
     return "\n".join([f"{line}\n" for line in results_lines(results)] + [results_table(results).to_markdown()])
 
 
-def _cells(row: EntryResult) -> dict[str, str]:
-    """Return the cells of an entry by header, without figures that were not measured."""
+def _cells(row: EntryResult, speed: str) -> dict[str, str]:
+    """Return the cells of an entry by header, without figures that were not measured; `speed`: its header."""
     if row.problem:
         return {"": row.name, "settings": row.problem}
     cells = {"": row.name, "settings": ", ".join(f"{name} {value}" for name, value in row.notes.items()) or "–"}
     if row.tokens_per_second is not None and row.slowest is not None and row.fastest is not None:
-        cells["tokens/s"] = _format_speed(row.tokens_per_second)
+        cells[speed] = _format_speed(row.tokens_per_second)
         cells["slowest to fastest"] = f"{_format_speed(row.slowest)} – {_format_speed(row.fastest)}"
     if row.ratio is not None:
         interval = "" if row.ratio_range is None else " [{:.2f}, {:.2f}]".format(*row.ratio_range)
@@ -200,7 +210,7 @@ def write_results(results: Results, out: Path) -> None:
 
 
 def plot(results: Results) -> str:
-    """Return the plot as SVG: tokens per second as bars, without entries that failed, and the limits as lines.
+    """Return the plot as SVG: the speeds as bars, without entries that failed, and the limits as lines.
 
     The colours are the CSS variables of the report pages, so that the plot follows the viewer's light or dark theme.
     """
@@ -219,7 +229,7 @@ def plot(results: Results) -> str:
     for place, (row, speed) in enumerate(zip(rows, speeds, strict=True)):
         spread = [speed - (row.slowest or speed)], [(row.fastest or speed) - speed]
         axes.errorbar([speed], [place], xerr=spread, color=INK, linewidth=1)
-        axes.annotate(f"{speed:,.0f}", (row.fastest or speed, place), (4, 0), color=INK, va="center", fontsize=9,
+        axes.annotate(_format_speed(speed), (row.fastest or speed, place), (4, 0), color=INK, va="center", fontsize=9,
                       textcoords="offset points")  # fmt: skip
     for dtype, speed in limits.items():
         axes.axvline(speed, color=_LIMIT, linewidth=1.2, linestyle="--")
@@ -228,7 +238,7 @@ def plot(results: Results) -> str:
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08 * max([*speeds, *limits.values(), 1.0]))
-    axes.set_xlabel("tokens per second", color=FAINT)
+    axes.set_xlabel(f"{results.unit} per second", color=FAINT)
     axes.tick_params(length=0, colors=FAINT)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -16,8 +16,10 @@ from tsugiki.cli.flags import Loading
 from tsugiki.cli.terminal import print_line, print_table
 from tsugiki.data.records import AssistantTurns
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
+from tsugiki.language import _, counts
 from tsugiki.report.table import Table
+
+_LEAST_ANSWER = 2  # tokens
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -195,6 +197,8 @@ def bench_command(
     entries: str | None = None,
     batch: Annotated[int, typer.Option(min=1)] = 4,
     length: Annotated[int, typer.Option(min=2)] = 512,
+    preference: bool = False,
+    prompt: Annotated[int | None, typer.Option(min=1)] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     steps: Annotated[int, typer.Option(min=1)] = 6,
     out: Path | None = None,
@@ -207,8 +211,10 @@ def bench_command(
     Args:
         model: A known shape (--list), 'embedded', a model folder, a GGUF file, or a hub id.
         entries: Names such as 'a,b' (--list), or 'all'. Default: the chapter, PEFT, TRL and Tsugiki.
-        batch: Rows per step.
-        length: Tokens per row.
+        batch: Rows per step, or pairs.
+        length: Tokens per row, or of each answer of a pair with its prompt.
+        preference: Learn from pairs of answers, with DPO, beside TRL.
+        prompt: Tokens of the prompt of a pair. Default: half of --length.
         rounds: Blocks of consecutive steps of each entry, in turns.
         steps: Counted steps in a block; two more come first.
         out: Folder for results.json, table.md and plot.svg.
@@ -219,19 +225,21 @@ def bench_command(
         _list()
         return
     from tsugiki.bench.bench import choose_entries, run_benchmark
-    from tsugiki.bench.entries import TRAINING_ENTRIES
     from tsugiki.bench.results import results_lines, results_table, write_results
     from tsugiki.bench.workload import Workload
     from tsugiki.io.atomic import check_writable
 
     if out is not None:
         check_writable(out)
-    names = (
-        list(TRAINING_ENTRIES) if entries == "all" else [name.strip() for name in (entries or "").split(",") if name]
-    )
+    if prompt and not preference:
+        raise TsugikiError(_("--prompt is the length of the prompts of --preference; give both"))
+    prompt = (prompt or length // 2) if preference else 0
+    if preference and length - prompt < _LEAST_ANSWER:
+        message = _("--length {length} leaves fewer than {tokens} to the answers after --prompt {prompt}")
+        raise TsugikiError(message.format(length=length, tokens=counts.tokens(_LEAST_ANSWER), prompt=prompt))
     results = run_benchmark(
-        choose_entries(names),
-        Workload(model, batch, length),
+        choose_entries(entries, preference),
+        Workload(model, batch, length, prompt=prompt),
         rounds,
         shlex.join(["tsugiki", *sys.argv[1:]]),
         lambda line: print(line, file=sys.stderr),
@@ -248,13 +256,13 @@ def bench_command(
 
 
 def _list() -> None:
-    from tsugiki.bench.entries import DEFAULT_ENTRIES, TRAINING_ENTRIES
+    from tsugiki.bench.entries import DEFAULT_ENTRIES, PREFERENCE_ENTRIES, TRAINING_ENTRIES
     from tsugiki.bench.models import known_models
 
     print_table(Table([_("model"), ""], [[name, _(summary)] for name, summary in known_models().items()]))
     rows = []
-    for name, entry in TRAINING_ENTRIES.items():
-        default = _("default") if name in DEFAULT_ENTRIES else ""
+    for name, entry in {**TRAINING_ENTRIES, **PREFERENCE_ENTRIES}.items():
+        default = _("default") if name in DEFAULT_ENTRIES else "--preference" if name in PREFERENCE_ENTRIES else ""
         missing = _("not installed ({install})").format(install=entry.install)
         rows.append([name, _(entry.summary), missing if entry.missing else default])
     print_table(Table([_("entry"), "", ""], rows))
