@@ -17,6 +17,8 @@ KIND = "figures"
 """The value of `kind` in such a file; the results of `tsugiki bench` have another one."""
 
 _JAPANESE_CELLS = {
+    r"^chosen answers alone$": "良い応答だけ",
+    r"^base$": "ベースモデル",
     r"([\d,]+) of (\d+) rows": r"\2 行 × \1",
     r" \(rate ([^,)]+), step (\d+)\)": r"（学習率 \1、ステップ \2）",
     r" \(rate ([^,)]+)\)": r"（学習率 \1）",
