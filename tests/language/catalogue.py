@@ -12,12 +12,11 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
-import tsugiki
 from tests.language.help_texts import help_texts
-from tsugiki.language import CATALOGUES, DOMAIN, JAPANESE
+from tsugiki.language import DOMAIN, JAPANESE
 
-SOURCE = Path(tsugiki.__file__).parent
-PO = CATALOGUES / JAPANESE / "LC_MESSAGES" / f"{DOMAIN}.po"
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "tsugiki"  # an installed package has no .po
+PO = SOURCE / "language" / JAPANESE / "LC_MESSAGES" / f"{DOMAIN}.po"
 MO = PO.with_suffix(".mo")
 _KEYWORDS = {"_": None, "marked": None, "ngettext": (1, 2)}
 _METHODS = [
