@@ -68,7 +68,7 @@ def evaluate_command(
 
     import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations, print_scores
-    from tsugiki.data.read.answers import read_answers
+    from tsugiki.data.read.answers import holds_completions
     from tsugiki.data.read.files import record_kinds
     from tsugiki.data.records import Completion, Reading
     from tsugiki.io.progress import ProgressDisplay
@@ -101,7 +101,7 @@ def evaluate_command(
     if pairs:
         notes = list[str]()
         named = _columns(columns)
-        loaded = load(only_pairs=isinstance(next(read_answers(pairs, named)), Completion))
+        loaded = load(only_pairs=holds_completions(pairs, named))
         scored = score_pairs_with_targets(loaded, pairs, named, notes, ProgressDisplay())
         if json_:
             _print_json(chosen, scored)
