@@ -41,7 +41,7 @@ def read_preferences(
     store, usable = preferences.store, _records(preferences, preferences.usable)
     with progress.stage(_("looking for near-duplicates"), None):
         groups = preferences.groups()
-    wanted, scored, limit = parse_held_out(config.held_out), ScoredTexts(), config.held_out_characters
+    wanted, scored, limit = parse_held_out(config.held_out), ScoredTexts(), config.most_held_out_characters
     good_groups = _good_part(preferences, groups)
     if isinstance(wanted, Path):
         with progress.stage(_("tokenising"), None):
