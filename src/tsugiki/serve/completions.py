@@ -24,6 +24,7 @@ from tsugiki.generation.request import (
 )
 from tsugiki.generation.sampling import TextStream, with_penalty_of
 from tsugiki.language import _
+from tsugiki.serve.answer_forms import AnswerForms
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompt_tokens import (
     Prompt,
@@ -99,6 +100,7 @@ class Completions:
     def __init__(self, engine: Engine, adapters: ServedAdapters, seconds: float) -> None:
         self.engine, self.adapters, self.seconds = engine, adapters, seconds
         self._open = 0
+        self._forms = AnswerForms(adapters.base.tokenizer, engine.model.config.get_text_config().vocab_size)
         self._running: set[Generation] = set()
 
     def end(self) -> None:
@@ -143,6 +145,7 @@ class Completions:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)
             logprobs = parsed.logprobs
         check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
+        matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
         check_tokens(model, parsed.stop_token_ids, "stop_token_ids")
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
@@ -162,6 +165,7 @@ class Completions:
                         model_name=self.adapters.base.name if parsed.adapters else served.name,
                         batch_mode=served.batch_mode,
                         sampling=with_penalty_of(model, parsed.sampling(number)),
+                        matcher=matchers[len(requests)],
                         stops=parsed.stops,
                         ends={*(() if parsed.ignore_eos else prompt.ends), *parsed.stop_token_ids},
                         min_tokens=parsed.min_tokens,

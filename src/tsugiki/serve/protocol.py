@@ -29,10 +29,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("use_beam_search", "continue_final_message", "include_stop_str_in_output"), (False,)),
     **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids"), (False,)),
     **dict.fromkeys(("suffix", "grammar"), ("",)),
-    **dict.fromkeys(("structured_outputs", "json_schema", "guided_json", "guided_regex", "guided_choice"), ()),
+    "json_schema": (),
     **dict.fromkeys(("guided_grammar", "allowed_token_ids", "audio", "web_search_options", "prompt_logprobs"), ()),
     **dict.fromkeys(("chat_template", "prompt_embeds", "truncate_prompt_tokens"), ()),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 """Fields that would change the result -> values that change nothing, beside null."""
@@ -42,6 +41,7 @@ _OF_TOOLS = ("tool_calls", "function_call", "tool_call_id", "audio")
 _ACCEPTED = {
     "prompt": marked("a text, a list of 1 to 64 texts, a list of tokens, or a list of 1 to 64 lists of tokens"),
     "stop": marked("a text of 1 to 200 characters, or a list of at most 16"),
+    "guided_json": marked("a JSON schema, as an object or a text"),
     "content": marked('a text, or a list of parts, each {"type": "text", "text": "…"}'),
 }
 """The fields that accept several types, and what they accept."""
@@ -73,6 +73,40 @@ class StreamOptions(OpenFields):
     continuous_usage_stats: bool = False
 
 
+class PlainFormat(Fields):
+    """A text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaOfAnswer(Fields):
+    """A JSON schema; the other fields change nothing, and every answer keeps to the schema."""
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    content: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class SchemaFormat(Fields):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: SchemaOfAnswer
+
+
+_Choices: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=1000)]
+
+
+class StructuredOutputs(Fields):
+    """The form of an answer in newer versions of vLLM."""
+
+    json_schema: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: _Choices | None = None
+
+
 class _Request(OpenFields):
     model: str
     adapters: MixField | None = None
@@ -97,6 +131,11 @@ class _Request(OpenFields):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64)] = []
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(type="text")
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: _Choices | None = None
+    structured_outputs: StructuredOutputs = StructuredOutputs()
 
     @property
     def ignored(self) -> list[str]:
