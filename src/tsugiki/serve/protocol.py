@@ -109,7 +109,7 @@ class StructuredOutputs(Fields):
 
 class _Request(OpenFields):
     model: str
-    adapters: MixField = {}
+    adapters: MixField | None = None
     """Weights of the adapters to mix, by name. `model` must then be the base."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
