@@ -170,12 +170,12 @@ def evaluate_pairs(
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
-    from tsugiki.data.read.answers import read_answers
+    from tsugiki.data.read.answers import holds_completions
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
     from tsugiki.training.load_targets import evaluation_targets, loaded_targets, score_pairs_with_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
-    only_pairs = isinstance(next(read_answers(pairs, columns)), Completion)
+    only_pairs = holds_completions(pairs, columns)
     loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, only_pairs=only_pairs)
     results = score_pairs_with_targets(loaded, pairs, columns, [], ProgressDisplay())
     with quiet_libraries():
