@@ -29,9 +29,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("use_beam_search", "continue_final_message", "include_stop_str_in_output"), (False,)),
     **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids"), (False,)),
     **dict.fromkeys(("suffix", "grammar"), ("",)),
-    "json_schema": (),
-    **dict.fromkeys(("guided_grammar", "allowed_token_ids", "audio", "web_search_options", "prompt_logprobs"), ()),
-    **dict.fromkeys(("chat_template", "prompt_embeds", "truncate_prompt_tokens"), ()),
+    **dict.fromkeys(("guided_grammar", "json_schema", "allowed_token_ids", "audio", "web_search_options"), ()),
+    **dict.fromkeys(("chat_template", "prompt_embeds", "prompt_logprobs", "truncate_prompt_tokens"), ()),
     "modalities": (["text"],),
 }
 """Fields that would change the result -> values that change nothing, beside null."""
