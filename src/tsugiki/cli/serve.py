@@ -38,6 +38,7 @@ def serve_command(
     stop_timeout: Annotated[int, typer.Option(min=0)] = 30,
     allow_lora_updates: bool = False,
     allow_origin: list[str] | None = None,
+    list_runs: bool = False,
     texts: Path | None = None,
     aozora: str = SITE,
     allow_base_mismatch: bool = False,
@@ -67,6 +68,7 @@ def serve_command(
         stop_timeout: Seconds that running requests may go on after SIGTERM.
         allow_lora_updates: Let requests load and unload adapters of the library.
         allow_origin: Other site whose pages may use the API in a browser, as https://example.org. Repeatable.
+        list_runs: List the runs of the working directory in /v1/models, too; requests can name them in any case.
         texts: Folder of the texts that the page can learn from. Default: the working directory.
         aozora: Where the page finds works of Aozora Bunko: URL of a site, or a mirror folder.
         allow_base_mismatch: Load adapters that were trained on another base.
@@ -108,6 +110,7 @@ def serve_command(
         allow_base_mismatch,
         check_origins(allow_origin or []),
         _folders(adapter or [], name),
+        list_runs,
         Workspace(model, Path.cwd(), texts or Path(), aozora),
     )
     listening = listen(host, port)

@@ -55,6 +55,8 @@ class ServerSettings:
     """Other sites whose pages may use the API; the result of `check_origins`."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by name, besides those of the library; they are loaded at the start."""
+    list_runs: bool = False
+    """Whether `/v1/models` lists the runs as well; requests can name them in any case."""
     workspace: Workspace | None = None
     """Where the page finds runs and texts, and starts runs; None: nowhere."""
 
@@ -109,8 +111,9 @@ def serve(
                 settings.allow_base_mismatch,
                 settings.adapter_bytes,
             )
+            adapters.lists_runs = settings.list_runs
             access = Access(host, port, settings.api_key, settings.origins)
-            views = workspace_routes(settings.workspace) if settings.workspace else ()
+            views = workspace_routes(settings.workspace, adapters) if settings.workspace else ()
             app = new_app(engine, adapters, access, settings.seconds, settings.allow_lora_updates, views)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             asyncio.run(_run(Server(app, settings.stop_seconds, lambda: ready(url)), adapters, listening))
