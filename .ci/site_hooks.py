@@ -25,6 +25,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Remove links to the other language, which the site has at the top, and make links to the source absolute."""
     markdown = re.sub(r"(?m)^\[(日本語|English)\]\([\w.-]+\.md\)( · )?", "", markdown, count=1)
     markdown = re.sub(r"\]\(([^)\s:]+)\.ja\.(md|png|svg)", r"](\1.\2", markdown)
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation", "toc"]
     folder = posixpath.dirname(page.file.src_uri)
 
     def outside(link: re.Match[str]) -> str:
@@ -36,3 +38,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return long_description(f"{link[1]}[{link[2]}]({target})", _PLACE["address"].rstrip("/"), _PLACE["files"])
 
     return re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", outside, markdown)
+
+
+_JAPANESE = r"[\u3000-\u30ff\u4e00-\u9fff\uff01-\uff60]"
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Join lines between Japanese characters, where browsers would show a space. Blocks of code stay as they are."""
+    parts = re.split(r"(?s)(<pre.*?</pre>)", html)
+    between = rf"(?<={_JAPANESE})((?:</\w+>)*)\n(?=(?:<\w[^>]*>)*{_JAPANESE})"
+    parts[::2] = [re.sub(between, r"\1", part) for part in parts[::2]]
+    return "".join(parts)

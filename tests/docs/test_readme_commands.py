@@ -23,11 +23,9 @@ ELSEWHERE = ("quickstart", "compare", "sweep", "pretrain", "bench", "push", "new
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of the page's block of commands, without their comments."""
-    block = next(
-        block for block in re.findall(r"(?ms)^```\w*\n(.*?)^```", page.read_text("utf-8")) if "aozora" in block
-    )
-    lines = [line.partition("  ")[0].removeprefix("tsugiki ") for line in block.splitlines()]
+    """The commands in the page's blocks, without comments at their ends."""
+    blocks = re.findall(r"(?ms)^```\w*\n(.*?)^```", page.read_text("utf-8"))
+    lines = re.findall(r"(?m)^tsugiki (.+?)(?:  .*)?$", "\n".join(blocks))
     return [line for line in lines if not line.startswith(ELSEWHERE)]
 
 

@@ -12,6 +12,8 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tsugiki.generation.grammar import Matcher
+
 
 class QueueFull(TsugikiError):
     """Too many requests wait; the client may try again."""
@@ -72,7 +74,7 @@ class Output:
     token: ScoredToken | None
     """None if the request asks for no new tokens."""
     finish_reason: str | None = None
-    """"stop": an end token or a stop string; "length": `max_tokens`. None if more follows."""
+    """"stop": an end token, a stop string, or the end of a grammar; "length": `max_tokens`. None if more follows."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class Request:
     """The name of the adapter or the base in the request, or the name of the base for a mix; for metrics."""
     batch_mode: BatchMode = "mixed"
     sampling: Sampling = field(default_factory=Sampling)
+    matcher: "Matcher | None" = None
+    """Restricts the text to a grammar. It belongs to this request alone, because it advances with its text."""
     stops: Sequence[str] = ()
     ends: Collection[int] = ()
     """Tokens that end the text."""

@@ -13,6 +13,7 @@ from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Event, Failed, Output, PromptScores, QueueFull, Request, ScoredToken
 from tsugiki.generation.sampling import with_penalty_of
 from tsugiki.language import _
+from tsugiki.serve.answer_forms import AnswerForms
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompt_tokens import Prompt, chat_prompt, check_tokens, is_part, text_prompts, token_text
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
@@ -65,6 +66,7 @@ class Completions:
     def __init__(self, engine: Engine, adapters: ServedAdapters, seconds: float) -> None:
         self.engine, self.adapters, self.seconds = engine, adapters, seconds
         self._open = 0
+        self._forms = AnswerForms(adapters.base.tokenizer, engine.model.config.get_text_config().vocab_size)
 
     @asynccontextmanager
     async def begin(self, parsed: CompletionRequest | ChatRequest) -> AsyncIterator[Generation]:
@@ -102,6 +104,7 @@ class Completions:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)
             logprobs = parsed.logprobs
         check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
+        matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
         echo = isinstance(parsed, CompletionRequest) and parsed.echo
@@ -120,6 +123,7 @@ class Completions:
                         model_name=self.adapters.base.name if parsed.adapters else served.name,
                         batch_mode=served.batch_mode,
                         sampling=with_penalty_of(model, parsed.sampling(number)),
+                        matcher=matchers[len(requests)],
                         stops=parsed.stops,
                         ends=frozenset() if parsed.ignore_eos else prompt.ends,
                         min_tokens=parsed.min_tokens,

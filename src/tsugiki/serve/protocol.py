@@ -26,7 +26,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "best_of": (1,),
     "suffix": ("",),
@@ -40,6 +39,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _ACCEPTED = {
     "prompt": marked("a text, a list of 1 to 64 texts, a list of tokens, or a list of 1 to 64 lists of tokens"),
     "stop": marked("a text of 1 to 200 characters, or a list of at most 4"),
+    "guided_json": marked("a JSON schema, as an object or a text"),
     "content": marked('a text, or a list of parts, each {"type": "text", "text": "…"}'),
 }
 """The fields that accept several types, and what they accept."""
@@ -65,6 +65,40 @@ class StreamOptions(Fields):
     continuous_usage_stats: bool = False
 
 
+class PlainFormat(Fields):
+    """A text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaOfAnswer(Fields):
+    """A JSON schema; the other fields change nothing, and every answer keeps to the schema."""
+
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    content: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class SchemaFormat(Fields):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: SchemaOfAnswer
+
+
+_Choices: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=1000)]
+
+
+class StructuredOutputs(Fields):
+    """The form of an answer in newer versions of vLLM."""
+
+    json_schema: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: _Choices | None = None
+
+
 class _Request(Fields):
     model: str
     adapters: MixField = {}
@@ -88,6 +122,11 @@ class _Request(Fields):
     n: Annotated[int, Field(ge=1, le=8)] = 1
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(type="text")
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: _Choices | None = None
+    structured_outputs: StructuredOutputs = StructuredOutputs()
 
     @property
     def stops(self) -> list[str]:
