@@ -139,7 +139,8 @@ class Completions:
     ) -> Generation:
         model = self.engine.model
         if isinstance(parsed, ChatRequest):
-            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, served.tokenizer, parsed.messages)]
+            tokenizer = self.adapters.tokenizer(served, parsed.chat_template_of)
+            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, tokenizer, parsed.messages)]
             logprobs = parsed.top_logprobs if parsed.logprobs else None
         else:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)

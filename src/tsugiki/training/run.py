@@ -337,7 +337,7 @@ def write_result(run: Run) -> None:
         save_trained(trained, run.texts.tokenizer, run.out, run.config.save_dtype, with_template=has_chats)
         run.record.write(run.out)
 
-    with advice_to_resume():
+    with advice_to_resume(run.out):
         on_main(run.accelerator, write)
 
 
