@@ -4,8 +4,8 @@ Each tool is started by its public command on few pairs and on more, for one epo
 that of the pairs between them: their reference and their training. Loading and saving are in both and cancel.
 
 The pairs are made of the texts of the quickstart: prompts and answers of half to one and a half of `--characters`, at
-random. So TRL has to pad; at its best it groups pairs of similar lengths. The model is SmolLM2 135M with random
-weights, with LoRA of rank 8 on all linear layers. A step has 4 pairs; Tsugiki's has 4 rows of about one pair.
+random. So TRL has to pad; its `group_by_length` is an error for pairs. The model is SmolLM2 135M with random weights,
+with LoRA of rank 8 on all linear layers. A step has 4 pairs; Tsugiki's has 4 rows of about one pair.
 """
 
 import argparse
@@ -116,10 +116,7 @@ def _tsugiki(model: str, data: Path, out: Path) -> list[str]:
 
 COMMANDS: Mapping[str, Callable[[str, Path, Path], list[str]]] = {
     "trl-dpo": _trl(),
-    "trl-dpo-best": _trl(
-        *("--gradient_checkpointing", "false", "--precompute_ref_log_probs", "true"),
-        *("--train_sampling_strategy", "group_by_length"),
-    ),
+    "trl-dpo-best": _trl("--gradient_checkpointing", "false", "--precompute_ref_log_probs", "true"),
     "tsugiki-dpo": _tsugiki,
 }
 

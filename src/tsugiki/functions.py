@@ -170,12 +170,12 @@ def evaluate_pairs(
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
-    from tsugiki.data.read.answers import read_answers
+    from tsugiki.data.read.answers import holds_completions
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
     from tsugiki.training.load_targets import evaluation_targets, loaded_targets, score_pairs_with_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
-    only_pairs = isinstance(next(read_answers(pairs, columns)), Completion)
+    only_pairs = holds_completions(pairs, columns)
     loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, only_pairs=only_pairs)
     results = score_pairs_with_targets(loaded, pairs, columns, [], ProgressDisplay())
     with quiet_libraries():
@@ -192,6 +192,7 @@ def generate(
     top_p: float = 0.9,
     repetition_penalty: float | None = None,
     seed: int = 0,
+    json_schema: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
     raw: bool = False,
     allow_base_mismatch: bool = False,
@@ -210,6 +211,7 @@ def generate(
         repetition_penalty: above 1, such as 1.2, tokens that have occurred become less probable. None: that of the
             model's generation settings, which is 1.15 for 'embedded'.
         seed: the same seed gives the same text.
+        json_schema: what is written is JSON that this JSON schema allows; needs the extra `serve`.
         chat_template: for conversations, as in the settings of a run; None: that of the adapter or the model.
         raw: continue a text as it is, also for a chat model.
         allow_base_mismatch: load an adapter that was trained on another base.
@@ -222,6 +224,7 @@ def generate(
         TsugikiError: neither a model nor an adapter is given, one of them cannot be read, or the prompt is too long.
     """
     from tsugiki.generation.generate import generate_text
+    from tsugiki.generation.grammar import json_grammar
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import quiet_libraries
@@ -235,7 +238,8 @@ def generate(
             turns = as_prompt(prompt, as_turns, None)
         else:
             turns = [Message(turn["role"], turn["content"]) for turn in prompt]
-        sampling = Sampling(temperature, top_p, seed, repetition_penalty)
+        grammar = None if json_schema is None else json_grammar(json_schema)
+        sampling = Sampling(temperature, top_p, seed, repetition_penalty, grammar=grammar)
         return generate_text(loaded, tokenizer, turns, max_new_tokens, sampling)
 
 

@@ -125,7 +125,9 @@ def _of_peft(model: Any) -> dict[str, Tensor]:
             key = name.replace(".weight", "") if "magnitude" in name or "ia3" in name else name
             for part in parts:
                 key = key.replace(part, ".weight" if part == ".default.weight" else "")
-            names[key] = parameter.grad
+            key = key.replace("prompt_encoder.embedding.weight", "prompt_embeddings")
+            # Around a soft prompt there is one module less.
+            names[key if key.startswith(PREFIX) else key.replace("base_model.", PREFIX)] = parameter.grad
     return names
 
 
@@ -143,7 +145,8 @@ def _compared(theirs: Any, ours: Any, base: Tensor, inputs: Any) -> str:
     if found.shape != expected.shape or relative_error(found, expected) > _TOLERANCE:
         error = relative_error(found, expected) if found.shape == expected.shape else "another shape"
         return f"wrong: {error}"
-    if not their_loss.requires_grad:
+    trains_other_parameters = "PromptEncoder" in type(getattr(active_adapter(ours), "config", None)).__name__
+    if not their_loss.requires_grad or trains_other_parameters:  # the file has what the encoder has computed
         return "equal" if not torch.equal(expected, base) else "no effect"
     their_loss.backward(), our_loss.backward()
     one, other = _of_peft(theirs), _of_ours(ours)
@@ -165,9 +168,9 @@ def outcomes(case: Case, folder: Path) -> Iterator[str]:
         theirs.save_pretrained(folder / "theirs")
         again = _read_by_peft(case, folder / "theirs")
     except Exception as error:
-        yield f"peft cannot: {line_of(error)}"
-    else:
-        yield _tried(lambda: _compared(again, load_adapter(case.build(), folder / "theirs"), base, case.inputs), folder)
+        yield from [f"peft cannot: {line_of(error)}"] * 2
+        return
+    yield _tried(lambda: _compared(again, load_adapter(case.build(), folder / "theirs"), base, case.inputs), folder)
 
     def to_peft() -> str:
         if case.config is peft.LoraConfig:
@@ -190,9 +193,13 @@ def outcomes(case: Case, folder: Path) -> Iterator[str]:
 
 
 def _read_by_peft(case: Case, folder: Path) -> Any:
-    """PEFT's model with the adapter in a folder; PEFT does not train soft prompts that it has loaded."""
-    trains = not case.peft_config().is_prompt_learning
-    return peft.PeftModel.from_pretrained(case.build(), folder, is_trainable=trains)
+    """PEFT's model with the adapter in a folder. PEFT freezes soft prompts that it has loaded; here they train."""
+    is_prompt = case.peft_config().is_prompt_learning
+    model = peft.PeftModel.from_pretrained(case.build(), folder, is_trainable=not is_prompt)
+    for name, parameter in model.named_parameters():
+        if is_prompt and ("prompt_encoder." in name or "modules_to_save.default" in name):
+            parameter.requires_grad_()
+    return model
 
 
 def _tried(compare: Any, folder: Path) -> str:

@@ -81,3 +81,21 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str,
     status, out, err = run("plan", *model, *arguments)
     assert (status, out) == (2, "")
     assert said in err.splitlines()[-1]
+
+
+def test_a_plan_for_another_machine(base: str, run):
+    arguments = ("--model", base, "--block-size", "32", "--json")
+    status, out, err = run("plan", *arguments, "--memory", "8 GB", "--device", "cuda")
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["device"], found["available"], found["parts"]["process"]) == ("cuda", 8_000_000_000, 0)
+    assert {option["base_dtype"] for option in found["options"]} == {"bf16", "int8", "nf4"}
+    assert not any(option["step_seconds"] for option in found["options"])
+    assert found["options"][0]["recomputed_blocks"] == 0
+    status, out, _ = run("plan", *arguments[:-1], "--memory", "1KB", "--device", "cuda")
+    assert status == 1
+    assert "another machine" in out
+    assert run("plan", *arguments, "--memory", "plenty")[0] == 2
+    status, _, err = run("plan", *arguments, "--device", "cuda")
+    assert status == 2
+    assert "cuda" in err

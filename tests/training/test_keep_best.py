@@ -194,8 +194,8 @@ def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):
 
 
 def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def plan(choices: Any, data: Any, every: Any) -> EvaluationPlan:
-        return EvaluationPlan(3, 1 if choices.steps == 4 else 2)
+    def plan(choices: Any, data: Any, every: Any, characters: Any) -> EvaluationPlan:
+        return EvaluationPlan(3, 1 if choices.steps == 4 else 2, 1)
 
     monkeypatch.setattr("tsugiki.training.evaluation_callback.plan_evaluations", plan)
     train(config(tmp_path, max_steps=4))
@@ -204,26 +204,28 @@ def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkey
 
 
 def test_evaluations_are_spread_over_the_run():
-    evaluations = EvaluationPlan(4, 12)
+    evaluations = EvaluationPlan(4, 12, 8)
     assert [step for step in range(1, 11) if evaluations.is_due(step, 10, None)] == [3, 5, 8, 10]
     assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 4)] == [4, 10]
     assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 3)] == [3, 6, 10]
-    assert not any(EvaluationPlan(0, 12).is_due(step, 10, None) for step in range(1, 11))
+    assert not any(EvaluationPlan(0, 12, 8).is_due(step, 10, None) for step in range(1, 11))
     assert evenly_spread(range(10), 4) == [0, 2, 5, 7]
     assert evenly_spread(range(3), 4) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("steps", "evaluations", "windows"),
-    [(100, 0, 12), (200, 2, 12), (1000, 4, 12), (4000, 8, 19), (100_000, 8, 32)],
+    ("steps", "evaluations", "windows", "held_out"),
+    [(100, 0, 8, 8), (200, 3, 8, 8), (1000, 4, 9, 27), (4000, 8, 19, 50), (100_000, 8, 32, 50)],
 )
-def test_evaluations_take_a_share_of_the_run(steps: int, evaluations: int, windows: int):
-    # A step has 200 tokens. A window has 512, of which each costs half as much as in a step: 3,072 for twelve of them.
+def test_evaluations_take_a_share_of_the_run(steps: int, evaluations: int, windows: int, held_out: int):
+    # A step has 200 tokens. A window has 512, of which each costs half as much as in a step: 2,048 for eight of them.
     summary = SimpleNamespace(tokens_per_epoch=10_000, train=SimpleNamespace(characters=10_000))
     data: Any = SimpleNamespace(
         blocks=range(100),
-        windows=[],
+        windows=[Window(Document("枝" * 512, str(number)), number) for number in range(50)],
         validation_windows=[Window(Document("枝" * 512, str(number)), number) for number in range(40)],
         summary=summary,
     )
-    assert plan_evaluations(Choices(2, 1e-3, steps), data, None) == EvaluationPlan(evaluations, windows)
+    choices = Choices(2, 1e-3, steps)
+    assert plan_evaluations(choices, data, None) == EvaluationPlan(evaluations, windows, held_out)
+    assert plan_evaluations(choices, data, None, characters=20_000).held_out == 50

@@ -80,13 +80,14 @@ def test_a_sample_may_have_fewer_words_than_the_files_of_the_model(
 
 def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
     config = run_config(tmp_path, base_dtype="fp32")
-    shapes = load_meta_model(config.model).config
-    one, two = (
-        measure(
-            sample_model(shapes, 2, "fp32"), config, torch.device("cpu"), rows, 32, 1, shapes.vocab_size, timed=True
-        )
-        for rows in (1, 2)
-    )
+    shapes, processor = load_meta_model(config.model).config, torch.device("cpu")
+
+    def measured(rows: int) -> Measured:
+        model = sample_model(shapes, 2, "fp32")
+        sample.prepare_sample(model, config, processor, processor)
+        return measure(model, processor, rows, 32, 1, shapes.vocab_size, timed=True)
+
+    one, two = measured(1), measured(2)
     assert one.input == 32 * 32 * 4
     assert two.kept == pytest.approx(2 * one.kept, rel=0.1)
     assert one.forward > 0

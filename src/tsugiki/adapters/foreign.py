@@ -21,6 +21,7 @@ runs nothing else, and by this command alone: a folder that is loaded, listed, o
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -281,11 +282,12 @@ def _convert(program: _Format, folder: Path, tensors: Mapping[str, Tensor], mode
         found.setdefault(match["layer"], {})[program.parts[match["part"]]] = tensor
     modules = dict(base_modules(model))
     layers: dict[str, LayerFactors] = {}
+    scaling = cache(partial(program.scaling, folder))  # reads the file of settings once for each rank
     for layer, parts in found.items():
         if not parts.keys() >= {"A", "B"}:
             message = _("{name} has no lora_{letter}")
             raise TsugikiError(message.format(name=layer, letter="a" if "B" in parts else "b"))
-        for name, factors in _factors(program, folder, layer, parts, model, modules):
+        for name, factors in _factors(program, scaling, folder, layer, parts, model, modules):
             layers[name] = factors
     plain = [name for name in layers if name in modules]
     others = sorted({name.rpartition(".")[2] for name in layers if name not in modules})
@@ -303,6 +305,7 @@ def _convert(program: _Format, folder: Path, tensors: Mapping[str, Tensor], mode
 
 def _factors(
     program: _Format,
+    scaling_of: Callable[[int], float],
     folder: Path,
     layer: str,
     parts: Mapping[str, Tensor],
@@ -314,13 +317,13 @@ def _factors(
     name = _name_in_base(program, layer, modules)
     if "*" in name:  # mlx-lm, in old versions with the ranks of all experts in one axis of A
         A = A.reshape(len(B), -1, A.shape[-1])
-        scaling = program.scaling(folder, A.shape[1])
+        scaling = scaling_of(A.shape[1])
         for expert in range(len(B)):
             yield name.replace("*", str(expert)), LayerFactors(A[expert], B[expert], scaling)
         return
     if program.transposed:
         A, B = A.T, B.T
-    scaling = program.scaling(folder, B.shape[-1])
+    scaling = scaling_of(B.shape[-1])
     if "|" in name:
         for part, A_part, B_part in _split(folder, layer, name.split("|"), A, B, modules):
             yield part, LayerFactors(A_part, B_part, scaling)

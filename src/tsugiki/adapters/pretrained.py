@@ -96,10 +96,10 @@ def graft(
 
 
 def replace_saving(model: nn.Module) -> None:
-    """Give a grafted model two methods of PEFT's models, and let a transformers model save and load its adapter.
+    """Add methods to a grafted model; `ungraft` removes them.
 
-    `ungraft` takes all of this away. The two methods are those that every tutorial on PEFT types; each has only one
-    meaning here.
+    Every model gets `print_trainable_parameters` and `merge_and_unload`, which tutorials on PEFT call. A transformers
+    model also gets methods with which Trainer saves and loads the adapter.
     """
     state = require_state(model)
     if "merge_and_unload" in vars(model):
@@ -254,5 +254,8 @@ def _link(file: Path, link: Path) -> None:
 
 
 def _merge_and_unload(model: nn.Module, progressbar: bool = False, safe_merge: bool = False) -> nn.Module:
-    """Do what PEFT's method of this name does, without its bar; a weight that is not finite is always an error."""
+    """Merge the adapter into the weights and return the base model, as PEFT's method does.
+
+    There is no progress bar, and the weights are always checked, as with `safe_merge=True`.
+    """
     return ungraft(merge(model))

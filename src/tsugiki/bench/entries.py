@@ -91,6 +91,10 @@ PREFERENCE_ENTRIES: Mapping[str, BenchmarkEntry] = {
         f"{_HUGGING_FACE}:trl_dpo_best",
     ),
     "tsugiki-dpo": BenchmarkEntry(marked("`tsugiki train --preference dpo`"), f"{_TSUGIKI}:tsugiki"),
+    "tsugiki-dpo-recompute": BenchmarkEntry(
+        marked("as tsugiki-dpo with --recompute blocks, which is what gradient checkpointing does in TRL"),
+        f"{_TSUGIKI}:tsugiki_recompute",
+    ),
 }
 """The entries of `tsugiki bench --preference`."""
 

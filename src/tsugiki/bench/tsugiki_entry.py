@@ -89,6 +89,7 @@ tsugiki = run
 tsugiki_fp32 = partial(run, base_dtype="fp32")
 tsugiki_bf16 = partial(run, base_dtype="bf16")
 tsugiki_int8 = partial(run, base_dtype="int8")
+tsugiki_recompute = partial(run, recompute="blocks")
 
 
 def random_blocks(workload: Workload, vocabulary: int) -> Blocks:

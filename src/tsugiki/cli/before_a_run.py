@@ -267,6 +267,7 @@ def plan_command(
     config: Path | None = None,
     *,
     settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("method_config",))],
+    memory: str | None = None,
     json_: bool = False,
 ) -> None:
     """Show what a run would need: memory, disk and time for each way to run it, and the fastest that fits.
@@ -276,6 +277,7 @@ def plan_command(
 
     Args:
         config: YAML file of a run's settings. Flags override it.
+        memory: Memory of another machine, such as 8GB, with its --device: cuda need not be here.
         json_: Print JSON.
     """
 
@@ -286,6 +288,7 @@ def plan_command(
     if config is None:
         settings = {"data": _UNSET, "out": _UNSET, **settings}
     run_config = load_config(config, settings)
+    from tsugiki.io.formatting import parse_size
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
     from tsugiki.training.packing import rows_of_data
@@ -296,7 +299,7 @@ def plan_command(
     if config is not None or "data" in given:
         rows = rows_of_data(run_config, progress)
     with progress.stage(_("measuring blocks of the model"), None):
-        plan = plan_run(run_config, rows)
+        plan = plan_run(run_config, rows, memory_size=None if memory is None else parse_size(memory))
     command = _command(config, given, plan.options[0])
     if json_:
         typer.echo(json.dumps({**asdict(plan), "command": command}))

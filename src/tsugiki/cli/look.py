@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from tsugiki.language import _, counts
 from tsugiki.report.table import Table
 
 _LEAST_ANSWER = 2  # tokens
+_HELD_OUT = 4  # texts of the quickstart
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,7 +70,7 @@ def evaluate_command(
 
     import_libraries()
     from tsugiki.cli.summary import print_answers, print_evaluations, print_scores
-    from tsugiki.data.read.answers import read_answers
+    from tsugiki.data.read.answers import holds_completions
     from tsugiki.data.read.files import record_kinds
     from tsugiki.data.records import Completion, Reading
     from tsugiki.io.progress import ProgressDisplay
@@ -101,7 +103,7 @@ def evaluate_command(
     if pairs:
         notes = list[str]()
         named = _columns(columns)
-        loaded = load(only_pairs=isinstance(next(read_answers(pairs, named)), Completion))
+        loaded = load(only_pairs=holds_completions(pairs, named))
         scored = score_pairs_with_targets(loaded, pairs, named, notes, ProgressDisplay())
         if json_:
             _print_json(chosen, scored)
@@ -201,6 +203,10 @@ def bench_command(
     prompt: Annotated[int | None, typer.Option(min=1)] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     steps: Annotated[int, typer.Option(min=1)] = 6,
+    race: bool = False,
+    data: list[str] | None = None,
+    held_out: list[str] | None = None,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
     out: Path | None = None,
     list_: bool = False,
 ) -> None:
@@ -217,12 +223,20 @@ def bench_command(
         prompt: Tokens of the prompt of a pair. Default: half of --length.
         rounds: Blocks of consecutive steps of each entry, in turns.
         steps: Counted steps in a block; two more come first.
-        out: Folder for results.json, table.md and plot.svg.
+        race: Measure the time from the start of a process until the adapter reaches a held-out loss instead: that of
+            PEFT at its best after one pass over --data.
+        data: Training data of the race. Default: texts of the quickstart.
+        held_out: Data for the held-out loss of the race.
+        seeds: Runs of each tool in the race.
+        out: Folder for results.json, table.md and plot.svg, or race.json.
         list_: List models and entries without measuring.
     """
 
     if list_:
         _list()
+        return
+    if race:
+        _race(model, data or [], held_out or [], seeds, out)
         return
     from tsugiki.bench.bench import choose_entries, run_benchmark
     from tsugiki.bench.results import results_lines, results_table, write_results
@@ -251,6 +265,37 @@ def bench_command(
     print_table(
         Table([title and _(title) for title in titles], rows),
         *results_lines(results),
+        *([_("written to {out}").format(out=out)] if out else []),
+    )
+
+
+def _race(model: str, data: list[str], held_out: list[str], seeds: int, out: Path | None) -> None:
+    from tsugiki.bench.models import SHAPES
+    from tsugiki.bench.race import COLUMNS, run_race
+    from tsugiki.io.atomic import check_writable
+
+    if model in SHAPES:
+        message = _(
+            "{model} has random weights here; a race needs a base that was trained: --model embedded, or a folder"
+        )
+        raise TsugikiError(message.format(model=model))
+    if bool(data) != bool(held_out):
+        raise TsugikiError(_("a race needs both --data and --held-out, or neither for the texts of the quickstart"))
+    if not data:
+        texts = sorted(
+            str(file) for file in (files("tsugiki") / "assets" / "quickstart").iterdir() if file.name.endswith(".txt")
+        )
+        data, held_out = texts[:-_HELD_OUT], texts[-_HELD_OUT:]
+    if out is not None:
+        check_writable(out)
+    result = run_race(model, data, held_out, seeds, lambda line: print(line, file=sys.stderr, flush=True))
+    if out is not None:
+        result.write(out, shlex.join(["tsugiki", *sys.argv[1:]]))
+    print_table(
+        Table([title and _(title) for title in COLUMNS], result.rows()),
+        _("peft-best: learning rate {rate:g}, attention {attention}").format(
+            rate=result.learning_rate, attention=result.attention
+        ),
         *([_("written to {out}").format(out=out)] if out else []),
     )
 

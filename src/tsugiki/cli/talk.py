@@ -59,6 +59,7 @@ def generate_command(
     drawing: Drawing,
     raw: bool = False,
     system: str | None = None,
+    json_schema: str | None = None,
     loading: Loading,
 ) -> None:
     """Continue prompts with a model, alone or with an adapter; the text appears while it is generated.
@@ -75,6 +76,7 @@ def generate_command(
         max_new_tokens: Largest number of new tokens.
         raw: Continue prompts as plain text, although the adapter has learned conversations.
         system: System message, for adapters and models that hold conversations.
+        json_schema: File with a JSON schema; what the model writes is JSON that it allows.
     """
     if model is None and adapter is None:
         raise TsugikiError(_("give a model as --model, or an adapter as --adapter"))
@@ -84,6 +86,7 @@ def generate_command(
 
     import_libraries()
     from tsugiki.generation.generate import generate_text, generate_texts
+    from tsugiki.generation.grammar import json_grammar
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
@@ -92,7 +95,8 @@ def generate_command(
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])
     if not compare:
         chosen = chosen[-1:]
-    sampling = Sampling(**asdict(drawing))
+    grammar = json_grammar(_read(json_schema)) if json_schema else None
+    sampling = Sampling(**asdict(drawing), grammar=grammar)
     display, results = ProgressDisplay(), list[list[str]]()
     display.announce(_("loading {model}").format(model=chosen[0]))
     targets = loaded_targets(chosen, loading.allow_base_mismatch, loading.trust_remote_code, None, loading.dtype)

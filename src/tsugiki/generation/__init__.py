@@ -12,6 +12,7 @@ __getattr__, __dir__ = lazy_names(
         "batch": "Row find_batch_mode",
         "key_value_cache": "CachedRows GrowingCache bytes_per_token",
         "engine": "Engine",
+        "grammar": "Grammars Matcher choice_grammar json_grammar regex_grammar token_bytes",
         "generate": "continue_rows generate_text generate_texts",
         "prefixes": "BLOCK PrefixCache",
         "prompt": "Prompt as_prompt configured_ends learned_conversations prompt_tokens",

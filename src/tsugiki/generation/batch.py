@@ -45,7 +45,7 @@ class Row:
 
     def __post_init__(self) -> None:
         request = self.request
-        self.chooser = Chooser(request.sampling)
+        self.chooser = Chooser(request.sampling, request.matcher, request.ends)
         self.text = TextStream(request.tokenizer, request.prompt, request.stops)
         self.since, self.timing = request.since, Timing(request.model_name)
 

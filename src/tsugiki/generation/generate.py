@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 from tsugiki.data.encoding import document_end
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.batch import find_batch_mode
+from tsugiki.generation.grammar import Grammars
 from tsugiki.generation.prompt import Prompt, prompt_tokens
 from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
 from tsugiki.generation.sampling import Chooser, Sampling, TextStream, with_penalty_of
@@ -103,6 +104,8 @@ def continue_rows(
             errors.append(error)
             raise
 
+    words, grammar = model.config.get_text_config().vocab_size, sampling.grammar
+    matcher = None if grammar is None else Grammars(tokenizer, words).compile(grammar)
     with generating(model), seeded(sampling.seed or 0):
         mode, context = _batch_mode(model, len(rows)), context_length(model)
         requests = [
@@ -113,6 +116,7 @@ def continue_rows(
                 partial(receive, index),
                 batch_mode=mode or "alone",
                 sampling=with_penalty_of(model, sampling),
+                matcher=matcher and matcher.copy(),
                 ends=ends,
             )
             for index, row in enumerate(rows)
@@ -148,7 +152,7 @@ def _batch_mode(model: "PreTrainedModel", rows: int) -> BatchMode | None:
 
 def _by_transformers(model: "PreTrainedModel", request: Request) -> None:
     """Continue a prompt by transformers' `generate`, which knows the caches of all models."""
-    chooser = Chooser(request.sampling)
+    chooser = Chooser(request.sampling, request.matcher, request.ends)
     stream = TextStream(request.tokenizer, request.prompt)
 
     def only_chosen(ids: Tensor, scores: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tsugiki.generation.grammar import Matcher
+
 
 class QueueFull(TsugikiError):
     """Too many requests wait; the client may try again."""
@@ -46,6 +48,16 @@ def waited_too_long(seconds: float) -> WaitedTooLong:
     return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
 
 
+def engine_stopped() -> EngineStopped:
+    """Return the error for requests that cannot be answered any more."""
+    return EngineStopped(_("the server is stopping"))
+
+
+def queue_full(limits: Limits) -> QueueFull:
+    """Return the error for requests for which the queue has no place."""
+    return QueueFull(_("the queue is full (--max-waiting {count}); try again later").format(count=limits.waiting))
+
+
 @dataclass(frozen=True)
 class ScoredToken:
     """A token with its log-probability, before temperature and penalties."""
@@ -72,7 +84,7 @@ class Output:
     token: ScoredToken | None
     """None if the request asks for no new tokens."""
     finish_reason: str | None = None
-    """"stop": an end token or a stop string; "length": `max_tokens`. None if more follows."""
+    """"stop": an end token, a stop string, or the end of a grammar; "length": `max_tokens`. None if more follows."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,8 @@ class Request:
     """The name of the adapter or the base in the request, or the name of the base for a mix; for metrics."""
     batch_mode: BatchMode = "mixed"
     sampling: Sampling = field(default_factory=Sampling)
+    matcher: "Matcher | None" = None
+    """Restricts the text to a grammar. It belongs to this request alone, because it advances with its text."""
     stops: Sequence[str] = ()
     ends: Collection[int] = ()
     """Tokens that end the text."""
@@ -152,4 +166,6 @@ class Request:
     """Whether `PromptScores` are delivered first."""
     since: float = field(default_factory=time.monotonic)
     """When it arrived, in seconds of `time.monotonic`; it may have waited for its adapter since then."""
+    cached_tokens: int = 0
+    """How many tokens of the prompt were found in the prefix cache."""
     cancelled: bool = False

@@ -26,9 +26,12 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tsugiki.generation.grammar import Matcher
+
 LOWEST_TEMPERATURE = 1e-5
 """Lower ones are taken for 0, as in vLLM: logits that are divided by them need not be finite."""
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_MOST_PARTS = 64  # after so many tokens without a complete character, there is none
 _BEFORE = 6  # tokens of the prompt: some tokenizers drop the space at the beginning of a text
 
 
@@ -55,6 +58,8 @@ class Sampling:
     """Is subtracted from the logit of a token once for each time that it was generated before."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Is added to the logits of these tokens."""
+    grammar: str | None = None
+    """What the text must keep to, as `json_grammar` returns it; the server compiles that of a request itself."""
 
 
 def repetition_penalty_of(model: "PreTrainedModel") -> float:
@@ -72,8 +77,9 @@ def with_penalty_of(model: "PreTrainedModel", sampling: Sampling) -> Sampling:
 class Chooser:
     """Chooses the tokens of one row, independently of all other rows."""
 
-    def __init__(self, settings: Sampling) -> None:
-        self.settings = settings
+    def __init__(self, settings: Sampling, matcher: "Matcher | None" = None, ends: Collection[int] = ()) -> None:
+        """Create it; with a `matcher`, the text keeps to a grammar, and `ends` can only come where it is complete."""
+        self.settings, self.matcher, self.ends = settings, matcher, ends
         self.generator = torch.Generator()  # on the processor, so that every device draws the same numbers
         if settings.seed is None:
             self.generator.seed()
@@ -84,10 +90,23 @@ class Chooser:
             self.penalties.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
         self.warpers = LogitsProcessorList(_warpers(settings))
 
+    @property
+    def finished(self) -> bool:
+        """Whether the text is complete by a grammar, and nothing can follow it."""
+        return self.matcher is not None and self.matcher.finished
+
     def choose(
         self, logits: Tensor, prompt: Sequence[int], generated: Sequence[int], forbidden: Collection[int] = ()
     ) -> int:
         """Return the next token by its logits, float32 [vocabulary], which stay as they are; none of `forbidden`."""
+        token = self._choose(logits, prompt, generated, forbidden)
+        if self.matcher is not None and token not in self.ends:
+            self.matcher.advance(token)
+        return token
+
+    def _choose(
+        self, logits: Tensor, prompt: Sequence[int], generated: Sequence[int], forbidden: Collection[int]
+    ) -> int:
         settings, scores, device = self.settings, logits.clone(), logits.device
         if settings.logit_bias:
             scores[list(settings.logit_bias)] += torch.tensor(list(settings.logit_bias.values()), device=device)
@@ -97,6 +116,8 @@ class Chooser:
             counts = Counter(generated)
             penalties = [settings.presence_penalty + count * settings.frequency_penalty for count in counts.values()]
             scores[list(counts)] -= torch.tensor(penalties, device=device)
+        if self.matcher is not None:
+            self.matcher.restrict(scores, [token for token in self.ends if token not in forbidden])
         if forbidden:
             scores[[token for token in forbidden if token < len(scores)]] = -torch.inf
         if settings.temperature < LOWEST_TEMPERATURE:
@@ -163,7 +184,8 @@ class TextStream:
 
     def _new_text(self) -> str:
         """Return the text since the last complete character; empty while the next one is incomplete."""
-        if self._decode(self._start, len(self._ids)).endswith(_INCOMPLETE):
+        may_complete = len(self._ids) - self._read < _MOST_PARTS
+        if may_complete and self._decode(self._start, len(self._ids)).endswith(_INCOMPLETE):
             return ""
         text = self._tail()
         self._start, self._read = self._read, len(self._ids)

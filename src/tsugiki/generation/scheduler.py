@@ -190,7 +190,8 @@ class Scheduler:
         for row in rows:
             self.observer.begun(row.timing, len(row.request.prompt))
             if self.prefixes.shares(row):
-                self.observer.found(row.timing, row.length, max(0, row.length - arriving.left))
+                row.request.cached_tokens = max(0, row.length - arriving.left)
+                self.observer.found(row.timing, row.length, row.request.cached_tokens)
         self._arriving += (arriving,)
 
     def _compute_prompts(self, arriving: Arriving) -> None:
@@ -265,9 +266,10 @@ class Scheduler:
             is_end = token in request.ends
             may_stop = len(row.generated) > request.min_tokens
             text = "" if is_end else row.text.add(token, may_stop)
-            if is_end or row.remaining == 0:
+            is_whole = is_end or row.chooser.finished
+            if is_whole or row.remaining == 0:
                 text += row.text.finish(may_stop)
-            reason = "stop" if is_end or row.text.stopped else "length" if row.remaining == 0 else None
+            reason = "stop" if is_whole or row.text.stopped else "length" if row.remaining == 0 else None
         except Exception as error:
             self._deliver(row, Failed(error))
             return False

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
 
@@ -16,6 +17,18 @@ def format_size(count: float) -> str:
 def format_gigabytes(count: float) -> str:
     """Format a number of bytes in GB, for columns whose figures are compared with each other."""
     return f"{count / 1e9:.2f} GB"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 8GB, 512 MB (powers of 1,000) or 8GiB (powers of 1,024).
+
+    Raises a TsugikiError for another text.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(I?)B\s*", text, re.IGNORECASE)
+    if match is None:
+        raise TsugikiError(_("{text!r} is no size; give one such as 8GB").format(text=text))
+    number, prefix, binary = match.groups()
+    return round(float(number) * float(1024 if binary else 1000) ** (1 + "KMGT".index(prefix.upper())))
 
 
 def format_duration(seconds: float) -> str:

@@ -84,6 +84,11 @@ class AnswerRows:
         """Return the records of the answers in some rows, in their order."""
         return [segment.record for row in rows for segment in self.blocks.row(row)]
 
+    def lengths(self, rows: Sequence[int]) -> list[int]:
+        """Return the number of tokens in the loss of each answer in some rows, in the order of `records`."""
+        mask = self.preferences.store.loss_mask
+        return [int(mask[segment.predicted].sum()) for row in rows for segment in self.blocks.row(row)]
+
     def tokens(self, rows: Sequence[int]) -> AnswerTokens:
         """Return the tokens of the answers in a batch of these rows."""
         items = self.blocks.items(rows, self.apart)

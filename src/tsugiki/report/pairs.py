@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tsugiki.language import _, counts
+from tsugiki.preference.losses import LOSSES
 from tsugiki.report.plots import Series
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import paired_interval
@@ -24,7 +25,9 @@ def pair_table(record: RunRecord) -> Table:
     if len(record.pair_evaluations) < 2:
         return Table(headers, [])
     both = record.pair_evaluations[0], record.pair_evaluations[-1]
-    rows = [[_("accuracy, against the start"), *map(accuracy_text, both)]]
+    loss = LOSSES.get(record.config.preference or "")
+    label = _("accuracy, against the start") if loss is None or loss.needs_reference else _("accuracy per token")
+    rows = [[label, *map(accuracy_text, both)]]
     if both[1].likelier is not None:
         rows.append([_("chosen answer is the likelier one"), *(f"{one.likelier:.1%}" for one in both)])
     if both[1].matched:

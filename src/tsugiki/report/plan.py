@@ -19,7 +19,7 @@ def plan_table(plan: Plan) -> Table:
                 _("{count} of {blocks}").format(count=option.recomputed_blocks, blocks=plan.blocks),
                 str(option.micro_batch_size),
                 format_gigabytes(option.peak_memory),
-                f"{seconds:.2f} s" if (seconds := option.step_seconds) < 10 else format_duration(seconds),
+                _step(option.step_seconds),
                 "–" if option.seconds is None else _range(option.seconds),
                 _("{state}, chosen").format(state=state) if chosen else state,
             ]
@@ -36,12 +36,14 @@ def plan_lines(plan: Plan) -> list[str]:
         _("{model}: {parameters:,} parameters, {trainable:,} of them train; files: {size}, {where}").format(
             model=plan.model, parameters=plan.parameters, trainable=plan.trainable, size=size, where=where
         ),
-        _("this machine: {free} of memory for the run, {disk} of free disk").format(
-            free=free, disk=format_gigabytes(plan.free_disk)
-        )
-        if plan.device == "cpu"
-        else _("this machine: {free} of memory of its accelerator ({device}) for the run, {disk} of free disk").format(
-            free=free, device=plan.device, disk=format_gigabytes(plan.free_disk)
+        _("{machine}: {memory}, {disk} of free disk").format(
+            machine=_("another machine") if plan.is_elsewhere else _("this machine"),
+            memory=(
+                _("{free} of memory for the run")
+                if plan.device == "cpu"
+                else _("{free} of memory of its accelerator ({device}) for the run")
+            ).format(free=free, device=plan.device),
+            disk=format_gigabytes(plan.free_disk),
         ),
     ]
     if plan.steps is not None:
@@ -60,6 +62,12 @@ def plan_lines(plan: Plan) -> list[str]:
     parts = [f"{names[name]} {format_gigabytes(size)}" for name, size in plan.parts.items()]
     lines.append(_("memory of the first row: {parts}").format(parts=", ".join(parts)))
     return lines
+
+
+def _step(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.2f} s" if seconds < 10 else format_duration(seconds)
 
 
 def _range(seconds: float) -> str:

@@ -197,7 +197,8 @@ def _data(record: RunRecord) -> Markup:
     if data is None:
         return render_macro("pairs", lines)
     lines += [*data_lines(data), *near_duplicate_lines(data)]
-    characters = counts.characters(data.held_out.measured_characters)
+    scored = record.evaluations[-1].characters if record.evaluations else data.held_out.measured_characters
+    characters = counts.characters(scored)
     lines.append((_("scored"), _("{characters} of the held-out text").format(characters=characters)))
     fingerprints = render_macro("pairs", fingerprint_lines(data))
     return render_macro("pairs", lines) + render_macro("folded", _("fingerprints"), fingerprints)

@@ -5,13 +5,14 @@
                       other numbers of passes change the steps, not their rows
     steps             the passes over these rows; or, if the length is set in minutes, those that the time suffices for
     learning rate     see `training.learning_rate`
-    evaluations       as many as take a twentieth of the time of the steps
+    evaluations       as many as take a twentieth of the time of the steps; the held-out text, before and after the run,
+                      has 7 % of this time
 
 The settings of a run never change. What was chosen is recorded (`resolved_settings` in `run.json`), and a resumed run
 reads it from there.
 
-The time for evaluations of the validation text is a share of the time of the steps. It is computed from numbers of
-tokens, because with measured times, two runs with the same settings could keep different steps.
+The time for evaluations is a share of the time of the steps. It is computed from numbers of tokens, because with
+measured times, two runs with the same settings could keep different steps.
 """
 
 import math
@@ -26,6 +27,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts
 from tsugiki.model.context import text_config
 from tsugiki.training.config import AUTO, PROBE, RunConfig
+from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
 from tsugiki.training.learning_rate import automatic_learning_rate
 from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
@@ -37,9 +39,11 @@ _FEWEST_ROWS, _MOST_ROWS = 2, 16
 _MOST_EPOCHS = 20  # of a run whose length is set in minutes
 _EVALUATION_COST = 0.5  # time of a token in an evaluation, relative to a token in a step
 _TIME_OF_STEPS = 0.85  # of the time left after the held-out evaluations; the rest is for other evaluations and samples
-_SHARE, _LARGEST_SHARE = 0.05, 0.2  # of the time of the steps: the target, and the limit for a short run
+_SHARE, _LARGEST_SHARE = 0.05, 0.08  # of the time of the steps: the target, and the limit
+_SHORT_RUN, _LARGEST_SHARE_IF_SHORT = 40_960, 0.2  # tokens in the steps, and the limit for fewer of them
+_HELD_OUT_SHARE = 0.07  # of the time of the steps: for two evaluations of the held-out text
 _MOST, _FEW, _FEWEST = 8, 4, 2  # evaluations in a run
-_FEW_WINDOWS, _MOST_WINDOWS = 12, 32
+_FEW_WINDOWS, _MOST_WINDOWS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,18 @@ def describe_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], meas
     ]
 
 
-def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary) -> int:
+def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary, characters: int | None) -> int:
     """Return how many rows a run can train on in the seconds that are left, evaluations and samples included.
+
+    `characters` is the number of held-out characters to evaluate, if the user has set it.
 
     Raises a TsugikiError if the time does not suffice for a single row.
     """
     tokens = summary.held_out.measured_characters * summary.tokens_per_epoch / max(summary.train.characters, 1)
     evaluations = 2 * _EVALUATION_COST * tokens * seconds_per_row / (summary.tokens_per_epoch / summary.blocks)
+    if characters is None:
+        few = min(1.0, _FEW_WINDOWS * WINDOW_CHARACTERS / max(summary.held_out.measured_characters, 1))
+        evaluations = min(evaluations, max(_HELD_OUT_SHARE * seconds, few * evaluations))
     rows = math.floor((seconds - evaluations) * _TIME_OF_STEPS / seconds_per_row)
     if rows < 1:
         least = math.ceil((evaluations + seconds_per_row / _TIME_OF_STEPS - min(seconds, 0)) / 60 + 1)
@@ -150,12 +159,15 @@ def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary) -
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """The evaluations of the validation text during a run."""
+    """The evaluations of a run."""
 
     evaluations: int
-    """Number of evaluations, evenly spread, the last one after the last step. 0: the run is too short for two."""
+    """Number of evaluations of the validation text, evenly spread, the last one after the last step. 0: the run is too
+    short for two."""
     windows: int
-    """Windows of text in each evaluation."""
+    """Windows of text in each of them."""
+    held_out: int
+    """Windows of held-out text that are evaluated before and after the run."""
 
     def is_due(self, step: int, total: int, every: int | None) -> bool:
         """Return whether there is an evaluation after a step; `every` is the number of steps that the user has set."""
@@ -170,27 +182,38 @@ def is_due(step: int, total: int, every: int) -> bool:
     return step == total or (step % every == 0 and total - step > every // 2)
 
 
-def plan_evaluations(choices: Choices, data: PackedDataset, every: int | None) -> EvaluationPlan:
-    """Return how often the validation text (without one, the held-out text) is evaluated during a run.
+def plan_evaluations(
+    choices: Choices, data: PackedDataset, every: int | None, characters: int | None = None
+) -> EvaluationPlan:
+    """Return how often the validation text (without one, the held-out text) is evaluated during a run, and how much.
 
-    `every` is the number of steps between two evaluations, if the user has set it.
+    `every` is the number of steps between two evaluations, and `characters` that of held-out characters, if the user
+    has set them.
     """
-    windows = data.validation_windows or data.windows
-    if every is not None:
-        count = min(len(windows), _MOST_WINDOWS) if data.validation_windows else len(windows)
-        return EvaluationPlan(_MOST, count)
     steps = choices.steps
     trained = steps * min(choices.batch_size, len(data.blocks)) * data.summary.tokens_per_epoch / len(data.blocks)
+    held_out = len(data.windows)
+    if characters is None:
+        affordable = int(_HELD_OUT_SHARE * trained // max(2 * _cost_of_window(data, data.windows), 1))
+        held_out = min(held_out, max(affordable, _FEW_WINDOWS))
+    windows = data.validation_windows or data.windows
+    if every is not None:
+        count = min(len(windows), _MOST_WINDOWS) if data.validation_windows else held_out
+        return EvaluationPlan(_MOST, count, held_out)
+    per_window, fewest = _cost_of_window(data, windows), min(len(windows), _FEW_WINDOWS)
+    cost, limit = max(fewest * per_window, 1), _LARGEST_SHARE_IF_SHORT if trained < _SHORT_RUN else _LARGEST_SHARE
+    evaluations = min(max(int(_SHARE * trained // cost), _FEW), _MOST, int(limit * trained // cost), steps)
+    if evaluations < _FEWEST:
+        return EvaluationPlan(0, fewest, held_out)
+    most = int(_SHARE * trained // max(evaluations * per_window, 1))
+    return EvaluationPlan(evaluations, min(len(windows), _MOST_WINDOWS, max(most, fewest)), held_out)
+
+
+def _cost_of_window(data: PackedDataset, windows: Sequence[Window]) -> float:
+    """Return the time of the mean window in an evaluation, in tokens of a step."""
     per_character = data.summary.tokens_per_epoch / max(data.summary.train.characters, 1)
     characters = sum(len(window.record.text) for window in windows)
-    per_window = _EVALUATION_COST * per_character * characters / max(len(windows), 1)
-    fewest = min(len(windows), _FEW_WINDOWS)
-    cost = max(fewest * per_window, 1)
-    evaluations = min(max(int(_SHARE * trained // cost), _FEW), _MOST, int(_LARGEST_SHARE * trained // cost), steps)
-    if evaluations < _FEWEST:
-        return EvaluationPlan(0, fewest)
-    most = int(_SHARE * trained // max(evaluations * per_window, 1))
-    return EvaluationPlan(evaluations, min(len(windows), _MOST_WINDOWS, max(most, fewest)))
+    return _EVALUATION_COST * per_character * characters / max(len(windows), 1)
 
 
 def evenly_spread(items: Sequence[T], count: int) -> list[T]:

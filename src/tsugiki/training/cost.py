@@ -53,6 +53,7 @@ from tsugiki.training.model_sample import (
     prepare_sample,
     sample_model,
 )
+from tsugiki.training.processes import has_device
 from tsugiki.training.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -145,9 +146,11 @@ def need_of(
     """Return the memory that a run needs, from measurements of a few blocks of its model.
 
     `base_dtype` is the dtype of the base; for full fine-tuning, of the copy that computes. A micro-batch has `rows`
-    rows, an optimiser step `rows_in_step`. `timed`: measure times as well.
+    rows, an optimiser step `rows_in_step`. `timed`: measure times as well. If this machine does not have the `device`,
+    its processor computes what the device would, and the memory that is needed for a moment is that of the processor.
     """
     model = shapes.model
+    here = device if has_device(device.type) else torch.device("cpu")
     on_processor = device.type == "cpu"
     threads = min(torch.get_num_threads(), math.ceil(rows_in_step / rows)) if on_processor else 1
     trains_all = not METHODS[config.method].trains_adapter
@@ -157,7 +160,8 @@ def need_of(
     try:
         sample = sample_model(shapes.config, blocks_of_sample(model), base_dtype, gguf)
         itemsize = sample.dtype.itemsize
-        measured = measure(sample, config, device, rows, tokens, threads, words, timed)
+        prepare_sample(sample, config, device, here)
+        measured = measure(sample, here, rows, tokens, threads, words, timed)
         trainable = shapes.parameters if trains_all else _trainable(config, meta_model(shapes.config))
     except TsugikiError:
         raise
@@ -181,7 +185,7 @@ def need_of(
         blocks=len(decoder_blocks(model)),
         base=base,
         loading=loading_bytes(model, base_dtype) if on_processor else 0,
-        process=_process(device),
+        process=_process(device) if here == device else 0,
         loss=logits + 4 * rows * tokens * width * itemsize,
         threads=threads,
         measured=measured,
@@ -191,7 +195,6 @@ def need_of(
 
 def measure(
     model: "PreTrainedModel",
-    config: RunConfig,
     device: torch.device,
     rows: int,
     tokens: int,
@@ -199,17 +202,16 @@ def measure(
     vocabulary: int,
     timed: bool,
 ) -> Measured:
-    """Measure the blocks of a sample, which is prepared as the run prepares its model.
+    """Measure the blocks of a sample on the device where it is.
 
     Args:
-        model: from `sample_model`; it is changed in place, and moved to the device.
+        model: from `prepare_sample`.
         rows: rows of a micro-batch.
         tokens: tokens of a row.
         threads: micro-batches that are computed at a time.
         vocabulary: the number of words of the whole model.
         timed: measure times as well; otherwise they are 0.
     """
-    prepare_sample(model, config, device)
     words, width = model.get_input_embeddings().weight.shape
     count = len(decoder_blocks(model))
 

@@ -114,7 +114,7 @@ def _measure_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float]:
 
 def _sample(config: RunConfig, shapes: Shapes, dtype: BaseDtype) -> "PreTrainedModel":
     sample = sample_model(shapes.config, 1, dtype)
-    prepare_sample(sample, config, torch.device("cpu"))
+    prepare_sample(sample, config, processor := torch.device("cpu"), processor)
     return sample
 
 

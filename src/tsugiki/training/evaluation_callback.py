@@ -71,10 +71,12 @@ class EvaluationCallback(Callback):
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(self.model)
-        self.plan = plan_evaluations(run.choices, self.data, self.config.eval_steps)
+        self.plan = plan_evaluations(run.choices, self.data, self.config.eval_steps, self.config.held_out_characters)
         # A run that is continued with another length compares losses on the same windows as before.
         windows = self.record.validations[0].windows if self.record.validations else self.plan.windows
+        held_out = self.record.evaluations[0].windows if self.record.evaluations else self.plan.held_out
         self.validation_windows = evenly_spread(self.data.validation_windows, windows)
+        self.held_out_windows = evenly_spread(self.data.windows, held_out)
         self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
     def on_train_begin(self, loop: TrainingLoop) -> None:
@@ -104,7 +106,8 @@ class EvaluationCallback(Callback):
     def _base_key(self) -> tuple[object, ...]:
         """Return the settings on which the results of the base depend, besides the base and the data."""
         validation = len(self.validation_windows) if self._validates_base() else 0
-        return (self.context, validation, self.config.prompts, self.config.seed, self.config.sample_tokens)
+        held_out = len(self.held_out_windows)
+        return (self.context, validation, held_out, self.config.prompts, self.config.seed, self.config.sample_tokens)
 
     def _take(self, known: dict[str, list[Any]], loop: TrainingLoop) -> None:
         """Take the results of the base from another run."""
@@ -227,7 +230,7 @@ class EvaluationCallback(Callback):
 
     def _evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:
         loop.read_losses()
-        result = self._score(loop, self.data.windows, step)
+        result = self._score(loop, self.held_out_windows, step)
         self.record.evaluations.append(result)
         self.display.evaluation(result)
         loop.accelerator.log({"eval_loss": result.loss, "eval_bits_per_char": result.bits_per_char}, step=result.step)

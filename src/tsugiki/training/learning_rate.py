@@ -93,7 +93,7 @@ def _preference_factor(config: RunConfig) -> float:
     if config.preference is None:
         return 1.0
     loss = LOSSES[config.preference]
-    keeps_text = loss.contains_likelihood or config.preference_loss()["likelihood"] > 0
+    keeps_text = loss.contains_likelihood or config.loss_settings()["likelihood"] > 0
     return 1.0 if keeps_text and not loss.steep else _STEEP_FACTOR
 
 

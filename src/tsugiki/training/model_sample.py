@@ -115,9 +115,9 @@ def blocks_of_sample(model: nn.Module) -> int:
     return min(len(blocks), _MOST_BLOCKS, max(1, _PARAMETERS // size))
 
 
-def prepare_sample(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
-    """Prepare a sample in place as a run prepares its model, and move it to the device."""
-    model.to(device)
+def prepare_sample(model: "PreTrainedModel", config: RunConfig, device: torch.device, here: torch.device) -> None:
+    """Prepare a sample in place as a run prepares its model for `device`, and move it to the device `here`."""
+    model.to(here)
     make_trainable(model, config, device)
     if not is_grafted(model):
         use_fast_paths(model)

@@ -32,7 +32,7 @@ from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.cost import Need, need_of
 from tsugiki.training.facts import MemoryPlan, Shapes, find_shapes, load_dtype
 from tsugiki.training.model import rows_of_micro_batch
-from tsugiki.training.processes import device_type
+from tsugiki.training.processes import device_type, has_device
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -55,9 +55,10 @@ class Option:
     micro_batch_size: int
     peak_memory: int
     """Bytes of the process, or of the accelerator."""
-    step_seconds: float
+    step_seconds: float | None
+    """None if the device is not on this machine."""
     seconds: float | None
-    """Time of all steps; None without data."""
+    """Time of all steps; None without data or such a device."""
     fits: bool
 
 
@@ -68,6 +69,8 @@ class Plan:
     model: str
     device: str
     """Where the run computes, by torch's name."""
+    is_elsewhere: bool
+    """Whether the memory is that of another machine."""
     parameters: int
     trainable: int
     file_bytes: int | None
@@ -91,29 +94,40 @@ class Plan:
     """The options, the chosen one first."""
 
 
-def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtype] | None = None) -> Plan:
+def plan_run(
+    config: RunConfig,
+    rows: int | None,
+    base_dtypes: Sequence[BaseDtype] | None = None,
+    memory_size: int | None = None,
+) -> Plan:
     """Plan a run on this machine's accelerator, or on its processor.
 
     Args:
         config: the settings of the run.
         rows: number of rows of the training data; None: unknown.
         base_dtypes: dtypes of the base to compare; None: all that the settings allow.
+        memory_size: bytes of memory of another machine. Its accelerator, `config.device`, need not be here; then no
+            times are planned. None: what is free here.
 
     Raises:
         TsugikiError: there is no such model or device, or its blocks cannot be measured.
     """
-    device = torch.device(device_type(config.device))
+    if memory_size is None or config.device == AUTO:
+        device = torch.device(device_type(config.device))
+    else:
+        device = torch.device(config.device)
+    is_here = has_device(device.type)
     shapes = find_shapes(config)
-    file_bytes, is_here = _files(config.model, shapes.config)
+    file_bytes, has_files = _files(config.model, shapes.config)
     tokens, threads = shapes.row_tokens, torch.get_num_threads() if device.type == "cpu" else 1
     choices = choose(config, shapes.model, rows or 100 * threads, tokens)
     steps = None if rows is None else choices.steps
     in_step = choices.batch_size if rows is None else min(choices.batch_size, rows)
-    available = total_memory(device)
+    available = memory_size or total_memory(device)
     options, needs = [], {}
     for base_dtype in base_dtypes or _dtypes(config, shapes, device):
         for size in micro_batch_sizes(config, device, tokens, in_step):
-            need = need_of(config, shapes, base_dtype, device, size, in_step, timed=True)
+            need = need_of(config, shapes, base_dtype, device, size, in_step, timed=is_here)
             for option in _options(config, need, base_dtype, size, in_step, steps, available):
                 options.append(option)
                 needs[option] = need
@@ -122,10 +136,11 @@ def plan_run(config: RunConfig, rows: int | None, base_dtypes: Sequence[BaseDtyp
     return Plan(
         model=config.model,
         device=device.type,
+        is_elsewhere=memory_size is not None,
         parameters=chosen.parameters,
         trainable=chosen.trainable,
         file_bytes=file_bytes,
-        is_here=is_here,
+        is_here=has_files,
         free_disk=_free_disk(),
         available=available,
         blocks=chosen.blocks,
@@ -176,7 +191,7 @@ def smallest_need(plan: Plan) -> str:
     """Return the message for a run of which no option fits."""
     least = min(plan.options, key=lambda option: option.peak_memory)
     return _(
-        "{model} does not fit in the memory of this machine: the smallest way needs {need} (base_dtype {dtype}, "
+        "{model} does not fit in the memory: the smallest way needs {need} (base_dtype {dtype}, "
         "recompute {recompute}), and {free} are free; choose a smaller model or a smaller --block-size"
     ).format(
         model=plan.model,
@@ -229,9 +244,10 @@ def _options(
         needed = need.blocks if limit is None else need.recomputed(limit)
         counts = sorted({0, needed, need.blocks})
     for count in counts:
-        peak, seconds = need.peak(count), _step_seconds(need, size, in_step, count)
+        peak = need.peak(count)
+        seconds = _step_seconds(need, size, in_step, count) if need.measured.forward else None
         recompute: Recompute = "none" if not count else "blocks" if count == need.blocks else AUTO
-        total = None if steps is None else steps * seconds
+        total = None if steps is None or seconds is None else steps * seconds
         fits = limit is None or peak <= limit
         yield Option(base_dtype, recompute, count, size, peak, seconds, total, fits)
 
@@ -252,7 +268,13 @@ def _ordered(options: Sequence[Option]) -> list[Option]:
     coarse = any(option.fits and option.base_dtype != "nf4" for option in options)
     return sorted(
         options,
-        key=lambda option: (not option.fits, coarse and option.base_dtype == "nf4", option.step_seconds),
+        key=lambda option: (
+            not option.fits,
+            coarse and option.base_dtype == "nf4",
+            # Without times: recomputing costs time, and more rows at once save some.
+            option.recomputed_blocks if option.step_seconds is None else option.step_seconds,
+            -option.micro_batch_size,
+        ),
     )
 
 

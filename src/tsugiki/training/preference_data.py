@@ -41,7 +41,7 @@ def read_preferences(
     store, usable = preferences.store, _records(preferences, preferences.usable)
     with progress.stage(_("looking for near-duplicates"), None):
         groups = preferences.groups()
-    wanted, scored, limit = parse_held_out(config.held_out), ScoredTexts(), config.held_out_characters
+    wanted, scored, limit = parse_held_out(config.held_out), ScoredTexts(), config.most_held_out_characters
     good_groups = _good_part(preferences, groups)
     if isinstance(wanted, Path):
         with progress.stage(_("tokenising"), None):
@@ -127,7 +127,7 @@ def _answers(
     validation = chosen_by.numbers_of(split.validation_windows) if split.validation_windows else None
     if validation is None:
         return SplitAnswers((preferences, split.train), (other, scored), None)
-    choosing = other if chosen_by is parts["held-out"] else preferences
-    if choosing is other:  # one answer may have several windows
-        scored = np.setdiff1d(scored, validation) if len(np.setdiff1d(scored, validation)) else scored
-    return SplitAnswers((preferences, split.train), (other, scored), (choosing, validation))
+    if chosen_by is not parts["held-out"]:
+        return SplitAnswers((preferences, split.train), (other, scored), (preferences, validation))
+    others = np.setdiff1d(scored, validation)  # one answer may have windows in both
+    return SplitAnswers((preferences, split.train), (other, others if len(others) else scored), (other, validation))

@@ -71,21 +71,19 @@ class AnswerLoss:
         self, model: "PreTrainedModel", batch: dict[str, Any], rows: list[int], count: int
     ) -> tuple[Tensor, Tensor | None]:
         """Return the summed loss of the answers in a batch divided by `count`, and the figures; see `StepLoss`."""
-        answers = self.rows.tokens(rows)
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        log_probabilities = answer_log_probabilities(model, answers, **inputs)
-        chosen, rejected = self._kinds(log_probabilities, answers.lengths, self.rows.records(rows))
+        chosen, rejected = self._kinds(_log_probabilities(model, self.rows, batch, rows), rows)
         more = {"baseline": self.baseline} if self.loss.function is kto else {}
         loss = self.loss.function(chosen, rejected, **self.settings, **more).sum()
         if self.likelihood:
             loss = loss + self.likelihood * likelihood_loss(chosen).sum()
         return loss / count, self._figures(chosen, rejected)
 
-    def _kinds(self, log_probabilities: Tensor, lengths: list[int], records: list[int]) -> tuple[Answers, Answers]:
-        """Return the chosen (or good) and the rejected (or bad) answers of some records."""
+    def _kinds(self, log_probabilities: Tensor, rows: list[int]) -> tuple[Answers, Answers]:
+        """Return the chosen (or good) and the rejected (or bad) answers of some rows."""
+        records = self.rows.records(rows)
         device, good = log_probabilities.device, torch.from_numpy(self.rows.preferences.good[records])
         reference = torch.zeros(len(records)) if self.reference is None else self.reference[records]
-        tokens = torch.tensor(lengths)
+        tokens = torch.tensor(self.rows.lengths(rows))
         places = (good.nonzero()[:, 0], (~good).nonzero()[:, 0])
         return tuple(  # type: ignore[return-value]
             Answers(log_probabilities[place.to(device)], tokens[place].to(device), reference[place].to(device))
@@ -96,9 +94,9 @@ class AnswerLoss:
     def _figures(self, chosen: Answers, rejected: Answers) -> Tensor:
         scores = [self.loss.score(kind) for kind in (chosen, rejected)]
         if self.rows.preferences.size == 2:
-            right = _share_above_zero(scores[0] - scores[1])
+            right = _count_above_zero(scores[0] - scores[1])
         else:
-            right = _share_above_zero(torch.cat([scores[0], -scores[1]]))
+            right = _count_above_zero(torch.cat([scores[0], -scores[1]]))
         sums = [part.sum() for kind in (chosen, rejected) for part in (kind.log_probabilities, kind.tokens)]
         numbers = [torch.tensor(float(len(kind.tokens)), device=right.device) for kind in (chosen, rejected)]
         judged = numbers[0] if self.rows.preferences.size == 2 else numbers[0] + numbers[1]
@@ -106,7 +104,7 @@ class AnswerLoss:
         return torch.stack([part.float() for part in parts])
 
 
-def _share_above_zero(differences: Tensor) -> Tensor:
+def _count_above_zero(differences: Tensor) -> Tensor:
     """Return how many differences are above 0, where one of exactly 0 counts half."""
     return ((differences > 0).float() + 0.5 * (differences == 0).float()).sum()
 
@@ -205,12 +203,12 @@ def scores_of(
 
     `score` gives the number that is compared, such as `PreferenceLoss.score`.
     """
-    records = sorted(rows.records(range(len(rows.blocks))))
-    store, good = rows.preferences.store, rows.preferences.good
+    everything, good = range(len(rows.blocks)), rows.preferences.good
+    lengths = dict(zip(rows.records(everything), rows.lengths(everything), strict=True))
 
     def of_kind(wanted: bool) -> ScoredAnswers:
-        some = [record for record in records if good[record] == wanted]
-        tokens = torch.tensor([int(store.loss_mask[slice(*store.offsets[one : one + 2])].sum()) for one in some])
+        some = [record for record in sorted(lengths) if good[record] == wanted]
+        tokens = torch.tensor([lengths[record] for record in some])
         answers = Answers(values[some], tokens, None if reference is None else reference[some])
         return ScoredAnswers(score(answers).tolist(), values[some].tolist(), tokens.tolist())
 

@@ -69,7 +69,7 @@ def preference_task(run: "Run") -> PreferenceTask | None:
     name, answers = run.config.preference, run.data.answers
     if name is None or answers is None:
         return None
-    settings = run.config.preference_loss()
+    settings = run.config.loss_settings()
     run.data.notes.extend(_setting_notes(name, settings))
     likelihood = settings.pop("likelihood")
     return PreferenceTask(LOSSES[name], settings, likelihood, answers)

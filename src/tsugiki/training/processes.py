@@ -212,17 +212,24 @@ def errors_of_others(accelerator: Accelerator) -> Iterator[None]:
         raise
 
 
+_IS_AVAILABLE: Mapping[str, Callable[[], bool]] = {
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+    "xpu": torch.xpu.is_available,
+    "cpu": lambda: True,
+}
+
+
+def has_device(kind: str) -> bool:
+    """Return whether this machine has a device of this type, by torch's name."""
+    return _IS_AVAILABLE[kind]()
+
+
 def device_type(name: DeviceName) -> str:
     """Return the type of the device on which a run computes, by torch's name; this machine must have it."""
-    available: Mapping[str, Callable[[], bool]] = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "xpu": torch.xpu.is_available,
-        "cpu": lambda: True,
-    }
     if name == "auto":
-        return next(kind for kind, is_available in available.items() if is_available())
-    if not available[name]():
+        return next(filter(has_device, _IS_AVAILABLE))
+    if not has_device(name):
         message = _("device {name}: torch finds none on this machine; it requires {requirements}")
         raise TsugikiError(message.format(name=name, requirements=_(_REQUIREMENTS[name])))
     return name

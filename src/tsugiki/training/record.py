@@ -104,6 +104,7 @@ class RecordedConfig(BaseModel):
     seed: int
     prompts: list[str]
     lora: RecordedLora | None = None
+    preference: str | None = None
 
     @property
     def data_text(self) -> str:

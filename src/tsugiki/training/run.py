@@ -364,7 +364,9 @@ def _rows_in_time(run: Run) -> int:
     loop = loop_of(run, Choices(at_once, learning_rate=1.0, steps=1, micro_batch_size=run.facts.micro_batch_size))
     per_row = seconds_per_step(loop) / at_once
     left = run.config.minutes * 60 - (time.monotonic() - run.display.started)
-    return on_main(run.accelerator, lambda: rows_in_time(left, per_row, run.data.summary))
+    return on_main(
+        run.accelerator, lambda: rows_in_time(left, per_row, run.data.summary, run.config.held_out_characters)
+    )
 
 
 def _check_rows(processes: int, rows: int) -> None:

@@ -116,7 +116,7 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
         groups = near_duplicates(store.index.signatures)
     dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
     used = np.setdiff1d(np.arange(len(store.index)), dropped)
-    scored, limit = ScoredTexts(), config.held_out_characters
+    scored, limit = ScoredTexts(), config.most_held_out_characters
     if isinstance(held_out, Path):
         part = read_held_out("held-out", read_records(held_out, config.columns), limit, scored)
     else:
@@ -165,7 +165,7 @@ def _split_document(
     """Hold out the end of the only document. `key` is from `content_key`; `reading` has the notes on its file."""
     records = split_document(document, held_out)
     store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
-    part = HeldOut("held-out", store.index, np.array([1]), config.held_out_characters, [])
+    part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
     notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
     # If the end repeats the beginning, a note says so, because nothing else is left to train on.
     config = config.model_copy(update={"allow_overlap": True})
@@ -220,7 +220,7 @@ def dataset_split(
             part.add(numbers, batch, scored)
     if config.retention_data is not None:
         records = read_records(_retention_source(config.retention_data), config.columns)
-        parts.append(read_held_out("retention", records, config.held_out_characters, scored))
+        parts.append(read_held_out("retention", records, config.most_held_out_characters, scored))
     repeated = repeated_text(read(), store.index, train, parts, scored)
     if validation is not None:
         if validation.index is store.index:

@@ -124,9 +124,9 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
     can_restart = isinstance(run.settings["learning_rate"], str) and bool(initial)
     has_rule = METHODS[run.config.method].learning_rate is None and run.config.start_from is None
+    learns_texts = run.preference is None  # the loss on chosen answers may stay the same while the choice is learned
     has_time = run.config.minutes is None  # a quarter of the run is trained twice
-    has_rule = has_rule and run.config.preference is None  # whose loss on the chosen answers may stay the same
-    if can_restart and has_rule and has_time and run.choices.keep == "best" and not record.restarts:
+    if can_restart and has_rule and has_time and learns_texts and run.choices.keep == "best" and not record.restarts:
         loop.callbacks.append(GainCheck(record))
     if can_restart and len(record.restarts) < MOST_RESTARTS:
         loop.callbacks.append(DivergenceCheck(run.choices.batch_size))

@@ -17,7 +17,7 @@ from typing import Any
 
 from tsugiki.data.read.files import Data, read_wanted
 from tsugiki.data.read.schemas import KEYS, NO_COLUMNS, PROMPTS, Columns, SchemaKeys, Wanted, read_row, schema_of
-from tsugiki.data.records import Reading, Record
+from tsugiki.data.records import Completion, Reading, Record
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 
@@ -40,6 +40,11 @@ def read_answers(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
     """
     wanted = Wanted(ANSWER_KEYS, _read_row, columns)
     return map(_checked, read_wanted(data, wanted, Reading() if reading is None else reading))
+
+
+def holds_completions(data: Data, columns: Columns = NO_COLUMNS) -> bool:
+    """Return whether the prompts are texts, and not lists of messages, by the first row."""
+    return isinstance(next(read_answers(data, columns), None), Completion)
 
 
 def _checked(record: Record) -> Record:

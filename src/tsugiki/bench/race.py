@@ -1,0 +1,302 @@
+"""A race: the wall time from the start of a process until its adapter reaches a held-out loss.
+
+Each tool is started by a public command or a short script, alone on the machine, one after another, for each seed.
+While it runs, every adapter that it writes is copied. Afterwards all copies are scored on the held-out text by
+`tsugiki.evaluate`. The goal is the loss that PEFT at its best reaches at the end of one pass, for each seed. A tool has
+reached it with its first adapter of that loss or a lower one, at the time when that file was written.
+
+    peft-best        `race_peft` at its best. Its learning rate (of three) and its attention implementation (of two) are
+                     searched for with the first seed; glibc keeps freed memory, as in Tsugiki
+    peft-documented  `race_peft` as PEFT's documentation writes it, three passes
+    trl              `trl sft` with the settings of TRL's documentation for PEFT, three passes
+    tsugiki          `tsugiki train` with its default settings
+
+The competitors do not evaluate while they train, which saves their time; Tsugiki does what it always does.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tsugiki.base.loading import default_device, load_model, load_tokenizer
+from tsugiki.bench.entries import TRAINING_ENTRIES
+from tsugiki.bench.results import installed_versions
+from tsugiki.data.read.files import read_records
+from tsugiki.data.records import Completion, Document, Record
+from tsugiki.dtypes import preferred_compute_dtype
+from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import make_folder
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from tsugiki.io.formatting import format_gigabytes
+from tsugiki.io.json import write_json
+from tsugiki.language import _, marked
+from tsugiki.training.record import describe_machine
+
+BEST = "peft-best"
+COLUMNS = (
+    "",
+    marked("seconds to the loss, by seed"),
+    marked("× as fast as peft-best"),
+    marked("lowest loss, by seed"),
+    marked("peak memory"),
+)
+RATES = (1e-4, 3e-4, 1e-3)
+"""Learning rates of which PEFT at its best takes the one with the lowest loss."""
+_PASSES = 3
+_KEEP_MEMORY = TRAINING_ENTRIES["peft-bf16-malloc"].environment
+_POLL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Track:
+    """What all tools train on, in files that each tool reads."""
+
+    model: Path
+    data: Path
+    held_out: Path
+    has_texts: bool
+    """Whether the records are texts; otherwise they are prompts with completions."""
+
+    def losses(self, adapters: Sequence[Path]) -> list[float]:
+        """Return the held-out loss of each adapter, in nats per token."""
+        from tsugiki import evaluate
+
+        names = [str(path) for path in adapters]
+        template = None if self.has_texts else "none"
+        found = evaluate(str(self.held_out), model=str(self.model), adapter=names, chat_template=template)
+        return [result.loss for result in list(found.values())[-len(names) :]]  # after that of the base
+
+
+@dataclass
+class Finish:
+    """What one process of a tool reached. Times are in seconds from its start, memory is in bytes."""
+
+    tool: str
+    seed: int
+    seconds: float = 0.0
+    """Time of the whole process."""
+    peak: int | None = None
+    """Peak memory; None if the system does not tell."""
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    """Time at which an adapter was written, and its held-out loss."""
+    problem: str | None = None
+
+    def reached(self, goal: float) -> float | None:
+        """Return the time at which the loss was at most `goal`; None: never."""
+        return next((seconds for seconds, loss in self.curve if loss <= goal), None)
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """All processes of a race."""
+
+    goals: Mapping[int, float]
+    """Seed -> the loss to reach."""
+    finishes: Sequence[Finish]
+    learning_rate: float
+    """That of PEFT at its best; so is the attention implementation."""
+    attention: str
+
+    def rows(self) -> list[list[str]]:
+        """Return the cells of `COLUMNS` for each tool. The ratio is the median over the seeds."""
+        return [self._row(tool) for tool in dict.fromkeys(finish.tool for finish in self.finishes)]
+
+    def _row(self, tool: str) -> list[str]:
+        own = [finish for finish in self.finishes if finish.tool == tool]
+        if problem := next((finish.problem for finish in own if finish.problem), None):
+            return [tool, problem, "–", "–", "–"]
+        times, best = ([one.reached(self.goals[one.seed]) for one in some] for some in (own, self._of(BEST)))
+        ratios = [theirs / ours for ours, theirs in zip(times, best, strict=True) if ours and theirs]
+        peaks = [finish.peak for finish in own if finish.peak]
+        shown = [f"{time:.0f}" if time else f"not in {one.seconds:.0f}" for time, one in zip(times, own, strict=True)]
+        return [
+            tool,
+            ", ".join(shown),
+            f"{statistics.median(ratios):.2f}" if len(ratios) == len(own) else "–",
+            ", ".join(f"{min(loss for _time, loss in finish.curve):.4f}" for finish in own),
+            format_gigabytes(max(peaks)) if peaks else "–",
+        ]
+
+    def write(self, folder: Path, command: str) -> None:
+        """Write `race.json`: all processes with their curves, the machine, the versions and the command."""
+        make_folder(folder)
+        origin = {"command": command, "machine": describe_machine(default_device()).model_dump()}
+        write_json(folder / "race.json", {**asdict(self), **origin, "versions": installed_versions()})
+
+    def _of(self, tool: str) -> list[Finish]:
+        return [finish for finish in self.finishes if finish.tool == tool]
+
+
+def run_race(
+    model: str, data: Sequence[str], held_out: Sequence[str], seeds: int, show: Callable[[str], None]
+) -> RaceResult:
+    """Run all tools that are installed, for each seed; see the module docstring.
+
+    Args:
+        model: a base that Tsugiki loads.
+        data: texts, or prompts with completions, in a format that `train` reads.
+        held_out: the same, for the held-out loss.
+        seeds: number of seeds.
+        show: called with a line after each process.
+
+    Raises:
+        TsugikiError: the data are of another kind, PEFT is not installed, or its process fails.
+    """
+    if find_spec("peft") is None:
+        raise TsugikiError(_("a race needs PEFT: pip install 'tsugiki[bench]'"))
+    with TemporaryDirectory() as folder:
+        track, out = _prepare(model, data, held_out, Path(folder)), Path(folder, "out")
+
+        def best(seed: int, rate: float, attention: str) -> Finish:
+            command = _peft(track, out, seed, passes=1, best=True, learning_rate=rate, attention=attention)
+            finish = _run(BEST, seed, command, out, _KEEP_MEMORY, track, show)
+            if finish.problem:
+                message = _("{tool} gives the loss to reach, and it failed: {problem}")
+                raise TsugikiError(message.format(tool=BEST, problem=finish.problem))
+            return finish
+
+        by_rate = {rate: best(1, rate, "sdpa") for rate in RATES}
+        rate = min(by_rate, key=lambda one: by_rate[one].curve[-1][1])
+        attention, first = "sdpa", by_rate[rate]
+        if (eager := best(1, rate, "eager")).curve[-1][0] < first.curve[-1][0]:
+            attention, first = "eager", eager
+        finishes = []
+        for seed in range(1, seeds + 1):
+            finishes.append(first if seed == 1 else best(seed, rate, attention))
+            for tool, command in _others(track, out, seed).items():
+                finishes.append(_run(tool, seed, command, out, {}, track, show))
+    goals = {finish.seed: finish.curve[-1][1] for finish in finishes if finish.tool == BEST}
+    return RaceResult(goals, finishes, rate, attention)
+
+
+def _prepare(model: str, data: Sequence[str], held_out: Sequence[str], folder: Path) -> Track:
+    """Write the base and the records in the formats that all tools read."""
+    load_model(model).save_pretrained(folder / "model")
+    load_tokenizer(model).save_pretrained(folder / "model")
+    files = [folder / name / f"{name}.jsonl" for name in ("train", "held_out")]
+    kinds = {
+        kind for part, file in zip((data, held_out), files, strict=True) for kind in _write(read_records(part), file)
+    }
+    if kinds not in ({Document}, {Completion}):
+        raise TsugikiError(_("a race needs texts alone, or prompts with completions alone, in --data and --held-out"))
+    return Track(folder / "model", files[0], files[1], kinds == {Document})
+
+
+def _write(records: Iterable[Record], file: Path) -> set[type[Record]]:
+    """Write texts, and prompts with completions, as JSON Lines; return the kinds of the records."""
+    file.parent.mkdir()
+    kinds = set()
+    with file.open("w", encoding="utf-8") as lines:
+        for record in records:
+            kinds.add(type(record))
+            if isinstance(record, Completion):
+                fields = {"prompt": record.prompt, "completion": record.completion}
+            else:
+                fields = {"text": getattr(record, "text", "")}
+            lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
+    return kinds
+
+
+def _peft(track: Track, out: Path, seed: int, **settings: Any) -> list[str]:
+    """Return the command of `race_peft` with these fields of its `Settings`."""
+    fields = {"model": str(track.model), "data": str(track.data), "out": str(out), "seed": seed, **settings}
+    return [sys.executable, "-P", "-m", "tsugiki.bench.race_peft", json.dumps(fields)]
+
+
+def _others(track: Track, out: Path, seed: int) -> dict[str, list[str]]:
+    """Return the commands of the tools that race against PEFT at its best, as far as they are installed."""
+    found = {"peft-documented": _peft(track, out, seed, passes=_PASSES, best=False)}
+    if find_spec("trl") and (trl := shutil.which("trl")):
+        has_bf16 = preferred_compute_dtype() == "bf16"  # TRL's default; a processor without it takes many times as long
+        on_processor = not torch.accelerator.is_available()
+        found["trl"] = [
+            *(trl, "sft", "--model_name_or_path", str(track.model), "--dataset_name", str(track.data.parent)),
+            *("--output_dir", str(out), "--seed", str(seed), "--num_train_epochs", str(_PASSES)),
+            *("--learning_rate", "2e-4", "--use_peft", "true", "--lora_r", "32", "--lora_alpha", "16"),
+            *("--max_length", "512"),  # as in the others; the default of 1,024 is more than the context of some bases
+            *("--save_strategy", "steps", "--save_steps", "0.1", "--save_only_model", "true", "--report_to", "none"),
+            *("--disable_tqdm", "true", "--bf16", str(has_bf16), "--use_cpu", str(on_processor)),
+        ]
+    template = () if track.has_texts else ("--chat-template", "none")
+    found["tsugiki"] = [
+        *(sys.executable, "-P", "-m", "tsugiki", "train", "--model", str(track.model), "--data", str(track.data)),
+        *("--held-out", str(track.held_out), "--out", str(out), "--seed", str(seed), *template),
+    ]
+    return found
+
+
+def _run(
+    tool: str,
+    seed: int,
+    command: list[str],
+    out: Path,
+    environment: Mapping[str, str],
+    track: Track,
+    show: Callable[[str], None],
+) -> Finish:
+    """Run a tool to its end, and score the adapters that it wrote below `out`; the folder is removed."""
+    finish = Finish(tool, seed)
+    with TemporaryDirectory() as folder, TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        copies: dict[tuple[Path, int], Path] = {}
+        started = time.time()
+        process = psutil.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
+        running = True
+        while running:
+            running = process.poll() is None
+            _copy_new(out, Path(folder), copies)
+            finish.peak = max(finish.peak or 0, _resident(process)) or None
+            time.sleep(_POLL if running else 0)
+        finish.seconds = time.time() - started
+        if process.returncode or not copies:
+            output.seek(0)
+            lines = [line for line in output.read().splitlines() if line.strip()] or [""]
+            finish.problem = f"exited with status {process.returncode}: {lines[-1].strip()[:100]}"
+        else:
+            losses = track.losses(list(copies.values()))
+            finish.curve = [(at / 1e9 - started, loss) for (_path, at), loss in zip(copies, losses, strict=True)]
+    shutil.rmtree(out, ignore_errors=True)
+    last = finish.problem or f"{finish.curve[-1][1]:.4f}"
+    show(
+        _("{tool}, seed {seed}: {seconds:.0f} s, {last}").format(
+            tool=tool, seed=seed, seconds=finish.seconds, last=last
+        )
+    )
+    return finish
+
+
+def _copy_new(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> None:
+    """Copy the adapters below `out` that are complete and new; a copy is known by file and time in nanoseconds."""
+    for file in sorted(out.rglob(ADAPTER_FILE), key=lambda one: one.stat().st_mtime_ns):
+        with suppress(OSError, SafetensorError):  # it is being written or removed
+            at = (file, file.stat().st_mtime_ns)
+            if at in copies or not file.with_name(ADAPTER_CONFIG_FILE).is_file():
+                continue
+            with safe_open(file, "pt"):
+                copy = folder / str(len(copies))
+            copy.mkdir(exist_ok=True)
+            for part in file.parent.glob("adapter_*"):
+                shutil.copy2(part, copy)
+            copies[at] = copy
+
+
+def _resident(process: psutil.Process) -> int:
+    """Return the main memory of a process and of those that it has started, in bytes."""
+    total = 0
+    with suppress(psutil.Error):
+        for one in (process, *process.children(recursive=True)):
+            total += one.memory_info().rss
+    return total

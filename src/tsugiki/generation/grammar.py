@@ -1,0 +1,211 @@
+"""Restrict what a row may write: JSON that a schema allows, a match of a regular expression, or one of some texts.
+
+A grammar defines which bytes may come next, and a vocabulary which bytes each token has. llguidance, which the extra
+`serve` installs, computes from both which tokens may come next.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _, marked
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+    from transformers import PreTrainedTokenizerBase
+
+_MOST_KEPT = 64
+"""The most compiled grammars that are kept."""
+_LARGEST = 120_000  # characters, as in OpenAI's API
+_TOKENIZED = 200
+"""The most characters of a text that a grammar prescribes which the model's tokenizer splits, at each token again."""
+_WHITE_SPACE: Any = {"whitespace_pattern": r"[ ]|\n[ \t]{0,32}"}
+"""What may stand between parts of JSON. Without a limit, small models write white space until their context ends."""
+_MISSING = marked("the vocabulary has no tokens for the text that it prescribes")
+_PROBE = '{"名前": "a b", "年": [1, null]}'
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+def json_grammar(schema: Mapping[str, Any] | str) -> str:
+    """Return the grammar of the JSON texts that a JSON schema allows."""
+    matcher = _llguidance().LLMatcher
+    try:
+        grammar: str = matcher.grammar_from_json_schema(
+            schema if isinstance(schema, str) else json.dumps(schema), defaults=_WHITE_SPACE
+        )
+    except ValueError as error:
+        raise _unusable(str(error)) from error
+    return grammar
+
+
+def regex_grammar(pattern: str) -> str:
+    """Return the grammar of the texts that a regular expression matches from beginning to end."""
+    matcher = _llguidance().LLMatcher
+    try:
+        grammar: str = matcher.grammar_from_regex(pattern)
+    except ValueError as error:  # a lone surrogate
+        raise _unusable(str(error)) from error
+    return grammar
+
+
+def choice_grammar(texts: Sequence[str]) -> str:
+    """Return the grammar of some texts."""
+    return "start: " + " | ".join(map(json.dumps, texts))
+
+
+class Matcher:
+    """A row's text, as far as it has come in a grammar."""
+
+    def __init__(self, matcher: "LLMatcher", words: int) -> None:
+        self._matcher, self._words = matcher, words
+
+    def copy(self) -> "Matcher":
+        """Return a matcher for another row, which has come as far."""
+        return Matcher(self._matcher.deep_copy(), self._words)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is complete and nothing can follow it."""
+        return self._matcher.is_stopped()
+
+    def restrict(self, scores: Tensor, ends: Collection[int]) -> None:
+        """Set the scores, [vocabulary], of the tokens that cannot come next to -inf, in place.
+
+        `ends`, the tokens that end the text, can come where it is complete.
+        """
+        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+        self._check()
+        forbidden = torch.ones(len(scores), dtype=torch.bool)
+        torch.eq(allowed[: self._words], 0, out=forbidden[: self._words])
+        if self._matcher.is_accepting():
+            forbidden[[token for token in ends if token < len(scores)]] = False
+        if forbidden.all():
+            raise _unusable(_MISSING)
+        scores.masked_fill_(forbidden.to(scores.device), -torch.inf)
+
+    def advance(self, token: int) -> None:
+        """Append a token to the text."""
+        if not self._matcher.consume_token(token):  # it was allowed, so what must follow has no token
+            raise _unusable(_MISSING)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error()
+            raise _unusable(_MISSING if reason.startswith("NoExtension") else reason)
+
+
+class Grammars:
+    """Compiles grammars for the tokens of a vocabulary, and keeps the last ones. Any thread may call it."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", words: int) -> None:
+        """Create it for a model with `words` tokens; the vocabulary is built for the first grammar."""
+        self._tokenizer, self._words = tokenizer, words
+        self._vocabulary: _Vocabulary | None = None
+        self._kept: dict[str, Matcher] = {}  # least recently used first
+
+    def find(self, grammar: str) -> Matcher | None:
+        """Return a matcher of a grammar that was compiled before, if it is kept."""
+        known = self._kept.pop(grammar, None)
+        if known is None:
+            return None
+        self._kept[grammar] = known
+        return known.copy()
+
+    def compile(self, grammar: str) -> Matcher:
+        """Return a matcher of a grammar, which takes up to a second for the first one."""
+        library = _llguidance()
+        if len(grammar) > _LARGEST:
+            raise _unusable(_("it is too large: more than {count:,} characters").format(count=_LARGEST))
+        if self._vocabulary is None:
+            self._vocabulary = _Vocabulary(self._tokenizer, self._words)
+        matcher = Matcher(library.LLMatcher(self._vocabulary.native, grammar, log_level=0), self._words)
+        matcher._check()
+        matcher._matcher.compute_bitmask()  # a copy has the states of the lexer that were built for it
+        matcher._check()
+        self._kept[grammar] = matcher
+        while len(self._kept) > _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return matcher.copy()
+
+
+class _Vocabulary:
+    """A vocabulary as llguidance reads it. One more token is its end of a text; ours differ from request to request."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", words: int) -> None:
+        self._tokenizer = tokenizer
+        self.tokens = [*token_bytes(tokenizer, words), b""]
+        self.eos_token_id = words
+        self.special_token_ids = [words]
+        self.native = _llguidance().LLTokenizer(self)
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the tokens of a text that a grammar prescribes, the first of which come next, as the model knows them.
+
+        Some tokenizers begin a text with a space. Then it is the end of a longer text, or made of the longest tokens.
+        """
+        head, rest = text[:_TOKENIZED], text[_TOKENIZED:]
+        for before in ("", "\n"):
+            ids: list[int] = self._tokenizer(before + head, add_special_tokens=False, verbose=False).input_ids
+            for start in range(min(3, len(ids))):
+                if b"".join(self.tokens[token] for token in ids[start:]) == head.encode():
+                    return [*ids[start:], *self.native.greedy_tokenize(rest)]
+        return [*self.native.greedy_tokenize(text)]
+
+
+def token_bytes(tokenizer: "PreTrainedTokenizerBase", words: int) -> list[bytes]:
+    """Return the bytes of the first `words` tokens within a text; none for a token that adds nothing to a text.
+
+    The text of a token is what a second one adds, because some tokenizers drop the space at the beginning of a text. A
+    part of a character has no text; its name tells the byte, `<0xE6>`, or the bytes, a letter for each.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    alphabet = {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+    def of(name: str | None, text: str) -> bytes:
+        if name is None or _INCOMPLETE not in text:
+            return text.encode()
+        if len(name) == 6 and name.startswith("<0x"):
+            return bytes.fromhex(name[3:5])
+        return bytes(alphabet[letter] for letter in name) if alphabet.keys() >= set(name) else b""
+
+    found = list(range(min(words, len(tokenizer))))
+    once, twice = (_texts(tokenizer, [[token] * count for token in found]) for count in (1, 2))
+    names = tokenizer.convert_ids_to_tokens(found)
+    texts = [two[len(one) :] for one, two in zip(once, twice, strict=True)]
+    tokens = [of(*one) for one in zip(names, texts, strict=True)]
+    probe = tokenizer(_PROBE, add_special_tokens=False).input_ids
+    joined = b"".join(tokens[token] for token in probe if token < len(tokens)).decode(errors="replace")
+    if joined.removeprefix(" ") != _texts(tokenizer, [probe])[0].removeprefix(" "):
+        raise TsugikiError(_("grammars need a tokenizer whose tokens have the same text at each place"))
+    return tokens + [b""] * (words - len(tokens))
+
+
+def _texts(tokenizer: "PreTrainedTokenizerBase", rows: list[list[int]]) -> list[str]:
+    """Return the texts of rows of tokens, as `TextStream` decodes them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return list(backend.decode_batch(rows, skip_special_tokens=True))
+    return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows]
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise TsugikiError(_("grammars need the llguidance package: pip install 'tsugiki[serve]'")) from error
+    return llguidance
+
+
+def _unusable(reason: str) -> TsugikiError:
+    """Return the error for a grammar, with the line of the library's message that tells most."""
+    lines = reason.splitlines() or [""]
+    line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    return TsugikiError(_("the grammar cannot be used: {reason}").format(reason=_(line[:200])))

@@ -1,0 +1,62 @@
+"""The form that a request wants for its answers, as a grammar. It is compiled outside the engine's thread."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tsugiki.errors import TsugikiError
+from tsugiki.generation.grammar import Grammars, Matcher, choice_grammar, json_grammar, regex_grammar
+from tsugiki.language import _
+from tsugiki.serve.errors import ApiError
+from tsugiki.serve.protocol import ChatRequest, CompletionRequest, SchemaFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_OBJECT = {"type": "object"}
+
+
+class AnswerForms:
+    """Compiles the grammars of requests, one at a time, so that large ones leave the other threads free."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", words: int) -> None:
+        self._grammars = Grammars(tokenizer, words)
+        self._compiling = asyncio.Lock()
+
+    async def matchers(self, parsed: CompletionRequest | ChatRequest, rows: int) -> list[Matcher | None]:
+        """Return a matcher for each row of a request, or None for each if any text will do."""
+        name, read, value = wanted_form(parsed)
+        if value is None:
+            return [None] * rows
+        try:
+            grammar = read(value)
+            found = self._grammars.find(grammar)
+            if found is None:
+                async with self._compiling:
+                    found = await asyncio.to_thread(self._grammars.compile, grammar)
+        except TsugikiError as error:
+            raise _invalid(name, str(error)) from error
+        return [found.copy() for _row in range(rows)]
+
+
+def wanted_form(parsed: CompletionRequest | ChatRequest) -> tuple[str, Callable[[Any], str], Any]:
+    """Return the field with the form of the answers, how its value becomes a grammar, and the value, if any."""
+    form, newer = parsed.response_format, parsed.structured_outputs
+    schema = form.json_schema.content if isinstance(form, SchemaFormat) else None
+    given: list[tuple[str, Callable[[Any], str], Any]] = [
+        ("response_format", json_grammar, _OBJECT if form.type == "json_object" else schema),
+        ("guided_json", json_grammar, parsed.guided_json),
+        ("guided_regex", regex_grammar, parsed.guided_regex),
+        ("guided_choice", choice_grammar, parsed.guided_choice),
+        ("structured_outputs", json_grammar, _OBJECT if newer.json_object else newer.json_schema),
+        ("structured_outputs", regex_grammar, newer.regex),
+        ("structured_outputs", choice_grammar, newer.choice),
+    ]
+    found = [one for one in given if one[2] is not None]
+    if len(found) > 1:
+        raise _invalid(found[1][0], _("the answer has another form already, by {name}").format(name=found[0][0]))
+    return found[0] if found else given[0]
+
+
+def _invalid(name: str, problem: str) -> ApiError:
+    return ApiError(400, _("{name}: {problem}").format(name=name, problem=problem), name, "invalid_value")

@@ -1,0 +1,70 @@
+"""The race: what counts as reaching the loss, and a whole race on a tiny model."""
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_tiny
+from tsugiki import TsugikiError
+from tsugiki.bench import Finish, RaceResult, run_race
+
+
+def finish(tool: str, seed: int, *curve: tuple[float, float]) -> Finish:
+    return Finish(tool, seed, seconds=curve[-1][0] + 1, peak=2_000_000_000, curve=list(curve))
+
+
+def test_the_first_adapter_of_the_loss_or_a_lower_one_counts():
+    slow, quick = (10.0, 3.0), (4.0, 3.2)
+    best = [finish("peft-best", seed, (5.0, 3.5), slow) for seed in (1, 2)]
+    ours = [finish("tsugiki", 1, quick, (5.0, 3.0), (6.0, 3.1)), finish("tsugiki", 2, quick, (8.0, 2.9))]
+    never = [finish("trl", seed, (40.0, 3.01)) for seed in (1, 2)]
+    result = RaceResult({1: 3.0, 2: 3.0}, [*best, *ours, *never], 3e-4, "sdpa")
+    assert result.rows() == [
+        ["peft-best", "10, 10", "1.00", "3.0000, 3.0000", "2.00 GB"],
+        ["tsugiki", "5, 8", "1.62", "3.0000, 2.9000", "2.00 GB"],
+        ["trl", "not in 41, not in 41", "–", "3.0100, 3.0100", "2.00 GB"],
+    ]
+
+
+def test_a_tool_that_failed_has_no_figures():
+    failed = Finish("trl", 1, seconds=3.0, problem="exited with status 1: no such file")
+    result = RaceResult({1: 3.0}, [finish("peft-best", 1, (10.0, 3.0)), failed], 3e-4, "sdpa")
+    assert result.rows()[1] == ["trl", "exited with status 1: no such file", "–", "–", "–"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "question"])
+def test_every_tool_reaches_a_loss(kind: str, tmp_path: Path):
+    model = save_tiny(tmp_path / "model", "llama")
+    for name, count in (("train", 60), ("held_out", 6)):
+        texts = [
+            f"{name} {number}: the moon over the old pond is round, and the frog sleeps." for number in range(count)
+        ]
+        rows = [{"text": text * 8} if kind == "text" else {"prompt": text, "completion": text * 3} for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = [[str(tmp_path / f"{name}.jsonl")] for name in ("train", "held_out")]
+    lines: list[str] = []
+    result = run_race(model, *files, seeds=1, show=lines.append)
+    found = {finish.tool: finish for finish in result.finishes}
+    tools = {"peft-best", "peft-documented", "tsugiki"} | (
+        {"trl"} if find_spec("trl") and shutil.which("trl") else set()
+    )
+    assert set(found) == tools
+    assert not [finish.problem for finish in result.finishes if finish.problem]
+    assert len(lines) == 3 + len(tools)  # two rates and an attention implementation more
+    assert all(len(finish.curve) >= 3 and finish.peak for finish in found.values())
+    assert all(0 < seconds < finish.seconds for finish in found.values() for seconds, _loss in finish.curve)
+    best = found["peft-best"].curve
+    assert best[-1][1] < best[0][1]
+    assert found["peft-best"].reached(result.goals[1]) is not None
+
+
+def test_two_kinds_of_records_are_refused(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
+    model = save_tiny(tmp_path / "model")
+    with pytest.raises(TsugikiError, match="--held-out"):
+        run_race(model, [str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")], 1, print)

@@ -1,0 +1,260 @@
+"""Texts that keep to a grammar: judged by jsonschema, `re` and `in`, which know nothing of it."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from tests.export.tokenizers_of_kinds import KINDS, unigram
+from tests.generation.test_engine import TOKENIZER, Client, model_with_adapters, prompts, serving
+from tests.tiny import byte_tokenizer, tiny_model
+from tsugiki.errors import TsugikiError
+from tsugiki.generation import (
+    Grammars,
+    Sampling,
+    choice_grammar,
+    continue_rows,
+    json_grammar,
+    regex_grammar,
+    token_bytes,
+)
+
+pytest.importorskip("llguidance")
+jsonschema = pytest.importorskip("jsonschema")
+
+WORDS = 257
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "名前": {"type": "string", "maxLength": 4},
+        "年": {"type": "integer", "minimum": 1867, "maximum": 1916},
+        "作品": {"type": "array", "items": {"enum": ["こころ", "門", None]}, "minItems": 1, "maxItems": 3},
+        "評価": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+        "番号": {"type": "string", "pattern": "^[0-9]{3}-[A-Z]+$", "maxLength": 8},
+        "住所": {
+            "type": "object",
+            "properties": {
+                "市": {"const": "東京"},
+                "番地": {"type": ["integer", "null"], "multipleOf": 5, "maximum": 100},
+            },
+            "required": ["市"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["名前", "年", "作品"],
+    "additionalProperties": False,
+}
+TREE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "value": {"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["a", 'b"\\\n']}]},
+                "next": {"$ref": "#/$defs/node"},
+            },
+            "required": ["value"],
+            "additionalProperties": False,
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+PAIR = {
+    "type": "array",
+    "prefixItems": [{"type": "null"}, {"type": "integer", "minimum": -9, "maximum": 9}],
+    "items": False,
+}
+
+
+def written(model: Any, grammar: str, rows: int, **fields: Any) -> list[tuple[str, str]]:
+    """The texts of requests at temperature 1, and why each ended."""
+    grammars = Grammars(TOKENIZER, WORDS)
+    matchers = [grammars.compile(grammar) for _row in range(rows)]
+    given = {"max_tokens": 200, "ends": {0}, **fields}
+    with serving(model, rows=16) as engine:
+        clients = [
+            Client([0, 5 + row], matcher=matcher, sampling=Sampling(1.0, 1.0, row), **given)
+            for row, matcher in enumerate(matchers)
+        ]
+        engine.submit([client.request for client in clients])
+        events = [client.all() for client in clients]
+    return [("".join(event.text for event in row), row[-1].finish_reason) for row in events]
+
+
+def write(matcher: Any, words: int) -> list[int]:
+    """Random tokens that a matcher allows, until it is finished."""
+    generator, written = torch.Generator().manual_seed(0), list[int]()
+    while not matcher.finished:
+        scores = torch.randn(words, generator=generator)
+        matcher.restrict(scores, ())
+        written.append(int(torch.multinomial(scores.softmax(-1), 1, generator=generator)))
+        matcher.advance(written[-1])
+    return written
+
+
+@pytest.mark.parametrize("schema", [PERSON, TREE, PAIR], ids=["person", "tree", "pair"])
+def test_json_keeps_to_its_schema(schema: dict[str, Any]):
+    model = tiny_model("gpt2", vocab_size=WORDS, n_positions=1024)
+    found = written(model, json_grammar(schema), 20, max_tokens=600)
+    whole = [json.loads(text) for text, reason in found if reason == "stop"]
+    assert len(whole) >= 17
+    for value in whole:
+        jsonschema.validate(value, schema)
+    assert len({text for text, _ in found}) > 10
+
+
+def test_texts_that_match_a_regular_expression():
+    model = tiny_model("gpt2", vocab_size=WORDS, n_positions=256)
+    pattern = r"(春|夏){2,3}/\d{3}[^ \u3040-\U0010ffff]?(?:a+|b*)"
+    for text, reason in written(model, regex_grammar(pattern), 20):
+        assert reason == "stop"
+        assert re.fullmatch(pattern, text)
+
+
+def test_one_of_some_texts():
+    model = tiny_model("gpt2", vocab_size=WORDS)
+    texts = ["はい", "いいえ", 'a "b" \\ c\n', "[x]+|y", "は"]
+    found = {text for text, _ in written(model, choice_grammar(texts), 40, max_tokens=40)}
+    assert found <= set(texts)
+    assert len(found) > 2
+
+
+def test_a_text_can_end_where_it_is_complete_and_must_where_nothing_can_follow():
+    model = tiny_model("gpt2", vocab_size=WORDS, n_positions=256)
+    for ends in ({0}, ()):
+        for text, reason in written(model, regex_grammar("a{2,5}"), 8, ends=ends, max_tokens=9):
+            assert reason == "stop"
+            assert (2 <= len(text) <= 5) if ends else text == "aaaaa"
+    assert [reason for _text, reason in written(model, regex_grammar("a{9}"), 1, max_tokens=5)] == ["length"]
+    assert written(model, regex_grammar("a{9}"), 1, stops=["aaa"]) == [("", "stop")]
+
+
+def test_rows_with_and_without_a_grammar_and_with_adapters_are_those_of_each_alone():
+    model = model_with_adapters("gpt2")
+    grammars = Grammars(TOKENIZER, WORDS)
+    wanted = [
+        json_grammar(PERSON),
+        None,
+        regex_grammar("[a-z]{3}(春|夏)+"),
+        None,
+        choice_grammar(["はい", "いいえ"]),
+        None,
+    ]
+    names = ["a", "b", None, None, "c", "a"]
+
+    def ask(engine: Any, row: int) -> Client:
+        matcher = grammars.compile(wanted[row]) if wanted[row] else None
+        given = prompts([5, 12, 7, 9, 20, 3])[row]
+        client = Client(given, names[row], 30, matcher=matcher, ends={0})
+        engine.submit([client.request])
+        return client
+
+    with serving(model, rows=4) as engine:
+        alone = [ask(engine, row).tokens() for row in range(len(wanted))]
+        together = [ask(engine, row) for row in range(len(wanted))]
+        assert [client.tokens() for client in together] == alone
+
+
+def test_log_probabilities_are_those_of_the_model_without_the_grammar():
+    model = tiny_model("gpt2", vocab_size=WORDS)
+    matcher = Grammars(TOKENIZER, WORDS).compile(regex_grammar("ab"))
+    with serving(model) as engine:
+        client = Client([0, 3], matcher=matcher, logprobs=2)
+        engine.submit([client.request])
+        first = client.all()[0].token
+    with torch.no_grad():
+        expected = torch.log_softmax(model(torch.tensor([[0, 3]])).logits[0, -1], -1)
+    assert first.token == TOKENIZER("a").input_ids[0]
+    assert first.logprob == pytest.approx(float(expected[first.token]), abs=1e-4)
+    assert first.top[0][1] == pytest.approx(float(expected.max()), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bytes alone", "gpt-2", "gemma", "llama 2", "embedded", "unigram"])
+def test_the_bytes_of_tokens_are_what_a_tokenizer_writes(kind: str):
+    tokenizer = unigram() if kind == "unigram" else KINDS[kind]()
+    words = len(tokenizer) + 5
+    tokens = token_bytes(tokenizer, words)
+    assert len(tokens) == words
+    assert tokens[tokenizer.eos_token_id] == tokens[-1] == b""
+    name, text = ("朝", "庭師の 音") if kind == "unigram" else ("名前", "風の 音\n")
+    matcher = Grammars(tokenizer, words).compile(
+        json_grammar(
+            {
+                "type": "object",
+                "properties": {name: {"const": text}, "b": {"type": "string", "minLength": 20, "maxLength": 30}},
+                "required": [name, "b"],
+                "additionalProperties": False,
+            }
+        )
+    )
+    written = write(matcher, words)
+    found = tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert b"".join(tokens[token] for token in written).decode() == found
+    value = json.loads(found)
+    assert value[name] == text
+    assert 20 <= len(value["b"]) <= 30
+
+
+def test_what_a_grammar_prescribes_has_the_tokens_that_the_tokenizer_gives_it():
+    tokenizer = KINDS["embedded"]()
+    text = '{"名前":"東京の朝"}'
+    schema = {"type": "object", "properties": {"名前": {"const": "東京の朝"}}, "required": ["名前"]}
+    ids = tokenizer('"名前"', add_special_tokens=False).input_ids
+    matcher = Grammars(tokenizer, len(tokenizer)).compile(json_grammar({**schema, "additionalProperties": False}))
+    written = write(matcher, len(tokenizer))
+    assert json.loads(tokenizer.decode(written)) == json.loads(text)
+    assert any(written[start : start + len(ids)] == ids for start in range(len(written)))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "named"),
+    [
+        (lambda: json_grammar({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (lambda: json_grammar({"not": {"type": "string"}}), "not"),
+        (lambda: json_grammar({"$ref": "https://example.org/schema"}), "example.org"),
+        (lambda: json_grammar({"type": "string", "pattern": "(?=a)b"}), "look-around"),
+        (lambda: json_grammar("[1"), "list"),
+        (lambda: json_grammar({"enum": []}), "anyOf"),
+        (lambda: regex_grammar("("), "unclosed group"),
+        (lambda: regex_grammar(r"(a)\1"), "backreferences"),
+        (lambda: regex_grammar("\ud800"), "surrogate"),
+        (lambda: choice_grammar(["\ud800"]), "string"),
+        (lambda: choice_grammar(["檸" * 500_000] * 2), "large"),
+    ],
+)
+def test_what_no_grammar_can_express_is_one_line_that_names_it(grammar: Any, named: str):
+    with pytest.raises(TsugikiError, match=named) as caught:
+        Grammars(byte_tokenizer(), WORDS).compile(grammar())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_character_that_the_vocabulary_lacks_is_an_error_of_its_row_alone():
+    tokenizer = unigram()
+    for texts in (["檸檬"], ["朝檸檬"]):
+        with pytest.raises(TsugikiError, match="vocabulary"):
+            write(Grammars(tokenizer, len(tokenizer)).compile(choice_grammar(texts)), len(tokenizer))
+
+
+def test_compiled_grammars_are_kept_and_their_number_is_bounded():
+    grammars = Grammars(byte_tokenizer(), WORDS)
+    first = grammars.compile(regex_grammar("a{0}b"))
+    first.advance(TOKENIZER("b").input_ids[0])
+    again = grammars.find(regex_grammar("a{0}b"))
+    assert first.finished
+    assert again is not None
+    assert not again.finished
+    for number in range(1, 100):
+        grammars.compile(regex_grammar(f"a{{{number}}}b"))
+    assert grammars.find(regex_grammar("a{0}b")) is None
+    assert grammars.find(regex_grammar("a{99}b")) is not None
+
+
+def test_a_model_without_an_ordinary_cache_keeps_to_a_grammar(monkeypatch: pytest.MonkeyPatch):
+    import tsugiki.generation.generate as generate
+
+    monkeypatch.setattr(generate, "_batch_mode", lambda model, rows: None)
+    model = tiny_model("gpt2", vocab_size=WORDS)
+    sampling = Sampling(1.0, 1.0, 0, grammar=regex_grammar("(春|夏){3}"))
+    (text,) = continue_rows(model, TOKENIZER, [[0, 5]], 30, sampling, {0})
+    assert re.fullmatch("(春|夏){3}", text)

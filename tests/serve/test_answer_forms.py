@@ -1,0 +1,184 @@
+"""Answers of a form that a request names: JSON of a schema, a regular expression, one of some texts."""
+
+import asyncio
+import json
+import re
+import sys
+import threading
+from enum import StrEnum
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from tests.serve.conftest import Running
+from tsugiki.generation import Grammars
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("llguidance")
+
+PROMPT = "on the mountain"
+PATTERN = "(春|夏){2}[a-c]{1,3}"
+
+
+class Season(StrEnum):
+    spring = "春"
+    autumn = "秋"
+
+
+class Poem(BaseModel):
+    """A form as users of OpenAI's client write it."""
+
+    題: Season
+    lines: Annotated[list[bool], Field(min_length=1, max_length=2)]
+    year: Annotated[int, Field(ge=1, le=99)] | None
+
+
+@pytest.fixture
+def client(server: Running) -> Any:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def refusal(client: Any, **fields: Any) -> Any:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="base", prompt=PROMPT, extra_body=fields)
+    return caught.value
+
+
+def test_openai_parses_an_answer_into_its_model(client: Any):
+    for seed in range(4):
+        answer = client.chat.completions.parse(
+            model="歌人",
+            messages=[{"role": "user", "content": "hi"}],
+            response_format=Poem,
+            seed=seed,
+            max_tokens=200,
+        )
+        if answer.choices[0].finish_reason == "stop":
+            assert isinstance(answer.choices[0].message.parsed, Poem)
+            return
+    raise AssertionError
+
+
+def test_a_stream_and_several_choices_keep_to_a_form(client: Any):
+    fields = {"model": "poet", "prompt": PROMPT, "n": 3, "seed": 5, "max_tokens": 60, "logprobs": 1}
+    fields["extra_body"] = {"guided_regex": PATTERN}
+    whole = [choice.text for choice in client.completions.create(**fields).choices]
+    assert all(re.fullmatch(PATTERN, text) for text in whole)
+    assert len(set(whole)) > 1
+    parts = ["", "", ""]
+    for chunk in client.completions.create(**fields, stream=True):
+        for choice in chunk.choices:
+            parts[choice.index] += choice.text
+    assert parts == whole
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": [1, 2]}}}},
+        {"guided_json": {"enum": [1, 2]}},
+        {"guided_json": '{"enum": [1, 2]}'},
+        {"guided_regex": "[12]"},
+        {"guided_choice": ["1", "2"]},
+        {"structured_outputs": {"json": {"enum": [1, 2]}}},
+        {"structured_outputs": {"regex": "[12]"}},
+        {"structured_outputs": {"choice": ["1", "2"]}},
+    ],
+)
+def test_every_field_for_a_form(client: Any, fields: dict[str, Any]):
+    answer = client.completions.create(model="base", prompt=PROMPT, extra_body=fields)
+    assert answer.choices[0].text in ("1", "2")
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_any_json_object(client: Any):
+    for field in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
+        answer = client.completions.create(
+            model="base", prompt=PROMPT, temperature=0, max_tokens=200, logit_bias={"94": 100}, extra_body=field
+        )
+        assert answer.choices[0].text.startswith("{")
+        if answer.choices[0].finish_reason == "stop":
+            assert isinstance(json.loads(answer.choices[0].text), dict)
+
+
+def test_rows_of_a_batch_have_their_own_forms(server: Running):
+    forms: list[dict[str, Any]] = [{}, {"guided_regex": PATTERN}, {}, {"guided_choice": ["はい", "いいえ"]}] * 2
+    names = ["base", "poet", "lawyer", "base", "poet", "base", "turns", "lawyer"]
+
+    async def ask(together: bool) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+            asked = [
+                client.completions.create(model=name, prompt=PROMPT * 3, temperature=0, max_tokens=24, extra_body=form)
+                for name, form in zip(names, forms, strict=True)
+            ]
+            answers = await asyncio.gather(*asked) if together else [await one for one in asked]
+        return [answer.choices[0].text for answer in answers]
+
+    alone = asyncio.run(ask(together=False))
+    assert asyncio.run(ask(together=True)) == alone
+    for text, form in zip(alone, forms, strict=True):
+        assert "guided_regex" not in form or re.fullmatch(PATTERN, text)
+        assert "guided_choice" not in form or text in form["guided_choice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "named"),
+    [
+        ("response_format", {"response_format": {"type": "json_schema"}}, "json_schema"),
+        ("response_format", {"response_format": {"type": "yaml"}}, "type"),
+        ("guided_json", {"guided_json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+        ("guided_json", {"guided_json": "[1"}, "list"),
+        ("guided_json", {"guided_json": 3}, "JSON"),
+        ("guided_regex", {"guided_regex": "(?<=a)b"}, "look-around"),
+        ("guided_choice", {"guided_choice": []}, "1"),
+        ("guided_regex", {"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_cannot_be_a_form_is_a_400_of_one_line(client: Any, name: str, fields: dict[str, Any], named: str):
+    error = refusal(client, **fields)
+    assert error.param.startswith(name)
+    assert named in error.message
+    assert "\n" not in error.message
+
+
+def test_without_the_package_the_extra_is_named(client: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    error = refusal(client, guided_regex="a{7}")
+    assert error.param == "guided_regex"
+    assert "tsugiki[serve]" in error.message
+
+
+def test_others_are_answered_while_a_grammar_compiles(client: Any, monkeypatch: pytest.MonkeyPatch):
+    begun, go_on, compile_grammar = threading.Event(), threading.Event(), Grammars.compile
+
+    def slow(grammars: Any, grammar: str) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return compile_grammar(grammars, grammar)
+
+    def ask(**form: Any) -> str:
+        answer = client.completions.create(model="base", prompt=PROMPT, max_tokens=20, extra_body=form)
+        return str(answer.choices[0].text)
+
+    assert ask(guided_choice=["known"]) == "known"
+    monkeypatch.setattr(Grammars, "compile", slow)
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(ask(guided_choice=["new"])))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        assert ask()
+        assert ask(guided_choice=["known"]) == "known"
+        assert not found
+    finally:
+        go_on.set()
+        thread.join(60)
+    assert found == ["new"]
+
+
+def test_langchain(server: Running):
+    langchain = pytest.importorskip("langchain_openai")
+    chat = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model="歌人", max_tokens=200, seed=1)
+    answer = chat.with_structured_output(Poem).invoke("hi")
+    assert isinstance(answer, Poem)
