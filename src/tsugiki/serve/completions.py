@@ -139,14 +139,15 @@ class Completions:
     ) -> Generation:
         model = self.engine.model
         if isinstance(parsed, ChatRequest):
-            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, served.tokenizer, parsed.messages)]
+            tokenizer = self.adapters.tokenizer(served, parsed.chat_template_of)
+            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, tokenizer, parsed.messages)]
             logprobs = parsed.top_logprobs if parsed.logprobs else None
         else:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)
             logprobs = parsed.logprobs
         check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
-        matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
         check_tokens(model, parsed.stop_token_ids, "stop_token_ids")
+        matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
         echo = isinstance(parsed, CompletionRequest) and parsed.echo
