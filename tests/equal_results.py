@@ -166,7 +166,9 @@ class Commands:
     def serve(self) -> dict[str, Any]:
         """Return the answers of a server that holds two adapters."""
         adapters = ("--adapter", "a=a", "--adapter", "b=b")
-        process = self.start("serve", "--model", "embedded", *adapters, "--port", "0", "--chat-template", "default")
+        process = self.start(
+            "serve", "--model", "embedded", *adapters, "--port", "0", "--chat-template", "default", "--dtype", "fp32"
+        )
         assert process.stdout is not None
         try:
             line = process.stdout.readline()

@@ -1,4 +1,4 @@
-"""`tsugiki serve`: what is refused before it starts, and a server that SIGTERM ends."""
+"""`tsugiki serve`: what is refused before it starts, and a server that a signal ends."""
 
 import os
 import signal
@@ -22,6 +22,8 @@ def test_what_is_refused(base: str, run, tmp_path: Path):
         (("--api-key", ""), "key"),
         (("--api-key-file", "nowhere"), "nowhere"),
         (("--adapter", "nobody"), "nobody"),
+        (("--allow-host", "http://a"), "http://a"),
+        (("--allow-lora-path", "nowhere"), "nowhere"),
         (("--adapter", "a=empty"), "empty"),
         (("--host", "192.0.2.1", "--api-key", "k"), "192.0.2.1"),
     ):
@@ -45,10 +47,24 @@ def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.Monk
         assert seen.pop() == (key, False), "processes for previews, runs and chat templates must not get it"
 
 
+def test_the_dtype_is_that_of_training(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    from tsugiki.dtypes import preferred_compute_dtype
+    from tsugiki.serve import server
+
+    seen: list[str] = []
+    monkeypatch.setattr(server, "serve", lambda model, *_given: seen.append(str(model.dtype)))
+    expected = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
+    for flags, dtype in (((), preferred_compute_dtype()), (("--dtype", "fp32"), "fp32")):
+        assert run("serve", "--model", base, "--port", "0", *flags)[0] == 0
+        assert seen.pop() == expected[dtype]
+
+
 @pytest.mark.slow
-def test_sigterm_ends_a_server(tmp_path: Path):
-    base = save_tiny(tmp_path / "base")
-    command = [sys.executable, "-m", "tsugiki", "serve", "--model", base, "--port", "0", "--lang", "en"]
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server(ending: signal.Signals, tmp_path: Path):
+    base = save_tiny(tmp_path / "base", n_positions=4096)
+    options = ("--port", "0", "--lang", "en", "--stop-timeout", "0")
+    command = [sys.executable, "-m", "tsugiki", "serve", "--model", base, *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as process:
@@ -59,9 +75,16 @@ def test_sigterm_ends_a_server(tmp_path: Path):
             assert f"{url}/?lang=en " in line, "the page has the language of the flag"
             body = {"model": "base", "prompt": "secret words", "max_tokens": 4}
             assert httpx2.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
-            process.send_signal(signal.SIGTERM)
+            body |= {"stream": True, "max_tokens": 4000, "ignore_eos": True}
+            with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                process.send_signal(ending)
+                *_chunks, error, _empty, done, _end = lines
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, out) == (0, "stopped\n")
-    assert "secret" not in line + err
+    assert (process.returncode, out, err) == (0, "stopped\n", "")
+    assert '"code":"stopping"' in error
+    assert done == "data: [DONE]"
+    assert "secret" not in line

@@ -2,6 +2,7 @@
 
 import inspect
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -156,6 +157,20 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
     assert texts[0] == texts[2] == alone != texts[1]
 
 
+def test_a_burst_fills_all_places():
+    prompt = prompts([5])[0]
+    with serving(model_with_adapters("gpt2"), rows=4, waiting=3) as engine:
+        going_on = threading.Event()
+        engine.call(lambda: going_on.wait(60))  # nothing is admitted meanwhile
+        clients = [Client(prompt) for _ in range(8)]
+        for client in clients[:7]:
+            engine.submit([client.request])
+        with pytest.raises(QueueFull):
+            engine.submit([clients[7].request])
+        going_on.set()
+        assert len({tuple(client.tokens()) for client in clients[:7]}) == 1
+
+
 def test_log_probabilities_are_those_of_the_model():
     model, prompt = model_with_adapters("gpt2"), prompts([12])[0]
     with serving(model) as engine:
@@ -269,8 +284,8 @@ def test_adapters_that_rows_cannot_have_take_turns():
 
 def test_limits():
     model = tiny_model("gpt2", vocab_size=257)
-    with serving(model, rows=2, cache_tokens=40, waiting=1) as engine:
-        for prompt, new, said in ([1] * 60, 10, "30 more"), ([], 1, "empty"):
+    with serving(model, rows=1, cache_tokens=40, waiting=1) as engine:
+        for prompt, new, said in ([1] * 60, 10, "30 too many"), ([], 1, "empty"):
             with pytest.raises(TsugikiError, match=said):
                 engine.submit([Client(prompt, max_tokens=new).request])
         running = Client([1], max_tokens=38)

@@ -29,6 +29,7 @@ class Running:
     engine: Any
     adapters: Any
     model: Any = field(repr=False)
+    server: Any = field(repr=False)
 
 
 def save_adapter_of(base: str, folder: Path, seed: int, config: Any = None) -> None:
@@ -76,23 +77,29 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
         library,
         settings.get("max_loaded", 2),
         max_bytes=settings.get("max_bytes", 10**9),
+        roots=settings.get("roots", ()),
     )
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     ready = threading.Event()
-    access = Access("127.0.0.1", port, settings.get("api_key"), frozenset(settings.get("origins", ())))
+    access = Access(
+        "127.0.0.1",
+        settings.get("api_key"),
+        frozenset(settings.get("origins", ())),
+        frozenset(settings.get("names", ())),
+    )
     seconds, updates, views = settings.get("seconds", 60), settings.get("allow_lora_updates", False), ()
     if workspace := settings.get("workspace"):
         from tsugiki.serve import workspace_routes
 
         views = workspace_routes(workspace, adapters)
     app = new_app(engine, adapters, access, seconds, updates, views)
-    server = Server(app, 5, ready.set)
+    server = Server(app, settings.get("stop_seconds", 5), ready.set, app.state.end_requests)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     assert ready.wait(60)
     try:
-        yield Running(f"http://127.0.0.1:{port}", base, library, engine, adapters, model)
+        yield Running(f"http://127.0.0.1:{port}", base, library, engine, adapters, model, server)
     finally:
         server.end()
         thread.join(60)

@@ -1,15 +1,17 @@
-"""Clients that nobody here wrote: curl, LangChain and the language model evaluation harness."""
+"""Answers as clients that nobody here wrote expect them: curl, OpenAI's types, and the requests of Open WebUI."""
 
 import json
 import shutil
 import subprocess
 from typing import Any
 
+import httpx2
 import pytest
+from pydantic import BaseModel
 
 from tests.serve.conftest import Running
 
-CONTEXT, CONTINUATION = "a mountain", " stands"
+CONTEXT = "a mountain"
 
 
 def test_curl(server: Running):
@@ -27,3 +29,88 @@ def test_curl(server: Running):
     parts = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
     assert "".join(part["choices"][0]["text"] for part in parts) == whole
     assert curl("/v1/completions", {"model": "nobody", "prompt": ""}, "-o", "/dev/null", "-w", "%{http_code}") == "404"
+
+
+def check_known(answer: BaseModel, path: str = "answer") -> None:
+    """Check that OpenAI's types have all fields of an answer."""
+    assert not answer.model_extra, f"{path}: {answer.model_extra}"
+    for name, value in answer:
+        for place, one in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(one, BaseModel):
+                check_known(one, f"{path}.{name}.{place}")
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_are_valid_by_the_types_of_openai(server: Running, stream: bool, logprobs: bool):
+    pytest.importorskip("openai")
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+    common = {
+        "max_tokens": 4,
+        "n": 2,
+        "stream": stream,
+        **({"stream_options": {"include_usage": True}} if stream else {}),
+    }
+    chat = {"model": "歌人", "messages": [{"role": "user", "content": "hi"}]}
+    bodies: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
+        ("completions", {"model": "poet", "prompt": CONTEXT, **({"logprobs": 2} if logprobs else {})}, Completion),
+        (
+            "chat/completions",
+            {**chat, **({"logprobs": True, "top_logprobs": 2} if logprobs else {})},
+            ChatCompletionChunk if stream else ChatCompletion,
+        ),
+    ]
+    for path, body, kind in bodies:
+        answer = httpx2.post(f"{server.url}/v1/{path}", json={**body, **common}, timeout=60)
+        lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n")[:-2]] if stream else [answer.text]
+        assert len(lines) > 4 * stream
+        for line in lines:
+            if kind is Completion:  # the type has no null, which the streams of OpenAI's own server have
+                line = line.replace('"finish_reason":null', '"finish_reason":"stop"')
+            check_known(kind.model_validate_json(line, strict=True))
+
+
+def test_models_and_errors_are_valid_by_the_types_of_openai(server: Running):
+    pytest.importorskip("openai")
+    from openai.types import Model
+    from openai.types.shared import ErrorObject
+
+    for card in httpx2.get(f"{server.url}/v1/models").json()["data"]:
+        assert {*(Model.model_validate(card, strict=True).model_extra or {})} == {"root", "parent", "max_model_len"}
+    error = httpx2.post(f"{server.url}/v1/completions", json={"model": "nobody", "prompt": "a"}).json()["error"]
+    check_known(ErrorObject.model_validate(error, strict=True))
+
+
+def test_what_open_webui_sends(server: Running):
+    """Its requests, written down from its source: the list of models, a chat as a stream, and the title of a chat."""
+    headers = {"Authorization": "Bearer none", "HTTP-Referer": "https://openwebui.com/", "X-Title": "Open WebUI"}
+    with httpx2.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
+        assert "歌人" in [model["id"] for model in client.get("/models").json()["data"]]
+        chat = {
+            "stream": True,
+            "model": "歌人",
+            "messages": [{"role": "system", "content": "短く。"}, {"role": "user", "content": "春"}],
+            "stream_options": {"include_usage": True},
+            "temperature": 0.8,
+            "top_p": 0.9,
+            "max_tokens": 4096,  # more than the model's context
+            "frequency_penalty": 0,
+            "presence_penalty": 0,
+            "stop": ["</s>"],
+            "seed": 1,
+            "logit_bias": {},
+            "reasoning_effort": "medium",
+            "user": {"name": "a", "id": "1", "email": "a@example.org", "role": "admin"},
+        }
+        answer = client.post("/chat/completions", json=chat)
+        events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+        assert events.pop() == "[DONE]"
+        chunks = [json.loads(event) for event in events]
+        assert any(chunk["choices"][0]["delta"].get("content") for chunk in chunks[:-1])
+        assert chunks[-1]["usage"]["completion_tokens"] > 0
+        assert answer.headers["x-ignored-fields"] == "reasoning_effort, user"
+        title = {"model": "歌人", "messages": chat["messages"], "stream": False, "max_completion_tokens": 1000}
+        message = client.post("/chat/completions", json=title).json()["choices"][0]["message"]
+        assert message["role"] == "assistant"

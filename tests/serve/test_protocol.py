@@ -15,7 +15,7 @@ from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
         ({"prompt": 5}, "prompt", "list of tokens"),
         ({"prompt": ["a", 1]}, "prompt", "list of tokens"),
         ({"prompt": "a", "stop": ""}, "stop", "1 to 200"),
-        ({"prompt": "a", "stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"prompt": "a", "stop": ["a"] * 17}, "stop", "at most 16"),
         ({"prompt": "a", "temperature": 3}, "temperature", "less than or equal to 2"),
         ({"prompt": "a", "adapters": {"prompt": "x"}}, "adapters.prompt", "number"),
         ({"prompt": "a", "logit_bias": {"prompt": 1}}, "logit_bias.prompt.[key]", "pattern"),
@@ -32,3 +32,41 @@ def test_a_wrong_field_is_named_as_it_was_sent(fields: dict[str, Any], name: str
         parse(kind, json.dumps({"model": "base", **fields}).encode())
     assert caught.value.param == name
     assert str(caught.value).startswith(f"{name}: ")
+
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"user": "a", "verbosity": "medium", "reasoning_effort": "low"}, {"user", "verbosity", "reasoning_effort"}),
+        ({"keep_alive": "5m", "cache_prompt": True, "lora_int_id": 1}, {"keep_alive", "cache_prompt", "lora_int_id"}),
+        ({"tools": TOOLS, "tool_choice": "none"}, {"tools"}),
+        ({"tools": [], "best_of": 1, "typical_p": 1.0, "mirostat_mode": 0, "suffix": "", "n": None}, set()),
+        ({"stop": ["a"] * 16, "stop_token_ids": [1]}, set()),
+    ],
+)
+def test_fields_that_change_nothing_are_ignored(fields: dict[str, Any], ignored: set[str]):
+    parsed = parse(CompletionRequest, json.dumps({"model": "base", "prompt": "a", **fields}).encode())
+    assert {*parsed.ignored} == ignored
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"tools": TOOLS}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "auto"}, "tools"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"best_of": 4}, "best_of"),
+        ({"best_of": True}, "best_of"),
+        ({"typical_p": 0.5}, "typical_p"),
+        ({"chat_template": ""}, "chat_template"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+    ],
+)
+def test_fields_that_would_change_the_result_are_errors(fields: dict[str, Any], name: str):
+    messages = [{"role": "user", "content": "a"}]
+    with pytest.raises(ApiError) as caught:
+        parse(ChatRequest, json.dumps({"model": "base", "messages": messages, **fields}).encode())
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, name, "unsupported_parameter")

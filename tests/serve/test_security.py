@@ -13,7 +13,7 @@ from tests.serve.conftest import Running, start
 from tsugiki.errors import TsugikiError
 
 pytest.importorskip("starlette")
-from tsugiki.serve import MAX_BODY, Access, Guard, check_access, check_origins, listen
+from tsugiki.serve import MAX_BODY, Access, Guard, check_access, check_hosts, check_origins, listen
 
 COMPLETIONS = "/v1/completions"
 ASK = {"model": "base", "prompt": "a", "max_tokens": 1}
@@ -25,10 +25,14 @@ ASK = {"model": "base", "prompt": "a", "max_tokens": 1}
         ({}, 200),
         ({"Host": "localhost:PORT"}, 200),
         ({"Host": "[::1]:PORT"}, 200),
+        ({"Host": "localhost:9000", "Origin": "http://localhost:9000"}, 200),  # a tunnel from another port
         ({"Host": "evil.example"}, 400),
         ({"Host": "evil.example:PORT"}, 400),
-        ({"Host": "127.0.0.1:1"}, 400),
+        ({"Host": "localhost.evil.example:PORT"}, 400),
+        ({"Host": "localhost:PORT@evil.example"}, 400),
+        ({"Host": ""}, 400),
         ({"Origin": "http://127.0.0.1:PORT"}, 200),
+        ({"Origin": "http://127.0.0.1:3000"}, 403),  # the page of another program on this machine
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
@@ -50,7 +54,7 @@ def test_headers(server: Running, headers: dict[str, str], status: int):
 
 
 def test_a_key_is_required_everywhere_but_for_health():
-    access = Access("0.0.0.0", 8000, "kéy")
+    access = Access("0.0.0.0", "kéy")
     from starlette.datastructures import Headers
 
     from tsugiki.serve import ApiError, check
@@ -83,6 +87,43 @@ def test_other_sites_that_are_allowed(served_files: tuple[str, Path]):
     for wrong in ("*", "null", "example.org", "https://example.org/", "file:///a", ""):
         with pytest.raises(TsugikiError, match="origin"):
             check_origins([wrong])
+
+
+def test_behind_a_proxy(served_files: tuple[str, Path]):
+    """The proxy has the name example.org; it may keep the header Host, or write its own."""
+    page = {"Sec-Fetch-Site": "same-origin", "Origin": "https://example.org"}
+    for server in start(*served_files, names=["example.org"]):
+        own = server.url.removeprefix("http://")
+
+        def ask(headers: dict[str, str], path: str = COMPLETIONS, body: Any = ASK, url: str = server.url) -> int:
+            return httpx2.post(url + path, json=body, headers=headers).status_code
+
+        token = httpx2.get(server.url, headers={"Host": "example.org"}).text.split('name="page-token" content="')[1]
+        sent = {**page, "X-Page-Token": token.split('"')[0]}
+        for host in ("example.org", "example.org:8443", own):
+            assert ask({**page, "Host": host}) == 200
+            assert ask({**sent, "Host": host}, "/page/api/rename-adapter", {"name": "nobody", "to": "a"}) == 404
+            assert ask({**page, "Host": host}, "/page/api/rename-adapter", {"name": "nobody", "to": "a"}) == 403
+        for origin in ("https://example.org:8443", "https://a.example.org", "https://evil.example", "null"):
+            assert ask({"Origin": origin, "Host": own}) == 403
+        assert ask({**page, "Sec-Fetch-Site": "same-site", "Host": "example.org"}) == 403
+        refused = httpx2.post(server.url + COMPLETIONS, json=ASK, headers={"Host": "gpu.example"})
+        assert refused.status_code == 400
+        assert "--allow-host gpu.example" in refused.json()["error"]["message"]
+    assert check_hosts(["Example.org:8443", "[::1]"]) == {"example.org:8443", "[::1]"}
+    for wrong in ("*", "", "https://example.org", "example.org/", "a b", "example.org:port"):
+        with pytest.raises(TsugikiError, match="host"):
+            check_hosts([wrong])
+
+
+def test_every_answer_has_an_id(server: Running):
+    for given, kept in (("abc-1.2_3", True), ("", False), ("a b", False), ("x" * 129, False), ("a\tb", False)):
+        answers = [httpx2.get(server.url + path, headers={"X-Request-Id": given}) for path in ("/health", "/nowhere")]
+        answers.append(httpx2.post(server.url + COMPLETIONS, headers={"X-Request-Id": given}))  # refused by the guard
+        found = [answer.headers.get_list("x-request-id") for answer in answers]
+        assert all(len(ids) == 1 for ids in found)
+        assert all((ids == [given]) == kept for ids in found)
+        assert kept or len({ids[0] for ids in found}) == len(found)
 
 
 def test_addresses():
@@ -142,7 +183,7 @@ def test_a_request_that_runs_when_the_server_ends_has_an_answer():
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await Guard(app, Access("127.0.0.1", 8000, None), (), "token")(scope, None, send)
+        await Guard(app, Access("127.0.0.1", None), (), "token")(scope, None, send)
         return sent
 
     assert asyncio.run(run())[0]["status"] == 503

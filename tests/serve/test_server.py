@@ -1,7 +1,9 @@
 """The server, by OpenAI's client."""
 
 import asyncio
+import json
 import math
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -187,13 +189,12 @@ def test_stop_strings_and_seeds(client: Any):
         ({"model": "../poet"}, 404, "poet"),
         ({"model": "broken"}, 400, "broken"),
         ({"model": "foreign"}, 400, "another base"),
-        ({"max_tokens": 300}, 400, str(300 + 16 - CONTEXT)),
+        ({"prompt": [5] * CONTEXT}, 400, "1 too many"),
         ({"prompt": [257]}, 400, "257"),
         ({"prompt": []}, 400, "prompt"),
         ({"n": 9}, 400, "n"),
         ({"extra_body": {"best_of": 4}}, 400, "best_of"),
-        ({"extra_body": {"guided_json": {}}}, 400, "guided_json"),
-        ({"extra_body": {"tsugiki_unknown": 1}}, 400, "tsugiki_unknown"),
+        ({"extra_body": {"guided_grammar": "a"}}, 400, "guided_grammar"),
     ],
 )
 def test_what_is_refused(server: Running, client: Any, fields: dict[str, Any], status: int, said: str):
@@ -204,16 +205,132 @@ def test_what_is_refused(server: Running, client: Any, fields: dict[str, Any], s
     assert caught.value.body["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "echo", "wanted", "new"), [([5] * 250, False, 4096, 6), ([5] * CONTEXT, True, 0, 0)]
+)
+def test_an_answer_ends_where_the_context_does(client: Any, prompt: list[int], echo: bool, wanted: int, new: int):
+    answer = client.completions.create(
+        model="base", prompt=prompt, max_tokens=wanted, echo=echo, extra_body={"ignore_eos": True}
+    )
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", new)
+
+
+def test_a_header_names_the_fields_that_are_ignored(client: Any):
+    ask = client.with_options(max_retries=0).completions.with_raw_response.create
+    fields: dict[str, Any] = {"model": "base", "prompt": "a", "max_tokens": 1}
+    for stream in (False, True):
+        answer = ask(**fields, stream=stream, user="u", extra_body={"keep_alive": 1, "春\n": 1})
+        assert answer.headers["x-ignored-fields"] == "user, keep_alive, %E6%98%A5%0A"
+    assert "x-ignored-fields" not in ask(**fields).headers
+
+
+def test_tokens_that_end_a_text(client: Any):
+    def ask(**fields: Any) -> Any:
+        return client.completions.create(
+            model="poet", prompt=PROMPT, temperature=0, max_tokens=9, logprobs=0, extra_body=fields
+        ).choices[0]
+
+    whole = ask(ignore_eos=True)
+    third = ids(whole.logprobs.tokens[2])
+    first = whole.logprobs.tokens.index(whole.logprobs.tokens[2])
+    stopped = ask(ignore_eos=True, stop_token_ids=third)
+    assert (stopped.finish_reason, stopped.logprobs.tokens) == ("stop", whole.logprobs.tokens[: first + 1])
+
+
+def test_cached_tokens_and_the_fingerprint(client: Any):
+    prompt = [0, *ids("a beginning that two prompts have in common")]
+    answers = [client.completions.create(model="lawyer", prompt=prompt, max_tokens=1, n=2) for _ in range(2)]
+    first, second = (answer.usage.prompt_tokens_details.cached_tokens for answer in answers)
+    assert first == 0
+    assert 16 <= second < len(prompt)
+    other = client.completions.create(model="base", prompt="a", max_tokens=1)
+    assert answers[0].system_fingerprint == answers[1].system_fingerprint != other.system_fingerprint
+
+
+def test_a_description_of_the_interface(server: Running):
+    from tsugiki.serve import BODIES
+
+    described = httpx2.get(f"{server.url}/openapi.json").json()
+    posts = {path for path, methods in described["paths"].items() if "post" in methods}
+    routes = {route.path for route in server.server.config.app.routes if "POST" in route.methods}
+    assert posts == {path for path in routes if not path.startswith("/page/")} == posts & {*BODIES}
+    fields = described["components"]["schemas"]["ChatRequest"]["properties"]
+    assert {"messages", "max_completion_tokens", "min_p"} <= {*fields}
+    assert "/v1/models/{name}" in described["paths"]
+    assert httpx2.get(f"{server.url}/version").json() == {"version": described["info"]["version"]}
+
+
+def test_streams_end_with_an_event_when_the_server_does(served_files: tuple[str, Path], caplog: Any):
+    for server in start(*served_files, stop_seconds=0):
+        body = {"model": "base", "prompt": "a", "max_tokens": 250, "n": 4, "ignore_eos": True}
+        statuses: list[int] = []
+
+        def ask(url: str = server.url, body: Any = body, statuses: list[int] = statuses) -> None:
+            statuses.append(httpx2.post(f"{url}/v1/completions", json=body, timeout=60).status_code)
+
+        waiting = threading.Thread(target=ask)
+        url, body = f"{server.url}/v1/completions", {**body, "stream": True}
+        with httpx2.stream("POST", url, json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            waiting.start()
+            while not server.engine.waiting:
+                time.sleep(0.001)
+            server.server.end()
+            *_chunks, error, _empty, done, _end = lines
+        waiting.join(60)
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "stopping"
+    assert done == "data: [DONE]"
+    assert statuses == [503]
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+def test_adapters_below_folders_that_the_operator_named(served_files: tuple[str, Path], tmp_path: Path):
+    root = tmp_path / "root"
+    shutil.copytree(served_files[1] / "poet", root / "runs" / "new")
+    shutil.copytree(served_files[1] / "broken", root / "damaged")
+    (root / "out").symlink_to(served_files[1] / "poet")
+    for server in start(*served_files, allow_lora_updates=True, roots=[root]):
+        client = connect(server)
+
+        def post(name: str, path: Path | str | None, route: str = "load", url: str = server.url) -> int:
+            body = {"lora_name": name, "lora_path": path and str(path), "lora_int_id": 1}
+            return httpx2.post(f"{url}/v1/{route}_lora_adapter", json=body, timeout=60).status_code
+
+        names = server.adapters.names()
+        for path in (
+            root.parent,
+            root / "..",
+            "../root/../x",
+            served_files[1] / "poet",
+            "out",
+            root,
+            "runs/nobody",
+            "\0",
+        ):
+            assert post("new", path) == 400, path
+        for name in ("base", "lawyer", "a/b", ""):
+            assert post(name, root / "runs" / "new") == 400
+        assert post("new", root / "damaged") == 400
+        assert server.adapters.names() == names, "what cannot be used is not listed"
+        assert (post("new", root / "runs" / "new"), post("again", "runs/new")) == (200, 200)
+        answers = [
+            client.completions.create(model=name, prompt=PROMPT, temperature=0, max_tokens=8).choices[0].text
+            for name in ("new", "again", "poet", "base")
+        ]
+        assert answers[0] == answers[1] == answers[2] != answers[3]
+        assert post("again", "runs/new") == 200, "it is loaded again"
+        assert (post("new", None, "unload"), post("new", None, "unload")) == (200, 404)
+        assert server.adapters.names() == ["again", *names]
+
+
 def test_a_chat_that_is_refused(client: Any):
     with pytest.raises(openai.BadRequestError, match="/v1/completions") as caught:
         client.chat.completions.create(model="base", messages=[{"role": "user", "content": "a"}])
     assert caught.value.code == "no_chat_template"
-    for fields in (
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"response_format": {"type": "json_object"}},
-    ):
-        with pytest.raises(openai.BadRequestError, match="not supported"):
-            client.chat.completions.create(model="歌人", messages=[{"role": "user", "content": "a"}], **fields)
+    tools: Any = [{"type": "function", "function": {"name": "f"}}]
+    with pytest.raises(openai.BadRequestError, match="not supported"):
+        client.chat.completions.create(model="歌人", messages=[{"role": "user", "content": "a"}], tools=tools)
 
 
 def test_a_client_that_goes_away_frees_its_rows(server: Running, client: Any):

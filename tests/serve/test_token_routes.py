@@ -24,6 +24,7 @@ def test_tokens_and_back(server: Running):
     assert answer["token_strs"] == byte_tokenizer().convert_ids_to_tokens(expected)
     assert post(server, "/tokenize", model="poet", prompt=TEXT).json()["tokens"] == [0, *expected]
     assert post(server, "/detokenize", tokens=expected).json() == {"prompt": TEXT}
+    assert post(server, "/detokenize", tokens=[0, *expected[:2]]).json() == {"prompt": "<|endoftext|>"}
     info = httpx2.get(f"{server.url}/tokenizer_info").json()
     assert info["eos_token"] == "<|endoftext|>"
     assert info["chat_template"] is None

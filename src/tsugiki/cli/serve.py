@@ -2,7 +2,7 @@
 
 import os
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,7 @@ def serve_command(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     api_key: str | None = None,
     api_key_file: Path | None = None,
-    dtype: LoadDtype = "fp32",
+    dtype: LoadDtype | None = None,
     chat_template: str | None = None,
     max_batch: Annotated[int, typer.Option(min=1, max=512)] = 16,
     cache_memory: Annotated[float, typer.Option(min=0.001)] = 2.0,
@@ -37,6 +37,8 @@ def serve_command(
     timeout: Annotated[float, typer.Option(min=0.1)] = 600.0,
     stop_timeout: Annotated[int, typer.Option(min=0)] = 30,
     allow_lora_updates: bool = False,
+    allow_lora_path: list[Path] | None = None,
+    allow_host: list[str] | None = None,
     allow_origin: list[str] | None = None,
     list_runs: bool = False,
     texts: Path | None = None,
@@ -55,7 +57,8 @@ def serve_command(
         port: Port to listen at; 0 is any free one.
         api_key: Key that requests must send; TSUGIKI_API_KEY in the environment is another way.
         api_key_file: File that holds the key.
-        dtype: Dtype of the base's weights.
+        dtype: Dtype of the base's weights. Default: that in which training loads it: int8 or nf4 if the adapters were
+            trained on such a base, otherwise bf16 where this machine multiplies it.
         chat_template: Chat template of the base: a file, default (a plain one), or none.
         max_batch: Largest number of rows computed together.
         cache_memory: Largest size of the key-value cache in GB: rows times the longest row.
@@ -67,6 +70,8 @@ def serve_command(
         timeout: Seconds that a request may take.
         stop_timeout: Seconds that running requests may go on after SIGTERM.
         allow_lora_updates: Let requests load and unload adapters of the library.
+        allow_lora_path: Folder below which requests may load adapters by their path (lora_path). Repeatable.
+        allow_host: Other name of the server, such as that of a proxy in front of it, as example.org. Repeatable.
         allow_origin: Other site whose pages may use the API in a browser, as https://example.org. Repeatable.
         list_runs: List the runs of the working directory in /v1/models, too; requests can name them in any case.
         texts: Folder of the texts that the page can learn from. Default: the working directory.
@@ -88,7 +93,7 @@ def serve_command(
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
     from tsugiki.generation.request import Limits
-    from tsugiki.serve.security import check_origins
+    from tsugiki.serve.security import check_hosts, check_origins
     from tsugiki.serve.train_view import Workspace
 
     if texts is not None and not texts.is_dir():
@@ -97,6 +102,7 @@ def serve_command(
     check_access(host, key)
     model = model or _named_base(adapter or [])
     name = Path(model).resolve().name if Path(model).exists() else model
+    folders = _folders(adapter or [], name)
     settings = ServerSettings(
         host,
         port,
@@ -109,10 +115,16 @@ def serve_command(
         allow_lora_updates,
         allow_base_mismatch,
         check_origins(allow_origin or []),
-        _folders(adapter or [], name),
+        check_hosts(allow_host or []),
+        tuple(allow_lora_path or ()),
+        folders,
         list_runs,
         Workspace(model, Path.cwd(), texts or Path(), aozora),
     )
+    for folder in settings.lora_roots:
+        if not folder.is_dir():
+            raise TsugikiError(_("--allow-lora-path {folder}: there is no such folder").format(folder=folder))
+    dtype = dtype or _dtype_of_training(model, folders)
     listening = listen(host, port)
     base = load_model(model, dtype, trust_remote_code=trust_remote_code).to(default_device())
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
@@ -120,7 +132,8 @@ def serve_command(
 
     def ready(url: str) -> None:
         page = f"{url}/?lang={os.environ[VARIABLE]}" if os.environ.get(VARIABLE) else url
-        typer.echo(_("{name} at {url}/v1, page at {page} (Ctrl-C stops it)").format(name=name, url=url, page=page))
+        message = _("{name} in {dtype} at {url}/v1, page at {page} (Ctrl-C stops it)")
+        typer.echo(message.format(name=name, dtype=dtype, url=url, page=page))
         if open_:
             webbrowser.open(page)
 
@@ -145,6 +158,15 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
     except (OSError, ValueError) as error:
         message = _("the key in {file} cannot be read: {reason}")
         raise TsugikiError(message.format(file=file, reason=error_text(error, 100))) from error
+
+
+def _dtype_of_training(model: str, folders: Mapping[str, Path]) -> LoadDtype:
+    """Return the dtype in which training loads a base for these adapters."""
+    from tsugiki.dtypes import preferred_compute_dtype
+    from tsugiki.training.load_targets import EvaluationTarget, dtype_of
+
+    trained_on = dtype_of([EvaluationTarget(model, folder) for folder in folders.values()])
+    return preferred_compute_dtype() if trained_on == "fp32" else trained_on
 
 
 def _named_base(given: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from tsugiki.fast.mixed_batch import mixed_batch
 from tsugiki.generation.batch import Row, find_batch_mode
 from tsugiki.generation.key_value_cache import bytes_per_token
 from tsugiki.generation.prefixes import PrefixCache
-from tsugiki.generation.request import BatchMode, EngineStopped, Limits, QueueFull, Request
+from tsugiki.generation.request import BatchMode, Limits, Request, engine_stopped, queue_full
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.language import _
 from tsugiki.lora.hold import base_alone, find_adapter, set_adapter
@@ -118,10 +118,11 @@ class Engine:
             self._check(request)
         with self._changed:
             if not self.alive:
-                raise _stopped()
-            if self.waiting and self.waiting + len(requests) > self.limits.waiting:
+                raise engine_stopped()
+            free = max(0, self.scheduler.rows - self.running)  # rows that those that wait get at the next step
+            if self.waiting and self.waiting + len(requests) > self.limits.waiting + free:
                 self.scheduler.observer.refused("queue_full")
-                raise QueueFull(_("{count} requests wait already; try again later").format(count=self.waiting))
+                raise queue_full(self.limits)
             self._submitted += requests
             self._changed.notify()
 
@@ -147,21 +148,21 @@ class Engine:
 
         with self._changed:
             if not self.alive:
-                raise _stopped()
+                raise engine_stopped()
             self._calls.append(run)
             self._changed.notify()
         return future
 
     def _check(self, request: Request) -> None:
-        prompt, wanted, room = len(request.prompt), request.max_tokens, self.room(request.adapter)
+        prompt, room = len(request.prompt), self.room(request.adapter)
         if prompt == 0:
             raise TsugikiError(_("the prompt is empty"))
-        if prompt + wanted > room:
+        if prompt + request.max_tokens > room:
             message = _(
-                "the prompt has {prompt} tokens, and {wanted} new ones were asked for; together they are {excess} "
-                "more than the context of {room}"
+                "the prompt has {prompt} tokens, {excess} too many for the context of {room} and what is to follow"
             )
-            raise TsugikiError(message.format(prompt=prompt, wanted=wanted, excess=prompt + wanted - room, room=room))
+            excess = prompt + request.max_tokens - room
+            raise TsugikiError(message.format(prompt=prompt, room=room, excess=excess))
 
     def _run(self) -> None:
         """Do the work of the thread."""
@@ -195,7 +196,7 @@ class Engine:
             self._take_submitted()
             calls = [*self._calls]
             self._calls.clear()
-        self.scheduler.end(_stopped())
+        self.scheduler.end(engine_stopped())
         for call in calls:
             call()
 
@@ -234,7 +235,3 @@ class ActiveAdapters:
         self.deactivate()
         self._entered.enter_context(context())
         self._present = key
-
-
-def _stopped() -> EngineStopped:
-    return EngineStopped(_("the server is stopping"))

@@ -48,6 +48,16 @@ def waited_too_long(seconds: float) -> WaitedTooLong:
     return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
 
 
+def engine_stopped() -> EngineStopped:
+    """Return the error for requests that cannot be answered any more."""
+    return EngineStopped(_("the server is stopping"))
+
+
+def queue_full(limits: Limits) -> QueueFull:
+    """Return the error for requests for which the queue has no place."""
+    return QueueFull(_("the queue is full (--max-waiting {count}); try again later").format(count=limits.waiting))
+
+
 @dataclass(frozen=True)
 class ScoredToken:
     """A token with its log-probability, before temperature and penalties."""
@@ -156,4 +166,6 @@ class Request:
     """Whether `PromptScores` are delivered first."""
     since: float = field(default_factory=time.monotonic)
     """When it arrived, in seconds of `time.monotonic`; it may have waited for its adapter since then."""
+    cached_tokens: int = 0
+    """How many tokens of the prompt were found in the prefix cache."""
     cancelled: bool = False

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LOWEST_TEMPERATURE = 1e-5
 """Lower ones are taken for 0, as in vLLM: logits that are divided by them need not be finite."""
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+_MOST_PARTS = 64  # after so many tokens without a complete character, there is none
 _BEFORE = 6  # tokens of the prompt: some tokenizers drop the space at the beginning of a text
 
 
@@ -183,7 +184,8 @@ class TextStream:
 
     def _new_text(self) -> str:
         """Return the text since the last complete character; empty while the next one is incomplete."""
-        if self._decode(self._start, len(self._ids)).endswith(_INCOMPLETE):
+        may_complete = len(self._ids) - self._read < _MOST_PARTS
+        if may_complete and self._decode(self._start, len(self._ids)).endswith(_INCOMPLETE):
             return ""
         text = self._tail()
         self._start, self._read = self._read, len(self._ids)

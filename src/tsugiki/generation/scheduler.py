@@ -190,7 +190,8 @@ class Scheduler:
         for row in rows:
             self.observer.begun(row.timing, len(row.request.prompt))
             if self.prefixes.shares(row):
-                self.observer.found(row.timing, row.length, max(0, row.length - arriving.left))
+                row.request.cached_tokens = max(0, row.length - arriving.left)
+                self.observer.found(row.timing, row.length, row.request.cached_tokens)
         self._arriving += (arriving,)
 
     def _compute_prompts(self, arriving: Arriving) -> None:

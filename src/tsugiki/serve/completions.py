@@ -7,15 +7,34 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.generation.engine import Engine
-from tsugiki.generation.request import Event, Failed, Output, PromptScores, QueueFull, Request, ScoredToken
-from tsugiki.generation.sampling import with_penalty_of
+from tsugiki.generation.request import (
+    Event,
+    Failed,
+    Output,
+    PromptScores,
+    Request,
+    ScoredToken,
+    engine_stopped,
+    queue_full,
+)
+from tsugiki.generation.sampling import TextStream, with_penalty_of
 from tsugiki.language import _
 from tsugiki.serve.answer_forms import AnswerForms
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.prompt_tokens import Prompt, chat_prompt, check_tokens, is_part, text_prompts, token_text
+from tsugiki.serve.prompt_tokens import (
+    Prompt,
+    chat_prompt,
+    check_tokens,
+    is_part,
+    new_texts,
+    text_prompts,
+    token_text,
+)
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 
@@ -24,6 +43,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_COMPLETION = 16  # new tokens, as OpenAI
 _DEFAULT_CHAT = 1024
+VERSION = version("tsugiki")
+_FINGERPRINT = 12  # digits of the adapter's digest
 
 _Events: TypeAlias = "asyncio.Queue[tuple[int, Event] | BaseException]"
 """Events of the engine with the index of their row, or the exception that ends the request."""
@@ -36,6 +57,9 @@ class Choice:
     prompt: Prompt
     text: str = ""
     tokens: list[ScoredToken] = field(default_factory=list)
+    """With those of the prompt if their log-probabilities are wanted."""
+    offsets: "TextOffsets | None" = None
+    """If log-probabilities of a completion are wanted."""
     generated: int = 0
     finish_reason: str | None = None
 
@@ -54,10 +78,20 @@ class Generation:
     created: int
 
     @property
-    def usage(self) -> dict[str, int]:
-        """The numbers of tokens so far, in the format of the field `usage`."""
+    def usage(self) -> dict[str, Any]:
+        """The numbers of tokens so far, as in the field `usage`; a prompt counts once for its `n` choices."""
         given, new = sum(len(prompt.ids) for prompt in self.prompts), sum(choice.generated for choice in self.choices)
-        return {"prompt_tokens": given, "completion_tokens": new, "total_tokens": given + new}
+        cached = sum(request.cached_tokens for request in self.requests[:: self.parsed.n])
+        return {
+            "prompt_tokens": given,
+            "completion_tokens": new,
+            "total_tokens": given + new,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error, unless it has ended."""
+        self.events.put_nowait(error)
 
 
 class Completions:
@@ -67,25 +101,33 @@ class Completions:
         self.engine, self.adapters, self.seconds = engine, adapters, seconds
         self._open = 0
         self._forms = AnswerForms(adapters.base.tokenizer, engine.model.config.get_text_config().vocab_size)
+        self._running: set[Generation] = set()
+
+    def end(self) -> None:
+        """End all that is being generated with the error that the server is stopping."""
+        for generation in self._running:
+            generation.fail(engine_stopped())
 
     @asynccontextmanager
     async def begin(self, parsed: CompletionRequest | ChatRequest) -> AsyncIterator[Generation]:
         """Queue the rows of a request; rows that are not finished at the end of the block are cancelled."""
         limits = self.engine.limits
         if self._open >= limits.rows + limits.waiting:
-            raise QueueFull(_("{count} requests wait already; try again later").format(count=self._open))
+            raise queue_full(limits)
         self._open += 1
         since = time.monotonic()
         try:
-            async with self.adapters.held(parsed.model, parsed.adapters) as served:
+            async with self.adapters.held(parsed.model, parsed.adapters or {}) as served:
                 generation = await self._generation(served, parsed, since)
                 self.engine.submit(generation.requests)
                 message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
                 late = ApiError(503, message, code="took_too_long")
-                timer = asyncio.get_running_loop().call_later(self.seconds, generation.events.put_nowait, late)
+                timer = asyncio.get_running_loop().call_later(self.seconds, generation.fail, late)
+                self._running.add(generation)
                 try:
                     yield generation
                 finally:
+                    self._running.remove(generation)
                     timer.cancel()
                     for request in generation.requests:
                         self.engine.cancel(request)
@@ -104,6 +146,7 @@ class Completions:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)
             logprobs = parsed.logprobs
         check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
+        check_tokens(model, parsed.stop_token_ids, "stop_token_ids")
         matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
@@ -125,7 +168,7 @@ class Completions:
                         sampling=with_penalty_of(model, parsed.sampling(number)),
                         matcher=matchers[len(requests)],
                         stops=parsed.stops,
-                        ends=frozenset() if parsed.ignore_eos else prompt.ends,
+                        ends={*(() if parsed.ignore_eos else prompt.ends), *parsed.stop_token_ids},
                         min_tokens=parsed.min_tokens,
                         logprobs=logprobs,
                         prompt_logprobs=echo and logprobs is not None,
@@ -133,6 +176,8 @@ class Completions:
                     )
                 )
                 choices.append(Choice(prompt))
+                if isinstance(parsed, CompletionRequest) and logprobs is not None:
+                    choices[-1].offsets = TextOffsets(served.tokenizer, prompt, echo)
         kind = "chatcmpl" if isinstance(parsed, ChatRequest) else "cmpl"
         return Generation(
             served, parsed, prompts, requests, choices, events, f"{kind}-{uuid.uuid4().hex}", int(time.time())
@@ -141,11 +186,13 @@ class Completions:
     def _new_tokens(self, parsed: CompletionRequest | ChatRequest, prompt: Prompt, served: ServedModel) -> int:
         if parsed.max_tokens == 0 and not (isinstance(parsed, CompletionRequest) and parsed.echo):
             raise ApiError(400, _("max_tokens is 0, which is for echo only"), "max_tokens", "invalid_value")
-        if isinstance(parsed, CompletionRequest):
-            return _DEFAULT_COMPLETION if parsed.max_tokens is None else parsed.max_tokens
-        limit = parsed.max_completion_tokens or parsed.max_tokens
         room = self.engine.room(served.key) - len(prompt.ids)
-        return max(1, min(_DEFAULT_CHAT, room)) if limit is None else limit
+        wanted = parsed.max_tokens
+        if isinstance(parsed, ChatRequest):
+            wanted = parsed.max_completion_tokens or wanted or _DEFAULT_CHAT
+        elif wanted is None:
+            wanted = _DEFAULT_COMPLETION
+        return min(wanted, max(1, room))  # the engine refuses a prompt that leaves no room
 
 
 async def outputs(generation: Generation) -> AsyncIterator[tuple[int, Output]]:
@@ -185,7 +232,7 @@ async def whole_answer(generation: Generation) -> dict[str, Any]:
             choices.append({**common, "message": message, "logprobs": logprobs})
         else:
             text = (choice.prompt.text if parsed.echo else "") + choice.text
-            listed = None if parsed.logprobs is None else completion_logprobs(tokenizer, choice.tokens)
+            listed = _listed(generation, choice, choice.tokens)
             choices.append({**common, "text": text, "logprobs": listed})
     kind = "chat.completion" if isinstance(parsed, ChatRequest) else "text_completion"
     return {**_head(generation, kind), "choices": choices, "usage": generation.usage}
@@ -195,41 +242,29 @@ async def chunks(generation: Generation) -> AsyncIterator[dict[str, Any]]:
     """Yield the chunks of a streamed answer; the first one comes with the first token."""
     parsed, options = generation.parsed, generation.parsed.stream_options
     head = _head(generation, "chat.completion.chunk" if isinstance(parsed, ChatRequest) else "text_completion")
-    places = [_Sent() for _ in generation.choices]
+    sent: dict[int, int] = {}  # index of a choice -> how many of its tokens were sent
 
     def chunk(choices: list[dict[str, Any]]) -> dict[str, Any]:
         usage = generation.usage if options.continuous_usage_stats or not choices else None
         return {**head, "choices": choices, **({"usage": usage} if options.include_usage else {})}
 
     async for index, output in outputs(generation):
-        choice, sent, text = generation.choices[index], places[index], output.text
-        if not sent.begun:
-            sent.begun = True
+        choice, text = generation.choices[index], output.text
+        if index not in sent:
             if isinstance(parsed, ChatRequest):
                 first = {"role": "assistant", "content": ""}
                 yield chunk([{"index": index, "delta": first, "logprobs": None, "finish_reason": None}])
             elif parsed.echo:
                 text = choice.prompt.text + text
-        scored, sent.tokens = choice.tokens[sent.tokens :], len(choice.tokens)
+        scored, sent[index] = choice.tokens[sent.get(index, 0) :], len(choice.tokens)
         if text or output.finish_reason or parsed.logprobs not in (None, False):
-            yield chunk([_part(generation, sent, index, text, scored, output.finish_reason)])
+            yield chunk([_part(generation, index, text, scored, output.finish_reason)])
     if options.include_usage:
         yield chunk([])
 
 
-@dataclass
-class _Sent:
-    """How much of a choice was sent."""
-
-    begun: bool = False
-    tokens: int = 0
-    """Number of tokens."""
-    characters: int = 0
-    """Number of characters of the tokens with log-probabilities."""
-
-
 def _part(
-    generation: Generation, sent: _Sent, index: int, text: str, scored: list[ScoredToken], reason: str | None
+    generation: Generation, index: int, text: str, scored: list[ScoredToken], reason: str | None
 ) -> dict[str, Any]:
     """Return the entry of one choice in a chunk."""
     parsed, tokenizer = generation.parsed, generation.served.tokenizer
@@ -237,11 +272,14 @@ def _part(
     if isinstance(parsed, ChatRequest):
         logprobs = chat_logprobs(tokenizer, scored) if parsed.logprobs and scored else None
         return {**common, "delta": {"content": text} if text else {}, "logprobs": logprobs}
-    if parsed.logprobs is None:
-        return {**common, "text": text, "logprobs": None}
-    listed = completion_logprobs(tokenizer, scored, sent.characters)
-    sent.characters += sum(map(len, listed["tokens"]))
-    return {**common, "text": text, "logprobs": listed}
+    return {**common, "text": text, "logprobs": _listed(generation, generation.choices[index], scored)}
+
+
+def _listed(generation: Generation, choice: Choice, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+    """Return the field `logprobs` of a completion, with the next tokens of a choice; None if it is not wanted."""
+    if choice.offsets is None:
+        return None
+    return completion_logprobs(generation.served.tokenizer, tokens, choice.offsets)
 
 
 def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredToken]) -> dict[str, Any]:
@@ -260,12 +298,30 @@ def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredT
     }
 
 
+class TextOffsets:
+    """Where the tokens of a choice begin in its text, in characters. Parts of a character begin where it does."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, echo: bool) -> None:
+        """Create it; with `echo`, the text and the tokens begin with those of the prompt."""
+        shown = prompt.shown if echo else []
+        self._of_prompt = iter([0, *accumulate(map(len, new_texts(tokenizer, shown)))][: len(shown)])
+        self._characters = len(prompt.text) if echo else 0
+        self._stream = TextStream(tokenizer, prompt.ids)
+
+    def next(self, token: int) -> int:
+        """Return the offset of the next token."""
+        offset = next(self._of_prompt, None)
+        if offset is None:
+            offset = self._characters
+            self._characters += len(self._stream.add(token))
+        return offset
+
+
 def completion_logprobs(
-    tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredToken], offset: int = 0
+    tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredToken], offsets: TextOffsets
 ) -> dict[str, Any]:
-    """Return log-probabilities in the format of a completion; `offset` is the index of the first token's character."""
+    """Return log-probabilities of the next tokens of a choice in the format of a completion."""
     texts = [token_text(tokenizer, scored.token) for scored in tokens]
-    offsets = [offset + sum(map(len, texts[:place])) for place in range(len(texts))]
     top: list[dict[str, float] | None] = []
     for text, scored in zip(texts, tokens, strict=True):
         listed = {token_text(tokenizer, token): value for token, value in scored.top}
@@ -274,7 +330,7 @@ def completion_logprobs(
         "tokens": texts,
         "token_logprobs": [scored.logprob for scored in tokens],
         "top_logprobs": top,
-        "text_offset": offsets,
+        "text_offset": [offsets.next(scored.token) for scored in tokens],
     }
 
 
@@ -284,4 +340,12 @@ def _hand_over(loop: asyncio.AbstractEventLoop, events: _Events, index: int, eve
 
 
 def _head(generation: Generation, kind: str) -> dict[str, Any]:
-    return {"id": generation.id, "object": kind, "created": generation.created, "model": generation.parsed.model}
+    """Return the fields that every answer and chunk has; the fingerprint changes with the weights of the adapter."""
+    digest = generation.served.digest.rpartition(":")[2][:_FINGERPRINT] or "base"
+    return {
+        "id": generation.id,
+        "object": kind,
+        "created": generation.created,
+        "model": generation.parsed.model,
+        "system_fingerprint": f"tsugiki-{VERSION}-{digest}",
+    }

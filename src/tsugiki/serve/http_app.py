@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,17 +22,20 @@ from starlette.types import Receive, Scope, Send
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
 from tsugiki.language import _
-from tsugiki.serve.completions import Completions, Generation, chunks, whole_answer
+from tsugiki.serve.completions import VERSION, Completions, Generation, chunks, whole_answer
 from tsugiki.serve.errors import ApiError, ClientDisconnected, as_api_error, unless_disconnected, wait_for_disconnect
 from tsugiki.serve.library_view import library_routes
 from tsugiki.serve.metrics import Gauges, Metrics
+from tsugiki.serve.openapi import openapi
 from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.prompt_tokens import token_routes
 from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, read
-from tsugiki.serve.security import HEALTH, Access, Guard
+from tsugiki.serve.security import HEALTH, REQUEST_ID, Access, Guard
 from tsugiki.serve.served_adapters import ServedAdapters
 
 _log = logging.getLogger("tsugiki.serve")
+_IGNORED = "X-Ignored-Fields"
+_MOST_NAMES, _LONGEST_NAME = 30, 60
 _PROMETHEUS = "text/plain; version=0.0.4"
 
 
@@ -45,7 +49,8 @@ def new_app(
 ) -> Starlette:
     """Return the ASGI application; its engine has been started, and a request may take `seconds`.
 
-    `views` are the routes of the page's views that need more than the engine and the adapters.
+    `views` are the routes of the page's views that need more than the engine and the adapters. `state.end_requests` of
+    the application ends the requests that run.
     """
     metrics = engine.scheduler.observer = Metrics(Gauges(engine, adapters))
     completions = Completions(engine, adapters, seconds)
@@ -72,6 +77,12 @@ def new_app(
             "max_model_len": engine.context if is_base else None,
         }
 
+    async def show_version(request: Request) -> Response:
+        return JSONResponse({"version": VERSION})
+
+    async def description(request: Request) -> Response:
+        return JSONResponse(openapi(app.routes))
+
     async def models(request: Request) -> Response:
         names = await asyncio.to_thread(adapters.listed)
         return JSONResponse({"object": "list", "data": [card(name) for name in names]})
@@ -86,8 +97,12 @@ def new_app(
         return await _answer(completions, request, await read(ChatRequest, request))
 
     async def load(request: Request) -> Response:
-        name = (await read(AdapterRequest, request)).lora_name
-        adapters.release(await unless_disconnected(request, adapters.acquire(name)))
+        parsed = await read(AdapterRequest, request)
+        name, path = parsed.lora_name, parsed.lora_path
+        if path is None:
+            adapters.release(await unless_disconnected(request, adapters.acquire(name)))
+        else:
+            await unless_disconnected(request, adapters.add(name, path))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(request: Request) -> Response:
@@ -102,6 +117,8 @@ def new_app(
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/metrics", show_metrics),
+        Route("/version", show_version),
+        Route("/openapi.json", description),
         *token_routes(adapters),
         *page_routes(adapters, page_token),
         *views,
@@ -126,6 +143,7 @@ def new_app(
         },
     )
     app.router.redirect_slashes = False
+    app.state.end_requests = completions.end
     return app
 
 
@@ -133,10 +151,13 @@ def _cors(access: Access) -> list[Middleware]:
     """Return the CORS middleware for the allowed origins; empty if there are none."""
     if not access.origins:
         return []
-    headers = ["Authorization", "Content-Type"]
     return [
         Middleware(
-            CORSMiddleware, allow_origins=[*access.origins], allow_methods=["GET", "POST"], allow_headers=headers
+            CORSMiddleware,
+            allow_origins=[*access.origins],
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            expose_headers=[REQUEST_ID, _IGNORED],
         )
     ]
 
@@ -149,22 +170,29 @@ async def _answer(completions: Completions, request: Request, parsed: Completion
             generation = await unless_disconnected(request, beginning)
             watching = asyncio.create_task(_report_disconnect(request, generation))
             stack.callback(watching.cancel)
+            headers = _naming(parsed.ignored)
             if not parsed.stream:
-                return JSONResponse(await whole_answer(generation))
+                return JSONResponse(await whole_answer(generation), headers=headers)
             parts = chunks(generation)
             first = await anext(parts)  # an error before the first token has its own status
         except ClientDisconnected:
             return Response(status_code=499)
         except Exception as error:
             return await _error(request, error)
-        return _Stream(_events(first, parts), stack.pop_all())
+        return _Stream(_events(first, parts, request), stack.pop_all(), headers)
+
+
+def _naming(ignored: Sequence[str]) -> dict[str, str]:
+    """Return the header that names the fields of a request that had no effect; empty if there are none."""
+    names = [quote(name)[:_LONGEST_NAME] for name in ignored[:_MOST_NAMES]]
+    return {_IGNORED: ", ".join(names)} if names else {}
 
 
 class _Stream(StreamingResponse):
     """A stream of server-sent events. Its rows are freed in every case, also after an error."""
 
-    def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack, headers: dict[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", **headers})
         self.stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,11 +203,11 @@ class _Stream(StreamingResponse):
 
 async def _report_disconnect(request: Request, generation: Generation) -> None:
     await wait_for_disconnect(request)
-    generation.events.put_nowait(ClientDisconnected())
+    generation.fail(ClientDisconnected())
 
 
-async def _events(first: dict[str, Any], parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Yield the server-sent events of a stream; after an error, the last one contains the error."""
+async def _events(first: dict[str, Any], parts: AsyncIterator[dict[str, Any]], request: Request) -> AsyncIterator[str]:
+    """Yield the server-sent events of a stream; an error is the last one before [DONE], as in vLLM."""
     yield _event(first)
     try:
         async for chunk in parts:
@@ -187,8 +215,7 @@ async def _events(first: dict[str, Any], parts: AsyncIterator[dict[str, Any]]) -
     except ClientDisconnected:
         return
     except Exception as error:
-        yield _event(_logged(error).body)
-        return
+        yield _event(_logged(request, error).body)
     yield "data: [DONE]\n\n"
 
 
@@ -196,16 +223,16 @@ def _event(message: dict[str, Any]) -> str:
     return f"data: {json.dumps(message, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _logged(error: Exception) -> ApiError:
-    """Return the answer to an exception. An unexpected exception is logged, without the request."""
+def _logged(request: Request, error: Exception) -> ApiError:
+    """Return the answer to an exception. An unexpected exception is logged with the request's id, and nothing else."""
     answer = as_api_error(error)
     if answer.status == 500:
-        _log.error("an unexpected error", exc_info=error)
+        _log.error("an unexpected error in the request %s", request.scope.get(REQUEST_ID), exc_info=error)
     return answer
 
 
 async def _error(request: Request, error: Exception) -> Response:
-    answer = _logged(error)
+    answer = _logged(request, error)
     return JSONResponse(answer.body, answer.status, answer.headers)
 
 

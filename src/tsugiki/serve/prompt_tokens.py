@@ -1,7 +1,7 @@
 """Convert the prompts of requests to tokens, and tokens to text; and the endpoints that do only this."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from threading import Lock
@@ -14,6 +14,7 @@ from starlette.routing import Route
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.data.records import Message
 from tsugiki.generation.prompt import configured_ends, prompt_tokens
+from tsugiki.generation.sampling import TextStream
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatMessage, DetokenizeRequest, TokenizeRequest, read
@@ -55,7 +56,7 @@ def text_prompts(
             prompts.append(Prompt([document_start(tokenizer), *ids], ids, prompt, ends))
         else:
             check_tokens(model, prompt, "prompt")
-            prompts.append(Prompt(prompt, prompt, decoded(tokenizer, prompt), ends))
+            prompts.append(Prompt(prompt, prompt, whole_text(tokenizer, prompt), ends))
     return prompts
 
 
@@ -116,6 +117,23 @@ def decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     return text
 
 
+def whole_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """Return the text of tokens, special ones included, up to a character that is incomplete at the end.
+
+    Some tokenizers decode a run of bytes as a whole, so that one incomplete character spoils all those before it.
+    """
+    text = decoded(tokenizer, ids)
+    return "".join(new_texts(tokenizer, ids)) if _INCOMPLETE in text else text
+
+
+def new_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> Iterator[str]:
+    """Yield what each token adds to the text, and what is left at the end; an incomplete character adds nothing."""
+    stream, special = TextStream(tokenizer, ()), frozenset(tokenizer.all_special_ids)
+    for token in ids:
+        yield token_text(tokenizer, token) if token in special else stream.add(token)
+    yield stream.finish()
+
+
 def _check_text(text: str, param: str) -> None:
     """Check that a text has no lone surrogates, which JSON can contain and tokenizers do not accept."""
     try:
@@ -159,7 +177,7 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
         parsed = await read(DetokenizeRequest, request)
         check_tokens(model, parsed.tokens, "tokens")
         async with held(parsed.model) as served:
-            return JSONResponse({"prompt": await asyncio.to_thread(decoded, served.tokenizer, parsed.tokens)})
+            return JSONResponse({"prompt": await asyncio.to_thread(whole_text, served.tokenizer, parsed.tokens)})
 
     async def info(request: Request) -> Response:
         tokenizer = adapters.base.tokenizer

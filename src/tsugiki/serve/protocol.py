@@ -1,7 +1,7 @@
 """The requests of OpenAI's API, as its clients send them.
 
-A field that would change the result and is not supported is an error, not ignored. Fields that change nothing here,
-such as `user`, and neutral values of unsupported fields, such as an empty list of tools, are accepted.
+Fields that are unknown here, such as `user` or `reasoning_effort`, are ignored, and a header of the answer names them.
+A field that would change the result, and that this server cannot do, is an error unless its value is neutral.
 """
 
 import asyncio
@@ -18,27 +18,28 @@ from tsugiki.serve.errors import ApiError
 
 MAX_BODY = 4 << 20  # bytes
 _SECONDS = 30  # the longest time in which a body may arrive
-_WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
-)
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("tools", "functions", "documents", "bad_words", "logits_processors"), ([],)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    **dict.fromkeys(("best_of", "typical_p", "typical", "tfs", "tfs_z", "repeat_penalty"), (1,)),
+    **dict.fromkeys(
+        ("top_a", "mirostat", "mirostat_mode", "xtc_probability", "dry_multiplier", "dynatemp_range"), (0,)
+    ),
+    **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens", "add_generation_prompt"), (True,)),
+    **dict.fromkeys(("use_beam_search", "continue_final_message", "include_stop_str_in_output"), (False,)),
+    **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids"), (False,)),
+    **dict.fromkeys(("suffix", "grammar"), ("",)),
+    **dict.fromkeys(("guided_grammar", "json_schema", "allowed_token_ids", "audio", "web_search_options"), ()),
+    **dict.fromkeys(("chat_template", "prompt_embeds", "prompt_logprobs", "truncate_prompt_tokens"), ()),
     "modalities": (["text"],),
-    "best_of": (1,),
-    "suffix": ("",),
-    "use_beam_search": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "add_generation_prompt": (True,),
 }
-"""Unsupported fields -> values that change nothing."""
+"""Fields that would change the result -> values that change nothing, beside null."""
+_OF_TOOLS = ("tool_calls", "function_call", "tool_call_id", "audio")
+"""Fields of a message that no chat template here gets."""
 
 _ACCEPTED = {
     "prompt": marked("a text, a list of 1 to 64 texts, a list of tokens, or a list of 1 to 64 lists of tokens"),
-    "stop": marked("a text of 1 to 200 characters, or a list of at most 4"),
+    "stop": marked("a text of 1 to 200 characters, or a list of at most 16"),
     "guided_json": marked("a JSON schema, as an object or a text"),
     "content": marked('a text, or a list of parts, each {"type": "text", "text": "…"}'),
 }
@@ -58,7 +59,13 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class StreamOptions(Fields):
+class OpenFields(Fields):
+    """The fields of a request of OpenAI's or vLLM's API. Others are kept in `model_extra` and ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StreamOptions(OpenFields):
     """Which fields a stream contains besides the text."""
 
     include_usage: bool = False
@@ -99,9 +106,9 @@ class StructuredOutputs(Fields):
     choice: _Choices | None = None
 
 
-class _Request(Fields):
+class _Request(OpenFields):
     model: str
-    adapters: MixField = {}
+    adapters: MixField | None = None
     """Weights of the adapters to mix, by name. `model` must then be the base."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -118,8 +125,9 @@ class _Request(Fields):
         Field(max_length=300),
     ] = {}
     seed: _Seed | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] = []
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] = []
     n: Annotated[int, Field(ge=1, le=8)] = 1
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64)] = []
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(type="text")
@@ -127,6 +135,11 @@ class _Request(Fields):
     guided_regex: str | None = None
     guided_choice: _Choices | None = None
     structured_outputs: StructuredOutputs = StructuredOutputs()
+
+    @property
+    def ignored(self) -> list[str]:
+        """The names of the fields that have no effect."""
+        return [*(self.model_extra or {})]
 
     @property
     def stops(self) -> list[str]:
@@ -159,6 +172,7 @@ class CompletionRequest(_Request):
     )
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     echo: bool = False
+    add_special_tokens: Literal[True] = True
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -169,14 +183,14 @@ class CompletionRequest(_Request):
         return [parts] if isinstance(parts[0], int) else parts
 
 
-class TextPart(Fields):
+class TextPart(OpenFields):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Fields):
+class ChatMessage(OpenFields):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -197,9 +211,10 @@ class ChatRequest(_Request):
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    add_special_tokens: Literal[False] = False
 
 
-class TokenizeRequest(Fields):
+class TokenizeRequest(OpenFields):
     """A request to `/tokenize`, with `prompt` or `messages`."""
 
     model: str | None = None
@@ -213,7 +228,7 @@ class TokenizeRequest(Fields):
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(Fields):
+class DetokenizeRequest(OpenFields):
     """A request to `/detokenize`."""
 
     model: str | None = None
@@ -221,11 +236,12 @@ class DetokenizeRequest(Fields):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
-class AdapterRequest(Fields):
+class AdapterRequest(OpenFields):
     """A request to `/v1/load_lora_adapter` or `/v1/unload_lora_adapter`."""
 
     lora_name: str
-    load_inplace: bool = False
+    lora_path: Annotated[str | None, StringConstraints(min_length=1, max_length=4096)] = None
+    """A folder that is added under this name; only to load. None: an adapter of the library."""
 
 
 class NameRequest(Fields):
@@ -265,17 +281,27 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
         raise ApiError(400, _("the body is not JSON: {reason}").format(reason=str(error)[:200])) from error
     if not isinstance(fields, dict):
         raise ApiError(400, _("the body must be a JSON object"))
-    fields = {name: value for name, value in fields.items() if value is not None and name not in _WITHOUT_EFFECT}
-    for name in fields.keys() & _NEUTRAL.keys():
-        value = fields.pop(name)
-        if not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL[name]):
-            raise _unsupported(name)
+    fields = {name: value for name, value in fields.items() if value is not None}
+    unused = {"tools"} if fields.get("tool_choice") == "none" else set()  # the model shall not call any of them
+    for name in _UNSUPPORTED.keys() & fields.keys() - unused:
+        _check_neutral(name, fields.pop(name))
     if isinstance(messages := fields.get("messages"), list):
-        fields["messages"] = [_without_empty(message) for message in messages]
+        for place, message in enumerate(messages):
+            for name in _OF_TOOLS:
+                if isinstance(message, dict) and message.get(name):
+                    raise _unsupported(f"messages.{place}.{name}")
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error.errors(include_url=False, include_input=False)[0]) from None
+
+
+def _check_neutral(name: str, value: Any) -> None:
+    """Check that the value of an unsupported field changes nothing."""
+    for neutral in _UNSUPPORTED[name]:
+        if value == neutral and isinstance(value, bool) == isinstance(neutral, bool):
+            return
+    raise _unsupported(name)
 
 
 def _invalid(problem: ErrorDetails) -> ApiError:
@@ -301,10 +327,3 @@ def _unsupported(name: str) -> ApiError:
         param=name,
         code="unsupported_parameter",
     )
-
-
-def _without_empty(message: Any) -> Any:
-    """Return a message without the empty fields that a client sends when it repeats an answer."""
-    if not isinstance(message, dict):
-        return message
-    return {name: value for name, value in message.items() if name == "content" or (value is not None and value != [])}

@@ -4,10 +4,15 @@ Pages of other sites can make a browser send requests to this machine. They are 
 DNS rebinding: a foreign name that resolves to 127.0.0.1), `Origin` and `Sec-Fetch-Site`, and because bodies must be
 `application/json`, which a browser sends across sites only after a preflight request. Answers have CORS headers only
 for origins that the user allows. Requests of the server's own page that change something also need the page's token.
+
+A browser can reach the server by another port (a tunnel) or another name (a reverse proxy). Any port is allowed,
+because the name alone shows DNS rebinding; the names of proxies are those that the user gives (`Access.names`).
 """
 
 import asyncio
 import hmac
+import re
+import uuid
 from collections.abc import Collection, Container
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -18,11 +23,16 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tsugiki.errors import TsugikiError
+from tsugiki.generation.request import engine_stopped
 from tsugiki.language import LANGUAGES, _, language, speaking
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, as_api_error
 
-_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_LOCAL = ("127.0.0.1", "localhost", "::1")
 _ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
+_LONGEST_SHOWN = 100  # characters of a header in an error
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_REQUEST_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = "x-request-id"
 HEALTH = "/health"
 API = "/v1/"
 PAGE_API = "/page/api/"
@@ -33,24 +43,31 @@ class Access:
     """Who may use the server."""
 
     host: str
-    port: int
+    """The address at which the server listens."""
     api_key: str | None
     """Without one, no key is needed."""
     origins: frozenset[str] = frozenset()
     """Other sites whose pages may use the addresses below `API`, such as `https://example.org`."""
+    names: frozenset[str] = frozenset()
+    """Other names of the server, as browsers show them: `example.org`, or `example.org:8443` with another port."""
 
-    @property
-    def hosts(self) -> frozenset[str] | None:
-        """The allowed values of `Host`; None: all, because the server listens at all addresses of the machine."""
-        if self.host in _ANY_ADDRESS:
-            return None
-        own = f"[{self.host}]" if ":" in self.host else self.host
-        names = {*_LOCAL, own.lower()}
-        return frozenset({f"{name}:{self.port}" for name in names} | (names if self.port == 80 else set()))
+    def is_own_host(self, host: str) -> bool:
+        """Return whether a value of the header `Host` names this server, with any port."""
+        if self.host in _ANY_ADDRESS:  # there is a key, and the machine's addresses are not known
+            return True
+        return _host_name(host) in {*_LOCAL, self.host.lower(), *map(_host_name, self.names)}
+
+    def is_own_origin(self, origin: str, host: str) -> bool:
+        """Return whether a value of the header `Origin` is this server's own page; `host` is the header `Host`."""
+        place = origin.partition("://")[2].lower()
+        return place != "" and (place == host or place in self.names)
 
 
 class Guard:
-    """ASGI middleware that refuses requests that are not allowed, and sets the language of the answers."""
+    """ASGI middleware that refuses requests that are not allowed, and sets the language of the answers.
+
+    Every answer has an id, by which a user can find the request again: that of the client if it is a short word.
+    """
 
     def __init__(self, app: ASGIApp, access: Access, public: Container[str], page_token: str) -> None:
         """Create it; `public` and `page_token` are as in `check`."""
@@ -62,13 +79,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
-        begun = False
+        begun, given = False, headers.get(REQUEST_ID, "")
+        scope[REQUEST_ID] = name = given if _REQUEST_NAME.fullmatch(given) else uuid.uuid4().hex
 
-        async def send_dated(message: Message) -> None:
+        async def send_named(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message = {**message, "headers": [*message["headers"], (b"date", formatdate(usegmt=True).encode())]}
+                added = ((b"date", formatdate(usegmt=True).encode()), (REQUEST_ID.encode(), name.encode()))
+                message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
         accepted = headers.get("accept-language")
@@ -76,14 +95,14 @@ class Guard:
             try:
                 check(self.access, method, path, headers, self.public, self.page_token)
             except ApiError as error:
-                await JSONResponse(error.body, error.status, error.headers)(scope, receive, send_dated)
+                await JSONResponse(error.body, error.status, error.headers)(scope, receive, send_named)
                 return
             try:
-                await self.app(scope, receive, send_dated)
+                await self.app(scope, receive, send_named)
             except asyncio.CancelledError:  # the server is stopping, and the time for running requests is over
                 if not begun:
-                    late = ApiError(503, _("the server is stopping"), code="stopping")
-                    await JSONResponse(late.body, late.status, late.headers)(scope, receive, send_dated)
+                    late = as_api_error(engine_stopped())
+                    await JSONResponse(late.body, late.status, late.headers)(scope, receive, send_named)
 
 
 def check(
@@ -98,18 +117,23 @@ def check(
 
     The paths in `public` need no key, and may be opened from another site. The page sends `page_token` with requests
     that change something; only a page that this server has sent knows it. Starlette's TrustedHostMiddleware is not
-    used for `Host`, because its answers are not in OpenAI's format and name no code, and its CORSMiddleware only adds
-    headers: it refuses no request.
+    used for `Host`, because its answers are not in OpenAI's format and do not say what to do, and its CORSMiddleware
+    only adds headers: it refuses no request.
     """
     host = headers.get("host", "").lower()
-    if access.hosts is not None and host not in access.hosts:
-        raise ApiError(400, _("the Host header names another server"), code="wrong_host")
+    if not access.is_own_host(host):
+        message = _("{host!r} is no known name of this server; if it is one, start the server with --allow-host {host}")
+        raise ApiError(400, message.format(host=host[:_LONGEST_SHOWN]), code="wrong_host")
     origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc.lower() != host
+    foreign = origin is not None and not access.is_own_origin(origin, host)
     if not (method == "GET" and path in public):  # a link on another site may lead to the page
         foreign = foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site")
     if foreign and not (origin in access.origins and path.startswith(API)):
-        raise ApiError(403, _("requests from pages of other sites are not allowed"), code="wrong_origin")
+        message = _(
+            "requests from pages of other sites are not allowed; start the server with --allow-host NAME if this is "
+            "its own page behind a proxy, or with --allow-origin to let another site use /v1/"
+        )
+        raise ApiError(403, message, code="wrong_origin")
     if access.api_key is not None and path not in public:
         scheme, _space, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), access.api_key.encode()):
@@ -130,3 +154,20 @@ def check_origins(origins: Collection[str]) -> frozenset[str]:
             message = _("{origin!r} is no origin; write it as browsers do, such as https://example.org")
             raise TsugikiError(message.format(origin=origin))
     return frozenset(origin.lower() for origin in origins)
+
+
+def check_hosts(names: Collection[str]) -> frozenset[str]:
+    """Return the names of the server that the user allows, in small letters."""
+    for name in names:
+        if not _HOST.fullmatch(name):
+            message = _(
+                "{name!r} is no name of a host; write it as browsers show it, such as example.org or example.org:8443"
+            )
+            raise TsugikiError(message.format(name=name))
+    return frozenset(name.lower() for name in names)
+
+
+def _host_name(host: str) -> str | None:
+    """Return the name or address in a value of `Host`, without its port; None if it is not valid."""
+    found = _HOST.fullmatch(host)
+    return found[1].strip("[]").lower() if found else None

@@ -26,7 +26,7 @@ from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.files import content_digest, map_weights, read_adapter_config
 from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
-from tsugiki.adapters.library import library_names
+from tsugiki.adapters.library import check_name, library_names
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.saved_tokenizer import with_chat_template, words_for
 from tsugiki.errors import TsugikiError
@@ -98,10 +98,12 @@ class ServedAdapters:
         max_loaded: int = 32,
         allow_base_mismatch: bool = False,
         max_bytes: int = 2_000_000_000,
+        roots: Sequence[Path] = (),
     ) -> None:
         """Create it; the adapters in `folders`, by name, take precedence over those of the library.
 
-        At most `max_loaded` adapters, of `max_bytes` together, are in memory.
+        At most `max_loaded` adapters, of `max_bytes` together, are in memory. Requests may name adapters below `roots`
+        by a path.
         """
         self.engine = engine
         self.base = ServedModel(base_name, None, tokenizer, engine.batch_mode)
@@ -109,6 +111,8 @@ class ServedAdapters:
         self.runs: RunModels | None = None  # of the page, if it shows any
         self.lists_runs = False
         self.max_loaded, self.max_bytes, self.allow_base_mismatch = max_loaded, max_bytes, allow_base_mismatch
+        self.roots = [root.resolve() for root in roots]
+        self._added: set[str] = set()
         self._loaded: dict[_Terms, ServedModel] = {}  # least recently used first
         self._replaced: list[ServedModel] = []
         self._loads = itertools.count(1)
@@ -169,8 +173,45 @@ class ServedAdapters:
         finally:
             self.release(served)
 
+    async def add(self, name: str, path: str) -> None:
+        """Load the adapter in a folder below one of `roots`, under a name that no other adapter has.
+
+        One that was added under this name before is replaced.
+        """
+        check_name(name)
+        if name in [self.base.name, *self.names()] and name not in self._added:
+            message = _("there is an adapter called {name!r} already; choose another name").format(name=name[:100])
+            raise ApiError(400, message, "lora_name", "exists")
+        self.forget(name)
+        self.folders[name] = self._below_roots(path)
+        self._added.add(name)
+        try:
+            self.release(await self.acquire(name))
+        except BaseException:
+            self._drop(name)
+            raise
+
+    def _below_roots(self, path: str) -> Path:
+        """Return the folder of an adapter that a request names; links that lead out of `roots` are followed first."""
+        for root in self.roots:
+            with suppress(OSError, ValueError, RuntimeError):  # no valid path
+                folder = (root / path).resolve()
+                if folder.is_relative_to(root) and (folder / ADAPTER_CONFIG_FILE).is_file():
+                    return folder
+        message = _("there is no adapter {path!r} below a folder of --allow-lora-path").format(path=path[:100])
+        raise ApiError(400, message, "lora_path", "invalid_path")
+
+    def _drop(self, name: str) -> None:
+        """Forget an adapter that `add` has added."""
+        self.forget(name)
+        self._added.remove(name)
+        del self.folders[name]
+
     async def unload(self, name: str) -> None:
         """Unload an adapter; running requests finish with it first."""
+        if name in self._added:
+            self._drop(name)
+            return
         if name not in self.loaded():
             raise ApiError(
                 404, _("the adapter {name!r} is not loaded").format(name=name), "lora_name", "model_not_found"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING_CONNECTIONS = 256
 _KEEP_ALIVE = 75  # seconds; longer than common clients keep an unused connection, so that they are the ones to close it
+_LAST_SECONDS = 2  # for the last events of streams, before uvicorn cancels what is left
 _MAX_HEADERS = 32 << 10  # bytes
 
 
@@ -53,6 +54,10 @@ class ServerSettings:
     allow_base_mismatch: bool = False
     origins: frozenset[str] = frozenset()
     """Other sites whose pages may use the API; the result of `check_origins`."""
+    names: frozenset[str] = frozenset()
+    """Other names of the server; the result of `check_hosts`."""
+    lora_roots: tuple[Path, ...] = ()
+    """Folders below which requests may name adapters by a path."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by name, besides those of the library; they are loaded at the start."""
     list_runs: bool = False
@@ -110,13 +115,16 @@ def serve(
                 settings.max_loaded,
                 settings.allow_base_mismatch,
                 settings.adapter_bytes,
+                settings.lora_roots,
             )
             adapters.lists_runs = settings.list_runs
-            access = Access(host, port, settings.api_key, settings.origins)
+            access = Access(host, settings.api_key, settings.origins, settings.names)
             views = workspace_routes(settings.workspace, adapters) if settings.workspace else ()
-            app = new_app(engine, adapters, access, settings.seconds, settings.allow_lora_updates, views)
+            updates = settings.allow_lora_updates or bool(settings.lora_roots)
+            app = new_app(engine, adapters, access, settings.seconds, updates, views)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            asyncio.run(_run(Server(app, settings.stop_seconds, lambda: ready(url)), adapters, listening))
+            server = Server(app, settings.stop_seconds, lambda: ready(url), app.state.end_requests)
+            asyncio.run(_run(server, adapters, listening))
         finally:
             engine.stop()
 
@@ -136,7 +144,14 @@ class Server(uvicorn.Server):
     uvicorn's own main loop wakes up ten times a second, to check whether it should end and to update the header Date.
     """
 
-    def __init__(self, app: ASGIApp, stop_seconds: int, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        stop_seconds: int,
+        ready: Callable[[], None],
+        end_requests: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Create it; `end_requests` ends the requests that still run `stop_seconds` after the signal to end."""
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -150,10 +165,11 @@ class Server(uvicorn.Server):
             limit_concurrency=possible_connections(),
             h11_max_incomplete_event_size=_MAX_HEADERS,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=stop_seconds,
+            timeout_graceful_shutdown=stop_seconds + _LAST_SECONDS,
+            log_level="critical",  # errors of the application are logged by it, and answered
         )
         super().__init__(config)
-        self.ready = ready
+        self.ready, self.stop_seconds, self.end_requests = ready, stop_seconds, end_requests
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
 
@@ -167,6 +183,14 @@ class Server(uvicorn.Server):
         """Wait for `end`."""
         if not self.should_exit:
             await self._ending.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more requests, and wait for those that run."""
+        timer = asyncio.get_running_loop().call_later(self.stop_seconds, self.end_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal."""
