@@ -35,7 +35,7 @@ def ask(page: Any, prompt: str, tokens: int = 8) -> None:
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Prompt").fill(prompt)
     page.keyboard.press("Control+Enter")
-    page.locator(".turn").last.get_by_role("button", name="Again").wait_for()
+    page.locator(".turn").last.get_by_role("button", name="Again", exact=True).wait_for()
 
 
 @pytest.mark.parametrize(

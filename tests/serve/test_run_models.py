@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("starlette")
 from tests.serve.workspace import Place, serve_in, write_run
+from tsugiki.serve import served_adapters
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
 
@@ -47,6 +48,21 @@ def test_a_run_is_its_last_checkpoint_and_then_its_result(place: Place):
     listed = place.get("models").json()["runs"]
     assert listed == [{"name": "runs/first", "chat": True}]
     assert place.get("run", name="runs/first").json()["talks"]
+
+
+def test_a_checkpoint_that_comes_while_another_is_loaded_is_the_next_one(place: Place, monkeypatch: pytest.MonkeyPatch):
+    saved = write_run(place.directory, "runs/quick") / "checkpoints"
+    adapter_of(place, "poet", saved / "checkpoint-1")
+    load = served_adapters.load_served
+
+    def slow(*given: Any) -> Any:
+        if not (saved / "checkpoint-2").exists():
+            adapter_of(place, "lawyer", saved / "checkpoint-2")
+        return load(*given)
+
+    monkeypatch.setattr(served_adapters, "load_served", slow)
+    for name in ("poet", "lawyer"):
+        assert said(place, "runs/quick").json()["choices"] == said(place, name).json()["choices"]
 
 
 def test_the_list_of_models_has_runs_only_if_the_server_is_told(place: Place):

@@ -33,6 +33,7 @@ def page(place: Place, browser: Any) -> Any:
 
 
 def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path):
+    page.locator("summary", has_text="Texts in a folder").click()
     page.get_by_role("button", name="novels/").click()
     for number in range(4):
         page.get_by_label(f"{number}.txt").check()

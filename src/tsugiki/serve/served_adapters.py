@@ -315,7 +315,7 @@ class ServedAdapters:
                     tokenizer = with_chat_template(tokenizer, folder)  # the last one has the largest part
                 batch_mode = await asyncio.wrap_future(engine.call(load))
             except TsugikiError as error:
-                if self._file_states(terms) != files:  # the next checkpoint of a run has taken the place of this one
+                if tuple(map(adapter_file_states, folders)) != files:  # such as a checkpoint that is not kept any more
                     raise replaced from error
                 reason = str(error)
                 for term, folder in zip(terms, folders, strict=True):
@@ -327,7 +327,7 @@ class ServedAdapters:
                 raise ApiError(400, message.format(name=name, error=reason), param, "adapter_unusable") from error
             served = ServedModel(name, key, tokenizer, batch_mode, digest, files, size)
             # If files were replaced while they were read, this digest may belong to other weights.
-            if self._file_states(terms) != files:
+            if tuple(map(adapter_file_states, folders)) != files:
                 self._replaced.append(served)
                 self._unload_replaced()
                 raise replaced

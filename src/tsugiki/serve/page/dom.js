@@ -93,7 +93,7 @@ export function askName(label, value, yes, no, act) {
   };
   const dialog = h(
     "dialog",
-    { "aria-label": label, onclose: () => dialog.remove() },
+    { "aria-label": yes, onclose: () => dialog.remove() },
     h(
       "form",
       { onsubmit: submit },
