@@ -128,10 +128,11 @@ def encrypted() -> bytes:
 
 
 def zip_bytes(members: dict[str, bytes]) -> bytes:
+    """The same bytes at every time, because they name tests, and all processes must collect the same ones."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return file.getvalue()
 
 
