@@ -82,3 +82,21 @@ def test_prompts_from_a_file_and_standard_input_as_json_lines_and_side_by_side(
     ):
         status, _, err = run("generate", "--model", base, *arguments)
         assert (status, err.count("\n"), said in err) == (2, 1, True)
+
+
+def test_what_is_written_is_json_of_a_schema(base: str, run, tmp_path: Path):
+    pytest.importorskip("llguidance")
+    import tsugiki
+
+    schema = {"type": "array", "items": {"enum": ["雨", 1]}, "minItems": 2, "maxItems": 2}
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    asked = ("generate", "--model", base, "--prompt", "枝", "--prompt", "a", "--json-schema")
+    status, out, _ = run(*asked, "schema.json", "--jsonl")
+    values = [json.loads(json.loads(line)["text"]) for line in out.splitlines()]
+    assert status == 0
+    assert [len(value) for value in values] == [2, 2]
+    assert {part for value in values for part in value} <= {"雨", 1}
+    assert json.loads(tsugiki.generate("枝", model=base, json_schema=schema)) == values[0]
+    (tmp_path / "schema.json").write_text('{"not": {}}')
+    status, _, err = run(*asked, "schema.json")
+    assert (status, '"not"' in err.splitlines()[-1]) == (2, True)
