@@ -7,6 +7,7 @@ weights, or a file or folder, and with LoRA adapters (r 8, the default target la
   arrive at once: on the base, each on an adapter of its own, and in turns; beside one static batch by `generate` in
   this process. Blocks alternate; ratios are medians of the ratios of each round. Also the time to the first token
   beside a long prompt, and the first answer of an adapter that is not in memory.
+- `forms`: the same with the answers held to a JSON schema, and without.
 - `library`: requests on 32 adapters that are in memory, of a library of 2,000, beside a library of 32.
 - `idle`: processor time and wake-ups of a server that nobody asks.
 - `load`: many clients at once, of which some go away, send malformed bodies or prompts that are too long, while
@@ -61,7 +62,7 @@ _MALFORMED: tuple[bytes, ...] = (
 def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["speed", "library", "idle", "load"])
+    parser.add_argument("what", nargs="+", choices=["speed", "forms", "library", "idle", "load"])
     parser.add_argument("--models", nargs="+", default=["gpt2-small"], help="shapes, files or folders")
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32", "int8", "nf4"])
     parser.add_argument("--rounds", type=int, default=5)
@@ -87,6 +88,8 @@ def main() -> None:
 def _measure(what: str, model: str, place: Path, options: Any) -> Iterator[tuple[str, str]]:
     if what == "speed":
         yield from _speed(model, place, options.dtype, options.rounds)
+    elif what == "forms":
+        yield from _forms(model, place, options.dtype, options.rounds)
     elif what == "library":
         yield from _large_library(model, place, options.dtype, options.rounds)
     elif what == "idle":
@@ -125,8 +128,10 @@ def _server(model: str, library: Path, dtype: str, *arguments: str) -> Iterator[
         yield served
 
 
-async def _ask(client: httpx2.AsyncClient, answers: Answers, model: str, tokens: Sequence[int], new: int) -> None:
-    """Ask for tokens as a stream, as `vllm bench serve` does, and note what comes."""
+async def _ask(
+    client: httpx2.AsyncClient, answers: Answers, model: str, tokens: Sequence[int], new: int, **form: Any
+) -> None:
+    """Ask for tokens as a stream, as `vllm bench serve` does, and note what comes; a field names a form, if any."""
     body = {
         "model": model,
         "prompt": list(tokens),
@@ -136,6 +141,7 @@ async def _ask(client: httpx2.AsyncClient, answers: Answers, model: str, tokens:
         "stream": True,
         "stream_options": {"include_usage": True},
         "ignore_eos": True,
+        **form,
     }
     start = time.perf_counter()
     async with client.stream("POST", "/v1/completions", json=body) as answer:
@@ -147,13 +153,14 @@ async def _ask(client: httpx2.AsyncClient, answers: Answers, model: str, tokens:
                 answers.tokens += message["usage"]["completion_tokens"]
 
 
-def _together(served: Served, models: Sequence[str], new: int = _NEW) -> tuple[float, float]:
+def _together(served: Served, models: Sequence[str], new: int = _NEW, **form: Any) -> tuple[float, float]:
     """Send a request on each of the models at once; return tokens for a second of processor time, and of wall time."""
 
     async def run() -> Answers:
         answers, generator = Answers(), random.Random(0)
         async with httpx2.AsyncClient(base_url=served.url, timeout=600) as client:
-            await asyncio.gather(*(_ask(client, answers, model, prompt(generator, _PROMPT), new) for model in models))
+            asked = (_ask(client, answers, model, prompt(generator, _PROMPT), new, **form) for model in models)
+            await asyncio.gather(*asked)
         return answers
 
     cpu, start = served.cpu_seconds, time.perf_counter()
@@ -219,6 +226,30 @@ def _speed(model: str, place: Path, dtype: str, rounds: int) -> Iterator[tuple[s
             yield f"ratio: {name}", _ratio(found[part], found[whole])
         yield from _first_tokens(served, base, rounds)
         yield from _first_answers(empty, adapters[:rounds])
+
+
+def _forms(model: str, place: Path, dtype: str, rounds: int) -> Iterator[tuple[str, str]]:
+    base, adapters = Path(model).name if Path(model).exists() else model, [_adapter(number) for number in range(8)]
+    entry = {"properties": {"名前": {"type": "string"}, "年": {"type": "integer"}}, "required": ["名前", "年"]}
+    schema = {"type": "array", "items": {"type": "object", **entry}, "minItems": 20}  # none ends within the new tokens
+    with _server(model, place / "library", dtype) as served:
+        cases: dict[str, Callable[[], tuple[float, float]]] = {
+            "8 on the base": lambda: _together(served, [base] * 8),
+            "8 on the base, JSON of a schema": lambda: _together(served, [base] * 8, guided_json=schema),
+            "8 on 8 adapters": lambda: _together(served, adapters),
+            "8 on 8 adapters, JSON of a schema": lambda: _together(served, adapters, guided_json=schema),
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+        for counted in [False, *[True] * rounds]:
+            for name, case in cases.items():
+                result = case()
+                if counted:
+                    found[name].append(result)
+    for name, results in found.items():
+        cpu, wall = (statistics.median(values) for values in zip(*results, strict=True))
+        yield f"{name}: tokens for a second of processor time, and of wall time", f"{cpu:,.0f}, {wall:,.0f}"
+    for name in ("8 on the base", "8 on 8 adapters"):
+        yield f"ratio: {name}, JSON of a schema beside none", _ratio(found[f"{name}, JSON of a schema"], found[name])
 
 
 def _ratio(part: Sequence[tuple[float, float]], whole: Sequence[tuple[float, float]]) -> str:

@@ -127,6 +127,8 @@ def test_a_text_can_end_where_it_is_complete_and_must_where_nothing_can_follow()
             assert reason == "stop"
             assert (2 <= len(text) <= 5) if ends else text == "aaaaa"
     assert [reason for _text, reason in written(model, regex_grammar("a{9}"), 1, max_tokens=5)] == ["length"]
+    a_word = set(TOKENIZER("a").input_ids)  # also the end of a text
+    assert set(written(model, regex_grammar("[ab]{3}"), 8, ends=a_word, max_tokens=9)) == {("bbb", "stop")}
     assert written(model, regex_grammar("a{9}"), 1, stops=["aaa"]) == [("", "stop")]
 
 

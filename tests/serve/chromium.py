@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ marks = [
     pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed; TSUGIKI_CHROMIUM names another program"),
 ]
 WAIT = 90_000  # ms
+AXE = Path(os.environ.get("TSUGIKI_AXE", "node_modules/axe-core/axe.min.js"))
 
 
 def open_page(browser: Any, url: str, problems: list[str], lang: str = "en", width: int = 1280, **options: Any) -> Any:
@@ -26,3 +28,12 @@ def open_page(browser: Any, url: str, problems: list[str], lang: str = "en", wid
     page.on("request", lambda asked: problems.append(asked.url) if not asked.url.startswith(own) else None)
     page.goto(url)
     return page
+
+
+def violations(page: Any) -> list[Any]:
+    """Return what axe-core finds wrong on a page; nothing where it is not installed (npm install axe-core)."""
+    if not AXE.is_file():
+        return []
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [(one["id"], one["impact"], [node["html"][:200] for node in one["nodes"]]) for one in found]

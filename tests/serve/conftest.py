@@ -92,7 +92,7 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     if workspace := settings.get("workspace"):
         from tsugiki.serve import workspace_routes
 
-        views = workspace_routes(workspace)
+        views = workspace_routes(workspace, adapters)
     app = new_app(engine, adapters, access, seconds, updates, views)
     server = Server(app, settings.get("stop_seconds", 5), ready.set, app.state.end_requests)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

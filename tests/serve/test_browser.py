@@ -73,7 +73,7 @@ def test_switches_are_kept(browser: Any, server: Running, problems: list[str]):
 def test_answers_side_by_side(browser: Any, server: Running, problems: list[str]):
     page = open_page(browser, server.url + "/#talk/poet", problems)
     ask(page, "abc")
-    names, texts = page.locator(".answer h3").all_inner_texts(), page.locator(".answer .text").all_inner_texts()
+    names, texts = page.locator(".answer h2").all_inner_texts(), page.locator(".answer .text").all_inner_texts()
     assert names == ["base", "poet"]
     assert texts[0] != texts[1]
     ask(page, "abc")  # the same seed gives the same answers
@@ -130,9 +130,9 @@ def test_a_blind_vote(browser: Any, server: Running, problems: list[str]):
     page = open_page(browser, server.url + "/#talk/lawyer", problems)
     page.get_by_label("Hide names").check()
     ask(page, "abc")
-    assert page.locator(".answer h3").all_inner_texts() == ["A", "B"]
+    assert page.locator(".answer h2").all_inner_texts() == ["A", "B"]
     page.get_by_role("button", name="B", exact=True).click()
-    names = page.locator(".answer h3").all_inner_texts()
+    names = page.locator(".answer h2").all_inner_texts()
     assert sorted(names) == ["base", "lawyer"]
     rows = {row.split()[0]: row.split()[1:4] for row in page.locator(".votes tr").all_inner_texts()[1:]}
     assert rows == {names[1]: ["1", "0", "0"], names[0]: ["0", "1", "0"]}
@@ -151,7 +151,7 @@ def test_a_mix(browser: Any, server: Running, problems: list[str]):
     page.get_by_label("lawyer").fill("-1")
     page.get_by_role("button", name="Use this mix").click()
     ask(page, "abc")
-    assert page.locator(".answer h3").all_inner_texts() == ["base", "-1 lawyer + 0.5 poet"]
+    assert page.locator(".answer h2").all_inner_texts() == ["base", "-1 lawyer + 0.5 poet"]
     assert page.locator(".answer").nth(1).get_attribute("data-state") == "done"
     assert problems == []
 
@@ -159,16 +159,100 @@ def test_a_mix(browser: Any, server: Running, problems: list[str]):
 def test_a_conversation(browser: Any, server: Running, problems: list[str]):
     page = open_page(browser, server.url + "/#talk/" + "歌人", problems)
     page.get_by_text("Chat", exact=True).click()
-    ask(page, "abc")
-    assert page.locator(".answer").nth(0).get_attribute("data-state") == "failed"  # the base has no template
-    assert page.locator(".answer").nth(1).get_attribute("data-state") == "done"
+    with page.expect_request(lambda asked: "completions" in asked.url and '"base"' in asked.post_data) as sent:
+        ask(page, "abc")
+    assert sent.value.post_data_json["chat_template_of"] == "歌人"  # the base has no template
+    assert [one.get_attribute("data-state") for one in page.locator(".answer").all()] == ["done", "done"]
     with page.expect_request(
-        lambda asked: asked.url.endswith("chat/completions") and "歌人" in asked.post_data
+        lambda asked: asked.url.endswith("chat/completions") and '"model":"歌人"' in asked.post_data
     ) as sent:
         ask(page, "def")
+    assert "chat_template_of" not in sent.value.post_data_json
     messages = sent.value.post_data_json["messages"]
     assert [one["role"] for one in messages] in (["user", "assistant", "user"], ["user"])  # an empty answer is left out
     assert messages[-1]["content"] == "def"
+    assert problems == []
+
+
+def test_the_oldest_turns_are_left_out_of_the_context_and_the_page_says_so(
+    browser: Any, server: Running, problems: list[str]
+):
+    page = open_page(browser, server.url + "/#talk/" + "歌人", problems)
+    page.get_by_text("Chat", exact=True).click()
+    for _ in range(4):
+        ask(page, "on the mountain " * 5, 40)
+    assert page.locator(".answer[data-state=failed]").count() == 0
+    assert "oldest turns left out" in page.locator(".answer .note").last.inner_text()
+    assert problems == []
+
+
+def test_history(browser: Any, server: Running, problems: list[str], tmp_path: Path):
+    page = open_page(browser, server.url + "/#talk/poet", problems)
+    ask(page, "<b>abc</b>")
+    texts = page.locator(".answer .text").all_inner_texts()
+    page.reload()
+    page.locator(".turn").wait_for()
+    assert page.locator(".answer .text").all_inner_texts() == texts
+    page.get_by_role("button", name="New conversation").click()
+    assert page.locator(".turn").count() == 0
+    page.get_by_role("button", name="History").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    file = tmp_path / "conversations.json"
+    download.value.save_as(file)
+    page.get_by_role("button", name="Forget all").click()
+    assert page.locator("dialog li").count() == 0
+    (tmp_path / "other.json").write_text('{"format": "tsugiki-conversations-1", "conversations": [{"id": 1}]}')
+    for path, said in ((tmp_path / "other.json", "no file"), (file, "Imported: 1")):
+        page.get_by_label("Import").set_input_files(path)
+        page.get_by_text(said).wait_for()
+    page.locator("dialog").get_by_role("button", name="<b>abc</b>", exact=True).click()
+    assert page.locator(".answer .text").all_inner_texts() == texts
+    assert problems == []
+
+
+def test_an_answer_is_asked_again(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url + "/#talk/poet", problems)
+    page.route("**/v1/completions", lambda route: route.abort())
+    ask(page, "abc")
+    assert page.locator(".answer[data-state=failed]").count() == 2
+    page.unroute("**/v1/completions")
+    page.get_by_role("button", name="Try again").first.click()
+    page.locator(".answer[data-state=done]").wait_for()
+    assert page.locator(".answer .text").first.inner_text()
+
+
+def test_settings_do_not_cover_the_answers_of_a_phone(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url + "/#talk/poet", problems, width=390)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Prompt").fill("abc")
+    page.get_by_role("button", name="Continue").click()
+    page.locator(".turn").get_by_role("button", name="Again").wait_for()
+    assert not page.get_by_label("Temperature").is_visible()
+    assert page.locator(".composer").bounding_box()["height"] < 300
+
+
+def test_markdown_is_shown_and_never_acts(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    text = "# Branch\n\n- **cut** `a<b>`\n- *grow*\n\n```js\n<script>alert(1)</script>\n```\n> so\n\n2. two\nend\n"
+    text += "| a | b |\n|---|---|\n| 1 | 2 |\n\n[here](javascript:alert(2)) [there](https://example.org) "
+    text += "<img src=x onerror=alert(3)>"
+    script = """async (text) => {
+      const { markdown, hasMarkup } = await import("/page/views/talk/markdown.js");
+      const root = document.createElement("div");
+      root.append(...markdown(text));
+      document.body.append(root);
+      const tags = [...root.querySelectorAll("*")].map((one) => one.localName);
+      return [tags, root.textContent, hasMarkup(text), hasMarkup("a * b, 2 > 1 and x_y"), hasMarkup("春の朝")];
+    }"""
+    tags, shown, *marked = page.evaluate(script, text)
+    assert not {"script", "img", "a", "b"} & set(tags)
+    assert {"ul", "ol", "strong", "em", "code", "pre", "table", "blockquote"} <= set(tags)
+    for part in ("Branch", "<script>alert(1)</script>", "[here](javascript:alert(2))", "there (https://example.org)"):
+        assert part in shown
+    assert "<img src=x onerror=alert(3)>" in shown
+    assert marked == [True, False, False]
+    assert problems == []
 
 
 def test_the_key_is_asked(browser: Any, served_files: tuple[str, Path], problems: list[str]):

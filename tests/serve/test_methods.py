@@ -69,7 +69,7 @@ def test_every_method_answers_as_alone(kind: str, tmp_path: Path):
             full = Client([5] * (room - 2), method, 2, batch_mode="same")
             engine.submit([full.request])
             assert len(full.tokens()) == 2
-            with pytest.raises(TsugikiError, match="1 more"):
+            with pytest.raises(TsugikiError, match="1 too many"):
                 engine.submit([Client([5] * (room - 1), method, 2, batch_mode="same").request])
     wrong = {method for (method, _), tokens, wanted in zip(given, found, expected, strict=True) if tokens != wanted}
     assert wrong == set()

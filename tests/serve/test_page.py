@@ -40,6 +40,22 @@ def test_nothing_comes_from_elsewhere():
         assert re.findall(r"\.(?:inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text) == []
 
 
+def test_styles_of_a_view_are_for_it_alone():
+    for path in (FOLDER / "views").glob("*.css"):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        depth, selectors = 0, [""]
+        for character in text:
+            if character == "{":
+                depth += 1
+            elif character == "}":
+                depth -= 1
+                selectors += [""] * (depth == 0)
+            elif depth == 0:
+                selectors[-1] += character
+        own = (f'[data-view="{path.stem}"]', "dialog.", "@keyframes", "@media")
+        assert [one for one in map(str.strip, selectors) if one and not any(name in one for name in own)] == [], path
+
+
 def test_the_token(server: Running):
     token = re.findall(r'name="page-token" content="([\w-]{43})"', httpx2.get(server.url).text)[0]
     path = "/page/api/models"

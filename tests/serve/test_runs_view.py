@@ -128,6 +128,45 @@ def test_a_start_that_failed_shows_what_was_printed(tmp_path: Path):
     assert len(shown["log"]) == 8000
 
 
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        ("tsugiki: cannot write x: No space left on device; make room", "failed"),
+        ("tsugiki: ended by SIGTERM: a checkpoint of step 4 of 10 was written; to continue: tsugiki …", "stopped"),
+        ("tsugiki: SIGINTで終了しました", "stopped"),
+        ("step 4 of 10", "stopped"),
+    ],
+)
+def test_a_run_that_failed_is_not_one_that_was_stopped(tmp_path: Path, last: str, state: str):
+    folder = write_run(tmp_path, "run")
+    (folder / LOG_FILE).write_text(f"step 3 of 10\n{last}\n", encoding="utf-8")
+    shown = _named(_runs(tmp_path), "run")
+    assert (shown["state"], shown["can_resume"], shown["checkpoint"]) == (state, True, None)
+    assert shown["reason"] == (last.removeprefix("tsugiki: ") if state == "failed" else None)
+    (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    assert _named(_runs(tmp_path), "run")["checkpoint"] == 4
+
+
+def test_a_process_that_the_system_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write_run(tmp_path, "run")
+    runs = _runs(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(_killed(tmp_path)))
+    runs.processes.start(folder, [], tmp_path)
+    while runs.processes.owner(folder) is not None:
+        pass
+    shown = _named(runs, "run")
+    assert shown["state"] == "failed"
+    assert "SIGKILL" in shown["reason"]
+
+
+def _killed(folder: Path) -> Path:
+    """A program that is killed."""
+    program = folder / "killed"
+    program.write_text("#!/bin/sh\nkill -KILL $$\n")
+    program.chmod(0o700)
+    return program
+
+
 _OWNER = """
 import signal, sys, time
 from pathlib import Path

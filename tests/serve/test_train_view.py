@@ -26,6 +26,7 @@ from tsugiki.serve import (
     RunRequest,
     Runs,
     Training,
+    Uploads,
     Workspace,
 )
 
@@ -131,7 +132,7 @@ def _training(directory: Path) -> Training:
     (directory / "texts").mkdir(exist_ok=True)
     (directory / "texts" / "a.txt").write_text(TEXT)
     workspace = Workspace("embedded", directory, directory / "texts", "https://localhost")
-    return Training(workspace, Runs(directory, _Processes()))
+    return Training(workspace, Runs(directory, _Processes()), Uploads(directory / "sent"))
 
 
 def test_start_writes_the_settings_and_starts_the_command(tmp_path: Path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.runs import interrupt, run_config
@@ -233,3 +234,11 @@ def test_a_gguf_file_is_planned_in_all_dtypes(tmp_path: Path):
     path = write_gguf(tmp_path / "tiny.gguf", base, Kind.Q4_0)
     found = plan_run(run_config(tmp_path, model=str(path)), None)
     assert {option.base_dtype for option in found.options} >= {"int8", "stored", "nf4"}
+
+
+def test_stacked_experts_are_loaded_by_transformers():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model("mixtral", **sizes, vocab_size=96, num_key_value_heads=2, num_local_experts=4)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    size = sum(weight.nbytes for weight in model.parameters())
+    assert loading_bytes(model, "bf16") == 2 * size

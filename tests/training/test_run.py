@@ -16,7 +16,7 @@ from tests.tiny import TEXT, logits
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.report import report_page
-from tsugiki.training import RunConfig, train
+from tsugiki.training import RunConfig, train, train_steps
 from tsugiki.training import record as record_module
 
 
@@ -57,6 +57,21 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path):
     one, two, other = ((tmp_path / name / ADAPTER_FILE).read_bytes() for name in "abc")
     assert one == two
     assert one != other
+
+
+@pytest.mark.parametrize(("written", "said"), [(0, "no checkpoint"), (1, "step 2 is kept")])
+def test_a_full_disk_says_what_is_kept(written: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved, calls = train_steps.save_trained, iter(range(100))
+
+    def save(*given: Any, **named: Any) -> None:
+        if next(calls) >= written:
+            raise OSError(28, "No space left on device")
+        saved(*given, **named)
+
+    monkeypatch.setattr(train_steps, "save_trained", save)
+    with pytest.raises(TsugikiError, match=said) as caught:
+        train(settings(tmp_path, save_steps=2, eval_steps=6))
+    assert "No space left" in str(caught.value)
 
 
 @pytest.mark.parametrize("cut", [*(pytest.param(cut, marks=pytest.mark.slow) for cut in (1, 3)), 5])

@@ -157,6 +157,15 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     raise TsugikiError(message.format(given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])))
 
 
+def adapter_of_run(run: Path) -> Path | None:
+    """Return the folder with the adapter of a run: the run's own, or that of its newest checkpoint; None without any.
+
+    Nothing is verified; that is done when the adapter is loaded or copied.
+    """
+    newest_first = (run, *reversed(checkpoints(run / CHECKPOINTS)))
+    return next((folder for folder in newest_first if (folder / ADAPTER_CONFIG_FILE).is_file()), None)
+
+
 def new_adapter_folder(given: str, library: Path | None = None) -> Path:
     """Return the folder for a new adapter: the given path, or a folder in the library if the user gives a name.
 
@@ -183,11 +192,15 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
     with _only_writer(library):
         _refuse_taken(called, library, _("pass another --name"))
         with new_folder(library / called) as temporary:
-            weights = [path.name for path in adapter_weight_files(source)]
-            for file in (*_COPIED_FILES, *weights, *tokenizer_files(source)):
-                if (source / file).is_file():
-                    shutil.copy2(source / file, temporary / file)
+            for file in files_of(source):
+                shutil.copy2(source / file, temporary / file)
     return library / called
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the names of an adapter's files: config, weights, tokenizer, the record of its run, and its card."""
+    weights = [path.name for path in adapter_weight_files(folder)]
+    return [name for name in (*_COPIED_FILES, *weights, *tokenizer_files(folder)) if (folder / name).is_file()]
 
 
 def rename_adapter(old: str, new: str, library: Path) -> Path:

@@ -40,6 +40,7 @@ def serve_command(
     allow_lora_path: list[Path] | None = None,
     allow_host: list[str] | None = None,
     allow_origin: list[str] | None = None,
+    list_runs: bool = False,
     texts: Path | None = None,
     aozora: str = SITE,
     allow_base_mismatch: bool = False,
@@ -72,6 +73,7 @@ def serve_command(
         allow_lora_path: Folder below which requests may load adapters by their path (lora_path). Repeatable.
         allow_host: Other name of the server, such as that of a proxy in front of it, as example.org. Repeatable.
         allow_origin: Other site whose pages may use the API in a browser, as https://example.org. Repeatable.
+        list_runs: List the runs of the working directory in /v1/models, too; requests can name them in any case.
         texts: Folder of the texts that the page can learn from. Default: the working directory.
         aozora: Where the page finds works of Aozora Bunko: URL of a site, or a mirror folder.
         allow_base_mismatch: Load adapters that were trained on another base.
@@ -116,6 +118,7 @@ def serve_command(
         check_hosts(allow_host or []),
         tuple(allow_lora_path or ()),
         folders,
+        list_runs,
         Workspace(model, Path.cwd(), texts or Path(), aozora),
     )
     for folder in settings.lora_roots:

@@ -95,7 +95,7 @@ def train_command(
     from tsugiki.training.run import train
 
     words = ["train", "--resume", str(out)]
-    with continued_by(words):
+    with continued_by(words, out):
         if resume:
             assert out is not None
             merged = merged_settings(path, settings, method_settings, preset)
@@ -156,11 +156,16 @@ def start_processes(count: int) -> bool:
 
 
 @contextmanager
-def continued_by(words: Sequence[str]) -> Iterator[None]:
-    """Add the command that continues the work to the message if a signal ends the block."""
+def continued_by(words: Sequence[str], out: Path | None = None) -> Iterator[None]:
+    """Add the command that continues the work to the message if a signal ends the block.
+
+    Nothing is added if there is no run in the folder `out` yet.
+    """
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
+        if out is not None and not (out / RECORD_FILE).exists():
+            raise
         state = (stop.state or _("finished work is kept")) if isinstance(stop, Interrupted) else _("stopped at once")
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         command = shlex.join(["tsugiki", *words])

@@ -75,14 +75,13 @@ class Matcher:
     def restrict(self, scores: Tensor, ends: Collection[int]) -> None:
         """Set the scores, [vocabulary], of the tokens that cannot come next to -inf, in place.
 
-        `ends`, the tokens that end the text, can come where it is complete.
+        `ends`, the tokens that end the text, can come where it is complete and nowhere else.
         """
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         self._check()
         forbidden = torch.ones(len(scores), dtype=torch.bool)
         torch.eq(allowed[: self._words], 0, out=forbidden[: self._words])
-        if self._matcher.is_accepting():
-            forbidden[[token for token in ends if token < len(scores)]] = False
+        forbidden[[token for token in ends if token < len(scores)]] = not self._matcher.is_accepting()
         if forbidden.all():
             raise _unusable(_MISSING)
         scores.masked_fill_(forbidden.to(scores.device), -torch.inf)

@@ -19,5 +19,6 @@ __getattr__, __dir__ = lazy_names(
         "served_adapters": "ServedAdapters load_served",
         "server": "Server check_access client_of listen",
         "train_view": "RunRequest Training Workspace workspace_routes",
+        "uploads": "Uploads",
     },
 )

@@ -117,7 +117,7 @@ class Completions:
         self._open += 1
         since = time.monotonic()
         try:
-            async with self.adapters.held(parsed.model, parsed.adapters) as served:
+            async with self.adapters.held(parsed.model, parsed.adapters or {}) as served:
                 generation = await self._generation(served, parsed, since)
                 self.engine.submit(generation.requests)
                 message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
@@ -139,14 +139,15 @@ class Completions:
     ) -> Generation:
         model = self.engine.model
         if isinstance(parsed, ChatRequest):
-            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, served.tokenizer, parsed.messages)]
+            tokenizer = self.adapters.tokenizer(served, parsed.chat_template_of)
+            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, tokenizer, parsed.messages)]
             logprobs = parsed.top_logprobs if parsed.logprobs else None
         else:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)
             logprobs = parsed.logprobs
         check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
-        matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
         check_tokens(model, parsed.stop_token_ids, "stop_token_ids")
+        matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
         echo = isinstance(parsed, CompletionRequest) and parsed.echo
@@ -340,11 +341,11 @@ def _hand_over(loop: asyncio.AbstractEventLoop, events: _Events, index: int, eve
 
 def _head(generation: Generation, kind: str) -> dict[str, Any]:
     """Return the fields that every answer and chunk has; the fingerprint changes with the weights of the adapter."""
-    fingerprint = f"tsugiki-{VERSION}-{generation.served.digest[:_FINGERPRINT] or 'base'}"
+    digest = generation.served.digest.rpartition(":")[2][:_FINGERPRINT] or "base"
     return {
         "id": generation.id,
         "object": kind,
         "created": generation.created,
         "model": generation.parsed.model,
-        "system_fingerprint": fingerprint,
+        "system_fingerprint": f"tsugiki-{VERSION}-{digest}",
     }

@@ -84,7 +84,7 @@ def new_app(
         return JSONResponse(openapi(app.routes))
 
     async def models(request: Request) -> Response:
-        names = [adapters.base.name, *await asyncio.to_thread(adapters.names)]
+        names = await asyncio.to_thread(adapters.listed)
         return JSONResponse({"object": "list", "data": [card(name) for name in names]})
 
     async def model(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The view Adapters: the library as a table, a page for each adapter; rename, remove, and save a mix.
+"""The view Adapters: the library as a table, a page for each adapter; rename, remove, export, and save a mix.
 
 An adapter is named by its name in the library and never by a path. Figures, tables and pictures are those of
 `tsugiki adapters list` and `show`.
@@ -6,25 +6,36 @@ An adapter is named by its name in the library and never by a path. Figures, tab
 
 import asyncio
 import math
+import zipfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from markupsafe import Markup
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, write_combined
 from tsugiki.adapters.files import read_adapter_config
-from tsugiki.adapters.library import check_name, member, new_adapter_folder, read_adapter_info, rename_adapter
+from tsugiki.adapters.library import (
+    check_name,
+    copy_into_library,
+    files_of,
+    member,
+    new_adapter_folder,
+    read_adapter_info,
+    rename_adapter,
+)
 from tsugiki.adapters.metadata import BaseReference, Metadata, Source, read_metadata
-from tsugiki.adapters.verify import without_path
+from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.base.identity import BaseIdentity, identity_of, why_different
 from tsugiki.errors import TsugikiError
+from tsugiki.export.gguf_adapter import export_gguf_adapter
 from tsugiki.io.atomic import remove_folder
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, RECORD_FILE
 from tsugiki.io.formatting import format_size
@@ -32,17 +43,12 @@ from tsugiki.language import _, language
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import base_alone
 from tsugiki.report.adapter import (
-    LAYERS_EXPLAINED,
     AdapterReport,
     adapter_page,
     info_lines,
     inspect_adapter,
-    kinds_table,
-    layer_plots,
-    layers_table,
     ranks_text,
     record_of,
-    tensors_table,
 )
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
@@ -55,6 +61,7 @@ from tsugiki.training.record import RunRecord
 
 _CARD = "README.md"
 _LARGEST_CARD = 200_000  # bytes
+_PART = 1 << 20  # bytes that are read at once
 _LISTED = 4096  # adapters whose row of the table is cached
 _REPORT_HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -68,9 +75,15 @@ _drawing = Lock()
 
 
 class Renaming(NameRequest):
-    """A request to rename an adapter."""
+    """A request to rename an adapter, or to copy that of a run under a name."""
 
     to: Annotated[str, Field(max_length=200)]
+
+
+class Exporting(NameRequest):
+    """A request for an adapter as a file."""
+
+    kind: Literal["zip", "gguf"]
 
 
 class Combining(Fields):
@@ -86,11 +99,12 @@ def library_routes(adapters: ServedAdapters) -> list[Route]:
     return [
         Route(f"{PAGE_API}adapters", view.table),
         Route(f"{PAGE_API}adapters/{{name}}", view.details),
-        Route(f"{PAGE_API}adapters/{{name}}/layers", view.layers),
         Route(f"{PAGE_API}adapters/{{name}}/report", view.report),
+        Route(f"{PAGE_API}export-adapter", view.export, methods=["POST"]),
         Route(f"{PAGE_API}rename-adapter", view.rename, methods=["POST"]),
         Route(f"{PAGE_API}remove-adapter", view.remove, methods=["POST"]),
         Route(f"{PAGE_API}save-mix", view.save_mix, methods=["POST"]),
+        Route(f"{PAGE_API}keep-run", view.keep_run, methods=["POST"]),
     ]
 
 
@@ -126,10 +140,6 @@ class LibraryView:
         """Answer with the part of an adapter's page that is shown first."""
         return JSONResponse(await asyncio.to_thread(_details, self._find(request.path_params["name"])))
 
-    async def layers(self, request: Request) -> Response:
-        """Answer with the tables and pictures of an adapter's updates."""
-        return JSONResponse(await asyncio.to_thread(_layers, self._find(request.path_params["name"])))
-
     async def report(self, request: Request) -> Response:
         """Answer with the page that `tsugiki adapters show --html` writes."""
         name = request.path_params["name"]
@@ -137,6 +147,15 @@ class LibraryView:
         saved = f"attachment; filename*=UTF-8''{quote(name)}.html"
         headers = {**_REPORT_HEADERS, "Content-Disposition": saved}
         return Response(page, media_type="text/html", headers=headers)
+
+    async def export(self, request: Request) -> Response:
+        """Answer with an adapter's folder as a zip, or with a GGUF file of it."""
+        asked = await read(Exporting, request)
+        folder = self._find(asked.name)
+        if asked.kind == "gguf":
+            return Response(await asyncio.to_thread(_gguf, folder), media_type="application/octet-stream")
+        await asyncio.to_thread(check_adapter, folder)
+        return StreamingResponse(_zipped(folder, asked.name.replace("/", "-")), media_type="application/zip")
 
     async def rename(self, request: Request) -> Response:
         """Rename an adapter of the library; running requests finish with it."""
@@ -173,6 +192,14 @@ class LibraryView:
 
         await asyncio.to_thread(save)
         return JSONResponse({"name": asked.name})
+
+    async def keep_run(self, request: Request) -> Response:
+        """Copy the present adapter of a run into the library, as `tsugiki adapters add` does."""
+        asked = await read(Renaming, request)
+        folder = self._find(asked.name)
+        self._check_free(asked.to)
+        await asyncio.to_thread(copy_into_library, folder, self.adapters.library, asked.to)
+        return JSONResponse({"name": asked.to})
 
     def _find(self, name: str) -> Path:
         """Return the folder of an adapter."""
@@ -226,7 +253,6 @@ def _row(folder: Path, files: tuple[FileStates, ...], lang: str) -> tuple[dict[s
         "changed": info.changed,
         "chat": (folder / CHAT_TEMPLATE_FILE).is_file(),
         "mixes": mixes and config.bias == "none" and not config.trainable_token_indices,
-        "digest": metadata.digests and metadata.digests.weights,
         "held_out": _held_out(record),
         "origin": _origin(metadata, record),
     }, info.base
@@ -259,7 +285,7 @@ def _origin(metadata: Metadata, record: RunRecord | None) -> dict[str, Any] | No
 
 
 def _source(source: Source) -> dict[str, Any]:
-    return {"name": source.name, "weight": source.weight, "digest": source.weights}
+    return {"name": source.name, "weight": source.weight}
 
 
 def _details(folder: Path) -> dict[str, Any]:
@@ -276,22 +302,6 @@ def _details(folder: Path) -> dict[str, Any]:
     }
 
 
-def _layers(folder: Path) -> dict[str, Any]:
-    """Return the tables and pictures of an adapter's updates."""
-    report = inspect_adapter(folder)
-    layers = report.layers
-    with _drawing:
-        pictures = layer_plots(layers) if layers else []
-    return {
-        "notes": list(report.notes),
-        "kinds": kinds_table(layers).to_json() if layers else None,
-        "layers": layers_table(layers).to_json() if layers else None,
-        "tensors": tensors_table(report.tensors).to_json() if report.tensors else None,
-        "pictures": [_without_styles(picture) for picture in pictures if picture],
-        "explained": _(LAYERS_EXPLAINED) if layers else None,
-    }
-
-
 def _report(folder: Path) -> str:
     """Return the page that `tsugiki adapters show --html` writes."""
     report = inspect_adapter(folder)
@@ -299,12 +309,44 @@ def _report(folder: Path) -> str:
         return adapter_page(report)
 
 
-def _without_styles(picture: Markup) -> str:
-    """Return an SVG whose styles are in `data-style`, because the page's Content-Security-Policy ignores `style`.
+def _zipped(folder: Path, name: str) -> Iterator[bytes]:
+    """Yield the parts of a zip with an adapter's folder while its files are read; the disk holds nothing of it."""
+    parts = _Parts()
+    with zipfile.ZipFile(parts, "w") as archive:  # type: ignore[call-overload]
+        for file in files_of(folder):
+            member = zipfile.ZipInfo.from_file(folder / file, f"{name}/{file}", strict_timestamps=False)
+            with (folder / file).open("rb") as source, archive.open(member, "w", force_zip64=True) as target:
+                while part := source.read(_PART):
+                    target.write(part)
+                    yield parts.take()
+    yield parts.take()
 
-    No text of the SVG is changed, because quotation marks in its texts are escaped.
-    """
-    return str(picture).replace(' style="', ' data-style="')
+
+class _Parts:
+    """A file that holds what was written to it until it is taken."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._written += data
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def take(self) -> bytes:
+        """Return what was written since the last call."""
+        taken, self._written = bytes(self._written), bytearray()
+        return taken
+
+
+def _gguf(folder: Path) -> bytes:
+    """Return an adapter as a GGUF file for llama.cpp, which is removed from the disk."""
+    with TemporaryDirectory() as temporary:
+        file = Path(temporary) / "adapter.gguf"
+        export_gguf_adapter(folder, file)
+        return file.read_bytes()
 
 
 def _card(folder: Path) -> str | None:

@@ -167,7 +167,8 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
                     name="add_special_tokens"
                 )
                 raise ApiError(400, message, "add_special_tokens", "invalid_value")
-            return chat_prompt(model, served.name, served.tokenizer, parsed.messages).ids
+            tokenizer = adapters.tokenizer(served, parsed.chat_template_of)
+            return chat_prompt(model, served.name, tokenizer, parsed.messages).ids
         assert parsed.prompt is not None
         prompt = text_prompts(model, served.tokenizer, [parsed.prompt])[0]
         return prompt.shown if parsed.add_special_tokens is False else prompt.ids

@@ -29,9 +29,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("use_beam_search", "continue_final_message", "include_stop_str_in_output"), (False,)),
     **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids"), (False,)),
     **dict.fromkeys(("suffix", "grammar"), ("",)),
-    "json_schema": (),
-    **dict.fromkeys(("guided_grammar", "allowed_token_ids", "audio", "web_search_options", "prompt_logprobs"), ()),
-    **dict.fromkeys(("chat_template", "prompt_embeds", "truncate_prompt_tokens"), ()),
+    **dict.fromkeys(("guided_grammar", "json_schema", "allowed_token_ids", "audio", "web_search_options"), ()),
+    **dict.fromkeys(("chat_template", "prompt_embeds", "prompt_logprobs", "truncate_prompt_tokens"), ()),
     "modalities": (["text"],),
 }
 """Fields that would change the result -> values that change nothing, beside null."""
@@ -109,7 +108,7 @@ class StructuredOutputs(Fields):
 
 class _Request(OpenFields):
     model: str
-    adapters: MixField = {}
+    adapters: MixField | None = None
     """Weights of the adapters to mix, by name. `model` must then be the base."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -207,6 +206,8 @@ class ChatRequest(_Request):
     """A request to `/v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    chat_template_of: str | None = None
+    """The model whose chat template is used; None: that of `model`."""
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
@@ -220,6 +221,8 @@ class TokenizeRequest(OpenFields):
     """The base if it is None."""
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
+    chat_template_of: str | None = None
+    """As in a `ChatRequest`."""
     add_special_tokens: bool | None = None
     """If it is None, for `prompt` only."""
     return_token_strs: bool = False
@@ -252,21 +255,21 @@ _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 async def read(kind: type[_Parsed], request: Request) -> _Parsed:
     """Read and parse the body of a request."""
-    return parse(kind, await _read_body(request))
+    return parse(kind, await read_body(request))
 
 
-async def _read_body(request: Request) -> bytes:
-    """Return the body of a request."""
+async def read_body(request: Request, most: int = MAX_BODY, seconds: int = _SECONDS) -> bytes:
+    """Return the body of a request, of `most` bytes, which must arrive within some seconds."""
     body = bytearray()
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(seconds):
             async for part in request.stream():
                 body += part
-                if len(body) > MAX_BODY:
-                    message = _("the body has more than {count:,} bytes").format(count=MAX_BODY)
+                if len(body) > most:
+                    message = _("the body has more than {count:,} bytes").format(count=most)
                     raise ApiError(413, message, code="too_large")
     except TimeoutError as error:
-        raise ApiError(408, _("the body did not arrive within {seconds} s").format(seconds=_SECONDS)) from error
+        raise ApiError(408, _("the body did not arrive within {seconds} s").format(seconds=seconds)) from error
     return bytes(body)
 
 

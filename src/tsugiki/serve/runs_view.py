@@ -6,6 +6,8 @@ files have limits of size, links are not followed, and a record that cannot be r
 
 import math
 import os
+import re
+import signal
 import stat
 import subprocess
 import sys
@@ -20,11 +22,13 @@ from typing import Any, Literal, TypeAlias
 
 from starlette.routing import Route
 
+from tsugiki.adapters.library import adapter_of_run
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use, process_of
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints
 from tsugiki.io.system import OWN_GROUP, ask_to_end
 from tsugiki.language import VARIABLE, _, language
 from tsugiki.report.record_text import held_out_table, summary_sentence
@@ -48,7 +52,9 @@ _MOST_POINTS = 1000  # points of a curve
 _END_OF_LOG = 8000  # bytes
 
 State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
-"""failed: the process ended before it wrote a record; unreadable: the record cannot be read."""
+"""stopped: by a signal; failed: the process ended with an error; unreadable: the record cannot be read."""
+_STOPPED = re.compile(r"(?<![A-Z])SIG(INT|TERM|HUP|BREAK)(?![A-Z])")
+"""In the last line of a run that a signal has stopped, in any language."""
 
 
 class RunProcesses:
@@ -57,6 +63,7 @@ class RunProcesses:
     def __init__(self) -> None:
         self._started: dict[Path, subprocess.Popen[bytes]] = {}
         self._stopping: dict[Path, int] = {}
+        self._statuses: dict[Path, int] = {}
         self._lock = threading.RLock()
 
     def start(self, folder: Path, words: Sequence[str], directory: Path) -> None:
@@ -89,6 +96,7 @@ class RunProcesses:
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         with self._lock:
             self._started[folder] = process
+            self._statuses.pop(folder, None)
 
     def owner(self, folder: Path) -> int | None:
         """Return the id of the process of this machine that trains in a folder; None if there is none, or in doubt.
@@ -99,8 +107,14 @@ class RunProcesses:
             started = self._started.get(folder)
             if started is not None and started.poll() is None:
                 return started.pid
-            self._started.pop(folder, None)
+            if started is not None:
+                self._statuses[folder] = self._started.pop(folder).returncode
         return process_of(folder)
+
+    def status(self, folder: Path) -> int:
+        """Return the exit status of the last process that this server has started in a folder; 0 if there is none."""
+        with self._lock:
+            return self._statuses.get(folder, 0)
 
     def is_stopping(self, folder: Path) -> bool:
         """Return whether the process of a run has been asked to end, and has not ended yet."""
@@ -148,9 +162,21 @@ class RunFolder:
 class Runs:
     """The runs below the working directory."""
 
-    def __init__(self, root: Path, processes: RunProcesses) -> None:
-        self.root, self.processes = root.resolve(), processes
+    def __init__(self, root: Path, processes: RunProcesses, model: str = "") -> None:
+        """Create it; `model` is the server's base, as `--model` names it."""
+        self.root, self.processes, self.model = root.resolve(), processes, model
         self._beginning = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Return the names of the runs that have an adapter, the last changed first."""
+        return [run.name for run in self.all()[0] if adapter_of_run(run.folder)]
+
+    def folder(self, name: str) -> Path | None:
+        """Return the folder with the present adapter of a run; None if there is none."""
+        try:
+            return adapter_of_run(self.find(name).folder)
+        except ApiError:
+            return None
 
     def find(self, name: str) -> RunFolder:
         """Return the run that a request names."""
@@ -252,13 +278,17 @@ class Runs:
         """Return the entry of a run in the list."""
         record = _record(run.folder)
         state = self._state(run.folder, record)
+        saved = checkpoints(run.folder / CHECKPOINTS)
         going_on = state in ("starting", "running", "stopping")
         shown: dict[str, Any] = {
             "name": run.name,
             "state": state,
             "changed": run.changed,
             "can_stop": going_on and self.processes.owner(run.folder) is not None,
-            "can_resume": state == "stopped",
+            "can_resume": state in ("stopped", "failed") and isinstance(record, RunRecord),
+            "checkpoint": checkpoint_step(saved[-1]) if saved else None,
+            "reason": self._reason(run.folder) if state == "failed" else None,
+            "talks": adapter_of_run(run.folder) is not None,
         }
         if isinstance(record, TsugikiError):
             return {**shown, "error": str(record)}
@@ -270,6 +300,7 @@ class Runs:
         return {
             **shown,
             "model": model if isinstance(model, str) else None,
+            "is_served": model == self.model,
             "data": record.config.data_text,
             "method": record.config.method,
             "learning_rate": _number(record.chosen("learning_rate")),
@@ -287,11 +318,25 @@ class Runs:
             if self.processes.is_stopping(folder):
                 return "stopping"
             return "running" if in_use and isinstance(record, RunRecord) else "starting"
-        if record is None:
-            return "failed"
         if isinstance(record, TsugikiError):
             return "unreadable"
-        return "finished" if record.status == "finished" else "stopped"
+        if record is not None and record.status == "finished":
+            return "finished"
+        return "failed" if self._reason(folder) else "stopped"
+
+    def _reason(self, folder: Path) -> str | None:
+        """Return why the process of a run that has not finished failed; None if it was stopped, or if it is unknown.
+
+        The command's last line is its error, or names the signal that stopped it.
+        """
+        last = (read_end(folder / LOG_FILE, _END_OF_LOG).strip().splitlines() or [""])[-1]
+        if last.startswith("tsugiki: "):
+            return None if _STOPPED.search(last) else last.removeprefix("tsugiki: ")
+        status = self.processes.status(folder)
+        if status < 0:
+            name = signal.Signals(-status).name
+            return _("the system ended it ({signal}), perhaps because memory ran out").format(signal=name)
+        return last or None if status or not (folder / RECORD_FILE).exists() else None
 
 
 def run_routes(runs: Runs) -> list[Route]:

@@ -81,12 +81,12 @@ class Guard:
         method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
         begun, given = False, headers.get(REQUEST_ID, "")
         scope[REQUEST_ID] = name = given if _REQUEST_NAME.fullmatch(given) else uuid.uuid4().hex
-        added = [(b"date", formatdate(usegmt=True).encode()), (REQUEST_ID.encode(), name.encode())]
 
         async def send_named(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                added = ((b"date", formatdate(usegmt=True).encode()), (REQUEST_ID.encode(), name.encode()))
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 

@@ -1,4 +1,4 @@
-"""The adapters that requests can name: those of the library, and folders that the server was started with.
+"""The adapters that requests can name: those of the library, of runs, and folders that the server was started with.
 
 An adapter is loaded and completely verified at its first use. Each load gets its own name in the model: after the files
 of an adapter were replaced on the disk, new requests use the new files, and running requests finish with the old ones.
@@ -12,6 +12,7 @@ that no request holds is unloaded.
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
@@ -51,6 +52,16 @@ FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
 _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 _BYTES = 4  # bytes of a number in memory
 _NEAR = 3  # similar names that an error lists
+
+
+class RunModels(Protocol):
+    """The runs whose adapters requests can name, also while they train."""
+
+    def names(self) -> list[str]:
+        """Return the names of the runs that have an adapter."""
+
+    def folder(self, name: str) -> Path | None:
+        """Return the folder with the present adapter of a run; None if there is none."""
 
 
 @dataclass(eq=False)
@@ -97,6 +108,8 @@ class ServedAdapters:
         self.engine = engine
         self.base = ServedModel(base_name, None, tokenizer, engine.batch_mode)
         self.folders, self.library = dict(folders), library
+        self.runs: RunModels | None = None  # of the page, if it shows any
+        self.lists_runs = False
         self.max_loaded, self.max_bytes, self.allow_base_mismatch = max_loaded, max_bytes, allow_base_mismatch
         self.roots = [root.resolve() for root in roots]
         self._added: set[str] = set()
@@ -110,6 +123,15 @@ class ServedAdapters:
         """Return the names of all adapters that can be used, loaded or not, without those that are not valid text."""
         names = dict.fromkeys([*self.folders, *library_names(self.library)])
         return [name for name in names if name != self.base.name and name.encode(errors="ignore").decode() == name]
+
+    def run_names(self) -> list[str]:
+        """Return the names of the runs that have an adapter, without those that are the name of another model."""
+        taken = {self.base.name, *self.names()}
+        return [name for name in (self.runs.names() if self.runs else ()) if name not in taken]
+
+    def listed(self) -> list[str]:
+        """Return the names that clients get in the list of models, the base first."""
+        return [self.base.name, *self.names(), *(self.run_names() if self.lists_runs else ())]
 
     def loaded(self) -> list[str]:
         """Return the names of the adapters in memory."""
@@ -205,7 +227,7 @@ class ServedAdapters:
     def find(self, name: str, param: str = "model") -> str:
         """Return the name of the base or of the adapter that a request names in the field `param`."""
         called, names = name.removeprefix(f"{self.base.name}:"), [self.base.name, *self.names()]
-        if called in names:  # a name is looked up in a list and is no path
+        if called in names or self._run(called):  # a name is looked up in a list and is no path
             return called
         near = get_close_matches(called, names, n=_NEAR)
         shown = _("; did you mean {names}?").format(names=", ".join(map(repr, near))) if near else ""
@@ -229,8 +251,24 @@ class ServedAdapters:
         return tuple(sorted((part, float(weight)) for part, weight in found if weight))
 
     def folder(self, name: str) -> Path:
-        """Return the folder of an adapter, whose name is one of `names`."""
-        return self.folders.get(name, self.library / name)
+        """Return the folder of an adapter, whose name `find` has returned. That of a run changes while it trains."""
+        if name in self.folders:
+            return self.folders[name]
+        own = self.library / name
+        run = None if "/" not in name and os.path.lexists(own) else self._run(name)
+        return run or own
+
+    def tokenizer(self, served: ServedModel, template_of: str | None) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer of a model, with the chat template of another model if a request names one."""
+        if template_of is None:
+            return served.tokenizer
+        name = self.find(template_of, "chat_template_of")
+        return (
+            self.base.tokenizer if name == self.base.name else with_chat_template(served.tokenizer, self.folder(name))
+        )
+
+    def _run(self, name: str) -> Path | None:
+        return self.runs.folder(name) if self.runs else None
 
     def _current(self, terms: _Terms) -> ServedModel | None:
         """Return the loaded model of these adapters, and mark it as used; None if there is none or files changed."""
@@ -266,8 +304,10 @@ class ServedAdapters:
             key, engine, mismatch = f"{name}#{next(self._loads)}", self.engine, self.allow_base_mismatch
             folders = [self.folder(part) for part, _weight in terms]
             weights = [weight for _part, weight in terms if weight is not None]
-            files = self._file_states(terms)
+            files = tuple(map(adapter_file_states, folders))  # not `folder` again: a run may have a newer one by now
             load = partial(load_served, engine.model, folders, weights, key, mismatch)
+            message = _("{name!r} was replaced while it was loaded; try again").format(name=name)
+            replaced = ApiError(503, message, retry_after=1)
             try:
                 digest = await asyncio.to_thread(digest_of, folders, weights)
                 tokenizer = self.base.tokenizer
@@ -275,6 +315,8 @@ class ServedAdapters:
                     tokenizer = with_chat_template(tokenizer, folder)  # the last one has the largest part
                 batch_mode = await asyncio.wrap_future(engine.call(load))
             except TsugikiError as error:
+                if self._file_states(terms) != files:  # the next checkpoint of a run has taken the place of this one
+                    raise replaced from error
                 reason = str(error)
                 for term, folder in zip(terms, folders, strict=True):
                     reason = reason.replace(str(folder), term[0])  # clients must not see paths of the server
@@ -288,9 +330,7 @@ class ServedAdapters:
             if self._file_states(terms) != files:
                 self._replaced.append(served)
                 self._unload_replaced()
-                raise ApiError(
-                    503, _("{name!r} was replaced while it was loaded; try again").format(name=name), retry_after=1
-                )
+                raise replaced
             self._loaded[terms] = served
             return served
 

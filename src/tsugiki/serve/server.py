@@ -60,6 +60,8 @@ class ServerSettings:
     """Folders below which requests may name adapters by a path."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by name, besides those of the library; they are loaded at the start."""
+    list_runs: bool = False
+    """Whether `/v1/models` lists the runs as well; requests can name them in any case."""
     workspace: Workspace | None = None
     """Where the page finds runs and texts, and starts runs; None: nowhere."""
 
@@ -115,8 +117,9 @@ def serve(
                 settings.adapter_bytes,
                 settings.lora_roots,
             )
+            adapters.lists_runs = settings.list_runs
             access = Access(host, settings.api_key, settings.origins, settings.names)
-            views = workspace_routes(settings.workspace) if settings.workspace else ()
+            views = workspace_routes(settings.workspace, adapters) if settings.workspace else ()
             updates = settings.allow_lora_updates or bool(settings.lora_roots)
             app = new_app(engine, adapters, access, settings.seconds, updates, views)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

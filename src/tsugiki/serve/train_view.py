@@ -1,7 +1,8 @@
 """The view Train: choose texts, preview and plan a run, and start it.
 
-A request gives texts below the server's folder of texts, a name, and settings of a fixed list. The base is the one that
-the server was started with. The run is `tsugiki train runs/NAME/settings.yaml`, a process of its own.
+A request gives texts, a base, a name, and settings of a fixed list. Texts are below the server's folder of texts, or
+were sent by the page (`uploads`), where the works of Aozora Bunko are as well. The base is one of a list (`bases`). The
+run is `tsugiki train runs/NAME/settings.yaml`, a process of its own.
 """
 
 import asyncio
@@ -27,13 +28,16 @@ from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS
+from tsugiki.serve.bases import bases_here
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.page import get_route, post_route
-from tsugiki.serve.protocol import Fields, read
+from tsugiki.serve.protocol import Fields, NameRequest, read
 from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
 from tsugiki.serve.security import PAGE_API
+from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.uploads import FOLDER, Uploads
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 
@@ -51,7 +55,12 @@ class RunRequest(Fields):
     """The fields of the form for a run. A setting that is left out has its default."""
 
     name: str
-    texts: Annotated[list[str], Field(min_length=1, max_length=64)]
+    texts: Annotated[list[str], Field(max_length=64, default_factory=list)]
+    """Files and folders below the folder of texts."""
+    uploads: Annotated[list[str], Field(max_length=64, default_factory=list)]
+    """Texts that the page has sent."""
+    base: Annotated[str | None, StringConstraints(min_length=1, max_length=1000)] = None
+    """One of the bases that are listed; None: the server's."""
     method: Annotated[str, StringConstraints(max_length=40)] = "lora"
     epochs: Annotated[float | None, Field(gt=0, le=1000)] = None
     minutes: Annotated[float | None, Field(gt=0, le=10_000)] = None
@@ -85,7 +94,7 @@ class WorksRequest(Fields):
 
 
 class FetchRequest(WorksRequest):
-    """The works that are written into the folder of texts, and the name of their file there, without its suffix."""
+    """The works that are written beside the sent texts, and the name of their file there, without its suffix."""
 
     name: str
 
@@ -95,7 +104,7 @@ class Workspace:
     """Where the page finds runs and texts, and starts runs."""
 
     model: str
-    """The base of all runs, as `--model` names it."""
+    """The server's base, as `--model` names it."""
     directory: Path
     """The working directory; new runs are in its folder `runs`."""
     texts: Path
@@ -134,16 +143,16 @@ class Prepared:
 class Training:
     """Prepares and starts runs."""
 
-    def __init__(self, workspace: Workspace, runs: Runs) -> None:
+    def __init__(self, workspace: Workspace, runs: Runs, uploads: Uploads) -> None:
         self.model, self.texts, self.aozora = workspace.model, workspace.texts.resolve(), workspace.aozora
-        self.runs = runs
+        self.runs, self.uploads = runs, uploads
 
     def options(self) -> dict[str, Any]:
         """Return what the form offers, and the defaults of its settings."""
         defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
         lora = defaults["lora"]
         return {
-            "model": self.model,
+            "bases": self.bases(),
             "texts": str(self.texts),
             "aozora": self.aozora,
             "methods": [
@@ -156,6 +165,10 @@ class Training:
                 **{name: getattr(lora, name) for name in _LORA},
             },
         }
+
+    def bases(self) -> list[str]:
+        """Return the bases that a run can have, the server's first."""
+        return bases_here(self.model, self.runs.root)
 
     def listing(self, folder: str) -> dict[str, Any]:
         """Return the folders and texts in a subfolder of the folder of texts; "": in the folder of texts itself."""
@@ -180,11 +193,17 @@ class Training:
         if method is None or not method.trains_adapter:
             message = _("{name!r} is no method that trains an adapter").format(name=parsed.method)
             raise ApiError(400, message, param="method")
-        data = [self._data(text) for text in parsed.texts]
-        own = parsed.model_dump(exclude_unset=True, exclude={"name", "texts"})
+        data = [*map(self._data, parsed.texts), *(str(self.uploads.path(text)) for text in parsed.uploads)]
+        if not data:
+            raise ApiError(400, _("choose a text"), param="texts", code="invalid_value")
+        own = parsed.model_dump(exclude_unset=True, exclude={"name", "base", "texts", "uploads"})
         lora = {name: own.pop(name) for name in _LORA if own.get(name) is not None}
+        base = parsed.base or self.model
+        if base not in self.bases():  # a name is looked up in a list and is no path
+            message = _("{name!r} is no base that the page lists").format(name=base[:100])
+            raise ApiError(400, message, param="base", code="invalid_value")
         given = {
-            "model": self.model,
+            "model": base,
             "data": data[0] if len(data) == 1 else data,
             "out": f"{RUNS_FOLDER}/{name}",
             **{key: value for key, value in own.items() if value is not None and value != []},
@@ -199,12 +218,6 @@ class Training:
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
             self.runs.processes.start(folder, ["train", prepared.settings_file], self.runs.root)
-
-    def new_text(self, name: str) -> Path:
-        """Return the path of a new file in the folder of texts."""
-        if not is_allowed(name) or len(name) > 100:
-            raise ApiError(400, _("a file cannot be called {name!r}").format(name=name[:100]), param="name")
-        return self.texts / f"{name}.jsonl"
 
     def _data(self, text: str) -> str:
         """Return the path of a text for the setting `data`, relative to the working directory if it is below it."""
@@ -234,10 +247,11 @@ class Training:
         return folder
 
 
-def workspace_routes(workspace: Workspace) -> list[Route]:
-    """Return the routes of the views Runs and Train."""
-    runs = Runs(workspace.directory, RunProcesses())
-    return [*run_routes(runs), *training_routes(Training(workspace, runs), Jobs(workspace.directory))]
+def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Route]:
+    """Return the routes of the views Runs and Train, and let requests name the runs."""
+    adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model)
+    training = Training(workspace, runs, Uploads(adapters.library.absolute() / FOLDER))
+    return [*run_routes(runs), *training_routes(training, Jobs(workspace.directory))]
 
 
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:
@@ -265,13 +279,23 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
 
     async def fetch(request: Request) -> Response:
         parsed = await read(FetchRequest, request)
-        out = training.new_text(parsed.name)
+        out = training.uploads.new_path(f"{parsed.name}.jsonl")
         done = await jobs.run(
             request, "fetch", _FETCH_SECONDS, source=training.aozora, query=parsed.query(), out=str(out)
         )
         return JSONResponse({**done, "file": out.name})
 
+    async def upload(request: Request) -> Response:
+        return JSONResponse({"name": await training.uploads.receive(request)}, 201)
+
+    def remove(asked: NameRequest) -> dict[str, Any]:
+        training.uploads.remove(asked.name)
+        return training.uploads.listing()
+
     return [
+        get_route("train/uploads", training.uploads.listing),
+        Route(f"{PAGE_API}train/uploads", upload, methods=["PUT"]),
+        post_route("train/remove-upload", NameRequest, remove),
         get_route("train/options", training.options),
         get_route("train/texts", training.listing, "folder"),
         post_route("train/settings", RunRequest, lambda asked: training.prepare(asked).shown()),

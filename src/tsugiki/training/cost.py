@@ -41,6 +41,7 @@ from tsugiki.methods.table import METHODS
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.linear import features
 from tsugiki.model.meta import meta_model
+from tsugiki.model.ungrafted import find_stacks
 from tsugiki.training import memory
 from tsugiki.training.config import RunConfig
 from tsugiki.training.facts import Shapes
@@ -292,7 +293,12 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     they keep, and a head that is tied to the embedding is quantised from it. If the quantisation of a GGUF file is
     kept, the embedding is unpacked to float32. The model has the shape and the dtype of its files, and is not grafted;
     its values are not used.
+
+    Stacked experts are loaded by transformers, which needs the size of the model again to stack them, and maps the
+    files into memory.
     """
+    if find_stacks(dict(model.named_modules())):
+        return base_bytes(model, base_dtype) + sum(weight.nbytes for weight in model.parameters())
     embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
     if base_dtype == "stored":
         return 4 * int(embedding.numel())

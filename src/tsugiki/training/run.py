@@ -30,6 +30,7 @@ from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_facts
 from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
+from tsugiki.training.memory import return_freed_memory
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.model_notes import model_notes
 from tsugiki.training.output_head import head_factor, head_note, leaves_layers_open, unlikely_share, with_output_head
@@ -231,6 +232,7 @@ def load_base(run: Run) -> None:
     run.display.announce(_("loading {model}").format(model=config.model))
     load = partial(load_model, config.model, run.facts.dtype, trust_remote_code=config.trust_remote_code)
     run.model = main_first(run.accelerator, load)
+    return_freed_memory()  # transformers stacks the weights of experts, and frees as much as the base takes
     if texts.new_words is not None:
         from tsugiki.base.new_words import add_rows
 
@@ -335,7 +337,7 @@ def write_result(run: Run) -> None:
         save_trained(trained, run.texts.tokenizer, run.out, run.config.save_dtype, with_template=has_chats)
         run.record.write(run.out)
 
-    with advice_to_resume():
+    with advice_to_resume(run.out):
         on_main(run.accelerator, write)
 
 

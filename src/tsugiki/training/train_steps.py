@@ -18,7 +18,7 @@ from tsugiki.fast.recomputation import recomputed_blocks
 from tsugiki.io.atomic import WriteError, new_folder
 from tsugiki.io.digests import read_manifest
 from tsugiki.io.file_names import MANIFEST_FILE
-from tsugiki.io.run_folder import CHECKPOINTS, remove_run
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import METHODS
@@ -75,7 +75,7 @@ def train_steps(run: "Run") -> None:
     if run.overwrite:
         on_main(run.accelerator, lambda: remove_run(run.out))
     run.accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
-    with advice_to_resume():
+    with advice_to_resume(run.out):
         while True:
             loop = _loop_with_callbacks(run, initial)
             if checkpoint is not None:
@@ -96,12 +96,17 @@ def train_steps(run: "Run") -> None:
 
 
 @contextmanager
-def advice_to_resume() -> Iterator[None]:
-    """Say how to go on if the disk is full."""
+def advice_to_resume(out: Path) -> Iterator[None]:
+    """Say how to go on if the disk is full, and what of the run in `out` is kept."""
     try:
         yield
     except WriteError as error:
-        raise WriteError(_("{error}; finished steps are kept: continue with --resume").format(error=error)) from error
+        saved = checkpoints(out / CHECKPOINTS)
+        if saved:
+            message = _("{error}; the checkpoint of step {step} is kept: continue with --resume")
+            raise WriteError(message.format(error=error, step=checkpoint_step(saved[-1]))) from error
+        message = _("{error}; no checkpoint was written, so --resume begins at the first step")
+        raise WriteError(message.format(error=error)) from error
 
 
 def _keeps_start(run: "Run") -> bool:

@@ -82,12 +82,35 @@ export async function postJson(path, body, signal) {
 
 /**
  * @param {string} path
+ * @param {Blob} body sent as it is
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<any>} the JSON that the server answers
+ * @throws {ApiError}
+ */
+export async function putFile(path, body, signal) {
+  const headers = { "Content-Type": "application/octet-stream" };
+  return (await request(path, { method: "PUT", headers, body, signal })).json();
+}
+
+/**
+ * @param {string} path
  * @param {AbortSignal} [signal]
  * @returns {Promise<Blob>} a picture or another file
  * @throws {ApiError}
  */
 export async function getBlob(path, signal) {
   return (await request(path, { signal })).blob();
+}
+
+/**
+ * @param {string} path
+ * @param {unknown} body sent as JSON
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<Blob>} the file that the server answers
+ * @throws {ApiError}
+ */
+export async function postBlob(path, body, signal) {
+  return (await request(path, post(body, signal))).blob();
 }
 
 /**

@@ -71,6 +71,73 @@ export function field(text, control) {
 }
 
 /**
+ * Ask for a name; what is wrong with it is shown in the question.
+ *
+ * @param {string} label
+ * @param {string} value proposed
+ * @param {string} yes what the button says that does it
+ * @param {string} no what the button says that does not
+ * @param {(name: string) => Promise<void>} act what is done with the name
+ */
+export function askName(label, value, yes, no, act) {
+  const input = h("input", { value, required: true, maxlength: 100, spellcheck: false });
+  const problem = h("p.broken", { role: "alert" });
+  const submit = async (event) => {
+    event.preventDefault();
+    try {
+      await act(input.value);
+      dialog.close();
+    } catch (error) {
+      fill(problem, error.message);
+    }
+  };
+  const dialog = h(
+    "dialog",
+    { "aria-label": label, onclose: () => dialog.remove() },
+    h(
+      "form",
+      { onsubmit: submit },
+      field(label, input),
+      problem,
+      h("div.actions", {}, button(no, () => dialog.close(), { class: "quiet" }), h("button.primary", {}, yes)),
+    ),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+  input.select();
+}
+
+/**
+ * Let the browser save a file.
+ *
+ * @param {string} name
+ * @param {Blob} content
+ */
+export function saveFile(name, content) {
+  const url = URL.createObjectURL(content);
+  h("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}
+
+/**
+ * @param {{headers: string[], rows: Child[][]}} content
+ * @returns {HTMLElement} a table that can be scrolled, also by keyboard
+ */
+export function table({ headers, rows }) {
+  const heads = headers.map((text) => (text ? h("th", { scope: "col" }, text) : h("td")));
+  return h(
+    "div.scroll",
+    { tabindex: 0 },
+    h(
+      "table.data",
+      {},
+      h("thead", {}, h("tr", {}, heads)),
+      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((text) => h("td", {}, text))))),
+    ),
+  );
+}
+
+/**
  * Ask a question and wait for the answer.
  *
  * @param {string} question

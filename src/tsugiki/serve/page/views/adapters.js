@@ -22,11 +22,10 @@ const MIX = "*mix";
  * @property {boolean} mixes whether it can be part of a mix
  * @property {boolean} loaded whether it is in memory
  * @property {boolean} given whether it was given when the server was started
- * @property {string | null} digest of its weights
  * @property {{before: string, after: string, change: string, described: string} | null} held_out
  * @property {{operation: string, data?: string, sources: Source[]} | null} origin
  *
- * @typedef {{name: string, weight: number | null, digest: string | null}} Source an adapter that another one comes from
+ * @typedef {{name: string, weight: number | null}} Source an adapter that another one comes from
  *
  * @typedef {object} Library
  * @property {string} base the name of the base that is served

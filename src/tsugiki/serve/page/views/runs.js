@@ -1,7 +1,7 @@
 /** Runs: those below the working directory; one of them with its curves, samples and output, while it trains. */
 
 import { getJson, postJson } from "../api.js";
-import { ask, button, fill, h } from "../dom.js";
+import { ask, askName, button, fill, h, table } from "../dom.js";
 import { lossChart } from "./runs/chart.js";
 
 const API = "/page/api/";
@@ -84,8 +84,8 @@ function list(root, { t, lang, signal, go }) {
       "a.sheet.run",
       { href: `#runs/${encodeURIComponent(run.name)}` },
       h("span.top", {}, h("strong", {}, run.name), tag(run, t)),
-      run.error
-        ? h("span.faint.small", {}, run.error)
+      run.error || run.reason
+        ? h("span.faint.small", {}, run.error ?? run.reason)
         : h("span.faint.small", {}, [run.data, run.method, run.model].filter(Boolean).join(" · ") || t("no_record")),
       run.steps && [
         progress(run, t),
@@ -115,7 +115,7 @@ function list(root, { t, lang, signal, go }) {
 }
 
 function details(root, app, name) {
-  const { t, lang, signal, fail } = app;
+  const { t, lang, signal, fail, go } = app;
   const state = h("div.state", { "aria-live": "polite" });
   const chart = lossChart({ label: t("chart"), step: t("step"), loss: t("loss"), kept: t("kept") }, lang, signal);
   const figure = h("section.sheet", { hidden: true }, h("h2", {}, t("curves")), chart.element);
@@ -141,8 +141,10 @@ function details(root, app, name) {
       h(
         "div.actions",
         {},
+        run.talks && run.is_served && button(t("talk"), () => go("talk", run.name), { class: "primary" }),
+        run.talks && button(t("keep"), keep),
         run.can_stop && run.state !== "stopping" && button(t("stop"), stop, { class: "danger" }),
-        run.can_resume && button(t("resume"), resume, { class: "primary" }),
+        run.can_resume && button(t("resume"), resume),
       ),
     ),
     run.steps && progress(run, t),
@@ -154,9 +156,16 @@ function details(root, app, name) {
       ),
     run.state === "starting" && h("p.note", {}, t("starting.note")),
     run.state === "stopping" && h("p.note", {}, t("stopping.note")),
-    run.state === "failed" && h("p.note", {}, t("failed.note")),
+    run.reason && h("p.note.bad", { role: "alert" }, run.reason),
+    (run.state === "failed" || run.state === "stopped") && h("p.note", {}, whatNow(run)),
     run.error && h("p.note", {}, run.error),
+    run.talks && !run.is_served && h("p.note", {}, t("other_base", { base: run.model ?? "?" })),
   ]);
+
+  function whatNow(run) {
+    if (!run.can_resume) return t("again.start");
+    return run.checkpoint === null ? t("again.first_step") : t("again.checkpoint", { step: run.checkpoint });
+  }
 
   function facts(run) {
     const rate = run.learning_rate && t("rate", { rate: run.learning_rate });
@@ -172,38 +181,10 @@ function details(root, app, name) {
     ].filter(Boolean);
   }
 
-  const drawResults = part(results, ({ sentence, table }) => [
+  const drawResults = part(results, ({ sentence, figures }) => [
     sentence && h("h2", {}, t("result")),
     sentence && h("p.sentence", {}, sentence),
-    table &&
-      h(
-        "div.scroll",
-        {},
-        h(
-          "table",
-          {},
-          h(
-            "thead",
-            {},
-            h(
-              "tr",
-              {},
-              table.headers.map((text) => h("th", { scope: "col" }, text)),
-            ),
-          ),
-          h(
-            "tbody",
-            {},
-            table.rows.map((row) =>
-              h(
-                "tr",
-                {},
-                row.map((cell) => h("td", {}, cell)),
-              ),
-            ),
-          ),
-        ),
-      ),
+    figures && table(figures),
   ]);
 
   const drawSamples = part(samples, ({ prompts, kept }) =>
@@ -251,6 +232,13 @@ function details(root, app, name) {
     }
   }
 
+  function keep() {
+    askName(t("keep.name"), name.split("/").at(-1), t("keep"), t("cancel"), async (to) => {
+      await postJson("/page/api/keep-run", { name, to }, signal);
+      go("adapters", to);
+    });
+  }
+
   async function resume() {
     try {
       await postJson(`${API}runs/resume`, { name }, signal);
@@ -265,7 +253,7 @@ function details(root, app, name) {
     const goesOn = GOING_ON.includes(run.state);
     if (goesOn) root.dataset.busy = "yes";
     else delete root.dataset.busy;
-    const { curves, samples: texts, sentence, table, log, changed, ...rest } = run;
+    const { curves, samples: texts, sentence, table: held_out, log, changed, ...rest } = run;
     drawState(rest);
     if (curves && (curves.training.length || curves.held_out.length > 1)) {
       figure.hidden = false;
@@ -276,7 +264,7 @@ function details(root, app, name) {
       ];
       chart.draw(named, run.steps, run.state === "finished" ? run.kept_step : null);
     }
-    drawResults({ sentence, table });
+    drawResults({ sentence, figures: held_out });
     drawSamples({ prompts: texts ?? [], kept: run.state === "finished" ? run.kept_step : null });
     const isOpen = output.querySelector("details")?.open ?? !curves;
     drawOutput({ log, open: isOpen });

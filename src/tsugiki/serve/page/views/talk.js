@@ -1,14 +1,15 @@
 /**
  * Talk: one prompt, answered by the base and by adapters side by side with the same seed.
  *
- * What was said stays, and answers go on, while other views are shown.
+ * What was said stays, and answers go on, while other views are shown. Conversations are kept in the browser.
  */
 
-import { getJson } from "../api.js";
-import { button, fill, h } from "../dom.js";
+import { getJson, postJson } from "../api.js";
+import { button, fill, h, saveFile } from "../dom.js";
 import { drawAnswer, isOpen, percent, textOf } from "./talk/answer.js";
 import { generate } from "./talk/generate.js";
-import { askMix, isKnown, labelOf, requestOf } from "./talk/models.js";
+import { conversations, exported, forget as forgetConversation, imported, keep, lastOpen } from "./talk/history.js";
+import { askMix, isKnown, labelOf, namesIn, requestOf } from "./talk/models.js";
 import { loadSettings, samplingOf, saveSettings, settingsFields } from "./talk/settings.js";
 import { forget, interval, tallies, vote } from "./talk/votes.js";
 
@@ -29,7 +30,13 @@ const LETTERS = "ABCDEF";
 const settings = loadSettings();
 /** @type {Turn[]} */
 const turns = [];
+/** Of the conversation in the history. */
+let id = newId();
 let draft = "";
+/** The models when the server last answered. */
+let lastModels = null;
+const before = lastOpen();
+if (before) open(before);
 /** Called when all answers are finished; what it draws is the form that is on the page by then. */
 let finished = () => {};
 
@@ -41,9 +48,16 @@ export async function render(root, app) {
   const { t, lang, signal } = app;
   /**
    * @type {{ base: { name: string, chat: boolean, repetition_penalty: number },
-   *   adapters: { name: string, chat: boolean }[] }}
+   *   adapters: { name: string, chat: boolean }[], runs: { name: string, chat: boolean }[], context: number }}
    */
-  const { base, adapters } = await getJson("/page/api/models", signal);
+  const { base, adapters: kept, runs, context } = await getJson("/page/api/models", signal).catch((error) => {
+    if (!lastModels || error.code !== "unreachable") throw error;
+    app.fail(error);
+    return lastModels;
+  });
+  lastModels = { base, adapters: kept, runs, context };
+  const collator = new Intl.Collator(lang, { numeric: true });
+  const adapters = [...kept.sort((a, b) => collator.compare(a.name, b.name)), ...runs];
   const known = [base, ...adapters];
   const names = known.map((one) => one.name);
   const canChat = known.some((one) => one.chat);
@@ -57,6 +71,7 @@ export async function render(root, app) {
   const log = h("div.turns");
   const chips = h("div.chips", { role: "group", "aria-label": t("models") });
   const options = h("div.options");
+  const hint = h("p.hint.faint.small");
   const more = h("div", { hidden: true });
   const opener = button(t("settings"), () => showSettings(more.hidden), { class: "quiet" });
   const prompt = h("textarea", {
@@ -67,14 +82,15 @@ export async function render(root, app) {
     onkeydown: onKey,
   });
   const send = h("button.primary", { type: "submit" });
-  const composer = h("form.composer", { onsubmit: onSubmit }, chips, prompt, more, h("div.row", {}, options, send));
+  const row = h("div.row", {}, options, send);
+  const composer = h("form.composer", { onsubmit: onSubmit }, chips, prompt, more, row, hint);
   root.append(h("h1.unseen", {}, t("title")), log, composer, status);
 
   const say = (text) => fill(status, text);
   const last = () => turns.at(-1);
   const isBusy = () => turns.some((turn) => turn.answers.some(isOpen));
 
-  function keep() {
+  function keepSettings() {
     settings.models = models;
     saveSettings(settings);
   }
@@ -86,8 +102,11 @@ export async function render(root, app) {
       models.map(drawChip),
       models.length < MOST && adapters.length > 0 && button(t("add"), add, { class: "quiet" }),
     );
-    fill(options, canChat && drawModes(), drawCheck("blind", t("blind")), drawCheck("shaded", t("shaded")), opener);
-    fill(more, settingsFields(settings, base.repetition_penalty, t, keep));
+    const history = button(t("history"), showHistory, { class: "quiet" });
+    const checks = [drawCheck("blind", t("blind")), drawCheck("shaded", t("shaded"))];
+    fill(options, canChat && drawModes(), checks, opener, history);
+    fill(hint, settings.mode === "chat" ? t("hint.chat") : t("hint.continue"));
+    fill(more, settingsFields(settings, base.repetition_penalty, t, keepSettings));
     prompt.placeholder = settings.mode === "chat" ? t("prompt.chat") : t("prompt.continue");
     root.classList.toggle("shaded", settings.shaded);
     drawSend();
@@ -111,7 +130,7 @@ export async function render(root, app) {
   function drawChip(model, index) {
     const choose = async () => {
       models[index] = (select.value === "" ? await askMix(model, names.slice(1), t) : select.value) ?? model;
-      keep();
+      keepSettings();
       drawForm();
       chips.children[index].querySelector("select").focus();
     };
@@ -124,7 +143,7 @@ export async function render(root, app) {
     );
     const remove = () => {
       models.splice(index, 1);
-      keep();
+      keepSettings();
       drawForm();
     };
     const removal = t("remove_model", { name: labelOf(model) });
@@ -139,7 +158,7 @@ export async function render(root, app) {
 
   function add() {
     models.push(names.find((name) => !models.includes(name)) ?? base.name);
-    keep();
+    keepSettings();
     drawForm();
     chips.querySelector(".chip:last-of-type select").focus();
   }
@@ -155,7 +174,7 @@ export async function render(root, app) {
           checked: settings.mode === mode,
           onchange: () => {
             settings.mode = mode;
-            keep();
+            keepSettings();
             drawForm();
           },
         }),
@@ -170,7 +189,7 @@ export async function render(root, app) {
       checked: settings[name],
       onchange: () => {
         settings[name] = input.checked;
-        keep();
+        keepSettings();
         root.classList.toggle("shaded", settings.shaded);
       },
     });
@@ -201,26 +220,67 @@ export async function render(root, app) {
     const text = isChat ? prompt.value.trim() : prompt.value;
     turns.push(newTurn(text, isChat, settings.blind && models.length > 1, settings.seed, models));
     if (isChat) prompt.value = draft = "";
+    showSettings(false);
     drawTurns();
     log.lastElementChild.scrollIntoView({ block: "start", behavior: "smooth" });
     ask(last());
   }
 
   /** Ask the models of a turn for their answers, all at once. */
-  async function ask(turn) {
+  async function ask(turn, answers = turn.answers) {
+    const own = id;
     drawSend();
-    await Promise.all(turn.answers.map((answer) => receive(turn, answer)));
+    await Promise.all(answers.map((answer) => receive(turn, answer)));
     turn.changed();
+    if (own === id) keep(id, turns);
     finished();
+  }
+
+  /** Ask for one answer again. */
+  function retry(turn, answer) {
+    Object.assign(answer, { parts: [], state: "waiting", reason: null, error: "", tokens: 0, seconds: 0 });
+    answer.controller = new AbortController();
+    answer.changed();
+    ask(turn, [answer]);
+  }
+
+  /** Return the name in a model that has a chat template. */
+  const templateIn = (model) => namesIn(model, base.name).find((name) => known.find((one) => one.name === name)?.chat);
+
+  /**
+   * Leave out the oldest turns of a conversation until it fits in the context with a part of the answer.
+   *
+   * @returns {Promise<{ messages: object[], left: number, room: number }>} what remains, and its tokens for the answer
+   */
+  async function fitted(messages, chosen, signal) {
+    const first = messages[0].role === "system" ? 1 : 0;
+    const wanted = Math.min(settings.max_tokens, Math.floor(context / 4));
+    for (let left = 0; ; left++) {
+      const { count } = await postJson("/tokenize", { ...chosen, messages }, signal);
+      const room = Math.max(1, context - count);
+      if (room >= wanted || messages.length - first < 3) return { messages, left, room };
+      messages = [...messages.slice(0, first), ...messages.slice(first + 2)];
+    }
   }
 
   async function receive(turn, answer) {
     let first = 0;
     try {
-      const given = turn.isChat ? conversation(turn, answer.model) : turn.prompt;
+      let given = turn.prompt;
       const asked = requestOf(answer.model, base.name);
       const sampling = samplingOf(settings, turn.seed);
-      for await (const { parts, reason } of generate(asked, given, sampling, answer.controller.signal)) {
+      const { signal } = answer.controller;
+      if (turn.isChat) {
+        const own = templateIn(answer.model);
+        const beside = turn.answers.map((other) => templateIn(other.model)).find(Boolean);
+        asked.chat_template_of = own ? undefined : (beside ?? known.find((one) => one.chat)?.name);
+        const chosen = { model: asked.model, chat_template_of: own ?? asked.chat_template_of };
+        const fit = await fitted(conversation(turn, answer.model), chosen, signal);
+        given = fit.messages;
+        answer.left = fit.left;
+        sampling.max_tokens = Math.min(sampling.max_tokens, fit.room);
+      }
+      for await (const { parts, reason } of generate(asked, given, sampling, signal)) {
         first ||= performance.now();
         answer.state = "running";
         answer.tokens += 1;
@@ -257,7 +317,9 @@ export async function render(root, app) {
     const bar = h("div.actions");
     const foot = h("div.actions");
     const isHidden = () => turn.isBlind && !turn.hasVoted;
-    const answers = turn.answers.map((answer) => drawAnswer(answer, app, isHidden, say));
+    const answers = turn.answers.map((answer) =>
+      drawAnswer(answer, app, isHidden, say, turn.isChat, () => retry(turn, answer)),
+    );
     turn.changed = () => {
       const isDone = !turn.answers.some(isOpen);
       fill(
@@ -284,6 +346,7 @@ export async function render(root, app) {
     const choose = (best) => {
       turn.hasVoted = true;
       vote(base.name, turn.answers.map((answer) => labelOf(answer.model)), best);
+      keep(id, turns);
       drawTurns();
     };
     return [
@@ -309,7 +372,7 @@ export async function render(root, app) {
       h("summary", {}, t("votes")),
       h(
         "div.scroll",
-        {},
+        { tabindex: 0 },
         h(
           "table",
           {},
@@ -344,9 +407,56 @@ export async function render(root, app) {
   }
 
   function clear() {
-    turns.length = 0;
+    begin([]);
     drawTurns();
+    drawSend();
     prompt.focus();
+  }
+
+  /** Show the conversations of earlier visits. */
+  function showHistory() {
+    const list = h("ul.history");
+    const found = h("p.small", { role: "status" });
+    const file = h("input", { type: "file", accept: ".json", onchange: () => read(file.files[0]) });
+    const draw = () => fill(list, conversations().map(item));
+    const item = (one) => {
+      const when = new Date(one.when).toLocaleString(lang, { dateStyle: "medium", timeStyle: "short" });
+      const title = one.turns[0]?.prompt.slice(0, 40) || "…";
+      const show = () => {
+        begin([]);
+        open(one);
+        dialog.close();
+        drawTurns();
+      };
+      const remove = () => (forgetConversation(one.id), draw());
+      const attributes = { class: "quiet", "aria-label": t("history.remove", { title }) };
+      return h("li", {}, button(title, show, { class: "link" }), h("span.faint.small", {}, when),
+        button("×", remove, attributes));
+    };
+    const read = async (chosen) => {
+      const count = imported(await chosen.text());
+      fill(found, count === null ? t("history.wrong") : t("history.imported", { count }));
+      draw();
+    };
+    const dialog = h(
+      "dialog.talk",
+      { "aria-label": t("history"), onclose: () => dialog.remove() },
+      h("h2", {}, t("history")),
+      h("p.faint.small", {}, t("history.where")),
+      list,
+      found,
+      h("label.field", {}, h("span", {}, t("history.import")), file),
+      h(
+        "div.actions",
+        {},
+        button(t("history.forget"), () => (forgetConversation(null), draw()), { class: "danger" }),
+        button(t("history.export"), () => saveFile("tsugiki-conversations.json", exported())),
+        button(t("close"), () => dialog.close(), { class: "primary" }),
+      ),
+    );
+    draw();
+    document.body.append(dialog);
+    dialog.showModal();
   }
 
   finished = () => {
@@ -356,6 +466,31 @@ export async function render(root, app) {
   showSettings(false);
   drawForm();
   drawTurns();
+}
+
+/** Begin a conversation with these turns; answers of the one before end. */
+function begin(others, called = newId()) {
+  for (const turn of turns) turn.answers.forEach((answer) => answer.controller.abort());
+  turns.splice(0, turns.length, ...others);
+  id = called;
+}
+
+/** @returns {string} of a conversation */
+function newId() {
+  return `${Date.now()}-${Math.random().toString(36).slice(2)}`;
+}
+
+/** @param {import("./talk/history.js").Conversation} kept */
+function open(kept) {
+  const answerOf = ({ text, ...rest }) => ({
+    ...rest,
+    parts: text ? [{ text, tokens: [] }] : [],
+    state: rest.state === "failed" || rest.state === "stopped" ? rest.state : "done",
+    controller: new AbortController(),
+    changed: () => {},
+  });
+  const turnOf = (turn) => ({ ...turn, answers: turn.answers.map(answerOf), changed: () => {} });
+  begin(kept.turns.map(turnOf), kept.id);
 }
 
 /**
@@ -377,6 +512,7 @@ function newTurn(prompt, isChat, isBlind, seed, models) {
     error: "",
     tokens: 0,
     seconds: 0,
+    left: 0,
     controller: new AbortController(),
     changed: () => {},
   }));
@@ -401,8 +537,9 @@ function newTurn(prompt, isChat, isBlind, seed, models) {
 function conversation(turn, model) {
   const messages = settings.system ? [{ role: "system", content: settings.system }] : [];
   for (const earlier of turns) {
+    if (earlier === turn) break; // it may be an earlier one that is asked again
     const answer = earlier.answers.find((one) => one.model === model && one.state !== "failed" && textOf(one));
-    if (earlier === turn || turn.isBlind || !earlier.isChat || earlier.isBlind || !answer) continue;
+    if (turn.isBlind || !earlier.isChat || earlier.isBlind || !answer) continue;
     messages.push({ role: "user", content: earlier.prompt }, { role: "assistant", content: textOf(answer) });
   }
   return [...messages, { role: "user", content: turn.prompt }];

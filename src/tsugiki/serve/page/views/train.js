@@ -1,8 +1,8 @@
 /** Train: choose texts, see what would be learned and what it would take, and start the run. */
 
-import { getJson, postJson } from "../api.js";
-import { button, field, fill, h } from "../dom.js";
-import { drawPlan, drawPreview } from "./train/results.js";
+import { getJson, postJson, putFile } from "../api.js";
+import { ask, button, field, fill, h } from "../dom.js";
+import { drawBases, drawPlan, drawPreview } from "./train/results.js";
 
 const API = "/page/api/train/";
 const PAUSE = 400; // milliseconds after the last change, before the settings are checked
@@ -26,6 +26,10 @@ const draft = {
   folder: "",
   /** @type {string[]} */
   texts: [],
+  /** @type {string[]} of those that were sent */
+  uploads: [],
+  pasted: "",
+  base: "",
   name: "",
   method: "lora",
   length: "epochs",
@@ -44,7 +48,9 @@ const draft = {
 export async function render(root, app) {
   const { t, lang, signal, fail, go } = app;
   const options = await getJson(`${API}options`, signal);
+  draft.base = options.bases.includes(draft.base) ? draft.base : options.bases[0];
   const texts = h("div.texts");
+  const sent = h("div.sent");
   const chosen = h("ul.chosen");
   const command = h("pre", { tabindex: 0 });
   const yaml = h("pre", { tabindex: 0 });
@@ -57,7 +63,8 @@ export async function render(root, app) {
   /** Return the body of a request for what is filled in. */
   function asked() {
     const lora = options.methods.find((one) => one.name === draft.method)?.lora;
-    const body = { name: draft.name.trim(), texts: draft.texts, method: draft.method };
+    const { texts, uploads, base, method } = draft;
+    const body = { name: draft.name.trim(), texts, uploads, base, method };
     for (const name of Object.keys(NUMBERS)) {
       const given = (draft.numbers[name] ?? "").trim();
       const isOtherLength = (name === "epochs" || name === "minutes") && name !== draft.length;
@@ -74,6 +81,77 @@ export async function render(root, app) {
   }
 
   // The texts ---------------------------------------------------------------------------------------------
+
+  async function showSent() {
+    drawSent(await getJson(`${API}uploads`, signal));
+  }
+
+  function drawSent({ files, folder, suffixes, largest }) {
+    const names = files.map((file) => file.name);
+    draft.uploads = draft.uploads.filter((name) => names.includes(name));
+    const accept = suffixes.join();
+    const input = h("input", { type: "file", multiple: true, accept, onchange: () => send(input.files) });
+    const pasted = h("textarea", { rows: 4, value: draft.pasted, oninput: () => (draft.pasted = pasted.value) });
+    const over = (isOver) => (event) => {
+      event.preventDefault();
+      zone.classList.toggle("over", isOver);
+    };
+    const drop = (event) => (over(false)(event), send(event.dataTransfer.files));
+    const zone = h(
+      "div.drop",
+      { ondragover: over(true), ondragleave: over(false), ondrop: drop },
+      field(t("sent.file", { suffixes: suffixes.join(" "), size: size(largest, lang) }), input),
+      field(t("sent.paste"), pasted),
+      h("div.actions", {}, button(t("sent.use"), () => paste(pasted.value))),
+    );
+    fill(
+      sent,
+      zone,
+      files.length > 0 && h("p.faint.small", {}, t("sent.folder", { folder })),
+      files.length > 0 && h("ul.entries", { tabindex: 0 }, files.map((file) => h("li", {}, drawFile(file)))),
+    );
+    drawChosen();
+  }
+
+  function drawFile(file) {
+    const box = h("input", {
+      type: "checkbox",
+      checked: draft.uploads.includes(file.name),
+      onchange: () => choose(file.name, box.checked, "uploads"),
+    });
+    const facts = h("span.faint.small.number", {}, size(file.size, lang));
+    const remove = async () => {
+      if (!(await ask(t("sent.question", { name: file.name }), t("sent.remove"), t("cancel")))) return;
+      try {
+        drawSent(await postJson(`${API}remove-upload`, { name: file.name }, signal));
+        changed();
+      } catch (error) {
+        fail(error);
+      }
+    };
+    const attributes = { class: "quiet", "aria-label": t("sent.remove_it", { name: file.name }) };
+    return [h("label", {}, box, h("span", {}, file.name), facts), button("×", remove, attributes)];
+  }
+
+  /** Send files; they are chosen, and their first rows are shown. */
+  async function send(files) {
+    await work("send", async () => {
+      for (const file of files) {
+        const { name } = await putFile(`${API}uploads?name=${encodeURIComponent(file.name)}`, file, signal);
+        choose(name, true, "uploads");
+      }
+      await showSent();
+    });
+    clearTimeout(timer);
+    await check();
+    if (checked) await preview();
+  }
+
+  async function paste(text) {
+    if (busy || !text.trim()) return;
+    draft.pasted = "";
+    await send([new File([text], `${text.trim().split("\n")[0].slice(0, 20)}.txt`)]);
+  }
 
   async function showFolder(folder) {
     try {
@@ -112,20 +190,18 @@ export async function render(root, app) {
       type: "checkbox",
       checked: draft.texts.includes(path),
       "aria-label": entry.folder ? t("texts.whole", { name: entry.name }) : null,
-      onchange: () => choose(path, box.checked),
+      onchange: () => choose(path, box.checked, "texts"),
     });
     if (entry.folder) return [box, button(`${entry.name}/`, () => showFolder(path), { class: "link" })];
     return h("label", {}, box, h("span", {}, entry.name), h("span.faint.small.number", {}, size(entry.size, lang)));
   }
 
-  function choose(path, isChosen) {
-    draft.texts = draft.texts.filter((one) => one !== path);
-    if (isChosen) draft.texts.push(path);
+  /** @param {"texts" | "uploads"} where the text is */
+  function choose(path, isChosen, where) {
+    draft[where] = draft[where].filter((one) => one !== path);
+    if (isChosen) draft[where].push(path);
     if (!draft.name && isChosen) {
-      draft.name = path
-        .split("/")
-        .at(-1)
-        .replace(/\.[^.]+$/, "");
+      draft.name = path.split("/").at(-1).replace(/\.[^.]+$/, "");
       name.value = draft.name;
     }
     drawChosen();
@@ -133,20 +209,13 @@ export async function render(root, app) {
   }
 
   function drawChosen() {
-    fill(
-      chosen,
-      draft.texts.map((path) =>
-        h(
-          "li.tag",
-          {},
-          path,
-          button("×", () => (choose(path, false), showFolder(draft.folder)), {
-            class: "quiet",
-            "aria-label": t("texts.remove", { name: path }),
-          }),
-        ),
-      ),
-    );
+    const redraw = { texts: () => showFolder(draft.folder), uploads: showSent };
+    const tag = (path, where) => {
+      const leave = () => (choose(path, false, where), redraw[where]());
+      const label = t("texts.remove", { name: path });
+      return h("li.tag", {}, path, button("×", leave, { class: "quiet", "aria-label": label }));
+    };
+    fill(chosen, ["uploads", "texts"].map((where) => draft[where].map((path) => tag(path, where))));
   }
 
   // Aozora Bunko ------------------------------------------------------------------------------------------
@@ -229,8 +298,8 @@ export async function render(root, app) {
         const done = await postJson(`${API}fetch`, { ...query(), name: draft.aozora.name.trim() }, signal);
         fill(found, h("p", {}, t("aozora.done", { works: done.works, characters: done.characters, file: done.file })));
         if (done.skipped) found.append(h("p.faint.small", {}, t("aozora.skipped", { count: done.skipped })));
-        choose(done.file, true);
-        await showFolder("");
+        choose(done.file, true, "uploads");
+        await showSent();
       } finally {
         status.remove();
       }
@@ -251,6 +320,11 @@ export async function render(root, app) {
     options.methods.map((one) =>
       h("option", { value: one.name, selected: one.name === draft.method }, `${one.name} · ${one.summary}`),
     ),
+  );
+  const bases = h(
+    "select",
+    { onchange: () => ((draft.base = bases.value), changed()) },
+    options.bases.map((one) => h("option", { value: one, selected: one === draft.base }, one)),
   );
   const lengths = h(
     "select",
@@ -310,7 +384,8 @@ export async function render(root, app) {
 
   async function check() {
     const mine = ++turn;
-    const missing = !draft.texts.length ? t("choose") : !draft.name.trim() ? t("give_name") : "";
+    const hasText = draft.texts.length + draft.uploads.length > 0;
+    const missing = !hasText ? t("choose") : !draft.name.trim() ? t("give_name") : "";
     let message = missing;
     let shown = null;
     if (!missing) {
@@ -338,6 +413,8 @@ export async function render(root, app) {
       actions,
       button(t(busy === "preview" ? "preview.busy" : "preview"), preview, { disabled: !checked || Boolean(busy) }),
       button(t(busy === "plan" ? "plan.busy" : "plan"), plan, { disabled: !checked || Boolean(busy) }),
+      options.bases.length > 1 &&
+        button(t(busy === "bases" ? "plan.busy" : "compare"), compare, { disabled: !checked || Boolean(busy) }),
       button(t("start"), start, { class: "primary", disabled: !checked || Boolean(busy) }),
     );
   }
@@ -367,6 +444,17 @@ export async function render(root, app) {
       const shown = await postJson(`${API}plan`, asked(), signal);
       place("plan", drawPlan(shown, t));
     });
+  /** Plan the run with each base. */
+  const compare = () =>
+    work("bases", async () => {
+      const plans = [];
+      for (const base of options.bases) {
+        const planned = await postJson(`${API}plan`, { ...asked(), base }, signal).catch((error) => error);
+        if (signal.aborted) return;
+        plans.push([base, planned]);
+        place("bases", drawBases(plans, t));
+      }
+    });
   const start = () =>
     work("start", async () => {
       const { run } = await postJson(`${API}start`, asked(), signal);
@@ -391,6 +479,7 @@ export async function render(root, app) {
     h("h3", {}, t("settings"), " ", shownFile),
     yaml,
   );
+  const folders = h("details", {}, h("summary", {}, t("texts.here")), texts);
   const more = h(
     "details",
     { open: draft.isAdvanced, ontoggle: () => (draft.isAdvanced = more.open) },
@@ -398,20 +487,20 @@ export async function render(root, app) {
     advanced,
   );
   root.append(
-    h("div.heading", {}, h("h1", {}, t("title")), h("p.faint.small", {}, t("base", { model: options.model }))),
+    h("div.heading", {}, h("h1", {}, t("title"))),
     h(
       "div.columns",
       {},
       h(
         "div.form",
         {},
-        h("section.sheet", {}, h("h2", {}, t("texts")), chosen, texts, aozora()),
+        h("section.sheet", {}, h("h2", {}, t("texts")), chosen, sent, folders, aozora()),
         h(
           "section.sheet",
           {},
           h("h2", {}, t("run")),
           h("div.grid", {}, field(t("name"), name), h("div.field", {}, h("span", {}, t("length")), length)),
-          field(t("method"), methods),
+          h("div.grid", {}, field(t("base"), bases), field(t("method"), methods)),
           field(t("prompts"), prompts),
           more,
         ),
@@ -431,7 +520,7 @@ export async function render(root, app) {
   drawChosen();
   drawNumbers();
   drawActions();
-  await Promise.all([showFolder(draft.folder), check()]);
+  await Promise.all([showFolder(draft.folder), showSent(), check()]);
 }
 
 function size(bytes, lang) {

@@ -60,38 +60,3 @@ export function tags(app, one) {
 export function dateText(app, seconds) {
   return new Intl.DateTimeFormat(app.lang, { dateStyle: "medium" }).format(new Date(seconds * 1000));
 }
-
-/**
- * @param {{headers: string[], rows: string[][]}} content cells may contain line breaks
- * @returns {HTMLElement}
- */
-export function table({ headers, rows }) {
-  return h(
-    "div.scroll",
-    { tabindex: 0 },
-    h(
-      "table.data",
-      {},
-      h("thead", {}, h("tr", {}, ...headers.map((text) => h("th", { scope: "col" }, text)))),
-      h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map((text) => h("td", {}, text))))),
-    ),
-  );
-}
-
-/**
- * Create a picture from the markup of the server's reports.
- *
- * Its styles are in `data-style`, because the page's policy allows styles from scripts only.
- *
- * @param {string} markup a <figure>
- * @returns {HTMLElement}
- */
-export function picture(markup) {
-  const parsed = new DOMParser().parseFromString(markup, "text/html");
-  const figure = document.adoptNode(parsed.body.firstElementChild);
-  for (const element of figure.querySelectorAll("[data-style]")) {
-    element.style.cssText = element.dataset.style;
-    element.removeAttribute("data-style");
-  }
-  return figure;
-}

@@ -1,6 +1,7 @@
 /** An answer on the page: its text, whose tokens show their probabilities, and what can be done with it. */
 
 import { button, fill, h } from "../../dom.js";
+import { hasMarkup, markdown } from "./markdown.js";
 import { labelOf } from "./models.js";
 
 /**
@@ -14,6 +15,7 @@ import { labelOf } from "./models.js";
  * @property {string} error why it has failed
  * @property {number} tokens
  * @property {number} seconds from the first token to the last one
+ * @property {number} left turns of the conversation that were left out, because they did not fit in the context
  * @property {AbortController} controller stops it
  * @property {() => void} changed draws what is new
  */
@@ -35,16 +37,20 @@ export function isOpen(answer) {
  * @param {import("../../app.js").App} app
  * @param {() => boolean} isHidden whether its model is hidden
  * @param {(text: string) => void} say tell it to readers who do not see the page
+ * @param {boolean} isChat whether Markdown in it is shown as such
+ * @param {() => void} retry ask for it again, with the same seed
  * @returns {HTMLElement}
  */
-export function drawAnswer(answer, app, isHidden, say) {
+export function drawAnswer(answer, app, isHidden, say, isChat, retry) {
   const { t } = app;
-  const name = h("h3");
+  const name = h("h2");
+  const rich = h("div.rich", { dir: "auto" });
+  let isPlain = false;
   const text = h("div.text", { tabindex: 0, dir: "auto" });
   const tip = h("div.tip", { role: "status", hidden: true });
   const note = h("p.note");
   const actions = h("div.actions");
-  const body = h("div.body", {}, text, tip);
+  const body = h("div.body", {}, text, rich, tip);
   const card = h("section.answer", {}, h("header", {}, name), body, h("footer", {}, note, actions));
   let drawn = 0;
 
@@ -54,10 +60,21 @@ export function drawAnswer(answer, app, isHidden, say) {
     card.setAttribute("aria-label", called);
     card.setAttribute("aria-busy", String(isOpen(answer)));
     card.dataset.state = answer.state;
+    if (drawn > answer.parts.length) {
+      fill(text);
+      fill(rich);
+      drawn = 0;
+    }
     for (; drawn < answer.parts.length; drawn++) text.append(span(answer.parts[drawn], drawn));
     fill(note, describe(answer, app, isHidden()));
+    const isMarked = isChat && !isOpen(answer) && hasMarkup(textOf(answer));
+    body.toggleAttribute("data-rich", isMarked && !isPlain);
+    if (isMarked && !rich.hasChildNodes()) fill(rich, markdown(textOf(answer)));
+    const change = () => ((isPlain = !isPlain), answer.changed());
     fill(
       actions,
+      isMarked && button(t(isPlain ? "formatted" : "plain"), change, { class: "quiet" }),
+      (answer.state === "failed" || answer.state === "stopped") && button(t("retry"), retry, { class: "quiet" }),
       isOpen(answer) && button(t("stop"), () => answer.controller.abort(), { class: "quiet" }),
       !isOpen(answer) && drawn > 0 && button(t("copy"), copy, { class: "quiet" }),
     );
@@ -79,7 +96,7 @@ export function drawAnswer(answer, app, isHidden, say) {
   function mark(next) {
     marked?.classList.remove("marked");
     marked = next;
-    tip.hidden = next === null;
+    tip.hidden = !next || !answer.parts[Number(next.dataset.part)].tokens.length; // of an earlier visit there are none
     if (next === null) return;
     next.classList.add("marked");
     fill(tip, explain(answer.parts[Number(next.dataset.part)], app));
@@ -130,6 +147,7 @@ function describe(answer, { t }, hidden) {
   if (!answer.parts.length) return answer.state === "stopped" ? t("stopped") : t("nothing");
   const facts = [answer.tokens === 1 ? t("one_token") : t("tokens", { count: answer.tokens })];
   if (speed > 0) facts.push(t("speed", { speed: Number(speed.toPrecision(3)) }));
+  if (answer.left) facts.push(t("left_out", { count: answer.left }));
   if (answer.state === "stopped") facts.push(t("stopped"));
   else if (answer.reason === "length") facts.push(t("at_limit"));
   return facts.join(" · ");

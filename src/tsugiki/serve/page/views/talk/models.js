@@ -50,6 +50,16 @@ export function isKnown(model, names) {
 }
 
 /**
+ * @param {string} model
+ * @param {string} base the base's name
+ * @returns {string[]} the names of what it is made of; the base is part of a mix
+ */
+export function namesIn(model, base) {
+  const factors = factorsOf(model);
+  return factors ? [...Object.keys(factors), base] : [model];
+}
+
+/**
  * Ask for the factors of a mix.
  *
  * @param {string} model an earlier mix, whose factors are shown; another model: none

@@ -1,6 +1,6 @@
 /** What a preview and a plan show. */
 
-import { h } from "../../dom.js";
+import { h, table } from "../../dom.js";
 
 const KINDS = ["target", "context", "special"];
 const CLASSES = {
@@ -69,33 +69,16 @@ export function drawPlan({ lines, headers, rows, fits }, t) {
     h("h2", {}, t("plan")),
     lines.map((line) => h("p.small", {}, line)),
     !fits && h("p.note", {}, t("plan.none")),
-    h(
-      "div.scroll",
-      { tabindex: 0 },
-      h(
-        "table",
-        {},
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            headers.map((text) => h("th", { scope: "col" }, text)),
-          ),
-        ),
-        h(
-          "tbody",
-          {},
-          rows.map((row) =>
-            h(
-              "tr",
-              {},
-              row.map((cell) => h("td", {}, cell)),
-            ),
-          ),
-        ),
-      ),
-    ),
+    table({ headers, rows }),
   );
+}
+
+/**
+ * @param {[string, any][]} plans bases with their plans, or with the errors
+ * @param {import("../../messages.js").Translate} t
+ */
+export function drawBases(plans, t) {
+  const headers = plans.find(([, plan]) => plan.headers)?.[1].headers ?? [];
+  const rows = plans.map(([base, plan]) => [base, ...(plan.rows?.[0] ?? [plan.message])]);
+  return h("section.sheet", {}, h("h2", {}, t("compare")), table({ headers: [t("base"), ...headers], rows }));
 }

@@ -1,0 +1,98 @@
+"""A run is a model: requests name it while it trains and afterwards, and it is kept in the library under a name."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+pytest.importorskip("starlette")
+from tests.serve.workspace import Place, serve_in, write_run
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, own_files: tuple[str, Path]) -> Iterator[Place]:
+    directory = tmp_path_factory.mktemp("outside") / "work"
+    directory.mkdir()
+    yield from serve_in(directory, own_files)
+
+
+def adapter_of(place: Place, name: str, folder: Path) -> None:
+    shutil.copytree(place.running.library / name, folder)
+
+
+def said(place: Place, model: str) -> Any:
+    body = {"model": model, "prompt": "on the", "max_tokens": 12, "temperature": 0}
+    return httpx2.post(f"{place.running.url}/v1/completions", json=body, timeout=120)
+
+
+def test_a_run_is_its_last_checkpoint_and_then_its_result(place: Place):
+    run = write_run(place.directory, "runs/first")
+    assert said(place, "runs/first").status_code == 404  # it has no checkpoint yet
+    for name, folder in (
+        ("poet", run / "checkpoints" / "checkpoint-9"),
+        ("lawyer", run / "checkpoints" / "checkpoint-10"),
+        ("歌人", run),
+    ):
+        adapter_of(place, name, folder / "x" if folder == run else folder)
+        if folder == run:
+            for file in (folder / "x").iterdir():
+                file.rename(folder / file.name)
+        assert said(place, "runs/first").json()["choices"][0]["text"] == said(place, name).json()["choices"][0]["text"]
+    listed = place.get("models").json()["runs"]
+    assert listed == [{"name": "runs/first", "chat": True}]
+    assert place.get("run", name="runs/first").json()["talks"]
+
+
+def test_the_list_of_models_has_runs_only_if_the_server_is_told(place: Place):
+    adapter_of(place, "poet", write_run(place.directory, "runs/other") / "checkpoints" / "checkpoint-1")
+
+    def listed() -> set[str]:
+        answer = httpx2.get(f"{place.running.url}/v1/models").json()
+        return {one["id"] for one in answer["data"]}
+
+    assert "runs/other" not in listed()
+    assert httpx2.get(f"{place.running.url}/v1/models/runs/other").status_code == 200
+    place.running.adapters.lists_runs = True
+    assert listed() >= {"base", "poet", "runs/other"}
+    place.running.adapters.lists_runs = False
+
+
+def test_a_run_is_kept_in_the_library(place: Place):
+    folder = write_run(place.directory, "runs/kept", status="finished") / "checkpoints" / "checkpoint-7"
+    adapter_of(place, "lawyer", folder)
+    (folder / "optimizer.safetensors").touch()
+    ask = {"name": "runs/kept", "to": "judge"}
+    assert place.post("keep-run", ask, token="wrong").status_code == 403
+    assert place.post("keep-run", {**ask, "to": "poet"}).status_code == 400  # taken
+    assert place.post("keep-run", {**ask, "to": "../judge"}).status_code == 400
+    assert place.post("keep-run", ask).status_code == 200
+    kept = place.running.library / "judge"
+    assert (kept / "adapter_config.json").is_file()
+    assert not (kept / "optimizer.safetensors").exists()
+    assert said(place, "judge").json()["choices"] == said(place, "lawyer").json()["choices"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc", "runs/../../outside", "runs/link", "runs", "", "runs/.hidden"])
+def test_names_that_are_no_run(place: Place, name: str):
+    outside = place.directory.parent / "outside"
+    if not outside.exists():
+        adapter_of(place, "poet", outside)
+        write_run(place.directory.parent, "outside")
+        (place.directory / "runs").mkdir(exist_ok=True)
+        os.symlink(outside, place.directory / "runs" / "link")
+        shutil.copytree(outside, place.directory / "runs" / ".hidden")
+    assert said(place, name).status_code == 404
+    assert place.post("keep-run", {"name": name, "to": "stolen"}).status_code == 404
+    assert not (place.running.library / "stolen").exists()
+
+
+def test_an_adapter_comes_before_a_run_of_the_same_name(place: Place):
+    adapter_of(place, "lawyer", write_run(place.directory, "poet") / "checkpoints" / "checkpoint-1")
+    assert place.running.adapters.folder("poet") == place.running.library / "poet"
+    assert "poet" not in place.running.adapters.run_names()
