@@ -1,6 +1,7 @@
 """The race: what counts as reaching the loss, and a whole race on a tiny model."""
 
 import json
+import random
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,12 +39,19 @@ def test_a_tool_that_failed_has_no_figures():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "question"])
 def test_every_tool_reaches_a_loss(kind: str, tmp_path: Path):
-    model = save_tiny(tmp_path / "model", "llama")
+    model = save_tiny(tmp_path / "model", "llama", max_position_embeddings=1024)
+    chance = random.Random(0)
+
+    vocabulary = ["".join(chance.choices("aeioumnrst", k=4)) for _number in range(500)]
+
+    def words(count: int) -> str:
+        return " ".join(chance.choices(vocabulary, k=count))
+
     for name, count in (("train", 60), ("held_out", 6)):
-        texts = [
-            f"{name} {number}: the moon over the old pond is round, and the frog sleeps." for number in range(count)
+        rows = [
+            {"text": words(120)} if kind == "text" else {"prompt": words(9), "completion": words(30)}
+            for _number in range(count)
         ]
-        rows = [{"text": text * 8} if kind == "text" else {"prompt": text, "completion": text * 3} for text in texts]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = [[str(tmp_path / f"{name}.jsonl")] for name in ("train", "held_out")]
     lines: list[str] = []

@@ -52,6 +52,12 @@ def test_fields_that_change_nothing_are_ignored(fields: dict[str, Any], ignored:
     assert {*parsed.ignored} == ignored
 
 
+def test_fields_of_messages_that_are_ignored():
+    messages = [{"role": "user", "content": "a", "name": "b"}, {"role": "user", "content": "a", "name": "c", "x": 1}]
+    parsed = parse(ChatRequest, json.dumps({"model": "base", "messages": messages, "user": "a"}).encode())
+    assert parsed.ignored == ["user", "messages.name", "messages.x"]
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [

@@ -213,6 +213,12 @@ class ChatRequest(_Request):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     add_special_tokens: Literal[False] = False
 
+    @property
+    def ignored(self) -> list[str]:
+        """The names of the fields that have no effect, also of those in messages."""
+        of_messages = [f"messages.{name}" for message in self.messages for name in message.model_extra or {}]
+        return [*super().ignored, *dict.fromkeys(of_messages)]
+
 
 class TokenizeRequest(OpenFields):
     """A request to `/tokenize`, with `prompt` or `messages`."""
