@@ -25,7 +25,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Remove links to the other language, which the site has at the top, and make links to the source absolute."""
     markdown = re.sub(r"(?m)^\[(日本語|English)\]\([\w.-]+\.md\)( · )?", "", markdown, count=1)
     markdown = re.sub(r"\]\(([^)\s:]+)\.ja\.(md|png|svg)", r"](\1.\2", markdown)
-    if page.is_homepage:
+    if page.file.src_uri in ("index.md", "index.ja.md"):
         page.meta["hide"] = ["navigation", "toc"]
     folder = posixpath.dirname(page.file.src_uri)
 
