@@ -71,8 +71,7 @@ def processor_has_bf16() -> bool:
 def preferred_compute_dtype(device: "torch.device | None" = None) -> ComputeDtype:
     """Return `bf16` if a device multiplies bfloat16 natively; otherwise `fp16` for CUDA and XPU, and `fp32`.
 
-    Processors are slow in float16. On MPS, every version that multiplies float16 well has bfloat16 as well. An
-    accelerator that this machine does not have is taken for one with bfloat16, as every newer one is.
+    Processors are slow in float16. On MPS, every version that multiplies float16 well has bfloat16 as well.
 
     Args:
         device: None: this machine's accelerator, or its processor if it has none.
@@ -82,7 +81,7 @@ def preferred_compute_dtype(device: "torch.device | None" = None) -> ComputeDtyp
     device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if device.type == "cpu":
         return "bf16" if processor_has_bf16() else "fp32"
-    if not torch.get_device_module(device).is_available() or _accelerator_has_bf16(device):
+    if _accelerator_has_bf16(device):
         return "bf16"
     return "fp16" if device.type in ("cuda", "xpu") else "fp32"
 

@@ -57,7 +57,8 @@ def test_pairs_are_counted_instead_of_tokens(base: str, run, fast, tmp_path: Pat
     assert "pairs/s" in out
     assert "3 pairs per step, 48 tokens of prompt, 16 of answer" in (tmp_path / "figures" / "table.md").read_text()
     results = json.loads((tmp_path / "figures" / "results.json").read_text())
-    assert [row["name"] for row in results["rows"]] == ["trl-dpo", "trl-dpo-best", "tsugiki-dpo"]
+    names = ["trl-dpo", "trl-dpo-best", "tsugiki-dpo", "tsugiki-dpo-recompute"]
+    assert [row["name"] for row in results["rows"]] == names
     assert (results["rows"][0]["tokens_per_second"], results["limits"]) == (3, {})
     status, out, _ = run("bench", "--preference", "--model", base, "--length", "64", "--entries", "tsugiki-dpo")
     assert status == 0

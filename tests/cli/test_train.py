@@ -26,10 +26,19 @@ def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytes
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    def interrupt_later(*_: object, **__: object) -> None:
+        Path("run").mkdir()
+        Path("run/run.json").touch()
+        raise KeyboardInterrupt
+
     monkeypatch.setattr("tsugiki.training.run.train", interrupt)
     status, _, err = run("train", "--model", base, *TRAIN)
     assert status == 130
-    assert "--resume" in err
+    assert "--resume" not in err, "there is no run yet"
+    monkeypatch.setattr("tsugiki.training.run.train", interrupt_later)
+    status, _, err = run("train", "--model", base, *TRAIN)
+    assert status == 130
+    assert "--resume run" in err
 
 
 @pytest.mark.parametrize(

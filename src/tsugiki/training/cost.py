@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.gguf.layer import BLOCKS
 from tsugiki.base.loading import stored_path
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
+from tsugiki.dtypes import BaseDtype, ComputeDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.language import _
@@ -54,7 +54,7 @@ from tsugiki.training.model_sample import (
     prepare_sample,
     sample_model,
 )
-from tsugiki.training.processes import has_device
+from tsugiki.training.processes import has_device, planned_compute_dtype
 from tsugiki.training.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def need_of(
     its processor computes what the device would, and the memory that is needed for a moment is that of the processor.
     """
     model = shapes.model
-    here = device if has_device(device.type) else torch.device("cpu")
+    here, compute_dtype = device if has_device(device.type) else torch.device("cpu"), planned_compute_dtype(device)
     on_processor = device.type == "cpu"
     threads = min(torch.get_num_threads(), math.ceil(rows_in_step / rows)) if on_processor else 1
     trains_all = not METHODS[config.method].trains_adapter
@@ -159,7 +159,7 @@ def need_of(
     words, width = model.get_input_embeddings().weight.shape
     tokens = shapes.row_tokens
     try:
-        sample = sample_model(shapes.config, blocks_of_sample(model), base_dtype, gguf)
+        sample = sample_model(shapes.config, blocks_of_sample(model), base_dtype, gguf, compute_dtype)
         itemsize = sample.dtype.itemsize
         prepare_sample(sample, config, device, here)
         measured = measure(sample, here, rows, tokens, threads, words, timed)
@@ -177,7 +177,7 @@ def need_of(
     if trains_all:
         base = shapes.parameters * itemsize
     else:
-        base = base_bytes(model, base_dtype) if gguf is None else stored_bytes(gguf)
+        base = base_bytes(model, base_dtype, compute_dtype) if gguf is None else stored_bytes(gguf, compute_dtype)
     head = model.get_output_embeddings()
     logits = min(rows * tokens, rows_per_chunk(head, itemsize)) * words * itemsize if head is not None else 0
     return Need(
@@ -248,13 +248,14 @@ def measure(
     return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count, loss_time)
 
 
-def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
+def base_bytes(model: nn.Module, base_dtype: BaseDtype, compute_dtype: ComputeDtype | None = None) -> int:
     """Return the bytes of the frozen base in memory, if it is loaded in `base_dtype`.
 
+    `compute_dtype` is that of what a quantised base keeps in 16 or 32 bits; None: the one that this machine prefers.
     The model has its shape and is not grafted; its values are not used. Tied weights count once.
     """
     few_bits = quantized_dtype(base_dtype)
-    itemsize = torch_dtype(base_dtype if few_bits is None else preferred_compute_dtype()).itemsize
+    itemsize = torch_dtype(base_dtype if few_bits is None else compute_dtype or preferred_compute_dtype()).itemsize
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     counted: set[int] = set()
     total = 0
@@ -273,9 +274,9 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     return total
 
 
-def stored_bytes(path: Path) -> int:
+def stored_bytes(path: Path, compute_dtype: ComputeDtype | None = None) -> int:
     """Return the bytes in memory of a GGUF file whose linear layers stay in their quantisation."""
-    itemsize = torch_dtype(preferred_compute_dtype()).itemsize
+    itemsize = torch_dtype(compute_dtype or preferred_compute_dtype()).itemsize
     total = 0
     for tensor in read_header(path).tensors:
         is_kept = tensor.type.name in BLOCKS and not tensor.name.endswith("_embd.weight")

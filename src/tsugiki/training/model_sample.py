@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tsugiki.base.gguf.conversion import read_model_header
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
+from tsugiki.dtypes import BaseDtype, ComputeDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
 from tsugiki.fast.loss import Head, plain_loss
 from tsugiki.fast.paths import use_fast_paths
@@ -41,9 +41,15 @@ _PATTERN = 1 << 20
 
 
 def sample_model(
-    config: "PretrainedConfig", blocks: int, base_dtype: BaseDtype, gguf: Path | None = None
+    config: "PretrainedConfig",
+    blocks: int,
+    base_dtype: BaseDtype,
+    gguf: Path | None = None,
+    compute_dtype: ComputeDtype | None = None,
 ) -> "PreTrainedModel":
     """Build the first `blocks` blocks of a model, whose config is given, with random weights in the dtype of a run.
+
+    `compute_dtype` is that of what a quantised base keeps in 16 or 32 bits; None: the one that this machine prefers.
 
     If `base_dtype` is stored, the quantisation of the file `gguf` is kept. The types of the layers are those of blocks
     that are spread evenly over the file, since files such as those called Q4_K_M mix types.
@@ -61,7 +67,7 @@ def sample_model(
     short._name_or_path = ""  # of the files, whose vocabulary has another size
     model = model_without_weights(short)
     quantized = base_dtype == "stored" or quantized_dtype(base_dtype) is not None
-    dtype = torch_dtype(preferred_compute_dtype() if quantized else base_dtype)
+    dtype = torch_dtype((compute_dtype or preferred_compute_dtype()) if quantized else base_dtype)
     kinds = _kinds(gguf, model, whole) if base_dtype == "stored" and gguf is not None else {}
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     head, head_path = model.get_output_embeddings(), ""

@@ -20,7 +20,7 @@ import torch
 from tsugiki.base.checks import check_weights
 from tsugiki.base.quantized_files import is_stored_in_4_bits
 from tsugiki.base.resolve import gguf_path, loading_errors, weight_entries
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
+from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_gigabytes
@@ -32,7 +32,7 @@ from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.cost import Need, need_of
 from tsugiki.training.facts import MemoryPlan, Shapes, find_shapes, load_dtype
 from tsugiki.training.model import rows_of_micro_batch
-from tsugiki.training.processes import device_type, has_device
+from tsugiki.training.processes import device_type, has_device, planned_compute_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -209,14 +209,14 @@ def _dtypes(config: RunConfig, shapes: Shapes, device: torch.device) -> list[Bas
     if is_stored_in_4_bits(shapes.config):  # its layers stay as they are in the files
         return ["nf4"]
     kept: list[BaseDtype] = [] if gguf_path(config.model) is None else ["stored"]
-    return [preferred_compute_dtype(device), "int8", *kept, "nf4"]
+    return [planned_compute_dtype(device), "int8", *kept, "nf4"]
 
 
 def computing_dtype(config: RunConfig, shapes: Shapes, device: torch.device, dtype: BaseDtype) -> BaseDtype:
     """Return the dtype that a run computes in, if it loads its base in `dtype`."""
     if METHODS[config.method].trains_adapter:
         return "nf4" if is_stored_in_4_bits(shapes.config) and dtype != "nf4-int8" else dtype
-    return config.compute_dtype or preferred_compute_dtype(device)
+    return config.compute_dtype or planned_compute_dtype(device)
 
 
 def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_step: int) -> list[int]:

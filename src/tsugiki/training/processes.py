@@ -27,6 +27,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from torch import distributed
 
+from tsugiki.dtypes import ComputeDtype, preferred_compute_dtype
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
 from tsugiki.language import _, marked
 from tsugiki.training.config import DeviceName
@@ -223,6 +224,14 @@ _IS_AVAILABLE: Mapping[str, Callable[[], bool]] = {
 def has_device(kind: str) -> bool:
     """Return whether this machine has a device of this type, by torch's name."""
     return _IS_AVAILABLE[kind]()
+
+
+def planned_compute_dtype(device: torch.device) -> ComputeDtype:
+    """Return the dtype in which a device computes by default.
+
+    An accelerator that this machine does not have is taken for one with bfloat16, as every newer one is.
+    """
+    return preferred_compute_dtype(device) if has_device(device.type) else "bf16"
 
 
 def device_type(name: DeviceName) -> str:
