@@ -1,7 +1,8 @@
-"""Greedy texts of ten models by four prompts, in one batch, are those of each request alone."""
+"""Greedy texts of ten models by four prompts, in one batch, with and without a grammar, are those of each alone."""
 
 import asyncio
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ CONFIGS: list[Any] = [
 ]
 
 
+FORM = {"guided_regex": r"\([a-z]{3,9}: [0-9]{2,6}\)|[a-z ]{4,20}"}
+
+
 @pytest.mark.slow
 def test_ten_models_by_four_prompts(tmp_path: Path):
     base = save_tiny(tmp_path / "base", n_positions=256)
@@ -39,16 +43,25 @@ def test_ten_models_by_four_prompts(tmp_path: Path):
         ]
         assert len(set(expected)) > 20
 
-        async def ask(longest_pause: float, url: str = server.url) -> list[str]:
+        async def ask(requests: list[Any], longest_pause: float, url: str = server.url) -> list[str]:
             async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=300) as client:
 
-                async def one(name: str, prompt: str) -> str:
+                async def one(model: str, beginning: str, form: dict[str, str]) -> str:
                     await asyncio.sleep(random.uniform(0, longest_pause))
-                    answer = await client.completions.create(model=name, prompt=prompt, temperature=0, max_tokens=20)
-                    text: str = answer.choices[0].text
-                    return text
+                    answer = await client.completions.create(
+                        model=model, prompt=beginning, temperature=0, max_tokens=20, extra_body=form
+                    )
+                    return str(answer.choices[0].text)
 
-                return await asyncio.gather(*(one(name, prompt) for name, prompt in asked))
+                return await asyncio.gather(*(one(*request) for request in requests))
 
+        free = [(*request, {}) for request in asked]
         for longest_pause in (0.0, 1.0):  # all at once; and rows that join and leave
-            assert asyncio.run(ask(longest_pause)) == expected
+            assert asyncio.run(ask(free, longest_pause)) == expected
+        pytest.importorskip("llguidance")
+        bound = [(*request, FORM) for request in asked]
+        alone = [asyncio.run(ask([request], 0.0))[0] for request in bound]
+        assert all(re.fullmatch(FORM["guided_regex"], text) or len(text) == 20 for text in alone)
+        assert len(set(alone)) > 10
+        for longest_pause in (0.0, 1.0):
+            assert asyncio.run(ask(bound + free, longest_pause)) == alone + expected
