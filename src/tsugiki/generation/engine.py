@@ -119,7 +119,7 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise engine_stopped()
-            free = max(0, self.scheduler.rows - self.running)  # rows that those that wait get at the next step
+            free = max(0, self.scheduler.rows - self.running)  # rows that waiting requests get at the next step
             if self.waiting and self.waiting + len(requests) > self.limits.waiting + free:
                 self.scheduler.observer.refused("queue_full")
                 raise queue_full(self.limits)

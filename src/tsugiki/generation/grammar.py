@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MOST_KEPT = 64
-"""The most compiled grammars that are kept."""
+"""The largest number of compiled grammars that are kept."""
 _LARGEST = 120_000  # characters, as in OpenAI's API
 _TOKENIZED = 200
-"""The most characters of a text that a grammar prescribes which the model's tokenizer splits, at each token again."""
+"""The largest number of prescribed characters that the model's tokenizer splits, which it does for every token."""
 _WHITE_SPACE: Any = {"whitespace_pattern": r"[ ]|\n[ \t]{0,32}"}
 """What may stand between parts of JSON. Without a limit, small models write white space until their context ends."""
 _MISSING = marked("the vocabulary has no tokens for the text that it prescribes")
@@ -58,13 +58,13 @@ def choice_grammar(texts: Sequence[str]) -> str:
 
 
 class Matcher:
-    """A row's text, as far as it has come in a grammar."""
+    """The state of a row's text in a grammar."""
 
     def __init__(self, matcher: "LLMatcher", words: int) -> None:
         self._matcher, self._words = matcher, words
 
     def copy(self) -> "Matcher":
-        """Return a matcher for another row, which has come as far."""
+        """Return a copy in the same state, for another row."""
         return Matcher(self._matcher.deep_copy(), self._words)
 
     @property
@@ -123,7 +123,7 @@ class Grammars:
             self._vocabulary = _Vocabulary(self._tokenizer, self._words)
         matcher = Matcher(library.LLMatcher(self._vocabulary.native, grammar, log_level=0), self._words)
         matcher._check()
-        matcher._matcher.compute_bitmask()  # a copy has the states of the lexer that were built for it
+        matcher._matcher.compute_bitmask()  # copies share the lexer states that this builds
         matcher._check()
         self._kept[grammar] = matcher
         while len(self._kept) > _MOST_KEPT:
@@ -132,7 +132,7 @@ class Grammars:
 
 
 class _Vocabulary:
-    """A vocabulary as llguidance reads it. One more token is its end of a text; ours differ from request to request."""
+    """A vocabulary for llguidance, with an extra token for the end of a text; our end tokens differ by request."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -145,7 +145,7 @@ class _Vocabulary:
         self.native = _llguidance().LLTokenizer(self)
 
     def __call__(self, text: str) -> list[int]:
-        """Return the tokens of a text that a grammar prescribes, the first of which come next, as the model knows them.
+        """Return the tokens of a text that a grammar prescribes, as the model's tokenizer splits it.
 
         Some tokenizers begin a text with a space. Then it is the end of a longer text, or made of the longest tokens.
         """
@@ -204,7 +204,7 @@ def _llguidance() -> Any:
 
 
 def _unusable(reason: str) -> TsugikiError:
-    """Return the error for a grammar, with the line of the library's message that tells most."""
+    """Return the error for a grammar, with the most informative line of the library's message."""
     lines = reason.splitlines() or [""]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     return TsugikiError(_("the grammar cannot be used: {reason}").format(reason=_(line[:200])))

@@ -92,7 +92,7 @@ class Chooser:
 
     @property
     def finished(self) -> bool:
-        """Whether the text is complete by a grammar, and nothing can follow it."""
+        """Whether the text is complete in its grammar, so that nothing can follow it."""
         return self.matcher is not None and self.matcher.finished
 
     def choose(

@@ -24,7 +24,6 @@ from tsugiki.generation.request import (
 )
 from tsugiki.generation.sampling import TextStream, with_penalty_of
 from tsugiki.language import _
-from tsugiki.serve.answer_forms import AnswerForms
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompt_tokens import (
     Prompt,
@@ -37,6 +36,7 @@ from tsugiki.serve.prompt_tokens import (
 )
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
+from tsugiki.serve.structured_output import GrammarCompiler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ class Completions:
     def __init__(self, engine: Engine, adapters: ServedAdapters, seconds: float) -> None:
         self.engine, self.adapters, self.seconds = engine, adapters, seconds
         self._open = 0
-        self._forms = AnswerForms(adapters.base.tokenizer, engine.model.config.get_text_config().vocab_size)
+        self._grammars = GrammarCompiler(adapters.base.tokenizer, engine.model.config.get_text_config().vocab_size)
         self._running: set[Generation] = set()
 
     def end(self) -> None:
@@ -147,7 +147,7 @@ class Completions:
             logprobs = parsed.logprobs
         check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
         check_tokens(model, parsed.stop_token_ids, "stop_token_ids")
-        matchers = await self._forms.matchers(parsed, len(prompts) * parsed.n)
+        matchers = await self._grammars.matchers(parsed, len(prompts) * parsed.n)
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
         echo = isinstance(parsed, CompletionRequest) and parsed.echo

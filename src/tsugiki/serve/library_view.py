@@ -81,7 +81,7 @@ class Renaming(NameRequest):
 
 
 class Exporting(NameRequest):
-    """A request for an adapter as a file."""
+    """A request to download an adapter as a file."""
 
     kind: Literal["zip", "gguf"]
 
@@ -194,7 +194,7 @@ class LibraryView:
         return JSONResponse({"name": asked.name})
 
     async def keep_run(self, request: Request) -> Response:
-        """Copy the present adapter of a run into the library, as `tsugiki adapters add` does."""
+        """Copy a run's newest adapter into the library, as `tsugiki adapters add` does."""
         asked = await read(Renaming, request)
         folder = self._find(asked.name)
         self._check_free(asked.to)
@@ -323,7 +323,7 @@ def _zipped(folder: Path, name: str) -> Iterator[bytes]:
 
 
 class _Parts:
-    """A file that holds what was written to it until it is taken."""
+    """A file in memory whose content is taken in parts."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -342,7 +342,7 @@ class _Parts:
 
 
 def _gguf(folder: Path) -> bytes:
-    """Return an adapter as a GGUF file for llama.cpp, which is removed from the disk."""
+    """Return the content of an adapter's GGUF file for llama.cpp; no file stays on the disk."""
     with TemporaryDirectory() as temporary:
         file = Path(temporary) / "adapter.gguf"
         export_gguf_adapter(folder, file)

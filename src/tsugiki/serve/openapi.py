@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the addresses of the interface and the fields of their requests, made from the code."""
+"""`GET /openapi.json`: the endpoints of the API and the fields of their requests, generated from the code."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -21,12 +21,12 @@ BODIES: Mapping[str, type[BaseModel]] = MappingProxyType(
         "/detokenize": DetokenizeRequest,
     }
 )
-"""The addresses that take a body, and its fields."""
+"""The endpoints that take a body, and its fields."""
 _PAGE = "/page/"
 
 
 def openapi(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """Return the description of the interface by OpenAPI 3.1; what only the page asks for is left out."""
+    """Return the OpenAPI 3.1 description of the API, without the endpoints that only the page uses."""
     kinds = sorted({*BODIES.values()}, key=lambda kind: kind.__name__)
     _names, schemas = models_json_schema(
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"

@@ -35,7 +35,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 """Fields that would change the result -> values that change nothing, beside null."""
 _OF_TOOLS = ("tool_calls", "function_call", "tool_call_id", "audio")
-"""Fields of a message that no chat template here gets."""
+"""Fields of a message that are not passed to chat templates."""
 
 _ACCEPTED = {
     "prompt": marked("a text, a list of 1 to 64 texts, a list of tokens, or a list of 1 to 64 lists of tokens"),
@@ -88,7 +88,7 @@ class SchemaOfAnswer(Fields):
 
 
 class SchemaFormat(Fields):
-    """JSON of a schema."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     json_schema: SchemaOfAnswer
@@ -98,7 +98,7 @@ _Choices: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=1000)]
 
 
 class StructuredOutputs(Fields):
-    """The form of an answer in newer versions of vLLM."""
+    """Structured output as newer versions of vLLM name it."""
 
     json_schema: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
     json_object: bool | None = None
@@ -265,7 +265,7 @@ async def read(kind: type[_Parsed], request: Request) -> _Parsed:
 
 
 async def read_body(request: Request, most: int = MAX_BODY, seconds: int = _SECONDS) -> bytes:
-    """Return the body of a request, of `most` bytes, which must arrive within some seconds."""
+    """Return the body of a request: at most `most` bytes, which must arrive within some seconds."""
     body = bytearray()
     try:
         async with asyncio.timeout(seconds):

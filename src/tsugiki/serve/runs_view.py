@@ -168,11 +168,11 @@ class Runs:
         self._beginning = threading.Lock()
 
     def names(self) -> list[str]:
-        """Return the names of the runs that have an adapter, the last changed first."""
+        """Return the names of the runs that have an adapter, the most recently changed first."""
         return [run.name for run in self.all()[0] if adapter_of_run(run.folder)]
 
     def folder(self, name: str) -> Path | None:
-        """Return the folder with the present adapter of a run; None if there is none."""
+        """Return the folder of a run's newest adapter; None if the run has none."""
         try:
             return adapter_of_run(self.find(name).folder)
         except ApiError:

@@ -61,7 +61,7 @@ class RunModels(Protocol):
         """Return the names of the runs that have an adapter."""
 
     def folder(self, name: str) -> Path | None:
-        """Return the folder with the present adapter of a run; None if there is none."""
+        """Return the folder of a run's newest adapter; None if the run has none."""
 
 
 @dataclass(eq=False)

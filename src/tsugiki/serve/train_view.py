@@ -94,7 +94,7 @@ class WorksRequest(Fields):
 
 
 class FetchRequest(WorksRequest):
-    """The works that are written beside the sent texts, and the name of their file there, without its suffix."""
+    """The works that are written beside the uploaded texts, and the name of their file there, without its suffix."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Texts that the page has sent: files in one folder of the library, each with a limit, all together, and of the disk.
+"""Uploaded texts: files in a folder of the library, with limits for a file, for all files and for the free disk space.
 
 A request names a file, and never a path. The name that a browser gives is changed into one that every system accepts,
 and ends with one of a few suffixes, so that no file is a template, a config or code. Nothing is unpacked here: the
@@ -33,7 +33,7 @@ _LONGEST = 60  # characters of a name without its suffix
 
 
 class Uploads:
-    """The folder of sent texts. One file is received at a time, because it is held in memory."""
+    """The folder of uploaded texts. One file is received at a time, because it is held in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

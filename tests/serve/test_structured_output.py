@@ -1,4 +1,4 @@
-"""Answers of a form that a request names: JSON of a schema, a regular expression, one of some texts."""
+"""Structured output: JSON of a schema, a match of a regular expression, or one of some texts."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The form that a request wants for its answers, as a grammar. It is compiled outside the engine's thread."""
+"""Structured output: the grammar that a request sets for its answers, compiled outside the engine's thread."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _OBJECT = {"type": "object"}
 
 
-class AnswerForms:
+class GrammarCompiler:
     """Compiles the grammars of requests, one at a time, so that large ones leave the other threads free."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", words: int) -> None:
@@ -25,7 +25,7 @@ class AnswerForms:
 
     async def matchers(self, parsed: CompletionRequest | ChatRequest, rows: int) -> list[Matcher | None]:
         """Return a matcher for each row of a request, or None for each if any text will do."""
-        name, read, value = wanted_form(parsed)
+        name, read, value = requested_grammar(parsed)
         if value is None:
             return [None] * rows
         try:
@@ -39,8 +39,11 @@ class AnswerForms:
         return [found.copy() for _row in range(rows)]
 
 
-def wanted_form(parsed: CompletionRequest | ChatRequest) -> tuple[str, Callable[[Any], str], Any]:
-    """Return the field with the form of the answers, how its value becomes a grammar, and the value, if any."""
+def requested_grammar(parsed: CompletionRequest | ChatRequest) -> tuple[str, Callable[[Any], str], Any]:
+    """Return the field that sets the structure of the answers, the function that makes a grammar of it, and its value.
+
+    The value is None if no field sets one.
+    """
     form, newer = parsed.response_format, parsed.structured_outputs
     schema = form.json_schema.content if isinstance(form, SchemaFormat) else None
     given: list[tuple[str, Callable[[Any], str], Any]] = [
@@ -54,7 +57,7 @@ def wanted_form(parsed: CompletionRequest | ChatRequest) -> tuple[str, Callable[
     ]
     found = [one for one in given if one[2] is not None]
     if len(found) > 1:
-        raise _invalid(found[1][0], _("the answer has another form already, by {name}").format(name=found[0][0]))
+        raise _invalid(found[1][0], _("{name} already sets the structure of the answer").format(name=found[0][0]))
     return found[0] if found else given[0]
 
 
