@@ -65,7 +65,7 @@ def test_answers_are_valid_by_the_types_of_openai(server: Running, stream: bool,
     for path, body, kind in bodies:
         answer = httpx2.post(f"{server.url}/v1/{path}", json={**body, **common}, timeout=60)
         lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n")[:-2]] if stream else [answer.text]
-        assert len(lines) > 4 * stream
+        assert len(lines) >= (3 if stream else 1)  # at least an event for each of the two answers, and the usage
         for line in lines:
             if kind is Completion:  # the type has no null, which the streams of OpenAI's own server have
                 line = line.replace('"finish_reason":null', '"finish_reason":"stop"')
