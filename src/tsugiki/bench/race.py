@@ -5,8 +5,8 @@ While it runs, every adapter that it writes is copied. Afterwards all copies are
 `tsugiki.evaluate`. The goal is the loss that PEFT at its best reaches at the end of one pass, for each seed. A tool has
 reached it with its first adapter of that loss or a lower one, at the time when that file was written.
 
-    peft-best        `race_peft` at its best. Its learning rate (of three) and its attention implementation (of two) are
-                     searched for with the first seed; glibc keeps freed memory, as in Tsugiki
+    peft-best        `race_peft` at its best. Its learning rate and its attention implementation are searched for with
+                     the first seed; glibc keeps freed memory, as in Tsugiki
     peft-documented  `race_peft` as PEFT's documentation writes it, three passes
     trl              `trl sft` with the settings of TRL's documentation for PEFT, three passes
     tsugiki          `tsugiki train` with its default settings
@@ -55,14 +55,14 @@ COLUMNS = (
     marked("peak memory"),
 )
 RATES = (1e-4, 3e-4, 1e-3)
-"""Learning rates of which PEFT at its best takes the one with the lowest loss."""
+"""The learning rates that are tried for PEFT at its best. Higher ones follow as long as the highest is the best."""
 _PASSES = 3
 _KEEP_MEMORY = TRAINING_ENTRIES["peft-bf16-malloc"].environment
 _POLL = 0.1  # seconds
 
 
 @dataclass(frozen=True)
-class Track:
+class Inputs:
     """What all tools train on, in files that each tool reads."""
 
     model: Path
@@ -82,7 +82,7 @@ class Track:
 
 
 @dataclass
-class Finish:
+class ToolRun:
     """What one process of a tool reached. Times are in seconds from its start, memory is in bytes."""
 
     tool: str
@@ -90,7 +90,7 @@ class Finish:
     seconds: float = 0.0
     """Time of the whole process."""
     peak: int | None = None
-    """Peak memory; None if the system does not tell."""
+    """Peak memory; None if the system does not report it."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """Time at which an adapter was written, and its held-out loss."""
     problem: str | None = None
@@ -106,28 +106,28 @@ class RaceResult:
 
     goals: Mapping[int, float]
     """Seed -> the loss to reach."""
-    finishes: Sequence[Finish]
+    runs: Sequence[ToolRun]
     learning_rate: float
     """That of PEFT at its best; so is the attention implementation."""
     attention: str
 
     def rows(self) -> list[list[str]]:
         """Return the cells of `COLUMNS` for each tool. The ratio is the median over the seeds."""
-        return [self._row(tool) for tool in dict.fromkeys(finish.tool for finish in self.finishes)]
+        return [self._row(tool) for tool in dict.fromkeys(run.tool for run in self.runs)]
 
     def _row(self, tool: str) -> list[str]:
-        own = [finish for finish in self.finishes if finish.tool == tool]
-        if problem := next((finish.problem for finish in own if finish.problem), None):
+        own = [run for run in self.runs if run.tool == tool]
+        if problem := next((run.problem for run in own if run.problem), None):
             return [tool, problem, "–", "–", "–"]
         times, best = ([one.reached(self.goals[one.seed]) for one in some] for some in (own, self._of(BEST)))
         ratios = [theirs / ours for ours, theirs in zip(times, best, strict=True) if ours and theirs]
-        peaks = [finish.peak for finish in own if finish.peak]
+        peaks = [run.peak for run in own if run.peak]
         shown = [f"{time:.0f}" if time else f"not in {one.seconds:.0f}" for time, one in zip(times, own, strict=True)]
         return [
             tool,
             ", ".join(shown),
             f"{statistics.median(ratios):.2f}" if len(ratios) == len(own) else "–",
-            ", ".join(f"{min(loss for _time, loss in finish.curve):.4f}" for finish in own),
+            ", ".join(f"{min(loss for _time, loss in run.curve):.4f}" for run in own),
             format_gigabytes(max(peaks)) if peaks else "–",
         ]
 
@@ -137,8 +137,8 @@ class RaceResult:
         origin = {"command": command, "machine": describe_machine(default_device()).model_dump()}
         write_json(folder / "race.json", {**asdict(self), **origin, "versions": installed_versions()})
 
-    def _of(self, tool: str) -> list[Finish]:
-        return [finish for finish in self.finishes if finish.tool == tool]
+    def _of(self, tool: str) -> list[ToolRun]:
+        return [run for run in self.runs if run.tool == tool]
 
 
 def run_race(
@@ -159,31 +159,32 @@ def run_race(
     if find_spec("peft") is None:
         raise TsugikiError(_("a race needs PEFT: pip install 'tsugiki[bench]'"))
     with TemporaryDirectory() as folder:
-        track, out = _prepare(model, data, held_out, Path(folder)), Path(folder, "out")
+        inputs, out = _prepare(model, data, held_out, Path(folder)), Path(folder, "out")
 
-        def best(seed: int, rate: float, attention: str) -> Finish:
-            command = _peft(track, out, seed, passes=1, best=True, learning_rate=rate, attention=attention)
-            finish = _run(BEST, seed, command, out, _KEEP_MEMORY, track, show)
-            if finish.problem:
+        def best(seed: int, rate: float, attention: str) -> ToolRun:
+            command = _peft(inputs, out, seed, passes=1, best=True, learning_rate=rate, attention=attention)
+            run = _run(BEST, seed, command, out, _KEEP_MEMORY, inputs, show)
+            if run.problem:
                 message = _("{tool} gives the loss to reach, and it failed: {problem}")
-                raise TsugikiError(message.format(tool=BEST, problem=finish.problem))
-            return finish
+                raise TsugikiError(message.format(tool=BEST, problem=run.problem))
+            return run
 
         by_rate = {rate: best(1, rate, "sdpa") for rate in RATES}
-        rate = min(by_rate, key=lambda one: by_rate[one].curve[-1][1])
+        while (rate := min(by_rate, key=lambda one: by_rate[one].curve[-1][1])) == max(by_rate):
+            by_rate[3 * rate] = best(1, 3 * rate, "sdpa")
         attention, first = "sdpa", by_rate[rate]
         if (eager := best(1, rate, "eager")).curve[-1][0] < first.curve[-1][0]:
             attention, first = "eager", eager
-        finishes = []
+        runs = []
         for seed in range(1, seeds + 1):
-            finishes.append(first if seed == 1 else best(seed, rate, attention))
-            for tool, command in _others(track, out, seed).items():
-                finishes.append(_run(tool, seed, command, out, {}, track, show))
-    goals = {finish.seed: finish.curve[-1][1] for finish in finishes if finish.tool == BEST}
-    return RaceResult(goals, finishes, rate, attention)
+            runs.append(first if seed == 1 else best(seed, rate, attention))
+            for tool, command in _others(inputs, out, seed).items():
+                runs.append(_run(tool, seed, command, out, {}, inputs, show))
+    goals = {run.seed: run.curve[-1][1] for run in runs if run.tool == BEST}
+    return RaceResult(goals, runs, rate, attention)
 
 
-def _prepare(model: str, data: Sequence[str], held_out: Sequence[str], folder: Path) -> Track:
+def _prepare(model: str, data: Sequence[str], held_out: Sequence[str], folder: Path) -> Inputs:
     """Write the base and the records in the formats that all tools read."""
     load_model(model).save_pretrained(folder / "model")
     load_tokenizer(model).save_pretrained(folder / "model")
@@ -193,7 +194,7 @@ def _prepare(model: str, data: Sequence[str], held_out: Sequence[str], folder: P
     }
     if kinds not in ({Document}, {Completion}):
         raise TsugikiError(_("a race needs texts alone, or prompts with completions alone, in --data and --held-out"))
-    return Track(folder / "model", files[0], files[1], kinds == {Document})
+    return Inputs(folder / "model", files[0], files[1], kinds == {Document})
 
 
 def _write(records: Iterable[Record], file: Path) -> set[type[Record]]:
@@ -205,36 +206,38 @@ def _write(records: Iterable[Record], file: Path) -> set[type[Record]]:
             kinds.add(type(record))
             if isinstance(record, Completion):
                 fields = {"prompt": record.prompt, "completion": record.completion}
+            elif isinstance(record, Document):
+                fields = {"text": record.text}
             else:
-                fields = {"text": getattr(record, "text", "")}
+                continue  # refused by its kind
             lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
     return kinds
 
 
-def _peft(track: Track, out: Path, seed: int, **settings: Any) -> list[str]:
+def _peft(inputs: Inputs, out: Path, seed: int, **settings: Any) -> list[str]:
     """Return the command of `race_peft` with these fields of its `Settings`."""
-    fields = {"model": str(track.model), "data": str(track.data), "out": str(out), "seed": seed, **settings}
+    fields = {"model": str(inputs.model), "data": str(inputs.data), "out": str(out), "seed": seed, **settings}
     return [sys.executable, "-P", "-m", "tsugiki.bench.race_peft", json.dumps(fields)]
 
 
-def _others(track: Track, out: Path, seed: int) -> dict[str, list[str]]:
+def _others(inputs: Inputs, out: Path, seed: int) -> dict[str, list[str]]:
     """Return the commands of the tools that race against PEFT at its best, as far as they are installed."""
-    found = {"peft-documented": _peft(track, out, seed, passes=_PASSES, best=False)}
+    found = {"peft-documented": _peft(inputs, out, seed, passes=_PASSES, best=False)}
     if find_spec("trl") and (trl := shutil.which("trl")):
         has_bf16 = preferred_compute_dtype() == "bf16"  # TRL's default; a processor without it takes many times as long
         on_processor = not torch.accelerator.is_available()
         found["trl"] = [
-            *(trl, "sft", "--model_name_or_path", str(track.model), "--dataset_name", str(track.data.parent)),
+            *(trl, "sft", "--model_name_or_path", str(inputs.model), "--dataset_name", str(inputs.data.parent)),
             *("--output_dir", str(out), "--seed", str(seed), "--num_train_epochs", str(_PASSES)),
             *("--learning_rate", "2e-4", "--use_peft", "true", "--lora_r", "32", "--lora_alpha", "16"),
             *("--max_length", "512"),  # as in the others; the default of 1,024 is more than the context of some bases
             *("--save_strategy", "steps", "--save_steps", "0.1", "--save_only_model", "true", "--report_to", "none"),
             *("--disable_tqdm", "true", "--bf16", str(has_bf16), "--use_cpu", str(on_processor)),
         ]
-    template = () if track.has_texts else ("--chat-template", "none")
+    template = () if inputs.has_texts else ("--chat-template", "none")
     found["tsugiki"] = [
-        *(sys.executable, "-P", "-m", "tsugiki", "train", "--model", str(track.model), "--data", str(track.data)),
-        *("--held-out", str(track.held_out), "--out", str(out), "--seed", str(seed), *template),
+        *(sys.executable, "-P", "-m", "tsugiki", "train", "--model", str(inputs.model), "--data", str(inputs.data)),
+        *("--held-out", str(inputs.held_out), "--out", str(out), "--seed", str(seed), *template),
     ]
     return found
 
@@ -245,11 +248,11 @@ def _run(
     command: list[str],
     out: Path,
     environment: Mapping[str, str],
-    track: Track,
+    inputs: Inputs,
     show: Callable[[str], None],
-) -> Finish:
+) -> ToolRun:
     """Run a tool to its end, and score the adapters that it wrote below `out`; the folder is removed."""
-    finish = Finish(tool, seed)
+    run = ToolRun(tool, seed)
     with TemporaryDirectory() as folder, TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         copies: dict[tuple[Path, int], Path] = {}
         started = time.time()
@@ -258,29 +261,25 @@ def _run(
         while running:
             running = process.poll() is None
             _copy_new(out, Path(folder), copies)
-            finish.peak = max(finish.peak or 0, _resident(process)) or None
+            run.peak = max(run.peak or 0, _resident(process)) or None
             time.sleep(_POLL if running else 0)
-        finish.seconds = time.time() - started
+        run.seconds = time.time() - started
         if process.returncode or not copies:
             output.seek(0)
             lines = [line for line in output.read().splitlines() if line.strip()] or [""]
-            finish.problem = f"exited with status {process.returncode}: {lines[-1].strip()[:100]}"
+            run.problem = f"exited with status {process.returncode}: {lines[-1].strip()[:100]}"
         else:
-            losses = track.losses(list(copies.values()))
-            finish.curve = [(at / 1e9 - started, loss) for (_path, at), loss in zip(copies, losses, strict=True)]
+            losses = inputs.losses(list(copies.values()))
+            run.curve = sorted((at / 1e9 - started, loss) for (_path, at), loss in zip(copies, losses, strict=True))
     shutil.rmtree(out, ignore_errors=True)
-    last = finish.problem or f"{finish.curve[-1][1]:.4f}"
-    show(
-        _("{tool}, seed {seed}: {seconds:.0f} s, {last}").format(
-            tool=tool, seed=seed, seconds=finish.seconds, last=last
-        )
-    )
-    return finish
+    last = run.problem or f"{run.curve[-1][1]:.4f}"
+    show(_("{tool}, seed {seed}: {seconds:.0f} s, {last}").format(tool=tool, seed=seed, seconds=run.seconds, last=last))
+    return run
 
 
 def _copy_new(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> None:
     """Copy the adapters below `out` that are complete and new; a copy is known by file and time in nanoseconds."""
-    for file in sorted(out.rglob(ADAPTER_FILE), key=lambda one: one.stat().st_mtime_ns):
+    for file in sorted(out.rglob(ADAPTER_FILE)):
         with suppress(OSError, SafetensorError):  # it is being written or removed
             at = (file, file.stat().st_mtime_ns)
             if at in copies or not file.with_name(ADAPTER_CONFIG_FILE).is_file():
@@ -294,7 +293,7 @@ def _copy_new(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> 
 
 
 def _resident(process: psutil.Process) -> int:
-    """Return the main memory of a process and of those that it has started, in bytes."""
+    """Return the resident memory of a process and its children, in bytes."""
     total = 0
     with suppress(psutil.Error):
         for one in (process, *process.children(recursive=True)):
