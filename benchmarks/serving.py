@@ -207,15 +207,8 @@ def _speed(model: str, place: Path, dtype: str, rounds: int) -> Iterator[tuple[s
             "32 on the base": lambda: _together(served, [base] * 32),
             "32 on 32 adapters": lambda: _together(served, adapters),
         }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-        for counted in [False, *[True] * rounds]:
-            for name, case in cases.items():
-                result = case()
-                if counted:
-                    found[name].append(result)
-        for name, results in found.items():
-            cpu, wall = (statistics.median(values) for values in zip(*results, strict=True))
-            yield f"{name}: tokens for a second of processor time, and of wall time", f"{cpu:,.0f}, {wall:,.0f}"
+        found = _in_rounds(cases, rounds)
+        yield from _speeds(found)
         for name, part, whole in (
             ("adapters in memory beside none, on the base", "8 on the base", "8 on the base, no adapter loaded"),
             ("8 adapters beside the base", "8 on 8 adapters", "8 on the base"),
@@ -239,17 +232,29 @@ def _forms(model: str, place: Path, dtype: str, rounds: int) -> Iterator[tuple[s
             "8 on 8 adapters": lambda: _together(served, adapters),
             "8 on 8 adapters, JSON of a schema": lambda: _together(served, adapters, guided_json=schema),
         }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-        for counted in [False, *[True] * rounds]:
-            for name, case in cases.items():
-                result = case()
-                if counted:
-                    found[name].append(result)
+        found = _in_rounds(cases, rounds)
+    yield from _speeds(found)
+    for name in ("8 on the base", "8 on 8 adapters"):
+        yield f"ratio: {name}, JSON of a schema beside none", _ratio(found[f"{name}, JSON of a schema"], found[name])
+
+
+def _in_rounds(
+    cases: dict[str, Callable[[], tuple[float, float]]], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Run all cases in each round, and return their results without those of a first round, which warms up."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name, case in cases.items():
+            result = case()
+            if number:
+                found[name].append(result)
+    return found
+
+
+def _speeds(found: dict[str, list[tuple[float, float]]]) -> Iterator[tuple[str, str]]:
     for name, results in found.items():
         cpu, wall = (statistics.median(values) for values in zip(*results, strict=True))
         yield f"{name}: tokens for a second of processor time, and of wall time", f"{cpu:,.0f}, {wall:,.0f}"
-    for name in ("8 on the base", "8 on 8 adapters"):
-        yield f"ratio: {name}, JSON of a schema beside none", _ratio(found[f"{name}, JSON of a schema"], found[name])
 
 
 def _ratio(part: Sequence[tuple[float, float]], whole: Sequence[tuple[float, float]]) -> str:

@@ -238,6 +238,8 @@ def bench_command(
     if race:
         _race(model, data or [], held_out or [], seeds, out)
         return
+    if data or held_out:
+        raise TsugikiError(_("--data and --held-out are the texts of --race; give it too"))
     from tsugiki.bench.bench import choose_entries, run_benchmark
     from tsugiki.bench.results import results_lines, results_table, write_results
     from tsugiki.bench.workload import Workload

@@ -58,7 +58,7 @@ class Option:
     step_seconds: float | None
     """None if the device is not on this machine."""
     seconds: float | None
-    """Time of all steps; None without data or such a device."""
+    """Time of all steps; None without data, or if the device is not on this machine."""
     fits: bool
 
 
@@ -271,7 +271,7 @@ def _ordered(options: Sequence[Option]) -> list[Option]:
         key=lambda option: (
             not option.fits,
             coarse and option.base_dtype == "nf4",
-            # Without times: recomputing costs time, and more rows at once save some.
+            # If no times were measured, options with fewer recomputed blocks and more rows at once come first.
             option.recomputed_blocks if option.step_seconds is None else option.step_seconds,
             -option.micro_batch_size,
         ),

@@ -97,7 +97,7 @@ def train_steps(run: "Run") -> None:
 
 @contextmanager
 def advice_to_resume(out: Path) -> Iterator[None]:
-    """Say how to go on if the disk is full, and what of the run in `out` is kept."""
+    """Add to the error of a full disk how to continue the run in `out`, and which checkpoint is kept."""
     try:
         yield
     except WriteError as error:
