@@ -279,10 +279,13 @@ def _run(
 
 def _copy_new(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> None:
     """Copy the adapters below `out` that are complete and new; a copy is known by file and time in nanoseconds."""
-    for file in sorted(out.rglob(ADAPTER_FILE)):
+    for place, _folders, names in os.walk(out):  # which passes over folders that are removed meanwhile
+        if not {ADAPTER_FILE, ADAPTER_CONFIG_FILE} <= {*names}:
+            continue
+        file = Path(place, ADAPTER_FILE)
         with suppress(OSError, SafetensorError):  # it is being written or removed
             at = (file, file.stat().st_mtime_ns)
-            if at in copies or not file.with_name(ADAPTER_CONFIG_FILE).is_file():
+            if at in copies:
                 continue
             with safe_open(file, "pt"):
                 copy = folder / str(len(copies))
