@@ -56,6 +56,7 @@ _JAPANESE_CELLS = {
     r": seconds of the first and the second load$": "：1 回目と 2 回目の読み込みの秒数",
     r"(?<=[値均致]) on float32$": "（llama.cpp は float32）",
     r"^([\d,]+) of (\d+)$": r"\2 のうち \1",
+    r"not in (\d+)": r"\1 秒では未達",
     r"^as it is$": "そのまま",
     r"^in float32$": "float32 に変換",
     r"^without$": "なし",
