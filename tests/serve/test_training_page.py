@@ -74,3 +74,34 @@ def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.problems == []
+
+
+def test_a_text_is_dropped_planned_with_each_base_and_removed(place: Place, page: Any):
+    page.locator("div.drop").wait_for()
+    dropped = page.evaluate_handle(
+        """text => {
+            const data = new DataTransfer();
+            data.items.add(new File([text], "dropped.txt", { type: "text/plain" }));
+            return data;
+        }""",
+        (place.directory / "texts" / "a.txt").read_text(encoding="utf-8") * 2,
+    )
+    page.locator("div.drop").dispatch_event("drop", {"dataTransfer": dropped})
+    page.locator("[data-result=preview] mark.target").first.wait_for()
+    assert page.get_by_role("checkbox", name="dropped.txt").is_checked()
+    (file,) = place.running.library.rglob("dropped.txt")
+
+    page.get_by_label("Name", exact=True).fill("dropped")
+    page.locator("summary", has_text="More settings").click()
+    page.get_by_label("Tokens per row").fill("32")
+    page.get_by_text("block_size: 32").wait_for()
+    page.get_by_role("button", name="Compare bases").click()
+    rows = page.locator("[data-result=bases] tbody tr")
+    rows.nth(1).wait_for()
+    assert "GB" in rows.nth(0).inner_text()
+
+    page.get_by_role("button", name="Remove dropped.txt").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove", exact=True).click()
+    page.get_by_role("checkbox", name="dropped.txt").wait_for(state="detached")
+    assert not file.exists()
+    assert page.problems == []

@@ -42,6 +42,7 @@ from tsugiki.training import (
 )
 
 CPU = torch.device("cpu")
+SPLITS_INTEGERS = torch.__version__ >= "2.13"  # 2.10 does not
 ALL = {"r": 4, "target_modules": "all-linear"}
 ENDS = {"r": 4, "target_modules": ["lm_head", "embed_tokens", "wte", "q_proj", "c_attn"]}
 EXPERTS = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}
@@ -221,6 +222,7 @@ def compare_all(cases: list[Case]) -> dict[str, dict[str, float]]:
 
 @pytest.mark.parametrize("cases", [CASES[::2], pytest.param(CASES[1::2], marks=pytest.mark.slow)])
 def test_two_processes_train_and_compute_as_one(cases: list[Case]):
+    cases = [case for case in cases if SPLITS_INTEGERS or case.dtype != "int8"]
     found, _ = run_function(compare_all, cases, timeout=1200)
     assert found.keys() == {str(case) for case in cases}
     for case, differences in found.items():

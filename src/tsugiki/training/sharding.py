@@ -43,6 +43,9 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     weights of a checkpoint, if any. Parameters that are split are replaced, so the optimiser must be made afterwards,
     from the parameters that are returned: name -> parameter that trains. For full fine-tuning, weights are cast to
     `compute_dtype` when they are gathered; None: they keep their own.
+
+    Raises:
+        TsugikiError: this is the only process, or this version of torch cannot split integer weights.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -52,8 +55,14 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
     kept_whole = _adapter_parameters(model) if is_grafted(model) else set()
-    for unit in [*decoder_blocks(model), model]:
-        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=kept_whole)
+    try:
+        for unit in [*decoder_blocks(model), model]:
+            fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=kept_whole)
+    except RuntimeError as error:  # of torch 2.10, whose FSDP asks for gradients of all that it splits
+        if "floating point" not in str(error):
+            raise
+        message = _("torch {version} cannot split integer weights: install a newer one, or use --base-dtype bf16")
+        raise TsugikiError(message.format(version=torch.__version__)) from error
     model.to(device)  # what is not split: the adapter, and buffers
     return trainable_parameters(model)
 
