@@ -78,3 +78,8 @@ def test_two_kinds_of_records_are_refused(tmp_path: Path):
     model = save_tiny(tmp_path / "model")
     with pytest.raises(TsugikiError, match="--held-out"):
         run_race(model, [str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")], 1, print)
+
+
+def test_an_unknown_tool_is_refused(tmp_path: Path):
+    with pytest.raises(TsugikiError, match="nobody.*peft-documented, trl, tsugiki"):
+        run_race("embedded", [], [], 1, print, ["tsugiki", "nobody"])

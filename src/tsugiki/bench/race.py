@@ -20,7 +20,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -47,6 +47,8 @@ from tsugiki.language import _, marked
 from tsugiki.training.record import describe_machine
 
 BEST = "peft-best"
+OTHERS = ("peft-documented", "trl", "tsugiki")
+"""The tools that race against PEFT at its best."""
 COLUMNS = (
     "",
     marked("seconds to the loss, by seed"),
@@ -142,9 +144,14 @@ class RaceResult:
 
 
 def run_race(
-    model: str, data: Sequence[str], held_out: Sequence[str], seeds: int, show: Callable[[str], None]
+    model: str,
+    data: Sequence[str],
+    held_out: Sequence[str],
+    seeds: int,
+    show: Callable[[str], None],
+    tools: Collection[str] = OTHERS,
 ) -> RaceResult:
-    """Run all tools that are installed, for each seed; see the module docstring.
+    """Run the tools that are installed, for each seed; see the module docstring.
 
     Args:
         model: a base that Tsugiki loads.
@@ -152,10 +159,14 @@ def run_race(
         held_out: the same, for the held-out loss.
         seeds: number of seeds.
         show: called with a line after each process.
+        tools: those of `OTHERS` that run beside PEFT at its best.
 
     Raises:
-        TsugikiError: the data are of another kind, PEFT is not installed, or its process fails.
+        TsugikiError: a tool is not known, the data are of another kind, PEFT is not installed, or its process fails.
     """
+    if unknown := [tool for tool in tools if tool not in OTHERS]:
+        message = _("unknown benchmark entry {unknown}; choose from {known}")
+        raise TsugikiError(message.format(unknown=", ".join(map(repr, unknown)), known=", ".join(OTHERS)))
     if find_spec("peft") is None:
         raise TsugikiError(_("a race needs PEFT: pip install 'tsugiki[bench]'"))
     with TemporaryDirectory() as folder:
@@ -179,7 +190,8 @@ def run_race(
         for seed in range(1, seeds + 1):
             runs.append(first if seed == 1 else best(seed, rate, attention))
             for tool, command in _others(inputs, out, seed).items():
-                runs.append(_run(tool, seed, command, out, {}, inputs, show))
+                if tool in tools:
+                    runs.append(_run(tool, seed, command, out, {}, inputs, show))
     goals = {run.seed: run.curve[-1][1] for run in runs if run.tool == BEST}
     return RaceResult(goals, runs, rate, attention)
 

@@ -216,7 +216,8 @@ def bench_command(
 
     Args:
         model: A known shape (--list), 'embedded', a model folder, a GGUF file, or a hub id.
-        entries: Names such as 'a,b' (--list), or 'all'. Default: the chapter, PEFT, TRL and Tsugiki.
+        entries: Names such as 'a,b' (--list), or 'all'. Default: the chapter, PEFT, TRL and Tsugiki. With --race: of
+            'peft-documented,trl,tsugiki' those that run beside PEFT at its best. Default: all.
         batch: Rows per step, or pairs.
         length: Tokens per row, or of each answer of a pair with its prompt.
         preference: Learn from pairs of answers, with DPO, beside TRL.
@@ -236,7 +237,7 @@ def bench_command(
         _list()
         return
     if race:
-        _race(model, data or [], held_out or [], seeds, out)
+        _race(model, data or [], held_out or [], seeds, entries, out)
         return
     if data or held_out:
         raise TsugikiError(_("--data and --held-out are the texts of --race; give it too"))
@@ -271,9 +272,9 @@ def bench_command(
     )
 
 
-def _race(model: str, data: list[str], held_out: list[str], seeds: int, out: Path | None) -> None:
+def _race(model: str, data: list[str], held_out: list[str], seeds: int, entries: str | None, out: Path | None) -> None:
     from tsugiki.bench.models import SHAPES
-    from tsugiki.bench.race import COLUMNS, run_race
+    from tsugiki.bench.race import COLUMNS, OTHERS, run_race
     from tsugiki.io.atomic import check_writable
 
     if model in SHAPES:
@@ -290,7 +291,8 @@ def _race(model: str, data: list[str], held_out: list[str], seeds: int, out: Pat
         data, held_out = texts[:-_HELD_OUT], texts[-_HELD_OUT:]
     if out is not None:
         check_writable(out)
-    result = run_race(model, data, held_out, seeds, lambda line: print(line, file=sys.stderr, flush=True))
+    tools = entries.split(",") if entries else OTHERS
+    result = run_race(model, data, held_out, seeds, lambda line: print(line, file=sys.stderr, flush=True), tools)
     if out is not None:
         result.write(out, shlex.join(["tsugiki", *sys.argv[1:]]))
     print_table(
