@@ -234,7 +234,7 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
             facts = {"model": str(entry.model.resolve()), "base_dtype": entry.base_dtype}
             with new_entry(entry.folder, facts) as temporary:
                 _make_room(size)
-                check_room(temporary, 1.1 * size)
+                check_room(temporary.parent, 1.1 * size)
                 save_file(tensors, temporary / _WEIGHTS)
     except (TsugikiError, OSError) as error:
         message = _(

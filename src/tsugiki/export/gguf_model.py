@@ -6,7 +6,6 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,7 @@ from tsugiki.export.gguf_architectures import GgufArchitecture, gguf_architectur
 from tsugiki.export.gguf_tokenizer_check import TokenComparison, compare_tokens
 from tsugiki.export.gguf_vocabulary import add_vocabulary, adds_start, read_vocabulary
 from tsugiki.export.ollama import modelfile, new_gguf_file
-from tsugiki.io.formatting import format_size
+from tsugiki.io.cache import check_room
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
@@ -145,10 +144,7 @@ def write_model_gguf(
     tensor_type, file_type = _TYPES[dtype]
     architecture = gguf_architecture_of(source.config)
     plan = _plan(source, architecture, tensor_type)
-    needed, free = sum(tensor.bytes for tensor in plan), shutil.disk_usage(path.parent).free
-    if free < needed:
-        message = _("{folder} has {free} left, and the model needs {needed}")
-        raise TsugikiError(message.format(folder=path.parent, free=format_size(free), needed=format_size(needed)))
+    check_room(path.parent, sum(tensor.bytes for tensor in plan))
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
         if original is None:

@@ -132,11 +132,8 @@ def check_room(folder: Path, size: float) -> None:
     """Check that the disk has room for this many bytes in a folder."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise WriteError(
-            _("{needed} are needed, and the disk of {folder} has {free} left").format(
-                folder=folder.parent, free=format_size(free), needed=format_size(size)
-            )
-        )
+        message = _("{needed} are needed, and the disk of {folder} has {free} left")
+        raise WriteError(message.format(folder=folder, free=format_size(free), needed=format_size(size)))
 
 
 def _refuse_other_writers(folder: Path) -> None:
