@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
@@ -25,9 +26,6 @@ from tsugiki.io.file_names import (
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.shards import Entry, Shard, read_shard
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _NOT_COPIED = (
     *(".*", "*.index.json", "README*", "trainer_state.json"),
@@ -116,7 +114,7 @@ class KeyMapping:
     """Names in the model of tensors that transformers makes by splitting or joining tensors of the files."""
 
 
-def map_keys(model: "PreTrainedModel", keys: Collection[str]) -> KeyMapping:
+def map_keys(model: PreTrainedModel, keys: Collection[str]) -> KeyMapping:
     """Map the names of a model's tensors to the keys in its files, by the rules by which transformers loads them.
 
     Args:

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tsugiki.annotations import PretrainedConfig
 from tsugiki.base.checks import check_folder
 from tsugiki.base.gguf import conversion_cache
 from tsugiki.base.gguf.file import is_gguf
@@ -32,9 +32,6 @@ from tsugiki.io.json import read_json
 from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.io.shards import Entry
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 EMBEDDED = "embedded"
 """The name of the small Japanese GPT-2 that is part of the package."""
@@ -292,14 +289,14 @@ def _hub_entries(name: str) -> dict[str, Entry] | None:
     }
 
 
-def load_config(name: str) -> "PretrainedConfig":
+def load_config(name: str) -> PretrainedConfig:
     """Load a model's config; of a model on the hub, nothing else is downloaded."""
     folder, _on_hub = _folder(name, False, (MODEL_CONFIG_FILE,))
     with loading_errors(name):
         return read_config(folder)
 
 
-def read_config(folder: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Read the config in a model's folder, without settings that the folder should not decide.
 
     transformers raises exceptions of any class; see `loading_errors`.

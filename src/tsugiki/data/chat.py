@@ -18,14 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.records import AssistantTurns, Conversation
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 DEFAULT, NONE = "default", "none"
 """The names of `DEFAULT_TEMPLATE`, and of no template, in settings."""
@@ -101,7 +99,7 @@ def read_template_file(path: Path) -> str:
     return template
 
 
-def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> None:
+def use_template(tokenizer: PreTrainedTokenizerBase, setting: str | None) -> None:
     """Give a tokenizer another chat template, in place: a file, `DEFAULT_TEMPLATE` for `default`, or none for `none`.
 
     Without a setting it keeps its own.
@@ -112,7 +110,7 @@ def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> N
         tokenizer.chat_template = read_template_file(Path(setting).expanduser())
 
 
-def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemplate:
+def read_template(tokenizer: PreTrainedTokenizerBase, source: str) -> ChatTemplate:
     """Return the tokenizer's chat template.
 
     `source` names the record that requires the template, for the error.

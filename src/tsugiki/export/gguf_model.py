@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.saved_tokenizer import with_chat_template
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.model_folder import LazyTensors, map_keys
@@ -37,9 +38,6 @@ from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
 from tsugiki.model.meta import meta_model
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _TYPES: Mapping[GgufDtype, tuple[GGMLQuantizationType, gguf.LlamaFileType]] = {
     "f32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -58,12 +56,12 @@ class ModelSource:
     """A transformers model to export."""
 
     name: str
-    config: "PretrainedConfig"
+    config: PretrainedConfig
     weights: Mapping[str, Tensor]
     """Key -> tensor: `LazyTensors` of a folder, or a `state_dict`."""
     dtype: GgufDtype
     """The dtype of the model's files, or of its base's files if an adapter was merged."""
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     ends: tuple[int, ...] = ()
     """Ids of tokens that end a text or a turn, in addition to the tokenizer's EOS token."""
 
@@ -247,7 +245,7 @@ def _tensor_type(name: str, shape: tuple[int, ...], matrix_type: GGMLQuantizatio
     return matrix_type
 
 
-def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
+def _map_all_keys(weights: Mapping[str, Tensor], model: PreTrainedModel) -> Mapping[str, str]:
     """Map the names of the model's parameters to the keys of the source."""
     key_of = map_keys(model, weights.keys()).key_of
     used = set(key_of.values())

@@ -8,11 +8,12 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
@@ -28,9 +29,6 @@ from tsugiki.model.targets_by_rule import reasons_against
 from tsugiki.model.ungrafted import base_modules, find_stacks
 from tsugiki.report.table import Table, wrap
 from tsugiki.training.config import RunConfig, validate_method
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _WIDTH = 100  # columns of a description
 _REASON_LENGTH = 60  # characters of a reason in a cell
@@ -103,7 +101,7 @@ def _learning_rate(method: Method) -> str:
     return _("by the width of the model, {factor:.2g} times LoRA's").format(factor=factor)
 
 
-def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
+def _trainable(method: Method, config: Any, model: PreTrainedModel) -> str:
     """Return how many parameters of `model` the method trains with this config, and their share. Changes `model`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,7 +111,7 @@ def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
     return f"{trained:,} ({trained / sum(size for size, _ in sizes):.2%})"
 
 
-def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
+def _count(name: str, model: str, shape: PreTrainedModel) -> str:
     """Return how many parameters of a model are trainable, or a short reason why the number is not known."""
     method = METHODS[name]
     try:
