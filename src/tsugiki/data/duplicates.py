@@ -10,7 +10,6 @@ indices of similar signatures.
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -318,5 +317,5 @@ _OLD_AND_NEW = (
 )
 
 
-NEW_FORMS = MappingProxyType(dict(zip(_OLD_AND_NEW[::2], _OLD_AND_NEW[1::2], strict=True)))
+NEW_FORMS = dict(zip(_OLD_AND_NEW[::2], _OLD_AND_NEW[1::2], strict=True))
 """Old form of a kanji -> its new form."""

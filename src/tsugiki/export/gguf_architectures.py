@@ -6,7 +6,6 @@ A row exists only for an architecture for which a random model gives the same lo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -235,52 +234,50 @@ def _check_layer_types(config: PretrainedConfig, period: int) -> None:
         )
 
 
-GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = MappingProxyType(
-    {
-        row.name: row
-        for row in (
-            GgufArchitecture(
-                "gpt2",
-                _gpt2_hyperparameters,
-                {
-                    "activation_function": _GELU_TANH,
-                    "scale_attn_weights": (True,),
-                    "scale_attn_by_inverse_layer_idx": (False,),
-                    "add_cross_attention": (False,),
-                },
-                _gpt2_tensor,
-            ),
-            GgufArchitecture("llama", _llama_hyperparameters, _SILU, _llama_tensor, _llama_frequencies),
-            GgufArchitecture("qwen2", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,)}),
-            GgufArchitecture(
-                "qwen3", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}
-            ),
-            GgufArchitecture(
-                "gemma",
-                _gemma_hyperparameters,
-                {"hidden_act": _GELU_TANH, "attention_bias": (False,)},
-                _gemma_tensor,
-                untied_head=False,
-            ),
-            GgufArchitecture(
-                "gemma2",
-                _gemma2_hyperparameters,
-                {"hidden_activation": _GELU_TANH, "attention_bias": (False,)},
-                _gemma_tensor,
-                untied_head=False,
-            ),
-            GgufArchitecture(
-                "gemma3",
-                _gemma3_hyperparameters,
-                {
-                    "hidden_activation": _GELU_TANH,
-                    "attention_bias": (False,),
-                    "attn_logit_softcapping": (None,),
-                    "use_bidirectional_attention": (False, None),
-                },
-                _gemma_tensor,
-            ),
-        )
-    }
-)
+GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = {
+    row.name: row
+    for row in (
+        GgufArchitecture(
+            "gpt2",
+            _gpt2_hyperparameters,
+            {
+                "activation_function": _GELU_TANH,
+                "scale_attn_weights": (True,),
+                "scale_attn_by_inverse_layer_idx": (False,),
+                "add_cross_attention": (False,),
+            },
+            _gpt2_tensor,
+        ),
+        GgufArchitecture("llama", _llama_hyperparameters, _SILU, _llama_tensor, _llama_frequencies),
+        GgufArchitecture("qwen2", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,)}),
+        GgufArchitecture(
+            "qwen3", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}
+        ),
+        GgufArchitecture(
+            "gemma",
+            _gemma_hyperparameters,
+            {"hidden_act": _GELU_TANH, "attention_bias": (False,)},
+            _gemma_tensor,
+            untied_head=False,
+        ),
+        GgufArchitecture(
+            "gemma2",
+            _gemma2_hyperparameters,
+            {"hidden_activation": _GELU_TANH, "attention_bias": (False,)},
+            _gemma_tensor,
+            untied_head=False,
+        ),
+        GgufArchitecture(
+            "gemma3",
+            _gemma3_hyperparameters,
+            {
+                "hidden_activation": _GELU_TANH,
+                "attention_bias": (False,),
+                "attn_logit_softcapping": (None,),
+                "use_bidirectional_attention": (False, None),
+            },
+            _gemma_tensor,
+        ),
+    )
+}
 """llama.cpp's name of an architecture -> its row."""

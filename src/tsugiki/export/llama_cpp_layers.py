@@ -14,7 +14,6 @@ The names are those of the `gguf` package. https://github.com/ggml-org/ggml/blob
 
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -69,16 +68,14 @@ def _fused_groups(config: PretrainedConfig, rows: int) -> Tensor:
 
 _LLAMA_ORDERS = {"q_proj": QUERY_ORDER, "k_proj": KEY_ORDER}
 
-_ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = MappingProxyType(
-    {
-        "llama": _LLAMA_ORDERS,
-        "granite": _LLAMA_ORDERS,
-        "smollm3": _LLAMA_ORDERS,
-        "gptneox": {"query_key_value": _fused_heads},
-        "bloom": {"query_key_value": _fused_heads},
-        "falcon": {"query_key_value": _fused_groups},
-    }
-)
+_ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = {
+    "llama": _LLAMA_ORDERS,
+    "granite": _LLAMA_ORDERS,
+    "smollm3": _LLAMA_ORDERS,
+    "gptneox": {"query_key_value": _fused_heads},
+    "bloom": {"query_key_value": _fused_heads},
+    "falcon": {"query_key_value": _fused_groups},
+}
 """llama.cpp's architecture -> last part of a layer's name -> its row order. All other layers keep transformers' order.
 
 A test verifies each architecture against llama.cpp.

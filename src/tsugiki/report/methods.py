@@ -6,8 +6,6 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,7 +20,7 @@ from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
 from tsugiki.lora.targets import find_targets
-from tsugiki.methods.method import Family, Method
+from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.targets_by_rule import reasons_against
@@ -33,14 +31,8 @@ from tsugiki.training.config import RunConfig, validate_method
 _WIDTH = 100  # columns of a description
 _REASON_LENGTH = 60  # characters of a reason in a cell
 
-_FAMILIES: Mapping[Family, str] = MappingProxyType(
-    {
-        "additive": marked("additive"),
-        "reparametrised": marked("reparametrised"),
-        "selective": marked("selective"),
-        "full fine-tuning": marked("full fine-tuning"),
-    }
-)
+_FAMILIES = (marked("additive"), marked("reparametrised"), marked("selective"), marked("full fine-tuning"))
+"""The families, for the catalogue."""
 
 
 def methods_table(model: str) -> Table:
@@ -51,7 +43,7 @@ def methods_table(model: str) -> Table:
     rows = [
         [
             name,
-            _(_FAMILIES[method.family]),
+            _(method.family),
             _(method.summary),
             _count(name, model, shape),
             _yes(method.readable_by_peft),
@@ -70,7 +62,7 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     except ValueError as error:
         raise TsugikiError(f"{name}: {error}") from error
     method = METHODS[name]
-    title = f"{name} · {_(_FAMILIES[method.family])} · {_(method.summary)}"
+    title = f"{name} · {_(method.family)} · {_(method.summary)}"
     description = "\n".join(wrap(_(method.description), _WIDTH))
     text = f"{title}\n\n    {method.formula}\n\n{description}\n"
     notes = [
