@@ -19,7 +19,7 @@ from torch import Tensor
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.checks import check_tokenizer_files
 from tsugiki.base.resolve import loading_errors
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
 from tsugiki.language import _
 
@@ -42,8 +42,7 @@ def read_words(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
-        message = _("the words in {path} cannot be read: {error}")
-        raise TsugikiError(message.format(path=path, error=error_text(error))) from error
+        raise unreadable(path, error) from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words or len(words) > _MAX_WORDS:
         message = _("{path} has {count:,} words; give 1 to {most:,}, one in each line")

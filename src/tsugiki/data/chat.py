@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.records import AssistantTurns, Conversation
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _
 
 DEFAULT, NONE = "default", "none"
@@ -89,8 +89,7 @@ def read_template_file(path: Path) -> str:
         with path.open(encoding="utf-8-sig") as file:
             template = file.read(_MAX_TEMPLATE + 1)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
-        message = _("the chat template in {path} cannot be read: {error}")
-        raise TsugikiError(message.format(path=path, error=error_text(error, 100))) from error
+        raise unreadable(path, error) from error
     if len(template) > _MAX_TEMPLATE:
         message = _("the chat template in {path} has more than {max_template:,} characters; use another one")
         raise TsugikiError(message.format(path=path, max_template=_MAX_TEMPLATE))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, system_error
 from tsugiki.io.system import flush, move
 from tsugiki.language import _
 
@@ -161,8 +161,7 @@ def rename_folder(folder: Path, target: Path) -> None:
         move(folder, target)
         flush(target.absolute().parent)
     except OSError as error:
-        message = _("cannot rename {folder}: {reason}")
-        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
+        raise system_error(_("cannot rename {path}: {reason}"), folder, error) from error
 
 
 def remove_folder(folder: Path) -> None:
@@ -179,8 +178,7 @@ def remove_folder(folder: Path) -> None:
             return
         move(folder, removed)
     except OSError as error:
-        message = _("cannot remove {folder}: {reason}")
-        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
+        raise system_error(_("cannot remove {path}: {reason}"), folder, error) from error
     try:
         shutil.rmtree(removed)
     except OSError as error:

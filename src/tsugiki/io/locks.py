@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, system_error
 from tsugiki.io.atomic import make_folder, remove_empty
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _
@@ -123,8 +123,7 @@ def _held(path: Path, timeout: float) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as error:
-        message = _("cannot lock {path}: {reason}")
-        raise TsugikiError(message.format(path=path, reason=error.strerror or error)) from error
+        raise system_error(_("cannot lock {path}: {reason}"), path, error) from error
     try:
         yield
     finally:

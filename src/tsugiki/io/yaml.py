@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _, marked
 
 WIDE_COLON = marked("{path} has a full-width colon (：) after a name; write : and a space")
@@ -26,10 +26,7 @@ def read_yaml(path: Path) -> Any:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_SIZE + 1)
     except (OSError, ValueError) as error:  # ValueError: another encoding, or a null character in the path
-        message = _("cannot read {path}: {reason}")
-        raise TsugikiError(
-            message.format(path=path, reason=getattr(error, "strerror", None) or error_text(error))
-        ) from error
+        raise unreadable(path, error) from error
     return parse_yaml(text, str(path))
 
 
