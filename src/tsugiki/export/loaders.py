@@ -166,9 +166,7 @@ def is_plain_lora(config: object) -> bool:
 
     llama.cpp supports LoRA on embeddings and output heads for some bases only; `incompatibilities` decides that.
     """
-    if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
-        return False
-    if config.target_parameters or config.trainable_token_indices or config.lora_bias:
+    if not isinstance(config, LoraConfig) or config.target_parameters or any(_not_served(config).values()):
         return False
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
     return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)

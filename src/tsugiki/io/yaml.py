@@ -31,12 +31,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return the value of a text in YAML.
-
-    Args:
-        text: the text.
-        name: the source of the text, such as a path or a flag, for errors.
-    """
+    """Return the value of a text in YAML; errors name its source, such as a path or a flag."""
     if len(text) > _MAX_SIZE:
         message = _("{name} has more than {most:,} characters, which is too long for settings")
         raise TsugikiError(message.format(name=name, most=_MAX_SIZE))
