@@ -167,15 +167,8 @@ _FORMATS = (
 def import_adapter(path: Path, model_name: str, out: Path) -> int:
     """Write the adapter in a file or folder of another program as a new folder in PEFT's format.
 
-    The folder appears complete or not at all. An adapter of PEFT gets the names and settings that PEFT writes today.
-
-    Args:
-        path: the file, or the folder that holds it.
-        model_name: the adapter's base, of which only the config is read.
-        out: the new folder.
-
-    Returns:
-        The number of tensors in the new file.
+    The folder appears complete or not at all. An adapter of PEFT gets the names and settings that PEFT writes today. Of
+    the base, only the config is read. The result is the number of tensors in the new file.
     """
     file = _weight_file(path)
     tensors, model = read_tensors(file), load_meta_model(model_name)
@@ -216,9 +209,7 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read a file of tensors by name: safetensors, or a pickle of torch that holds tensors and nothing else.
 
-    Raises:
-        TsugikiError: the file is of another kind, or holds anything that torch's weights-only loader does not know. No
-            code of the file is run.
+    Anything that torch's weights-only loader does not know is an error. No code of the file is run.
     """
     try:
         if file.suffix == ".safetensors":

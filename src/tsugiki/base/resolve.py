@@ -41,13 +41,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     """Return a folder on this machine with a model's config and tokenizer. It may lack the weights.
 
-    Args:
-        name: the model's name.
-        trust_remote_code: accept a model that brings Python code of its own.
-
-    Raises:
-        TsugikiError: there is no such model, the hub cannot be reached, a GGUF file cannot be converted, or the folder
-            holds something that must not be read (see `check_folder`).
+    A model that brings Python code of its own is an error without `trust_remote_code`, as is a folder that holds
+    something that must not be read (see `check_folder`).
     """
     return _folder(name, trust_remote_code, _settings_files(trust_remote_code))[0]
 
@@ -55,8 +50,7 @@ def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     """Return a folder on this machine with all files of a model, which are downloaded if they are on the hub.
 
-    Raises:
-        TsugikiError: as for `settings_folder`; or there are no safetensors weights, or their index is damaged.
+    The errors are those of `settings_folder`, and weights that are not safetensors or have a damaged index.
     """
     folder, on_hub = _folder(name, trust_remote_code, _settings_files(trust_remote_code))
     gguf = gguf_path(name) if _is_local(name) else None
@@ -238,15 +232,10 @@ def folder_entries(folder: Path) -> dict[str, Entry]:
 
 
 def weight_entries(name: str) -> tuple[Mapping[str, Entry] | None, bool]:
-    """Return the entries of a model's tensors, and whether its weights are on this machine.
+    """Return the entries of a model's tensors (None if the hub cannot be reached), and whether its weights are here.
 
-    Of a model on the hub only the index and the headers are downloaded, at most about 100 kB of each file.
-
-    Args:
-        name: a folder or a hub id; not a GGUF file.
-
-    Returns:
-        None instead of the entries if the hub cannot be reached.
+    The name is that of a folder or a hub id, not of a GGUF file. Of a model on the hub only the index and the headers
+    are downloaded, at most about 100 kB of each file.
     """
     assert gguf_path(name) is None
     folder = local_folder(name)

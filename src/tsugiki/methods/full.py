@@ -45,16 +45,8 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """Write a model and its tokenizer into `folder`, next to the files that are there already.
 
     The files are written to a temporary folder and then moved one by one. The weights are moved last, so `folder`
-    has weights only when the other files are complete.
-
-    Args:
-        model: a transformers model; it is not changed.
-        tokenizer: the model's tokenizer.
-        folder: created if it does not exist.
-        dtype: the dtype of the saved weights. If it cannot hold one of them, all are saved in float32, with a warning.
-
-    Raises:
-        TsugikiError: the folder cannot be written.
+    has weights only when the other files are complete. If the dtype cannot hold one of them, all are saved in float32,
+    with a warning. The model is not changed.
     """
     saved_dtype = torch_dtype(dtype)
     largest = torch.finfo(saved_dtype).max

@@ -68,7 +68,8 @@ def extract(
 ) -> Extraction:
     """Return the adapter with which `base` comes closest to `finetuned`. The result is deterministic.
 
-    A warning says if their configs differ, such as in the base of the rotary positions.
+    A warning says if their configs differ, such as in the base of the rotary positions. Models of different shapes, or
+    not stored in floating point, are errors, and so are targets that do not exist or did not change.
 
     A shared weight, such as that of an embedding and an output head, is captured completely only if all layers that use
     it are targeted, because an adapter has a separate update for each layer.
@@ -79,10 +80,6 @@ def extract(
         r: the rank of every update; a layer with fewer inputs or outputs gets a smaller rank.
         target_modules: linear layers and embeddings, as in `LoraConfig`.
         track: iterates over the layers.
-
-    Raises:
-        TsugikiError: there is no such model; the models have different shapes or are not stored in floating point; or
-            the targets do not exist, cannot be extracted, or did not change.
     """
     config = LoraConfig(r=r, lora_alpha=r, target_modules=target_modules)
     model = load_meta_model(base)
