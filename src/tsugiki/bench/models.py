@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.errors import TsugikiError
@@ -11,7 +12,6 @@ from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
-def read_model_config(name: str) -> "PretrainedConfig":
+def read_model_config(name: str) -> PretrainedConfig:
     """Return the config of a key of `SHAPES`, a model folder, a GGUF file or a hub id, without loading weights."""
     from transformers import AutoConfig
 
@@ -84,7 +84,7 @@ def read_model_config(name: str) -> "PretrainedConfig":
     return AutoConfig.from_pretrained(local_folder(name) or name)
 
 
-def build(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
+def build(name: str, dtype: "torch.dtype") -> PreTrainedModel:
     """Return a model in the given dtype and in training mode, with all weights in memory instead of memory-mapped."""
     import torch
     from transformers import AutoModelForCausalLM

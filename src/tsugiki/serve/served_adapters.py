@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
@@ -29,6 +29,7 @@ from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
 from tsugiki.adapters.library import check_name, library_names
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.saved_tokenizer import with_chat_template, words_for
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import add_adapter
 from tsugiki.fast.mixed_batch import mixed_batch
@@ -41,9 +42,6 @@ from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
 from tsugiki.serve.errors import ApiError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _Terms: TypeAlias = tuple[tuple[str, float | None], ...]
 """The adapters of a mix and their weights, sorted by name; an adapter alone has no weight."""
@@ -72,7 +70,7 @@ class ServedModel:
     """Name for users; that of a mix is a sum, such as `0.5 a + 0.5 b`."""
     key: str | None
     """The adapter's name in the model; None: the base."""
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     """With the chat template of the adapter, if it has one."""
     batch_mode: BatchMode
     digest: str = ""
@@ -91,7 +89,7 @@ class ServedAdapters:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: PreTrainedTokenizerBase,
         base_name: str,
         folders: Mapping[str, Path],
         library: Path,
@@ -258,7 +256,7 @@ class ServedAdapters:
         run = None if "/" not in name and os.path.lexists(own) else self._run(name)
         return run or own
 
-    def tokenizer(self, served: ServedModel, template_of: str | None) -> "PreTrainedTokenizerBase":
+    def tokenizer(self, served: ServedModel, template_of: str | None) -> PreTrainedTokenizerBase:
         """Return the tokenizer of a model, with the chat template of another model if a request names one."""
         if template_of is None:
             return served.tokenizer
@@ -380,7 +378,7 @@ def _sum_text(terms: _Terms) -> str:
 
 
 def load_served(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     folders: Sequence[Path],
     weights: Sequence[float],
     key: str,
@@ -407,14 +405,14 @@ def load_served(
     return _batch_mode(model, key)
 
 
-def _refuse_new_words(model: "PreTrainedModel", folder: Path) -> None:
+def _refuse_new_words(model: PreTrainedModel, folder: Path) -> None:
     """Refuse an adapter that adds words to the vocabulary, because all rows of a batch share one."""
     words = words_for(model, folder)
     if words is not None and words != len(model.get_input_embeddings().weight):
         raise TsugikiError(_("it adds words to the vocabulary, which other adapters do not have; merge it instead"))
 
 
-def _batch_mode(model: "PreTrainedModel", key: str) -> BatchMode:
+def _batch_mode(model: PreTrainedModel, key: str) -> BatchMode:
     """Return how rows of the active adapter can be batched with other rows; if that fails, remove the adapter."""
     try:
         model.eval()

@@ -25,13 +25,14 @@ place in the step. So neither the size of micro-batches, nor the number of proce
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import StepBatches
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import masks_from
@@ -40,9 +41,6 @@ from tsugiki.model.inference import seeded
 from tsugiki.training.micro_batches import MicroBatch, MicroBatches
 from tsugiki.training.sharding import is_sharded, is_split
 from tsugiki.training.text_loss import StepLoss, TextLoss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _Result: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor | None]]
 """Loss, figures, and the gradient of each weight (None: the loss does not depend on it)."""
@@ -54,8 +52,8 @@ class Gradients:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        computing: "PreTrainedModel",
+        model: PreTrainedModel,
+        computing: PreTrainedModel,
         batches: StepBatches,
         accelerator: Accelerator,
         micro_batch_size: int | None = None,
@@ -126,7 +124,7 @@ class Gradients:
         return self.loss.count(self.batches, self.batches.rows(step))
 
     def forward(
-        self, step: int, function: Callable[["PreTrainedModel", dict[str, Any], list[int]], Found]
+        self, step: int, function: Callable[[PreTrainedModel, dict[str, Any], list[int]], Found]
     ) -> Iterator[tuple[list[int], Found]]:
         """Yield some rows of a step and the function's result for them, computed like a step, without gradients.
 

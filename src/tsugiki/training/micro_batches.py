@@ -15,21 +15,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import StepBatches, of_similar_length
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, rope_depends_on_length
 from tsugiki.training.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
 
@@ -53,7 +51,7 @@ class MicroBatches:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: PreTrainedModel,
         batches: StepBatches,
         accelerator: Accelerator,
         size: int | None = None,

@@ -6,10 +6,11 @@ from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Integers
 from tsugiki.data.duplicates import near_duplicates
@@ -44,9 +45,6 @@ from tsugiki.training.record import (
     SplitSummary,
     ValidationCounts,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _DOCUMENTS_FOR_VALIDATION = 20
 """With fewer documents, one document is too large a share of the text to be left out of training."""
@@ -93,7 +91,7 @@ class DatasetSplit:
     """The answers of preference tuning, of which the records above are the chosen (or good) ones."""
 
 
-def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
+def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the data of a run, and mix other text into them."""
     if config.preference is not None:
         from tsugiki.training.preference_data import read_preferences
@@ -103,7 +101,7 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
     return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
 
 
-def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
+def _read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
     digest = data_digest(config, tokenizer, key)
     reading = Reading()
@@ -127,7 +125,7 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
     return dataset_split(config, tokenizer, store, read, used, part, scored, groups, [], digest, kinds)
 
 
-def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
+def data_digest(config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> str:
     """Return a digest of all texts that a run reads, and of the tokenizer; `key` is the `content_key` of the data."""
     held_out = parse_held_out(config.held_out)
     digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
@@ -156,7 +154,7 @@ def _split_document(
     config: RunConfig,
     document: Document,
     held_out: float,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     key: str,
     digest: str,
     progress: ProgressDisplay,
@@ -178,7 +176,7 @@ def _tokenise(
     config: RunConfig,
     records: Iterable[Record],
     key: str,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     progress: ProgressDisplay,
     reading: Reading,
 ) -> TokenStore:
@@ -189,7 +187,7 @@ def _tokenise(
 
 def dataset_split(
     config: RunConfig,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     store: TokenStore,
     read: Callable[[], Iterable[Record]],
     train: Integers,
@@ -283,7 +281,7 @@ def dataset_split(
     return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
 
 
-def _template_notes(kinds: set[type[Record]], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def _template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return a note on what the tokenizer's chat template, if it has one, means for records of these kinds."""
     if not tokenizer.chat_template or Conversation in kinds:
         return []
@@ -393,7 +391,7 @@ def _with_mixed_text(
     config: RunConfig,
     setting: str,
     split: DatasetSplit,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     progress: ProgressDisplay,
 ) -> DatasetSplit:
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""

@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.blocks import of_similar_length
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
@@ -42,7 +43,6 @@ from tsugiki.training.threads import run_in_threads
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW_CHARACTERS = 512
 """Characters (code points) per window."""
@@ -116,8 +116,8 @@ class WindowChoice:
 
 @torch.no_grad()
 def evaluate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     windows: Sequence[Window],
     turns: AssistantTurns = "all",
     advance: Callable[[int], None] = lambda done: None,
@@ -196,7 +196,7 @@ class TokenSequence:
 
 
 def _sequences(
-    tokenizer: "PreTrainedTokenizerBase", window: Window, ids: list[int], turns: AssistantTurns, context: int
+    tokenizer: PreTrainedTokenizerBase, window: Window, ids: list[int], turns: AssistantTurns, context: int
 ) -> list[TokenSequence]:
     """Return the sequences of a window, each of at most `context` tokens; `ids` are the tokens of its target text.
 
@@ -213,7 +213,7 @@ def _sequences(
 
 
 def score_sequences(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     sequences: Sequence[TokenSequence],
     advance: Callable[[int], None] = lambda done: None,
     accelerator: "Accelerator | None" = None,
@@ -239,7 +239,7 @@ def score_sequences(
     return {document: math.fsum(parts) for document, parts in nlls.items()}  # exact, so their order does not matter
 
 
-def _each_nll(model: "PreTrainedModel", batches: Sequence[list[TokenSequence]]) -> Iterable[Tensor]:
+def _each_nll(model: PreTrainedModel, batches: Sequence[list[TokenSequence]]) -> Iterable[Tensor]:
     """Return `_nll` of each batch; on a processor they are computed in parallel, with one thread each.
 
     Therefore the operations, and every bit of the result, do not depend on the number of torch's threads.
@@ -250,7 +250,7 @@ def _each_nll(model: "PreTrainedModel", batches: Sequence[list[TokenSequence]]) 
     return (task() for task in tasks)
 
 
-def _batches(sequences: Sequence[TokenSequence], model: "PreTrainedModel") -> list[list[TokenSequence]]:
+def _batches(sequences: Sequence[TokenSequence], model: PreTrainedModel) -> list[list[TokenSequence]]:
     """Return batches of sequences with similar lengths, which do not depend on the number of threads or processes."""
     on_cpu = model.device.type == "cpu"
     most = _THREAD_TOKENS if on_cpu else _DEVICE_TOKENS
@@ -262,12 +262,12 @@ def _batches(sequences: Sequence[TokenSequence], model: "PreTrainedModel") -> li
     return [[sequences[number] for number in group] for group in groups]
 
 
-def _without_logits(model: "PreTrainedModel") -> bool:
+def _without_logits(model: PreTrainedModel) -> bool:
     return has_chunked_loss(model) and not is_sharded(model)
 
 
 @torch.no_grad()
-def _nll(model: "PreTrainedModel", sequences: Sequence[TokenSequence]) -> Tensor:
+def _nll(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> Tensor:
     """Return the NLL of each sequence's scored tokens, in nats, [sequences], on the model's device.
 
     The sequences are padded on the right, without a mask. In a causal model, padding has no effect on the tokens before

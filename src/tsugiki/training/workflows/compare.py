@@ -9,10 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.data.read.files import content_key, describe_data
 from tsugiki.dtypes import BaseDtype
@@ -41,9 +42,6 @@ from tsugiki.training.resume import earlier_run
 from tsugiki.training.run import STAGES, Run, Texts, choose_layers, load_base, read_texts, started
 from tsugiki.training.split_data import data_digest
 from tsugiki.training.workflows.workflow_settings import ComparisonConfig, SweepConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 COMPARISON_FILE, SWEEP_FILE = "comparison.json", "sweep.json"
 _FORMAT = 2  # of both files
@@ -231,7 +229,7 @@ def _result(point: Point) -> dict[str, Any]:
 class _Base:
     """A base model that runs share, with its packed data and its results."""
 
-    model: "PreTrainedModel"
+    model: PreTrainedModel
     dtype: BaseDtype
     packed: dict[int, PackedDataset] = field(default_factory=dict)
     """Virtual tokens of a soft prompt -> the data, in rows that leave room for them."""
