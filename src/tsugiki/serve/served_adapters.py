@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
@@ -135,7 +134,7 @@ class ServedAdapters:
         """Return the names of the adapters in memory."""
         return [terms[0][0] for terms in self._loaded if not _is_mix(terms)]
 
-    async def acquire(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> ServedModel:
+    async def acquire(self, name: str, mix: Mapping[str, float] = {}) -> ServedModel:
         """Return the base, an adapter or a mix, and hold it. It is loaded if it is not in memory.
 
         `name` is the base's name, an adapter's name, or both with a colon between them. `mix` is name of an adapter ->
@@ -163,7 +162,7 @@ class ServedAdapters:
         self._unload_replaced()
 
     @asynccontextmanager
-    async def held(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> AsyncIterator[ServedModel]:
+    async def held(self, name: str, mix: Mapping[str, float] = {}) -> AsyncIterator[ServedModel]:
         """Hold the model that `acquire` returns within the block."""
         served = await self.acquire(name, mix)
         try:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -34,17 +33,15 @@ from tsugiki.lora.config import LoraConfig
 if TYPE_CHECKING:
     from tsugiki.methods.method import Method
 
-DEFAULT_LORA: Mapping[str, Any] = MappingProxyType({"r": 16, "lora_alpha": 32, "lora_dropout": 0.1})
+DEFAULT_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
 """The defaults of the section `lora`."""
 
-CHAPTER: Mapping[str, Any] = MappingProxyType(
-    {
-        "learning_rate": 1e-4,
-        "batch_size": 16,
-        "validation": "none",
-        "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["c_attn", "c_proj"]},
-    }
-)
+CHAPTER: Mapping[str, Any] = {
+    "learning_rate": 1e-4,
+    "batch_size": 16,
+    "validation": "none",
+    "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["c_attn", "c_proj"]},
+}
 """The settings of the textbook chapter on LoRA that the project implements."""
 
 

@@ -1,11 +1,10 @@
 """Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from tsugiki.adapters.files import named_base
@@ -181,9 +180,7 @@ def loaded_targets(
         yield target, *loader.use(target)
 
 
-_FEW_BITS: Mapping[str, LoadDtype] = MappingProxyType(
-    {"int8": "int8", "nf4": "nf4", "nf4-int8": "nf4-int8", "stored": "stored"}
-)
+_FEW_BITS: tuple[LoadDtype, ...] = ("int8", "nf4", "nf4-int8", "stored")
 
 
 def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
@@ -194,8 +191,8 @@ def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
     for target in chosen:
         with suppress(TsugikiError):  # not the folder of a run
             trained_on = read_record(target.adapter).resolved_settings.get("base_dtype") if target.adapter else None
-            if isinstance(trained_on, str) and trained_on in _FEW_BITS:
-                return _FEW_BITS[trained_on]
+            if trained_on in _FEW_BITS:
+                return _FEW_BITS[_FEW_BITS.index(trained_on)]
     return "fp32"
 
 
