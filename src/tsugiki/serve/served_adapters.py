@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
@@ -42,6 +42,9 @@ from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
 from tsugiki.serve.errors import ApiError
 
+if TYPE_CHECKING:
+    from tsugiki.serve.runs_view import Runs
+
 _Terms: TypeAlias = tuple[tuple[str, float | None], ...]
 """The adapters of a mix and their weights, sorted by name; an adapter alone has no weight."""
 FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
@@ -49,16 +52,6 @@ FileStates: TypeAlias = tuple[tuple[str, FileState], ...]
 _FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, CHAT_TEMPLATE_FILE)
 _BYTES = 4  # bytes of a number in memory
 _NEAR = 3  # similar names that an error lists
-
-
-class RunModels(Protocol):
-    """The runs whose adapters requests can name, also while they train."""
-
-    def names(self) -> list[str]:
-        """Return the names of the runs that have an adapter."""
-
-    def folder(self, name: str) -> Path | None:
-        """Return the folder of a run's newest adapter; None if the run has none."""
 
 
 @dataclass(eq=False)
@@ -105,7 +98,7 @@ class ServedAdapters:
         self.engine = engine
         self.base = ServedModel(base_name, None, tokenizer, engine.batch_mode)
         self.folders, self.library = dict(folders), library
-        self.runs: RunModels | None = None  # of the page, if it shows any
+        self.runs: Runs | None = None  # whose adapters requests can name, also while they train
         self.lists_runs = False
         self.max_loaded, self.max_bytes, self.allow_base_mismatch = max_loaded, max_bytes, allow_base_mismatch
         self.roots = [root.resolve() for root in roots]
