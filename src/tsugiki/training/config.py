@@ -229,11 +229,7 @@ _NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout")
 
 
 def validate_method(name: str) -> str:
-    """Return `name` if it is the name of a method.
-
-    Raises:
-        ValueError: there is no such method; the message suggests a similar name.
-    """
+    """Return `name` if it is the name of a method; otherwise raise a ValueError that suggests a similar name."""
     from tsugiki.methods.table import METHODS
 
     if name in METHODS:
@@ -402,11 +398,7 @@ class RunConfig(TrainingSettings):
 
     @cached_property
     def adapter_config(self) -> Any:
-        """The config of the adapter that the method trains, such as a `LoraConfig`.
-
-        Raises:
-            ValueError: invalid settings.
-        """
+        """The config of the adapter that the method trains, such as a `LoraConfig`; a ValueError if it is invalid."""
         method = self._method()
         try:
             return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
@@ -421,8 +413,7 @@ class RunConfig(TrainingSettings):
     def loss_settings(self) -> dict[str, float]:
         """Return each setting of the preference loss, the given value or the default, with `likelihood` among them.
 
-        Raises:
-            ValueError: the loss has no such setting.
+        A setting that the loss does not have is a ValueError.
         """
         from tsugiki.preference.losses import LOSSES
 

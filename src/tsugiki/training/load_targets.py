@@ -162,14 +162,10 @@ def loaded_targets(
 
     A model that occurs twice in succession is loaded once.
 
-    Args:
-        allow_base_mismatch: load adapters that were trained on another base.
-        trust_remote_code: run Python code that a model brings.
-        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
-            takes that of the first adapter.
-        dtype: dtype of the models' weights; None: see `dtype_of`.
-        only_pairs: prompts with completions are all that is evaluated. Adapters without a chat template learned them as
-            plain text, so by default no template is used for these.
+    Without a `chat_template`, each target has its own, and a model that has none takes that of the first adapter. With
+    `only_pairs`, prompts with completions are all that is evaluated: adapters without a chat template learned them as
+    plain text, so by default no template is used for these. The `dtype` is that of the models' weights (None: see
+    `dtype_of`).
     """
     saved = [saved_chat_template(target.adapter) for target in chosen if target.adapter]
     template = next((template for template in saved if template is not None), None)

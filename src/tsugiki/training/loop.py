@@ -75,12 +75,7 @@ class TrainingLoop:
     _stop_requests: float = 0.0  # number of processes that request the end of the run
 
     def run(self) -> None:
-        """Train until the last step. A signal ends the run between two steps, after a checkpoint.
-
-        Raises:
-            TsugikiError: the loss is not finite, or memory runs out.
-            Interrupted: a signal has arrived, here or in another process.
-        """
+        """Train until the last step. A signal ends the run between two steps, after a checkpoint (`Interrupted`)."""
         check_optimizer(self.model, self.optimizer)
         with StopSignals(raises=self.accelerator.num_processes == 1) as signals:
             self._saved_step = self.progress.step

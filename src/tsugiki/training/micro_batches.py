@@ -61,12 +61,8 @@ class MicroBatches:
     ) -> None:
         """Create them for the model that computes, on the accelerator's device.
 
-        Args:
-            size: rows that are computed at once; None: all rows of a step, divided by the number of processes.
-            alone: the rows are computed one after another, each alone.
-            sharded: the weights of the model are split over the processes.
-            tokens_at_once: compute more than `size` rows at once if they have similar lengths and at most this many
-                tokens together, padding included. 0: never.
+        `size` rows are computed at once (None: all rows of a step, divided by the number of processes), or more if they
+        have similar lengths and at most `tokens_at_once` tokens together, padding included; with `alone`, one by one.
         """
         self.model, self.batches, self.accelerator, self.sharded = model, batches, accelerator, sharded
         # Rotary frequencies that depend on a row's length are in the model while the row is computed.

@@ -200,15 +200,9 @@ def dataset_split(
 ) -> DatasetSplit:
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
-    Args:
-        read: reads the records in `config.data`, whose tokens are in `store`.
-        train: numbers of the records in `store` that are not held out.
-        held_out: the held-out records; their text is read if they are in `store`.
-        scored: the text of held-out records that are in a file.
-        groups: groups of near-duplicates, as numbers in `store`.
-        notes: the notes on the data so far.
-        digest: from `data_digest`.
-        kinds: the classes of the records.
+    `read` reads the records in `config.data`, whose tokens are in `store`; those with the numbers `train` are not held
+    out. The text of the held-out records is read if they are in `store`, and otherwise is in `scored`. `groups` are
+    near-duplicates, as numbers in `store`; `notes` are those on the data so far, and `kinds` the records' classes.
     """
     validation = _validation(config, store, train, groups, scored)
     parts = [held_out, *([] if validation is None else [validation])]

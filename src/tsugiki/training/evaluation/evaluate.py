@@ -80,11 +80,8 @@ def split_windows(
 ) -> list[Window]:
     """Split documents into windows of `WINDOW_CHARACTERS` characters, the last one shorter; keep other records whole.
 
-    Args:
-        records: the records in order; they are read once.
-        characters: the number of characters of each record.
-        limit: approximate number of characters to return, in windows spread evenly over all records; None: all.
-        groups: groups of records that are near-duplicates of each other, by their indices in `records`.
+    `characters` has the number of characters of each record, and `limit` is about that to return, in windows spread
+    evenly over all records (None: all). `groups` are near-duplicates of each other, by their indices in `records`.
     """
     choice = WindowChoice(characters, limit, groups)
     for record in records:
@@ -126,16 +123,9 @@ def evaluate(
 ) -> Evaluation:
     """Score windows of text as the module docstring describes. The model's training mode is restored afterwards.
 
-    Args:
-        windows: the text, from `split_windows`.
-        turns: which answers of a conversation are scored.
-        advance: called with the number of sequences done since the last call.
-        context: largest number of tokens in one forward pass; None: the model's context.
-        accelerator: the processes that share the work, each with the same arguments; None: this process alone. Every
-            process gets the result for all windows.
-
-    Raises:
-        TsugikiError: there is no text, or all of it is longer than the model's context.
+    `windows` are from `split_windows`, and `turns` says which answers of a conversation are scored. `advance` is called
+    with the number of sequences done since the last call. A forward pass has at most `context` tokens (None: the
+    model's context). The processes of `accelerator` share the work, and each gets the result for all windows.
     """
     if not windows:
         raise TsugikiError(_("there is no text to evaluate on"))

@@ -87,15 +87,7 @@ class Preview:
 
 
 def preview(config: RunConfig, rows: int) -> Preview:
-    """Prepare a run as `train` would, without training. Only the token cache is written.
-
-    Args:
-        config: the settings of the run.
-        rows: how many rows to show.
-
-    Raises:
-        TsugikiError: an error that would stop the run before its first step.
-    """
+    """Prepare a run as `train` would, without training, and show some rows. Only the token cache is written."""
     run = prepared(config)
     loop, data, tokenizer = loop_of(run), run.data, run.texts.tokenizer
     with run.display.stage(_("timing two steps"), 2) as advance:
