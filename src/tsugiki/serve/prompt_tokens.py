@@ -62,10 +62,8 @@ def check_tokens(model: PreTrainedModel, tokens: Iterable[int], param: str) -> N
     vocabulary = model.config.get_text_config().vocab_size
     largest = max(tokens, default=0)
     if largest >= vocabulary:
-        message = _("{name}: there is no token {token}; the vocabulary has {count}").format(
-            name=param, token=largest, count=vocabulary
-        )
-        raise ApiError(400, message, param, "invalid_value")
+        message = _("{name}: there is no token {token}; the vocabulary has {count}")
+        raise ApiError(400, message.format(name=param, token=largest, count=vocabulary), param, "invalid_value")
 
 
 def chat_prompt(
@@ -73,20 +71,16 @@ def chat_prompt(
 ) -> Prompt:
     """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request."""
     if tokenizer.chat_template is None:
-        raise ApiError(
-            400,
-            _(
-                "{name!r} has no chat template; use /v1/completions, name an adapter that learned conversations, "
-                "or start the server with --chat-template"
-            ).format(name=name),
-            param="model",
-            code="no_chat_template",
+        message = _(
+            "{name!r} has no chat template; use /v1/completions, name an adapter that learned conversations, "
+            "or start the server with --chat-template"
         )
+        raise ApiError(400, message.format(name=name), param="model", code="no_chat_template")
     if messages[-1].role == "assistant":
         raise ApiError(400, _("the last message is the assistant's own, so there is nothing to answer"), "messages")
-    for message in messages:
-        _check_text(message.text, "messages")
-    turns = [Message(_ROLES.get(message.role, message.role), message.text) for message in messages]
+    for turn in messages:
+        _check_text(turn.text, "messages")
+    turns = [Message(_ROLES.get(turn.role, turn.role), turn.text) for turn in messages]
     with _tokenizing:
         tokens = prompt_tokens(model, tokenizer, turns)
     return Prompt(tokens.ids, tokens.ids, "", tokens.ends)
@@ -160,10 +154,8 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
             raise ApiError(400, _("give either prompt or messages"), "prompt", "invalid_value")
         if parsed.messages is not None:
             if parsed.add_special_tokens:
-                message = _("the chat template decides on special tokens; leave {name} out").format(
-                    name="add_special_tokens"
-                )
-                raise ApiError(400, message, "add_special_tokens", "invalid_value")
+                message = _("the chat template decides on special tokens; leave {name} out")
+                raise ApiError(400, message.format(name="add_special_tokens"), "add_special_tokens", "invalid_value")
             tokenizer = adapters.tokenizer(served, parsed.chat_template_of)
             return chat_prompt(model, served.name, tokenizer, parsed.messages).ids
         assert parsed.prompt is not None

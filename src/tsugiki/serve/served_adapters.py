@@ -203,9 +203,8 @@ class ServedAdapters:
             self._drop(name)
             return
         if name not in self.loaded():
-            raise ApiError(
-                404, _("the adapter {name!r} is not loaded").format(name=name), "lora_name", "model_not_found"
-            )
+            message = _("the adapter {name!r} is not loaded")
+            raise ApiError(404, message.format(name=name), "lora_name", "model_not_found")
         self.forget(name)
 
     def forget(self, name: str) -> None:
@@ -230,10 +229,8 @@ class ServedAdapters:
         if not mix:
             return () if called == self.base.name else ((called, None),)
         if called != self.base.name:
-            message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}").format(
-                name=called, base=self.base.name
-            )
-            raise ApiError(400, message, "adapters", "invalid_value")
+            message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}")
+            raise ApiError(400, message.format(name=called, base=self.base.name), "adapters", "invalid_value")
         found = [(self.find(part, "adapters"), weight) for part, weight in mix.items()]
         if any(part == self.base.name for part, _weight in found):
             message = _("adapters names the base, {base!r}, which is always part of a mix").format(base=self.base.name)

@@ -46,12 +46,11 @@ def _reach(model: nn.Module) -> list[str]:
     total = sum(sizes.values())
     if not total or reached / total >= _LEAST_REACHED:
         return []
-    return [
-        _(
-            "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
-            "targets --model …` lists the others"
-        ).format(share=reached / total)
-    ]
+    message = _(
+        "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
+        "targets --model …` lists the others"
+    )
+    return [message.format(share=reached / total)]
 
 
 def _is_reached(adapter: LoraAdapter, name: str) -> bool:

@@ -440,10 +440,8 @@ def samples_by_prompt(record: RunRecord) -> dict[str, list[Sample]]:
 def read_record(folder: Path) -> RunRecord:
     """Read the record of the run in a folder."""
     path = folder / RECORD_FILE
-    return parse_record(
-        read_json(path, missing=_("{folder} holds no run: it has no {file}").format(folder=folder, file=RECORD_FILE)),
-        path,
-    )
+    message = _("{folder} holds no run: it has no {file}")
+    return parse_record(read_json(path, missing=message.format(folder=folder, file=RECORD_FILE)), path)
 
 
 def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:

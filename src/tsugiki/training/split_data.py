@@ -286,12 +286,11 @@ def _template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase
                 "tokenizer; --chat-template none joins them as plain text"
             )
         ]
-    return [
-        _(
-            "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
-            "answer worse afterwards; its base model learns plain text better"
-        )
-    ]
+    message = _(
+        "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
+        "answer worse afterwards; its base model learns plain text better"
+    )
+    return [message]
 
 
 def _leave_out_of_validation(
