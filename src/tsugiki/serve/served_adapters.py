@@ -152,7 +152,7 @@ class ServedAdapters:
         """Release a model that `acquire` has returned."""
         served.users -= 1
         self._released.set()
-        self._unload_replaced()
+        self._retire()
 
     @asynccontextmanager
     async def held(self, name: str, mix: Mapping[str, float] = {}) -> AsyncIterator[ServedModel]:
@@ -201,17 +201,16 @@ class ServedAdapters:
         """Unload an adapter; running requests finish with it first."""
         if name in self._added:
             self._drop(name)
-            return
-        if name not in self.loaded():
+        elif name in self.loaded():
+            self.forget(name)
+        else:
             message = _("the adapter {name!r} is not loaded")
             raise ApiError(404, message.format(name=name), "lora_name", "model_not_found")
-        self.forget(name)
 
     def forget(self, name: str) -> None:
         """Unload an adapter and the mixes with it; running requests finish with them first."""
-        for terms in [terms for terms in self._loaded if any(name == part for part, _weight in terms)]:
-            self._replaced.append(self._loaded.pop(terms))
-        self._unload_replaced()
+        leaving = [terms for terms in self._loaded if any(name == part for part, _weight in terms)]
+        self._retire(*map(self._loaded.pop, leaving))
 
     def find(self, name: str, param: str = "model") -> str:
         """Return the name of the base or of the adapter that a request names in the field `param`."""
@@ -263,8 +262,7 @@ class ServedAdapters:
         if served is None:
             return None
         if served.files != self._file_states(terms):
-            self._replaced.append(served)
-            self._unload_replaced()
+            self._retire(served)
             return None
         self._loaded[terms] = served
         return served
@@ -315,8 +313,7 @@ class ServedAdapters:
             served = ServedModel(name, key, tokenizer, batch_mode, digest, files, size)
             # If files were replaced while they were read, this digest may belong to other weights.
             if tuple(map(adapter_file_states, folders)) != files:
-                self._replaced.append(served)
-                self._unload_replaced()
+                self._retire(served)
                 raise replaced
             self._loaded[terms] = served
             return served
@@ -335,8 +332,7 @@ class ServedAdapters:
             if leaving is None and not self._replaced:
                 leaving = next(iter(self._loaded))
             if leaving is not None:
-                self._replaced.append(self._loaded.pop(leaving))
-                self._unload_replaced()
+                self._retire(self._loaded.pop(leaving))
                 continue
             self._released.clear()
             await self._released.wait()
@@ -345,7 +341,9 @@ class ServedAdapters:
         in_memory = [*self._loaded.values(), *self._replaced]
         return len(in_memory) >= self.max_loaded or sum(served.bytes for served in in_memory) + size > self.max_bytes
 
-    def _unload_replaced(self) -> None:
+    def _retire(self, *models: ServedModel) -> None:
+        """Give models to no new request, and unload all such models that no request holds any more."""
+        self._replaced += models
         for served in [served for served in self._replaced if served.users == 0]:
             self._replaced.remove(served)
             key = served.key

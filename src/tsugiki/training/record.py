@@ -409,12 +409,9 @@ class RunRecord(BaseModel):
 
     def forget_after(self, step: int) -> None:
         """Remove the evaluations and samples after a step, when the run resumes from an earlier checkpoint."""
-        self.evaluations = [entry for entry in self.evaluations if entry.step <= step]
-        self.validations = [entry for entry in self.validations if entry.step <= step]
-        self.retention_evaluations = [entry for entry in self.retention_evaluations if entry.step <= step]
-        self.samples = [entry for entry in self.samples if entry.step <= step]
-        self.pair_evaluations = [entry for entry in self.pair_evaluations if entry.step <= step]
-        self.pair_validations = [entry for entry in self.pair_validations if entry.step <= step]
+        evaluations = ("evaluations", "validations", "retention_evaluations", "pair_evaluations", "pair_validations")
+        for name in (*evaluations, "samples"):
+            setattr(self, name, [entry for entry in getattr(self, name) if entry.step <= step])
 
 
 def new_record(settings: dict[str, Any]) -> RunRecord:
