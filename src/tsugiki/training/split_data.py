@@ -107,7 +107,15 @@ def _read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: 
     reading = Reading()
     single = single_document(config.data, config.columns, reading) if isinstance(held_out, float) else None
     if single is not None and isinstance(held_out, float):
-        return _split_document(config, single, held_out, tokenizer, key, digest, progress, reading)
+        records = split_document(single, held_out)
+        store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
+        part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
+        notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
+        # If the end repeats the beginning, a note says so, because nothing else is left to train on.
+        config, train = config.model_copy(update={"allow_overlap": True}), np.array([0])
+        return dataset_split(
+            config, tokenizer, store, lambda: records, train, part, ScoredTexts(), [], notes, digest, {Document}
+        )
     reading = Reading()
     store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
     with progress.stage(_("looking for near-duplicates"), None):
@@ -148,28 +156,6 @@ def single_document(data: Data, columns: Columns = NO_COLUMNS, reading: Reading 
     """Return the document if the data consist of one document only, otherwise None; arguments: see `read_records`."""
     first = list(islice(read_records(data, columns, reading), 2))
     return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
-
-
-def _split_document(
-    config: RunConfig,
-    document: Document,
-    held_out: float,
-    tokenizer: PreTrainedTokenizerBase,
-    key: str,
-    digest: str,
-    progress: ProgressDisplay,
-    reading: Reading,
-) -> DatasetSplit:
-    """Hold out the end of the only document. `key` is from `content_key`; `reading` has the notes on its file."""
-    records = split_document(document, held_out)
-    store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
-    part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
-    notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
-    # If the end repeats the beginning, a note says so, because nothing else is left to train on.
-    config = config.model_copy(update={"allow_overlap": True})
-    return dataset_split(
-        config, tokenizer, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest, {Document}
-    )
 
 
 def _tokenise(
