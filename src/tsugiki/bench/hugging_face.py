@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from tsugiki.annotations import PreTrainedModel
-from tsugiki.base.loading import default_device
+from tsugiki.base.loading import default_device, load_tokenizer
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.models import build
 from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload, wait_for_accelerator
 from tsugiki.dtypes import preferred_compute_dtype
@@ -93,9 +94,6 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
     from datasets import Dataset as ArrowDataset
     from trl import SFTConfig, SFTTrainer
 
-    from tsugiki.base.loading import load_tokenizer
-    from tsugiki.base.resolve import EMBEDDED
-
     model = without_dropout(workload, torch.bfloat16)
     rows = workload.rows(model.config.vocab_size)
     barrier.note(attention=_attention_of_frozen(model, rows[: workload.batch], autocast=True))
@@ -125,9 +123,6 @@ def dpo(workload: Workload, barrier: StepBarrier, best: bool) -> None:
     """
     from datasets import Dataset as ArrowDataset
     from trl import DPOConfig, DPOTrainer
-
-    from tsugiki.base.loading import load_tokenizer
-    from tsugiki.base.resolve import EMBEDDED
 
     class TokenTrainer(DPOTrainer):  # type: ignore[misc]
         """A trainer for pairs that are token ids already."""

@@ -2,10 +2,11 @@
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.bench.hugging_face import ENDLESS, seconds_of_pair
@@ -27,9 +28,6 @@ from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.model import make_trainable
 from tsugiki.training.preference_loss import AnswerLoss, training_reference
 from tsugiki.training.processes import start_accelerator
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _PREFERENCE = {"preference": "dpo", "preference_settings": {"likelihood": 0.0}}
 """DPO without the likelihood of the chosen answers, as in TRL. It takes as long as with it."""
@@ -107,7 +105,7 @@ def random_answers(workload: Workload, model: PreTrainedModel, masking: Document
     return AnswerRows(preferences, blocks, apart=masking == "separate_rows")
 
 
-def _store(ids: "Tensor", first_target: int) -> TokenStore:
+def _store(ids: Tensor, first_target: int) -> TokenStore:
     """Return rows of tokens as records; the tokens from place `first_target` are in the loss."""
     rows, length = ids.shape
     index = RecordIndex(

@@ -8,8 +8,9 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsugiki.adapters.metadata import Source
@@ -24,9 +25,6 @@ from tsugiki.language import _
 from tsugiki.native import is_compiled
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT = 2
 """Version of the format of `run.json`."""
@@ -54,10 +52,8 @@ class Machine(BaseModel):
     """Whether `native.c` is compiled; None: the record is of an earlier version."""
 
 
-def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
+def describe_machine(device: torch.device, processes: int = 1) -> Machine:
     """Return processor, cores, threads and accelerator of this machine; `processes` share the work."""
-    import torch
-
     name = None if device.type == "cpu" else device.type
     if device.type in ("cuda", "xpu"):
         name = torch.get_device_module(device).get_device_name(device)

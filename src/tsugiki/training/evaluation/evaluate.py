@@ -18,9 +18,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,9 +41,6 @@ from tsugiki.model.inference import evaluating
 from tsugiki.training.evaluation.result import Evaluation, summarise
 from tsugiki.training.sharding import is_sharded
 from tsugiki.training.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 WINDOW_CHARACTERS = 512
 """Characters (code points) per window."""
@@ -119,7 +117,7 @@ def evaluate(
     turns: AssistantTurns = "all",
     advance: Callable[[int], None] = lambda done: None,
     context: int | None = None,
-    accelerator: "Accelerator | None" = None,
+    accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Score windows of text as the module docstring describes. The model's training mode is restored afterwards.
 
@@ -206,7 +204,7 @@ def score_sequences(
     model: PreTrainedModel,
     sequences: Sequence[TokenSequence],
     advance: Callable[[int], None] = lambda done: None,
-    accelerator: "Accelerator | None" = None,
+    accelerator: Accelerator | None = None,
 ) -> dict[int, float]:
     """Return document -> summed NLL in nats, with the model in evaluation mode. See `evaluate` for the arguments."""
     index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
