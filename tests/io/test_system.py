@@ -94,7 +94,7 @@ def test_the_digest_of_a_models_code_has_the_same_paths_everywhere(tmp_path: Pat
 
 
 def test_memory_is_known_without_the_files_of_linux(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "_read_kilobytes", lambda file, name: None)
+    monkeypatch.setattr(memory, "_STATUS", Path("nothing"))
     monkeypatch.setattr(memory, "_left_in_container", lambda: None)
     monkeypatch.setattr(memory, "_accelerator", lambda device: None)
     assert (memory.resident() or 0) > 10_000_000

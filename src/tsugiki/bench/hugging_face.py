@@ -4,22 +4,21 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from tsugiki.base.loading import default_device
+from tsugiki.annotations import PreTrainedModel
+from tsugiki.base.loading import default_device, load_tokenizer
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.models import build
 from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload, wait_for_accelerator
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 from tsugiki.model.freeze import disable_dropout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ENDLESS = 1_000_000
 """The number of steps in the trainers' configuration; the benchmark stops them earlier."""
@@ -95,9 +94,6 @@ def sft(workload: Workload, barrier: StepBarrier, checkpointing: bool) -> None:
     from datasets import Dataset as ArrowDataset
     from trl import SFTConfig, SFTTrainer
 
-    from tsugiki.base.loading import load_tokenizer
-    from tsugiki.base.resolve import EMBEDDED
-
     model = without_dropout(workload, torch.bfloat16)
     rows = workload.rows(model.config.vocab_size)
     barrier.note(attention=_attention_of_frozen(model, rows[: workload.batch], autocast=True))
@@ -127,9 +123,6 @@ def dpo(workload: Workload, barrier: StepBarrier, best: bool) -> None:
     """
     from datasets import Dataset as ArrowDataset
     from trl import DPOConfig, DPOTrainer
-
-    from tsugiki.base.loading import load_tokenizer
-    from tsugiki.base.resolve import EMBEDDED
 
     class TokenTrainer(DPOTrainer):  # type: ignore[misc]
         """A trainer for pairs that are token ids already."""
@@ -180,14 +173,14 @@ trl_dpo = partial(dpo, best=False)
 trl_dpo_best = partial(dpo, best=True)
 
 
-def with_peft(model: "PreTrainedModel", r: int = RANK, target_modules: Sequence[str] = ()) -> Any:
+def with_peft(model: PreTrainedModel, r: int = RANK, target_modules: Sequence[str] = ()) -> Any:
     """Add a new LoRA adapter with PEFT; without `target_modules`, to Tsugiki's default layers."""
     from peft import get_peft_model
 
     return get_peft_model(model, _peft_config(model, r, target_modules))
 
 
-def _peft_config(model: "PreTrainedModel", r: int, target_modules: Sequence[str]) -> Any:
+def _peft_config(model: PreTrainedModel, r: int, target_modules: Sequence[str]) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import TaskType
 
@@ -216,14 +209,14 @@ def _settings(workload: Workload, folder: str, autocast: bool, compiled: bool = 
     }
 
 
-def without_dropout(workload: Workload, dtype: torch.dtype) -> "PreTrainedModel":
+def without_dropout(workload: Workload, dtype: torch.dtype) -> PreTrainedModel:
     """Build the model of a workload without the dropout of the base."""
     model = build(workload.model, dtype)
     disable_dropout(model)
     return model.to(default_device())
 
 
-def _attention_of_frozen(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> str:
+def _attention_of_frozen(model: PreTrainedModel, rows: Tensor, autocast: bool) -> str:
     """Freeze the model, and set the attention implementation that is faster while an adapter trains."""
     model.requires_grad_(False).enable_input_require_grads()
     best = _faster_attention(model, rows, autocast)
@@ -231,7 +224,7 @@ def _attention_of_frozen(model: "PreTrainedModel", rows: Tensor, autocast: bool)
     return best
 
 
-def _faster_attention(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> str:
+def _faster_attention(model: PreTrainedModel, rows: Tensor, autocast: bool) -> str:
     """Set the attention implementation, SDPA or eager, that is faster forward and backward; return its name."""
     seconds = {}
     for name in ("sdpa", "eager"):
@@ -243,7 +236,7 @@ def _faster_attention(model: "PreTrainedModel", rows: Tensor, autocast: bool) ->
     return best
 
 
-def _forward_and_backward(model: "PreTrainedModel", rows: Tensor, autocast: bool) -> float:
+def _forward_and_backward(model: PreTrainedModel, rows: Tensor, autocast: bool) -> float:
     start = time.perf_counter()
     with torch.autocast(rows.device.type, torch.bfloat16, enabled=autocast):
         model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
@@ -252,7 +245,7 @@ def _forward_and_backward(model: "PreTrainedModel", rows: Tensor, autocast: bool
 
 
 def train_base_rows(
-    base: "PreTrainedModel",
+    base: PreTrainedModel,
     model: Any,
     workload: Workload,
     barrier: StepBarrier,

@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PretrainedConfig
 from tsugiki.bench.models import read_model_config
 from tsugiki.bench.workload import RANK, WARM_UP, StepBarrier, Workload
 from tsugiki.dtypes import processor_has_bf16, torch_dtype
@@ -33,9 +34,6 @@ from tsugiki.lora.targets import find_targets
 from tsugiki.model.linear import features, is_conv1d
 from tsugiki.model.meta import meta_model
 from tsugiki.training.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 ProductGroup: TypeAlias = Literal["frozen layers", "low rank", "attention", "causal attention", "head"]
 
@@ -131,7 +129,7 @@ class Timings:
         return found
 
 
-def products(config: "PretrainedConfig", batch: int, length: int, r: int = RANK) -> Counter[Product]:
+def products(config: PretrainedConfig, batch: int, length: int, r: int = RANK) -> Counter[Product]:
     """Return the products of a LoRA step of rank r on the default target layers, with the number of each.
 
     A step has `batch` rows of `length` tokens.
@@ -173,7 +171,7 @@ def _low_rank(rows: int, fan_in: int, fan_out: int, r: int, input_gradient: bool
     return needed + ([Product("low rank", rows, r, fan_in)] if input_gradient else [])
 
 
-def _attention(config: "PretrainedConfig", batch: int, length: int) -> Counter[Product]:
+def _attention(config: PretrainedConfig, batch: int, length: int) -> Counter[Product]:
     """Return Q K', P V, dP = dO V', dQ = dS K, dK = dS' Q and dV = P' dO: whole, and in blocks up to the diagonal."""
     text = config.get_text_config()
     layers, heads = text.num_hidden_layers, text.num_attention_heads

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
-def read_model_config(name: str) -> "PretrainedConfig":
+def read_model_config(name: str) -> PretrainedConfig:
     """Return the config of a key of `SHAPES`, a model folder, a GGUF file or a hub id, without loading weights."""
     from transformers import AutoConfig
 
@@ -84,9 +83,8 @@ def read_model_config(name: str) -> "PretrainedConfig":
     return AutoConfig.from_pretrained(local_folder(name) or name)
 
 
-def build(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
+def build(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model in the given dtype and in training mode, with all weights in memory instead of memory-mapped."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     if name in SHAPES:

@@ -153,16 +153,8 @@ def run_race(
 ) -> RaceResult:
     """Run the tools that are installed, for each seed; see the module docstring.
 
-    Args:
-        model: a base that Tsugiki loads.
-        data: texts, or prompts with completions, in a format that `train` reads.
-        held_out: the same, for the held-out loss.
-        seeds: number of seeds.
-        show: called with a line after each process.
-        tools: those of `OTHERS` that run beside PEFT at its best.
-
-    Raises:
-        TsugikiError: a tool is not known, the data are of another kind, PEFT is not installed, or its process fails.
+    `data` and `held_out` are texts, or prompts with completions, in a format that `train` reads. `show` is called with
+    a line after each process. `tools` are those of `OTHERS` that run beside PEFT at its best.
     """
     if unknown := [tool for tool in tools if tool not in OTHERS]:
         message = _("unknown benchmark entry {unknown}; choose from {known}")

@@ -2,11 +2,13 @@
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.bench.hugging_face import ENDLESS, seconds_of_pair
 from tsugiki.bench.models import build, read_model_config
 from tsugiki.bench.workload import LEARNING_RATE, StepBarrier, Workload
@@ -26,10 +28,6 @@ from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.model import make_trainable
 from tsugiki.training.preference_loss import AnswerLoss, training_reference
 from tsugiki.training.processes import start_accelerator
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
 
 _PREFERENCE = {"preference": "dpo", "preference_settings": {"likelihood": 0.0}}
 """DPO without the likelihood of the chosen answers, as in TRL. It takes as long as with it."""
@@ -80,7 +78,7 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         barrier.end()
 
 
-def _base(name: str, dtype: BaseDtype) -> "PreTrainedModel":
+def _base(name: str, dtype: BaseDtype) -> PreTrainedModel:
     """Build the base in the dtype in which the run would load it."""
     return quantize(build(name, torch.bfloat16)) if dtype == "int8" else build(name, torch_dtype(dtype))
 
@@ -98,7 +96,7 @@ def random_blocks(workload: Workload, vocabulary: int) -> Blocks:
     return pack(store, np.arange(len(store.index)), workload.length, pad=0)
 
 
-def random_answers(workload: Workload, model: "PreTrainedModel", masking: DocumentMasking) -> AnswerRows:
+def random_answers(workload: Workload, model: PreTrainedModel, masking: DocumentMasking) -> AnswerRows:
     """Return the pairs of a workload as the training data of a run, with one pair in each row."""
     store, size = _store(workload.pairs(model.config.vocab_size).flatten(0, 1), workload.prompt), 2 * workload.length
     firsts = np.arange(0, len(store.index), 2)
@@ -107,7 +105,7 @@ def random_answers(workload: Workload, model: "PreTrainedModel", masking: Docume
     return AnswerRows(preferences, blocks, apart=masking == "separate_rows")
 
 
-def _store(ids: "Tensor", first_target: int) -> TokenStore:
+def _store(ids: Tensor, first_target: int) -> TokenStore:
     """Return rows of tokens as records; the tokens from place `first_target` are in the loss."""
     rows, length = ids.shape
     index = RecordIndex(

@@ -1,5 +1,6 @@
 """The workload of all entries, and the barrier at which an entry waits for its next step."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -120,8 +121,6 @@ class StepBarrier:
 
 def wait_for_accelerator() -> None:
     """Wait until the accelerator, if there is one, has finished all queued work."""
-    import sys
-
     torch = sys.modules.get("torch")  # not imported by entries that do not use it, such as MLX
     if torch is not None and torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import (
     Event,
@@ -37,9 +38,6 @@ from tsugiki.serve.prompt_tokens import (
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 from tsugiki.serve.structured_output import GrammarCompiler
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _DEFAULT_COMPLETION = 16  # new tokens, as OpenAI
 _DEFAULT_CHAT = 1024
@@ -282,7 +280,7 @@ def _listed(generation: Generation, choice: Choice, tokens: Sequence[ScoredToken
     return completion_logprobs(generation.served.tokenizer, tokens, choice.offsets)
 
 
-def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
     """Return log-probabilities in the format of a chat completion."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
@@ -301,7 +299,7 @@ def chat_logprobs(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredT
 class TextOffsets:
     """Where the tokens of a choice begin in its text, in characters. Parts of a character begin where it does."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, echo: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, echo: bool) -> None:
         """Create it; with `echo`, the text and the tokens begin with those of the prompt."""
         shown = prompt.shown if echo else []
         self._of_prompt = iter([0, *accumulate(map(len, new_texts(tokenizer, shown)))][: len(shown)])
@@ -318,7 +316,7 @@ class TextOffsets:
 
 
 def completion_logprobs(
-    tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[ScoredToken], offsets: TextOffsets
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken], offsets: TextOffsets
 ) -> dict[str, Any]:
     """Return log-probabilities of the next tokens of a choice in the format of a completion."""
     texts = [token_text(tokenizer, scored.token) for scored in tokens]

@@ -54,6 +54,7 @@ from tsugiki.report.formatting import describe_change, format_change, format_wit
 from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
 from tsugiki.report.run import shown_samples
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import FileStates, ServedAdapters, adapter_file_states
@@ -64,10 +65,8 @@ _LARGEST_CARD = 200_000  # bytes
 _PART = 1 << 20  # bytes that are read at once
 _LISTED = 4096  # adapters whose row of the table is cached
 _REPORT_HEADERS = {
+    **HEADERS,
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
 }
 
 _drawing = Lock()

@@ -1,7 +1,6 @@
 """`GET /openapi.json`: the endpoints of the API and the fields of their requests, generated from the code."""
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,16 +10,14 @@ from starlette.routing import BaseRoute, Route
 from tsugiki.serve.completions import VERSION
 from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
-BODIES: Mapping[str, type[BaseModel]] = MappingProxyType(
-    {
-        "/v1/completions": CompletionRequest,
-        "/v1/chat/completions": ChatRequest,
-        "/v1/load_lora_adapter": AdapterRequest,
-        "/v1/unload_lora_adapter": AdapterRequest,
-        "/tokenize": TokenizeRequest,
-        "/detokenize": DetokenizeRequest,
-    }
-)
+BODIES: Mapping[str, type[BaseModel]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/v1/load_lora_adapter": AdapterRequest,
+    "/v1/unload_lora_adapter": AdapterRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 """The endpoints that take a body, and its fields."""
 _PAGE = "/page/"
 

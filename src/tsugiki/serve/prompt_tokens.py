@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.data.records import Message
 from tsugiki.generation.prompt import configured_ends, prompt_tokens
@@ -19,9 +19,6 @@ from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatMessage, DetokenizeRequest, TokenizeRequest, read
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _ROLES = {"developer": "system"}
@@ -43,7 +40,7 @@ class Prompt:
 
 
 def text_prompts(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", given: Sequence[str | list[int]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, given: Sequence[str | list[int]]
 ) -> list[Prompt]:
     """Return prompts that are given as texts or tokens."""
     ends = frozenset({tokenizer.eos_token_id, *configured_ends(model)} - {None})
@@ -60,42 +57,36 @@ def text_prompts(
     return prompts
 
 
-def check_tokens(model: "PreTrainedModel", tokens: Iterable[int], param: str) -> None:
+def check_tokens(model: PreTrainedModel, tokens: Iterable[int], param: str) -> None:
     """Raise an ApiError unless all tokens of the field `param` are in the vocabulary."""
     vocabulary = model.config.get_text_config().vocab_size
     largest = max(tokens, default=0)
     if largest >= vocabulary:
-        message = _("{name}: there is no token {token}; the vocabulary has {count}").format(
-            name=param, token=largest, count=vocabulary
-        )
-        raise ApiError(400, message, param, "invalid_value")
+        message = _("{name}: there is no token {token}; the vocabulary has {count}")
+        raise ApiError(400, message.format(name=param, token=largest, count=vocabulary), param, "invalid_value")
 
 
 def chat_prompt(
-    model: "PreTrainedModel", name: str, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[ChatMessage]
+    model: PreTrainedModel, name: str, tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage]
 ) -> Prompt:
     """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request."""
     if tokenizer.chat_template is None:
-        raise ApiError(
-            400,
-            _(
-                "{name!r} has no chat template; use /v1/completions, name an adapter that learned conversations, "
-                "or start the server with --chat-template"
-            ).format(name=name),
-            param="model",
-            code="no_chat_template",
+        message = _(
+            "{name!r} has no chat template; use /v1/completions, name an adapter that learned conversations, "
+            "or start the server with --chat-template"
         )
+        raise ApiError(400, message.format(name=name), param="model", code="no_chat_template")
     if messages[-1].role == "assistant":
         raise ApiError(400, _("the last message is the assistant's own, so there is nothing to answer"), "messages")
-    for message in messages:
-        _check_text(message.text, "messages")
-    turns = [Message(_ROLES.get(message.role, message.role), message.text) for message in messages]
+    for turn in messages:
+        _check_text(turn.text, "messages")
+    turns = [Message(_ROLES.get(turn.role, turn.role), turn.text) for turn in messages]
     with _tokenizing:
         tokens = prompt_tokens(model, tokenizer, turns)
     return Prompt(tokens.ids, tokens.ids, "", tokens.ends)
 
 
-def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """Return the text of a token within a text; for a part of a character, its name in the vocabulary.
 
     It is what a second such token adds, because some tokenizers drop the space at the beginning of a text: "the" and
@@ -106,18 +97,18 @@ def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
     return decoded(tokenizer, [token, token])[len(decoded(tokenizer, [token])) :]
 
 
-def is_part(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
+def is_part(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
     """Return whether a token is a part of a character."""
     return _INCOMPLETE in decoded(tokenizer, [token])
 
 
-def decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return the text of tokens, special ones included."""
     text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
-def whole_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+def whole_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return the text of tokens, special ones included, up to a character that is incomplete at the end.
 
     Some tokenizers decode a run of bytes as a whole, so that one incomplete character spoils all those before it.
@@ -126,7 +117,7 @@ def whole_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     return "".join(new_texts(tokenizer, ids)) if _INCOMPLETE in text else text
 
 
-def new_texts(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> Iterator[str]:
+def new_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[str]:
     """Yield what each token adds to the text, and what is left at the end; an incomplete character adds nothing."""
     stream, special = TextStream(tokenizer, ()), frozenset(tokenizer.all_special_ids)
     for token in ids:
@@ -163,10 +154,8 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
             raise ApiError(400, _("give either prompt or messages"), "prompt", "invalid_value")
         if parsed.messages is not None:
             if parsed.add_special_tokens:
-                message = _("the chat template decides on special tokens; leave {name} out").format(
-                    name="add_special_tokens"
-                )
-                raise ApiError(400, message, "add_special_tokens", "invalid_value")
+                message = _("the chat template decides on special tokens; leave {name} out")
+                raise ApiError(400, message.format(name="add_special_tokens"), "add_special_tokens", "invalid_value")
             tokenizer = adapters.tokenizer(served, parsed.chat_template_of)
             return chat_prompt(model, served.name, tokenizer, parsed.messages).ids
         assert parsed.prompt is not None

@@ -327,9 +327,5 @@ def _invalid(problem: ErrorDetails) -> ApiError:
 
 
 def _unsupported(name: str) -> ApiError:
-    return ApiError(
-        400,
-        _("the parameter {name} is not supported; leave it out").format(name=name),
-        param=name,
-        code="unsupported_parameter",
-    )
+    message = _("the parameter {name} is not supported; leave it out")
+    return ApiError(400, message.format(name=name), param=name, code="unsupported_parameter")

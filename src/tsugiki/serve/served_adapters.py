@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
@@ -29,6 +28,7 @@ from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
 from tsugiki.adapters.library import check_name, library_names
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.saved_tokenizer import with_chat_template, words_for
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import add_adapter
 from tsugiki.fast.mixed_batch import mixed_batch
@@ -43,7 +43,7 @@ from tsugiki.lora.graft import remove_adapter
 from tsugiki.serve.errors import ApiError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from tsugiki.serve.runs_view import Runs
 
 _Terms: TypeAlias = tuple[tuple[str, float | None], ...]
 """The adapters of a mix and their weights, sorted by name; an adapter alone has no weight."""
@@ -54,16 +54,6 @@ _BYTES = 4  # bytes of a number in memory
 _NEAR = 3  # similar names that an error lists
 
 
-class RunModels(Protocol):
-    """The runs whose adapters requests can name, also while they train."""
-
-    def names(self) -> list[str]:
-        """Return the names of the runs that have an adapter."""
-
-    def folder(self, name: str) -> Path | None:
-        """Return the folder of a run's newest adapter; None if the run has none."""
-
-
 @dataclass(eq=False)
 class ServedModel:
     """The base, an adapter or a mix, as requests use it."""
@@ -72,7 +62,7 @@ class ServedModel:
     """Name for users; that of a mix is a sum, such as `0.5 a + 0.5 b`."""
     key: str | None
     """The adapter's name in the model; None: the base."""
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     """With the chat template of the adapter, if it has one."""
     batch_mode: BatchMode
     digest: str = ""
@@ -91,7 +81,7 @@ class ServedAdapters:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: PreTrainedTokenizerBase,
         base_name: str,
         folders: Mapping[str, Path],
         library: Path,
@@ -108,7 +98,7 @@ class ServedAdapters:
         self.engine = engine
         self.base = ServedModel(base_name, None, tokenizer, engine.batch_mode)
         self.folders, self.library = dict(folders), library
-        self.runs: RunModels | None = None  # of the page, if it shows any
+        self.runs: Runs | None = None  # whose adapters requests can name, also while they train
         self.lists_runs = False
         self.max_loaded, self.max_bytes, self.allow_base_mismatch = max_loaded, max_bytes, allow_base_mismatch
         self.roots = [root.resolve() for root in roots]
@@ -137,7 +127,7 @@ class ServedAdapters:
         """Return the names of the adapters in memory."""
         return [terms[0][0] for terms in self._loaded if not _is_mix(terms)]
 
-    async def acquire(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> ServedModel:
+    async def acquire(self, name: str, mix: Mapping[str, float] = {}) -> ServedModel:
         """Return the base, an adapter or a mix, and hold it. It is loaded if it is not in memory.
 
         `name` is the base's name, an adapter's name, or both with a colon between them. `mix` is name of an adapter ->
@@ -162,10 +152,10 @@ class ServedAdapters:
         """Release a model that `acquire` has returned."""
         served.users -= 1
         self._released.set()
-        self._unload_replaced()
+        self._retire()
 
     @asynccontextmanager
-    async def held(self, name: str, mix: Mapping[str, float] = MappingProxyType({})) -> AsyncIterator[ServedModel]:
+    async def held(self, name: str, mix: Mapping[str, float] = {}) -> AsyncIterator[ServedModel]:
         """Hold the model that `acquire` returns within the block."""
         served = await self.acquire(name, mix)
         try:
@@ -211,18 +201,16 @@ class ServedAdapters:
         """Unload an adapter; running requests finish with it first."""
         if name in self._added:
             self._drop(name)
-            return
-        if name not in self.loaded():
-            raise ApiError(
-                404, _("the adapter {name!r} is not loaded").format(name=name), "lora_name", "model_not_found"
-            )
-        self.forget(name)
+        elif name in self.loaded():
+            self.forget(name)
+        else:
+            message = _("the adapter {name!r} is not loaded")
+            raise ApiError(404, message.format(name=name), "lora_name", "model_not_found")
 
     def forget(self, name: str) -> None:
         """Unload an adapter and the mixes with it; running requests finish with them first."""
-        for terms in [terms for terms in self._loaded if any(name == part for part, _weight in terms)]:
-            self._replaced.append(self._loaded.pop(terms))
-        self._unload_replaced()
+        leaving = [terms for terms in self._loaded if any(name == part for part, _weight in terms)]
+        self._retire(*map(self._loaded.pop, leaving))
 
     def find(self, name: str, param: str = "model") -> str:
         """Return the name of the base or of the adapter that a request names in the field `param`."""
@@ -240,10 +228,8 @@ class ServedAdapters:
         if not mix:
             return () if called == self.base.name else ((called, None),)
         if called != self.base.name:
-            message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}").format(
-                name=called, base=self.base.name
-            )
-            raise ApiError(400, message, "adapters", "invalid_value")
+            message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}")
+            raise ApiError(400, message.format(name=called, base=self.base.name), "adapters", "invalid_value")
         found = [(self.find(part, "adapters"), weight) for part, weight in mix.items()]
         if any(part == self.base.name for part, _weight in found):
             message = _("adapters names the base, {base!r}, which is always part of a mix").format(base=self.base.name)
@@ -258,7 +244,7 @@ class ServedAdapters:
         run = None if "/" not in name and os.path.lexists(own) else self._run(name)
         return run or own
 
-    def tokenizer(self, served: ServedModel, template_of: str | None) -> "PreTrainedTokenizerBase":
+    def tokenizer(self, served: ServedModel, template_of: str | None) -> PreTrainedTokenizerBase:
         """Return the tokenizer of a model, with the chat template of another model if a request names one."""
         if template_of is None:
             return served.tokenizer
@@ -276,8 +262,7 @@ class ServedAdapters:
         if served is None:
             return None
         if served.files != self._file_states(terms):
-            self._replaced.append(served)
-            self._unload_replaced()
+            self._retire(served)
             return None
         self._loaded[terms] = served
         return served
@@ -328,8 +313,7 @@ class ServedAdapters:
             served = ServedModel(name, key, tokenizer, batch_mode, digest, files, size)
             # If files were replaced while they were read, this digest may belong to other weights.
             if tuple(map(adapter_file_states, folders)) != files:
-                self._replaced.append(served)
-                self._unload_replaced()
+                self._retire(served)
                 raise replaced
             self._loaded[terms] = served
             return served
@@ -348,8 +332,7 @@ class ServedAdapters:
             if leaving is None and not self._replaced:
                 leaving = next(iter(self._loaded))
             if leaving is not None:
-                self._replaced.append(self._loaded.pop(leaving))
-                self._unload_replaced()
+                self._retire(self._loaded.pop(leaving))
                 continue
             self._released.clear()
             await self._released.wait()
@@ -358,7 +341,9 @@ class ServedAdapters:
         in_memory = [*self._loaded.values(), *self._replaced]
         return len(in_memory) >= self.max_loaded or sum(served.bytes for served in in_memory) + size > self.max_bytes
 
-    def _unload_replaced(self) -> None:
+    def _retire(self, *models: ServedModel) -> None:
+        """Give models to no new request, and unload all such models that no request holds any more."""
+        self._replaced += models
         for served in [served for served in self._replaced if served.users == 0]:
             self._replaced.remove(served)
             key = served.key
@@ -380,7 +365,7 @@ def _sum_text(terms: _Terms) -> str:
 
 
 def load_served(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     folders: Sequence[Path],
     weights: Sequence[float],
     key: str,
@@ -407,14 +392,14 @@ def load_served(
     return _batch_mode(model, key)
 
 
-def _refuse_new_words(model: "PreTrainedModel", folder: Path) -> None:
+def _refuse_new_words(model: PreTrainedModel, folder: Path) -> None:
     """Refuse an adapter that adds words to the vocabulary, because all rows of a batch share one."""
     words = words_for(model, folder)
     if words is not None and words != len(model.get_input_embeddings().weight):
         raise TsugikiError(_("it adds words to the vocabulary, which other adapters do not have; merge it instead"))
 
 
-def _batch_mode(model: "PreTrainedModel", key: str) -> BatchMode:
+def _batch_mode(model: PreTrainedModel, key: str) -> BatchMode:
     """Return how rows of the active adapter can be batched with other rows; if that fails, remove the adapter."""
     try:
         model.eval()

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Limits
@@ -23,9 +23,6 @@ from tsugiki.serve.http_app import new_app
 from tsugiki.serve.security import Access
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.train_view import Workspace, workspace_routes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING_CONNECTIONS = 256
@@ -88,8 +85,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     name: str,
     library: Path,
     settings: ServerSettings,

@@ -2,16 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.grammar import Grammars, Matcher, choice_grammar, json_grammar, regex_grammar
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest, SchemaFormat
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _OBJECT = {"type": "object"}
 
@@ -19,7 +17,7 @@ _OBJECT = {"type": "object"}
 class GrammarCompiler:
     """Compiles the grammars of requests, one at a time, so that large ones leave the other threads free."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", words: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: int) -> None:
         self._grammars = Grammars(tokenizer, words)
         self._compiling = asyncio.Lock()
 

@@ -314,10 +314,8 @@ def _refuse_links(folder: Path, name: str) -> None:
         for entry in (*folders, *files):
             seen += 1
             if os.path.islink(os.path.join(parent, entry)):
-                message = _("{name!r} contains a link, {link!r}; choose files instead").format(
-                    name=name[:100], link=entry[:100]
-                )
-                raise ApiError(400, message, code="invalid_path")
+                message = _("{name!r} contains a link, {link!r}; choose files instead")
+                raise ApiError(400, message.format(name=name[:100], link=entry[:100]), code="invalid_path")
         if seen > _MOST_FILES:
             message = _("{name!r} contains more than {count:,} files").format(name=name[:100], count=_MOST_FILES)
             raise ApiError(400, message, code="invalid_path")

@@ -18,7 +18,6 @@ measured times, two runs with the same settings could keep different steps.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from torch import nn
@@ -75,7 +74,7 @@ def choose(
     model: nn.Module,
     rows: int,
     row_tokens: int,
-    before: Mapping[str, Any] = MappingProxyType({}),
+    before: Mapping[str, Any] = {},
     rows_in_time: Callable[[], int] | None = None,
 ) -> Choices:
     """Choose the rows of a step, the learning rate and the number of steps for `rows` rows of `row_tokens` tokens.

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -34,17 +33,15 @@ from tsugiki.lora.config import LoraConfig
 if TYPE_CHECKING:
     from tsugiki.methods.method import Method
 
-DEFAULT_LORA: Mapping[str, Any] = MappingProxyType({"r": 16, "lora_alpha": 32, "lora_dropout": 0.1})
+DEFAULT_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
 """The defaults of the section `lora`."""
 
-CHAPTER: Mapping[str, Any] = MappingProxyType(
-    {
-        "learning_rate": 1e-4,
-        "batch_size": 16,
-        "validation": "none",
-        "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["c_attn", "c_proj"]},
-    }
-)
+CHAPTER: Mapping[str, Any] = {
+    "learning_rate": 1e-4,
+    "batch_size": 16,
+    "validation": "none",
+    "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["c_attn", "c_proj"]},
+}
 """The settings of the textbook chapter on LoRA that the project implements."""
 
 
@@ -56,11 +53,8 @@ def _with_defaults(settings: Any) -> Any:
     if unknown:
         if near := near_setting(unknown[0], known):
             raise ValueError(f"{error_text(unknown[0], 100)}: {_('unknown setting')}{near}")
-        raise ValueError(
-            _("{unknown}: no such setting; known are {known}").format(
-                unknown=summarise_list(unknown), known=", ".join(sorted(known))
-            )
-        )
+        message = _("{unknown}: no such setting; known are {known}")
+        raise ValueError(message.format(unknown=summarise_list(unknown), known=", ".join(sorted(known))))
     return {**DEFAULT_LORA, **settings}
 
 
@@ -232,11 +226,7 @@ _NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout")
 
 
 def validate_method(name: str) -> str:
-    """Return `name` if it is the name of a method.
-
-    Raises:
-        ValueError: there is no such method; the message suggests a similar name.
-    """
+    """Return `name` if it is the name of a method; otherwise raise a ValueError that suggests a similar name."""
     from tsugiki.methods.table import METHODS
 
     if name in METHODS:
@@ -354,11 +344,8 @@ class RunConfig(TrainingSettings):
     def _check_length(self) -> Self:
         given = [name for name in ("minutes", "max_steps", "epochs") if name in self.model_fields_set]
         if self.minutes is not None and len(given) > 1:
-            raise ValueError(
-                _("minutes cannot be combined with {given}: each is the length of the run").format(
-                    given=_(" and ").join(given[1:])
-                )
-            )
+            message = _("minutes cannot be combined with {given}: each is the length of the run")
+            raise ValueError(message.format(given=_(" and ").join(given[1:])))
         return self
 
     @model_validator(mode="after")
@@ -372,17 +359,11 @@ class RunConfig(TrainingSettings):
         # A setting that the method does not have would be ignored.
         given = [name for name in self._inapplicable_fields() if name in self.model_fields_set and getattr(self, name)]
         if given:
-            raise ValueError(
-                _("{given}: no setting of method {method}; leave it out").format(
-                    given=", ".join(given), method=self.method
-                )
-            )
+            message = _("{given}: no setting of method {method}; leave it out")
+            raise ValueError(message.format(given=", ".join(given), method=self.method))
         if self.method == LORA_PLUS and self.optimizer != "adamw":
-            raise ValueError(
-                _("method {lora_plus} cannot be combined with optimizer {optimizer}; use adamw").format(
-                    lora_plus=LORA_PLUS, optimizer=self.optimizer
-                )
-            )
+            message = _("method {lora_plus} cannot be combined with optimizer {optimizer}; use adamw")
+            raise ValueError(message.format(lora_plus=LORA_PLUS, optimizer=self.optimizer))
         if self.learning_rate == PROBE and (self.shard != "none" or not self._method().trains_adapter):
             raise ValueError(_("learning_rate probe needs a method that trains an adapter, and shard none; use auto"))
         if self.add_tokens and self.base_dtype in ("int8", "nf4-int8"):
@@ -395,21 +376,16 @@ class RunConfig(TrainingSettings):
             )
         trains_base = self.trains_base_parameters()  # also validates the method's settings
         if self.base_dtype not in (None, "fp32") and trains_base:
-            raise ValueError(
-                _(
-                    "base_dtype {base_dtype} requires that no parameter of the base trains; with these settings some "
-                    "do, in float32: set base_dtype to fp32 or leave it out"
-                ).format(base_dtype=self.base_dtype)
+            message = _(
+                "base_dtype {base_dtype} requires that no parameter of the base trains; with these settings some "
+                "do, in float32: set base_dtype to fp32 or leave it out"
             )
+            raise ValueError(message.format(base_dtype=self.base_dtype))
         return self
 
     @cached_property
     def adapter_config(self) -> Any:
-        """The config of the adapter that the method trains, such as a `LoraConfig`.
-
-        Raises:
-            ValueError: invalid settings.
-        """
+        """The config of the adapter that the method trains, such as a `LoraConfig`; a ValueError if it is invalid."""
         method = self._method()
         try:
             return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
@@ -424,8 +400,7 @@ class RunConfig(TrainingSettings):
     def loss_settings(self) -> dict[str, float]:
         """Return each setting of the preference loss, the given value or the default, with `likelihood` among them.
 
-        Raises:
-            ValueError: the loss has no such setting.
+        A setting that the loss does not have is a ValueError.
         """
         from tsugiki.preference.losses import LOSSES
 

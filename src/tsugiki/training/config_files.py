@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +15,6 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.training.config import RunConfig
 
 SEVERAL_TEXTS = marked("Give several texts by repeating --data, or as a pattern in quotes: --data 'texts/*.txt'")
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -24,8 +22,8 @@ Settings = TypeVar("Settings", bound=BaseModel)
 def load_config(
     path: Path | None,
     overrides: dict[str, Any],
-    method_settings: Mapping[str, Any] = _NOTHING,
-    preset: Mapping[str, Any] = _NOTHING,
+    method_settings: Mapping[str, Any] = {},
+    preset: Mapping[str, Any] = {},
 ) -> RunConfig:
     """Read the settings of a run from a YAML file and from overrides; the arguments are those of `merged_settings`."""
     return validated(RunConfig, merged_settings(path, overrides, method_settings, preset), path)
@@ -34,8 +32,8 @@ def load_config(
 def merged_settings(
     path: Path | None,
     overrides: dict[str, Any],
-    method_settings: Mapping[str, Any] = _NOTHING,
-    preset: Mapping[str, Any] = _NOTHING,
+    method_settings: Mapping[str, Any] = {},
+    preset: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Return the settings in a YAML file, replaced by overrides, which are nested alike. They are not validated.
 

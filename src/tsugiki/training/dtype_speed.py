@@ -9,10 +9,10 @@ it could be told.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import is_ordinary
 from tsugiki.io.digests import combined_digest
@@ -31,9 +31,6 @@ from tsugiki.training.model_sample import (
     prepare_sample,
     sample_model,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")
 _GAIN = 1.1
@@ -112,15 +109,15 @@ def _measure_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float]:
     return {dtype: len(decoder_blocks(whole)) * blocks[dtype] + losses[dtype] * words / of_sample for dtype in _DTYPES}
 
 
-def _sample(config: RunConfig, shapes: Shapes, dtype: BaseDtype) -> "PreTrainedModel":
+def _sample(config: RunConfig, shapes: Shapes, dtype: BaseDtype) -> PreTrainedModel:
     sample = sample_model(shapes.config, 1, dtype)
     prepare_sample(sample, config, processor := torch.device("cpu"), processor)
     return sample
 
 
-def _blocks(sample: "PreTrainedModel", rows: int, tokens: int) -> None:
+def _blocks(sample: PreTrainedModel, rows: int, tokens: int) -> None:
     backward(sample, *forward(sample, rows, tokens))
 
 
-def _loss(sample: "PreTrainedModel", rows: int, tokens: int) -> None:
+def _loss(sample: PreTrainedModel, rows: int, tokens: int) -> None:
     loss_and_gradient(sample, hidden_states(sample, rows, tokens))

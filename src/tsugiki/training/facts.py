@@ -7,10 +7,10 @@ again in the backward pass if their activations do not fit in the memory otherwi
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.resolve import load_config, loading_errors
 from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
@@ -21,10 +21,6 @@ from tsugiki.training.config import RunConfig
 from tsugiki.training.packing import tokens_of_row
 from tsugiki.training.record import RunRecord
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-
 SMALL_MODEL = 50_000_000
 """Models with fewer parameters are not measured before a run, neither their speed nor their memory."""
 
@@ -33,8 +29,8 @@ SMALL_MODEL = 50_000_000
 class Shapes:
     """The model of a run without its weights."""
 
-    config: "PretrainedConfig"
-    model: "PreTrainedModel"
+    config: PretrainedConfig
+    model: PreTrainedModel
     """The model on torch's meta device, not grafted."""
     parameters: int
     """Number of parameters."""
@@ -72,7 +68,7 @@ class Facts:
     """None for a small model, or if it was not planned."""
 
 
-def find_shapes(config: RunConfig, shapes: "PretrainedConfig | None" = None) -> Shapes:
+def find_shapes(config: RunConfig, shapes: PretrainedConfig | None = None) -> Shapes:
     """Return the shapes of a run's model; `shapes` is the config of the model, which is read if it is None."""
     shapes = shapes or load_config(config.model)
     with loading_errors(config.model):

@@ -24,14 +24,16 @@ place in the step. So neither the size of micro-batches, nor the number of proce
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import StepBatches
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import masks_from
@@ -40,9 +42,6 @@ from tsugiki.model.inference import seeded
 from tsugiki.training.micro_batches import MicroBatch, MicroBatches
 from tsugiki.training.sharding import is_sharded, is_split
 from tsugiki.training.text_loss import StepLoss, TextLoss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _Result: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor | None]]
 """Loss, figures, and the gradient of each weight (None: the loss does not depend on it)."""
@@ -54,8 +53,8 @@ class Gradients:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        computing: "PreTrainedModel",
+        model: PreTrainedModel,
+        computing: PreTrainedModel,
         batches: StepBatches,
         accelerator: Accelerator,
         micro_batch_size: int | None = None,
@@ -65,16 +64,10 @@ class Gradients:
     ) -> None:
         """Create it; the parameters of `model` with `requires_grad` train, on the accelerator's device.
 
-        Args:
-            computing: the model that computes: `model` itself, or a copy in another dtype, into which the parameters
-                are copied at every step.
-            micro_batch_size: rows that are computed at once; None: all rows of a step, divided by the number of
-                processes.
-            base_dropout: dropout inside the base is active. It uses torch's global random generator, so the rows are
-                computed one after another.
-            tokens_at_once: compute more than `micro_batch_size` rows at once if they have similar lengths and at most
-                this many tokens together, padding included. 0: never.
-            loss: what a step minimises; None: the cross-entropy of texts.
+        `computing` is the model that computes: `model` itself, or a copy in another dtype, into which the parameters
+        are copied at every step. Dropout inside the base (`base_dropout`) uses torch's global random generator, so its
+        rows are computed one by one; `micro_batch_size` and `tokens_at_once` are as in `MicroBatches`. A step minimises
+        `loss` (None: the cross-entropy of texts).
         """
         self.model, self.computing, self.accelerator = model, computing, accelerator
         self.loss: StepLoss = TextLoss() if loss is None else loss
@@ -126,7 +119,7 @@ class Gradients:
         return self.loss.count(self.batches, self.batches.rows(step))
 
     def forward(
-        self, step: int, function: Callable[["PreTrainedModel", dict[str, Any], list[int]], Found]
+        self, step: int, function: Callable[[PreTrainedModel, dict[str, Any], list[int]], Found]
     ) -> Iterator[tuple[list[int], Found]]:
         """Yield some rows of a step and the function's result for them, computed like a step, without gradients.
 
@@ -154,12 +147,8 @@ class Gradients:
         seeds = [row_seed(self.batches.seed, step, place) for place in micro.places]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         batch = self.micro_batches.arguments(micro)
-        if self.base_dropout:
-            with seeded(seeds[0]), masks_from(*generators):
-                loss, figures = self.loss(self.computing, batch, micro.rows, count)
-        else:
-            with masks_from(*generators):
-                loss, figures = self.loss(self.computing, batch, micro.rows, count)
+        with seeded(seeds[0]) if self.base_dropout else nullcontext(), masks_from(*generators):
+            loss, figures = self.loss(self.computing, batch, micro.rows, count)
         if self.reduced_by_torch:
             (loss * self.accelerator.num_processes).backward()  # torch adds the mean over the processes to `.grad`
             return loss.detach(), figures, [None] * len(self.weights)

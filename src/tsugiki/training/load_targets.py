@@ -1,11 +1,10 @@
 """Evaluate several models and adapters on the same windows of the same text, or by the same questions."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from tsugiki.adapters.files import named_base
@@ -163,14 +162,10 @@ def loaded_targets(
 
     A model that occurs twice in succession is loaded once.
 
-    Args:
-        allow_base_mismatch: load adapters that were trained on another base.
-        trust_remote_code: run Python code that a model brings.
-        chat_template: for conversations, as in the settings of a run; None: each target's own. A model that has none
-            takes that of the first adapter.
-        dtype: dtype of the models' weights; None: see `dtype_of`.
-        only_pairs: prompts with completions are all that is evaluated. Adapters without a chat template learned them as
-            plain text, so by default no template is used for these.
+    Without a `chat_template`, each target has its own, and a model that has none takes that of the first adapter. With
+    `only_pairs`, prompts with completions are all that is evaluated: adapters without a chat template learned them as
+    plain text, so by default no template is used for these. The `dtype` is that of the models' weights (None: see
+    `dtype_of`).
     """
     saved = [saved_chat_template(target.adapter) for target in chosen if target.adapter]
     template = next((template for template in saved if template is not None), None)
@@ -181,9 +176,7 @@ def loaded_targets(
         yield target, *loader.use(target)
 
 
-_FEW_BITS: Mapping[str, LoadDtype] = MappingProxyType(
-    {"int8": "int8", "nf4": "nf4", "nf4-int8": "nf4-int8", "stored": "stored"}
-)
+_FEW_BITS: tuple[LoadDtype, ...] = ("int8", "nf4", "nf4-int8", "stored")
 
 
 def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
@@ -194,8 +187,8 @@ def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
     for target in chosen:
         with suppress(TsugikiError):  # not the folder of a run
             trained_on = read_record(target.adapter).resolved_settings.get("base_dtype") if target.adapter else None
-            if isinstance(trained_on, str) and trained_on in _FEW_BITS:
-                return _FEW_BITS[trained_on]
+            if trained_on in _FEW_BITS:
+                return _FEW_BITS[_FEW_BITS.index(trained_on)]
     return "fp32"
 
 

@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import Interrupted
 from tsugiki.language import _
 from tsugiki.training.checkpoint import Progress
@@ -29,9 +29,6 @@ from tsugiki.training.gradients import Gradients, not_finite, overflow
 from tsugiki.training.record import LossPoint, PreferencePoint
 from tsugiki.training.sharding import check_optimizer
 from tsugiki.training.stopping import Readings, StopSignals
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Callback:
@@ -52,7 +49,7 @@ class TrainingLoop:
     """A prepared run: everything that its steps need."""
 
     accelerator: Accelerator
-    model: "PreTrainedModel"
+    model: PreTrainedModel
     gradients: Gradients
     optimizer: Optimizer
     schedule: LRScheduler
@@ -78,12 +75,7 @@ class TrainingLoop:
     _stop_requests: float = 0.0  # number of processes that request the end of the run
 
     def run(self) -> None:
-        """Train until the last step. A signal ends the run between two steps, after a checkpoint.
-
-        Raises:
-            TsugikiError: the loss is not finite, or memory runs out.
-            Interrupted: a signal has arrived, here or in another process.
-        """
+        """Train until the last step. A signal ends the run between two steps, after a checkpoint (`Interrupted`)."""
         check_optimizer(self.model, self.optimizer)
         with StopSignals(raises=self.accelerator.num_processes == 1) as signals:
             self._saved_step = self.progress.step

@@ -8,12 +8,13 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import Blocks, Collator, StepBatches
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
@@ -26,9 +27,6 @@ from tsugiki.training.model import make_gradients
 from tsugiki.training.output_head import head_weights
 from tsugiki.training.text_loss import StepLoss
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _CHECKPOINTS_PER_RUN = 10
 _LOSS_CURVE_POINTS = 500
 
@@ -37,7 +35,7 @@ def build_loop(
     accelerator: Accelerator,
     config: RunConfig,
     choices: Choices,
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     blocks: Blocks,
     document_masking: DocumentMasking,
     loss: StepLoss | None = None,
@@ -79,7 +77,7 @@ def seconds_per_step(loop: TrainingLoop, advance: Callable[[int], None] = lambda
     return seconds
 
 
-def _optimizer(model: "PreTrainedModel", config: RunConfig, choices: Choices) -> torch.optim.Optimizer:
+def _optimizer(model: PreTrainedModel, config: RunConfig, choices: Choices) -> torch.optim.Optimizer:
     """Return the optimiser of the trained parameters."""
     rate = choices.learning_rate
     if config.method == LORA_PLUS:
@@ -124,7 +122,7 @@ def linear_share(step: int, *, warmup: int, steps: int) -> float:
     return max(0.0, (steps - step) / max(1, steps - warmup))
 
 
-def adamw(model: "PreTrainedModel", config: RunConfig, rate: float, head_factor: float = 1.0) -> torch.optim.AdamW:
+def adamw(model: PreTrainedModel, config: RunConfig, rate: float, head_factor: float = 1.0) -> torch.optim.AdamW:
     """Return the optimiser for all trained parameters, with one group for those with weight decay and one without.
 
     If `head_factor` is not 1, B of the output head has a group of its own, with the rate multiplied by it.

@@ -10,20 +10,16 @@ As in PEFT, parameters with one axis (biases, DoRA's magnitudes) have B's learni
 whose A is initialised with zeros, have the learning rate of the run (in PEFT, a fixed 1e-6).
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.lora.layer import LoraEmbedding, grafted_layers
 from tsugiki.lora.pair import LowRank
 from tsugiki.training.config import RunConfig
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def loraplus(model: "PreTrainedModel", config: RunConfig, rate: float) -> torch.optim.AdamW:
+def loraplus(model: PreTrainedModel, config: RunConfig, rate: float) -> torch.optim.AdamW:
     """Return the optimiser for all trained parameters; `rate` is the learning rate of A."""
     decay = config.weight_decay
     slow_embeddings = {

@@ -8,6 +8,7 @@ and the process has imported torch, otherwise the main memory.
 
 import ctypes
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+_STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"  # man 5 proc, clear_refs
 _peak_of_others = 0  # bytes: the peak of earlier runs in this process, on systems that cannot reset it
 
@@ -23,8 +25,6 @@ def resident(device: "torch.device | None" = None) -> int | None:
     """Return the memory that this process uses now."""
     if (module := _accelerator(device)) is not None:
         return int((getattr(module, "memory_allocated", None) or module.current_allocated_memory)())  # the latter: MPS
-    if (size := _read_kilobytes(Path("/proc/self/status"), "VmRSS")) is not None:
-        return size
     import psutil
 
     return int(psutil.Process().memory_info().rss)
@@ -42,13 +42,10 @@ def available(device: "torch.device | None" = None) -> int | None:
     """Return the memory that the machine can still provide without swapping."""
     if hasattr(module := _accelerator(device), "mem_get_info"):
         return int(module.mem_get_info()[0])
-    sizes = [_read_kilobytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_container()]
-    known = [size for size in sizes if size is not None]
-    if known:
-        return min(known)
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    free, left = int(psutil.virtual_memory().available), _left_in_container()
+    return free if left is None else min(free, left)
 
 
 def reset_peak(device: "torch.device | None" = None) -> None:
@@ -88,16 +85,6 @@ def _left_in_container() -> int | None:
         return None
 
 
-def _read_kilobytes(file: Path, name: str) -> int | None:
-    try:
-        for line in file.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
 def process_peak() -> int:
     """Return the peak main memory of this process, even if an accelerator computes; 0 if it is not known."""
     peak = _read_process_peak()
@@ -106,9 +93,9 @@ def process_peak() -> int:
 
 def _read_process_peak() -> int:
     # On Linux, `ru_maxrss` is at least the memory that the parent process had when it started this one.
-    peak = _read_kilobytes(Path("/proc/self/status"), "VmHWM")
-    if peak is not None:
-        return peak
+    with suppress(OSError, StopIteration):
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     try:
         import resource
     except ImportError:  # Windows

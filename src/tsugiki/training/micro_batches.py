@@ -15,21 +15,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import StepBatches, of_similar_length
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, rope_depends_on_length
 from tsugiki.training.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
 
@@ -53,7 +51,7 @@ class MicroBatches:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: PreTrainedModel,
         batches: StepBatches,
         accelerator: Accelerator,
         size: int | None = None,
@@ -63,12 +61,8 @@ class MicroBatches:
     ) -> None:
         """Create them for the model that computes, on the accelerator's device.
 
-        Args:
-            size: rows that are computed at once; None: all rows of a step, divided by the number of processes.
-            alone: the rows are computed one after another, each alone.
-            sharded: the weights of the model are split over the processes.
-            tokens_at_once: compute more than `size` rows at once if they have similar lengths and at most this many
-                tokens together, padding included. 0: never.
+        `size` rows are computed at once (None: all rows of a step, divided by the number of processes), or more if they
+        have similar lengths and at most `tokens_at_once` tokens together, padding included; with `alone`, one by one.
         """
         self.model, self.batches, self.accelerator, self.sharded = model, batches, accelerator, sharded
         # Rotary frequencies that depend on a row's length are in the model while the row is computed.

@@ -7,7 +7,7 @@ saves a whole model. After `make_trainable`, a grafted model trains its adapter 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from torch import nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.adapters.pretrained import replace_saving
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.blocks import StepBatches
 from tsugiki.data.chat import read_template, use_template
@@ -38,9 +39,6 @@ from tsugiki.training.gradients import Gradients
 from tsugiki.training.sharding import is_sharded, shard
 from tsugiki.training.text_loss import StepLoss
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 # They are in the record of a run, so they stay in English there.
 _OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
 _ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
@@ -50,14 +48,14 @@ _OTHER_ACCELERATOR_TOKENS = 4096
 _SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
 
-def load_run_tokenizer(config: RunConfig) -> "PreTrainedTokenizerBase":
+def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the run's base model, with the chat template of its settings."""
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     use_template(tokenizer, config.chat_template)
     return tokenizer
 
 
-def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def trained_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of the words of `add_tokens`, which `run.read_texts` has added to the tokenizer."""
     if config.add_tokens is None:
         return []
@@ -68,7 +66,7 @@ def trained_tokens(config: RunConfig, tokenizer: "PreTrainedTokenizerBase") -> l
 
 
 def make_trainable(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     config: RunConfig,
     device: torch.device | None = None,
     tokens: Sequence[int] = (),
@@ -104,7 +102,7 @@ def make_trainable(
     return resolved
 
 
-def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.device) -> None:
+def shard_model(model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
     """Split the weights of a prepared model over the processes, and move it to the device (see `training.sharding`).
 
     The whole model cannot train in float16, for which its gradients would have to be scaled.
@@ -120,7 +118,7 @@ def shard_model(model: "PreTrainedModel", config: RunConfig, device: torch.devic
 
 
 def make_gradients(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     config: RunConfig,
     batches: StepBatches,
     accelerator: Accelerator,
@@ -162,7 +160,7 @@ def rows_of_micro_batch(tokens: int, adapter: bool, device: str = "cpu") -> int:
 
 def save_trained(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     dtype: SaveDtype = "fp32",
     *,

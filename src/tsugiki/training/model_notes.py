@@ -1,9 +1,8 @@
 """Notes on the model of a run, before it trains: terms of its use, and what an adapter leaves out."""
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.card import read_card
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.language import _
@@ -11,13 +10,10 @@ from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _LEAST_REACHED = 0.5  # share of the weights below which the user is told that an adapter leaves out the others
 
 
-def model_notes(name: str, model: "PreTrainedModel") -> list[str]:
+def model_notes(name: str, model: PreTrainedModel) -> list[str]:
     """Return the notes on a grafted model with this name, one sentence each."""
     notes = [] if name == EMBEDDED else _terms(name)
     return [*notes, *_reach(model)]
@@ -50,12 +46,11 @@ def _reach(model: nn.Module) -> list[str]:
     total = sum(sizes.values())
     if not total or reached / total >= _LEAST_REACHED:
         return []
-    return [
-        _(
-            "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
-            "targets --model …` lists the others"
-        ).format(share=reached / total)
-    ]
+    message = _(
+        "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
+        "targets --model …` lists the others"
+    )
+    return [message.format(share=reached / total)]
 
 
 def _is_reached(adapter: LoraAdapter, name: str) -> bool:

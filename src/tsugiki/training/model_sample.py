@@ -9,11 +9,12 @@ from the model's files. The input requires a gradient, as the input of every blo
 import copy
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.gguf.conversion import read_model_header
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
@@ -29,9 +30,6 @@ from tsugiki.model.meta import model_without_weights
 from tsugiki.training.config import RunConfig
 from tsugiki.training.model import make_trainable
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
 _WORDS = 8192  # the time of the loss is in proportion to the number of words
 _MOST_BLOCKS = 6  # Gemma 3 repeats a pattern of six
 _PARAMETERS = 40_000_000
@@ -41,12 +39,12 @@ _PATTERN = 1 << 20
 
 
 def sample_model(
-    config: "PretrainedConfig",
+    config: PretrainedConfig,
     blocks: int,
     base_dtype: BaseDtype,
     gguf: Path | None = None,
     compute_dtype: ComputeDtype | None = None,
-) -> "PreTrainedModel":
+) -> PreTrainedModel:
     """Build the first `blocks` blocks of a model, whose config is given, with random weights in the dtype of a run.
 
     `compute_dtype` is that of what a quantised base keeps in 16 or 32 bits; None: the one that this machine prefers.
@@ -89,7 +87,7 @@ def sample_model(
     return model
 
 
-def _kinds(path: Path, sample: "PreTrainedModel", whole: int) -> dict[str, str]:
+def _kinds(path: Path, sample: PreTrainedModel, whole: int) -> dict[str, str]:
     """Return the types in a GGUF file of the linear layers of a sample, by the names of their weights.
 
     The whole model has `whole` blocks.
@@ -121,7 +119,7 @@ def blocks_of_sample(model: nn.Module) -> int:
     return min(len(blocks), _MOST_BLOCKS, max(1, _PARAMETERS // size))
 
 
-def prepare_sample(model: "PreTrainedModel", config: RunConfig, device: torch.device, here: torch.device) -> None:
+def prepare_sample(model: PreTrainedModel, config: RunConfig, device: torch.device, here: torch.device) -> None:
     """Prepare a sample in place as a run prepares its model for `device`, and move it to the device `here`."""
     model.to(here)
     make_trainable(model, config, device)
@@ -132,20 +130,20 @@ def prepare_sample(model: "PreTrainedModel", config: RunConfig, device: torch.de
     model.train()
 
 
-def forward(model: "PreTrainedModel", rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+def forward(model: PreTrainedModel, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Compute the blocks of a prepared sample for random hidden states, and return these and the result."""
     x = hidden_states(model, rows, tokens)
     return x, model.base_model(inputs_embeds=x, use_cache=False)[0]
 
 
-def backward(model: "PreTrainedModel", x: Tensor, y: Tensor) -> None:
+def backward(model: PreTrainedModel, x: Tensor, y: Tensor) -> None:
     """Compute the gradients of `y`, from `forward`, in `x` and in all weights that train."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # A scalar, as in training: with `grad_outputs` PyTorch imports SymPy, whose memory a run does not take.
     torch.autograd.grad(y.sum(), [x, *weights], allow_unused=True)
 
 
-def loss_and_gradient(model: "PreTrainedModel", hidden: Tensor) -> None:
+def loss_and_gradient(model: PreTrainedModel, hidden: Tensor) -> None:
     """Compute the loss of hidden states with the vocabulary of a prepared sample, and its gradient in them."""
     labels = torch.randint(len(model.get_input_embeddings().weight), hidden.shape[:2], device=hidden.device)
     if has_chunked_loss(model):
@@ -155,7 +153,7 @@ def loss_and_gradient(model: "PreTrainedModel", hidden: Tensor) -> None:
     torch.autograd.grad(summed, hidden)
 
 
-def hidden_states(model: "PreTrainedModel", rows: int, tokens: int) -> Tensor:
+def hidden_states(model: PreTrainedModel, rows: int, tokens: int) -> Tensor:
     """Return random hidden states for a sample, [rows, tokens, width], which require a gradient."""
     width = model.get_input_embeddings().weight.shape[1]
     return torch.randn(rows, tokens, width).to(model.device, model.dtype).requires_grad_()

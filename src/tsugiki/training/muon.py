@@ -12,17 +12,15 @@ iterates in bfloat16 on all others as well, where it takes about 20 times as lon
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.training.config import RunConfig
 from tsugiki.training.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _MOMENTUM = 0.95
 _ITERATIONS = 5
@@ -30,7 +28,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 _PARTS = 8  # the matrices are divided among this many optimisers, which step in parallel
 
 
-def muon_and_adamw(model: "PreTrainedModel", config: RunConfig, rate: float) -> "CombinedOptimizer":
+def muon_and_adamw(model: PreTrainedModel, config: RunConfig, rate: float) -> "CombinedOptimizer":
     """Return the optimiser for all trained parameters."""
     matrices, others = split_parameters(model)
     decay = config.weight_decay
@@ -57,7 +55,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     return x.T if is_tall else x
 
 
-def split_parameters(model: "PreTrainedModel") -> tuple[list[Tensor], list[Tensor]]:
+def split_parameters(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor]]:
     """Return the trained matrices inside the layers, and all other trained parameters (embeddings, head, norms, …)."""
     outside = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()

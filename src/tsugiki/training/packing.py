@@ -1,10 +1,10 @@
 """Pack the training records of a run into rows for its model."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_meta_model
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import document_end
@@ -28,9 +28,6 @@ from tsugiki.training.evaluation.evaluate import Window
 from tsugiki.training.model import load_run_tokenizer
 from tsugiki.training.record import DataSummary
 from tsugiki.training.split_data import DatasetSplit, SplitAnswers, read_data
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BLOCK_SIZE = 512
 _SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one
@@ -77,7 +74,7 @@ class PackedDataset:
 
 
 def pack_data(
-    config: RunConfig, split: DatasetSplit, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    config: RunConfig, split: DatasetSplit, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> PackedDataset:
     """Pack the training records into rows for this model."""
     size = tokens_of_row(model, config.block_size or _row_of_answers(split, model), config.virtual_tokens)
@@ -135,7 +132,7 @@ def pack_data(
     )
 
 
-def _row_of_answers(split: DatasetSplit, model: "PreTrainedModel") -> int | None:
+def _row_of_answers(split: DatasetSplit, model: PreTrainedModel) -> int | None:
     """Return the tokens of a row that holds nearly all pairs; None: the usual number, or no answers are learned."""
     if split.answers is None:
         return None
@@ -147,7 +144,7 @@ def _row_of_answers(split: DatasetSplit, model: "PreTrainedModel") -> int | None
 
 
 def _pack_answers(
-    answers: SplitAnswers, size: int, pad: int, model: "PreTrainedModel", masking: DocumentMasking
+    answers: SplitAnswers, size: int, pad: int, model: PreTrainedModel, masking: DocumentMasking
 ) -> tuple[PackedAnswers, list[str]]:
     """Pack answers into rows of `size` tokens, with one copy of each prompt if the model can share it.
 
@@ -175,7 +172,7 @@ def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))
 
 
-def tokens_of_row(model: "PreTrainedModel", block_size: int | None, prompt: int) -> int:
+def tokens_of_row(model: PreTrainedModel, block_size: int | None, prompt: int) -> int:
     """Return the number of tokens of a row, from the setting `block_size` and the context that a soft prompt leaves.
 
     The shapes of the model are enough. `prompt` is the length of the soft prompt; 0 if the run trains none.
@@ -194,7 +191,7 @@ def tokens_of_row(model: "PreTrainedModel", block_size: int | None, prompt: int)
     return block_size or min(_BLOCK_SIZE, available)
 
 
-def _document_masking(model: "PreTrainedModel", tokens: int, prompt: int) -> DocumentMasking:
+def _document_masking(model: PreTrainedModel, tokens: int, prompt: int) -> DocumentMasking:
     """Return how this model can mask documents in a row of `tokens` tokens from each other.
 
     A soft prompt comes before every document, so the model is probed with one of the same length, `prompt`.

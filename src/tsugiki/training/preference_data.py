@@ -7,10 +7,10 @@ that are left out are those of a run that trains on these answers alone. Each re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.blocks import Integers
 from tsugiki.data.overlap import ScoredTexts
 from tsugiki.data.read.answers import read_answers
@@ -26,13 +26,8 @@ from tsugiki.training.config import RunConfig
 from tsugiki.training.held_out import HeldOut, numbered
 from tsugiki.training.split_data import DatasetSplit, SplitAnswers, data_digest, dataset_split
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
-
-def read_preferences(
-    config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay
-) -> DatasetSplit:
+def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the answers in the data of a run."""
     cache = cache_folder("tokens")
     with progress.stage(_("tokenising"), None):

@@ -8,13 +8,14 @@ training. So at the first step every log-ratio is exactly 0.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import Collator, Integers, StepBatches
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.fast.forward import answer_log_probabilities
@@ -25,9 +26,6 @@ from tsugiki.training.evaluation.pairs import PairScores, ScoredAnswers, summari
 from tsugiki.training.gradients import Gradients
 from tsugiki.training.micro_batches import MicroBatch, MicroBatches
 from tsugiki.training.model import rows_of_micro_batch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _MISMATCHED = 16
 """Answers after the prompts of others, from which `kto_baseline` is estimated in each step."""
@@ -57,7 +55,7 @@ class AnswerLoss:
 
     figures = 10
 
-    def prepare(self, model: "PreTrainedModel") -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
         """Compute what all micro-batches of a step need, with the model as it is before the step."""
         if self.mismatched is not None:
             self.baseline = self.mismatched.baseline(model)
@@ -68,7 +66,7 @@ class AnswerLoss:
         return answers if self.loss.function is kto else answers // self.rows.preferences.size
 
     def __call__(
-        self, model: "PreTrainedModel", batch: dict[str, Any], rows: list[int], count: int
+        self, model: PreTrainedModel, batch: dict[str, Any], rows: list[int], count: int
     ) -> tuple[Tensor, Tensor | None]:
         """Return the summed loss of the answers in a batch divided by `count`, and the figures; see `StepLoss`."""
         chosen, rejected = self._kinds(_log_probabilities(model, self.rows, batch, rows), rows)
@@ -121,13 +119,13 @@ class Mismatched:
 
     @classmethod
     def of(
-        cls, model: "PreTrainedModel", rows: AnswerRows, masking: DocumentMasking, accelerator: Accelerator
+        cls, model: PreTrainedModel, rows: AnswerRows, masking: DocumentMasking, accelerator: Accelerator
     ) -> "Mismatched":
         """Choose some of the answers in `rows`, and compute the reference with the model as it is."""
         other = _mismatched(rows)
         return cls(other, masking, accelerator, score_answers(model, other, masking, accelerator))
 
-    def baseline(self, model: "PreTrainedModel") -> float:
+    def baseline(self, model: PreTrainedModel) -> float:
         """Return z of `kto` for the model as it is."""
         now = score_answers(model, self.rows, self.masking, self.accelerator)
         return float(kto_baseline(Answers(now, torch.ones_like(now), self.reference)))
@@ -166,7 +164,7 @@ def training_reference(
     `advance` is called with the number of steps that are done.
     """
 
-    def compute(model: "PreTrainedModel", batch: dict[str, Any], numbers: list[int]) -> Tensor:
+    def compute(model: PreTrainedModel, batch: dict[str, Any], numbers: list[int]) -> Tensor:
         return _log_probabilities(model, rows, batch, numbers)
 
     def found() -> Iterator[tuple[list[int], Tensor]]:
@@ -178,7 +176,7 @@ def training_reference(
 
 
 def score_answers(
-    model: "PreTrainedModel", rows: AnswerRows, masking: DocumentMasking, accelerator: Accelerator
+    model: PreTrainedModel, rows: AnswerRows, masking: DocumentMasking, accelerator: Accelerator
 ) -> Tensor:
     """Return the log-probabilities of all answers in some rows, [records], float32; 0 for other records.
 
@@ -215,7 +213,7 @@ def scores_of(
     return summarise_pairs(of_kind(True), of_kind(False), paired=rows.preferences.size == 2)
 
 
-def _log_probabilities(model: "PreTrainedModel", rows: AnswerRows, batch: dict[str, Any], numbers: list[int]) -> Tensor:
+def _log_probabilities(model: PreTrainedModel, rows: AnswerRows, batch: dict[str, Any], numbers: list[int]) -> Tensor:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     return answer_log_probabilities(model, rows.tokens(numbers), **inputs)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tsugiki.base.identity import identity_of
 from tsugiki.io.cache import kept
 from tsugiki.language import _
-from tsugiki.preference.losses import LOSSES, PreferenceLoss
+from tsugiki.preference.losses import LOSSES
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.packing import PackedAnswers
@@ -33,35 +33,25 @@ _UNUSUAL = 9.0  # times as large or as small as the default
 class PreferenceTask:
     """The loss and the answers of a run that learns preferences."""
 
-    loss: PreferenceLoss
-    settings: dict[str, float]
-    """Arguments of the loss."""
-    likelihood: float
-    """The weight of the likelihood of the chosen answers."""
+    loss: AnswerLoss
+    """The loss of the steps; `compute_reference` gives it what it compares with."""
     answers: PackedAnswers
     references: dict[str, Tensor] = field(default_factory=dict)
     """Part of the data (training, held_out or validation) -> log-probabilities under the reference, [records].
 
     It is empty for a loss without a reference, and before `compute_reference`.
     """
-    mismatched: Mismatched | None = None
-    """For `kto`."""
 
     @property
     def is_paired(self) -> bool:
         """Whether there are two answers to each prompt."""
         return self.answers.training.preferences.size == 2
 
-    def step_loss(self) -> AnswerLoss:
-        """Return the loss of the steps."""
-        reference = self.references.get("training")
-        return AnswerLoss(self.answers.training, self.loss, self.settings, self.likelihood, reference, self.mismatched)
-
     def scores(self, run: "Run", part: str, step: int) -> StepPairs:
         """Return how often the model of the run, as it is after `step` steps, is right about a part of the data."""
         rows = self.answers.parts[part]
         values = score_answers(run.model, rows, run.data.document_masking, run.accelerator)
-        return StepPairs(step=step, **dict(scores_of(rows, self.loss.score, values, self.references.get(part))))
+        return StepPairs(step=step, **dict(scores_of(rows, self.loss.loss.score, values, self.references.get(part))))
 
 
 def preference_task(run: "Run") -> PreferenceTask | None:
@@ -72,7 +62,7 @@ def preference_task(run: "Run") -> PreferenceTask | None:
     settings = run.config.loss_settings()
     run.data.notes.extend(_setting_notes(name, settings))
     likelihood = settings.pop("likelihood")
-    return PreferenceTask(LOSSES[name], settings, likelihood, answers)
+    return PreferenceTask(AnswerLoss(answers.training, LOSSES[name], settings, likelihood), answers)
 
 
 def _setting_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
@@ -97,7 +87,7 @@ def compute_reference(run: "Run") -> None:
     task = run.preference
     if task is None:
         return
-    if task.loss.needs_reference:
+    if task.loss.loss.needs_reference:
         steps = -(-len(run.data.blocks) // run.choices.batch_size)
         with run.display.stage(_("computing the reference"), steps) as advance:
             if run.accelerator.num_processes > 1:
@@ -105,8 +95,11 @@ def compute_reference(run: "Run") -> None:
             else:
                 values = kept("references", _key(run, task), lambda: _log_probabilities(run, task, advance))
         task.references = {part: torch.tensor(numbers) for part, numbers in values.items()}
+        task.loss.reference = task.references["training"]
     if run.config.preference == "kto":
-        task.mismatched = Mismatched.of(run.model, task.answers.training, run.data.document_masking, run.accelerator)
+        task.loss.mismatched = Mismatched.of(
+            run.model, task.answers.training, run.data.document_masking, run.accelerator
+        )
 
 
 def _key(run: "Run", task: PreferenceTask) -> str:
@@ -132,7 +125,7 @@ def _key(run: "Run", task: PreferenceTask) -> str:
 def _log_probabilities(run: "Run", task: PreferenceTask, advance: Callable[[int], None]) -> dict[str, list[float]]:
     """Return part of the data -> log-probabilities [records]. Those of training are computed as in its steps."""
     masking = run.data.document_masking
-    loop = build_loop(run.accelerator, run.config, run.choices, run.model, run.data.blocks, masking, task.step_loss())
+    loop = build_loop(run.accelerator, run.config, run.choices, run.model, run.data.blocks, masking, task.loss)
     found = {"training": training_reference(loop.gradients, task.answers.training, run.accelerator, advance)}
     for part, rows in task.answers.parts.items():
         if part != "training":

@@ -8,8 +8,9 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tsugiki.adapters.metadata import Source
@@ -24,9 +25,6 @@ from tsugiki.language import _
 from tsugiki.native import is_compiled
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT = 2
 """Version of the format of `run.json`."""
@@ -54,10 +52,8 @@ class Machine(BaseModel):
     """Whether `native.c` is compiled; None: the record is of an earlier version."""
 
 
-def describe_machine(device: "torch.device", processes: int = 1) -> Machine:
+def describe_machine(device: torch.device, processes: int = 1) -> Machine:
     """Return processor, cores, threads and accelerator of this machine; `processes` share the work."""
-    import torch
-
     name = None if device.type == "cpu" else device.type
     if device.type in ("cuda", "xpu"):
         name = torch.get_device_module(device).get_device_name(device)
@@ -409,12 +405,9 @@ class RunRecord(BaseModel):
 
     def forget_after(self, step: int) -> None:
         """Remove the evaluations and samples after a step, when the run resumes from an earlier checkpoint."""
-        self.evaluations = [entry for entry in self.evaluations if entry.step <= step]
-        self.validations = [entry for entry in self.validations if entry.step <= step]
-        self.retention_evaluations = [entry for entry in self.retention_evaluations if entry.step <= step]
-        self.samples = [entry for entry in self.samples if entry.step <= step]
-        self.pair_evaluations = [entry for entry in self.pair_evaluations if entry.step <= step]
-        self.pair_validations = [entry for entry in self.pair_validations if entry.step <= step]
+        evaluations = ("evaluations", "validations", "retention_evaluations", "pair_evaluations", "pair_validations")
+        for name in (*evaluations, "samples"):
+            setattr(self, name, [entry for entry in getattr(self, name) if entry.step <= step])
 
 
 def new_record(settings: dict[str, Any]) -> RunRecord:
@@ -440,10 +433,8 @@ def samples_by_prompt(record: RunRecord) -> dict[str, list[Sample]]:
 def read_record(folder: Path) -> RunRecord:
     """Read the record of the run in a folder."""
     path = folder / RECORD_FILE
-    return parse_record(
-        read_json(path, missing=_("{folder} holds no run: it has no {file}").format(folder=folder, file=RECORD_FILE)),
-        path,
-    )
+    message = _("{folder} holds no run: it has no {file}")
+    return parse_record(read_json(path, missing=message.format(folder=folder, file=RECORD_FILE)), path)
 
 
 def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:

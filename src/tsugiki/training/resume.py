@@ -3,10 +3,11 @@
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.checks import code_digest
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import settings_folder
@@ -33,9 +34,6 @@ from tsugiki.training.record import (
     parse_record,
     read_record,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 LENGTH = ("epochs", "max_steps", "minutes")
 """The settings that give the length of a run."""
@@ -110,7 +108,7 @@ def describe_run(
     accelerator: Accelerator,
     record: RunRecord,
     config: RunConfig,
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     data: PackedDataset,
     resolved: dict[str, Any],
 ) -> None:

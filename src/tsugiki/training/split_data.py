@@ -6,10 +6,11 @@ from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Integers
 from tsugiki.data.duplicates import near_duplicates
@@ -44,9 +45,6 @@ from tsugiki.training.record import (
     SplitSummary,
     ValidationCounts,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _DOCUMENTS_FOR_VALIDATION = 20
 """With fewer documents, one document is too large a share of the text to be left out of training."""
@@ -93,7 +91,7 @@ class DatasetSplit:
     """The answers of preference tuning, of which the records above are the chosen (or good) ones."""
 
 
-def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
+def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the data of a run, and mix other text into them."""
     if config.preference is not None:
         from tsugiki.training.preference_data import read_preferences
@@ -103,13 +101,21 @@ def read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress:
     return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
 
 
-def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress: ProgressDisplay) -> DatasetSplit:
+def _read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
     digest = data_digest(config, tokenizer, key)
     reading = Reading()
     single = single_document(config.data, config.columns, reading) if isinstance(held_out, float) else None
     if single is not None and isinstance(held_out, float):
-        return _split_document(config, single, held_out, tokenizer, key, digest, progress, reading)
+        records = split_document(single, held_out)
+        store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
+        part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
+        notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
+        # If the end repeats the beginning, a note says so, because nothing else is left to train on.
+        config, train = config.model_copy(update={"allow_overlap": True}), np.array([0])
+        return dataset_split(
+            config, tokenizer, store, lambda: records, train, part, ScoredTexts(), [], notes, digest, {Document}
+        )
     reading = Reading()
     store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
     with progress.stage(_("looking for near-duplicates"), None):
@@ -127,7 +133,7 @@ def _read_data(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", progress
     return dataset_split(config, tokenizer, store, read, used, part, scored, groups, [], digest, kinds)
 
 
-def data_digest(config: RunConfig, tokenizer: "PreTrainedTokenizerBase", key: str) -> str:
+def data_digest(config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> str:
     """Return a digest of all texts that a run reads, and of the tokenizer; `key` is the `content_key` of the data."""
     held_out = parse_held_out(config.held_out)
     digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
@@ -152,33 +158,11 @@ def single_document(data: Data, columns: Columns = NO_COLUMNS, reading: Reading 
     return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
 
 
-def _split_document(
-    config: RunConfig,
-    document: Document,
-    held_out: float,
-    tokenizer: "PreTrainedTokenizerBase",
-    key: str,
-    digest: str,
-    progress: ProgressDisplay,
-    reading: Reading,
-) -> DatasetSplit:
-    """Hold out the end of the only document. `key` is from `content_key`; `reading` has the notes on its file."""
-    records = split_document(document, held_out)
-    store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
-    part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
-    notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
-    # If the end repeats the beginning, a note says so, because nothing else is left to train on.
-    config = config.model_copy(update={"allow_overlap": True})
-    return dataset_split(
-        config, tokenizer, store, lambda: records, np.array([0]), part, ScoredTexts(), [], notes, digest, {Document}
-    )
-
-
 def _tokenise(
     config: RunConfig,
     records: Iterable[Record],
     key: str,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     progress: ProgressDisplay,
     reading: Reading,
 ) -> TokenStore:
@@ -189,7 +173,7 @@ def _tokenise(
 
 def dataset_split(
     config: RunConfig,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     store: TokenStore,
     read: Callable[[], Iterable[Record]],
     train: Integers,
@@ -202,15 +186,9 @@ def dataset_split(
 ) -> DatasetSplit:
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
-    Args:
-        read: reads the records in `config.data`, whose tokens are in `store`.
-        train: numbers of the records in `store` that are not held out.
-        held_out: the held-out records; their text is read if they are in `store`.
-        scored: the text of held-out records that are in a file.
-        groups: groups of near-duplicates, as numbers in `store`.
-        notes: the notes on the data so far.
-        digest: from `data_digest`.
-        kinds: the classes of the records.
+    `read` reads the records in `config.data`, whose tokens are in `store`; those with the numbers `train` are not held
+    out. The text of the held-out records is read if they are in `store`, and otherwise is in `scored`. `groups` are
+    near-duplicates, as numbers in `store`; `notes` are those on the data so far, and `kinds` the records' classes.
     """
     validation = _validation(config, store, train, groups, scored)
     parts = [held_out, *([] if validation is None else [validation])]
@@ -283,7 +261,7 @@ def dataset_split(
     return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
 
 
-def _template_notes(kinds: set[type[Record]], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def _template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return a note on what the tokenizer's chat template, if it has one, means for records of these kinds."""
     if not tokenizer.chat_template or Conversation in kinds:
         return []
@@ -294,12 +272,11 @@ def _template_notes(kinds: set[type[Record]], tokenizer: "PreTrainedTokenizerBas
                 "tokenizer; --chat-template none joins them as plain text"
             )
         ]
-    return [
-        _(
-            "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
-            "answer worse afterwards; its base model learns plain text better"
-        )
-    ]
+    message = _(
+        "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
+        "answer worse afterwards; its base model learns plain text better"
+    )
+    return [message]
 
 
 def _leave_out_of_validation(
@@ -393,7 +370,7 @@ def _with_mixed_text(
     config: RunConfig,
     setting: str,
     split: DatasetSplit,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     progress: ProgressDisplay,
 ) -> DatasetSplit:
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""

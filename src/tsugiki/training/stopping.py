@@ -25,9 +25,8 @@ _SECONDS_BETWEEN = 5.0
 class StopSignals:
     """Receives signals within its `with` block. A second signal ends the process without waiting for the step.
 
-    Args:
-        raises: raise `Interrupted` for a signal; within `deferred`, at the end of that block. Several processes must
-            stop after the same step, so they only look at `received`.
+    If it `raises`, a signal is an `Interrupted`; within `deferred`, at the end of that block. Several processes must
+    stop after the same step, so they only look at `received`.
     """
 
     def __init__(self, raises: bool) -> None:

@@ -1,16 +1,14 @@
 """What a step minimises: the cross-entropy of texts, or another loss with the same interface."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import StepBatches
 from tsugiki.fast.forward import has_chunked_loss
 from tsugiki.model.context import IGNORE_INDEX
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class StepLoss(Protocol):
@@ -19,14 +17,14 @@ class StepLoss(Protocol):
     figures: int
     """How many figures it reports."""
 
-    def prepare(self, model: "PreTrainedModel") -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
         """Called before the micro-batches of a step, with the model that computes."""
 
     def count(self, batches: StepBatches, rows: list[int]) -> int:
         """Return by what the summed loss of these rows is divided, such as their tokens or pairs."""
 
     def __call__(
-        self, model: "PreTrainedModel", batch: dict[str, Any], rows: list[int], count: int
+        self, model: PreTrainedModel, batch: dict[str, Any], rows: list[int], count: int
     ) -> tuple[Tensor, Tensor | None]:
         """Return the summed loss of a batch divided by `count`, and the figures [figures]; None: it has none.
 
@@ -40,7 +38,7 @@ class TextLoss:
 
     figures = 0
 
-    def prepare(self, model: "PreTrainedModel") -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
         """Nothing has to be computed before the micro-batches."""
 
     def count(self, batches: StepBatches, rows: list[int]) -> int:
@@ -48,7 +46,7 @@ class TextLoss:
         return sum(map(batches.blocks.row_target_tokens, rows))
 
     def __call__(
-        self, model: "PreTrainedModel", batch: dict[str, Any], rows: list[int], count: int
+        self, model: PreTrainedModel, batch: dict[str, Any], rows: list[int], count: int
     ) -> tuple[Tensor, Tensor | None]:
         """Return the cross-entropy summed over the target tokens, divided by `count`; see `StepLoss`."""
         labels = batch.pop("labels")

@@ -18,13 +18,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn import functional as F
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.blocks import of_similar_length
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
@@ -39,10 +41,6 @@ from tsugiki.model.inference import evaluating
 from tsugiki.training.evaluation.result import Evaluation, summarise
 from tsugiki.training.sharding import is_sharded
 from tsugiki.training.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW_CHARACTERS = 512
 """Characters (code points) per window."""
@@ -80,11 +78,8 @@ def split_windows(
 ) -> list[Window]:
     """Split documents into windows of `WINDOW_CHARACTERS` characters, the last one shorter; keep other records whole.
 
-    Args:
-        records: the records in order; they are read once.
-        characters: the number of characters of each record.
-        limit: approximate number of characters to return, in windows spread evenly over all records; None: all.
-        groups: groups of records that are near-duplicates of each other, by their indices in `records`.
+    `characters` has the number of characters of each record, and `limit` is about that to return, in windows spread
+    evenly over all records (None: all). `groups` are near-duplicates of each other, by their indices in `records`.
     """
     choice = WindowChoice(characters, limit, groups)
     for record in records:
@@ -116,26 +111,19 @@ class WindowChoice:
 
 @torch.no_grad()
 def evaluate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     windows: Sequence[Window],
     turns: AssistantTurns = "all",
     advance: Callable[[int], None] = lambda done: None,
     context: int | None = None,
-    accelerator: "Accelerator | None" = None,
+    accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Score windows of text as the module docstring describes. The model's training mode is restored afterwards.
 
-    Args:
-        windows: the text, from `split_windows`.
-        turns: which answers of a conversation are scored.
-        advance: called with the number of sequences done since the last call.
-        context: largest number of tokens in one forward pass; None: the model's context.
-        accelerator: the processes that share the work, each with the same arguments; None: this process alone. Every
-            process gets the result for all windows.
-
-    Raises:
-        TsugikiError: there is no text, or all of it is longer than the model's context.
+    `windows` are from `split_windows`, and `turns` says which answers of a conversation are scored. `advance` is called
+    with the number of sequences done since the last call. A forward pass has at most `context` tokens (None: the
+    model's context). The processes of `accelerator` share the work, and each gets the result for all windows.
     """
     if not windows:
         raise TsugikiError(_("there is no text to evaluate on"))
@@ -196,7 +184,7 @@ class TokenSequence:
 
 
 def _sequences(
-    tokenizer: "PreTrainedTokenizerBase", window: Window, ids: list[int], turns: AssistantTurns, context: int
+    tokenizer: PreTrainedTokenizerBase, window: Window, ids: list[int], turns: AssistantTurns, context: int
 ) -> list[TokenSequence]:
     """Return the sequences of a window, each of at most `context` tokens; `ids` are the tokens of its target text.
 
@@ -213,10 +201,10 @@ def _sequences(
 
 
 def score_sequences(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     sequences: Sequence[TokenSequence],
     advance: Callable[[int], None] = lambda done: None,
-    accelerator: "Accelerator | None" = None,
+    accelerator: Accelerator | None = None,
 ) -> dict[int, float]:
     """Return document -> summed NLL in nats, with the model in evaluation mode. See `evaluate` for the arguments."""
     index, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
@@ -239,7 +227,7 @@ def score_sequences(
     return {document: math.fsum(parts) for document, parts in nlls.items()}  # exact, so their order does not matter
 
 
-def _each_nll(model: "PreTrainedModel", batches: Sequence[list[TokenSequence]]) -> Iterable[Tensor]:
+def _each_nll(model: PreTrainedModel, batches: Sequence[list[TokenSequence]]) -> Iterable[Tensor]:
     """Return `_nll` of each batch; on a processor they are computed in parallel, with one thread each.
 
     Therefore the operations, and every bit of the result, do not depend on the number of torch's threads.
@@ -250,7 +238,7 @@ def _each_nll(model: "PreTrainedModel", batches: Sequence[list[TokenSequence]]) 
     return (task() for task in tasks)
 
 
-def _batches(sequences: Sequence[TokenSequence], model: "PreTrainedModel") -> list[list[TokenSequence]]:
+def _batches(sequences: Sequence[TokenSequence], model: PreTrainedModel) -> list[list[TokenSequence]]:
     """Return batches of sequences with similar lengths, which do not depend on the number of threads or processes."""
     on_cpu = model.device.type == "cpu"
     most = _THREAD_TOKENS if on_cpu else _DEVICE_TOKENS
@@ -262,12 +250,12 @@ def _batches(sequences: Sequence[TokenSequence], model: "PreTrainedModel") -> li
     return [[sequences[number] for number in group] for group in groups]
 
 
-def _without_logits(model: "PreTrainedModel") -> bool:
+def _without_logits(model: PreTrainedModel) -> bool:
     return has_chunked_loss(model) and not is_sharded(model)
 
 
 @torch.no_grad()
-def _nll(model: "PreTrainedModel", sequences: Sequence[TokenSequence]) -> Tensor:
+def _nll(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> Tensor:
     """Return the NLL of each sequence's scored tokens, in nats, [sequences], on the model's device.
 
     The sequences are padded on the right, without a mask. In a causal model, padding has no effect on the tokens before

@@ -90,9 +90,7 @@ def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval
 def ratio_intervals(parts: npt.NDArray[np.float64], wholes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the ends of the 95 % interval of sum(parts) / sum(wholes) [2, ...]; the lower one is at least 0.
 
-    Args:
-        parts: such as the NLL of each document [..., documents].
-        wholes: such as its tokens, with the same shape.
+    `parts` are such as the NLL of each document [..., documents], and `wholes` such as its tokens.
     """
     part, whole = parts.sum(-1, keepdims=True), wholes.sum(-1, keepdims=True)
     changes = (part - parts) / (whole - wholes) - part / whole  # when one document is left out

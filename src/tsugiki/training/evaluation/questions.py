@@ -17,10 +17,11 @@ ends an answer; it is not divided by the length of the choice.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.encoding import document_end, encode_records
 from tsugiki.data.read.schemas import read_row
 from tsugiki.data.read.tables import jsonl_rows
@@ -35,9 +36,6 @@ from tsugiki.model.names import compile_search
 from tsugiki.training.evaluation.evaluate import TokenSequence, score_sequences
 from tsugiki.training.evaluation.interval import wilson_interval
 from tsugiki.training.evaluation.result import Answer, Answers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Mode: TypeAlias = Literal["exact", "contains", "regex", "choice"]
 """How an answer is compared with what is expected."""
@@ -84,8 +82,8 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def answer_questions(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     max_new_tokens: int,
     advance: Callable[[int], None] = lambda done: None,
@@ -178,7 +176,7 @@ def _texts(given: Any, where: str) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _choose(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", questions: Sequence[Question]) -> list[str]:
+def _choose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]) -> list[str]:
     """Return the most probable choice of each question."""
     options = [(question, choice) for question in questions for choice in question.choices]
     encoded = encode_records(tokenizer, [question.answered(choice) for question, choice in options])
@@ -197,8 +195,8 @@ def _choose(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ques
 
 
 def _generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     max_new_tokens: int,
     advance: Callable[[int], None],
@@ -220,7 +218,7 @@ def _generate(
     )
 
 
-def _check_fits(model: "PreTrainedModel", tokens: int, question: Question) -> None:
+def _check_fits(model: PreTrainedModel, tokens: int, question: Question) -> None:
     context = context_length(model)
     if tokens > context:
         message = _(

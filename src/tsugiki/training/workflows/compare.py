@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.data.read.files import content_key, describe_data
 from tsugiki.dtypes import BaseDtype
@@ -36,15 +37,11 @@ from tsugiki.training.memory import reset_process_peak, return_freed_memory
 from tsugiki.training.model import load_run_tokenizer
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.processes import require_one_process
-from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord, finished
 from tsugiki.training.resume import earlier_run
 from tsugiki.training.run import STAGES, Run, Texts, choose_layers, load_base, read_texts, started
 from tsugiki.training.split_data import data_digest
 from tsugiki.training.workflows.workflow_settings import ComparisonConfig, SweepConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 COMPARISON_FILE, SWEEP_FILE = "comparison.json", "sweep.json"
 _FORMAT = 2  # of both files
@@ -82,24 +79,18 @@ class ComparisonRow(BaseModel):
     """Relative change of that loss."""
 
 
-def compare(config: ComparisonConfig, progress: RunProgress | None = None) -> dict[str, RunRecord]:
+def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
     """Run each method that has not finished yet, and write `comparison.json` to `config.out`.
 
-    Returns name -> record, in the order of the methods.
-
-    Args:
-        progress: where to show the progress; None: a new display on standard error for each run.
-
-    Raises:
-        TsugikiError: invalid settings, a folder that holds another run or one with other data, an error in a run,
-            or several processes.
+    Returns name -> record, in the order of the methods. A folder that holds another run or one with other data is an
+    error, and so are several processes.
     """
     require_one_process("compare")
     runs = config.runs()
     out = Path(config.out)
     check_writable(out)
     with sole_use(out):
-        records = run_all(runs, progress)
+        records = run_all(runs)
         rows = [row.model_dump(mode="json") for row in comparison_rows(records)]
         write_json(out / COMPARISON_FILE, {"format": _FORMAT, "rows": rows})
     return records
@@ -125,17 +116,14 @@ class Point:
         return self.record.evaluations[-1].loss
 
 
-def sweep(config: SweepConfig, progress: RunProgress | None = None) -> list[Point]:
-    """Run each point of the grid that has not finished yet, and write `sweep.json` to `config.out`.
-
-    The arguments and errors are those of `compare`.
-    """
+def sweep(config: SweepConfig) -> list[Point]:
+    """Run each point of the grid that has not finished yet, and write `sweep.json`; errors as in `compare`."""
     require_one_process("sweep")
     out = Path(config.out)
     check_writable(out)
     grid = config.runs()
     with sole_use(out):
-        records = run_all({name: settings for name, (_, settings) in grid.items()}, progress)
+        records = run_all({name: settings for name, (_, settings) in grid.items()})
         points = [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
         results = [_result(point) for point in points]
         write_json(out / SWEEP_FILE, {"format": _FORMAT, "points": results})
@@ -232,7 +220,7 @@ def _result(point: Point) -> dict[str, Any]:
 class _Base:
     """A base model that runs share, with its packed data and its results."""
 
-    model: "PreTrainedModel"
+    model: PreTrainedModel
     dtype: BaseDtype
     packed: dict[int, PackedDataset] = field(default_factory=dict)
     """Virtual tokens of a soft prompt -> the data, in rows that leave room for them."""
@@ -240,7 +228,7 @@ class _Base:
     """The evaluations and samples of the base (see `training.evaluation_callback`)."""
 
 
-def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) -> dict[str, RunRecord]:
+def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
     """Execute the runs that have not finished yet, one after the other, and print the result of each.
 
     All have the same base model, the same data and the same tokens. Finished runs are kept if a later one has an error,
@@ -257,7 +245,7 @@ def run_all(runs: Mapping[str, RunConfig], progress: RunProgress | None = None) 
         if before is not None and _is_finished(before):
             records[name] = before
             continue
-        with started(config, config.to_record(), resume=before is not None, progress=progress) as run:
+        with started(config, config.to_record(), resume=before is not None) as run:
             if texts is None:
                 read_texts(run)
                 texts = run.texts

@@ -95,9 +95,8 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
             cannot be read, or the folder exists or cannot be written. Nothing is left on disk.
     """
     if merge.data is not None and not merge.verify:
-        raise TsugikiError(
-            _("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
-        )
+        message = _("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
+        raise TsugikiError(message)
     windows = [] if merge.data is None else read_windows(merge.data, merge.characters)
     with progress.stage(_("reading base and adapters"), None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, groupby, islice
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.blocks import Blocks, Segment
 from tsugiki.data.read.files import describe_data
 from tsugiki.language import _
@@ -18,9 +19,6 @@ from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
 from tsugiki.training.run import prepared
 from tsugiki.training.train_steps import loop_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
@@ -89,15 +87,7 @@ class Preview:
 
 
 def preview(config: RunConfig, rows: int) -> Preview:
-    """Prepare a run as `train` would, without training. Only the token cache is written.
-
-    Args:
-        config: the settings of the run.
-        rows: how many rows to show.
-
-    Raises:
-        TsugikiError: an error that would stop the run before its first step.
-    """
+    """Prepare a run as `train` would, without training, and show some rows. Only the token cache is written."""
     run = prepared(config)
     loop, data, tokenizer = loop_of(run), run.data, run.texts.tokenizer
     with run.display.stage(_("timing two steps"), 2) as advance:
@@ -109,7 +99,7 @@ def preview(config: RunConfig, rows: int) -> Preview:
     return Preview(config.model, describe_data(config.data), views, _counts(data, run.choices.steps, seconds), notes)
 
 
-def view_row(blocks: Blocks, row: int, number: int, tokenizer: "PreTrainedTokenizerBase") -> RowView:
+def view_row(blocks: Blocks, row: int, number: int, tokenizer: PreTrainedTokenizerBase) -> RowView:
     """Return the row with index `row` as text; `number` is its position in the order of training.
 
     An answer that shares the prompt of the one before it is shown with the prompt.
@@ -147,7 +137,7 @@ def _without_half_characters(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     return spans
 
 
-def _spans(ids: list[int], labels: list[int], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Span]:
+def _spans(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[Span]:
     special = set(tokenizer.all_special_ids) | {
         number for number, token in tokenizer.added_tokens_decoder.items() if token.special
     }

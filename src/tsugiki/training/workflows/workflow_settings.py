@@ -119,11 +119,7 @@ class ComparisonConfig(_SeveralRuns):
     """Name -> settings of this method only, such as `method`, `lora` and `learning_rate`."""
 
     def runs(self) -> dict[str, RunConfig]:
-        """Return name -> settings of its run.
-
-        Raises:
-            TsugikiError: invalid settings, or a method with a setting that must be the same for all.
-        """
+        """Return name -> settings of its run. A setting that must be the same for all methods is an error in one."""
         runs = {}
         for name, settings in self.methods.items():
             _check_folder_name(name, "methods")
@@ -145,11 +141,7 @@ class SweepConfig(_SeveralRuns):
     """Setting -> values. Axes are settings of `lora` (`r`, `lora_alpha`, `target_modules`, …) and `learning_rate`."""
 
     def runs(self) -> dict[str, tuple[dict[str, Any], RunConfig]]:
-        """Return name -> (values of the point, settings of its run); the last axis changes fastest.
-
-        Raises:
-            TsugikiError: an empty grid, an unknown axis, or invalid settings.
-        """
+        """Return name -> (values of the point, settings of its run); the last axis changes fastest."""
         empty = [axis for axis, values in self.grid.items() if not values]
         if not self.grid or empty:
             where = _("grid.{axis} has no values").format(axis=empty[0]) if empty else _("the grid is empty")
