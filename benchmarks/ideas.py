@@ -368,11 +368,17 @@ def rows_of(file: Path) -> list[list[str]]:
         own = [line for line in lines if line["idea"] == name and "curve" in line]
         pairs = [(_of(lines, DEFAULT, line["seed"]), line["curve"]) for line in own]
         ratio, before = costs.get(name, (1.0, 0.0))
-        shares = [crossing(_curve(idea), _goal(_curve(default))) for default, idea in pairs]
-        times = [part * ratio + before * PARTS / GOAL for part in ratio_and_interval(pairs)]
-        cells = [", ".join(f"{share:.2f}" for share in shares), f"{ratio:.3f}" + (f" + {before:.3f}" if before else "")]
+        if IDEAS[name].likely is None:  # no other idea saves work in a row, so less than 1 is noise
+            ratio = max(ratio, 1.0)
+        shares = [[crossing(_curve(one), _goal(_curve(pair[0]))) for one in pair] for pair in pairs]
+        times = "–"  # the default's loss has risen, or the idea's does not fall to the goal
+        if max(share for pair in shares for share in pair) <= 1:
+            parts = [part * ratio + before * PARTS / GOAL for part in ratio_and_interval(pairs)]
+            times = "{:.2f} [{:.2f}, {:.2f}]".format(*parts)
+        cells = [", ".join(f"{share:.2f}" if share <= 1 else "not" for _default, share in shares)]
+        cells.append(f"{ratio:.3f}" + (f" + {before:.3f}" if before else ""))
         last = ", ".join(f"{line['curve'][-1]['loss']:.4f} at {line['curve'][-1]['share']:.2f}" for line in own)
-        rows.append([name, own[0]["text"], *cells, "{:.2f} [{:.2f}, {:.2f}]".format(*times), last])
+        rows.append([name, own[0]["text"], *cells, times, last])
     return rows
 
 
