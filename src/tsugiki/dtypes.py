@@ -5,8 +5,6 @@ have names of their own. The settings and the command line import this module, s
 functions.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -30,9 +28,7 @@ GgufDtype: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
 GgufAdapterDtype: TypeAlias = Literal["f32", "f16"]
 """The type of a GGUF adapter's matrices."""
 
-_TORCH_NAMES: Mapping[str, str] = MappingProxyType(
-    {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
-)
+_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 
 
 def torch_dtype(name: str) -> "torch.dtype":

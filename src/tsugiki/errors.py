@@ -63,9 +63,15 @@ def summarise_list(items: Sequence[str]) -> str:
     return ", ".join(error_text(item, _LONGEST_ITEM) for item in items[:_MAX_ITEMS]) + more
 
 
-def unreadable(path: object, error: OSError) -> TsugikiError:
-    """Return the error for a file that the system cannot read."""
-    return TsugikiError(_("{path} cannot be read: {reason}").format(path=path, reason=error.strerror or error))
+def unreadable(path: object, error: Exception) -> TsugikiError:
+    """Return the error for a file that cannot be read."""
+    return system_error(_("{path} cannot be read: {reason}"), path, error)
+
+
+def system_error(message: str, path: object, error: Exception) -> TsugikiError:
+    """Return the error for a file or a folder with which the system cannot do something; a message of both."""
+    reason = getattr(error, "strerror", None) or error_text(error)
+    return TsugikiError(message.format(path=path, reason=reason))
 
 
 def error_text(error: object, limit: int = 300) -> str:

@@ -524,18 +524,11 @@ static inline float dot(const float *a, const float *x, int64_t n) {
     return sum;
 }
 
-/* The products of eight rows of B [8, r] with `low`, where 8 divides r: in eight parts, which are then added. */
+/* With vectors of eight numbers: products of eight rows of a matrix, each in eight parts, which are then added. */
 #if defined(__clang__) || __GNUC__ >= 12
 #define HAS_EIGHT 1
 typedef float Floats __attribute__((vector_size(32)));
-INLINE void eight(const float *B, const float *low, int64_t r, float *sum) {
-    Floats part[8] = {{0}}, b, l;
-    for (int row = 0; row < 8; row++)
-        for (int64_t k = 0; k < r; k += 8) {
-            memcpy(&b, B + row * r + k, 32);
-            memcpy(&l, low + k, 32);
-            part[row] += b * l;
-        }
+INLINE void add_parts(Floats *part, float *sum) {
     for (int i = 0; i < 4; i++)
         part[i] = __builtin_shufflevector(part[2 * i], part[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
                   __builtin_shufflevector(part[2 * i], part[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
@@ -546,36 +539,58 @@ INLINE void eight(const float *B, const float *low, int64_t r, float *sum) {
               __builtin_shufflevector(part[0], part[1], 4, 5, 6, 7, 12, 13, 14, 15);
     memcpy(sum, part, 32);
 }
+
+/* sum [8] = the products of eight rows of w, which are `stride` numbers apart, with x [n]. */
+INLINE void eight(const float *w, int64_t stride, const float *x, int64_t n, float *sum) {
+    Floats part[8] = {{0}}, a, b;
+    int64_t whole = n / 8 * 8;
+    for (int64_t i = 0; i < whole; i += 8) {
+        memcpy(&b, x + i, 32);
+        for (int row = 0; row < 8; row++) {
+            memcpy(&a, w + row * stride + i, 32);
+            part[row] += a * b;
+        }
+    }
+    add_parts(part, sum);
+    for (int row = 0; row < 8 && whole < n; row++) sum[row] += dot(w + row * stride + whole, x + whole, n - whole);
+}
 #else
 #define HAS_EIGHT 0
-#define eight(B, low, r, sum)
+#define eight(w, stride, x, n, sum)
 #endif
 
+/* y [n] = w x for w [n, width], whose rows are `stride` numbers apart. */
+INLINE void product(const float *w, int64_t n, int64_t stride, const float *x, int64_t width, float *y) {
+    int64_t i = 0;
+    for (; HAS_EIGHT && width >= 8 && i + 8 <= n; i += 8) eight(w + i * stride, stride, x, width, y + i);
+    for (; i < n; i++) y[i] = dot(w + i * stride, x, width);
+}
+
 #define MOST_RANKS 1024
-#define COLUMNS 1024 /* of x that are converted at once */
+#define COLUMNS 1024 /* of x or y that are converted at once */
 
 /* `add_low_rank`: y [rows, out] += scaling x A^T B^T, with x [rows, in], A [r, in], B [out, r] and r <= MOST_RANKS. */
 #define LOW_RANK_ADDED(NAME, TYPE, FROM, TO)                                                                          \
     EXPORT FAST void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t r, const float *A,            \
                           const float *B, double scaling, TYPE *y) {                                                  \
-        float low[MOST_RANKS], columns[COLUMNS], sum[8];                                                              \
-        int64_t whole = HAS_EIGHT && r % 8 == 0 ? out / 8 * 8 : 0;                                                    \
+        float low[MOST_RANKS], part[MOST_RANKS], columns[COLUMNS];                                                    \
         for (int64_t row = 0; row < rows; row++, x += in, y += out) {                                                 \
             for (int64_t k = 0; k < r; k++) low[k] = 0;                                                               \
             for (int64_t start = 0; start < in; start += COLUMNS) {                                                   \
                 int64_t n = in - start < COLUMNS ? in - start : COLUMNS;                                              \
                 for (int64_t i = 0; i < n; i++) columns[i] = FROM(x[start + i]);                                      \
-                for (int64_t k = 0; k < r; k++) low[k] += dot(A + k * in + start, columns, n);                        \
+                product(A + start, r, in, columns, n, part);                                                          \
+                for (int64_t k = 0; k < r; k++) low[k] += part[k];                                                    \
             }                                                                                                         \
             for (int64_t k = 0; k < r; k++) low[k] *= (float)scaling;                                                 \
-            for (int64_t i = 0; i < whole; i += 8) {                                                                  \
+            for (int64_t start = 0; start < out; start += COLUMNS) {                                                  \
+                int64_t n = out - start < COLUMNS ? out - start : COLUMNS;                                            \
                 if (r == 8) /* the compiler knows the size */                                                         \
-                    eight(B + i * 8, low, 8, sum);                                                                    \
+                    product(B + start * 8, n, 8, low, 8, columns);                                                    \
                 else                                                                                                  \
-                    eight(B + i * r, low, r, sum);                                                                    \
-                for (int k = 0; k < 8; k++) y[i + k] = TO(FROM(y[i + k]) + sum[k]);                                   \
+                    product(B + start * r, n, r, low, r, columns);                                                    \
+                for (int64_t i = 0; i < n; i++) y[start + i] = TO(FROM(y[start + i]) + columns[i]);                   \
             }                                                                                                         \
-            for (int64_t i = whole; i < out; i++) y[i] = TO(FROM(y[i]) + dot(B + i * r, low, r));                     \
         }                                                                                                             \
     }
 

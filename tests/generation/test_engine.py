@@ -120,6 +120,23 @@ def test_greedy_tokens_are_those_of_each_request_alone(kind: str):
         assert (engine.running, engine.waiting) == (0, 0)
 
 
+def test_an_adapter_that_was_changed_between_two_steps_is_computed_as_it_is():
+    model, prompt = model_with_adapters("llama"), prompts([7])[0]
+
+    def change() -> None:
+        for pair in model._tsugiki.adapters["a"].pairs.values():
+            pair.A.data, pair.scaling = pair.A.data.flip(1), pair.scaling / 2  # at another address
+
+    with serving(model) as engine:
+        found = []
+        for function in (lambda: None, change):
+            engine.call(function).result()
+            client = Client(prompt, "a", 12)
+            engine.submit([client.request])
+            found.append(client.tokens())
+    assert found[0] != found[1] == alone(model, prompt, "a", 12)
+
+
 def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: pytest.MonkeyPatch):
     model = model_with_adapters("llama")
     given = list(zip(prompts([60, 5, 58, 6]), ["a", "b", None, "c"], [3, 3, 4, 2], strict=True))

@@ -61,12 +61,12 @@ def test_what_settings_do_not_need_is_refused(case: str):
 
 
 def test_a_file_is_read_up_to_the_limit(tmp_path: Path):
-    for path, fact in ((Path("/dev/zero"), "200,000 characters"), (tmp_path, "cannot read"), (tmp_path / "a", "a")):
+    for path, fact in ((Path("/dev/zero"), "200,000 characters"), (tmp_path, "cannot be read"), (tmp_path / "a", "a")):
         if path.exists() or path.parent == tmp_path:
             with pytest.raises(TsugikiError, match=fact):
                 read_yaml(path)
     (tmp_path / "latin").write_bytes(b"a: \xe9")
-    with pytest.raises(TsugikiError, match="latin: .*utf-8"):
+    with pytest.raises(TsugikiError, match="latin cannot be read: .*utf-8"):
         read_yaml(tmp_path / "latin")
 
 

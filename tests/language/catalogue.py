@@ -18,7 +18,7 @@ from tsugiki.language import DOMAIN, JAPANESE
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "tsugiki"  # an installed package has no .po
 PO = SOURCE / "language" / JAPANESE / "LC_MESSAGES" / f"{DOMAIN}.po"
 MO = PO.with_suffix(".mo")
-_KEYWORDS = {"_": None, "marked": None, "ngettext": (1, 2)}
+_KEYWORDS = {"_": None, "marked": None, "ngettext": (1, 2), "_counted": (1, 2)}
 _METHODS = [
     ("**.py", "python"),
     ("report/**.html", "jinja2.ext.babel_extract"),

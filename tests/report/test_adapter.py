@@ -12,6 +12,7 @@ from tsugiki import LoraConfig
 from tsugiki.adapters import LayerFactors, Provenance, read_lora_weights, write_lora_weights
 from tsugiki.methods import METHODS
 from tsugiki.report import (
+    adapter_page,
     bars,
     decompose,
     info_lines,
@@ -19,7 +20,6 @@ from tsugiki.report import (
     kinds_table,
     layers_table,
     tensors_table,
-    write_adapter_page,
 )
 
 
@@ -55,8 +55,7 @@ def test_bars():
 def test_the_page_is_self_contained(tmp_path: Path):
     folder = write(tmp_path / "庭 <b>")
     record().write(folder)
-    write_adapter_page(tmp_path / "a.html", inspect_adapter(folder))
-    page = assert_whole((tmp_path / "a.html").read_text(encoding="utf-8"))
+    page = assert_whole(adapter_page(inspect_adapter(folder)))
     assert page.tags.count("svg") == 5
     for said in ("Adapter · 庭 <b>", "After 40 steps", "庭の梅は", "all 2 layers", "Roy & Vetterli 2007"):
         assert said in page.text, said
@@ -78,7 +77,7 @@ def test_a_zero_adapter_has_a_note(tmp_path: Path):
     adapter = inspect_adapter(tmp_path / "a")
     assert "zero" in adapter.notes[0]
     assert layers_table(adapter.layers)[1][0][3:6] == ["0.000", "0.000", "0.00"]
-    write_adapter_page(tmp_path / "a.html", adapter)
+    assert_whole(adapter_page(adapter))
 
 
 def test_dora_shows_its_low_rank_part_with_a_note(tmp_path: Path):
@@ -97,5 +96,4 @@ def test_other_methods_show_their_tensors(method: str, tmp_path: Path):
     _, rows = tensors_table(adapter.tensors)
     assert rows
     assert all(float(row[3]) > 0 for row in rows)
-    write_adapter_page(tmp_path / "a.html", adapter)
-    assert "Tensors" in assert_whole((tmp_path / "a.html").read_text(encoding="utf-8")).text
+    assert "Tensors" in assert_whole(adapter_page(adapter)).text

@@ -21,6 +21,7 @@ from tsugiki.training import (
     loraplus,
     muon_and_adamw,
     orthogonalized,
+    plain_orthogonalized,
     save_training_state,
     split_parameters,
     train,
@@ -142,7 +143,7 @@ def test_what_goes_to_muon():
         assert any(p is model.get_output_embeddings().weight for p in others)
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 72), (72, 24)])
 def test_singular_values_come_near_one(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -153,6 +154,18 @@ def test_singular_values_come_near_one(shape: tuple[int, int], monkeypatch: pyte
     for dtype, tolerance in (("bf16", 3e-2), ("fp32", 1e-5)):
         monkeypatch.setattr("tsugiki.training.muon.preferred_compute_dtype", lambda device, dtype=dtype: dtype)
         assert relative_error(orthogonalized(matrix), exact) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 0.0)])
+def test_long_matrices_take_the_same_step_by_their_gram_matrix(
+    dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tsugiki.training.muon.preferred_compute_dtype", lambda device: dtype)
+    left, _, right = torch.linalg.svd(torch.randn(48, 160, generator=torch.Generator().manual_seed(0)), False)
+    matrix = left @ torch.logspace(0, -6, 48).diag() @ right  # as uneven as gradients may be
+    for one in (matrix, matrix.T):
+        assert relative_error(orthogonalized(one), plain_orthogonalized(one)) <= tolerance
+        assert torch.equal(orthogonalized(one), plain_orthogonalized(one)) == (dtype == "bf16")
 
 
 def test_it_is_muon_and_adamw(monkeypatch: pytest.MonkeyPatch):

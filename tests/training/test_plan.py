@@ -1,5 +1,7 @@
 """Plans: the bytes of weights, compared with the loaded model, what is chosen, and what a run does with it."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.runs import interrupt, run_config
 from tests.tiny import save_tiny, tiny_model
+from tests.tiny_types import lively_model
 from tsugiki import TsugikiError
 from tsugiki.base import load_meta_model, load_model
 from tsugiki.training import (
@@ -93,6 +96,32 @@ def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
     assert two.kept == pytest.approx(2 * one.kept, rel=0.1)
     assert one.forward > 0
     assert one.backward > 0
+
+
+def test_a_measured_sample_is_freed(tmp_path: Path):
+    config = run_config(tmp_path, base_dtype="fp32")
+    processor = torch.device("cpu")
+    model = sample_model(lively_model("qwen3_moe").config, 1, "fp32")
+    sample.prepare_sample(model, config, processor, processor)
+    measure(model, processor, 1, 32, 1, 257, timed=False)
+    weights = [weakref.ref(weight) for weight in model.parameters()]
+    del model
+    gc.collect()
+    assert not [weight() for weight in weights if weight() is not None]
+
+
+def test_the_parts_of_a_full_run_are_those_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def parts(**changes: Any) -> dict[str, int]:
+        config = run_config(tmp_path, method="full", recompute="none", **changes)
+        found = plan_run(config, rows=10)
+        assert found.trainable == found.parameters
+        return found.parts | {"parameters": 4 * found.parameters}
+
+    exact, rounded = parts(compute_dtype="fp32"), parts(compute_dtype="bf16")
+    assert (exact["base"], rounded["base"]) == (0, exact["parameters"] // 2), "a copy computes in 16 bits only"
+    assert exact["adapter"] == 2 * exact["parameters"], "a narrow model keeps a copy of its start"
+    monkeypatch.setattr("tsugiki.training.cost.NARROW", 1)
+    assert parts(compute_dtype="fp32")["adapter"] == exact["parameters"]
 
 
 def _need(**changes: Any) -> Need:

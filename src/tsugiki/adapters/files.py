@@ -74,18 +74,18 @@ def read_peft_config(folder: Path) -> Any:
             "remove {file}"
         )
         raise TsugikiError(message.format(path=path, file=METADATA_FILE))
-    adapter_format = formats().get(str(fields.get("peft_type")))
     if fields.get("peft_type") is None and (hint := import_hint(folder)):
         raise TsugikiError(_("{path} is not of PEFT{hint}").format(path=path, hint=hint))
+    return config_in(fields, path)
+
+
+def config_in(fields: Mapping[str, Any], path: Path) -> Any:
+    """Return the settings that fields of adapter_config.json give; errors name the file `path`."""
+    adapter_format = formats().get(str(fields.get("peft_type")))
     if adapter_format is None:
-        raise TsugikiError(
-            _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}").format(
-                path=path,
-                kind=error_text(repr(fields.get("peft_type")), 40),
-                known=", ".join(formats()),
-                hint=_(MERGE_WITH_PEFT),
-            )
-        )
+        message = _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}")
+        kind, known = error_text(repr(fields.get("peft_type")), 40), ", ".join(formats())
+        raise TsugikiError(message.format(path=path, kind=kind, known=known, hint=_(MERGE_WITH_PEFT)))
     try:
         return adapter_format.from_json({key: value for key, value in fields.items() if key not in COMMON_FIELDS})
     except (TsugikiError, RecursionError) as error:

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tsugiki.adapters.files import COMMON_FIELDS, FOREIGN_FILES, not_finite, read_config_fields, write_adapter_files
+from tsugiki.adapters.files import FOREIGN_FILES, config_in, not_finite, read_config_fields, write_adapter_files
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, lora_files
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, Source
 from tsugiki.adapters.verify import misfits
@@ -46,7 +46,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import shortest_target_modules
 from tsugiki.methods.old_names import with_current_names
 from tsugiki.methods.peft_keys import PREFIX
-from tsugiki.methods.table import format_of, formats
+from tsugiki.methods.table import format_of
 from tsugiki.model.architectures import model_type
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.ungrafted import base_modules
@@ -167,15 +167,8 @@ _FORMATS = (
 def import_adapter(path: Path, model_name: str, out: Path) -> int:
     """Write the adapter in a file or folder of another program as a new folder in PEFT's format.
 
-    The folder appears complete or not at all. An adapter of PEFT gets the names and settings that PEFT writes today.
-
-    Args:
-        path: the file, or the folder that holds it.
-        model_name: the adapter's base, of which only the config is read.
-        out: the new folder.
-
-    Returns:
-        The number of tensors in the new file.
+    The folder appears complete or not at all. An adapter of PEFT gets the names and settings that PEFT writes today. Of
+    the base, only the config is read. The result is the number of tensors in the new file.
     """
     file = _weight_file(path)
     tensors, model = read_tensors(file), load_meta_model(model_name)
@@ -192,22 +185,17 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
         if not has_settings:
             message = _("{folder} has no {file}, which holds the settings of an adapter of PEFT")
             raise TsugikiError(message.format(folder=file.parent, file=ADAPTER_CONFIG_FILE))
-    adapter_format = formats().get(str(fields.get("peft_type")))
-    if adapter_format is None:
-        message = _("{file}: peft_type {kind} is not supported; it must be one of {known}")
-        kind = error_text(repr(fields.get("peft_type")), 40)
-        raise TsugikiError(message.format(file=file, kind=kind, known=", ".join(formats())))
+    config = config_in(fields, file)
+    adapter_format = format_of(config)
+    misfit = _("{file} does not fit this base: {error}; was it trained on another base?")
     try:
-        config = adapter_format.from_json({key: value for key, value in fields.items() if key not in COMMON_FIELDS})
         config, current = with_current_names(model, config, tensors)
-        adapter = format_of(config).build_for(model, config, current)
+        adapter = adapter_format.build_for(model, config, current)
     except TsugikiError as error:
-        message = _("{file} does not fit this base: {error}; was it trained on another base?")
-        raise TsugikiError(message.format(file=file, error=error)) from error
+        raise TsugikiError(misfit.format(file=file, error=error)) from error
     problems = [*misfits(model, adapter_format.tensors(model, adapter), current), *not_finite(current)]
     if problems:
-        message = _("{file} does not fit this base: {error}; was it trained on another base?")
-        raise TsugikiError(message.format(file=file, error=summarise_list(problems)))
+        raise TsugikiError(misfit.format(file=file, error=summarise_list(problems)))
     written = {"peft_type": adapter_format.peft_type, "task_type": fields.get("task_type")}
     metadata = Metadata(
         base=BaseReference(name=model_name),
@@ -221,9 +209,7 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read a file of tensors by name: safetensors, or a pickle of torch that holds tensors and nothing else.
 
-    Raises:
-        TsugikiError: the file is of another kind, or holds anything that torch's weights-only loader does not know. No
-            code of the file is run.
+    Anything that torch's weights-only loader does not know is an error. No code of the file is run.
     """
     try:
         if file.suffix == ".safetensors":

@@ -19,7 +19,7 @@ from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
-from tsugiki.errors import TsugikiError, summarise_list, warn_caller
+from tsugiki.errors import TsugikiError, summarise_list, unreadable, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.digests import read_manifest
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
@@ -237,8 +237,7 @@ def library_names(library: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        message = _("the library {library} cannot be read: {reason}")
-        raise TsugikiError(message.format(library=library, reason=error.strerror or error)) from error
+        raise unreadable(library, error) from error
 
 
 def _entry(folder: Path) -> LibraryEntry:

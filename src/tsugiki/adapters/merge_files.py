@@ -93,13 +93,10 @@ class RoundingLoss:
 def plan_merge(
     base: str, adapters: Sequence[Path], weights: Sequence[float] | None = None, *, allow_base_mismatch: bool = False
 ) -> MergePlan:
-    """Read the adapters, and determine their changes to the files of the base.
+    """Read the adapters in some folders, and determine their changes to the files of the base.
 
-    Args:
-        base: the model's name; see `load_model`.
-        adapters: the adapters' folders; the updates of several are added.
-        weights: the factor on each update; None: 1 for each.
-        allow_base_mismatch: merge adapters that were trained on another base.
+    The updates of several are added, each with its factor in `weights` (None: 1 for each). Adapters that were trained
+    on another base are merged only with `allow_base_mismatch`.
     """
     plan = _plan_merge(base, adapters, weights, allow_base_mismatch)
     templates = {template for folder in adapters if (template := saved_chat_template(folder)) is not None}

@@ -183,11 +183,8 @@ def save_pretrained(
 def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
     """Copy tensors into a grafted model: an adapter's file into the active adapter, or a state dict into the model.
 
-    An adapter's file must be whole, and `strict` and `assign` have no meaning for it. The result is that of torch's
-    `load_state_dict`: the names that are missing, and the names that are unexpected.
-
-    Raises:
-        TsugikiError: the tensors of an adapter's file do not fit the active adapter, or it is merged.
+    An adapter's file must be whole and fit the active adapter, which must not be merged; `strict` and `assign` have no
+    meaning for it. The result is that of torch's `load_state_dict`: the missing names, and the unexpected names.
     """
     several = {key: key.partition(f".{PREFIX}")[0] for key in state_dict if f".{PREFIX}" in key}
     if not several and not any(name.startswith((PREFIX, "prompt_embeddings")) for name in state_dict):

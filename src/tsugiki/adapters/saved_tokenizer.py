@@ -8,16 +8,13 @@ templates in Jinja's sandbox.
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tsugiki.adapters.files import read_adapter_config, read_base
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
 from tsugiki.data.chat import read_template_file
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_FILES
 from tsugiki.lora.config import LoraConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def saved_chat_template(folder: Path) -> str | None:
@@ -26,7 +23,7 @@ def saved_chat_template(folder: Path) -> str | None:
     return read_template_file(path) if path.exists() else None
 
 
-def with_chat_template(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedTokenizerBase":
+def with_chat_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer with the chat template of the adapter in a folder, if the adapter has one."""
     changed, template = copy.copy(tokenizer), saved_chat_template(folder)
     if template is not None:
@@ -34,9 +31,7 @@ def with_chat_template(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "P
     return changed
 
 
-def with_new_words(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
-) -> "PreTrainedTokenizerBase":
+def with_new_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
     """Prepare a base for an adapter that trains vectors of tokens; for other adapters, nothing changes.
 
     The base gets rows for new words, in place. The result is the tokenizer that was saved with the adapter, or else
@@ -54,7 +49,7 @@ def with_new_words(
     return saved
 
 
-def words_for(model: "PreTrainedModel", folder: Path) -> int | None:
+def words_for(model: PreTrainedModel, folder: Path) -> int | None:
     """Return the size of the vocabulary with which an adapter trains vectors of tokens; None if it trains none."""
     config = read_adapter_config(folder)
     wanted = config.trainable_token_indices if isinstance(config, LoraConfig) else None

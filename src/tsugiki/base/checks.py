@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.model_folder import map_keys
 from tsugiki.base.quantized_files import check_format, quantization_settings
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
@@ -29,7 +30,6 @@ from tsugiki.model.meta import meta_model
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
 
 _WEIGHTS = "*.safetensors"
 _SPARE_TENSORS = 1_000
@@ -95,7 +95,7 @@ def code_digest(folder: Path) -> str | None:
     return combined_digest({path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*.py")})
 
 
-def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedConfig") -> None:
+def check_weights(name: str, entries: Mapping[str, Entry], config: PretrainedConfig) -> None:
     """Compare the entries of a model's weights with what its config describes, before memory is allocated for them.
 
     Of quantised models only the format is checked, since the tensors in their files differ from the model's.
@@ -127,7 +127,7 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: "PretrainedCo
         raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE, count=other))
 
 
-def check_all_used(name: str, model: "PreTrainedModel", unused: Collection[str]) -> None:
+def check_all_used(name: str, model: PreTrainedModel, unused: Collection[str]) -> None:
     """Check that transformers ignored no tensor that belongs to a module of the model, or to an additional layer of it.
 
     Other tensors may be ignored, such as a vision tower or a head for another task.
@@ -185,7 +185,7 @@ def _check_counts(config: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def _tensors_without_key(model: "PreTrainedModel", key_of: Mapping[str, str]) -> list["torch.Tensor"]:
+def _tensors_without_key(model: PreTrainedModel, key_of: Mapping[str, str]) -> list["torch.Tensor"]:
     """Return the tensors of a model that are neither in its files nor tied to one that is."""
     named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     read = {id(named[name]) for name in key_of if name in named}

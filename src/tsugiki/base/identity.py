@@ -19,12 +19,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from tsugiki.annotations import PretrainedConfig
 from tsugiki.base.gguf.conversion_cache import gguf_fingerprint
 from tsugiki.base.model_folder import read_shards
 from tsugiki.base.resolve import gguf_path, load_config, local_folder
@@ -35,9 +36,6 @@ from tsugiki.io.shards import Shard, dtype_name, read_shard
 from tsugiki.language import _
 from tsugiki.model.context import text_config
 from tsugiki.model.linear import CHANGED_WEIGHTS
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 FileStates: TypeAlias = tuple[tuple[Path, FileState], ...]
 """Paths of files and their states."""
@@ -141,7 +139,7 @@ def _fingerprint_of(model: nn.Module) -> str | None:
     return fingerprint
 
 
-def _settings(config: "PretrainedConfig") -> dict[str, Any]:
+def _settings(config: PretrainedConfig) -> dict[str, Any]:
     """Return the settings that a config's class declares and that change what is computed, as JSON values."""
     from transformers import PretrainedConfig
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.checks import check_all_used, check_weights
 from tsugiki.base.identity import file_states, remember_files
 from tsugiki.base.quantized_files import DEQUANTIZED, is_stored_in_4_bits, quantization_settings
@@ -30,12 +31,11 @@ from tsugiki.model.meta import fill_with_zeros, meta_model
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE = "a 枝\n"
 
 
-def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a causal language model, in evaluation mode.
 
     Args:
@@ -78,7 +78,7 @@ def stored_path(name: str) -> Path:
     return path
 
 
-def _load_stored(name: str) -> "PreTrainedModel":
+def _load_stored(name: str) -> PreTrainedModel:
     """Load a GGUF file without unpacking its linear layers."""
     from tsugiki.base.gguf.stored import load_stored
 
@@ -92,7 +92,7 @@ def _load_stored(name: str) -> "PreTrainedModel":
     return model
 
 
-def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) -> "PreTrainedModel | None":
+def _load_quantized(folder: Path, config: PretrainedConfig, dtype: LoadDtype) -> PreTrainedModel | None:
     """Load a model that is to be quantised, or is stored quantised, tensor by tensor; None if that is not possible."""
     base_dtype = quantized_dtype(dtype)
     if is_stored_in_4_bits(config):
@@ -109,7 +109,7 @@ def _load_quantized(folder: Path, config: "PretrainedConfig", dtype: LoadDtype) 
     return model
 
 
-def _read_generation_config(model: "PreTrainedModel", folder: Path) -> None:
+def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
     """Give a model that was not loaded by transformers the generation settings in its folder, if there are any."""
     from transformers import GenerationConfig
 
@@ -118,8 +118,8 @@ def _read_generation_config(model: "PreTrainedModel", folder: Path) -> None:
 
 
 def _load_by_transformers(
-    name: str, folder: Path, config: "PretrainedConfig", dtype: LoadDtype, trust_remote_code: bool
-) -> "PreTrainedModel":
+    name: str, folder: Path, config: PretrainedConfig, dtype: LoadDtype, trust_remote_code: bool
+) -> PreTrainedModel:
     """Load a model by `from_pretrained`, which dequantises its weights if necessary, and quantise it afterwards."""
     from transformers import AutoModelForCausalLM
 
@@ -151,7 +151,7 @@ def _load_by_transformers(
     return loaded
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; errors are those of `load_model`."""
     from transformers import AutoTokenizer
 
@@ -174,7 +174,7 @@ def _reads_sentencepiece() -> bool:
     return bool(is_sentencepiece_available() and is_protobuf_available())
 
 
-def _mend_unigram(tokenizer: "PreTrainedTokenizerBase") -> None:
+def _mend_unigram(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a tokenizer of SentencePiece's unigram model its own unknown token, and the lower case that it asks for.
 
     transformers 5 loads rinna's Japanese GPT-2 models with the class of T5. It writes characters that are not in the
@@ -194,14 +194,14 @@ def _mend_unigram(tokenizer: "PreTrainedTokenizerBase") -> None:
         backend.normalizer = normalizers.Sequence([*before, normalizers.Lowercase()])
 
 
-def load_meta_model(name: str) -> "PreTrainedModel":
+def load_meta_model(name: str) -> PreTrainedModel:
     """Build a model on torch's meta device from its config; its weights are not read."""
     config = load_config(name)
     with loading_errors(name):
         return meta_model(config)
 
 
-def placeholder_model(name: str) -> "PreTrainedModel":
+def placeholder_model(name: str) -> PreTrainedModel:
     """Build a model whose weights are zeros that take no memory, so that an adapter can be loaded into it.
 
     Every weight is one zero, expanded to the weight's shape. Weights that are tied in the model are tied here as well.

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
@@ -25,9 +26,6 @@ from tsugiki.io.file_names import (
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.shards import Entry, Shard, read_shard
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _NOT_COPIED = (
     *(".*", "*.index.json", "README*", "trainer_state.json"),
@@ -61,11 +59,7 @@ def weight_files(folder: Path) -> dict[str, str]:
 
 
 def read_shards(folder: Path) -> list[Shard]:
-    """Read the headers of a model's weight files: the one file, or else those that the index names.
-
-    Raises:
-        TsugikiError: as for `weight_files`; or a file is missing or incomplete, or the index does not fit the files.
-    """
+    """Read the headers of a model's weight files: the one file, or else those that the index names, and must fit."""
     file_of = weight_files(folder)
     if not file_of:
         return [read_shard(folder / MODEL_FILE)]
@@ -80,11 +74,7 @@ def read_shards(folder: Path) -> list[Shard]:
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """The tensors in a model's weight files, by their keys there. Each is read from its file when it is accessed.
-
-    Raises:
-        TsugikiError: as for `read_shards`.
-    """
+    """The tensors in a model's weight files, by their keys there. Each is read from its file when it is accessed."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}
@@ -116,12 +106,10 @@ class KeyMapping:
     """Names in the model of tensors that transformers makes by splitting or joining tensors of the files."""
 
 
-def map_keys(model: "PreTrainedModel", keys: Collection[str]) -> KeyMapping:
-    """Map the names of a model's tensors to the keys in its files, by the rules by which transformers loads them.
+def map_keys(model: PreTrainedModel, keys: Collection[str]) -> KeyMapping:
+    """Map the names of a model's tensors to all keys in its files, by the rules by which transformers loads them.
 
-    Args:
-        model: the model; its shapes are enough.
-        keys: all keys in its files.
+    The shapes of the model are enough.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
@@ -144,12 +132,9 @@ def map_keys(model: "PreTrainedModel", keys: Collection[str]) -> KeyMapping:
 
 
 def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
-    """Copy a model's files other than its weights: config, tokenizer, generation settings, licence.
+    """Copy a model's files other than its weights to `out`: config, tokenizer, generation settings, licence.
 
-    Args:
-        folder: the model's folder.
-        out: the folder to copy to; files of the same names are replaced.
-        config: fields of config.json to change in the copy.
+    Files of the same names are replaced. In the copy of config.json, the fields in `config` have its values.
     """
     candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
     for path in candidates:
@@ -170,10 +155,7 @@ def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None
 def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]]) -> None:
     """Write the index of a model's weight files after tensors were added to them; a single file has no index.
 
-    Args:
-        folder: the original model's folder.
-        out: the folder of the new model.
-        added: key of a new tensor -> the name of its file, and the entry of a tensor with its dtype and shape.
+    `added` maps the key of a new tensor to the name of its file, and the entry of a tensor with its dtype and shape.
     """
     if (folder / MODEL_FILE).is_file():
         return

@@ -11,19 +11,17 @@ trains these rows (`LoraConfig.trainable_token_indices`) is saved with the token
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.checks import check_tokenizer_files
 from tsugiki.base.resolve import loading_errors
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _MAX_WORDS = 20_000
 _MAX_LENGTH = 100  # characters of a word
@@ -44,8 +42,7 @@ def read_words(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
-        message = _("the words in {path} cannot be read: {error}")
-        raise TsugikiError(message.format(path=path, error=error_text(error))) from error
+        raise unreadable(path, error) from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words or len(words) > _MAX_WORDS:
         message = _("{path} has {count:,} words; give 1 to {most:,}, one in each line")
@@ -57,7 +54,7 @@ def read_words(path: Path) -> list[str]:
     return words
 
 
-def add_words(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> NewWords:
+def add_words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> NewWords:
     """Make each word a token of the tokenizer, which is changed in place."""
     known = tokenizer.get_vocab()
     written = {word: tokenizer.encode(word, add_special_tokens=False) for word in words}
@@ -67,7 +64,7 @@ def add_words(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) -> New
 
 
 @torch.no_grad()
-def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
+def add_rows(model: PreTrainedModel, new: NewWords) -> None:
     """Add a row for each new word to embedding and head, in place: the mean of the rows of its pieces."""
     fit_vocabulary(model, max(new.ids) + 1)
     weights = {id(layer.weight): cast(Tensor, layer.weight) for layer in _ends(model)}
@@ -77,7 +74,7 @@ def add_rows(model: "PreTrainedModel", new: NewWords) -> None:
                 weight[token] = weight[list(pieces)].float().mean(0).to(weight.dtype)
 
 
-def fit_vocabulary(model: "PreTrainedModel", words: int) -> None:
+def fit_vocabulary(model: PreTrainedModel, words: int) -> None:
     """Add rows to embedding and head until there are `words` rows; the caller replaces their values later."""
     for layer in _ends(model):
         if not isinstance(layer._parameters.get("weight"), torch.nn.Parameter):
@@ -93,7 +90,7 @@ def has_tokenizer(folder: Path) -> bool:
     return (folder / TOKENIZER_CONFIG_FILE).is_file()
 
 
-def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer that was saved with an adapter; code in the folder is not run."""
     from transformers import AutoTokenizer
 
@@ -102,6 +99,6 @@ def load_saved_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _ends(model: "PreTrainedModel") -> list[torch.nn.Module]:
+def _ends(model: PreTrainedModel) -> list[torch.nn.Module]:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return [layer for layer in ends if layer is not None]

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tsugiki.annotations import PretrainedConfig
 from tsugiki.base.checks import check_folder
 from tsugiki.base.gguf import conversion_cache
 from tsugiki.base.gguf.file import is_gguf
@@ -33,9 +33,6 @@ from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.io.shards import Entry
 from tsugiki.language import _
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
 EMBEDDED = "embedded"
 """The name of the small Japanese GPT-2 that is part of the package."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -44,13 +41,8 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     """Return a folder on this machine with a model's config and tokenizer. It may lack the weights.
 
-    Args:
-        name: the model's name.
-        trust_remote_code: accept a model that brings Python code of its own.
-
-    Raises:
-        TsugikiError: there is no such model, the hub cannot be reached, a GGUF file cannot be converted, or the folder
-            holds something that must not be read (see `check_folder`).
+    A model that brings Python code of its own is an error without `trust_remote_code`, as is a folder that holds
+    something that must not be read (see `check_folder`).
     """
     return _folder(name, trust_remote_code, _settings_files(trust_remote_code))[0]
 
@@ -58,8 +50,7 @@ def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     """Return a folder on this machine with all files of a model, which are downloaded if they are on the hub.
 
-    Raises:
-        TsugikiError: as for `settings_folder`; or there are no safetensors weights, or their index is damaged.
+    The errors are those of `settings_folder`, and weights that are not safetensors or have a damaged index.
     """
     folder, on_hub = _folder(name, trust_remote_code, _settings_files(trust_remote_code))
     gguf = gguf_path(name) if _is_local(name) else None
@@ -241,15 +232,10 @@ def folder_entries(folder: Path) -> dict[str, Entry]:
 
 
 def weight_entries(name: str) -> tuple[Mapping[str, Entry] | None, bool]:
-    """Return the entries of a model's tensors, and whether its weights are on this machine.
+    """Return the entries of a model's tensors (None if the hub cannot be reached), and whether its weights are here.
 
-    Of a model on the hub only the index and the headers are downloaded, at most about 100 kB of each file.
-
-    Args:
-        name: a folder or a hub id; not a GGUF file.
-
-    Returns:
-        None instead of the entries if the hub cannot be reached.
+    The name is that of a folder or a hub id, not of a GGUF file. Of a model on the hub only the index and the headers
+    are downloaded, at most about 100 kB of each file.
     """
     assert gguf_path(name) is None
     folder = local_folder(name)
@@ -292,14 +278,14 @@ def _hub_entries(name: str) -> dict[str, Entry] | None:
     }
 
 
-def load_config(name: str) -> "PretrainedConfig":
+def load_config(name: str) -> PretrainedConfig:
     """Load a model's config; of a model on the hub, nothing else is downloaded."""
     folder, _on_hub = _folder(name, False, (MODEL_CONFIG_FILE,))
     with loading_errors(name):
         return read_config(folder)
 
 
-def read_config(folder: Path, *, trust_remote_code: bool = False) -> "PretrainedConfig":
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Read the config in a model's folder, without settings that the folder should not decide.
 
     transformers raises exceptions of any class; see `loading_errors`.

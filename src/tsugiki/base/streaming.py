@@ -25,11 +25,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.checks import OLD_BUFFERS
 from tsugiki.base.identity import FileStates, file_states
 from tsugiki.base.model_folder import map_keys, read_shards
@@ -55,10 +56,6 @@ from tsugiki.lowbit.quantization import (
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
 from tsugiki.model.meta import model_without_weights, place
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-
 LIMIT_VARIABLE = "TSUGIKI_CACHE_GB"
 _DEFAULT_LIMIT = 20.0
 _LEAST_BYTES = 1_000_000_000
@@ -81,8 +78,8 @@ class Entry:
 
 
 def load_quantized(
-    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
-) -> "PreTrainedModel | None":
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, base_dtype: QuantizedDtype
+) -> PreTrainedModel | None:
     """Load a causal language model and quantise its linear layers on the way, as `quantize` does.
 
     The config was compared with the weights in the folder. `dtype` is that of the activations and of everything that is
@@ -98,7 +95,7 @@ def load_quantized(
     return model
 
 
-def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtype) -> "PreTrainedModel | None":
+def _read_from_cache(entry: Entry, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel | None:
     tensors = read_entry(entry)
     if tensors is None:
         return None
@@ -111,8 +108,8 @@ def _read_from_cache(entry: Entry, config: "PretrainedConfig", dtype: torch.dtyp
 
 
 def _read_from_files(
-    folder: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype
-) -> "PreTrainedModel | None":
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, base_dtype: QuantizedDtype
+) -> PreTrainedModel | None:
     shards = read_shards(folder)
     shard_of = {key: shard for shard in shards for key in shard.entries}
     stored = stored_layers(shard_of) if is_stored_in_4_bits(config) else {}
@@ -153,7 +150,7 @@ def _read_from_files(
     return model
 
 
-def _holds_all(model: "PreTrainedModel", keys: Collection[str], name_of: dict[str, str]) -> bool:
+def _holds_all(model: PreTrainedModel, keys: Collection[str], name_of: dict[str, str]) -> bool:
     """Return whether the files hold every tensor of the model once, and no other tensor but those that it ignores."""
     ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     if any(key not in name_of and not any(pattern.search(key) for pattern in ignored) for key in keys):
@@ -172,7 +169,7 @@ def _place_stored(model: nn.Module, path: str, stored: StoredNf4, dtype: torch.d
     model.set_submodule(path, quantized)
 
 
-def entry_of(model: Path, config: "PretrainedConfig", dtype: torch.dtype, base_dtype: QuantizedDtype) -> Entry | None:
+def entry_of(model: Path, config: PretrainedConfig, dtype: torch.dtype, base_dtype: QuantizedDtype) -> Entry | None:
     """Return the entry of a model that is to be quantised; None if it is too small, or nothing is to be kept.
 
     Parameters that are not quantised have the dtype `dtype`.
@@ -234,7 +231,7 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
             facts = {"model": str(entry.model.resolve()), "base_dtype": entry.base_dtype}
             with new_entry(entry.folder, facts) as temporary:
                 _make_room(size)
-                check_room(temporary, 1.1 * size)
+                check_room(temporary.parent, 1.1 * size)
                 save_file(tensors, temporary / _WEIGHTS)
     except (TsugikiError, OSError) as error:
         message = _(
@@ -243,7 +240,7 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
         warn_caller(message.format(size=format_size(size), error=error, variable=LIMIT_VARIABLE))
 
 
-def place_entry(model: "PreTrainedModel", tensors: Mapping[str, Tensor], entry: Entry, dtype: torch.dtype) -> None:
+def place_entry(model: PreTrainedModel, tensors: Mapping[str, Tensor], entry: Entry, dtype: torch.dtype) -> None:
     """Put the tensors of an entry into a model without weights, in place; `dtype` is that of the activations."""
     of_module: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():

@@ -171,15 +171,16 @@ def show_command(
         html: Also write an HTML page with plots to this file.
     """
     from tsugiki.adapters.library import adapter_folder
+    from tsugiki.io.atomic import write_text
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.adapter import (
         LAYERS_EXPLAINED,
+        adapter_page,
         info_lines,
         inspect_adapter,
         kinds_table,
         layers_table,
         tensors_table,
-        write_adapter_page,
     )
     from tsugiki.report.formatting import describe_change
     from tsugiki.report.record_text import change_of_run, held_out_table
@@ -203,7 +204,7 @@ def show_command(
         print_table(layers_table(report.layers))
         print_table(kinds_table(report.layers), _(LAYERS_EXPLAINED))
     if html:
-        write_adapter_page(html, report)
+        write_text(html, adapter_page(report))
         print_line(_("page: {path}").format(path=html))
 
 

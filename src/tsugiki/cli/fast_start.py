@@ -111,25 +111,27 @@ class _Finder:
         return spec
 
 
-def _files_of_classes(read: Any, path: Any) -> dict[Any, Any]:
+def _files_of_classes(read: Any, path: Any, prefix: str | None = None) -> dict[Any, Any]:
     """Return in which file each class of transformers is, from the cache until transformers is installed again."""
     from tsugiki.io.cache import cache_folder
     from tsugiki.io.json import read_json, write_json
 
     models = Path(path).parent if Path(path).name == "__init__.py" else Path(path)
     if models.name != "models" or "-packages" not in str(models):  # the files of a checkout change
-        return dict(read(path))
+        return dict(read(path, prefix))
     cache, stat = cache_folder("imports") / "transformers.json", (models.parent / "__init__.py").stat()
-    version = [str(models), stat.st_mtime_ns, stat.st_size]
+    version, found = [str(models), stat.st_mtime_ns, stat.st_size], None
     with suppress(TsugikiError, AttributeError, TypeError, KeyError):
         if (cached := read_json(cache))["version"] == version:
-            return dict(_converted(cached["files"], lambda key: frozenset(key.split()) if key[:1] == " " else key, set))
-    found = read(path)
-    with suppress(TsugikiError, OSError, TypeError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        files = _converted(found, lambda key: key if isinstance(key, str) else f" {' '.join(sorted(key))}", sorted)
-        write_json(cache, {"version": version, "files": files})
-    return dict(found)
+            found = _converted(cached["classes"], lambda key: frozenset(key.split()) if key[:1] == " " else key, set)
+    if found is None:
+        found = read(path)
+        with suppress(TsugikiError, OSError, TypeError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            kept = _converted(found, lambda key: key if isinstance(key, str) else f" {' '.join(sorted(key))}", sorted)
+            write_json(cache, {"version": version, "classes": kept})
+    start = f"{prefix}." if prefix else ""
+    return {needs: {f"{start}{file}": names for file, names in files.items()} for needs, files in found.items()}
 
 
 def _converted(files: Any, key: Callable[[Any], Any], names: Callable[[Any], Any]) -> Any:
@@ -142,10 +144,12 @@ _REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
     # A command compiles nothing, so no function is excluded from compilation, and no graph is broken in an optimiser.
     "torch._compile": ("_disable_dynamo", lambda exclude, fn=None, recursive=True: fn or (lambda function: function)),
     "torch.optim.optimizer": ("_use_grad_for_differentiable", lambda of, step: sys.modules["torch"].no_grad()(step)),
+    # A custom operator notes where it is defined, and to find this takes 0.1 s for the first one.
+    "torch._library.utils": ("get_source", lambda find, stacklevel: ""),
     # Tensors on the meta device have no values; drawing them would import SymPy.
     "torch.nn.init": ("_no_grad_normal_", lambda draw, to, *at, **how: to if to.is_meta else draw(to, *at, **how)),
     # Before the class of tensors that are split over processes has been imported, there are none.
     "transformers.distributed.utils": ("is_dtensor", lambda check, it: _SHARDS in sys.modules and check(it)),
-    "transformers.utils.import_utils": ("create_import_structure_from_path", _files_of_classes),
+    "transformers.utils.import_utils": ("define_import_structure", _files_of_classes),
 }
 """Module -> its function that imports or reads too much, and what is called instead, with the function first."""

@@ -225,9 +225,7 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is
 def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:
     """Return the settings of a config class: the required ones first, otherwise in the order of the fields.
 
-    Args:
-        config: the class; its fields have descriptions, or override fields that have them.
-        exclude: names of fields that have no flag.
+    The fields have descriptions, or override fields that have them; those in `exclude` have no flag.
     """
     settings = []
     fields = {name: field for name, field in config.model_fields.items() if name not in exclude}
@@ -369,22 +367,16 @@ def layer_names(text: str | None) -> list[str] | str | None:
 
 
 def yaml_value(flag: str, text: str) -> Any:
-    """Return the value that a flag's text has in YAML.
-
-    Raises:
-        TsugikiError: the text is not YAML.
-    """
+    """Return the value that a flag's text has in YAML."""
     from tsugiki.io.yaml import parse_yaml
 
     return parse_yaml(text, f"{flag} {text[:100]!r}")
 
 
 def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
-    """Return the flags and values, as separate words, for settings.
+    """Return the flags and values, as separate words, for settings of a class that are not its defaults.
 
-    Args:
-        config: the class of the settings.
-        given: settings, nested as in a YAML file; defaults are left out.
+    They are nested as in a YAML file.
     """
     words: list[str] = []
     for setting in settings_of(config, exclude=["method_config"]):
@@ -414,27 +406,18 @@ def _word(setting: Setting, value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | dict) else str(value)
 
 
-def settings_text(
-    config: "type[BaseModel]",
-    given: Mapping[str, Any],
-    exclude: Collection[str] = (),
-    only: Collection[str] | None = None,
-) -> str:
+def settings_text(config: "type[BaseModel]", given: Mapping[str, Any], only: Collection[str] | None = None) -> str:
     """Return the settings in YAML, in groups, with a description above each.
 
-    A setting that is not given is commented out and shows its default; an empty value means that it has none.
-
-    Args:
-        config: the class of the settings.
-        given: settings, nested as in a YAML file.
-        exclude: names of fields that are left out.
-        only: full names, such as `lora.r`, of settings that are listed even if they are not given; None: all.
+    A setting that is not given is commented out and shows its default; an empty value means that it has none. `given`
+    has settings, nested as in a YAML file; `only` the full names, such as `lora.r`, of settings that are listed even if
+    they are not given; None: all.
     """
     lines: list[str] = []
     panel = ""
     listed = [
         setting
-        for setting in settings_of(config, exclude)
+        for setting in settings_of(config)
         if only is None or ".".join(setting.path) in only or _is_given(setting, given)
     ]
     for setting in sorted(listed, key=place_of):

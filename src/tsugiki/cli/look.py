@@ -15,7 +15,7 @@ import typer
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading
 from tsugiki.cli.terminal import print_line, print_table
-from tsugiki.data.records import AssistantTurns
+from tsugiki.data.records import AssistantTurns, Completion, Reading
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts
 from tsugiki.report.table import Table
@@ -72,7 +72,6 @@ def evaluate_command(
     from tsugiki.cli.summary import print_answers, print_evaluations, print_scores
     from tsugiki.data.read.answers import holds_completions
     from tsugiki.data.read.files import record_kinds
-    from tsugiki.data.records import Completion, Reading
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.evaluation.questions import read_questions
     from tsugiki.training.load_targets import (

@@ -11,7 +11,7 @@ import typer
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.data.read.aozora import SITE
 from tsugiki.dtypes import LoadDtype
-from tsugiki.errors import Interrupted, TsugikiError, error_text
+from tsugiki.errors import Interrupted, TsugikiError, unreadable
 from tsugiki.language import VARIABLE, _
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
@@ -156,8 +156,7 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        message = _("the key in {file} cannot be read: {reason}")
-        raise TsugikiError(message.format(file=file, reason=error_text(error, 100))) from error
+        raise unreadable(file, error) from error
 
 
 def _dtype_of_training(model: str, folders: Mapping[str, Path]) -> LoadDtype:

@@ -287,7 +287,6 @@ def pull_command(
     """
     from tsugiki.adapters.files import read_base
     from tsugiki.adapters.library import check_name, library_folder
-    from tsugiki.errors import TsugikiError
     from tsugiki.hub.client import check_repo_id, pull
 
     repo_id, at, revision = repo.partition("@")

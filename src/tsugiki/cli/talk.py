@@ -13,7 +13,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
@@ -383,8 +383,7 @@ def _read(file: str) -> str:
     try:
         content = sys.stdin.buffer.read() if file == _STDIN else Path(file).expanduser().read_bytes()
     except OSError as error:
-        message = _("cannot read {file}: {reason}")
-        raise TsugikiError(message.format(file=file, reason=error.strerror or error_text(error))) from error
+        raise unreadable(file, error) from error
     return decode(content, _("standard input") if file == _STDIN else file)[0]
 
 

@@ -18,14 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.records import AssistantTurns, Conversation
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 DEFAULT, NONE = "default", "none"
 """The names of `DEFAULT_TEMPLATE`, and of no template, in settings."""
@@ -91,8 +89,7 @@ def read_template_file(path: Path) -> str:
         with path.open(encoding="utf-8-sig") as file:
             template = file.read(_MAX_TEMPLATE + 1)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
-        message = _("the chat template in {path} cannot be read: {error}")
-        raise TsugikiError(message.format(path=path, error=error_text(error, 100))) from error
+        raise unreadable(path, error) from error
     if len(template) > _MAX_TEMPLATE:
         message = _("the chat template in {path} has more than {max_template:,} characters; use another one")
         raise TsugikiError(message.format(path=path, max_template=_MAX_TEMPLATE))
@@ -101,7 +98,7 @@ def read_template_file(path: Path) -> str:
     return template
 
 
-def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> None:
+def use_template(tokenizer: PreTrainedTokenizerBase, setting: str | None) -> None:
     """Give a tokenizer another chat template, in place: a file, `DEFAULT_TEMPLATE` for `default`, or none for `none`.
 
     Without a setting it keeps its own.
@@ -112,7 +109,7 @@ def use_template(tokenizer: "PreTrainedTokenizerBase", setting: str | None) -> N
         tokenizer.chat_template = read_template_file(Path(setting).expanduser())
 
 
-def read_template(tokenizer: "PreTrainedTokenizerBase", source: str) -> ChatTemplate:
+def read_template(tokenizer: PreTrainedTokenizerBase, source: str) -> ChatTemplate:
     """Return the tokenizer's chat template.
 
     `source` names the record that requires the template, for the error.

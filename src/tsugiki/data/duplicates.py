@@ -10,7 +10,6 @@ indices of similar signatures.
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,9 +163,12 @@ def fold(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     ゝ are removed. A text that would be empty after folding is not folded. The second array has the index of the text
     of each code point.
     """
-    table, before_u, kinds = _tables()
+    table, is_known, before_u, kinds = _tables()
     plain = [unicodedata.normalize("NFC", _with_few_marks(text)) for text in texts]
-    codes = table[_code_points("".join(plain))]
+    codes = _code_points("".join(plain))
+    for code in np.unique(codes[~is_known[codes]]).tolist():
+        table[code], is_known[code] = _fold_character(chr(code)), True
+    codes = table[codes]
     owners = np.repeat(np.arange(len(texts), dtype=np.int32), [len(text) for text in plain])
     codes, owners = codes[codes != 0], owners[codes != 0]
     same = owners[1:] == owners[:-1]
@@ -220,17 +222,19 @@ _I_ROW, _Y_ROW = 1, 2
 
 
 @cache
-def _tables() -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8]]:
-    """Return three tables by code point: its folded form (0: removed), its form before う, and its kind of kana."""
+def _tables() -> tuple[NDArray[np.uint32], NDArray[np.bool_], NDArray[np.uint32], NDArray[np.uint8]]:
+    """Return four tables by code point: its folded form (0: removed), whether this has been computed, its form before
+    う, and its kind of kana.
+    """
     table = np.arange(0x110000, dtype=np.uint32)
-    table[:0x10000] = [_fold_character(chr(code)) for code in range(0x10000)]
+    is_known = table >= 0x10000  # their folded form is themselves
     before_u = np.arange(0x110000, dtype=np.uint32)
     for kana, changed in _BEFORE_U.items():
         before_u[ord(kana)] = ord(changed)
     kinds = np.zeros(0x110000, np.uint8)
     kinds[[ord(kana) for kana in "いきしちにみりぎじびぴ"]] = _I_ROW
     kinds[[ord(kana) for kana in "やゆよ"]] = _Y_ROW
-    return table, before_u, kinds
+    return table, is_known, before_u, kinds
 
 
 @cache
@@ -318,5 +322,5 @@ _OLD_AND_NEW = (
 )
 
 
-NEW_FORMS = MappingProxyType(dict(zip(_OLD_AND_NEW[::2], _OLD_AND_NEW[1::2], strict=True)))
+NEW_FORMS = dict(zip(_OLD_AND_NEW[::2], _OLD_AND_NEW[1::2], strict=True))
 """Old form of a kanji -> its new form."""

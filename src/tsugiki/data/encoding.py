@@ -14,15 +14,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.chat import ChatTemplate, Rendering, read_template, render
 from tsugiki.data.records import AssistantTurns, Completion, Conversation, Document, Record
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class EncodedRecord:
         return sum(self.loss_mask)
 
 
-def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
+def document_start(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token before a document: the begin token if the tokenizer adds one to texts, otherwise the end token.
 
     Training, evaluation and generation all use it as the context of a text's first token.
@@ -49,21 +46,21 @@ def document_start(tokenizer: "PreTrainedTokenizerBase") -> int:
     return document_end(tokenizer)
 
 
-def document_end(tokenizer: "PreTrainedTokenizerBase") -> int:
+def document_end(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token that ends a document."""
     if tokenizer.eos_token_id is None:
         raise TsugikiError(_("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json"))
     return int(tokenizer.eos_token_id)
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each text, without special tokens."""
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
     return ids
 
 
 def encode_records(
-    tokenizer: "PreTrainedTokenizerBase", records: Sequence[Record], assistant_turns: AssistantTurns = "all"
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], assistant_turns: AssistantTurns = "all"
 ) -> list[EncodedRecord]:
     """Encode a batch of records; some dozens are enough to use all cores.
 
@@ -76,7 +73,7 @@ def encode_records(
     return [next(encoded_documents if isinstance(record, Document) else encoded_answers) for record in records]
 
 
-def _encode_documents(tokenizer: "PreTrainedTokenizerBase", documents: Sequence[Document]) -> list[EncodedRecord]:
+def _encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[EncodedRecord]:
     if not documents:
         return []
     start, end = document_start(tokenizer), document_end(tokenizer)
@@ -85,7 +82,7 @@ def _encode_documents(tokenizer: "PreTrainedTokenizerBase", documents: Sequence[
 
 
 def _encode_answers(
-    tokenizer: "PreTrainedTokenizerBase", records: Sequence[Completion | Conversation], turns: AssistantTurns
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[Completion | Conversation], turns: AssistantTurns
 ) -> list[EncodedRecord]:
     if tokenizer.chat_template:
         records = [record.conversation if isinstance(record, Completion) else record for record in records]
@@ -107,7 +104,7 @@ def _encode_answers(
     return encoded
 
 
-def _encode_renderings(tokenizer: "PreTrainedTokenizerBase", renderings: Sequence[Rendering]) -> list[EncodedRecord]:
+def _encode_renderings(tokenizer: PreTrainedTokenizerBase, renderings: Sequence[Rendering]) -> list[EncodedRecord]:
     if not renderings:
         return []
     if not tokenizer.is_fast:
@@ -157,7 +154,7 @@ def _inside(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 
 
 def _encode_separately(
-    tokenizer: "PreTrainedTokenizerBase", text: str, borders: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, text: str, borders: Sequence[int]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Encode the pieces of a text between the borders separately; return token ids and character offsets."""
     ids: list[int] = []
@@ -169,7 +166,7 @@ def _encode_separately(
     return ids, offsets
 
 
-def _encode_piece(tokenizer: "PreTrainedTokenizerBase", piece: str, inner: bool) -> list[tuple[int, tuple[int, int]]]:
+def _encode_piece(tokenizer: PreTrainedTokenizerBase, piece: str, inner: bool) -> list[tuple[int, tuple[int, int]]]:
     """Return the token ids of a piece of a text, each with its character offsets in the piece.
 
     Some tokenizers add a space at the beginning of a text. So an inner piece is encoded after a line feed, whose tokens
@@ -186,7 +183,7 @@ def _encode_piece(tokenizer: "PreTrainedTokenizerBase", piece: str, inner: bool)
     return list(zip(batch.input_ids, batch.offset_mapping, strict=True))
 
 
-def _check_end_tokens(tokenizer: "PreTrainedTokenizerBase", row: EncodedRecord, source: str) -> None:
+def _check_end_tokens(tokenizer: PreTrainedTokenizerBase, row: EncodedRecord, source: str) -> None:
     """Check that the last token of each answer, which ends it, does not also occur inside it."""
     answer: list[int] = []
     for index, (token, in_loss) in enumerate(zip(row.ids, row.loss_mask, strict=True)):

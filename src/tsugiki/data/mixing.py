@@ -5,17 +5,14 @@ tokens in the loss; the last document is cut there. The arrays are joined in mem
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.splits import Integers
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def mix(
     allowed: Integers,
     share: float,
     seed: int,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Mixed:
     """Add records of another store to the training records.
 

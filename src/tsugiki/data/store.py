@@ -22,11 +22,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.duplicates import SLOTS, signatures
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode_records
 from tsugiki.data.records import AssistantTurns, Document, Reading, Record, text_to_compare
@@ -36,9 +37,6 @@ from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha2
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -109,7 +107,7 @@ class TokenStore:
 def open_store(
     records: Iterable[Record],
     key: str,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     turns: AssistantTurns,
     cache: Path,
     advance: Callable[[int], None] = lambda done: None,
@@ -174,7 +172,7 @@ def _write(
     folder: Path,
     key: str,
     records: Iterable[Record],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     turns: AssistantTurns,
     advance: Callable[[int], None],
     reading: Reading,
@@ -308,14 +306,14 @@ def _note_as_checked(folder: Path, large: Mapping[str, list[int]]) -> None:
         write_json(folder / _CHECKED, dict(large))
 
 
-def store_key(key: str, tokenizer: "PreTrainedTokenizerBase", turns: AssistantTurns) -> str:
+def store_key(key: str, tokenizer: PreTrainedTokenizerBase, turns: AssistantTurns) -> str:
     """Return 64 hexadecimal digits that identify the tokens of records; the arguments are those of `open_store`."""
     ends = repr((document_start(tokenizer), document_end(tokenizer)))
     described = f"{_ENCODING}\0{key}\0{turns}\0{tokenizer.chat_template}\0{_tokenizer_key(tokenizer)}{ends}"
     return sha256([described.encode("utf-8", "surrogatepass")]).removeprefix("sha256:")
 
 
-def _tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
+def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a text that differs between tokenizers that encode texts differently."""
     name = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,15 +1,13 @@
 """How well a tokenizer represents a text: the shares of unknown tokens, and of tokens that are parts of characters."""
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.store import TokenStore
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _TOKENS = 200_000  # of the data that are counted
 LITTLE_TEXT = 10_000
@@ -43,7 +41,7 @@ class Coverage(NamedTuple):
         return notes
 
 
-def coverage_of(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> Coverage:
+def coverage_of(tokenizer: PreTrainedTokenizerBase, store: TokenStore) -> Coverage:
     """Count the tokens of a text, or of its beginning if it is long."""
     ids, counts = np.unique(np.asarray(store.ids[:_TOKENS]), return_counts=True)
     total = int(counts.sum())
@@ -54,7 +52,7 @@ def coverage_of(tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> Cove
     return Coverage(unknown / total, sum(of_token[token] for token in of_token if _is_piece(tokenizer, token)) / total)
 
 
-def _is_piece(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
+def _is_piece(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
     """Return whether a token is a part of a character."""
     text = tokenizer.convert_ids_to_tokens(token)
     return bool(_BYTE.fullmatch(str(text))) or "\ufffd" in tokenizer.decode([token])

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
 
 END = "<|endoftext|>"
 SENTENCE = r"\n*[^\n。]*。?"
@@ -37,7 +37,7 @@ def train_vocabulary(
     alphabet: str = "",
     max_piece: int = 8,
     sample_characters: int = 20_000_000,
-) -> "PreTrainedTokenizerBase":
+) -> PreTrainedTokenizerBase:
     """Train a tokenizer with exactly `vocab_size` tokens.
 
     The texts are read twice, once to count characters and once to learn merges, and are not kept in memory. The same
@@ -114,7 +114,7 @@ def _with_byte_fallback(draft: "Tokenizer") -> "Tokenizer":
     return tokenizer
 
 
-def _as_pretrained(tokenizer: "Tokenizer") -> "PreTrainedTokenizerBase":
+def _as_pretrained(tokenizer: "Tokenizer") -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     wrapped: PreTrainedTokenizerBase = PreTrainedTokenizerFast(

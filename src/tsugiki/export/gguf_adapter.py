@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
 from tsugiki.adapters.metadata import BaseReference, Provenance, Source
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
@@ -36,9 +37,6 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import shortest_target_modules
 from tsugiki.model.linear import features, is_conv1d
 from tsugiki.model.ungrafted import base_modules
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 
@@ -121,9 +119,7 @@ def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mi
     return lora
 
 
-def write_gguf_adapter(
-    lora: LoraWeights, model: "PreTrainedModel", out: Path, dtype: GgufAdapterDtype = "f32"
-) -> float:
+def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path, dtype: GgufAdapterDtype = "f32") -> float:
     """Write a LoRA adapter for which `llama_cpp_incompatibilities` returns nothing to a GGUF file; return its alpha.
 
     The base may be on the meta device. The file is written in place; `new_file` makes it appear complete or not at all.
@@ -159,7 +155,7 @@ def write_gguf_adapter(
     return alpha
 
 
-def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
+def read_gguf_adapter(file: Path, model: PreTrainedModel) -> LoraWeights:
     """Read a LoRA adapter from a GGUF file. `model` is the adapter's base; a model on the meta device is enough."""
     header = read_header(file)
     _check_type(header, file, llama_cpp_architecture(model))
@@ -178,7 +174,7 @@ def read_gguf_adapter(file: Path, model: "PreTrainedModel") -> LoraWeights:
     return LoraWeights(config, layers, {}, base, "CAUSAL_LM")
 
 
-def check_gguf_base(file: Path, model: "PreTrainedModel", layers: Collection[str]) -> None:
+def check_gguf_base(file: Path, model: PreTrainedModel, layers: Collection[str]) -> None:
     """Check that an adapter fits the base in a GGUF file.
 
     `model` is the base that the adapter was trained on; a model on the meta device is enough. `layers` names the layers
@@ -250,7 +246,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         raise TsugikiError(_("{file} is broken: {error}").format(file=file, error=error_text(error))) from error
 
 
-def _read_layers(file: Path, alpha: float, model: "PreTrainedModel") -> dict[str, LayerFactors]:
+def _read_layers(file: Path, alpha: float, model: PreTrainedModel) -> dict[str, LayerFactors]:
     """Read the factors of each layer, with their rows in transformers' order."""
     layers, problems, remaining = {}, [], _read_tensors(file)
     modules = dict(base_modules(model))

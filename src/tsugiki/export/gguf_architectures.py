@@ -6,19 +6,16 @@ A row exists only for an architecture for which a random model gives the same lo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from tsugiki.annotations import PretrainedConfig
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.llama_cpp_layers import KEY_ORDER, QUERY_ORDER
 from tsugiki.language import _, ngettext
 from tsugiki.model.architectures import ARCHITECTURES
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 Hyperparameters: TypeAlias = dict[str, bool | int | float | str]
 """llama.cpp's key, without the architecture's name in front -> value."""
@@ -28,11 +25,11 @@ _GELU_TANH = ("gelu_new", "gelu_pytorch_tanh")
 _SILU: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu",)}
 
 
-def _unchanged(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
+def _unchanged(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
     return tensor
 
 
-def _nothing(config: "PretrainedConfig") -> dict[str, Tensor]:
+def _nothing(config: PretrainedConfig) -> dict[str, Tensor]:
     return {}
 
 
@@ -42,18 +39,18 @@ class GgufArchitecture:
 
     name: str
     """llama.cpp's name for the architecture."""
-    hyperparameters: Callable[["PretrainedConfig"], Hyperparameters]
+    hyperparameters: Callable[[PretrainedConfig], Hyperparameters]
     accepted: Mapping[str, tuple[Any, ...]]
     """Config field -> the values that llama.cpp supports, for fields without a hyperparameter in GGUF."""
-    convert: Callable[[str, Tensor, "PretrainedConfig"], Tensor] = _unchanged
+    convert: Callable[[str, Tensor, PretrainedConfig], Tensor] = _unchanged
     """(llama.cpp's name of a tensor, transformers' tensor, config) -> llama.cpp's tensor."""
-    computed: Callable[["PretrainedConfig"], dict[str, Tensor]] = _nothing
+    computed: Callable[[PretrainedConfig], dict[str, Tensor]] = _nothing
     """Returns tensors that llama.cpp reads from the file and transformers computes from the config."""
     untied_head: bool = True
     """Whether the output head may have another weight than the token embedding."""
 
 
-def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
+def gguf_architecture_of(config: PretrainedConfig) -> GgufArchitecture:
     """Return the row for a model with this config; an error names what llama.cpp does not support."""
     known = ARCHITECTURES.get(config.model_type)
     row = None if known is None or known.llama_cpp is None else GGUF_ARCHITECTURES.get(known.llama_cpp)
@@ -79,7 +76,7 @@ def gguf_architecture_of(config: "PretrainedConfig") -> GgufArchitecture:
     return row
 
 
-def _llama_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+def _llama_hyperparameters(config: PretrainedConfig) -> Hyperparameters:
     window = getattr(config, "sliding_window", None)  # Mistral has this field
     if window is not None and window < config.max_position_embeddings:
         message = _(
@@ -94,13 +91,13 @@ def _llama_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     }
 
 
-def _llama_tensor(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
+def _llama_tensor(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
     """Put rows of queries and keys that rotate together next to each other (see `llama_cpp_layers`)."""
     order = _ROW_ORDERS.get(name.split(".")[-2])
     return tensor if order is None else tensor[order(config, len(tensor))]
 
 
-def _llama_frequencies(config: "PretrainedConfig") -> dict[str, Tensor]:
+def _llama_frequencies(config: PretrainedConfig) -> dict[str, Tensor]:
     """Return the factors by which Llama 3's RoPE scaling divides each frequency, [head_dim / 2]."""
     if config.rope_parameters["rope_type"] != "llama3":
         return {}
@@ -113,11 +110,11 @@ def _llama_frequencies(config: "PretrainedConfig") -> dict[str, Tensor]:
     return {"rope_freqs.weight": (plain / scaled.double()).float()}
 
 
-def _qwen_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+def _qwen_hyperparameters(config: PretrainedConfig) -> Hyperparameters:
     return {**_common_hyperparameters(config), **_rope(_shared_rope(config.rope_parameters), scalings=("linear",))}
 
 
-def _gpt2_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+def _gpt2_hyperparameters(config: PretrainedConfig) -> Hyperparameters:
     return {
         "block_count": config.n_layer,
         "context_length": config.n_positions,
@@ -128,21 +125,21 @@ def _gpt2_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     }
 
 
-def _gpt2_tensor(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
+def _gpt2_tensor(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
     """Transpose the weights of the blocks to [out, in]; GPT-2 stores them as [in, out]."""
     return tensor.T if name.startswith("blk.") and tensor.dim() == 2 else tensor
 
 
-def _gemma_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+def _gemma_hyperparameters(config: PretrainedConfig) -> Hyperparameters:
     return {**_common_hyperparameters(config), **_rope(_shared_rope(config.rope_parameters), scalings=())}
 
 
-def _gemma_tensor(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
+def _gemma_tensor(name: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
     """Add 1 to the weights of norms; Gemma stores them minus 1."""
     return tensor.float() + 1 if name.endswith("norm.weight") else tensor
 
 
-def _gemma2_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+def _gemma2_hyperparameters(config: PretrainedConfig) -> Hyperparameters:
     _check_attention_scale(config)
     _check_layer_types(config, period=2)
     return {
@@ -153,7 +150,7 @@ def _gemma2_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     }
 
 
-def _gemma3_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+def _gemma3_hyperparameters(config: PretrainedConfig) -> Hyperparameters:
     _check_attention_scale(config)
     _check_layer_types(config, period=6)
     local = config.rope_parameters["sliding_attention"]
@@ -171,7 +168,7 @@ def _gemma3_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     }
 
 
-def _common_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
+def _common_hyperparameters(config: PretrainedConfig) -> Hyperparameters:
     return {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -186,7 +183,7 @@ def _common_hyperparameters(config: "PretrainedConfig") -> Hyperparameters:
     }
 
 
-def _head_dim(config: "PretrainedConfig") -> int:
+def _head_dim(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -209,7 +206,7 @@ def _shared_rope(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(iter(parameters.values())) if "rope_type" not in parameters else parameters
 
 
-def _check_attention_scale(config: "PretrainedConfig") -> None:
+def _check_attention_scale(config: PretrainedConfig) -> None:
     """Check the scale of Gemma's attention scores, which llama.cpp derives from the number of layers."""
     large = config.num_hidden_layers == ARCHITECTURES[config.model_type].layers_of_27b
     scale = config.hidden_size // config.num_attention_heads if large else _head_dim(config)
@@ -220,7 +217,7 @@ def _check_attention_scale(config: "PretrainedConfig") -> None:
         raise TsugikiError(message.format(value=config.query_pre_attn_scalar, scale=scale))
 
 
-def _check_layer_types(config: "PretrainedConfig", period: int) -> None:
+def _check_layer_types(config: PretrainedConfig, period: int) -> None:
     """Check that every `period`-th layer has full attention and the others a sliding window, as in llama.cpp."""
     expected = [
         "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
@@ -237,52 +234,50 @@ def _check_layer_types(config: "PretrainedConfig", period: int) -> None:
         )
 
 
-GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = MappingProxyType(
-    {
-        row.name: row
-        for row in (
-            GgufArchitecture(
-                "gpt2",
-                _gpt2_hyperparameters,
-                {
-                    "activation_function": _GELU_TANH,
-                    "scale_attn_weights": (True,),
-                    "scale_attn_by_inverse_layer_idx": (False,),
-                    "add_cross_attention": (False,),
-                },
-                _gpt2_tensor,
-            ),
-            GgufArchitecture("llama", _llama_hyperparameters, _SILU, _llama_tensor, _llama_frequencies),
-            GgufArchitecture("qwen2", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,)}),
-            GgufArchitecture(
-                "qwen3", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}
-            ),
-            GgufArchitecture(
-                "gemma",
-                _gemma_hyperparameters,
-                {"hidden_act": _GELU_TANH, "attention_bias": (False,)},
-                _gemma_tensor,
-                untied_head=False,
-            ),
-            GgufArchitecture(
-                "gemma2",
-                _gemma2_hyperparameters,
-                {"hidden_activation": _GELU_TANH, "attention_bias": (False,)},
-                _gemma_tensor,
-                untied_head=False,
-            ),
-            GgufArchitecture(
-                "gemma3",
-                _gemma3_hyperparameters,
-                {
-                    "hidden_activation": _GELU_TANH,
-                    "attention_bias": (False,),
-                    "attn_logit_softcapping": (None,),
-                    "use_bidirectional_attention": (False, None),
-                },
-                _gemma_tensor,
-            ),
-        )
-    }
-)
+GGUF_ARCHITECTURES: Mapping[str, GgufArchitecture] = {
+    row.name: row
+    for row in (
+        GgufArchitecture(
+            "gpt2",
+            _gpt2_hyperparameters,
+            {
+                "activation_function": _GELU_TANH,
+                "scale_attn_weights": (True,),
+                "scale_attn_by_inverse_layer_idx": (False,),
+                "add_cross_attention": (False,),
+            },
+            _gpt2_tensor,
+        ),
+        GgufArchitecture("llama", _llama_hyperparameters, _SILU, _llama_tensor, _llama_frequencies),
+        GgufArchitecture("qwen2", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,)}),
+        GgufArchitecture(
+            "qwen3", _qwen_hyperparameters, {**_SILU, "use_sliding_window": (False,), "attention_bias": (False,)}
+        ),
+        GgufArchitecture(
+            "gemma",
+            _gemma_hyperparameters,
+            {"hidden_act": _GELU_TANH, "attention_bias": (False,)},
+            _gemma_tensor,
+            untied_head=False,
+        ),
+        GgufArchitecture(
+            "gemma2",
+            _gemma2_hyperparameters,
+            {"hidden_activation": _GELU_TANH, "attention_bias": (False,)},
+            _gemma_tensor,
+            untied_head=False,
+        ),
+        GgufArchitecture(
+            "gemma3",
+            _gemma3_hyperparameters,
+            {
+                "hidden_activation": _GELU_TANH,
+                "attention_bias": (False,),
+                "attn_logit_softcapping": (None,),
+                "use_bidirectional_attention": (False, None),
+            },
+            _gemma_tensor,
+        ),
+    )
+}
 """llama.cpp's name of an architecture -> its row."""

@@ -6,13 +6,12 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.saved_tokenizer import with_chat_template
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.model_folder import LazyTensors, map_keys
@@ -33,14 +33,11 @@ from tsugiki.export.gguf_architectures import GgufArchitecture, gguf_architectur
 from tsugiki.export.gguf_tokenizer_check import TokenComparison, compare_tokens
 from tsugiki.export.gguf_vocabulary import add_vocabulary, adds_start, read_vocabulary
 from tsugiki.export.ollama import modelfile, new_gguf_file
-from tsugiki.io.formatting import format_size
+from tsugiki.io.cache import check_room
 from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.merge import merge
 from tsugiki.model.meta import meta_model
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _TYPES: Mapping[GgufDtype, tuple[GGMLQuantizationType, gguf.LlamaFileType]] = {
     "f32": (GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -59,12 +56,12 @@ class ModelSource:
     """A transformers model to export."""
 
     name: str
-    config: "PretrainedConfig"
+    config: PretrainedConfig
     weights: Mapping[str, Tensor]
     """Key -> tensor: `LazyTensors` of a folder, or a `state_dict`."""
     dtype: GgufDtype
     """The dtype of the model's files, or of its base's files if an adapter was merged."""
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     ends: tuple[int, ...] = ()
     """Ids of tokens that end a text or a turn, in addition to the tokenizer's EOS token."""
 
@@ -145,10 +142,7 @@ def write_model_gguf(
     tensor_type, file_type = _TYPES[dtype]
     architecture = gguf_architecture_of(source.config)
     plan = _plan(source, architecture, tensor_type)
-    needed, free = sum(tensor.bytes for tensor in plan), shutil.disk_usage(path.parent).free
-    if free < needed:
-        message = _("{folder} has {free} left, and the model needs {needed}")
-        raise TsugikiError(message.format(folder=path.parent, free=format_size(free), needed=format_size(needed)))
+    check_room(path.parent, sum(tensor.bytes for tensor in plan))
     writer = gguf.GGUFWriter(path, architecture.name)
     try:
         if original is None:
@@ -251,7 +245,7 @@ def _tensor_type(name: str, shape: tuple[int, ...], matrix_type: GGMLQuantizatio
     return matrix_type
 
 
-def _map_all_keys(weights: Mapping[str, Tensor], model: "PreTrainedModel") -> Mapping[str, str]:
+def _map_all_keys(weights: Mapping[str, Tensor], model: PreTrainedModel) -> Mapping[str, str]:
     """Map the names of the model's parameters to the keys of the source."""
     key_of = map_keys(model, weights.keys()).key_of
     used = set(key_of.values())

@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.data.encoding import document_end, document_start, encode
 from tsugiki.errors import TsugikiError
 from tsugiki.export.gguf_vocabulary import adds_start, unsupported_normalizers
 from tsugiki.language import _, marked
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PROMPTS = (
     "",
@@ -62,7 +60,7 @@ class TokenComparison:
     """Known differences that the prompts do not show."""
 
 
-def compare_tokens(tokenizer: "PreTrainedTokenizerBase", path: Path) -> TokenComparison:
+def compare_tokens(tokenizer: PreTrainedTokenizerBase, path: Path) -> TokenComparison:
     """Compare the tokens, the BOS and EOS tokens and the chat template of a GGUF file with a tokenizer's."""
     notes = tuple(
         _("llama.cpp does not normalise text ({name}) as this tokenizer does").format(name=name)
@@ -119,7 +117,7 @@ def _own_reader(path: Path) -> Iterator[_Reader]:
     )
 
 
-def _build_tokenizer(path: Path, header: GgufHeader) -> "PreTrainedTokenizerBase | None":
+def _build_tokenizer(path: Path, header: GgufHeader) -> PreTrainedTokenizerBase | None:
     """Build the tokenizer of a GGUF file; None if that is not possible."""
     if header.metadata["tokenizer.ggml.model"] not in SUPPORTED_TOKENIZERS:
         return None
@@ -130,7 +128,7 @@ def _build_tokenizer(path: Path, header: GgufHeader) -> "PreTrainedTokenizerBase
             return None
 
 
-def _compare_metadata(tokenizer: "PreTrainedTokenizerBase", reader: _Reader) -> list[str]:
+def _compare_metadata(tokenizer: PreTrainedTokenizerBase, reader: _Reader) -> list[str]:
     template = tokenizer.chat_template
     default = template.get("default") if isinstance(template, dict) else template
     values = [

@@ -16,17 +16,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
 from gguf import TokenType
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.encoding import document_end, document_start
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _, ngettext
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """The character that represents a space in SentencePiece's vocabularies."""
@@ -71,7 +69,7 @@ class Vocabulary:
     charsmap: bytes | None = None
 
 
-def read_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, ends: Sequence[int] = ()) -> Vocabulary:
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Sequence[int] = ()) -> Vocabulary:
     """Convert a model's tokenizer to the metadata of a GGUF file.
 
     `rows` is the number of rows of the model's embedding; rows without a token get an unused token. `ends` are ids of
@@ -137,7 +135,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_chat_template(vocabulary.chat_template)
 
 
-def adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def adds_start(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a prompt begins with a start token.
 
     Without a chat template it always does, as in training (see `data.encoding`). With a template, the template defines
@@ -148,13 +146,13 @@ def adds_start(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return bool(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
 
 
-def unsupported_normalizers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def unsupported_normalizers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the names of a tokenizer's normalisations that llama.cpp does not support, such as NFC."""
     steps = _steps(_fields(tokenizer)["normalizer"])
     return [step["type"] for step in steps if step["type"] not in ("Precompiled", "Prepend", "Replace")]
 
 
-def _fields(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+def _fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise TsugikiError(
@@ -173,7 +171,7 @@ def _steps(component: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _tokens(
-    tokenizer: "PreTrainedTokenizerBase", fields: Mapping[str, Any], rows: int, *, spaces: bool
+    tokenizer: PreTrainedTokenizerBase, fields: Mapping[str, Any], rows: int, *, spaces: bool
 ) -> tuple[list[str], list[TokenType]]:
     """Return the text and the type of every token, in the order of their ids.
 
@@ -215,7 +213,7 @@ def _tokens(
     return tokens, types
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int]) -> dict[str, int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> dict[str, int]:
     """Return the ids of the special tokens. BOS is the token before every text: EOS if the tokenizer has no BOS."""
     end = document_end(tokenizer)
     begin = document_start(tokenizer) if tokenizer.chat_template is None else tokenizer.bos_token_id
@@ -226,7 +224,7 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", ends: Sequence[int]) -> dict[str,
     return ids | ({"eot": turn} if turn is not None else {})
 
 
-def _template(tokenizer: "PreTrainedTokenizerBase") -> str | list[dict[str, str]] | None:
+def _template(tokenizer: PreTrainedTokenizerBase) -> str | list[dict[str, str]] | None:
     template: str | dict[str, str] | None = tokenizer.chat_template
     if isinstance(template, dict):
         return [{"name": name, "template": text} for name, text in template.items()]

@@ -14,12 +14,12 @@ The names are those of the `gguf` package. https://github.com/ggml-org/ggml/blob
 
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -27,10 +27,7 @@ from tsugiki.model.architectures import ARCHITECTURES, architecture_of, model_ty
 from tsugiki.model.linear import is_linear
 from tsugiki.model.ungrafted import base_modules, output_head
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-RowOrder: TypeAlias = Callable[["PretrainedConfig", int], Tensor]
+RowOrder: TypeAlias = Callable[[PretrainedConfig, int], Tensor]
 """(config, number of rows) -> for each row of llama.cpp's weight, the index of that row in transformers' weight."""
 
 TOKEN_EMBEDDING, OUTPUT_HEAD = "token_embd", "output"
@@ -45,7 +42,7 @@ def _interleaved(heads: str) -> RowOrder:
     `heads` is the config's field with the number of heads.
     """
 
-    def order(config: "PretrainedConfig", rows: int) -> Tensor:
+    def order(config: PretrainedConfig, rows: int) -> Tensor:
         return torch.arange(rows).view(getattr(config, heads), 2, -1).transpose(1, 2).reshape(-1)
 
     return order
@@ -55,12 +52,12 @@ QUERY_ORDER, KEY_ORDER = _interleaved("num_attention_heads"), _interleaved("num_
 """The row orders of query and key weights in the llama family."""
 
 
-def _fused_heads(config: "PretrainedConfig", rows: int) -> Tensor:
+def _fused_heads(config: PretrainedConfig, rows: int) -> Tensor:
     """Return the order from (query, key, value) of each head to all queries, all keys, all values."""
     return torch.arange(rows).view(config.num_attention_heads, 3, -1).transpose(0, 1).reshape(-1)
 
 
-def _fused_groups(config: "PretrainedConfig", rows: int) -> Tensor:
+def _fused_groups(config: PretrainedConfig, rows: int) -> Tensor:
     """Return the order from (queries, one key, one value) of each group of heads to all queries, keys, values."""
     heads = config.num_attention_heads
     key_value_heads = 1 if config.multi_query else heads
@@ -71,16 +68,14 @@ def _fused_groups(config: "PretrainedConfig", rows: int) -> Tensor:
 
 _LLAMA_ORDERS = {"q_proj": QUERY_ORDER, "k_proj": KEY_ORDER}
 
-_ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = MappingProxyType(
-    {
-        "llama": _LLAMA_ORDERS,
-        "granite": _LLAMA_ORDERS,
-        "smollm3": _LLAMA_ORDERS,
-        "gptneox": {"query_key_value": _fused_heads},
-        "bloom": {"query_key_value": _fused_heads},
-        "falcon": {"query_key_value": _fused_groups},
-    }
-)
+_ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = {
+    "llama": _LLAMA_ORDERS,
+    "granite": _LLAMA_ORDERS,
+    "smollm3": _LLAMA_ORDERS,
+    "gptneox": {"query_key_value": _fused_heads},
+    "bloom": {"query_key_value": _fused_heads},
+    "falcon": {"query_key_value": _fused_groups},
+}
 """llama.cpp's architecture -> last part of a layer's name -> its row order. All other layers keep transformers' order.
 
 A test verifies each architecture against llama.cpp.
@@ -97,12 +92,12 @@ def llama_cpp_architecture(model: nn.Module) -> str:
     return architecture.llama_cpp
 
 
-def gguf_names(model: "PreTrainedModel") -> dict[str, str]:
+def gguf_names(model: PreTrainedModel) -> dict[str, str]:
     """Map each layer that llama.cpp can adapt to its name in GGUF, without `.weight`."""
     return {path: name for path, name in _all_names(model).items() if _ADAPTABLE.fullmatch(name)}
 
 
-def unsupported_reason(model: "PreTrainedModel", path: str) -> str:
+def unsupported_reason(model: PreTrainedModel, path: str) -> str:
     """Return why llama.cpp cannot adapt a layer that is not in `gguf_names`, as a relative clause."""
     layers = dict(base_modules(model))
     if path not in layers:
@@ -116,7 +111,7 @@ def unsupported_reason(model: "PreTrainedModel", path: str) -> str:
     return _("whose adapter llama.cpp ignores ({name})").format(name=name)
 
 
-def _all_names(model: "PreTrainedModel") -> dict[str, str]:
+def _all_names(model: PreTrainedModel) -> dict[str, str]:
     """Map every linear layer and embedding to its name in GGUF, or to "" if it has none; tied layers are left out."""
     layers = {
         f"{path}.weight": layer
@@ -135,7 +130,7 @@ def _all_names(model: "PreTrainedModel") -> dict[str, str]:
     }
 
 
-def row_order(model: "PreTrainedModel", path: str, rows: int) -> Tensor | None:
+def row_order(model: PreTrainedModel, path: str, rows: int) -> Tensor | None:
     """Return, for each row of a layer in llama.cpp, the index of that row in transformers; None if no row moves."""
     order = _ROW_ORDERS.get(llama_cpp_architecture(model), {}).get(path.rpartition(".")[2])
     return None if order is None else order(model.config, rows)

@@ -9,10 +9,11 @@ lora_alpha and a list of target_modules alone, and look there for the layer of e
 """
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors, parse_tensors
 from tsugiki.adapters.verify import AdapterFiles
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
@@ -28,9 +29,6 @@ from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 from tsugiki.methods.table import METHODS, format_of
 from tsugiki.model.token_vectors import find_tokens
 from tsugiki.model.trained_copies import find_modules_to_save
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
 _VLLM_DEFAULT_RANK = 16
@@ -70,7 +68,7 @@ def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None =
     return problems + llama_cpp_incompatibilities(lora, shape) + _ollama(loader)
 
 
-def incompatibilities_before_training(loader: Loader, config: object, model: "PreTrainedModel") -> list[str]:
+def incompatibilities_before_training(loader: Loader, config: object, model: PreTrainedModel) -> list[str]:
     """Return the reasons that `incompatibilities` will return for the adapter after training with this config.
 
     The config is that of any method, and the base may be on the meta device.
@@ -89,7 +87,7 @@ def incompatibilities_before_training(loader: Loader, config: object, model: "Pr
     return _llama_cpp(model, targets, experts, whole, config.use_dora) + _ollama(loader)
 
 
-def llama_cpp_incompatibilities(lora: LoraWeights, model: "PreTrainedModel") -> list[str]:
+def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> list[str]:
     """Return why llama.cpp cannot compute this adapter of `model`, which may be on the meta device; empty if it can."""
     experts, factors = list(find_target_parameters(model, lora.config)), parameter_factors(lora.others)
     whole = [base_name(key) for key in lora.others if key not in factors and not _is_frozen_copy(key, lora)]
@@ -168,9 +166,7 @@ def is_plain_lora(config: object) -> bool:
 
     llama.cpp supports LoRA on embeddings and output heads for some bases only; `incompatibilities` decides that.
     """
-    if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
-        return False
-    if config.target_parameters or config.trainable_token_indices or config.lora_bias:
+    if not isinstance(config, LoraConfig) or config.target_parameters or any(_not_served(config).values()):
         return False
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
     return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)
@@ -202,7 +198,7 @@ def _ollama(loader: Loader) -> list[str]:
 
 
 def _llama_cpp(
-    model: "PreTrainedModel", layers: Collection[str], experts: Sequence[str], whole: Collection[str], dora: bool
+    model: PreTrainedModel, layers: Collection[str], experts: Sequence[str], whole: Collection[str], dora: bool
 ) -> list[str]:
     """Return the incompatibilities of a LoRA adapter of `model` with llama.cpp, from names in the model.
 

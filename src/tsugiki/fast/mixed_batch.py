@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.row_products import RowPairs, plain_rows, rows_product
+from tsugiki.fast.row_products import Place, RowPairs, plain_rows, rows_product
 from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.graft import BASE_ROW
 from tsugiki.lora.hold import Graft, disable_adapter, find_adapter, require_state
 from tsugiki.lora.layer import LoraLinear
-from tsugiki.lora.pair import Grafted
+from tsugiki.lora.pair import Grafted, LowRank
 from tsugiki.model.inference import evaluating
 from tsugiki.model.linear import is_hooked
 from tsugiki.model.undo import Undo, replace_forward, undo_all
@@ -58,8 +58,21 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
             Within the block: the batch has another number of rows, the model is in training mode, gradients are
             recorded, or another thread calls the model.
     """
+    with rows_with_adapters(model, adapter_names, None):
+        yield
+
+
+@contextmanager
+def rows_with_adapters(
+    model: nn.Module, adapter_names: Sequence[str | None], known: dict[LowRank, Place] | None
+) -> Iterator[None]:
+    """Do the work of `mixed_batch`.
+
+    With `known`, the places of factors are looked up once for each pair, and remembered there, which requires that
+    nobody replaces the tensors of these adapters as long as it is used.
+    """
     model = unwrapped(model)
-    rows = _mixed_rows(model, adapter_names)
+    rows = _mixed_rows(model, adapter_names, known)
     state = require_state(model)
     outer = state.mixed_rows
     with disable_adapter(model):
@@ -98,7 +111,9 @@ class LayerRowAdapters:
     """The thread that is in the block."""
 
 
-def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAdapters:
+def _mixed_rows(
+    model: nn.Module, adapter_names: Sequence[str | None], known: dict[LowRank, Place] | None
+) -> RowAdapters:
     names = [None if name == BASE_ROW else name for name in adapter_names]
     if isinstance(adapter_names, str) or not names or not all(isinstance(name, str | None) for name in names):
         message = _("adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch")
@@ -116,7 +131,7 @@ def _mixed_rows(model: nn.Module, adapter_names: Sequence[str | None]) -> RowAda
             raise TsugikiError(message.format(path=path))
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
-        layers.append((layer, LayerRowAdapters(path, len(names), RowPairs(pairs))))
+        layers.append((layer, LayerRowAdapters(path, len(names), RowPairs(pairs, known))))
     return RowAdapters(layers)
 
 

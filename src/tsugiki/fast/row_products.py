@@ -12,7 +12,8 @@ with x [groups, tokens, in], A [groups, r, in], B [groups, out, r] and y [groups
 
 Each call reads the factors anew, so a pair may change between two calls in any way: torch does not count the changes
 that a fused optimiser or a write through `.data` or NumPy makes. Only DoRA's factor is kept, with copies of the numbers
-from which it was computed.
+from which it was computed. Each call also looks up where the factors are, which takes half as long as reading them
+(docs/log.md). A server, whose adapters do not change while they are used, does so once for each pair (`known`).
 
 Nothing is added to rows of the base, so they are bit-identical to the output of the frozen layer.
 """
@@ -20,9 +21,9 @@ Nothing is added to rows of the base, so they are bit-identical to the output of
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,18 @@ from tsugiki.lora.variants import dora_factor
 from tsugiki.model.linear import oriented
 from tsugiki.model.undo import with_modules
 from tsugiki.native import can_read, native_for
+
+
+class Place(NamedTuple):
+    """Where the C function finds the factors of a pair."""
+
+    A: int
+    """The address of A; 0 for the base."""
+    B: int
+    r: int
+    scaling: float
+    fits: bool
+    """Whether the C function can read the factors."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +68,10 @@ class RowPairs:
 
     pairs: Sequence[LowRank | None]
     """The pair of each group of neighbouring rows, all of the same size; None: the base."""
+    known: dict[LowRank, Place] | None = None
+    """Where the factors of pairs are whose tensors and scalings nobody replaces; it grows. None: looked up again."""
     distinct: list[LowRank] = field(init=False)
     """The pairs, each once."""
-    parameters: list[dict[str, Any]] = field(init=False)
-    """Their parameters by name."""
     with_dora: list[tuple[int, LowRank]] = field(init=False)
     """The groups whose pairs have DoRA."""
     places: Places | None = None
@@ -68,9 +81,8 @@ class RowPairs:
 
     def __post_init__(self) -> None:
         self.distinct = list(dict.fromkeys(pair for pair in self.pairs if pair is not None))
-        self.parameters = [pair._parameters for pair in self.distinct]
-        numbered = [(group, pair) for group, pair in enumerate(self.pairs) if pair is not None]
-        self.with_dora = [(group, pair) for group, pair in numbered if pair.magnitude is not None]
+        dora = {pair for pair in self.distinct if pair._parameters["magnitude"] is not None}
+        self.with_dora = [(group, pair) for group, pair in enumerate(self.pairs) if pair in dora]
 
 
 @torch.no_grad()
@@ -108,25 +120,36 @@ def _find_places(rows: RowPairs, into: int, out: int) -> Places:
 
     This runs for each layer and each token, so the comparison with the last call is made of few calls of Python.
     """
-    factors: list[Tensor] = [parameters[name] for parameters in rows.parameters for name in ("A", "B")]
+    if rows.known is not None:
+        return rows.places or _tabulate(rows, rows.known, [], into, out)
+    parameters = [pair._parameters for pair in rows.distinct]
+    factors: list[Any] = [of_pair[name] for of_pair in parameters for name in ("A", "B")]
     state = [*map(Tensor.data_ptr, factors), *map(_nbytes, factors), *[pair.scaling for pair in rows.distinct]]
-    if rows.places is None or rows.places.state != state:
-        fits = not any(parameters["A0"] is not None for parameters in rows.parameters)  # PiSSA's factors are sums
-        found: dict[LowRank | None, tuple[float, ...]] = {None: (0, 0, 0, 0.0)}
-        for pair, A, B in zip(rows.distinct, factors[::2], factors[1::2], strict=True):
-            r = len(A)
-            fits = (
-                fits
-                and can_read(A, torch.float32, r, into)
-                and can_read(B, torch.float32, out, r)
-                and r <= NATIVE_RANKS
-            )
-            found[pair] = A.data_ptr(), B.data_ptr(), r, pair.scaling
-        groups, columns = len(rows.pairs), zip(*[found[pair] for pair in rows.pairs], strict=True)
-        table = struct.pack(f"={3 * groups}q{groups}d", *chain.from_iterable(columns))
-        size = sum(found[pair][2] for pair in rows.pairs) * (into + out)
-        rows.places = Places(state, table, int(size) if fits else None)
+    if rows.places is not None and rows.places.state == state:
+        return rows.places
+    return _tabulate(rows, {}, state, into, out)
+
+
+def _tabulate(rows: RowPairs, known: dict[LowRank, Place], state: list[float], into: int, out: int) -> Places:
+    """Find the factors of the pairs that are not known, and tabulate those of all groups."""
+    for pair in rows.distinct:
+        if pair not in known:
+            known[pair] = _place(pair, into, out)
+    places = [_BASE if pair is None else known[pair] for pair in rows.pairs]
+    A, B, ranks, scalings, fits = zip(*places, strict=True)
+    table = struct.pack(f"={3 * len(places)}q{len(places)}d", *A, *B, *ranks, *scalings)
+    rows.places = Places(state, table, sum(ranks) * (into + out) if all(fits) else None)
     return rows.places
+
+
+_BASE = Place(0, 0, 0, 0.0, True)
+
+
+def _place(pair: LowRank, into: int, out: int) -> Place:
+    A, B, r = pair.A, pair.B, len(pair.A)
+    fits = can_read(A, torch.float32, r, into) and can_read(B, torch.float32, out, r) and r <= NATIVE_RANKS
+    is_sum = pair.A0 is not None  # PiSSA's factors are sums
+    return Place(A.data_ptr(), B.data_ptr(), r, pair.scaling, fits and not is_sum)
 
 
 _nbytes = attrgetter("nbytes")

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.mixed_batch import mixed_batch
+from tsugiki.fast.mixed_batch import rows_with_adapters
+from tsugiki.fast.row_products import Place
 from tsugiki.generation.batch import Row, find_batch_mode
 from tsugiki.generation.key_value_cache import bytes_per_token
 from tsugiki.generation.prefixes import PrefixCache
@@ -20,6 +21,7 @@ from tsugiki.generation.request import BatchMode, Limits, Request, engine_stoppe
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.language import _
 from tsugiki.lora.hold import base_alone, find_adapter, set_adapter
+from tsugiki.lora.pair import LowRank
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
 from tsugiki.model.context import context_length
 
@@ -208,6 +210,7 @@ class ActiveAdapters:
         self._model = model
         self._present: tuple[object, ...] | None = None
         self._entered = ExitStack()
+        self._known: dict[LowRank, Place] = {}
 
     def activate(self, rows: Sequence[Row]) -> None:
         """Let the model compute these rows, each with its adapter."""
@@ -215,16 +218,20 @@ class ActiveAdapters:
         first = names[0]
         if first is not None and rows[0].request.batch_mode != "mixed":
             if self._present != (first,):
-                self.deactivate()
+                self._leave()
                 set_adapter(model, first)
                 self._present = (first,)
         elif not any(names):
             self._enter((None,), lambda: base_alone(model))
         else:
-            self._enter(("rows", *names), lambda: mixed_batch(model, names))
+            self._enter(("rows", *names), lambda: rows_with_adapters(model, names, self._known))
 
     def deactivate(self) -> None:
-        """Leave the model as it was before `activate`, so that adapters can be added and removed."""
+        """Leave the model as it was before `activate`, so that adapters can be added, changed and removed."""
+        self._leave()
+        self._known.clear()
+
+    def _leave(self) -> None:
         self._present = None
         self._entered.close()
 
@@ -232,6 +239,6 @@ class ActiveAdapters:
         """Enter a context, unless it is the present one."""
         if key == self._present:
             return
-        self.deactivate()
+        self._leave()
         self._entered.enter_context(context())
         self._present = key

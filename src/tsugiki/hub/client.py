@@ -211,54 +211,27 @@ def _hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _message(error: Exception, repo_id: str, revision: str | None) -> str:
-    import httpx2
     from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if "LocalEntryNotFoundError" in kinds and isinstance(error.__cause__, Exception):
         return _message(error.__cause__, repo_id, revision)
     text = error_text(getattr(error, "server_message", None) or error)
-    if isinstance(error, GatedRepoError):
-        return _("access to {repo} is restricted: accept its terms on the hub and log in (hf auth login)").format(
-            repo=repo_id
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return _("{repo} has no revision {revision!r}").format(repo=repo_id, revision=revision)
-    if isinstance(error, RepositoryNotFoundError):
-        return _("{repo} does not exist on the hub, or is private: check the name, or log in (hf auth login)").format(
-            repo=repo_id
-        )
-    if isinstance(error, HfHubHTTPError):
-        return _(_STATUS.get(error.response.status_code, _OTHER_STATUS)).format(
-            repo=repo_id, text=text, status=error.response.status_code
-        )
-    if isinstance(error, OfflineModeIsEnabled):
-        return _("the hub cannot be used because HF_HUB_OFFLINE is set")
-    if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL):
-        return _("the hub at {endpoint} is unreachable ({reason}); check the network").format(
-            endpoint=constants.ENDPOINT, reason=text or type(error).__name__
-        )
-    if isinstance(error, UnicodeEncodeError):
-        return _("the token contains invalid characters: correct HF_TOKEN, or log in again (hf auth login)")
-    if "Consistency check failed" in text:
-        return _("the download of {repo} was incomplete; pull it again").format(repo=repo_id)
-    if "Invalid metadata" in text:
-        return _("the hub rejects the model card: {reason}").format(
-            reason=text.removeprefix("Invalid metadata in README.md. ")
-        )
-    return _("the server at {endpoint} did not answer like the Hugging Face Hub: {reason}").format(
-        endpoint=constants.ENDPOINT, reason=text or type(error).__name__
+    status: int = getattr(getattr(error, "response", None), "status_code", 0)
+    message = next((_OF_CLASS[kind] for kind in kinds if kind in _OF_CLASS), None)
+    if message is None:
+        message = next((known for part, known in _OF_TEXT.items() if part in text), _OTHER)
+    return _(_OF_STATUS.get(status, message) if message is _OTHER_STATUS else message).format(
+        repo=repo_id,
+        revision=revision,
+        status=status,
+        text=text,
+        reason=text.removeprefix("Invalid metadata in README.md. ") or type(error).__name__,
+        endpoint=constants.ENDPOINT,
     )
 
 
-_STATUS = {
+_OF_STATUS = {
     401: marked("the hub does not accept the token for {repo}: log in again (hf auth login), or correct HF_TOKEN"),
     403: marked("the token has no permission to change {repo}: it needs write access ({text})"),
     404: marked("the hub does not have {repo} ({text})"),
@@ -267,3 +240,24 @@ _STATUS = {
     429: marked("too many requests to the hub; try again in a few minutes"),
 }
 _OTHER_STATUS = marked("the hub answered {status} about {repo}: {text}; try again later")
+_UNREACHABLE = marked("the hub at {endpoint} is unreachable ({reason}); check the network")
+_OF_CLASS = {
+    "GatedRepoError": marked("access to {repo} is restricted: accept its terms on the hub and log in (hf auth login)"),
+    "RevisionNotFoundError": marked("{repo} has no revision {revision!r}"),
+    "RepositoryNotFoundError": marked(
+        "{repo} does not exist on the hub, or is private: check the name, or log in (hf auth login)"
+    ),
+    "HfHubHTTPError": _OTHER_STATUS,
+    "OfflineModeIsEnabled": marked("the hub cannot be used because HF_HUB_OFFLINE is set"),
+    "HTTPError": _UNREACHABLE,
+    "InvalidURL": _UNREACHABLE,
+    "UnicodeEncodeError": marked(
+        "the token contains invalid characters: correct HF_TOKEN, or log in again (hf auth login)"
+    ),
+}
+"""Class of an error of huggingface_hub or httpx2, or a class that it derives from -> the message."""
+_OF_TEXT = {
+    "Consistency check failed": marked("the download of {repo} was incomplete; pull it again"),
+    "Invalid metadata": marked("the hub rejects the model card: {reason}"),
+}
+_OTHER = marked("the server at {endpoint} did not answer like the Hugging Face Hub: {reason}")

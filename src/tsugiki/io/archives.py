@@ -4,11 +4,13 @@ import io
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
+from typing import IO
 
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.formatting import format_size
-from tsugiki.language import _, ngettext
+from tsugiki.language import _, marked, ngettext
 
 _MIN_LIMIT = 1 << 22  # bytes that a small zip may unpack to
 _MAX_RATIO = 20  # unpacked bytes per packed byte; Japanese texts reach 4, tables 10
@@ -16,6 +18,7 @@ _MAX_RATIO = 20  # unpacked bytes per packed byte; Japanese texts reach 4, table
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # The exceptions that zipfile raises for damaged files.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError)
+_ADVICE = marked("get another one, or unpack it and give the folder")
 
 
 def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice: str) -> tuple[str, bytes]:
@@ -24,42 +27,23 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
     It must not have more than `max_size` bytes, or 20 times the size of the zip. Error messages name the zip as `name`,
     and end with `advice`.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [info for info in archive.infolist() if info.filename.lower().endswith(suffix)]
-            if len(members) != 1:
-                raise TsugikiError(
-                    ngettext(
-                        "{name}: {count} {suffix} file in the zip, expected one; {advice}",
-                        "{name}: {count} {suffix} files in the zip, expected one; {advice}",
-                        len(members),
-                    ).format(name=name, count=len(members), suffix=suffix, advice=advice)
-                )
-            member = members[0]
-            if member.compress_type not in _METHODS:
-                message = _("{name}: the zip is packed with an unusual method; {advice}")
-                raise TsugikiError(message.format(name=name, advice=advice))
-            # The size in the zip's directory may be wrong, so it is limited while the file is unpacked.
-            limit = min(max_size, _MAX_RATIO * len(data))
-            with archive.open(member) as file:
-                content = file.read(limit + 1)
-    except _DAMAGE as error:
-        message = _("{name}: a damaged zip ({error}); {advice}")
-        raise TsugikiError(message.format(name=name, error=error_text(error), advice=advice)) from error
-    if len(content) > limit:
-        message = _("{name}: the zip unpacks to more than {size}; {advice}")
-        raise TsugikiError(message.format(name=name, size=format_size(limit), advice=advice))
-    return member.filename, content
+    with _opened(io.BytesIO(data), name, advice) as archive:
+        members = [info.filename for info in archive.infolist() if info.filename.lower().endswith(suffix)]
+        if len(members) != 1:
+            raise TsugikiError(
+                ngettext(
+                    "{name}: {count} {suffix} file in the zip, expected one; {advice}",
+                    "{name}: {count} {suffix} files in the zip, expected one; {advice}",
+                    len(members),
+                ).format(name=name, count=len(members), suffix=suffix, advice=advice)
+            )
+        return next(_read(archive, members, min(max_size, _MAX_RATIO * len(data)), name, advice))
 
 
 def zip_members(path: Path) -> list[str]:
     """Return the names of the files in a zip, sorted."""
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = [info for info in archive.infolist() if not info.is_dir()]
-        except _DAMAGE as error:
-            raise _damaged(str(path), error) from error
+    with path.open("rb") as file, _opened(file, str(path), _(_ADVICE)) as archive:
+        members = [info for info in archive.infolist() if not info.is_dir()]
     for info in members:
         inside = PureWindowsPath(info.filename)  # recognises both separators, and drives
         if inside.is_absolute() or inside.drive or inside.root or ".." in inside.parts:
@@ -76,29 +60,38 @@ def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tupl
 
     Together they must not have more than `max_size` bytes, and 20 times the size of the zip if that is over 4 MB.
     """
-    left = limit = min(max_size, max(_MIN_LIMIT, _MAX_RATIO * path.stat().st_size))
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                for name in names:
-                    if archive.getinfo(name).compress_type not in _METHODS:
-                        message = _("{path}: the zip is packed with an unusual method; pack it again")
-                        raise TsugikiError(message.format(path=path))
-                    with archive.open(name) as member:
-                        content = member.read(left + 1)
-                    left -= len(content)
-                    if left < 0:
-                        message = _("{path}: the zip unpacks to more than {size}; unpack it, and give the folder")
-                        raise TsugikiError(message.format(path=path, size=format_size(limit)))
-                    yield name, content
-        except _DAMAGE as error:
-            raise _damaged(str(path), error) from error
+    limit = min(max_size, max(_MIN_LIMIT, _MAX_RATIO * path.stat().st_size))
+    with path.open("rb") as file, _opened(file, str(path), _(_ADVICE)) as archive:
+        yield from _read(archive, names, limit, str(path), _(_ADVICE))
 
 
-def _damaged(name: str, error: Exception) -> TsugikiError:
-    return TsugikiError(
-        _("{name}: a damaged zip ({reason}); get it again").format(name=name, reason=error_text(error, 100))
-    )
+@contextmanager
+def _opened(file: IO[bytes], name: str, advice: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip; the error for a damaged one names it, and ends with the advice."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except _DAMAGE as error:
+        message = _("{name}: a damaged zip ({reason}); {advice}")
+        raise TsugikiError(message.format(name=name, reason=error_text(error, 100), advice=advice)) from error
+
+
+def _read(
+    archive: zipfile.ZipFile, names: Collection[str], limit: int, name: str, advice: str
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and the contents of files in a zip, which must not have more than `limit` bytes together."""
+    left = limit
+    for member in names:
+        if archive.getinfo(member).compress_type not in _METHODS:
+            message = _("{name}: the zip is packed with an unusual method; {advice}")
+            raise TsugikiError(message.format(name=name, advice=advice))
+        with archive.open(member) as file:  # the size in the zip's directory may be wrong
+            content = file.read(left + 1)
+        left -= len(content)
+        if left < 0:
+            message = _("{name}: the zip unpacks to more than {size}; {advice}")
+            raise TsugikiError(message.format(name=name, size=format_size(limit), advice=advice))
+        yield member, content
 
 
 def is_whole_zip(data: bytes) -> bool:

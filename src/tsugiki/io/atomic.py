@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, system_error
 from tsugiki.io.system import flush, move
 from tsugiki.language import _
 
@@ -37,12 +37,8 @@ class WriteError(TsugikiError):
 def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `out` when the block succeeds and removed when it fails.
 
-    Args:
-        out: the file; its folder must exist.
-        replace: replace an existing file, which stays unchanged until the rename.
-
-    Raises:
-        TsugikiError: `out` exists (without `replace`), its folder does not exist, or writing fails, as on a full disk.
+    The folder must exist. With `replace`, an existing file is replaced, and stays unchanged until then; without it,
+    such a file is an error. If writing fails, as on a full disk, the error is a `WriteError`.
     """
     with _write_errors(out):  # the name may be too long, for example
         exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
@@ -69,12 +65,8 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
 def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder to fill; it is renamed to `out` when the block succeeds and removed when it fails.
 
-    Args:
-        out: the folder; its parents are created.
-        replace: replace an existing folder, which stays unchanged until the rename.
-
-    Raises:
-        TsugikiError: `out` is a file or (without `replace`) a folder that is not empty, or writing fails.
+    Its parents are created. With `replace`, an existing folder is replaced, and stays unchanged until then; without it,
+    a folder that is not empty is an error.
     """
     if not replace:
         refuse_existing(out)
@@ -96,12 +88,9 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
 def files_into(folder: Path, last: str) -> Iterator[Path]:
     """Yield a temporary folder to fill; when the block succeeds, its files are moved into `folder`.
 
-    A file of the same name is replaced. Each file appears complete or not at all. Files that match the pattern `last`
-    are moved last, so if one of them is in `folder`, all others are, too.
-
-    Args:
-        folder: created if it does not exist. Other files in it are not changed.
-        last: a pattern of file names, such as "*.safetensors".
+    The folder is created if it does not exist. A file of the same name is replaced, and other files are not changed.
+    Each file appears complete or not at all. Files that match the pattern `last`, such as "*.safetensors", are moved
+    last, so if one of them is in `folder`, all others are, too.
     """
     with _write_errors(folder), _temporary_folder(folder / "files") as temporary:
         yield temporary
@@ -161,16 +150,13 @@ def rename_folder(folder: Path, target: Path) -> None:
         move(folder, target)
         flush(target.absolute().parent)
     except OSError as error:
-        message = _("cannot rename {folder}: {reason}")
-        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
+        raise system_error(_("cannot rename {path}: {reason}"), folder, error) from error
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder with its content; if it is a symbolic link, only the link is removed.
 
-    Raises:
-        TsugikiError: the folder cannot be removed. If a file in it cannot be removed, the rest is left under a hidden
-            name.
+    If a file in it cannot be removed, which is an error, the rest is left under a hidden name.
     """
     removed = _temporary(folder, "removed")
     try:
@@ -179,8 +165,7 @@ def remove_folder(folder: Path) -> None:
             return
         move(folder, removed)
     except OSError as error:
-        message = _("cannot remove {folder}: {reason}")
-        raise TsugikiError(message.format(folder=folder, reason=error.strerror or error)) from error
+        raise system_error(_("cannot remove {path}: {reason}"), folder, error) from error
     try:
         shutil.rmtree(removed)
     except OSError as error:
@@ -191,11 +176,8 @@ def remove_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path, older_than: float = 0.0, of: str | None = None) -> None:
     """Remove the temporary files and folders that killed processes left in a folder; errors are ignored.
 
-    Args:
-        folder: only entries directly in this folder are removed, not those in subfolders.
-        older_than: remove only entries whose last change is at least this many seconds ago. Use more than 0 if other
-            processes may be writing to the folder.
-        of: the name of the file or folder for which they were written; None: any.
+    Subfolders are not searched. Only entries are removed whose last change is at least `older_than` seconds ago, which
+    must be more than 0 if other processes may be writing there, and that were written for the file or folder `of`.
     """
     pattern = f"{glob.escape(_hidden(of))}.*" if of else ".*"
     for path in [*folder.glob(f"{pattern}.part"), *folder.glob(f"{pattern}.removed")]:

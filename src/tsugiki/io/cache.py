@@ -30,10 +30,7 @@ from tsugiki.language import _
 def cache_folder(name: str) -> Path:
     """Return `$XDG_CACHE_HOME/tsugiki/<name>`, or `~/.cache/tsugiki/<name>`, which may not exist.
 
-    The folder `tsugiki` is created, for this user alone.
-
-    Raises:
-        TsugikiError: other users can write into the folder `tsugiki`.
+    The folder `tsugiki` is created, for this user alone. It is an error if other users can write into it.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsugiki"
     with suppress(OSError):  # the home may be read-only
@@ -44,14 +41,10 @@ def cache_folder(name: str) -> Path:
 
 
 def kept(kind: str, key: str, compute: Callable[[], Any]) -> Any:
-    """Return a JSON value from the cache; it is computed and kept if it is not there.
+    """Return a JSON value from the folder `kind` of the cache; it is computed and kept if it is not there.
 
-    Of processes that need it at once, one computes it. If the cache cannot be written, nothing is kept.
-
-    Args:
-        kind: a folder of the cache.
-        key: everything that the value depends on.
-        compute: returns the value.
+    `key` is everything that the value depends on. Of processes that need it at once, one computes it. If the cache
+    cannot be written, nothing is kept.
     """
     # filelock takes longer to import than the rest, and commands that start need only `cache_folder`.
     from tsugiki.io.locks import locked
@@ -116,9 +109,7 @@ def _check(folder: Path, inode: int) -> None:
 def new_entry(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a temporary folder that becomes an entry when the block succeeds; the caller holds the lock.
 
-    Args:
-        folder: the entry. Those of other versions are removed, and what killed processes left.
-        facts: facts about it, for its manifest.
+    Entries of other versions are removed, and what killed processes left. The facts are for the entry's manifest.
     """
     remove_leftovers(folder.parent)  # no other process writes without the lock
     for other in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
@@ -132,11 +123,8 @@ def check_room(folder: Path, size: float) -> None:
     """Check that the disk has room for this many bytes in a folder."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise WriteError(
-            _("{needed} are needed, and the disk of {folder} has {free} left").format(
-                folder=folder.parent, free=format_size(free), needed=format_size(size)
-            )
-        )
+        message = _("{needed} are needed, and the disk of {folder} has {free} left")
+        raise WriteError(message.format(folder=folder, free=format_size(free), needed=format_size(size)))
 
 
 def _refuse_other_writers(folder: Path) -> None:

@@ -19,9 +19,7 @@ _MAX_DIGITS = 100
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     """Read a JSON object from a file (see `parse_json` for the limits); lone surrogates become question marks.
 
-    Args:
-        path: the file.
-        missing: the error message if the file does not exist; "PATH is missing" if empty.
+    `missing` is the error message if the file does not exist; "PATH is missing" if empty.
     """
     try:
         if path.exists() and not path.is_file():

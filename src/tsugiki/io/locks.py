@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, system_error
 from tsugiki.io.atomic import make_folder, remove_empty
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _
@@ -26,8 +26,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock `path` while the block runs; wait as long as another process or thread holds it.
 
-    Args:
-        path: an empty file, which may remain. Its folder is created.
+    It is an empty file, which may remain. Its folder is created.
     """
     make_folder(path.parent)
     with _held(path, timeout=-1):
@@ -40,10 +39,8 @@ def sole_use(folder: Path) -> Iterator[None]:
 
     Within the block, `.lock` is locked, and `.lock.json` names the process, its machine and the time at which it took
     the lock. Not every shared file system supports locks between machines, so processes of other machines are kept away
-    by `.lock.json` alone. `.lock` remains.
-
-    Args:
-        folder: created if it does not exist, and in this case removed at the end if it holds nothing except `.lock`.
+    by `.lock.json` alone. `.lock` remains. A folder that does not exist is created, and removed at the end if it holds
+    nothing except `.lock`.
     """
     created = make_folder(folder)
     with ExitStack() as stack:
@@ -74,13 +71,10 @@ def is_in_use(folder: Path) -> bool:
 
 
 def process_of(folder: Path) -> int | None:
-    """Return the id of the process of this machine that uses a folder by `sole_use`.
+    """Return the id of the process of this machine that uses a folder by `sole_use`; None if none does for certain.
 
     It is verified that this is the process that took the lock, not a later process with the same id: the lock is still
     held, and the process started at the time in `.lock.json`.
-
-    Returns:
-        The process id; None if no process uses the folder, or if it is not certain which process does.
     """
     owner = _owner(folder)
     number, began = owner.get("process"), owner.get("process_start")
@@ -123,8 +117,7 @@ def _held(path: Path, timeout: float) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as error:
-        message = _("cannot lock {path}: {reason}")
-        raise TsugikiError(message.format(path=path, reason=error.strerror or error)) from error
+        raise system_error(_("cannot lock {path}: {reason}"), path, error) from error
     try:
         yield
     finally:

@@ -9,11 +9,9 @@ from tsugiki.io.cache import kept
 
 
 def kept_seconds(key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Return measured times from the cache; if they are not in it, they are measured and kept.
+    """Return measured times, name -> seconds, from the cache; if they are not in it, they are measured and kept.
 
-    Args:
-        key: what was measured, with everything that the times depend on except the processor and the version of torch.
-        measure: returns name -> seconds.
+    `key` is what was measured, with everything that the times depend on except the processor and the version of torch.
     """
     import torch
 

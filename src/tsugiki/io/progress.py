@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeVar
@@ -38,8 +38,7 @@ class ProgressDisplay:
     def stage(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Show a bar for one stage of the work; `total` is its number of units, None if it is unknown.
 
-        Yields:
-            A function to call with the number of units completed since the last call.
+        The block gets a function to call with the number of units completed since the last call.
         """
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -51,9 +50,9 @@ class ProgressDisplay:
             task = progress.add_task(label, total=total)
             yield lambda done: progress.advance(task, done)
 
-    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Iterate over `items` and show a bar; `total` is required if `items` has no length."""
-        with self.stage(label, total if total is not None else len(items)) as advance:  # type: ignore[arg-type]
+    def track(self, items: Collection[T], label: str) -> Iterator[T]:
+        """Iterate over `items` and show a bar."""
+        with self.stage(label, len(items)) as advance:
             for item in items:
                 yield item
                 advance(1)
@@ -89,11 +88,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def hidden_progress_bars(hide: bool = True) -> Iterator[None]:
-    """Hide the progress bars of transformers and huggingface_hub inside the block; their state is restored at the end.
-
-    Args:
-        hide: False: leave them as they are.
-    """
+    """Hide the progress bars of transformers and huggingface_hub inside the block, unless `hide` is False."""
     from transformers.utils import logging as transformers_logging
 
     visible = transformers_logging.is_progress_bar_enabled()

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, system_error
 from tsugiki.io.atomic import remove_folder
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
@@ -54,5 +54,4 @@ def remove_run(out: Path) -> None:
             try:
                 path.unlink()
             except OSError as error:
-                message = _("cannot remove {path}: {reason}")
-                raise TsugikiError(message.format(path=path, reason=error.strerror or error)) from error
+                raise system_error(_("cannot remove {path}: {reason}"), path, error) from error

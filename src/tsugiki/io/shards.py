@@ -124,14 +124,11 @@ def write_shard(
     added: Mapping[str, tuple[str, Callable[[], Tensor]]],
     advance: Callable[[int], None],
 ) -> None:
-    """Write a copy of the file in which some tensors are changed, and others are added at the end.
+    """Write a copy of the file, `out`, in which some tensors are changed, and others are added at the end.
 
-    Args:
-        shard: the file.
-        out: the path of the copy; it must not exist.
-        changed: key -> a function that returns the new tensor, which has the dtype and shape of the old one.
-        added: new key -> the key of a tensor of the same dtype and shape, and a function that returns the new tensor.
-        advance: called with the number of bytes of `shard` that were written since the last call.
+    `changed` maps keys to functions that return the new tensors, which have the dtypes and shapes of the old ones;
+    `added` maps a new key to the key of a tensor of the same dtype and shape, and to such a function. `advance` is
+    called with the number of bytes of `shard` that were written since the last call.
     """
     with shard.path.open("rb") as source, out.open("xb") as target:
         target.write(_header_with(shard, {key: like for key, (like, _) in added.items()}))

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _, marked
 
 WIDE_COLON = marked("{path} has a full-width colon (：) after a name; write : and a space")
@@ -26,20 +26,12 @@ def read_yaml(path: Path) -> Any:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_SIZE + 1)
     except (OSError, ValueError) as error:  # ValueError: another encoding, or a null character in the path
-        message = _("cannot read {path}: {reason}")
-        raise TsugikiError(
-            message.format(path=path, reason=getattr(error, "strerror", None) or error_text(error))
-        ) from error
+        raise unreadable(path, error) from error
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return the value of a text in YAML.
-
-    Args:
-        text: the text.
-        name: the source of the text, such as a path or a flag, for errors.
-    """
+    """Return the value of a text in YAML; errors name its source, such as a path or a flag."""
     if len(text) > _MAX_SIZE:
         message = _("{name} has more than {most:,} characters, which is too long for settings")
         raise TsugikiError(message.format(name=name, most=_MAX_SIZE))

@@ -41,11 +41,7 @@ def language() -> str:
 
 
 def choose_language(name: str) -> None:
-    """Set the language of this process and of those that it starts.
-
-    Raises:
-        ValueError: `name` is not in `LANGUAGES`.
-    """
+    """Set the language of this process and of those that it starts; a ValueError if it is not in `LANGUAGES`."""
     if name not in LANGUAGES:
         raise ValueError(
             _("no language {name!r}; choose one of: {known}").format(name=name, known=", ".join(LANGUAGES))

@@ -50,7 +50,7 @@ class LoraAdapter:
     @property
     def others(self) -> list[str]:
         """The names of everything that the adapter trains besides the pairs of layers."""
-        biases = [f"{path}.lora_B.bias" for path, pair in self.pairs.items() if pair.bias is not None]
+        biases = [f"{path}.lora_B.bias" for path, pair in self.pairs.items() if pair._parameters["bias"] is not None]
         return [*self.parameter_pairs, *self.modules, *self.parameters, *self.tokens, *biases]
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:

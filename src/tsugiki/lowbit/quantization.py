@@ -1,7 +1,6 @@
 """Quantising the frozen layers of a whole model to 8 or 4 bits."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -18,7 +17,7 @@ from tsugiki.lowbit.quantized_layer import QuantizedLayer
 from tsugiki.model.linear import is_conv1d
 
 LayerDtype: TypeAlias = Literal["int8", "nf4"]
-LAYERS: Mapping[LayerDtype, type[QuantizedLayer]] = MappingProxyType({"int8": Int8Linear, "nf4": Nf4Linear})
+LAYERS: Mapping[LayerDtype, type[QuantizedLayer]] = {"int8": Int8Linear, "nf4": Nf4Linear}
 """The quantised layer of each dtype."""
 Model = TypeVar("Model", bound=nn.Module)
 _ADDED = "_tsugiki_added_parameters"

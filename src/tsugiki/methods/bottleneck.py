@@ -30,7 +30,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 import torch
@@ -61,17 +60,15 @@ NonLinearity: TypeAlias = Literal["relu", "gelu", "gelu_new", "swish", "silu", "
 Reduction: TypeAlias = Annotated[float, Ge(1 / 64), Lt(math.inf)]
 """The smallest value gives a bottleneck that is 64 times as wide as the model."""
 
-NON_LINEARITIES: Mapping[NonLinearity, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "relu": F.relu,
-        "gelu": F.gelu,
-        "gelu_new": partial(F.gelu, approximate="tanh"),
-        "swish": F.silu,
-        "silu": F.silu,
-        "tanh": torch.tanh,
-        "leakyrelu": F.leaky_relu,
-    }
-)
+NON_LINEARITIES: Mapping[NonLinearity, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "swish": F.silu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "leakyrelu": F.leaky_relu,
+}
 """The activation functions, by AdapterHub's names."""
 
 

@@ -11,11 +11,12 @@ The result is an ordinary model folder of transformers: the configuration, `mode
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.base.loading import load_model
 from tsugiki.dtypes import SaveDtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
@@ -23,9 +24,6 @@ from tsugiki.io.atomic import files_into
 from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
 from tsugiki.model.freeze import disable_dropout, dropout_restored
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _SAVED_DROPOUT = "_tsugiki_dropout"
 """The attribute of a model that trains without dropout: its dropout probabilities before."""
@@ -43,20 +41,12 @@ def prepare_full(model: nn.Module, config: FullConfig, base_dropout: bool) -> No
         setattr(model, _SAVED_DROPOUT, disable_dropout(model))
 
 
-def save_model(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: SaveDtype = "fp32") -> None:
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: SaveDtype = "fp32") -> None:
     """Write a model and its tokenizer into `folder`, next to the files that are there already.
 
     The files are written to a temporary folder and then moved one by one. The weights are moved last, so `folder`
-    has weights only when the other files are complete.
-
-    Args:
-        model: a transformers model; it is not changed.
-        tokenizer: the model's tokenizer.
-        folder: created if it does not exist.
-        dtype: the dtype of the saved weights. If it cannot hold one of them, all are saved in float32, with a warning.
-
-    Raises:
-        TsugikiError: the folder cannot be written.
+    has weights only when the other files are complete. If the dtype cannot hold one of them, all are saved in float32,
+    with a warning. The model is not changed.
     """
     saved_dtype = torch_dtype(dtype)
     largest = torch.finfo(saved_dtype).max

@@ -15,7 +15,6 @@ several layers became one weight, as w1 [m, d] and w3 [m, d] became W [2m, d], t
 
 import math
 import re
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -31,7 +30,7 @@ from tsugiki.methods.lora import parameter_factor_keys
 from tsugiki.methods.method import check_shapes
 from tsugiki.methods.peft_keys import PREFIX, factor_keys
 from tsugiki.model.linear import is_graftable
-from tsugiki.model.names import matches, name_pattern, shortest_endings
+from tsugiki.model.names import conversion_rules, matches, name_pattern, shortest_endings
 from tsugiki.model.ungrafted import base_modules
 
 _Stack: TypeAlias = dict[tuple[int, int], str]
@@ -82,7 +81,8 @@ def _find_names(model: nn.Module, config: LoraConfig, tensors: Mapping[str, Tens
     for layer in dict.fromkeys(map(_layer_of, tensors)):
         name = layer
         if name and name not in modules:
-            rules = _rules(model) if rules is None else rules
+            if rules is None:  # as transformers: renamings come first
+                rules = sorted(conversion_rules(model, add_legacy=False), key=lambda rule: hasattr(rule, "operations"))
             name, number = _apply(rules, layer)
             if number is not None and _is_stack(modules, name):
                 stacks.setdefault(name, {})[number, int(re.findall(r"\.(\d+)\.", layer)[-1])] = layer
@@ -96,15 +96,6 @@ def _find_names(model: nn.Module, config: LoraConfig, tensors: Mapping[str, Tens
         elif _has_matrix(module) and not matches(f"{name}.weight", config.target_parameters or ()):
             parameters[layer] = f"{name}.weight"
     return _Names(layers, parameters, renamed, stacks)
-
-
-def _rules(model: nn.Module) -> list[Any]:
-    """Return transformers' rules for the names of weights of this model; an empty list for other models."""
-    conversion = sys.modules.get("transformers.conversion_mapping")  # no model of transformers without it
-    if conversion is None or not hasattr(model, "base_model_prefix"):
-        return []
-    rules: list[Any] = conversion.get_model_conversion_mapping(model, add_legacy=False)
-    return sorted(rules, key=lambda rule: hasattr(rule, "operations"))  # as transformers: renamings come first
 
 
 def _apply(rules: Iterable[Any], layer: str) -> tuple[str, int | None]:

@@ -15,17 +15,15 @@ P-tuning; the method called P-tuning v2 is `prefix_tuning`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import CacheShape, embedding_width
 from tsugiki.methods.soft_prompt_base import Size, SoftPromptConfig, build_for, from_json, tensors, to_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class PromptEncoderConfig(SoftPromptConfig):
         """True: a network always computes a new prompt."""
         return True
 
-    def new_network(self, model: "PreTrainedModel", shape: CacheShape) -> nn.Module:
+    def new_network(self, model: PreTrainedModel, shape: CacheShape) -> nn.Module:
         """Return a new network that computes the prompt."""
         width = embedding_width(model)
         hidden = self.encoder_hidden_size or width

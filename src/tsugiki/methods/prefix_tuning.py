@@ -15,18 +15,16 @@ attention away from the text from the first step on.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import CacheShape, SoftPrompt, SoftPromptAdapter, sampled_key_values
 from tsugiki.methods.soft_prompt_base import Size, SoftPromptConfig, build_for, from_json, tensors, to_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -61,23 +59,23 @@ class PrefixTuningConfig(SoftPromptConfig):
         """Whether a projection computes the prefix."""
         return self.prefix_projection
 
-    def embedding_columns(self, model: "PreTrainedModel", shape: CacheShape, with_network: bool) -> int:
+    def embedding_columns(self, model: PreTrainedModel, shape: CacheShape, with_network: bool) -> int:
         """Return the width of the prefix, or of the embedding that is projected."""
         return shape.heads * shape.width if with_network else shape.columns
 
-    def new_network(self, model: "PreTrainedModel", shape: CacheShape) -> nn.Module:
+    def new_network(self, model: PreTrainedModel, shape: CacheShape) -> nn.Module:
         """Return a new projection."""
         width = shape.heads * shape.width
         hidden = self.encoder_hidden_size or width
         return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, shape.columns))
 
-    def new_embedding(self, model: "PreTrainedModel", columns: int) -> Tensor:
+    def new_embedding(self, model: PreTrainedModel, columns: int) -> Tensor:
         """Return random values, or the keys and values of random tokens."""
         if self.init_weights == "SAMPLE_VOCAB":
             return sampled_key_values(model, self.num_virtual_tokens)
         return super().new_embedding(model, columns)
 
-    def initialise(self, model: "PreTrainedModel", prompt: SoftPrompt) -> None:
+    def initialise(self, model: PreTrainedModel, prompt: SoftPrompt) -> None:
         """Set what computes the prefix to zero, if the settings say so."""
         if self.init_weights == "zero":
             last = prompt if prompt.network is None else prompt.network[-1]  # type: ignore[index]

@@ -13,11 +13,12 @@ the normal distribution are far from every token's embedding. P needs a higher l
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -31,9 +32,6 @@ from tsugiki.methods.soft_prompt import (
     sampled_rows,
 )
 from tsugiki.methods.soft_prompt_base import SoftPromptConfig, build_for, from_json, tensors, to_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Initialisation: TypeAlias = Literal["TEXT", "SAMPLE_VOCAB", "RANDOM"]
 
@@ -63,12 +61,12 @@ class PromptTuningConfig(SoftPromptConfig):
                 _("prompt_tuning_init TEXT requires prompt_tuning_init_text; other values do not allow it")
             )
 
-    def initialise(self, model: "PreTrainedModel", prompt: SoftPrompt) -> None:
+    def initialise(self, model: PreTrainedModel, prompt: SoftPrompt) -> None:
         """Set the prompt to its initial value."""
         prompt.embedding.copy_(_initial_prompt(model, self))
 
 
-def _initial_prompt(model: "PreTrainedModel", config: PromptTuningConfig) -> Tensor:
+def _initial_prompt(model: PreTrainedModel, config: PromptTuningConfig) -> Tensor:
     """Return the initial value of the prompt, [virtual tokens, width]."""
     length = config.num_virtual_tokens
     match config.prompt_tuning_init:
@@ -80,7 +78,7 @@ def _initial_prompt(model: "PreTrainedModel", config: PromptTuningConfig) -> Ten
             return _embedded_text(model, config)
 
 
-def _embedded_text(model: "PreTrainedModel", config: PromptTuningConfig) -> Tensor:
+def _embedded_text(model: PreTrainedModel, config: PromptTuningConfig) -> Tensor:
     tokens = _tokens(config, getattr(model, "name_or_path", None))
     ids = torch.tensor((tokens * config.num_virtual_tokens)[: config.num_virtual_tokens])
     embedding = embedding_of(model)

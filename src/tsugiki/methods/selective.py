@@ -41,10 +41,10 @@ from tsugiki.model.linear import is_quantized
 from tsugiki.model.names import Names, matches, shortest_endings
 from tsugiki.model.settings import check_types
 from tsugiki.model.trained_copies import (
+    check_trained_parameters,
     copies_to_save,
     names_for_file,
     saved_tensors,
-    warn_untied_weights,
 )
 from tsugiki.model.undo import Undo, cast_parameters, parameter_owner, replace_module, replace_parameter
 from tsugiki.model.ungrafted import base_modules, output_head
@@ -141,11 +141,7 @@ class SelectiveAdapter:
 def _new_adapter(model: nn.Module, config: SelectiveConfig | LNTuningConfig, names: Sequence[str]) -> SelectiveAdapter:
     parameters = base_parameters(model)
     selected = {name: parameters[name] for name in names}
-    quantized = [name for name, parameter in selected.items() if not parameter.is_floating_point()]
-    if quantized:
-        message = _("{name} is quantised and cannot train; load the base unquantised")
-        raise TsugikiError(message.format(name=quantized[0]))
-    warn_untied_weights(model, selected)
+    check_trained_parameters(model, selected)
     copies: dict[int, nn.Parameter] = {}
     for parameter in selected.values():
         dtype = at_least_float32(parameter.dtype)

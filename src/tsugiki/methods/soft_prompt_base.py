@@ -6,12 +6,13 @@ The file has the final prompt, and its config the sizes of the model.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.methods.method import ConfigT, check_shapes, read_fields
@@ -28,9 +29,6 @@ from tsugiki.methods.soft_prompt import (
 from tsugiki.model.settings import check_types
 from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.model.ungrafted import find_modules, task_heads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Size: TypeAlias = Annotated[int, Ge(1), Le(1 << 20)]
 """The length of a prompt or the width of a network."""
@@ -63,22 +61,22 @@ class SoftPromptConfig:
         """Whether a network computes a new prompt from the trained embedding."""
         return False
 
-    def embedding_columns(self, model: "PreTrainedModel", shape: CacheShape, with_network: bool) -> int:
+    def embedding_columns(self, model: PreTrainedModel, shape: CacheShape, with_network: bool) -> int:
         """Return the width of the trained embedding. Without a network, the embedding is the prompt."""
         return embedding_width(model)
 
-    def new_network(self, model: "PreTrainedModel", shape: CacheShape) -> nn.Module | None:
+    def new_network(self, model: PreTrainedModel, shape: CacheShape) -> nn.Module | None:
         """Return a new network; None if the method has none."""
         return None
 
-    def new_embedding(self, model: "PreTrainedModel", columns: int) -> Tensor:
+    def new_embedding(self, model: PreTrainedModel, columns: int) -> Tensor:
         """Return a new embedding, [virtual tokens, columns]; those of files are replaced afterwards."""
         return random_rows(model, self.num_virtual_tokens, columns)
 
-    def initialise(self, model: "PreTrainedModel", prompt: SoftPrompt) -> None:
+    def initialise(self, model: PreTrainedModel, prompt: SoftPrompt) -> None:
         """Change the initial value of a new prompt."""
 
-    def new_adapter(self, model: "PreTrainedModel") -> "SoftPromptAdapter":
+    def new_adapter(self, model: PreTrainedModel) -> "SoftPromptAdapter":
         """Build a new prompt for `model`, which is not changed."""
         _check_heads(model, self)
         adapter = _build(model, self, cache_shape(model, self.num_virtual_tokens), self.has_network)
@@ -88,7 +86,7 @@ class SoftPromptConfig:
 
 
 def build_for(
-    model: "PreTrainedModel", config: SoftPromptConfig, file_tensors: Mapping[str, Tensor]
+    model: PreTrainedModel, config: SoftPromptConfig, file_tensors: Mapping[str, Tensor]
 ) -> SoftPromptAdapter:
     """Build an adapter for a file. PEFT's files have the prompt alone, which then trains without a network.
 
@@ -109,7 +107,7 @@ def build_for(
 
 
 def _build(
-    model: "PreTrainedModel", config: SoftPromptConfig, shape: CacheShape, with_network: bool
+    model: PreTrainedModel, config: SoftPromptConfig, shape: CacheShape, with_network: bool
 ) -> SoftPromptAdapter:
     columns = config.embedding_columns(model, shape, with_network)
     embedding = config.new_embedding(model, columns)
@@ -143,7 +141,7 @@ def tensors(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Tensor]:
     }
 
 
-def to_json(model: "PreTrainedModel", adapter: SoftPromptAdapter) -> dict[str, Any]:
+def to_json(model: PreTrainedModel, adapter: SoftPromptAdapter) -> dict[str, Any]:
     """Return the fields of the config, and the fields in which PEFT keeps the sizes of the model."""
     fields = asdict(adapter.config)
     del fields["modules_to_save"]

@@ -8,7 +8,6 @@ This module imports only the standard library, so that every package may import 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -32,35 +31,33 @@ class Architecture:
 _QUERIES_VALUES = ("q_proj", "v_proj")
 _QKV = ("q_proj", "k_proj", "v_proj")
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {
-        "gpt2": Architecture(llama_cpp="gpt2"),
-        # Where (IA)³ scales queries in place of keys or values, it follows PEFT's table.
-        "gpt_neo": Architecture(ia3_outputs=_QUERIES_VALUES),
-        "gptj": Architecture(ia3_outputs=_QUERIES_VALUES),
-        "gpt_neox": Architecture(llama_cpp="gptneox"),
-        "bloom": Architecture(llama_cpp="bloom"),
-        "falcon": Architecture(llama_cpp="falcon"),
-        "opt": Architecture(ia3_outputs=("q_proj", "k_proj")),
-        "phi": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="phi2"),
-        "phi3": Architecture(llama_cpp="phi3"),
-        "llama": Architecture(llama_cpp="llama"),
-        "mistral": Architecture(llama_cpp="llama"),
-        "qwen2": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="qwen2"),
-        "qwen3": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="qwen3"),
-        "gemma": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="gemma"),
-        "gemma2": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="gemma2", layers_of_27b=46),
-        "gemma3_text": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="gemma3", layers_of_27b=62),
-        "granite": Architecture(llama_cpp="granite"),
-        "cohere": Architecture(llama_cpp="command-r"),
-        "olmo2": Architecture(llama_cpp="olmo2"),
-        "smollm3": Architecture(llama_cpp="smollm3"),
-        # All but the adapters of the base itself, of which each block holds those of all blocks and calls one.
-        "zamba2": Architecture(
-            target_modules=("in_proj", "linear", *_QKV, "o_proj", "gate_up_proj", "down_proj"),
-        ),
-    }
-)
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "gpt2": Architecture(llama_cpp="gpt2"),
+    # Where (IA)³ scales queries in place of keys or values, it follows PEFT's table.
+    "gpt_neo": Architecture(ia3_outputs=_QUERIES_VALUES),
+    "gptj": Architecture(ia3_outputs=_QUERIES_VALUES),
+    "gpt_neox": Architecture(llama_cpp="gptneox"),
+    "bloom": Architecture(llama_cpp="bloom"),
+    "falcon": Architecture(llama_cpp="falcon"),
+    "opt": Architecture(ia3_outputs=("q_proj", "k_proj")),
+    "phi": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="phi2"),
+    "phi3": Architecture(llama_cpp="phi3"),
+    "llama": Architecture(llama_cpp="llama"),
+    "mistral": Architecture(llama_cpp="llama"),
+    "qwen2": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="qwen2"),
+    "qwen3": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="qwen3"),
+    "gemma": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="gemma"),
+    "gemma2": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="gemma2", layers_of_27b=46),
+    "gemma3_text": Architecture(ia3_outputs=_QUERIES_VALUES, llama_cpp="gemma3", layers_of_27b=62),
+    "granite": Architecture(llama_cpp="granite"),
+    "cohere": Architecture(llama_cpp="command-r"),
+    "olmo2": Architecture(llama_cpp="olmo2"),
+    "smollm3": Architecture(llama_cpp="smollm3"),
+    # All but the adapters of the base itself, of which each block holds those of all blocks and calls one.
+    "zamba2": Architecture(
+        target_modules=("in_proj", "linear", *_QKV, "o_proj", "gate_up_proj", "down_proj"),
+    ),
+}
 """`model_type` of transformers -> its row."""
 
 

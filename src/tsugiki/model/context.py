@@ -1,12 +1,11 @@
 """The length of the text that a model can process at once, in tokens, and the label of tokens that are not learned."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 
 PROMPT_ATTRIBUTE = "tsugiki_prompt_tokens"
 """The attribute of a decoder that holds the number of virtual tokens of the soft prompt that is attached to it."""
@@ -14,13 +13,13 @@ _DEFAULT_CONTEXT = 2048
 _WINDOWS = re.compile(r".*(window|chunk|topk|radius|block_size|local_attention).*")
 
 
-def text_config(model: nn.Module) -> "PretrainedConfig":
+def text_config(model: nn.Module) -> PretrainedConfig:
     """Return the config of the language model, which for a multimodal model is a part of the model's config."""
     config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def decoder_of(model: nn.Module) -> "PreTrainedModel | None":
+def decoder_of(model: nn.Module) -> PreTrainedModel | None:
     """Return the module with the embedding and the layers, which both `model(…)` and `model.base_model(…)` call.
 
     Returns None for a model that is not a decoder.

@@ -4,15 +4,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import is_ordinary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _PROBE_TOKENS = 16
 
@@ -47,7 +45,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def probe_ids(model: "PreTrainedModel", tokens: int = _PROBE_TOKENS) -> Tensor:
+def probe_ids(model: PreTrainedModel, tokens: int = _PROBE_TOKENS) -> Tensor:
     """Return a fixed row of token ids, [1, tokens], spread evenly over the model's vocabulary."""
     vocabulary = model.config.get_text_config().vocab_size
     return torch.linspace(0, vocabulary - 1, tokens, device=model.device).long()[None]
@@ -76,7 +74,7 @@ def probe_logits(model: nn.Module) -> Tensor | None:
     return logits
 
 
-def last_hidden_states(model: "PreTrainedModel", inputs: Mapping[str, Tensor]) -> Tensor:
+def last_hidden_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the hidden states before the output head, [rows, tokens, width].
 
     For long rows they take less memory than logits.

@@ -3,25 +3,23 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 MOST_TENSORS = 20_000
 """Limit on parameter tensors: building a model with so many takes some seconds, and published models have fewer."""
 
 
 def meta_model(
-    config: "PretrainedConfig", attn_implementation: str | None = None, *, most_tensors: int = MOST_TENSORS
-) -> "PreTrainedModel":
+    config: PretrainedConfig, attn_implementation: str | None = None, *, most_tensors: int = MOST_TENSORS
+) -> PreTrainedModel:
     """Build the causal language model that a config describes on torch's meta device: it has shapes and no values.
 
     A model of more than `most_tensors` parameter tensors is an error. Without `attn_implementation`, transformers
@@ -35,7 +33,7 @@ def meta_model(
     return model.eval()
 
 
-def model_without_weights(config: "PretrainedConfig") -> "PreTrainedModel":
+def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
     """Build the model that a config describes with its parameters on the meta device and its buffers in memory.
 
     Buffers such as rotary frequencies are not in a model's files, so they are computed here, in float32.

@@ -205,10 +205,7 @@ def renamed_when_loaded(model: "nn.Module", layers: Iterable[str]) -> list[str]:
     Such a rule is meant for the names of old checkpoints, but matches those of the model, too. PEFT accepts a renaming
     that only removes a prefix.
     """
-    conversion = sys.modules.get("transformers.conversion_mapping")
-    if conversion is None or not hasattr(model, "base_model_prefix"):
-        return []
-    rules = [rule for rule in conversion.get_model_conversion_mapping(model) if not hasattr(rule, "operations")]
+    rules = [rule for rule in conversion_rules(model) if not hasattr(rule, "operations")]
     changed: dict[str, bool] = {}  # layers that differ in indices alone are renamed alike
 
     def is_changed(layer: str) -> bool:
@@ -221,6 +218,14 @@ def renamed_when_loaded(model: "nn.Module", layers: Iterable[str]) -> list[str]:
         return changed[kind]
 
     return [layer for layer in layers if is_changed(layer)]
+
+
+def conversion_rules(model: "nn.Module", add_legacy: bool = True) -> list[Any]:
+    """Return transformers' rules for the names of weights of this model; an empty list for other models."""
+    conversion = sys.modules.get("transformers.conversion_mapping")  # no model of transformers without it
+    if conversion is None or not hasattr(model, "base_model_prefix"):
+        return []
+    return list(conversion.get_model_conversion_mapping(model, add_legacy=add_legacy))
 
 
 def _patterns(rule: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -41,11 +41,7 @@ def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, 
             message = _("modules_to_save names {path}, inside which another adapter has grafted layers")
             raise TsugikiError(message.format(path=path))
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
-    quantized = [name for name, p in inside.items() if not p.is_floating_point()]
-    if quantized:
-        message = _("modules_to_save: {path} is quantised and cannot train; load the base unquantised")
-        raise TsugikiError(message.format(path=quantized[0]))
-    warn_untied_weights(model, inside)
+    check_trained_parameters(model, inside)
     return {path: _trained_copy(module) for path, module in modules.items()}
 
 
@@ -87,12 +83,16 @@ def names_for_file(model: nn.Module, modules: Collection[str]) -> list[str] | No
     return short + sorted(name for name in modules if not name.endswith(tuple(short)))
 
 
-def warn_untied_weights(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
-    """Warn of each parameter that is shared and will train on a copy, so that it is no longer shared.
+def check_trained_parameters(model: nn.Module, copies: Mapping[str, nn.Parameter]) -> None:
+    """Check that parameters can train on copies, and warn of each that is shared, because the copy is not.
 
     `copies` has the parameters of the base that copies will replace, by their names in the model before any graft. The
     copies are not yet in the model.
     """
+    quantized = [name for name, parameter in copies.items() if not parameter.is_floating_point()]
+    if quantized:
+        message = _("{name} is quantised and cannot train; load the base unquantised")
+        raise TsugikiError(message.format(name=quantized[0]))
     shared = shared_parameters(model)
     for path in copies:
         others = [name for name in shared.get(path, ()) if name not in copies]

@@ -22,7 +22,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -178,21 +177,17 @@ class PreferenceLoss:
         return {one.name: one.default for one in parameters if one.annotation is float}
 
 
-LOSSES: Mapping[str, PreferenceLoss] = MappingProxyType(
-    {
-        "dpo": PreferenceLoss(dpo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
-        "dpo_norm": PreferenceLoss(dpo_norm, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token")),
-        "ipo": PreferenceLoss(
-            ipo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token"), steep=True
-        ),
-        "orpo": PreferenceLoss(
-            orpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token"), contains_likelihood=True
-        ),
-        "simpo": PreferenceLoss(simpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token")),
-        "kto": PreferenceLoss(kto, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
-        "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
-    }
-)
+LOSSES: Mapping[str, PreferenceLoss] = {
+    "dpo": PreferenceLoss(dpo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
+    "dpo_norm": PreferenceLoss(dpo_norm, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token")),
+    "ipo": PreferenceLoss(ipo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token"), steep=True),
+    "orpo": PreferenceLoss(
+        orpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token"), contains_likelihood=True
+    ),
+    "simpo": PreferenceLoss(simpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token")),
+    "kto": PreferenceLoss(kto, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
+    "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
+}
 
 
 def _logistic(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -18,12 +18,12 @@ prompt agree as far as their tokens do.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.blocks import Blocks, Integers, best_fit
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.answers import ANSWER, read_answers
@@ -34,9 +34,6 @@ from tsugiki.data.store import TokenStore, open_store
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.loss import AnswerTokens
 from tsugiki.language import _, counts, marked
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _SAME = marked("{examples} left out, because both answers have the same tokens: {names}")
 _NOTHING = marked("{examples} left out, because an answer has no tokens but its end: {names}")
@@ -97,7 +94,7 @@ class AnswerRows:
 
 
 def open_preferences(
-    data: Data, tokenizer: "PreTrainedTokenizerBase", cache: Path, columns: Columns = NO_COLUMNS
+    data: Data, tokenizer: PreTrainedTokenizerBase, cache: Path, columns: Columns = NO_COLUMNS
 ) -> Preferences:
     """Read and tokenise answers, or take their tokens from the folder `cache`; `data` and `columns`: `read_records`."""
     reading = Reading()

@@ -5,8 +5,8 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "adapter": "bars decompose entry_line info_lines inspect_adapter kinds_table layers_table library_table "
-        "tensors_table write_adapter_page",
+        "adapter": "adapter_page bars decompose entry_line info_lines inspect_adapter kinds_table layers_table "
+        "library_table tensors_table",
         "comparison": "sweep_sentence write_comparison",
         "evaluations": "evaluation_table",
         "methods": "describe_method methods_table",

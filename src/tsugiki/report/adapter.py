@@ -19,7 +19,6 @@ from tsugiki.adapters.library import AdapterInfo, LibraryEntry, read_adapter_inf
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights
 from tsugiki.adapters.metadata import Provenance, read_metadata
 from tsugiki.errors import TsugikiError
-from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.language import _, counts, listed, marked
@@ -154,11 +153,6 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
         for key, tensor in tensors.items()
     ]
     return Table([_("tensor"), _("shape"), _("dtype"), _("norm"), _("largest value")], rows)
-
-
-def write_adapter_page(path: Path, adapter: AdapterReport) -> None:
-    """Write the page of an adapter."""
-    write_text(path, adapter_page(adapter))
 
 
 def adapter_page(adapter: AdapterReport) -> str:

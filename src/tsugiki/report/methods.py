@@ -6,13 +6,12 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 from torch import nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.errors import TsugikiError
@@ -21,7 +20,7 @@ from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
 from tsugiki.lora.targets import find_targets
-from tsugiki.methods.method import Family, Method
+from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.targets_by_rule import reasons_against
@@ -29,20 +28,11 @@ from tsugiki.model.ungrafted import base_modules, find_stacks
 from tsugiki.report.table import Table, wrap
 from tsugiki.training.config import RunConfig, validate_method
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _WIDTH = 100  # columns of a description
 _REASON_LENGTH = 60  # characters of a reason in a cell
 
-_FAMILIES: Mapping[Family, str] = MappingProxyType(
-    {
-        "additive": marked("additive"),
-        "reparametrised": marked("reparametrised"),
-        "selective": marked("selective"),
-        "full fine-tuning": marked("full fine-tuning"),
-    }
-)
+_FAMILIES = (marked("additive"), marked("reparametrised"), marked("selective"), marked("full fine-tuning"))
+"""The families, for the catalogue."""
 
 
 def methods_table(model: str) -> Table:
@@ -53,7 +43,7 @@ def methods_table(model: str) -> Table:
     rows = [
         [
             name,
-            _(_FAMILIES[method.family]),
+            _(method.family),
             _(method.summary),
             _count(name, model, shape),
             _yes(method.readable_by_peft),
@@ -72,7 +62,7 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     except ValueError as error:
         raise TsugikiError(f"{name}: {error}") from error
     method = METHODS[name]
-    title = f"{name} · {_(_FAMILIES[method.family])} · {_(method.summary)}"
+    title = f"{name} · {_(method.family)} · {_(method.summary)}"
     description = "\n".join(wrap(_(method.description), _WIDTH))
     text = f"{title}\n\n    {method.formula}\n\n{description}\n"
     notes = [
@@ -103,7 +93,7 @@ def _learning_rate(method: Method) -> str:
     return _("by the width of the model, {factor:.2g} times LoRA's").format(factor=factor)
 
 
-def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
+def _trainable(method: Method, config: Any, model: PreTrainedModel) -> str:
     """Return how many parameters of `model` the method trains with this config, and their share. Changes `model`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,7 +103,7 @@ def _trainable(method: Method, config: Any, model: "PreTrainedModel") -> str:
     return f"{trained:,} ({trained / sum(size for size, _ in sizes):.2%})"
 
 
-def _count(name: str, model: str, shape: "PreTrainedModel") -> str:
+def _count(name: str, model: str, shape: PreTrainedModel) -> str:
     """Return how many parameters of a model are trainable, or a short reason why the number is not known."""
     method = METHODS[name]
     try:

@@ -25,7 +25,7 @@ __getattr__, __dir__ = lazy_names(
         "learning_rate": "automatic_learning_rate limit",
         "loop": "Callback TrainingLoop",
         "lora_plus": "loraplus",
-        "muon": "muon_and_adamw orthogonalized split_parameters",
+        "muon": "muon_and_adamw orthogonalized plain_orthogonalized split_parameters",
         "model": "make_trainable shard_model",
         "packing": "PackedDataset pack_data",
         "cost": "Measured Need base_bytes loading_bytes measure stored_bytes",

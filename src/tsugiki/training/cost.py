@@ -1,13 +1,14 @@
 """What a run costs, from measurements of a few blocks of its model with random weights (see `training.model_sample`).
 
-    peak = process + base + 16 · trained + threads · (activations + transient + loss + 4 · trained)
+    peak = process + base + 16 · trained + start + threads · (activations + transient + loss + 4 · trained)
     activations = kept blocks · what a block keeps + recomputed blocks · its input
     16: a trained parameter, its gradient, and AdamW's two averages, in float32; 4: its gradient for one micro-batch
+    start: 4 · trained if the run keeps a copy of its first values, as of an adapter or of a narrow model
     threads: micro-batches that are computed at a time, one on an accelerator
     process: Python and the imported libraries, which take no memory of an accelerator; recomputing imports more
 
-In full fine-tuning all weights train, and the copy that computes in 16 bits is the base. `benchmarks.planning` compares
-the result with runs.
+In full fine-tuning all weights train, and the copy that computes in 16 bits is the base; there is none in 32 bits.
+`benchmarks.planning` compares the result with runs.
 
     step = blocks · (forward and backward pass of a block) + loss with the whole vocabulary
 """
@@ -45,6 +46,7 @@ from tsugiki.model.ungrafted import find_stacks
 from tsugiki.training import memory
 from tsugiki.training.config import RunConfig
 from tsugiki.training.facts import Shapes
+from tsugiki.training.learning_rate import NARROW
 from tsugiki.training.model_sample import (
     backward,
     blocks_of_sample,
@@ -106,6 +108,8 @@ class Need:
     threads: int
     """Micro-batches that are computed at a time."""
     measured: Measured
+    keeps_start: bool = True
+    """Whether the run keeps a copy of the trained values before its first step."""
     recomputation: int = 0
     """Additional bytes of the process if blocks are recomputed."""
 
@@ -122,7 +126,7 @@ class Need:
         return {
             "process": self.process + (self.recomputation if recomputed else 0),
             "base": self.base,
-            "adapter": 4 * self.trainable,
+            "adapter": 4 * self.trainable * (2 if self.keeps_start else 1),
             "gradients": 4 * self.trainable * (1 + self.threads),
             "optimizer": 8 * self.trainable,
             "activations": self.threads * (activations + block.transient),
@@ -175,7 +179,7 @@ def need_of(
         ) from error
     del sample
     if trains_all:
-        base = shapes.parameters * itemsize
+        base = shapes.parameters * itemsize if itemsize < 4 else 0
     else:
         base = base_bytes(model, base_dtype, compute_dtype) if gguf is None else stored_bytes(gguf, compute_dtype)
     head = model.get_output_embeddings()
@@ -190,6 +194,7 @@ def need_of(
         loss=logits + 4 * rows * tokens * width * itemsize,
         threads=threads,
         measured=measured,
+        keeps_start=not trains_all or width < NARROW,
         recomputation=_COMPILER if on_processor and "torch._dynamo" not in sys.modules else 0,
     )
 
@@ -347,7 +352,7 @@ def _kept_bytes(forward: Any, besides: Iterable[Tensor]) -> int:
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own graph keeps, as of softmax, would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()

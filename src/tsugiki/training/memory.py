@@ -7,7 +7,6 @@ and the process has imported torch, otherwise the main memory.
 """
 
 import ctypes
-import gc
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -56,7 +55,7 @@ def reset_peak(device: "torch.device | None" = None) -> None:
         if hasattr(module, "reset_peak_memory_stats"):
             module.reset_peak_memory_stats()
         return
-    _trim()
+    return_freed_memory()
     if sys.platform == "linux":
         reset_process_peak()
 
@@ -136,12 +135,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the operating system, so that the peak memory of the next run does not include it."""
-    gc.collect()
-    _trim()
-
-
-def _trim() -> None:
+    """Return freed memory to the operating system, so that a peak of what follows does not include it."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if malloc_trim is not None:  # glibc
         malloc_trim(0)

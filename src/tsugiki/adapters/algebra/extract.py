@@ -10,7 +10,6 @@ models are read from their files tensor by tensor, so only one layer of each is 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from tsugiki.adapters.algebra.combine import ProgressIterator
 from tsugiki.adapters.algebra.matrices import RankReduction, best_factors
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.adapters.metadata import BaseReference
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, named_settings, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.base.model_folder import LazyTensors, map_keys
@@ -30,9 +30,6 @@ from tsugiki.lora.targets import find_targets, shortest_target_modules
 from tsugiki.model.inference import seeded
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.weights import shared_parameters
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _OVERSAMPLING = 8  # directions more than the rank; the paper recommends 5 to 10
 _POWER_ITERATIONS = 4
@@ -71,7 +68,8 @@ def extract(
 ) -> Extraction:
     """Return the adapter with which `base` comes closest to `finetuned`. The result is deterministic.
 
-    A warning says if their configs differ, such as in the base of the rotary positions.
+    A warning says if their configs differ, such as in the base of the rotary positions. Models of different shapes, or
+    not stored in floating point, are errors, and so are targets that do not exist or did not change.
 
     A shared weight, such as that of an embedding and an output head, is captured completely only if all layers that use
     it are targeted, because an adapter has a separate update for each layer.
@@ -82,10 +80,6 @@ def extract(
         r: the rank of every update; a layer with fewer inputs or outputs gets a smaller rank.
         target_modules: linear layers and embeddings, as in `LoraConfig`.
         track: iterates over the layers.
-
-    Raises:
-        TsugikiError: there is no such model; the models have different shapes or are not stored in floating point; or
-            the targets do not exist, cannot be extracted, or did not change.
     """
     config = LoraConfig(r=r, lora_alpha=r, target_modules=target_modules)
     model = load_meta_model(base)
@@ -135,7 +129,7 @@ def _warn_of_other_settings(finetuned: str, base: str) -> None:
 class _StoredModel:
     """The parameters of a model in its files, read one at a time."""
 
-    def __init__(self, name: str, shape: "PreTrainedModel") -> None:
+    def __init__(self, name: str, shape: PreTrainedModel) -> None:
         self.name = name
         self.tensors = LazyTensors(model_folder(name))
         self.keys = map_keys(shape, self.tensors.keys()).key_of

@@ -10,8 +10,7 @@ The density is the share of elements that are kept. Results and the order of ran
 number.
 """
 
-from collections.abc import Callable, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -49,15 +48,13 @@ def random(tensor: Tensor, density: float, generator: Generator) -> Tensor:
     return tensor * mask / density
 
 
-RULES: MappingProxyType[str, tuple[Drop | None, Sum]] = MappingProxyType(
-    {
-        "linear": (None, weighted_sum),
-        "magnitude_prune": (largest, weighted_sum),
-        "dare_linear": (random, weighted_sum),
-        "ties": (largest, elected_mean),
-        "dare_ties": (random, elected_mean),
-    }
-)
+RULES: Mapping[str, tuple[Drop | None, Sum]] = {
+    "linear": (None, weighted_sum),
+    "magnitude_prune": (largest, weighted_sum),
+    "dare_linear": (random, weighted_sum),
+    "ties": (largest, elected_mean),
+    "dare_ties": (random, elected_mean),
+}
 """PEFT's name of a rule -> the function that drops elements of each tensor, and the function that sums the tensors."""
 
 

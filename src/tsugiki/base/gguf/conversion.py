@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, llama_cpp_names, read_header
 from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
@@ -23,7 +24,6 @@ from tsugiki.model.meta import meta_model
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
 
 VERIFIED = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3")
 """Architectures, by llama.cpp's names, whose logits were compared with llama.cpp's. Mistral's name is llama."""
@@ -154,7 +154,7 @@ def _unsupported_quantisation(tensors: tuple[GgufTensor, ...]) -> str | None:
     return None
 
 
-def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedModel":
+def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     model, loading_info = AutoModelForCausalLM.from_pretrained(
@@ -172,14 +172,14 @@ def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> "PreTrain
     return model
 
 
-def _complete_settings(model: "PreTrainedModel", header: GgufHeader) -> None:
+def _complete_settings(model: PreTrainedModel, header: GgufHeader) -> None:
     """Set what transformers does not read from the file: all tokens that end a text."""
     model.config.__dict__.pop("_model_name_or_path", None)
     ends = [header.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     model.generation_config.eos_token_id = sorted({end for end in ends if end is not None})
 
 
-def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedConfig":
+def _read_config(path: Path, header: GgufHeader, folder: Path) -> PretrainedConfig:
     """Read the config as transformers does, and set what transformers leaves at its default."""
     from transformers import AutoConfig
 
@@ -196,7 +196,7 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> "PretrainedCon
     return config
 
 
-def _ignored_settings(header: GgufHeader, config: "PretrainedConfig") -> dict[str, Any]:
+def _ignored_settings(header: GgufHeader, config: PretrainedConfig) -> dict[str, Any]:
     """Return the config fields whose values in the file transformers ignores."""
     settings: dict[str, Any] = {}
     if header.architecture == "gpt2":
@@ -216,7 +216,7 @@ def _ignored_settings(header: GgufHeader, config: "PretrainedConfig") -> dict[st
     return settings
 
 
-def _set_rope_scaling(path: Path, header: GgufHeader, config: "PretrainedConfig") -> None:
+def _set_rope_scaling(path: Path, header: GgufHeader, config: PretrainedConfig) -> None:
     """Set the file's RoPE scaling: one factor, or one factor for each frequency (longrope in transformers)."""
     factor = header.setting("rope.scaling.factor") or header.setting("rope.scale_linear", 0)
     is_linear = factor not in (0, 1) and header.setting("rope.scaling.type") != "none"
@@ -280,7 +280,7 @@ def _cached_reader() -> Iterator[None]:
         gguf.GGUFReader = reader  # type: ignore[misc]
 
 
-def _check_tensors(path: Path, header: GgufHeader, model: "PreTrainedModel") -> None:
+def _check_tensors(path: Path, header: GgufHeader, model: PreTrainedModel) -> None:
     """Check in the header that a file has all tensors of its model, with the right shapes, and no others."""
     if header.architecture not in VERIFIED:
         return

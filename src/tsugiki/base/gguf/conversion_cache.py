@@ -95,7 +95,8 @@ def _convert(path: Path, folder: Path) -> None:
     from tsugiki.io.progress import ProgressDisplay
 
     header = read_model_header(path)
-    check_room(folder, sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize)
+    size = sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize
+    check_room(folder.parent, size)
     display = ProgressDisplay()
     label = _("converting {name} ({size})").format(name=path.name, size=format_size(path.stat().st_size))
     if display.is_quiet:

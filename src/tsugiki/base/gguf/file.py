@@ -72,12 +72,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file, and check that the file is long enough for all of its tensors.
-
-    Raises:
-        TsugikiError: the gguf package is not installed, or the file is not a GGUF file, is truncated or damaged, or
-            cannot be read.
-    """
+    """Read the header of a GGUF file, and check that the file is long enough for all of its tensors."""
     try:
         if not is_gguf(path):
             message = _("{path} is not a GGUF file: it does not begin with the letters GGUF")

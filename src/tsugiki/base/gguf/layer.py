@@ -10,7 +10,6 @@ to 8 bits, W ≈ scale · level; the scale of a row is its largest absolute valu
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -204,22 +203,18 @@ def _q6_k(blocks: Tensor) -> Codes:
     return (lower + (upper << 4)).view(-1, 16, 16), a, -32 * a
 
 
-_READERS: Mapping[str, Callable[[Tensor], Codes]] = MappingProxyType(
-    {
-        "Q4_0": _q4_0,
-        "Q4_1": _q4_1,
-        "Q5_0": _q5_0,
-        "Q5_1": _q5_1,
-        "Q8_0": _q8_0,
-        "Q4_K": _q4_k,
-        "Q5_K": _q5_k,
-        "Q6_K": _q6_k,
-    }
-)
-BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        **{"Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34)},
-        **{"Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)},
-    }
-)
+_READERS: Mapping[str, Callable[[Tensor], Codes]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+}
+BLOCKS: Mapping[str, tuple[int, int]] = {
+    **{"Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34)},
+    **{"Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)},
+}
 """Type -> the number of weights in a block, and the number of bytes; native.c knows the types by their order."""

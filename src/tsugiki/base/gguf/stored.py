@@ -7,12 +7,13 @@ and cast to the dtype of the activations, one at a time.
 
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.gguf.conversion import VERIFIED, read_model_header, refuse_missing
 from tsugiki.base.gguf.file import GgufTensor, llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
@@ -22,11 +23,8 @@ from tsugiki.language import _
 from tsugiki.lowbit.quantization import count_parameters, is_quantizable, note_parameters
 from tsugiki.model.meta import model_without_weights
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def load_stored(path: Path, config: Any, dtype: torch.dtype) -> "PreTrainedModel":
+def load_stored(path: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """Load a model from a GGUF file, in evaluation mode.
 
     The activations, and everything that is unpacked, have the dtype `dtype`.

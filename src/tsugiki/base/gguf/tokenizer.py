@@ -8,13 +8,13 @@ differently from llama.cpp. That is corrected here, with a warning if the file n
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.base.gguf.file import GgufHeader
 from tsugiki.errors import warn_caller
 from tsugiki.language import _
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 SUPPORTED_TOKENIZERS = (BYTE_LEVEL, SENTENCEPIECE)
@@ -35,7 +35,7 @@ _SPLIT_BY_TRANSFORMERS = (
 )
 
 
-def build_tokenizer(path: Path, header: GgufHeader, folder: Path) -> "PreTrainedTokenizerBase":
+def build_tokenizer(path: Path, header: GgufHeader, folder: Path) -> PreTrainedTokenizerBase:
     """Build the tokenizer of a GGUF file: tokens, merges, special tokens, BOS and EOS settings, chat template.
 
     The folder is empty: otherwise transformers would read tokenizer files from the GGUF file's own folder.

@@ -12,7 +12,6 @@ prompt. Two texts without a prompt are documents; their common tokens are the pr
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import takewhile
-from types import MappingProxyType
 from typing import Any
 
 from tsugiki.data.read.files import Data, read_wanted
@@ -23,12 +22,10 @@ from tsugiki.language import _
 
 ANSWER = "answer"
 """The field of a record that says what kind of answer it is: chosen, rejected, good or bad."""
-ANSWER_KEYS: SchemaKeys = MappingProxyType(
-    {
-        "chosen and rejected": ("chosen", "rejected"),
-        "prompt, completion and label": ("prompt", "completion", "label"),
-    }
-)
+ANSWER_KEYS: SchemaKeys = {
+    "chosen and rejected": ("chosen", "rejected"),
+    "prompt, completion and label": ("prompt", "completion", "label"),
+}
 _LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
 _LEARNED = {*(key for keys in (KEYS, ANSWER_KEYS) for fields in keys.values() for key in fields), *PROMPTS}
 

@@ -15,7 +15,6 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from tsugiki.data.records import Completion, Conversation, Document, Message, Reading, Record
@@ -28,7 +27,7 @@ Columns: TypeAlias = Mapping[str, str]
 SchemaKeys: TypeAlias = Mapping[str, tuple[str, ...]]
 """The required fields of each schema, in order of precedence."""
 
-NO_COLUMNS: Columns = MappingProxyType({})
+NO_COLUMNS: Columns = {}
 
 
 class NotDataError(TsugikiError):
@@ -94,7 +93,7 @@ def known_fields(keys: SchemaKeys) -> str:
     return listed(_(" and ").join(fields) for fields in [*keys.values()][::-1])
 
 
-def schema_of(row: Mapping[str, Any], source: str, schemas: SchemaKeys = MappingProxyType(KEYS)) -> str:
+def schema_of(row: Mapping[str, Any], source: str, schemas: SchemaKeys = KEYS) -> str:
     """Return the schema of a row, a key of `schemas`. A field that is null counts as missing."""
     present = {name for name, value in row.items() if value is not None}
     for schema, keys in schemas.items():

@@ -107,12 +107,8 @@ def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:
 def csv_rows(open_file: OpenFile, name: str, wanted: Wanted, delimiter: str | None = None) -> NumberedRows:
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
-    Args:
-        open_file: opens the file.
-        name: its name, for errors.
-        wanted: the schemas, one of which the columns must have.
-        delimiter: what separates the cells; None: what is most frequent in the first line, a comma or, as spreadsheets
-            in many languages write, a semicolon or a tab.
+    The columns must have one of the wanted schemas. The delimiter is by default what is most frequent in the first
+    line: a comma or, as spreadsheets in many languages write, a semicolon or a tab.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
     with _open_text(open_file, name) as file:

@@ -5,6 +5,7 @@ its weights gets a base of its own. Runs that have finished before are not repea
 runs have the same data, and those of a comparison the same number of steps.
 """
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -252,11 +253,11 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
             run.display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
             if base is not None and base.dtype != run.facts.dtype:
                 base = None  # so that its memory is free before another one is loaded
+            gc.collect()  # the loop of the run before
             return_freed_memory()
             if base is None:
                 load_base(run)
                 base = _Base(run.model, run.facts.dtype, {config.virtual_tokens: run.data})
-                return_freed_memory()
             reset_process_peak()
             try:
                 _train_on(run, base)

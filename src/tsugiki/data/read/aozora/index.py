@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -29,9 +28,13 @@ INDEX = "list_person_all_extended_utf8"
 _MAX_SIZE = 100_000_000  # bytes; Aozora Bunko's index has about 15 million
 _MAX_ROWS = 200_000  # it has about 20,000
 
-ROLES: Mapping[str, Role] = MappingProxyType(
-    {"著者": "author", "翻訳者": "translator", "編者": "editor", "校訂者": "reviser", "その他": "other"}
-)
+ROLES: Mapping[str, Role] = {
+    "著者": "author",
+    "翻訳者": "translator",
+    "編者": "editor",
+    "校訂者": "reviser",
+    "その他": "other",
+}
 """The values of the index's column 役割フラグ."""
 
 _KANA_GUESSES: dict[str, Kana] = {"modern": "modern", "old": "old"}

@@ -18,6 +18,9 @@ MAX_ZIP = 50_000_000
 """The largest zip that is read, in bytes: a text and its illustrations, or the index."""
 
 
+_ATTEMPTS = 4
+
+
 class SiteUnreachable(TsugikiError):
     """The site cannot be reached, or answers with an error other than "not found"."""
 
@@ -65,12 +68,12 @@ class Site:
             write_bytes(cached, data)
         return data
 
-    def _get(self, url: str, attempts: int = 4) -> bytes:
+    def _get(self, url: str) -> bytes:
         import httpx2
 
         if self._client is None:
             self._client = httpx2.Client(timeout=30, follow_redirects=True, headers={"User-Agent": "tsugiki"})
-        for attempt in range(attempts):
+        for attempt in range(_ATTEMPTS):
             time.sleep(max(0.0, self._next - time.monotonic()))
             try:
                 with self._client.stream("GET", url) as response:

@@ -97,7 +97,7 @@ class MirrorFolder:
                 _("{path}: no such file; complete the mirror").format(path=self.root / entry.path)
             ) from error
         except OSError as error:
-            raise _unreadable(entry.path, error) from error
+            raise unreadable(entry.path, error) from error
         except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
             message = _("{path!r}: {error}; correct the list of works")
             raise TsugikiError(message.format(path=entry.path, error=error_text(error))) from error
@@ -142,17 +142,11 @@ def _content(path: Path, name: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_ZIP + 1)
     except OSError as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     if len(data) > MAX_ZIP:
         message = _("{path} has more than {max_zip}; exclude this work")
         raise TsugikiError(message.format(path=name, max_zip=format_size(MAX_ZIP)))
     return data
-
-
-def _unreadable(name: str, error: OSError) -> TsugikiError:
-    return TsugikiError(
-        _("{path}: {strerror}; check the permissions").format(path=name, strerror=error.strerror or error)
-    )
 
 
 def open_source(source: str, cache: Path | None = None) -> WorkSource:
