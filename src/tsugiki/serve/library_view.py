@@ -31,7 +31,7 @@ from tsugiki.adapters.library import (
     read_adapter_info,
     rename_adapter,
 )
-from tsugiki.adapters.metadata import BaseReference, Metadata, Source, read_metadata
+from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.base.identity import BaseIdentity, identity_of, why_different
 from tsugiki.errors import TsugikiError
@@ -274,17 +274,14 @@ def _held_out(record: RunRecord | None) -> dict[str, Any] | None:
 
 def _origin(metadata: Metadata, record: RunRecord | None) -> dict[str, Any] | None:
     """Return where an adapter comes from: other adapters, or a training run."""
-    if metadata.provenance is not None:
-        made = metadata.provenance
-        return {"operation": made.operation, "sources": [_source(source) for source in made.sources]}
-    if record is None:
+    if (made := metadata.provenance) is not None:
+        origin, sources = {"operation": made.operation}, made.sources
+    elif record is not None:
+        origin = {"operation": "train", "data": record.config.data_text}
+        sources = () if record.started_from is None else (record.started_from,)
+    else:
         return None
-    sources = [] if record.started_from is None else [_source(record.started_from)]
-    return {"operation": "train", "data": record.config.data_text, "sources": sources}
-
-
-def _source(source: Source) -> dict[str, Any]:
-    return {"name": source.name, "weight": source.weight}
+    return {**origin, "sources": [source.model_dump(include={"name", "weight"}) for source in sources]}
 
 
 def _details(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tsugiki.generation.request import engine_stopped
 from tsugiki.language import LANGUAGES, _, language, speaking
 from tsugiki.serve.errors import ApiError, as_api_error
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = ("127.0.0.1", "localhost", "::1")
 _ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 _LONGEST_SHOWN = 100  # characters of a header in an error
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -55,7 +55,7 @@ class Access:
         """Return whether a value of the header `Host` names this server, with any port."""
         if self.host in _ANY_ADDRESS:  # there is a key, and the machine's addresses are not known
             return True
-        return _host_name(host) in {*_LOCAL, self.host.lower(), *map(_host_name, self.names)}
+        return _host_name(host) in {*LOCAL, self.host.lower(), *map(_host_name, self.names)}
 
     def is_own_origin(self, origin: str, host: str) -> bool:
         """Return whether a value of the header `Origin` is this server's own page; `host` is the header `Host`."""

@@ -20,11 +20,10 @@ from tsugiki.generation.request import Limits
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.http_app import new_app
-from tsugiki.serve.security import Access
+from tsugiki.serve.security import LOCAL, Access
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.train_view import Workspace, workspace_routes
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING_CONNECTIONS = 256
 _KEEP_ALIVE = 75  # seconds; longer than common clients keep an unused connection, so that they are the ones to close it
 _LAST_SECONDS = 2  # for the last events of streams, before uvicorn cancels what is left
@@ -67,7 +66,7 @@ def check_access(host: str, api_key: str | None) -> None:
     """Check that there is a key if other machines can reach the address."""
     if api_key is not None and (not api_key.strip() or not api_key.isascii() or not api_key.isprintable()):
         raise TsugikiError(_("the API key must be printable ASCII characters, and at least one"))
-    if api_key is None and host not in _LOOPBACK:
+    if api_key is None and host not in LOCAL:
         message = _("other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY")
         raise TsugikiError(message.format(host=host))
 

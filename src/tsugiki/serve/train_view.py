@@ -10,8 +10,9 @@ import os
 import shlex
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, StringConstraints
@@ -47,7 +48,7 @@ SETTINGS_FILE = "settings.yaml"
 _LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
 _MOST_ENTRIES = 1000  # entries of a folder that are listed
 _MOST_FILES = 20_000  # files in a folder that is trained on
-_PREVIEW_SECONDS, _PLAN_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 180, 60, 900
+_JOB_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 60, 900
 _LORA = ("r", "lora_alpha", "lora_dropout")
 
 
@@ -262,16 +263,10 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         training.start(prepared)
         return {"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}
 
-    async def job(request: Request, function: Literal["preview", "plan"], seconds: float) -> Response:
+    async def job(function: str, request: Request) -> Response:
         parsed = await read(RunRequest, request)
         prepared = await asyncio.to_thread(training.prepare, parsed)
-        return JSONResponse(await jobs.run(request, function, seconds, settings=prepared.given))
-
-    async def preview(request: Request) -> Response:
-        return await job(request, "preview", _PREVIEW_SECONDS)
-
-    async def plan(request: Request) -> Response:
-        return await job(request, "plan", _PLAN_SECONDS)
+        return JSONResponse(await jobs.run(request, function, _JOB_SECONDS, settings=prepared.given))
 
     async def works(request: Request) -> Response:
         query = (await read(WorksRequest, request)).query()
@@ -300,10 +295,9 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         get_route("train/texts", training.listing, "folder"),
         post_route("train/settings", RunRequest, lambda asked: training.prepare(asked).shown()),
         post_route("train/start", RunRequest, start, 202),
-        *(
-            Route(f"{PAGE_API}train/{endpoint.__name__}", endpoint, methods=["POST"])
-            for endpoint in (preview, plan, works, fetch)
-        ),
+        *(Route(f"{PAGE_API}train/{name}", partial(job, name), methods=["POST"]) for name in ("preview", "plan")),
+        Route(f"{PAGE_API}train/works", works, methods=["POST"]),
+        Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import system_error
 from tsugiki.io.atomic import make_folder, new_file
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
@@ -89,8 +89,7 @@ class Uploads:
         try:
             path.unlink()
         except OSError as error:
-            message = _("cannot remove {path}: {reason}")
-            raise TsugikiError(message.format(path=name, reason=error.strerror or error)) from error
+            raise system_error(_("cannot remove {path}: {reason}"), name, error) from error
 
     def _write(self, name: str, content: bytes) -> str:
         self.check_room(len(content))

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.gguf.file import read_header
 from tsugiki.base.gguf.layer import BLOCKS
 from tsugiki.base.loading import stored_path
@@ -58,9 +59,6 @@ from tsugiki.training.model_sample import (
 )
 from tsugiki.training.processes import has_device, planned_compute_dtype
 from tsugiki.training.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
 
@@ -200,7 +198,7 @@ def need_of(
 
 
 def measure(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     device: torch.device,
     rows: int,
     tokens: int,
@@ -328,7 +326,7 @@ def _process(device: torch.device) -> int:
     return memory.resident(device) or 0
 
 
-def _trainable(config: RunConfig, model: "PreTrainedModel") -> int:
+def _trainable(config: RunConfig, model: PreTrainedModel) -> int:
     """Return how many parameters train. This grafts `model`, which must not be used afterwards."""
     METHODS[config.method].prepare(model, config.adapter_config, config.base_dropout)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -192,28 +192,20 @@ def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
     return "fp32"
 
 
+@dataclass
 class TargetLoader:
-    """One base model in memory, with one adapter at a time."""
+    """One base model in memory, with one adapter at a time; the settings are as for `loaded_targets`."""
 
-    def __init__(
-        self,
-        allow_base_mismatch: bool,
-        trust_remote_code: bool,
-        chat_template: str | None = None,
-        template_of_base: str | None = None,
-        dtype: LoadDtype = "fp32",
-    ) -> None:
-        """Create it; nothing is loaded. The arguments are as for `loaded_targets`.
-
-        A base that has no chat template takes `template_of_base`.
-        """
-        self.allow_base_mismatch, self.trust_remote_code = allow_base_mismatch, trust_remote_code
-        self.chat_template, self.template_of_base = chat_template, template_of_base
-        self.dtype: LoadDtype = dtype
-        self._name = ""  # of the base that is loaded
-        self._model: Any = None
-        self._tokenizer: Any = None
-        self._has_adapter = False
+    allow_base_mismatch: bool
+    trust_remote_code: bool
+    chat_template: str | None = None
+    template_of_base: str | None = None
+    """For a base that has no chat template."""
+    dtype: LoadDtype = "fp32"
+    _name: str = field(default="", init=False)  # of the base that is loaded
+    _model: Any = field(default=None, init=False)
+    _tokenizer: Any = field(default=None, init=False)
+    _has_adapter: bool = field(default=False, init=False)
 
     def use(self, target: EvaluationTarget) -> tuple[Any, Any]:
         """Load a target instead of the one before, and return its model and tokenizer."""

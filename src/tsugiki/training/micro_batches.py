@@ -149,26 +149,22 @@ class MicroBatches:
         This is an error for a single row, and for a sharded model, of which all processes must compute equally many
         micro-batches.
         """
-        device = self.accelerator.device
-        if self.sharded and len(micro.rows) > 1:  # the other processes would not take part in another call
-            raise TsugikiError(
-                _(
-                    "the memory of {device} does not suffice to train on {count} rows of {block_size} tokens at once: "
-                    "set --micro-batch-size to {fewer}"
-                ).format(
-                    device=device,
-                    count=len(micro.rows),
-                    block_size=self.batches.blocks.block_size,
-                    fewer=len(micro.rows) // 2,
-                )
-            ) from error
-        if len(micro.rows) == 1:
+        rows, block_size = len(micro.rows), self.batches.blocks.block_size
+        if self.sharded and rows > 1:  # the other processes would not take part in another call
+            message = _(
+                "the memory of {device} does not suffice to train on {count} rows of {block_size} tokens at once: "
+                "set --micro-batch-size to {fewer}"
+            )
+        elif rows == 1:
             message = _(
                 "the memory of {device} does not suffice to train on a single row of {block_size} tokens: choose a "
                 "smaller --block-size, a base of fewer bits (--base-dtype int8 or nf4), or --device cpu"
             )
-            raise TsugikiError(message.format(device=device, block_size=self.batches.blocks.block_size)) from error
-        self.size = len(micro.rows) // 2
+        else:
+            self.size = rows // 2
+            return
+        values = {"device": self.accelerator.device, "count": rows, "block_size": block_size, "fewer": rows // 2}
+        raise TsugikiError(message.format(**values)) from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -13,10 +13,11 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
+from tsugiki.annotations import PretrainedConfig
 from tsugiki.base.checks import check_weights
 from tsugiki.base.quantized_files import is_stored_in_4_bits
 from tsugiki.base.resolve import gguf_path, loading_errors, weight_entries
@@ -33,9 +34,6 @@ from tsugiki.training.cost import Need, need_of
 from tsugiki.training.facts import MemoryPlan, Shapes, find_shapes, load_dtype
 from tsugiki.training.model import rows_of_micro_batch
 from tsugiki.training.processes import device_type, has_device, planned_compute_dtype
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 Recompute: TypeAlias = Literal["none", "auto", "blocks"]
 RANGE = (0.8, 1.4)
@@ -284,7 +282,7 @@ def total_memory(device: torch.device) -> int | None:
     return None if free is None else free + (memory.resident(device) or 0)
 
 
-def _files(name: str, shapes: "PretrainedConfig") -> tuple[int | None, bool]:
+def _files(name: str, shapes: PretrainedConfig) -> tuple[int | None, bool]:
     """Return the bytes of a model's weights, which must fit its config, and whether they are on this machine."""
     gguf = gguf_path(name)
     if gguf is not None:

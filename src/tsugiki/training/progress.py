@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import TracebackType
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -72,9 +71,7 @@ class RunProgress(ProgressDisplay):
     def __enter__(self) -> "RunProgress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     @contextmanager
@@ -110,15 +107,7 @@ class RunProgress(ProgressDisplay):
         """Show an evaluation on the held-out text, or on the validation text."""
         self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
         message = _("step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}")
-        self.print(
-            message.format(
-                step=result.step,
-                text=text or _("held-out"),
-                loss=result.loss,
-                perplexity=result.perplexity,
-                bits_per_char=result.bits_per_char,
-            )
-        )
+        self.print(message.format(**dict(result) | {"text": text or _("held-out")}))
 
     def pairs(self, result: StepPairs, text: str = "") -> None:
         """Show how often the held-out or the validation pairs are right."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from accelerate import Accelerator
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_model
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks
@@ -52,8 +53,6 @@ from tsugiki.training.split_data import DatasetSplit, read_data
 from tsugiki.training.train_steps import advice_to_resume, loop_of, train_steps
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from tsugiki.base.new_words import NewWords
 
 LOGS = "logs"
@@ -64,7 +63,7 @@ LOGS = "logs"
 class Texts:
     """The tokenizer and the data of a run, which depend only on the tokenizer of its model."""
 
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     new_words: "NewWords | None"
     split: DatasetSplit
 
@@ -90,7 +89,7 @@ class Run:
 
     facts: Facts = field(init=False)
     texts: Texts = field(init=False)
-    model: "PreTrainedModel" = field(init=False)
+    model: PreTrainedModel = field(init=False)
     data: PackedDataset = field(init=False)
     adapter_config: Any = field(init=False)
     """The settings of the method, with the layers that were chosen."""

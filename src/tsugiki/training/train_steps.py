@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError, warn_caller
@@ -45,8 +46,6 @@ from tsugiki.training.resume import flat_settings
 from tsugiki.training.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from tsugiki.training.run import Run
 
 _KEPT_CHECKPOINTS = 2
@@ -185,7 +184,7 @@ def _save_checkpoint(run: "Run", loop: TrainingLoop) -> None:
     on_main(loop.accelerator, write)
 
 
-def _restore(accelerator: Accelerator, model: "PreTrainedModel", folder: Path, step: int) -> bool:
+def _restore(accelerator: Accelerator, model: PreTrainedModel, folder: Path, step: int) -> bool:
     """Restore the trained weights of a step; return False, on all processes, if its checkpoint is damaged."""
     checkpoint = folder / f"checkpoint-{step}"
 

@@ -7,11 +7,12 @@ run. Everything after that (packing, checkpoints, resuming, evaluating, the reco
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import Data, read_records
@@ -31,9 +32,6 @@ from tsugiki.training.record import RunRecord
 from tsugiki.training.run import STAGES, read_texts, started
 from tsugiki.training.split_data import single_document
 from tsugiki.training.workflows.workflow_settings import PretrainConfig, TokenizerSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Texts: TypeAlias = Callable[[], Iterator[str]]
 """A function that returns an iterator over texts, the same texts at each call."""
@@ -67,7 +65,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
     return run.record
 
 
-def build_model(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | int", seed: int) -> "PreTrainedModel":
+def build_model(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase | int, seed: int) -> PreTrainedModel:
     """Build a model with random weights; the same seed gives the same weights.
 
     `settings` has `model_type`, and fields of that model's config. `tokenizer` may be only the size of its vocabulary.
@@ -125,7 +123,7 @@ def _write_start(config: PretrainConfig, start: Path, progress: RunProgress) -> 
         save_model(model, tokenizer, temporary)
 
 
-def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> "PreTrainedTokenizerBase":
+def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> PreTrainedTokenizerBase:
     """Train the tokenizer on the training texts and on `settings.data`, but not on held-out text."""
     training, held_out_signatures = _split(config)
     more: Texts = lambda: iter(())  # noqa: E731
