@@ -1,7 +1,7 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
    results, are the `plain_` functions of the modules that call them: lowbit/integer_passes.py, lowbit/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
-   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm` and the functions of few rows in bfloat16 sum in
+   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm` and the functions of few rows of floats sum in
    another order than torch; their definitions are in fast/product.py, fast/row_products.py, fast/norms.py and
    lowbit/few_rows.py. */
 
@@ -634,7 +634,21 @@ RMS_NORM(rms_norm_float32, float, from_float, to_float)
 RMS_NORM(rms_norm_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
 /* Products with few rows, as while text is generated: see lowbit/few_rows.py. They read the weight once, at the speed of
-   the memory; four channels are computed with up to four rows at a time. */
+   the memory. y [rows, stride] = x [rows, in] w^T for `out` channels of w [out, in]; `bias` [out] may be null. */
+EXPORT int64_t has_few_rows_float32(void) { return HAS_EIGHT; }
+
+EXPORT FAST void few_rows_float32(const float *x, int64_t rows, int64_t in, int64_t out, int64_t stride, const float *w,
+                                  const float *bias, float *y) {
+    for (int64_t c = 0; c < out; c += 8, w += 8 * in)
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t n = out - c < 8 ? out - c : 8;
+            float *to = y + row * stride + c;
+            product(w, n, in, x + row * in, in, to);
+            for (int64_t i = 0; bias != 0 && i < n; i++) to[i] += bias[c + i];
+        }
+}
+
+/* Four channels are computed with up to four rows at a time. */
 #ifdef HAS_AVX512
 #include <immintrin.h>
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from tsugiki.lowbit import (
     FEW_AMX_ROWS,
+    FEW_FLOAT_ROWS,
     FEW_INTEGER_ROWS,
     FEW_ROWS,
     FEW_TRANSPOSED_AMX_ROWS,
@@ -21,7 +22,7 @@ SHAPES = [(1, 1), (130, 257), (5, 33), (64, 96), (3, 100), (7, 31)]
 ROWS = [1, 2, 3, FEW_ROWS, 5, FEW_TRANSPOSED_AMX_ROWS, 17, FEW_AMX_ROWS, 40]
 needs = {
     dtype: pytest.mark.skipif(native("few_rows", dtype) is None, reason="no compiler, or not this processor")
-    for dtype in ("bfloat16", "int8")
+    for dtype in ("bfloat16", "float32", "int8")
 }
 AMX = pytest.param(
     "amx", marks=pytest.mark.skipif(native("few_rows_amx", "bfloat16") is None, reason="the processor has no AMX")
@@ -55,6 +56,18 @@ def test_floats_are_those_of_the_formula(rows: int, shape: tuple[int, int], tran
         found = few_rows_product(x, weight, bias)
     assert found.dtype == torch.bfloat16
     assert ((found.double() - expected).abs() <= expected.abs() / 256 + size * 1e-6).all()
+
+
+@needs["float32"]
+@pytest.mark.parametrize(("rows", "shape"), zip([*range(1, FEW_FLOAT_ROWS + 2)], cycle(SHAPES)))
+def test_products_in_float32_are_those_of_the_formula(rows: int, shape: tuple[int, int]):
+    (out, width), bias = shape, torch.randn(shape[0]) if rows % 2 == 0 else None
+    x, weight = torch.randn(rows, width), torch.randn(out, width)
+    with torch.no_grad():
+        found = few_rows_product(x, weight, bias)
+        alone = few_rows_product(x[:1], weight, bias)
+    torch.testing.assert_close(found, F.linear(x, weight, bias), rtol=1e-5, atol=1e-4)
+    assert rows > FEW_FLOAT_ROWS or torch.equal(found[:1], alone)
 
 
 @needs["bfloat16"]

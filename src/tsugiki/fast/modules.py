@@ -5,7 +5,7 @@ otherwise it stays as it is. Only `forward` of the module's instance is replaced
 Classes, parameters, their names and checkpoints stay the same, and copies and pickles of the model work. The class's
 own `forward` still runs wherever it is as fast.
 
-While text is generated, linear layers and norms in bfloat16 get only a few rows, for which C functions are faster.
+While text is generated, linear layers and norms get only a few rows, for which C functions are faster.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from tsugiki.lowbit.few_rows import few_rows_product
 from tsugiki.model.inference import seeded
 from tsugiki.model.linear import is_conv1d, is_hooked, linear_of_matrix
 from tsugiki.model.undo import CHILD, Undo, replace_forward, replaced_forward, undo_all, with_modules
-from tsugiki.native import native
+from tsugiki.native import native_for
 
 _SWISHES = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -162,7 +162,7 @@ def _computes(module: nn.Module, probe: Tensor, expected: Tensor) -> bool:
 
 @contextmanager
 def fast_generation(model: nn.Module) -> Iterator[None]:
-    """Within the block, C functions compute RMSNorm and the products of few rows, where the weights are in bfloat16.
+    """Within the block, C functions compute RMSNorm and the products of few rows, in bfloat16 and float32.
 
     The results are equal up to rounding (see `few_rows_product` and `generated_rms_norm`). Layers with hooks and
     subclasses of `nn.Linear` do not change; quantised layers always use `integer_product`. Only the `forward` of
@@ -170,10 +170,9 @@ def fast_generation(model: nn.Module) -> Iterator[None]:
     """
     undo: list[Undo] = []
     try:
-        if native("few_rows", "bfloat16") is not None:
-            with torch.no_grad(), seeded(0):
-                for module in model.modules():
-                    _replace(module, undo)
+        with torch.no_grad(), seeded(0):
+            for module in model.modules():
+                _replace(module, undo)
         yield
     finally:
         undo_all(undo)
@@ -181,9 +180,12 @@ def fast_generation(model: nn.Module) -> Iterator[None]:
 
 def _replace(module: nn.Module, undo: list[Undo]) -> None:
     weight = module._parameters.get("weight")
-    if weight is None or weight.dtype != torch.bfloat16 or is_hooked(module):
+    if weight is None or weight.dtype not in (torch.bfloat16, torch.float32) or is_hooked(module):
         return
-    if type(module) is nn.Linear or is_conv1d(module):
+    transposed = is_conv1d(module)
+    if native_for("few_rows_transposed" if transposed else "few_rows", weight) is None:
+        return
+    if type(module) is nn.Linear or transposed:
         replace_forward(module, partial(linear_of_matrix, module, product=few_rows_product), undo)
     elif takes_one_tensor(module) and (found := rms_norm_of(module)) is not None:
         replace_forward(module, partial(_norm, module, eps=found[0], offset=found[1]), undo)

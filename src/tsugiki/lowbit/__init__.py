@@ -5,7 +5,10 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "few_rows": "FEW_AMX_ROWS FEW_INTEGER_ROWS FEW_ROWS FEW_TRANSPOSED_AMX_ROWS few_rows_product integer_product",
+        "few_rows": (
+            "FEW_AMX_ROWS FEW_FLOAT_ROWS FEW_INTEGER_ROWS FEW_ROWS FEW_TRANSPOSED_AMX_ROWS few_rows_product "
+            "integer_product"
+        ),
         "int8": "Int8Linear plain_input_gradient plain_product",
         "integer_passes": (
             "add_large added blocks_of dithered levels_of plain_add_large plain_added plain_dithered plain_rotated "

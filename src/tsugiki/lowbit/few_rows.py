@@ -2,8 +2,9 @@
 
 Such a product takes as long as reading the weight. At each call, oneDNN copies a weight in bfloat16 to the layout of
 the processor's matrix unit; on one thread it reads 4 to 7 GB in a second where the memory gives 11 (docs/log.md). The C
-functions read the weight once, without a copy. They need AMX or AVX512-BF16, or AVX512-VNNI for integers. They use one
-thread; if torch uses several threads, its own product is used, because it can be faster.
+functions read the weight once, without a copy. They need AMX or AVX512-BF16, or AVX512-VNNI for integers; the one for
+float32 runs everywhere. They use one thread; if torch uses several threads, its own product is used, because it can be
+faster.
 """
 
 import math
@@ -16,6 +17,8 @@ from tsugiki.native import can_read, native_for
 
 FEW_ROWS = 4
 """The largest number of rows in bfloat16 for AVX512. With more, computing takes longer than reading."""
+FEW_FLOAT_ROWS = 8
+"""The same in float32."""
 FEW_AMX_ROWS = 32
 """The same for AMX."""
 FEW_TRANSPOSED_AMX_ROWS = 16
@@ -27,8 +30,8 @@ FEW_INTEGER_ROWS = 8
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x Wᵀ + bias. The result equals that of `plain_product` up to rounding.
 
-    The C functions compute it for few rows in bfloat16, on one thread, without gradients. Otherwise `plain_product`
-    does.
+    The C functions compute it for few rows in bfloat16 or float32, on one thread, without gradients. Otherwise
+    `plain_product` does.
 
     Args:
         x: [rows, in].
@@ -36,8 +39,10 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: [out], or None.
     """
     # This runs for each layer and each token, so the checks need few Python calls.
-    dtype = torch.bfloat16
-    if x.shape[0] > FEW_AMX_ROWS or not (x.dtype is weight.dtype is dtype and (bias is None or bias.dtype is dtype)):
+    dtype = x.dtype
+    if x.shape[0] > FEW_AMX_ROWS or (dtype is not torch.bfloat16 and dtype is not torch.float32):
+        return plain_product(x, weight, bias)
+    if weight.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
         return plain_product(x, weight, bias)
     if torch.is_grad_enabled() or torch.get_num_threads() > 1 or not _fit(x, weight, bias):
         return plain_product(x, weight, bias)
@@ -58,8 +63,9 @@ def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     (rows, width), out = x.shape, weight.shape[0]
-    amx = native_for("few_rows_amx", x)
-    call = amx or (native_for("few_rows", x) if rows <= FEW_ROWS else None)
+    of_floats = x.dtype is torch.float32
+    amx, most = (None, FEW_FLOAT_ROWS) if of_floats else (native_for("few_rows_amx", x), FEW_ROWS)
+    call = amx or (native_for("few_rows", x) if rows <= most else None)
     if call is None:
         return plain_product(x, weight, bias)
     x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(rows, out)
