@@ -4,9 +4,7 @@ The shape of the embedded model trains as in `examples/embedded_base/pretrain.ya
 The limit is the time of the matrix products that the gradients need: output, input gradient and weight gradient of each
 linear layer and of the head, and the six of attention in the blocks of `tsugiki.fast.attention`. They have the sizes of
 a micro-batch and its dtype, as many threads as the steps, and the faster of two layouts. Norms, activations, softmax,
-losses, sums of gradients and the optimiser are not part of the limit.
-
-Steps and products take turns, and all times are of the processor. Each line is a turn.
+losses, sums of gradients and the optimiser are not part of the limit. Times are of the processor, in turns.
 """
 
 import argparse
@@ -16,7 +14,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROWS, LENGTH = 8, 512
-_REPEATS = 3
-Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 def main() -> None:
@@ -47,16 +43,14 @@ def main() -> None:
         text = Path(folder, "text.txt")
         text.write_text("".join(f"{i}: 庭師は枝を{i * 7 % 10}本切り、風の音を聞いた。\n" for i in range(8000)))
         settings = {"model": "embedded", "data": options.data or str(text), "out": folder, "validation": "none"}
-        full = {"method": "full", "optimizer": "muon", "learning_rate": 6e-3}
-        rows = {"block_size": LENGTH, "batch_size": ROWS, "max_steps": 1000}
-        config = RunConfig.model_validate(settings | full | rows)
+        full = {"method": "full", "optimizer": "muon", "learning_rate": 6e-3, "max_steps": 1000}
+        config = RunConfig.model_validate(settings | full | {"block_size": LENGTH, "batch_size": ROWS})
         loop = loop_of(prepared(config))
     at_once = rows_of_micro_batch(LENGTH, adapter=False)
     needed = needed_products(loop.model, at_once)
     dtype, threads = loop.gradients.computing.dtype, torch.get_num_threads()
     pairs = [{product: _pairs(product, dtype) for product in needed} for _thread in range(threads)]
-    steps: list[float] = []
-    limits: list[float] = []
+    turns: list[tuple[float, float]] = []
     print(f"{threads} threads, {dtype}, seconds of the processor: step, limit, limit / step")
     for turn in range(options.turns + 1):
         started = time.process_time()
@@ -66,11 +60,10 @@ def main() -> None:
         of_threads = run_in_threads([partial(_seconds, needed, mine) for mine in pairs])
         limit = sum(of_threads) / threads * ROWS / at_once
         if turn:  # the first one fills caches
-            steps.append(step)
-            limits.append(limit)
+            turns.append((step, limit / step))
             print(f"{step:.3f} {limit:.3f} {limit / step:.1%}", flush=True)
-    ratio = median(limit / step for limit, step in zip(limits, steps, strict=True))
-    print(f"median: {ROWS * LENGTH / median(steps):,.0f} tokens/s a thread, {ratio:.1%} of the limit")
+    step, share = map(median, zip(*turns, strict=True))
+    print(f"median: {ROWS * LENGTH / step:,.0f} tokens for a second of the processor, {share:.1%} of the limit")
 
 
 def needed_products(model: "PreTrainedModel", rows: int) -> Counter[Product]:
@@ -86,22 +79,21 @@ def needed_products(model: "PreTrainedModel", rows: int) -> Counter[Product]:
     return found
 
 
-def _pairs(product: Product, dtype: torch.dtype) -> list[Pair]:
+def _pairs(product: Product, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     """Return the factors of a product in each layout."""
     return [operands(product, dtype, ProductLayout(transposed, sliced=False))[0][0] for transposed in (False, True)]
 
 
-def _seconds(needed: Counter[Product], pairs: dict[Product, list[Pair]]) -> float:
+def _seconds(needed: Counter[Product], pairs: dict[Product, list[tuple[Tensor, Tensor]]]) -> float:
     """Return the processor time of all products in one thread, each in its faster layout."""
-    return sum(count * min(_of_pair(*pair) for pair in pairs[product]) for product, count in needed.items())
+    return sum(count * min(_of_one(*pair) for pair in pairs[product]) for product, count in needed.items())
 
 
-def _of_pair(a: Tensor, b: Tensor) -> float:
+def _of_one(a: Tensor, b: Tensor) -> float:
     out = a @ b
     started = time.thread_time()
-    for _repeat in range(_REPEATS):
-        torch.matmul(a, b, out=out)
-    return (time.thread_time() - started) / _REPEATS
+    torch.matmul(a, b, out=out)
+    return time.thread_time() - started
 
 
 if __name__ == "__main__":
