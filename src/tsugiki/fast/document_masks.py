@@ -15,20 +15,18 @@ between the prompt and the text, and a sliding window counts positions within th
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.attention import NAME, additive_mask
 from tsugiki.language import _
 from tsugiki.model.context import PROMPT_ATTRIBUTE, max_positions, possible_windows
 from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, same_to_rounding
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 DocumentMasking: TypeAlias = Literal["position_ids", "attention_mask", "separate_rows"]
 """By position ids that restart in each document, by a 4-d attention mask, or by a separate row for each document."""
@@ -57,7 +55,7 @@ class RowLayout:
     queries: int
 
 
-def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> DocumentMasking:
+def detect_document_masking(model: PreTrainedModel, row_length: int = 512) -> DocumentMasking:
     """Return the first kind of masking that keeps documents apart in this model; the model is left as it was.
 
     Attention windows of at least `row_length` tokens, the length of the run's rows, have no effect.
@@ -66,12 +64,12 @@ def detect_document_masking(model: "PreTrainedModel", row_length: int = 512) -> 
     return _detect(model, row_length) if masking == "separate_rows" else masking
 
 
-def _detect(model: "PreTrainedModel", row_length: int) -> DocumentMasking:
+def _detect(model: PreTrainedModel, row_length: int) -> DocumentMasking:
     kinds: tuple[DocumentMasking, ...] = ("position_ids", "attention_mask")
     return next((masking for masking in kinds if _passes_trials(model, masking, row_length)), "separate_rows")
 
 
-def shares_prompts(model: "PreTrainedModel", masking: DocumentMasking, row_length: int = 512) -> bool:
+def shares_prompts(model: PreTrainedModel, masking: DocumentMasking, row_length: int = 512) -> bool:
     """Return whether two answers in a row of this model can share their prompt; the model is left as it was.
 
     `masking` is what `detect_document_masking` returned for the model and the length of the run's rows.
@@ -81,7 +79,7 @@ def shares_prompts(model: "PreTrainedModel", masking: DocumentMasking, row_lengt
     return on_first_blocks(_passes_trials)(model, masking, row_length, _SECOND // 2)
 
 
-def _passes_trials(model: "PreTrainedModel", masking: DocumentMasking, row_length: int, prompt: int = 0) -> bool:
+def _passes_trials(model: PreTrainedModel, masking: DocumentMasking, row_length: int, prompt: int = 0) -> bool:
     """Return whether this masking keeps documents apart. The second one shares `prompt` tokens with the first one."""
     trials = [_documents(model, _PAIRS, _SECOND)]
     windows = [window for window in possible_windows(model) if window < row_length]
@@ -97,7 +95,7 @@ def _passes_trials(model: "PreTrainedModel", masking: DocumentMasking, row_lengt
 
 
 @on_first_blocks
-def attends_to_later_tokens(model: "PreTrainedModel") -> bool:
+def attends_to_later_tokens(model: PreTrainedModel) -> bool:
     """Return whether hidden states depend on later tokens, as in BERT; the model is left as it was."""
     embedded: list[Tensor] = []
 
@@ -175,7 +173,7 @@ def _first_positions(positions: Tensor, documents: Tensor) -> Tensor:
     return positions.gather(-1, begins)
 
 
-def with_shared_prompts(model: "PreTrainedModel", inputs: dict[str, Any]) -> dict[str, Any]:
+def with_shared_prompts(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the model's arguments for rows with shared prompts: position ids alone would hide the prompts."""
     if "attention_mask" in inputs:
         return inputs
@@ -210,7 +208,7 @@ def flash_arguments(positions: Tensor) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def keeps_apart_by_flash(model: "PreTrainedModel") -> bool:
+def keeps_apart_by_flash(model: PreTrainedModel) -> bool:
     """Return whether `flash_arguments` keep documents apart in a model whose attention is flash attention."""
     documents = _documents(model, _PAIRS, _SECOND)
     with evaluating(model):
@@ -294,7 +292,7 @@ def _prompt_positions(like: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=like.device).expand(len(like), -1)
 
 
-def _documents(model: "PreTrainedModel", rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _documents(model: PreTrainedModel, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return two different first documents, and a second document of this length, [rows, tokens], from a fixed seed."""
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
@@ -306,7 +304,7 @@ def _documents(model: "PreTrainedModel", rows: int, length: int) -> tuple[Tensor
 
 
 def _keeps_apart(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     masking: DocumentMasking | Literal["flash"],
     first: Tensor,
     other: Tensor,
@@ -341,7 +339,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _packed_states(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     first: Tensor,
     second: Tensor,
     masking: DocumentMasking | Literal["flash"],

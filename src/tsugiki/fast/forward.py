@@ -8,12 +8,13 @@ model's instance is replaced. It calls the class's `forward` in all other cases:
 from dataclasses import fields
 from functools import partial, update_wrapper
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.fast.document_masks import with_shared_prompts
 from tsugiki.fast.loss import (
     AnswerTokens,
@@ -28,9 +29,6 @@ from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.undo import Undo, replace_forward, replaced_forward
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _INPUTS = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache"}
 _PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 _LOSS = {"labels", "shift_labels", "num_items_in_batch", "ignore_index"}
@@ -38,7 +36,7 @@ _KNOWN = _INPUTS | _PACKED | _LOSS
 _OUTPUT_FIELDS = {field.name for field in fields(CausalLMOutputWithPast)}
 
 
-def enable_chunked_loss(model: "PreTrainedModel", undo: list[Undo]) -> None:
+def enable_chunked_loss(model: PreTrainedModel, undo: list[Undo]) -> None:
     """Let `model(…, labels=…)` compute its loss a few rows at a time, in place; `undo` gets what undoes it.
 
     If gradients are on, the output then holds the loss and no logits. The loss is the mean over the target tokens, or
@@ -58,7 +56,7 @@ def has_chunked_loss(model: nn.Module) -> bool:
     return replaced_forward(model) is _forward
 
 
-def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: Any) -> Tensor:
+def losses_without_logits(model: PreTrainedModel, labels: Tensor, **inputs: Any) -> Tensor:
     """Return the cross-entropy of every token in nats, [rows, length], computed a few rows at a time.
 
     The model is in evaluation mode, and `has_chunked_loss(model)` must hold. The labels [rows, length] are shifted
@@ -69,7 +67,7 @@ def losses_without_logits(model: "PreTrainedModel", labels: Tensor, **inputs: An
         return token_losses(model.base_model(**inputs).last_hidden_state, _head(model), labels)
 
 
-def loss_of_hidden_states(model: "PreTrainedModel", hidden: Tensor, labels: Tensor) -> Tensor:
+def loss_of_hidden_states(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     """Return the summed cross-entropy, in nats, of last hidden states [..., width], computed as in training.
 
     `has_chunked_loss(model)` must hold. The labels are [...], with `IGNORE_INDEX` where there is no target.
@@ -77,7 +75,7 @@ def loss_of_hidden_states(model: "PreTrainedModel", hidden: Tensor, labels: Tens
     return chunked_loss(hidden, _head(model), labels)
 
 
-def answer_log_probabilities(model: "PreTrainedModel", answers: AnswerTokens, **inputs: Any) -> Tensor:
+def answer_log_probabilities(model: PreTrainedModel, answers: AnswerTokens, **inputs: Any) -> Tensor:
     """Return the log-probability of each answer, summed over its tokens, in nats, [answers], in float32 or wider.
 
     `inputs` are the arguments of the model, without labels. Where `has_chunked_loss` does not hold, the model computes
@@ -93,12 +91,12 @@ def answer_log_probabilities(model: "PreTrainedModel", answers: AnswerTokens, **
     return -plain_answer_losses(logits, Head(nn.Identity()), answers)
 
 
-def _head(model: "PreTrainedModel") -> Head:
+def _head(model: PreTrainedModel) -> Head:
     _, scale, softcap = vars(model)["forward"].args
     return Head(model.get_output_embeddings(), scale, softcap)
 
 
-def _forward(model: "PreTrainedModel", scale: float, softcap: float | None, /, *args: Any, **kwargs: Any) -> Any:
+def _forward(model: PreTrainedModel, scale: float, softcap: float | None, /, *args: Any, **kwargs: Any) -> Any:
     if not _applies(model, args, kwargs):
         return type(model).forward(model, *args, **kwargs)
     inputs = {name: value for name, value in kwargs.items() if name not in _LOSS}
@@ -109,7 +107,7 @@ def _forward(model: "PreTrainedModel", scale: float, softcap: float | None, /, *
     return CausalLMOutputWithPast(loss=loss, **{name: outputs[name] for name in outputs.keys() & _OUTPUT_FIELDS})
 
 
-def _applies(model: "PreTrainedModel", args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _applies(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a call needs only a loss for training, and `chunked_loss` gives the same loss as the model."""
     if kwargs.get("labels") is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
@@ -138,7 +136,7 @@ def _loss(
 
 
 @on_first_blocks
-def _has_same_loss(model: "PreTrainedModel", head: Head) -> bool:
+def _has_same_loss(model: PreTrainedModel, head: Head) -> bool:
     """Return whether the model's own loss on a probe equals `_loss`, with the divisor that Trainer passes."""
     ids = probe_ids(model)
     labels = ids.clone()

@@ -26,13 +26,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.dtypes import at_least_float32
 from tsugiki.fast.document_masks import count_documents
 from tsugiki.fast.layers import computes_fast
@@ -50,9 +51,6 @@ from tsugiki.model.linear import (
     is_hooked,
 )
 from tsugiki.model.undo import base_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _SCRATCH = 128 << 20  # bytes of logits in a chunk on a processor; each chunk reads and rearranges the whole weight
 _EXACT_SCRATCH = 4 << 20  # bytes of the logits that are converted to float32 at once on a processor
@@ -421,7 +419,7 @@ def rows_per_chunk(layer: nn.Module, bytes_per_logit: int, on_cpu: bool = True) 
 
 
 @on_first_blocks
-def find_head(model: "PreTrainedModel") -> Head | None:
+def find_head(model: PreTrainedModel) -> Head | None:
     """Find the head that gives the model's logits, by trying the scales and caps that its config may mean.
 
     None if no candidate gives the model's logits, or if the model adds another loss to the cross-entropy (a mixture of

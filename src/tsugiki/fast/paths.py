@@ -7,10 +7,10 @@ not fit is skipped without an error, because the model then computes the same, o
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.document_masks import FLASH, keeps_apart_by_flash
 from tsugiki.fast.forward import enable_chunked_loss
@@ -22,18 +22,13 @@ from tsugiki.model.freeze import warn_of_float16
 from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.undo import Undo, undo_all
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _TOKENS = 96
 _LONGEST_WINDOW = 512
 _UNDO = "_tsugiki_fast_paths"
 """The attribute of a model with the functions that undo `use_fast_paths`."""
 
 
-def use_fast_paths(
-    model: "PreTrainedModel", *, attention: bool = True, modules: bool = True, loss: bool = True
-) -> None:
+def use_fast_paths(model: PreTrainedModel, *, attention: bool = True, modules: bool = True, loss: bool = True) -> None:
     """Let the model compute the same results faster, in place; `use_plain_paths` undoes it.
 
     This is all that changes in the model: its attention implementation; the `forward` of activations, feed-forward
@@ -67,12 +62,12 @@ def use_fast_paths(
             enable_chunked_loss(model, undo)
 
 
-def use_plain_paths(model: "PreTrainedModel") -> None:
+def use_plain_paths(model: PreTrainedModel) -> None:
     """Undo `use_fast_paths`."""
     undo_all(vars(model).pop(_UNDO, []))
 
 
-def _use_block_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
+def _use_block_attention(model: PreTrainedModel, undo: list[Undo]) -> None:
     register()
     # An untrained soft prompt causes more rounding error than the difference that a wrong attention makes.
     with nullcontext() if is_merged(model) else base_alone(model):
@@ -80,7 +75,7 @@ def _use_block_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
         _use_attention(model, NAME, lambda: same_to_rounding(_probe(model), expected), undo)
 
 
-def _use_flash_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
+def _use_flash_attention(model: PreTrainedModel, undo: list[Undo]) -> None:
     """Use flash attention if it is installed. It takes no masks, so packed rows need none, but a soft prompt does."""
     from transformers.utils import is_flash_attn_2_available
 
@@ -88,7 +83,7 @@ def _use_flash_attention(model: "PreTrainedModel", undo: list[Undo]) -> None:
         _use_attention(model, FLASH, lambda: keeps_apart_by_flash(model), undo)
 
 
-def _use_attention(model: "PreTrainedModel", name: str, is_right: Callable[[], bool], undo: list[Undo]) -> None:
+def _use_attention(model: PreTrainedModel, name: str, is_right: Callable[[], bool], undo: list[Undo]) -> None:
     """Let the model use the attention that transformers knows by this name, if it is right in a trial."""
     former = model.config._attn_implementation
     try:
@@ -102,12 +97,12 @@ def _use_attention(model: "PreTrainedModel", name: str, is_right: Callable[[], b
         model.set_attn_implementation(former)
 
 
-def _set_attention(model: "PreTrainedModel", name: str) -> None:
+def _set_attention(model: PreTrainedModel, name: str) -> None:
     model.set_attn_implementation(name)
 
 
 @on_first_blocks
-def _probe(model: "PreTrainedModel") -> Tensor:
+def _probe(model: PreTrainedModel) -> Tensor:
     """Return the last hidden states of one fixed row, in evaluation mode. The row is longer than a short window."""
     windows = [window for window in possible_windows(model) if window <= _LONGEST_WINDOW]
     tokens = max([_TOKENS, *(window + window // 4 for window in windows)])

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.key_value_cache import CachedRows, compute, padded, round_up, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
@@ -15,9 +15,6 @@ from tsugiki.generation.sampling import Chooser, TextStream
 from tsugiki.language import _
 from tsugiki.model.context import rope_depends_on_length
 from tsugiki.model.inference import same_to_rounding
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _PIECE = 512  # tokens of prompts that one step computes, padding included
 _SCORED_PIECE = 128  # the same if logits of all of them are wanted
@@ -165,7 +162,7 @@ def score_prompts(arriving: Arriving, logits: Tensor, start: int) -> None:
                 row.scores.append(scored_token(logprobs, ids[column + 1], row.request.logprobs or 0))
 
 
-def find_batch_mode(model: "PreTrainedModel", several: bool = True) -> BatchMode:
+def find_batch_mode(model: PreTrainedModel, several: bool = True) -> BatchMode:
     """Return "mixed" if a short row has the same logits in a batch with a longer one as alone, otherwise "alone".
 
     The model is tested in its present state, with its active adapter, if any. A single row is always "alone". A model
@@ -192,7 +189,7 @@ def find_batch_mode(model: "PreTrainedModel", several: bool = True) -> BatchMode
     return "mixed" if same else "alone"
 
 
-def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Tensor:
+def _two_steps(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Return the logits after some prompts and after one more token, [rows, 2, vocabulary]."""
     ids, mask = padded(prompts, max(map(len, prompts)), model.device)
     cached = CachedRows(mask)
@@ -201,7 +198,7 @@ def _two_steps(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> Te
     return torch.cat([first, compute(model, cached, ids[:, -1:])], 1)
 
 
-def _without_cache(model: "PreTrainedModel", prompt: Sequence[int]) -> Tensor:
+def _without_cache(model: PreTrainedModel, prompt: Sequence[int]) -> Tensor:
     """Return what `_two_steps` returns for one prompt."""
     ids = torch.tensor([[*prompt, prompt[-1]]], device=model.device)
     logits: Tensor = model(input_ids=ids, use_cache=False).logits

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.mixed_batch import rows_with_adapters
 from tsugiki.fast.row_products import Place
@@ -25,16 +26,13 @@ from tsugiki.lora.pair import LowRank
 from tsugiki.methods.soft_prompt import SoftPromptAdapter
 from tsugiki.model.context import context_length
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Result = TypeVar("Result")
 
 
 class Engine:
     """Generates text for requests, in a thread of its own that owns the model."""
 
-    def __init__(self, model: "PreTrainedModel", limits: Limits | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, limits: Limits | None = None) -> None:
         """Create it; `start` starts the thread. From then to `stop` only the engine may use the model."""
         self.model, self.limits = model, limits or Limits()
         self.context = context_length(model)
@@ -206,7 +204,7 @@ class Engine:
 class ActiveAdapters:
     """Which adapters the model computes with, changed only when a batch needs others. For the engine's thread."""
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._present: tuple[object, ...] | None = None
         self._entered = ExitStack()

@@ -6,13 +6,14 @@ random generator of its own, so its text does not depend on the others, up to ro
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.encoding import document_end
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.batch import find_batch_mode
@@ -26,9 +27,6 @@ from tsugiki.lora.hold import active_adapter, active_names, is_merged
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 _ROWS = 16
 """The most rows of a batch."""
 _MODES: WeakKeyDictionary[Any, dict[object, tuple[ReferenceType[Any], BatchMode | None]]] = WeakKeyDictionary()
@@ -36,8 +34,8 @@ _MODES: WeakKeyDictionary[Any, dict[object, tuple[ReferenceType[Any], BatchMode 
 
 
 def generate_text(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     max_new_tokens: int,
     sampling: Sampling,
@@ -54,8 +52,8 @@ def generate_text(
 
 
 def generate_texts(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     sampling: Sampling,
@@ -72,8 +70,8 @@ def generate_texts(
 
 
 def continue_rows(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[list[int]],
     max_new_tokens: int,
     sampling: Sampling,
@@ -134,7 +132,7 @@ def continue_rows(
     return texts
 
 
-def _batch_mode(model: "PreTrainedModel", rows: int) -> BatchMode | None:
+def _batch_mode(model: PreTrainedModel, rows: int) -> BatchMode | None:
     """Return how rows can be batched; None if the model has no ordinary cache, as state-space models.
 
     A test takes three forward passes or more, so the answer is kept until other modules or another adapter compute.
@@ -150,7 +148,7 @@ def _batch_mode(model: "PreTrainedModel", rows: int) -> BatchMode | None:
     return known[key][1]
 
 
-def _by_transformers(model: "PreTrainedModel", request: Request) -> None:
+def _by_transformers(model: PreTrainedModel, request: Request) -> None:
     """Continue a prompt by transformers' `generate`, which knows the caches of all models."""
     chooser = Chooser(request.sampling, request.matcher, request.ends)
     stream = TextStream(request.tokenizer, request.prompt)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-    from transformers import PreTrainedTokenizerBase
 
 _MOST_KEPT = 64
 """The largest number of compiled grammars that are kept."""
@@ -100,7 +100,7 @@ class Matcher:
 class Grammars:
     """Compiles grammars for the tokens of a vocabulary, and keeps the last ones. Any thread may call it."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", words: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: int) -> None:
         """Create it for a model with `words` tokens; the vocabulary is built for the first grammar."""
         self._tokenizer, self._words = tokenizer, words
         self._vocabulary: _Vocabulary | None = None
@@ -137,7 +137,7 @@ class _Vocabulary:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", words: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: int) -> None:
         self._tokenizer = tokenizer
         self.tokens = [*token_bytes(tokenizer, words), b""]
         self.eos_token_id = words
@@ -158,7 +158,7 @@ class _Vocabulary:
         return [*self.native.greedy_tokenize(text)]
 
 
-def token_bytes(tokenizer: "PreTrainedTokenizerBase", words: int) -> list[bytes]:
+def token_bytes(tokenizer: PreTrainedTokenizerBase, words: int) -> list[bytes]:
     """Return the bytes of the first `words` tokens within a text; none for a token that adds nothing to a text.
 
     The text of a token is what a second one adds, because some tokenizers drop the space at the beginning of a text. A
@@ -187,7 +187,7 @@ def token_bytes(tokenizer: "PreTrainedTokenizerBase", words: int) -> list[bytes]
     return tokens + [b""] * (words - len(tokens))
 
 
-def _texts(tokenizer: "PreTrainedTokenizerBase", rows: list[list[int]]) -> list[str]:
+def _texts(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[str]:
     """Return the texts of rows of tokens, as `TextStream` decodes them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

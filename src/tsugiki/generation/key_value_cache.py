@@ -11,7 +11,7 @@ for some more tokens than it holds, and appends new ones in place.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from tsugiki.annotations import PreTrainedModel
 
 _ROOM = 64  # tokens for which memory is allocated in advance
 
@@ -73,7 +72,7 @@ class CachedRows:
     cache: GrowingCache = field(default_factory=GrowingCache)
 
 
-def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logits: bool = False) -> Tensor:
+def compute(model: PreTrainedModel, cached: CachedRows, ids: Tensor, all_logits: bool = False) -> Tensor:
     """Compute the logits that follow new tokens, int64 [rows, new], and add their keys and values to the cache.
 
     The mask of `cached` must include the new tokens. The logits are those of the last token, [rows, 1, vocabulary], or
@@ -95,7 +94,7 @@ def compute(model: "PreTrainedModel", cached: CachedRows, ids: Tensor, all_logit
     return logits if all_logits else logits[:, -1:]
 
 
-def bytes_per_token(model: "PreTrainedModel") -> int:
+def bytes_per_token(model: PreTrainedModel) -> int:
     """Return the size of the keys and values of one token in all layers, with the active adapter, if any."""
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     cached = CachedRows(torch.ones_like(ids))

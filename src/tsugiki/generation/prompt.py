@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from tsugiki.adapters.saved_tokenizer import saved_chat_template
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import Conversation, Message
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Prompt: TypeAlias = str | Sequence[Message]
 """A text to continue, or the turns of a conversation that the assistant answers."""
@@ -27,7 +25,7 @@ class PromptTokens:
 
 
 def prompt_tokens(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, source: str = "the prompt"
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, source: str = "the prompt"
 ) -> PromptTokens:
     """Return the tokens of a prompt in the same form as before an answer in training.
 
@@ -45,7 +43,7 @@ def prompt_tokens(
     return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))
 
 
-def learned_conversations(adapter: Path | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
+def learned_conversations(adapter: Path | None, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether prompts are turns of a conversation: the adapter in a folder was trained on some, or, without an
     adapter, the model's tokenizer has a chat template.
     """
@@ -61,7 +59,7 @@ def as_prompt(text: str, as_turn: bool, system: str | None = None) -> Prompt:
     return [*([Message("system", system)] if system else []), Message("user", text)]
 
 
-def configured_ends(model: "PreTrainedModel") -> set[int]:
+def configured_ends(model: PreTrainedModel) -> set[int]:
     """Return the tokens that end a text according to the model's settings for generation."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}

@@ -5,13 +5,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from tsugiki.generation.grammar import Matcher
 
 
@@ -141,7 +140,7 @@ class Request:
 
     prompt: Sequence[int]
     """At least one token."""
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: PreTrainedTokenizerBase
     max_tokens: int
     deliver: Callable[[Event], None]
     """Called in the thread that computes; must return at once."""

@@ -21,11 +21,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from tsugiki.generation.grammar import Matcher
 
 LOWEST_TEMPERATURE = 1e-5
@@ -62,12 +61,12 @@ class Sampling:
     """What the text must keep to, as `json_grammar` returns it; the server compiles that of a request itself."""
 
 
-def repetition_penalty_of(model: "PreTrainedModel") -> float:
+def repetition_penalty_of(model: PreTrainedModel) -> float:
     """Return the repetition penalty of a model's generation settings; 1 if they have none."""
     return getattr(model.generation_config, "repetition_penalty", None) or 1.0
 
 
-def with_penalty_of(model: "PreTrainedModel", sampling: Sampling) -> Sampling:
+def with_penalty_of(model: PreTrainedModel, sampling: Sampling) -> Sampling:
     """Return the settings with the model's own repetition penalty if they have none."""
     if sampling.repetition_penalty is not None:
         return sampling
@@ -156,7 +155,7 @@ def _warpers(settings: Sampling) -> list[LogitsProcessor]:
 class TextStream:
     """The text of new tokens, up to the first stop string."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
         """Create it for the tokens after a prompt; the text ends before the first of `stops`. None of them is empty."""
         self.tokenizer = tokenizer
         self.stops = stops

@@ -21,11 +21,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.modules import fast_generation
 from tsugiki.generation.batch import (
@@ -54,9 +54,6 @@ from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.model.inference import evaluating
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _SMALL_MODEL = 500_000_000  # parameters
 _PADDING = 64  # tokens that prompts may differ in length to be computed together
 _MOST_GROUPS = 4
@@ -64,7 +61,7 @@ _MOST_GROUPS = 4
 
 
 @contextmanager
-def generating(model: "PreTrainedModel") -> Iterator[None]:
+def generating(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model generates, as fast as the processor allows: a small model in one thread.
 
     The products of a small model are short. On busy cores, threads would wait for each other ten times longer than they
@@ -80,7 +77,7 @@ class Scheduler:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: PreTrainedModel,
         rows: int,
         cache_tokens: int,
         prefix_bytes: int = 0,
