@@ -107,7 +107,7 @@ class RunProgress(ProgressDisplay):
         """Show an evaluation on the held-out text, or on the validation text."""
         self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
         message = _("step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}")
-        self.print(message.format(**dict(result) | {"text": text or _("held-out")}))
+        self.print(message.format(text=text or _("held-out"), **dict(result)))
 
     def pairs(self, result: StepPairs, text: str = "") -> None:
         """Show how often the held-out or the validation pairs are right."""

@@ -71,6 +71,20 @@ export function field(text, control) {
 }
 
 /**
+ * Create a list to choose from.
+ *
+ * @param {[string, string][]} options the value and the text of each
+ * @param {string} chosen value
+ * @param {(value: string) => void} act what is done with another one
+ * @param {Record<string, any>} [attributes] as for `h`
+ */
+export function select(options, chosen, act, attributes = {}) {
+  const draw = ([value, text]) => h("option", { value, selected: value === chosen }, text);
+  const list = h("select", { onchange: () => act(list.value), ...attributes }, options.map(draw));
+  return list;
+}
+
+/**
  * Ask for a name; what is wrong with it is shown in the question.
  *
  * @param {string} label

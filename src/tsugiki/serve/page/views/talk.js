@@ -5,7 +5,7 @@
  */
 
 import { getJson, postJson } from "../api.js";
-import { button, fill, h, saveFile } from "../dom.js";
+import { button, fill, h, saveFile, select } from "../dom.js";
 import { drawAnswer, isOpen, percent, textOf } from "./talk/answer.js";
 import { generate } from "./talk/generate.js";
 import { conversations, exported, forget as forgetConversation, imported, keep, lastOpen } from "./talk/history.js";
@@ -128,19 +128,15 @@ export async function render(root, app) {
    * @param {number} index
    */
   function drawChip(model, index) {
-    const choose = async () => {
-      models[index] = (select.value === "" ? await askMix(model, names.slice(1), t) : select.value) ?? model;
+    const choose = async (name) => {
+      models[index] = (name === "" ? await askMix(model, names.slice(1), t) : name) ?? model;
       keepSettings();
       drawForm();
       chips.children[index].querySelector("select").focus();
     };
-    const listed = names.includes(model) ? names : [...names, model];
-    const select = h(
-      "select",
-      { "aria-label": t("model_number", { number: index + 1 }), onchange: choose },
-      listed.map((one) => h("option", { value: one, selected: one === model }, labelOf(one))),
-      adapters.length > 0 && h("option", { value: "" }, t("mix")),
-    );
+    const listed = (names.includes(model) ? names : [...names, model]).map((one) => [one, labelOf(one)]);
+    if (adapters.length > 0) listed.push(["", t("mix")]);
+    const list = select(listed, model, choose, { "aria-label": t("model_number", { number: index + 1 }) });
     const remove = () => {
       models.splice(index, 1);
       keepSettings();
@@ -151,7 +147,7 @@ export async function render(root, app) {
       "span.chip",
       {},
       h("i.dot", { dataset: { colour: index + 1 } }),
-      select,
+      list,
       models.length > 1 && button("×", remove, { class: "quiet", "aria-label": removal }),
     );
   }

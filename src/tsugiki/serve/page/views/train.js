@@ -1,24 +1,14 @@
 /** Train: choose texts, see what would be learned and what it would take, and start the run. */
 
 import { getJson, postJson, putFile } from "../api.js";
-import { ask, button, field, fill, h } from "../dom.js";
+import { ask, button, field, fill, h, select } from "../dom.js";
 import { drawBases, drawPlan, drawPreview } from "./train/results.js";
 
 const API = "/page/api/train/";
 const PAUSE = 400; // milliseconds after the last change, before the settings are checked
-const NUMBERS = {
-  epochs: "epochs",
-  minutes: "minutes",
-  r: "r",
-  lora_alpha: "lora_alpha",
-  lora_dropout: "lora_dropout",
-  learning_rate: "learning_rate",
-  batch_size: "batch_size",
-  block_size: "block_size",
-  held_out: "held_out",
-  seed: "seed",
-};
+const LENGTHS = ["epochs", "minutes"];
 const OF_LORA = ["r", "lora_alpha", "lora_dropout"];
+const NUMBERS = [...OF_LORA, "learning_rate", "batch_size", "block_size", "held_out", "seed"];
 const DTYPES = ["fp32", "bf16", "int8", "nf4", "nf4-int8"];
 
 /** What has been filled in. It stays when the view is left, or the language changes. */
@@ -65,10 +55,9 @@ export async function render(root, app) {
     const lora = options.methods.find((one) => one.name === draft.method)?.lora;
     const { texts, uploads, base, method } = draft;
     const body = { name: draft.name.trim(), texts, uploads, base, method };
-    for (const name of Object.keys(NUMBERS)) {
+    for (const name of [draft.length, ...NUMBERS]) {
       const given = (draft.numbers[name] ?? "").trim();
-      const isOtherLength = (name === "epochs" || name === "minutes") && name !== draft.length;
-      if (given === "" || isOtherLength || (OF_LORA.includes(name) && !lora)) continue;
+      if (given === "" || (OF_LORA.includes(name) && !lora)) continue;
       body[name] = Number(given);
     }
     const prompts = draft.prompts
@@ -226,17 +215,8 @@ export async function render(root, app) {
     const own = draft.aozora;
     const input = (key, text, attributes = {}) =>
       field(text, h("input", { value: own[key], oninput: (event) => (own[key] = event.target.value), ...attributes }));
-    const kana = h(
-      "select",
-      { onchange: () => (own.kana = kana.value) },
-      ["", "modern", "old"].map((value) =>
-        h(
-          "option",
-          { value, selected: value === own.kana },
-          t({ "": "kana.any", modern: "kana.modern", old: "kana.old" }[value]),
-        ),
-      ),
-    );
+    const kinds = [["", t("kana.any")], ["modern", t("kana.modern")], ["old", t("kana.old")]];
+    const kana = select(kinds, own.kana, (value) => (own.kana = value));
     return h(
       "details.aozora",
       {},
@@ -314,23 +294,13 @@ export async function render(root, app) {
     maxlength: 100,
     oninput: () => ((draft.name = name.value), changed()),
   });
-  const methods = h(
-    "select",
-    { onchange: () => ((draft.method = methods.value), drawNumbers(), changed()) },
-    options.methods.map((one) =>
-      h("option", { value: one.name, selected: one.name === draft.method }, `${one.name} · ${one.summary}`),
-    ),
-  );
-  const bases = h(
-    "select",
-    { onchange: () => ((draft.base = bases.value), changed()) },
-    options.bases.map((one) => h("option", { value: one, selected: one === draft.base }, one)),
-  );
-  const lengths = h(
-    "select",
-    { "aria-label": t("length"), onchange: () => ((draft.length = lengths.value), drawNumbers(), changed()) },
-    ["epochs", "minutes"].map((one) => h("option", { value: one, selected: one === draft.length }, t(NUMBERS[one]))),
-  );
+  const redraw = () => (drawNumbers(), changed());
+  /** Create a list for a setting. */
+  const list = (key, values, act = changed, attributes = {}) =>
+    select(values, draft[key], (value) => ((draft[key] = value), act()), attributes);
+  const methods = list("method", options.methods.map((one) => [one.name, `${one.name} · ${one.summary}`]), redraw);
+  const bases = list("base", options.bases.map((one) => [one, one]));
+  const lengths = list("length", LENGTHS.map((one) => [one, t(one)]), redraw, { "aria-label": t("length") });
   const length = h("div.length");
   const prompts = h("textarea", {
     rows: 2,
@@ -338,13 +308,7 @@ export async function render(root, app) {
     oninput: () => ((draft.prompts = prompts.value), changed()),
   });
   const advanced = h("div.grid");
-  const dtype = h(
-    "select",
-    { onchange: () => ((draft.base_dtype = dtype.value), changed()) },
-    ["", ...DTYPES].map((one) =>
-      h("option", { value: one, selected: one === draft.base_dtype }, one || t("automatic")),
-    ),
-  );
+  const dtype = list("base_dtype", ["", ...DTYPES].map((one) => [one, one || t("automatic")]));
 
   function number(key, attributes = {}) {
     const start = options.defaults[key];
@@ -359,12 +323,10 @@ export async function render(root, app) {
 
   function drawNumbers() {
     const lora = options.methods.find((one) => one.name === draft.method)?.lora;
-    fill(length, number(draft.length, { "aria-label": t(NUMBERS[draft.length]) }), lengths);
+    fill(length, number(draft.length, { "aria-label": t(draft.length) }), lengths);
     fill(
       advanced,
-      Object.keys(NUMBERS)
-        .filter((key) => key !== "epochs" && key !== "minutes" && (lora || !OF_LORA.includes(key)))
-        .map((key) => field(t(NUMBERS[key]), number(key))),
+      NUMBERS.filter((key) => lora || !OF_LORA.includes(key)).map((key) => field(t(key), number(key))),
       field(t("base_dtype"), dtype),
     );
   }

@@ -1,7 +1,7 @@
 /** A mix of adapters: weights, what it writes, and its place in the library. */
 
 import { getJson, postJson, stream } from "../../api.js";
-import { button, field, fill, h } from "../../dom.js";
+import { button, field, fill, h, select } from "../../dom.js";
 
 const PAUSE = 350; // ms without a change before the mix writes again
 const LARGEST = 100; // weight, as the server allows
@@ -83,16 +83,8 @@ export async function showMix(root, app, library, names) {
     const others = usable.filter((one) => !weights.has(one.name));
     fill(rows, ...[...weights.keys()].map((key) => weightRow(app, key, weights, soon, drawRows)));
     if (others.length && weights.size < MOST) {
-      const add = h(
-        "select",
-        { "aria-label": t("add") },
-        h("option", { value: "" }, t("add")),
-        ...others.map((one) => h("option", { value: one.name }, one.name)),
-      );
-      add.addEventListener("change", () => {
-        weights.set(add.value, 0.5);
-        drawRows();
-      });
+      const listed = [["", t("add")], ...others.map((one) => [one.name, one.name])];
+      const add = select(listed, "", (chosen) => (weights.set(chosen, 0.5), drawRows()), { "aria-label": t("add") });
       rows.append(h("div.add", {}, add));
     }
     soon();
