@@ -186,5 +186,5 @@ def test_the_base_is_measured_on_pairs_as_the_adapter_learned_them(pairs: Any):
 def test_a_file_that_is_no_template_is_one_line(content: bytes | None, tmp_path: Path):
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(content) if content is not None else path.mkdir()
-    with pytest.raises(TsugikiError, match="chat template"):
+    with pytest.raises(TsugikiError, match="chat.template"):
         with_chat_template(byte_tokenizer(), tmp_path)
