@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import save_tiny
-from tsugiki import TsugikiError
-from tsugiki.bench import RaceResult, ToolRun, run_race
+from tests.tiny import save_grafted, save_tiny, tiny_model
+from tsugiki import LoraConfig, TsugikiError
+from tsugiki.bench import RaceResult, ToolRun, copy_new_adapters, run_race
 
 
 def run_of(tool: str, seed: int, *curve: tuple[float, float]) -> ToolRun:
@@ -78,6 +78,26 @@ def test_two_kinds_of_records_are_refused(tmp_path: Path):
     model = save_tiny(tmp_path / "model")
     with pytest.raises(TsugikiError, match="--held-out"):
         run_race(model, [str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")], 1, print)
+
+
+def test_an_adapter_that_is_removed_while_it_is_copied_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out, folder = tmp_path / "out", tmp_path / "copies"
+    folder.mkdir()
+    for name in ("checkpoint-1", "checkpoint-2"):
+        save_grafted(out / name, tiny_model("llama"), LoraConfig(r=2))
+    copy = shutil.copy2
+
+    def copy_and_remove(source: Path, target: Path) -> None:
+        copy(source, target)
+        if source.parent.name == "checkpoint-1":
+            shutil.rmtree(source.parent)
+
+    monkeypatch.setattr(shutil, "copy2", copy_and_remove)
+    copies: dict[tuple[Path, int], Path] = {}
+    copy_new_adapters(out, folder, copies)
+    assert [file.parent.name for file, _at in copies] == ["checkpoint-2"]
+    (copied,) = copies.values()
+    assert {path.name for path in copied.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_an_unknown_tool_is_refused(tmp_path: Path):

@@ -264,7 +264,7 @@ def _run(
         running = True
         while running:
             running = process.poll() is None
-            _copy_new(out, Path(folder), copies)
+            copy_new_adapters(out, Path(folder), copies)
             run.peak = max(run.peak or 0, _resident(process)) or None
             time.sleep(_POLL if running else 0)
         run.seconds = time.time() - started
@@ -281,7 +281,7 @@ def _run(
     return run
 
 
-def _copy_new(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> None:
+def copy_new_adapters(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> None:
     """Copy the adapters below `out` that are complete and new; a copy is known by file and time in nanoseconds."""
     for place, _folders, names in os.walk(out):  # which passes over folders that are removed meanwhile
         if not {ADAPTER_FILE, ADAPTER_CONFIG_FILE} <= {*names}:
@@ -294,8 +294,8 @@ def _copy_new(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> 
             with safe_open(file, "pt"):
                 copy = folder / str(len(copies))
             copy.mkdir(exist_ok=True)
-            for part in file.parent.glob("adapter_*"):
-                shutil.copy2(part, copy)
+            for name in (ADAPTER_CONFIG_FILE, ADAPTER_FILE):  # an error if one has been removed meanwhile
+                shutil.copy2(file.with_name(name), copy)
             copies[at] = copy
 
 
