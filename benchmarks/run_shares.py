@@ -129,9 +129,7 @@ def _run_instrumented(command: list[str]) -> None:
         except ModuleNotFoundError:  # a method
             place, _, kind = place.rpartition(".")
             owner = getattr(import_module(place), kind)
-        inner = getattr(owner, attribute, None)
-        if inner is None:  # in an older Tsugiki
-            return
+        inner = getattr(owner, attribute)
 
         @wraps(inner)
         def outer(*arguments: Any, **named: Any) -> Any:

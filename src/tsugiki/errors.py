@@ -69,7 +69,7 @@ def unreadable(path: object, error: Exception) -> TsugikiError:
 
 
 def system_error(message: str, path: object, error: Exception) -> TsugikiError:
-    """Return the error for a file or a folder with which the system cannot do something; a message of both."""
+    """Return the error for a failed file operation; `message` has the fields `path` and `reason`."""
     reason = getattr(error, "strerror", None) or error_text(error)
     return TsugikiError(message.format(path=path, reason=reason))
 

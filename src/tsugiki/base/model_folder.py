@@ -74,7 +74,7 @@ def read_shards(folder: Path) -> list[Shard]:
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """The tensors in a model's weight files, by their keys there. Each is read from its file when it is accessed."""
+    """A mapping from the keys in a model's weight files to tensors. A tensor is read when it is accessed."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}

@@ -227,7 +227,7 @@ def _tables() -> tuple[NDArray[np.uint32], NDArray[np.bool_], NDArray[np.uint32]
     う, and its kind of kana.
     """
     table = np.arange(0x110000, dtype=np.uint32)
-    is_known = table >= 0x10000  # their folded form is themselves
+    is_known = table >= 0x10000  # these are not changed by folding
     before_u = np.arange(0x110000, dtype=np.uint32)
     for kana, changed in _BEFORE_U.items():
         before_u[ord(kana)] = ord(changed)

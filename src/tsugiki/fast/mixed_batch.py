@@ -66,10 +66,9 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
 def rows_with_adapters(
     model: nn.Module, adapter_names: Sequence[str | None], known: dict[LowRank, Place] | None
 ) -> Iterator[None]:
-    """Do the work of `mixed_batch`.
+    """Do the same as `mixed_batch`, and keep the addresses of the factors of each pair in `known`, if it is given.
 
-    With `known`, the places of factors are looked up once for each pair, and remembered there, which requires that
-    nobody replaces the tensors of these adapters as long as it is used.
+    While `known` is used, the tensors of these adapters must not be replaced.
     """
     model = unwrapped(model)
     rows = _mixed_rows(model, adapter_names, known)

@@ -69,7 +69,8 @@ class RowPairs:
     pairs: Sequence[LowRank | None]
     """The pair of each group of neighbouring rows, all of the same size; None: the base."""
     known: dict[LowRank, Place] | None = None
-    """Where the factors of pairs are whose tensors and scalings nobody replaces; it grows. None: looked up again."""
+    """Pair -> where its factors are, extended by new pairs; None: looked up in each call. Only for pairs whose tensors
+    and scalings do not change."""
     distinct: list[LowRank] = field(init=False)
     """The pairs, each once."""
     with_dora: list[tuple[int, LowRank]] = field(init=False)
@@ -131,7 +132,7 @@ def _find_places(rows: RowPairs, into: int, out: int) -> Places:
 
 
 def _tabulate(rows: RowPairs, known: dict[LowRank, Place], state: list[float], into: int, out: int) -> Places:
-    """Find the factors of the pairs that are not known, and tabulate those of all groups."""
+    """Look up the factors of pairs that are not in `known`, and write the table of all groups for the C function."""
     for pair in rows.distinct:
         if pair not in known:
             known[pair] = _place(pair, into, out)

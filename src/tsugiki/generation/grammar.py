@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _MOST_KEPT = 64
-"""The largest number of compiled grammars that are kept."""
+"""The maximum number of compiled grammars in memory."""
 _LARGEST = 120_000  # characters, as in OpenAI's API
 _TOKENIZED = 200
-"""The largest number of prescribed characters that the model's tokenizer splits, which it does for every token."""
+"""At most so many characters that the grammar prescribes are tokenised by the model's tokenizer, at every step."""
 _WHITE_SPACE: Any = {"whitespace_pattern": r"[ ]|\n[ \t]{0,32}"}
 """What may stand between parts of JSON. Without a limit, small models write white space until their context ends."""
 _MISSING = marked("the vocabulary has no tokens for the text that it prescribes")
@@ -132,7 +132,7 @@ class Grammars:
 
 
 class _Vocabulary:
-    """A vocabulary for llguidance, with an extra token for the end of a text; our end tokens differ by request."""
+    """The vocabulary for llguidance, with an additional end token, because the end tokens of requests differ."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None

@@ -91,7 +91,7 @@ class Chooser:
 
     @property
     def finished(self) -> bool:
-        """Whether the text is complete in its grammar, so that nothing can follow it."""
+        """Whether the grammar allows no further token."""
         return self.matcher is not None and self.matcher.finished
 
     def choose(

@@ -37,8 +37,8 @@ class WriteError(TsugikiError):
 def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `out` when the block succeeds and removed when it fails.
 
-    The folder must exist. With `replace`, an existing file is replaced, and stays unchanged until then; without it,
-    such a file is an error. If writing fails, as on a full disk, the error is a `WriteError`.
+    The folder must exist. An existing file is an error, or with `replace` it is replaced when the block succeeds.
+    If writing fails, as on a full disk, the error is a `WriteError`.
     """
     with _write_errors(out):  # the name may be too long, for example
         exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
@@ -65,8 +65,8 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
 def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder to fill; it is renamed to `out` when the block succeeds and removed when it fails.
 
-    Its parents are created. With `replace`, an existing folder is replaced, and stays unchanged until then; without it,
-    a folder that is not empty is an error.
+    Its parents are created. An existing folder with files is an error, or with `replace` it is replaced when the block
+    succeeds.
     """
     if not replace:
         refuse_existing(out)

@@ -53,7 +53,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cohere": Architecture(llama_cpp="command-r"),
     "olmo2": Architecture(llama_cpp="olmo2"),
     "smollm3": Architecture(llama_cpp="smollm3"),
-    # All but the adapters of the base itself, of which each block holds those of all blocks and calls one.
+    # Without the adapters that are a part of the base: each block holds those of all blocks, and calls one of them.
     "zamba2": Architecture(
         target_modules=("in_proj", "linear", *_QKV, "o_proj", "gate_up_proj", "down_proj"),
     ),

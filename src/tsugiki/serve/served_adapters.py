@@ -342,7 +342,7 @@ class ServedAdapters:
         return len(in_memory) >= self.max_loaded or sum(served.bytes for served in in_memory) + size > self.max_bytes
 
     def _retire(self, *models: ServedModel) -> None:
-        """Give models to no new request, and unload all such models that no request holds any more."""
+        """Stop giving these models to new requests, and unload each such model that no request uses any more."""
         self._replaced += models
         for served in [served for served in self._replaced if served.users == 0]:
             self._replaced.remove(served)

@@ -135,7 +135,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the operating system, so that a peak of what follows does not include it."""
+    """Return freed memory to the operating system, so that it does not count in a later peak."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if malloc_trim is not None:  # glibc
         malloc_trim(0)

@@ -49,7 +49,7 @@ def muon_and_adamw(model: PreTrainedModel, config: RunConfig, rate: float) -> "C
 
 def plain_orthogonalized(matrix: Tensor) -> Tensor:
     """Return the matrix with singular values near 1, in bfloat16 if its device multiplies bfloat16, else in float32."""
-    x = _start(matrix)
+    x = _normalized(matrix)
     for _iteration in range(_ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
@@ -57,10 +57,10 @@ def plain_orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Compute `plain_orthogonalized`; of long float32 matrices by their Gram matrix, which rounds differently."""
-    x = _start(matrix)
-    if x.dtype != torch.float32 or x.size(1) < 2 * x.size(0):
+    """Compute `plain_orthogonalized`; for long float32 matrices by their Gram matrix, which rounds differently."""
+    if _dtype(matrix) != torch.float32 or max(matrix.shape) < 2 * min(matrix.shape):
         return plain_orthogonalized(matrix)
+    x = _normalized(matrix)
     gram = x @ x.T
     factors = factor = _factor(gram)
     for _iteration in range(_ITERATIONS - 1):
@@ -77,10 +77,13 @@ def _factor(gram: Tensor) -> Tensor:
     return factor
 
 
-def _start(matrix: Tensor) -> Tensor:
-    """Return the matrix, with its short side first, divided so that no singular value is above 1."""
-    native = preferred_compute_dtype(matrix.device) == "bf16"
-    x = (matrix.T if matrix.size(0) > matrix.size(1) else matrix).to(torch.bfloat16 if native else torch.float32)
+def _dtype(matrix: Tensor) -> torch.dtype:
+    return torch.bfloat16 if preferred_compute_dtype(matrix.device) == "bf16" else torch.float32
+
+
+def _normalized(matrix: Tensor) -> Tensor:
+    """Return the matrix, transposed if it is tall, divided by its norm, so that no singular value is above 1."""
+    x = (matrix.T if matrix.size(0) > matrix.size(1) else matrix).to(_dtype(matrix))
     return x.div(x.norm().clamp(min=1e-7))
 
 

@@ -34,7 +34,7 @@ class PreferenceTask:
     """The loss and the answers of a run that learns preferences."""
 
     loss: AnswerLoss
-    """The loss of the steps; `compute_reference` gives it what it compares with."""
+    """The loss of each step. `compute_reference` gives it the log-probabilities under the reference."""
     answers: PackedAnswers
     references: dict[str, Tensor] = field(default_factory=dict)
     """Part of the data (training, held_out or validation) -> log-probabilities under the reference, [records].

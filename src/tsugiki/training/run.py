@@ -231,7 +231,7 @@ def load_base(run: Run) -> None:
     run.display.announce(_("loading {model}").format(model=config.model))
     load = partial(load_model, config.model, run.facts.dtype, trust_remote_code=config.trust_remote_code)
     run.model = main_first(run.accelerator, load)
-    return_freed_memory()  # transformers stacks the weights of experts, and frees as much as they take
+    return_freed_memory()  # loading stacks the weights of experts, and frees the unstacked copies
     if texts.new_words is not None:
         from tsugiki.base.new_words import add_rows
 
