@@ -6,6 +6,8 @@ For each name there are two files: `NAME.jsonl` to train on, and `NAME.test.json
 - `developers_ja`: a Japanese manual with modern prose, Debian's package developers-reference-ja (GPL-2+), a document
   for each chapter;
 - `chat_en`: the English questions and answers of the package chatterbot-corpus 1.3.3 (BSD licence);
+- `perl_faq`: questions and answers about Perl, Debian's package perl-doc (Artistic licence or GPL-1+), as prompts with
+  completions;
 - `guides_en`: the prose of some of this project's English guides, a document for each.
 """
 
@@ -22,6 +24,8 @@ import yaml
 QUESTIONS = 360  # records of chat_en, and of its test
 CHARACTERS = 30_000  # of guides_en and developers_ja
 TESTS = 2  # documents of a test
+FAQ_CHARACTERS, FAQ_TESTS = 60_000, 16  # of the answers to learn from, and questions of the test
+FAQ_SHORTEST, FAQ_LONGEST = 150, 1500  # characters of an answer
 # Name: author, kana, characters in all, shortest and longest work.
 AUTHORS = {
     "kyoka": ("泉鏡花", "old", 70_000, 2000, 20_000),
@@ -45,6 +49,8 @@ AUTHORS = {
 }
 Records = list[dict[str, str]]
 _CODE = re.compile(r"```.*?```", re.DOTALL)
+_POD_COMMAND = re.compile(r"^=(?:item *|\w+.*\n?)", re.MULTILINE)
+_POD_FORMAT = re.compile(r"[A-Z]<(?:[^<>|]*\||<+ )?([^<>]*?)(?: >+)?>")
 
 
 def main() -> None:
@@ -54,6 +60,7 @@ def main() -> None:
     parser.add_argument("--without", type=Path, nargs="*", default=[], help="JSONL files of works that are not taken")
     parser.add_argument("--developers", type=Path, help="folder with the .rst.txt files of developers-reference-ja")
     parser.add_argument("--guides", type=Path, help="folder of the guides: docs")
+    parser.add_argument("--perl", type=Path, help="folder with perlfaq1.pod to perlfaq9.pod of perl-doc")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -67,6 +74,8 @@ def main() -> None:
     if options.guides:
         guides = (path for path in options.guides.glob("*.md") if not path.name.endswith(".ja.md"))
         texts["guides_en"] = _documents(guides)
+    if options.perl:
+        texts["perl_faq"] = _frequently_asked(options.perl.glob("perlfaq[1-9].pod"))
     texts["chat_en"] = _questions()
     for name, (learned, test) in texts.items():
         _write(options.out / f"{name}.jsonl", learned)
@@ -128,6 +137,29 @@ def _questions() -> tuple[Records, Records]:
     records = [{"prompt": question, "completion": answer} for question, answer in answers.items()]
     chosen = random.Random(0).sample(records, 2 * QUESTIONS)
     return chosen[:QUESTIONS], chosen[QUESTIONS:]
+
+
+def _frequently_asked(paths: Iterable[Path]) -> tuple[Records, Records]:
+    """Return the questions (headings) and answers of POD files, without markup."""
+    records: Records = []
+    for path in sorted(paths):
+        for section in path.read_text("utf-8").split("\n=head2 ")[1:]:
+            question, answer = (_plain(part) for part in section.split("\n=head1")[0].split("\n\n", 1))
+            if FAQ_SHORTEST <= len(answer) <= FAQ_LONGEST:
+                records.append({"prompt": question + "\n", "completion": answer})
+    random.Random(0).shuffle(records)
+    test, count, characters = records[:FAQ_TESTS], FAQ_TESTS, 0
+    while characters < FAQ_CHARACTERS and count < len(records):
+        characters += len(records[count]["completion"])
+        count += 1
+    return records[FAQ_TESTS:count], test
+
+
+def _plain(pod: str) -> str:
+    text = _POD_COMMAND.sub("", pod)
+    while (without := _POD_FORMAT.sub(r"\1", text)) != text:  # they nest
+        text = without
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 if __name__ == "__main__":

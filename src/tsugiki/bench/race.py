@@ -40,6 +40,7 @@ from tsugiki.data.records import Completion, Document, Record
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import make_folder
+from tsugiki.io.digests import file_sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.io.json import write_json
@@ -74,13 +75,16 @@ class Inputs:
     """Whether the records are texts; otherwise they are prompts with completions."""
 
     def losses(self, adapters: Sequence[Path]) -> list[float]:
-        """Return the held-out loss of each adapter, in nats per token."""
+        """Return the held-out loss of each adapter, in nats per token. Equal files are evaluated once."""
         from tsugiki import evaluate
 
-        names = [str(path) for path in adapters]
+        digests = [file_sha256(path / ADAPTER_FILE) for path in adapters]
+        names = {digest: str(path) for digest, path in zip(digests, adapters, strict=True)}
         template = None if self.has_texts else "none"
-        found = evaluate(str(self.held_out), model=str(self.model), adapter=names, chat_template=template)
-        return [result.loss for result in list(found.values())[-len(names) :]]  # after that of the base
+        found = evaluate(str(self.held_out), model=str(self.model), adapter=[*names.values()], chat_template=template)
+        losses = [result.loss for result in list(found.values())[-len(names) :]]  # after that of the base
+        by_digest = dict(zip(names, losses, strict=True))
+        return [by_digest[digest] for digest in digests]
 
 
 @dataclass
