@@ -1,6 +1,7 @@
 """The race: what counts as reaching the loss, and a whole race on a tiny model."""
 
 import json
+import math
 import random
 import shutil
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ import pytest
 
 from tests.tiny import save_grafted, save_tiny, tiny_model
 from tsugiki import LoraConfig, TsugikiError
-from tsugiki.bench import RaceResult, ToolRun, copy_new_adapters, run_race
+from tsugiki.bench import PeftSettings, RaceResult, ToolRun, best_settings, copy_new_adapters, run_race
 
 
 def run_of(tool: str, seed: int, *curve: tuple[float, float]) -> ToolRun:
@@ -22,7 +23,7 @@ def test_the_first_adapter_of_the_loss_or_a_lower_one_counts():
     best = [run_of("peft-best", seed, (5.0, 3.5), slow) for seed in (1, 2)]
     ours = [run_of("tsugiki", 1, quick, (5.0, 3.0), (6.0, 3.1)), run_of("tsugiki", 2, quick, (8.0, 2.9))]
     never = [run_of("trl", seed, (40.0, 3.01)) for seed in (1, 2)]
-    result = RaceResult({1: 3.0, 2: 3.0}, [*best, *ours, *never], 3e-4, "sdpa")
+    result = RaceResult({1: 3.0, 2: 3.0}, [*best, *ours, *never], PeftSettings())
     assert result.rows() == [
         ["peft-best", "10, 10", "1.00", "3.0000, 3.0000", "2.00 GB"],
         ["tsugiki", "5, 8", "1.62", "3.0000, 2.9000", "2.00 GB"],
@@ -32,8 +33,35 @@ def test_the_first_adapter_of_the_loss_or_a_lower_one_counts():
 
 def test_a_tool_that_failed_has_no_figures():
     failed = ToolRun("trl", 1, seconds=3.0, problem="exited with status 1: no such file")
-    result = RaceResult({1: 3.0}, [run_of("peft-best", 1, (10.0, 3.0)), failed], 3e-4, "sdpa")
+    result = RaceResult({1: 3.0}, [run_of("peft-best", 1, (10.0, 3.0)), failed], PeftSettings())
     assert result.rows()[1] == ["trl", "exited with status 1: no such file", "–", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("optimum", "rates", "with_one_row", "eager_seconds", "best"),
+    [
+        (5e-3, [1e-3, 3e-3, 9e-3], 0.1, 9.0, PeftSettings(3e-3, 4, "eager")),
+        (2e-4, [1e-3, 3e-3, 3.3e-4, 1.1e-4], -0.1, 11.0, PeftSettings(1.65e-4, 1, "sdpa")),
+    ],
+)
+def test_the_best_settings_of_peft_are_searched_for(
+    optimum: float, rates: list[float], with_one_row: float, eager_seconds: float, best: PeftSettings
+):
+    tried: list[PeftSettings] = []
+
+    def run(settings: PeftSettings) -> ToolRun:
+        tried.append(settings)
+        rate, change = settings.learning_rate, 0.0
+        if settings.batch_size == 1:
+            rate, change = 2 * rate, with_one_row
+        loss = 3 + abs(math.log(rate / optimum)) + change
+        return ToolRun("peft-best", 1, eager_seconds if settings.attention == "eager" else 10.0, curve=[(5.0, loss)])
+
+    found, run_of_best = best_settings(run)
+    assert found == best
+    assert run_of_best.seconds == min(10.0, eager_seconds)
+    assert [one.learning_rate for one in tried if one.batch_size == 4 and one.attention == "sdpa"] == rates
+    assert len(tried) == len({*tried}) == len(rates) + 2
 
 
 @pytest.mark.slow
@@ -63,7 +91,7 @@ def test_every_tool_reaches_a_loss(kind: str, tmp_path: Path):
     assert set(found) == tools
     assert not [run.problem for run in result.runs if run.problem]
     of_best = [line for line in lines if line.startswith("peft-best")]
-    assert len(of_best) >= 4  # three rates or more, and the other attention implementation
+    assert len(of_best) >= 5  # three rates or more, one row in a step, and the other attention implementation
     assert len(lines) - len(of_best) == len(tools) - 1
     assert all(len(run.curve) >= 3 and run.peak for run in found.values())
     assert all(0 < seconds < run.seconds for run in found.values() for seconds, _loss in run.curve)

@@ -8,7 +8,7 @@ __getattr__, __dir__ = lazy_names(
         "entries": "BenchmarkEntry DEFAULT_ENTRIES LIMIT_ENTRY PREFERENCE_ENTRIES TRAINING_ENTRIES load_function",
         "limit": "LAYOUTS Product Timings operands products",
         "models": "SHAPES build read_model_config",
-        "race": "RaceResult ToolRun copy_new_adapters run_race",
+        "race": "PeftSettings RaceResult ToolRun best_settings copy_new_adapters run_race",
         "results": "Results collect computer plot results_page results_table",
         "runner": "EntryFailed EntryProcess Measurement measure",
         "workload": "StepBarrier StopRequested Workload",

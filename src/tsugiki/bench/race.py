@@ -5,8 +5,8 @@ While it runs, every adapter that it writes is copied. Afterwards all copies are
 `tsugiki.evaluate`. The goal is the loss that PEFT at its best reaches at the end of one pass, for each seed. A tool has
 reached it with its first adapter of that loss or a lower one, at the time when that file was written.
 
-    peft-best        `race_peft` at its best. Its learning rate and its attention implementation are searched for with
-                     the first seed; glibc keeps freed memory, as in Tsugiki
+    peft-best        `race_peft` at its best. Its learning rate, the rows of its steps and its attention implementation
+                     are searched for with the first seed; glibc keeps freed memory, as in Tsugiki
     peft-documented  `race_peft` as PEFT's documentation writes it, three passes
     trl              `trl sft` with the settings of TRL's documentation for PEFT, three passes
     tsugiki          `tsugiki train` with its default settings
@@ -22,7 +22,8 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -57,8 +58,6 @@ COLUMNS = (
     marked("lowest loss, by seed"),
     marked("peak memory"),
 )
-RATES = (1e-4, 3e-4, 1e-3)
-"""The learning rates that are tried for PEFT at its best. Higher ones follow as long as the highest is the best."""
 _PASSES = 3
 _KEEP_MEMORY = TRAINING_ENTRIES["peft-bf16-malloc"].environment
 _POLL = 0.1  # seconds
@@ -107,15 +106,22 @@ class ToolRun:
 
 
 @dataclass(frozen=True)
+class PeftSettings:
+    """The settings of PEFT at its best that are searched for."""
+
+    learning_rate: float = 1e-3
+    batch_size: int = 4
+    attention: str = "sdpa"
+
+
+@dataclass(frozen=True)
 class RaceResult:
     """All processes of a race."""
 
     goals: Mapping[int, float]
     """Seed -> the loss to reach."""
     runs: Sequence[ToolRun]
-    learning_rate: float
-    """That of PEFT at its best; so is the attention implementation."""
-    attention: str
+    best: PeftSettings
 
     def rows(self) -> list[list[str]]:
         """Return the cells of `COLUMNS` for each tool. The ratio is the median over the seeds."""
@@ -168,28 +174,43 @@ def run_race(
     with TemporaryDirectory() as folder:
         inputs, out = _prepare(model, data, held_out, Path(folder)), Path(folder, "out")
 
-        def best(seed: int, rate: float, attention: str) -> ToolRun:
-            command = _peft(inputs, out, seed, passes=1, best=True, learning_rate=rate, attention=attention)
+        def best(settings: PeftSettings, seed: int = 1) -> ToolRun:
+            command = _peft(inputs, out, seed, passes=1, best=True, **asdict(settings))
             run = _run(BEST, seed, command, out, _KEEP_MEMORY, inputs, show)
             if run.problem:
                 message = _("{tool} gives the loss to reach, and it failed: {problem}")
                 raise TsugikiError(message.format(tool=BEST, problem=run.problem))
             return run
 
-        by_rate = {rate: best(1, rate, "sdpa") for rate in RATES}
-        while (rate := min(by_rate, key=lambda one: by_rate[one].curve[-1][1])) == max(by_rate):
-            by_rate[3 * rate] = best(1, 3 * rate, "sdpa")
-        attention, first = "sdpa", by_rate[rate]
-        if (eager := best(1, rate, "eager")).curve[-1][0] < first.curve[-1][0]:
-            attention, first = "eager", eager
+        settings, first = best_settings(best)
         runs = []
         for seed in range(1, seeds + 1):
-            runs.append(first if seed == 1 else best(seed, rate, attention))
+            runs.append(first if seed == 1 else best(settings, seed))
             for tool, command in _others(inputs, out, seed).items():
                 if tool in tools:
                     runs.append(_run(tool, seed, command, out, {}, inputs, show))
     goals = {run.seed: run.curve[-1][1] for run in runs if run.tool == BEST}
-    return RaceResult(goals, runs, rate, attention)
+    return RaceResult(goals, runs, settings)
+
+
+def best_settings(run: Callable[[PeftSettings], ToolRun]) -> tuple[PeftSettings, ToolRun]:
+    """Search for the settings with the lowest loss at the end, and return them with their run.
+
+    The learning rate is multiplied by three, and then divided by it, as long as that is better. Then follows one row in
+    a step at half the rate, and the faster attention implementation at last.
+    """
+    run, best = cache(run), PeftSettings()
+
+    def is_better(other: PeftSettings) -> bool:
+        return run(best).curve[-1][1] > run(other).curve[-1][1]
+
+    for factor in (3, 1 / 3):
+        while is_better(other := replace(best, learning_rate=float(f"{best.learning_rate * factor:.2g}"))):
+            best = other
+    if is_better(other := replace(best, batch_size=1, learning_rate=best.learning_rate / 2)):
+        best = other
+    best = min((best, replace(best, attention="eager")), key=lambda settings: run(settings).seconds)
+    return best, run(best)
 
 
 def _prepare(model: str, data: Sequence[str], held_out: Sequence[str], folder: Path) -> Inputs:

@@ -42,6 +42,7 @@ class Settings:
     passes: int
     best: bool
     learning_rate: float = 1e-3
+    batch_size: int = 8
     attention: str | None = None
 
 
@@ -63,7 +64,7 @@ def main(settings: Settings) -> None:
         output_dir=settings.out,
         num_train_epochs=settings.passes,
         learning_rate=settings.learning_rate,
-        per_device_train_batch_size=4 if settings.best else 8,
+        per_device_train_batch_size=settings.batch_size,
         save_strategy="steps",
         save_steps=0.1,
         save_only_model=True,

@@ -17,7 +17,7 @@ from tsugiki.cli.flags import Loading
 from tsugiki.cli.terminal import print_line, print_table
 from tsugiki.data.records import AssistantTurns, Completion, Reading
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _, counts
+from tsugiki.language import _, counts, ngettext
 from tsugiki.report.table import Table
 
 _LEAST_ANSWER = 2  # tokens
@@ -296,9 +296,11 @@ def _race(model: str, data: list[str], held_out: list[str], seeds: int, entries:
         result.write(out, shlex.join(["tsugiki", *sys.argv[1:]]))
     print_table(
         Table([title and _(title) for title in COLUMNS], result.rows()),
-        _("peft-best: learning rate {rate:g}, attention {attention}").format(
-            rate=result.learning_rate, attention=result.attention
-        ),
+        ngettext(
+            "peft-best: learning rate {rate:g}, {rows} row in a step, attention {attention}",
+            "peft-best: learning rate {rate:g}, {rows} rows in a step, attention {attention}",
+            result.best.batch_size,
+        ).format(rate=result.best.learning_rate, rows=result.best.batch_size, attention=result.best.attention),
         *([_("written to {out}").format(out=out)] if out else []),
     )
 
