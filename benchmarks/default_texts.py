@@ -24,7 +24,7 @@ import yaml
 QUESTIONS = 360  # records of chat_en, and of its test
 CHARACTERS = 30_000  # of guides_en and developers_ja
 TESTS = 2  # documents of a test
-FAQ_CHARACTERS, FAQ_TESTS = 60_000, 16  # of the answers to learn from, and questions of the test
+FAQ_CHARACTERS, FAQ_TESTS = 45_000, 12  # of the answers to learn from, and questions of the test
 FAQ_SHORTEST, FAQ_LONGEST = 150, 1500  # characters of an answer
 # Name: author, kana, characters in all, shortest and longest work.
 AUTHORS = {

@@ -186,7 +186,7 @@ IDEAS: Mapping[str, Idea] = {
     "hardest first": Idea(rows=hardest_first),
     "without easiest quarter": Idea(rows=without_easiest),
     "growing steps": Idea(half=1 / 3),
-    **_at_rates("half the rows", (0.7, 1), half=1),
+    **_at_rates("half the rows", (0.5, 0.7, 1), half=1),
     **_at_rates("riemannian", (0.3, 1, 3), optimizer=riemannian),
     **_at_rates("rite", (0.3, 1, 3), optimizer=rite),
     **_at_rates("lora+", (0.1, 0.25, 0.75), optimizer=lambda run, rate: loraplus(run.model, run.config, rate)),
@@ -283,6 +283,7 @@ def measure(options: argparse.Namespace, seed: int) -> None:
     """Measure the ideas that are missing in the file with one seed, and add them to it."""
     fixed = {"out": "unused", "validation": "none", "held_out_characters": options.characters, "seed": seed}
     given = {"model": options.model, "data": options.data, "held_out": options.held_out, "max_steps": options.steps}
+    given["batch_size"] = options.batch_size
     run = prepared(validated(RunConfig, {**fixed, **{name: value for name, value in given.items() if value}}, None))
     initial, started = trained_values(run.model), time.process_time()
     losses = base_losses(run)
@@ -392,6 +393,7 @@ def main() -> None:
     parser.add_argument("--text", default="text", help="the name of the text in the table")
     parser.add_argument("--characters", type=int, default=6000, help="of the held-out text that are evaluated")
     parser.add_argument("--steps", type=int, help="steps of a run; default: three passes")
+    parser.add_argument("--batch-size", type=int, help="rows of a step; default: automatic")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--whole", action="store_true", help="train to the last step")
     parser.add_argument("--cost", action="store_true", help="measure processor times instead, with the first seed")

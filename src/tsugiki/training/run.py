@@ -286,9 +286,10 @@ def choose_numbers(run: Run) -> None:
         start_from(model, config.start_from)
         run.record.started_from = source_adapter(adapter_folder(config.start_from))
     blocks = run.data.blocks
-    choices = choose(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run))
+    processes = run.accelerator.num_processes
+    choices = choose(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run), processes)
     choices = replace(choices, micro_batch_size=run.facts.micro_batch_size, head_factor=run.head_factor)
-    on_main(run.accelerator, lambda: _check_rows(run.accelerator.num_processes, min(choices.batch_size, len(blocks))))
+    on_main(run.accelerator, lambda: _check_rows(processes, min(choices.batch_size, len(blocks))))
     run.is_longer = run.checkpoint is not None and "steps" not in before
     if run.checkpoint is not None and run.is_longer:
         done = checkpoint_step(run.checkpoint)
