@@ -19,7 +19,7 @@ _FILLS = frozenset({init.uniform_, init.normal_, init.kaiming_uniform_, torch.Te
 
 
 class NoRandomValues(TorchFunctionMode):
-    """Leaves tensors on the meta device as they are where they would get random values, which takes torch 0.6 ms each.
+    """Leaves tensors on the meta device as they are where they would get random values, which takes torch 0.8 ms each.
 
     transformers initialises each layer when it builds a model, also on that device.
     """
