@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ os.environ["TSUGIKI_LANG"] = "en"  # whatever the locale of the machine
 # The models of the tests are tiny: several threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
 pretend.register()
+gc.disable()  # until the tests are collected: seventeen times, it would look through all that is there
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection of a test look through the modules and the collected tests: a million objects."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +33,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder / "tsugiki"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_products() -> Iterator[None]:
+    """Choose between integers and floats by small products: by those of real models it takes 2 s for each dtype."""
+    from tsugiki.lowbit import quantized_layer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantized_layer, "_WIDTH", 512)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from itertools import combinations, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -187,10 +189,24 @@ def byte_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
 
 
+_SAVED: dict[tuple[str, int, str], tuple[dict[str, bytes], torch.Tensor]] = {}
+"""Kind, seed and settings of a model -> its files, which a process makes once, and torch's random state after that."""
+
+
 def save_tiny(folder: Any, kind: str = "gpt2", seed: int = 0, **overrides: Any) -> str:
     """A tiny model with the byte tokenizer as an ordinary model folder; returns its path."""
-    tiny_model(kind, seed, **{"vocab_size": 257, **overrides}).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    key, to = (kind, seed, repr(sorted(overrides.items()))), Path(folder)
+    if key not in _SAVED:
+        with TemporaryDirectory() as made:
+            tiny_model(kind, seed, **{"vocab_size": 257, **overrides}).save_pretrained(made)
+            byte_tokenizer().save_pretrained(made)
+            files = {path.name: path.read_bytes() for path in Path(made).iterdir()}
+            _SAVED[key] = files, torch.get_rng_state()
+    files, state = _SAVED[key]
+    torch.set_rng_state(state)
+    to.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (to / name).write_bytes(content)
     return str(folder)
 
 

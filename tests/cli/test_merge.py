@@ -1,6 +1,7 @@
 """`tsugiki merge`: what it prints, and one line with status 2 for what cannot be."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,25 +10,42 @@ from safetensors.torch import load_file
 
 from tests.adapters.folders import edit_weights
 from tests.files import contents
-from tests.tiny import save_grafted, save_tiny
-from tsugiki import LoraConfig, graft, save_adapter
+from tests.tiny import TEXT, save_grafted, save_tiny
+from tsugiki import LoraConfig
 from tsugiki.base import load_model
 from tsugiki.methods import PromptTuningConfig
 
 
-@pytest.fixture
-def adapters(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Two LoRAs (one in the library), one of DoRA, and a prompt; returns the base."""
-    monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two LoRAs (one in the library), one of DoRA, a prompt, one that is not finite, and bases."""
+    folder = tmp_path_factory.mktemp("made")
+    base = save_tiny(folder / "base")
     configs = {
         "one": LoraConfig(r=2),
         "library/two": LoraConfig(r=4),
         "dora": LoraConfig(use_dora=True),
         "prompt": PromptTuningConfig(num_virtual_tokens=3),
+        "nan": LoraConfig(r=2),
     }
     for seed, (name, config) in enumerate(configs.items()):
-        save_grafted(tmp_path / name, load_model(base), config, seed)
-    return base
+        save_grafted(folder / name, load_model(base), config, seed)
+    edit_weights(folder / "nan", lambda tensors: [tensor.div_(0) for tensor in tensors.values()])
+    save_tiny(folder / "other", seed=4)
+    save_tiny(folder / "llama", "llama")
+    save_tiny(folder / "cut")
+    cut = folder / "cut" / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    return folder
+
+
+@pytest.fixture
+def adapters(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The content of `made` and a text, in the working directory; returns the base."""
+    monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return str(tmp_path / "base")
 
 
 def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
@@ -85,15 +103,6 @@ def test_weights_mean_the_same_as_in_combine(weights: tuple[str, ...], adapters:
     ],
 )
 def test_what_cannot_be_merged_is_one_line(arguments: tuple[str, ...], said: str, adapters: str, run, tmp_path: Path):
-    save_tiny(tmp_path / "other", seed=4)
-    save_tiny(tmp_path / "llama", "llama")
-    save_tiny(tmp_path / "cut")
-    cut = tmp_path / "cut" / "model.safetensors"
-    cut.write_bytes(cut.read_bytes()[:-1])
-    model = load_model(adapters)
-    graft(model, LoraConfig(r=2))
-    save_adapter(model, tmp_path / "nan")
-    edit_weights(tmp_path / "nan", lambda tensors: [tensor.div_(0) for tensor in tensors.values()])
     before = contents(tmp_path)
     defaults = {"--model": adapters, "--out": "merged"}
     given = [word for name, value in defaults.items() if name not in arguments for word in (name, value)]

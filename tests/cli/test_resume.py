@@ -2,12 +2,14 @@
 
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from tests.runs import TRAIN
+from tests.tiny import TEXT, save_tiny
 from tsugiki.training import Gradients, read_record
 
 
@@ -24,14 +26,34 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, signals: int = 1) -> 
     monkeypatch.setattr(Gradients, "step", interrupted)
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of `interrupted`: always the same one, because records have its path."""
+    return tmp_path_factory.mktemp("interrupted") / "place"
+
+
 @pytest.fixture
-def interrupted(base: str, run, tmp_path: Path) -> str:
-    """What a run of 4 steps printed, which Ctrl-C has ended after step 2; its base and data have relative paths."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(2, patch)
-        status, _, err = run("train", "--model", "base", *TRAIN, "--max-steps", "4", "--r", "4", "--prompts", "枝")
-    assert status == 130
-    return err
+def interrupted(place: Path, run, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a run of 4 steps printed, which Ctrl-C has ended after step 2; its base and data have relative paths.
+
+    The run is made once. Each test has a working directory as it was after it.
+    """
+    kept, printed = place.with_name("kept"), place.with_name("printed")
+    if not kept.exists():
+        place.mkdir()
+        monkeypatch.chdir(place)
+        save_tiny("base")
+        Path("text.txt").write_text(TEXT)
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(2, patch)
+            status, _, err = run("train", "--model", "base", *TRAIN, "--max-steps", "4", "--r", "4", "--prompts", "枝")
+        assert status == 130
+        printed.write_text(err)
+        shutil.copytree(place, kept)
+    shutil.rmtree(place)
+    shutil.copytree(kept, place)
+    monkeypatch.chdir(place)
+    return printed.read_text()
 
 
 def test_ctrl_c_names_the_command_that_continues_the_run(interrupted: str, run):
@@ -48,13 +70,13 @@ def test_ctrl_c_names_the_command_that_continues_the_run(interrupted: str, run):
 
 
 def test_a_run_is_continued_from_any_directory_and_by_the_name_of_its_record(
-    interrupted: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupted: str, place: Path, run, monkeypatch: pytest.MonkeyPatch
 ):
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
     assert run("train", "--resume", "../run/run.json")[0] == 0
-    assert read_record(tmp_path / "run").status == "finished"
-    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert read_record(place / "run").status == "finished"
+    assert list((place / "elsewhere").iterdir()) == []
 
 
 def test_the_length_and_the_prompts_may_change_and_nothing_else(interrupted: str, run):
@@ -101,7 +123,7 @@ def test_more_minutes_are_added_to_a_finished_run(interrupted: str, run, monkeyp
 
 
 @pytest.mark.slow
-def test_the_old_form_continues_a_run(base: str, interrupted: str, run):
+def test_the_old_form_continues_a_run(interrupted: str, run):
     status, _, err = run("train", "--model", "base", *TRAIN, "--max-steps", "4", "--resume")
     assert status == 0, err
     assert read_record(Path("run")).status == "finished"
@@ -122,19 +144,19 @@ def test_what_cannot_be_continued_is_one_line(arguments: tuple[str, ...], said: 
     assert said in err
 
 
-def test_a_run_in_the_folder_is_kept_until_overwrite_replaces_it(interrupted: str, run, tmp_path: Path):
+def test_a_run_in_the_folder_is_kept_until_overwrite_replaces_it(interrupted: str, run, place: Path):
     arguments = ("train", "--model", "base", *TRAIN)
     status, _, err = run(*arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert all(said in err for said in ("--out", "tsugiki train --resume run", "--overwrite"))
-    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (place / "run" / "notes.txt").write_text("mine")
     assert run(*arguments, "--overwrite", "--target-modules", "nosuch")[0] == 2
-    assert read_record(tmp_path / "run").config.max_steps == 4
+    assert read_record(place / "run").config.max_steps == 4
     assert run(*arguments, "--overwrite")[0] == 0
-    record = read_record(tmp_path / "run")
+    record = read_record(place / "run")
     assert (record.status, record.config.max_steps) == ("finished", 2)
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert (place / "run" / "notes.txt").read_text() == "mine"
+    assert {path.name for path in (place / "run" / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
 
 
 def test_a_second_ctrl_c_stops_at_once(base: str, run, monkeypatch: pytest.MonkeyPatch):
@@ -145,16 +167,16 @@ def test_a_second_ctrl_c_stops_at_once(base: str, run, monkeypatch: pytest.Monke
     assert not (Path("run") / "checkpoints" / "checkpoint-2").exists()
 
 
-@pytest.mark.parametrize("place", ["cut", "flip at 0", "flip in format", "missing"])
-def test_a_damaged_record_is_replaced_by_that_of_the_checkpoint(place: str, interrupted: str, run):
+@pytest.mark.parametrize("damage", ["cut", "flip in format", "missing"])
+def test_a_damaged_record_is_replaced_by_that_of_the_checkpoint(damage: str, interrupted: str, run):
     path = Path("run/run.json")
     content = path.read_bytes()
-    if place == "missing":
+    if damage == "missing":
         path.unlink()
     else:
-        at = content.index(b"format") if place == "flip in format" else 0
+        at = content.index(b"format")
         flipped = content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :]
-        path.write_bytes(content[:-20] if place == "cut" else flipped)
+        path.write_bytes(content[:-20] if damage == "cut" else flipped)
     status, _, err = run("train", "--resume", "run")
     assert (status, sum("checkpoint-2" in line for line in err.splitlines())) == (0, 1), err
     record = read_record(Path("run"))

@@ -52,7 +52,7 @@ def test_without_the_likelihood_the_chosen_answers_are_lost(pairs: str, tmp_path
             data=pairs,
             out=str(tmp_path / "out"),
             model=model,
-            epochs=20,
+            epochs=8,
             learning_rate=1e-2,
             block_size=256,
             likelihood=weight,

@@ -1,5 +1,6 @@
 """Every YAML file in examples runs one step through the real command line, on a tiny model and a tiny text."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -96,9 +97,11 @@ def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     path = EXAMPLES / "recipes" / "families.yaml"
     runs = load_settings(ComparisonConfig, path, {}).runs()
     assert {run.method for run in runs.values()} == set(METHODS)
+    model = load_model("embedded")
     for run in runs.values():
+        assert run.model == "embedded"
         if run.method != "full":
-            graft(load_model(run.model), run.adapter_config)
+            graft(copy.deepcopy(model), run.adapter_config)
     assert Path(EXAMPLES.parent / runs["full"].data[0]).is_dir()
 
 

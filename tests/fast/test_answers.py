@@ -1,13 +1,14 @@
 """The log-probabilities of answers, computed in chunks of their tokens alone, against whole logits."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import grafted, ids, in_pairs, relative_error, tiny_model
+from tests.tiny import grafted, ids, in_pairs, relative_error, save_tiny, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, use_fast_paths
 from tsugiki.base import load_model
 from tsugiki.fast import (
@@ -179,9 +180,7 @@ def log_probabilities(model: Any, rows: dict[str, Tensor]) -> Tensor:
     return answer_log_probabilities(model, answers, input_ids=rows["tokens"], position_ids=rows["positions"])
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["two prompts", "one prompt"])
-@pytest.mark.parametrize("head", [False, True], ids=["layers", "layers and head"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "embedded"])
+@in_pairs(kind=["gpt2", "llama", "gemma3_text", "embedded"], head=[False, True], shared=[False, True])
 def test_a_packed_answer_has_the_log_probability_that_it_has_alone(kind: str, head: bool, shared: bool):
     layers = ["c_attn"] if kind in ("gpt2", "embedded") else ["q_proj", "up_proj"]
     base = load_model("embedded", "fp32") if kind == "embedded" else tiny_model(kind)
@@ -207,8 +206,9 @@ def test_a_packed_answer_has_the_log_probability_that_it_has_alone(kind: str, he
 
 @pytest.mark.parametrize("shared", [False, True], ids=["two prompts", "one prompt"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "nf4"])
-def test_before_the_first_step_an_answer_has_the_bits_of_the_reference(dtype: Any, shared: bool):
-    model = load_model("embedded", dtype)
+def test_before_the_first_step_an_answer_has_the_bits_of_the_reference(dtype: Any, shared: bool, tmp_path: Path):
+    base = save_tiny(tmp_path, n_embd=64, n_positions=128, vocab_size=1000)
+    model = load_model(base, dtype)
     torch.manual_seed(0)
     graft(model, LoraConfig(r=2, target_modules=["c_attn", "c_proj", "lm_head"], lora_dropout=0.0))
     use_fast_paths(model)

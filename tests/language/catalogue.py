@@ -3,7 +3,9 @@
 New messages are added with an empty translation, unused ones are removed, and those without a translation are printed.
 """
 
+import ast
 import io
+from functools import cache
 from pathlib import Path
 
 from babel.messages import Catalog
@@ -39,6 +41,12 @@ def template() -> Catalog:
 def read_catalogue() -> Catalog:
     """Return the Japanese catalogue."""
     return read_po(io.BytesIO(PO.read_bytes()), locale=JAPANESE, abort_invalid=True)
+
+
+@cache
+def syntax_tree(path: Path) -> ast.Module:
+    """Return the syntax tree of a module of the source, which several tests read."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def forms(message: Message) -> tuple[str, ...]:

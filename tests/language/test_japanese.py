@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests.language.catalogue import SOURCE, forms, read_catalogue
+from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree
 from tsugiki.cli import root_command, settings_of, settings_text
 from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
@@ -145,9 +145,8 @@ def _values(node: ast.AST, path: str) -> list[ast.AST]:
     return [part.value for part in assigned for one in part.targets if isinstance(one, ast.Name) and one.id == node.id]
 
 
-@cache
 def _module(path: str) -> ast.Module:
-    return ast.parse((SOURCE / Path(path).relative_to("src/tsugiki")).read_text(encoding="utf-8"))
+    return syntax_tree(SOURCE / Path(path).relative_to("src/tsugiki"))
 
 
 @cache

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-from tests.language.catalogue import SOURCE
+from tests.language.catalogue import SOURCE, syntax_tree
 
 _FUNCTIONS = {"_", "ngettext"}
 _ERRORS = {"TsugikiError", "WriteError", "ValueError", "RateTooHighError"}
@@ -49,7 +49,7 @@ def test_errors_are_translated() -> None:
 def _modules() -> list[tuple[Path, list[ast.AST]]]:
     """Return all nodes of the syntax tree of each module."""
     paths = sorted(SOURCE.rglob("*.py"))
-    return [(path.relative_to(SOURCE), [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]) for path in paths]
+    return [(path.relative_to(SOURCE), [*ast.walk(syntax_tree(path))]) for path in paths]
 
 
 def _calls(nodes: list[ast.AST], names: set[str]) -> Iterator[ast.Call]:

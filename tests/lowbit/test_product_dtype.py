@@ -1,7 +1,6 @@
 """The choice between integer and float products, by measuring."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,9 @@ class Measured:
 
 
 @pytest.fixture(autouse=True)
-def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    quantized_layer._decided.clear()
-    yield
-    quantized_layer._decided.clear()
+    monkeypatch.setattr(quantized_layer, "_decided", {})
 
 
 def _as_in_a_new_process(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Measured:

@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import CONFIGS, ids, tiny_model
-from tsugiki.model import replica_in
+from tsugiki.model import NoRandomValues, meta_model, replica_in
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom"])
@@ -33,3 +35,33 @@ def test_frequencies_keep_their_digits():
     replica = replica_in(torch.bfloat16, model)
     assert replica.model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(replica.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+
+
+class Drawing(TorchDispatchMode):
+    """Counts the operations that draw numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(word in str(func) for word in ("normal", "uniform"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_model_without_values_draws_none_and_one_in_memory_does(kind: str):
+    def built() -> Any:
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+    config = tiny_model(kind).config
+    with Drawing() as drawing, torch.device("meta"):
+        built()
+    assert drawing.count > 0
+    with Drawing() as drawing:
+        shapes = {name: tensor.shape for name, tensor in meta_model(config).state_dict().items()}
+    assert drawing.count == 0
+    expected = built().state_dict()
+    assert shapes == {name: tensor.shape for name, tensor in expected.items()}
+    with NoRandomValues():
+        found = built().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

@@ -27,7 +27,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import GENERATION_CONFIG_FILE
 from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
-from tsugiki.model.meta import fill_with_zeros, meta_model
+from tsugiki.model.meta import NoRandomValues, fill_with_zeros, meta_model
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ def _load_by_transformers(
     stored = quantization_settings(config)
     if stored.get("quant_method") in DEQUANTIZED:
         config.quantization_config = {**stored, "dequantize": True}
-    with hidden_progress_bars(not sys.stderr.isatty()):
+    with NoRandomValues(), hidden_progress_bars(not sys.stderr.isatty()):
         model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,

@@ -16,7 +16,7 @@ __getattr__, __dir__ = lazy_names(
             "CHANGED_WEIGHTS QuantizedLinear device_of factor_dtype features frozen_input_gradient frozen_product "
             "has_product is_conv1d is_graftable is_linear is_quantized is_stored_in_out linear_of_matrix oriented"
         ),
-        "meta": "meta_model replica_in",
+        "meta": "NoRandomValues meta_model replica_in",
         "names": "PatternTable compile_pattern compile_search matches name_pattern shortest_endings split_block",
         "settings": "check_types",
         "targets_by_rule": "default_layers reasons_against sublayers_of",

@@ -7,11 +7,32 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import init
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
+
+_FILLS = frozenset({init.uniform_, init.normal_, init.kaiming_uniform_, torch.Tensor.uniform_, torch.Tensor.normal_})
+
+
+class NoRandomValues(TorchFunctionMode):
+    """Leaves tensors on the meta device as they are where they would get random values, which takes torch 0.8 ms each.
+
+    transformers initialises each layer when it builds a model, also on that device.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, unless it fills a tensor without values."""
+        kwargs = kwargs or {}
+        if func in _FILLS:
+            tensor: torch.Tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
 
 MOST_TENSORS = 20_000
 """Limit on parameter tensors: building a model with so many takes some seconds, and published models have fewer."""
@@ -28,7 +49,7 @@ def meta_model(
     from transformers import AutoModelForCausalLM
 
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with torch.device("meta"), _limited(most_tensors):
+    with torch.device("meta"), NoRandomValues(), _limited(most_tensors):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     return model.eval()
 
@@ -41,7 +62,7 @@ def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights(include_buffers=False), _limited(MOST_TENSORS):
+    with init_empty_weights(include_buffers=False), NoRandomValues(), _limited(MOST_TENSORS):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.tie_weights()
     return model.eval()
