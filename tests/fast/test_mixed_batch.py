@@ -164,7 +164,7 @@ LAYERS = {
 
 @in_pairs(
     dtype=[torch.float32, torch.float64, torch.bfloat16],
-    shape=[(6, 1, 12), (6, 5, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)],
+    shape=[(6, 1, 12), (6, 20, 12), (6, 12), (12, 3, 12), (6, 2, 3, 12)],
     kinds=["l", "lll", "l-ldl-", "--l", "dpd", "-p"],
     make=LAYERS.values(),
 )

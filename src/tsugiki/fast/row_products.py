@@ -2,9 +2,10 @@
 
     y_i += s_i · B_i A_i x_i        for each group i of neighbouring rows with the same pair
 
-`plain_rows` is the definition. `rows_product` computes it for linear layers. If each row has few new tokens, as when
-text is generated, a C function reads the factors of each group where they are (`rows_added` of native.c). For more
-tokens, the pairs are stacked, with smaller ranks padded with zeros, and multiplied together:
+`plain_rows` is the definition. `rows_product` computes it for linear layers. If each group has few new tokens, as when
+text is generated, and in one thread also short prompts, a C function reads the factors of each group where they are
+(`rows_added` of native.c). For more tokens, the pairs are stacked, with smaller ranks padded with zeros, and multiplied
+together:
 
     low = x Aᵀ      y += low (s B)ᵀ
 
@@ -37,6 +38,10 @@ from tsugiki.model.linear import oriented
 from tsugiki.model.undo import with_modules
 from tsugiki.native import can_read, native_for
 
+MOST_WORK = 1024
+"""Tokens of a group times the largest rank, in float32 and in one thread. Above it, torch's products of stacked pairs
+are as fast as the C function (docs/log.md)."""
+
 
 class Place(NamedTuple):
     """Where the C function finds the factors of a pair."""
@@ -60,6 +65,8 @@ class Places:
     """The address of A, the address of B, the rank and the scaling of each group, [4, groups]; 0 for the base."""
     size: int | None
     """The number of elements of all factors; None if the C function cannot read one of them."""
+    rank: int
+    """The largest rank."""
 
 
 @dataclass
@@ -104,7 +111,8 @@ def rows_product(layer: LoraLinear, rows: RowPairs, x: Tensor, y: Tensor) -> Ten
     """
     groups, into, out = len(rows.pairs), x.shape[-1], y.shape[-1]
     tokens = x.numel() // (groups * into)
-    call = native_for("rows_added", x) if tokens <= FEW_ROWS else None
+    may_be_faster = tokens <= FEW_ROWS or (x.dtype == torch.float32 and torch.get_num_threads() == 1)
+    call = native_for("rows_added", x) if may_be_faster else None
     places = _find_places(rows, into, out) if call else None
     if call and places and _is_faster(places, tokens):
         x = x.contiguous()
@@ -139,7 +147,7 @@ def _tabulate(rows: RowPairs, known: dict[LowRank, Place], state: list[float], i
     places = [_BASE if pair is None else known[pair] for pair in rows.pairs]
     A, B, ranks, scalings, fits = zip(*places, strict=True)
     table = struct.pack(f"={3 * len(places)}q{len(places)}d", *A, *B, *ranks, *scalings)
-    rows.places = Places(state, table, sum(ranks) * (into + out) if all(fits) else None)
+    rows.places = Places(state, table, sum(ranks) * (into + out) if all(fits) else None, max(ranks))
     return rows.places
 
 
@@ -158,7 +166,11 @@ _nbytes = attrgetter("nbytes")
 
 def _is_faster(places: Places, tokens: int) -> bool:
     """Return whether the C function, which uses one thread, can be used and is not slower than torch."""
-    return places.size is not None and (tokens * places.size <= NATIVE_SIZE or torch.get_num_threads() == 1)
+    if places.size is None:
+        return False
+    if torch.get_num_threads() > 1:
+        return tokens * places.size <= NATIVE_SIZE
+    return tokens <= FEW_ROWS or tokens * places.rank <= MOST_WORK
 
 
 @torch.no_grad()
