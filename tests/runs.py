@@ -17,8 +17,10 @@ from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
 from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choose, run, start_accelerator
 from tsugiki.training.loop_setup import build_loop
 
-TRAIN = ("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01")
-TRAIN = (*TRAIN, "--sample-tokens", "4")
+TRAIN = (
+    *("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01"),
+    *("--sample-tokens", "4"),
+)
 """Flags of `tsugiki train` for a short run in the working directory of the command line's tests."""
 
 
