@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tsugiki.base.resolve import EMBEDDED, local_folder
-from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
+from tsugiki.bench.workload import ALPHA, DROPOUT, ENDLESS, LEARNING_RATE, RANK, StepBarrier, Workload
 from tsugiki.errors import TsugikiError
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tsugiki.bench.hugging_face import ENDLESS
 from tsugiki.bench.models import read_model_config
-from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload
+from tsugiki.bench.workload import ALPHA, DROPOUT, ENDLESS, LEARNING_RATE, RANK, StepBarrier, Workload
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 from tsugiki.model.meta import meta_model

@@ -152,9 +152,11 @@ def copied(source: Any, target: Any) -> Any:
     return target
 
 
-def models(kind: str, method: str, dropout: float = 0.0, base_dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def models(
+    kind: str, method: str, dropout: float = 0.0, base_dtype: torch.dtype = torch.float32, layers: int = 2
+) -> tuple[Any, Any]:
     """The same prepared model on the processor and on the device, which draw different dropout masks."""
-    host = tiny_model(kind, vocab_size=257).to(base_dtype)
+    host = tiny_model(kind, vocab_size=257, num_hidden_layers=layers).to(base_dtype)
     disable_dropout(host)
     there = moved(host)
     if method == "lora":
@@ -206,8 +208,8 @@ class Activations:
     ],
 )
 def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(error: RuntimeError, device: PretendedDevice):
-    host, there = models("llama", "lora")
-    expected, found = gradients_of(host, "cpu", rows=1), gradients_of(there, NAME)
+    host, there = models("llama", "lora", layers=1)
+    expected, found = gradients_of(host, "cpu", rows=8), gradients_of(there, NAME)
     whole = found._gradients
     sizes: list[int] = []
     held: list[weakref.ref[Activations]] = []

@@ -125,7 +125,7 @@ AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max
 
 
 def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
-    record = assert_resumes(train, run_config(tmp_path, save_steps=20, **AUTOMATIC), 21)
+    record = assert_resumes(train, run_config(tmp_path, save_steps=5, **{**AUTOMATIC, "epochs": 0.5}), 6)
     assert record.config.learning_rate == "auto"
     assert record.chosen("batch_size") == 3
     assert record.chosen("learning_rate") == 0.0095
@@ -150,7 +150,7 @@ def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Pat
     monkeypatch.setattr("tsugiki.training.choices.automatic_learning_rate", lambda *_: 30.0)
     monkeypatch.setattr(learning_rate, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
     lora = {"lora_dropout": 0.0, "target_modules": ["c_attn", "c_proj"]}
-    settings = {**AUTOMATIC, "max_steps": 10, "batch_size": 4, "lora": lora}
+    settings = {**AUTOMATIC, "max_steps": 10, "batch_size": 4, "lora": lora, "prompts": []}
     record = assert_resumes(train, run_config(tmp_path, save_steps=2, **settings), 5)
     rates = [restart.learning_rate for restart in record.restarts]
     assert rates == [30.0, 10.0]
@@ -195,12 +195,13 @@ def test_the_limit_is_the_highest_rate_that_lowers_the_mean_of_five_rows(changes
 
 
 def test_a_run_with_the_number_that_was_measured_is_the_same(tmp_path: Path):
-    record = assert_resumes(train, run_config(tmp_path, learning_rate="probe", save_steps=1), 2)
+    settings: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "prompts": []}
+    record = assert_resumes(train, run_config(tmp_path, learning_rate="probe", **settings), 2)
     rate = record.chosen("learning_rate")
     assert 1 < len(record.rate_probe) <= learning_rate.PROBE_ROWS
     assert rate == float(f"{limit(record.rate_probe) / 5:.2g}")
     assert record.loss_curve[0].learning_rate == rate
-    given = run_config(tmp_path, "given", learning_rate=rate, save_steps=1)
+    given = run_config(tmp_path, "given", learning_rate=rate, **settings)
     assert not train(given).rate_probe
     first, second = (Path(folder) / ADAPTER_FILE for folder in (given.out, record.folder()))
     assert first.read_bytes() == second.read_bytes()

@@ -35,7 +35,7 @@ def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
     if not texts.exists():
         texts.mkdir()
         for i in range(6):
-            (texts / f"{i}.txt").write_text(sentence(i, 300))
+            (texts / f"{i}.txt").write_text(sentence(i, 150))
     return run_config(folder, out, data=str(texts), **{**SETTINGS, **changes})
 
 
@@ -71,7 +71,13 @@ def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.
     assert lasting.loss_curve == record.loss_curve
 
 
-AUTOMATIC: dict[str, Any] = {"learning_rate": "auto", "patience": 0, "max_steps": 8, "save_steps": 1}
+AUTOMATIC: dict[str, Any] = {
+    "learning_rate": "auto",
+    "patience": 0,
+    "max_steps": 8,
+    "save_steps": 1,
+    "prompts": [],
+}
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "full", "compute_dtype": "fp32"}], ids=["lora", "full"])
@@ -91,8 +97,8 @@ def test_a_run_that_gains_enough_at_a_quarter_keeps_its_rate(tmp_path: Path, mon
     losses_on_validation(monkeypatch, [5, 4.99, 4.9, 4.99, 4.99, 4.99, 4.99, 4.99, 4.99])
     assert not train(config(tmp_path, **AUTOMATIC)).restarts
     for out, changes in (("given", {"learning_rate": 0.01}), ("last", {"keep": "last"})):
-        losses_on_validation(monkeypatch, [5] * 9)
-        assert not train(config(tmp_path, out, **{**AUTOMATIC, **changes})).restarts
+        losses_on_validation(monkeypatch, [5] * 5)
+        assert not train(config(tmp_path, out, **{**AUTOMATIC, "max_steps": 4, **changes})).restarts
 
 
 def _checkpoints(folder: Path, *steps: int) -> list[Path]:
@@ -102,11 +108,11 @@ def _checkpoints(folder: Path, *steps: int) -> list[Path]:
 
 def test_a_run_ends_when_the_loss_has_not_fallen_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
-    whole = train(config(tmp_path))
+    whole = train(config(tmp_path, prompts=[]))
     assert (whole.kept_step, whole.status) == (2, "finished")
     assert whole.training is not None
     assert whole.training.steps == 4
-    patient = train(config(tmp_path, "patient", patience=0))
+    patient = train(config(tmp_path, "patient", patience=0, prompts=[]))
     assert patient.kept_step == 5
     assert patient.training is not None
     assert patient.training.steps == 6
@@ -117,15 +123,16 @@ def test_a_run_ends_when_the_loss_has_not_fallen_for_a_while(tmp_path: Path, mon
     with monkeypatch.context() as patch:  # a run that is interrupted after its last step is finished
         patch.setattr(EvaluationCallback, "on_train_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(config(tmp_path, "cut"))
-    record = train(config(tmp_path, "cut"), resume=True)
+            train(config(tmp_path, "cut", prompts=[]))
+    record = train(config(tmp_path, "cut", prompts=[]), resume=True)
     assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
     assert (record.evaluations, record.kept_step) == (whole.evaluations, 2)
 
 
 def test_an_interrupted_run_keeps_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.9, 4.65, 4.8, 4.9, 4.9])
-    record = assert_resumes(train, config(tmp_path, max_steps=8, save_steps=1, patience=3), 4)
+    settings = {"max_steps": 8, "save_steps": 1, "patience": 3, "prompts": []}
+    record = assert_resumes(train, config(tmp_path, **settings), 4)
     assert record.kept_step == 5
     assert record.validations == read_record(tmp_path / "run" / "cut").validations
 
@@ -148,18 +155,27 @@ def test_if_the_best_checkpoint_is_damaged_the_last_step_is_kept(tmp_path: Path,
 
 def test_full_fine_tuning_keeps_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
-    settings = {"method": "full", "compute_dtype": "fp32", "max_steps": 4, "learning_rate": 1e-3}
+    settings = {"method": "full", "compute_dtype": "fp32", "max_steps": 4, "learning_rate": 1e-3, "prompts": []}
     record = assert_resumes(train, config(tmp_path, **settings, save_steps=1), 3, files=("model.safetensors",))
     assert record.kept_step == 2
 
 
-BREAKING: dict[str, Any] = {"model": "embedded", "learning_rate": 0.5, "max_steps": 3, "save_steps": 1, "prompts": []}
-"""Settings with which every step is worse than the base."""
+BREAKING: dict[str, Any] = {"learning_rate": 30.0, "max_steps": 3, "save_steps": 1, "prompts": []}
+"""Settings with which every step is worse than a base that has learned the texts."""
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny base that has learned the texts: it has something to lose."""
+    folder = tmp_path_factory.mktemp("learned")
+    steps = {"max_steps": 40, "batch_size": 8, "save_steps": 40, "eval_steps": 40, "prompts": []}
+    train(config(folder, **steps, method="full", keep="last"))
+    return str(folder / "run")
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora": {"init_lora_weights": "pissa"}}], ids=["lora", "pissa"])
-def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_path: Path):
-    given = config(tmp_path, **BREAKING, **settings)
+def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], learned: str, tmp_path: Path):
+    given = config(tmp_path, model=learned, **BREAKING, **settings)
     record = train(given) if settings else assert_resumes(train, given, 2)
     before, after = record.evaluations
     assert (record.kept_step, after.step, after.loss) == (0, 0, before.loss)
@@ -168,15 +184,16 @@ def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], tmp_pa
     assert sum("No step was better than the start" in note for note in notes) == 1
     assert not any("is kept" in note or "worse than the base" in note or "hardly" in note for note in notes)
     ids = torch.arange(20)[None]
-    base, adapted = load_model("embedded"), load_model("embedded")
+    base, adapted = load_model(given.model), load_model(given.model)
     load_adapter(adapted, record.folder())
     change = (adapted(ids).logits - base(ids).logits).abs().max().item()
     assert change < 1e-4 if settings == {"lora": {"init_lora_weights": "pissa"}} else change == 0
 
 
-def test_the_start_of_a_narrow_model_is_kept_if_no_step_is_better(tmp_path: Path):
-    train(config(tmp_path, **BREAKING, method="full", compute_dtype="fp32", save_dtype="fp32"))
-    base = load_model("embedded", dtype=torch.float32).state_dict()
+def test_the_start_of_a_narrow_model_is_kept_if_no_step_is_better(learned: str, tmp_path: Path):
+    given = config(tmp_path, model=learned, **BREAKING, method="full", compute_dtype="fp32", save_dtype="fp32")
+    assert train(given).kept_step == 0
+    base = load_model(given.model, dtype=torch.float32).state_dict()
     kept = load_file(tmp_path / "run" / "model.safetensors")
     assert all((kept[name] == base[name]).all() for name in kept)
 

@@ -78,7 +78,7 @@ def test_a_sample_may_have_fewer_words_than_the_files_of_the_model(
     dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sample, "_WORDS", 100)
-    found = plan_run(run_config(tmp_path), None, base_dtypes=(dtype,))
+    found = plan_run(run_config(tmp_path, micro_batch_size=1), None, base_dtypes=(dtype,))
     assert {option.base_dtype for option in found.options} == {dtype}
 
 
@@ -112,7 +112,7 @@ def test_a_measured_sample_is_freed(tmp_path: Path):
 
 def test_the_parts_of_a_full_run_are_those_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def parts(**changes: Any) -> dict[str, int]:
-        config = run_config(tmp_path, method="full", recompute="none", **changes)
+        config = run_config(tmp_path, method="full", recompute="none", micro_batch_size=1, **changes)
         found = plan_run(config, rows=10)
         assert found.trainable == found.parameters
         return found.parts | {"parameters": 4 * found.parameters}
@@ -144,8 +144,9 @@ def test_as_many_blocks_are_recomputed_as_needed():
 
 def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = run_config(tmp_path, learning_rate="auto")
-    found = plan_run(config, rows=10, base_dtypes=("fp32", "int8", "nf4"))
-    assert {option.base_dtype for option in found.options} == {"fp32", "int8", "nf4"}
+    found = plan_run(config, rows=10, base_dtypes=("fp32", "nf4"))
+    assert {option.base_dtype for option in found.options} == {"fp32", "nf4"}
+    assert {option.micro_batch_size for option in found.options} == {1, 2}
     assert {option.recompute for option in found.options} == {"none", "blocks"}
     chosen = found.options[0]
     assert chosen.fits
@@ -165,7 +166,8 @@ def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(TsugikiError, match=r"does not fit .* GB"):
         fitted(config, nothing)
     monkeypatch.setattr(memory, "available", lambda device: 1)
-    assert not any(option.fits for option in plan_run(config, None, base_dtypes=("fp32",)).options)
+    one = config.model_copy(update={"micro_batch_size": 1})
+    assert not any(option.fits for option in plan_run(one, None, base_dtypes=("fp32",)).options)
 
 
 def planned_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
@@ -173,8 +175,9 @@ def planned_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
 
 
 def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    config = run_config(tmp_path, prompts=[], recompute="auto")
-    assert train(config).planned_memory is None  # too small
+    settings: dict[str, Any] = {"prompts": [], "recompute": "auto", "max_steps": 2}
+    config = run_config(tmp_path, **settings)
+    assert train(config.model_copy(update={"max_steps": 1})).planned_memory is None  # too small
     monkeypatch.setattr(facts, "SMALL_MODEL", 0)
     planned = planned_memory(config)
     assert planned is not None
@@ -186,7 +189,7 @@ def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.Mo
     tight = planned_memory(config)
     assert tight is not None
     assert (tight.recomputed_blocks, tight.fits) == (2, False)
-    again = train(run_config(tmp_path, "tight", prompts=[], recompute="auto"))
+    again = train(run_config(tmp_path, "tight", **settings))
     assert [point.loss for point in again.loss_curve] == [point.loss for point in record.loss_curve]
     assert "memory: this run needs about" in capsys.readouterr().err
 
@@ -261,7 +264,7 @@ def test_an_embedding_needs_nothing_more_while_it_is_loaded_but_a_head_to_quanti
 def test_a_gguf_file_is_planned_in_all_dtypes(tmp_path: Path):
     base = tiny_base("llama", hidden_size=64, intermediate_size=96)
     path = write_gguf(tmp_path / "tiny.gguf", base, Kind.Q4_0)
-    found = plan_run(run_config(tmp_path, model=str(path)), None)
+    found = plan_run(run_config(tmp_path, model=str(path), micro_batch_size=1), None)
     assert {option.base_dtype for option in found.options} >= {"int8", "stored", "nf4"}
 
 

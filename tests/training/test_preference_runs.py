@@ -13,7 +13,7 @@ from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
-from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, train
+from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, run, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import preference_loop
@@ -44,6 +44,7 @@ def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
         "block_size": 64,
         "lora": {"r": 4},
         "validation": "auto",
+        "prompts": [],
         "held_out_characters": 200_000,
         "allow_overlap": True,
     }
@@ -120,7 +121,7 @@ def test_the_steps_are_those_of_the_plain_loop(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_resumes_with_the_same_bytes(tmp_path: Path):
-    record = assert_resumes(train, config(tmp_path, max_steps=6, validation="none"), 3)
+    record = assert_resumes(train, config(tmp_path, max_steps=6, validation="none", prompts=["枝を"]), 3)
     assert [point.step for point in record.preference_curve] == [1, 2, 3, 4, 5, 6]
 
 
@@ -212,8 +213,9 @@ def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path
     assert rate("simpo", likelihood=1.0) == rate(None)
 
 
-def test_the_time_of_a_step_can_be_measured_before_the_reference(tmp_path: Path):
-    record = train(config(tmp_path, max_steps=None, minutes=0.2, eval_steps=1000))
+def test_the_time_of_a_step_can_be_measured_before_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "rows_in_time", lambda *_: 12)  # six steps of two rows, after the measurement
+    record = train(config(tmp_path, max_steps=None, minutes=5, eval_steps=1000))
     assert record.preference_curve[0].margin == 0
 
 

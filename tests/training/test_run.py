@@ -53,7 +53,7 @@ def test_a_run_leaves_an_adapter_that_peft_loads_and_a_record(tmp_path: Path):
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(settings(tmp_path, name, seed=seed))
+        train(settings(tmp_path, name, seed=seed, max_steps=3, prompts=[]))
     one, two, other = ((tmp_path / name / ADAPTER_FILE).read_bytes() for name in "abc")
     assert one == two
     assert one != other
@@ -104,7 +104,7 @@ def test_the_retention_text_that_comes_with_tsugiki(tmp_path: Path):
 
 def test_a_run_is_not_resumed_on_other_inputs(tmp_path: Path):
     (tmp_path / "own.txt").write_text(TEXT[500:900])
-    config = settings(tmp_path, save_steps=1, prompts=[], retention_data=str(tmp_path / "own.txt"))
+    config = settings(tmp_path, save_steps=1, prompts=[], max_steps=3, retention_data=str(tmp_path / "own.txt"))
     interrupt(train, config, 2)
     for path in ("own.txt", "texts/0.txt", "base-gpt2/tokenizer.json"):
         changed = tmp_path / path
@@ -135,7 +135,7 @@ def test_other_versions_are_noted_when_a_run_is_resumed(tmp_path: Path):
 
 def test_the_number_of_steps_is_foretold(tmp_path: Path):
     for epochs in (0.3, 2):
-        record = train(settings(tmp_path, str(epochs), max_steps=None, epochs=epochs, prompts=[]))
+        record = train(settings(tmp_path, str(epochs), max_steps=None, batch_size=16, epochs=epochs, prompts=[]))
         assert record.resolved_settings["steps"] == record.training.steps == record.loss_curve[-1].step
     assert record.training.tokens == 2 * record.data.target_tokens_per_epoch
 

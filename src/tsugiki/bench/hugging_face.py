@@ -14,14 +14,22 @@ from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.loading import default_device, load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.bench.models import build
-from tsugiki.bench.workload import ALPHA, DROPOUT, LEARNING_RATE, RANK, StepBarrier, Workload, wait_for_accelerator
+from tsugiki.bench.workload import (
+    ALPHA,
+    DROPOUT,
+    ENDLESS,
+    LEARNING_RATE,
+    RANK,
+    StepBarrier,
+    Workload,
+    seconds_of_pair,
+    wait_for_accelerator,
+)
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 from tsugiki.model.freeze import disable_dropout
 
-ENDLESS = 1_000_000
-"""The number of steps in the trainers' configuration; the benchmark stops them earlier."""
 _TRIALS = 2
 _QUIET: dict[str, Any] = {"disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
 
@@ -156,11 +164,6 @@ def dpo(workload: Workload, barrier: StepBarrier, best: bool) -> None:
         if best:
             barrier.note(reference=seconds_of_pair(time.perf_counter() - started, len(pairs)))
         _train(trainer, barrier)
-
-
-def seconds_of_pair(seconds: float, pairs: int) -> str:
-    """Return the note on how long the log-probabilities of pairs under the reference took."""
-    return f"{seconds / pairs:.2f} s a pair"
 
 
 peft_fp32 = partial(peft, dtype=torch.float32)

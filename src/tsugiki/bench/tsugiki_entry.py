@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
-from tsugiki.bench.hugging_face import ENDLESS, seconds_of_pair
 from tsugiki.bench.models import build, read_model_config
-from tsugiki.bench.workload import LEARNING_RATE, StepBarrier, Workload
+from tsugiki.bench.workload import ENDLESS, LEARNING_RATE, StepBarrier, Workload, seconds_of_pair
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import BaseDtype, torch_dtype

@@ -16,6 +16,8 @@ BATCHES, BATCHES_OF_PAIRS = 256, 4
 log-probabilities of all of them under the reference before the first step."""
 RANK, ALPHA, DROPOUT, LEARNING_RATE = 8, 32, 0.1, 1e-4
 """The hyperparameters of the textbook chapter."""
+ENDLESS = 1_000_000
+"""The number of steps in the trainers' configuration; the benchmark stops them earlier."""
 WARM_UP, STEPS = 2, 6
 """The numbers of warm-up steps and of counted steps in a block."""
 
@@ -117,6 +119,11 @@ class StepBarrier:
         seconds = time.perf_counter() - self._start
         self._start = None
         self._send({"seconds": seconds, "peak": memory.peak(), "resident": memory.resident(), **extra})
+
+
+def seconds_of_pair(seconds: float, pairs: int) -> str:
+    """Return the note on how long the log-probabilities of pairs under the reference took."""
+    return f"{seconds / pairs:.2f} s a pair"
 
 
 def wait_for_accelerator() -> None:

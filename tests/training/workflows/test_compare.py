@@ -121,7 +121,8 @@ def test_a_model_in_several_files_is_as_large_as_all_of_them(tmp_path: Path):
 
 def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyPatch):
     runs = counted_runs(monkeypatch)
-    config = load_settings(ComparisonConfig, write("c.yaml", settings=SETTINGS, methods=METHODS), {})
+    settings = {**SETTINGS, "prompts": []}
+    config = load_settings(ComparisonConfig, write("c.yaml", settings=settings, methods=METHODS), {})
     compare(config)
     assert runs == [("full", False), ("lora r=2", False)]
     before = {path: path.stat().st_mtime_ns for path in Path("c").rglob("*.safetensors")}
@@ -135,16 +136,18 @@ def test_finished_runs_are_reused_and_cut_ones_go_on(monkeypatch: pytest.MonkeyP
 
 
 def test_other_settings_and_failed_runs_are_named(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    run_methods(write("c.yaml", settings=SETTINGS, methods=METHODS))
+    settings = {**SETTINGS, "max_steps": 1, "prompts": []}
+    run_methods(write("c.yaml", settings=settings, methods=METHODS))
     changed = {**METHODS, "full": {"method": "full", "learning_rate": 1e-4}}
     with pytest.raises(TsugikiError, match=r"full: c/full .*learning_rate \(was 0.001"):
-        run_methods(write("c.yaml", settings=SETTINGS, methods=changed))
+        run_methods(write("c.yaml", settings=settings, methods=changed))
     with pytest.raises(TsugikiError, match="^none: .*matches no layer"):
-        run_methods(write("c.yaml", settings=SETTINGS, methods={"none": {"lora": {"target_modules": ["q"]}}}))
+        run_methods(write("c.yaml", settings=settings, methods={"none": {"lora": {"target_modules": ["q"]}}}))
 
 
 def grid(**axes: list[Any]) -> Path:
-    return write("s.yaml", settings={**SETTINGS, "lora": {"lora_alpha": 4}, "learning_rate": 1e-2}, grid=axes)
+    settings = {**SETTINGS, "max_steps": 2, "prompts": [], "lora": {"lora_alpha": 4}, "learning_rate": 1e-2}
+    return write("s.yaml", settings=settings, grid=axes)
 
 
 def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
@@ -209,7 +212,7 @@ def test_comparisons_and_sweeps_that_cannot_be(fields: dict[str, Any], said: str
     assert not Path("c").exists()
 
 
-SHARED = {**SETTINGS, "max_steps": 1, "retention_data": "own.txt", "held_out": "held.txt"}
+SHARED = {**SETTINGS, "max_steps": 1, "prompts": [], "retention_data": "own.txt", "held_out": "held.txt"}
 
 
 def run_sweep() -> None:
