@@ -29,8 +29,8 @@ def config(**changes: Any) -> RunConfig:
 
 @pytest.mark.parametrize(
     ("width", "steps", "rate"),
-    # 5e-4 (2000 / width)^0.781, computed by hand; 1.5 times that for fewer than 1.2 million tokens
-    [(256, 586, 2.5e-3), (256, 585, 3.7e-3), (768, 1000, 1.1e-3), (2000, 1000, 5e-4), (4096, 149, 4.3e-4)],
+    # 5e-4 (2000 / width)^0.781, computed by hand; 1.5 times that in short runs
+    [(256, 200, 2.5e-3), (256, 100, 3.7e-3), (768, 1000, 1.1e-3), (2000, 1000, 5e-4), (4096, 149, 4.3e-4)],
 )
 def test_the_rate_follows_from_the_width_and_the_steps(width: int, steps: int, rate: float):
     assert automatic_learning_rate(config(), width, steps, 2048) == rate
@@ -55,22 +55,15 @@ def test_the_rate_follows_from_alpha_and_the_method():
 
 @pytest.mark.parametrize(("tokens", "rate"), [(1, 2.5e-4), (512, 2.5e-4), (1024, 3.5e-4), (2048, 5e-4), (8192, 5e-4)])
 def test_small_steps_have_a_lower_rate(tokens: int, rate: float):
-    assert automatic_learning_rate(config(), 2000, 2_000_000, tokens) == rate
+    assert automatic_learning_rate(config(), 2000, 1000, tokens) == rate
 
 
 @pytest.mark.parametrize(
     ("rows", "batch_size", "steps"),
-    [(1, 1, 3), (10, 1, 30), (66, 1, 198), (67, 2, 102), (100, 3, 102), (400, 12, 102), (5000, 16, 939)],
+    [(1, 2, 3), (10, 2, 15), (100, 3, 102), (400, 12, 102), (5000, 16, 939)],
 )
 def test_a_run_has_about_a_hundred_steps(rows: int, batch_size: int, steps: int):
     chosen = choose(config(), tiny_model("gpt2"), rows, 512)
-    assert (chosen.batch_size, chosen.steps) == (batch_size, steps)
-
-
-@pytest.mark.parametrize("changes", [{"method": "full"}, {"method": "ia3"}, {"preference": "dpo"}])
-@pytest.mark.parametrize(("rows", "batch_size", "steps"), [(10, 2, 15), (100, 3, 102)])
-def test_other_runs_have_two_rows_in_a_step_at_least(changes: dict[str, Any], rows: int, batch_size: int, steps: int):
-    chosen = choose(config(**changes), tiny_model("gpt2"), rows, 512)
     assert (chosen.batch_size, chosen.steps) == (batch_size, steps)
 
 
@@ -133,7 +126,7 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
 
 
 def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "rows_in_time", lambda *_: 6)  # six steps of one row
+    monkeypatch.setattr(run, "rows_in_time", lambda *_: 12)  # six steps of two rows
     automatic = {"batch_size": "auto", "learning_rate": "auto", "max_steps": None}
     record = assert_resumes(train, run_config(tmp_path, save_steps=2, minutes=5, **automatic), 3)
     assert record.training is not None

@@ -1,8 +1,8 @@
 """What a run decides before its first step, from the model, the method, the amount of text and the time that it has.
 
-    rows in a step    the rows of three passes / 100, so that these are about 100 optimiser steps; at most 16, and at
-                      least 1 for LoRA on texts and 2 in other runs, on any number of threads; at least one for each
-                      process; other numbers of passes change the steps, not their rows
+    rows in a step    the rows of three passes / 100, so that these are about 100 optimiser steps; at least 2, at most
+                      16, whatever the machine, so that a run has the same steps on any number of threads; at least one
+                      for each process; other numbers of passes change the steps, not their rows
     steps             the passes over these rows; or, if the length is set in minutes, those that the time suffices for
     learning rate     see `training.learning_rate`
     evaluations       as many as take a twentieth of the time of the steps; the held-out text, before and after the run,
@@ -24,7 +24,6 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts
-from tsugiki.lora.config import LoraConfig
 from tsugiki.model.context import text_config
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
@@ -35,7 +34,7 @@ from tsugiki.training.record import DataSummary
 T = TypeVar("T")
 
 _STEPS, _PASSES = 100, 3
-_MOST_ROWS = 16
+_FEWEST_ROWS, _MOST_ROWS = 2, 16
 _MOST_EPOCHS = 20  # of a run whose length is set in minutes
 _EVALUATION_COST = 0.5  # time of a token in an evaluation, relative to a token in a step
 _TIME_OF_STEPS = 0.85  # of the time left after the held-out evaluations; the rest is for other evaluations and samples
@@ -91,7 +90,7 @@ def choose(
         if steps is None and rows_in_time is not None:
             in_run = min(rows_in_time(), _MOST_EPOCHS * rows)
     if batch_size == AUTO:
-        batch_size = before.get("batch_size") or _batch_size(config, in_run, processes)
+        batch_size = before.get("batch_size") or _batch_size(steps, in_run, processes)
     if config.minutes is not None and steps is None:
         steps = max(1, in_run // min(batch_size, rows))
     if steps is None:  # the last step of an epoch may have fewer rows
@@ -224,12 +223,9 @@ def evenly_spread(items: Sequence[T], count: int) -> list[T]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _batch_size(config: RunConfig, in_run: int, processes: int) -> int:
-    if config.max_steps is not None:  # the number of steps does not depend on their rows
-        return max(_MOST_ROWS, processes)
-    is_lora_on_texts = isinstance(config.adapter_config, LoraConfig) and config.preference is None
-    fewest = 1 if is_lora_on_texts else 2  # the only runs for which one row was measured to be better
-    return max(min(in_run // _STEPS, _MOST_ROWS), fewest, processes)
+def _batch_size(steps: int | None, in_run: int, processes: int) -> int:
+    rows = in_run // _STEPS if steps is None else _MOST_ROWS  # a given number of steps does not depend on their rows
+    return max(min(rows, _MOST_ROWS), _FEWEST_ROWS, processes)
 
 
 def width_of(model: nn.Module) -> int:

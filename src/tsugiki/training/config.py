@@ -123,10 +123,10 @@ class TrainingSettings(BaseModel):
     max_steps: int | None = Field(default=None, ge=1)
     """Number of optimiser steps. Overrides epochs."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = AUTO
-    """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps; at most 16,
-    and at least 1 for LoRA on texts, otherwise 2."""
+    """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps, but at least 2
+    and at most 16."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "probe"] = AUTO
-    """Peak learning rate. auto: by the width of the model, the method, lora_alpha and the length of the run. probe:
+    """Peak learning rate. auto: by the width of the model, the method, lora_alpha and the number of steps. probe:
     measured on 30 rows of the training data before the first step."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""

@@ -1,6 +1,6 @@
 """The learning rate of a run: the rule for `auto`, the range test of `probe`, and the check for a loss that rises.
 
-    auto    5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 1.2 million tokens;
+    auto    5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
             in steps of fewer than 2048 tokens, times sqrt(tokens / 2048), but at least half of it;
             a tenth for IPO, and for preference losses without the likelihood of the chosen answers
 
@@ -42,7 +42,7 @@ from tsugiki.training.config import RunConfig
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.record import ProbePoint, RestartReason, RunRecord
 
-_SHORT_RUN, _SHORT_RUN_FACTOR = 1_200_000, 1.5  # tokens in the steps
+_SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by
 _HIGHEST_RATE = 1e-2
 
@@ -79,7 +79,7 @@ def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: i
         return method.learning_rate
     is_narrow_full = not method.trains_adapter and width < NARROW
     rate = 5e-4 * (2000 / width) ** 0.781 * (_FULL_FACTOR_IF_NARROW if is_narrow_full else method.learning_rate_factor)
-    if steps * tokens < _SHORT_RUN and config.start_from is None:  # B is 0 at first only in a new adapter
+    if steps < _SHORT_RUN and config.start_from is None:  # B is 0 at first only in a new adapter
         rate *= _SHORT_RUN_FACTOR
     rate *= min(1.0, max(_SMALLEST_FACTOR, math.sqrt(tokens / _SMALL_STEP)))
     adapter = config.adapter_config
