@@ -6,12 +6,13 @@ import random
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tiny import save_grafted, save_tiny, tiny_model
 from tsugiki import LoraConfig, TsugikiError
-from tsugiki.bench import PeftSettings, RaceResult, ToolRun, best_settings, copy_new_adapters, run_race
+from tsugiki.bench import PeftSettings, RaceResult, ToolRun, best_settings, copy_new_adapters, race, run_race
 
 
 def run_of(tool: str, seed: int, *curve: tuple[float, float]) -> ToolRun:
@@ -108,12 +109,17 @@ def test_two_kinds_of_records_are_refused(tmp_path: Path):
         run_race(model, [str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")], 1, print)
 
 
-def test_an_adapter_that_is_removed_while_it_is_copied_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_adapters_that_are_being_written_or_removed_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out, folder = tmp_path / "out", tmp_path / "copies"
     folder.mkdir()
-    for name in ("checkpoint-1", "checkpoint-2"):
+    for name in ("checkpoint-1", "checkpoint-2", ".checkpoint-3.part/.files.part", "checkpoint-4"):
         save_grafted(out / name, tiny_model("llama"), LoraConfig(r=2))
-    copy = shutil.copy2
+    copy, opened = shutil.copy2, race.safe_open
+
+    def removed_before(file: Path, framework: str) -> Any:
+        if file.parent.name == "checkpoint-4":
+            shutil.rmtree(file.parent)
+        return opened(file, framework)
 
     def copy_and_remove(source: Path, target: Path) -> None:
         copy(source, target)
@@ -121,6 +127,7 @@ def test_an_adapter_that_is_removed_while_it_is_copied_does_not_count(tmp_path: 
             shutil.rmtree(source.parent)
 
     monkeypatch.setattr(shutil, "copy2", copy_and_remove)
+    monkeypatch.setattr(race, "safe_open", removed_before)
     copies: dict[tuple[Path, int], Path] = {}
     copy_new_adapters(out, folder, copies)
     assert [file.parent.name for file, _at in copies] == ["checkpoint-2"]

@@ -308,11 +308,13 @@ def _run(
 
 def copy_new_adapters(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> None:
     """Copy the adapters below `out` that are complete and new; a copy is known by file and time in nanoseconds."""
-    for place, _folders, names in os.walk(out):  # which passes over folders that are removed meanwhile
+    for place, folders, names in os.walk(out):  # which passes over folders that are removed meanwhile
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]  # they are being written
         if not {ADAPTER_FILE, ADAPTER_CONFIG_FILE} <= {*names}:
             continue
         file = Path(place, ADAPTER_FILE)
-        with suppress(OSError, SafetensorError):  # it is being written or removed
+        # It is being written or removed; a file that is gone when it is opened is a RuntimeError of safetensors.
+        with suppress(OSError, RuntimeError, SafetensorError):
             at = (file, file.stat().st_mtime_ns)
             if at in copies:
                 continue
