@@ -107,7 +107,7 @@ class ToolRun:
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """The settings of PEFT at its best that are searched for."""
+    """The settings that the race searches for, to run PEFT at its best."""
 
     learning_rate: float = 1e-3
     batch_size: int = 4
@@ -196,8 +196,8 @@ def run_race(
 def best_settings(run: Callable[[PeftSettings], ToolRun]) -> tuple[PeftSettings, ToolRun]:
     """Search for the settings with the lowest loss at the end, and return them with their run.
 
-    The learning rate is multiplied by three, and then divided by it, as long as that is better. Then follows one row in
-    a step at half the rate, and the faster attention implementation at last.
+    The learning rate is multiplied by three as long as the loss is lower, and then divided by three in the same way.
+    Then one row in a step is tried with half of the rate. Of the two attention implementations, the faster one is used.
     """
     run, best = cache(run), PeftSettings()
 
@@ -309,11 +309,11 @@ def _run(
 def copy_new_adapters(out: Path, folder: Path, copies: dict[tuple[Path, int], Path]) -> None:
     """Copy the adapters below `out` that are complete and new; a copy is known by file and time in nanoseconds."""
     for place, folders, names in os.walk(out):  # which passes over folders that are removed meanwhile
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]  # they are being written
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]  # unfinished checkpoints
         if not {ADAPTER_FILE, ADAPTER_CONFIG_FILE} <= {*names}:
             continue
         file = Path(place, ADAPTER_FILE)
-        # It is being written or removed; a file that is gone when it is opened is a RuntimeError of safetensors.
+        # The file may be removed meanwhile; `safe_open` raises a RuntimeError if it does not exist any more.
         with suppress(OSError, RuntimeError, SafetensorError):
             at = (file, file.stat().st_mtime_ns)
             if at in copies:

@@ -39,8 +39,8 @@ from tsugiki.model.undo import with_modules
 from tsugiki.native import can_read, native_for
 
 MOST_WORK = 1024
-"""Tokens of a group times the largest rank, in float32 and in one thread. Above it, torch's products of stacked pairs
-are as fast as the C function (docs/log.md)."""
+"""The C function is used up to this number of tokens of a group times the largest rank, in float32 and in one thread.
+Above it, torch's products of stacked pairs are as fast (docs/log.md)."""
 
 
 class Place(NamedTuple):
@@ -76,8 +76,8 @@ class RowPairs:
     pairs: Sequence[LowRank | None]
     """The pair of each group of neighbouring rows, all of the same size; None: the base."""
     known: dict[LowRank, Place] | None = None
-    """Pair -> where its factors are, extended by new pairs; None: looked up in each call. Only for pairs whose tensors
-    and scalings do not change."""
+    """A cache from a pair to the addresses of its factors; None: they are looked up in each call. The tensors and the
+    scalings of cached pairs must not change."""
     distinct: list[LowRank] = field(init=False)
     """The pairs, each once."""
     with_dora: list[tuple[int, LowRank]] = field(init=False)
@@ -111,8 +111,8 @@ def rows_product(layer: LoraLinear, rows: RowPairs, x: Tensor, y: Tensor) -> Ten
     """
     groups, into, out = len(rows.pairs), x.shape[-1], y.shape[-1]
     tokens = x.numel() // (groups * into)
-    may_be_faster = tokens <= FEW_ROWS or (x.dtype == torch.float32 and torch.get_num_threads() == 1)
-    call = native_for("rows_added", x) if may_be_faster else None
+    short_prompt = tokens <= MOST_WORK and x.dtype == torch.float32 and torch.get_num_threads() == 1
+    call = native_for("rows_added", x) if tokens <= FEW_ROWS or short_prompt else None
     places = _find_places(rows, into, out) if call else None
     if call and places and _is_faster(places, tokens):
         x = x.contiguous()

@@ -38,7 +38,7 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `out` when the block succeeds and removed when it fails.
 
     The folder must exist. An existing file is an error, or with `replace` it is replaced when the block succeeds.
-    If writing fails, as on a full disk, the error is a `WriteError`.
+    Raises a `WriteError` if writing fails, for example because the disk is full.
     """
     with _write_errors(out):  # the name may be too long, for example
         exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()

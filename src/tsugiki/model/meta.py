@@ -19,13 +19,14 @@ _FILLS = frozenset({init.uniform_, init.normal_, init.kaiming_uniform_, torch.Te
 
 
 class NoRandomValues(TorchFunctionMode):
-    """Leaves tensors on the meta device as they are where they would get random values, which takes torch 0.8 ms each.
+    """Skips the random initialisation of tensors on the meta device, which takes torch 0.8 ms for each of them.
 
-    transformers initialises each layer when it builds a model, also on that device.
+    Layers initialise their weights when they are built, also on that device. Unlike with `no_init_weights` of
+    transformers, weights that the files of a model lack are still initialised, because they are on a real device then.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function, unless it fills a tensor without values."""
+        """Call the function, unless it would fill a tensor on the meta device with random values."""
         kwargs = kwargs or {}
         if func in _FILLS:
             tensor: torch.Tensor = args[0] if args else kwargs["tensor"]

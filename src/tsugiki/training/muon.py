@@ -57,7 +57,10 @@ def plain_orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Compute `plain_orthogonalized`; for long float32 matrices by their Gram matrix, which rounds differently."""
+    """Compute `plain_orthogonalized`, with fewer products for float32 matrices at least twice as long as wide.
+
+    The iteration then multiplies the Gram matrix, which rounds differently.
+    """
     if _dtype(matrix) != torch.float32 or max(matrix.shape) < 2 * min(matrix.shape):
         return plain_orthogonalized(matrix)
     x = _normalized(matrix)
