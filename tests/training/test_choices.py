@@ -13,6 +13,7 @@ from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import (
     ProbePoint,
     RunConfig,
+    TrainingLoop,
     automatic_learning_rate,
     choose,
     describe_choices,
@@ -201,7 +202,14 @@ def test_a_run_with_the_number_that_was_measured_is_the_same(tmp_path: Path):
 
 
 def test_a_loss_that_rises_at_once_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learning_rate, "_FROM", 1e9)
+    update = TrainingLoop.update
+
+    def climb(loop: TrainingLoop) -> None:
+        for weight in loop.gradients.weights:
+            weight.grad.neg_()  # type: ignore[union-attr]
+        update(loop)
+
+    monkeypatch.setattr(TrainingLoop, "update", climb)
     monkeypatch.setattr(learning_rate, "_FAR_ABOVE", 1.0 + 1e-9)
     with pytest.raises(TsugikiError, match=r"the loss rises at the lowest learning rate .* preview"):
         train(run_config(tmp_path, "risen", learning_rate="probe"))
