@@ -97,8 +97,8 @@ def same_to_rounding(a: Tensor, b: Tensor) -> bool:
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-_LARGE = 1_000_000_000
-"""The number of parameters from which a probe uses only some blocks, because a forward pass takes many seconds."""
+_LARGE = 50_000_000
+"""The number of parameters from which a probe uses only some blocks, because several forward passes take a second."""
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:

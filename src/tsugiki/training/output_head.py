@@ -13,9 +13,12 @@ learns; at a tenth of it, all texts that were tried gain (docs/training-evidence
 """
 
 import dataclasses
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.data.blocks import Blocks
@@ -28,6 +31,7 @@ from tsugiki.model.inference import evaluating
 from tsugiki.model.linear import is_graftable
 from tsugiki.model.ungrafted import base_modules, output_head
 from tsugiki.training.choices import evenly_spread
+from tsugiki.training.threads import run_in_threads
 
 _UNLIKELY = 13.0
 """Loss in nats from which a token counts: a probability of 2.3e-6."""
@@ -50,21 +54,27 @@ def leaves_layers_open(config: Any) -> bool:
 def unlikely_share(model: nn.Module, blocks: Blocks) -> float:
     """Return the share of the tokens in the loss to which the model gives almost no probability.
 
-    It is measured on the beginnings of some rows, spread evenly over the training data.
+    It is measured on the beginnings of some rows, spread evenly over the training data; on a processor, the rows are
+    computed in parallel, with one thread each.
     """
-    device = next(model.parameters()).device
-    unlikely = counted = 0
-    for number in evenly_spread(range(len(blocks)), _ROWS):
-        row = blocks[number]
-        first = int((row["labels"] != IGNORE_INDEX).int().argmax())  # an answer may be at the end of a row
-        start = max(0, first - _TOKENS // 2)
-        ids, labels = (row[name][start : start + _TOKENS].to(device) for name in ("input_ids", "labels"))
-        with evaluating(model):
-            logits = model(input_ids=ids[None]).logits[0, :-1].float()
-        losses = F.cross_entropy(logits, labels[1:], ignore_index=IGNORE_INDEX, reduction="none")
-        unlikely += int((losses > _UNLIKELY).sum())
-        counted += int((labels[1:] != IGNORE_INDEX).sum())
+    tasks = [partial(_count_unlikely, model, blocks[number]) for number in evenly_spread(range(len(blocks)), _ROWS)]
+    on_processor = next(model.parameters()).device.type == "cpu"
+    with evaluating(model):
+        found = run_in_threads(tasks, threads_of_each=1) if on_processor else (task() for task in tasks)
+        unlikely, counted = map(sum, zip(*found, strict=True))
     return unlikely / max(counted, 1)
+
+
+@torch.no_grad()
+def _count_unlikely(model: nn.Module, row: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return how many of the first tokens in the loss of a row are unlikely, and how many there are."""
+    first = int((row["labels"] != IGNORE_INDEX).int().argmax())  # an answer may be at the end of a row
+    start = max(0, first - _TOKENS // 2)
+    device = next(model.parameters()).device
+    ids, labels = (row[name][start : start + _TOKENS].to(device) for name in ("input_ids", "labels"))
+    logits = model(input_ids=ids[None]).logits[0, :-1].float()
+    losses = F.cross_entropy(logits, labels[1:], ignore_index=IGNORE_INDEX, reduction="none")
+    return int((losses > _UNLIKELY).sum()), int((labels[1:] != IGNORE_INDEX).sum())
 
 
 def with_output_head(model: nn.Module, config: LoraConfig) -> LoraConfig | None:

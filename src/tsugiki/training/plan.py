@@ -27,6 +27,8 @@ from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.methods.table import METHODS
+from tsugiki.model.context import text_config
+from tsugiki.model.inference import decoder_blocks
 from tsugiki.training import memory
 from tsugiki.training.choices import choose
 from tsugiki.training.config import AUTO, RunConfig
@@ -38,6 +40,8 @@ from tsugiki.training.processes import device_type, has_device, planned_compute_
 Recompute: TypeAlias = Literal["none", "auto", "blocks"]
 RANGE = (0.8, 1.4)
 """Lowest and highest time of a run, relative to the planned time."""
+_PROCESS, _SURELY_ENOUGH = 1_000_000_000, 0.8
+"""Bytes of a process without a model, and the share of the available memory up to which a run is not planned."""
 SPARE = 0.95
 """The share of the available memory that a run may take; other programs need some, and the estimate is not exact."""
 
@@ -153,7 +157,7 @@ def plan_run(
 def plan_memory(
     config: RunConfig, shapes: Shapes, dtype: BaseDtype, micro_batch_size: int | None = None, before: int = 0
 ) -> MemoryPlan | None:
-    """Plan the memory of a run on a processor that loads its base in `dtype`; None if it cannot be planned.
+    """Plan the memory of a run on a processor that loads its base in `dtype`; None if it cannot or need not be planned.
 
     `before` blocks were recomputed before the run was interrupted; `recompute` auto recomputes at least these.
     """
@@ -161,8 +165,12 @@ def plan_memory(
     available = total_memory(device)
     if available is None:
         return None
-    in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()
+    threads = torch.get_num_threads()
+    in_step = config.batch_size if config.batch_size != AUTO else 2 * threads
     size = micro_batch_size or micro_batch_sizes(config, device, shapes.row_tokens, in_step)[-1]
+    most = _PROCESS + most_bytes(shapes, getattr(config.adapter_config, "r", 0), threads, size)
+    if not config.trains_base_parameters() and most <= _SURELY_ENOUGH * available:
+        return None
     try:
         need = need_of(config, shapes, computing_dtype(config, shapes, device, dtype), device, size, in_step)
     except TsugikiError:  # the run itself reports the error, or the model is of a kind that cannot be planned
@@ -172,6 +180,23 @@ def plan_memory(
     count = {"none": 0, "blocks": need.blocks, AUTO: automatic}
     peak = need.peak(count[config.recompute])
     return MemoryPlan(peak, count[config.recompute], config.recompute == AUTO, peak <= limit, available)
+
+
+def most_bytes(shapes: Shapes, rank: int, threads: int, rows: int) -> int:
+    """Return an upper bound, in bytes, of what the training of an adapter needs besides the process.
+
+    It follows from the shapes alone, whereas a plan measures blocks, which takes seconds. All is counted in float32:
+    the base twice, because loading may copy it; for `rows` rows in each thread, the input and the output of every
+    matrix, the probabilities of attention, the logits and their gradient; and factors of `rank` for every matrix, with
+    their gradients and AdamW's averages. Plans are a third to two thirds of it.
+    """
+    text: Any = text_config(shapes.model)
+    tokens = threads * rows * shapes.row_tokens
+    matrices = [parameter.shape for parameter in shapes.model.parameters() if parameter.ndim > 1]
+    sides = sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in matrices)
+    seen = len(decoder_blocks(shapes.model)) * int(getattr(text, "num_attention_heads", 1)) * shapes.row_tokens
+    of_token = 4 * (sides + seen + 3 * int(text.vocab_size))
+    return 8 * shapes.parameters + tokens * of_token + 4 * (4 + threads) * rank * sides
 
 
 def fitted(config: RunConfig, plan: Plan) -> RunConfig:
