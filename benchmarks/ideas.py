@@ -48,7 +48,7 @@ from tsugiki.training.run import Run, prepared
 from tsugiki.training.text_loss import TextLoss
 
 HEADERS = ["idea", "text", "share of the rows until the goal, by seed", "cost of a row", "time", "last loss"]
-DEFAULT, PARTS, FIRST, GOAL, LAST, TURNS = "default", 12, 4, 8, 9, 5
+DEFAULT, PARTS, GOAL, LAST, TURNS = "default", 12, 8, 9, 5
 Losses: TypeAlias = Mapping[int, Tensor]
 """Row -> the base's loss at each of its tokens but the first, and 0 where there is no target."""
 
@@ -174,6 +174,9 @@ class Idea:
     rows: Callable[[list[int], Losses], list[int]] | None = None
     likely: float | None = None  # skip tokens that the base gives at least this probability
     half: float = 0.0  # share of the rows at the start of which a step has half as many
+    average: float | None = None  # evaluate the average of the steps' values; see `add_to_average`
+    gradient: bool = False  # see `set_from_gradient`
+    dropout: bool = True
 
 
 def _at_rates(name: str, rates: Sequence[float], **settings: Any) -> dict[str, Idea]:
@@ -191,9 +194,17 @@ IDEAS: Mapping[str, Idea] = {
     **_at_rates("rite", (0.3, 1, 3), optimizer=rite),
     **_at_rates("lora+", (0.1, 0.25, 0.75), optimizer=lambda run, rate: loraplus(run.model, run.config, rate)),
     **_at_rates("muon", (1, 3, 8), optimizer=muon),
+    "no dropout": Idea(dropout=False),
     "warm-up": Idea(schedule=lambda share: min(share / 0.1, (1 - share) / 0.9)),
     "constant": Idea(schedule=lambda share: 1.0),
     **_at_rates("rate", (0.5, 2, 3, 6)),
+    **{f"average {power:g}": Idea(average=power) for power in (1, 3, 8)},
+    "average 3, constant": Idea(average=3, schedule=lambda share: 1.0),
+    **_at_rates("average 3", (2,), average=3),
+    **_at_rates("squared", (2, 3), schedule=lambda share: (1 - share) ** 2),
+    **_at_rates("gradient", (0.5, 1, 1.5), gradient=True),
+    "gradient, growing steps": Idea(gradient=True, half=1 / 3),
+    **_at_rates("gradient, squared", (2,), gradient=True, schedule=lambda share: (1 - share) ** 2),
 }
 
 
@@ -211,6 +222,8 @@ class PlannedBatches(StepBatches):
 def loop_of(run: Run, idea: Idea, losses: Losses) -> TrainingLoop:
     """Return the loop of a run with an idea."""
     loss = SkippingLoss(losses, idea.likely) if idea.likely is not None else None
+    for pair in _pairs(run):
+        pair.dropout.p = run.config.adapter_config.lora_dropout if idea.dropout else 0.0
     of_data = run.data.blocks, run.data.document_masking
     loop = build_loop(run.accelerator, run.config, run.choices, run.model, *of_data, loss)
     own, size = loop.gradients.batches, run.choices.batch_size
@@ -226,6 +239,36 @@ def loop_of(run: Run, idea: Idea, losses: Losses) -> TrainingLoop:
     return loop
 
 
+@torch.no_grad()
+def set_from_gradient(run: Run, loop: TrainingLoop) -> None:
+    """Set A to an orthonormal basis of directions in which the gradient G of each weight is large, times its length.
+
+    If A is zero, its gradient is in proportion to Bᵀ G, so one with random orthonormal columns in B has a sample of the
+    rows of G: the randomised range finder (arXiv:0909.4061) for its right singular vectors. The gradient is that of the
+    rows of the first step.
+    """
+    pairs = _pairs(run)
+    lengths = [pair.A.norm(dim=1).mean() for pair in pairs]
+    for pair in pairs:
+        pair.B.copy_(torch.linalg.qr(torch.randn_like(pair.B))[0])
+        pair.A.zero_()
+    with torch.enable_grad():
+        loop.gradients.step(0)
+    for pair, length in zip(pairs, lengths, strict=True):
+        assert pair.A.grad is not None
+        pair.A.copy_(torch.linalg.qr(pair.A.grad.T)[0].T * length)
+        pair.B.zero_()
+
+
+def add_to_average(average: dict[str, Tensor], values: dict[str, Tensor], step: int, power: float) -> None:
+    """Add the values after a step, counted from 1, to an average in which step t has a weight of about t^power.
+
+    This is the polynomial-decay averaging of arXiv:1212.1824.
+    """
+    for name, value in values.items():
+        average.setdefault(name, value.clone()).lerp_(value, (power + 1) / (step + power))
+
+
 def base_losses(run: Run) -> dict[int, Tensor]:
     """Return the losses of the model, as it is now, at all tokens of the training data."""
     batches, found = loop_of(run, Idea(), {}).gradients.batches, dict[int, Tensor]()
@@ -238,19 +281,32 @@ def base_losses(run: Run) -> dict[int, Tensor]:
     return found
 
 
-def train(run: Run, idea: Idea, losses: Losses, goal: float, whole: bool) -> list[dict[str, Any]]:
-    """Train with an idea from the values that the model has; return the evaluations, with the share of the rows."""
-    loop, curve = loop_of(run, idea, losses), list[dict[str, Any]]()
+def train(run: Run, idea: Idea, losses: Losses, goal: float, first: int, whole: bool) -> list[dict[str, Any]]:
+    """Train with an idea from the values that the model has; return the evaluations, with the share of the rows.
+
+    The first evaluation is after `first` twelfths of the run.
+    """
+    loop, curve, average = loop_of(run, idea, losses), list[dict[str, Any]](), dict[str, Tensor]()
+    before_steps = 0
+    if idea.gradient:
+        set_from_gradient(run, loop)
+        before_steps = len(loop.gradients.batches.rows(0))
     done = np.cumsum([0, *(len(loop.gradients.batches.rows(step)) for step in range(loop.steps))])
     for step in range(loop.steps):
         loop.train_step()
+        values = trained_values(run.model)
+        if idea.average is not None:
+            add_to_average(average, values, step + 1, idea.average)
         before, part = (int(one) for one in done[step : step + 2] * PARTS // done[-1])
-        if part == before or part < FIRST:
+        if part == before or part < first:
             continue
         reached = any(point["loss"] <= goal for point in curve)
+        restore_values(run.model, average or values)
         result = evaluate(run.model, run.texts.tokenizer, run.data.windows)
+        restore_values(run.model, values)
         documents = [score[:2] for score in result.independent]
-        curve.append({"share": done[step + 1] / done[-1], "loss": result.loss, "documents": documents})
+        share = (before_steps + done[step + 1]) / done[-1]
+        curve.append({"share": share, "loss": result.loss, "documents": documents})
         if not whole and (reached or part >= LAST):
             break
     return curve
@@ -301,7 +357,7 @@ def measure(options: argparse.Namespace, seed: int) -> None:
             result["before"] = of_base / of_run if idea.rows or idea.likely else 0.0
         else:
             goal = 0.0 if name == DEFAULT else _goal(_curve(_of(found, DEFAULT, seed)))
-            result["curve"] = train(run, idea, losses, goal, options.whole)
+            result["curve"] = train(run, idea, losses, goal, options.first, options.whole)
             if name == DEFAULT or idea.likely:
                 result["easy"] = easy_tokens(losses, base_losses(run))
         found.append({**origin, "idea": name, **result})
@@ -394,6 +450,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=6000, help="of the held-out text that are evaluated")
     parser.add_argument("--steps", type=int, help="steps of a run; default: three passes")
     parser.add_argument("--batch-size", type=int, help="rows of a step; default: automatic")
+    parser.add_argument("--first", type=int, default=4, help="twelfths of the run before the first evaluation")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--whole", action="store_true", help="train to the last step")
     parser.add_argument("--cost", action="store_true", help="measure processor times instead, with the first seed")

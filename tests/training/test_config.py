@@ -78,7 +78,7 @@ def test_yaml_and_flags(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("model: m\ndata: d\nout: o\nlora: {r: 4}\nepochs: 2\n")
     config = load_config(path, {"epochs": 5, "lora": {"lora_alpha": 16}})
-    assert (config.epochs, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (5, 4, 16, 0.1)
+    assert (config.epochs, config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (5, 4, 16, 0)
     for content, said in (
         ("[1]", "holds no settings"),
         ("model：m\nout：o", "full-width colon"),

@@ -199,7 +199,6 @@ def test_settings_without_a_meaning_are_refused(given: dict[str, Any], tmp_path:
 def test_dropout_is_off_by_default(tmp_path: Path):
     assert config(tmp_path, lora={"r": 2}).lora.lora_dropout == 0
     assert config(tmp_path, lora={"r": 2, "lora_dropout": 0.1}).lora.lora_dropout == 0.1
-    assert config(tmp_path, preference=None, lora={"r": 2}).lora.lora_dropout == 0.1
 
 
 def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path):

@@ -4,8 +4,8 @@
 
     documented  PEFT's quick tour (r 8, alpha 32, dropout 0.1, PEFT's own layers, learning rate 1e-3), the base in the
                 dtype of its file, Trainer's defaults; a text is cut into rows of 512 tokens, a question is a row
-    best        LoRA of rank 16 and alpha 32 on all linear layers, no dropout in the base, texts and questions packed
-                into rows of 512 tokens, bfloat16 weights if the processor multiplies them
+    best        LoRA of rank 16 and alpha 32 on all linear layers, no dropout, texts and questions packed into rows of
+                512 tokens, bfloat16 weights if the processor multiplies them
 
 The ten checkpoints of a run hold the adapter alone.
 """
@@ -56,7 +56,7 @@ def main(settings: Settings) -> None:
     config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=8, lora_alpha=32, lora_dropout=0.1)
     if settings.best:
         disable_dropout(model)
-        config.r, config.target_modules = 16, "all-linear"
+        config.r, config.target_modules, config.lora_dropout = 16, "all-linear", 0.0
     examples = list(_examples(Path(settings.data), tokenizer))
     is_text = all(IGNORE_INDEX not in example["labels"] for example in examples)
     rows = _packed(examples) if settings.best or is_text else [_cut(example) for example in examples]

@@ -33,8 +33,8 @@ from tsugiki.lora.config import LoraConfig
 if TYPE_CHECKING:
     from tsugiki.methods.method import Method
 
-DEFAULT_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1}
-"""The defaults of the section `lora`."""
+DEFAULT_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32}
+"""The defaults of the section `lora` that are not those of `LoraConfig`."""
 
 CHAPTER: Mapping[str, Any] = {
     "learning_rate": 1e-4,
@@ -295,19 +295,14 @@ class RunConfig(TrainingSettings):
     @model_validator(mode="before")
     @classmethod
     def _no_dropout_of_preferences(cls, settings: Any) -> Any:
-        """Set LoRA's dropout to 0 for preferences by default: the reference is computed without it as well.
+        """Set LoRA's dropout to 0 if preferences continue an adapter: the reference is computed without it as well.
 
         It is called after the settings of `start_from` were taken.
         """
-        if not isinstance(settings, dict) or settings.get("preference") is None:
+        if not isinstance(settings, dict) or settings.get("preference") is None or not settings.get("start_from"):
             return settings
-        from tsugiki.methods.table import METHODS
-
-        method, lora = METHODS.get(str(settings.get("method", "lora"))), settings.get("lora", {})
-        if method is None or method.config is not LoraConfig or not isinstance(lora, dict):
-            return settings
-        continues = {"lora_dropout": 0.0} if settings.get("start_from") else {}
-        return {**settings, "lora": {"lora_dropout": 0.0, **lora, **continues}}
+        lora = settings.get("lora")
+        return {**settings, "lora": {**lora, "lora_dropout": 0.0}} if isinstance(lora, dict) else settings
 
     @model_validator(mode="before")
     @classmethod
