@@ -192,8 +192,8 @@ def most_bytes(shapes: Shapes, rank: int, threads: int, rows: int) -> int:
     """
     text: Any = text_config(shapes.model)
     tokens = threads * rows * shapes.row_tokens
-    matrices = [parameter.shape for parameter in shapes.model.parameters() if parameter.ndim > 1]
-    sides = sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in matrices)
+    matrices = [tuple(parameter.shape) for parameter in shapes.model.parameters() if parameter.ndim > 1]
+    sides: int = sum(math.prod(shape[:-2]) * (shape[-2] + shape[-1]) for shape in matrices)
     seen = len(decoder_blocks(shapes.model)) * int(getattr(text, "num_attention_heads", 1)) * shapes.row_tokens
     of_token = 4 * (sides + seen + 3 * int(text.vocab_size))
     return 8 * shapes.parameters + tokens * of_token + 4 * (4 + threads) * rank * sides
