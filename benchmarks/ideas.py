@@ -176,7 +176,7 @@ class Idea:
     half: float = 0.0  # share of the rows at the start of which a step has half as many
     average: float | None = None  # evaluate the average of the steps' values; see `add_to_average`
     gradient: bool = False  # see `set_from_gradient`
-    dropout: bool = True
+    dropout: float = 0.0  # of LoRA
 
 
 def _at_rates(name: str, rates: Sequence[float], **settings: Any) -> dict[str, Idea]:
@@ -194,7 +194,7 @@ IDEAS: Mapping[str, Idea] = {
     **_at_rates("rite", (0.3, 1, 3), optimizer=rite),
     **_at_rates("lora+", (0.1, 0.25, 0.75), optimizer=lambda run, rate: loraplus(run.model, run.config, rate)),
     **_at_rates("muon", (1, 3, 8), optimizer=muon),
-    "no dropout": Idea(dropout=False),
+    "dropout 0.1": Idea(dropout=0.1),
     "warm-up": Idea(schedule=lambda share: min(share / 0.1, (1 - share) / 0.9)),
     "constant": Idea(schedule=lambda share: 1.0),
     **_at_rates("rate", (0.5, 2, 3, 6)),
@@ -223,7 +223,7 @@ def loop_of(run: Run, idea: Idea, losses: Losses) -> TrainingLoop:
     """Return the loop of a run with an idea."""
     loss = SkippingLoss(losses, idea.likely) if idea.likely is not None else None
     for pair in _pairs(run):
-        pair.dropout.p = run.config.adapter_config.lora_dropout if idea.dropout else 0.0
+        pair.dropout.p = idea.dropout
     of_data = run.data.blocks, run.data.document_masking
     loop = build_loop(run.accelerator, run.config, run.choices, run.model, *of_data, loss)
     own, size = loop.gradients.batches, run.choices.batch_size
