@@ -22,7 +22,7 @@ _MOST_KEPT = 64
 """The maximum number of compiled grammars in memory."""
 _LARGEST = 120_000  # characters, as in OpenAI's API
 _TOKENIZED = 200
-"""The maximum number of characters prescribed by the grammar that the model's tokenizer splits at each step."""
+"""The model's tokenizer splits at most this many of the characters that the grammar prescribes, at each step."""
 _WHITE_SPACE: Any = {"whitespace_pattern": r"[ ]|\n[ \t]{0,32}"}
 """What may stand between parts of JSON. Without a limit, small models write white space until their context ends."""
 _MISSING = marked("the vocabulary has no tokens for the text that it prescribes")

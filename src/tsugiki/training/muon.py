@@ -57,9 +57,10 @@ def plain_orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """Compute `plain_orthogonalized`, with fewer products for float32 matrices at least twice as long as wide.
+    """Compute `plain_orthogonalized`, with less work for some float32 matrices.
 
-    The iteration then multiplies the Gram matrix, which rounds differently.
+    If the longer side is at least twice the shorter one, the iteration computes with the Gram matrix, which is smaller.
+    The result is then rounded differently.
     """
     if _dtype(matrix) != torch.float32 or max(matrix.shape) < 2 * min(matrix.shape):
         return plain_orthogonalized(matrix)

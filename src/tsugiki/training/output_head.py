@@ -65,7 +65,7 @@ def unlikely_share(model: nn.Module, blocks: Blocks) -> float:
     return unlikely / max(counted, 1)
 
 
-@torch.no_grad()
+@torch.no_grad()  # which holds for one thread, so `evaluating` does not suffice
 def _count_unlikely(model: nn.Module, row: Mapping[str, Tensor]) -> tuple[int, int]:
     """Return how many of the first tokens in the loss of a row are unlikely, and how many there are."""
     first = int((row["labels"] != IGNORE_INDEX).int().argmax())  # an answer may be at the end of a row

@@ -188,7 +188,7 @@ def most_bytes(shapes: Shapes, rank: int, threads: int, rows: int) -> int:
     It follows from the shapes alone, whereas a plan measures blocks, which takes seconds. All is counted in float32:
     the base twice, because loading may copy it; for `rows` rows in each thread, the input and the output of every
     matrix, the probabilities of attention, the logits and their gradient; and factors of `rank` for every matrix, with
-    their gradients and AdamW's averages. Plans are a third to two thirds of it.
+    their gradients and AdamW's averages. Plans that were measured are a fifth to three quarters of it.
     """
     text: Any = text_config(shapes.model)
     tokens = threads * rows * shapes.row_tokens
