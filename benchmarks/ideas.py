@@ -45,6 +45,7 @@ from tsugiki.training.lora_plus import loraplus
 from tsugiki.training.muon import CombinedOptimizer, Muon, split_parameters
 from tsugiki.training.output_head import head_weights
 from tsugiki.training.run import Run, prepared
+from tsugiki.training.sampled_softmax import SampledTextLoss, kept_tokens
 from tsugiki.training.text_loss import TextLoss
 
 HEADERS = ["idea", "text", "share of the rows until the goal, by seed", "cost of a row", "time", "last loss"]
@@ -177,12 +178,15 @@ class Idea:
     average: float | None = None  # evaluate the average of the steps' values; see `add_to_average`
     gradient: bool = False  # see `set_from_gradient`
     dropout: float = 0.0  # of LoRA
+    likely_tokens: int = 0  # that always have logits, besides the targets, if others are drawn
+    drawn: int = 0  # tokens that are drawn for each step; 0: all tokens have logits (see `fast.vocabulary_sample`)
 
 
 def _at_rates(name: str, rates: Sequence[float], **settings: Any) -> dict[str, Idea]:
     return {f"{name} x{rate:g}": Idea(rate, **settings) for rate in rates}
 
 
+SAMPLES = [(0, 8192), (4096, 4096), (8192, 2048), (8192, 4096), (8192, 8192), (16384, 16384), (2048, 1024)]
 IDEAS: Mapping[str, Idea] = {
     DEFAULT: Idea(),
     **{f"skip {likely}": Idea(likely=likely) for likely in (0.99, 0.95, 0.9)},
@@ -203,6 +207,7 @@ IDEAS: Mapping[str, Idea] = {
     **_at_rates("average 3", (2,), average=3),
     **_at_rates("squared", (2, 3), schedule=lambda share: (1 - share) ** 2),
     **_at_rates("gradient", (0.5, 1, 1.5), gradient=True),
+    **{f"sampled {likely} {drawn}": Idea(likely_tokens=likely, drawn=drawn) for likely, drawn in SAMPLES},
     "gradient, growing steps": Idea(gradient=True, half=1 / 3),
     **_at_rates("gradient, squared", (2,), gradient=True, schedule=lambda share: (1 - share) ** 2),
 }
@@ -221,7 +226,12 @@ class PlannedBatches(StepBatches):
 
 def loop_of(run: Run, idea: Idea, losses: Losses) -> TrainingLoop:
     """Return the loop of a run with an idea."""
-    loss = SkippingLoss(losses, idea.likely) if idea.likely is not None else None
+    loss: TextLoss | None = SkippingLoss(losses, idea.likely) if idea.likely is not None else None
+    if idea.drawn:
+        assert run.predictions is not None
+        probabilities = run.predictions.mean_probabilities
+        kept = kept_tokens(run.data.blocks, probabilities, idea.likely_tokens)
+        loss = SampledTextLoss(kept, len(probabilities), idea.drawn, run.config.seed)
     for pair in _pairs(run):
         pair.dropout.p = idea.dropout
     of_data = run.data.blocks, run.data.document_masking
@@ -337,7 +347,13 @@ def easy_tokens(before: Losses, now: Losses) -> dict[str, tuple[float, float, fl
 
 def measure(options: argparse.Namespace, seed: int) -> None:
     """Measure the ideas that are missing in the file with one seed, and add them to it."""
-    fixed = {"out": "unused", "validation": "none", "held_out_characters": options.characters, "seed": seed}
+    fixed = {
+        "out": "unused",
+        "validation": "none",
+        "softmax": "full",
+        "held_out_characters": options.characters,
+        "seed": seed,
+    }
     given = {"model": options.model, "data": options.data, "held_out": options.held_out, "max_steps": options.steps}
     given["batch_size"] = options.batch_size
     run = prepared(validated(RunConfig, {**fixed, **{name: value for name, value in given.items() if value}}, None))
@@ -425,7 +441,9 @@ def rows_of(file: Path) -> list[list[str]]:
         own = [line for line in lines if line["idea"] == name and "curve" in line]
         pairs = [(_of(lines, DEFAULT, line["seed"]), line["curve"]) for line in own]
         ratio, before = costs.get(name, (1.0, 0.0))
-        if IDEAS[name].likely is None:  # no other idea saves work in a row, so less than 1 is noise
+        if (
+            IDEAS[name].likely is None and not IDEAS[name].drawn
+        ):  # no other idea saves work in a row, so less than 1 is noise
             ratio = max(ratio, 1.0)
         shares = [[crossing(_curve(one), _goal(_curve(pair[0]))) for one in pair] for pair in pairs]
         times = "–"  # the default's loss has risen, or the idea's does not fall to the goal

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.figures import Figures
-from tsugiki.fast.loss import Head, chunked_loss, plain_loss
+from tsugiki.fast.head import Head
+from tsugiki.fast.loss import chunked_loss, plain_loss
 from tsugiki.report.table import Table
 from tsugiki.training.memory import available, peak, reset_peak, resident
 

@@ -31,7 +31,7 @@ _FUNCTIONS = {
     "tsugiki.training.run.load_model": "load the base",
     "tsugiki.training.run.return_freed_memory": "load the base: return freed memory",
     "tsugiki.training.run.start_accelerator": "prepare: accelerator",
-    "tsugiki.training.run.unlikely_share": "prepare: unlikely tokens, for the head",
+    "tsugiki.training.run.predict_sample": "prepare: the base's predictions on a sample",
     "tsugiki.training.run.make_trainable": "prepare: adapter and fast paths",
     "tsugiki.training.run.describe_run": "prepare: description for the record",
     "tsugiki.training.train_steps.loop_of": "prepare: loop",

@@ -46,6 +46,24 @@ def test_every_token_but_the_first_is_a_label_once_with_its_own_context(block: i
         assert all(len(blocks.row(i)) == 1 for i in range(len(blocks)))
 
 
+def test_a_begin_token_stands_before_what_continues_a_document():
+    records = numbered(LENGTHS)
+    plain, begun = (pack(store_of(records), np.arange(len(records)), 8, pad=0, begin=begin) for begin in (None, 999))
+    continued = 0
+    for number in range(len(plain)):
+        before, after = plain[number], begun[number]
+        start, expected = 0, before["input_ids"].clone()
+        for segment in plain.row(number):
+            if not segment.first:
+                expected[start] = 999
+                continued += 1
+            start += segment.length
+        assert after["input_ids"].tolist() == expected.tolist()
+        for name in ("labels", "position_ids"):
+            assert after[name].equal(before[name])
+    assert continued > 10
+
+
 def test_a_segment_names_its_record_and_whether_it_begins_and_ends_there():
     blocks = pack(store_of(numbered(LENGTHS), prompts={3: 1}), np.arange(1, len(LENGTHS)), 8, pad=0)
     found = sorted((part for row in range(len(blocks)) for part in blocks.row(row)), key=lambda part: part.start)
@@ -113,6 +131,7 @@ def test_the_fingerprint_covers_the_rows():
     packed = {
         "as it is": pack(store_of(records), everything, 16, pad=0),
         "longer rows": pack(store_of(records), everything, 17, pad=0),
+        "a begin token": pack(store_of(records), everything, 16, pad=0, begin=1),
         "other padding": pack(store_of(records), everything, 16, pad=1),
         "a record less": pack(store_of(records), everything[:-1], 16, pad=0),
         "another order": pack(store_of(records), everything[::-1], 16, pad=0),

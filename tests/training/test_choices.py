@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from tests.runs import assert_resumes, run_config
-from tests.tiny import tiny_model
-from tsugiki import TsugikiError
+from tests.tiny import grafted, tiny_model
+from tsugiki import LoraConfig, TsugikiError
 from tsugiki.io import ADAPTER_FILE
+from tsugiki.lora import LoraLinear
+from tsugiki.model import features, oriented
 from tsugiki.training import (
     ProbePoint,
     RunConfig,
@@ -21,6 +23,7 @@ from tsugiki.training import (
     limit,
     run,
     train,
+    weight_gain,
 )
 
 
@@ -57,6 +60,29 @@ def test_the_rate_follows_from_alpha_and_the_method():
 @pytest.mark.parametrize(("tokens", "rate"), [(1, 2.5e-4), (512, 2.5e-4), (1024, 3.5e-4), (2048, 5e-4), (8192, 5e-4)])
 def test_small_steps_have_a_lower_rate(tokens: int, rate: float):
     assert automatic_learning_rate(config(), 2000, 1000, tokens) == rate
+
+
+@pytest.mark.parametrize(
+    ("gain", "rate"),
+    # at most 5e-4 gain^2.5, computed by hand, and the rate by the width, 1.2e-3, if this is lower
+    [(None, 1.2e-3), (4.0, 1.2e-3), (1.2, 7.9e-4), (1.0, 5e-4), (0.9, 3.8e-4), (0.5, 2e-4), (0.01, 2e-4)],
+)
+def test_a_base_with_small_weights_has_a_lower_rate(gain: float | None, rate: float):
+    assert automatic_learning_rate(config(), 640, 1000, 2048, gain) == rate
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_gain_is_that_of_the_weights_without_biases_and_factors(kind: str):
+    model = tiny_model(kind)
+    assert weight_gain(model) is None, "no layer has factors"
+    grafted(model, LoraConfig(r=4, target_modules="all-linear"))
+    layers = [layer.base_layer for layer in model.modules() if isinstance(layer, LoraLinear)]
+    norms = [oriented(layer).norm() / math.sqrt(features(layer)[1]) for layer in layers]
+    expected = math.exp(sum(math.log(norm) for norm in norms) / len(norms))
+    assert weight_gain(model) == pytest.approx(expected, rel=0.1)
+    for layer in layers:
+        layer.weight.data *= 3
+    assert weight_gain(model) == pytest.approx(3 * expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +148,8 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path):
     record = assert_resumes(train, run_config(tmp_path, save_steps=5, **{**AUTOMATIC, "epochs": 0.5}), 6)
     assert record.config.learning_rate == "auto"
     assert record.chosen("batch_size") == 3
-    assert record.chosen("learning_rate") == 0.0095
-    assert record.loss_curve[0].learning_rate == 0.0095
+    assert record.chosen("learning_rate") == 0.00015
+    assert record.loss_curve[0].learning_rate == 0.00015
 
 
 def test_a_run_of_some_minutes_is_resumed_with_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,11 +21,11 @@ from tsugiki.training import (
     EvaluationPlan,
     RunConfig,
     Window,
-    evenly_spread,
     plan_evaluations,
     read_record,
     train,
 )
+from tsugiki.training.spread import evenly_spread
 
 SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
 

@@ -13,6 +13,7 @@ from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import byte_tokenizer
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunRecord, train
+from tsugiki.training.base_predictions import BasePredictions
 
 RARE = "Q"
 BLOCKS = {"c_attn", "c_fc", "c_proj"}
@@ -56,7 +57,8 @@ def test_it_does_not_where_the_base_has_written_nearly_all_of_it(base: str, tmp_
 
 
 def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.run.unlikely_share", lambda model, blocks: 0.01)
+    predicted = BasePredictions(0.01, torch.zeros(1))
+    monkeypatch.setattr("tsugiki.training.run.predict_sample", lambda model, blocks: predicted)
     record = run_on(tmp_path, 0.01, lora={"lora_dropout": 0.0}, max_steps=1, weight_decay=0.0, keep="last")
     assert layers(record) == BLOCKS | {"lm_head"}
     assert record.resolved_settings["head_factor"] == 0.1

@@ -63,7 +63,7 @@ _PANELS = {
     ),
     "Method": (
         "method", "preference", "preference_settings", "start_from", "base_dtype", "compute_dtype", "base_dropout",
-        "loraplus_lr_ratio",
+        "softmax", "loraplus_lr_ratio",
     ),
     "Schedule": (
         "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_ratio",

@@ -4,10 +4,12 @@
     row 1   … and ends here <end> │ <start> a short document <end> │ <start> another one <end> │ padding
 
 A row consists of segments. A document that is longer than a row continues in another one, with the last token repeated
-as the first, so that every token is predicted exactly once. A completion or a conversation is never split: tokens that
-do not fit are cut off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding
-small. Positions start at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`).
-Only the second answer to a prompt, if it shares the prompt with the first one (`preference.pairs`), starts after it.
+as the first, so that every token is predicted exactly once. If the tokenizer adds a begin token to every text, it takes
+the place of the repeated token, because such a base has hardly seen a text without it: the loss of Gemma 3 270M is 1.4
+nats higher (docs/training-evidence.md). A completion or a conversation is never split: tokens that do not fit are cut
+off at its end and counted. Rows are filled by best fit, longest segments first, to keep padding small. Positions start
+at 0 in every segment, so that documents can be masked from each other (`fast.document_masks`). Only the second answer
+to a prompt, if it shares the prompt with the first one (`preference.pairs`), starts after it.
 """
 
 from bisect import bisect_left, insort
@@ -80,6 +82,8 @@ class Blocks:
     """Documents that continue in another row."""
     prompts: Lengths | None = None
     """[segments]: `Segment.prompt`; None: 0 for all."""
+    begin: int | None = None
+    """The first token of segments that continue a document; None: the last token of the segment before."""
 
     def __len__(self) -> int:
         return len(self.rows) - 1
@@ -93,6 +97,8 @@ class Blocks:
             in_row = slice(filled, filled + segment.length)
             in_store = slice(segment.start, segment.start + segment.length)
             ids[in_row] = torch.from_numpy(self.store.ids[in_store].astype(np.int64))
+            if self.begin is not None and not segment.first and not segment.prompt:
+                ids[filled] = self.begin
             loss_mask = torch.from_numpy(self.store.loss_mask[in_store].copy())
             if not segment.prompt:
                 loss_mask[0] = False  # the token before it in the row belongs to another document
@@ -148,7 +154,8 @@ class Blocks:
         tokens = store.digest or sha256([store.ids.astype("<i4").data, store.loss_mask.data])
         parts = (self.rows, self.starts, self.lengths, *([] if self.prompts is None else [self.prompts]))
         arrays = (np.ascontiguousarray(part).data for part in parts)
-        return sha256([repr((self.block_size, self.pad, tokens)).encode(), *arrays])
+        begin = () if self.begin is None else (self.begin,)
+        return sha256([repr((self.block_size, self.pad, tokens, *begin)).encode(), *arrays])
 
 
 def _padded(item: dict[str, Tensor], first: int, last: int, length: int, pad: int) -> dict[str, Tensor]:
@@ -162,10 +169,18 @@ def _padded(item: dict[str, Tensor], first: int, last: int, length: int, pad: in
     return {name: torch.cat([tensor[first:last], padding[name]]) for name, tensor in item.items()}
 
 
-def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_rows: bool = True) -> Blocks:
+def pack(
+    store: TokenStore,
+    records: Integers,
+    block_size: int,
+    pad: int,
+    share_rows: bool = True,
+    begin: int | None = None,
+) -> Blocks:
     """Pack the records with these numbers into rows of `block_size` tokens, at least 2 (see the module's docstring).
 
-    Without `share_rows`, each segment has a separate row. Prompts that fill whole rows, so that nothing of their
+    `begin` is the token before segments that continue a document; None: the last token of the segment before. Without
+    `share_rows`, each segment has a separate row. Prompts that fill whole rows, so that nothing of their
     completions is left, are an error that names them.
     """
     starts: list[Integers] = []
@@ -214,6 +229,7 @@ def pack(store: TokenStore, records: Integers, block_size: int, pad: int, share_
         cut_tokens=cut_tokens,
         cut_records=cut_records,
         split_records=split_records,
+        begin=begin,
     )
 
 

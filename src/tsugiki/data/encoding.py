@@ -35,15 +35,19 @@ class EncodedRecord:
         return sum(self.loss_mask)
 
 
+def begin_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the begin token if the tokenizer adds it to every text, otherwise None."""
+    begin = tokenizer.bos_token_id
+    return int(begin) if begin is not None and tokenizer("a").input_ids[:1] == [begin] else None
+
+
 def document_start(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token before a document: the begin token if the tokenizer adds one to texts, otherwise the end token.
 
     Training, evaluation and generation all use it as the context of a text's first token.
     """
-    begin = tokenizer.bos_token_id
-    if begin is not None and tokenizer("a").input_ids[:1] == [begin]:
-        return int(begin)
-    return document_end(tokenizer)
+    begin = begin_token(tokenizer)
+    return document_end(tokenizer) if begin is None else begin
 
 
 def document_end(tokenizer: PreTrainedTokenizerBase) -> int:

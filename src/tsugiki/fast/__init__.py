@@ -11,11 +11,10 @@ __getattr__, __dir__ = lazy_names(
             "FLASH attends_to_later_tokens detect_document_masking flash_arguments has_unknown_window "
             "keeps_apart_by_flash mask_documents packed_masks shares_prompts"
         ),
-        "forward": "answer_log_probabilities enable_chunked_loss has_chunked_loss loss_of_hidden_states",
+        "forward": "answer_log_probabilities enable_chunked_loss has_chunked_loss head_of loss_of_hidden_states",
+        "head": "Head find_head",
         "layers": "use_fast_products",
-        "loss": (
-            "AnswerTokens Head chunked_answer_losses chunked_loss find_head plain_answer_losses plain_loss token_losses"
-        ),
+        "loss": "AnswerTokens chunked_answer_losses chunked_loss plain_answer_losses plain_loss token_losses",
         "low_rank_sum": "LowRankSum",
         "masks": "apply_mask keep_mask masks_from",
         "modules": "fast_generation use_fused_modules",
@@ -24,5 +23,6 @@ __getattr__, __dir__ = lazy_names(
         "paths": "use_fast_paths use_plain_paths",
         "recomputation": "recompute_blocks recomputed_blocks",
         "row_products": "RowPairs plain_rows rows_product",
+        "vocabulary_sample": "VocabularySample can_sample draw_sample plain_sampled_loss sampled_loss",
     },
 )

@@ -16,12 +16,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.fast.document_masks import with_shared_prompts
+from tsugiki.fast.head import Head, find_head
 from tsugiki.fast.loss import (
     AnswerTokens,
-    Head,
     chunked_answer_losses,
     chunked_loss,
-    find_head,
     plain_answer_losses,
     token_losses,
 )
@@ -64,7 +63,7 @@ def losses_without_logits(model: PreTrainedModel, labels: Tensor, **inputs: Any)
     gradient.
     """
     with torch.no_grad():
-        return token_losses(model.base_model(**inputs).last_hidden_state, _head(model), labels)
+        return token_losses(model.base_model(**inputs).last_hidden_state, head_of(model), labels)
 
 
 def loss_of_hidden_states(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ def loss_of_hidden_states(model: PreTrainedModel, hidden: Tensor, labels: Tensor
 
     `has_chunked_loss(model)` must hold. The labels are [...], with `IGNORE_INDEX` where there is no target.
     """
-    return chunked_loss(hidden, _head(model), labels)
+    return chunked_loss(hidden, head_of(model), labels)
 
 
 def answer_log_probabilities(model: PreTrainedModel, answers: AnswerTokens, **inputs: Any) -> Tensor:
@@ -86,12 +85,13 @@ def answer_log_probabilities(model: PreTrainedModel, answers: AnswerTokens, **in
         inputs = with_shared_prompts(model, inputs)
     if has_chunked_loss(model):
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-        return -chunked_answer_losses(hidden, _head(model), answers)
+        return -chunked_answer_losses(hidden, head_of(model), answers)
     logits = model(**inputs, use_cache=False).logits
     return -plain_answer_losses(logits, Head(nn.Identity()), answers)
 
 
-def _head(model: PreTrainedModel) -> Head:
+def head_of(model: PreTrainedModel) -> Head:
+    """Return the head of a model, for which `has_chunked_loss` must hold."""
     _, scale, softcap = vars(model)["forward"].args
     return Head(model.get_output_embeddings(), scale, softcap)
 

@@ -33,22 +33,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tsugiki.annotations import PreTrainedModel
 from tsugiki.dtypes import at_least_float32
 from tsugiki.fast.document_masks import count_documents
+from tsugiki.fast.head import Head, has_chunks
 from tsugiki.fast.layers import computes_fast
 from tsugiki.fast.masks import dropout
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import LowRank
 from tsugiki.model.context import IGNORE_INDEX
-from tsugiki.model.inference import evaluating, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.linear import (
     features,
     frozen_input_gradient,
     frozen_product,
-    has_product,
     is_autocast_enabled,
-    is_hooked,
 )
 from tsugiki.model.undo import base_of
 
@@ -58,24 +55,6 @@ _DEVICE_SCRATCH = 512 << 20  # bytes of logits and probabilities in a chunk on a
 _ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster on a processor
 _TILE = 4096  # words of the vocabulary in one product; for an odd vocabulary size (GPT-2), a single product is slow
 _RECOMPUTE_ABOVE_NLL = 60.0  # nats; above this, the probability is too imprecise to take its logarithm
-_PROBE_GAIN = 64  # factor on the head's input in a probe; a cap makes a difference for large logits only
-
-
-@dataclass(frozen=True)
-class Head:
-    """The function from a model's last hidden states to its logits: cap(scale · layer(hidden))."""
-
-    layer: nn.Module
-    """The output layer, possibly grafted."""
-    scale: float = 1.0
-    """The factor on the layer's output."""
-    softcap: float | None = None
-    """The logits become softcap · tanh(logits / softcap); None: no cap."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits [..., vocabulary] for hidden states [..., width]."""
-        logits: Tensor = self.layer(hidden) * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 def plain_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
@@ -143,13 +122,13 @@ def chunked_answer_losses(hidden: Tensor, head: Head, answers: AnswerTokens) -> 
     With and without gradients the result has the same bits. `plain_answer_losses` itself is used where chunks do not
     apply (see `chunked_loss`), and if the weight or the bias of the head trains.
     """
-    known = _known_layer(head, hidden.device)
+    known = known_layer(head, hidden.device)
     if known is None or any(parameter.requires_grad for parameter in known[0].parameters()):
         return plain_answer_losses(hidden, head, answers)
     layer, pair = known
     answers = answers.to(hidden.device)
-    rows, low, up = _operands(hidden, head, pair, answers.places)
-    losses: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+    rows, low, up = operands(hidden, head, pair, answers.places)
+    losses: Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         rows, None, layer.bias, low, up, answers.targets, layer, head.softcap, answers.lengths
     )
     return losses
@@ -165,34 +144,35 @@ def chunked_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 
     `plain_loss` itself is used where chunks do not apply: under autocast or a compiler, and for other kinds of heads.
     """
-    known = _known_layer(head, hidden.device)
+    known = known_layer(head, hidden.device)
     if known is None:
         return plain_loss(hidden, head, labels)
     layer, pair = known
     targets = labels.flatten()
     selected = targets != IGNORE_INDEX if hidden.device.type == "cpu" else slice(None)
-    rows, low, up = _operands(hidden, head, pair, selected)
+    rows, low, up = operands(hidden, head, pair, selected)
     weight = (
         layer.weight if torch.is_grad_enabled() and type(layer) is nn.Linear and layer.weight.requires_grad else None
     )
-    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
         rows, weight, layer.bias, low, up, targets[selected], layer, head.softcap, None
     )
     return loss
 
 
-def _operands(
-    hidden: Tensor, head: Head, pair: LowRank | None, selected: Tensor | slice
+def operands(
+    hidden: Tensor, head: Head, pair: LowRank | None, selected: Tensor | slice, tokens: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the selected rows of the hidden states, scaled, and `_low_and_up` of these rows after dropout.
 
-    The mask is drawn for all rows, so that it does not depend on which are selected.
+    The mask is drawn for all rows, so that it does not depend on which are selected. `tokens` are those of the
+    vocabulary that have logits, int64 [n]; None: all.
     """
     rows = hidden.flatten(0, -2)
     if head.scale != 1.0:
         rows = rows * head.scale
     dropped = rows if pair is None else dropout(rows, pair.dropout.p if pair.training else 0.0)
-    return rows[selected], *_low_and_up(pair, dropped[selected])
+    return rows[selected], *_low_and_up(pair, dropped[selected], tokens)
 
 
 @torch.no_grad()
@@ -223,7 +203,7 @@ def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
 
 def _logits_without_dropout(head: Head, rows: Tensor) -> Tensor:
     """Return the logits of some rows, without dropout."""
-    known = _known_layer(head, rows.device)
+    known = known_layer(head, rows.device)
     if known is None:
         return head.logits(rows)
     layer, pair = known
@@ -232,15 +212,19 @@ def _logits_without_dropout(head: Head, rows: Tensor) -> Tensor:
     return _logits(layer, rows, *_low_and_up(pair, rows), 0, head.softcap)
 
 
-def _low_and_up(pair: LowRank | None, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return x Aᵀ [rows, r] and s · B [vocabulary, r] in the dtype of the rows x; None and None without a pair."""
+def _low_and_up(
+    pair: LowRank | None, rows: Tensor, tokens: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return x Aᵀ [rows, r] and s · B [tokens, r] in the dtype of the rows x; None and None without a pair."""
     if pair is None:
         return None, None
     A, B = pair.factors()
+    if tokens is not None:
+        B = B.index_select(0, tokens)
     return F.linear(rows, A.to(rows.dtype)), (pair.scaling * B).to(rows.dtype)
 
 
-def _known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None] | None:
+def known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None] | None:
     """Return the output layer without its adapter, and the adapter's pair; None where chunks do not apply."""
     layer: Any = head.layer
     pair: LowRank | None = None
@@ -248,7 +232,7 @@ def _known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None]
         layer, pair = layer.base_layer, layer.lora
     scaled_bias = head.scale != 1 and layer.bias is not None  # no known model has both
     if (
-        not _has_chunks(layer)
+        not has_chunks(layer)
         or scaled_bias
         # DoRA and a bias change more than a low-rank update can.
         or (pair is not None and (pair.magnitude is not None or pair.bias is not None))
@@ -259,7 +243,9 @@ def _known_layer(head: Head, device: torch.device) -> tuple[Any, LowRank | None]
     return layer, pair
 
 
-class _ChunkedLoss(torch.autograd.Function):
+class ChunkedLoss(torch.autograd.Function):
+    """The loss of rows of hidden states, a chunk at a time; see the module."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -349,6 +335,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiply the gradients, which the forward pass has computed, by that of the loss."""
         grads, factor = ctx.grads, d_loss
         if ctx.lengths is not None:
             d_hidden, _weight, _bias, d_low, d_up = grads
@@ -406,59 +393,8 @@ def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
     return logits if layer.bias is None else logits.add_(layer.bias)
 
 
-def _has_chunks(layer: nn.Module) -> bool:
-    """Return whether `_logits` can compute the layer: `has_product`, or an `nn.Linear` whose weight may train."""
-    return has_product(layer) or (type(layer) is nn.Linear and not is_hooked(layer))
-
-
 def rows_per_chunk(layer: nn.Module, bytes_per_logit: int, on_cpu: bool = True) -> int:
     """Return how many rows a chunk has with this output layer, a multiple of 16."""
     scratch = _SCRATCH if on_cpu else _DEVICE_SCRATCH
     fit = scratch // (features(layer)[1] * bytes_per_logit) // 16 * 16
     return max(_ROWS[0], min(_ROWS[1], fit) if on_cpu else fit)
-
-
-@on_first_blocks
-def find_head(model: PreTrainedModel) -> Head | None:
-    """Find the head that gives the model's logits, by trying the scales and caps that its config may mean.
-
-    None if no candidate gives the model's logits, or if the model adds another loss to the cross-entropy (a mixture of
-    experts with router logits).
-    """
-    layer = model.get_output_embeddings()
-    plain = None if layer is None else base_of(layer)
-    config = model.config.get_text_config()
-    if (
-        plain is None
-        or not _has_chunks(plain)
-        or model.base_model is model
-        or getattr(config, "output_router_logits", False)
-    ):
-        return None
-    ids = probe_ids(model)
-    with evaluating(model):
-        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        if hidden is None:
-            return None
-        amplify = layer.register_forward_pre_hook(lambda module, given: (given[0] * _PROBE_GAIN,))
-        try:
-            logits = model(input_ids=ids, use_cache=False).logits
-            return next((head for head in _possible_heads(layer, config) if _gives(head, hidden, logits)), None)
-        finally:
-            amplify.remove()
-
-
-def _gives(head: Head, hidden: Tensor, logits: Tensor) -> bool:
-    """Return whether this head gives these logits, to rounding, for these hidden states."""
-    try:
-        return same_to_rounding(head.logits(hidden), logits)
-    except RuntimeError:  # the model projects the hidden states to another width before the head
-        return False
-
-
-def _possible_heads(layer: nn.Module, config: Any) -> list[Head]:
-    """Return the heads that the config may mean; those that use most of its settings come first."""
-    softcap = getattr(config, "final_logit_softcapping", None)
-    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    scales = [*([float(factor)] if factor else []), *([1 / float(divisor)] if divisor else []), 1.0]
-    return [Head(layer, scale, cap) for scale in scales for cap in ([float(softcap), None] if softcap else [None])]

@@ -39,8 +39,18 @@ class Int8Linear(QuantizedLayer):
         scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         with torch.no_grad():
             in_pieces(_round_piece, (weight, qweight, scale), _ROWS)
-            means = torch.stack([mean_row(q) for q in split(qweight, CHANNELS)])
+        self._set(qweight, scale)
+
+    def _set(self, qweight: Tensor, scale: Tensor) -> None:
+        means = torch.stack([mean_row(q) for q in split(qweight, CHANNELS)])
         self.qweight, self.scale, self.means = (nn.Parameter(t, requires_grad=False) for t in (qweight, scale, means))
+
+    def select_outputs(self, outputs: Tensor) -> "Int8Linear":
+        """Return a layer that computes only these outputs, int64 [n], with the same integers and scales."""
+        bias = None if self.bias is None else nn.Parameter(self.bias.detach()[outputs], requires_grad=False)
+        part = type(self).restored((len(outputs), self.in_features), bias, self.dtype, {})
+        part._set(self.qweight.detach()[outputs], self.scale.detach()[outputs])
+        return part
 
     @staticmethod
     def stored_bytes(out_features: int, in_features: int) -> int:

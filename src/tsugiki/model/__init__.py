@@ -14,7 +14,8 @@ __getattr__, __dir__ = lazy_names(
         "inference": "decoder_blocks evaluating on_first_blocks probe_ids probe_logits same_to_rounding seeded",
         "linear": (
             "CHANGED_WEIGHTS QuantizedLinear device_of factor_dtype features frozen_input_gradient frozen_product "
-            "has_product is_conv1d is_graftable is_linear is_quantized is_stored_in_out linear_of_matrix oriented"
+            "has_product is_conv1d is_graftable is_linear is_quantized is_stored_in_out linear_of_matrix oriented "
+            "select_outputs"
         ),
         "meta": "NoRandomValues meta_model replica_in",
         "names": "PatternTable compile_pattern compile_search matches name_pattern shortest_endings split_block",

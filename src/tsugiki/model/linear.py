@@ -189,6 +189,20 @@ def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
     return dy @ layer.weight.T  # type: ignore[operator]
 
 
+def select_outputs(layer: nn.Module, outputs: Tensor) -> nn.Module | None:
+    """Return a frozen layer that computes only these outputs, int64 [n], of a layer for which `has_product` holds.
+
+    None for layers whose rows cannot be selected without dequantising all of them.
+    """
+    if type(layer) is nn.Linear:
+        part = nn.Linear(layer.in_features, len(outputs), bias=False, device="meta")
+        part.weight = nn.Parameter(layer.weight.detach()[outputs], requires_grad=False)
+        part.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[outputs], requires_grad=False)
+        return part
+    select = getattr(layer, "select_outputs", None)
+    return None if select is None else select(outputs)
+
+
 def _computes_linear(layer: nn.Linear) -> bool:
     """Return whether the `forward` of a subclass of `nn.Linear` computes x Wᵀ + b, by a trial with random weights.
 

@@ -7,7 +7,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "loop_setup": "build_loop linear_share",
         "checkpoint": "load_training_state newest_checkpoint save_training_state",
-        "choices": "Choices EvaluationPlan choose describe_choices evenly_spread plan_evaluations",
+        "choices": "Choices EvaluationPlan choose describe_choices plan_evaluations",
         "config": "CHAPTER DEFAULT_LORA RunConfig",
         "config_files": "load_config load_settings",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
@@ -22,7 +22,7 @@ __getattr__, __dir__ = lazy_names(
         "load_targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
         "facts": "Facts MemoryPlan fact_notes find_shapes load_dtype measured_facts",
         "gradients": "Gradients row_seed",
-        "learning_rate": "automatic_learning_rate limit",
+        "learning_rate": "automatic_learning_rate limit weight_gain",
         "loop": "Callback TrainingLoop",
         "lora_plus": "loraplus",
         "muon": "muon_and_adamw orthogonalized plain_orthogonalized split_parameters",

@@ -18,7 +18,7 @@ measured times, two runs with the same settings could keep different steps.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import nn
 
@@ -27,11 +27,9 @@ from tsugiki.language import _, counts
 from tsugiki.model.context import text_config
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
-from tsugiki.training.learning_rate import automatic_learning_rate
+from tsugiki.training.learning_rate import automatic_learning_rate, weight_gain
 from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
-
-T = TypeVar("T")
 
 _STEPS, _PASSES = 100, 3
 _FEWEST_ROWS, _MOST_ROWS = 2, 16
@@ -97,7 +95,7 @@ def choose(
         steps = math.ceil(config.epochs * math.ceil(rows / batch_size))
     if rate in (AUTO, PROBE):
         rate = before.get("learning_rate") or automatic_learning_rate(
-            config, width_of(model), steps, batch_size * row_tokens
+            config, width_of(model), steps, batch_size * row_tokens, weight_gain(model)
         )
     assert not isinstance(rate, str)
     automatic = tuple(name for name in ("batch_size", "learning_rate") if isinstance(getattr(config, name), str))
@@ -214,13 +212,6 @@ def _cost_of_window(data: PackedDataset, windows: Sequence[Window]) -> float:
     per_character = data.summary.tokens_per_epoch / max(data.summary.train.characters, 1)
     characters = sum(len(window.record.text) for window in windows)
     return _EVALUATION_COST * per_character * characters / max(len(windows), 1)
-
-
-def evenly_spread(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` of the items, evenly spread, or all if there are no more."""
-    if count >= len(items):
-        return list(items)
-    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _batch_size(steps: int | None, in_run: int, processes: int) -> int:

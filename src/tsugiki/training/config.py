@@ -40,6 +40,7 @@ CHAPTER: Mapping[str, Any] = {
     "learning_rate": 1e-4,
     "batch_size": 16,
     "validation": "none",
+    "softmax": "full",
     "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["c_attn", "c_proj"]},
 }
 """The settings of the textbook chapter on LoRA that the project implements."""
@@ -126,7 +127,7 @@ class TrainingSettings(BaseModel):
     """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps, but at least 2
     and at most 16."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "probe"] = AUTO
-    """Peak learning rate. auto: by the width of the model, the method, lora_alpha and the number of steps. probe:
+    """Peak learning rate. auto: by the width and weights of the model, the method, lora_alpha and the steps. probe:
     measured on 30 rows of the training data before the first step."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
@@ -216,12 +217,12 @@ class TrainingSettings(BaseModel):
 LORA_PLUS = "lora+"
 UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
-    "system", "allow_overlap", "preference", "preference_settings",
+    "system", "allow_overlap", "softmax", "preference", "preference_settings",
 )  # fmt: skip
 
 
 _HELD_OUT_CHARACTERS = 20_000
-_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout")
+_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout", "softmax")
 """Settings that have no meaning for pairs of answers."""
 
 
@@ -251,6 +252,10 @@ class RunConfig(TrainingSettings):
     nf4-int8 is nf4 with the output head in 8 instead of 16 bits; stored keeps the quantisation of a GGUF file. Default:
     bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if
     LoRA trains on a processor and is at least 1.1 times as fast with it, which is measured."""
+    softmax: Literal["full", "sampled"] | None = None
+    """Tokens of the vocabulary whose logits a step computes. full: all. sampled: those of the training data, those that
+    the base finds likely, and a sample that stands for the others; evaluations always use all. Default: sampled if LoRA
+    trains on a processor and the vocabulary is large."""
     lora: Annotated[LoraConfig, BeforeValidator(_with_defaults)] = LoraConfig(**DEFAULT_LORA)
     """Settings of the LoRA methods."""
     preference: PreferenceName | None = None

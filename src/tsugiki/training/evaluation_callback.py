@@ -22,7 +22,7 @@ from tsugiki.language import _
 from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
 from tsugiki.training.checkpoint import Progress
-from tsugiki.training.choices import evenly_spread, is_due, plan_evaluations
+from tsugiki.training.choices import is_due, plan_evaluations
 from tsugiki.training.evaluation.evaluate import Window, evaluate
 from tsugiki.training.evaluation.interval import change_interval
 from tsugiki.training.evaluation.pairs import StepPairs
@@ -33,6 +33,7 @@ from tsugiki.training.memory import process_peak
 from tsugiki.training.processes import on_main
 from tsugiki.training.record import Sample, TrainingFigures
 from tsugiki.training.sharding import is_sharded
+from tsugiki.training.spread import evenly_spread
 
 if TYPE_CHECKING:
     from tsugiki.training.run import Run

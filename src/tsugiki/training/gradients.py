@@ -103,7 +103,7 @@ class Gradients:
             for weight in self.weights:
                 weight.grad = None
         self._update_copies()
-        self.loss.prepare(self.computing)
+        self.loss.prepare(self.computing, step)
         count = self.count(step)
         for loss, figures, gradients in self.micro_batches.compute(step, partial(self._gradients, step, count)):
             self._add(gradients)

@@ -20,7 +20,8 @@ from tsugiki.base.gguf.file import llama_cpp_names
 from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
 from tsugiki.dtypes import BaseDtype, ComputeDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
-from tsugiki.fast.loss import Head, plain_loss
+from tsugiki.fast.head import Head
+from tsugiki.fast.loss import plain_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantization import is_quantizable, quantized_layer

@@ -1,4 +1,4 @@
-"""Whether the output head gets LoRA factors as well, which is measured on the text of a run before it starts.
+"""Whether the output head gets LoRA factors as well, by what the base predicts on the text (`base_predictions`).
 
     share of unlikely tokens    below 0.5 %    the head is left out
                                 below 2 %      its B has a tenth of the learning rate
@@ -6,39 +6,26 @@
 
 The default layers are the linear layers inside the blocks. They change what goes into the head, but not the head's
 rows, so they can hardly raise the probability of a token that the base has never written, such as an old form of a
-Chinese character. A base gives such a token a probability of less than 1 in 400,000 almost everywhere, and any other
-token seldom: the embedded model to up to 1.6 % of the tokens of works in old kana, and to 3 % of those of the
-quickstart's texts, which are in katakana. With few unlikely tokens, the head at the full rate forgets more than it
-learns; at a tenth of it, all texts that were tried gain (docs/training-evidence.md).
+Chinese character. A base gives such a token less than a fiftieth of the probability of a token in the mean almost
+everywhere, and any other token seldom: the embedded model to up to 1.6 % of the tokens of works in old kana, and to 3 %
+of those of the quickstart's texts, which are in katakana. With few unlikely tokens, the head at the full rate forgets
+more than it learns; at a tenth of it, all texts that were tried gain (docs/training-evidence.md).
 """
 
 import dataclasses
-from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from tsugiki.data.blocks import Blocks
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.targets import find_targets, shortest_target_modules
-from tsugiki.model.context import IGNORE_INDEX
-from tsugiki.model.inference import evaluating
 from tsugiki.model.linear import is_graftable
 from tsugiki.model.ungrafted import base_modules, output_head
-from tsugiki.training.choices import evenly_spread
-from tsugiki.training.threads import run_in_threads
 
-_UNLIKELY = 13.0
-"""Loss in nats from which a token counts: a probability of 2.3e-6."""
 _SHARE, _LARGE_SHARE = 0.005, 0.02
 _SLOW = 0.1
-_ROWS, _TOKENS = 8, 128
-"""Rows that are measured, and tokens of each."""
 
 
 def leaves_layers_open(config: Any) -> bool:
@@ -49,32 +36,6 @@ def leaves_layers_open(config: Any) -> bool:
         and not (config.target_parameters or config.modules_to_save or config.exclude_modules)
         and config.layers_to_transform is None
     )
-
-
-def unlikely_share(model: nn.Module, blocks: Blocks) -> float:
-    """Return the share of the tokens in the loss to which the model gives almost no probability.
-
-    It is measured on the beginnings of some rows, spread evenly over the training data; on a processor, the rows are
-    computed in parallel, with one thread each.
-    """
-    tasks = [partial(_count_unlikely, model, blocks[number]) for number in evenly_spread(range(len(blocks)), _ROWS)]
-    on_processor = next(model.parameters()).device.type == "cpu"
-    with evaluating(model):
-        found = run_in_threads(tasks, threads_of_each=1) if on_processor else (task() for task in tasks)
-        unlikely, counted = map(sum, zip(*found, strict=True))
-    return unlikely / max(counted, 1)
-
-
-@torch.no_grad()  # which holds for one thread, so `evaluating` does not suffice
-def _count_unlikely(model: nn.Module, row: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return how many of the first tokens in the loss of a row are unlikely, and how many there are."""
-    first = int((row["labels"] != IGNORE_INDEX).int().argmax())  # an answer may be at the end of a row
-    start = max(0, first - _TOKENS // 2)
-    device = next(model.parameters()).device
-    ids, labels = (row[name][start : start + _TOKENS].to(device) for name in ("input_ids", "labels"))
-    logits = model(input_ids=ids[None]).logits[0, :-1].float()
-    losses = F.cross_entropy(logits, labels[1:], ignore_index=IGNORE_INDEX, reduction="none")
-    return int((losses > _UNLIKELY).sum()), int((labels[1:] != IGNORE_INDEX).sum())
 
 
 def with_output_head(model: nn.Module, config: LoraConfig) -> LoraConfig | None:

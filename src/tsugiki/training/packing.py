@@ -7,7 +7,7 @@ import numpy as np
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_meta_model
 from tsugiki.data.blocks import Blocks, Integers, pack
-from tsugiki.data.encoding import document_end
+from tsugiki.data.encoding import begin_token, document_end
 from tsugiki.data.seen_texts import Fingerprints, fingerprints
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
 from tsugiki.errors import TsugikiError
@@ -81,7 +81,8 @@ def pack_data(
     masking = _document_masking(model, size, config.virtual_tokens)
     end, more, answers = document_end(tokenizer), list[str](), None
     if split.answers is None:
-        blocks = pack(split.store, split.train, size, end, share_rows=masking != "separate_rows")
+        share_rows, begin = masking != "separate_rows", begin_token(tokenizer)
+        blocks = pack(split.store, split.train, size, end, share_rows, begin)
     else:
         answers, more = _pack_answers(split.answers, size, end, model, masking)
         blocks = answers.training.blocks

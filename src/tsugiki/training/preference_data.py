@@ -21,10 +21,10 @@ from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.preference.pairs import Preferences, open_preferences
-from tsugiki.training.choices import evenly_spread
 from tsugiki.training.config import RunConfig
 from tsugiki.training.held_out import HeldOut, numbered
 from tsugiki.training.split_data import DatasetSplit, SplitAnswers, data_digest, dataset_split
+from tsugiki.training.spread import evenly_spread
 
 
 def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:

@@ -55,7 +55,7 @@ class AnswerLoss:
 
     figures = 10
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel, step: int) -> None:
         """Compute what all micro-batches of a step need, with the model as it is before the step."""
         if self.mismatched is not None:
             self.baseline = self.mismatched.baseline(model)

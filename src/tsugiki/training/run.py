@@ -25,6 +25,7 @@ from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step
 from tsugiki.language import _, ngettext
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantized_layer import decide
+from tsugiki.training.base_predictions import BasePredictions, predict_sample
 from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length
 from tsugiki.training.config import AUTO, PROBE, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults
@@ -34,7 +35,7 @@ from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.memory import return_freed_memory
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.model_notes import model_notes
-from tsugiki.training.output_head import head_factor, head_note, leaves_layers_open, unlikely_share, with_output_head
+from tsugiki.training.output_head import head_factor, head_note, leaves_layers_open, with_output_head
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.preference_task import PreferenceTask, compute_reference, preference_task
 from tsugiki.training.processes import (
@@ -48,8 +49,10 @@ from tsugiki.training.processes import (
 from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord, new_record
 from tsugiki.training.resume import describe_run, start_or_resume
+from tsugiki.training.sampled_softmax import SAMPLED, SampledTextLoss, sampling_note, text_loss, wants_sampled
 from tsugiki.training.sharding import whole_model
 from tsugiki.training.split_data import DatasetSplit, read_data
+from tsugiki.training.text_loss import TextLoss
 from tsugiki.training.train_steps import advice_to_resume, loop_of, train_steps
 
 if TYPE_CHECKING:
@@ -91,10 +94,14 @@ class Run:
     texts: Texts = field(init=False)
     model: PreTrainedModel = field(init=False)
     data: PackedDataset = field(init=False)
+    predictions: BasePredictions | None = None
+    """What the base predicts on a sample of the text; None: no choice depends on it."""
     adapter_config: Any = field(init=False)
     """The settings of the method, with the layers that were chosen."""
     head_factor: float = 1.0
     """Learning rate of the output head's B relative to that of the run."""
+    text_loss: TextLoss = field(default_factory=TextLoss)
+    """The loss of texts, which may be computed with a sample of the vocabulary."""
     choices: Choices = field(init=False)
     resolved: dict[str, Any] = field(init=False)
     """What was chosen, for the record."""
@@ -244,13 +251,20 @@ def load_base(run: Run) -> None:
     run.preference = preference_task(run)
 
 
+def predict_text(run: Run) -> None:
+    """Compute what the base predicts on a sample of the text, if a choice depends on it."""
+    chooses_head = _chooses_layers(run) and "target_modules" not in run.record.resolved_settings
+    if chooses_head or wants_sampled(run):
+        run.predictions = on_main(run.accelerator, lambda: predict_sample(run.model, run.data.blocks))
+
+
 def choose_layers(run: Run) -> None:
     """Decide which layers the adapter changes: those of the settings, or the defaults, with the head if it is needed.
 
     A resumed run has the same layers as before. The head is left out where processes split the weights.
     """
     run.adapter_config = run.config.adapter_config
-    if not leaves_layers_open(run.adapter_config) or run.config.start_from is not None or run.in_shards:
+    if not _chooses_layers(run):
         return
     with_head = with_output_head(run.model, run.adapter_config)
     if with_head is None:
@@ -260,11 +274,17 @@ def choose_layers(run: Run) -> None:
         if set(before["target_modules"]) == {name.rpartition(".")[2] for name in with_head.target_modules or ()}:
             run.adapter_config, run.head_factor = with_head, before.get("head_factor", 1.0)
         return
-    share = on_main(run.accelerator, lambda: unlikely_share(run.model, run.data.blocks))
+    assert run.predictions is not None
+    share = run.predictions.unlikely_share
     factor = head_factor(share)
     if factor is not None:
         run.adapter_config, run.head_factor = with_head, factor
         run.data.notes.append(head_note(share))
+
+
+def _chooses_layers(run: Run) -> bool:
+    config = run.config
+    return leaves_layers_open(config.adapter_config) and config.start_from is None and not run.in_shards
 
 
 def choose_numbers(run: Run) -> None:
@@ -285,6 +305,10 @@ def choose_numbers(run: Run) -> None:
 
         start_from(model, config.start_from)
         run.record.started_from = source_adapter(adapter_folder(config.start_from))
+    run.text_loss = text_loss(run)
+    if isinstance(run.text_loss, SampledTextLoss):
+        prepared["softmax"] = SAMPLED
+        run.data.notes.append(sampling_note(run.text_loss))
     blocks = run.data.blocks
     processes = run.accelerator.num_processes
     choices = choose(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run), processes)
@@ -345,6 +369,7 @@ STAGES: tuple[Stage, ...] = (
     find_facts,  # shapes, the dtype of the base, and the memory, before the weights are loaded
     read_texts,  # tokenizer -> data, split into training and held-out text
     load_base,  # model -> packed rows
+    predict_text,  # what the base predicts on a sample of the text
     choose_layers,  # the layers that get factors: the output head, too, if the text needs it
     choose_numbers,  # graft the adapter; rows of a step, learning rate, steps
     compute_reference,  # of preference tuning: log-probabilities of the answers before the first step

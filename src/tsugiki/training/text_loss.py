@@ -17,7 +17,7 @@ class StepLoss(Protocol):
     figures: int
     """How many figures it reports."""
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel, step: int) -> None:
         """Called before the micro-batches of a step, with the model that computes."""
 
     def count(self, batches: StepBatches, rows: list[int]) -> int:
@@ -38,7 +38,7 @@ class TextLoss:
 
     figures = 0
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def prepare(self, model: PreTrainedModel, step: int) -> None:
         """Nothing has to be computed before the micro-batches."""
 
     def count(self, batches: StepBatches, rows: list[int]) -> int:

@@ -55,7 +55,7 @@ def loop_of(run: "Run", choices: Choices | None = None) -> TrainingLoop:
     """Return the loop of a run, after `choose_numbers`; with its own choices or others. It writes no checkpoints."""
     data = run.data
     choices = run.choices if choices is None else choices
-    loss = None if run.preference is None else run.preference.loss
+    loss = run.text_loss if run.preference is None else run.preference.loss
     return build_loop(run.accelerator, run.config, choices, run.model, data.blocks, data.document_masking, loss)
 
 

@@ -39,7 +39,7 @@ from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.processes import require_one_process
 from tsugiki.training.record import RunRecord, finished
 from tsugiki.training.resume import earlier_run
-from tsugiki.training.run import STAGES, Run, Texts, choose_layers, load_base, read_texts, started
+from tsugiki.training.run import STAGES, Run, Texts, load_base, predict_text, read_texts, started
 from tsugiki.training.split_data import data_digest
 from tsugiki.training.workflows.workflow_settings import ComparisonConfig, SweepConfig
 
@@ -301,7 +301,7 @@ def _train_on(run: Run, base: _Base) -> None:
     if prompt not in base.packed:
         base.packed[prompt] = pack_data(run.config, run.texts.split, base.model, run.texts.tokenizer)
     run.model, run.data, run.base_results = base.model, base.packed[prompt], base.results
-    for stage in STAGES[STAGES.index(choose_layers) :]:
+    for stage in STAGES[STAGES.index(predict_text) :]:
         stage(run)
 
 
