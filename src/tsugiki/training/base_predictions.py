@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tsugiki.data.blocks import Blocks
 from tsugiki.model.context import IGNORE_INDEX
@@ -56,7 +55,8 @@ def _predict(model: nn.Module, row: Mapping[str, Tensor]) -> tuple[int, int, Ten
     device = next(model.parameters()).device
     ids, labels = (row[name][start : start + _TOKENS].to(device) for name in ("input_ids", "labels"))
     in_loss = labels[1:] != IGNORE_INDEX
-    logits, targets = model(input_ids=ids[None]).logits[0, :-1][in_loss].float(), labels[1:][in_loss]
-    losses = F.cross_entropy(logits, targets, reduction="none")
-    limit = math.log(logits.shape[-1]) + _UNLIKELY
-    return int((losses > limit).sum()), len(targets), logits.softmax(-1).sum(0).cpu()
+    logits, targets = model(input_ids=ids[None]).logits[0, :-1][in_loss], labels[1:][in_loss]
+    probabilities = logits.softmax(-1, dtype=torch.float32)  # of a large vocabulary, 100 MB
+    of_targets = probabilities.gather(1, targets[:, None])
+    limit = math.exp(-_UNLIKELY) / logits.shape[-1]
+    return int((of_targets < limit).sum()), len(targets), probabilities.sum(0).cpu()
