@@ -57,7 +57,7 @@ def main() -> None:
     gradients.step(0)
     threads = min(torch.get_num_threads(), len(ids))
     width = model.dtype.itemsize
-    chunk = rows_per_chunk(model.lm_head, width) * 50_257 * width
+    chunk = rows_per_chunk(50_257, width) * 50_257 * width
     predicted = threads * (saved.total() + chunk + 4 * _GROUP * 768 * width)
     reset_peak()
     before = resident() or 0

@@ -14,6 +14,7 @@ from tests.tiny import byte_tokenizer
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunRecord, train
 from tsugiki.training.base_predictions import BasePredictions
+from tsugiki.training.output_head import head_factor
 
 RARE = "Q"
 BLOCKS = {"c_attn", "c_fc", "c_proj"}
@@ -69,6 +70,14 @@ def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, 
     assert largest[head] == pytest.approx(0.1 * max(others), rel=0.02), "one step of AdamW moves B by its rate"
     config = run_config(tmp_path, out="resumed", data=str(tmp_path / "rare"))
     assert_resumes(train, config, 3)
+
+
+@pytest.mark.parametrize(
+    ("share", "vocabulary", "factor"),
+    [(0.004, 8192, None), (0.01, 8192, 0.1), (0.03, 8192, 1.0), (0.03, 262_144, 0.1), (0.004, 262_144, None)],
+)
+def test_the_head_of_a_large_vocabulary_always_learns_slowly(share: float, vocabulary: int, factor: float | None):
+    assert head_factor(share, vocabulary) == factor
 
 
 @pytest.mark.parametrize(("given", "expected"), [("all-linear", BLOCKS), (["c_attn"], {"c_attn"})])

@@ -188,7 +188,7 @@ def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     selected = targets != IGNORE_INDEX if on_cpu else slice(None)  # on a device, the host would wait for the count
     rows, targets = rows[selected], targets[selected]
     layer, exact = base_of(head.layer), losses.element_size()
-    size = rows_per_chunk(layer, rows.element_size() + (0 if on_cpu else 2 * exact), on_cpu)
+    size = rows_per_chunk(features(layer)[1], rows.element_size() + (0 if on_cpu else 2 * exact), on_cpu)
     at_once = max(1, _EXACT_SCRATCH // (features(layer)[1] * exact)) if on_cpu else size
     parts = [
         F.cross_entropy(logits.to(losses.dtype), target, ignore_index=IGNORE_INDEX, reduction="none")
@@ -278,7 +278,7 @@ class ChunkedLoss(torch.autograd.Function):
         recompute_above = min(_RECOMPUTE_ABOVE_NLL, -math.log(torch.finfo(hidden.dtype).tiny))
         on_cpu = hidden.device.type == "cpu"
         tensors = (1 if softcap is None else 2) + (not on_cpu)
-        size = rows_per_chunk(layer, hidden.element_size() * tensors, on_cpu)
+        size = rows_per_chunk(features(layer)[1], hidden.element_size() * tensors, on_cpu)
         for at in range(0, len(hidden), size):
             rows, target = hidden[at : at + size], targets[at : at + size]
             logits = _logits(layer, rows, low, up, at, softcap)
@@ -393,8 +393,8 @@ def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
     return logits if layer.bias is None else logits.add_(layer.bias)
 
 
-def rows_per_chunk(layer: nn.Module, bytes_per_logit: int, on_cpu: bool = True) -> int:
-    """Return how many rows a chunk has with this output layer, a multiple of 16."""
+def rows_per_chunk(outputs: int, bytes_per_logit: int, on_cpu: bool = True) -> int:
+    """Return how many rows a chunk has with so many logits in each, a multiple of 16."""
     scratch = _SCRATCH if on_cpu else _DEVICE_SCRATCH
-    fit = scratch // (features(layer)[1] * bytes_per_logit) // 16 * 16
+    fit = scratch // (outputs * bytes_per_logit) // 16 * 16
     return max(_ROWS[0], min(_ROWS[1], fit) if on_cpu else fit)

@@ -14,9 +14,8 @@ from tsugiki.model.inference import evaluating
 from tsugiki.training.spread import evenly_spread
 from tsugiki.training.threads import run_in_threads
 
-_UNLIKELY = 4.0
-"""Nats above the loss of a uniform guess, log(vocabulary), from which a token is unlikely. A base gives it less than a
-fiftieth of the probability of a token in the mean; with a vocabulary of 8,192 tokens, that is 2.3e-6."""
+_UNLIKELY = math.exp(-13.0)
+"""The probability below which a token is unlikely, 2.3e-6."""
 _ROWS, _TOKENS = 8, 128
 """Rows of the sample, and tokens of each."""
 
@@ -58,5 +57,4 @@ def _predict(model: nn.Module, row: Mapping[str, Tensor]) -> tuple[int, int, Ten
     logits, targets = model(input_ids=ids[None]).logits[0, :-1][in_loss], labels[1:][in_loss]
     probabilities = logits.softmax(-1, dtype=torch.float32)  # of a large vocabulary, 100 MB
     of_targets = probabilities.gather(1, targets[:, None])
-    limit = math.exp(-_UNLIKELY) / logits.shape[-1]
-    return int((of_targets < limit).sum()), len(targets), probabilities.sum(0).cpu()
+    return int((of_targets < _UNLIKELY).sum()), len(targets), probabilities.sum(0).cpu()

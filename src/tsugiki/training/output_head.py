@@ -2,14 +2,16 @@
 
     share of unlikely tokens    below 0.5 %    the head is left out
                                 below 2 %      its B has a tenth of the learning rate
-                                from 2 % on    it trains like the other layers
+                                from 2 % on    it trains like the other layers, if the vocabulary has at most 32,768
+                                               tokens; otherwise as below 2 %
 
 The default layers are the linear layers inside the blocks. They change what goes into the head, but not the head's
 rows, so they can hardly raise the probability of a token that the base has never written, such as an old form of a
-Chinese character. A base gives such a token less than a fiftieth of the probability of a token in the mean almost
-everywhere, and any other token seldom: the embedded model to up to 1.6 % of the tokens of works in old kana, and to 3 %
-of those of the quickstart's texts, which are in katakana. With few unlikely tokens, the head at the full rate forgets
-more than it learns; at a tenth of it, all texts that were tried gain (docs/training-evidence.md).
+Chinese character. A base gives such a token a probability of less than 1 in 400,000 almost everywhere, and any other
+token seldom: the embedded model to up to 1.6 % of the tokens of works in old kana, and to 3 % of those of the
+quickstart's texts, which are in katakana. With few unlikely tokens, or with the large head of Gemma 3 270M, the head at
+the full rate forgets more than it learns; at a tenth of it, most texts that were tried gain
+(docs/training-evidence.md).
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ from tsugiki.model.linear import is_graftable
 from tsugiki.model.ungrafted import base_modules, output_head
 
 _SHARE, _LARGE_SHARE = 0.005, 0.02
+_LARGEST_VOCABULARY = 32_768
 _SLOW = 0.1
 
 
@@ -51,11 +54,14 @@ def with_output_head(model: nn.Module, config: LoraConfig) -> LoraConfig | None:
     return dataclasses.replace(config, target_modules=shortest_target_modules(model, config, both))
 
 
-def head_factor(share: float) -> float | None:
-    """Return the learning rate of the head's B relative to that of the run; None: the head is left out."""
+def head_factor(share: float, vocabulary: int) -> float | None:
+    """Return the learning rate of the head's B relative to that of the run; None: the head is left out.
+
+    `share` is that of unlikely tokens.
+    """
     if share < _SHARE:
         return None
-    return _SLOW if share < _LARGE_SHARE else 1.0
+    return 1.0 if share >= _LARGE_SHARE and vocabulary <= _LARGEST_VOCABULARY else _SLOW
 
 
 def head_weights(model: nn.Module) -> list[nn.Parameter]:

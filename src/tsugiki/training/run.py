@@ -276,7 +276,7 @@ def choose_layers(run: Run) -> None:
         return
     assert run.predictions is not None
     share = run.predictions.unlikely_share
-    factor = head_factor(share)
+    factor = head_factor(share, len(run.predictions.mean_probabilities))
     if factor is not None:
         run.adapter_config, run.head_factor = with_head, factor
         run.data.notes.append(head_note(share))
