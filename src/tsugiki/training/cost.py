@@ -58,7 +58,6 @@ from tsugiki.training.model_sample import (
     sample_model,
 )
 from tsugiki.training.processes import has_device, planned_compute_dtype
-from tsugiki.training.sampled_softmax import planned_tokens
 from tsugiki.training.threads import run_in_threads
 
 Result = TypeVar("Result")
@@ -182,10 +181,8 @@ def need_of(
     else:
         base = base_bytes(model, base_dtype, compute_dtype) if gguf is None else stored_bytes(gguf, compute_dtype)
     head = model.get_output_embeddings()
-    logits = 0
-    if head is not None:
-        in_step = planned_tokens(config, device, words)
-        logits = min(rows * tokens, rows_per_chunk(in_step, itemsize)) * in_step * itemsize
+    # A step may compute a part of the logits (`sampled_softmax`), but evaluations compute all of them.
+    logits = min(rows * tokens, rows_per_chunk(words, itemsize)) * words * itemsize if head is not None else 0
     return Need(
         parameters=shapes.parameters,
         trainable=trainable,

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 SAMPLED = "sampled"
 _LIKELY, _DRAWN = 8192, 8192  # tokens
 _LARGEST_SHARE = 1 / 3  # of the vocabulary; a step of SmolLM2 (49,152 tokens) takes as long with a quarter of it
-_USUAL_TARGETS = 3000  # different tokens in the training data, for a plan
 
 
 class SampledTextLoss(TextLoss):
@@ -77,13 +76,6 @@ def wants_sampled(run: "Run") -> bool:
         return setting == SAMPLED
     part = len(target_tokens(run.data.blocks)) + _LIKELY + _DRAWN
     return _is_default(run.config, run.device) and part <= _LARGEST_SHARE * _vocabulary(run.model)
-
-
-def planned_tokens(config: RunConfig, device: torch.device, vocabulary: int) -> int:
-    """Return the number of tokens whose logits a step will compute, estimated before the text is read."""
-    part = min(vocabulary, _USUAL_TARGETS + _LIKELY + _DRAWN)
-    by_default = config.softmax is None and _is_default(config, device) and part <= _LARGEST_SHARE * vocabulary
-    return part if by_default or config.softmax == SAMPLED else vocabulary
 
 
 def _is_default(config: RunConfig, device: torch.device) -> bool:
