@@ -17,7 +17,7 @@ from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.data import Blocks, Collator, StepBatches, pack
 from tsugiki.fast import detect_document_masking, has_chunked_loss, use_fast_paths
 from tsugiki.model import IGNORE_INDEX, disable_dropout, replica_in
-from tsugiki.training import Gradients, row_seed, start_accelerator
+from tsugiki.training import Gradients, derived_seed, start_accelerator
 
 
 def model_of(kind: str = "gpt2") -> Any:
@@ -209,8 +209,8 @@ def test_dropout_follows_from_seed_step_and_place(targets: list[str]):
         assert torch.equal(one, with_threads(2, make))
     assert not torch.equal(one, make(0.0))
     assert not torch.equal(one, make(step=1))
-    assert row_seed(1, 2, 3) == row_seed(1, 2, 3)
-    assert len({row_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
+    assert derived_seed(1, 2, 3) == derived_seed(1, 2, 3)
+    assert len({derived_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
 
 
 def test_a_share_of_the_rows_is_computed_by_each_process():

@@ -3,17 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.runs import assert_resumes, run_config, tiny_base, uneven_blocks
-from tsugiki.data import Blocks
+from tests.tiny import store_of
+from tsugiki.data import Blocks, pack
 from tsugiki.errors import TsugikiError
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.model import IGNORE_INDEX
-from tsugiki.training import RunRecord, sampled_softmax, train
-from tsugiki.training.sampled_softmax import kept_tokens
+from tsugiki.training import RunRecord, run_all, sampled_softmax, train
+from tsugiki.training.sampled_softmax import is_target, kept_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,18 @@ def test_targets_and_likely_tokens_are_kept():
     probabilities[[250, 251, 252]] = 0.1
     expected = sorted({*targets(uneven_blocks()), 250, 251, 252})
     assert kept_tokens(uneven_blocks(), probabilities, 3).tolist() == expected
+
+
+def test_tokens_of_held_out_records_are_not_kept():
+    blocks = pack(store_of([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), np.array([0, 2]), 8, pad=0)
+    assert is_target(blocks, 20).nonzero()[:, 0].tolist() == [2, 3, 8, 9]
+
+
+@pytest.mark.usefixtures("base")
+def test_each_run_of_several_says_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs that share a base and its data have notes of their own."""
+    run_all({name: run_config(tmp_path, out=name, softmax="sampled") for name in ("first", "second")})
+    assert capsys.readouterr().err.count("--softmax full computes all") == 2
 
 
 def targets(blocks: Blocks) -> set[int]:

@@ -1,16 +1,16 @@
-"""Cross-entropy in which a sample stands for most of the vocabulary, so that the output layer computes few logits.
+"""Sampled softmax: cross-entropy with an estimated normaliser, from the logits of a part of the vocabulary.
 
-Of the tokens in a vocabulary, some are kept, with every target among them, and m of the n others are drawn:
+Some tokens are always used, among them every target (`kept`). Of the n other tokens, m are drawn at random:
 
     Z = Σ exp z[v] over kept tokens + n/m · Σ exp z[v] over drawn tokens        loss = Σ log Z - z[t]
 
-The drawn tokens are uniform, without replacement, so the mean of Z over many draws is the sum over the vocabulary (and
-that of log Z is a little lower than its logarithm). This is the sampled softmax of Bengio and Senécal (2008) and of
-Jean et al. (2015, arXiv:1412.2007). Without the drawn tokens, nothing would hold down the logits of all the tokens that
-are not in the text.
+Tokens are drawn uniformly and without replacement, so Z is an unbiased estimate of the sum over the vocabulary; log Z
+is biased downwards a little. This is the importance sampling of Bengio and Senécal (2008), used in mini-batches by Jean
+et al. (2015, arXiv:1412.2007). Without drawn tokens, the loss would not depend on the logits of the other tokens, and
+training could raise them.
 
-The rows of the output layer for these tokens make a small layer, with log n/m in the bias of drawn tokens, whose loss
-is that of `fast.loss`. The gradient of s · B has these rows only; those of other tokens are 0.
+The rows of the output layer for these tokens make a smaller layer, and log n/m is added to the bias of the drawn
+tokens. Its loss is computed by `fast.loss`. The rows of B for all other tokens have the gradient 0.
 """
 
 import math
@@ -31,20 +31,24 @@ from tsugiki.model.undo import base_of
 
 @dataclass(frozen=True)
 class VocabularySample:
-    """Tokens that stand for the vocabulary, and the output layer for them."""
+    """The tokens of a step, and the output layer for these tokens alone."""
 
     tokens: Tensor
-    """int64 [n]: the kept tokens, then the drawn ones."""
-    places: Tensor
-    """int64 [vocabulary]: the index of each token in `tokens`; 0 for those that are not in it."""
+    """int64 [size]: the kept tokens, then the drawn ones."""
+    indices: Tensor
+    """int64 [vocabulary]: the index of each token in `tokens`; 0 for tokens that are not in the sample."""
     log_weights: Tensor
-    """[n]: how many tokens each one stands for, as a logarithm."""
+    """[size]: the logarithm of each token's importance weight: 0 for kept tokens, log n/m for drawn ones."""
     layer: nn.Module
-    """The frozen output layer with the outputs `tokens`, and `log_weights` in its bias."""
+    """The frozen output layer with the outputs `tokens`; `log_weights` is added to its bias."""
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Return the index of each label in `tokens`, int64; `IGNORE_INDEX` stays."""
+        return torch.where(labels == IGNORE_INDEX, labels, self.indices[labels.clamp(min=0)])
 
 
 def can_sample(head: Head) -> bool:
-    """Return whether `sampled_loss` can compute the loss of this head: a frozen layer whose rows can be selected."""
+    """Return whether `sampled_loss` supports this head: a frozen layer without a cap, whose rows can be selected."""
     device = device_of(base_of(head.layer))
     known = known_layer(head, device)
     if known is None or head.softcap is not None or not has_product(known[0]):
@@ -67,9 +71,9 @@ def draw_sample(head: Head, kept: Tensor, others: Tensor, count: int, generator:
     bias = log_weights if layer.bias is None else layer.bias + log_weights  # type: ignore[operator]
     dtype = layer.weight.dtype if type(layer) is nn.Linear else torch.float32
     layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-    places = torch.zeros(features(frozen)[1], dtype=torch.int64, device=tokens.device)
-    places[tokens] = torch.arange(len(tokens), device=tokens.device)
-    return VocabularySample(tokens, places, log_weights, layer)
+    indices = torch.zeros(features(frozen)[1], dtype=torch.int64, device=tokens.device)
+    indices[tokens] = torch.arange(len(tokens), device=tokens.device)
+    return VocabularySample(tokens, indices, log_weights, layer)
 
 
 def plain_sampled_loss(hidden: Tensor, head: Head, labels: Tensor, sample: VocabularySample) -> Tensor:
@@ -79,9 +83,7 @@ def plain_sampled_loss(hidden: Tensor, head: Head, labels: Tensor, sample: Vocab
     """
     logits = head.logits(hidden).flatten(0, -2)[:, sample.tokens]
     logits = logits.to(at_least_float32(logits.dtype)) + sample.log_weights
-    targets = labels.flatten()
-    targets = torch.where(targets == IGNORE_INDEX, targets, sample.places[targets.clamp(min=0)])
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return F.cross_entropy(logits, sample.targets(labels.flatten()), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def sampled_loss(hidden: Tensor, head: Head, labels: Tensor, sample: VocabularySample) -> Tensor:
@@ -91,9 +93,7 @@ def sampled_loss(hidden: Tensor, head: Head, labels: Tensor, sample: VocabularyS
     targets = labels.flatten()
     selected = targets != IGNORE_INDEX if hidden.device.type == "cpu" else slice(None)
     rows, low, up = operands(hidden, head, known[1], selected, sample.tokens)
-    targets = targets[selected]
-    targets = torch.where(targets == IGNORE_INDEX, targets, sample.places[targets.clamp(min=0)])
     loss: Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        rows, None, layer.bias, low, up, targets, layer, None, None
+        rows, None, layer.bias, low, up, sample.targets(targets[selected]), layer, None, None
     )
     return loss

@@ -21,7 +21,7 @@ __getattr__, __dir__ = lazy_names(
         "evaluation_callback": "EvaluationCallback",
         "load_targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
         "facts": "Facts MemoryPlan fact_notes find_shapes load_dtype measured_facts",
-        "gradients": "Gradients row_seed",
+        "gradients": "Gradients derived_seed",
         "learning_rate": "automatic_learning_rate limit weight_gain",
         "loop": "Callback TrainingLoop",
         "lora_plus": "loraplus",

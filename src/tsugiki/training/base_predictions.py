@@ -1,4 +1,4 @@
-"""What the base predicts on a sample of a run's text, which decides about its output head and its softmax."""
+"""The base's predictions on a sample of a run's text, which decide about its output head and its softmax."""
 
 import math
 from collections.abc import Mapping

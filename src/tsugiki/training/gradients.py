@@ -144,7 +144,7 @@ class Gradients:
 
     def _gradients(self, step: int, count: int, micro: MicroBatch) -> _Result:
         """Return the loss of some rows, its figures and its gradients."""
-        seeds = [row_seed(self.batches.seed, step, place) for place in micro.places]
+        seeds = [derived_seed(self.batches.seed, step, place) for place in micro.places]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         batch = self.micro_batches.arguments(micro)
         with seeded(seeds[0]) if self.base_dropout else nullcontext(), masks_from(*generators):
@@ -162,9 +162,9 @@ class Gradients:
                 weight.grad += gradient
 
 
-def row_seed(seed: int, step: int, place: int) -> int:
-    """Return the seed (63 bits) of a row's dropout masks from the run's seed, the step, and the row's place in it."""
-    return int(np.random.SeedSequence((seed, step, place)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def derived_seed(*numbers: int) -> int:
+    """Return a seed (63 bits) from numbers, such as the run's seed, the step, and the place of a row in the step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiError:

@@ -60,7 +60,7 @@ def preference_task(run: "Run") -> PreferenceTask | None:
     if name is None or answers is None:
         return None
     settings = run.config.loss_settings()
-    run.data.notes.extend(_setting_notes(name, settings))
+    run.notes.extend(_setting_notes(name, settings))
     likelihood = settings.pop("likelihood")
     return PreferenceTask(AnswerLoss(answers.training, LOSSES[name], settings, likelihood), answers)
 

@@ -49,7 +49,7 @@ from tsugiki.training.processes import (
 from tsugiki.training.progress import RunProgress
 from tsugiki.training.record import RunRecord, new_record
 from tsugiki.training.resume import describe_run, start_or_resume
-from tsugiki.training.sampled_softmax import SAMPLED, SampledTextLoss, sampling_note, text_loss, wants_sampled
+from tsugiki.training.sampled_softmax import SAMPLED, SampledTextLoss, samples_vocabulary, sampling_note, text_loss
 from tsugiki.training.sharding import whole_model
 from tsugiki.training.split_data import DatasetSplit, read_data
 from tsugiki.training.text_loss import TextLoss
@@ -96,12 +96,14 @@ class Run:
     data: PackedDataset = field(init=False)
     predictions: BasePredictions | None = None
     """What the base predicts on a sample of the text; None: no choice depends on it."""
+    notes: list[str] = field(default_factory=list)
+    """Notes on this run, one sentence each; runs that share data have `data.notes` in common."""
     adapter_config: Any = field(init=False)
     """The settings of the method, with the layers that were chosen."""
     head_factor: float = 1.0
     """Learning rate of the output head's B relative to that of the run."""
     text_loss: TextLoss = field(default_factory=TextLoss)
-    """The loss of texts, which may be computed with a sample of the vocabulary."""
+    """The cross-entropy of texts, over the whole vocabulary or by sampled softmax."""
     choices: Choices = field(init=False)
     resolved: dict[str, Any] = field(init=False)
     """What was chosen, for the record."""
@@ -254,7 +256,7 @@ def load_base(run: Run) -> None:
 def predict_text(run: Run) -> None:
     """Compute what the base predicts on a sample of the text, if a choice depends on it."""
     chooses_head = _chooses_layers(run) and "target_modules" not in run.record.resolved_settings
-    if chooses_head or wants_sampled(run):
+    if chooses_head or samples_vocabulary(run):
         run.predictions = on_main(run.accelerator, lambda: predict_sample(run.model, run.data.blocks))
 
 
@@ -279,7 +281,7 @@ def choose_layers(run: Run) -> None:
     factor = head_factor(share, len(run.predictions.mean_probabilities))
     if factor is not None:
         run.adapter_config, run.head_factor = with_head, factor
-        run.data.notes.append(head_note(share))
+        run.notes.append(head_note(share))
 
 
 def _chooses_layers(run: Run) -> bool:
@@ -295,7 +297,7 @@ def choose_numbers(run: Run) -> None:
     tokens = trained_tokens(config, run.texts.tokenizer)
     prepared = make_trainable(model, config, run.device, tokens, run.adapter_config)
     if run.accelerator.is_main_process:
-        run.data.notes.extend(model_notes(config.model, model))
+        run.notes.extend(model_notes(config.model, model))
     if is_grafted(model):
         prepared["base_dtype"] = run.facts.dtype
     if config.start_from is not None:
@@ -308,7 +310,7 @@ def choose_numbers(run: Run) -> None:
     run.text_loss = text_loss(run)
     if isinstance(run.text_loss, SampledTextLoss):
         prepared["softmax"] = SAMPLED
-        run.data.notes.append(sampling_note(run.text_loss))
+        run.notes.append(sampling_note(run.text_loss))
     blocks = run.data.blocks
     processes = run.accelerator.num_processes
     choices = choose(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run), processes)

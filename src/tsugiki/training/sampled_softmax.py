@@ -1,13 +1,13 @@
-"""Whether the loss of a run samples the vocabulary, and the loss that does (see `fast.vocabulary_sample`).
+"""Whether a run trains with sampled softmax, and the loss of texts with it (see `fast.vocabulary_sample`).
 
-    softmax    sampled if LoRA learns texts on a processor, and the tokens of a step are at most a third of the
+    softmax    sampled if LoRA learns texts on a processor, and a step computes the logits of at most a third of the
                vocabulary; otherwise full
 
-In each step, the tokens that are targets in the training data and the 8,192 that the base finds likeliest on a sample
-of it have logits, and 8,192 of the others, drawn anew. With Gemma 3 270M, whose output layer (262,144 tokens) has two
-thirds of the products, a step takes 0.56 of the time, and the loss on unseen text is at most 0.2 % higher. Without the
-likely tokens, which hold nearly all of the probability, it is 1 % higher: drawn tokens alone are a noisy estimate
-(docs/training-evidence.md). Evaluations always use the whole vocabulary.
+A step computes the logits of the targets in the training data, of the 8,192 tokens to which the base gives the highest
+mean probability on a sample of the data, and of 8,192 other tokens, which are drawn for each step. The output layer of
+Gemma 3 270M (262,144 tokens) takes two thirds of the multiplications of a step; with sampled softmax, a step takes 0.56
+of the time, and the validation loss ends at most 0.2 % higher. Without the likely tokens it ends 1 % higher, because
+the estimate has a higher variance (docs/training-evidence.md). Evaluations always use the whole vocabulary.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.model.linear import features
 from tsugiki.model.undo import base_of
-from tsugiki.training.config import RunConfig
+from tsugiki.training.gradients import derived_seed
 from tsugiki.training.text_loss import TextLoss
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ _LARGEST_SHARE = 1 / 3  # of the vocabulary; a step of SmolLM2 (49,152 tokens) t
 
 
 class SampledTextLoss(TextLoss):
-    """The cross-entropy of the target tokens, in nats, in which drawn tokens stand for those that are not kept.
+    """The cross-entropy of the target tokens, in nats, with sampled softmax.
 
-    The draw of a step depends on the run's seed and the step alone, so it is the same for all processes and micro-
-    batches, and after an interruption.
+    Which tokens are drawn depends on the run's seed and the step alone. So they are the same in all processes and
+    micro-batches, and in a resumed run.
     """
 
     def __init__(self, kept: Tensor, vocabulary: int, drawn: int, seed: int) -> None:
-        """Create it: `kept` has tokens of the vocabulary, int64, with all targets; `drawn` others are drawn."""
+        """Create it; `kept` tokens, int64, with all targets among them, and `drawn` others are used in each step."""
         is_other = torch.ones(vocabulary, dtype=torch.bool, device=kept.device)
         is_other[kept] = False
         self.kept, self.others = kept, is_other.nonzero()[:, 0]
@@ -53,8 +53,7 @@ class SampledTextLoss(TextLoss):
 
     def prepare(self, model: PreTrainedModel, step: int) -> None:
         """Draw the tokens of a step."""
-        state = int(np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        generator = torch.Generator().manual_seed(state)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, step))
         self.sample = draw_sample(head_of(model), self.kept, self.others, self.drawn, generator)
 
     def __call__(
@@ -67,26 +66,23 @@ class SampledTextLoss(TextLoss):
         return sampled_loss(hidden, head_of(model), labels, self.sample) / count, None
 
 
-def wants_sampled(run: "Run") -> bool:
-    """Return whether the loss will be sampled if the model allows it. A resumed run has the same loss as before."""
-    setting, before = run.config.softmax, run.record.resolved_settings
+def samples_vocabulary(run: "Run") -> bool:
+    """Return whether a run uses sampled softmax, if its model supports it. A resumed run does the same as before."""
+    before = run.record.resolved_settings
     if "steps" in before:
         return before.get("softmax") == SAMPLED
-    if setting is not None:
-        return setting == SAMPLED
-    part = len(target_tokens(run.data.blocks)) + _LIKELY + _DRAWN
-    return _is_default(run.config, run.device) and part <= _LARGEST_SHARE * _vocabulary(run.model)
-
-
-def _is_default(config: RunConfig, device: torch.device) -> bool:
-    """Return whether runs with these settings sample a large vocabulary by default."""
-    is_lora = isinstance(config.adapter_config, LoraConfig)
-    return device.type == "cpu" and is_lora and config.preference is None and config.shard == "none"
+    if run.config.softmax is not None:
+        return run.config.softmax == SAMPLED
+    config, most = run.config, _LARGEST_SHARE * _vocabulary(run.model)
+    by_default = run.device.type == "cpu" and isinstance(config.adapter_config, LoraConfig)
+    if not by_default or config.preference is not None or run.in_shards or most < _LIKELY + _DRAWN:
+        return False  # without looking at all tokens of the data
+    return int(is_target(run.data.blocks, _vocabulary(run.model)).sum()) + _LIKELY + _DRAWN <= most
 
 
 def text_loss(run: "Run") -> TextLoss:
     """Return the loss of a run that learns texts, after its model was made trainable."""
-    if run.predictions is None or not wants_sampled(run):
+    if run.predictions is None or not samples_vocabulary(run):
         return TextLoss()
     is_lora = isinstance(run.adapter_config, LoraConfig)
     if run.in_shards or not is_lora or not has_chunked_loss(run.model) or not can_sample(head_of(run.model)):
@@ -101,16 +97,18 @@ def text_loss(run: "Run") -> TextLoss:
     return SampledTextLoss(kept.to(run.device), _vocabulary(run.model), _DRAWN, run.config.seed)
 
 
-def target_tokens(blocks: Blocks) -> Tensor:
-    """Return the tokens that are targets in the data, int64, each once and in order."""
-    store = blocks.store
-    return torch.from_numpy(np.unique(store.ids[np.asarray(store.loss_mask, bool)]).astype(np.int64))
+def is_target(blocks: Blocks, vocabulary: int) -> Tensor:
+    """Return whether each token of the vocabulary is a target in these rows, bool [vocabulary]."""
+    found, store = torch.zeros(vocabulary, dtype=torch.bool), blocks.store
+    for start, length in zip(blocks.starts.tolist(), blocks.lengths.tolist(), strict=True):
+        segment = slice(start, start + length)
+        found[torch.from_numpy(store.ids[segment][store.loss_mask[segment].astype(bool)].astype(np.int64))] = True
+    return found
 
 
 def kept_tokens(blocks: Blocks, mean_probabilities: Tensor, likely: int) -> Tensor:
-    """Return the targets and the likeliest tokens, int64, each once and in order."""
-    is_kept = torch.zeros(len(mean_probabilities), dtype=torch.bool)
-    is_kept[target_tokens(blocks)] = True
+    """Return the targets in these rows and the tokens with the highest probabilities, int64, in order."""
+    is_kept = is_target(blocks, len(mean_probabilities))
     is_kept[mean_probabilities.topk(min(likely, len(is_kept))).indices] = True
     return is_kept.nonzero()[:, 0]
 

@@ -223,7 +223,7 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
 
 
 def _header(run: "Run") -> Iterator[str]:
-    """Yield what trains, on which data, and the notes on the data."""
+    """Yield what trains, on which data, and the notes on the data and the run."""
     parameters, summary = run.record.parameters, run.data.summary
     assert parameters is not None
     yield _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
@@ -243,6 +243,7 @@ def _header(run: "Run") -> Iterator[str]:
         held_out_characters=counts.characters(summary.held_out.characters),
     )
     yield from run.data.notes
+    yield from run.notes
 
 
 def _slow_dtypes(run: "Run") -> Iterator[str]:
