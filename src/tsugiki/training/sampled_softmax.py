@@ -6,7 +6,7 @@
 A step computes the logits of the targets in the training data, of the 8,192 tokens to which the base gives the highest
 mean probability on a sample of the data, and of 8,192 other tokens, which are drawn for each step. The output layer of
 Gemma 3 270M (262,144 tokens) takes two thirds of the multiplications of a step; with sampled softmax, a step takes 0.56
-of the time, and the validation loss ends at most 0.2 % higher. Without the likely tokens it ends 1 % higher, because
+of the time, and the validation loss ends about 0.2 % higher. Without the likely tokens it ends 1 % higher, because
 the estimate has a higher variance (docs/training-evidence.md). Evaluations always use the whole vocabulary.
 """
 
