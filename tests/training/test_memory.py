@@ -70,6 +70,35 @@ print(without, faults())
 """
 
 
+_FAULTS_OF_ANOTHER_THREAD = """
+import resource, sys, threading
+import torch
+from tsugiki.training.memory import keep_freed_memory, limit_heaps
+
+def in_thread():
+    thread = threading.Thread(target=lambda: torch.ones(20 << 20))  # 80 MB
+    thread.start()
+    thread.join()
+
+if sys.argv[1] == "limited":
+    limit_heaps(1)
+keep_freed_memory()
+torch.ones(20 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+in_thread()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_threads_use_what_the_main_thread_has_freed_if_they_share_its_heap() -> None:
+    limited, by_default = (
+        int(subprocess.check_output([sys.executable, "-c", _FAULTS_OF_ANOTHER_THREAD, how], text=True))
+        for how in ("limited", "default")
+    )
+    assert by_default > 10 * limited
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_freed_memory_is_used_again() -> None:
     without, kept = map(int, subprocess.check_output([sys.executable, "-c", _FAULTS], text=True).split())

@@ -50,6 +50,7 @@ from tsugiki.model.linear import (
 from tsugiki.model.undo import base_of
 
 _SCRATCH = 128 << 20  # bytes of logits in a chunk on a processor; each chunk reads and rearranges the whole weight
+_EVALUATION_SCRATCH = 64 << 20  # the same of an evaluation, which has no backward pass that would pack the weight again
 _EXACT_SCRATCH = 4 << 20  # bytes of the logits that are converted to float32 at once on a processor
 _DEVICE_SCRATCH = 512 << 20  # bytes of logits and probabilities in a chunk on an accelerator
 _ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster on a processor
@@ -188,7 +189,8 @@ def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
     selected = targets != IGNORE_INDEX if on_cpu else slice(None)  # on a device, the host would wait for the count
     rows, targets = rows[selected], targets[selected]
     layer, exact = base_of(head.layer), losses.element_size()
-    size = rows_per_chunk(features(layer)[1], rows.element_size() + (0 if on_cpu else 2 * exact), on_cpu)
+    bytes_per_logit = rows.element_size() + (0 if on_cpu else 2 * exact)
+    size = rows_per_chunk(features(layer)[1], bytes_per_logit, on_cpu, _EVALUATION_SCRATCH)
     at_once = max(1, _EXACT_SCRATCH // (features(layer)[1] * exact)) if on_cpu else size
     parts = [
         F.cross_entropy(logits.to(losses.dtype), target, ignore_index=IGNORE_INDEX, reduction="none")
@@ -393,8 +395,10 @@ def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
     return logits if layer.bias is None else logits.add_(layer.bias)
 
 
-def rows_per_chunk(outputs: int, bytes_per_logit: int, on_cpu: bool = True) -> int:
-    """Return how many rows a chunk has with so many logits in each, a multiple of 16."""
-    scratch = _SCRATCH if on_cpu else _DEVICE_SCRATCH
-    fit = scratch // (outputs * bytes_per_logit) // 16 * 16
+def rows_per_chunk(outputs: int, bytes_per_logit: int, on_cpu: bool = True, scratch: int = _SCRATCH) -> int:
+    """Return how many rows a chunk has with so many logits in each, a multiple of 16.
+
+    `scratch` is the number of bytes of its logits on a processor.
+    """
+    fit = (scratch if on_cpu else _DEVICE_SCRATCH) // (outputs * bytes_per_logit) // 16 * 16
     return max(_ROWS[0], min(_ROWS[1], fit) if on_cpu else fit)
