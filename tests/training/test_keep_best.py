@@ -14,6 +14,7 @@ from tsugiki.adapters import load_adapter
 from tsugiki.base import load_model
 from tsugiki.data import Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
+from tsugiki.methods import METHODS
 from tsugiki.report import run_notes
 from tsugiki.training import (
     Choices,
@@ -69,6 +70,20 @@ def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.
     assert lasting.kept_step == 6
     assert [entry.step for entry in lasting.evaluations] == [0, 6]
     assert lasting.loss_curve == record.loss_curve
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"select"}))
+def test_the_base_is_evaluated_at_the_end_as_it_was_before_the_first_step(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = config(tmp_path, method=method, prompts=[], max_steps=2, save_steps=9, learning_rate=0.01)
+    late = train(given)
+    monkeypatch.setattr(EvaluationCallback, "_evaluates_base_at_end", lambda self: False)
+    early = train(given.model_copy(update={"out": str(tmp_path / "early")}))
+    assert [entry.step for entry in late.evaluations] == [entry.step for entry in early.evaluations]
+    assert late.evaluations[0].loss == pytest.approx(early.evaluations[0].loss, rel=1e-6)
+    assert late.evaluations[-1] == early.evaluations[-1]
+    assert late.evaluations[0] != late.evaluations[-1]
 
 
 AUTOMATIC: dict[str, Any] = {

@@ -49,8 +49,9 @@ class EvaluationCallback(Callback):
 
     During the run, the validation text is evaluated if there is one. The checkpoint of the step with the lowest loss on
     it is kept, and its weights are restored at the end; if no step is better than the start, those of the start. The
-    held-out text does not influence this choice: it is evaluated before the first step and at the end. Only without a
-    validation text, it is evaluated during the run, too.
+    held-out text does not influence this choice: it is evaluated at the end, with the base and then with the kept step,
+    so that training begins earlier. If the base's weights train, the base is evaluated before the first step; without a
+    validation text, so is the base of every run, and the text is evaluated during the run, too.
 
     Of preference tuning, these texts are the chosen answers, and the pairs are scored as well. The step that is kept is
     chosen by both (`_is_better`).
@@ -89,17 +90,29 @@ class EvaluationCallback(Callback):
                 self._take(known, loop)
             else:
                 with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
-                    self._evaluate(loop)
+                    if not self._evaluates_base_at_end():
+                        self._evaluate(loop)
                     self._evaluate_retention(loop)
                     if self._validates_base():
                         self._validate(loop)
                     self._sample(loop)
-                self.base_results[self._base_key()] = {name: list(getattr(self.record, name)) for name in _OF_BASE}
+                self._share_base_results()
             self._score_held_out_pairs(loop, 0)
             if self.keeps_by_pairs and self._validates_base():
                 self._score_pairs("validation", 0)
-        # The same evaluations and samples follow after the last step, so the display counts their time.
+        # About the same evaluations and samples follow after the last step, so the display counts their time.
         self.display.begin(loop.steps, loop.progress.step, after=time.monotonic() - started)
+
+    def _evaluates_base_at_end(self) -> bool:
+        """Return whether the base is evaluated on the held-out text after the last step, not before the first one.
+
+        Trackers get figures in the order of the steps.
+        """
+        return is_grafted(self.model) and self._validates_base() and not self.config.report_to
+
+    def _share_base_results(self) -> None:
+        results = {name: [one for one in getattr(self.record, name) if one.step == 0] for name in _OF_BASE}
+        self.base_results[self._base_key()] = results
 
     def _validates_base(self) -> bool:
         return bool(self.validation_windows and self.plan.evaluations)
@@ -114,7 +127,8 @@ class EvaluationCallback(Callback):
         """Take the results of the base from another run."""
         for name, results in known.items():
             getattr(self.record, name).extend(results)
-        self.display.evaluation(self.record.evaluations[-1])
+        for evaluation in self.record.evaluations:
+            self.display.evaluation(evaluation)
         self._write_record(loop)
 
     def on_step_end(self, loop: TrainingLoop) -> None:
@@ -137,6 +151,10 @@ class EvaluationCallback(Callback):
 
     def on_train_end(self, loop: TrainingLoop) -> None:
         """Restore the weights of the best step, and evaluate and sample with them."""
+        if is_grafted(self.model) and not self.record.evaluations:
+            with disable_adapter(self.model):
+                self._evaluate(loop, 0)
+            self._share_base_results()
         best, last = loop.progress.best_step, loop.progress.step
         kept = 0
         if not self._restore_start(loop):
