@@ -21,8 +21,8 @@ from tsugiki.lowbit.integer_passes import blocks_of, dither_rows, plain_levels, 
 from tsugiki.lowbit.integer_products import CHANNELS, Tile, has_exact_product, in_pieces, mean_row, split
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
 
-_ROWS = 64
-"""Channels that are quantised at once, so that they stay in the cache."""
+_PIECE = 1 << 19
+"""Numbers that are quantised at once: enough for the C function to take longer than starting it in a thread."""
 
 
 class Int8Linear(QuantizedLayer):
@@ -38,7 +38,7 @@ class Int8Linear(QuantizedLayer):
         qweight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         with torch.no_grad():
-            in_pieces(_round_piece, (weight, qweight, scale), _ROWS)
+            in_pieces(_round_piece, (weight, qweight, scale), max(1, _PIECE // max(1, weight.shape[1])))
         self._set(qweight, scale)
 
     def _set(self, qweight: Tensor, scale: Tensor) -> None:
