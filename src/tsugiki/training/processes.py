@@ -31,6 +31,7 @@ from tsugiki.dtypes import ComputeDtype, preferred_compute_dtype
 from tsugiki.errors import OtherProcessError, TsugikiError, error_text, summarise_list
 from tsugiki.language import _, marked
 from tsugiki.training.config import DeviceName
+from tsugiki.training.memory import limit_heaps
 
 T = TypeVar("T")
 
@@ -62,9 +63,12 @@ def start_accelerator(
     """Return the accelerator of this process, connected with the other processes of the run if there are any.
 
     `auto` computes on the accelerator of this machine if it has one, otherwise on the processor. `trackers` are names
-    of accelerate's, such as tensorboard, which write into `logging_folder`.
+    of accelerate's, such as tensorboard, which write into `logging_folder`. On a processor, threads that are started
+    later share their heaps (`limit_heaps`).
     """
     kind = device_type(device)
+    if kind == "cpu":
+        limit_heaps(torch.get_num_threads())
     if kind == "mps" and several_processes():
         raise TsugikiError(_("several processes cannot share the GPU of a Mac: start one process, or use --device cpu"))
     _check_trackers(trackers)

@@ -32,7 +32,7 @@ from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_facts
 from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
-from tsugiki.training.memory import limit_heaps, return_freed_memory
+from tsugiki.training.memory import return_freed_memory
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.model_notes import model_notes
 from tsugiki.training.output_head import head_factor, head_note, leaves_layers_open, with_output_head
@@ -114,8 +114,6 @@ class Run:
 
     def __post_init__(self) -> None:
         """Begin with the facts that the settings and the record give."""
-        if self.device.type == "cpu":
-            limit_heaps(torch.get_num_threads())
         self.facts = given_facts(self.config, self.record, self.device)
 
     @property
