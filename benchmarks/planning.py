@@ -210,10 +210,17 @@ def _measure(model: str, case: Case, text: Path, run: Path, steps: int, rows: in
     arguments = ["--model", model, "--data", str(text), *flags.split()]
     command = [sys.executable, "-m", "tsugiki"]
     planned = json.loads(subprocess.run([*command, "plan", *arguments, "--json"], capture_output=True).stdout)
-    run_flags = ["--out", str(run), "--held-out-characters", "500"]
+    option = planned["options"][0]
+    run_flags = [
+        "--out",
+        str(run),
+        "--held-out-characters",
+        "500",
+        "--micro-batch-size",
+        f"{option['micro_batch_size']}",
+    ]
     subprocess.run([*command, "train", *arguments, *run_flags], check=True, capture_output=True)
-    record = json.loads((run / "run.json").read_text())
-    option, measured = planned["options"][0], record["training"]
+    measured = json.loads((run / "run.json").read_text())["training"]
     error = option["peak_memory"] / measured["peak_memory"] - 1
     return [
         *(f"{size / 1e9:.3f}" for size in (option["peak_memory"], measured["peak_memory"])),

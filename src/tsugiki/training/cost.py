@@ -299,11 +299,10 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     kept, the embedding is unpacked to float32. The model has the shape and the dtype of its files, and is not grafted;
     its values are not used.
 
-    Stacked experts are loaded by transformers, which needs the size of the model again to stack them, and maps the
-    files into memory.
+    Stacked experts are loaded by transformers, which needs about the size of the model again to stack them.
     """
     if find_stacks(dict(model.named_modules())):
-        return base_bytes(model, base_dtype) + sum(weight.nbytes for weight in model.parameters())
+        return base_bytes(model, base_dtype)
     embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
     if base_dtype == "stored":
         return 4 * int(embedding.numel())
