@@ -86,7 +86,7 @@ class EvaluationCallback(Callback):
         started = time.monotonic()
         if loop.progress.step == 0:
             known = self.base_results.get(self._base_key())
-            if known is not None:
+            if known is not None and (known["evaluations"] or self._evaluates_base_at_end()):
                 self._take(known, loop)
             else:
                 with disable_adapter(self.model) if is_grafted(self.model) else nullcontext():
