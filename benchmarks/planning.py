@@ -211,15 +211,8 @@ def _measure(model: str, case: Case, text: Path, run: Path, steps: int, rows: in
     command = [sys.executable, "-m", "tsugiki"]
     planned = json.loads(subprocess.run([*command, "plan", *arguments, "--json"], capture_output=True).stdout)
     option = planned["options"][0]
-    run_flags = [
-        "--out",
-        str(run),
-        "--held-out-characters",
-        "500",
-        "--micro-batch-size",
-        f"{option['micro_batch_size']}",
-    ]
-    subprocess.run([*command, "train", *arguments, *run_flags], check=True, capture_output=True)
+    run_flags = f"--held-out-characters 500 --micro-batch-size {option['micro_batch_size']}".split()
+    subprocess.run([*command, "train", *arguments, "--out", str(run), *run_flags], check=True, capture_output=True)
     measured = json.loads((run / "run.json").read_text())["training"]
     error = option["peak_memory"] / measured["peak_memory"] - 1
     return [

@@ -50,7 +50,7 @@ from tsugiki.model.linear import (
 from tsugiki.model.undo import base_of
 
 _SCRATCH = 128 << 20  # bytes of logits in a chunk on a processor; each chunk reads and rearranges the whole weight
-_EVALUATION_SCRATCH = 64 << 20  # the same of an evaluation, which has no backward pass that would pack the weight again
+_EVALUATION_SCRATCH = 64 << 20  # the same in an evaluation; with half the memory, its head takes 6 % more time
 _EXACT_SCRATCH = 4 << 20  # bytes of the logits that are converted to float32 at once on a processor
 _DEVICE_SCRATCH = 512 << 20  # bytes of logits and probabilities in a chunk on an accelerator
 _ROWS = (16, 512)  # rows of a chunk; with fewer the products are slow, more are not faster on a processor
@@ -396,9 +396,9 @@ def _tiled(layer: nn.Linear, rows: Tensor) -> Tensor:
 
 
 def rows_per_chunk(outputs: int, bytes_per_logit: int, on_cpu: bool = True, scratch: int = _SCRATCH) -> int:
-    """Return how many rows a chunk has with so many logits in each, a multiple of 16.
+    """Return the number of rows in a chunk, a multiple of 16.
 
-    `scratch` is the number of bytes of its logits on a processor.
+    A row has `outputs` logits. On a processor, the logits of a chunk take about `scratch` bytes.
     """
     fit = (scratch if on_cpu else _DEVICE_SCRATCH) // (outputs * bytes_per_logit) // 16 * 16
     return max(_ROWS[0], min(_ROWS[1], fit) if on_cpu else fit)

@@ -22,7 +22,7 @@ from tsugiki.lowbit.integer_products import CHANNELS, Tile, has_exact_product, i
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
 
 _PIECE = 1 << 19
-"""Numbers that are quantised at once: enough for the C function to take longer than starting it in a thread."""
+"""Numbers that are quantised at once: so many that handing a piece to a thread takes little of the time."""
 
 
 class Int8Linear(QuantizedLayer):
@@ -38,7 +38,7 @@ class Int8Linear(QuantizedLayer):
         qweight = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         with torch.no_grad():
-            in_pieces(_round_piece, (weight, qweight, scale), max(1, _PIECE // max(1, weight.shape[1])))
+            in_pieces(_round_piece, (weight, qweight, scale), _PIECE)
         self._set(qweight, scale)
 
     def _set(self, qweight: Tensor, scale: Tensor) -> None:

@@ -113,8 +113,12 @@ def split(t: Tensor, most: int, dim: int = 0) -> tuple[Tensor, ...]:
     return t.chunk(math.ceil(size / most), dim) if size > most else (t,)
 
 
-def in_pieces(function: Callable[..., None], tensors: Sequence[Tensor], rows: int) -> None:
-    """Call a function with each piece of so many rows of some tensors; on the CPU, threads share the pieces."""
+def in_pieces(function: Callable[..., None], tensors: Sequence[Tensor], numbers: int) -> None:
+    """Call a function with pieces of some tensors, which have the same rows; on the CPU, threads share the pieces.
+
+    A piece has as many rows as make about `numbers` elements of the first tensor, [rows, n].
+    """
+    rows = max(1, numbers // max(1, tensors[0].shape[1]))
     pieces = list(zip(*(split(tensor, rows) for tensor in tensors), strict=True))
     run = in_threads if tensors[0].device.type == "cpu" else map
     list(run(lambda piece: function(*piece), pieces))

@@ -105,7 +105,7 @@ def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     packed = torch.empty(out, count * BLOCK // 2, dtype=torch.uint8, device=weight.device)
     blocks = torch.empty(out, count, dtype=torch.uint8, device=weight.device)
     scale = torch.empty(out, dtype=torch.float32, device=weight.device)
-    in_pieces(_encode_piece, (weight, packed, blocks, scale), max(1, _PIECE // max(1, width)))
+    in_pieces(_encode_piece, (weight, packed, blocks, scale), _PIECE)
     return packed, blocks, scale
 
 

@@ -100,13 +100,13 @@ class EvaluationCallback(Callback):
             self._score_held_out_pairs(loop, 0)
             if self.keeps_by_pairs and self._validates_base():
                 self._score_pairs("validation", 0)
-        # About the same evaluations and samples follow after the last step, so the display counts their time.
+        # The display adds this to the time left, as an estimate of the evaluations and samples after the last step.
         self.display.begin(loop.steps, loop.progress.step, after=time.monotonic() - started)
 
     def _evaluates_base_at_end(self) -> bool:
         """Return whether the base is evaluated on the held-out text after the last step, not before the first one.
 
-        Trackers get figures in the order of the steps.
+        With a tracker it is evaluated before, because trackers expect figures in the order of the steps.
         """
         return is_grafted(self.model) and self._validates_base() and not self.config.report_to
 

@@ -124,8 +124,8 @@ def limit_heaps(count: int) -> None:
 
     By default, glibc gives each thread a heap of its own, and tensors of more than 64 MB, which do not fit into the
     heap of a thread, are returned to the system each time that they are freed. With as many heaps as there are threads
-    that compute at a time, the threads share the heap of the main thread, which waits for them: Gemma 3 270M takes 2.3
-    GB instead of 2.9. A single heap for two threads makes a step 7 % slower (docs/log.md).
+    that compute at a time, they share the heap of the main thread, which waits for them: a run of Gemma 3 270M takes
+    2.3 to 2.5 GB instead of 2.9. A single heap for two threads makes a step of SmolLM2 7 % slower (docs/log.md).
     """
     if mallopt := _glibc("mallopt"):
         mallopt(_ARENA_MAX, count)

@@ -107,7 +107,7 @@ def is_target(blocks: Blocks, vocabulary: int) -> Tensor:
 
 
 def kept_tokens(blocks: Blocks, mean_probabilities: Tensor, likely: int) -> Tensor:
-    """Return the targets in these rows and the tokens with the highest probabilities, int64, in order."""
+    """Return the ids of the targets in these rows and of the most probable tokens, int64, in ascending order."""
     is_kept = is_target(blocks, len(mean_probabilities))
     is_kept[mean_probabilities.topk(min(likely, len(is_kept))).indices] = True
     return is_kept.nonzero()[:, 0]
