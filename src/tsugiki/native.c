@@ -554,14 +554,35 @@ INLINE void eight(const float *w, int64_t stride, const float *x, int64_t n, flo
     add_parts(part, sum);
     for (int row = 0; row < 8 && whole < n; row++) sum[row] += dot(w + row * stride + whole, x + whole, n - whole);
 }
+/* Dot product of a and x in four times eight parts. */
+INLINE float long_dot(const float *a, const float *x, int64_t n) {
+    Floats part[4] = {{0}}, of_a, of_x;
+    float sum[8];
+    int64_t whole = n / 32 * 32;
+    for (int64_t i = 0; i < whole; i += 32)
+        for (int k = 0; k < 4; k++) {
+            memcpy(&of_a, a + i + 8 * k, 32);
+            memcpy(&of_x, x + i + 8 * k, 32);
+            part[k] += of_a * of_x;
+        }
+    part[0] = (part[0] + part[1]) + (part[2] + part[3]);
+    memcpy(sum, part, 32);
+    for (int k = 0; k < 4; k++) sum[k] += sum[k + 4];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]) + dot(a + whole, x + whole, n - whole);
+}
 #else
 #define HAS_EIGHT 0
 #define eight(w, stride, x, n, sum)
+#define long_dot dot
 #endif
 
-/* y [n] = w x for w [n, width], whose rows are `stride` numbers apart. */
+#define LONG 64 /* with fewer numbers, adding the parts takes longer than the products */
+
+/* y [n] = w x for w [n, width], whose rows are `stride` numbers apart. Long rows are read one after another, because
+   processors fetch a single stream ahead. */
 INLINE void product(const float *w, int64_t n, int64_t stride, const float *x, int64_t width, float *y) {
     int64_t i = 0;
+    for (; width >= LONG && i < n; i++) y[i] = long_dot(w + i * stride, x, width);
     for (; HAS_EIGHT && width >= 8 && i + 8 <= n; i += 8) eight(w + i * stride, stride, x, width, y + i);
     for (; i < n; i++) y[i] = dot(w + i * stride, x, width);
 }
@@ -633,119 +654,102 @@ ROWS_ADDED(rows_added_bfloat16, uint16_t, low_rank_added_bfloat16)
 RMS_NORM(rms_norm_float32, float, from_float, to_float)
 RMS_NORM(rms_norm_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
-/* Products with few rows, as while text is generated: see lowbit/few_rows.py. They read the weight once, at the speed of
-   the memory. y [rows, stride] = x [rows, in] w^T for `out` channels of w [out, in]; `bias` [out] may be null. */
+/* Products with few rows, as while text is generated: see lowbit/few_rows.py. y [rows, stride] = x [rows, in] w^T for `out`
+   channels of w [out, in]; `bias` [out] may be null. They read the weight once, at the speed of the memory: one channel
+   after another, because processors fetch a single stream ahead. Four channels side by side took twice the time
+   (docs/log.md). */
+#define FEW_ROWS(NAME, TARGET, TYPE, DOT, FROM, TO)                                                                   \
+    EXPORT TARGET void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t stride, const TYPE *w,      \
+                            const TYPE *bias, TYPE *y) {                                                              \
+        for (int64_t c = 0; c < out; c++, w += in)                                                                    \
+            for (int64_t row = 0; row < rows; row++) {                                                                \
+                float sum = DOT(w, x + row * in, in);                                                                 \
+                y[row * stride + c] = TO(bias ? sum + FROM(bias[c]) : sum);                                           \
+            }                                                                                                         \
+    }
+
 EXPORT int64_t has_few_rows_float32(void) { return HAS_EIGHT; }
+FEW_ROWS(few_rows_float32, FAST, float, long_dot, from_float, to_float)
 
-EXPORT FAST void few_rows_float32(const float *x, int64_t rows, int64_t in, int64_t out, int64_t stride, const float *w,
-                                  const float *bias, float *y) {
-    for (int64_t c = 0; c < out; c += 8, w += 8 * in)
-        for (int64_t row = 0; row < rows; row++) {
-            int64_t n = out - c < 8 ? out - c : 8;
-            float *to = y + row * stride + c;
-            product(w, n, in, x + row * in, in, to);
-            for (int64_t i = 0; bias != 0 && i < n; i++) to[i] += bias[c + i];
-        }
-}
-
-/* Four channels are computed with up to four rows at a time. */
 #ifdef HAS_AVX512
 #include <immintrin.h>
 
-#define CHANNELS 4
-#define ROWS 4
+#define SUMS 4 /* of a dot product, because an addition has to wait for the one before */
 #define BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
 #define INTEGERS __attribute__((target("avx512f,avx512bw,avx512vnni")))
 
 EXPORT int64_t has_few_rows_bfloat16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
 EXPORT int64_t has_few_rows_int8(void) { return __builtin_cpu_supports("avx512vnni") != 0; }
 
-BFLOAT16 INLINE void tile_bfloat16(int channels, int rows, const uint16_t *x, int64_t in, int64_t stride,
-                                   const uint16_t *w, const uint16_t *bias, uint16_t *y) {
-    __m512 sum[CHANNELS][ROWS];
-    for (int c = 0; c < channels; c++)
-        for (int r = 0; r < rows; r++) sum[c][r] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < in; k += 32) {
-        __mmask32 mask = in - k < 32 ? ((__mmask32)1 << (in - k)) - 1 : (__mmask32)-1;
-        __m512bh of_w[CHANNELS];
-        for (int c = 0; c < channels; c++) {
-            _mm_prefetch((const char *)(w + (channels + c) * in + k), _MM_HINT_T0);
-            of_w[c] = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + c * in + k);
+BFLOAT16 INLINE float dot_bfloat16(const uint16_t *a, const uint16_t *x, int64_t n) {
+    __m512 sum[SUMS];
+    int64_t i = 0;
+    for (int s = 0; s < SUMS; s++) sum[s] = _mm512_setzero_ps();
+    for (; i + 32 * SUMS <= n; i += 32 * SUMS)
+        for (int s = 0; s < SUMS; s++) {
+            __m512i of_a = _mm512_loadu_epi16(a + i + 32 * s), of_x = _mm512_loadu_epi16(x + i + 32 * s);
+            sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)of_a, (__m512bh)of_x);
         }
-        for (int r = 0; r < rows; r++) {
-            __m512bh of_x = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + r * in + k);
-            for (int c = 0; c < channels; c++) sum[c][r] = _mm512_dpbf16_ps(sum[c][r], of_w[c], of_x);
-        }
+    for (; i < n; i += 32) {
+        __mmask32 mask = n - i < 32 ? ((__mmask32)1 << (n - i)) - 1 : (__mmask32)-1;
+        __m512i of_a = _mm512_maskz_loadu_epi16(mask, a + i), of_x = _mm512_maskz_loadu_epi16(mask, x + i);
+        sum[0] = _mm512_dpbf16_ps(sum[0], (__m512bh)of_a, (__m512bh)of_x);
     }
-    for (int c = 0; c < channels; c++)
-        for (int r = 0; r < rows; r++) {
-            float total = _mm512_reduce_add_ps(sum[c][r]);
-            y[r * stride + c] = to_bfloat16(bias ? total + from_bfloat16(bias[c]) : total);
-        }
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 
-/* The rows of x are integers from -127 to 127. The instruction takes one factor without a sign, so 128 is added to them,
-   and 128 times the sum of the channel is subtracted. */
-INTEGERS INLINE void tile_int8(int channels, int rows, const int8_t *x, int64_t in, int64_t stride, const int8_t *w,
-                               const int32_t *bias, int32_t *y) {
-    const __m512i one = _mm512_set1_epi8(1), sign = _mm512_set1_epi8(-128);
-    __m512i sum[CHANNELS][ROWS], all[CHANNELS];
+FEW_ROWS(few_rows_bfloat16, BFLOAT16, uint16_t, dot_bfloat16, from_bfloat16, to_bfloat16)
+
+/* The sum of (x + 128) a: the instruction takes one factor without a sign, and flipping the bit of the sign adds 128. */
+INTEGERS INLINE int32_t shifted_dot(const int8_t *a, const int8_t *x, int64_t n) {
+    const __m512i flip = _mm512_set1_epi8(-128);
+    __m512i sum[SUMS];
+    int64_t i = 0;
+    for (int s = 0; s < SUMS; s++) sum[s] = _mm512_setzero_si512();
+    for (; i + 64 * SUMS <= n; i += 64 * SUMS)
+        for (int s = 0; s < SUMS; s++) {
+            __m512i of_x = _mm512_xor_si512(_mm512_loadu_epi8(x + i + 64 * s), flip);
+            sum[s] = _mm512_dpbusd_epi32(sum[s], of_x, _mm512_loadu_epi8(a + i + 64 * s));
+        }
+    for (; i < n; i += 64) {
+        __mmask64 mask = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : (__mmask64)-1;
+        __m512i of_x = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, x + i), flip);
+        sum[0] = _mm512_dpbusd_epi32(sum[0], of_x, _mm512_maskz_loadu_epi8(mask, a + i));
+    }
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
+}
+
+INTEGERS INLINE int32_t sum_int8(const int8_t *a, int64_t n) {
+    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, one = _mm512_set1_epi8(1);
+    for (int64_t i = 0; i < n; i += 64) {
+        __mmask64 mask = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : (__mmask64)-1;
+        sum[i / 64 % 2] = _mm512_dpbusd_epi32(sum[i / 64 % 2], one, _mm512_maskz_loadu_epi8(mask, a + i));
+    }
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(sum[0], sum[1]));
+}
+
+/* The rows of x are integers from -127 to 127. There is no bias. */
+EXPORT INTEGERS void few_rows_int8(const int8_t *x, int64_t rows, int64_t in, int64_t out, int64_t stride,
+                                   const int8_t *w, const int8_t *bias, int32_t *y) {
     (void)bias;
-    for (int c = 0; c < channels; c++) {
-        all[c] = _mm512_setzero_si512();
-        for (int r = 0; r < rows; r++) sum[c][r] = _mm512_setzero_si512();
+    for (int64_t c = 0; c < out; c++, w += in) {
+        int32_t shift = 128 * sum_int8(w, in);
+        for (int64_t row = 0; row < rows; row++) y[row * stride + c] = shifted_dot(w, x + row * in, in) - shift;
     }
-    for (int64_t k = 0; k < in; k += 64) {
-        __mmask64 mask = in - k < 64 ? ((__mmask64)1 << (in - k)) - 1 : (__mmask64)-1;
-        __m512i of_w[CHANNELS];
-        for (int c = 0; c < channels; c++) {
-            _mm_prefetch((const char *)(w + (channels + c) * in + k), _MM_HINT_T0);
-            of_w[c] = _mm512_maskz_loadu_epi8(mask, w + c * in + k);
-            all[c] = _mm512_dpbusd_epi32(all[c], one, of_w[c]);
-        }
-        for (int r = 0; r < rows; r++) {
-            __m512i of_x = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, x + r * in + k), sign);
-            for (int c = 0; c < channels; c++) sum[c][r] = _mm512_dpbusd_epi32(sum[c][r], of_x, of_w[c]);
-        }
-    }
-    for (int c = 0; c < channels; c++)
-        for (int r = 0; r < rows; r++)
-            y[r * stride + c] = _mm512_reduce_add_epi32(sum[c][r]) - 128 * _mm512_reduce_add_epi32(all[c]);
 }
-
-/* y [rows, stride] = x [rows, in] w^T for `out` channels of w [out, in]; `bias` [out] may be null. The functions with
-   constant numbers of channels and rows are inlined, so that the sums stay in registers. */
-#define FEW_ROWS(KIND, TARGET, X, Y)                                                                                  \
-    TARGET INLINE void channels_##KIND(int channels, const X *x, int64_t rows, int64_t in, int64_t stride,            \
-                                       const X *w, const Y *bias, Y *y) {                                             \
-        for (; rows >= ROWS; rows -= ROWS, x += ROWS * in, y += ROWS * stride)                                        \
-            tile_##KIND(channels, ROWS, x, in, stride, w, bias, y);                                                   \
-        if (rows == 3) tile_##KIND(channels, 3, x, in, stride, w, bias, y);                                           \
-        if (rows == 2) tile_##KIND(channels, 2, x, in, stride, w, bias, y);                                           \
-        if (rows == 1) tile_##KIND(channels, 1, x, in, stride, w, bias, y);                                           \
-    }                                                                                                                 \
-    EXPORT TARGET void few_rows_##KIND(const X *x, int64_t rows, int64_t in, int64_t out, int64_t stride, const X *w, \
-                                       const Y *bias, Y *y) {                                                         \
-        int64_t c = 0;                                                                                                \
-        for (; c + CHANNELS <= out; c += CHANNELS)                                                                    \
-            channels_##KIND(CHANNELS, x, rows, in, stride, w + c * in, bias ? bias + c : 0, y + c);                   \
-        for (; c < out; c++) channels_##KIND(1, x, rows, in, stride, w + c * in, bias ? bias + c : 0, y + c);         \
-    }
-
-FEW_ROWS(bfloat16, BFLOAT16, uint16_t, uint16_t)
-FEW_ROWS(int8, INTEGERS, int8_t, int32_t)
 
 /* The same for a weight that is stored as w [in, out], without its transposition: 16 of its rows are read side by side,
    and added to sums [rows, padded], of which `padded` is `out` rounded up to a multiple of 32. Two neighbouring rows are
    interleaved, because the instruction adds the products of pairs. That leaves the sums of 32 columns in another order:
    those of columns 0 to 3, 8 to 11, 16 to 19 and 24 to 27 come first. */
 #define PAIRS 8
+#define MOST_ROWS 4
 
 BFLOAT16 INLINE void strip_bfloat16(int rows, int pairs, const uint16_t *x, int64_t in, int64_t n, const uint16_t *w,
                                     int64_t columns, float *sums, int64_t padded) {
     for (int64_t i = 0; i < columns; i += 32) {
         __mmask32 mask = columns - i < 32 ? ((__mmask32)1 << (columns - i)) - 1 : (__mmask32)-1;
-        __m512 low[ROWS], high[ROWS];
+        __m512 low[MOST_ROWS], high[MOST_ROWS];
         for (int r = 0; r < rows; r++) {
             low[r] = _mm512_loadu_ps(sums + r * padded + i);
             high[r] = _mm512_loadu_ps(sums + r * padded + i + 16);
@@ -773,7 +777,7 @@ BFLOAT16 INLINE void strip_bfloat16(int rows, int pairs, const uint16_t *x, int6
 BFLOAT16 INLINE void transposed_bfloat16(int rows, const uint16_t *x, int64_t in, int64_t columns, int64_t n,
                                          const uint16_t *w, float *sums, int64_t padded) {
     for (int64_t k = 0; k < in; k += 2 * PAIRS) {
-        uint16_t of_x[ROWS * 2 * PAIRS] = {0};
+        uint16_t of_x[MOST_ROWS * 2 * PAIRS] = {0};
         int64_t left = in - k < 2 * PAIRS ? in - k : 2 * PAIRS;
         for (int r = 0; r < rows; r++) memcpy(of_x + r * 2 * PAIRS, x + r * in + k, (size_t)left * 2);
         if (left == 2 * PAIRS)

@@ -12,14 +12,15 @@ from tsugiki.lowbit import (
     FEW_INTEGER_ROWS,
     FEW_ROWS,
     FEW_TRANSPOSED_AMX_ROWS,
+    FEW_TRANSPOSED_ROWS,
     few_rows,
     few_rows_product,
     integer_product,
 )
 from tsugiki.native import native, native_for
 
-SHAPES = [(1, 1), (130, 257), (5, 33), (64, 96), (3, 100), (7, 31)]
-ROWS = [1, 2, 3, FEW_ROWS, 5, FEW_TRANSPOSED_AMX_ROWS, 17, FEW_AMX_ROWS, 40]
+SHAPES = [(1, 1), (130, 257), (5, 33), (64, 96), (3, 100), (7, 31), (9, 577)]
+ROWS = [1, 2, 3, FEW_TRANSPOSED_ROWS, 5, FEW_ROWS, FEW_TRANSPOSED_AMX_ROWS, 17, FEW_AMX_ROWS, 40]
 needs = {
     dtype: pytest.mark.skipif(native("few_rows", dtype) is None, reason="no compiler, or not this processor")
     for dtype in ("bfloat16", "float32", "int8")
@@ -74,7 +75,10 @@ def test_products_in_float32_are_those_of_the_formula(rows: int, shape: tuple[in
 @pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
 @pytest.mark.parametrize("transposed", [True, False])
 def test_a_row_is_the_same_beside_other_rows(transposed: bool, unit: str):
-    most = {"avx512": FEW_ROWS, "amx": FEW_TRANSPOSED_AMX_ROWS if transposed else FEW_AMX_ROWS}[unit]
+    if transposed:
+        most = {"avx512": FEW_TRANSPOSED_ROWS, "amx": FEW_TRANSPOSED_AMX_ROWS}[unit]
+    else:
+        most = {"avx512": FEW_ROWS, "amx": FEW_AMX_ROWS}[unit]
     x, weight = torch.randn(most, 100).bfloat16(), _weight(50, 100, transposed)
     with torch.no_grad():
         together = few_rows_product(x, weight, None)

@@ -6,8 +6,8 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "few_rows": (
-            "FEW_AMX_ROWS FEW_FLOAT_ROWS FEW_INTEGER_ROWS FEW_ROWS FEW_TRANSPOSED_AMX_ROWS few_rows_product "
-            "integer_product"
+            "FEW_AMX_ROWS FEW_FLOAT_ROWS FEW_INTEGER_ROWS FEW_ROWS FEW_TRANSPOSED_AMX_ROWS FEW_TRANSPOSED_ROWS "
+            "few_rows_product integer_product"
         ),
         "int8": "Int8Linear plain_input_gradient plain_product",
         "integer_passes": (

@@ -1,8 +1,8 @@
 """Products of a few rows with a frozen weight on a processor, as for each new token while text is generated.
 
 Such a product takes as long as reading the weight. At each call, oneDNN copies a weight in bfloat16 to the layout of
-the processor's matrix unit; on one thread it reads 4 to 7 GB in a second where the memory gives 11 (docs/log.md). The C
-functions read the weight once, without a copy. They need AMX or AVX512-BF16, or AVX512-VNNI for integers; the one for
+the processor's matrix unit; on one thread it reads 4 to 8 GB in a second where the memory gives 11 to 25 (docs/log.md).
+The C functions read the weight once, without a copy. They need AMX or AVX512-BF16, or AVX512-VNNI for integers; the one for
 float32 runs everywhere. They use one thread; if torch uses several threads, its own product is used, because it can be
 faster.
 """
@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from tsugiki.native import can_read, native_for
 
-FEW_ROWS = 4
-"""The largest number of rows in bfloat16 for AVX512. With more, computing takes longer than reading."""
+FEW_ROWS = 12
+"""The largest number of rows in bfloat16 for AVX512. With more, torch's product is as fast."""
+FEW_TRANSPOSED_ROWS = 4
+"""The same for a weight that is stored as [in, out]."""
 FEW_FLOAT_ROWS = 8
 """The same in float32."""
 FEW_AMX_ROWS = 32
@@ -81,7 +83,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _product_of_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     (rows, width), out = x.shape, weight.shape[0]
     amx = native_for("few_rows_transposed_amx", x) if rows <= FEW_TRANSPOSED_AMX_ROWS else None
-    call = amx or (native_for("few_rows_transposed", x) if rows <= FEW_ROWS else None)
+    call = amx or (native_for("few_rows_transposed", x) if rows <= FEW_TRANSPOSED_ROWS else None)
     if call is None:
         return plain_product(x, weight, bias)
     x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(rows, out)
