@@ -13,6 +13,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "forward": "answer_log_probabilities enable_chunked_loss has_chunked_loss head_of loss_of_hidden_states",
         "head": "Head find_head",
+        "huge_pages": "use_huge_pages",
         "layers": "use_fast_products",
         "loss": "AnswerTokens chunked_answer_losses chunked_loss plain_answer_losses plain_loss token_losses",
         "low_rank_sum": "LowRankSum",

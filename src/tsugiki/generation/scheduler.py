@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.huge_pages import use_huge_pages
 from tsugiki.fast.modules import fast_generation
 from tsugiki.generation.batch import (
     Arriving,
@@ -68,6 +69,8 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
     compute.
     """
     small = count_parameters(model) < _SMALL_MODEL and model.device.type == "cpu"
+    if small:
+        use_huge_pages(model)
     with evaluating(model), fast_generation(model), with_one_thread() if small else nullcontext():
         yield
 
