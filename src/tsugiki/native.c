@@ -31,7 +31,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 9; }
+EXPORT int64_t interface_version(void) { return 10; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -679,7 +679,8 @@ FEW_ROWS(few_rows_float32, FAST, float, long_dot, from_float, to_float)
 #define INTEGERS __attribute__((target("avx512f,avx512bw,avx512vnni")))
 
 EXPORT int64_t has_few_rows_bfloat16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
-EXPORT int64_t has_few_rows_int8(void) { return __builtin_cpu_supports("avx512vnni") != 0; }
+EXPORT int64_t has_few_integer_rows_float32(void) { return __builtin_cpu_supports("avx512vnni") != 0; }
+EXPORT int64_t has_few_integer_rows_bfloat16(void) { return has_few_integer_rows_float32(); }
 
 BFLOAT16 INLINE float dot_bfloat16(const uint16_t *a, const uint16_t *x, int64_t n) {
     __m512 sum[SUMS];
@@ -728,15 +729,30 @@ INTEGERS INLINE int32_t sum_int8(const int8_t *a, int64_t n) {
     return _mm512_reduce_add_epi32(_mm512_add_epi32(sum[0], sum[1]));
 }
 
-/* The rows of x are integers from -127 to 127. There is no bias. */
-EXPORT INTEGERS void few_rows_int8(const int8_t *x, int64_t rows, int64_t in, int64_t out, int64_t stride,
-                                   const int8_t *w, const int8_t *bias, int32_t *y) {
-    (void)bias;
-    for (int64_t c = 0; c < out; c++, w += in) {
-        int32_t shift = 128 * sum_int8(w, in);
-        for (int64_t row = 0; row < rows; row++) y[row * stride + c] = shifted_dot(w, x + row * in, in) - shift;
+/* `few_integer_rows`: x [rows, in] is rounded as by `levels_of`, and y [rows, stride] = s (q + large) w^T scale + bias.
+   `memory` has room for 12 rows + 4 in + 2 rows in bytes. */
+#define FEW_INTEGER_ROWS(NAME, TYPE, ROUNDED, TO)                                                                     \
+    EXPORT INTEGERS void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t stride, int64_t blocks,   \
+                              const int8_t *w, const float *scale, const float *bias, void *memory, TYPE *y) {        \
+        int64_t *ends = memory;                                                                                       \
+        float *s = (float *)(ends + rows), *exact = s + rows;                                                         \
+        int32_t *columns = (int32_t *)(exact + in), *values = columns + rows * in / 8;                                \
+        int8_t *q = (int8_t *)(values + rows * in / 8);                                                               \
+        ROUNDED(x, rows, in, in, blocks, q, s, exact, ends, columns, values);                                         \
+        for (int64_t c = 0; c < out; c++, w += in) {                                                                  \
+            int64_t i = 0;                                                                                            \
+            int32_t shift = 128 * sum_int8(w, in);                                                                    \
+            for (int64_t row = 0; row < rows; row++) {                                                                \
+                int32_t sum = shifted_dot(w, q + row * in, in) - shift;                                               \
+                for (; i < ends[row]; i++) sum += values[i] * w[columns[i]];                                          \
+                float value = (float)sum * s[row] * scale[c];                                                         \
+                y[row * stride + c] = TO(bias ? bias[c] + value : value);                                             \
+            }                                                                                                         \
+        }                                                                                                             \
     }
-}
+
+FEW_INTEGER_ROWS(few_integer_rows_float32, float, rounded_float32, to_float)
+FEW_INTEGER_ROWS(few_integer_rows_bfloat16, uint16_t, rounded_bfloat16, to_bfloat16)
 
 /* The same for a weight that is stored as w [in, out], without its transposition: 16 of its rows are read side by side,
    and added to sums [rows, padded], of which `padded` is `out` rounded up to a multiple of 32. Two neighbouring rows are

@@ -35,11 +35,12 @@ _SIGNATURES = {
     "rms_norm": "pnnpddp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
+    "few_integer_rows": "pnnnnnppppp",
     "few_rows_amx": "pnnnnpppp",
     "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 9
+_VERSION = 10
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}

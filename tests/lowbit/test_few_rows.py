@@ -13,9 +13,11 @@ from tsugiki.lowbit import (
     FEW_ROWS,
     FEW_TRANSPOSED_AMX_ROWS,
     FEW_TRANSPOSED_ROWS,
+    few_integer_rows,
     few_rows,
     few_rows_product,
-    integer_product,
+    plain_levels,
+    plain_scaled,
 )
 from tsugiki.native import native, native_for
 
@@ -23,8 +25,9 @@ SHAPES = [(1, 1), (130, 257), (5, 33), (64, 96), (3, 100), (7, 31), (9, 577)]
 ROWS = [1, 2, 3, FEW_TRANSPOSED_ROWS, 5, FEW_ROWS, FEW_TRANSPOSED_AMX_ROWS, 17, FEW_AMX_ROWS, 40]
 needs = {
     dtype: pytest.mark.skipif(native("few_rows", dtype) is None, reason="no compiler, or not this processor")
-    for dtype in ("bfloat16", "float32", "int8")
+    for dtype in ("bfloat16", "float32")
 }
+needs["int8"] = pytest.mark.skipif(native("few_integer_rows", "float32") is None, reason="no compiler, or no VNNI")
 AMX = pytest.param(
     "amx", marks=pytest.mark.skipif(native("few_rows_amx", "bfloat16") is None, reason="the processor has no AMX")
 )
@@ -100,28 +103,58 @@ def test_numbers_beside_a_weight_are_not_read_into_the_product(transposed: bool,
 
 
 @needs["int8"]
-@pytest.mark.parametrize(("rows", "shape"), zip(range(1, FEW_INTEGER_ROWS + 2), cycle(SHAPES)))
-def test_integers_are_exact(rows: int, shape: tuple[int, int]):
-    out, width = shape
-    q = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
-    w = torch.randint(-127, 128, (out, width), dtype=torch.int8)
-    assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())
-    largest = torch.full((rows, width), -127, dtype=torch.int8)
-    assert torch.equal(integer_product(largest, -w), (largest.long() @ -w.long().T).int())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "shape"), zip(range(1, FEW_INTEGER_ROWS + 1), cycle(SHAPES)))
+def test_integers_are_those_of_the_definition(rows: int, shape: tuple[int, int], dtype: torch.dtype):
+    (out, width), bias = shape, torch.randn(shape[0]) if rows % 2 == 0 else None
+    x, blocks = torch.randn(rows, width), 4 if width % 4 == 0 else 1
+    x[:, ::13] *= 300  # beyond 8 bits
+    x = x.to(dtype)
+    w, scale = torch.randint(-127, 128, (out, width), dtype=torch.int8), torch.rand(out) + 0.1
+    y = torch.full((rows, out + 2), 7.0, dtype=dtype)
+    assert few_integer_rows(x, w, scale, bias, blocks, y[:, 1:-1])
+    m, s = plain_levels(x, blocks)
+    expected = torch.empty(rows, out, dtype=dtype)
+    plain_scaled((m.long() @ w.long().T).int(), s, scale, bias, expected)
+    assert torch.equal(y[:, 1:-1], expected)
+    assert (y[:, [0, -1]] == 7).all()
+
+
+@needs["int8"]
+def test_the_largest_integers_are_exact():
+    x, w = torch.full((3, 2048), -1.0), torch.full((5, 2048), 127, dtype=torch.int8)
+    y = torch.empty(3, 5)
+    assert few_integer_rows(x, w, torch.ones(5), None, 1, y)
+    _, s = plain_levels(x, 1)
+    assert torch.equal(y, (s * (-127.0 * 127 * 2048)).expand(3, 5))
+
+
+@needs["int8"]
+def test_other_integers_are_left_to_torch():
+    x, w, scale, y = torch.randn(2, 8), torch.ones(6, 8, dtype=torch.int8), torch.ones(6), torch.empty(2, 6)
+    assert few_integer_rows(x, w, scale, None, 1, y)
+    assert not few_integer_rows(x, w[:, :4], scale, None, 1, y)
+    assert not few_integer_rows(x, w, scale[:5], None, 1, y)
+    assert not few_integer_rows(x, w, scale, torch.ones(5), 1, y)
+    assert not few_integer_rows(x, w, scale, None, 16, y)
+    assert not few_integer_rows(x, w, scale, None, 1, y.bfloat16())
+    assert not few_integer_rows(x.double(), w, scale, None, 1, y.double())
+    many = FEW_INTEGER_ROWS + 1
+    assert not few_integer_rows(torch.randn(many, 8), w, scale, None, 1, torch.empty(many, 6))
 
 
 @needs["bfloat16"]
 @needs["int8"]
 def test_several_threads_use_torchs_products():
     x, weight, bias = torch.randn(2, 40).bfloat16(), torch.randn(9, 40).bfloat16(), torch.randn(9).bfloat16()
-    q, w = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((3, 40), (9, 40)))
+    w = torch.ones(9, 40, dtype=torch.int8)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(few_rows, "native_for", lambda *_: pytest.fail("the C function was looked up"))
             assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
-            assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())
+            assert not few_integer_rows(x, w, torch.ones(9), None, 1, torch.empty(2, 9).bfloat16())
     finally:
         torch.set_num_threads(before)
 
@@ -135,5 +168,5 @@ def test_elsewhere_it_is_torchs_product(rows: int, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         assert torch.equal(few_rows_product(x.bfloat16(), strided, None), F.linear(x.bfloat16(), strided))
     monkeypatch.setattr(few_rows, "native_for", lambda kind, tensor: None)
-    q, w = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((rows, 8), (3, 8)))
-    assert torch.equal(integer_product(q, w), (q.long() @ w.long().T).int())
+    w = torch.ones(3, 8, dtype=torch.int8)
+    assert not few_integer_rows(x, w, torch.ones(3), None, 1, torch.empty(rows, 3))

@@ -165,7 +165,7 @@ def fast_generation(model: nn.Module) -> Iterator[None]:
     """Within the block, C functions compute RMSNorm and the products of few rows, in bfloat16 and float32.
 
     The results are equal up to rounding (see `few_rows_product` and `generated_rms_norm`). Layers with hooks and
-    subclasses of `nn.Linear` do not change; quantised layers always use `integer_product`. Only the `forward` of
+    subclasses of `nn.Linear` do not change; quantised layers always use `few_integer_rows`. Only the `forward` of
     modules is replaced, so adapters can be added, switched and removed within the block.
     """
     undo: list[Undo] = []

@@ -7,12 +7,12 @@ __getattr__, __dir__ = lazy_names(
     {
         "few_rows": (
             "FEW_AMX_ROWS FEW_FLOAT_ROWS FEW_INTEGER_ROWS FEW_ROWS FEW_TRANSPOSED_AMX_ROWS FEW_TRANSPOSED_ROWS "
-            "few_rows_product integer_product"
+            "few_integer_rows few_rows_product"
         ),
         "int8": "Int8Linear plain_input_gradient plain_product",
         "integer_passes": (
-            "add_large added blocks_of dithered levels_of plain_add_large plain_added plain_dithered plain_rotated "
-            "plain_rounded plain_scaled rotated rounded scaled"
+            "add_large added blocks_of dithered levels_of plain_add_large plain_added plain_dithered plain_levels "
+            "plain_rotated plain_rounded plain_scaled rotated rounded scaled"
         ),
         "integer_products": "exact_integers",
         "nf4": "Nf4Linear decode decode_by_pairs encode",

@@ -2,9 +2,9 @@
 
 Such a product takes as long as reading the weight. At each call, oneDNN copies a weight in bfloat16 to the layout of
 the processor's matrix unit; on one thread it reads 4 to 8 GB in a second where the memory gives 11 to 25 (docs/log.md).
-The C functions read the weight once, without a copy. They need AMX or AVX512-BF16, or AVX512-VNNI for integers; the one for
-float32 runs everywhere. They use one thread; if torch uses several threads, its own product is used, because it can be
-faster.
+The C functions read the weight once, without a copy. They need AMX or AVX512-BF16, or AVX512-VNNI for integers; the one
+for float32 runs everywhere. They use one thread; if torch uses several threads, its own product is used, because it can
+be faster.
 """
 
 import math
@@ -99,17 +99,30 @@ def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.addmm(bias, x, weight.T)
 
 
-def integer_product(q: Tensor, w: Tensor) -> Tensor:
-    """Return the exact product q wᵀ, int32 [rows, out].
+def few_integer_rows(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, blocks: int, y: Tensor) -> bool:
+    """Write into y what `integer_products.product` returns for one tile; return whether there were few enough rows.
+
+    The C function rounds the rows and multiplies them on one thread; the integers, and so the results, are the same.
 
     Args:
-        q: int8 [rows, in], values from -127 to 127.
-        w: int8 [out, in].
+        x: [rows, in], of a float dtype.
+        w: int8 [channels, in].
+        scale: float32 [channels].
+        bias: float32 [channels], or None.
+        blocks: the number of blocks of the rotation; 1: no rotation.
+        y: [rows, channels] of the dtype of x; may be a slice of columns of a larger matrix.
     """
-    call = native_for("few_rows", q) if len(q) <= FEW_INTEGER_ROWS and torch.get_num_threads() == 1 else None
-    if call is None or q.dim() != 2 or q.dtype is not torch.int8 or not can_read(w, torch.int8, len(w), q.shape[1]):
-        return torch._int_mm(q, w.T)
-    (rows, width), out = q.shape, len(w)
-    q, y = q.contiguous(), torch.empty(rows, out, dtype=torch.int32)
-    call(q.data_ptr(), rows, width, out, out, w.data_ptr(), 0, y.data_ptr())
-    return y
+    rows, width = x.shape
+    if rows > FEW_INTEGER_ROWS or torch.get_num_threads() > 1:
+        return False
+    channels = len(w)
+    fits = can_read(w, torch.int8, channels, width) and can_read(scale, torch.float32, channels)
+    fits = fits and can_read(bias, torch.float32, channels) and y.stride(1) == 1 and width % blocks == 0
+    call = native_for("few_integer_rows", x) if fits and y.dtype is x.dtype and y.shape == (rows, channels) else None
+    if call is None:
+        return False
+    x, memory = x.contiguous(), torch.empty(12 * rows + 4 * width + 2 * rows * width, dtype=torch.uint8)
+    of_bias = 0 if bias is None else bias.data_ptr()
+    given = (x.data_ptr(), rows, width, channels, y.stride(0), blocks, w.data_ptr(), scale.data_ptr(), of_bias)
+    call(*given, memory.data_ptr(), y.data_ptr())
+    return True

@@ -30,7 +30,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from tsugiki.lowbit.few_rows import integer_product
+from tsugiki.lowbit.few_rows import few_integer_rows
 from tsugiki.lowbit.integer_passes import Levels, add_large, added, dithered, levels_of, scaled
 from tsugiki.lowbit.threads import in_threads
 
@@ -55,13 +55,17 @@ def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features:
     """
     y = x.new_empty(len(x), out_features)
     rows = _rows_of_part(len(x))
-    parts = in_threads(partial(levels_of, blocks=blocks), split(x, rows))
+    parts: list[Levels] | None = None
     start = 0
     for w, scale in tiles:
         channels = slice(start, start + len(w))
         b = None if bias is None else bias[channels].float()
-        in_threads(partial(_write_product, w, scale, b), list(zip(parts, split(y[:, channels], rows), strict=True)))
         start = channels.stop
+        of_tile = y[:, channels]
+        if few_integer_rows(x, w, scale, b, blocks, of_tile):
+            continue
+        parts = parts or in_threads(partial(levels_of, blocks=blocks), split(x, rows))
+        in_threads(partial(_write_product, w, scale, b), list(zip(parts, split(of_tile, rows), strict=True)))
     return y
 
 
@@ -87,7 +91,7 @@ def input_gradient(dy: Tensor, tiles: Iterable[Tile], means: Tensor, in_features
 def _write_product(w: Tensor, scale: Tensor, bias: Tensor | None, part: tuple[Levels, Tensor]) -> None:
     """Write the product of some rounded rows with a tile."""
     (q, s, large), y = part
-    product = integer_product(q, w)
+    product = torch._int_mm(q, w.T)
     if large is not None:
         add_large(product, large, w)
     scaled(product, s, scale, bias, y)
