@@ -374,7 +374,6 @@ MISFITS: dict[str, Callable[[], object]] = {
     "few rows: short bias": lambda: few_rows.few_rows_product(_half(2, 8), _half(8, 6).T, _half(3)),
     "few rows: no memory": lambda: few_rows.few_rows_product(_half(2, 8), _half(6, 8).to("meta"), None),
     "few rows: no memory of bias": lambda: few_rows.few_rows_product(_half(2, 8), _half(6, 8), _half(6).to("meta")),
-    "few rows: x of three dimensions": lambda: few_rows.few_rows_product(_half(2, 8, 8), _half(6, 8), None),
     "low rank: wide x": lambda: add_low_rank(ONE(2, 6), ONE(2, 40), ONE(2, 8), ONE(6, 2), 0.5),
     "low rank: ranks": lambda: add_low_rank(ONE(2, 6), ONE(2, 8), ONE(3, 8), ONE(6, 2), 0.5),
     "low rank: out": lambda: add_low_rank(ONE(2, 6), ONE(2, 8), ONE(2, 8), ONE(9, 2), 0.5),

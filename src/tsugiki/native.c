@@ -654,6 +654,60 @@ ROWS_ADDED(rows_added_bfloat16, uint16_t, low_rank_added_bfloat16)
 RMS_NORM(rms_norm_float32, float, from_float, to_float)
 RMS_NORM(rms_norm_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
+/* `attend` of generation/one_token.py. q [rows, heads, width] and k, v [rows, key_heads, width] are those of one new token
+   for each row; cos and sin are [rows, width]. The rotated k and v are written to the end of `keys` and `values`
+   [rows, key_heads, length, width], of which `row` and `head` are the strides. `mask` [rows, length], with the stride
+   `of_mask`, is 0 where a token is not seen; it may be null. `memory` has room for width + length numbers. */
+#define ATTEND(NAME, TYPE, FROM, TO)                                                                                  \
+    INLINE void NAME##_rotate(const TYPE *x, const TYPE *cos, const TYPE *sin, int64_t width, TYPE *restrict y) {     \
+        for (int64_t i = 0, half = width / 2; i < half; i++) {                                                        \
+            float a = FROM(x[i]), b = FROM(x[half + i]);                                                              \
+            y[i] = TO(a * FROM(cos[i]) - b * FROM(sin[i]));                                                           \
+            y[half + i] = TO(b * FROM(cos[half + i]) + a * FROM(sin[half + i]));                                      \
+        }                                                                                                             \
+    }                                                                                                                 \
+    EXPORT FAST void NAME(const TYPE *q, const TYPE *k, const TYPE *v, int64_t rows, int64_t heads, int64_t key_heads, \
+                          int64_t width, int64_t length, const TYPE *cos, const TYPE *sin, TYPE *keys, TYPE *values,  \
+                          int64_t row, int64_t head, const uint8_t *mask, int64_t of_mask, double scale,              \
+                          float *memory, TYPE *y) {                                                                   \
+        float *sum = memory, *p = memory + width;                                                                     \
+        int64_t group = heads / key_heads, whole = width - width % PARTS;                                             \
+        for (int64_t r = 0; r < rows; r++, cos += width, sin += width, mask += of_mask)                               \
+            for (int64_t h = 0; h < heads; h++, q += width, y += width) {                                             \
+                TYPE *of_keys = keys + r * row + h / group * head, *of_values = values + r * row + h / group * head;  \
+                if (h % group == 0) {                                                                                 \
+                    NAME##_rotate(k, cos, sin, width, of_keys + (length - 1) * width);                                \
+                    memcpy(of_values + (length - 1) * width, v, (size_t)width * sizeof(TYPE));                        \
+                    k += width, v += width;                                                                           \
+                }                                                                                                     \
+                NAME##_rotate(q, cos, sin, width, y);                                                                 \
+                for (int64_t i = 0; i < width; i++) sum[i] = FROM(y[i]) * (float)scale;                               \
+                float largest = -INFINITY, total = 0;                                                                 \
+                for (int64_t t = 0; t < length; t++) {                                                                \
+                    float parts[PARTS] = {0}, score = 0;                                                              \
+                    const TYPE *key = of_keys + t * width;                                                            \
+                    for (int64_t i = 0; i < whole; i += PARTS)                                                        \
+                        for (int j = 0; j < PARTS; j++) parts[j] += sum[i + j] * FROM(key[i + j]);                    \
+                    for (int j = 0; j < PARTS; j++) score += parts[j];                                                \
+                    for (int64_t i = whole; i < width; i++) score += sum[i] * FROM(key[i]);                           \
+                    p[t] = mask == 0 || mask[t] ? score : -INFINITY;                                                  \
+                    largest = p[t] > largest ? p[t] : largest;                                                        \
+                }                                                                                                     \
+                memset(sum, 0, (size_t)width * sizeof(float));                                                        \
+                for (int64_t t = 0; t < length; t++) {                                                                \
+                    if (p[t] == -INFINITY) continue;                                                                  \
+                    const TYPE *value = of_values + t * width;                                                        \
+                    float probability = expf(p[t] - largest);                                                         \
+                    total += probability;                                                                             \
+                    for (int64_t i = 0; i < width; i++) sum[i] += probability * FROM(value[i]);                       \
+                }                                                                                                     \
+                for (int64_t i = 0; i < width; i++) y[i] = TO(sum[i] / total);                                        \
+            }                                                                                                         \
+    }
+
+ATTEND(attend_float32, float, from_float, to_float)
+ATTEND(attend_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
+
 /* Products with few rows, as while text is generated: see lowbit/few_rows.py. y [rows, stride] = x [rows, in] w^T for `out`
    channels of w [out, in]; `bias` [out] may be null. They read the weight once, at the speed of the memory: one channel
    after another, because processors fetch a single stream ahead. Four channels side by side took twice the time

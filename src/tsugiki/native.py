@@ -33,6 +33,7 @@ _SIGNATURES = {
     "low_rank_added": "pnnnnppdp",
     "rows_added": "pnnnnpp",
     "rms_norm": "pnnpddp",
+    "attend": "pppnnnnnppppnnpndpp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
     "few_integer_rows": "pnnnnnppppp",
@@ -74,7 +75,7 @@ def native_for(kind: str, tensor: "Tensor") -> Callable[..., None] | None:
     """Return the C function for the dtype of a tensor on the CPU; None if there is none, or while torch compiles."""
     import torch
 
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+    if not tensor.is_cpu or torch.compiler.is_compiling():
         return None
     return native(kind, _name(tensor.dtype))
 

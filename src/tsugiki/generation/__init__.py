@@ -14,6 +14,7 @@ __getattr__, __dir__ = lazy_names(
         "engine": "Engine",
         "grammar": "Grammars Matcher choice_grammar json_grammar regex_grammar token_bytes",
         "generate": "continue_rows generate_text generate_texts",
+        "one_token": "attend plain_attend use_one_token_attention",
         "prefixes": "BLOCK PrefixCache",
         "prompt": "Prompt as_prompt configured_ends learned_conversations prompt_tokens",
         "request": (

@@ -38,11 +38,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         """Add the keys and values of new tokens, and return those of all tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = self._appended("keys", self.keys, key_states)
-        self.values = self._appended("values", self.values, value_states)
+        keys, values = self.extend(key_states, value_states)
+        keys[:, :, -key_states.shape[2] :] = key_states
+        values[:, :, -value_states.shape[2] :] = value_states
+        return keys, values
+
+    def extend(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Make room for the keys and values of new tokens, which the caller writes to the end of what is returned."""
+        self.keys = self._extended("keys", self.keys, new_keys)
+        self.values = self._extended("values", self.values, new_values)
         return self.keys, self.values
 
-    def _appended(self, name: str, before: Tensor, new: Tensor) -> Tensor:
+    def _extended(self, name: str, before: Tensor, new: Tensor) -> Tensor:
         length = before.shape[-2] if before.numel() else 0
         whole = length + new.shape[-2]
         memory = self._with_room.get(name)
@@ -51,7 +58,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             if length:
                 memory[:, :, :length] = before
             self._with_room[name] = memory
-        memory[:, :, length:whole] = new
         return memory[:, :, :whole]
 
 

@@ -40,6 +40,7 @@ from tsugiki.generation.batch import (
     without_cancelled,
 )
 from tsugiki.generation.key_value_cache import compute, joined, selected, without_common_padding
+from tsugiki.generation.one_token import use_one_token_attention
 from tsugiki.generation.prefixes import BLOCK, Prefix, PrefixCache
 from tsugiki.generation.request import (
     Event,
@@ -54,6 +55,7 @@ from tsugiki.generation.request import (
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.model.inference import evaluating
+from tsugiki.model.undo import Undo, undo_all
 
 _SMALL_MODEL = 500_000_000  # parameters
 _PADDING = 64  # tokens that prompts may differ in length to be computed together
@@ -71,8 +73,13 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
     small = count_parameters(model) < _SMALL_MODEL and model.device.type == "cpu"
     if small:
         use_huge_pages(model)
+    undo: list[Undo] = []
     with evaluating(model), fast_generation(model), with_one_thread() if small else nullcontext():
-        yield
+        try:
+            use_one_token_attention(model, undo)
+            yield
+        finally:
+            undo_all(undo)
 
 
 class Scheduler:

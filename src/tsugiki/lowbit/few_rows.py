@@ -11,8 +11,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from tsugiki.model.linear import matrix_product
 from tsugiki.native import can_read, native_for
 
 FEW_ROWS = 12
@@ -30,22 +30,17 @@ FEW_INTEGER_ROWS = 8
 
 
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x Wᵀ + bias. The result equals that of `plain_product` up to rounding.
+    """Return x Wᵀ + bias, [..., out]. The result equals that of `plain_product` up to rounding.
 
     The C functions compute it for few rows in bfloat16 or float32, on one thread, without gradients. Otherwise
     `plain_product` does.
 
     Args:
-        x: [rows, in].
+        x: [..., in].
         weight: [out, in], or the transpose of a weight that is stored as [in, out].
         bias: [out], or None.
     """
     # This runs for each layer and each token, so the checks need few Python calls.
-    dtype = x.dtype
-    if x.shape[0] > FEW_AMX_ROWS or (dtype is not torch.bfloat16 and dtype is not torch.float32):
-        return plain_product(x, weight, bias)
-    if weight.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
-        return plain_product(x, weight, bias)
     if torch.is_grad_enabled() or torch.get_num_threads() > 1 or not _fit(x, weight, bias):
         return plain_product(x, weight, bias)
     if weight.is_contiguous():
@@ -56,37 +51,39 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether the shapes and devices are those of a product; otherwise torch's operation raises an error."""
-    shape = weight.shape
-    if len(shape) != 2 or x.shape[1:] != shape[1:] or not weight.is_cpu:
+    """Return whether the shapes, dtypes and devices are those of a product; otherwise torch's operation is used."""
+    dtype, shape = x.dtype, weight.shape
+    if weight.dtype is not dtype or not weight.is_cpu or len(shape) != 2 or x.shape[-1:] != shape[1:] or not shape[1]:
         return False
-    return bias is None or (bias.shape == shape[:1] and bias.is_cpu)
+    return bias is None or (bias.dtype is dtype and bias.shape == shape[:1] and bias.is_cpu)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    (rows, width), out = x.shape, weight.shape[0]
-    of_floats = x.dtype is torch.float32
-    amx, most = (None, FEW_FLOAT_ROWS) if of_floats else (native_for("few_rows_amx", x), FEW_ROWS)
-    call = amx or (native_for("few_rows", x) if rows <= most else None)
-    if call is None:
+    out, width = weight.shape
+    rows = x.numel() // width
+    call, amx = None, native_for("few_rows_amx", x) if rows <= FEW_AMX_ROWS else None
+    if amx is None and rows <= (FEW_FLOAT_ROWS if x.dtype is torch.float32 else FEW_ROWS):
+        call = native_for("few_rows", x)
+    if amx is None and call is None:
         return plain_product(x, weight, bias)
-    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(rows, out)
+    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
     of_bias = 0 if bias is None else bias.data_ptr()
-    if amx is None:
+    if call is not None:
         call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, y.data_ptr())
-    else:
+    elif amx is not None:
         pairs = torch.empty(math.ceil(rows / 16), math.ceil(width / 32) * 256, dtype=torch.int32)
-        call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, pairs.data_ptr(), y.data_ptr())
+        amx(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, pairs.data_ptr(), y.data_ptr())
     return y
 
 
 def _product_of_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    (rows, width), out = x.shape, weight.shape[0]
+    out, width = weight.shape
+    rows = x.numel() // width
     amx = native_for("few_rows_transposed_amx", x) if rows <= FEW_TRANSPOSED_AMX_ROWS else None
     call = amx or (native_for("few_rows_transposed", x) if rows <= FEW_TRANSPOSED_ROWS else None)
     if call is None:
         return plain_product(x, weight, bias)
-    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(rows, out)
+    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
     of_bias, sums = 0 if bias is None else bias.data_ptr(), torch.empty(16, math.ceil(out / 32) * 32)
     call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, sums.data_ptr(), y.data_ptr())
     return y
@@ -95,8 +92,8 @@ def _product_of_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute x Wᵀ + bias by the operation of `nn.Linear`, or of `Conv1D` if the weight is a transpose."""
     if bias is None or weight.is_contiguous():
-        return F.linear(x, weight, bias)
-    return torch.addmm(bias, x, weight.T)
+        return matrix_product(x, weight, bias)
+    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
 
 
 def few_integer_rows(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, blocks: int, y: Tensor) -> bool:

@@ -157,15 +157,23 @@ def has_product(layer: nn.Module) -> bool:
     return _implements_quantized_linear(kind)
 
 
-def linear_of_matrix(layer: nn.Module, x: Tensor, product: Callable[..., Tensor] = F.linear) -> Tensor:
-    """Return W x + b for x [..., in] and an `nn.Linear` or a `Conv1D`, computed as the product of a matrix [rows, in].
+def matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x Wᵀ + b for x [..., in] and W [out, in], computed as the product of a matrix [rows, in].
 
     While text is generated, the output head gets the slice [batch, 1, width] of the last hidden states. If neither the
     slice nor the weight requires a gradient, torch computes `F.linear` of it as a batched product, for which it copies
-    the whole weight once for each row of the batch (measured in docs/log.md). Another `product` may compute the same as
-    `F.linear` up to rounding.
+    the whole weight once for each row of the batch (measured in docs/log.md).
     """
-    return product(x.reshape(-1, x.shape[-1]), oriented(layer), layer.bias).view(*x.shape[:-1], -1)
+    return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+
+
+def linear_of_matrix(
+    layer: nn.Module, x: Tensor, product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = matrix_product
+) -> Tensor:
+    """Return W x + b for x [..., in] and an `nn.Linear` or a `Conv1D`, by `product` of x, W [out, in] and b."""
+    parameters = layer._parameters  # an attribute takes a microsecond, which counts while text is generated
+    weight: Tensor = parameters["weight"]  # type: ignore[assignment]
+    return product(x, weight.T if is_conv1d(layer) else weight, parameters["bias"])
 
 
 def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:

@@ -1,0 +1,170 @@
+"""Attention of one new token in each row, which a C function computes instead of about 40 operations of torch.
+
+    q, k = turned by the position (RoPE, arXiv:2104.09864)      append k and v to the cache
+    y = softmax(scale · q Kᵀ) V
+
+The attention layers of Llama and of models like it (Mistral, Qwen, Gemma 3, Granite, …) compute this between their
+projections. A layer is recognised by a trial: if it gives the same output as `attend` for a token that follows others,
+its `forward` is replaced. Calls with several tokens still run the `forward` of its class.
+"""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.annotations import PreTrainedModel
+from tsugiki.fast.attention import plain_attention
+from tsugiki.generation.key_value_cache import GrowingCache, GrowingLayer
+from tsugiki.model.inference import same_to_rounding, seeded
+from tsugiki.model.linear import is_hooked
+from tsugiki.model.undo import Undo, replace_forward
+from tsugiki.native import can_read, native_for
+
+_PROJECTIONS, _NORMS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"}
+_PAST = 3  # tokens before the new one in the trial
+
+
+def use_one_token_attention(model: PreTrainedModel, undo: list[Undo]) -> None:
+    """Let the attention layers of a model on the processor use `attend`, in place, where they pass the trial."""
+    if model.device.type != "cpu":
+        return
+    with torch.no_grad(), seeded(0):
+        for module in model.modules():
+            if _has_projections(module) and _passes_trial(module):
+                replace_forward(module, partial(_forward, module), undo)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cached: GrowingLayer, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Append k and v to the cache and return the output [rows, 1, heads · width], equal to `plain_attend` to rounding.
+
+    The C function computes it in bfloat16 and float32, on one thread, without gradients.
+
+    Args:
+        q: [rows, 1, heads · width].
+        k: [rows, 1, key heads · width]; heads are a multiple of key heads.
+        v: the same as k.
+        cos: the cosines of the new positions, [rows, 1, width] or [1, 1, width].
+        sin: their sines.
+        cached: the keys and values of the layer, which has some already.
+        mask: whether a row sees a token, bool [rows, 1, 1, tokens with the new one]; None: it sees all.
+        scale: the factor on the scores.
+    """
+    call, (rows, key_heads, past, width) = native_for("attend", q), cached.keys.shape
+    one_thread = torch.get_num_threads() == 1 and not torch.is_grad_enabled()
+    if call is None or not one_thread or not _can_attend(q, k, v, cos, sin, cached, mask):
+        return plain_attend(q, k, v, cos, sin, cached, mask, scale)
+    cos, sin = (part.expand(rows, 1, width).contiguous() for part in (cos, sin))
+    keys, values = cached.extend(k.view(rows, key_heads, 1, width), v.view(rows, key_heads, 1, width))
+    y, memory = torch.empty_like(q), torch.empty(width + past + 1)
+    sizes = (rows, q.shape[-1] // width, key_heads, width, past + 1)
+    places = (cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1))
+    of_mask = (0, 0) if mask is None else (mask.data_ptr(), mask.stride(0))
+    call(q.data_ptr(), k.data_ptr(), v.data_ptr(), *sizes, *places, *of_mask, scale, memory.data_ptr(), y.data_ptr())
+    return y
+
+
+def _can_attend(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cached: GrowingLayer, mask: Tensor | None
+) -> bool:
+    """Return whether the C function can read the arguments of `attend`."""
+    (rows, key_heads, past, width), dtype = cached.keys.shape, q.dtype
+    if cached.values.shape != cached.keys.shape or not cached.keys.dtype is cached.values.dtype is dtype:
+        return False
+    if mask is not None and not (
+        mask.dtype is torch.bool and mask.is_cpu and mask.shape == (rows, 1, 1, past + 1) and mask.stride(3) == 1
+    ):
+        return False
+    whole = can_read(q, dtype, rows, 1, q.shape[-1]) and q.shape[-1] % (key_heads * width) == 0 and width % 2 == 0
+    of_key_heads = (rows, 1, key_heads * width)
+    whole = whole and can_read(k, dtype, *of_key_heads) and can_read(v, dtype, *of_key_heads)
+    return whole and all(part.dtype is dtype and part.is_cpu and part.shape[1:] == (1, width) for part in (cos, sin))
+
+
+def plain_attend(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cached: GrowingLayer, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Compute `attend` by its definition."""
+    width = cached.keys.shape[3]
+    q, k, v = (part.reshape(len(part), 1, -1, width).transpose(1, 2) for part in (q, k, v))
+    q, k = (part * cos[:, None] + _quarter_turn(part) * sin[:, None] for part in (q, k))
+    keys, values = cached.update(k, v)
+    return plain_attention(q, keys, values, mask, scale).transpose(1, 2).reshape(len(q), 1, -1)
+
+
+def _quarter_turn(x: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + width / 2}) of x [..., width] by 90 degrees."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([-second, first], -1)
+
+
+def _forward(module: nn.Module, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """Compute the attention layer of one new token in each row by `attend`, and everything else as the class does."""
+    output = _of_one_token(module, hidden_states, kwargs)
+    if output is None:
+        return type(module).forward(module, hidden_states, **kwargs)  # type: ignore[no-any-return]
+    return output, None
+
+
+def _of_one_token(module: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+    """Return the output of an attention layer, given the arguments of its `forward`; None if it is another case."""
+    cache = arguments.get("cache", arguments.get("past_key_values"))  # its name depends on the version
+    number, width = module.layer_idx, module.head_dim
+    embeddings: Any = arguments.get("position_embeddings")
+    if x.shape[1] != 1 or module.training or not isinstance(cache, GrowingCache) or len(cache.layers) <= number:
+        return None
+    cached = cache.layers[number]
+    if embeddings is None or embeddings[0].shape[-1] != width or not cached.is_initialized or not cached.keys.numel():
+        return None
+    modules = module._modules
+    q, k, v = modules["q_proj"](x), modules["k_proj"](x), modules["v_proj"](x)
+    if "q_norm" in modules:
+        q = modules["q_norm"](q.view(len(q), 1, -1, width)).view(q.shape)
+        k = modules["k_norm"](k.view(len(k), 1, -1, width)).view(k.shape)
+    cos, sin = embeddings
+    y = attend(q, k, v, cos, sin, cached, arguments.get("attention_mask"), module.scaling)
+    return modules["o_proj"](y)  # type: ignore[no-any-return]
+
+
+def _has_projections(module: nn.Module) -> bool:
+    """Return whether the module may be an attention layer that `attend` computes."""
+    names = module._modules.keys()
+    if names not in (_PROJECTIONS, _PROJECTIONS | _NORMS) or is_hooked(module):
+        return False
+    return all(isinstance(getattr(module, name, None), int | float) for name in ("layer_idx", "head_dim", "scaling"))
+
+
+def _passes_trial(module: Any) -> bool:
+    """Return whether `_of_one_token` gives the output and the keys that the `forward` of the class gives."""
+    try:
+        own, other = _of_trial(module, by_class=True), _of_trial(module, by_class=False)
+        return all(same_to_rounding(ours, theirs) for ours, theirs in zip(other, own, strict=True))
+    except Exception:  # a layer of another kind may raise anything
+        return False
+
+
+def _of_trial(module: Any, by_class: bool) -> tuple[Tensor, Tensor]:
+    """Return the output of a new token of two rows, of which one has padding, and the keys of all tokens."""
+    forward, cache, dtype = type(module).forward, GrowingCache(), module.config.dtype
+    name = "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, _PAST + 1, module.config.hidden_size, generator=generator).to(dtype)
+    frequencies = 10 ** -torch.linspace(0, 3, module.head_dim // 2)
+    angles = torch.outer(torch.arange(1.0, _PAST + 2), frequencies).repeat(1, 2)[None]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    seen = torch.ones(2, 1, _PAST + 1, _PAST + 1, dtype=torch.bool).tril()
+    seen[1, :, 1:, 0] = False
+
+    def arguments(tokens: slice) -> dict[str, Any]:
+        mask = seen[:, :, tokens, : tokens.stop]
+        return {name: cache, "position_embeddings": (cos[:, tokens], sin[:, tokens]), "attention_mask": mask}
+
+    past, new = slice(0, _PAST), slice(_PAST, _PAST + 1)
+    forward(module, x[:, past], **arguments(past))
+    token, given = x[:, new], arguments(new)
+    y: Any = forward(module, token, **given)[0] if by_class else _of_one_token(module, token, given)
+    return y, cache.layers[module.layer_idx].keys

@@ -1,0 +1,109 @@
+"""The attention of one new token: the C function beside the definition, and the layers of models with it."""
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+from tsugiki.fast import fast_generation
+from tsugiki.generation import GrowingCache, attend, one_token, plain_attend, use_one_token_attention
+from tsugiki.model.undo import Undo, undo_all
+from tsugiki.native import native
+
+DTYPES = [torch.float32, torch.bfloat16]
+FITTING = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "granite", "smollm3"]
+compiled = pytest.mark.skipif(native("attend", "float32") is None, reason="no compiler")
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@compiled
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "heads", "key_heads", "width", "past"),
+    [(1, 4, 4, 8, 1), (3, 6, 2, 16, 20), (2, 9, 3, 64, 70), (4, 2, 1, 50, 7)],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_is_the_definition(rows, heads, key_heads, width, past, masked, dtype, monkeypatch):
+    one, other = GrowingCache(), GrowingCache()
+    before = [torch.randn(rows, key_heads, past, width).to(dtype) for _ in range(2)]
+    one.update(*before, 0), other.update(*before, 0)
+    for new in range(1, 4):
+        sizes = (heads * width, key_heads * width, key_heads * width)
+        q, k, v = (torch.randn(rows, 1, size).to(dtype) for size in sizes)
+        angle = torch.randn(rows if masked else 1, 1, width // 2).repeat(1, 1, 2)
+        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        mask = torch.rand(rows, 1, 1, past + new) > 0.4 if masked else None
+        if mask is not None:
+            mask[..., -1] = True
+        expected = plain_attend(q, k, v, cos, sin, other.layers[0], mask, 0.3)
+        with monkeypatch.context() as patch:
+            patch.setattr(one_token, "plain_attend", lambda *_: pytest.fail("the C function was not used"))
+            found = attend(q, k, v, cos, sin, one.layers[0], mask, 0.3)
+        close(found, expected)
+        close(one.layers[0].keys, other.layers[0].keys)
+        assert torch.equal(one.layers[0].values, other.layers[0].values)
+
+
+@compiled
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["a mask of floats", "strides", "threads"])
+def test_what_the_c_function_cannot_read_is_left_to_torch(case: str, monkeypatch: pytest.MonkeyPatch):
+    one, other = GrowingCache(), GrowingCache()
+    before = [torch.randn(2, 2, 5, 8) for _ in range(2)]
+    one.update(*before, 0), other.update(*before, 0)
+    q, k, v = (torch.randn(2, 1, size) for size in (32, 16, 16))
+    cos, sin = torch.ones(2, 1, 8), torch.zeros(2, 1, 8)
+    mask = torch.tensor([0.0, -1e9]).repeat(2, 3).view(2, 1, 1, 6) if case == "a mask of floats" else None
+    if case == "strides":
+        k, v = torch.randn(2, 1, 32)[..., ::2], torch.randn(1, 1, 16).expand(2, 1, 16)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(one_token, "native_for", lambda *_: lambda *_: pytest.fail("the C function was called"))
+    try:
+        torch.set_num_threads(2 if case == "threads" else 1)
+        found = attend(q, k, v, cos, sin, one.layers[0], mask, 0.3)
+    finally:
+        torch.set_num_threads(threads)
+    close(found, plain_attend(q, k, v, cos, sin, other.layers[0], mask, 0.3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", FITTING)
+def test_models_give_the_same_logits(kind: str, dtype: torch.dtype):
+    model = tiny_model(kind).to(dtype).eval()
+    model.config.dtype = dtype
+    ids = torch.arange(40).view(2, 20) % 90
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0  # padding, and a window of 8 tokens for some models
+
+    def logits() -> torch.Tensor:
+        cache = GrowingCache()
+        found = [model(ids[:, :12], attention_mask=mask[:, :12], past_key_values=cache, use_cache=True).logits[:, -1]]
+        for place in range(12, 20):
+            given = {"attention_mask": mask[:, : place + 1], "past_key_values": cache, "use_cache": True}
+            found.append(model(ids[:, place : place + 1], **given).logits[:, -1])
+        return torch.stack(found)
+
+    expected, undo = logits(), list[Undo]()
+    state = torch.get_rng_state()
+    use_one_token_attention(model, undo)
+    assert len(undo) == model.config.num_hidden_layers
+    assert torch.equal(torch.get_rng_state(), state)
+    with fast_generation(model):
+        found = logits()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    undo_all(undo)
+    assert torch.equal(logits(), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "cohere", "olmo2", "phi", "gptj"])
+def test_layers_that_compute_something_else_stay_as_they_are(kind: str):
+    undo: list[Undo] = []
+    use_one_token_attention(tiny_model(kind).eval(), undo)
+    assert undo == []
