@@ -755,8 +755,19 @@ BFLOAT16 INLINE float dot_bfloat16(const uint16_t *a, const uint16_t *x, int64_t
 
 FEW_ROWS(few_rows_bfloat16, BFLOAT16, uint16_t, dot_bfloat16, from_bfloat16, to_bfloat16)
 
-/* The sum of (x + 128) a: the instruction takes one factor without a sign, and flipping the bit of the sign adds 128. */
-INTEGERS INLINE int32_t shifted_dot(const int8_t *a, const int8_t *x, int64_t n) {
+/* The sums of 128 a, in 16 parts. */
+INTEGERS INLINE __m512i sums_of_128(const int8_t *a, int64_t n) {
+    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, factor = _mm512_set1_epi8(-128); /* 128 unsigned */
+    for (int64_t i = 0; i < n; i += 64) {
+        __mmask64 mask = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : (__mmask64)-1;
+        sum[i / 64 % 2] = _mm512_dpbusd_epi32(sum[i / 64 % 2], factor, _mm512_maskz_loadu_epi8(mask, a + i));
+    }
+    return _mm512_add_epi32(sum[0], sum[1]);
+}
+
+/* The sum of x a. The instruction takes one factor without a sign, and flipping the bit of the sign of x adds 128 to it, so
+   the sums of 128 a are subtracted. */
+INTEGERS INLINE int32_t dot_int8(const int8_t *a, const int8_t *x, int64_t n, __m512i of_128) {
     const __m512i flip = _mm512_set1_epi8(-128);
     __m512i sum[SUMS];
     int64_t i = 0;
@@ -771,23 +782,15 @@ INTEGERS INLINE int32_t shifted_dot(const int8_t *a, const int8_t *x, int64_t n)
         __m512i of_x = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, x + i), flip);
         sum[0] = _mm512_dpbusd_epi32(sum[0], of_x, _mm512_maskz_loadu_epi8(mask, a + i));
     }
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
+    sum[0] = _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
+    return _mm512_reduce_add_epi32(_mm512_sub_epi32(sum[0], of_128));
 }
 
-INTEGERS INLINE int32_t sum_int8(const int8_t *a, int64_t n) {
-    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, one = _mm512_set1_epi8(1);
-    for (int64_t i = 0; i < n; i += 64) {
-        __mmask64 mask = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : (__mmask64)-1;
-        sum[i / 64 % 2] = _mm512_dpbusd_epi32(sum[i / 64 % 2], one, _mm512_maskz_loadu_epi8(mask, a + i));
-    }
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(sum[0], sum[1]));
-}
-
-/* `few_integer_rows`: x [rows, in] is rounded as by `levels_of`, and y [rows, stride] = s (q + large) w^T scale + bias.
+/* `few_integer_rows`: x [rows, in] is rounded as by `levels_of`, and y [rows, out] = s (q + large) w^T scale + bias.
    `memory` has room for 12 rows + 4 in + 2 rows in bytes. */
 #define FEW_INTEGER_ROWS(NAME, TYPE, ROUNDED, TO)                                                                     \
-    EXPORT INTEGERS void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t stride, int64_t blocks,   \
-                              const int8_t *w, const float *scale, const float *bias, void *memory, TYPE *y) {        \
+    EXPORT INTEGERS void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t blocks, const int8_t *w,  \
+                              const float *scale, const float *bias, void *memory, TYPE *y) {                         \
         int64_t *ends = memory;                                                                                       \
         float *s = (float *)(ends + rows), *exact = s + rows;                                                         \
         int32_t *columns = (int32_t *)(exact + in), *values = columns + rows * in / 8;                                \
@@ -795,12 +798,12 @@ INTEGERS INLINE int32_t sum_int8(const int8_t *a, int64_t n) {
         ROUNDED(x, rows, in, in, blocks, q, s, exact, ends, columns, values);                                         \
         for (int64_t c = 0; c < out; c++, w += in) {                                                                  \
             int64_t i = 0;                                                                                            \
-            int32_t shift = 128 * sum_int8(w, in);                                                                    \
+            __m512i of_128 = sums_of_128(w, in);                                                                      \
             for (int64_t row = 0; row < rows; row++) {                                                                \
-                int32_t sum = shifted_dot(w, q + row * in, in) - shift;                                               \
+                int32_t sum = dot_int8(w, q + row * in, in, of_128);                                                  \
                 for (; i < ends[row]; i++) sum += values[i] * w[columns[i]];                                          \
                 float value = (float)sum * s[row] * scale[c];                                                         \
-                y[row * stride + c] = TO(bias ? bias[c] + value : value);                                             \
+                y[row * out + c] = TO(bias ? bias[c] + value : value);                                                \
             }                                                                                                         \
         }                                                                                                             \
     }

@@ -36,7 +36,7 @@ _SIGNATURES = {
     "attend": "pppnnnnnppppnnpndpp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
-    "few_integer_rows": "pnnnnnppppp",
+    "few_integer_rows": "pnnnnppppp",
     "few_rows_amx": "pnnnnpppp",
     "few_rows_transposed_amx": "pnnnnpppp",
 }

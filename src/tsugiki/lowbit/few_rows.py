@@ -96,30 +96,29 @@ def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
 
 
-def few_integer_rows(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, blocks: int, y: Tensor) -> bool:
-    """Write into y what `integer_products.product` returns for one tile; return whether there were few enough rows.
+def few_integer_rows(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, blocks: int) -> Tensor | None:
+    """Return the same as `integer_products.product` for one tile; None if there are too many rows for the C function.
 
-    The C function rounds the rows and multiplies them on one thread; the integers, and so the results, are the same.
+    It rounds the rows and multiplies them on one thread. The integers, and so the results, are the same.
 
     Args:
         x: [rows, in], of a float dtype.
-        w: int8 [channels, in].
-        scale: float32 [channels].
-        bias: float32 [channels], or None.
+        w: int8 [out, in].
+        scale: float32 [out].
+        bias: [out] of any float dtype, or None.
         blocks: the number of blocks of the rotation; 1: no rotation.
-        y: [rows, channels] of the dtype of x; may be a slice of columns of a larger matrix.
     """
-    rows, width = x.shape
-    if rows > FEW_INTEGER_ROWS or torch.get_num_threads() > 1:
-        return False
-    channels = len(w)
-    fits = can_read(w, torch.int8, channels, width) and can_read(scale, torch.float32, channels)
-    fits = fits and can_read(bias, torch.float32, channels) and y.stride(1) == 1 and width % blocks == 0
-    call = native_for("few_integer_rows", x) if fits and y.dtype is x.dtype and y.shape == (rows, channels) else None
-    if call is None:
-        return False
-    x, memory = x.contiguous(), torch.empty(12 * rows + 4 * width + 2 * rows * width, dtype=torch.uint8)
-    of_bias = 0 if bias is None else bias.data_ptr()
-    given = (x.data_ptr(), rows, width, channels, y.stride(0), blocks, w.data_ptr(), scale.data_ptr(), of_bias)
-    call(*given, memory.data_ptr(), y.data_ptr())
-    return True
+    (rows, width), out = x.shape, w.shape[0]
+    if rows > FEW_INTEGER_ROWS or torch.get_num_threads() > 1 or width % blocks:
+        return None
+    if not (can_read(w, torch.int8, out, width) and can_read(scale, torch.float32, out)):
+        return None
+    bias = None if bias is None else bias.detach().float().contiguous()
+    call = native_for("few_integer_rows", x)
+    if call is None or not can_read(bias, torch.float32, out):
+        return None
+    x, y = x.contiguous(), x.new_empty(rows, out)
+    memory = torch.empty(12 * rows + 4 * width + 2 * rows * width, dtype=torch.uint8)
+    places = (w.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr(), memory.data_ptr(), y.data_ptr())
+    call(x.data_ptr(), rows, width, out, blocks, *places)
+    return y

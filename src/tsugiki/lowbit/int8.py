@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.lowbit import integer_products
+from tsugiki.lowbit.few_rows import few_integer_rows
 from tsugiki.lowbit.integer_passes import blocks_of, dither_rows, plain_levels, plain_rotated, rotated, rounded
 from tsugiki.lowbit.integer_products import CHANNELS, Tile, has_exact_product, in_pieces, mean_row, split
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
@@ -69,9 +70,12 @@ class Int8Linear(QuantizedLayer):
 
     def product(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
-        if has_exact_product(x):
-            return integer_products.product(x, self._tiles(), self.bias, self.out_features, self.blocks)
-        return plain_product(x, self.qweight, self.scale, self.bias, self.blocks)
+        if not has_exact_product(x):
+            return plain_product(x, self.qweight, self.scale, self.bias, self.blocks)
+        few = few_integer_rows(x, self.qweight, self.scale, self.bias, self.blocks)
+        if few is not None:
+            return few
+        return integer_products.product(x, self._tiles(), self.bias, self.out_features, self.blocks)
 
     def input_gradient(self, dy: Tensor) -> Tensor:
         """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""

@@ -61,11 +61,12 @@ def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features:
         channels = slice(start, start + len(w))
         b = None if bias is None else bias[channels].float()
         start = channels.stop
-        of_tile = y[:, channels]
-        if few_integer_rows(x, w, scale, b, blocks, of_tile):
+        few = few_integer_rows(x, w, scale, b, blocks)
+        if few is not None:
+            y[:, channels] = few
             continue
         parts = parts or in_threads(partial(levels_of, blocks=blocks), split(x, rows))
-        in_threads(partial(_write_product, w, scale, b), list(zip(parts, split(of_tile, rows), strict=True)))
+        in_threads(partial(_write_product, w, scale, b), list(zip(parts, split(y[:, channels], rows), strict=True)))
     return y
 
 
