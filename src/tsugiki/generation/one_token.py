@@ -58,7 +58,9 @@ def attend(
     one_thread = torch.get_num_threads() == 1 and not torch.is_grad_enabled()
     if call is None or not one_thread or not _can_attend(q, k, v, cos, sin, cached, mask):
         return plain_attend(q, k, v, cos, sin, cached, mask, scale)
-    cos, sin = (part.expand(rows, 1, width).contiguous() for part in (cos, sin))
+    if len(cos) != rows:
+        cos, sin = cos.expand(rows, 1, width), sin.expand(rows, 1, width)
+    cos, sin = cos.contiguous(), sin.contiguous()
     keys, values = cached.extend(k.view(rows, key_heads, 1, width), v.view(rows, key_heads, 1, width))
     y, memory = torch.empty_like(q), torch.empty(width + past + 1)
     sizes = (rows, q.shape[-1] // width, key_heads, width, past + 1)
