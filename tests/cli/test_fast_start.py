@@ -52,6 +52,19 @@ def _run(before: str, *arguments: str) -> str:
     return done.stdout
 
 
+def test_the_shape_of_a_model_with_rotary_embeddings_needs_no_sympy():
+    code = """
+import sys
+from tsugiki.cli.fast_start import import_libraries
+import_libraries("tsugiki.model.meta")
+from transformers import LlamaConfig
+from tsugiki.model.meta import meta_model
+meta_model(LlamaConfig(num_hidden_layers=1))
+print("sympy" in sys.modules)
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
 @pytest.mark.slow
 def test_the_first_step_needs_few_modules_and_the_same_bits_follow(base: str, tmp_path: Path):
     said = _run(_AT_FIRST_STEP, "train", "--model", base, *TRAIN, "--out", "quick")

@@ -65,3 +65,21 @@ def test_a_model_without_values_draws_none_and_one_in_memory_does(kind: str):
     with NoRandomValues():
         found = built().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom", "gptj", "gemma4_text"])
+def test_a_model_on_the_meta_device_has_the_shapes_of_one_in_memory(kind: str):
+    """That of Gemma 4 mixes numbers of rotary embeddings with tensors on the meta device."""
+    config = (
+        tiny_model(kind).config if kind in CONFIGS else transformers.AutoConfig.for_model(kind, num_hidden_layers=2)
+    )
+    with torch.device("meta"):
+        expected = transformers.AutoModelForCausalLM.from_config(config)
+    model = meta_model(config)
+
+    def shapes(of: torch.nn.Module) -> dict[str, Any]:
+        tensors = [*of.named_parameters(), *of.named_buffers()]
+        return {name: (tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in tensors}
+
+    assert shapes(model) == shapes(expected)
+    assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}

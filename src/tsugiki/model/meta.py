@@ -1,7 +1,7 @@
 """Build models whose parameters have shapes but no values, and copies of a model in another dtype."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -35,6 +35,19 @@ class NoRandomValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _NumbersOnProcessor(TorchFunctionMode):
+    """Lets the numbers of rotary embeddings be on the processor instead of on the meta device.
+
+    With tensors on the meta device, torch divides by reference implementations in Python, whose imports (SymPy) take a
+    quarter of a second and 40 MB.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function; for `torch.arange`, on the processor."""
+        kwargs = kwargs or {}
+        return func(*args, **({**kwargs, "device": "cpu"} if func is torch.arange else kwargs))
+
+
 MOST_TENSORS = 20_000
 """Limit on parameter tensors: building a model with so many takes some seconds, and published models have fewer."""
 
@@ -47,12 +60,23 @@ def meta_model(
     A model of more than `most_tensors` parameter tensors is an error. Without `attn_implementation`, transformers
     chooses the attention function.
     """
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        with _NumbersOnProcessor():
+            model = _on_meta_device(config, options, most_tensors)
+    except RuntimeError:  # a few models mix such numbers with tensors that are on the meta device
+        model = _on_meta_device(config, options, most_tensors)
+    for module in model.modules():
+        buffers = {name: buffer.to("meta") for name, buffer in module._buffers.items() if buffer is not None}
+        module._buffers.update(buffers)
+    return model.eval()
+
+
+def _on_meta_device(config: PretrainedConfig, options: Mapping[str, str], most_tensors: int) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with torch.device("meta"), NoRandomValues(), _limited(most_tensors):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-    return model.eval()
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
