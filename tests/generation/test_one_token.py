@@ -50,7 +50,7 @@ def test_it_is_the_definition(rows, heads, key_heads, width, past, masked, dtype
 
 @compiled
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["a mask of floats", "strides", "threads"])
+@pytest.mark.parametrize("case", ["a mask of floats", "strides"])
 def test_what_the_c_function_cannot_read_is_left_to_torch(case: str, monkeypatch: pytest.MonkeyPatch):
     one, other = GrowingCache(), GrowingCache()
     before = [torch.randn(2, 2, 5, 8) for _ in range(2)]
@@ -60,16 +60,12 @@ def test_what_the_c_function_cannot_read_is_left_to_torch(case: str, monkeypatch
     mask = torch.tensor([0.0, -1e9]).repeat(2, 3).view(2, 1, 1, 6) if case == "a mask of floats" else None
     if case == "strides":
         k, v = torch.randn(2, 1, 32)[..., ::2], torch.randn(1, 1, 16).expand(2, 1, 16)
-    threads = torch.get_num_threads()
     monkeypatch.setattr(one_token, "native_for", lambda *_: lambda *_: pytest.fail("the C function was called"))
-    try:
-        torch.set_num_threads(2 if case == "threads" else 1)
-        found = attend(q, k, v, cos, sin, one.layers[0], mask, 0.3)
-    finally:
-        torch.set_num_threads(threads)
+    found = attend(q, k, v, cos, sin, one.layers[0], mask, 0.3)
     close(found, plain_attend(q, k, v, cos, sin, other.layers[0], mask, 0.3))
 
 
+@compiled
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", FITTING)
@@ -107,3 +103,22 @@ def test_layers_that_compute_something_else_stay_as_they_are(kind: str):
     undo: list[Undo] = []
     use_one_token_attention(tiny_model(kind).eval(), undo)
     assert undo == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["several threads", "no compiler"])
+def test_otherwise_the_layers_class_computes(case: str, monkeypatch: pytest.MonkeyPatch):
+    model, undo, before = tiny_model("llama").eval(), list[Undo](), torch.get_num_threads()
+    use_one_token_attention(model, undo)
+    assert undo or native("attend", "float32") is None
+    monkeypatch.setattr(one_token, "attend", lambda *_: pytest.fail("the layer was computed by `attend`"))
+    if case == "no compiler":
+        monkeypatch.setattr(one_token, "native_for", lambda *_: None)
+    cache = GrowingCache()
+    try:
+        torch.set_num_threads(2 if case == "several threads" else 1)
+        model(torch.arange(5)[None], past_key_values=cache, use_cache=True)
+        model(torch.arange(1)[None], past_key_values=cache, use_cache=True)
+    finally:
+        torch.set_num_threads(before)
+    assert cache.get_seq_length() == 6

@@ -5,7 +5,8 @@
 
 The attention layers of Llama and of models like it (Mistral, Qwen, Gemma 3, Granite, …) compute this between their
 projections. A layer is recognised by a trial: if it gives the same output as `attend` for a token that follows others,
-its `forward` is replaced. Calls with several tokens still run the `forward` of its class.
+its `forward` is replaced. With several tokens, with several threads, for which torch's own attention can be faster, and
+where the C function is not available, the `forward` of its class still runs.
 """
 
 import inspect
@@ -42,7 +43,7 @@ def attend(
 ) -> Tensor:
     """Append k and v to the cache and return the output [rows, 1, heads · width], equal to `plain_attend` to rounding.
 
-    The C function computes it in bfloat16 and float32, on one thread, without gradients.
+    The C function computes it in bfloat16 and float32, without gradients.
 
     Args:
         q: [rows, 1, heads · width].
@@ -55,8 +56,7 @@ def attend(
         scale: the factor on the scores.
     """
     call, (rows, key_heads, past, width) = native_for("attend", q), cached.keys.shape
-    one_thread = torch.get_num_threads() == 1 and not torch.is_grad_enabled()
-    if call is None or not one_thread or not _can_attend(q, k, v, cos, sin, cached, mask):
+    if call is None or torch.is_grad_enabled() or not _can_attend(q, k, v, cos, sin, cached, mask):
         return plain_attend(q, k, v, cos, sin, cached, mask, scale)
     if len(cos) != rows:
         cos, sin = cos.expand(rows, 1, width), sin.expand(rows, 1, width)
@@ -114,10 +114,12 @@ def _forward(module: nn.Module, hidden_states: Tensor, **kwargs: Any) -> tuple[T
 
 def _of_one_token(module: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
     """Return the output of an attention layer, given the arguments of its `forward`; None if it is another case."""
+    if x.shape[1] != 1 or torch.get_num_threads() > 1 or module.training or native_for("attend", x) is None:
+        return None
     cache = arguments.get("cache", arguments.get("past_key_values"))  # its name depends on the version
     number, width = module.layer_idx, module.head_dim
     embeddings: Any = arguments.get("position_embeddings")
-    if x.shape[1] != 1 or module.training or not isinstance(cache, GrowingCache) or len(cache.layers) <= number:
+    if not isinstance(cache, GrowingCache) or len(cache.layers) <= number:
         return None
     cached = cache.layers[number]
     if embeddings is None or embeddings[0].shape[-1] != width or not cached.is_initialized or not cached.keys.numel():
