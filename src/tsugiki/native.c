@@ -1,9 +1,9 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
    results, are the `plain_` functions of the modules that call them: lowbit/integer_passes.py, lowbit/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
-   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm` and the functions of few rows of floats sum in
-   another order than torch; their definitions are in fast/product.py, fast/row_products.py, fast/norms.py and
-   lowbit/few_rows.py. */
+   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm`, `attend` and the functions of few rows of floats
+   sum in another order than torch; their definitions are in fast/product.py, fast/row_products.py, fast/norms.py,
+   generation/one_token.py and lowbit/few_rows.py. */
 
 #include <math.h>
 #include <stdint.h>
@@ -661,63 +661,76 @@ INLINE float sum_of_parts(const float *parts) {
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
 }
 
-/* `attend` of generation/one_token.py. Numbers are rounded where torch rounds them, so that keys are bit-identical
-   and the output nearly so: a model with huge hidden states turns a difference of rounding into one of 7 % of its logits. q [rows, heads, width] and k, v [rows, key_heads, width] are those of one new token
-   for each row; cos and sin are [rows, width]. The rotated k and v are written to the end of `keys` and `values`
-   [rows, key_heads, length, width], of which `row` and `head` are the strides. `mask` [rows, length], with the stride
-   `of_mask`, is 0 where a token is not seen; it may be null. `memory` has room for width + length numbers. */
+/* `attend` of generation/one_token.py: q [rows, heads, width] and k, v [rows, key_heads, width] are those of one new token
+   in each row; cos and sin are [rows, width]. k, turned by its position, and v are written to the end of `keys` and
+   `values` [rows, key_heads, length, width], of which `row` and `head` are the strides. `mask` [rows, length], with the
+   stride `of_mask`, is 0 where a token is not seen; it may be null. `memory` has room for width + length numbers.
+
+   Numbers are rounded where torch rounds them, so that keys are bit-identical and the output nearly so: a model with huge
+   hidden states turns a difference of rounding into one of 7 % of its logits. */
 #define ATTEND(NAME, TYPE, FROM, TO)                                                                                  \
-    INLINE void NAME##_rotate(const TYPE *x, const TYPE *cos, const TYPE *sin, int64_t width, TYPE *restrict y) {     \
+    INLINE void NAME##_turn(const TYPE *x, const TYPE *cos, const TYPE *sin, int64_t width, TYPE *restrict y) {       \
         for (int64_t i = 0, half = width / 2; i < half; i++) {                                                        \
-            float a = FROM(x[i]), b = FROM(x[half + i]), c = FROM(cos[i]), d = FROM(cos[half + i]);                   \
-            y[i] = TO(FROM(TO(a * c)) - FROM(TO(b * FROM(sin[i]))));                                                  \
-            y[half + i] = TO(FROM(TO(b * d)) + FROM(TO(a * FROM(sin[half + i]))));                                    \
+            float a = FROM(x[i]), b = FROM(x[half + i]);                                                              \
+            y[i] = TO(FROM(TO(a * FROM(cos[i]))) - FROM(TO(b * FROM(sin[i]))));                                       \
+            y[half + i] = TO(FROM(TO(b * FROM(cos[half + i]))) + FROM(TO(a * FROM(sin[half + i]))));                  \
         }                                                                                                             \
     }                                                                                                                 \
-    EXPORT FAST void NAME(const TYPE *q, const TYPE *k, const TYPE *v, int64_t rows, int64_t heads, int64_t key_heads, \
+    /* p [length] = the probabilities of a head with the query q [width], times their sum, which is returned. */      \
+    INLINE float NAME##_weigh(const float *q, const TYPE *keys, int64_t length, int64_t width, const uint8_t *mask,   \
+                              float scale, float *p) {                                                                \
+        float largest = -INFINITY, total = 0;                                                                         \
+        int64_t whole = width - width % PARTS;                                                                        \
+        for (int64_t t = 0; t < length; t++, keys += width) {                                                         \
+            float parts[PARTS] = {0};                                                                                 \
+            for (int64_t i = 0; i < whole; i += PARTS)                                                                \
+                for (int j = 0; j < PARTS; j++) parts[j] += q[i + j] * FROM(keys[i + j]);                             \
+            float sum = sum_of_parts(parts);                                                                          \
+            for (int64_t i = whole; i < width; i++) sum += q[i] * FROM(keys[i]);                                      \
+            p[t] = mask == 0 || mask[t] ? sum * scale : -INFINITY;                                                    \
+            largest = p[t] > largest ? p[t] : largest;                                                                \
+        }                                                                                                             \
+        for (int64_t t = 0; t < length; t++) {                                                                        \
+            float probability = expf(p[t] - largest);                                                                 \
+            total += probability;                                                                                     \
+            p[t] = FROM(TO(probability));                                                                             \
+        }                                                                                                             \
+        return total;                                                                                                 \
+    }                                                                                                                 \
+    /* y [width] = the sum of p times the values, divided by `total`; 16 columns at a time, which stay in registers. */\
+    INLINE void NAME##_sum(const float *p, float total, const TYPE *values, int64_t length, int64_t width, TYPE *y) { \
+        for (int64_t i = 0; i < width; i += PARTS) {                                                                  \
+            float parts[PARTS] = {0};                                                                                 \
+            int64_t n = width - i < PARTS ? width - i : PARTS;                                                        \
+            const TYPE *value = values + i;                                                                           \
+            if (n == PARTS)                                                                                           \
+                for (int64_t t = 0; t < length; t++, value += width)                                                  \
+                    for (int j = 0; j < PARTS; j++) parts[j] += p[t] * FROM(value[j]);                                \
+            else                                                                                                      \
+                for (int64_t t = 0; t < length; t++, value += width)                                                  \
+                    for (int64_t j = 0; j < n; j++) parts[j] += p[t] * FROM(value[j]);                                \
+            for (int64_t j = 0; j < n; j++) y[i + j] = TO(parts[j] / total);                                          \
+        }                                                                                                             \
+    }                                                                                                                 \
+    EXPORT FAST void NAME(const TYPE *q, const TYPE *k, const TYPE *v, int64_t rows, int64_t heads, int64_t key_heads,\
                           int64_t width, int64_t length, const TYPE *cos, const TYPE *sin, TYPE *keys, TYPE *values,  \
                           int64_t row, int64_t head, const uint8_t *mask, int64_t of_mask, double scale,              \
                           float *memory, TYPE *y) {                                                                   \
         float *of_q = memory, *p = memory + width;                                                                    \
-        int64_t group = heads / key_heads, whole = width - width % PARTS;                                             \
-        for (int64_t r = 0; r < rows; r++, cos += width, sin += width, mask += of_mask)                               \
+        int64_t group = heads / key_heads, last = (length - 1) * width;                                               \
+        for (int64_t r = 0; r < rows; r++, cos += width, sin += width)                                                \
             for (int64_t h = 0; h < heads; h++, q += width, y += width) {                                             \
                 TYPE *of_keys = keys + r * row + h / group * head, *of_values = values + r * row + h / group * head;  \
-                if (h % group == 0) {                                                                                 \
-                    NAME##_rotate(k, cos, sin, width, of_keys + (length - 1) * width);                                \
-                    memcpy(of_values + (length - 1) * width, v, (size_t)width * sizeof(TYPE));                        \
+                if (h % group == 0) { /* the first of the heads that share these keys */                              \
+                    NAME##_turn(k, cos, sin, width, of_keys + last);                                                  \
+                    memcpy(of_values + last, v, (size_t)width * sizeof(TYPE));                                        \
                     k += width, v += width;                                                                           \
                 }                                                                                                     \
-                NAME##_rotate(q, cos, sin, width, y);                                                                 \
+                NAME##_turn(q, cos, sin, width, y);                                                                   \
                 for (int64_t i = 0; i < width; i++) of_q[i] = FROM(y[i]);                                             \
-                float largest = -INFINITY, total = 0;                                                                 \
-                for (int64_t t = 0; t < length; t++) {                                                                \
-                    float parts[PARTS] = {0};                                                                         \
-                    const TYPE *key = of_keys + t * width;                                                            \
-                    for (int64_t i = 0; i < whole; i += PARTS)                                                        \
-                        for (int j = 0; j < PARTS; j++) parts[j] += of_q[i + j] * FROM(key[i + j]);                   \
-                    parts[0] = sum_of_parts(parts);                                                                   \
-                    for (int64_t i = whole; i < width; i++) parts[0] += of_q[i] * FROM(key[i]);                       \
-                    p[t] = mask == 0 || mask[t] ? parts[0] * (float)scale : -INFINITY;                                \
-                    largest = p[t] > largest ? p[t] : largest;                                                        \
-                }                                                                                                     \
-                for (int64_t t = 0; t < length; t++) {                                                                \
-                    float probability = expf(p[t] - largest);                                                         \
-                    total += probability;                                                                             \
-                    p[t] = FROM(TO(probability));                                                                     \
-                }                                                                                                     \
-                for (int64_t i = 0; i < width; i += PARTS) {                                                          \
-                    float parts[PARTS] = {0};                                                                         \
-                    int64_t n = width - i < PARTS ? width - i : PARTS;                                                \
-                    const TYPE *value = of_values + i;                                                                \
-                    if (n == PARTS)                                                                                   \
-                        for (int64_t t = 0; t < length; t++, value += width)                                          \
-                            for (int j = 0; j < PARTS; j++) parts[j] += p[t] * FROM(value[j]);                        \
-                    else                                                                                              \
-                        for (int64_t t = 0; t < length; t++, value += width)                                          \
-                            for (int64_t j = 0; j < n; j++) parts[j] += p[t] * FROM(value[j]);                        \
-                    for (int64_t j = 0; j < n; j++) y[i + j] = TO(parts[j] / total);                                  \
-                }                                                                                                     \
+                const uint8_t *of_row = mask == 0 ? 0 : mask + r * of_mask;                                           \
+                float total = NAME##_weigh(of_q, of_keys, length, width, of_row, (float)scale, p);                    \
+                NAME##_sum(p, total, of_values, length, width, y);                                                    \
             }                                                                                                         \
     }
 

@@ -1,9 +1,9 @@
 """The C functions of `native.c`, which are compiled when Tsugiki is installed (`hatch_build.py`).
 
 Each computes in one pass over memory what takes torch several passes. The results are bit-identical to torch's, except
-those of `low_rank_added`, `rows_added`, `rms_norm` and `few_rows` of floats, which are equal up to rounding. Without
-a compiled library, or without the processor's instructions, callers compute the same in torch, by the definition beside
-each call. A call releases Python's global interpreter lock.
+those of `low_rank_added`, `rows_added`, `rms_norm`, `attend` and `few_rows` of floats, which are equal up to rounding.
+Without a compiled library, or without the processor's instructions, callers compute the same in torch, by the
+definition beside each call. A call releases Python's global interpreter lock.
 """
 
 import ctypes

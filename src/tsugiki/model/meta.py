@@ -35,17 +35,22 @@ class NoRandomValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _NumbersOnProcessor(TorchFunctionMode):
-    """Lets the numbers of rotary embeddings be on the processor instead of on the meta device.
+_FEW_NUMBERS = 1024
+
+
+class _FewNumbersOnProcessor(TorchFunctionMode):
+    """Lets the few numbers from which rotary frequencies are computed be on the processor, not on the meta device.
 
     With tensors on the meta device, torch divides by reference implementations in Python, whose imports (SymPy) take a
-    quarter of a second and 40 MB.
+    quarter of a second and 40 MB. Tables of positions stay on the meta device, because a config may ask for any size.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function; for `torch.arange`, on the processor."""
+        """Call the function; for `torch.arange` of few integers, on the processor."""
         kwargs = kwargs or {}
-        return func(*args, **({**kwargs, "device": "cpu"} if func is torch.arange else kwargs))
+        if func is torch.arange and all(type(arg) is int for arg in args) and len(range(*args)) <= _FEW_NUMBERS:
+            kwargs = {**kwargs, "device": "cpu"}
+        return func(*args, **kwargs)
 
 
 MOST_TENSORS = 20_000
@@ -62,7 +67,7 @@ def meta_model(
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        with _NumbersOnProcessor():
+        with _FewNumbersOnProcessor():
             model = _on_meta_device(config, options, most_tensors)
     except RuntimeError:  # a few models mix such numbers with tensors that are on the meta device
         model = _on_meta_device(config, options, most_tensors)
