@@ -1,9 +1,9 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
    results, are the `plain_` functions of the modules that call them: lowbit/integer_passes.py, lowbit/nf4.py,
    base/gguf/layer.py and fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
-   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm`, `attend` and the functions of few rows of floats
-   sum in another order than torch; their definitions are in fast/product.py, fast/row_products.py, fast/norms.py,
-   generation/one_token.py and lowbit/few_rows.py. */
+   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm`, `decode_attention` and the functions of few rows
+   of floats sum in another order than torch; their definitions are in fast/product.py, fast/row_products.py,
+   fast/norms.py, generation/decoding.py and lowbit/few_rows.py. */
 
 #include <math.h>
 #include <stdint.h>
@@ -661,15 +661,15 @@ INLINE float sum_of_parts(const float *parts) {
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
 }
 
-/* `attend` of generation/one_token.py: q [rows, heads, width] and k, v [rows, key_heads, width] are those of one new token
-   in each row; cos and sin are [rows, width]. k, turned by its position, and v are written to the end of `keys` and
-   `values` [rows, key_heads, length, width], of which `row` and `head` are the strides. `mask` [rows, length], with the
-   stride `of_mask`, is 0 where a token is not seen; it may be null. `memory` has room for width + length numbers.
+/* `decode_attention` of generation/decoding.py: q [rows, heads, width] and k, v [rows, key_heads, width] are those of one
+   new token in each row; cos and sin are [rows, width]. The rotated k and v are written to the end of `keys` and `values`
+   [rows, key_heads, length, width], of which `row` and `head` are the strides. `mask` [rows, length], with the stride
+   `of_mask`, is 0 where a token is not seen; it may be null. `memory` has room for width + length numbers.
 
-   Numbers are rounded where torch rounds them, so that keys are bit-identical and the output nearly so: a model with huge
-   hidden states turns a difference of rounding into one of 7 % of its logits. */
-#define ATTEND(NAME, TYPE, FROM, TO)                                                                                  \
-    INLINE void NAME##_turn(const TYPE *x, const TYPE *cos, const TYPE *sin, int64_t width, TYPE *restrict y) {       \
+   Numbers are rounded where torch rounds them, so that keys are bit-identical and the output nearly so: some models turn a
+   small difference of rounding into one of 7 % of their logits. */
+#define DECODE_ATTENTION(NAME, TYPE, FROM, TO)                                                                        \
+    INLINE void NAME##_rotate(const TYPE *x, const TYPE *cos, const TYPE *sin, int64_t width, TYPE *restrict y) {     \
         for (int64_t i = 0, half = width / 2; i < half; i++) {                                                        \
             float a = FROM(x[i]), b = FROM(x[half + i]);                                                              \
             y[i] = TO(FROM(TO(a * FROM(cos[i]))) - FROM(TO(b * FROM(sin[i]))));                                       \
@@ -722,11 +722,11 @@ INLINE float sum_of_parts(const float *parts) {
             for (int64_t h = 0; h < heads; h++, q += width, y += width) {                                             \
                 TYPE *of_keys = keys + r * row + h / group * head, *of_values = values + r * row + h / group * head;  \
                 if (h % group == 0) { /* the first of the heads that share these keys */                              \
-                    NAME##_turn(k, cos, sin, width, of_keys + last);                                                  \
+                    NAME##_rotate(k, cos, sin, width, of_keys + last);                                                \
                     memcpy(of_values + last, v, (size_t)width * sizeof(TYPE));                                        \
                     k += width, v += width;                                                                           \
                 }                                                                                                     \
-                NAME##_turn(q, cos, sin, width, y);                                                                   \
+                NAME##_rotate(q, cos, sin, width, y);                                                                 \
                 for (int64_t i = 0; i < width; i++) of_q[i] = FROM(y[i]);                                             \
                 const uint8_t *of_row = mask == 0 ? 0 : mask + r * of_mask;                                           \
                 float total = NAME##_weigh(of_q, of_keys, length, width, of_row, (float)scale, p);                    \
@@ -734,8 +734,8 @@ INLINE float sum_of_parts(const float *parts) {
             }                                                                                                         \
     }
 
-ATTEND(attend_float32, float, from_float, to_float)
-ATTEND(attend_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
+DECODE_ATTENTION(decode_attention_float32, float, from_float, to_float)
+DECODE_ATTENTION(decode_attention_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
 /* Products with few rows, as while text is generated: see lowbit/few_rows.py. y [rows, stride] = x [rows, in] w^T for `out`
    channels of w [out, in]; `bias` [out] may be null. They read the weight once, at the speed of the memory: one channel

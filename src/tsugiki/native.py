@@ -1,8 +1,8 @@
 """The C functions of `native.c`, which are compiled when Tsugiki is installed (`hatch_build.py`).
 
 Each computes in one pass over memory what takes torch several passes. The results are bit-identical to torch's, except
-those of `low_rank_added`, `rows_added`, `rms_norm`, `attend` and `few_rows` of floats, which are equal up to rounding.
-Without a compiled library, or without the processor's instructions, callers compute the same in torch, by the
+those of `low_rank_added`, `rows_added`, `rms_norm`, `decode_attention` and `few_rows` of floats, which are equal up to
+rounding. Without a compiled library, or without the processor's instructions, callers compute the same in torch, by the
 definition beside each call. A call releases Python's global interpreter lock.
 """
 
@@ -33,7 +33,7 @@ _SIGNATURES = {
     "low_rank_added": "pnnnnppdp",
     "rows_added": "pnnnnpp",
     "rms_norm": "pnnpddp",
-    "attend": "pppnnnnnppppnnpndpp",
+    "decode_attention": "pppnnnnnppppnnpndpp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
     "few_integer_rows": "pnnnnppppp",

@@ -11,10 +11,10 @@ __getattr__, __dir__ = lazy_names(
     {
         "batch": "Row find_batch_mode",
         "key_value_cache": "CachedRows GrowingCache bytes_per_token",
+        "decoding": "decode_attention plain_decode_attention use_decode_attention",
         "engine": "Engine",
         "grammar": "Grammars Matcher choice_grammar json_grammar regex_grammar token_bytes",
         "generate": "continue_rows generate_text generate_texts",
-        "one_token": "attend plain_attend use_one_token_attention",
         "prefixes": "BLOCK PrefixCache",
         "prompt": "Prompt as_prompt configured_ends learned_conversations prompt_tokens",
         "request": (

@@ -39,8 +39,8 @@ from tsugiki.generation.batch import (
     scored_token,
     without_cancelled,
 )
+from tsugiki.generation.decoding import use_decode_attention
 from tsugiki.generation.key_value_cache import compute, joined, selected, without_common_padding
-from tsugiki.generation.one_token import use_one_token_attention
 from tsugiki.generation.prefixes import BLOCK, Prefix, PrefixCache
 from tsugiki.generation.request import (
     Event,
@@ -76,7 +76,7 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
     undo: list[Undo] = []
     with evaluating(model), fast_generation(model), with_one_thread() if small else nullcontext():
         try:
-            use_one_token_attention(model, undo)
+            use_decode_attention(model, undo)
             yield
         finally:
             undo_all(undo)

@@ -1,10 +1,12 @@
 """What Linux, macOS and Windows do differently, so that tests can replace it; memory is in `training.memory`."""
 
+import ctypes
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 WINDOWS, MACOS = sys.platform == "win32", sys.platform == "darwin"
 
@@ -17,6 +19,11 @@ OWN_GROUP = 0x200 if WINDOWS else 0
 """The `creationflags` of a process that `ask_to_end` can reach: `subprocess.CREATE_NEW_PROCESS_GROUP`."""
 
 _WAITS = (0.01, 0.03, 0.1, 0.3, 1.0)  # seconds
+
+
+def c_function(name: str) -> Any:
+    """Return a function of Linux's C library; None on another system, or if the library does not have it."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def ask_to_end(process: int) -> None:

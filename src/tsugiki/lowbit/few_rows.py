@@ -51,7 +51,7 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether the shapes, dtypes and devices are those of a product; otherwise torch's operation is used."""
+    """Return whether C functions can multiply these tensors; if not, torch does, and reports shapes that do not fit."""
     dtype, shape = x.dtype, weight.shape
     if weight.dtype is not dtype or not weight.is_cpu or len(shape) != 2 or x.shape[-1:] != shape[1:] or not shape[1]:
         return False

@@ -23,7 +23,7 @@ from tsugiki.lowbit.integer_products import CHANNELS, Tile, has_exact_product, i
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
 
 _PIECE = 1 << 19
-"""Numbers that are quantised at once: so many that handing a piece to a thread takes little of the time."""
+"""The number of weights that a thread quantises in one task. In smaller tasks, starting them takes most of the time."""
 
 
 class Int8Linear(QuantizedLayer):

@@ -41,8 +41,8 @@ _FEW_NUMBERS = 1024
 class _FewNumbersOnProcessor(TorchFunctionMode):
     """Lets the few numbers from which rotary frequencies are computed be on the processor, not on the meta device.
 
-    With tensors on the meta device, torch divides by reference implementations in Python, whose imports (SymPy) take a
-    quarter of a second and 40 MB. Tables of positions stay on the meta device, because a config may ask for any size.
+    With tensors on the meta device, torch divides by reference implementations in Python, which import SymPy; that
+    takes a quarter of a second. Tables of positions stay on the meta device, because a config may ask for any size.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

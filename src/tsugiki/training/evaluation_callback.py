@@ -106,7 +106,7 @@ class EvaluationCallback(Callback):
     def _evaluates_base_at_end(self) -> bool:
         """Return whether the base is evaluated on the held-out text after the last step, not before the first one.
 
-        With a tracker it is evaluated before, because trackers expect figures in the order of the steps.
+        With a tracker, it is evaluated before the first step: trackers expect metrics in the order of the steps.
         """
         return is_grafted(self.model) and self._validates_base() and not self.config.report_to
 

@@ -7,11 +7,12 @@ and the process has imported torch, otherwise the main memory.
 With another library than glibc, they do nothing.
 """
 
-import ctypes
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tsugiki.io.system import c_function
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +128,7 @@ def limit_heaps(count: int) -> None:
     that compute at a time, they share the heap of the main thread, which waits for them: a run of Gemma 3 270M takes
     2.3 to 2.5 GB instead of 2.9. A single heap for two threads makes a step of SmolLM2 7 % slower (docs/log.md).
     """
-    if mallopt := _glibc("mallopt"):
+    if mallopt := c_function("mallopt"):
         mallopt(_ARENA_MAX, count)
 
 
@@ -138,7 +139,7 @@ def keep_freed_memory() -> None:
     has to clear every page before its next use: tens of thousands of page faults per step, about 6 % of its time in our
     measurement. In return, peak memory is 2 to 3 % higher.
     """
-    if mallopt := _glibc("mallopt"):
+    if mallopt := c_function("mallopt"):
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
         mallopt(_TOP_PAD, 256 << 20)
@@ -146,10 +147,5 @@ def keep_freed_memory() -> None:
 
 def return_freed_memory() -> None:
     """Return freed memory to the operating system, so that it does not count in a later peak."""
-    if malloc_trim := _glibc("malloc_trim"):
+    if malloc_trim := c_function("malloc_trim"):
         malloc_trim(0)
-
-
-def _glibc(name: str) -> Any:
-    """Return a function of the C library; None if the library does not have it."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

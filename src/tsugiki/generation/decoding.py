@@ -1,12 +1,11 @@
-"""Attention of one new token in each row, which a C function computes instead of about 40 operations of torch.
+"""Attention in a decoding step, with one new token in each row: a C function instead of about 40 operations of torch.
 
-    q, k = turned by the position (RoPE, arXiv:2104.09864)      append k and v to the cache
-    y = softmax(scale · q Kᵀ) V
+    q, k = RoPE(q), RoPE(k)  (arXiv:2104.09864)      append k and v to the cache      y = softmax(scale · q Kᵀ) V
 
-The attention layers of Llama and of models like it (Mistral, Qwen, Gemma 3, Granite, …) compute this between their
-projections. A layer is recognised by a trial: if it gives the same output as `attend` for a token that follows others,
-its `forward` is replaced. With several tokens, with several threads, for which torch's own attention can be faster, and
-where the C function is not available, the `forward` of its class still runs.
+The attention layers of Llama and of similar models (Mistral, Qwen, Gemma 3, Granite, …) compute this between their
+projections. A layer is recognised by a trial: its `forward` is replaced if, for a token that follows others, it returns
+the same output as `_decode`. The `forward` of the class still computes inputs of several tokens. It is also used if the
+C function is not available, and with several threads, because the C function has only one.
 """
 
 import inspect
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.fast.attention import plain_attention
 from tsugiki.generation.key_value_cache import GrowingCache, GrowingLayer
-from tsugiki.model.inference import same_to_rounding, seeded
+from tsugiki.model.inference import same_to_rounding
 from tsugiki.model.linear import is_hooked
 from tsugiki.model.undo import Undo, replace_forward
 from tsugiki.native import can_read, native_for
@@ -28,22 +27,23 @@ _PROJECTIONS, _NORMS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_n
 _PAST = 3  # tokens before the new one in the trial
 
 
-def use_one_token_attention(model: PreTrainedModel, undo: list[Undo]) -> None:
-    """Let the attention layers of a model on the processor use `attend`, in place, where they pass the trial."""
+def use_decode_attention(model: PreTrainedModel, undo: list[Undo]) -> None:
+    """Replace, in place, the `forward` of the attention layers on the processor that pass the trial."""
     if model.device.type != "cpu":
         return
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad():
         for module in model.modules():
             if _has_projections(module) and _passes_trial(module):
                 replace_forward(module, partial(_forward, module), undo)
 
 
-def attend(
+def decode_attention(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cached: GrowingLayer, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Append k and v to the cache and return the output [rows, 1, heads · width], equal to `plain_attend` to rounding.
+    """Append k and v to the cache and return the attention's output, [rows, 1, heads · width].
 
-    The C function computes it in bfloat16 and float32, without gradients.
+    It equals that of `plain_decode_attention` up to rounding. The C function is used in bfloat16 and float32, if no
+    gradients are recorded.
 
     Args:
         q: [rows, 1, heads · width].
@@ -55,13 +55,16 @@ def attend(
         mask: whether a row sees a token, bool [rows, 1, 1, tokens with the new one]; None: it sees all.
         scale: the factor on the scores.
     """
-    call, (rows, key_heads, past, width) = native_for("attend", q), cached.keys.shape
-    if call is None or torch.is_grad_enabled() or not _can_attend(q, k, v, cos, sin, cached, mask):
-        return plain_attend(q, k, v, cos, sin, cached, mask, scale)
+    call, (rows, key_heads, past, width) = native_for("decode_attention", q), cached.keys.shape
+    if call is None or torch.is_grad_enabled() or not _can_read(q, k, v, cos, sin, cached, mask):
+        return plain_decode_attention(q, k, v, cos, sin, cached, mask, scale)
     if len(cos) != rows:
         cos, sin = cos.expand(rows, 1, width), sin.expand(rows, 1, width)
     cos, sin = cos.contiguous(), sin.contiguous()
     keys, values = cached.extend(k.view(rows, key_heads, 1, width), v.view(rows, key_heads, 1, width))
+    if keys.stride() != values.stride():  # other code has replaced one of them, and the C function takes one stride
+        cached.keys, cached.values = keys[:, :, :past], values[:, :, :past]
+        return plain_decode_attention(q, k, v, cos, sin, cached, mask, scale)
     y, memory = torch.empty_like(q), torch.empty(width + past + 1)
     sizes = (rows, q.shape[-1] // width, key_heads, width, past + 1)
     places = (cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1))
@@ -70,10 +73,10 @@ def attend(
     return y
 
 
-def _can_attend(
+def _can_read(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cached: GrowingLayer, mask: Tensor | None
 ) -> bool:
-    """Return whether the C function can read the arguments of `attend`."""
+    """Return whether the C function can read the arguments of `decode_attention`."""
     (rows, key_heads, past, width), dtype = cached.keys.shape, q.dtype
     if cached.values.shape != cached.keys.shape or not cached.keys.dtype is cached.values.dtype is dtype:
         return False
@@ -87,34 +90,37 @@ def _can_attend(
     return whole and all(part.dtype is dtype and part.is_cpu and part.shape[1:] == (1, width) for part in (cos, sin))
 
 
-def plain_attend(
+def plain_decode_attention(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, cached: GrowingLayer, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Compute `attend` by its definition."""
+    """Compute `decode_attention` by its definition."""
     width = cached.keys.shape[3]
     q, k, v = (part.reshape(len(part), 1, -1, width).transpose(1, 2) for part in (q, k, v))
-    q, k = (part * cos[:, None] + _quarter_turn(part) * sin[:, None] for part in (q, k))
+    q, k = (part * cos[:, None] + _rotate_half(part) * sin[:, None] for part in (q, k))
     keys, values = cached.update(k, v)
     return plain_attention(q, keys, values, mask, scale).transpose(1, 2).reshape(len(q), 1, -1)
 
 
-def _quarter_turn(x: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + width / 2}) of x [..., width] by 90 degrees."""
+def _rotate_half(x: Tensor) -> Tensor:
+    """Rotate each pair (x_i, x_{i + width / 2}) of x [..., width] by 90 degrees."""
     first, second = x.chunk(2, -1)
     return torch.cat([-second, first], -1)
 
 
 def _forward(module: nn.Module, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Compute the attention layer of one new token in each row by `attend`, and everything else as the class does."""
-    output = _of_one_token(module, hidden_states, kwargs)
+    """Compute a decoding step by `_decode`, and any other call by the `forward` of the class."""
+    output = _decode(module, hidden_states, kwargs)
     if output is None:
         return type(module).forward(module, hidden_states, **kwargs)  # type: ignore[no-any-return]
     return output, None
 
 
-def _of_one_token(module: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
-    """Return the output of an attention layer, given the arguments of its `forward`; None if it is another case."""
-    if x.shape[1] != 1 or torch.get_num_threads() > 1 or module.training or native_for("attend", x) is None:
+def _decode(module: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+    """Return the output of an attention layer for its hidden states x and other arguments.
+
+    None if this is not a decoding step, or the C function cannot be used.
+    """
+    if x.shape[1] != 1 or torch.get_num_threads() > 1 or module.training or native_for("decode_attention", x) is None:
         return None
     cache = arguments.get("cache", arguments.get("past_key_values"))  # its name depends on the version
     number, width = module.layer_idx, module.head_dim
@@ -130,12 +136,12 @@ def _of_one_token(module: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor |
         q = modules["q_norm"](q.view(len(q), 1, -1, width)).view(q.shape)
         k = modules["k_norm"](k.view(len(k), 1, -1, width)).view(k.shape)
     cos, sin = embeddings
-    y = attend(q, k, v, cos, sin, cached, arguments.get("attention_mask"), module.scaling)
+    y = decode_attention(q, k, v, cos, sin, cached, arguments.get("attention_mask"), module.scaling)
     return modules["o_proj"](y)  # type: ignore[no-any-return]
 
 
 def _has_projections(module: nn.Module) -> bool:
-    """Return whether the module may be an attention layer that `attend` computes."""
+    """Return whether the module has the children and attributes of such an attention layer."""
     names = module._modules.keys()
     if names not in (_PROJECTIONS, _PROJECTIONS | _NORMS) or is_hooked(module):
         return False
@@ -143,7 +149,7 @@ def _has_projections(module: nn.Module) -> bool:
 
 
 def _passes_trial(module: Any) -> bool:
-    """Return whether `_of_one_token` gives the output and the keys that the `forward` of the class gives."""
+    """Return whether `_decode` and the `forward` of the class give the same output and the same cached keys."""
     try:
         own, other = _of_trial(module, by_class=True), _of_trial(module, by_class=False)
         return all(same_to_rounding(ours, theirs) for ours, theirs in zip(other, own, strict=True))
@@ -170,5 +176,5 @@ def _of_trial(module: Any, by_class: bool) -> tuple[Tensor, Tensor]:
     past, new = slice(0, _PAST), slice(_PAST, _PAST + 1)
     forward(module, x[:, past], **arguments(past))
     token, given = x[:, new], arguments(new)
-    y: Any = forward(module, token, **given)[0] if by_class else _of_one_token(module, token, given)
+    y: Any = forward(module, token, **given)[0] if by_class else _decode(module, token, given)
     return y, cache.layers[module.layer_idx].keys

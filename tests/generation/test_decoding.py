@@ -1,17 +1,23 @@
-"""The attention of one new token: the C function beside the definition, and the layers of models with it."""
+"""The attention of a decoding step: the C function beside the definition, and the layers of models with it."""
 
 import pytest
 import torch
 
 from tests.tiny import tiny_model
 from tsugiki.fast import fast_generation
-from tsugiki.generation import GrowingCache, attend, one_token, plain_attend, use_one_token_attention
+from tsugiki.generation import (
+    GrowingCache,
+    decode_attention,
+    decoding,
+    plain_decode_attention,
+    use_decode_attention,
+)
 from tsugiki.model.undo import Undo, undo_all
 from tsugiki.native import native
 
 DTYPES = [torch.float32, torch.bfloat16]
 FITTING = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "granite", "smollm3"]
-compiled = pytest.mark.skipif(native("attend", "float32") is None, reason="no compiler")
+compiled = pytest.mark.skipif(native("decode_attention", "float32") is None, reason="no compiler")
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -39,10 +45,10 @@ def test_it_is_the_definition(rows, heads, key_heads, width, past, masked, dtype
         mask = torch.rand(rows, 1, 1, past + new) > 0.4 if masked else None
         if mask is not None:
             mask[..., -1] = True
-        expected = plain_attend(q, k, v, cos, sin, other.layers[0], mask, 0.3)
+        expected = plain_decode_attention(q, k, v, cos, sin, other.layers[0], mask, 0.3)
         with monkeypatch.context() as patch:
-            patch.setattr(one_token, "plain_attend", lambda *_: pytest.fail("the C function was not used"))
-            found = attend(q, k, v, cos, sin, one.layers[0], mask, 0.3)
+            patch.setattr(decoding, "plain_decode_attention", lambda *_: pytest.fail("the C function was not used"))
+            found = decode_attention(q, k, v, cos, sin, one.layers[0], mask, 0.3)
         close(found, expected)
         assert torch.equal(one.layers[0].keys, other.layers[0].keys)
         assert torch.equal(one.layers[0].values, other.layers[0].values)
@@ -60,9 +66,24 @@ def test_what_the_c_function_cannot_read_is_left_to_torch(case: str, monkeypatch
     mask = torch.tensor([0.0, -1e9]).repeat(2, 3).view(2, 1, 1, 6) if case == "a mask of floats" else None
     if case == "strides":
         k, v = torch.randn(2, 1, 32)[..., ::2], torch.randn(1, 1, 16).expand(2, 1, 16)
-    monkeypatch.setattr(one_token, "native_for", lambda *_: lambda *_: pytest.fail("the C function was called"))
-    found = attend(q, k, v, cos, sin, one.layers[0], mask, 0.3)
-    close(found, plain_attend(q, k, v, cos, sin, other.layers[0], mask, 0.3))
+    monkeypatch.setattr(decoding, "native_for", lambda *_: lambda *_: pytest.fail("the C function was called"))
+    found = decode_attention(q, k, v, cos, sin, one.layers[0], mask, 0.3)
+    close(found, plain_decode_attention(q, k, v, cos, sin, other.layers[0], mask, 0.3))
+
+
+@torch.no_grad()
+def test_keys_that_other_code_has_replaced_are_read_right():
+    one, other = GrowingCache(), GrowingCache()
+    before = [torch.randn(2, 2, 50, 8) for _ in range(2)]
+    one.update(*before, 0), other.update(*before, 0)
+    q, k, v = (torch.randn(2, 1, size) for size in (32, 16, 16))
+    cos, sin = torch.ones(2, 1, 8), torch.zeros(2, 1, 8)
+    decode_attention(q, k, v, cos, sin, one.layers[0], None, 0.3)
+    plain_decode_attention(q, k, v, cos, sin, other.layers[0], None, 0.3)
+    one.layers[0].keys = one.layers[0].keys.clone()
+    found = decode_attention(q, k, v, cos, sin, one.layers[0], None, 0.3)
+    close(found, plain_decode_attention(q, k, v, cos, sin, other.layers[0], None, 0.3))
+    assert torch.equal(one.layers[0].keys, other.layers[0].keys)
 
 
 @compiled
@@ -86,7 +107,7 @@ def test_models_give_the_same_logits(kind: str, dtype: torch.dtype):
 
     expected, undo = logits(), list[Undo]()
     state = torch.get_rng_state()
-    use_one_token_attention(model, undo)
+    use_decode_attention(model, undo)
     assert len(undo) == model.config.num_hidden_layers
     assert torch.equal(torch.get_rng_state(), state)
     with fast_generation(model):
@@ -101,7 +122,7 @@ def test_models_give_the_same_logits(kind: str, dtype: torch.dtype):
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "cohere", "olmo2", "phi", "gptj"])
 def test_layers_that_compute_something_else_stay_as_they_are(kind: str):
     undo: list[Undo] = []
-    use_one_token_attention(tiny_model(kind).eval(), undo)
+    use_decode_attention(tiny_model(kind).eval(), undo)
     assert undo == []
 
 
@@ -109,11 +130,11 @@ def test_layers_that_compute_something_else_stay_as_they_are(kind: str):
 @pytest.mark.parametrize("case", ["several threads", "no compiler"])
 def test_otherwise_the_layers_class_computes(case: str, monkeypatch: pytest.MonkeyPatch):
     model, undo, before = tiny_model("llama").eval(), list[Undo](), torch.get_num_threads()
-    use_one_token_attention(model, undo)
-    assert undo or native("attend", "float32") is None
-    monkeypatch.setattr(one_token, "attend", lambda *_: pytest.fail("the layer was computed by `attend`"))
+    use_decode_attention(model, undo)
+    assert undo or native("decode_attention", "float32") is None
+    monkeypatch.setattr(decoding, "decode_attention", lambda *_: pytest.fail("it was computed here"))
     if case == "no compiler":
-        monkeypatch.setattr(one_token, "native_for", lambda *_: None)
+        monkeypatch.setattr(decoding, "native_for", lambda *_: None)
     cache = GrowingCache()
     try:
         torch.set_num_threads(2 if case == "several threads" else 1)
