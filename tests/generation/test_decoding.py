@@ -143,3 +143,14 @@ def test_otherwise_the_layers_class_computes(case: str, monkeypatch: pytest.Monk
     finally:
         torch.set_num_threads(before)
     assert cache.get_seq_length() == 6
+
+
+def test_several_threads_need_no_trial(monkeypatch: pytest.MonkeyPatch):
+    model, undo, before = tiny_model("llama").eval(), list[Undo](), torch.get_num_threads()
+    monkeypatch.setattr(decoding, "_passes_trial", lambda _: pytest.fail("a layer was tried"))
+    try:
+        torch.set_num_threads(2)
+        use_decode_attention(model, undo)
+    finally:
+        torch.set_num_threads(before)
+    assert undo == []

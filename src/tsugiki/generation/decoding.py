@@ -28,8 +28,12 @@ _PAST = 3  # tokens before the new one in the trial
 
 
 def use_decode_attention(model: PreTrainedModel, undo: list[Undo]) -> None:
-    """Replace, in place, the `forward` of the attention layers on the processor that pass the trial."""
-    if model.device.type != "cpu":
+    """Replace, in place, the `forward` of the attention layers that pass the trial.
+
+    Without the C function and with several threads there is no trial, because it reads all weights of the layers.
+    """
+    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    if torch.get_num_threads() > 1 or native_for("decode_attention", like) is None:
         return
     with torch.no_grad():
         for module in model.modules():
