@@ -1,4 +1,4 @@
-"""What a run chooses, also by a range test of the learning rate, and that a resumed run keeps it."""
+"""What a run chooses, and that a resumed run keeps it."""
 
 import math
 from pathlib import Path
@@ -9,18 +9,14 @@ import pytest
 from tests.runs import assert_resumes, run_config
 from tests.tiny import grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError
-from tsugiki.io import ADAPTER_FILE
 from tsugiki.lora import LoraLinear
 from tsugiki.model import features, oriented
 from tsugiki.training import (
-    ProbePoint,
     RunConfig,
-    TrainingLoop,
     automatic_learning_rate,
     choose,
     describe_choices,
     learning_rate,
-    limit,
     run,
     train,
     weight_gain,
@@ -132,13 +128,9 @@ def test_minutes_become_steps_of_the_rows_that_fit_into_them():
 def test_what_was_chosen_is_one_line():
     given = {"batch_size": "auto", "learning_rate": "auto"}
     chosen = {"batch_size": 3, "learning_rate": 0.0037, "steps": 1200}
-    assert describe_choices(chosen, given, measured=False) == [
-        "chosen for 1,200 steps: batch size 3, learning rate 0.0037"
-    ]
-    assert describe_choices(chosen, {**given, "batch_size": 3}, measured=True) == [
-        "chosen for 1,200 steps: learning rate 0.0037 (measured on some rows)"
-    ]
-    assert describe_choices(chosen, {"batch_size": 3, "learning_rate": 1.0}, measured=False) == []
+    assert describe_choices(chosen, given) == ["chosen for 1,200 steps: batch size 3, learning rate 0.0037"]
+    assert describe_choices(chosen, {**given, "batch_size": 3}) == ["chosen for 1,200 steps: learning rate 0.0037"]
+    assert describe_choices(chosen, {"batch_size": 3, "learning_rate": 1.0}) == []
 
 
 AUTOMATIC: dict[str, Any] = {"batch_size": "auto", "learning_rate": "auto", "max_steps": None, "epochs": 1}
@@ -195,53 +187,3 @@ def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Pat
 )
 def test_a_rise_by_a_fifth_is_divergence(losses: list[float], rows: int, expected: bool):
     assert learning_rate.diverges(losses, rows) == expected
-
-
-def points(*changes: float) -> list[ProbePoint]:
-    return [ProbePoint(learning_rate=float(rate), change=change) for rate, change in enumerate(changes, 1)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ([-0.1, -0.2, -0.3, -0.2, 0.1, 0.5, 0.9], 4),
-        ([0.01, 0.01, -0.2, 0.01, 0.01, 0.4, 0.9], 3),  # two rows that are a little higher are noise
-        ([-0.1] * 7, 7),  # no rate was too high
-        ([0.1] * 7, 1),
-    ],
-)
-def test_the_limit_is_the_highest_rate_that_lowers_the_mean_of_five_rows(changes: list[float], expected: int):
-    assert limit(points(*changes)) == expected
-
-
-def test_a_run_with_the_number_that_was_measured_is_the_same(tmp_path: Path):
-    settings: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "prompts": []}
-    record = assert_resumes(train, run_config(tmp_path, learning_rate="probe", **settings), 2)
-    rate = record.chosen("learning_rate")
-    assert 1 < len(record.rate_probe) <= learning_rate.PROBE_ROWS
-    assert rate == float(f"{limit(record.rate_probe) / 5:.2g}")
-    assert record.loss_curve[0].learning_rate == rate
-    given = run_config(tmp_path, "given", learning_rate=rate, **settings)
-    assert not train(given).rate_probe
-    first, second = (Path(folder) / ADAPTER_FILE for folder in (given.out, record.folder()))
-    assert first.read_bytes() == second.read_bytes()
-
-
-def test_a_loss_that_rises_at_once_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    update = TrainingLoop.update
-
-    def climb(loop: TrainingLoop) -> None:
-        for weight in loop.gradients.weights:
-            weight.grad.neg_()  # type: ignore[union-attr]
-        update(loop)
-
-    monkeypatch.setattr(TrainingLoop, "update", climb)
-    monkeypatch.setattr(learning_rate, "_FAR_ABOVE", 1.0 + 1e-9)
-    with pytest.raises(TsugikiError, match=r"the loss rises at the lowest learning rate .* preview"):
-        train(run_config(tmp_path, "risen", learning_rate="probe"))
-    assert not (tmp_path / "risen").exists()
-
-
-def test_full_fine_tuning_has_no_probe(tmp_path: Path):
-    with pytest.raises(ValueError, match="learning_rate probe needs a method that trains an adapter"):
-        RunConfig.model_validate({"model": "m", "data": "d", "out": "o", "method": "full", "learning_rate": "probe"})

@@ -90,11 +90,6 @@ def run_notes(record: RunRecord) -> list[str]:
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
             "third of it."
         )
-        if restart.reason == "small gain":
-            message = _(
-                "Until step {step:,}, the validation loss fell by less than 1 % at a learning rate of {rate:g}: the "
-                "base knows such text, so the run began again with a third of the rate."
-            )
         notes.append(message.format(step=restart.step, rate=restart.learning_rate))
     if record.kept_step and record.training and record.kept_step < record.training.steps:
         message = _(

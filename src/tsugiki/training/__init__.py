@@ -35,7 +35,7 @@ __getattr__, __dir__ = lazy_names(
         "processes": "check_agreement main_first on_main require_one_process start_accelerator",
         "progress": "RunProgress TimeLeft",
         "record": (
-            "DataSummary FORMAT LossPoint Parameters ProbePoint RecordedBase RecordedConfig RunRecord Sample "
+            "DataSummary FORMAT LossPoint Parameters RecordedBase RecordedConfig RunRecord Sample "
             "TrainingFigures finished new_record read_record"
         ),
         "resume": "changed_settings",

@@ -25,7 +25,7 @@ from torch import nn
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts
 from tsugiki.model.context import text_config
-from tsugiki.training.config import AUTO, PROBE, RunConfig
+from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
 from tsugiki.training.learning_rate import automatic_learning_rate, weight_gain
 from tsugiki.training.packing import PackedDataset
@@ -40,7 +40,7 @@ _SHARE, _LARGEST_SHARE = 0.05, 0.08  # of the time of the steps: the target, and
 _SHORT_RUN, _LARGEST_SHARE_IF_SHORT = 40_960, 0.2  # tokens in the steps, and the limit for fewer of them
 _HELD_OUT_SHARE = 0.07  # of the time of the steps: for two evaluations of the held-out text
 _MOST, _FEW, _FEWEST = 8, 4, 2  # evaluations in a run
-_FEW_WINDOWS, _MOST_WINDOWS = 8, 32
+FEW_WINDOWS, _MOST_WINDOWS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Choices:
     head_factor: float = 1.0
     """Learning rate of the output head's B relative to `learning_rate` (see `training.output_head`)."""
     automatic: tuple[str, ...] = ()
-    """The settings that are `auto` or `probe`."""
+    """The settings that are `auto`."""
 
     def resolved(self) -> dict[str, Any]:
         """Return name -> value for the automatic settings, and the number of steps."""
@@ -93,7 +93,7 @@ def choose(
         steps = max(1, in_run // min(batch_size, rows))
     if steps is None:  # the last step of an epoch may have fewer rows
         steps = math.ceil(config.epochs * math.ceil(rows / batch_size))
-    if rate in (AUTO, PROBE):
+    if rate == AUTO:
         rate = before.get("learning_rate") or automatic_learning_rate(
             config, width_of(model), steps, batch_size * row_tokens, weight_gain(model)
         )
@@ -114,19 +114,15 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
     return replace(choices, steps=steps)
 
 
-def describe_choices(resolved: Mapping[str, Any], given: Mapping[str, Any], measured: bool) -> list[str]:
+def describe_choices(resolved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Return one line with the values that were chosen for settings that are `auto`; no line if there are none.
 
-    `resolved` has what was chosen, with the number of steps; `measured`: a range test has chosen the learning rate.
+    `resolved` has what was chosen, with the number of steps.
     """
     names = {"batch_size": _("batch size"), "learning_rate": _("learning rate")}
     chosen = [f"{label} {resolved[name]:g}" for name, label in names.items() if isinstance(given[name], str)]
     if not chosen:
         return []
-    if measured:
-        chosen[-1] += _(" (measured on some rows)")
-    elif given["learning_rate"] == PROBE:
-        chosen[-1] = _("the learning rate will be measured")
     return [
         _("chosen for {steps}: {chosen}").format(steps=counts.steps(resolved["steps"]), chosen=_(", ").join(chosen))
     ]
@@ -142,7 +138,7 @@ def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary, c
     tokens = summary.held_out.measured_characters * summary.tokens_per_epoch / max(summary.train.characters, 1)
     evaluations = 2 * _EVALUATION_COST * tokens * seconds_per_row / (summary.tokens_per_epoch / summary.blocks)
     if characters is None:
-        few = min(1.0, _FEW_WINDOWS * WINDOW_CHARACTERS / max(summary.held_out.measured_characters, 1))
+        few = min(1.0, FEW_WINDOWS * WINDOW_CHARACTERS / max(summary.held_out.measured_characters, 1))
         evaluations = min(evaluations, max(_HELD_OUT_SHARE * seconds, few * evaluations))
     rows = math.floor((seconds - evaluations) * _TIME_OF_STEPS / seconds_per_row)
     if rows < 1:
@@ -181,24 +177,24 @@ def is_due(step: int, total: int, every: int) -> bool:
 
 
 def plan_evaluations(
-    choices: Choices, data: PackedDataset, every: int | None, characters: int | None = None
+    choices: Choices, data: PackedDataset, every: int | None, characters: int | None = None, scores: int = 1
 ) -> EvaluationPlan:
     """Return how often the validation text (without one, the held-out text) is evaluated during a run, and how much.
 
     `every` is the number of steps between two evaluations, and `characters` that of held-out characters, if the user
-    has set them.
+    has set them. `scores` is how often an evaluation scores the validation text, with different parts of the update.
     """
     steps = choices.steps
     trained = steps * min(choices.batch_size, len(data.blocks)) * data.summary.tokens_per_epoch / len(data.blocks)
     held_out = len(data.windows)
     if characters is None:
         affordable = int(_HELD_OUT_SHARE * trained // max(2 * _cost_of_window(data, data.windows), 1))
-        held_out = min(held_out, max(affordable, _FEW_WINDOWS))
+        held_out = min(held_out, max(affordable, FEW_WINDOWS))
     windows = data.validation_windows or data.windows
     if every is not None:
         count = min(len(windows), _MOST_WINDOWS) if data.validation_windows else held_out
         return EvaluationPlan(_MOST, count, held_out)
-    per_window, fewest = _cost_of_window(data, windows), min(len(windows), _FEW_WINDOWS)
+    per_window, fewest = scores * _cost_of_window(data, windows), min(len(windows), FEW_WINDOWS)
     cost, limit = max(fewest * per_window, 1), _LARGEST_SHARE_IF_SHORT if trained < _SHORT_RUN else _LARGEST_SHARE
     evaluations = min(max(int(_SHARE * trained // cost), _FEW), _MOST, int(limit * trained // cost), steps)
     if evaluations < _FEWEST:

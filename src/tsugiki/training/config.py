@@ -63,7 +63,6 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 """Where a run computes, by torch's names."""
 
 AUTO: Literal["auto"] = "auto"
-PROBE: Literal["probe"] = "probe"
 NO_VALIDATION = "none"
 
 MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "recompute", "shard"})
@@ -126,9 +125,8 @@ class TrainingSettings(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = AUTO
     """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps, but at least 2
     and at most 16."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto", "probe"] = AUTO
-    """Peak learning rate. auto: by the width and weights of the model, the method, lora_alpha and the steps. probe:
-    measured on 30 rows of the training data before the first step."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = AUTO
+    """Peak learning rate. auto: by the width and weights of the model, the method, lora_alpha and the steps."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
     warmup_ratio: float = Field(default=0, ge=0, lt=1)
@@ -364,8 +362,6 @@ class RunConfig(TrainingSettings):
         if self.method == LORA_PLUS and self.optimizer != "adamw":
             message = _("method {lora_plus} cannot be combined with optimizer {optimizer}; use adamw")
             raise ValueError(message.format(lora_plus=LORA_PLUS, optimizer=self.optimizer))
-        if self.learning_rate == PROBE and (self.shard != "none" or not self._method().trains_adapter):
-            raise ValueError(_("learning_rate probe needs a method that trains an adapter, and shard none; use auto"))
         if self.add_tokens and self.base_dtype in ("int8", "nf4-int8"):
             raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:

@@ -10,6 +10,8 @@ its results.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,11 +24,21 @@ from tsugiki.language import _
 from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
 from tsugiki.training.checkpoint import Progress
-from tsugiki.training.choices import is_due, plan_evaluations
+from tsugiki.training.choices import FEW_WINDOWS, is_due, plan_evaluations
+from tsugiki.training.decisions import (
+    HALF,
+    enough_windows,
+    in_turns,
+    is_certainly_lower,
+    looks,
+    multiply_update,
+    starts_from_zero,
+    strength_note,
+)
 from tsugiki.training.evaluation.evaluate import Window, evaluate
 from tsugiki.training.evaluation.interval import change_interval
 from tsugiki.training.evaluation.pairs import StepPairs
-from tsugiki.training.evaluation.result import StepEvaluation
+from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, of_first_windows
 from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.memory import process_peak
@@ -47,11 +59,11 @@ _SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a q
 class EvaluationCallback(Callback):
     """Evaluates and samples before the first step, during the run and at the end, and writes `run.json`.
 
-    During the run, the validation text is evaluated if there is one. The checkpoint of the step with the lowest loss on
-    it is kept, and its weights are restored at the end; if no step is better than the start, those of the start. The
-    held-out text does not influence this choice: it is evaluated at the end, with the base and then with the kept step,
-    so that training begins earlier. If the base's weights train, the base is evaluated before the first step; without a
-    validation text, so is the base of every run, and the text is evaluated during the run, too.
+    During the run, the validation text is evaluated if there is one; `training.decisions` says what it decides. The
+    checkpoint of the step with the lowest loss on it is kept, its weights are restored at the end, and the strength of
+    an adapter is chosen. The held-out text does not influence this: it is evaluated at the end, with the base and then
+    with the kept step, so that training begins earlier. If the base's weights train, the base is evaluated before the
+    first step; without a validation text, so is the base of every run, and the text is evaluated during the run, too.
 
     Of preference tuning, these texts are the chosen answers, and the pairs are scored as well. The step that is kept is
     chosen by both (`_is_better`).
@@ -73,11 +85,15 @@ class EvaluationCallback(Callback):
         # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
         # that both are scored on the same pieces of text.
         self.context = context_length(self.model)
-        self.plan = plan_evaluations(run.choices, self.data, self.config.eval_steps, self.config.held_out_characters)
+        self.has_strength = self.keep == "best" and run.preference is None and starts_from_zero(self.model, start)
+        scores = 2 if self.has_strength else 1
+        self.plan = plan_evaluations(
+            run.choices, self.data, self.config.eval_steps, self.config.held_out_characters, scores
+        )
         # A run that is continued with another length compares losses on the same windows as before.
         windows = self.record.validations[0].windows if self.record.validations else self.plan.windows
         held_out = self.record.evaluations[0].windows if self.record.evaluations else self.plan.held_out
-        self.validation_windows = evenly_spread(self.data.validation_windows, windows)
+        self.validation_windows = in_turns(self.data.validation_windows)[:windows]
         self.held_out_windows = evenly_spread(self.data.windows, held_out)
         self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
 
@@ -159,6 +175,8 @@ class EvaluationCallback(Callback):
         kept = 0
         if not self._restore_start(loop):
             kept = best if best is not None and best != last and self.restore(best) else last
+        if self.has_strength and self.record.half_validations:
+            kept = self._take_strength(kept)
         self.record.kept_step = kept
         self._evaluate(loop, kept)
         self._score_held_out_pairs(loop, kept)
@@ -170,16 +188,18 @@ class EvaluationCallback(Callback):
 
         Most new adapters do not change the base when they start. Others are evaluated here, only if it may matter.
         """
-        best = loop.progress.best_loss
         continues = self.config.start_from is not None
+        if self.has_strength:
+            return False
         if self.keeps_by_pairs and self.keep == "best" and self.record.validations and self.start:
-            if best is None:
+            if loop.progress.best_step is None:
                 restore_values(self.model, self.start)
-            return best is None
-        if best is None or not self.start or (self.record.any_step_is_better() and not continues):
+            return loop.progress.best_step is None
+        if loop.progress.best_step is None or not self.start or (self.record.any_step_is_better() and not continues):
             return False
         trained = trained_values(self.model)
         restore_values(self.model, self.start)
+        best = min(look.loss for look in self.record.validations if look.step)
         if self._score(loop, self.validation_windows, 0).loss <= best:
             return True
         restore_values(self.model, trained)
@@ -188,41 +208,75 @@ class EvaluationCallback(Callback):
     def _choose(self, loop: TrainingLoop) -> None:
         """Evaluate the validation text, record the best step, and end the run if the loss no longer falls."""
         progress, result = loop.progress, self._validate(loop)
+        if self.has_strength:
+            self._validate_half(loop)
+        if len(self.record.validations) == 2 and not self.keeps_by_pairs:
+            self._use_enough_windows()
         accuracy = self._score_pairs("validation", progress.step).accuracy if self.keeps_by_pairs else None
         if self.keep == "last":
             return
-        if self._is_better(result, accuracy, progress):
+        if accuracy is None:
+            self._choose_among_looks(loop)
+        elif self._is_better(result, accuracy, progress):
             progress.best_step, progress.best_loss, progress.evaluations_since_best = progress.step, result.loss, 0
             progress.best_accuracy = accuracy
-            return
-        progress.evaluations_since_best += 1
-        if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
-            message = _(
-                "step {step}: the loss on the validation text has not fallen since step {best_step}, so the run "
-                "ends here"
-            )
-            if accuracy is not None and progress.best_step is None:
-                message = _(
-                    "step {step}: no step has a higher accuracy on the validation pairs than the start and keeps their "
-                    "chosen answers as likely, so the run ends here"
-                )
-            elif accuracy is not None:
+        else:
+            progress.evaluations_since_best += 1
+            if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
                 message = _(
                     "step {step}: neither the accuracy on the validation pairs nor the loss on their chosen answers "
                     "is better than at step {best_step}, so the run ends here"
                 )
+                if progress.best_step is None:
+                    message = _(
+                        "step {step}: no step has a higher accuracy on the validation pairs than the start and keeps "
+                        "their chosen answers as likely, so the run ends here"
+                    )
+                self.display.print(message.format(step=progress.step, best_step=progress.best_step))
+                progress.stopped = True
+
+    def _choose_among_looks(self, loop: TrainingLoop) -> None:
+        """Take the lowest look so far as the best step, and end the run if later ones are certainly above it."""
+        progress, done = loop.progress, [look for look in looks(self.record) if look.whole.step]
+        best = min(done, key=lambda look: look.loss)
+        progress.best_step = best.whole.step
+        above = list(takewhile(partial(is_certainly_lower, best), reversed(done)))
+        if self.config.patience and len(above) >= self.config.patience and progress.step < loop.steps:
+            message = _(
+                "step {step}: the loss on the validation text has risen since step {best_step}, so the run ends here"
+            )
             self.display.print(message.format(step=progress.step, best_step=progress.best_step))
             progress.stopped = True
 
-    def _is_better(self, result: StepEvaluation, accuracy: float | None, progress: Progress) -> bool:
-        """Return whether the last step is better than the best one so far.
+    def _use_enough_windows(self) -> None:
+        """Keep only as many validation windows as the first look shows to be enough."""
+        record = self.record
+        base, first = record.validations
+        if first.skipped_records:
+            return
+        enough = enough_windows(change_of_bits(base, first).interval, first.windows, FEW_WINDOWS)
+        self.validation_windows = self.validation_windows[:enough]
+        record.validations = [of_first_windows(result, enough) for result in record.validations]
+        record.half_validations = [of_first_windows(result, enough) for result in record.half_validations]
 
-        Of texts, it is the loss that counts. Of pairs, a step can be kept only if the chosen answers are as likely as
-        at the start, within the interval of the change; of such steps, the one with the highest accuracy is kept, and
-        of equal ones that with the lowest loss.
+    def _take_strength(self, kept: int) -> int:
+        """Multiply the update of the kept step by its strength, and return the step: 0 if the strength is 0."""
+        best = next(look for look in looks(self.record) if look.whole.step == kept)
+        self.record.strength = best.strength
+        if best.strength < 1:
+            self.display.print(strength_note(best))
+        if best.strength == 0:
+            restore_values(self.model, self.start)
+            return 0
+        multiply_update(self.model, best.strength)
+        return kept
+
+    def _is_better(self, result: StepEvaluation, accuracy: float, progress: Progress) -> bool:
+        """Return whether the last step of preference tuning is better than the best one so far.
+
+        A step can be kept only if the chosen answers are as likely as at the start, within the interval of the change;
+        of such steps, the one with the highest accuracy is kept, and of equal ones that with the lowest loss.
         """
-        if accuracy is None:
-            return progress.best_loss is None or result.loss < progress.best_loss
         start, best_accuracy, best_loss = self.record.validations[0], progress.best_accuracy, progress.best_loss
         interval = change_interval(start.independent, result.independent)
         if (interval[0] if interval else result.loss - start.loss) > 0:
@@ -254,6 +308,13 @@ class EvaluationCallback(Callback):
         self.display.evaluation(result)
         loop.accelerator.log({"eval_loss": result.loss, "eval_bits_per_char": result.bits_per_char}, step=result.step)
         self._write_record(loop)
+
+    def _validate_half(self, loop: TrainingLoop) -> None:
+        """Score the validation text with half of the update."""
+        trained = trained_values(self.model)
+        multiply_update(self.model, HALF)
+        self.record.half_validations.append(self._score(loop, self.validation_windows))
+        restore_values(self.model, trained)
 
     def _validate(self, loop: TrainingLoop) -> StepEvaluation:
         loop.read_losses()

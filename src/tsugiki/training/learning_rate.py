@@ -1,4 +1,4 @@
-"""The learning rate of a run: the rule for `auto`, the range test of `probe`, and the check for a loss that rises.
+"""The learning rate of a run: the rule for `auto`, and the check for a loss that rises.
 
     auto    5e-4 (2000 / width)^0.781 · 32 / alpha, and 1.5 times that in a run of fewer than 150 steps;
             in both, with LoRA, (2000 / width)^0.781 is at most gain^2.5, which is at least 0.4;
@@ -17,28 +17,18 @@ LoRA adds depends on the learning rate and not on the base's weights, so it chan
 the three bases that were measured, Gemma 3 270M has a gain of 0.96 and needs a lower rate than its width gives; the
 embedded model (2.0) and SmolLM2 (4.7) do not.
 
-    probe   a range test (Smith, 2015) in which every row is compared with itself
-
-The rate rises from step to step, each step trains on one row, and the loss of the row before the step is compared with
-its loss before the first step. (The losses of two rows differ from each other by much more than a learning rate changes
-them.) As long as what was learned from the rows before helps with a new row, its loss is lower. The highest rate around
-which the mean of five rows is not higher is the limit; a fifth of the limit is chosen. The initial values are then
-restored, so the run is the same as one with the chosen number as its setting.
-
 A run whose training loss rises is divergent: its rate is too high for this model and text. A run with `auto` then
-starts again with a third of the rate. So does a run with a rate from the formula, once, if after a quarter of its steps
-the loss on the validation text is less than 1 % below the base's: the base knows such text, and a high rate makes it
-worse on other works. Only losses decide, so a run that is resumed decides the same.
+starts again with a third of the rate. Only losses decide, so a run that is resumed decides the same. On text that the
+base knows, a rate that is too high for it makes an adapter too strong, which its strength mends (`training.decisions`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import trainable_parameters
@@ -48,7 +38,6 @@ from tsugiki.model.linear import device_of, features, frozen_product, has_produc
 from tsugiki.preference.losses import LOSSES
 from tsugiki.training.config import RunConfig
 from tsugiki.training.loop import Callback, TrainingLoop
-from tsugiki.training.record import ProbePoint, RestartReason, RunRecord
 from tsugiki.training.spread import evenly_spread
 
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
@@ -65,18 +54,9 @@ NARROW = 512
 that it can begin again with a lower rate. Of a wider model the copy would take too much memory."""
 _FULL_FACTOR_IF_NARROW = 1 / 3
 
-PROBE_ROWS = 30
-"""Rows that a range test trains on at most. Their losses are computed beforehand as well."""
-_FROM, _TO = 0.1, 40.0  # relative to the learning rate from the formula
-_SHARE_OF_LIMIT = 0.2
-_WINDOW = 5  # rows of the moving average
-_FAR_ABOVE = 1.2  # loss relative to that of the base at which the test ends
-_MOST = 100.0  # largest relative loss that is recorded
-
 LOWER = 1 / 3
 """Factor on the learning rate when a run starts again."""
 MOST_RESTARTS = 2
-_GAIN = 0.99  # loss on the validation text relative to that of the base
 _RISE = 1.2  # of the mean loss of the last steps, relative to that of the first ones
 _FEWEST_STEPS, _FEWEST_ROWS = 3, 12  # for the means; the losses of single rows differ from each other
 
@@ -132,71 +112,12 @@ def _preference_factor(config: RunConfig) -> float:
     return 1.0 if keeps_text and not loss.steep else _STEEP_FACTOR
 
 
-@dataclass(frozen=True)
-class Probe:
-    """The result of a range test."""
-
-    points: list[ProbePoint]
-    learning_rate: float
-    """A fifth of the limit, rounded to two significant digits."""
-
-
-def probe(loop: TrainingLoop, formula: float, advance: Callable[[int], None]) -> Probe:
-    """Find a learning rate. All processes must call this together. The trained parameters are restored afterwards.
-
-    The loop has one row in a step and the learning rate 1, and is before its first step. The test goes from 0.1 to 40
-    times the rate `formula` of the rule; if the loss rises at the lowest one already, this is an error. `advance` is
-    called with the number of rows that are done.
-    """
-    before = []
-    for row in range(PROBE_ROWS + 1):
-        before.append(float(loop.gradients.step(row)[1]))
-        advance(1)
-    initial = trained_values(loop.model)
-    own_rates = loop.schedule.base_lrs  # LoRA+ has a higher one for B
-    rates = [formula * _FROM * (_TO / _FROM) ** (row / (PROBE_ROWS - 1)) for row in range(PROBE_ROWS)]
-    points: list[ProbePoint] = []
-    for row in range(PROBE_ROWS + 1):
-        relative = float(loop.gradients.step(row)[1]) / before[row]
-        if row:
-            relative = relative if relative < _MOST else _MOST  # also where it is not a number
-            points.append(ProbePoint(learning_rate=rates[row - 1], change=relative - 1))
-        if row == PROBE_ROWS or relative > _FAR_ABOVE:
-            break
-        for group, rate in zip(loop.optimizer.param_groups, own_rates, strict=True):
-            group["lr"] = rate * rates[row]
-        loop.update()
-        advance(1)
-    restore_values(loop.model, initial)
-    if len(points) < 2 and points[-1].change > 0:
-        message = _(
-            "learning_rate probe: the loss rises at the lowest learning rate of the test ({rate:.1g}); look at the "
-            "text with `tsugiki preview`, or set a number"
-        )
-        raise TsugikiError(message.format(rate=rates[0]))
-    return Probe(points, float(f"{limit(points) * _SHARE_OF_LIMIT:.2g}"))
-
-
-def limit(points: Sequence[ProbePoint]) -> float:
-    """Return the highest learning rate around which the mean change of five rows is not above 0."""
-    changes = [point.change for point in points]
-    highest = points[0].learning_rate
-    for place, point in enumerate(points):
-        around = changes[max(0, place - _WINDOW // 2) : place + _WINDOW // 2 + 1]
-        if sum(around) <= 0:
-            highest = point.learning_rate
-    return highest
-
-
 class RateTooHighError(Exception):
     """The run begins again with a lower rate. The message says why, for the log of the run."""
 
-    def __init__(self, step: int, reason: RestartReason) -> None:
-        message = _("the training loss had risen by more than 20 % at step {step}")
-        if reason == "small gain":
-            message = _("the loss on the validation text had fallen by less than 1 % at step {step}")
-        super().__init__(message.format(step=step))
-        self.step, self.reason = step, reason
+    def __init__(self, step: int) -> None:
+        super().__init__(_("the training loss had risen by more than 20 % at step {step}").format(step=step))
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -209,24 +130,7 @@ class DivergenceCheck(Callback):
     def on_step_end(self, loop: TrainingLoop) -> None:
         """Compare the losses of the last steps with those of the first ones."""
         if diverges([point.loss for point in loop.progress.loss_curve], self.rows):
-            raise RateTooHighError(loop.progress.step, "rise")
-
-
-@dataclass(frozen=True)
-class GainCheck(Callback):
-    """Ends a run with a `RateTooHighError` if the loss on the validation text has hardly fallen at a quarter of it."""
-
-    record: RunRecord
-    """It has the results on the validation text so far."""
-
-    def on_step_end(self, loop: TrainingLoop) -> None:
-        """Compare the first result after a quarter of the steps, but not after half of them, with that of the base."""
-        points = self.record.validations
-        late = [point for point in points if 4 * point.step >= loop.steps]
-        if len(late) != 1 or late[0].step != loop.progress.step or 2 * loop.progress.step > loop.steps:
-            return
-        if points[0].step == 0 and late[0].loss > _GAIN * points[0].loss:
-            raise RateTooHighError(loop.progress.step, "small gain")
+            raise RateTooHighError(loop.progress.step)
 
 
 def diverges(losses: Sequence[float], rows: int) -> bool:

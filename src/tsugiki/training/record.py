@@ -8,7 +8,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -92,7 +92,7 @@ class RecordedConfig(BaseModel):
     data: str | list[str]
     model: str | dict[str, Any] | None = None
     out: Annotated[str, Field(pattern=r"^[^\x00]*$")] | None = None
-    learning_rate: float | Literal["auto", "probe"]
+    learning_rate: float | Literal["auto", "probe"]  # "probe": measured, by earlier versions
     lr_scheduler_type: str
     epochs: float
     max_steps: int | None
@@ -289,10 +289,6 @@ class PreferencePoint(BaseModel):
         )
 
 
-RestartReason: TypeAlias = Literal["rise", "small gain"]
-"""What made a run begin again: its training loss rose, or the loss on the validation text hardly fell at first."""
-
-
 class Restart(BaseModel):
     """A run that began again with a lower learning rate."""
 
@@ -300,15 +296,6 @@ class Restart(BaseModel):
     """The step at which this was decided."""
     learning_rate: float
     """The rate that was too high."""
-    reason: RestartReason = "rise"
-
-
-class ProbePoint(BaseModel):
-    """One learning rate of a range test (see `training.learning_rate`)."""
-
-    learning_rate: float
-    change: float
-    """Relative change of the loss of the next row from its loss with the base; negative: lower."""
 
 
 class RunRecord(BaseModel):
@@ -334,8 +321,12 @@ class RunRecord(BaseModel):
     """Evaluations on the held-out text. With a validation text, only of the base and of the kept step."""
     validations: list[StepEvaluation] = Field(default_factory=list)
     """Evaluations on the validation text, whose loss decides which step is kept."""
+    half_validations: list[StepEvaluation] = Field(default_factory=list)
+    """Evaluations on the validation text with half of the adapter's update; empty if the strength is not chosen."""
     kept_step: int | None = None
     """The step whose adapter or model the run ended with."""
+    strength: float = 1.0
+    """The part of the kept step's update that the adapter has (see `training.decisions`)."""
     retention_evaluations: list[StepEvaluation] = Field(default_factory=list)
     """Evaluations on the text of `retention_data`, before and after training."""
     samples: list[Sample] = Field(default_factory=list)
@@ -361,8 +352,6 @@ class RunRecord(BaseModel):
     unless it is set again."""
     started_from: Source | None = None
     """The adapter that training began with; None: new values."""
-    rate_probe: list[ProbePoint] = Field(default_factory=list)
-    """The range test that has chosen the learning rate, if there was one."""
     restarts: list[Restart] = Field(default_factory=list)
     """Restarts of the run with a lower learning rate, because the loss had risen."""
 
@@ -405,9 +394,17 @@ class RunRecord(BaseModel):
 
     def forget_after(self, step: int) -> None:
         """Remove the evaluations and samples after a step, when the run resumes from an earlier checkpoint."""
-        evaluations = ("evaluations", "validations", "retention_evaluations", "pair_evaluations", "pair_validations")
+        evaluations = (
+            "evaluations",
+            "validations",
+            "half_validations",
+            "retention_evaluations",
+            "pair_evaluations",
+            "pair_validations",
+        )
         for name in (*evaluations, "samples"):
             setattr(self, name, [entry for entry in getattr(self, name) if entry.step <= step])
+        self.strength = 1.0
 
 
 def new_record(settings: dict[str, Any]) -> RunRecord:

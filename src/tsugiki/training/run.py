@@ -27,10 +27,9 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantized_layer import decide
 from tsugiki.training.base_predictions import BasePredictions, predict_sample
 from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length
-from tsugiki.training.config import AUTO, PROBE, RunConfig
+from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_facts
-from tsugiki.training.learning_rate import PROBE_ROWS, probe
 from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.memory import return_freed_memory
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
@@ -327,17 +326,6 @@ def choose_numbers(run: Run) -> None:
     run.choices, run.resolved = choices, prepared | choices.resolved()
 
 
-def probe_rate(run: Run) -> None:
-    """Measure the learning rate if the settings say so (see `training.learning_rate`)."""
-    if run.config.learning_rate != PROBE or "learning_rate" in run.record.resolved_settings:
-        return
-    loop = loop_of(run, replace(run.choices, batch_size=1, learning_rate=1.0, steps=PROBE_ROWS + 1))
-    with run.display.stage(_("measuring learning rates"), 2 * PROBE_ROWS) as advance:
-        measured = probe(loop, run.choices.learning_rate, advance)
-    run.choices = replace(run.choices, learning_rate=measured.learning_rate)
-    run.resolved["learning_rate"], run.record.rate_probe = measured.learning_rate, measured.points
-
-
 def describe(run: Run) -> None:
     """Write the machine, the base, the data and what was chosen into the record, and check that all processes agree."""
     describe_run(run.accelerator, run.record, run.config, run.model, run.data, run.resolved)
@@ -375,7 +363,6 @@ STAGES: tuple[Stage, ...] = (
     choose_layers,  # the layers that get factors: the output head, too, if the text needs it
     choose_numbers,  # graft the adapter; rows of a step, learning rate, steps
     compute_reference,  # of preference tuning: log-probabilities of the answers before the first step
-    probe_rate,  # measure the learning rate, if the settings say so
     describe,  # machine, base and data in the record; a resumed run must have the same
     train_steps,  # the loop, in which `EvaluationCallback` evaluates, samples and writes `run.json`
     write_result,  # the files of the adapter or of the model

@@ -32,7 +32,6 @@ from tsugiki.training.learning_rate import (
     MOST_RESTARTS,
     NARROW,
     DivergenceCheck,
-    GainCheck,
     RateTooHighError,
     restore_values,
     trained_values,
@@ -119,7 +118,7 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     `initial` has the trained values before the first step; empty: they are never restored.
     """
     record, folder = run.record, run.out / CHECKPOINTS
-    for line in describe_choices(record.resolved_settings, run.settings, bool(record.rate_probe)):
+    for line in describe_choices(record.resolved_settings, run.settings):
         run.display.print(line)
     loop = loop_of(run)
     record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
@@ -127,11 +126,6 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
     loop.save = partial(_save_checkpoint, run)
     loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
     can_restart = isinstance(run.settings["learning_rate"], str) and bool(initial)
-    has_rule = METHODS[run.config.method].learning_rate is None and run.config.start_from is None
-    learns_texts = run.preference is None  # the loss on chosen answers may stay the same while the choice is learned
-    has_time = run.config.minutes is None  # a quarter of the run is trained twice
-    if can_restart and has_rule and has_time and learns_texts and run.choices.keep == "best" and not record.restarts:
-        loop.callbacks.append(GainCheck(record))
     if can_restart and len(record.restarts) < MOST_RESTARTS:
         loop.callbacks.append(DivergenceCheck(run.choices.batch_size))
     return loop
@@ -140,7 +134,7 @@ def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop
 def _lower_rate(run: "Run", error: RateTooHighError) -> None:
     """Lower the learning rate, and add the restart to the record."""
     record, rate = run.record, float(f"{run.choices.learning_rate * LOWER:.2g}")
-    record.restarts.append(Restart(step=error.step, learning_rate=run.choices.learning_rate, reason=error.reason))
+    record.restarts.append(Restart(step=error.step, learning_rate=run.choices.learning_rate))
     record.resolved_settings["learning_rate"] = rate
     record.forget_after(-1)
     record.loss_curve.clear()

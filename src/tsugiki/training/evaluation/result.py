@@ -165,6 +165,19 @@ def summarise(
     )
 
 
+def of_first_windows(result: StepEvaluation, count: int) -> StepEvaluation:
+    """Return the figures of the first windows alone; every window is a document of its own (`decisions.in_turns`)."""
+    kept = {name: getattr(result, name) for name in ("split_windows", "skipped_records", "unknown_tokens")}
+    first = summarise(
+        result.documents[:count],
+        result.groups[:count] or range(count),
+        count,
+        **kept,
+        tokenizer_is_lossless=result.warning is None,
+    )
+    return StepEvaluation(step=result.step, **dict(first))
+
+
 def change_of_bits(before: Evaluation, after: Evaluation) -> Change:
     """Return the relative change of the bits per character."""
     return change(before.bits_per_char, after.bits_per_char, before.independent, after.independent)

@@ -94,7 +94,7 @@ def preview(config: RunConfig, rows: int) -> Preview:
         seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
     views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
-    decided = describe_choices(run.resolved, run.settings, measured=False)
+    decided = describe_choices(run.resolved, run.settings)
     notes = (*decided, *data.notes, *run.notes)
     return Preview(config.model, describe_data(config.data), views, _counts(data, run.choices.steps, seconds), notes)
 
