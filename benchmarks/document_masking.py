@@ -117,6 +117,7 @@ def _store() -> TokenStore:
         digests=np.zeros((count, 16), np.uint8),
         signatures=np.zeros((count, 1), np.uint32),
         splittable=np.ones(count, bool),
+        questions=np.zeros(count, np.uint64),
         sources=[""] * count,
         fields=[{}] * count,
     )

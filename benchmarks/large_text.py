@@ -159,6 +159,7 @@ def measure_index(records: int, folder: Path) -> None:
         digests=np.memmap(folder / "digests.bin", np.uint8, "r").reshape(records, -1),
         signatures=np.memmap(folder / "signatures.bin", np.uint32, "r").reshape(records, -1),
         splittable=np.ones(records, bool),
+        questions=np.zeros(records, np.uint64),
         sources=range(records),  # type: ignore[arg-type]
         fields=range(records),  # type: ignore[arg-type]
     )

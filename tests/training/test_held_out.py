@@ -171,3 +171,82 @@ def test_a_pair_that_asks_a_held_out_question_is_left_out(kind: str):
     file = lines("h.jsonl", [pair("続きを書いてください。", sentence(300, 8))])
     prepared = split(lines("w.jsonl", pairs), held_out=file, validation="none")
     assert len(learned_sources(prepared)) == 30
+
+
+def answered_rows(kind: str, answers: int, questions: list[str] | None = None) -> str:
+    """A hundred different answers, so many to each question."""
+    rows: list[dict[str, Any]] = []
+    for number in range(100):
+        question = (questions or [])[number : number + 1] or [sentence(500 + number // answers, 20)]
+        answer, other = sentence(1000 + number, 40), sentence(2000 + number, 40)
+        rows.append(
+            {
+                "questions": {"prompt": question[0], "completion": answer},
+                "conversations": {
+                    "messages": [{"role": "user", "content": question[0]}, {"role": "assistant", "content": answer}]
+                },
+                "dpo": {"prompt": question[0], "chosen": answer, "rejected": other},
+                "kto": {"prompt": question[0], "completion": answer, "label": number % 2 == 0},
+            }[kind]
+        )
+    return lines(f"{kind}-{answers}.jsonl", rows)
+
+
+def parts_of(prepared: DatasetSplit, answers: int) -> dict[str, set[int]]:
+    """The questions of the training, held-out and validation records."""
+    rows = {part.kind: part.numbers for part in prepared.scored_parts}
+    used = prepared.answers.training[1] if prepared.answers else prepared.train
+    numbers = {"training": used, **rows}
+    lines_of = {name: [prepared.store.index.sources[one] for one in some.tolist()] for name, some in numbers.items()}
+    return {
+        name: {(int(source.partition(":")[2].partition(" ")[0]) - 1) // answers for source in sources}
+        for name, sources in lines_of.items()
+    }
+
+
+@pytest.mark.parametrize("answers", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["questions", "conversations", "dpo", "kto"])
+def test_answers_to_one_question_are_on_one_side_and_none_is_left_out(kind: str, answers: int):
+    settings = {"preference": kind} if kind in ("dpo", "kto") else {}
+    prepared = split(answered_rows(kind, answers), held_out=0.2, validation=0.1, **settings)
+    training, held_out, validation = parts_of(prepared, answers).values()
+    assert not training & held_out
+    assert not training & validation
+    assert not held_out & validation
+    assert prepared.summary.left_out is not None
+    assert prepared.summary.left_out.documents == 0
+    learned = prepared.answers.training[1] if prepared.answers else prepared.train
+    assert len(learned) >= 70, "with five answers, 15 of 100 rows were trained on"
+    assert not any("one by one" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("kind", ["questions", "dpo"])
+@pytest.mark.parametrize("greetings", [13, 40, 100])
+def test_answers_to_a_greeting_are_split_one_by_one_with_a_note(kind: str, greetings: int):
+    questions = [sentence(500 + number, 20) if number >= greetings else "こんにちは" for number in range(100)]
+    settings = {"preference": kind} if kind == "dpo" else {}
+    prepared = split(answered_rows(kind, 1, questions), held_out=0.2, validation=0.1, **settings)
+    assert prepared.summary.left_out is not None
+    assert prepared.summary.left_out.documents == 0
+    counts = {name: sum(row < greetings for row in rows) for name, rows in parts_of(prepared, 1).items()}
+    assert sum(counts.values()) == greetings
+    assert min(counts["training"], counts["held-out"]) > 0
+    (note,) = (note for note in prepared.notes if "one by one" in note)
+    assert note.startswith(f"{greetings} records ask")
+
+
+def test_a_condition_holds_out_no_others_that_ask_the_same():
+    rows = [
+        {"prompt": sentence(number // 2, 20), "completion": sentence(100 + number, 40), "by": "AB"[number % 2]}
+        for number in range(60)
+    ]
+    rows += [{"prompt": sentence(number, 20), "completion": sentence(200 + number, 40)} for number in range(90, 99)]
+    prepared = split(lines("w.jsonl", rows), held_out="by=A", validation="none")
+    assert prepared.summary.held_out.documents == 30
+    assert prepared.summary.left_out is not None
+    assert (prepared.summary.left_out.documents, len(prepared.train)) == (30, 9)
+
+
+def test_answers_to_one_question_count_as_one_in_the_intervals():
+    prepared = split(answered_rows("questions", 5), held_out=0.2, validation="none")
+    assert {window.group for window in prepared.windows} == set(range(0, 20, 5))

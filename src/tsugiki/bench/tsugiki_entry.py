@@ -112,6 +112,7 @@ def _store(ids: Tensor, first_target: int) -> TokenStore:
         digests=np.zeros((rows, 16), np.uint8),
         signatures=np.zeros((rows, 1), np.uint32),
         splittable=np.ones(rows, bool),
+        questions=np.zeros(rows, np.uint64),
         sources=["random"] * rows,
         fields=[{}] * rows,
     )

@@ -8,7 +8,7 @@ indices of similar signatures.
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -118,10 +118,27 @@ def near_duplicates(signatures: Sequence[Signature] | NDArray[np.uint32]) -> lis
                 a, b = order[:-distance][same], order[distance:][same]
                 separate = group[a] != group[b]
                 _join(group, rows, a[separate], b[separate])
-    members = np.flatnonzero(np.bincount(group)[group] > 1)
-    members = members[np.argsort(group[members], kind="stable")]
-    borders = np.flatnonzero(np.diff(group[members])) + 1
+    return grouped(group)
+
+
+def grouped(labels: NDArray[np.intp]) -> list[list[int]]:
+    """Return the indices of labels that are equal, two or more in each group, sorted. Labels are small numbers."""
+    members = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    members = members[np.argsort(labels[members], kind="stable")]
+    borders = np.flatnonzero(np.diff(labels[members])) + 1
     return [part.tolist() for part in np.split(members, borders) if len(part)]
+
+
+def join_groups(count: int, groups: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Join groups that have a member in common; members are numbers below `count`."""
+    labels = np.arange(count)
+    for group in groups:
+        for member in group[1:]:
+            first, second = sorted((_root(labels, group[0]), _root(labels, member)))
+            labels[second] = first
+    while (labels != labels[labels]).any():
+        labels = labels[labels]
+    return grouped(labels)
 
 
 def _band_keys(rows: NDArray[np.uint32]) -> NDArray[np.uint64]:

@@ -2,14 +2,12 @@
 
 `duplicates` compares whole texts, so it does not find a work within a much longer one. Here a table has the hashes of
 all sequences of 12 characters of the scored texts, which are few, and the training text is read once. A training record
-repeats a scored text if one of the two contains at least 60 % of the other's sequences, or if both ask the same
-question. Texts of less than about 80 characters contain nothing and are in nothing: a phrase may be in any text. What
-many records have in common, such as a template or a licence, does not count. A work of 3,000 characters shares at most
-0.4 % of its sequences with 9 million characters of other Japanese works, and 16 % with 10 million of English works.
+repeats a scored text if one of the two contains at least 60 % of the other's sequences. Texts of less than about 80
+characters contain nothing and are in nothing: a phrase may be in any text. What many records have in common, such as a
+template or a licence, does not count. A work of 3,000 characters shares at most 0.4 % of its sequences with 9 million
+characters of other Japanese works, and 16 % with 10 million of English works.
 """
 
-import unicodedata
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.data.duplicates import sequence_hashes
-from tsugiki.data.records import Completion, Conversation, Record, text_to_compare
+from tsugiki.data.records import Record, text_to_compare
 
 _CONTAINED = 0.6
 _MIN_SEQUENCES = 64
@@ -33,7 +31,7 @@ Kind: TypeAlias = Literal["held-out", "validation", "retention"]
 
 
 class ScoredTexts:
-    """Collects the sequences and the questions of scored texts, which are numbered in the order they are added."""
+    """Collects the sequences of scored texts, which are numbered in the order they are added."""
 
     def __init__(self) -> None:
         """Begin without a text."""
@@ -41,15 +39,11 @@ class ScoredTexts:
         """What each text is scored for, and its source."""
         self.every = 1
         """Only hashes that are multiples of this power of two are kept, so that the table has a limited size."""
-        self.questions: dict[str, list[int]] = defaultdict(list)
         self._parts: list[tuple[Hashes, Integers]] = []
         self._size = 0
 
     def add(self, kind: Kind, records: Sequence[Record]) -> None:
         """Add the texts of a batch of records."""
-        for number, record in enumerate(records, len(self.texts)):
-            if question := _question(record):
-                self.questions[question].append(number)
         for hashes, owners in sequence_hashes([text_to_compare(record) for record in records]):
             kept = hashes % np.uint64(self.every) == 0
             self._parts.append((hashes[kept], len(self.texts) + owners[kept]))
@@ -92,14 +86,9 @@ class Search:
         self._seen_in = np.zeros(len(self._hashes), np.int64)  # records
         self._candidates: list[tuple[int, int, int, Integers]] = []
         """A record, the number of its hashes, a text, and the places in the table of the hashes that both have."""
-        self._asked: dict[str, list[int]] = defaultdict(list)
 
     def look_at(self, numbers: Sequence[int], records: Sequence[Record]) -> None:
         """Look at some records, given with their numbers."""
-        for number, record in zip(numbers, records, strict=True):
-            question = _question(record)
-            if question in self._scored.questions:
-                self._asked[question].append(number)
         if not len(self._hashes):
             return
         sizes = np.zeros(len(records), np.int64)
@@ -133,11 +122,6 @@ class Search:
             if self._share(common, sizes[text], size - len(places) + common) >= _CONTAINED:
                 kind, source = self._scored.texts[text]
                 repeated.setdefault(number, {}).setdefault(kind, source)
-        for question, numbers in self._asked.items():
-            if 2 * len(numbers) <= self._records and not _is_common(np.array(len(numbers)), self._records):
-                for kind, source in (self._scored.texts[text] for text in self._scored.questions[question]):
-                    for number in numbers:
-                        repeated.setdefault(number, {}).setdefault(kind, source)
         return repeated
 
     def _common(self, hashes: Hashes, owners: npt.NDArray[np.intp]) -> Integers:
@@ -165,16 +149,3 @@ def _begins(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
 
 def _is_common(amount: Integers, records: int) -> npt.NDArray[np.bool_]:
     return np.asarray(amount > max(_COMMON, _COMMON_SHARE * records))
-
-
-def _question(record: Record) -> str:
-    """Return the prompt of a record, or the user's turns before the first answer, without differences of width."""
-    if isinstance(record, Completion):
-        text = record.prompt
-    elif isinstance(record, Conversation):
-        roles = [message.role for message in record.messages]
-        first = roles.index("assistant") if "assistant" in roles else len(roles)
-        text = "\n".join(message.content for message in record.messages[:first] if message.role == "user")
-    else:
-        return ""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())

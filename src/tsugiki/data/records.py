@@ -1,5 +1,6 @@
 """Training records (documents, prompts with completions, conversations), and facts about how they were read."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,6 +96,23 @@ def text_to_compare(record: Record) -> str:
     if isinstance(record, Conversation):
         return "\n".join(turn.content for turn in record.messages if turn.role not in ("system", "developer"))
     return record.text
+
+
+def question(record: Record) -> str:
+    """Return the prompt of a record, or the user's turns before the first answer, without differences of width.
+
+    It is empty for a document.
+    """
+    match record:
+        case Document():
+            return ""
+        case Completion():
+            text = record.prompt
+        case Conversation():
+            roles = [message.role for message in record.messages]
+            first = roles.index("assistant") if "assistant" in roles else len(roles)
+            text = "\n".join(message.content for message in record.messages[:first] if message.role == "user")
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Split records into training and held-out records, so that no text or near-duplicate is in both.
+"""Split records into training and held-out records, so that no text, near-duplicate or question is in both.
 
 The held-out records are a share of all records, those with a certain field value (`author=…`), or a separate file.
 """
@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tsugiki.data.duplicates import grouped, join_groups
 from tsugiki.data.records import Document
 from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, error_text, summarise_list
@@ -21,6 +22,8 @@ from tsugiki.io.digests import sha256_bytes
 from tsugiki.language import _
 
 Integers: TypeAlias = npt.NDArray[np.int64]
+
+_COMMON, _COMMON_SHARE = 8, 0.1
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*[%％]")  # digits and sign may be full-width
 
@@ -56,14 +59,36 @@ def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | 
     return FieldCondition(name.strip(), value.strip())
 
 
+def kept_together(index: RecordIndex, near: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return groups of records that are near-duplicates (the groups `near`), or ask the same question.
+
+    A question that many records ask (see `rare_questions`) does not keep these together.
+    """
+    asking = np.flatnonzero(rare_questions(index.questions))
+    _keys, labels = np.unique(index.questions[asking], return_inverse=True)
+    return join_groups(len(index), [*near, *(asking[group].tolist() for group in grouped(labels))])
+
+
+def rare_questions(questions: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return for each of `RecordIndex.questions` whether there is one, and few records ask it, unlike a greeting.
+
+    Many are more than 8 and more than a tenth of the records that ask something, or more than half of them.
+    """
+    _keys, places, amounts = np.unique(questions, return_inverse=True, return_counts=True)
+    same, records = amounts[places], np.count_nonzero(questions)
+    rare: npt.NDArray[np.bool_] = (same <= max(_COMMON, _COMMON_SHARE * records)) & (2 * same <= records)
+    return np.asarray(rare & (questions != 0))
+
+
 def split_records(
     index: RecordIndex, held_out: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
 ) -> Integers:
     """Return the sorted numbers of the held-out records. Near-duplicates, the records of a group, stay together.
 
-    With a share, about that share of all characters is held out. The choice depends on `seed` and on the digest of each
-    text, so that an additional record does not change the choice for the others. With a condition, the records that
-    fulfil it are held out, together with their near-duplicates.
+    With a share, about that share of all characters is held out, and records that ask the same question stay together
+    (`kept_together`). The choice depends on `seed` and on the digest of each text, so that an additional record does
+    not change the choice for the others. With a condition, the records that fulfil it are held out, together with their
+    near-duplicates.
 
     `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
     """
@@ -117,9 +142,9 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
 def _choose(
     index: RecordIndex, among: Integers, wanted: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
 ) -> Integers:
-    """Return the sorted numbers of the records among some that are chosen, with their near-duplicates."""
+    """Return the sorted numbers of the records among some that are chosen, with those that stay with them."""
     belongs = np.arange(len(index))
-    for group in groups:
+    for group in kept_together(index, groups) if isinstance(wanted, float) else groups:
         belongs[list(group)] = group[0]
     if isinstance(wanted, float):
         chosen = _by_share(index, among, wanted, seed, belongs)

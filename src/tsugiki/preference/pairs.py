@@ -15,7 +15,7 @@ answers begin where both agree with these tokens; a pair in which they do not ag
 prompt agree as far as their tokens do.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import torch
 
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.blocks import Blocks, Integers, best_fit
-from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.duplicates import join_groups, near_duplicates
 from tsugiki.data.read.answers import ANSWER, read_answers
 from tsugiki.data.read.files import Data, content_key
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
@@ -65,7 +65,7 @@ class Preferences:
         """
         count = len(self.store.index)
         pairs = ([first, first + 1] for first in range(0, count, 2) if self.size == 2)
-        return _joined(count, [*near_duplicates(self.store.index.signatures), *pairs])
+        return join_groups(count, [*near_duplicates(self.store.index.signatures), *pairs])
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,9 @@ def _find_answers(store: TokenStore, size: int) -> tuple[TokenStore, dict[str, l
             refused.setdefault(_NOTHING, []).append(first)
         elif size == 2 and common < max(part.argmax() for part in learned):
             refused.setdefault(_PROMPTS, []).append(first)
-    index = replace(store.index, splittable=np.zeros(len(store.index), np.bool_))
+    questions = store.index.questions.copy()
+    questions[1::size] = questions[1::size] if size == 1 else 0  # a pair asks once
+    index = replace(store.index, splittable=np.zeros(len(store.index), np.bool_), questions=questions)
     return replace(store, loss_mask=mask, index=index, digest=""), refused
 
 
@@ -187,21 +189,3 @@ def _note(store: TokenStore, why: str, firsts: list[int], size: int) -> str:
     """Return the sentence on what is left out, with the file and the line of each row."""
     names = [store.index.sources[first].rpartition(" (")[0] for first in firsts]
     return _(why).format(examples=counts.examples(len(names)), names=summarise_list(names), size=size)
-
-
-def _joined(count: int, groups: Iterable[list[int]]) -> list[list[int]]:
-    """Join groups that have a member in common; members are numbers below `count`."""
-    of = list(range(count))
-
-    def leader(member: int) -> int:
-        while of[member] != member:
-            of[member] = member = of[of[member]]
-        return member
-
-    for group in groups:
-        for member in group:
-            of[leader(member)] = leader(group[0])
-    joined: dict[int, list[int]] = {}
-    for member in range(count):
-        joined.setdefault(leader(member), []).append(member)
-    return [group for group in joined.values() if len(group) > 1]

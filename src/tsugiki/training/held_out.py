@@ -9,6 +9,7 @@ from tsugiki.data.blocks import Integers
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.overlap import Kind, ScoredTexts, Search
 from tsugiki.data.records import Record
+from tsugiki.data.splits import kept_together, rare_questions
 from tsugiki.data.store import RecordIndex, batches, read_index
 from tsugiki.training.evaluation.evaluate import Window, WindowChoice
 
@@ -31,7 +32,8 @@ class HeldOut:
         self.index, self.numbers = index, numbers
         self._all = numbers
         self._places = {number: place for place, number in enumerate(numbers.tolist())}
-        inside = [[self._places[number] for number in group if number in self._places] for group in groups]
+        together = kept_together(index, groups)
+        inside = [[self._places[number] for number in group if number in self._places] for group in together]
         self._choice = WindowChoice(index.characters[numbers].tolist(), limit, inside)
 
     @property
@@ -79,10 +81,10 @@ def numbered(records: Iterable[Record]) -> Iterator[tuple[range, list[Record]]]:
 def repeated_text(
     records: Iterable[Record], index: RecordIndex, numbers: Integers, parts: Sequence[HeldOut], scored: ScoredTexts
 ) -> Repeated:
-    """Find those of the numbered records that repeat a scored text: see `data.overlap`, and near-duplicates elsewhere.
+    """Find those of the numbered records that repeat a scored text: see `data.overlap`.
 
-    `records` are all records of the index. Near-duplicates within it are not looked for, because a split keeps them
-    together.
+    So does a record with the same question, unless the question is common. Near-duplicates are looked for elsewhere
+    only, because a split keeps those within the index together. `records` are all records of the index.
     """
     wanted = np.zeros(len(index), np.bool_)
     wanted[numbers] = True
@@ -99,4 +101,10 @@ def repeated_text(
             for number in (number for number in group if number < len(index) and wanted[number]):
                 for kind, source in (others[other - len(index)] for other in group if other >= len(index)):
                     repeated.setdefault(number, {}).setdefault(kind, source)
+    asking = numbers[rare_questions(index.questions)[numbers]]
+    for part in parts:
+        theirs = part.index.questions[part.numbers]
+        for number in asking[np.isin(index.questions[asking], theirs)].tolist():
+            source = part.index.sources[part.numbers[(theirs == index.questions[number]).argmax()]]
+            repeated.setdefault(number, {}).setdefault(part.kind, source)
     return repeated

@@ -20,6 +20,7 @@ from tsugiki.data.read.files import Data, read_records
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import AssistantTurns, Reading
 from tsugiki.data.seen_texts import find_learned, learned_by
+from tsugiki.data.splits import kept_together
 from tsugiki.data.store import read_index
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
@@ -99,7 +100,7 @@ def evaluate_targets(
     """
     records = list(read_records(data, columns, reading))
     index = read_index(records)
-    groups = near_duplicates(index.signatures)
+    groups = kept_together(index, near_duplicates(index.signatures))
     windows = split_windows(records, index.characters.tolist(), limit, groups)
     evaluated = {window.document for window in windows}
     for target, model, tokenizer in loaded:

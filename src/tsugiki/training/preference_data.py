@@ -15,7 +15,7 @@ from tsugiki.data.blocks import Integers
 from tsugiki.data.overlap import ScoredTexts
 from tsugiki.data.read.answers import read_answers
 from tsugiki.data.read.files import content_key
-from tsugiki.data.splits import parse_held_out, split_records
+from tsugiki.data.splits import kept_together, parse_held_out, split_records
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import ProgressDisplay
@@ -69,7 +69,7 @@ def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prog
         {type(next(read_answers(config.data, config.columns)))},
     )
     more = [note for note in preferences.notes if note not in split.notes]
-    answers = _answers(preferences, split, usable, groups, (other, held))
+    answers = _answers(preferences, split, usable, kept_together(store.index, groups), (other, held))
     return replace(split, notes=[*split.notes, *more], answers=answers)
 
 

@@ -20,7 +20,9 @@ from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import Completion, Conversation, Document, Reading, Record
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
+    kept_together,
     parse_held_out,
+    rare_questions,
     shorter_duplicates,
     split_document,
     split_records,
@@ -219,6 +221,15 @@ def dataset_split(
             notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
         else:
             notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
+    here = np.concatenate([train, *(part.numbers for part in parts if part.index is store.index)])
+    asked = store.index.questions[here]
+    common = int(np.count_nonzero(asked != 0) - np.count_nonzero(rare_questions(store.index.questions)[here]))
+    if common and held_out.index is store.index:
+        message = _(
+            "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
+            "one by one, so some held-out answers are to questions that are trained on"
+        )
+        notes.append(message.format(records=counts.records(common)))
     duplicates = sum(map(len, groups))
     if groups:
         note = _(
@@ -427,7 +438,7 @@ def _validation(
     if setting == NO_VALIDATION:
         return None
     if setting == AUTO:
-        if len(_works(train, groups)) < _DOCUMENTS_FOR_VALIDATION:
+        if len(_works(train, kept_together(store.index, groups))) < _DOCUMENTS_FOR_VALIDATION:
             return None
         setting = _VALIDATION_SHARE
     parsed = parse_held_out(setting, "validation")
@@ -438,7 +449,7 @@ def _validation(
 
 
 def _works(records: Integers, groups: list[list[int]]) -> Integers:
-    """Return one record of each group of near-duplicates, and all records that belong to no group."""
+    """Return one record of each group, and all records that belong to no group."""
     given = set(np.intersect1d(records, [number for group in groups for number in group]).tolist())
     repeated = [number for group in groups for number in [one for one in group if one in given][1:]]
     return np.setdiff1d(records, repeated)

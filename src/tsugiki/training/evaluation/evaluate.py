@@ -32,6 +32,7 @@ from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.read.files import Data, read_records
 from tsugiki.data.records import AssistantTurns, Document, Record, target_text
+from tsugiki.data.splits import kept_together
 from tsugiki.data.store import read_index
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
@@ -60,14 +61,15 @@ class Window:
     document: int
     """Index of its record in the data."""
     group: int | None = None
-    """Index of the first record of its group of near-duplicates; None: it has no near-duplicates."""
+    """Index of the first record of its group (see `kept_together`); None: it is in no group."""
 
 
 def read_windows(data: Data, limit: int | None = None) -> list[Window]:
     """Read records with `read_records`, and split them into windows (see `split_windows`)."""
     records = list(read_records(data))
     index = read_index(records)
-    return split_windows(records, index.characters.tolist(), limit, near_duplicates(index.signatures))
+    groups = kept_together(index, near_duplicates(index.signatures))
+    return split_windows(records, index.characters.tolist(), limit, groups)
 
 
 def split_windows(
@@ -79,7 +81,7 @@ def split_windows(
     """Split documents into windows of `WINDOW_CHARACTERS` characters, the last one shorter; keep other records whole.
 
     `characters` has the number of characters of each record, and `limit` is about that to return, in windows spread
-    evenly over all records (None: all). `groups` are near-duplicates of each other, by their indices in `records`.
+    evenly over all records (None: all). `groups` are those of `kept_together`, by indices in `records`.
     """
     choice = WindowChoice(characters, limit, groups)
     for record in records:
