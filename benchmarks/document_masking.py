@@ -118,6 +118,7 @@ def _store() -> TokenStore:
         signatures=np.zeros((count, 1), np.uint32),
         splittable=np.ones(count, bool),
         questions=np.zeros(count, np.uint64),
+        answers=np.zeros(count, np.uint64),
         sources=[""] * count,
         fields=[{}] * count,
     )

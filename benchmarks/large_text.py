@@ -160,6 +160,7 @@ def measure_index(records: int, folder: Path) -> None:
         signatures=np.memmap(folder / "signatures.bin", np.uint32, "r").reshape(records, -1),
         splittable=np.ones(records, bool),
         questions=np.zeros(records, np.uint64),
+        answers=np.zeros(records, np.uint64),
         sources=range(records),  # type: ignore[arg-type]
         fields=range(records),  # type: ignore[arg-type]
     )

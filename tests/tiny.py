@@ -223,6 +223,7 @@ def store_of(records: list[list[int]], prompts: dict[int, int] | None = None) ->
         signatures=np.zeros((len(records), 1), np.uint32),
         splittable=np.array([i not in prompts for i in range(len(records))]),
         questions=np.zeros(len(records), np.uint64),
+        answers=np.zeros(len(records), np.uint64),
         sources=[f"data:{i + 1}" for i in range(len(records))],
         fields=[{} for _ in records],
     )

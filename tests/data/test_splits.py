@@ -9,6 +9,7 @@ import pytest
 
 from tsugiki import TsugikiError
 from tsugiki.data import (
+    Completion,
     Document,
     FieldCondition,
     RecordIndex,
@@ -17,6 +18,7 @@ from tsugiki.data import (
     split_document,
     split_records,
 )
+from tsugiki.data.splits import VALIDATION, near_duplicate_records, numbered_facts, split_validation
 from tsugiki.data.store import read_index
 
 
@@ -47,6 +49,68 @@ def test_records_are_taken_by_the_digest_of_seed_and_text(fraction: float):
             expected.add(number)
             left -= len(texts[number])
     assert held(read_index(records), fraction, 3) == (expected or {min(range(40), key=lambda i: len(texts[i]))})
+
+
+def of_lengths(lengths: list[int]) -> RecordIndex:
+    return read_index([Document(sentence(i, length), f"f:{i}") for i, length in enumerate(lengths)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_automatically_several_documents_near_the_median_length_are_held_out(seed: int):
+    lengths = [200] * 12 + [1000] * 20 + [9000] * 4
+    index = of_lengths(lengths)
+    chosen = split_records(index, parse_held_out("auto"), seed, [])
+    assert len(chosen) == 6
+    assert {lengths[number] for number in chosen} == {1000}
+    assert sum(lengths[number] for number in chosen) <= 0.25 * sum(lengths)
+    few = split_records(of_lengths([1000] * 8), parse_held_out("auto"), seed, [])
+    assert len(few) == 2, "not more than a quarter of the text"
+    assert len(split_records(of_lengths([1000] * 3), parse_held_out("auto"), seed, [])) == 1
+    assert len(split_records(of_lengths([1000] * 200), parse_held_out("auto"), seed, [])) == 20, "a tenth"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_short_documents_are_for_validation(seed: int):
+    lengths = [300] * 15 + [1000] * 15 + [9000] * 2
+    index = of_lengths(lengths)
+    held_out = split_records(index, parse_held_out("auto"), seed, [])
+    among = np.setdiff1d(np.arange(len(lengths)), held_out)
+    chosen = split_validation(index, among, VALIDATION, seed, [])
+    assert len(chosen) >= 8
+    assert max(lengths[number] for number in chosen) <= 1000
+    assert sum(lengths[number] for number in chosen) <= 0.125 * sum(lengths[number] for number in among)
+    assert not np.intersect1d(chosen, held_out).size
+
+
+def facts(count: int, phrasings: int) -> RecordIndex:
+    return read_index(
+        [
+            Completion(f"{sentence(100 * fact + i, 12)}", sentence(fact, 120), f"f:{fact}.{i}")
+            for fact in range(count)
+            for i in range(phrasings)
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_the_phrasings_of_a_fact_one_is_trained_on(seed: int):
+    index = facts(20, 3)
+    assert near_duplicates(index.signatures), "the answers are long and equal"
+    groups = near_duplicate_records(index)
+    assert groups == []
+    for wanted in (parse_held_out("auto"), 0.3, 0.6):
+        chosen = split_records(index, wanted, seed, groups)
+        trained = {number // 3 for number in range(60) if number not in set(chosen.tolist())}
+        assert {number // 3 for number in chosen.tolist()} <= trained
+    mixed = read_index([*(Completion(sentence(i, 20), sentence(900 + i), f"o:{i}") for i in range(30))])
+    assert len(split_records(mixed, 0.1, seed, [])) == 3, "rows of different answers are chosen by their share"
+
+
+def test_answers_that_many_rows_have_are_labels_and_no_facts():
+    labels = read_index([Completion(sentence(i, 30), ("good", "bad")[i % 2], f"f:{i}") for i in range(40)])
+    assert len(set(numbered_facts(labels).tolist())) == 40
+    assert len(set(numbered_facts(facts(20, 3)).tolist())) == 20
+    assert len(set(numbered_facts(of_lengths([50] * 5)).tolist())) == 5
 
 
 def test_near_duplicates_stay_together():

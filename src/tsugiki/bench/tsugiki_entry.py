@@ -113,6 +113,7 @@ def _store(ids: Tensor, first_target: int) -> TokenStore:
         signatures=np.zeros((rows, 1), np.uint32),
         splittable=np.ones(rows, bool),
         questions=np.zeros(rows, np.uint64),
+        answers=np.zeros(rows, np.uint64),
         sources=["random"] * rows,
         fields=[{}] * rows,
     )

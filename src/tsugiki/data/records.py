@@ -107,11 +107,19 @@ def question(record: Record) -> str:
         case Document():
             return ""
         case Completion():
-            text = record.prompt
+            return _plain(record.prompt)
         case Conversation():
             roles = [message.role for message in record.messages]
             first = roles.index("assistant") if "assistant" in roles else len(roles)
-            text = "\n".join(message.content for message in record.messages[:first] if message.role == "user")
+            return _plain("\n".join(message.content for message in record.messages[:first] if message.role == "user"))
+
+
+def answer(record: Record) -> str:
+    """Return the completion of a record, or the assistant's turns, as `question` does; empty for a document."""
+    return "" if isinstance(record, Document) else _plain(target_text(record, "all"))
+
+
+def _plain(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tsugiki.data.duplicates import grouped, join_groups
+from tsugiki.data.duplicates import grouped, join_groups, near_duplicates
 from tsugiki.data.records import Document
 from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, error_text, summarise_list
@@ -25,7 +25,27 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 _COMMON, _COMMON_SHARE = 8, 0.1
 
+
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*[%％]")  # digits and sign may be full-width
+
+
+@dataclass(frozen=True)
+class SeveralDocuments:
+    """About a share of the text, in several documents if there are enough: from few, an interval says nothing."""
+
+    share: float
+    most: float
+    """Share of the text that the documents may have, if several do not fit the share."""
+    shortest: float
+    """Lengths of the documents that come first, relative to the median."""
+    longest: float
+    documents: int = 6
+
+
+HELD_OUT = SeveralDocuments(0.1, 0.25, 0.5, 1.25)
+"""Like the other texts, and so that not too much of them is left out."""
+VALIDATION = SeveralDocuments(0.05, 0.125, 0.0, 1.0, documents=8)
+"""Many short documents take little of the text."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +56,20 @@ class FieldCondition:
     value: str
 
 
-def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
+Wanted: TypeAlias = float | SeveralDocuments | FieldCondition
+"""What is held out, other than a file."""
+
+
+def parse_held_out(
+    held_out: float | str, setting: str = "held_out"
+) -> float | SeveralDocuments | FieldCondition | Path:
     """Parse the setting `held_out`, or another setting with the same forms.
 
-    A number is a share, as is a text such as `10%`, and a text `field=value` a condition. Any other text, and one that
-    names an existing file, is a path.
+    A number is a share, as is a text such as `10%`, and a text `field=value` a condition; `auto` is `HELD_OUT`. Any
+    other text, and one that names an existing file, is a path.
     """
+    if held_out == "auto" and not os.path.exists(held_out):
+        return HELD_OUT
     if isinstance(held_out, str) and (percent := _PERCENT.fullmatch(held_out)) and not os.path.exists(held_out):
         held_out = float(percent[1]) / 100
     if isinstance(held_out, float | int):
@@ -62,33 +90,47 @@ def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | 
 def kept_together(index: RecordIndex, near: Sequence[Sequence[int]]) -> list[list[int]]:
     """Return groups of records that are near-duplicates (the groups `near`), or ask the same question.
 
-    A question that many records ask (see `rare_questions`) does not keep these together.
+    A question that many records ask (see `rare`) does not keep these together.
     """
-    asking = np.flatnonzero(rare_questions(index.questions))
+    asking = np.flatnonzero(rare(index.questions))
     _keys, labels = np.unique(index.questions[asking], return_inverse=True)
     return join_groups(len(index), [*near, *(asking[group].tolist() for group in grouped(labels))])
 
 
-def rare_questions(questions: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Return for each of `RecordIndex.questions` whether there is one, and few records ask it, unlike a greeting.
+def rare(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Return for each of the questions (or answers) of an index whether there is one, and few records have it.
 
-    Many are more than 8 and more than a tenth of the records that ask something, or more than half of them.
+    Many, as for a greeting or a label, are more than 8 and more than a tenth of the records that have a question, or
+    more than half of them.
     """
-    _keys, places, amounts = np.unique(questions, return_inverse=True, return_counts=True)
-    same, records = amounts[places], np.count_nonzero(questions)
-    rare: npt.NDArray[np.bool_] = (same <= max(_COMMON, _COMMON_SHARE * records)) & (2 * same <= records)
-    return np.asarray(rare & (questions != 0))
+    _keys, places, amounts = np.unique(keys, return_inverse=True, return_counts=True)
+    same, records = amounts[places], np.count_nonzero(keys)
+    few: npt.NDArray[np.bool_] = (same <= max(_COMMON, _COMMON_SHARE * records)) & (2 * same <= records)
+    return np.asarray(few & (keys != 0))
 
 
-def split_records(
-    index: RecordIndex, held_out: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
-) -> Integers:
+def numbered_facts(index: RecordIndex) -> Integers:
+    """Return for each record the number of its fact: equal for records with a rare answer that is the same."""
+    numbers = np.arange(len(index), dtype=np.int64)
+    with_answer = np.flatnonzero(rare(index.answers))
+    _keys, first, places = np.unique(index.answers[with_answer], return_index=True, return_inverse=True)
+    numbers[with_answer] = with_answer[first][places]
+    return numbers
+
+
+def near_duplicate_records(index: RecordIndex) -> list[list[int]]:
+    """Return groups of near-duplicates with one record of each fact: phrasings of a fact are no near-duplicates."""
+    facts = numbered_facts(index)
+    groups = (np.array(group) for group in near_duplicates(index.signatures))
+    return [one.tolist() for group in groups if len(one := group[np.unique(facts[group], return_index=True)[1]]) > 1]
+
+
+def split_records(index: RecordIndex, held_out: Wanted, seed: int, groups: Sequence[Sequence[int]]) -> Integers:
     """Return the sorted numbers of the held-out records. Near-duplicates, the records of a group, stay together.
 
-    With a share, about that share of all characters is held out, and records that ask the same question stay together
-    (`kept_together`). The choice depends on `seed` and on the digest of each text, so that an additional record does
-    not change the choice for the others. With a condition, the records that fulfil it are held out, together with their
-    near-duplicates.
+    With a share, about that share of all characters is held out, in several documents (`_by_share`), and records that
+    ask the same question stay together (`kept_together`). The choice depends on `seed` and on the digest of each text.
+    With a condition, the records that fulfil it are held out, together with their near-duplicates.
 
     `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
     """
@@ -107,7 +149,7 @@ def split_records(
 
 
 def split_validation(
-    index: RecordIndex, among: Integers, share: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
+    index: RecordIndex, among: Integers, share: Wanted, seed: int, groups: Sequence[Sequence[int]]
 ) -> Integers:
     """Return the sorted numbers of the validation records among training records; arguments as for `split_records`.
 
@@ -127,6 +169,13 @@ def shorter_duplicates(index: RecordIndex, groups: Sequence[Sequence[int]]) -> I
     return np.array(sorted({number for group in groups for number in group} - longest), np.int64)
 
 
+def share_of(wanted: object) -> float | None:
+    """Return the share of the text that is held out; None if it is not chosen by a share."""
+    if isinstance(wanted, SeveralDocuments):
+        return wanted.share
+    return wanted if isinstance(wanted, float) else None
+
+
 def split_document(document: Document, fraction: float) -> tuple[Document, Document]:
     """Split a single document into its beginning and its last `fraction`, at a line end if there is one."""
     text = document.text
@@ -140,38 +189,54 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
 
 
 def _choose(
-    index: RecordIndex, among: Integers, wanted: float | FieldCondition, seed: int, groups: Sequence[Sequence[int]]
+    index: RecordIndex, among: Integers, wanted: Wanted, seed: int, groups: Sequence[Sequence[int]]
 ) -> Integers:
     """Return the sorted numbers of the records among some that are chosen, with those that stay with them."""
     belongs = np.arange(len(index))
-    for group in kept_together(index, groups) if isinstance(wanted, float) else groups:
+    for group in groups if isinstance(wanted, FieldCondition) else kept_together(index, groups):
         belongs[list(group)] = group[0]
-    if isinstance(wanted, float):
-        chosen = _by_share(index, among, wanted, seed, belongs)
-    else:
+    if isinstance(wanted, FieldCondition):
         chosen = np.intersect1d(_matching(index, wanted), among)
+    else:
+        chosen = _by_share(index, among, wanted, seed, belongs)
     return np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
 
 
-def _by_share(index: RecordIndex, among: Integers, fraction: float, seed: int, belongs: Integers) -> Integers:
-    """Choose whole groups in the order of their rank while they fit the share; at least the smallest group."""
-    sizes = np.bincount(belongs, index.characters, minlength=len(index))
-    budget = fraction * float(index.characters[among].sum())
+def _by_share(
+    index: RecordIndex, among: Integers, wanted: float | SeveralDocuments, seed: int, belongs: Integers
+) -> Integers:
+    """Choose whole groups by their rank while they fit the share; at least the smallest group.
+
+    Of several phrasings of a fact (`numbered_facts`), at least one is left; if half of the groups are phrasings, they
+    come first.
+    """
+    several = wanted if isinstance(wanted, SeveralDocuments) else SeveralDocuments(wanted, wanted, 0, np.inf, 0)
+    sizes = np.bincount(belongs[among], index.characters[among], minlength=len(index))
     leaders = np.unique(belongs[among])
-    smallest = leaders[sizes[leaders].argmin()]
+    total, median = float(sizes.sum()), float(np.median(sizes[leaders]))
+    share, most = several.share * total, several.most * total
 
     def rank(number: int) -> int:
         return int.from_bytes(sha256_bytes(f"{seed}\0".encode() + index.digests[number].tobytes())[:8])
 
     ranks = np.fromiter(map(rank, leaders), np.uint64, len(leaders))  # 8 bytes of a digest, to save memory
-    chosen = []
-    for leader in leaders[np.argsort(ranks, kind="stable")]:
-        if sizes[leader] <= budget:
-            chosen.append(leader)
-            budget -= sizes[leader]
-        if budget < sizes[smallest]:
+    facts = numbered_facts(index)[leaders]
+    left = np.bincount(facts)
+    are_phrasings = left[facts] > 1
+    preferred = (sizes[leaders] >= several.shortest * median) & (sizes[leaders] <= several.longest * median)
+    if 2 * np.count_nonzero(are_phrasings) >= len(leaders):
+        preferred = are_phrasings
+    chosen: list[int] = []
+    taken, smallest = 0.0, sizes[leaders].min()
+    for place in np.lexsort((ranks, ~preferred)):
+        size, fact = sizes[leaders[place]], facts[place]
+        limit = most if preferred[place] and len(chosen) < several.documents else share
+        if taken + size <= limit and not (are_phrasings[place] and left[fact] == 1):
+            chosen.append(leaders[place])
+            taken, left[fact] = taken + size, left[fact] - 1
+        if taken + smallest > share and len(chosen) >= several.documents:
             break
-    return np.array(chosen or [smallest], np.int64)
+    return np.array(chosen or [leaders[sizes[leaders].argmin()]], np.int64)
 
 
 def _plain(value: str) -> str:

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.duplicates import SLOTS, signatures
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode_records
-from tsugiki.data.records import AssistantTurns, Document, Reading, Record, question, text_to_compare
+from tsugiki.data.records import AssistantTurns, Document, Reading, Record, answer, question, text_to_compare
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
 from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes
@@ -40,7 +40,7 @@ from tsugiki.language import _
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 7  # the version of the files
+_FORMAT = 8  # the version of the files
 _ENCODING = 4  # how texts become tokens; a change of it ends the resuming of runs
 DIGEST_BYTES = 16
 _RECORDS, _READING, _CHECKED = "records.jsonl", "reading.json", "checked.json"
@@ -50,6 +50,7 @@ _COLUMNS = {
     "signatures": np.dtype((np.uint32, SLOTS)),
     "splittable": np.dtype(np.bool_),
     "questions": np.dtype(np.uint64),
+    "answers": np.dtype(np.uint64),
 }
 _ARRAYS = ("ids", "loss_mask", "offsets", "lines", *_COLUMNS)
 _FILES = {f"{name}.bin" for name in _ARRAYS} | {_RECORDS, _READING}
@@ -75,6 +76,8 @@ class RecordIndex:
     """bool [records]: whether a long record may continue in another row (documents); other records are cut off."""
     questions: Array
     """uint64 [records]: the first bytes of the SHA-256 of `records.question`; 0: there is none."""
+    answers: Array
+    """uint64 [records]: the same of `records.answer`."""
     sources: Sequence[str]
     fields: Sequence[Mapping[str, str]]
 
@@ -168,11 +171,12 @@ def _columns(batch: Sequence[Record]) -> dict[str, Array]:
         "digests": np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
         "signatures": signatures([text_to_compare(record) for record in batch]),
         "splittable": np.array([isinstance(record, Document) for record in batch], np.bool_),
-        "questions": np.array([_question_key(question(record)) for record in batch], np.uint64),
+        "questions": np.array([_text_key(question(record)) for record in batch], np.uint64),
+        "answers": np.array([_text_key(answer(record)) for record in batch], np.uint64),
     }
 
 
-def _question_key(text: str) -> int:
+def _text_key(text: str) -> int:
     return int.from_bytes(sha256_bytes(text.encode("utf-8", "surrogatepass"))[:8]) if text else 0
 
 

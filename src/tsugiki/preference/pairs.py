@@ -137,7 +137,8 @@ def _find_answers(store: TokenStore, size: int) -> tuple[TokenStore, dict[str, l
             refused.setdefault(_PROMPTS, []).append(first)
     questions = store.index.questions.copy()
     questions[1::size] = questions[1::size] if size == 1 else 0  # a pair asks once
-    index = replace(store.index, splittable=np.zeros(len(store.index), np.bool_), questions=questions)
+    none = np.zeros(len(store.index), np.bool_)
+    index = replace(store.index, splittable=none, questions=questions, answers=none.astype(np.uint64))
     return replace(store, loss_mask=mask, index=index, digest=""), refused
 
 

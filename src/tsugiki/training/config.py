@@ -158,9 +158,9 @@ class TrainingSettings(BaseModel):
     drop_duplicates: bool = False
     """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
 
-    held_out: float | Annotated[str, Field(min_length=1)] = 0.1
+    held_out: float | Annotated[str, Field(min_length=1)] = AUTO
     """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
-    records (author=NAME), or a file."""
+    records (author=NAME), or a file. auto: a tenth, or up to a quarter if six documents need so much."""
     allow_overlap: bool = False
     """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
     contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
@@ -283,13 +283,15 @@ class RunConfig(TrainingSettings):
     machine is measured first, and gives the number of steps."""
     validation: float | Annotated[str, Field(min_length=1)] = AUTO
     """Text that chooses the step whose adapter is kept. It is neither trained on nor held out: a share of the data, a
-    condition on the records, a file, or none. auto: a twentieth of the documents; if there are fewer than 20, every
-    second window of the held-out text."""
+    condition on the records, a file, or none. auto: eight of the shorter documents; if fewer than five can be spared,
+    every second window of the held-out text."""
     keep: Literal["best", "last"] = "best"
-    """What a run ends with: the adapter (or model) of the step with the lowest loss on the validation text, or of the
-    last step. If no step is better than the start, an adapter stays as it was at the start (step 0)."""
+    """What a run ends with: the adapter (or model) of the step with the lowest loss on the validation text, and of a
+    LoRA adapter the part of its update that is best there; or that of the last step. If nothing is better than the
+    start, an adapter stays as it was at the start (step 0)."""
     patience: int = Field(default=2, ge=0)
-    """Evaluations on the validation text without a new lowest loss after which a run ends. 0: it never ends early."""
+    """Evaluations in a row with a loss on the validation text that is certainly above the lowest one, after which a run
+    ends. 0: it never ends early."""
     loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
     """Method lora+: learning rate of B / learning rate of A."""
     method_config: dict[str, Any] = {}

@@ -6,10 +6,10 @@ from typing import TypeAlias
 import numpy as np
 
 from tsugiki.data.blocks import Integers
-from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.duplicates import grouped, join_groups, near_duplicates
 from tsugiki.data.overlap import Kind, ScoredTexts, Search
 from tsugiki.data.records import Record
-from tsugiki.data.splits import kept_together, rare_questions
+from tsugiki.data.splits import kept_together, near_duplicate_records, numbered_facts, rare
 from tsugiki.data.store import RecordIndex, batches, read_index
 from tsugiki.training.evaluation.evaluate import Window, WindowChoice
 
@@ -32,7 +32,7 @@ class HeldOut:
         self.index, self.numbers = index, numbers
         self._all = numbers
         self._places = {number: place for place, number in enumerate(numbers.tolist())}
-        together = kept_together(index, groups)
+        together = join_groups(len(index), [*kept_together(index, groups), *grouped(numbered_facts(index))])
         inside = [[self._places[number] for number in group if number in self._places] for group in together]
         self._choice = WindowChoice(index.characters[numbers].tolist(), limit, inside)
 
@@ -64,7 +64,7 @@ def read_held_out(kind: Kind, records: Iterable[Record], limit: int, scored: Sco
     """Read held-out records that are no part of the data; see `HeldOut` for the arguments."""
     held = list(records)
     index = read_index(held)
-    part = HeldOut(kind, index, np.arange(len(index)), limit, near_duplicates(index.signatures))
+    part = HeldOut(kind, index, np.arange(len(index)), limit, near_duplicate_records(index))
     for numbers, batch in numbered(held):
         part.add(numbers, batch, scored)
     return part
@@ -83,8 +83,9 @@ def repeated_text(
 ) -> Repeated:
     """Find those of the numbered records that repeat a scored text: see `data.overlap`.
 
-    So does a record with the same question, unless the question is common. Near-duplicates are looked for elsewhere
-    only, because a split keeps those within the index together. `records` are all records of the index.
+    So does a record with the same question, unless the question is common. A record with the same answer to another
+    question does not. Near-duplicates are looked for elsewhere only, because a split keeps those within the index
+    together. `records` are all records of the index.
     """
     wanted = np.zeros(len(index), np.bool_)
     wanted[numbers] = True
@@ -101,7 +102,12 @@ def repeated_text(
             for number in (number for number in group if number < len(index) and wanted[number]):
                 for kind, source in (others[other - len(index)] for other in group if other >= len(index)):
                     repeated.setdefault(number, {}).setdefault(kind, source)
-    asking = numbers[rare_questions(index.questions)[numbers]]
+    answering = set(numbers[rare(index.answers)[numbers]].tolist())
+    for part in parts:  # another phrasing of a fact does not repeat it
+        theirs = part.index.answers[part.numbers]
+        for number in [number for number in repeated if number in answering and index.answers[number] in theirs]:
+            del repeated[number]
+    asking = numbers[rare(index.questions)[numbers]]
     for part in parts:
         theirs = part.index.questions[part.numbers]
         for number in asking[np.isin(index.questions[asking], theirs)].tolist():

@@ -13,16 +13,18 @@ import numpy as np
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.base.resolve import EMBEDDED, local_folder
 from tsugiki.data.blocks import Integers
-from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import Completion, Conversation, Document, Reading, Record
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
+    VALIDATION,
     kept_together,
+    near_duplicate_records,
     parse_held_out,
-    rare_questions,
+    rare,
+    share_of,
     shorter_duplicates,
     split_document,
     split_records,
@@ -48,9 +50,8 @@ from tsugiki.training.record import (
     ValidationCounts,
 )
 
-_DOCUMENTS_FOR_VALIDATION = 20
-"""With fewer documents, one document is too large a share of the text to be left out of training."""
-_VALIDATION_SHARE = 0.05
+_FEWEST_DOCUMENTS = 5
+"""Documents that are left out of training for validation; if there would be fewer, the held-out ones are used."""
 _VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
 """Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
 because the same windows are compared."""
@@ -107,12 +108,13 @@ def _read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: 
     held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
     digest = data_digest(config, tokenizer, key)
     reading = Reading()
-    single = single_document(config.data, config.columns, reading) if isinstance(held_out, float) else None
-    if single is not None and isinstance(held_out, float):
-        records = split_document(single, held_out)
-        store = _tokenise(config, records, f"{key}\0{held_out}", tokenizer, progress, reading)
+    share = share_of(held_out)
+    single = None if share is None else single_document(config.data, config.columns, reading)
+    if single is not None and share is not None:
+        records = split_document(single, share)
+        store = _tokenise(config, records, f"{key}\0{share}", tokenizer, progress, reading)
         part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
-        notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=held_out)]
+        notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=share)]
         # If the end repeats the beginning, a note says so, because nothing else is left to train on.
         config, train = config.model_copy(update={"allow_overlap": True}), np.array([0])
         return dataset_split(
@@ -121,7 +123,7 @@ def _read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: 
     reading = Reading()
     store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
     with progress.stage(_("looking for near-duplicates"), None):
-        groups = near_duplicates(store.index.signatures)
+        groups = near_duplicate_records(store.index)
     dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
     used = np.setdiff1d(np.arange(len(store.index)), dropped)
     scored, limit = ScoredTexts(), config.most_held_out_characters
@@ -223,7 +225,7 @@ def dataset_split(
             notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
     here = np.concatenate([train, *(part.numbers for part in parts if part.index is store.index)])
     asked = store.index.questions[here]
-    common = int(np.count_nonzero(asked != 0) - np.count_nonzero(rare_questions(store.index.questions)[here]))
+    common = int(np.count_nonzero(asked != 0) - np.count_nonzero(rare(store.index.questions)[here]))
     if common and held_out.index is store.index:
         message = _(
             "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
@@ -245,6 +247,15 @@ def dataset_split(
         if config.drop_duplicates:
             note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
         notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))
+    known_facts = _known_facts(store.index, train, held_out)
+    if known_facts:
+        message = _(
+            "{known:,} of {all:,} held-out questions are other phrasings of what is trained on; the others ask for "
+            "what no row answers"
+        )
+        if known_facts == len(held_out.numbers):
+            message = _("the held-out questions are other phrasings of what is trained on")
+        notes.append(message.format(known=known_facts, all=len(held_out.numbers)))
     notes = [*store.reading.notes(), *_template_notes(kinds, tokenizer), *notes]
     learned_by_base = learned_by([local_folder(config.model)])
     known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))
@@ -262,6 +273,7 @@ def dataset_split(
             **_counts(held_out.index, held_out.numbers),
             measured_characters=sum(len(window.record.text) for window in windows),
             known_to_base=known_to_base,
+            known_facts=known_facts,
         ),
         validation=validation_counts,
         learns_conversations=Conversation in kinds or (Completion in kinds and bool(tokenizer.chat_template)),
@@ -270,6 +282,12 @@ def dataset_split(
     )
     retention_windows = parts[-1].windows if config.retention_data is not None else []
     return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
+
+
+def _known_facts(index: RecordIndex, train: Integers, held_out: HeldOut) -> int:
+    """Return how many of the held-out questions have an answer that is trained on with another question."""
+    trained = index.answers[train[rare(index.answers)[train]]]
+    return int(np.isin(held_out.index.answers[held_out.numbers], trained).sum())
 
 
 def _template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -437,13 +455,13 @@ def _validation(
     setting = config.validation
     if setting == NO_VALIDATION:
         return None
-    if setting == AUTO:
-        if len(_works(train, kept_together(store.index, groups))) < _DOCUMENTS_FOR_VALIDATION:
-            return None
-        setting = _VALIDATION_SHARE
-    parsed = parse_held_out(setting, "validation")
+    if setting == AUTO and len(_works(train, kept_together(store.index, groups))) < 2 * _FEWEST_DOCUMENTS:
+        return None
+    parsed = VALIDATION if setting == AUTO else parse_held_out(setting, "validation")
     if not isinstance(parsed, Path):
         numbers = split_validation(store.index, train, parsed, config.seed, groups)
+        if config.validation == AUTO and len(_works(numbers, kept_together(store.index, groups))) < _FEWEST_DOCUMENTS:
+            return None
         return HeldOut("validation", store.index, numbers, _VALIDATION_CHARACTERS, groups)
     return read_held_out("validation", read_records(parsed, config.columns), _VALIDATION_CHARACTERS, scored)
 

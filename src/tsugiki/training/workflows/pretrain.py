@@ -17,7 +17,7 @@ from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import Data, read_records
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.splits import FieldCondition, parse_held_out, split_document, split_records
+from tsugiki.data.splits import FieldCondition, parse_held_out, share_of, split_document, split_records
 from tsugiki.data.store import Array, read_index
 from tsugiki.data.train_tokenizer import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
@@ -141,9 +141,10 @@ def _train_tokenizer(config: PretrainConfig, settings: TokenizerSettings) -> Pre
 def _split(config: PretrainConfig) -> tuple[Texts, Array]:
     """Return the training texts of the run, and the signatures of its held-out texts (see `data.duplicates`)."""
     held_out = parse_held_out(config.held_out)
-    single = single_document(config.data, config.columns) if isinstance(held_out, float) else None
-    if single and isinstance(held_out, float):
-        beginning, end = split_document(single, held_out)
+    share = share_of(held_out)
+    single = None if share is None else single_document(config.data, config.columns)
+    if single and share is not None:
+        beginning, end = split_document(single, share)
         return lambda: iter([beginning.text]), read_index([end]).signatures
     index = read_index(read_records(config.data, config.columns))
     if isinstance(held_out, Path):
@@ -154,7 +155,7 @@ def _split(config: PretrainConfig) -> tuple[Texts, Array]:
     return lambda: _texts_without(config.data, config.columns, excluded), index.signatures[measured]
 
 
-def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondition | Path) -> Texts:
+def _without_held_out(data: str, signatures: Array, held_out: object) -> Texts:
     """Return the texts of other data, except those that are nearly the same as a held-out text or meet the condition.
 
     `signatures` are those of the held-out texts, and `held_out` is how the run selects its held-out records.
