@@ -74,11 +74,14 @@ def test_the_validation_text_and_what_it_has_chosen_are_shown():
     run = record(validations=curve, kept_step=20, training=TRAINING, resolved_settings={"steps": 60}, data=data)
     page = of(run)
     assert [row[:2] for row in page.table("text")[-3:]] == [["validation", str(step)] for step in (0, 20, 40)]
-    assert (
-        "Step 20 had the lowest loss on the validation text and is kept; the run ended after step 40 of 60" in page.text
-    )
-    whole = of(record(validations=curve, kept_step=20, training=TRAINING, resolved_settings={"steps": 40}, data=data))
-    assert "Step 20 of 40 had the lowest loss on the validation text and is kept." in whole.text
+    decided = {row[0]: row[1:] for row in page.table("decision")}
+    assert decided["end of the run"] == ["step 40 of 60", "2 looks at 12 windows of 12 documents"]
+    assert decided["kept step"] == ["20", "2 looks at 12 windows of 12 documents"]
+    assert "strength" not in decided
+    half, whole = [evaluation(20, 5.25), evaluation(40, 5.3)], [curve[0], evaluation(20, 5.0), evaluation(40, 5.5)]
+    page = of(record(validations=whole, half_validations=half, kept_step=20, strength=1, training=TRAINING, data=data))
+    strength = next(row for row in page.table("decision") if row[0] == "strength")
+    assert strength[1:] == ["1", "validation loss by strength: 0: 6.000, 0.5: 5.250, 1: 5.000"]
     assert "4 records, 2,000 characters" in page.text
     assert "no step was better" not in page.text.lower()
     worse = [evaluation(step, loss) for step, loss in ((0, 5.0), (20, 5.1), (40, 5.5))]
@@ -150,11 +153,8 @@ def test_of_many_samples_the_first_the_middle_and_the_last_are_shown():
     [
         ({"evaluations": []}, "no evaluation yet"),
         ({"evaluations": [evaluation(0, 5.6)]}, "no later evaluation yet"),
-        ({"evaluations": [evaluation(0, 5.6, 1), evaluation(9, 5.0, 1)]}, "no interval|There are no intervals"),
-        (
-            {"evaluations": [evaluation(0, 5.6, 3), evaluation(9, 5.0, 3)]},
-            "texts are held out (3 documents|from only 3",
-        ),
+        ({"evaluations": [evaluation(0, 5.6, 2), evaluation(9, 5.0, 2)]}, "on 2 documents, too few for an interval"),
+        ({"evaluations": [evaluation(0, 5.6, 3), evaluation(9, 5.0, 3)]}, "from only 3"),
         ({"evaluations": [evaluation(0, 800.0), evaluation(9, 5.0)]}, "inf"),
         ({"evaluations": [evaluation(0, 5.6), evaluation(9, math.nan)]}, "the change cannot be computed"),
         ({"samples": []}, "After 40 steps"),

@@ -3,7 +3,7 @@
 import math
 
 from tsugiki.language import _, counts
-from tsugiki.training.evaluation.interval import Change, Interval
+from tsugiki.training.evaluation.interval import FEWEST_DOCUMENTS, Change, Interval
 
 FEW_DOCUMENTS = 5
 """With fewer documents, an interval is wide (Student's t of four degrees of freedom is 2.8, of one 12.7)."""
@@ -35,7 +35,7 @@ def format_change(change: Change, digits: int = 1) -> str:
 def describe_change(change: Change) -> str:
     """Describe the interval of a change, and whether the change could be due to the choice of documents."""
     if change.interval is None:
-        return _("no interval, which requires two or more documents that are not near-duplicates")
+        return _("on {documents}, too few for an interval").format(documents=counts.documents(change.documents))
     low, high = change.interval
     text = _("95 % interval {low:+.1%} to {high:+.1%}, over {documents}")
     return text.format(low=low, high=high, documents=counts.documents(change.documents)) + (
@@ -45,8 +45,10 @@ def describe_change(change: Change) -> str:
 
 def describe_intervals(documents: int) -> str:
     """Return what the brackets in a table are, as a sentence; near-duplicates count as one document."""
-    if documents < 2:
-        return _("There are no intervals, which require two or more documents that are not near-duplicates.")
+    if documents < FEWEST_DOCUMENTS:
+        return _("The text is {documents}, too few for an interval; near-duplicates count as one.").format(
+            documents=counts.documents(documents)
+        )
     if documents < FEW_DOCUMENTS:
         return _("In brackets: 95 % intervals, from only {documents}; more documents make them narrower.").format(
             documents=counts.documents(documents)

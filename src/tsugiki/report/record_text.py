@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _, counts, listed, marked
-from tsugiki.report.formatting import FEW_DOCUMENTS, describe_change, format_number, format_with_interval
+from tsugiki.report.formatting import describe_change, format_number, format_with_interval
 from tsugiki.report.pairs import pair_notes
 from tsugiki.report.table import Table
 from tsugiki.training.evaluation.interval import Change, Interval
@@ -91,24 +91,10 @@ def run_notes(record: RunRecord) -> list[str]:
             "third of it."
         )
         notes.append(message.format(step=restart.step, rate=restart.learning_rate))
-    if record.kept_step and record.training and record.kept_step < record.training.steps:
-        message = _(
-            "Step {kept_step:,} had the lowest loss on the validation text and is kept; the run ended after step "
-            "{steps:,} of {planned}."
-        )
-        planned = record.resolved_settings.get("steps", "?")
-        if record.training.steps == planned:
-            message = _("Step {kept_step:,} of {planned} had the lowest loss on the validation text and is kept.")
-        if record.pair_validations:
-            message = _(
-                "Step {kept_step:,} is kept: of the steps at which the chosen answers of the validation pairs were as "
-                "likely as at first, it had the highest accuracy."
-            )
-        notes.append(message.format(kept_step=record.kept_step, steps=record.training.steps, planned=planned))
     if record.kept_step == 0:
         message = _(
-            "No step was better than the start on the validation text, so the adapter stays as it was there (step "
-            "0): the learning rate is too high, or the text is short, or like what the model knows already."
+            "Nothing that was learned helps on the validation text, so the adapter stays as it was at the start (step "
+            "0): the text is short, or like what the model knows already."
         )
         notes.append(message)
     elif not record.any_step_is_better():
@@ -223,7 +209,7 @@ def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
 
 def hints(record: RunRecord) -> list[str]:
     """Return hints for the user from the record of a run; empty for a run that has just begun."""
-    found = [*_text_hints(record), _loss_hint(record), _result_hint(record), _interval_hint(record)]
+    found = [*_text_hints(record), _loss_hint(record), _result_hint(record)]
     return [hint for hint in (*found, _sample_hint(record)) if hint]
 
 
@@ -310,18 +296,6 @@ def _result_hint(record: RunRecord) -> str:
         )
         return message.format(change=change)
     return ""  # also if the change is not a number
-
-
-def _interval_hint(record: RunRecord) -> str:
-    """Return a hint if few documents are held out, so that the interval is wide; else ""."""
-    documents = len(record.evaluations[-1].independent) if record.evaluations else FEW_DOCUMENTS
-    if record.status != "finished" or documents >= FEW_DOCUMENTS:
-        return ""
-    message = _(
-        "Few texts are held out ({documents}; near-duplicates count as one): more works, or a larger --held-out, "
-        "narrow the interval or make one possible."
-    )
-    return message.format(documents=counts.documents(documents))
 
 
 def _sample_hint(record: RunRecord) -> str:

@@ -12,6 +12,7 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
+from tsugiki.report.decisions import decision_table
 from tsugiki.report.formatting import (
     FEW_DOCUMENTS,
     describe_intervals,
@@ -70,6 +71,7 @@ def record_sections(record: RunRecord) -> list[tuple[str, Markup]]:
         (_("Pairs"), _pairs(record)),
         (_("Held-out text and loss"), _figures(record)),
         (_("Samples"), sample_columns([("", record)]) + all_samples(record)),
+        (_("What was decided, and from how much text"), _decisions(record)),
         (_("Evaluations"), _evaluations(record)),
         (_("Data"), _data(record)),
         (_("Model and method"), _parameters(record)),
@@ -146,6 +148,11 @@ def _figures(record: RunRecord) -> Markup:
         facts.append((_("speed"), speed_text(record)))
         facts += peak_memory_lines(record.training)
     return render_macro("facts", facts) + render_macro("figures", plots)
+
+
+def _decisions(record: RunRecord) -> Markup:
+    table = decision_table(record)
+    return table.to_html() if table.rows else Markup()
 
 
 def _pairs(record: RunRecord) -> Markup:

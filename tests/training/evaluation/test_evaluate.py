@@ -162,10 +162,10 @@ def test_no_text():
 
 def test_figures_are_of_documents_and_add_up():
     model = tiny_model(vocab_size=257)
-    texts = ["庭の枝。", "接ぎ木は春に", "雨"]
-    windows = [Window(Document(text, ""), number) for number, text in zip([4, 9, 4], texts, strict=True)]
+    texts = ["庭の枝。", "接ぎ木は春に", "雨", "葉"]
+    windows = [Window(Document(text, ""), number) for number, text in zip([4, 9, 4, 11], texts, strict=True)]
     result = evaluate(model, byte_tokenizer(), windows)
-    assert [(tokens, characters) for _, tokens, characters in result.documents] == [(15, 5), (18, 6)]
+    assert [(tokens, characters) for _, tokens, characters in result.documents] == [(15, 5), (18, 6), (3, 1)]
     assert result.documents[0][0] == pytest.approx(naive_nll(model, [texts[0], texts[2]]), rel=1e-5)
     figures = result.model_dump(mode="json")
     low, high = figures["loss_interval"]

@@ -89,14 +89,15 @@ def test_copies_of_a_document_make_no_interval(run: Any, tmp_path: Path):
     assert len(base.independent) == 1
     assert base.loss_interval is None
     notes = evaluation_table(["base"], [base])[1]
-    assert any("There are no intervals" in note for note in notes)
+    assert any("too few for an interval" in note for note in notes)
     assert not any("In brackets" in note for note in notes)
-    (copies / "other.txt").write_text(text(6, 300))
+    for number in (6, 7):
+        (copies / f"other{number}.txt").write_text(text(number, 300))
     (base, _) = evaluated(config, str(copies))
-    assert len(base.independent) == 2
+    assert len(base.independent) == 3
     assert base.loss_interval == loss_interval(base.independent)
     assert base.loss_interval != loss_interval(base.documents)
-    assert any("from only 2 documents" in note for note in evaluation_table(["base"], [base])[1])
+    assert any("from only 3 documents" in note for note in evaluation_table(["base"], [base])[1])
 
 
 def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(run: Any, tmp_path: Path):

@@ -24,6 +24,9 @@ Interval: TypeAlias = tuple[float, float]
 Score: TypeAlias = tuple[float, int, int]
 """Score of one document: summed negative log-likelihood in nats, number of tokens, number of characters."""
 
+FEWEST_DOCUMENTS = 3
+"""From two documents, an interval would be 12.7 standard errors wide on each side, which says nothing."""
+
 _NORMAL = 1.959963984540054  # the 97.5th percentile of the standard normal distribution
 # The logarithm of t / normal percentile, as a polynomial in 1 / degrees of freedom; t is right to 4 digits from 1 on.
 _LOG_T = (0.1008, -0.3165, 0.1666, 0.7082, 1.2101, 0.0)
@@ -36,7 +39,7 @@ class Change:
     relative: float
     """After / before - 1; NaN if it cannot be computed, as of different documents."""
     interval: Interval | None
-    """95 % interval over documents; None for fewer than two."""
+    """95 % interval over documents; None for fewer than three."""
     documents: int
     """Number of documents after the change; near-duplicates count as one."""
 
@@ -58,12 +61,12 @@ def sum_groups(scores: Sequence[Score], groups: Sequence[int]) -> list[Score]:
 
 
 def loss_interval(scores: Sequence[Score]) -> Interval | None:
-    """Return the 95 % interval of the mean loss per token; None for fewer than two documents."""
+    """Return the 95 % interval of the mean loss per token; None for fewer than three documents."""
     return _ratio_interval([(nll, tokens) for nll, tokens, _characters in scores])
 
 
 def bits_interval(scores: Sequence[Score]) -> Interval | None:
-    """Return the 95 % interval of the bits per character; None for fewer than two documents."""
+    """Return the 95 % interval of the bits per character; None for fewer than three documents."""
     return _ratio_interval([(nll / math.log(2), characters) for nll, _tokens, characters in scores])
 
 
@@ -80,7 +83,7 @@ def change(before: float, after: float, scores_before: Sequence[Score], scores_a
 
 
 def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval | None:
-    """Return the 95 % interval of NLL after / NLL before - 1; None for fewer than two documents."""
+    """Return the 95 % interval of NLL after / NLL before - 1; None for fewer than three documents."""
     if len(before) != len(after):
         return None
     ratio = _ratio_interval([(other[0], one[0]) for one, other in zip(before, after, strict=True)])
@@ -163,8 +166,8 @@ def paired_interval(pairs: Sequence[tuple[bool, bool]]) -> Interval:
 
 
 def _ratio_interval(pairs: Sequence[tuple[float, float]]) -> Interval | None:
-    """Return `ratio_intervals` for one set of documents; None for fewer than two, or if it is not finite."""
-    if len(pairs) < 2:
+    """Return `ratio_intervals` for one set of documents; None for fewer than three, or if it is not finite."""
+    if len(pairs) < FEWEST_DOCUMENTS:
         return None
     with np.errstate(all="ignore"):
         low, high = ratio_intervals(*np.array(pairs, float).T).tolist()

@@ -1,0 +1,56 @@
+"""What a run decided, and from how much text, as a table (`training.decisions` has the rules)."""
+
+from tsugiki.language import _, counts
+from tsugiki.report.formatting import format_number
+from tsugiki.report.table import Table
+from tsugiki.training.decisions import looks
+from tsugiki.training.record import RunRecord
+
+
+def decision_table(record: RunRecord) -> Table:
+    """Return a row for each decision of a finished run: what, the result, and from what it was taken."""
+    rows = [*_rate(record), *_head(record)]
+    if record.status == "finished" and record.training is not None:
+        rows += _steps(record, record.training.steps)
+    return Table([_("decision"), _("result"), _("from what")], rows)
+
+
+def _rate(record: RunRecord) -> list[list[str]]:
+    if "learning_rate" not in record.resolved_settings:
+        return []
+    source = _("the width and the weights of the base, the method and the length of the run")
+    for restart in record.restarts:
+        message = _("the training loss had risen until step {step:,} at {rate:g}, so the run began again with a third")
+        source = message.format(step=restart.step, rate=restart.learning_rate)
+    return [[_("learning rate"), f"{record.resolved_settings['learning_rate']:g}", source]]
+
+
+def _head(record: RunRecord) -> list[list[str]]:
+    factor = record.resolved_settings.get("head_factor")
+    if factor is None:
+        return []
+    result = _("trains, at {factor:g} of the rate").format(factor=factor)
+    return [[_("output head"), result, _("what the base predicts on 8 rows of the training text")]]
+
+
+def _steps(record: RunRecord, steps: int) -> list[list[str]]:
+    done = [look for look in looks(record) if look.whole.step]
+    if not done or record.pair_validations:
+        return []
+    text = _("{looks} looks at {windows} of {documents}").format(
+        looks=len(done),
+        windows=counts.windows(done[-1].whole.windows),
+        documents=counts.documents(len(done[-1].whole.independent)),
+    )
+    planned = record.resolved_settings.get("steps", steps)
+    rows = [
+        [_("end of the run"), _("step {done:,} of {planned:,}").format(done=steps, planned=planned), text],
+        [_("kept step"), f"{record.kept_step:,}" if record.kept_step is not None else "–", text],
+    ]
+    best = min(done, key=lambda look: look.loss)
+    if best.half is not None and best.base is not None:
+        losses = [f"{strength}: {format_number(one.loss)}" for strength, one in (("0", best.base), ("0.5", best.half))]
+        losses += [f"1: {format_number(best.whole.loss)}", f"{best.strength:g}: {format_number(best.loss)}"]
+        message = _("validation loss by strength: {losses}").format(losses=_(", ").join(dict.fromkeys(losses)))
+        rows.append([_("strength"), f"{record.strength:g}", message])
+    return rows
