@@ -1,5 +1,6 @@
 """Training records (documents, prompts with completions, conversations), and facts about how they were read."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from typing import Literal, TypeAlias
 
 from tsugiki.errors import summarise_list
 from tsugiki.language import _, ngettext
+
+_UNSEEN = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]+")
 
 AssistantTurns: TypeAlias = Literal["all", "last"]
 """The assistant's turns that count in the loss: all of them, or only the last one of a conversation."""
@@ -112,7 +115,17 @@ def question(record: Record) -> str:
             roles = [message.role for message in record.messages]
             first = roles.index("assistant") if "assistant" in roles else len(roles)
             text = "\n".join(message.content for message in record.messages[:first] if message.role == "user")
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return without_spaces(text).casefold()
+
+
+def normalise_name(name: str) -> str:
+    """Return the name of a person or a title in the form for comparison: `without_spaces`, at most 500 characters."""
+    return without_spaces(name[:500])  # normalising a long row of combining marks takes quadratic time
+
+
+def without_spaces(text: str) -> str:
+    """Return a text with normalised widths and composed characters, and without spaces, also those of no width."""
+    return _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
 
 
 @dataclass
