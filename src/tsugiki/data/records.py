@@ -146,7 +146,8 @@ class Reading:
     """Files of another kind in a folder or a zip."""
     without_fields: list[str] = field(default_factory=list)
     """Tables in a folder or a zip that have none of the known fields."""
-
+    other_prompts: list[str] = field(default_factory=list)
+    """Rows with a prompt that is not that of their two conversations."""
     pairs: list[str] = field(default_factory=list)
     """Columns that were found to be a question and its answer, such as `question → answer`."""
     unused: list[str] = field(default_factory=list)
@@ -184,6 +185,12 @@ class Reading:
             found.append(message.format(names=summarise_list(self.annotated)))
         if self.empty:
             found.append(_("{names}: empty, so nothing of it is used").format(names=summarise_list(self.empty)))
+        if self.other_prompts:
+            message = _(
+                "{names}: the prompt is none of the turns with which chosen and rejected begin; these are learned, and "
+                "it is not"
+            )
+            found.append(message.format(names=summarise_list(self.other_prompts)))
         if self.passed_over:
             found.append(
                 ngettext(
