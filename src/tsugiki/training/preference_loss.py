@@ -208,7 +208,8 @@ def scores_of(
         some = [record for record in sorted(lengths) if good[record] == wanted]
         tokens = torch.tensor([lengths[record] for record in some])
         answers = Answers(values[some], tokens, None if reference is None else reference[some])
-        return ScoredAnswers(score(answers).tolist(), values[some].tolist(), tokens.tolist())
+        questions = rows.preferences.store.index.questions[some].tolist()
+        return ScoredAnswers(score(answers).tolist(), values[some].tolist(), tokens.tolist(), questions)
 
     return summarise_pairs(of_kind(True), of_kind(False), paired=rows.preferences.size == 2)
 
