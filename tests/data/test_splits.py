@@ -142,11 +142,22 @@ def test_a_condition_holds_out_matching_records_and_their_near_duplicates():
     assert split_records(index, FieldCondition("title", "2"), 0, []).tolist() == [2]
 
 
-def test_a_value_is_the_same_however_it_is_composed():
-    names = ["ガルシン", unicodedata.normalize("NFD", "ガルシン"), " ガルシン ", "カルシン"]
-    index = read_index([Document(sentence(i), f"f:{i}", {"author": name}) for i, name in enumerate(names)])
-    for name in names[:2]:
-        assert split_records(index, FieldCondition("author", name), 0, []).tolist() == [0, 1, 2]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ガルシン", unicodedata.normalize("NFD", "ガルシン"), " ガルシン ", "ｶﾞﾙｼﾝ"],
+        ["太宰治", "太宰 治", "太宰　治", "太宰治\u200b", "\ufeff太宰\u200b治"],
+    ],
+)
+def test_a_value_is_the_same_however_it_is_composed_and_spaced(names: list[str]):
+    authors = [*names, "カルシン", "太宰春台", ""]
+    index = read_index([Document(sentence(i), f"f:{i}", {"author": name}) for i, name in enumerate(authors)])
+    for name in names:
+        condition = parse_held_out(f"author={name}")
+        assert isinstance(condition, FieldCondition)
+        assert split_records(index, condition, 0, []).tolist() == list(range(len(names)))
+    with pytest.raises(TsugikiError, match="author="):
+        parse_held_out("author=\u200b")
 
 
 @pytest.mark.parametrize(

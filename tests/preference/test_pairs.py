@@ -143,6 +143,19 @@ def test_columns_of_other_names(tmp_path: Path):
         list(read_answers(str(path)))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "noted"),
+    [("Tea?", False), ("User: Tea ?\nAssistant:", False), (None, False), ("Coffee?", True), ([USER], False)],
+)
+def test_a_prompt_beside_conversations_is_not_learned_twice_and_another_one_is_noted(
+    prompt: Any, noted: bool, tmp_path: Path
+):
+    path, reading = file_of(tmp_path, {"prompt": prompt, "chosen": [USER, GOOD], "rejected": [USER, BAD]}), Reading()
+    assert [record.text for record in read_answers(str(path), reading=reading)] == ["Tea?\nYes.", "Tea?\nNo!"]
+    assert reading.other_prompts == [f"{path}:1"] * noted
+    assert len(reading.notes()) == noted
+
+
 def test_the_prompt_has_the_tokens_of_generation_in_both_answers(tmp_path: Path):
     tokenizer = merging_tokenizer()
     rows = [

@@ -1,6 +1,8 @@
 """What a run decides by its validation text."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.runs import assert_resumes
 from tests.tiny import grafted, tiny_model
+from tests.training import test_preference_runs
 from tests.training.test_keep_best import config
 from tsugiki import LoraConfig, graft
 from tsugiki.data import Document
@@ -18,14 +21,17 @@ from tsugiki.lora import trainable_parameters
 from tsugiki.training import EvaluationCallback, Window, train
 from tsugiki.training.decisions import (
     Look,
+    PairLook,
     enough_windows,
     in_turns,
     is_certainly_lower,
     looks,
     lowest_of_parabola,
     multiply_update,
+    pair_looks,
     starts_from_zero,
 )
+from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation, of_first_windows, summarise
 from tsugiki.training.learning_rate import trained_values
 
@@ -188,3 +194,50 @@ def test_a_run_ends_when_its_looks_are_certainly_above_the_lowest(tmp_path: Path
     patient = train(config(tmp_path, "patient", **SETTINGS))
     assert patient.training is not None
     assert (patient.training.steps, patient.kept_step) == (4, 4)
+
+
+def pairs(objectives: list[float], step: int, prompts: tuple[int, ...] = ()) -> StepPairs:
+    """The pairs of a look, of which only what is compared matters."""
+    figures = dict.fromkeys(("margin", "chosen", "rejected", "chosen_tokens", "rejected_tokens", "accuracy"), 1.0)
+    return StepPairs(
+        step=step,
+        pairs=len(objectives),
+        accuracy_interval=(0, 1),
+        objectives=tuple(objectives),
+        prompts=prompts,
+        **figures,
+    )
+
+
+def test_pairs_of_one_prompt_are_one_when_looks_are_compared():
+    before, after = [1.0, 1.1, 0.9, 1.0, 1.2, 0.8], [0.9, 1.0, 0.8, 0.92, 1.1, 0.7]
+    assert is_certainly_lower(PairLook(pairs(after, 2)), PairLook(pairs(before, 1)))
+    two = (0, 0, 0, 1, 1, 1)
+    assert not is_certainly_lower(PairLook(pairs(after, 2, two)), PairLook(pairs(before, 1, two)))
+    assert PairLook(pairs(after, 2, two)).scores == [(pytest.approx(2.7), 3, 3), (pytest.approx(2.72), 3, 3)]
+    assert PairLook(pairs(after, 2, two)).loss == pytest.approx(sum(after) / 6)
+
+
+def test_a_look_at_which_the_chosen_answers_are_certainly_less_likely_does_not_count():
+    record = SimpleNamespace(
+        validations=[result([4.0, 5.0, 3.0], 0), result([4.12, 5.16, 3.09], 1), result([4.1, 4.8, 3.1], 2)],
+        pair_validations=[pairs([1.0, 1.0], 0), pairs([0.1, 0.1], 1), pairs([0.5, 0.5], 2)],
+    )
+    found: Any = pair_looks(record)  # type: ignore[arg-type]
+    assert [look.step for look in found] == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo", "kto"])
+def test_every_pair_has_what_a_step_minimises(name: str, tmp_path: Path):
+    settings = {"likelihood": 1.0}
+    record = train(
+        test_preference_runs.config(
+            tmp_path, preference=name, preference_settings=settings, max_steps=2, eval_steps=1, prompts=[]
+        )
+    )
+    for look in record.pair_validations:
+        assert len(look.objectives) == look.pairs
+    if name == "dpo":  # at the start every log-ratio is 0: log 2 is left, and the likelihood of the chosen answers
+        start = record.pair_validations[0]
+        likelihood = -start.chosen / start.chosen_tokens
+        assert np.mean(start.objectives) - math.log(2) == pytest.approx(likelihood, rel=0.2)

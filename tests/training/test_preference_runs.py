@@ -145,7 +145,7 @@ def test_an_adapter_that_is_continued_is_its_own_reference(tmp_path: Path):
 
 def test_what_ruins_the_text_is_not_kept(tmp_path: Path):
     """Without the likelihood and with a high rate, the margin grows and the chosen answers are lost."""
-    wild = {"preference_settings": {"likelihood": 0.0, "beta": 0.05}, "learning_rate": 1.0, "eval_steps": 2}
+    wild = {"preference_settings": {"likelihood": 0.0, "beta": 0.05}, "learning_rate": 10.0, "eval_steps": 2, "held_out": 0.6}
     record = train(config(tmp_path, max_steps=20, patience=2, **wild))
     start, *later = record.validations
     assert min(entry.loss for entry in later) > start.loss
@@ -184,6 +184,10 @@ def test_single_answers_are_learned_by_kto_alone(tmp_path: Path):
         {"preference_settings": {"gamma": 1.0}},
         {"preference_settings": {"beta": -1.0}},
         {"preference_settings": {"beta": math.inf}},
+        {"preference_settings": {"beta": 0.0}},
+        {"preference_settings": {"label_smoothing": 0.5}},
+        {"preference": "dpo_norm", "preference_settings": {"label_smoothing": math.nan}},
+        {"preference": "ipo", "preference_settings": {"tau": 0.0}},
         {"preference": None, "preference_settings": {"beta": 1.0}},
         {"mix": "other.txt:0.1"},
         {"assistant_turns": "last"},

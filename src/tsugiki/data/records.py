@@ -1,5 +1,6 @@
 """Training records (documents, prompts with completions, conversations), and facts about how they were read."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from typing import Literal, TypeAlias
 
 from tsugiki.errors import summarise_list
 from tsugiki.language import _, ngettext
+
+_UNSEEN = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]+")
 
 AssistantTurns: TypeAlias = Literal["all", "last"]
 """The assistant's turns that count in the loss: all of them, or only the last one of a conversation."""
@@ -107,20 +110,27 @@ def question(record: Record) -> str:
         case Document():
             return ""
         case Completion():
-            return _plain(record.prompt)
+            text = record.prompt
         case Conversation():
             roles = [message.role for message in record.messages]
             first = roles.index("assistant") if "assistant" in roles else len(roles)
-            return _plain("\n".join(message.content for message in record.messages[:first] if message.role == "user"))
+            text = "\n".join(message.content for message in record.messages[:first] if message.role == "user")
+    return without_spaces(text).casefold()
 
 
 def answer(record: Record) -> str:
     """Return the completion of a record, or the assistant's turns, as `question` does; empty for a document."""
-    return "" if isinstance(record, Document) else _plain(target_text(record, "all"))
+    return "" if isinstance(record, Document) else without_spaces(target_text(record, "all")).casefold()
 
 
-def _plain(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+def normalise_name(name: str) -> str:
+    """Return the name of a person or a title in the form for comparison: `without_spaces`, at most 500 characters."""
+    return without_spaces(name[:500])  # normalising a long row of combining marks takes quadratic time
+
+
+def without_spaces(text: str) -> str:
+    """Return a text with normalised widths and composed characters, and without spaces, also those of no width."""
+    return _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
 
 
 @dataclass
@@ -141,7 +151,8 @@ class Reading:
     """Files of another kind in a folder or a zip."""
     without_fields: list[str] = field(default_factory=list)
     """Tables in a folder or a zip that have none of the known fields."""
-
+    other_prompts: list[str] = field(default_factory=list)
+    """Rows with a prompt that is not that of their two conversations."""
     pairs: list[str] = field(default_factory=list)
     """Columns that were found to be a question and its answer, such as `question → answer`."""
     unused: list[str] = field(default_factory=list)
@@ -179,6 +190,12 @@ class Reading:
             found.append(message.format(names=summarise_list(self.annotated)))
         if self.empty:
             found.append(_("{names}: empty, so nothing of it is used").format(names=summarise_list(self.empty)))
+        if self.other_prompts:
+            message = _(
+                "{names}: the prompt is none of the turns with which chosen and rejected begin; these are learned, and "
+                "it is not"
+            )
+            found.append(message.format(names=summarise_list(self.other_prompts)))
         if self.passed_over:
             found.append(
                 ngettext(

@@ -5,7 +5,6 @@ The held-out records are a share of all records, those with a certain field valu
 
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.data.duplicates import grouped, join_groups, near_duplicates
-from tsugiki.data.records import Document
+from tsugiki.data.records import Document, normalise_name
 from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import sha256_bytes
@@ -80,7 +79,7 @@ def parse_held_out(
     name, sign, value = held_out.partition("=")
     if not sign or os.path.exists(held_out):  # False also for a condition that is too long for the name of a file
         return Path(held_out)
-    if not name.strip() or not value.strip():
+    if not name.strip() or not normalise_name(value):
         shown = error_text(repr(held_out), 100)
         message = _("{setting} is {shown}; write a condition as author=… or title=…")
         raise TsugikiError(message.format(setting=setting, shown=shown))
@@ -196,7 +195,7 @@ def _choose(
     for group in groups if isinstance(wanted, FieldCondition) else kept_together(index, groups):
         belongs[list(group)] = group[0]
     if isinstance(wanted, FieldCondition):
-        chosen = np.intersect1d(_matching(index, wanted), among)
+        chosen = np.intersect1d(_some_matching(index, wanted), among)
     else:
         chosen = _by_share(index, among, wanted, seed, belongs)
     return np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
@@ -239,18 +238,18 @@ def _by_share(
     return np.array(chosen or [leaders[sizes[leaders].argmin()]], np.int64)
 
 
-def _plain(value: str) -> str:
-    """Return a value as it is compared: が can be one code point or two, and no white space is seen at the ends."""
-    return unicodedata.normalize("NFC", value).strip()
+def matching(index: RecordIndex, condition: FieldCondition) -> Integers:
+    """Return the numbers of the records that fulfil a condition, whose values are compared by `normalise_name`."""
+    wanted = normalise_name(condition.value)
+    values = (normalise_name(fields.get(condition.field, "")) for fields in index.fields)
+    return np.array([number for number, value in enumerate(values) if value == wanted], np.int64)
 
 
-def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
-    wanted = _plain(condition.value)
-    matching = [
-        number for number, fields in enumerate(index.fields) if _plain(fields.get(condition.field, "")) == wanted
-    ]
-    if matching:
-        return np.array(matching, np.int64)
+def _some_matching(index: RecordIndex, condition: FieldCondition) -> Integers:
+    """Return the numbers of the records that fulfil a condition; none is an error."""
+    found = matching(index, condition)
+    if len(found):
+        return found
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
         message = _("no record has {field}={value}; the values are {values}")

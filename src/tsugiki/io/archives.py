@@ -1,6 +1,7 @@
 """Read and check zips in memory. Nothing is extracted to the disk, so names and links in the zip have no effect."""
 
 import io
+import stat
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -40,8 +41,8 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
         return next(_read(archive, members, min(max_size, _MAX_RATIO * len(data)), name, advice))
 
 
-def zip_members(path: Path) -> list[str]:
-    """Return the names of the files in a zip, sorted."""
+def zip_members(path: Path) -> dict[str, bool]:
+    """Return the names of the files in a zip, sorted, and whether each is a symbolic link, which holds a name only."""
     with path.open("rb") as file, _opened(file, str(path), _(_ADVICE)) as archive:
         members = [info for info in archive.infolist() if not info.is_dir()]
     for info in members:
@@ -52,7 +53,9 @@ def zip_members(path: Path) -> list[str]:
         if info.flag_bits & 1:
             message = _("{path}: the zip is protected by a password; unpack it, and give the folder")
             raise TsugikiError(message.format(path=path))
-    return sorted(info.filename for info in members)
+    return {
+        info.filename: stat.S_ISLNK(info.external_attr >> 16) for info in sorted(members, key=lambda one: one.filename)
+    }
 
 
 def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tuple[str, bytes]]:

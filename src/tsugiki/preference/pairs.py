@@ -136,7 +136,8 @@ def _find_answers(store: TokenStore, size: int) -> tuple[TokenStore, dict[str, l
         elif size == 2 and common < max(part.argmax() for part in learned):
             refused.setdefault(_PROMPTS, []).append(first)
     questions = store.index.questions.copy()
-    questions[1::size] = questions[1::size] if size == 1 else 0  # a pair asks once
+    if size == 2:
+        questions[1::2] = 0  # a pair asks once
     none = np.zeros(len(store.index), np.bool_)
     index = replace(store.index, splittable=none, questions=questions, answers=none.astype(np.uint64))
     return replace(store, loss_mask=mask, index=index, digest=""), refused

@@ -113,7 +113,7 @@ def scores_table(names: Sequence[str], results: Sequence[TwoScores]) -> tuple[Ta
         change = "–"
         if scores is not first and scores.pairs == first.pairs:  # another tokenizer may refuse other pairs
             pairs = [(before == 1, after == 1) for before, after in zip(first.right, scores.right, strict=True)]
-            low, high = paired_interval(pairs)
+            low, high = paired_interval(pairs, first.prompts)
             change = f"{100 * (scores.accuracy - first.accuracy):+.1f}\n[{100 * low:+.1f}, {100 * high:+.1f}]"
         matched = "–" if scores.matched_accuracy is None else f"{scores.matched_accuracy:.1%}"
         means = f"{scores.chosen:.1f} / {scores.rejected:.1f}"

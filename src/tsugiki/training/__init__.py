@@ -12,8 +12,8 @@ __getattr__, __dir__ = lazy_names(
         "config_files": "load_config load_settings",
         "evaluation.evaluate": "WINDOW_CHARACTERS Window evaluate split_windows",
         "evaluation.interval": (
-            "Score bits_interval change_interval loss_interval paired_interval ratio_intervals t_percentile "
-            "wilson_interval"
+            "Score bits_interval change_interval effective_trials loss_interval paired_interval ratio_intervals "
+            "t_percentile wilson_interval"
         ),
         "evaluation.pairs": "ScoredAnswers summarise_pairs",
         "evaluation.questions": "Question answer_questions read_questions",

@@ -71,11 +71,7 @@ class Progress:
     """Whether the run was interrupted before all callbacks of the last step had been called."""
 
     best_step: int | None = None
-    """The step with the lowest loss on the validation text; its checkpoint is kept."""
-    best_loss: float | None = None
-    best_accuracy: float | None = None
-    """Share of the validation pairs that are right at this step; None: the run learns texts."""
-    evaluations_since_best: int = 0
+    """The step that is kept so far, by `training.decisions`; its checkpoint is not deleted."""
     stopped: bool = False
     """Whether a callback has ended the run before its last step."""
 

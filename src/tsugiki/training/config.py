@@ -220,6 +220,9 @@ UNRECORDED_IF_UNSET = (
 
 
 _HELD_OUT_CHARACTERS = 20_000
+_ABOVE_0 = math.ulp(0.0)
+_PREFERENCE_LIMITS = {"beta": (_ABOVE_0, math.inf), "tau": (_ABOVE_0, math.inf), "label_smoothing": (0.0, 0.5)}
+"""The lowest value of a setting, and the one below which all are, where it is not any number from 0."""
 _NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout", "softmax")
 """Settings that have no meaning for pairs of answers."""
 
@@ -406,8 +409,12 @@ class RunConfig(TrainingSettings):
         loss = LOSSES[self.preference]
         known = {**loss.defaults, "likelihood": loss.likelihood}
         for name, value in self.preference_settings.items():
-            if name not in known or not math.isfinite(value) or value < 0:
-                message = _("preference_settings {name}={value:g}: {preference} has {known}, none of them below 0")
+            low, high = _PREFERENCE_LIMITS.get(name, (0.0, math.inf))
+            if name not in known or not low <= value < high:
+                message = _(
+                    "preference_settings {name}={value:g}: {preference} has {known}; none is below 0, beta and tau are "
+                    "above it, and label_smoothing is below 0.5"
+                )
                 shown = ", ".join(f"{each}={default:g}" for each, default in known.items())
                 raise ValueError(
                     message.format(name=error_text(name, 60), value=value, preference=self.preference, known=shown)

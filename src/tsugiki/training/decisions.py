@@ -5,7 +5,9 @@ after a step. The held-out text decides nothing.
 
     decision        from what                  rule
     windows         the first look             as many as make the interval of its change 0.3 % wide
-    kept step       all looks                  the one with the lowest loss, at its strength
+    kept step       all looks                  the one with the lowest loss, at its strength; of pairs, what a step
+                                               minimises, of the looks at which the chosen answers are not certainly
+                                               less likely than at the start
     strength        each look at 1/2 and 1,    where a parabola through the losses of the base, of half the update and
                     and the base               of the whole one is lowest; 0 if that is the base
     end of the run  all looks                  `patience` looks in a row are certainly above the lowest one
@@ -37,7 +39,8 @@ from tsugiki.language import _
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.pair import LowRank
 from tsugiki.training.evaluation.evaluate import Window
-from tsugiki.training.evaluation.interval import Interval, Score, change_interval
+from tsugiki.training.evaluation.interval import Interval, Score, change_interval, sum_groups
+from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import Evaluation, StepEvaluation
 from tsugiki.training.record import RunRecord
 
@@ -58,6 +61,11 @@ class Look:
     """With half of the update. None: the method has no strength."""
     base: StepEvaluation | None = None
     """Without an update."""
+
+    @property
+    def step(self) -> int:
+        """Number of optimiser steps before it."""
+        return self.whole.step
 
     @cached_property
     def strength(self) -> float:
@@ -86,6 +94,28 @@ class Look:
         ]
 
 
+@dataclass(frozen=True)
+class PairLook:
+    """The validation pairs after a step of preference tuning."""
+
+    pairs: StepPairs
+
+    @property
+    def step(self) -> int:
+        """Number of optimiser steps before it."""
+        return self.pairs.step
+
+    @property
+    def loss(self) -> float:
+        """The mean of what a step of the run minimises, over the pairs."""
+        return sum(self.pairs.objectives) / len(self.pairs.objectives)
+
+    @cached_property
+    def scores(self) -> list[Score]:
+        """What a step minimises, summed over the pairs of each prompt, and their number."""
+        return sum_groups([(loss, 1, 1) for loss in self.pairs.objectives], self.pairs.prompts)
+
+
 def lowest_of_parabola(base: float, half: float, whole: float) -> float:
     """Return the strength, from 0 to 1, at which a parabola through the losses at 0, 1/2 and 1 is lowest."""
     curvature = 2 * (base + whole - 2 * half)
@@ -93,7 +123,7 @@ def lowest_of_parabola(base: float, half: float, whole: float) -> float:
     return 0.0 if strength < _LEAST else min(round(strength, 2), 1.0) if strength < 1 - _LEAST else 1.0
 
 
-def is_certainly_lower(one: Look, other: Look) -> bool:
+def is_certainly_lower(one: Look | PairLook, other: Look | PairLook) -> bool:
     """Return whether the loss of a look is certainly below that of another one."""
     interval = change_interval(other.scores, one.scores)
     return interval is not None and interval[1] < 0
@@ -106,6 +136,21 @@ def looks(record: RunRecord) -> list[Look]:
     if base is None or not halves:
         return [Look(result) for result in record.validations]
     return [Look(result, halves[result.step], base) for result in record.validations if result.step in halves]
+
+
+def pair_looks(record: RunRecord) -> list[PairLook]:
+    """Return the looks of a run that learns pairs, those at which the chosen answers are as likely as at the start.
+
+    That of the start is the first one. Losses that teach a choice can fall while the model forgets how to write. Where
+    there is no interval, a higher loss suffices: nothing is kept that may have ruined the text.
+    """
+    start, *later = record.validations
+    ruined = set()
+    for result in later:
+        interval = change_interval(_scores(start), _scores(result))
+        if (interval[0] if interval else result.loss - start.loss) > 0:
+            ruined.add(result.step)
+    return [PairLook(pairs) for pairs in record.pair_validations if pairs.step not in ruined]
 
 
 def enough_windows(change: Interval | None, windows: int, fewest: int) -> int:

@@ -8,10 +8,8 @@ its results.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,20 +21,21 @@ from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
 from tsugiki.lora.hold import disable_adapter, is_grafted
 from tsugiki.model.context import context_length
-from tsugiki.training.checkpoint import Progress
 from tsugiki.training.choices import FEW_WINDOWS, is_due, plan_evaluations
 from tsugiki.training.decisions import (
     HALF,
+    Look,
+    PairLook,
     enough_windows,
     in_turns,
     is_certainly_lower,
     looks,
     multiply_update,
+    pair_looks,
     starts_from_zero,
     strength_note,
 )
 from tsugiki.training.evaluation.evaluate import Window, evaluate
-from tsugiki.training.evaluation.interval import change_interval
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, of_first_windows
 from tsugiki.training.learning_rate import restore_values, trained_values
@@ -65,8 +64,7 @@ class EvaluationCallback(Callback):
     with the kept step, so that training begins earlier. If the base's weights train, the base is evaluated before the
     first step; without a validation text, so is the base of every run, and the text is evaluated during the run, too.
 
-    Of preference tuning, these texts are the chosen answers, and the pairs are scored as well. The step that is kept is
-    chosen by both (`_is_better`).
+    Of preference tuning, these texts are the chosen answers, and the pairs are scored as well.
     """
 
     def __init__(self, run: "Run", restore: Callable[[int], bool], start: dict[str, Tensor]) -> None:
@@ -206,46 +204,32 @@ class EvaluationCallback(Callback):
         return False
 
     def _choose(self, loop: TrainingLoop) -> None:
-        """Evaluate the validation text, record the best step, and end the run if the loss no longer falls."""
-        progress, result = loop.progress, self._validate(loop)
+        """Look at the validation text, take the lowest look as the best step, and end the run if the later ones rise.
+
+        They rise if they are certainly above the lowest one (see `training.decisions`).
+        """
+        progress = loop.progress
+        self._validate(loop)
         if self.has_strength:
             self._validate_half(loop)
-        if len(self.record.validations) == 2 and not self.keeps_by_pairs:
+        if self.keeps_by_pairs:
+            self._score_pairs("validation", progress.step)
+        elif len(self.record.validations) == 2:
             self._use_enough_windows()
-        accuracy = self._score_pairs("validation", progress.step).accuracy if self.keeps_by_pairs else None
         if self.keep == "last":
             return
-        if accuracy is None:
-            self._choose_among_looks(loop)
-        elif self._is_better(result, accuracy, progress):
-            progress.best_step, progress.best_loss, progress.evaluations_since_best = progress.step, result.loss, 0
-            progress.best_accuracy = accuracy
-        else:
-            progress.evaluations_since_best += 1
-            if progress.evaluations_since_best == self.config.patience and progress.step < loop.steps:
-                message = _(
-                    "step {step}: neither the accuracy on the validation pairs nor the loss on their chosen answers "
-                    "is better than at step {best_step}, so the run ends here"
-                )
-                if progress.best_step is None:
-                    message = _(
-                        "step {step}: no step has a higher accuracy on the validation pairs than the start and keeps "
-                        "their chosen answers as likely, so the run ends here"
-                    )
-                self.display.print(message.format(step=progress.step, best_step=progress.best_step))
-                progress.stopped = True
-
-    def _choose_among_looks(self, loop: TrainingLoop) -> None:
-        """Take the lowest look so far as the best step, and end the run if later ones are certainly above it."""
-        progress, done = loop.progress, [look for look in looks(self.record) if look.whole.step]
+        done: Sequence[Look | PairLook] = [look for look in looks(self.record) if look.step]
+        if self.keeps_by_pairs:
+            done = pair_looks(self.record)
         best = min(done, key=lambda look: look.loss)
-        progress.best_step = best.whole.step
-        above = list(takewhile(partial(is_certainly_lower, best), reversed(done)))
-        if self.config.patience and len(above) >= self.config.patience and progress.step < loop.steps:
+        progress.best_step = best.step or None
+        kept = {look.step for look in done if not is_certainly_lower(best, look)}
+        since = [one.step for one in self.record.validations if one.step > max(kept)]
+        if self.config.patience and len(since) >= self.config.patience and progress.step < loop.steps:
             message = _(
                 "step {step}: the loss on the validation text has risen since step {best_step}, so the run ends here"
             )
-            self.display.print(message.format(step=progress.step, best_step=progress.best_step))
+            self.display.print(message.format(step=progress.step, best_step=best.step))
             progress.stopped = True
 
     def _use_enough_windows(self) -> None:
@@ -261,7 +245,7 @@ class EvaluationCallback(Callback):
 
     def _take_strength(self, kept: int) -> int:
         """Multiply the update of the kept step by its strength, and return the step: 0 if the strength is 0."""
-        best = next(look for look in looks(self.record) if look.whole.step == kept)
+        best = next(look for look in looks(self.record) if look.step == kept)
         self.record.strength = best.strength
         if best.strength < 1:
             self.display.print(strength_note(best))
@@ -270,20 +254,6 @@ class EvaluationCallback(Callback):
             return 0
         multiply_update(self.model, best.strength)
         return kept
-
-    def _is_better(self, result: StepEvaluation, accuracy: float, progress: Progress) -> bool:
-        """Return whether the last step of preference tuning is better than the best one so far.
-
-        A step can be kept only if the chosen answers are as likely as at the start, within the interval of the change;
-        of such steps, the one with the highest accuracy is kept, and of equal ones that with the lowest loss.
-        """
-        start, best_accuracy, best_loss = self.record.validations[0], progress.best_accuracy, progress.best_loss
-        interval = change_interval(start.independent, result.independent)
-        if (interval[0] if interval else result.loss - start.loss) > 0:
-            return False
-        if best_accuracy is None or best_loss is None:
-            best_accuracy, best_loss = self.record.pair_validations[0].accuracy, start.loss
-        return (accuracy, -result.loss) > (best_accuracy, -best_loss)
 
     def _score_pairs(self, part: str, step: int) -> StepPairs:
         """Score the validation or the held-out pairs with the model after `step` steps."""

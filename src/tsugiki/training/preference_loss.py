@@ -70,11 +70,18 @@ class AnswerLoss:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the summed loss of the answers in a batch divided by `count`, and the figures; see `StepLoss`."""
         chosen, rejected = self._kinds(_log_probabilities(model, self.rows, batch, rows), rows)
-        more = {"baseline": self.baseline} if self.loss.function is kto else {}
-        loss = self.loss.function(chosen, rejected, **self.settings, **more).sum()
-        if self.likelihood:
-            loss = loss + self.likelihood * likelihood_loss(chosen).sum()
+        loss = sum((term.sum() for term in self._terms(chosen, rejected)), torch.zeros(()))
         return loss / count, self._figures(chosen, rejected)
+
+    def of_pairs(self, chosen: Answers, rejected: Answers) -> Tensor:
+        """Return the loss of each pair, [pairs]; of `kto`, that of both answers."""
+        terms = (term.view(-1, len(chosen.tokens)).sum(0) for term in self._terms(chosen, rejected))
+        return sum(terms, torch.zeros(()))
+
+    def _terms(self, chosen: Answers, rejected: Answers) -> list[Tensor]:
+        more = {"baseline": self.baseline} if self.loss.function is kto else {}
+        loss = self.loss.function(chosen, rejected, **self.settings, **more)
+        return [loss, self.likelihood * likelihood_loss(chosen)] if self.likelihood else [loss]
 
     def _kinds(self, log_probabilities: Tensor, rows: list[int]) -> tuple[Answers, Answers]:
         """Return the chosen (or good) and the rejected (or bad) answers of some rows."""
@@ -195,22 +202,30 @@ def score_answers(
 
 
 def scores_of(
-    rows: AnswerRows, score: Callable[[Answers], Tensor], values: Tensor, reference: Tensor | None = None
+    rows: AnswerRows,
+    score: Callable[[Answers], Tensor],
+    values: Tensor,
+    reference: Tensor | None = None,
+    objective: Callable[[Answers, Answers], Tensor] | None = None,
 ) -> PairScores:
     """Return the figures of the answers in some rows, from their log-probabilities `values` [records].
 
-    `score` gives the number that is compared, such as `PreferenceLoss.score`.
+    `score` gives the number that is compared, such as `PreferenceLoss.score`, and `objective` the loss of each pair.
     """
     everything, good = range(len(rows.blocks)), rows.preferences.good
     lengths = dict(zip(rows.records(everything), rows.lengths(everything), strict=True))
 
-    def of_kind(wanted: bool) -> ScoredAnswers:
+    def of_kind(wanted: bool) -> tuple[Answers, ScoredAnswers]:
         some = [record for record in sorted(lengths) if good[record] == wanted]
         tokens = torch.tensor([lengths[record] for record in some])
         answers = Answers(values[some], tokens, None if reference is None else reference[some])
-        return ScoredAnswers(score(answers).tolist(), values[some].tolist(), tokens.tolist())
+        questions = rows.preferences.store.index.questions[some].tolist()
+        return answers, ScoredAnswers(score(answers).tolist(), values[some].tolist(), tokens.tolist(), questions)
 
-    return summarise_pairs(of_kind(True), of_kind(False), paired=rows.preferences.size == 2)
+    paired = rows.preferences.size == 2
+    (chosen, scored), (rejected, others) = of_kind(True), of_kind(False)
+    objectives = objective(chosen, rejected).tolist() if objective is not None and paired else []
+    return summarise_pairs(scored, others, paired).model_copy(update={"objectives": tuple(objectives)})
 
 
 def _log_probabilities(model: PreTrainedModel, rows: AnswerRows, batch: dict[str, Any], numbers: list[int]) -> Tensor:

@@ -51,7 +51,10 @@ class PreferenceTask:
         """Return how often the model of the run, as it is after `step` steps, is right about a part of the data."""
         rows = self.answers.parts[part]
         values = score_answers(run.model, rows, run.data.document_masking, run.accelerator)
-        return StepPairs(step=step, **dict(scores_of(rows, self.loss.loss.score, values, self.references.get(part))))
+        reference = self.references.get(part)
+        return StepPairs(
+            step=step, **dict(scores_of(rows, self.loss.loss.score, values, reference, self.loss.of_pairs))
+        )
 
 
 def preference_task(run: "Run") -> PreferenceTask | None:

@@ -52,6 +52,8 @@ from tsugiki.training.record import (
 
 _FEWEST_DOCUMENTS = 5
 """Documents that are left out of training for validation; if there would be fewer, the held-out ones are used."""
+_ROWS = 24
+"""Rows of questions and answers, or pairs, for validation: they are shorter than documents."""
 _VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
 """Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
 because the same windows are compared."""
@@ -457,7 +459,8 @@ def _validation(
         return None
     if setting == AUTO and len(_works(train, kept_together(store.index, groups))) < 2 * _FEWEST_DOCUMENTS:
         return None
-    parsed = VALIDATION if setting == AUTO else parse_held_out(setting, "validation")
+    several = VALIDATION if store.index.splittable[train].any() else replace(VALIDATION, documents=_ROWS)
+    parsed = several if setting == AUTO else parse_held_out(setting, "validation")
     if not isinstance(parsed, Path):
         numbers = split_validation(store.index, train, parsed, config.seed, groups)
         if config.validation == AUTO and len(_works(numbers, kept_together(store.index, groups))) < _FEWEST_DOCUMENTS:

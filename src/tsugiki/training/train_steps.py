@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -206,9 +206,11 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
         loop.gradients.scaler.load_state_dict(scaler)
     curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
     answers = [PreferencePoint.model_validate(point) for point in progress.pop("preference_curve", [])]
+    known = {field.name for field in fields(Progress)}  # a checkpoint of an earlier version has others as well
+    progress = {name: value for name, value in progress.items() if name in known}
     loop.progress = Progress(**progress, loss_curve=curve, preference_curve=answers)
     if loop.progress.step < loop.steps and is_longer:
-        loop.progress.stopped, loop.progress.evaluations_since_best = False, 0
+        loop.progress.stopped = False
         # The state of the optimiser has the rate of the former schedule, which is 0 at its end.
         assert isinstance(loop.schedule, LambdaLR)
         factors = zip(loop.optimizer.param_groups, loop.schedule.base_lrs, loop.schedule.lr_lambdas, strict=True)

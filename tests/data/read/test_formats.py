@@ -2,6 +2,7 @@
 
 import io
 import json
+import stat
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -102,6 +103,18 @@ def test_a_text_that_is_read_in_another_way_than_before_has_another_key(tmp_path
 
 
 # Zips ----------------------------------------------------------------------------------------------------
+
+
+def test_a_link_in_a_zip_is_passed_over(tmp_path: Path):
+    path = tmp_path / "all.zip"
+    link = zipfile.ZipInfo("link.txt")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "一つ目の文章。")
+        archive.writestr(link, "a.txt")
+    reading = Reading()
+    assert [record.text for record in read_records(path, reading=reading)] == ["一つ目の文章。"]
+    assert reading.notes() == ["1 file of another kind is passed over (.txt (link))"]
 
 
 def test_a_zip_of_several_texts_and_tables(tmp_path: Path):

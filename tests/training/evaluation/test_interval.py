@@ -5,12 +5,13 @@ import random
 
 import numpy as np
 import pytest
-from benchmarks.coverage import CASES, DOCUMENTS, coverage, draw
+from benchmarks.coverage import CASES, DOCUMENTS, SHARE, coverage, draw, draw_pairs, pair_intervals
 
 from tsugiki.training import (
     Score,
     bits_interval,
     change_interval,
+    effective_trials,
     loss_interval,
     paired_interval,
     ratio_intervals,
@@ -105,6 +106,27 @@ def test_the_interval_of_a_share_is_that_of_newcombes_table(successes: int, tria
     assert wilson_interval(successes, trials) == pytest.approx(expected, abs=5e-5)
     low, high = wilson_interval(trials - successes, trials)
     assert (1 - high, 1 - low) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("correlation", [0, 0.3, 0.6, 0.9])
+def test_the_interval_of_pairs_with_common_prompts_holds_their_share(correlation: float):
+    right = draw_pairs(12, 4, correlation, 500)
+    assert 0.93 <= coverage(pair_intervals(right), SHARE) <= 0.995
+
+
+def test_equal_and_few_groups():
+    assert effective_trials([1, 1, 0, 0], []) == effective_trials([1, 1, 0, 0], [1, 2, 3, 4]) == 4
+    assert effective_trials([1, 1, 0, 0], [3, 3, 3, 3]) == 1
+    assert effective_trials([1, 0, 1, 0, 1, 0], [1, 1, 2, 2, 3, 3]) == 3, "equal groups have no error"
+    assert effective_trials([1.0] * 6, [1, 1, 2, 2, 3, 3]) == 3
+    repeated = [value for value in (1, 0, 1, 1, 0, 1, 1, 0) for _ in range(5)]
+    assert 4 < effective_trials(repeated, [number for number in range(8) for _ in range(5)]) < 8
+    change = [(False, True), (False, True), (True, True), (False, False)] * 4
+    low, high = paired_interval(change)
+    wide = paired_interval(
+        [pair for pair in change for _ in range(3)], [place for place in range(16) for _ in range(3)]
+    )
+    assert wide[0] < low < high < wide[1], "copies add nothing"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_more_text_for_the_tokenizer_is_kept_from_what_is_held_out(tmp_path: Pat
         return {"vocab_size": 420, "common_characters": 60, "data": str(tmp_path / "more.jsonl")}
 
     mark = "鷗" * 40 + "。\n"
-    found = vocabulary(tmp_path, "a", tokenizer=more((mark + story(7), "丁"), ("龜" * 40 + story(8), "戊")))
+    found = vocabulary(tmp_path, "a", tokenizer=more((mark + story(7), "\u3000丁\u200b"), ("龜" * 40 + story(8), "戊")))
     assert "龜" in found
     assert "鷗" not in found  # by the author that is held out
     near = (mark + story(3) + "終", "戊")  # nearly the same as the text that is held out

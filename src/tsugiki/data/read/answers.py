@@ -16,7 +16,7 @@ from typing import Any
 
 from tsugiki.data.read.files import Data, read_wanted
 from tsugiki.data.read.schemas import KEYS, NO_COLUMNS, PROMPTS, Columns, SchemaKeys, Wanted, read_row, schema_of
-from tsugiki.data.records import Completion, Reading, Record
+from tsugiki.data.records import Completion, Reading, Record, without_spaces
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 
@@ -54,7 +54,7 @@ def _checked(record: Record) -> Record:
 def _read_row(row: Mapping[str, Any], source: str, reading: Reading) -> list[Record]:
     """Return the records of a row, in which the answers are named as completions or texts."""
     paired = schema_of(row, source, ANSWER_KEYS) == "chosen and rejected"
-    answers = _two_answers(row, source) if paired else {_label(row["label"], source): dict(row)}
+    answers = _two_answers(row, source, reading) if paired else {_label(row["label"], source): dict(row)}
     others = {name: value for name, value in row.items() if name not in _LEARNED}
     records = []
     for name, answer in answers.items():
@@ -69,22 +69,34 @@ def _read_row(row: Mapping[str, Any], source: str, reading: Reading) -> list[Rec
     return records
 
 
-def _two_answers(row: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
+def _two_answers(row: Mapping[str, Any], source: str, reading: Reading) -> dict[str, dict[str, Any]]:
     """Return the prompt and the completion of both answers by their names; without a prompt, it is None."""
     chosen, rejected = row["chosen"], row["rejected"]
     prompt = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
     if isinstance(chosen, list) != isinstance(rejected, list):
         message = _("{source}: one of chosen and rejected is a list of messages, the other is not; write both alike")
         raise TsugikiError(message.format(source=source))
-    if isinstance(chosen, list) and not isinstance(prompt, list):
+    if isinstance(chosen, list):
         turns = zip(chosen[:-1], rejected[:-1], strict=False)  # at least the last turn is an answer
         begin = sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], turns))
-        prompt = chosen[:begin] or ([] if prompt is None else [{"role": "user", "content": prompt}])
+        if isinstance(prompt, list):
+            begin = len(prompt) if chosen[:begin][: len(prompt)] == prompt else 0
+        else:
+            if begin and prompt is not None and not _is_asked(prompt, chosen[:begin]):
+                reading.other_prompts.append(source)
+            prompt = chosen[:begin] or ([] if prompt is None else [{"role": "user", "content": prompt}])
         chosen, rejected = chosen[begin:], rejected[begin:]
     return {
         "chosen": {"prompt": prompt, "completion": chosen},
         "rejected": {"prompt": prompt, "completion": rejected},
     }
+
+
+def _is_asked(prompt: Any, turns: list[Any]) -> bool:
+    """Return whether a prompt is a turn of those at the beginning of a conversation, or contains it."""
+    contents = [turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
+    texts = [without_spaces(content) for content in contents if isinstance(content, str)]
+    return any(text and text in without_spaces(str(prompt)) for text in texts)
 
 
 def _label(label: Any, source: str) -> str:

@@ -35,7 +35,7 @@ class Book(NamedTuple):
 
 def read_epub(path: Path) -> Book:
     """Read the title, the author and the text of a book."""
-    names = zip_members(path)
+    names = list(zip_members(path))
     _refuse_drm(path, names)
     container = _xml(path, _CONTAINER, names)
     rootfiles = (element for element in container.iter() if _tag(element) == "rootfile")

@@ -304,15 +304,16 @@ def _document(text: str, name: str, title: str, author: str) -> Document:
 
 def _read_zip(path: Path, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield the records of the texts and tables in a zip. Nothing is unpacked to the disk."""
-    members = [name for name in zip_members(path) if not _is_beside(name)]
-    chosen = [name for name in members if _is_data(name, _IN_ZIP)]
+    members = {name: is_link for name, is_link in zip_members(path).items() if not _is_beside(name)}
+    chosen = [name for name, is_link in members.items() if _is_data(name, _IN_ZIP) and not is_link]
     if not chosen:
         raise NotDataError(
             _("{path} contains no {known} file; unpack it, and give the folder").format(
                 path=path, known=", ".join(_IN_ZIP)
             )
         )
-    reading.passed_over += [f"{path}/{name}" for name in members if name not in chosen]
+    others = [name for name in members if name not in chosen]
+    reading.passed_over += [f"{path}/{name}" + (_(" (link)") if members[name] else "") for name in others]
     for name, content in read_zip(path, chosen, _MAX_ZIP):
         shown = str(path) if len(chosen) == 1 else f"{path}/{name}"
         records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), wanted, reading)

@@ -8,7 +8,7 @@ errors for linear regression with multi-stage samples", 2002): n - 1 for n docum
 ones have most of the text. A bootstrap would be too narrow with few documents (`benchmarks/coverage.py` compares them).
 
 The tokens of a document are not independent of each other, so whole documents are counted, and near-duplicates together
-as one.
+as one. Neither are pairs of answers to one prompt: their share has the interval of fewer pairs (`effective_trials`).
 """
 
 import math
@@ -95,11 +95,18 @@ def ratio_intervals(parts: npt.NDArray[np.float64], wholes: npt.NDArray[np.float
 
     `parts` are such as the NLL of each document [..., documents], and `wholes` such as its tokens.
     """
+    ratio, half = _jackknife(parts, wholes)
+    return np.stack([np.maximum(ratio - half, 0), ratio + half])
+
+
+def _jackknife(
+    parts: npt.NDArray[np.float64], wholes: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return sum(parts) / sum(wholes), and half of the length of its 95 % interval; arguments: `ratio_intervals`."""
     part, whole = parts.sum(-1, keepdims=True), wholes.sum(-1, keepdims=True)
     changes = (part - parts) / (whole - wholes) - part / whole  # when one document is left out
-    ratio = (part / whole)[..., 0]
     half = t_percentile(_degrees_of_freedom(wholes / whole)) * np.sqrt((changes**2).sum(-1))
-    return np.stack([np.maximum(ratio - half, 0), ratio + half])
+    return (part / whole)[..., 0], half
 
 
 def t_percentile(degrees: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -126,7 +133,7 @@ def _degrees_of_freedom(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float
     return degrees
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
+def wilson_interval(successes: float, trials: float) -> Interval:
     """Return the 95 % interval of a share of trials (E. B. Wilson, "Probable Inference", 1927)."""
     z, share = _NORMAL, successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
@@ -134,16 +141,37 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def paired_interval(pairs: Sequence[tuple[bool, bool]]) -> Interval:
+def effective_trials(values: Sequence[float], groups: Sequence[int]) -> float:
+    """Return the number of independent values whose mean is as certain as that of these values.
+
+    Values of one group may depend on each other, such as whether pairs with the same prompt are right; `groups` has the
+    group of each value (empty: all are independent). Their jackknife error, and Student's t for its degrees of freedom,
+    give the number (E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small expected number of
+    positive counts estimated from survey data", 1998). It is at most that of the values. Wilson's interval for it is
+    compared with others in C. Franco et al., "Comparative study of confidence intervals for proportions in complex
+    sample surveys", 2019.
+    """
+    _names, labels = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(labels)
+    if len(sizes) in (0, 1, len(values)):
+        return 1.0 if len(sizes) == 1 else float(len(values))
+    _mean, half = _jackknife(np.asarray(np.bincount(labels, values), np.float64), sizes.astype(np.float64))
+    if not half:  # the groups are equal
+        return float(len(sizes))
+    return min(float(np.var(values) * (_NORMAL / half) ** 2), float(len(values)))
+
+
+def paired_interval(pairs: Sequence[tuple[bool, bool]], groups: Sequence[int] = ()) -> Interval:
     """Return the 95 % interval of the change of a share between two measurements of the same trials.
 
     `pairs` has whether each trial succeeded before and after; at least one. The interval combines the two Wilson
     intervals by the correlation of the measurements (R. G. Newcombe, "Improved confidence intervals for the difference
-    between binomial proportions based on paired data", 1998, method 10).
+    between binomial proportions based on paired data", 1998, method 10). `groups` is that of `effective_trials`.
     """
-    trials = len(pairs)
-    both, neither = pairs.count((True, True)), pairs.count((False, False))
-    lost, won = pairs.count((True, False)), pairs.count((False, True))
+    trials = effective_trials([float(after) - before for before, after in pairs], groups)
+    each = trials / len(pairs)
+    both, neither = each * pairs.count((True, True)), each * pairs.count((False, False))
+    lost, won = each * pairs.count((True, False)), each * pairs.count((False, True))
     before, after = (both + lost) / trials, (both + won) / trials
     (low_before, high_before), (low_after, high_after) = (
         wilson_interval(both + lost, trials),

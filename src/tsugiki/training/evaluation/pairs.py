@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from tsugiki.training.evaluation.interval import Interval, wilson_interval
+from tsugiki.training.evaluation.interval import Interval, effective_trials, wilson_interval
 
 _MATCHED = 0.1  # largest difference of two lengths, relative to the longer one
 
@@ -31,7 +31,7 @@ class PairScores(BaseModel):
     accuracy: float
     """Share of them that are right."""
     accuracy_interval: Interval
-    """By Wilson."""
+    """By Wilson, for the number of pairs that `effective_trials` gives."""
     margin: float
     """Mean difference between the scores of chosen and rejected answers."""
     chosen: float
@@ -51,6 +51,10 @@ class PairScores(BaseModel):
     """Share of the pairs whose longer answer is the chosen one; None for single answers."""
     right: tuple[float, ...] = ()
     """For each pair (single answer) 1 if it is right, 0 if not, and 0.5 for equal scores."""
+    objectives: tuple[float, ...] = ()
+    """For each pair what a step of the run minimises, in nats; empty: there is no such loss, or no pairs."""
+    prompts: tuple[int, ...] = ()
+    """For each pair (single answer) the number of its prompt. Empty: every one has a prompt of its own."""
 
 
 class StepPairs(PairScores):
@@ -78,6 +82,8 @@ class ScoredAnswers:
     scores: Sequence[float]
     log_probabilities: Sequence[float]
     tokens: Sequence[int]
+    questions: Sequence[int] = ()
+    """`RecordIndex.questions` of each; empty: all differ."""
 
 
 def summarise_pairs(chosen: ScoredAnswers, rejected: ScoredAnswers, paired: bool = True) -> PairScores:
@@ -89,6 +95,8 @@ def summarise_pairs(chosen: ScoredAnswers, rejected: ScoredAnswers, paired: bool
     lengths, other_lengths = np.array(chosen.tokens, float), np.array(rejected.tokens, float)
     differences = scores - others if paired else np.concatenate([scores, -others])
     right = np.where(differences == 0, 0.5, (differences > 0).astype(float))
+    prompts = _numbered(chosen.questions if paired else [*chosen.questions, *rejected.questions])
+    trials = effective_trials(right.tolist(), prompts)
     matched = np.zeros(0, bool)
     longer = likelier = None
     if paired:
@@ -98,7 +106,7 @@ def summarise_pairs(chosen: ScoredAnswers, rejected: ScoredAnswers, paired: bool
     return PairScores(
         pairs=len(right),
         accuracy=float(right.mean()),
-        accuracy_interval=wilson_interval(round(right.sum()), len(right)),
+        accuracy_interval=wilson_interval(right.mean() * trials, trials),
         margin=_mean(scores) - _mean(others),
         chosen=_mean(np.array(chosen.log_probabilities, float)),
         rejected=_mean(np.array(rejected.log_probabilities, float)),
@@ -109,7 +117,15 @@ def summarise_pairs(chosen: ScoredAnswers, rejected: ScoredAnswers, paired: bool
         likelier=likelier,
         longer_is_chosen=longer,
         right=tuple(right.tolist()),
+        prompts=prompts,
     )
+
+
+def _numbered(questions: Sequence[int]) -> tuple[int, ...]:
+    """Return a small number for each question, equal for equal ones; nothing if all differ. 0 is no question."""
+    numbers = dict[int, int]()
+    found = tuple(numbers.setdefault(question or -place - 1, len(numbers)) for place, question in enumerate(questions))
+    return found if len(numbers) < len(found) else ()
 
 
 def _share_higher(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:

@@ -17,7 +17,7 @@ from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import Data, read_records
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.splits import FieldCondition, parse_held_out, share_of, split_document, split_records
+from tsugiki.data.splits import FieldCondition, matching, parse_held_out, share_of, split_document, split_records
 from tsugiki.data.store import Array, read_index
 from tsugiki.data.train_tokenizer import train_vocabulary
 from tsugiki.errors import TsugikiError, error_text
@@ -164,8 +164,7 @@ def _without_held_out(data: str, signatures: Array, held_out: object) -> Texts:
     groups = near_duplicates(np.concatenate([index.signatures, signatures]))
     excluded = {number for group in groups if max(group) >= len(index) for number in group}
     if isinstance(held_out, FieldCondition):
-        values = (fields.get(held_out.field) for fields in index.fields)
-        excluded |= {number for number, value in enumerate(values) if value == held_out.value}
+        excluded |= set(matching(index, held_out).tolist())
     return lambda: _texts_without(data, NO_COLUMNS, excluded)
 
 

@@ -6,7 +6,6 @@ import csv
 import difflib
 import io
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from tsugiki.data.read.aozora import Kana
 from tsugiki.data.read.aozora.text import Encoding, title_and_author
+from tsugiki.data.records import normalise_name
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.archives import read_only_member
 from tsugiki.language import JAPANESE, _, language
@@ -248,12 +248,6 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
             message.format(author=query.author, role=query.role, others=_(" and ").join(others), other=others[0])
         )
     raise no_author(query, {person.name for person in people if person.name and person.role == query.role})
-
-
-def normalise_name(name: str) -> str:
-    """Return a name in the form for comparison: normalised widths, no spaces, at most 500 characters."""
-    # The limit is also for speed: normalising a long row of combining marks takes quadratic time.
-    return "".join(unicodedata.normalize("NFKC", name[:500]).split())
 
 
 def no_author(query: Query, names: Iterable[str]) -> TsugikiError:

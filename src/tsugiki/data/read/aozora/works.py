@@ -20,12 +20,12 @@ from tsugiki.data.read.aozora.index import (
     Query,
     no_author,
     no_work,
-    normalise_name,
     read_index,
     read_manifest,
 )
 from tsugiki.data.read.aozora.site import MAX_ZIP, Site, SiteUnreachable
 from tsugiki.data.read.aozora.text import guess_kana, read_text_file, read_work
+from tsugiki.data.records import normalise_name
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
