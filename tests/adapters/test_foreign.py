@@ -227,7 +227,13 @@ def test_torchtune(kind: str, permuted: bool, dora: bool, tmp_path: Path):
             tensors[f"{theirs}.magnitude"] = m = weight[order].norm(dim=1) * (1 + noise(len(weight)))
             summed = summed * (m / summed.norm(dim=1))[:, None]
         weights[f"model.layers.1.{name}.weight"] = summed[order.argsort()]
-    assert_computes(base, write_torchtune(tmp_path / "tune", tensors), tmp_path / "out", weights)
+    folder = write_torchtune(tmp_path / "tune", tensors)
+    assert_computes(base, folder, tmp_path / "out", weights)
+    (folder / "adapter_model.pt").rename(folder / "adapter_10.pt")  # the name for each epoch before torchtune 0.5
+    torch.save({}, folder / "adapter_9.pt")
+    with pytest.raises(TsugikiError, match=r"adapters import .* converts its adapter_10\.pt"):
+        load_adapter(load_model(base), folder)
+    assert_computes(base, folder, tmp_path / "last", weights)
 
 
 # PEFT --------------------------------------------------------------------------------------------------------------
@@ -353,6 +359,24 @@ def test_files_that_hold_no_tensors_are_errors_of_one_line(content: bytes, tmp_p
         with pytest.raises(TsugikiError, match=name) as error:
             read_tensors(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to_sparse_csr(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+        lambda tensor: torch.nested.nested_tensor([*tensor]),
+    ],
+)
+def test_tensors_without_ordinary_numbers_are_refused(unusual: Callable[[Tensor], Tensor], tmp_path: Path):
+    file = tmp_path / "adapter_model.bin"
+    torch.save({"base_model.model.x.lora_A.weight": unusual(noise(2, 4))}, file)
+    with pytest.raises(TsugikiError, match=r"x\.lora_A\.weight is sparse, quantised, nested") as error:
+        read_tensors(file)
+    assert "\n" not in str(error.value)
 
 
 def test_old_names_are_written_anew(tmp_path: Path):

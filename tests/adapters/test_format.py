@@ -5,6 +5,7 @@ import re
 import shutil
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from tests.adapters.peft_matrix import MODELS, lora_settings
 from tests.files import contents
 from tests.tiny import grafted, ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter, trainable_parameters
-from tsugiki.adapters import KnownBase, check_can_save, plan_merge, read_adapter_info, read_base, write_merged
+from tsugiki.adapters import (
+    KnownBase,
+    check_can_save,
+    import_adapter,
+    plan_merge,
+    read_adapter_info,
+    read_base,
+    write_merged,
+)
 from tsugiki.base import BaseIdentity
 from tsugiki.io import new_folder
 from tsugiki.lora import active_names, is_grafted
@@ -122,6 +131,7 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
         ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta is missing"),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "pissa"}, "merge the adapter with PEFT"),
         ({"peft_type": "VERA"}, "peft_type 'VERA'"),
         ({"peft_type": "IA3"}, "would change the result"),
         ({"r": 0}, "r: "),
@@ -211,11 +221,58 @@ def test_factors_in_8_bits_are_read_as_peft_reads_them(tmp_path: Path):
 def test_harmless_fields_of_peft_are_accepted_and_change_nothing(tmp_path: Path):
     plain, model = tiny_model(), tiny_model()
     load_adapter(plain, saved(tmp_path / "plain"))
-    fields = {"peft_version": "0.99", "eva_config": {"rho": 2.0}, "init_lora_weights": "eva", "qalora_group_size": 16}
+    fields = {
+        "peft_version": "0.99",
+        "unsloth_version": "2025.1",
+        "transformers_version": "5.0",
+        "eva_config": {"rho": 2.0},
+        "init_lora_weights": "eva",
+        "qalora_group_size": 16,
+    }
     load_adapter(model, saved(tmp_path / "more", **fields))
     assert torch.equal(logits(model), logits(plain))
     assert not torch.equal(logits(model), logits(tiny_model()))
     assert trainable_parameters(model).keys() == trainable_parameters(plain).keys()
+
+
+def test_a_parameter_of_the_base_that_trains_by_hand_is_warned_of(tmp_path: Path):
+    model = graft(tiny_model(), LoraConfig(r=2, modules_to_save=["lm_head"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(model, tmp_path)
+    model.transformer.ln_f.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"transformer\.ln_f\.weight trains as well \(2 such\).*modules_to_save"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda key: key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
+        lambda key: f"module.{key}",
+        lambda key: key.replace("base_model.model.", "base_model.model._orig_mod."),
+    ],
+)
+def test_names_of_a_wrapped_model_are_refused_with_the_cure(wrapped: Callable[[str], str], tmp_path: Path):
+    folder, base = saved(tmp_path / "a"), str(tmp_path / "base")
+    expected = logits(load_adapter(tiny_model(), folder))
+    file = folder / "adapter_model.safetensors"
+    save_file({wrapped(key): tensor for key, tensor in load_file(file).items()}, file)
+    (folder / "tsugiki.json").unlink()
+    with pytest.raises(TsugikiError, match=r"wrapped model; `tsugiki adapters import"):
+        load_adapter(tiny_model(), folder)
+    tiny_model().save_pretrained(base)
+    import_adapter(folder, base, tmp_path / "b")
+    assert torch.equal(logits(load_adapter(tiny_model(), tmp_path / "b")), expected)
+
+
+def test_a_layer_that_has_a_wrappers_name_is_no_wrapper(tmp_path: Path):
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"module": nn.ModuleDict({"default": nn.Linear(8, 8)})})
+
+    save_adapter(shake(graft(model(), LoraConfig(r=2, target_modules=["default"]))), tmp_path)
+    assert active_adapter(load_adapter(model(), tmp_path)).pairs.keys() == {"module.default"}
 
 
 def test_a_file_that_is_not_the_one_that_was_saved_is_named(tmp_path: Path):

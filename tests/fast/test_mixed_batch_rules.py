@@ -93,6 +93,13 @@ def test_a_batch_of_another_size_is_refused_with_both_numbers():
             logits(model)
         assert logits(model, ids(3)).shape[0] == 3, "and the block goes on"
         assert logits(model, ids(6)).shape[0] == 6
+    with mixed_batch(model, ["__base__", None, None]):
+        for given in ({"input_ids": ids(4)}, {"inputs_embeds": torch.zeros(4, 3, 32)}):
+            with pytest.raises(TsugikiError, match=r"GPT2LMHeadModel .*4 rows.* 3 adapter names"):
+                model(**given)
+        assert logits(model, ids(6)).shape[0] == 6
+        copied = copy.deepcopy(model)
+    assert logits(model, ids(4)).shape[0] == logits(ungraft(copied), ids(4)).shape[0] == 4
 
 
 def test_a_name_selects_neighbouring_rows():

@@ -39,6 +39,13 @@ def test_an_invalid_value_is_refused(field: str, value: object):
         LoraConfig(**{field: value})  # type: ignore[arg-type]
 
 
+def test_an_unknown_setting_is_named_with_the_nearest_one():
+    with pytest.raises(TsugikiError, match="rank: unknown setting; did you mean 'r'"):
+        LoraConfig(rank=4)  # type: ignore[call-arg]
+    with pytest.raises(TsugikiError, match=r"foo: no such setting.* lora_alpha,"):
+        LoraConfig(foo=1)  # type: ignore[call-arg]
+
+
 def test_values_that_exclude_each_other_are_refused():
     with pytest.raises(TsugikiError, match="layers_to_transform"):
         LoraConfig(target_modules=".*", layers_to_transform=[1])

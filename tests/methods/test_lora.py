@@ -396,6 +396,27 @@ def test_a_step_of_lora_fa_is_loras_without_the_step_of_a(tmp_path: Path):
     steps_agree(ours, theirs, tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_mica_trains_a_alone_as_in_peft(kind: str, tmp_path: Path):
+    targets = [*TARGETS[kind], EMBEDDING[kind]]
+    theirs = shake(peft_model(kind, init_lora_weights="mica", target_modules=targets))
+    theirs.save_pretrained(tmp_path)
+    ours = load_adapter(tiny_model(kind), tmp_path)
+    assert not [name for name in trainable_parameters(ours) if name.endswith(".B")]
+    steps_agree(ours.train(), theirs, tmp_path)
+    again = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path / "ours", is_trainable=True)
+    assert {name for name, p in again.named_parameters() if p.requires_grad} == {
+        name for name, p in theirs.named_parameters() if p.requires_grad
+    }
+
+
+def test_a_new_adapter_cannot_be_mica():
+    model = tiny_model()
+    with pytest.raises(TsugikiError, match="mica.*PEFT"):
+        graft(model, LoraConfig(init_lora_weights="mica"))
+    assert not is_grafted(model)
+
+
 def test_lora_fa_is_saved_as_a_lora(tmp_path: Path):
     model = tiny_model()
     graft(model, config_of("lora-fa"))

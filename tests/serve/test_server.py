@@ -290,6 +290,9 @@ def test_adapters_below_folders_that_the_operator_named(served_files: tuple[str,
     shutil.copytree(served_files[1] / "poet", root / "runs" / "new")
     shutil.copytree(served_files[1] / "broken", root / "damaged")
     (root / "out").symlink_to(served_files[1] / "poet")
+    shutil.copytree(root / "runs" / "new", root / "half-out")
+    (root / "half-out" / "adapter_model.safetensors").unlink()
+    (root / "half-out" / "adapter_model.safetensors").symlink_to(served_files[1] / "poet" / "adapter_model.safetensors")
     for server in start(*served_files, allow_lora_updates=True, roots=[root]):
         client = connect(server)
 
@@ -304,6 +307,7 @@ def test_adapters_below_folders_that_the_operator_named(served_files: tuple[str,
             "../root/../x",
             served_files[1] / "poet",
             "out",
+            "half-out",
             root,
             "runs/nobody",
             "\0",

@@ -23,10 +23,13 @@ from tsugiki.methods.method import MERGE_WITH_PEFT
 from tsugiki.methods.peft_keys import without_duplicates
 from tsugiki.methods.table import format_of, formats
 
+_EPOCH = re.compile(r"adapter_(\d+)\.pt")
 _PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
-COMMON_FIELDS = frozenset(
-    {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
-)
+_WRITERS = frozenset({"peft_version", "transformers_version", "unsloth_version"})
+"""Fields that name the programs that wrote a file."""
+COMMON_FIELDS = _WRITERS | {
+    *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
+}
 """Fields of adapter_config.json that are the same for all methods."""
 FOREIGN_FILES = ("adapters.safetensors", "lit_model.pth.lora", "adapter_model.pt", "adapter_model.bin")
 """Files with which mlx-lm, LitGPT, torchtune and older releases of PEFT store adapters (see `adapters.foreign`)."""
@@ -188,9 +191,17 @@ def adapter_weight_files(folder: Path) -> list[Path]:
 
 def import_hint(folder: Path) -> str:
     """Return the end of a message: how to convert the file of another program in the folder; empty if it has none."""
-    found = next((name for name in FOREIGN_FILES if (folder / name).is_file()), None)
+    found = foreign_file(folder)
     hint = _("; `tsugiki adapters import {folder} --model BASE --out NAME` converts its {name}")
-    return hint.format(folder=folder, name=found) if found else ""
+    return hint.format(folder=folder, name=found.name) if found else ""
+
+
+def foreign_file(folder: Path) -> Path | None:
+    """Return the file of another program in a folder; None if it has none. Of torchtune's epochs, it is the last."""
+    epochs = [path for path in folder.glob("adapter_*.pt") if _EPOCH.fullmatch(path.name)]
+    named = (folder / name for name in FOREIGN_FILES)
+    last = max(epochs, key=lambda path: int(path.name.strip("adpter_.")), default=None)
+    return next((path for path in named if path.is_file()), last)
 
 
 def write_adapter_files(

@@ -31,7 +31,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tsugiki.adapters.files import FOREIGN_FILES, config_in, not_finite, read_config_fields, write_adapter_files
+from tsugiki.adapters.files import (
+    FOREIGN_FILES,
+    config_in,
+    foreign_file,
+    not_finite,
+    read_config_fields,
+    write_adapter_files,
+)
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, lora_files
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, Source
 from tsugiki.adapters.verify import misfits
@@ -45,7 +52,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import shortest_target_modules
 from tsugiki.methods.old_names import with_current_names
-from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.methods.peft_keys import PREFIX, WRAPPERS
 from tsugiki.methods.table import format_of
 from tsugiki.model.architectures import model_type
 from tsugiki.model.linear import is_conv1d
@@ -55,8 +62,6 @@ from tsugiki.model.weights import shared_parameters
 _HYPERPARAMETERS = "hyperparameters.yaml"
 _META_ORDER = {"llama": True, "mistral": True, "gemma": True, "gemma2": True, "qwen2": False, "qwen3": False}
 """Model types of torchtune -> whether its layers have the rows of queries and keys in Meta's order."""
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.|(?<=lora_[AB])\.default(?=\.)")
-"""Parts of names in a state dict that was saved without PEFT's `save_pretrained`."""
 _OTHERS = {
     r"lora_(unet|te\d?)_.*|.*\.lora_(down|up)\.weight": "kohya",
     r"(unet|text_encoder|transformer|controlnet)\..*lora.*": "diffusers",
@@ -178,7 +183,7 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
     if program is not None:
         tensors, fields = lora_files(_convert(program, file.parent, tensors, model))
     else:
-        tensors = {_WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
+        tensors = {WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
         has_settings = (file.parent / ADAPTER_CONFIG_FILE).is_file()
         fields = read_config_fields(file.parent) if has_settings else {}
         _refuse_unknown(file, tensors, fields)
@@ -229,7 +234,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(inner, dict) or not all(isinstance(tensor, Tensor) for tensor in inner.values()):
         message = _("{file} does not hold tensors by name, so it is no file of an adapter")
         raise TsugikiError(message.format(file=file))
+    unusual = next((name for name, tensor in inner.items() if not _has_numbers(tensor)), None)
+    if unusual is not None:
+        message = _("{file}: {name} is sparse, quantised, nested or without values, and not an ordinary tensor")
+        raise TsugikiError(message.format(file=file, name=error_text(str(unusual), 100)))
     return {str(name): tensor for name, tensor in inner.items()}
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor has all of its numbers in memory, as they are."""
+    is_stored = tensor.layout == torch.strided and not tensor.is_meta
+    return is_stored and not tensor.is_quantized and not tensor.is_nested
 
 
 def _weight_file(path: Path) -> Path:
@@ -237,12 +252,11 @@ def _weight_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise TsugikiError(_("there is no file or folder at {path}").format(path=path))
-    names = (*FOREIGN_FILES, ADAPTER_FILE)
-    found = next((path / name for name in names if (path / name).is_file()), None)
-    if found is None:
+    found = foreign_file(path)
+    if found is None and not (path / ADAPTER_FILE).is_file():
         message = _("no adapter in {folder}: it has none of {names}")
-        raise TsugikiError(message.format(folder=path, names=", ".join(names)))
-    return found
+        raise TsugikiError(message.format(folder=path, names=", ".join((*FOREIGN_FILES, ADAPTER_FILE))))
+    return found or path / ADAPTER_FILE
 
 
 def _refuse_unknown(file: Path, tensors: Iterable[str], fields: Mapping[str, Any]) -> None:

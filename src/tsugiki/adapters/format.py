@@ -39,7 +39,7 @@ from tsugiki.io.atomic import files_into
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.language import _, sentences
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import DEFAULT_NAME, WORDS_BEFORE, Model, remove_adapter
+from tsugiki.lora.graft import DEFAULT_NAME, WORDS_BEFORE, Model, remove_adapter, trainable_parameters
 from tsugiki.lora.hold import (
     active_adapter,
     active_names,
@@ -106,8 +106,17 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
         message = _("the adapter is not saved, because {broken}; the training has diverged")
         raise TsugikiError(message.format(broken=summarise_list(broken)))
     extra_settings = adapter_format.extra_settings
-    with nullcontext() if is_merged(model) or is_offloaded(model) else base_alone(model):
+    attached = is_merged(model) or is_offloaded(model)
+    with nullcontext() if attached else base_alone(model):
         base = BaseReference(name=getattr(model, "name_or_path", None) or None, **dict(identity_of(model)))
+        of_base = [name.replace(".base_layer.", ".") for name in ([] if attached else trainable_parameters(model))]
+    not_saved = [name for name in of_base if tensors.keys().isdisjoint(parameter_keys(name))]
+    if not_saved:
+        message = _(
+            "{name} trains as well ({count} such), but belongs to the base and is not saved with the adapter; name its "
+            "module in modules_to_save instead of setting requires_grad"
+        )
+        warn_caller(message.format(name=not_saved[0], count=len(not_saved)))
     metadata = Metadata(base=base, method_config=extra_settings(adapter.config) if extra_settings is not None else {})
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
         write_adapter_files(temporary, tensors, fields, metadata)

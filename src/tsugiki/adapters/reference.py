@@ -18,6 +18,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.graft import Model
 from tsugiki.lora.hold import STATE_ATTRIBUTE, check_can_switch, find_state, require_state
+from tsugiki.model.freeze import keep_unpacked, repacking_layers
 from tsugiki.model.ungrafted import unwrapped
 
 _REFERENCE_OF = "_tsugiki_reference_of"
@@ -42,6 +43,8 @@ def reference_model(model: Model) -> Model:
     forward = vars(reference).get("forward")
     if isinstance(forward, MethodType):
         reference.forward = MethodType(_copied_function(forward.__func__, copies), reference)
+    for layer in repacking_layers(reference):
+        keep_unpacked(layer)  # the weight is the model's, too, which trains
     delattr(reference, STATE_ATTRIBUTE)
     setattr(reference, _REFERENCE_OF, state)
     return reference.requires_grad_(False).eval()  # type: ignore[no-any-return]

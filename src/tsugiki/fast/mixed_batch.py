@@ -11,7 +11,7 @@ tokens in one dimension. A few models (XLNet) compute with [tokens, rows, width]
 tokens shows which order a layer has.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import Grafted, LowRank
 from tsugiki.model.inference import evaluating
 from tsugiki.model.linear import is_hooked
-from tsugiki.model.undo import Undo, replace_forward, undo_all
+from tsugiki.model.undo import Undo, remove_hook, replace_forward, undo_all
 from tsugiki.model.ungrafted import unwrapped
 
 _ROWS, _TOKENS = 2, 3  # the shape of the trial forward pass that shows the order
@@ -89,12 +89,20 @@ def rows_with_adapters(
 class RowAdapters:
     """The grafted layers of a model, each with the pairs of the rows."""
 
+    model: nn.Module
+    names: int
+    """The number of adapter names that `mixed_batch` got."""
     layers: list[tuple[Grafted, "LayerRowAdapters"]]
+    """Empty if all rows are rows of the base."""
 
     def attach(self, undo: list[Undo]) -> None:
         """Let the layers compute each row with its pair; functions that undo this are appended to `undo`."""
         for layer, rows in self.layers:
             replace_forward(layer, partial(_forward, layer, rows), undo)
+        if not self.layers:
+            check = partial(_check_input, self.names)
+            undo.append(partial(remove_hook, self.model, check))
+            self.model.register_forward_pre_hook(check, with_kwargs=True)
 
 
 @dataclass
@@ -104,7 +112,6 @@ class LayerRowAdapters:
     path: str
     """The layer's name."""
     names: int
-    """The number of adapter names that `mixed_batch` got."""
     pairs: RowPairs
     thread: int = field(default_factory=get_ident)
     """The thread that is in the block."""
@@ -131,7 +138,7 @@ def _mixed_rows(
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
         layers.append((layer, LayerRowAdapters(path, len(names), RowPairs(pairs, known))))
-    return RowAdapters(layers)
+    return RowAdapters(model, len(names), layers)
 
 
 def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
@@ -152,6 +159,21 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
     return adapter
 
 
+def _check_rows(where: str, rows: int, names: int) -> None:
+    if rows % names:
+        message = _(
+            "{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch"
+        )
+        raise TsugikiError(message.format(path=where, rows=rows, names=names))
+
+
+def _check_input(names: int, model: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
+    """Check the rows of the input of a model in which no layer has an adapter."""
+    inputs = [*args[:1], given.get(getattr(model, "main_input_name", "")), given.get("inputs_embeds")]
+    rows = next((len(tensor) for tensor in inputs if isinstance(tensor, Tensor)), 0)
+    _check_rows(type(model).__name__, rows, names)
+
+
 def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     """Compute a layer in a mixed batch; within the block this replaces the layer's own `forward`."""
     compiling = torch.compiler.is_compiling()  # a compiler fuses the definition itself
@@ -164,11 +186,7 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
         )
     if layer.training:
         raise TsugikiError(_("a mixed batch is for inference, but the model is in training mode; call model.eval()"))
-    if len(x) % rows.names:
-        message = _(
-            "{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch"
-        )
-        raise TsugikiError(message.format(path=rows.path, rows=len(x), names=rows.names))
+    _check_rows(rows.path, len(x), rows.names)
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
         raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))

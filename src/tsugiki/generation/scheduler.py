@@ -74,7 +74,7 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
     if small:
         use_huge_pages(model)
     undo: list[Undo] = []
-    with evaluating(model), fast_generation(model), with_one_thread() if small else nullcontext():
+    with evaluating(model, repack=True), fast_generation(model), with_one_thread() if small else nullcontext():
         try:
             use_decode_attention(model, undo)
             yield

@@ -214,6 +214,7 @@ def _pair(path: str, layer: nn.Module, config: LoraConfig) -> LowRank:
         add_magnitude(pair, oriented(layer))
     if config.freeze_A and not isinstance(layer, nn.Embedding):
         pair.A.requires_grad_(False)
+    pair.B.requires_grad_(config.init_lora_weights != "mica")
     if config.lora_bias:
         pair.bias = nn.Parameter(pair.B.new_zeros(len(pair.B)))
     return pair
@@ -278,7 +279,7 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
             "unquantised, or use plain LoRA"
         )
         raise TsugikiError(message.format(setting=reads, path=path, kind=kind))
-    decomposes = isinstance(init, str) and init != "gaussian"
+    decomposes = isinstance(init, str) and init not in ("gaussian", "mica")
     if (config.lora_bias or decomposes) and not is_linear(layer):
         setting = f"init_lora_weights {init!r}" if decomposes else "lora_bias"
         message = _("{setting} is for linear layers only, and {path} is a {kind}; leave it out of the targets")

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.model.names import Names, PatternTable, matches
-from tsugiki.model.settings import check_types
+from tsugiki.model.settings import check_types, with_known_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +31,10 @@ Indices: TypeAlias = Annotated[
     Sequence[int], BeforeValidator(lambda value: list(value) if isinstance(value, range) else value)
 ]
 """A list, a tuple or a range of integers."""
-_INITIALISATIONS = r"gaussian|orthogonal|pissa(_niter_\d+)?"
+_INITIALISATIONS = r"gaussian|mica|orthogonal|pissa(_niter_\d+)?"
 
 
+@with_known_settings
 @dataclass(frozen=True)
 class LoraConfig:
     """Settings of a low-rank adapter (Hu et al. 2021, arXiv:2106.09685), named as in PEFT's `LoraConfig`.
@@ -159,6 +160,8 @@ class LoraConfig:
         """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed."""
         from tsugiki.lora.adapter import new_lora_adapter  # here, because it imports torch
 
+        if self.init_lora_weights == "mica":  # the value in a file of PEFT, by which B stays as it is in training
+            raise TsugikiError(_("init_lora_weights 'mica' is not computed here; begin in PEFT, and load the adapter"))
         return new_lora_adapter(model, self)
 
     @cached_property

@@ -61,7 +61,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed, parameter_pair_shapes
 from tsugiki.lora.layer import pair_shapes
 from tsugiki.lora.targets import find_target_parameters, find_targets, shortest_target_modules
-from tsugiki.methods.method import AdapterFormat, check_shapes, equal_when_rounded, read_fields
+from tsugiki.methods.method import MERGE_WITH_PEFT, AdapterFormat, check_shapes, equal_when_rounded, read_fields
 from tsugiki.methods.peft_keys import PREFIX, bias_key, factor_keys, magnitude_key, parameter_keys, token_key
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.names import matches, name_pattern, named_like_experts
@@ -347,16 +347,17 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
     if initialisation not in _INITIALISATIONS:
         message = _(
             "init_lora_weights={initialisation} has changed the base, too, which is not in the file; save it "
-            "in PEFT as an ordinary LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+            "in PEFT as an ordinary LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…); or {hint}"
         )
-        raise TsugikiError(message.format(initialisation=error_text(repr(initialisation), 40)))
+        shown = error_text(repr(initialisation), 40)
+        raise TsugikiError(message.format(initialisation=shown, hint=_(MERGE_WITH_PEFT)))
     for name, instead in _NO_INSTEAD.items():
         if fields.get(name):
             message = _("{name}={value} is not supported: {reason}")
             raise TsugikiError(message.format(name=name, value=error_text(repr(fields[name]), 80), reason=_(instead)))
     if fields.get("target_parameters") and fields.get("target_modules") is None:
         fields = {**fields, "target_modules": []}  # PEFT writes the layers that it has grafted
-    known = initialisation if initialisation in (True, False, "gaussian") else True
+    known = initialisation if initialisation in (True, False, "gaussian", "mica") else True
     return read_fields(LoraConfig, {**fields, "init_lora_weights": known}, _HARMLESS)
 
 

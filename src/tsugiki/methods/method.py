@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.fast.layers import use_fast_products
-from tsugiki.io.validation import near_setting
 from tsugiki.language import _, marked
 from tsugiki.lora.graft import graft
 from tsugiki.methods.peft_keys import PREFIX
+from tsugiki.model.settings import refuse_unknown_settings
 from tsugiki.model.trained_copies import saved_in_file
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]
@@ -136,14 +136,7 @@ class Method:
 
     def configure(self, settings: Mapping[str, Any]) -> Any:
         """Build the config from the user's settings and the fixed ones."""
-        known = [setting.name for setting in dataclasses.fields(self.config)]
-        unknown = [name for name in settings if name not in known]
-        if unknown:
-            if near := near_setting(unknown[0], known):
-                raise TsugikiError(f"{error_text(unknown[0], 100)}: {_('unknown setting')}{near}")
-            names = ", ".join(sorted(known)) or _("nothing")
-            message = _("{unknown}: no such setting; this method has: {known}")
-            raise TsugikiError(message.format(unknown=", ".join(unknown), known=names))
+        refuse_unknown_settings(settings, [setting.name for setting in dataclasses.fields(self.config)])
         self.check_fixed_settings(settings)
         return self.config(**{**settings, **self.fixed_settings})
 

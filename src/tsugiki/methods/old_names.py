@@ -21,14 +21,14 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from tsugiki.errors import TsugikiError, warn_caller
+from tsugiki.errors import TsugikiError, error_text, warn_caller
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
 from tsugiki.lora.targets import find_target_parameters, find_targets, shortest_target_modules
 from tsugiki.methods.lora import parameter_factor_keys
 from tsugiki.methods.method import check_shapes
-from tsugiki.methods.peft_keys import PREFIX, factor_keys
+from tsugiki.methods.peft_keys import PREFIX, WRAPPERS, factor_keys
 from tsugiki.model.linear import is_graftable
 from tsugiki.model.names import conversion_rules, matches, name_pattern, shortest_endings
 from tsugiki.model.ungrafted import base_modules
@@ -56,8 +56,10 @@ def with_current_names(
 ) -> tuple[Any, Mapping[str, Tensor]]:
     """Return the settings and the tensors of a file under the names that layers have in `model`.
 
-    A file without old names is returned as it is. Names that no rule explains stay.
+    A file without old names is returned as it is. Names that no rule explains stay, but names that a wrapper around the
+    model has given are an error.
     """
+    _refuse_wrapped(model, tensors)
     names = _find_names(model, config, tensors) if isinstance(config, LoraConfig) else None
     if names is None or not (names.parameters or names.modules or names.stacks):
         return config, tensors
@@ -69,6 +71,18 @@ def with_current_names(
     for name, (A, B) in joined.items():
         found |= zip(keys[name], (A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)), strict=True)
     return config, found
+
+
+def _refuse_wrapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    wrapped = [key for key in tensors if WRAPPERS.search(key)]
+    modules = dict(base_modules(model)) if wrapped else {}
+    key = next((k for k in wrapped if _layer_of(k) not in modules or ".default." in k.rpartition(".lora_")[2]), None)
+    if key is not None:
+        message = _(
+            "{key} is not PEFT's name but that of a tensor in a wrapped model; `tsugiki adapters import FOLDER --model "
+            "BASE --out NAME` converts such a file"
+        )
+        raise TsugikiError(message.format(key=error_text(key, 100)))
 
 
 def _find_names(model: nn.Module, config: LoraConfig, tensors: Mapping[str, Tensor]) -> _Names:

@@ -17,6 +17,8 @@ T = TypeVar("T")
 PREFIX = "base_model.model."
 """In the names of a PEFT file, every module path of the base follows this prefix."""
 
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.|(?<=lora_[AB])\.default(?=\.)")
+"""Parts of names in a state dict that was saved without PEFT's `save_pretrained`."""
 _BASE_LAYER = ".base_layer."
 _NOT_COMPUTED = ".lora_velora_embed"
 """The end of the names of tensors that PEFT uses in the backward pass alone."""

@@ -9,6 +9,10 @@ config, so a model whose config has such floats first gets a config of its own.
 In training mode BatchNorm normalises by the statistics of the batch and updates its running statistics. The base would
 change although no parameter of it does, and an adapter would compute something else in training than afterwards. So
 its running statistics are used but not updated.
+
+On some processors (AVX512-BF16) a 4-bit layer of bitsandbytes repacks its weight when it first computes in evaluation
+mode, and a backward pass through a repacked weight gives zeros, without an error. So training mode unpacks it, and no
+later evaluation repacks it.
 """
 
 import copy
@@ -32,6 +36,9 @@ SavedDropout = list[tuple[Any, str, Any]]
 _SCALE = "moe_token_dropout"
 """Left as it is, because NLLB-MoE multiplies the outputs of its experts by 1 - p in evaluation: 0 would change the
 model."""
+
+REPACKS = "support_avx512bf16_for_cpu"
+"""The attribute that lets a 4-bit layer of bitsandbytes repack its weight in evaluation mode."""
 
 Replaced: TypeAlias = list[tuple[Any, str, Any]]
 """Module, attribute, and the config that a copy has replaced."""
@@ -58,6 +65,10 @@ def freeze(model: nn.Module, keep_dropout: bool, undo: list[Undo]) -> None:
         disable_dropout(model, saved)
     undo.append(partial(unfreeze_batchnorm, model))
     freeze_batchnorm(model)
+    for layer in repacking_layers(model):
+        undo.append(partial(setattr, layer, REPACKS, True))
+        set_attribute(layer, "train", partial(_train_unpacked, layer), undo)
+        layer.train(layer.training)
     use_matrix_product(model, undo)
     set_attribute(model, "_replicate_for_data_parallel", _refuse_data_parallel, undo)
 
@@ -199,6 +210,35 @@ def unfreeze_batchnorm(model: nn.Module) -> None:
 
 def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
+
+
+def repacking_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that would repack their weights in evaluation mode."""
+    return [module for module in model.modules() if vars(module).get(REPACKS)]
+
+
+def keep_unpacked(layer: Any) -> None:
+    """Unpack the weight of a 4-bit layer of bitsandbytes, and let it never be repacked again."""
+    setattr(layer, REPACKS, False)
+    if _is_packed(layer):
+        layer.state_dict()  # bitsandbytes unpacks what it saves
+    if _is_packed(layer):
+        raise TsugikiError(
+            _(
+                "bitsandbytes has repacked its 4-bit weights in an evaluation, no gradient passes through them, and "
+                "this version cannot unpack them; load the base again, and train it before you evaluate or generate"
+            )
+        )
+
+
+def _is_packed(layer: Any) -> bool:
+    return getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False)
+
+
+def _train_unpacked(layer: nn.Module, mode: bool = True) -> nn.Module:
+    if mode:
+        keep_unpacked(layer)
+    return type(layer).train(layer, mode)
 
 
 def copy_configs(model: nn.Module, replaced: Replaced) -> None:

@@ -11,22 +11,29 @@ from torch import Tensor, nn
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import is_ordinary
+from tsugiki.model.freeze import REPACKS, repacking_layers
 
 _PROBE_TOKENS = 16
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, *, repack: bool = False) -> Iterator[None]:
     """Put `model` into evaluation mode and record no gradients within the block.
 
-    Afterwards every submodule is in the mode that it was in, also where submodules were in different modes.
+    Afterwards every submodule is in the mode that it was in, also where submodules were in different modes. `repack`
+    lets layers of bitsandbytes repack their weights, which is faster and rounds them (see `model.freeze`).
     """
     modes = [(module, module.training) for module in model.modules()]
+    repacking = [] if repack else repacking_layers(model)
+    for layer in repacking:
+        setattr(layer, REPACKS, False)
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        for layer in repacking:
+            setattr(layer, REPACKS, True)
         model.train(modes[0][1])  # some classes do more in `train` than set the flag
         for module, training in modes:
             module.training = training

@@ -1,13 +1,43 @@
-"""Checks the settings of adapters: the values in a config have the types of its fields."""
+"""Checks the settings of adapters: their names are known, and their values have the types of the fields."""
 
+from collections.abc import Collection
 from dataclasses import fields
-from functools import cache
-from typing import Any, get_type_hints
+from functools import cache, wraps
+from inspect import signature
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from tsugiki.errors import TsugikiError
-from tsugiki.io.validation import describe_problems
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.io.validation import describe_problems, near_setting
+from tsugiki.language import _
+
+T = TypeVar("T")
+
+
+def with_known_settings(config: type[T]) -> type[T]:
+    """Let a config class answer an unknown setting by a TsugikiError instead of a TypeError."""
+    initialise, known = config.__init__, signature(config).parameters
+
+    @wraps(initialise)
+    def checked(self: Any, *args: object, **settings: object) -> None:
+        refuse_unknown_settings(settings, known)
+        initialise(self, *args, **settings)
+
+    config.__init__ = checked  # type: ignore[method-assign]
+    return config
+
+
+def refuse_unknown_settings(settings: Collection[str], known: Collection[str]) -> None:
+    """Raise a TsugikiError for the first setting that is not known, with the nearest known one or all of them."""
+    unknown = [name for name in settings if name not in known]
+    if not unknown:
+        return
+    if near := near_setting(unknown[0], known):
+        raise TsugikiError(f"{error_text(unknown[0], 100)}: {_('unknown setting')}{near}")
+    message = _("{unknown}: no such setting; this method has: {known}")
+    names = ", ".join(sorted(known)) or _("nothing")
+    raise TsugikiError(message.format(unknown=error_text(", ".join(unknown), 100), known=names))
 
 
 def check_types(config: Any) -> None:

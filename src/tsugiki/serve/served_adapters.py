@@ -186,7 +186,9 @@ class ServedAdapters:
         for root in self.roots:
             with suppress(OSError, ValueError, RuntimeError):  # no valid path
                 folder = (root / path).resolve()
-                if folder.is_relative_to(root) and (folder / ADAPTER_CONFIG_FILE).is_file():
+                if (folder / ADAPTER_CONFIG_FILE).is_file() and all(
+                    file.resolve().is_relative_to(root) for file in (folder, *folder.iterdir())
+                ):
                     return folder
         message = _("there is no adapter {path!r} below a folder of --allow-lora-path").format(path=path[:100])
         raise ApiError(400, message, "lora_path", "invalid_path")
