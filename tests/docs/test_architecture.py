@@ -41,11 +41,11 @@ def anchor(heading: str) -> str:
 def places(page: Path) -> set[str]:
     """What a link can name in a page: its headings, and the ids of `<a id="…">`."""
     text = text_of(page)
-    return {anchor(heading) for heading in re.findall(r"(?m)^#+ (.+)$", text)} | set(re.findall(r'<a id="(.+?)">', text))
+    return {*map(anchor, re.findall(r"(?m)^#+ (.+)$", text)), *re.findall(r'<a id="(.+?)">', text)}
 
 
 def versions(page: Path, target: Path) -> list[Path]:
-    """The pages that a link leads to. The Japanese site shows `docs/log.md` as it is, and its links lead to Japanese."""
+    """The pages that a link leads to. The Japanese site shows `docs/log.md`, with links to the Japanese pages."""
     twin = target.with_name(f"{target.stem}.ja.md")
     return [target, twin] if page == ROOT / "docs" / "log.md" and twin in PAGES else [target]
 
