@@ -17,6 +17,7 @@ from tests.docs.test_architecture import flags, problem_of
 from tsugiki.base import RECOMMENDED
 from tsugiki.cli import EXAMPLES, near_flags, panel_of, root_command, settings_of
 from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE
+from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import VARIABLE
 from tsugiki.training import RunConfig
 
@@ -31,12 +32,13 @@ def test_the_command_alone_prints_a_tour_of_existing_commands(run):
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_the_tour_names_bases_of_the_readers_language_in_one_screen(
+def test_the_tour_names_bases_of_the_readers_language_and_kinds_of_files_in_one_screen(
     language: str, run, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(VARIABLE, language)
     _, out, _ = run()
     assert out.count("\n") <= 24
+    assert set(re.findall(r"(?<![\w/])\.[a-z]+", out)) == set(DATA_SUFFIXES)
     for base in RECOMMENDED:
         line = next((line for line in out.splitlines() if line.split()[:1] == [base.name]), "")
         assert bool(line) == (base.language == language)
