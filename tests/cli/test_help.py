@@ -57,6 +57,12 @@ def test_commands_are_in_groups(run):
     assert titles == sorted(titles)
 
 
+def test_brackets_in_help_texts_are_in_pairs(run):
+    for command in flags():
+        _, out, _ = run(*command.split(), "--help")
+        assert out.count("(") == out.count(")"), command
+
+
 def test_every_command_has_examples_of_existing_commands_and_flags():
     assert EXAMPLES.keys() - {"adapters", "cache"} == flags().keys()
     for name, lines in EXAMPLES.items():
@@ -113,7 +119,7 @@ def test_what_is_mistyped_is_suggested_with_the_help_that_lists_it(arguments: tu
 
 def test_flags_are_found_by_another_programs_name_initials_words_and_spelling():
     known = ["--r", "--lora-alpha", "--learning-rate", "--max-steps", "--eval-steps", "-h"]
-    assert near_flags("--rank", known) == ["--r"]
+    assert near_flags("--rank", known) == near_flags("--lora-rank", known) == ["--r"]
     assert near_flags("--lr", known) == ["--learning-rate"]
     assert near_flags("--steps", known) == ["--max-steps", "--eval-steps"]
     assert near_flags("--lora_alfa", known) == ["--lora-alpha"]
