@@ -47,7 +47,7 @@ def plan_lines(plan: Plan) -> list[str]:
         ),
     ]
     if plan.head:
-        message = _("with tokens in the text that the base has never written, the output head trains as well: {count:,}")
+        message = _("with tokens in the text that the base has never written, the output head trains, too: {count:,}")
         lines.insert(1, message.format(count=plan.trainable + plan.head))
     if plan.steps is not None:
         message = _("the run: {steps:,} steps of {rows} rows of {tokens} tokens")

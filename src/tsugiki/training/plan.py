@@ -80,7 +80,7 @@ class Plan:
     parameters: int
     trainable: int
     head: int
-    """Parameters that train in addition if the run adds the output head (see `output_head`); 0 if it does not choose."""
+    """Parameters that train in addition if the run adds the output head (see `output_head`); 0: it never does."""
     file_bytes: int | None
     """Size of the model's files; None if it is not known."""
     is_here: bool
@@ -330,10 +330,10 @@ def _files(name: str, shapes: PretrainedConfig) -> tuple[int | None, bool]:
 def _head_parameters(config: RunConfig, shapes: Shapes) -> int:
     """Return how many parameters train in addition if the run finds that the output head must train."""
     settings, head = config.adapter_config, output_head(shapes.model)
-    chooses = isinstance(settings, LoraConfig) and leaves_layers_open(settings) and config.start_from is None
-    if head is None or not chooses or with_output_head(shapes.model, settings) is None:
+    if head is None or not isinstance(settings, LoraConfig) or config.start_from is not None:
         return 0
-    return settings.r * sum(features(head))
+    chooses = leaves_layers_open(settings) and with_output_head(shapes.model, settings) is not None
+    return settings.r * sum(features(head)) if chooses else 0
 
 
 def _free_disk() -> int:
