@@ -1,7 +1,9 @@
 """`tsugiki export` and `tsugiki adapters import`, through the command line: files, and one line for each bad input."""
 
+import io
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tests.tiny import save_grafted, save_tiny
 from tsugiki import LoraConfig
 from tsugiki.adapters import read_lora_weights
 from tsugiki.base import load_model
+from tsugiki.base.gguf.file import read_header
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -92,6 +95,26 @@ def test_rejected_exports(run: Any, base: str, tmp_path: Path):
 def _kept(run: Any) -> str:
     assert run("export", "a", "--gguf", "kept.gguf")[0] == 0
     return "kept.gguf"
+
+
+def test_an_adapter_that_llama_cpp_can_load_merged_alone(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A tied head has no adapter there: the error begins with --merged, which a terminal offers."""
+    adapter(save_tiny(tmp_path / "base"), "tied", target_modules=["c_attn", "lm_head"])
+    said = refused(run, "export", "tied", "--gguf", "x.gguf")
+    assert said.startswith("tsugiki: pass --merged")
+    assert "lm_head" in said
+    for typed, status in (("n\n", 1), ("\n", 0)):
+        monkeypatch.setattr(sys, "stdin", Terminal(typed))
+        assert run("export", "tied", "--gguf", "x.gguf")[0] == status
+        assert Path("x.gguf").is_file() == (status == 0)
+    assert "output.weight" in {tensor.name for tensor in read_header(Path("x.gguf")).tensors}
+
+
+class Terminal(io.StringIO):
+    """Text that is typed in a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_full_disk_leaves_nothing(run: Any, base: str, monkeypatch: pytest.MonkeyPatch):

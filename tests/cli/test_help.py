@@ -17,6 +17,7 @@ from tests.docs.test_architecture import flags, problem_of
 from tsugiki.base import RECOMMENDED
 from tsugiki.cli import EXAMPLES, near_flags, panel_of, root_command, settings_of
 from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE
+from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import VARIABLE
 from tsugiki.training import RunConfig
 
@@ -31,12 +32,13 @@ def test_the_command_alone_prints_a_tour_of_existing_commands(run):
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])
-def test_the_tour_names_bases_of_the_readers_language_in_one_screen(
+def test_the_tour_names_bases_of_the_readers_language_and_kinds_of_files_in_one_screen(
     language: str, run, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(VARIABLE, language)
     _, out, _ = run()
     assert out.count("\n") <= 24
+    assert set(re.findall(r"(?<![\w/])\.[a-z]+", out)) == set(DATA_SUFFIXES)
     for base in RECOMMENDED:
         line = next((line for line in out.splitlines() if line.split()[:1] == [base.name]), "")
         assert bool(line) == (base.language == language)
@@ -53,6 +55,12 @@ def test_commands_are_in_groups(run):
     assert status == 0
     titles = [out.index(title) for title in (MAKE, LOOK, KEEP, SHARE)]
     assert titles == sorted(titles)
+
+
+def test_brackets_in_help_texts_are_in_pairs(run):
+    for command in flags():
+        _, out, _ = run(*command.split(), "--help")
+        assert out.count("(") == out.count(")"), command
 
 
 def test_every_command_has_examples_of_existing_commands_and_flags():
@@ -111,7 +119,7 @@ def test_what_is_mistyped_is_suggested_with_the_help_that_lists_it(arguments: tu
 
 def test_flags_are_found_by_another_programs_name_initials_words_and_spelling():
     known = ["--r", "--lora-alpha", "--learning-rate", "--max-steps", "--eval-steps", "-h"]
-    assert near_flags("--rank", known) == ["--r"]
+    assert near_flags("--rank", known) == near_flags("--lora-rank", known) == ["--r"]
     assert near_flags("--lr", known) == ["--learning-rate"]
     assert near_flags("--steps", known) == ["--max-steps", "--eval-steps"]
     assert near_flags("--lora_alfa", known) == ["--lora-alpha"]

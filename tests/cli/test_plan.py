@@ -8,6 +8,9 @@ import pytest
 
 from tests.hub_server import HubServer
 from tests.runs import TRAIN
+from tsugiki.base import load_model
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.targets import find_targets
 from tsugiki.training import memory
 
 
@@ -27,6 +30,19 @@ def test_a_plan_is_a_table_or_json_and_names_a_command_that_runs(base: str, run)
     status, _, err = run(*words[1:])
     assert status == 0, err
     assert Path("RUN/run.json").exists()
+
+
+def test_a_plan_counts_the_output_head_that_a_run_adds_by_itself(base: str, run):
+    arguments = ("--model", base, "--data", "text.txt", "--block-size", "32", "--max-steps", "1")
+    layers = find_targets(load_model(base), LoraConfig())
+    both = ",".join([*{path.rpartition(".")[2] for path in layers}, "lm_head"])
+    _, without, _ = run("plan", *arguments, "--json")
+    _, chosen, _ = run("plan", *arguments, "--json", "--target-modules", both)
+    found, given = json.loads(without), json.loads(chosen)
+    assert found["head"] > 0
+    assert found["trainable"] + found["head"] == given["trainable"]
+    assert given["head"] == 0
+    assert f"{given['trainable']:,}" in run("plan", *arguments)[1]
 
 
 def test_a_model_on_the_hub_is_not_downloaded(base: str, run, hub: HubServer):

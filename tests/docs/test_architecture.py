@@ -38,6 +38,18 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
+def places(page: Path) -> set[str]:
+    """What a link can name in a page: its headings, and the ids of `<a id="…">`."""
+    text = text_of(page)
+    return {*map(anchor, re.findall(r"(?m)^#+ (.+)$", text)), *re.findall(r'<a id="(.+?)">', text)}
+
+
+def versions(page: Path, target: Path) -> list[Path]:
+    """The pages that a link leads to. The Japanese site shows `docs/log.md`, with links to the Japanese pages."""
+    twin = target.with_name(f"{target.stem}.ja.md")
+    return [target, twin] if page == ROOT / "docs" / "log.md" and twin in PAGES else [target]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_point_to_existing_files_and_headings(page: Path):
     broken = []
@@ -46,9 +58,10 @@ def test_links_point_to_existing_files_and_headings(page: Path):
             continue
         path, _, heading = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        headings = re.findall(r"(?m)^#+ (.+)$", text_of(target)) if target.suffix == ".md" and target.exists() else []
-        if not target.exists() or (heading and heading not in map(anchor, headings)):
+        if not target.exists():
             broken.append(link)
+        elif heading and target.suffix == ".md":
+            broken += [f"{link} in {one.name}" for one in versions(page, target) if heading not in places(one)]
     assert broken == []
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "README.ja.md", "docs/commands.md", "docs/commands.ja.md")]
-HUB_MODEL = "rinna/japanese-gpt2-medium"
+HUB_MODEL = "Qwen/Qwen3-0.6B"
 ELSEWHERE = ("quickstart", "compare", "sweep", "pretrain", "bench", "push", "new", "serve", "aozora --author")
 """Commands that take minutes, need a network or a terminal, or run until a signal; they have tests of their own."""
 
@@ -35,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
     save_tiny(tmp_path / "base", "gpt2")
     for number in range(6):
-        work = work_zip(f"作品{number}", "夏目漱石", TEXT[number * 350 :][:500])
+        work = work_zip(f"人生{number}", "夏目漱石", TEXT[number * 350 :][:500])
         file = tmp_path / f"mirror/cards/000148/files/{number}_ruby.zip"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(work)

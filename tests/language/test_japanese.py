@@ -32,9 +32,9 @@ accelerate
 bitsandbytes chmod git glibc lfs mmproj pip pull pyarrow pickle safetensors small split state dict tensorboard
 torch torchrun transformers wandb zip auth login echo install launch tsugiki sqrt graft ungraft unmerge bias alpha
 all assistant author auto best blocks cat choice choices content cosine cpu dare default density editor energy expected
-false fingerprints fsdp full gguf history kajii last linear llama magnitude messages mlp mode muon adamw none null probe
+false fingerprints fsdp full gguf history last linear llama magnitude messages mlp mode muon adamw none null probe
 prompt quantized reviser role stored svd text ties tokens tools translator true user weight adapter folder config name
-https process runs targets embedded completion pdftotext chosen rejected label
+https process runs targets embedded completion pdftotext chosen rejected label sentencepiece ichiyo
 """
 """Names that the settings and commands do not have: programs and functions, then fields and values."""
 

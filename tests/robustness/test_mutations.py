@@ -75,7 +75,6 @@ from tsugiki.training import (
     read_record,
 )
 
-pytest.importorskip("gguf")
 pytest.importorskip("resource", reason="the harness needs a Unix system")
 harness = pytest.importorskip("tests.robustness.harness")
 

@@ -19,7 +19,6 @@ ROUNDING = 0.3  # nats; a token at random is some nats below the likeliest one
 def load(kind: str, folder: Path) -> Any:
     """A tiny model, loaded as a user would."""
     if kind == "gguf":
-        pytest.importorskip("gguf")
         from tests.base.gguf.files import Kind, tiny_base, write_gguf
 
         base = tiny_base("llama", initializer_range=0.2, **BLOCK)

@@ -118,7 +118,8 @@ def test_a_given_template_replaces_that_of_the_tokenizer(tmp_path: Path):
 
 
 def test_merged_and_exported_models_have_the_template(trained: Any, tmp_path: Path):
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     config, _ = trained
     merge_into_folder(Merge(config.model, [Path(config.out)]), tmp_path / "merged", ProgressDisplay())
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == DEFAULT_TEMPLATE

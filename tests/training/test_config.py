@@ -89,3 +89,11 @@ def test_yaml_and_flags(tmp_path: Path):
         path.write_text(content)
         with pytest.raises(TsugikiError, match=said):
             load_config(path, {})
+
+
+def test_a_file_of_another_program_is_answered_with_the_names_here(tmp_path: Path):
+    path = tmp_path / "axolotl.yaml"
+    path.write_text("base_model: a/b\ndatasets: []\noutput_dir: out\nlora_r: 8\nlora_alpha: 16\nmicro_batch_size: 2\n")
+    pairs = "base_model → model, datasets → data, output_dir → out, lora_r → lora.r, lora_alpha → lora.lora_alpha;"
+    with pytest.raises(TsugikiError, match=pairs):
+        load_config(path, {})

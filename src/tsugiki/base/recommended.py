@@ -6,7 +6,7 @@ the minutes were found.
 
 from dataclasses import dataclass
 
-from tsugiki.language import ENGLISH, JAPANESE, _, language
+from tsugiki.language import ENGLISH, JAPANESE, _, language, marked
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,18 @@ class RecommendedBase:
     """Time of a run with the default settings on a text of 100,000 characters, on two cores without bfloat16."""
     license: str
     """The id of the licence on the hub, or the name that its card gives."""
-    gated: bool = False
-    """Whether terms must be accepted on the hub before the download."""
+    condition: str = ""
+    """What else is needed: to accept terms on the hub, or an optional dependency for the tokenizer."""
+
+
+_GATED, _SENTENCEPIECE = marked("terms to accept"), marked("needs sentencepiece")
 
 
 RECOMMENDED = (
-    RecommendedBase(JAPANESE, "rinna/japanese-gpt2-small", 110, 454, 17, "mit"),
-    RecommendedBase(JAPANESE, "rinna/japanese-gpt2-medium", 336, 1370, 50, "mit"),
     RecommendedBase(JAPANESE, "LiquidAI/LFM2.5-350M", 354, 709, 55, "lfm1.0"),
-    RecommendedBase(JAPANESE, "google/gemma-3-270m", 268, 536, 36, "gemma", gated=True),
+    RecommendedBase(JAPANESE, "google/gemma-3-270m", 268, 536, 36, "gemma", _GATED),
+    RecommendedBase(JAPANESE, "rinna/japanese-gpt2-small", 110, 454, 17, "mit", _SENTENCEPIECE),
+    RecommendedBase(JAPANESE, "rinna/japanese-gpt2-medium", 336, 1370, 50, "mit", _SENTENCEPIECE),
     RecommendedBase(ENGLISH, "HuggingFaceTB/SmolLM2-135M", 135, 269, 12, "apache-2.0"),
     RecommendedBase(ENGLISH, "HuggingFaceTB/SmolLM2-135M-Instruct", 135, 269, 12, "apache-2.0"),
     RecommendedBase(ENGLISH, "HuggingFaceTB/SmolLM2-360M", 362, 724, 35, "apache-2.0"),
@@ -45,9 +48,11 @@ def recommended_bases() -> list[RecommendedBase]:
 
 def describe_base(base: RecommendedBase) -> str:
     """Return a line of a table: name, parameters, download, minutes and licence."""
-    license_id = _("{license}, terms to accept").format(license=base.license) if base.gated else base.license
-    return _("{name:<36} {parameters}M {download:>6,} MB {minutes:>4} min  {license}").format(
-        name=base.name,
+    license_id = base.license
+    if base.condition:
+        license_id = _("{license}, {condition}").format(license=base.license, condition=_(base.condition))
+    return _("{name} {parameters}M {download:>6,} MB {minutes:>4} min  {license}").format(
+        name=base.name.ljust(max(len(other.name) for other in recommended_bases())),
         parameters=base.parameters,
         download=base.download,
         minutes=base.minutes,

@@ -475,14 +475,13 @@ def import_command(
     """
     from tsugiki.adapters.foreign import import_adapter
     from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.base.gguf.file import is_gguf, require_gguf
+    from tsugiki.base.gguf.file import is_gguf
     from tsugiki.export.gguf_adapter import import_gguf_adapter
     from tsugiki.io.progress import ProgressDisplay
 
     folder = new_adapter_folder(out, library)
     with ProgressDisplay().stage(_("importing"), None):
         if file.is_file() and is_gguf(file):
-            require_gguf()
             lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
             line = _("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model)
         else:

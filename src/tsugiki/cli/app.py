@@ -19,6 +19,7 @@ from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
 from tsugiki.cli.train import compare_command, pretrain_command, quickstart_command, sweep_command, train_command
+from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked, ngettext
 
 _TOUR = marked("""\
@@ -26,21 +27,22 @@ A small adapter is trained on your text, on top of a language model that
 stays as it is. The way from a text to an adapter:
 
   try it, offline            tsugiki quickstart
-  get texts                  tsugiki aozora --author 梶井基次郎 --out kajii.jsonl
+  get texts                  tsugiki aozora --author 樋口一葉 --out ichiyo.jsonl
   answer four questions      tsugiki new
-  see what will be learned   tsugiki preview --model embedded --data kajii.jsonl
-  train                      tsugiki train --model embedded --data kajii.jsonl --out runs/kajii
-  read what it writes        tsugiki generate --adapter runs/kajii --prompt 檸檬は
-  talk to it                 tsugiki chat runs/kajii
-  measure it                 tsugiki eval --adapter runs/kajii --data other.txt
-  keep it by name            tsugiki adapters add runs/kajii
-  give it away               tsugiki push kajii USER/kajii
+  see what will be learned   tsugiki preview --model embedded --data ichiyo.jsonl
+  train                      tsugiki train --model embedded --data ichiyo.jsonl --out runs/ichiyo
+  read what it writes        tsugiki generate --adapter runs/ichiyo --prompt 秋の夜、
+  talk to it                 tsugiki chat runs/ichiyo
+  measure it                 tsugiki eval --adapter runs/ichiyo --data other.txt
+  keep it by name            tsugiki adapters add runs/ichiyo
+  give it away               tsugiki push ichiyo USER/ichiyo
 
 Larger bases (parameters, download, time for 100,000 characters, licence):
 {bases}
 
-A text is a .txt, .jsonl, .csv or .parquet file. Each command ends with the
-next one; tsugiki COMMAND --help has examples, tsugiki --help lists all.
+Files of texts: {kinds}
+Each command ends with the next one; tsugiki COMMAND --help has examples,
+tsugiki --help lists all.
 """)
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 """The folder in which NVIDIA's driver for Linux describes each GPU."""
@@ -108,7 +110,8 @@ def _without_command(
         from tsugiki.base.recommended import describe_base, recommended_bases
 
         bases = "\n".join(f"  {describe_base(base)}" for base in recommended_bases())
-        typer.echo(f"{version_line()}\n\n{_(_TOUR).format(bases=bases)}", nl=False)
+        tour = _(_TOUR).format(bases=bases, kinds=" ".join(DATA_SUFFIXES))
+        typer.echo(f"{version_line()}\n\n{tour}", nl=False)
 
 
 def version_line() -> str:

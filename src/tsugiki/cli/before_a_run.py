@@ -49,7 +49,7 @@ def aozora_command(
         title: The title or a part of it.
         kana: Kana orthography, as the index gives it; if it does not, guessed from the text.
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
-        cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora).
+        cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora)
     """
     from tsugiki.data.read.aozora.index import Query, parse_role, select
     from tsugiki.data.read.aozora.works import (

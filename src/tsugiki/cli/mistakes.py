@@ -10,21 +10,10 @@ from typer.exceptions import TyperException
 
 from tsugiki.cli.flags import is_hidden
 from tsugiki.io.file_names import DATA_SUFFIXES
+from tsugiki.io.validation import OTHER_NAMES
 from tsugiki.language import _, marked
 from tsugiki.training.config_files import SEVERAL_TEXTS
 
-_OTHER_NAMES = {
-    "--rank": "--r",
-    "--output": "--out",
-    "--output-dir": "--out",
-    "--dataset": "--data",
-    "--base": "--model",
-    "--iters": "--max-steps",
-    "--adapter-path": "--adapter",
-    "--max-tokens": "--max-new-tokens",
-    "--val": "--validation",
-}
-"""Flag of another program or of an earlier version -> flag."""
 _MOST = 3  # suggestions
 _MESSAGES = [
     (r"Missing (option|argument) (?P<name>.+)", marked("{name} is missing")),
@@ -96,9 +85,10 @@ def near_flags(wrong: str, known: Iterable[str]) -> list[str]:
     by_initials = [
         flag for flag in flags if len(name) > 1 and name == "".join(word[:1] for word in flag[2:].split("-"))
     ]
-    other = [_OTHER_NAMES[f"--{name}"]] if f"--{name}" in _OTHER_NAMES else []
+    other = OTHER_NAMES.get(name.replace("-", "_"))
     close = get_close_matches(f"--{name}", flags, n=_MOST)
-    found = other or by_initials or by_words or close
+    by_table = [f"--{other.replace('_', '-')}"] if other is not None else []
+    found = by_table or by_initials or by_words or close
     return [flag for flag in dict.fromkeys(found) if flag in flags][:_MOST]
 
 

@@ -9,7 +9,7 @@ import typer
 from tsugiki.cli.adapters import AllowBaseMismatch, Weights, parse_weights
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Library
-from tsugiki.cli.terminal import print_next_command
+from tsugiki.cli.terminal import print_line, print_next_command
 from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
@@ -90,20 +90,27 @@ def export_command(
         allow_base_mismatch: Export an adapter that was trained on another base.
         allow_tokenizer_mismatch: Write a model even if the file gives other tokens than the model's tokenizer.
     """
-    from tsugiki.base.gguf.file import require_gguf
+    from tsugiki.export.gguf_adapter import MergedOnlyError
 
-    require_gguf()
     if adapter is None:
         _require(not merged, _("--merged requires an adapter, which is merged into its base"))
         _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
     if adapter is None or merged:
         _require(base is None, _("--base requires an adapter and cannot be combined with --merged"))
-        _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
     else:
         _require(
             dtype not in ("bf16", "q8_0"), _("an adapter can be exported in f32 or f16; --merged exports the model")
         )
-        _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
+        try:
+            _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
+            return
+        except MergedOnlyError as error:
+            if base is not None or not sys.stdin.isatty():
+                raise
+            print_line(str(error))
+            if not typer.confirm(_("Export base and adapter as one model?"), default=True):
+                raise typer.Exit(1) from error
+    _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
 
 
 def _export_adapter(

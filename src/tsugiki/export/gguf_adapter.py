@@ -45,6 +45,10 @@ _BASE_NAME = "general.base_model.0.name"
 _ALPHA = "adapter.lora.alpha"
 
 
+class MergedOnlyError(TsugikiError):
+    """llama.cpp would not compute an adapter as Tsugiki does; it can load base and adapter merged into one model."""
+
+
 @dataclass(frozen=True)
 class AdapterExport:
     """The result of an export."""
@@ -69,8 +73,10 @@ def export_gguf_adapter(
     """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
 
     The adapter's base, of which only the config is read, is by default the one that the adapter names. `base` is the
-    base as a GGUF file, with which the adapter is compared, and which the Modelfile names. An adapter that llama.cpp
-    would reject, or with which it would give another result, is an error.
+    base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
+
+    Raises:
+        MergedOnlyError: llama.cpp would reject the adapter, or give another result with it.
     """
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
@@ -85,13 +91,14 @@ def export_gguf_adapter(
         )
         raise TsugikiError(message.format(folder=folder, trained=lora.base.name, given=name, why=why))
     model = load_meta_model(name)
+    llama_cpp_architecture(model)  # raises an error for a base that cannot be exported in any way
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
         message = _(
-            "llama.cpp would not compute {folder} as Tsugiki does: {problems} (--merged exports base and "
-            "adapter as one model)"
+            "pass --merged, which exports base and adapter as one model; llama.cpp would not compute {folder} alone "
+            "as Tsugiki does: {problems}"
         )
-        raise TsugikiError(message.format(folder=folder, problems=sentences(problems)))
+        raise MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
     if base is not None:
         check_gguf_base(base, model, lora.layers)
     base_path = str(base.absolute()) if base else None

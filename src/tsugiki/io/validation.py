@@ -16,6 +16,22 @@ _MAX_PROBLEMS = 5
 _TYPE_NAME = re.compile(r"function-|constrained-|literal\[|json-or-python\[|dict\[|(bool|int|float|str)$")
 """Parts of an error's location that name a type and not a field; pydantic adds them for settings of several types."""
 
+OTHER_NAMES = {
+    **dict.fromkeys(("rank", "lora_rank", "lora_r"), "r"),
+    **dict.fromkeys(("base", "base_model", "model_name_or_path"), "model"),
+    **dict.fromkeys(("dataset", "datasets"), "data"),
+    **dict.fromkeys(("output", "output_dir"), "out"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs"), "epochs"),
+    **dict.fromkeys(("sequence_len", "cutoff_len"), "block_size"),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), "target_modules"),
+    **dict.fromkeys(("val", "val_set_size"), "validation"),
+    "per_device_train_batch_size": "micro_batch_size",
+    "iters": "max_steps",
+    "adapter_path": "adapter",
+    "max_tokens": "max_new_tokens",
+}
+"""Name of a setting in another program, or in an earlier version -> name."""
+
 _PROBLEMS = {
     "missing": marked("field required"),
     "extra_forbidden": marked("unknown setting"),
@@ -82,5 +98,6 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
 
 def near_setting(unknown: str, known: Collection[str]) -> str:
     """Return a suggestion to append to the error for an unknown setting; empty if no known one is similar."""
-    near = ["r"] if unknown == "rank" and "r" in known else get_close_matches(unknown, known, n=1)
+    other = OTHER_NAMES.get(unknown)
+    near = [other] if other in known else get_close_matches(unknown, known, n=1)
     return _("; did you mean {name!r}?").format(name=near[0]) if near else ""

@@ -1,7 +1,7 @@
 """A plan as a table and lines for the terminal."""
 
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
-from tsugiki.language import _
+from tsugiki.language import _, listed
 from tsugiki.report.table import Table
 from tsugiki.training.plan import RANGE, Plan
 
@@ -46,6 +46,9 @@ def plan_lines(plan: Plan) -> list[str]:
             disk=format_gigabytes(plan.free_disk),
         ),
     ]
+    if plan.head:
+        message = _("with tokens in the text that the base has never written, the output head trains, too: {count:,}")
+        lines.insert(1, message.format(count=plan.trainable + plan.head))
     if plan.steps is not None:
         message = _("the run: {steps:,} steps of {rows} rows of {tokens} tokens")
         lines.append(message.format(steps=plan.steps, rows=plan.batch_size, tokens=plan.tokens))
@@ -60,7 +63,7 @@ def plan_lines(plan: Plan) -> list[str]:
         "loading": _("while loading"),
     }
     parts = [f"{names[name]} {format_gigabytes(size)}" for name, size in plan.parts.items()]
-    lines.append(_("memory of the first row: {parts}").format(parts=", ".join(parts)))
+    lines.append(_("memory of the first row: {parts}").format(parts=listed(parts)))
     return lines
 
 

@@ -1,6 +1,7 @@
 """Settings of a run or a workflow from a YAML file, from flags, or both, and messages for invalid settings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io import yaml
 from tsugiki.io.file_names import DATA_SUFFIXES
-from tsugiki.io.validation import LONGEST_MESSAGE, describe_problems
-from tsugiki.language import _, marked
+from tsugiki.io.validation import LONGEST_MESSAGE, OTHER_NAMES, describe_problems
+from tsugiki.language import _, listed, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.training.config import RunConfig
 
@@ -74,7 +75,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if isinstance(loaded, str) and "：" in loaded:
             message = _(yaml.WIDE_COLON)
         raise TsugikiError(message.format(path=path))
+    if "model" not in loaded and any(OTHER_NAMES.get(name) == "model" for name in loaded):
+        message = _("{path} has the names of another program; here they are: {names}; tsugiki new writes such a file")
+        raise TsugikiError(message.format(path=path, names=listed(_names_here(loaded))))
     return loaded
+
+
+def _names_here(loaded: Iterable[str]) -> Iterator[str]:
+    """Yield the settings of another program with their names here."""
+    of_lora = {field.name for field in fields(LoraConfig)}
+    for name in loaded:
+        here = OTHER_NAMES.get(name, name)
+        here = f"lora.{here}" if here in of_lora else here
+        if here != name:
+            yield f"{name} → {here}"
 
 
 def validated(kind: type[Settings], settings: dict[str, Any], path: Path | None) -> Settings:

@@ -23,6 +23,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.pair import LowRank
 from tsugiki.lora.targets import find_targets, shortest_target_modules
+from tsugiki.model.context import text_config
 from tsugiki.model.linear import is_graftable
 from tsugiki.model.ungrafted import base_modules, output_head
 
@@ -71,9 +72,19 @@ def head_weights(model: nn.Module) -> list[nn.Parameter]:
     return [pair.B] if isinstance(pair, LowRank) else []
 
 
-def head_note(share: float) -> str:
-    """Return the sentence that says that the head trains as well, and how to undo it."""
-    return _(
-        "the base gives {share:.1%} of the tokens almost no probability, as if it had never written them, so the "
-        "output head gets LoRA factors as well (--target-modules all-linear leaves it out)"
-    ).format(share=share)
+def head_notes(share: float, model: nn.Module) -> list[str]:
+    """Return the sentences that say that the head trains as well, how to undo it, and what llama.cpp then needs."""
+    notes = [
+        _(
+            "the base gives {share:.1%} of the tokens almost no probability, as if it had never written them, so the "
+            "output head gets LoRA factors as well (--target-modules all-linear leaves it out)"
+        ).format(share=share)
+    ]
+    if text_config(model).tie_word_embeddings:
+        notes.append(
+            _(
+                "the head shares its weight with the token embedding, so llama.cpp can load the adapter merged into "
+                "its base only: tsugiki export --merged"
+            )
+        )
+    return notes

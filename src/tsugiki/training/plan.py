@@ -26,15 +26,19 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS
 from tsugiki.model.context import text_config
 from tsugiki.model.inference import decoder_blocks
+from tsugiki.model.linear import features
+from tsugiki.model.ungrafted import output_head
 from tsugiki.training import memory
 from tsugiki.training.choices import choose
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.cost import Need, need_of
 from tsugiki.training.facts import MemoryPlan, Shapes, find_shapes, load_dtype
 from tsugiki.training.model import rows_of_micro_batch
+from tsugiki.training.output_head import leaves_layers_open, with_output_head
 from tsugiki.training.processes import device_type, has_device, planned_compute_dtype
 
 Recompute: TypeAlias = Literal["none", "auto", "blocks"]
@@ -75,6 +79,8 @@ class Plan:
     """Whether the memory is that of another machine."""
     parameters: int
     trainable: int
+    head: int
+    """Parameters that train in addition if the run adds the output head (see `output_head`); 0: it never does."""
     file_bytes: int | None
     """Size of the model's files; None if it is not known."""
     is_here: bool
@@ -141,6 +147,7 @@ def plan_run(
         is_elsewhere=memory_size is not None,
         parameters=chosen.parameters,
         trainable=chosen.trainable,
+        head=_head_parameters(config, shapes),
         file_bytes=file_bytes,
         is_here=has_files,
         free_disk=_free_disk(),
@@ -318,6 +325,15 @@ def _files(name: str, shapes: PretrainedConfig) -> tuple[int | None, bool]:
     with loading_errors(name):
         check_weights(name, entries, shapes)
     return sum(entry.end - entry.begin for entry in entries.values()), is_here
+
+
+def _head_parameters(config: RunConfig, shapes: Shapes) -> int:
+    """Return how many parameters train in addition if the run finds that the output head must train."""
+    settings, head = config.adapter_config, output_head(shapes.model)
+    if head is None or not isinstance(settings, LoraConfig) or config.start_from is not None:
+        return 0
+    chooses = leaves_layers_open(settings) and with_output_head(shapes.model, settings) is not None
+    return settings.r * sum(features(head)) if chooses else 0
 
 
 def _free_disk() -> int:

@@ -34,7 +34,7 @@ from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.memory import return_freed_memory
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.model_notes import model_notes
-from tsugiki.training.output_head import head_factor, head_note, leaves_layers_open, with_output_head
+from tsugiki.training.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.preference_task import PreferenceTask, compute_reference, preference_task
 from tsugiki.training.processes import (
@@ -280,7 +280,7 @@ def choose_layers(run: Run) -> None:
     factor = head_factor(share, len(run.predictions.mean_probabilities))
     if factor is not None:
         run.adapter_config, run.head_factor = with_head, factor
-        run.notes.append(head_note(share))
+        run.notes.extend(head_notes(share, run.model))
 
 
 def _chooses_layers(run: Run) -> bool:

@@ -88,9 +88,3 @@ def test_quantisation_types_that_the_gguf_package_does_not_know(path: Path):
     path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
     with pytest.raises(TsugikiError, match=r"output_norm.weight .*type 999"):
         read_header(path)
-
-
-def test_without_the_gguf_package(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(TsugikiError, match=r"pip install 'tsugiki\[gguf\]'"):
-        read_header(path)

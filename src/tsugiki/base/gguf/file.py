@@ -77,19 +77,10 @@ def read_header(path: Path) -> GgufHeader:
         if not is_gguf(path):
             message = _("{path} is not a GGUF file: it does not begin with the letters GGUF")
             raise TsugikiError(message.format(path=path))
-        require_gguf()
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def require_gguf() -> None:
-    """Raise a TsugikiError if the gguf package is not installed."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise TsugikiError(_("a GGUF file needs the gguf package: pip install 'tsugiki[gguf]'")) from error
 
 
 def llama_cpp_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, str]:
@@ -97,7 +88,6 @@ def llama_cpp_names(architecture: str, layers: int, names: Iterable[str]) -> dic
 
     `model.layers.0.self_attn.q_proj.weight`, for example, is `blk.0.attn_q.weight` in the architecture `gemma3`.
     """
-    require_gguf()
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
