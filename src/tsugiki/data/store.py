@@ -40,7 +40,7 @@ from tsugiki.language import _
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_FORMAT = 6  # the version of the files
+_FORMAT = 7  # the version of the files
 _ENCODING = 4  # how texts become tokens; a change of it ends the resuming of runs
 DIGEST_BYTES = 16
 _RECORDS, _READING, _CHECKED = "records.jsonl", "reading.json", "checked.json"
