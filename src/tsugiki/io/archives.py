@@ -41,7 +41,7 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
 
 
 def zip_members(path: Path) -> list[str]:
-    """Return the names of the files in a zip, sorted."""
+    """Return the names of the files in a zip, sorted, each once: of several with a name, the last one counts."""
     with path.open("rb") as file, _opened(file, str(path), _(_ADVICE)) as archive:
         members = [info for info in archive.infolist() if not info.is_dir()]
     for info in members:
@@ -52,7 +52,7 @@ def zip_members(path: Path) -> list[str]:
         if info.flag_bits & 1:
             message = _("{path}: the zip is protected by a password; unpack it, and give the folder")
             raise TsugikiError(message.format(path=path))
-    return sorted(info.filename for info in members)
+    return sorted({info.filename for info in members})
 
 
 def read_zip(path: Path, names: Collection[str], max_size: int) -> Iterator[tuple[str, bytes]]:
