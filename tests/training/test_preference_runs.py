@@ -145,7 +145,8 @@ def test_an_adapter_that_is_continued_is_its_own_reference(tmp_path: Path):
 
 def test_what_ruins_the_text_is_not_kept(tmp_path: Path):
     """Without the likelihood and with a high rate, the margin grows and the chosen answers are lost."""
-    wild = {"preference_settings": {"likelihood": 0.0, "beta": 0.05}, "learning_rate": 10.0, "eval_steps": 2, "held_out": 0.6}
+    loss = {"preference_settings": {"likelihood": 0.0, "beta": 0.05}}
+    wild = {**loss, "learning_rate": 10.0, "eval_steps": 2, "held_out": 0.6}
     record = train(config(tmp_path, max_steps=20, patience=2, **wild))
     start, *later = record.validations
     assert min(entry.loss for entry in later) > start.loss

@@ -139,6 +139,8 @@ class Reading:
 
     files: list[str] = field(default_factory=list)
     """The files and data sets that are read, in order."""
+    encodings: dict[str, list[str]] = field(default_factory=dict)
+    """Encoding -> the files that have it; those in UTF-8 are not listed."""
     works: list[str] = field(default_factory=list)
     """Files of Aozora Bunko, from which notation was removed."""
     unresolved: int = 0
@@ -165,6 +167,8 @@ class Reading:
             found.append(_("using the columns {pairs}").format(pairs=summarise_list(self.pairs)))
         if self.unused:
             found.append(_("columns that are not learned: {names}").format(names=summarise_list(self.unused)))
+        for encoding, names in self.encodings.items():
+            found.append(_("{names}: read as {encoding}").format(names=summarise_list(names), encoding=encoding))
         if self.works:
             count = len(self.works)
             found.append(

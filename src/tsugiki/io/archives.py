@@ -42,7 +42,10 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
 
 
 def zip_members(path: Path) -> dict[str, bool]:
-    """Return the names of the files in a zip, sorted, and whether each is a symbolic link, which holds a name only."""
+    """Return the names of the files in a zip, sorted, and whether each is a symbolic link, which holds a name only.
+
+    Of several files with one name, the last one counts.
+    """
     with path.open("rb") as file, _opened(file, str(path), _(_ADVICE)) as archive:
         members = [info for info in archive.infolist() if not info.is_dir()]
     for info in members:

@@ -5,6 +5,7 @@ import random
 import re
 import sys
 import tracemalloc
+import zipfile
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.data import Completion, Conversation, Document, Message, content_key, decode, read_records
+from tsugiki.data import Completion, Conversation, Document, Message, Reading, content_key, decode, read_records
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp932", "euc_jp"]
 
@@ -83,6 +84,62 @@ def test_parts_of_sentences_in_both_japanese_encodings(length: int, most_wrong: 
     for encoding in ("cp932", "euc_jp"):
         wrong = [part for part in parts if decode(part.encode(encoding), "a.txt")[0] != part]
         assert len(wrong) <= (most_wrong if encoding == "euc_jp" else 1), wrong
+
+
+MAIL = "Subject: meeting\n\n三時に駅前の喫茶店で。\nﾃﾚﾋﾞは①番の部屋、髙橋さんへ。\nplain $B text\n"
+
+
+def as_windows_does(text: str, encoding: str) -> bytes:
+    """Encode a text with ① and 髙 in rows 13 and 92 of JIS X 0208, which Python does not."""
+    own = {"①": bytes([0x2D, 0x21]), "髙": bytes([0x7C, 0x62])}
+    if encoding == "euc_jp":
+        own = {character: bytes(byte | 0x80 for byte in pair) for character, pair in own.items()}
+    else:
+        own = {character: b"\x1b$B" + pair + b"\x1b(B" for character, pair in own.items()}
+    return b"".join(own.get(character) or character.encode(encoding) for character in text)
+
+
+@pytest.mark.parametrize("encoding", ["iso2022_jp_ext", "euc_jp"])
+def test_mail_and_pages_with_characters_of_windows(encoding: str, tmp_path: Path):
+    coded = as_windows_does(MAIL, encoding)
+    (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b"\n" + coded)
+    assert read(tmp_path / "a.txt")[0].text == "x" * 5000 + "\n" + MAIL
+    (tmp_path / "a.csv").write_bytes(b"text\r\n" + coded.replace(b"\n", b"\r\n"))
+    assert [record.text for record in read(tmp_path / "a.csv")] == MAIL.replace("\n\n", "\n").split("\n")[:-1]
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\x1b(B\x1b[m, $B and (J", "\x1b$B in 日本語 is UTF-8"])
+def test_other_escape_sequences_are_text(text: str, tmp_path: Path):
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert read(tmp_path / "a.txt")[0].text == text
+
+
+@pytest.mark.parametrize(("encoding", "escape"), [("euc_jp", b""), ("iso2022_jp", b"\x1b$B")])
+def test_a_damaged_text_is_an_error_and_not_half_width_katakana(encoding: str, escape: bytes, tmp_path: Path):
+    lines = ["次の停留所で降りて、坂を上がる。".encode(encoding)] * 20
+    lines[7] = escape + lines[7].removeprefix(escape)[1:]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    with pytest.raises(TsugikiError, match=r"a\.txt:8 is not text.*ISO-2022-JP, EUC-JP"):
+        read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(("encoding", "short"), [("euc_jp", ["夏", "桜島"]), ("cp932", ["ｲﾆ", "ｺｶｻﾁ"])])
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_short_text_has_the_encoding_of_the_other_files(encoding: str, short: list[str], kind: str, tmp_path: Path):
+    texts = [*short, "朝の市場で鯵と大根を買い、川沿いの道を帰った。"]
+    contents = {f"{number}.txt": text.encode(encoding) for number, text in enumerate(texts)}
+    reading = Reading()
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+    else:
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+    assert [record.text for record in read_records(tmp_path, reading=reading)] == texts
+    [(name, found)] = reading.encodings.items()
+    assert (name, len(found)) == ({"euc_jp": "EUC-JP", "cp932": "Shift_JIS"}[encoding], 3)
+    assert f"2.txt: read as {name}" in reading.notes()[0]
 
 
 @pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])

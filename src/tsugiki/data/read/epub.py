@@ -5,7 +5,7 @@ chapters (XHTML) and their order (the spine). Only the standard library is used.
 """
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -35,24 +35,23 @@ class Book(NamedTuple):
 
 def read_epub(path: Path) -> Book:
     """Read the title, the author and the text of a book."""
-    names = list(zip_members(path))
+    names = set(zip_members(path))
     _refuse_drm(path, names)
     container = _xml(path, _CONTAINER, names)
     rootfiles = (element for element in container.iter() if _tag(element) == "rootfile")
     package_name = next((element.get("full-path", "") for element in rootfiles), "")
     package = _xml(path, package_name, names)
-    chapters = list(_chapters(package, posixpath.dirname(package_name)))
+    chapters = list(dict.fromkeys(_chapters(package, posixpath.dirname(package_name))))  # each once, as EPUB requires
     missing = next((name for name in chapters if name not in names), None)
     if missing is not None:
         raise _damaged(path, _("{name} is missing in it").format(name=error_text(missing, 80)))
-    contents = dict(read_zip(path, sorted(set(chapters)), _MAX_SIZE))
-    texts = [html_text(_decode(contents[name], path)) for name in chapters]
+    texts = [html_text(_decode(content, path)) for _name, content in read_zip(path, chapters, _MAX_SIZE)]
     authors = dict.fromkeys(_metadata(package, "creator"))
     title = next(iter(_metadata(package, "title")), "")
     return Book(title, "、".join(authors), "\n\n".join(text for text in texts if text))
 
 
-def _refuse_drm(path: Path, names: list[str]) -> None:
+def _refuse_drm(path: Path, names: Collection[str]) -> None:
     protected = any(name in names for name in _RIGHTS)
     if not protected and _ENCRYPTION in names:
         encryption = _xml(path, _ENCRYPTION, names).iter()
@@ -63,7 +62,7 @@ def _refuse_drm(path: Path, names: list[str]) -> None:
         raise TsugikiError(message.format(path=path))
 
 
-def _xml(path: Path, name: str, names: list[str]) -> ElementTree.Element:
+def _xml(path: Path, name: str, names: Collection[str]) -> ElementTree.Element:
     if name not in names:
         raise _damaged(path, _("{name} is missing in it").format(name=error_text(name, 80) or "package.opf"))
     content = next(iter(read_zip(path, [name], _MAX_SIZE)))[1]

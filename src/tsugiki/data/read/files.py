@@ -11,14 +11,17 @@ A text, a book or a `.json` file is read whole, a zip member by member, other fi
 
 import glob
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
-from tsugiki.data.read.character_encoding import decode
+from tsugiki.data.read.character_encoding import NAMES, decode, decode_as, detect_encoding
 from tsugiki.data.read.html import html_text
 from tsugiki.data.read.schemas import (
     FIELD_LENGTH,
@@ -41,6 +44,7 @@ from tsugiki.data.read.tables import (
     is_dataset_name,
     json_rows,
     jsonl_rows,
+    opener,
     parquet_rows,
 )
 from tsugiki.data.records import Document, Reading, Record
@@ -56,6 +60,7 @@ Data: TypeAlias = str | Path | Sequence[str]
 _PAGES, _DELIMITED = (".html", ".htm"), (".csv", ".tsv")
 _TEXTS = (".txt", ".md", *_PAGES)
 _IN_ZIP = (*_TEXTS, ".jsonl", ".json", *_DELIMITED)
+_JAPANESE = ("euc_jp", "cp932")
 _MAX_ZIP = 1 << 30  # bytes that a zip may unpack to
 # Files that accompany data in a folder or a zip; they are read only if they are given by name.
 _ABOUT_DATA = ("readme", "license", "licence", "notice", "changelog", "copying")
@@ -73,7 +78,8 @@ _HOW_TO_SAVE = {
 def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Iterator[Record]:
     """Yield every record: data in the given order, files of a folder sorted by name, rows of a file in order.
 
-    UTF-8, UTF-16, EUC-JP and Shift_JIS are detected; line ends become LF. Documents that contain only white space are
+    UTF-8, UTF-16, ISO-2022-JP, EUC-JP and Shift_JIS are detected; a short text that can be in either of the last two
+    is in the one that more of the other files have. Line ends become LF. Documents that contain only white space are
     skipped. In a folder, all files with the suffixes above are read.
 
     Args:
@@ -88,7 +94,9 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
 
 def read_wanted(data: Data, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield every record as `read_records` does, with other schemas for the rows of tables."""
-    parts = [_read(source, wanted, reading) for source in _sources(data, reading)]
+    sources = _sources(data, reading)
+    usual = _usual_encoding(_openers(sources))
+    parts = [_read(source, wanted, reading, usual) for source in sources]
     return _refuse_empty(chain.from_iterable(parts), data)
 
 
@@ -105,7 +113,9 @@ def check_data(data: Data) -> None:
 def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
     """Return the kinds of the records, by the first record of each file."""
     wanted, reading = Wanted(KEYS, _one_record, columns), Reading()
-    return {type(record) for source in _sources(data, reading) for record in islice(_read(source, wanted, reading), 1)}
+    sources = _sources(data, reading)
+    usual = _usual_encoding(_openers(sources))
+    return {type(record) for source in sources for record in islice(_read(source, wanted, reading, usual), 1)}
 
 
 def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
@@ -226,14 +236,41 @@ def _is_beside(name: str) -> bool:
 # Reading -------------------------------------------------------------------------------------------------
 
 
-def _read(source: _File | str, wanted: Wanted, reading: Reading) -> Iterator[Record]:
-    """Return the records of a file or a data set; a data set on the hub is looked up immediately."""
+def _openers(sources: Iterable[_File | str]) -> Iterator[OpenFile]:
+    """Yield functions that open the texts and tables among files."""
+    for source in sources:
+        if isinstance(source, _File) and source.path.suffix.lower() in _IN_ZIP:
+            yield opener(source.path)
+
+
+def _usual_encoding(files: Iterable[OpenFile]) -> Callable[[], str]:
+    """Return a function that says whether more of these files are in EUC-JP or in Shift_JIS; "" if none is in either.
+
+    They are read when it is called first.
+    """
+
+    @cache
+    def usual() -> str:
+        found = Counter[str]()
+        for open_file in files:
+            with suppress(TsugikiError, OSError):
+                found[detect_encoding(open_file, "", lambda: "latin-1")] += 1  # any bytes are valid in it
+        return max(("", *_JAPANESE), key=found.__getitem__)
+
+    return usual
+
+
+def _read(source: _File | str, wanted: Wanted, reading: Reading, usual: Callable[[], str]) -> Iterator[Record]:
+    """Return the records of a file or a data set; a data set on the hub is looked up immediately.
+
+    `usual` says which encoding a text has that could be in two.
+    """
     if isinstance(source, str):
         return _records_of_rows(dataset_rows(source, wanted), source, wanted, reading)
-    return _read_file(source, wanted, reading)
+    return _read_file(source, wanted, reading, usual)
 
 
-def _read_file(source: _File, wanted: Wanted, reading: Reading) -> Iterator[Record]:
+def _read_file(source: _File, wanted: Wanted, reading: Reading, usual: Callable[[], str]) -> Iterator[Record]:
     path, suffix = source.path, source.path.suffix.lower()
     records: Iterator[Record]
     match suffix:
@@ -244,29 +281,34 @@ def _read_file(source: _File, wanted: Wanted, reading: Reading) -> Iterator[Reco
         case ".parquet":
             records = _records_of_rows(parquet_rows(path, wanted), str(path), wanted, reading)
         case _:
-            records = _read_stream(lambda: path.open("rb"), str(path), suffix, wanted, reading)
+            records = _read_stream(opener(path), str(path), suffix, wanted, reading, usual)
     try:
         yield from records if source.is_chosen else _without_other_tables(records, str(path), reading)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _read_stream(open_file: OpenFile, name: str, suffix: str, wanted: Wanted, reading: Reading) -> Iterator[Record]:
-    """Yield the records of a text or a table with one of the suffixes `_IN_ZIP`; tables are opened several times."""
+def _read_stream(
+    open_file: OpenFile, name: str, suffix: str, wanted: Wanted, reading: Reading, usual: Callable[[], str]
+) -> Iterator[Record]:
+    """Yield the records of a text or a table with one of the suffixes `_IN_ZIP`, which is opened several times."""
+    encoding = detect_encoding(open_file, name, usual)
+    if encoding in NAMES:
+        reading.encodings.setdefault(NAMES[encoding], []).append(name)
     if suffix in _TEXTS:
         with open_file() as file:
             content = file.read()
-        return _read_text(content, name, suffix, reading)
+        yield from _read_text(decode_as(content, encoding), encoding, name, suffix, reading)
+        return
     if suffix in _DELIMITED:
-        rows = csv_rows(open_file, name, wanted, "\t" if suffix == ".tsv" else None)
+        rows = csv_rows(open_file, name, encoding, wanted, "\t" if suffix == ".tsv" else None)
     else:
-        rows = jsonl_rows(open_file, name) if suffix == ".jsonl" else json_rows(open_file, name)
-    return _records_of_rows(rows, name, wanted, reading)
+        rows = (jsonl_rows if suffix == ".jsonl" else json_rows)(open_file, name, encoding)
+    yield from _records_of_rows(rows, name, wanted, reading)
 
 
-def _read_text(content: bytes, name: str, suffix: str, reading: Reading) -> Iterator[Document]:
+def _read_text(text: str, encoding: str, name: str, suffix: str, reading: Reading) -> Iterator[Document]:
     """Yield the document in a text file; none if it is empty."""
-    text, encoding = decode(content, name)
     if suffix == ".txt" and is_work(text):
         try:
             work = clean_work(standard_characters(text) if encoding == "cp932" else text, name)
@@ -312,11 +354,14 @@ def _read_zip(path: Path, wanted: Wanted, reading: Reading) -> Iterator[Record]:
                 path=path, known=", ".join(_IN_ZIP)
             )
         )
-    others = [name for name in members if name not in chosen]
-    reading.passed_over += [f"{path}/{name}" + (_(" (link)") if members[name] else "") for name in others]
+    others = set(members).difference(chosen)
+    reading.passed_over += [
+        f"{path}/{name}" + (_(" (link)") if members[name] else "") for name in members if name in others
+    ]
+    usual = _usual_encoding(_opener(content) for _name, content in read_zip(path, chosen, _MAX_ZIP))
     for name, content in read_zip(path, chosen, _MAX_ZIP):
         shown = str(path) if len(chosen) == 1 else f"{path}/{name}"
-        records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), wanted, reading)
+        records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), wanted, reading, usual)
         yield from records if len(chosen) == 1 else _without_other_tables(records, shown, reading)
 
 

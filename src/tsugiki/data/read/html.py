@@ -7,6 +7,9 @@ _MAX_DEPTH = 100  # nested elements that are left out
 _SOURCE_BREAK = "\r"  # stands for a line break of the source, which is a space in the text
 _SPACES = re.compile("[ \t\r]+")  # not the ideographic space, which begins Japanese paragraphs
 _BETWEEN_JAPANESE = re.compile("(?<=[\u3001-\u9fff\uff01-\uffef])[ \t]*\r[ \t\r]*(?=[\u3001-\u9fff\uff01-\uffef])")
+# A tag or a comment without an end hides the rest of the page, as in browsers. `close` would search for its end again
+# at each `<` after it, which takes hours for a page of some hundred kB.
+_UNFINISHED = re.compile("<[a-zA-Z/!?]")
 _BLANK_LINES = re.compile("\n{3,}")
 _READINGS = {"rt", "rp", "rtc"}  # of ruby; HTML may omit their end tags
 _LEFT_OUT = {*_READINGS, "title", "script", "style", "noscript", "template", "nav", "svg", "math"}
@@ -20,7 +23,8 @@ def html_text(html: str) -> str:
     """Return the text of a page: a line for each block, and a line break for each `br`."""
     page = _Page()
     page.feed(html)
-    page.close()
+    if not _UNFINISHED.match(page.rawdata):  # what is left after the last complete element
+        page.close()
     text = _BETWEEN_JAPANESE.sub("", "".join(page.parts))
     lines = [_SPACES.sub(" ", line).strip(" ") for line in text.split("\n")]
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")

@@ -1,7 +1,6 @@
 """Read the rows of a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, or of a data set on the hub, one by one."""
 
 import csv
-import io
 import json
 import re
 import sys
@@ -12,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from tsugiki.data.read.character_encoding import decode, detect_encoding
+from tsugiki.data.read.character_encoding import decode_as, open_text
 from tsugiki.data.read.schemas import NotDataError, Wanted, known_columns, known_fields, names_of, ready_columns
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.formatting import format_size
@@ -39,9 +38,14 @@ NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
 OpenFile: TypeAlias = Callable[[], BinaryIO]
 
 
-def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
+def opener(path: Path) -> OpenFile:
+    """Return a function that opens a file."""
+    return lambda: path.open("rb")
+
+
+def jsonl_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
     """Yield the number of each line of a `.jsonl` file that is not blank, and its object."""
-    with _open_text(open_file, name) as file:
+    with open_text(open_file(), encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -60,7 +64,7 @@ def jsonl_rows(open_file: OpenFile, name: str) -> NumberedRows:
             yield number, row
 
 
-def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
+def json_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
     """Yield the number and the object of each element of a JSON array, or of each of several JSON objects.
 
     A file is read whole, because Python's JSON has no other way; `.jsonl` files are read line by line.
@@ -70,7 +74,7 @@ def json_rows(open_file: OpenFile, name: str) -> NumberedRows:
     if len(data) > _MAX_JSON:
         message = _("{name} has more than {size}, and a .json file is read whole; make it a .jsonl file")
         raise TsugikiError(message.format(name=name, size=format_size(_MAX_JSON)))
-    text, _encoding = decode(data, name)
+    text = decode_as(data, encoding)
     del data
     try:
         for number, value in enumerate(_json_values(text), 1):
@@ -100,18 +104,16 @@ def _json_values(text: str) -> Iterator[Any]:
         place = _NOT_SPACE.search(text, end)
 
 
-def _open_text(open_file: OpenFile, name: str) -> io.TextIOWrapper:
-    return io.TextIOWrapper(open_file(), encoding=detect_encoding(open_file, name))
-
-
-def csv_rows(open_file: OpenFile, name: str, wanted: Wanted, delimiter: str | None = None) -> NumberedRows:
+def csv_rows(
+    open_file: OpenFile, name: str, encoding: str, wanted: Wanted, delimiter: str | None = None
+) -> NumberedRows:
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
     The columns must have one of the wanted schemas. The delimiter is by default what is most frequent in the first
     line: a comma or, as spreadsheets in many languages write, a semicolon or a tab.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
-    with _open_text(open_file, name) as file:
+    with open_text(open_file(), encoding) as file:
         if delimiter is None:
             first = next((line for line in file if line.strip()), "")
             delimiter = max(_DELIMITERS, key=first.count)

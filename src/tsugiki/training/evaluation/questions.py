@@ -23,8 +23,9 @@ import torch
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.encoding import document_end, encode_records
+from tsugiki.data.read.character_encoding import detect_encoding
 from tsugiki.data.read.schemas import read_row
-from tsugiki.data.read.tables import jsonl_rows
+from tsugiki.data.read.tables import jsonl_rows, opener
 from tsugiki.data.records import Completion, Conversation, Message
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.generation.generate import continue_rows
@@ -71,7 +72,7 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Read questions from a file of JSON Lines, as the module docstring shows."""
     try:
-        rows = jsonl_rows(lambda: path.open("rb"), str(path))
+        rows = jsonl_rows(opener(path), str(path), detect_encoding(opener(path), str(path)))
         questions = [_question(row, f"{path}:{number}") for number, row in rows]
     except OSError as error:
         raise unreadable(path, error) from error
