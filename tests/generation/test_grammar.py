@@ -218,6 +218,8 @@ def test_what_a_grammar_prescribes_has_the_tokens_that_the_tokenizer_gives_it():
         (lambda: json_grammar({"type": "string", "pattern": "(?=a)b"}), "look-around"),
         (lambda: json_grammar("[1"), "list"),
         (lambda: json_grammar({"enum": []}), "anyOf"),
+        (lambda: json_grammar({"$ref": "#"}), "refers to itself"),
+        (lambda: json_grammar({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}), "to itself"),
         (lambda: regex_grammar("("), "unclosed group"),
         (lambda: regex_grammar(r"(a)\1"), "backreferences"),
         (lambda: regex_grammar("\ud800"), "surrogate"),
@@ -236,6 +238,11 @@ def test_a_character_that_the_vocabulary_lacks_is_an_error_of_its_row_alone():
     for texts in (["檸檬"], ["朝檸檬"]):
         with pytest.raises(TsugikiError, match="vocabulary"):
             write(Grammars(tokenizer, len(tokenizer)).compile(choice_grammar(texts)), len(tokenizer))
+
+
+def test_an_expression_with_too_many_states_is_an_error_that_says_so():
+    with pytest.raises(TsugikiError, match="too complex"):
+        write(Grammars(TOKENIZER, WORDS).compile(regex_grammar("(a?){500}a{500}")), WORDS)
 
 
 def test_compiled_grammars_are_kept_and_their_number_is_bounded():
