@@ -23,8 +23,8 @@ _MOST_KEPT = 64
 _LARGEST = 120_000  # characters, as in OpenAI's API
 _TOKENIZED = 200
 """The model's tokenizer splits at most this many of the characters that the grammar prescribes, at each step."""
-_WHITE_SPACE: Any = {"whitespace_pattern": r"[ ]|\n[ \t]{0,32}"}
-"""What may stand between parts of JSON. Without a limit, small models write white space until their context ends."""
+_COMPACT: Any = {"whitespace_flexible": False}
+"""No white space stands between parts of JSON, since it takes tokens, and small models would write much of it."""
 _MISSING = marked("the vocabulary has no tokens for the text that it prescribes")
 _ENDLESS = marked("no text can fit it, because it refers to itself without an end")
 _COMPLEX = marked("it is too complex; write it shorter, with smaller numbers of repetitions")
@@ -33,11 +33,11 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 def json_grammar(schema: Mapping[str, Any] | str) -> str:
-    """Return the grammar of the JSON texts that a JSON schema allows."""
+    """Return the grammar of the JSON texts that a JSON schema allows, without white space between their parts."""
     matcher = _llguidance().LLMatcher
     try:
         grammar: str = matcher.grammar_from_json_schema(
-            schema if isinstance(schema, str) else json.dumps(schema), defaults=_WHITE_SPACE
+            schema if isinstance(schema, str) else json.dumps(schema), defaults=_COMPACT
         )
     except ValueError as error:
         raise _unusable(str(error)) from error
