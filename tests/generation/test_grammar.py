@@ -107,13 +107,18 @@ def test_json_keeps_to_its_schema(schema: dict[str, Any]):
 def test_json_has_white_space_between_its_parts_only_if_the_schema_says_so():
     spaced = {**PAIR, "x-guidance": {"item_separator": ", "}}
     for schema, allowed, refused in [(PAIR, "[null,1]", "[null, 1]"), (spaced, "[null, 1]", "[null,1]")]:
-        matcher, other = (Grammars(TOKENIZER, WORDS).compile(json_grammar(schema)) for _ in range(2))
-        for token in TOKENIZER(allowed).input_ids:
-            matcher.advance(token)
-        assert matcher.finished
+        grammar = json_grammar(schema)
+        assert begun(grammar, allowed).finished
         with pytest.raises(TsugikiError):
-            for token in TOKENIZER(refused).input_ids:
-                other.advance(token)
+            begun(grammar, refused)
+
+
+def begun(grammar: str, text: str) -> Any:
+    """A matcher of the grammar after a text."""
+    matcher = Grammars(TOKENIZER, WORDS).compile(grammar)
+    for token in TOKENIZER(text).input_ids:
+        matcher.advance(token)
+    return matcher
 
 
 def test_texts_that_match_a_regular_expression():
