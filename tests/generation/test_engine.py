@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from tests.tiny import byte_tokenizer, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.errors import TsugikiError
 from tsugiki.generation import (
     Engine,
@@ -172,6 +173,29 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
         engine.submit([client.request for client in clients])
         texts = [client.text() for client in clients]
     assert texts[0] == texts[2] == alone != texts[1]
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [("bf16", 10), ("fp32", 12)])
+def test_a_seed_nearly_always_gives_the_same_text_in_16_bits_and_always_in_32(dtype: Any, wanted: int):
+    model, tokenizer = load_model("embedded", dtype), load_tokenizer("embedded")
+    for seed, name in enumerate("abcd"):
+        graft(model, LoraConfig(r=8, lora_alpha=16), name)
+        shake(model, seed)
+    ids: list[int] = tokenizer("夜になると、川の向こうから笛の音が", add_special_tokens=False).input_ids
+
+    def client(seed: int, adapter: str | None = None) -> Client:
+        prompt = ids[: 2 + seed % 7]  # other lengths, other products
+        return Client(prompt, adapter, 16, tokenizer=tokenizer, sampling=Sampling(1.0, 1.0, seed))
+
+    same = 0
+    with serving(model, prefix_bytes=0) as engine:
+        for seed in range(12):
+            alone, together = client(seed), client(seed)
+            engine.submit([alone.request])
+            tokens = alone.tokens()
+            engine.submit([*(client(seed + 100, name).request for name in "abcd"), together.request])
+            same += together.tokens() == tokens
+    assert same >= wanted
 
 
 def test_a_burst_fills_all_places():

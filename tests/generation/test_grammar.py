@@ -101,7 +101,24 @@ def test_json_keeps_to_its_schema(schema: dict[str, Any]):
     assert len(whole) >= 17
     for value in whole:
         jsonschema.validate(value, schema)
-    assert len({text for text, _ in found}) > 10
+    assert len({text for text, _ in found}) > 3
+
+
+def test_json_has_white_space_between_its_parts_only_if_the_schema_says_so():
+    spaced = {**PAIR, "x-guidance": {"item_separator": ", "}}
+    for schema, allowed, refused in [(PAIR, "[null,1]", "[null, 1]"), (spaced, "[null, 1]", "[null,1]")]:
+        grammar = json_grammar(schema)
+        assert begun(grammar, allowed).finished
+        with pytest.raises(TsugikiError):
+            begun(grammar, refused)
+
+
+def begun(grammar: str, text: str) -> Any:
+    """A matcher of the grammar after a text."""
+    matcher = Grammars(TOKENIZER, WORDS).compile(grammar)
+    for token in TOKENIZER(text).input_ids:
+        matcher.advance(token)
+    return matcher
 
 
 def test_texts_that_match_a_regular_expression():
@@ -218,6 +235,8 @@ def test_what_a_grammar_prescribes_has_the_tokens_that_the_tokenizer_gives_it():
         (lambda: json_grammar({"type": "string", "pattern": "(?=a)b"}), "look-around"),
         (lambda: json_grammar("[1"), "list"),
         (lambda: json_grammar({"enum": []}), "anyOf"),
+        (lambda: json_grammar({"$ref": "#"}), "refers to itself"),
+        (lambda: json_grammar({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}), "to itself"),
         (lambda: regex_grammar("("), "unclosed group"),
         (lambda: regex_grammar(r"(a)\1"), "backreferences"),
         (lambda: regex_grammar("\ud800"), "surrogate"),
@@ -236,6 +255,11 @@ def test_a_character_that_the_vocabulary_lacks_is_an_error_of_its_row_alone():
     for texts in (["檸檬"], ["朝檸檬"]):
         with pytest.raises(TsugikiError, match="vocabulary"):
             write(Grammars(tokenizer, len(tokenizer)).compile(choice_grammar(texts)), len(tokenizer))
+
+
+def test_an_expression_with_too_many_states_is_an_error_that_says_so():
+    with pytest.raises(TsugikiError, match="too complex"):
+        write(Grammars(TOKENIZER, WORDS).compile(regex_grammar("(a?){500}a{500}")), WORDS)
 
 
 def test_compiled_grammars_are_kept_and_their_number_is_bounded():

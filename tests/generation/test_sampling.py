@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,27 +10,75 @@ from tests.tiny import tiny_model
 from tsugiki.generation import Chooser, Sampling, draw_index, with_penalty_of
 
 
-def test_indices_are_drawn_with_their_probabilities():
+def test_indices_are_drawn_with_their_probabilities_over_seeds_and_over_steps():
+    scores = torch.tensor([-torch.inf, 1.0, -3.0, 2.5, 1.5, -torch.inf, 0.0])
+    probabilities = torch.softmax(scores, -1)
+    for drawn in (
+        [draw_index(probabilities * 5, seed, 3) for seed in range(6_000)],  # of any sum
+        [draw_index(probabilities, -7, step) for step in range(6_000)],
+    ):
+        counts = torch.bincount(torch.tensor(drawn), minlength=7)
+        assert counts[0] == counts[5] == 0, "never one of probability 0"
+        assert chi_square(counts[counts > 0], 6_000 * probabilities[counts > 0]) < 18.5  # p > 0.001 with 4 degrees
+
+
+@pytest.mark.parametrize("other", [(1, 0), (0, 1), (1, -1)])
+def test_draws_of_neighbouring_seeds_and_steps_are_independent(other: tuple[int, int]):
+    probabilities = torch.tensor([0.2, 0.3, 0.5])
+    pairs = torch.zeros(3, 3)
+    for seed in range(90):
+        for step in range(1, 91):
+            pairs[
+                draw_index(probabilities, seed, step), draw_index(probabilities, seed + other[0], step + other[1])
+            ] += 1
+    assert chi_square(pairs, 8_100 * torch.outer(probabilities, probabilities)) < 26.1  # p > 0.001 with 8 degrees
+
+
+def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_an_index_of_probability_0_is_not_drawn_with_the_smallest_random_numbers(monkeypatch: pytest.MonkeyPatch):
+    for number in (0.0, 1 - 2**-53):
+        monkeypatch.setattr(np.random, "Generator", lambda _bits, number=number: Constant(number))
+        assert draw_index(torch.tensor([0.0, 0.3, 0.7, 0.0]), 0, 0) == 2
+        assert draw_index(torch.tensor([0.0, 1e-44, 0.0]), 0, 0) == 1
+
+
+class Constant:
+    """A generator of one number."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def random(self, size: int) -> Any:
+        return np.full(size, self.number)
+
+
+def test_logits_that_differ_by_rounding_nearly_always_give_the_same_token():
     generator = torch.Generator().manual_seed(0)
-    probabilities = torch.tensor([0.0, 1.0, 0.0, 2.5, 1.5, 0.0])  # of any sum
-    drawn = torch.tensor([draw_index(probabilities, generator) for _ in range(4_000)])
-    shares = torch.bincount(drawn, minlength=6) / len(drawn)
-    torch.testing.assert_close(shares, probabilities / 5, rtol=0, atol=0.03)
-    assert set(drawn.tolist()) == {1, 3, 4}, "never one of probability 0"
+    logits = 2 * torch.randn(1000, generator=generator)
+    settings = [Sampling(temperature=1.0, top_p=1.0, seed=seed) for seed in range(500)]
+    drawn = [Chooser(one).choose(logits, [], []) for one in settings]
+    rounded = [Chooser(one).choose(logits + 0.01 * torch.randn(1000, generator=generator), [], []) for one in settings]
+    assert len(set(drawn)) > 100
+    assert sum(one != other for one, other in zip(drawn, rounded, strict=True)) < 15
 
 
-def test_an_index_of_probability_0_is_not_drawn_at_the_ends(monkeypatch: pytest.MonkeyPatch):
-    highest = torch.tensor(1.0, dtype=torch.float64)
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: highest)
-    assert draw_index(torch.tensor([0.3, 0.7, 0.0]), torch.Generator()) == 1
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: 0 * highest)
-    assert draw_index(torch.tensor([0.0, 0.3, 0.7]), torch.Generator()) == 1
+def test_noise_depends_on_the_seed_the_step_and_the_word_only():
+    flat = torch.ones(4096)
+    for seed, step in [(0, 0), (1, 0), (0, 1)]:
+        drawn = draw_index(flat, seed, step)
+        others = torch.randperm(4096, generator=torch.Generator().manual_seed(seed))[:3000]
+        assert draw_index(torch.cat([flat, torch.zeros(100)]), seed, step) == drawn
+        assert draw_index(flat.scatter(0, others[others != drawn], 0), seed, step) == drawn
+    assert draw_index(flat, -1, 0) == draw_index(flat, 2**64 - 1, 0) != draw_index(flat, 1, 0)
 
 
 @pytest.mark.parametrize("values", [[float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.0]])
 def test_probabilities_that_are_not_finite_are_refused(values: list[float]):
     with pytest.raises(ValueError, match="not finite"):
-        draw_index(torch.tensor(values), torch.Generator())
+        draw_index(torch.tensor(values), 0, 0)
 
 
 def test_the_repetition_penalty_is_that_of_transformers_for_prompt_and_new_text():

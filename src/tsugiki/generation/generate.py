@@ -1,7 +1,7 @@
 """Generate text from prompts at once, in the calling thread; the text of a single prompt is streamed.
 
-Prompts are continued in one batch if the model then computes the same as for each prompt alone. Each prompt has a
-random generator of its own, so its text does not depend on the others, up to rounding.
+Prompts are continued in one batch if the model then computes the same as for each prompt alone. Each prompt has
+random numbers of its own, so its text does not depend on the others, up to rounding.
 """
 
 from collections.abc import Callable, Collection, Sequence

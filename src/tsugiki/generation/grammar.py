@@ -23,19 +23,21 @@ _MOST_KEPT = 64
 _LARGEST = 120_000  # characters, as in OpenAI's API
 _TOKENIZED = 200
 """The model's tokenizer splits at most this many of the characters that the grammar prescribes, at each step."""
-_WHITE_SPACE: Any = {"whitespace_pattern": r"[ ]|\n[ \t]{0,32}"}
-"""What may stand between parts of JSON. Without a limit, small models write white space until their context ends."""
+_COMPACT: Any = {"whitespace_flexible": False}
+"""No white space stands between parts of JSON, since it takes tokens, and small models would write much of it."""
 _MISSING = marked("the vocabulary has no tokens for the text that it prescribes")
+_ENDLESS = marked("no text can fit it, because it refers to itself without an end")
+_COMPLEX = marked("it is too complex; write it shorter, with smaller numbers of repetitions")
 _PROBE = '{"名前": "a b", "年": [1, null]}'
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 def json_grammar(schema: Mapping[str, Any] | str) -> str:
-    """Return the grammar of the JSON texts that a JSON schema allows."""
+    """Return the grammar of the JSON texts that a JSON schema allows, without white space between their parts."""
     matcher = _llguidance().LLMatcher
     try:
         grammar: str = matcher.grammar_from_json_schema(
-            schema if isinstance(schema, str) else json.dumps(schema), defaults=_WHITE_SPACE
+            schema if isinstance(schema, str) else json.dumps(schema), defaults=_COMPACT
         )
     except ValueError as error:
         raise _unusable(str(error)) from error
@@ -89,12 +91,14 @@ class Matcher:
     def advance(self, token: int) -> None:
         """Append a token to the text."""
         if not self._matcher.consume_token(token):  # it was allowed, so what must follow has no token
+            self._check()
             raise _unusable(_MISSING)
 
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error()
-            raise _unusable(_MISSING if reason.startswith("NoExtension") else reason)
+            known = {"NoExtension": _MISSING, "lexer error: too many": _COMPLEX}
+            raise _unusable(next((known[start] for start in known if reason.startswith(start)), reason))
 
 
 class Grammars:
@@ -124,6 +128,11 @@ class Grammars:
         matcher = Matcher(library.LLMatcher(self._vocabulary.native, grammar, log_level=0), self._words)
         matcher._check()
         matcher._matcher.compute_bitmask()  # copies share the lexer states that this builds
+        if matcher._matcher.is_error():
+            of_bytes = library.LLMatcher(library.LLTokenizer("byte"), grammar, log_level=0)
+            of_bytes.compute_bitmask()
+            if of_bytes.is_error():  # with any vocabulary
+                raise _unusable(_ENDLESS)
         matcher._check()
         self._kept[grammar] = matcher
         while len(self._kept) > _MOST_KEPT:

@@ -9,7 +9,7 @@ A step
 
 So a long prompt delays the others by one piece at most. Greedy tokens of a request are those that it gets alone,
 because each row has its own adapter (`mixed_batch`), positions and mask; sampled ones, too, because each has its own
-generator. In 16 bits this holds up to the rounding of products with other numbers of rows.
+random numbers. In 16 bits this holds up to the rounding of products with other numbers of rows.
 
 An adapter that `mixed_batch` cannot compute by rows has turns: its requests share a batch with each other only.
 
