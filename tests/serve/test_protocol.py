@@ -45,6 +45,7 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
         ({"tools": TOOLS, "tool_choice": "none"}, {"tools"}),
         ({"tools": [], "best_of": 1, "typical_p": 1.0, "mirostat_mode": 0, "suffix": "", "n": None}, set()),
         ({"stop": ["a"] * 16, "stop_token_ids": [1]}, set()),
+        ({"n": 3, "best_of": 3}, set()),
     ],
 )
 def test_fields_that_change_nothing_are_ignored(fields: dict[str, Any], ignored: set[str]):
@@ -65,6 +66,7 @@ def test_fields_of_messages_that_are_ignored():
         ({"tools": TOOLS, "tool_choice": "auto"}, "tools"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"best_of": 4}, "best_of"),
+        ({"best_of": 4, "n": 3}, "best_of"),
         ({"best_of": True}, "best_of"),
         ({"typical_p": 0.5}, "typical_p"),
         ({"chat_template": ""}, "chat_template"),
