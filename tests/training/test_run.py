@@ -148,8 +148,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"held_out": "nowhere.txt"}, "no data at nowhere.txt"),
-        ({"data": "nowhere"}, "no data at nowhere"),
+        ({"held_out": "nowhere.txt"}, "no file or folder nowhere.txt"),
+        ({"data": "nowhere"}, "no file or folder nowhere"),
         ({"block_size": 65}, "block_size is 65.* 64"),
         ({"model": "./nowhere"}, "no model at './nowhere'"),
         ({"lora": {"target_modules": ["q_proj"]}}, "q_proj.*c_attn"),
