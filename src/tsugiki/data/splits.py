@@ -24,6 +24,8 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 _COMMON, _COMMON_SHARE = 8, 0.1
 
+NONE = "none"
+"""The value of a setting for a part of the text that is not wanted."""
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*[%％]")  # digits and sign may be full-width
 
 
@@ -35,12 +37,14 @@ class FieldCondition:
     value: str
 
 
-def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path:
+def parse_held_out(held_out: float | str, setting: str = "held_out") -> float | FieldCondition | Path | None:
     """Parse the setting `held_out`, or another setting with the same forms.
 
-    A number is a share, as is a text such as `10%`, and a text `field=value` a condition. Any other text, and one that
-    names an existing file, is a path.
+    A number is a share, as is a text such as `10%`, and a text `field=value` a condition. `none` and 0 are None. Any
+    other text, and one that names an existing file, is a path.
     """
+    if held_out in (NONE, 0):
+        return None
     if isinstance(held_out, str) and (percent := _PERCENT.fullmatch(held_out)) and not os.path.exists(held_out):
         held_out = float(percent[1]) / 100
     if isinstance(held_out, float | int):

@@ -146,15 +146,17 @@ def _split(config: PretrainConfig) -> tuple[Texts, Array]:
         beginning, end = split_document(single, held_out)
         return lambda: iter([beginning.text]), read_index([end]).signatures
     index = read_index(read_records(config.data, config.columns))
-    if isinstance(held_out, Path):
-        signatures = read_index(read_records(held_out, config.columns)).signatures
+    if held_out is None or isinstance(held_out, Path):
+        signatures = index.signatures[:0]
+        if held_out is not None:
+            signatures = read_index(read_records(held_out, config.columns)).signatures
         return lambda: (record.text for record in read_records(config.data, config.columns)), signatures
     measured = split_records(index, held_out, config.seed, near_duplicates(index.signatures))
     excluded = set(measured.tolist())
     return lambda: _texts_without(config.data, config.columns, excluded), index.signatures[measured]
 
 
-def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondition | Path) -> Texts:
+def _without_held_out(data: str, signatures: Array, held_out: float | FieldCondition | Path | None) -> Texts:
     """Return the texts of other data, except those that are nearly the same as a held-out text or meet the condition.
 
     `signatures` are those of the held-out texts, and `held_out` is how the run selects its held-out records.
