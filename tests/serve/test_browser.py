@@ -193,6 +193,7 @@ def test_adapters_of_the_command_are_chosen_at_first(browser: Any, server: Runni
         page.reload()
         page.get_by_label("Model 2").wait_for()
         assert page.get_by_label("Model 2").input_value() == "歌人"
+        assert page.get_by_label("Chat", exact=True).is_checked()
         page.get_by_label("Model 2").select_option("poet")
         page.reload()
         page.get_by_label("Model 2").wait_for()

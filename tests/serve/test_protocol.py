@@ -53,6 +53,12 @@ def test_fields_that_change_nothing_are_ignored(fields: dict[str, Any], ignored:
     assert {*parsed.ignored} == ignored
 
 
+@pytest.mark.parametrize("seed", [-1, 0, 2**63 - 1, -(2**63)])
+def test_seeds_of_choices_are_those_of_generate(seed: int):
+    parsed = parse(CompletionRequest, json.dumps({"model": "base", "prompt": "a", "seed": seed}).encode())
+    assert [parsed.sampling(choice).seed for choice in (0, 1)] == [seed, seed + 1]
+
+
 def test_fields_of_messages_that_are_ignored():
     messages = [{"role": "user", "content": "a", "name": "b"}, {"role": "user", "content": "a", "name": "c", "x": 1}]
     parsed = parse(ChatRequest, json.dumps({"model": "base", "messages": messages, "user": "a"}).encode())

@@ -157,7 +157,7 @@ class _Request(OpenFields):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
-            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+            seed=None if self.seed is None else self.seed + choice,
         )
 
 

@@ -65,7 +65,7 @@ export async function render(root, app) {
   const given = adapters.filter((one) => one.given).map((one) => one.name);
   if (given.join("/") !== settings.given) {
     settings.given = given.join("/");
-    settings.models = given.length ? [base.name, ...given].slice(0, MOST) : settings.models;
+    if (given.length) Object.assign(settings, { models: [base.name, ...given].slice(0, MOST), mode: null });
   }
   const wanted = app.path.length ? [base.name, app.path[0]] : (settings.models ?? names.slice(0, 2));
   let models = wanted.filter((model) => isKnown(model, names));
