@@ -123,6 +123,17 @@ def test_a_damaged_text_is_an_error_and_not_half_width_katakana(encoding: str, e
         read(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "declared", "text"),
+    [("euc_jp", "EUC-JP", "夏"), ("cp932", "x-sjis", "ｺｶｻﾁ"), ("cp932", "euc-jp", "春の海")],
+)
+def test_a_short_page_has_the_encoding_that_it_declares_if_it_can(
+    encoding: str, declared: str, text: str, tmp_path: Path
+):
+    (tmp_path / "a.html").write_bytes(f'<meta charset="{declared}"><p>{text}'.encode(encoding))
+    assert [record.text for record in read(tmp_path / "a.html")] == [text]
+
+
 @pytest.mark.parametrize(("encoding", "short"), [("euc_jp", ["夏", "桜島"]), ("cp932", ["ｲﾆ", "ｺｶｻﾁ"])])
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_a_short_text_has_the_encoding_of_the_other_files(encoding: str, short: list[str], kind: str, tmp_path: Path):
