@@ -47,6 +47,24 @@ AUTHORS = {
     "kido": ("岡本綺堂", "old", 30_000, 3000, 12_000),
     "kikuchi": ("菊池寛", "old", 20_000, 2000, 12_000),
 }
+# Name: author, kana, characters in all, longest work. Works that a trajectory learns, that choose and that judge.
+TRAJECTORIES = {
+    "akutagawa": ("芥川龍之介", "old", 50_000, 16_000),
+    "akutagawa_short": ("芥川龍之介", "old", 14_000, 8000),
+    "ango": ("坂口安吾", "old", 50_000, 16_000),
+    "dazai": ("太宰治", "old", 50_000, 16_000),
+    "kyoka": ("泉鏡花", "old", 50_000, 16_000),
+    "kyoka_modern": ("泉鏡花", "modern", 50_000, 16_000),
+    "kyotaro": ("泉鏡太郎", "old", 50_000, 16_000),
+    "makino": ("牧野信一", "old", 50_000, 16_000),
+    "oda": ("織田作之助", "modern", 50_000, 16_000),
+    "oda_short": ("織田作之助", "modern", 14_000, 8000),
+    "ogai": ("森鴎外", "old", 50_000, 40_000),
+    "ranpo": ("江戸川乱歩", "modern", 50_000, 40_000),
+    "terada": ("寺田寅彦", "modern", 50_000, 16_000),
+    "unno": ("海野十三", "modern", 50_000, 16_000),
+    "yumeno": ("夢野久作", "modern", 50_000, 16_000),
+}
 Records = list[dict[str, str]]
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 _POD_COMMAND = re.compile(r"^=(?:item *|\w+.*\n?)", re.MULTILINE)
@@ -69,6 +87,9 @@ def main() -> None:
         left_out = {work["text"] for file in options.without for work in _read(file)}
         works = [work for work in _read(options.aozora) if work["text"] not in left_out]
         texts |= {name: _works(works, *choice) for name, choice in AUTHORS.items()}
+        for name, choice in TRAJECTORIES.items():
+            for part, records in zip(("train", "valid", "test"), _parts(works, *choice), strict=True):
+                _write(options.out / f"{name}.{part}.jsonl", records)
     if options.developers:
         texts["developers_ja"] = _documents(options.developers.glob("*.rst.txt"))
     if options.guides:
@@ -103,6 +124,24 @@ def _works(
     shuffled = list(fitting.values())
     random.Random(0).shuffle(shuffled)
     return _divide(shuffled, total)
+
+
+def _parts(works: Iterable[dict[str, str]], author: str, kana: str, total: int, longest: int) -> tuple[Records, ...]:
+    """Return works to learn with `total` characters, up to ten short ones that choose, and up to four that judge."""
+    named = (work for work in works if work["author"] == author and work["kana"] == kana)
+    found = {work["title"]: work for work in named if 1500 <= len(work["text"]) <= longest}
+    shuffled = list(found.values())
+    random.Random(1).shuffle(shuffled)
+    judging = shuffled[: min(4, max(2, len(shuffled) // 4))]
+    rest = shuffled[len(judging) :]
+    short = sorted(rest, key=lambda work: len(work["text"]))[: len(rest) // 2]
+    choosing = random.Random(1).sample(short, min(10, max(2, len(shuffled) // 4), len(short)))
+    learned, characters = Records(), 0
+    for work in (work for work in rest if work not in choosing):
+        if characters < total:
+            learned.append(work)
+            characters += len(work["text"])
+    return learned, choosing, judging
 
 
 def _divide(records: Records, total: int) -> tuple[Records, Records]:

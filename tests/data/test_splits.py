@@ -186,7 +186,8 @@ def test_parsing_held_out(tmp_path: Path):
     for bad in ("author=", "=x"):
         with pytest.raises(TsugikiError, match="author=… or title=…"):
             parse_held_out(bad)
-    for share in (0, 1, -0.1, 1.5, float("nan"), "0%", "100%"):
+    assert parse_held_out("none") is parse_held_out(0) is None
+    for share in (1, -0.1, 1.5, float("nan"), "0%", "100%"):
         with pytest.raises(TsugikiError, match="held_out"):
             parse_held_out(share)
 

@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.io import cache, cache_folder, has_entry, kept, new_entry
+from tsugiki.io import cache, cache_folder, has_entry, kept, locks, new_entry
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="users and modes are those of POSIX")
 
@@ -76,6 +77,29 @@ def test_a_value_is_computed_once_for_its_key(root: Path, computed: list[int]):
         before = len(computed)
         assert [kept_value("one"), kept_value("other")] == [{"a": 0.5}] * 2
         assert len(computed) == before + 1, damaged
+
+
+def test_only_a_process_that_needs_the_same_value_waits(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.2)
+    begun, end = os.pipe(), os.pipe()
+
+    def slow() -> str:
+        os.write(begun[1], b"x")
+        os.read(end[0], 1)
+        return "of the other process"
+
+    child = os.fork()
+    if child == 0:
+        os.close(end[1])  # so that it ends with this process
+        kept("references", "one", slow)
+        os._exit(0)
+    os.read(begun[0], 1)
+    assert kept("references", "other", lambda: "at once") == "at once"
+    threading.Timer(0.5, lambda: os.write(end[1], b"x")).start()
+    with pytest.warns(UserWarning, match=rf"waiting for process {child}, which writes .*references.*\.json"):
+        assert kept("references", "one", lambda: "again") == "of the other process"
+    assert os.waitpid(child, 0)[1] == 0
+    assert not list((root / "references").glob("*.pid"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything can be written")

@@ -1,12 +1,15 @@
 """JSON files and their errors."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io import read_json, value_text, write_json
+from tsugiki.io.json import parse_json
+from tsugiki.io.yaml import parse_yaml
 
 
 def test_what_is_written_is_read(tmp_path: Path):
@@ -55,3 +58,30 @@ def test_a_missing_file_has_the_callers_message(tmp_path: Path):
 def test_a_value_in_one_line():
     assert value_text("漱石") == "漱石"
     assert value_text(["漱石", 1]) == '["漱石", 1]'
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"a": }', "7 文字目"),
+        ('{"a" 1}', "6 文字目"),
+        ('{"a": 1', "8 文字目"),
+        ("{\n'a': 1}", "2 行目の 1 文字目"),
+        ('{"a": "\t"}', "8 文字目"),
+        ('{"a": "', "7 文字目"),
+        ("{} x", "4 文字目"),
+    ],
+)
+def test_what_is_wrong_is_told_in_the_language_of_the_user(text: str, place: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TSUGIKI_LANG", "ja")
+    with pytest.raises(ValueError, match=place) as caught:
+        parse_json(text)
+    assert not re.search("[a-zA-Z]{2}", str(caught.value))
+
+
+@pytest.mark.parametrize("text", ["a:\n\tb: 1", "a: b: c", "a: 'x", "a: 1\nb\nc: 2", "a:\n  b: 1\n c: 2"])
+def test_what_is_wrong_in_yaml_as_well(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TSUGIKI_LANG", "ja")
+    with pytest.raises(TsugikiError, match="行目") as caught:
+        parse_yaml(text, "a")
+    assert not re.search("[a-z]{2}", str(caught.value))

@@ -21,7 +21,7 @@ def test_one_thread_at_a_time(tmp_path: Path):
     def work() -> None:
         nonlocal inside, most
         for _ in range(20):
-            with locked(tmp_path / "new" / "lock"):
+            with locked(tmp_path / "new" / "lock", tmp_path):
                 inside += 1
                 most = max(most, inside)
                 threading.Event().wait(0.001)
@@ -38,19 +38,19 @@ def test_one_thread_at_a_time(tmp_path: Path):
 def test_a_killed_process_holds_no_lock(tmp_path: Path):
     child = os.fork()
     if child == 0:
-        with locked(tmp_path / "lock"):
+        with locked(tmp_path / "lock", tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    with locked(tmp_path / "lock"):
+    with locked(tmp_path / "lock", tmp_path):
         pass
 
 
 def test_a_lock_that_cannot_be_created_is_an_error(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(TsugikiError, match="file"), locked(tmp_path / "file" / "lock"):
+    with pytest.raises(TsugikiError, match="file"), locked(tmp_path / "file" / "lock", tmp_path):
         pass
     (tmp_path / "folder").mkdir()
-    with pytest.raises(TsugikiError, match="cannot lock"), locked(tmp_path / "folder"):
+    with pytest.raises(TsugikiError, match="cannot lock"), locked(tmp_path / "folder", tmp_path):
         pass
 
 

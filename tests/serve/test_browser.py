@@ -174,6 +174,44 @@ def test_a_conversation(browser: Any, server: Running, problems: list[str]):
     assert problems == []
 
 
+def test_an_opened_adapter_decides_between_chat_and_continuation(browser: Any, server: Running, problems: list[str]):
+    for name, mode in (("歌人", "Chat"), ("poet", "Continue"), ("歌人", "Chat")):
+        page = open_page(browser, f"{server.url}/#talk/{name}", problems)
+        assert page.get_by_label(mode, exact=True).is_checked()
+    page.get_by_text("Continue", exact=True).first.click()
+    page.evaluate("location.hash = 'talk'")
+    page.wait_for_load_state("networkidle")
+    assert page.get_by_label("Continue", exact=True).is_checked()
+    assert problems == []
+
+
+def test_adapters_of_the_command_are_chosen_at_first(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    assert page.get_by_label("Model 2").input_value() == "broken"
+    server.adapters.folders["歌人"] = server.library / "歌人"
+    try:
+        page.reload()
+        page.get_by_label("Model 2").wait_for()
+        assert page.get_by_label("Model 2").input_value() == "歌人"
+        assert page.get_by_label("Chat", exact=True).is_checked()
+        page.get_by_label("Model 2").select_option("poet")
+        page.reload()
+        page.get_by_label("Model 2").wait_for()
+        assert page.get_by_label("Model 2").input_value() == "poet"
+    finally:
+        del server.adapters.folders["歌人"]
+    assert problems == []
+
+
+def test_the_address_may_change_before_the_first_drawing(browser: Any, server: Running, problems: list[str]):
+    page = open_page(browser, server.url, problems)
+    page.route("**/messages/shell.en.json", lambda route: (page.wait_for_timeout(500), route.continue_()))
+    page.reload(wait_until="commit")
+    page.evaluate("location.hash = 'runs'")
+    page.locator('.view[data-view="runs"] h1').first.wait_for(state="attached")
+    assert problems == []
+
+
 def test_the_oldest_turns_are_left_out_of_the_context_and_the_page_says_so(
     browser: Any, server: Running, problems: list[str]
 ):

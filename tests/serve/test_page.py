@@ -78,6 +78,7 @@ def test_models(server: Running):
     assert answer["base"] == {"name": "base", "chat": False, "repetition_penalty": 1.0}
     chats = {one["name"]: one["chat"] for one in answer["adapters"]}
     assert (chats["poet"], chats["歌人"]) == (False, True)
+    assert not any(one["given"] for one in answer["adapters"])
 
 
 def test_errors_are_in_the_language_of_the_page(server: Running):

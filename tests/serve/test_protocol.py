@@ -45,11 +45,18 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
         ({"tools": TOOLS, "tool_choice": "none"}, {"tools"}),
         ({"tools": [], "best_of": 1, "typical_p": 1.0, "mirostat_mode": 0, "suffix": "", "n": None}, set()),
         ({"stop": ["a"] * 16, "stop_token_ids": [1]}, set()),
+        ({"n": 3, "best_of": 3}, set()),
     ],
 )
 def test_fields_that_change_nothing_are_ignored(fields: dict[str, Any], ignored: set[str]):
     parsed = parse(CompletionRequest, json.dumps({"model": "base", "prompt": "a", **fields}).encode())
     assert {*parsed.ignored} == ignored
+
+
+@pytest.mark.parametrize("seed", [-1, 0, 2**63 - 1, -(2**63)])
+def test_seeds_of_choices_are_those_of_generate(seed: int):
+    parsed = parse(CompletionRequest, json.dumps({"model": "base", "prompt": "a", "seed": seed}).encode())
+    assert [parsed.sampling(choice).seed for choice in (0, 1)] == [seed, seed + 1]
 
 
 def test_fields_of_messages_that_are_ignored():
@@ -65,6 +72,7 @@ def test_fields_of_messages_that_are_ignored():
         ({"tools": TOOLS, "tool_choice": "auto"}, "tools"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"best_of": 4}, "best_of"),
+        ({"best_of": 4, "n": 3}, "best_of"),
         ({"best_of": True}, "best_of"),
         ({"typical_p": 0.5}, "typical_p"),
         ({"chat_template": ""}, "chat_template"),

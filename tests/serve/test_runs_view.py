@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette")
-from tests.serve.workspace import Place, serve_in, write_run
+from tests.serve.workspace import Place, record_of, serve_in, write_run
 from tsugiki.io import process_of, sole_use
 from tsugiki.serve import LOG_FILE, RunProcesses, Runs, runs_view
 from tsugiki.training import LossPoint
@@ -49,6 +50,19 @@ def test_the_list(place: Place):
     run = next(one for one in answer["runs"] if one["name"] == "runs/a")
     assert (run["step"], run["steps"], run["can_stop"], run["can_resume"]) == (4, 10, False, True)
     assert run["model"] == "embedded"
+    assert answer["folder"] == str(place.directory)
+
+
+def test_a_run_before_its_first_step_has_no_loss_and_sent_texts_no_folder(place: Place):
+    folder = write_run(place.directory, "runs/new")
+    record = record_of(place.directory, "runs/new")
+    assert record.training
+    record.training.steps, record.training.loss = 0, 0.0
+    record.config.data = [f"/home/a/adapters/.texts/{name}.txt" for name in "ab"] + ["novels/c.txt"]
+    record.write(folder)
+    run = place.get("run", name="runs/new").json()
+    shutil.rmtree(folder)
+    assert (run["step"], run["loss"], run["data"]) == (0, None, "a.txt, b.txt, novels/c.txt")
 
 
 def test_details(place: Place):

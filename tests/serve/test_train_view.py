@@ -108,6 +108,27 @@ def test_the_command_and_the_settings(place: Place):
     assert not (place.directory / "runs").exists()
 
 
+def test_paths_on_the_page_begin_at_the_home_folder_and_a_preview_has_few_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    training = _training(tmp_path)
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "b.jsonl").write_text("\n".join(json.dumps({"text": f"{TEXT[:600]} {n}"}) for n in range(30)))
+    (tmp_path / "texts" / "c.txt").write_text(" ".join(str(number**3) for number in range(400)))
+    prepared = training.prepare(RunRequest(name="a", uploads=["b.jsonl"]))
+    assert (prepared.given["data"], training.options()["texts"]) == ("~/sent/b.jsonl", "~/texts")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {**prepared.given, "held_out": "texts/c.txt"}
+    jobs = Jobs(tmp_path, tmp_path / "sent")
+    shown = asyncio.run(jobs.run(_Client(), "preview", 100, settings=settings))  # type: ignore[arg-type]
+    text = json.dumps(shown, ensure_ascii=False)
+    assert "near-duplicates of each other: 30 records" in text
+    assert str(tmp_path) not in text
+    assert text.count("b.jsonl") < 15
+    assert "--" not in "".join(shown["notes"])
+
+
 def test_a_folder_with_a_link_in_it_is_refused(tmp_path: Path):
     texts = tmp_path / "texts" / "inner"
     texts.mkdir(parents=True)
@@ -178,7 +199,7 @@ class _Client:
 
 
 def _run(function: str, seconds: float = 300, client: Any = None, **arguments: Any) -> Any:
-    return asyncio.run(Jobs(Path.cwd()).run(client or _Client(), function, seconds, **arguments))
+    return asyncio.run(Jobs(Path.cwd(), Path("texts")).run(client or _Client(), function, seconds, **arguments))
 
 
 def test_works_of_aozora_are_searched_and_written(tmp_path: Path):
@@ -207,7 +228,7 @@ def test_an_unexpected_error_of_a_job():
 
 def test_one_job_at_a_time(tmp_path: Path):
     async def two() -> list[Any]:
-        jobs = Jobs(tmp_path)
+        jobs = Jobs(tmp_path, tmp_path / "texts")
         asked = [jobs.run(_Client(), "works", 100, source=str(tmp_path), query={}) for _ in range(2)]  # type: ignore[arg-type]
         return await asyncio.gather(*asked, return_exceptions=True)
 

@@ -76,6 +76,21 @@ def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path
     assert page.problems == []
 
 
+def test_a_pasted_text_has_a_plain_name(place: Place, page: Any):
+    page.get_by_label("Or paste a text").fill(
+        "１\n\n" + (place.directory / "texts" / "a.txt").read_text(encoding="utf-8")
+    )
+    page.get_by_role("button", name="Use this text").click()
+    page.locator("[data-result=preview] mark.target").first.wait_for()
+    assert page.get_by_label("Name", exact=True).input_value() == "pasted"
+    shown = page.locator("main").inner_text()
+    assert str(place.running.library) not in shown.replace(page.locator(".will").inner_text(), "")
+    page.get_by_role("button", name="Remove pasted.txt").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove", exact=True).click()
+    page.get_by_role("checkbox", name="pasted.txt").wait_for(state="detached")
+    assert page.problems == []
+
+
 def test_a_text_is_dropped_planned_with_each_base_and_removed(place: Place, page: Any):
     page.locator("div.drop").wait_for()
     dropped = page.evaluate_handle(

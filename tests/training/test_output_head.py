@@ -55,8 +55,23 @@ def test_the_head_trains_where_the_base_has_never_written_some_of_the_text(
     assert "tsugiki export --merged" in notes
 
 
-def test_it_does_not_where_the_base_has_written_nearly_all_of_it(base: str, tmp_path: Path):
+def test_it_does_not_where_the_base_has_written_nearly_all_of_it(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("tsugiki.training.output_head._SMALL_VOCABULARY", 100)
     assert layers(run_on(tmp_path, 0.001)) == BLOCKS
+    assert "output head" not in capsys.readouterr().err
+
+
+def test_in_a_small_vocabulary_it_trains_slowly_in_any_case(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    record = run_on(tmp_path, 0.001)
+    assert layers(record) == BLOCKS | {"lm_head"}
+    assert record.resolved_settings["head_factor"] == 0.1
+    notes = capsys.readouterr().err
+    assert "output head gets LoRA factors" in notes
+    assert "almost no probability" not in notes
 
 
 def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -76,9 +91,9 @@ def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("share", "vocabulary", "factor"),
-    [(0.004, 8192, None), (0.01, 8192, 0.1), (0.03, 8192, 1.0), (0.03, 262_144, 0.1), (0.004, 262_144, None)],
+    [(0.004, 8192, 0.1), (0.01, 8192, 0.1), (0.03, 8192, 1.0), (0.03, 262_144, 0.1), (0.004, 32_000, None)],
 )
-def test_the_head_of_a_large_vocabulary_always_learns_slowly(share: float, vocabulary: int, factor: float | None):
+def test_the_rate_of_the_head_follows_from_vocabulary_and_share(share: float, vocabulary: int, factor: float | None):
     assert head_factor(share, vocabulary) == factor
 
 

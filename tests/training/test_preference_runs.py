@@ -13,6 +13,7 @@ from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
+from tsugiki.report import report_page
 from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, run, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -229,3 +230,26 @@ def test_full_fine_tuning_has_its_own_start_as_reference(tmp_path: Path):
     assert record.preference_curve[0].margin == 0
     assert record.pair_evaluations[-1].margin != 0
     assert torch.isfinite(torch.tensor(record.loss_curve[-1].loss))
+
+
+def test_a_file_of_validation_pairs_is_refused_with_what_to_do(tmp_path: Path):
+    with pytest.raises(TsugikiError, match="answers-20.*part=validation"):
+        train(config(tmp_path, validation=pairs_of(tmp_path, 20)))
+
+
+def test_scored_pairs_that_are_too_long_do_not_end_the_run(tmp_path: Path):
+    held_out = tmp_path / "long.jsonl"
+    row = {"prompt": "枝", "chosen": TEXT[:14], "rejected": TEXT[14:28]}
+    held_out.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    record = train(config(tmp_path, held_out=str(held_out), block_size=32))
+    assert record.status == "finished"
+    assert record.pair_evaluations == []
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_nothing_is_held_out(single: bool, tmp_path: Path):
+    settings = {"data": pairs_of(tmp_path, single=single), "preference": "kto" if single else "dpo"}
+    record = train(config(tmp_path, held_out="none", **settings))
+    assert record.status == "finished"
+    assert (record.pair_evaluations, record.evaluations) == ([], [])
+    assert "<table" in report_page(record, tmp_path / "run")

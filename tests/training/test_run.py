@@ -14,10 +14,12 @@ from tests.report.pages import Page
 from tests.runs import assert_resumes, interrupt, run_config, tiny_base
 from tests.tiny import TEXT, logits
 from tsugiki import TsugikiError, load_adapter
+from tsugiki.cli.summary import print_summary
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.report import report_page
 from tsugiki.training import RunConfig, train, train_steps
 from tsugiki.training import record as record_module
+from tsugiki.training.workflows.compare import run_all
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
@@ -148,8 +150,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"held_out": "nowhere.txt"}, "no data at nowhere.txt"),
-        ({"data": "nowhere"}, "no data at nowhere"),
+        ({"held_out": "nowhere.txt"}, "no file or folder nowhere.txt"),
+        ({"data": "nowhere"}, "no file or folder nowhere"),
         ({"block_size": 65}, "block_size is 65.* 64"),
         ({"model": "./nowhere"}, "no model at './nowhere'"),
         ({"lora": {"target_modules": ["q_proj"]}}, "q_proj.*c_attn"),
@@ -175,3 +177,22 @@ def test_recomputed_blocks_change_nothing_in_a_run(method: str, tmp_path: Path):
 def test_a_soft_prompt_cannot_be_recomputed(tmp_path: Path):
     with pytest.raises(ValueError, match="recompute"):
         run_config(tmp_path, method="prompt-tuning", recompute="blocks")
+
+
+@pytest.mark.parametrize("held_out", ["none", 0])
+def test_nothing_is_held_out(held_out: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = run_config(tmp_path, held_out=held_out, validation="auto")
+    record = train(config)
+    assert (record.status, record.evaluations, record.kept_step) == ("finished", [], 4)
+    assert record.data is not None
+    assert (record.data.held_out.documents, record.data.train.documents) == (0, 4)
+    assert "nothing is held out" in capsys.readouterr().err
+    page = report_page(record, tmp_path / "run")
+    assert "Nothing is held out" in page
+    assert "There is no evaluation" not in page
+    print_summary(record, tmp_path / "run" / "report.html")
+    shown = capsys.readouterr().out
+    assert "Nothing is held out" in shown
+    assert "┏" not in shown
+    with pytest.raises(TsugikiError, match="held_out is none"):
+        run_all({"one": config})

@@ -223,7 +223,7 @@ def _refuse_taken(name: str, library: Path, advice: str) -> None:
 @contextmanager
 def _only_writer(library: Path) -> Iterator[None]:
     """Wait until no other process writes to the library, and remove what killed processes left in it."""
-    with locked(library / ".lock"):
+    with locked(library / ".lock", library):
         remove_leftovers(library, older_than=DAY)  # `pull` and `combine` write without the lock
         yield
 

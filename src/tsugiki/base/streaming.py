@@ -227,7 +227,7 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
     try:
         if file_states(str(entry.model)) != entry.states:
             return
-        with locked(lock_of(entry.folder)):
+        with locked(lock_of(entry.folder), entry.folder):
             facts = {"model": str(entry.model.resolve()), "base_dtype": entry.base_dtype}
             with new_entry(entry.folder, facts) as temporary:
                 _make_room(size)

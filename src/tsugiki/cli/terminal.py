@@ -12,6 +12,11 @@ from tsugiki.report.table import Table, printable
 def print_table(table: Table, *lines: str) -> None:
     """Print a table, and lines below it."""
     table.print()
+    print_lines(*lines)
+
+
+def print_lines(*lines: str) -> None:
+    """Print lines of text, which the terminal wraps."""
     console = Console(highlight=False, markup=False)
     for line in lines:
         console.print(printable(line), soft_wrap=True)

@@ -148,7 +148,7 @@ class Reading:
     annotated: list[str] = field(default_factory=list)
     """Other texts with annotations in Aozora Bunko's notation, which were kept."""
     empty: list[str] = field(default_factory=list)
-    """Files without text, and answers without text, whose rows are left out."""
+    """Files without text, and rows that are left out, because they have null or an answer without text."""
     passed_over: list[str] = field(default_factory=list)
     """Files of another kind in a folder or a zip."""
     without_fields: list[str] = field(default_factory=list)
@@ -193,7 +193,13 @@ class Reading:
             )
             found.append(message.format(names=summarise_list(self.annotated)))
         if self.empty:
-            found.append(_("{names}: empty, so nothing of it is used").format(names=summarise_list(self.empty)))
+            found.append(
+                ngettext(
+                    "{names}: empty, so nothing of it is used",
+                    "{count:,} files or rows are empty, so nothing of them is used: {names}",
+                    len(self.empty),
+                ).format(count=len(self.empty), names=summarise_list(self.empty))
+            )
         if self.other_prompts:
             message = _(
                 "{names}: the prompt is none of the turns with which chosen and rejected begin; these are learned, and "

@@ -24,7 +24,8 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 _COMMON, _COMMON_SHARE = 8, 0.1
 
-
+NONE = "none"
+"""The value of a setting for a part of the text that is not wanted."""
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*[%％]")  # digits and sign may be full-width
 
 
@@ -61,12 +62,14 @@ Wanted: TypeAlias = float | SeveralDocuments | FieldCondition
 
 def parse_held_out(
     held_out: float | str, setting: str = "held_out"
-) -> float | SeveralDocuments | FieldCondition | Path:
+) -> float | SeveralDocuments | FieldCondition | Path | None:
     """Parse the setting `held_out`, or another setting with the same forms.
 
-    A number is a share, as is a text such as `10%`, and a text `field=value` a condition; `auto` is `HELD_OUT`. Any
-    other text, and one that names an existing file, is a path.
+    A number is a share, as is a text such as `10%`, and a text `field=value` a condition; `auto` is `HELD_OUT`; `none`
+    and 0 are None. Any other text, and one that names an existing file, is a path.
     """
+    if held_out in (NONE, 0):
+        return None
     if held_out == "auto" and not os.path.exists(held_out):
         return HELD_OUT
     if isinstance(held_out, str) and (percent := _PERCENT.fullmatch(held_out)) and not os.path.exists(held_out):

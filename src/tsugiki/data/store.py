@@ -133,7 +133,7 @@ def open_store(
     folder = cache / name
     if store := _read(folder):
         return store
-    with locked(cache / f".{name}.lock"):
+    with locked(cache / f".{name}.lock", folder):
         remove_leftovers(cache, of=name)  # left by killed processes, since running ones wait for the lock
         remove_leftovers(cache, older_than=DAY)
         store = _read(folder)  # another process may have written it since

@@ -1,13 +1,14 @@
 """The cache: folders and values that can be deleted at any time, because Tsugiki can create them again.
 
     kept(kind, key, compute)                     a JSON value
-    with locked(lock_of(folder)):                an entry: a folder of files
+    with locked(lock_of(folder), folder):        an entry: a folder of files
         if not has_entry(folder):
             with new_entry(folder, facts) as temporary: ...
 
 Results depend on what is in the cache, so no other user may write there. An entry has a manifest, and a value its key
 and a digest; what is damaged, or belongs to another key, is made again. The name of an entry is `<which>-<version>`: a
-new entry replaces those of other versions. Entries are written under the lock of their kind.
+new entry replaces those of other versions. Entries are written under the lock of their kind, and a value is computed
+under a lock of its key.
 """
 
 import os
@@ -55,7 +56,8 @@ def kept(kind: str, key: str, compute: Callable[[], Any]) -> Any:
         return found
     with ExitStack() as stack:
         with suppress(TsugikiError):
-            stack.enter_context(locked(path.parent / ".lock"))
+            # The first digits of the key, so that there are at most 4,096 of these files, and none must be removed.
+            stack.enter_context(locked(path.with_name(f".{path.name[:3]}.lock"), path))
         found = _read_kept(path, key)
         if found is None:
             found = compute()

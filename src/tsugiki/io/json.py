@@ -8,7 +8,7 @@ from typing import Any
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_size
-from tsugiki.language import _
+from tsugiki.language import _, marked
 
 _MAX_SIZE = 200_000_000  # bytes
 _MAX_DEPTH = 100
@@ -40,13 +40,36 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text."""
+    """Return the value of a JSON text; a ValueError says what is wrong and where."""
     try:
         value = json.loads(text, parse_int=integer)
+    except json.JSONDecodeError as error:
+        raise in_words(error) from error
     except RecursionError as error:
         raise ValueError(_("it is nested too deeply")) from error
     check_depth(value)
     return value
+
+
+_PROBLEMS = (
+    marked("Expecting value"),
+    marked("Expecting ',' delimiter"),
+    marked("Expecting ':' delimiter"),
+    marked("Expecting property name enclosed in double quotes"),
+    marked("Extra data"),
+    marked("Invalid control character"),
+    marked("Unterminated string"),
+)
+"""The messages of Python's JSON that are translated."""
+
+
+def in_words(error: json.JSONDecodeError) -> ValueError:
+    """Return an error of Python's JSON in the language of the user."""
+    problem = _(error.msg.removesuffix(" at").removesuffix(" starting"))
+    if error.lineno == 1:
+        return ValueError(_("{error} at character {position}").format(error=problem, position=error.colno))
+    message = _("{error} at character {position} of line {line}")
+    return ValueError(message.format(error=problem, position=error.colno, line=error.lineno))
 
 
 def check_depth(value: Any) -> None:

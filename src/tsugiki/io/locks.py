@@ -13,24 +13,41 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tsugiki.errors import TsugikiError, error_text, system_error
+from tsugiki.errors import TsugikiError, error_text, system_error, warn_caller
 from tsugiki.io.atomic import make_folder, remove_empty
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import _
 
 _LOCK, OWNER_FILE = ".lock", ".lock.json"
+_PATIENCE = 2.0  # seconds until a message says for what a command waits
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, what: Path) -> Iterator[None]:
     """Hold the lock `path` while the block runs; wait as long as another process or thread holds it.
 
-    It is an empty file, which may remain. Its folder is created.
+    It is an empty file, which may remain; a file beside it names the process that holds it. Its folder is created. Who
+    waits for more than two seconds is told for which process, and that it writes `what`.
     """
     make_folder(path.parent)
-    with _held(path, timeout=-1):
-        yield
+    owner = path.with_name(f"{path.name}.pid")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_held(path, _PATIENCE))
+        except Timeout:
+            process = "?"
+            with suppress(OSError):
+                process = error_text(owner.read_text(encoding="utf-8"), 20)
+            warn_caller(_("waiting for process {process}, which writes {what}").format(process=process, what=what))
+            stack.enter_context(_held(path, timeout=-1))
+        with suppress(OSError):
+            owner.write_text(str(os.getpid()), encoding="utf-8")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                owner.unlink()
 
 
 @contextmanager

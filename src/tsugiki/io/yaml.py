@@ -15,6 +15,14 @@ from tsugiki.language import _, marked
 
 WIDE_COLON = marked("{path} has a full-width colon (：) after a name; write : and a space")
 _NAME_WITH_WIDE_COLON = re.compile("^[ \t]*[A-Za-z_]+ *：", re.MULTILINE)
+_PROBLEMS = (
+    marked("found character '\\t' that cannot start any token"),
+    marked("mapping values are not allowed here"),
+    marked("could not find expected ':'"),
+    marked("found unexpected end of stream"),
+    marked("expected <block end>, but found '<block mapping start>'"),
+)
+"""The messages of PyYAML that are translated."""
 _MAX_SIZE = 200_000  # characters; the loader reads about 100,000 per second
 _MAX_DEPTH = 50
 _MAX_NUMBER = 100  # characters
@@ -43,9 +51,8 @@ def parse_yaml(text: str, name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = _("line {line}: ").format(line=mark.line + 1) if mark else ""
         message = _("{name} is not YAML: {where}{problem}")
-        raise TsugikiError(
-            message.format(name=name, where=where, problem=error_text(error.problem or error.context))
-        ) from error
+        problem = error_text(_(str(error.problem or error.context)))
+        raise TsugikiError(message.format(name=name, where=where, problem=problem)) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character code that does not exist
         raise TsugikiError(_("{name} is not YAML: {error}").format(name=name, error=error_text(error))) from error
 

@@ -28,6 +28,8 @@ _DOCUMENT_MASKING = {
 
 def summary_sentence(record: RunRecord) -> str:
     """Return the held-out figures before and after the run, in one sentence."""
+    if record.data is not None and not record.data.held_out.documents:
+        return _("Nothing is held out, so nothing is measured on text that the run has not seen.")
     if not record.evaluations:
         return _("There is no evaluation yet.")
     before, after = record.evaluations[0], record.evaluations[-1]

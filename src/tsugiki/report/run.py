@@ -205,8 +205,9 @@ def _data(record: RunRecord) -> Markup:
         return render_macro("pairs", lines)
     lines += [*data_lines(data), *near_duplicate_lines(data)]
     scored = record.evaluations[-1].characters if record.evaluations else data.held_out.measured_characters
-    characters = counts.characters(scored)
-    lines.append((_("scored"), _("{characters} of the held-out text").format(characters=characters)))
+    if scored:
+        characters = counts.characters(scored)
+        lines.append((_("scored"), _("{characters} of the held-out text").format(characters=characters)))
     fingerprints = render_macro("pairs", fingerprint_lines(data))
     return render_macro("pairs", lines) + render_macro("folded", _("fingerprints"), fingerprints)
 
@@ -326,7 +327,7 @@ def bits_series(record: RunRecord) -> list[Series]:
     if held_out.band:
         held_out = replace(held_out, name=_("held-out, 95 % interval over documents"))
     validation = [bits_by_step(record.validations, _("validation"), _VALIDATION)] if record.validations else []
-    return [held_out, *validation]
+    return [*([held_out] if held_out.points else []), *validation]
 
 
 def bits_by_step(entries: Sequence[StepEvaluation], name: str, colour: int) -> Series:

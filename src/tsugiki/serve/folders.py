@@ -38,6 +38,14 @@ def is_allowed(name: str) -> bool:
     return bool(name) and name[0] != "." and name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
+def with_home(path: Path) -> str:
+    """Return a path as pages and settings show it: with ~ for the user's home folder."""
+    try:
+        return (Path("~") / path.relative_to(Path.home())).as_posix()
+    except (RuntimeError, ValueError):  # there is none, or the path is elsewhere
+        return str(path)
+
+
 def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Yield the files and folders that a request could name, sorted; none if the folder cannot be read."""
     try:

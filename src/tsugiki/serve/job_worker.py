@@ -5,6 +5,7 @@ It does not import what the server needs, such as torch, because a search among 
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from tsugiki.language import _
 
 _ROWS = 3
 _MOST_WORKS = 200  # works that are listed
+_OF_FLAGS = re.compile(r"; --.*| \(--[^)]*\)|(?<=。)--.*|（--[^）]*）", re.DOTALL)
+"""What notes of either language say about flags of the command line, which the page has not."""
 
 
 def preview(settings: dict[str, Any]) -> dict[str, Any]:
@@ -31,8 +34,8 @@ def preview(settings: dict[str, Any]) -> dict[str, Any]:
         "rows": [asdict(row) for row in shown.rows],
         "of": shown.counts.blocks,
         "tokens": shown.counts.block_size,
-        "counts": count_lines(shown),
-        "notes": shown.notes,
+        "counts": count_lines(shown, verbose=False),
+        "notes": [_OF_FLAGS.sub("", note) for note in shown.notes],
     }
 
 

@@ -24,9 +24,9 @@ _LARGEST_ANSWER = 8_000_000  # bytes
 class Jobs:
     """Runs one job at a time."""
 
-    def __init__(self, directory: Path) -> None:
-        """Create it; paths in arguments are relative to `directory`."""
-        self._directory, self._busy = directory, asyncio.Lock()
+    def __init__(self, directory: Path, texts: Path) -> None:
+        """Create it; paths in arguments are relative to `directory`, and results name files of `texts` without it."""
+        self._directory, self._texts, self._busy = directory, texts, asyncio.Lock()
 
     async def run(self, request: Request, function: str, seconds: float, **arguments: Any) -> Any:
         """Call a function of `job_worker.FUNCTIONS` in a new process, and return its result.
@@ -40,7 +40,7 @@ class Jobs:
             call = {"function": function, "arguments": arguments, "seconds": seconds}
             answer = await _ask(request, json.dumps(call).encode(), seconds, self._directory)
         try:
-            result = json.loads(answer)
+            result = json.loads(answer.replace(f"{self._texts}{os.sep}".encode(), b""))
         except ValueError:
             result = {"error": _("the process ended without a result; it may have run out of memory")}
         if "error" in result:

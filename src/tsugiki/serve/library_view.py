@@ -58,6 +58,7 @@ from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import FileStates, ServedAdapters, adapter_file_states
+from tsugiki.serve.uploads import data_names
 from tsugiki.training.record import RunRecord
 
 _CARD = "README.md"
@@ -132,8 +133,7 @@ class LibraryView:
             return table
 
         listed = await asyncio.to_thread(rows)
-        library = str(self.adapters.library)
-        return JSONResponse({"base": self.adapters.base.name, "library": library, "adapters": listed})
+        return JSONResponse({"base": self.adapters.base.name, "adapters": listed})
 
     async def details(self, request: Request) -> Response:
         """Answer with the part of an adapter's page that is shown first."""
@@ -277,7 +277,7 @@ def _origin(metadata: Metadata, record: RunRecord | None) -> dict[str, Any] | No
     if (made := metadata.provenance) is not None:
         origin, sources = {"operation": made.operation}, made.sources
     elif record is not None:
-        origin = {"operation": "train", "data": record.config.data_text}
+        origin = {"operation": "train", "data": data_names(record.config.data)}
         sources = () if record.started_from is None else (record.started_from,)
     else:
         return None

@@ -104,7 +104,9 @@ def _models(adapters: ServedAdapters) -> dict[str, Any]:
 
     return {
         "base": {"name": adapters.base.name, "chat": base_chats, "repetition_penalty": penalty},
-        "adapters": [{"name": name, "chat": chats(name)} for name in adapters.names()],
+        "adapters": [
+            {"name": name, "chat": chats(name), "given": name in adapters.folders} for name in adapters.names()
+        ],
         "runs": [{"name": name, "chat": chats(name)} for name in adapters.run_names()],
         "context": adapters.engine.context,
     }

@@ -157,7 +157,7 @@ class _Request(OpenFields):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
-            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+            seed=None if self.seed is None else self.seed + choice,
         )
 
 
@@ -288,6 +288,8 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
     if not isinstance(fields, dict):
         raise ApiError(400, _("the body must be a JSON object"))
     fields = {name: value for name, value in fields.items() if value is not None}
+    if fields.get("best_of") == fields.get("n"):  # no choice is left out
+        fields.pop("best_of", None)
     unused = {"tools"} if fields.get("tool_choice") == "none" else set()  # the model shall not call any of them
     for name in _UNSUPPORTED.keys() & fields.keys() - unused:
         _check_neutral(name, fields.pop(name))

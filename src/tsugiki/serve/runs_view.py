@@ -33,9 +33,10 @@ from tsugiki.io.system import OWN_GROUP, ask_to_end
 from tsugiki.language import VARIABLE, _, language
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.folders import entries, inside, read_end
+from tsugiki.serve.folders import entries, inside, read_end, with_home
 from tsugiki.serve.page import get_route, post_route
 from tsugiki.serve.protocol import NameRequest
+from tsugiki.serve.uploads import data_names
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
 
@@ -213,7 +214,7 @@ class Runs:
     def overview(self) -> dict[str, Any]:
         """Return the list of the runs."""
         found, more = self.all()
-        return {"folder": str(self.root), "runs": [self._summary(run) for run in found], "more": more}
+        return {"folder": with_home(self.root), "runs": [self._summary(run) for run in found], "more": more}
 
     def details(self, run: RunFolder) -> dict[str, Any]:
         """Return the summary, the curves and the samples of a run."""
@@ -301,12 +302,12 @@ class Runs:
             **shown,
             "model": model if isinstance(model, str) else None,
             "is_served": model == self.model,
-            "data": record.config.data_text,
+            "data": data_names(record.config.data),
             "method": record.config.method,
             "learning_rate": _number(record.chosen("learning_rate")),
             "step": training.steps if training else 0,
             "steps": steps if isinstance(steps, int) else None,
-            "loss": _number(training.loss) if training else None,
+            "loss": _number(training.loss) if training and training.steps else None,
             "held_out": [_number(entry.loss) for entry in (record.evaluations[:1] + record.evaluations[1:][-1:])],
             "tokens_per_second": _number(record.all_tokens_per_second()),
             "seconds_left": _seconds_left(record) if state == "running" else None,

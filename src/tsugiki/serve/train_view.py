@@ -31,7 +31,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.table import METHODS
 from tsugiki.serve.bases import bases_here
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.folders import entries, inside, is_allowed
+from tsugiki.serve.folders import entries, inside, is_allowed, with_home
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.page import get_route, post_route
 from tsugiki.serve.protocol import Fields, NameRequest, read
@@ -154,7 +154,7 @@ class Training:
         lora = defaults["lora"]
         return {
             "bases": self.bases(),
-            "texts": str(self.texts),
+            "texts": with_home(self.texts),
             "aozora": self.aozora,
             "methods": [
                 {"name": name, "summary": _(method.summary), "lora": method.config is LoraConfig}
@@ -194,7 +194,7 @@ class Training:
         if method is None or not method.trains_adapter:
             message = _("{name!r} is no method that trains an adapter").format(name=parsed.method)
             raise ApiError(400, message, param="method")
-        data = [*map(self._data, parsed.texts), *(str(self.uploads.path(text)) for text in parsed.uploads)]
+        data = [*map(self._data, parsed.texts), *(with_home(self.uploads.path(text)) for text in parsed.uploads)]
         if not data:
             raise ApiError(400, _("choose a text"), param="texts", code="invalid_value")
         own = parsed.model_dump(exclude_unset=True, exclude={"name", "base", "texts", "uploads"})
@@ -252,7 +252,7 @@ def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Rou
     """Return the routes of the views Runs and Train, and let requests name the runs."""
     adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model)
     training = Training(workspace, runs, Uploads(adapters.library.absolute() / FOLDER))
-    return [*run_routes(runs), *training_routes(training, Jobs(workspace.directory))]
+    return [*run_routes(runs), *training_routes(training, Jobs(workspace.directory, training.uploads.folder))]
 
 
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:

@@ -8,11 +8,13 @@ reader of texts does that in a process of its own, and refuses a zip that unpack
 import asyncio
 import shutil
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 
+from tsugiki.data.read.files import describe_data
 from tsugiki.errors import system_error
 from tsugiki.io.atomic import make_folder, new_file
 from tsugiki.io.formatting import format_size
@@ -42,7 +44,6 @@ class Uploads:
     def listing(self) -> dict[str, Any]:
         """Return the files, and what may be sent."""
         return {
-            "folder": str(self.folder),
             "files": [{"name": name, "size": size} for name, size in self._files().items()],
             "suffixes": SUFFIXES,
             "largest": LARGEST,
@@ -102,6 +103,12 @@ class Uploads:
         """Return the names and the sizes of the files."""
         found = (entry for entry in entries(self.folder) if entry.is_file(follow_symlinks=False))
         return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in found}
+
+
+def data_names(data: str | Sequence[str]) -> str:
+    """Return the names of a run's data in one line, those of uploaded texts without their folder."""
+    paths = [data] if isinstance(data, str) else data
+    return describe_data([Path(path).name if Path(path).parent.name == FOLDER else path for path in paths])
 
 
 def _clean(given: str) -> tuple[str, str]:

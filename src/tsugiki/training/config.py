@@ -24,6 +24,7 @@ from pydantic import (
 
 from tsugiki.data.read.schemas import parse_columns
 from tsugiki.data.records import AssistantTurns
+from tsugiki.data.splits import NONE
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.validation import near_setting
@@ -63,7 +64,6 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 """Where a run computes, by torch's names."""
 
 AUTO: Literal["auto"] = "auto"
-NO_VALIDATION = "none"
 
 MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "recompute", "shard"})
 """Settings that change the speed of a run and not its result, so that it can be resumed with other values."""
@@ -160,7 +160,8 @@ class TrainingSettings(BaseModel):
 
     held_out: float | Annotated[str, Field(min_length=1)] = AUTO
     """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
-    records (author=NAME), or a file. auto: a tenth, or up to a quarter if six documents need so much."""
+    records (author=NAME), a file, or none: nothing is measured then on text that the run has not seen. auto: a tenth,
+    or up to a quarter if six documents need so much."""
     allow_overlap: bool = False
     """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
     contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
@@ -353,7 +354,7 @@ class RunConfig(TrainingSettings):
 
     @model_validator(mode="after")
     def _check_validation(self) -> Self:
-        if self.validation == NO_VALIDATION and self.keep == "best" and "keep" in self.model_fields_set:
+        if self.validation == NONE and self.keep == "best" and "keep" in self.model_fields_set:
             raise ValueError(_("keep best needs a validation text that chooses the step: leave validation out"))
         return self
 
@@ -438,7 +439,7 @@ class RunConfig(TrainingSettings):
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
         off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name)}
-        unused = ("keep", "patience") if self.validation == NO_VALIDATION else ()
+        unused = ("keep", "patience") if self.validation == NONE else ()
         ignored = {*self._inapplicable_fields(), *unused, *MACHINE_SETTINGS, *off}
         return self.model_dump(mode="json", exclude=ignored)
 

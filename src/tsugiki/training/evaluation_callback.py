@@ -266,12 +266,14 @@ class EvaluationCallback(Callback):
         return result
 
     def _score_held_out_pairs(self, loop: TrainingLoop, step: int) -> None:
-        if self.run.preference is not None:
+        if self.run.preference is not None and "held_out" in self.run.preference.answers.parts:
             result = self._score_pairs("held_out", step)
             loop.accelerator.log({"eval_accuracy": result.accuracy, "eval_margin": result.margin}, step=step)
             self._write_record(loop)
 
     def _evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:
+        if not self.data.summary.held_out.documents:
+            return
         loop.read_losses()
         result = self._score(loop, self.held_out_windows, step)
         self.record.evaluations.append(result)

@@ -60,6 +60,11 @@ class HeldOut:
         self._choice.windows = [window for window in self.windows if window.document not in places]
 
 
+def nothing_held_out(index: RecordIndex) -> HeldOut:
+    """Return no records of an index, where the settings hold nothing out."""
+    return HeldOut("held-out", index, np.zeros(0, np.int64), 0, [])
+
+
 def read_held_out(kind: Kind, records: Iterable[Record], limit: int, scored: ScoredTexts) -> HeldOut:
     """Read held-out records that are no part of the data; see `HeldOut` for the arguments."""
     held = list(records)

@@ -38,15 +38,16 @@ class PackedAnswers:
     """The answers of preference tuning, packed into rows."""
 
     training: AnswerRows
-    held_out: AnswerRows
+    held_out: AnswerRows | None
+    """None: there are none."""
     validation: AnswerRows | None
     """Pairs that choose the step that is kept; None: there are none."""
 
     @property
     def parts(self) -> dict[str, AnswerRows]:
         """The parts that there are, by their names."""
-        found = {"training": self.training, "held_out": self.held_out}
-        return found if self.validation is None else {**found, "validation": self.validation}
+        parts = {"training": self.training, "held_out": self.held_out, "validation": self.validation}
+        return {name: rows for name, rows in parts.items() if rows is not None}
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,21 @@ def _pack_answers(
         blocks, _too_long, notes = pack_preferences(preferences, firsts, size, pad, share_prompts)
         return AnswerRows(preferences, blocks, apart=masking == "separate_rows"), notes
 
+    def scored(part: tuple[Preferences, Integers] | None, name: str) -> AnswerRows | None:
+        if part is None or not len(part[1]):
+            return None
+        try:
+            rows, more = packed(*part)
+        except TsugikiError:  # all are too long
+            message = _("none of the {part} pairs fits into a row of {size:,} tokens, so none is scored")
+            notes.append(message.format(part=name, size=size))
+            return None
+        notes.extend(more)
+        return rows
+
     training, notes = packed(*answers.training)
-    held_out, _notes = packed(*answers.held_out)
-    validation = None if answers.validation is None else packed(*answers.validation)[0]
-    return PackedAnswers(training, held_out, validation), notes
+    held_out = scored(answers.held_out, _("held-out"))
+    return PackedAnswers(training, held_out, scored(answers.validation, _("validation"))), notes
 
 
 def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:

@@ -16,19 +16,20 @@ from tsugiki.data.overlap import ScoredTexts
 from tsugiki.data.read.answers import read_answers
 from tsugiki.data.read.files import content_key
 from tsugiki.data.splits import kept_together, parse_held_out, split_records
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.preference.pairs import Preferences, open_preferences
-from tsugiki.training.config import RunConfig
-from tsugiki.training.held_out import HeldOut, numbered
+from tsugiki.training.config import AUTO, RunConfig
+from tsugiki.training.held_out import HeldOut, nothing_held_out, numbered
 from tsugiki.training.split_data import DatasetSplit, SplitAnswers, data_digest, dataset_split
 from tsugiki.training.spread import evenly_spread
 
 
 def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the answers in the data of a run."""
+    _refuse_validation_file(config)
     cache = cache_folder("tokens")
     with progress.stage(_("tokenising"), None):
         preferences = open_preferences(config.data, tokenizer, cache, config.columns)
@@ -38,7 +39,10 @@ def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prog
         groups = preferences.groups()
     wanted, scored, limit = parse_held_out(config.held_out), ScoredTexts(), config.most_held_out_characters
     good_groups = _good_part(preferences, groups)
-    if isinstance(wanted, Path):
+    other, held = preferences, np.zeros(0, np.int64)
+    if wanted is None:
+        part = nothing_held_out(store.index)
+    elif isinstance(wanted, Path):
         with progress.stage(_("tokenising"), None):
             other = open_preferences(wanted, tokenizer, cache, config.columns)
         _check_kind(config, other)
@@ -47,7 +51,6 @@ def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prog
         for numbers, batch in numbered(read_answers(wanted, config.columns)):
             part.add(numbers, batch, scored)
     else:
-        other = preferences
         if len(preferences.usable) == 1:
             message = _("{source} has the only answers, so none can be held out; add rows, or give a held-out file")
             source = store.index.sources[int(preferences.usable[0])].rpartition(" (")[0]
@@ -71,6 +74,15 @@ def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prog
     more = [note for note in preferences.notes if note not in split.notes]
     answers = _answers(preferences, split, usable, kept_together(store.index, groups), (other, held))
     return replace(split, notes=[*split.notes, *more], answers=answers)
+
+
+def _refuse_validation_file(config: RunConfig) -> None:
+    if config.validation != AUTO and isinstance(parse_held_out(config.validation, "validation"), Path):
+        message = _(
+            "validation {path}: validation pairs are a share or a part of the data, not another file; add these rows "
+            "to the data with a column such as part, and set validation to part=validation"
+        )
+        raise TsugikiError(message.format(path=error_text(config.validation, 100)))
 
 
 def _check_kind(config: RunConfig, preferences: Preferences) -> None:

@@ -416,7 +416,7 @@ def new_record(settings: dict[str, Any]) -> RunRecord:
 
 def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
     """Return the results of a run, which must have finished."""
-    if record.status != "finished" or record.training is None or record.parameters is None or not record.evaluations:
+    if record.status != "finished" or record.training is None or record.parameters is None:
         raise TsugikiError(_("the run in {out} has not finished").format(out=record.config.out))
     return record.training, record.parameters
 

@@ -19,6 +19,7 @@ from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import Completion, Conversation, Document, Reading, Record
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
+    NONE,
     VALIDATION,
     kept_together,
     near_duplicate_records,
@@ -37,9 +38,9 @@ from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.preference.pairs import Preferences
-from tsugiki.training.config import AUTO, NO_VALIDATION, RunConfig
+from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
-from tsugiki.training.held_out import HeldOut, Repeated, numbered, read_held_out, repeated_text
+from tsugiki.training.held_out import HeldOut, Repeated, nothing_held_out, numbered, read_held_out, repeated_text
 from tsugiki.training.record import (
     HeldOutCounts,
     LeftOutCounts,
@@ -129,7 +130,9 @@ def _read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: 
     dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
     used = np.setdiff1d(np.arange(len(store.index)), dropped)
     scored, limit = ScoredTexts(), config.most_held_out_characters
-    if isinstance(held_out, Path):
+    if held_out is None:
+        part = nothing_held_out(store.index)
+    elif isinstance(held_out, Path):
         part = read_held_out("held-out", read_records(held_out, config.columns), limit, scored)
     else:
         chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
@@ -145,7 +148,7 @@ def data_digest(config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str)
     digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
     if isinstance(held_out, Path):
         digests["held_out"] = content_key(held_out, config.columns)
-    if config.validation not in (AUTO, NO_VALIDATION):
+    if config.validation not in (AUTO, NONE):
         validation = parse_held_out(config.validation, "validation")
         if isinstance(validation, Path):
             digests["validation"] = content_key(validation, config.columns)
@@ -217,7 +220,7 @@ def dataset_split(
     validation_counts: ValidationCounts | None = None
     if validation is not None:
         validation_counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
-    elif config.validation == AUTO:  # few documents: windows of the held-out text choose
+    elif config.validation == AUTO and windows:  # few documents: windows of the held-out text choose
         validation_windows = windows[::2] if len(windows) > 1 else []
         windows = windows[1::2] or windows
         if validation_windows:
@@ -234,6 +237,8 @@ def dataset_split(
             "one by one, so some held-out answers are to questions that are trained on"
         )
         notes.append(message.format(records=counts.records(common)))
+    if parse_held_out(config.held_out) is None:
+        notes.append(_("nothing is held out, so nothing is measured on text that the run has not seen"))
     duplicates = sum(map(len, groups))
     if groups:
         note = _(
@@ -437,7 +442,7 @@ def _with_mixed_text(
 
 def _is_of_other_kinds(index: RecordIndex, held_out: HeldOut, groups: list[list[int]]) -> bool:
     """Return whether most of the held-out records of an index are prompts in whole groups of near-duplicates."""
-    if held_out.index is not index or index.splittable[held_out.numbers].any():
+    if held_out.index is not index or not len(held_out.numbers) or index.splittable[held_out.numbers].any():
         return False
     alike = np.isin(held_out.numbers, [number for group in groups for number in group])
     return bool(alike.mean() > 0.5)
@@ -455,12 +460,12 @@ def _validation(
     The text of records in `store` is still to be read; see `_dataset_split` for the arguments.
     """
     setting = config.validation
-    if setting == NO_VALIDATION:
-        return None
     if setting == AUTO and len(_works(train, kept_together(store.index, groups))) < 2 * _FEWEST_DOCUMENTS:
         return None
     several = VALIDATION if store.index.splittable[train].any() else replace(VALIDATION, documents=_ROWS)
     parsed = several if setting == AUTO else parse_held_out(setting, "validation")
+    if parsed is None:
+        return None
     if not isinstance(parsed, Path):
         numbers = split_validation(store.index, train, parsed, config.seed, groups)
         if config.validation == AUTO and len(_works(numbers, kept_together(store.index, groups))) < _FEWEST_DOCUMENTS:

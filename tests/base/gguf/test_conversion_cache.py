@@ -47,7 +47,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def debris(cache: Path) -> list[str]:
-    return [entry.name for entry in cache.rglob("*") if entry.name.startswith(".") and entry.name != ".lock"]
+    return [entry.name for entry in cache.rglob("*") if entry.name.startswith(".") and not entry.name.endswith(".lock")]
 
 
 def test_the_second_use_does_not_read_the_file(path: Path, count: list[Path], monkeypatch: pytest.MonkeyPatch):

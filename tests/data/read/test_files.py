@@ -123,6 +123,17 @@ def test_a_damaged_text_is_an_error_and_not_half_width_katakana(encoding: str, e
         read(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "declared", "text"),
+    [("euc_jp", "EUC-JP", "夏"), ("cp932", "x-sjis", "ｺｶｻﾁ"), ("cp932", "euc-jp", "春の海")],
+)
+def test_a_short_page_has_the_encoding_that_it_declares_if_it_can(
+    encoding: str, declared: str, text: str, tmp_path: Path
+):
+    (tmp_path / "a.html").write_bytes(f'<meta charset="{declared}"><p>{text}'.encode(encoding))
+    assert [record.text for record in read(tmp_path / "a.html")] == [text]
+
+
 @pytest.mark.parametrize(("encoding", "short"), [("euc_jp", ["夏", "桜島"]), ("cp932", ["ｲﾆ", "ｺｶｻﾁ"])])
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_a_short_text_has_the_encoding_of_the_other_files(encoding: str, short: list[str], kind: str, tmp_path: Path):
@@ -185,9 +196,9 @@ def test_csv_cells_of_many_lines(tmp_path: Path):
 
 
 BAD = {
-    "broken line": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2 is not JSON: Expecting value at character 11"),
+    "broken line": ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2 .* JSON: Expecting value at character 10;"),
     "deep": ("a.jsonl", "[" * 100_000, "a.jsonl:1 cannot be read"),
-    "long number": ("a.jsonl", '{"text": ' + "9" * 200 + "}", "a.jsonl:1 cannot be read: .*100 digits"),
+    "long number": ("a.jsonl", '{"text": ' + "9" * 200 + "}", "a.jsonl:1 cannot be read .*100 digits"),
     "mixed": (
         "a.jsonl",
         json.dumps(turns("a", "b")) + '\n\n{"prompt": "a", "completion": "b"}\n',
@@ -226,7 +237,7 @@ def test_bad_files_are_named_with_their_line(case: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ["a" * 5000, "~nobody-has-this-name/a", "a\0b"])
 def test_names_that_no_file_can_have_are_errors(name: str):
     for use in (content_key, read_records):
-        with pytest.raises(TsugikiError, match="no data at"):
+        with pytest.raises(TsugikiError, match="no data at|no file or folder"):
             use(name)
 
 
@@ -279,7 +290,7 @@ def test_parquet(tmp_path: Path):
     for table, fact in (
         ({"id": [1], "content": ["a"]}, "x.parquet:1 .*text, .*content"),
         ({"id": [1]}, "x.parquet .*text, .*id"),
-        ({"text": ["a", None]}, "x.parquet:2 .*null.*text"),
+        ({"text": pyarrow.array([None, None], pyarrow.string())}, "x.parquet:1 .*null.*text"),
         ({"text": [1]}, "x.parquet:1 .*number.*text"),
         ({"text": pyarrow.array([], pyarrow.string())}, "x.parquet is empty"),
         (

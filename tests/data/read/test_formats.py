@@ -295,7 +295,9 @@ def test_a_web_page_is_a_document_without_title_scripts_and_readings(page: str, 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp932"])
-@pytest.mark.parametrize(("name", "mark"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t"), ("a.csv", ",")])
+@pytest.mark.parametrize(
+    ("name", "mark"), [("a.tsv", "\t"), ("a.csv", ";"), ("a.csv", "\t"), ("a.csv", ","), ("a.csv", "|")]
+)
 def test_the_separator_of_a_table_is_found(name: str, mark: str, encoding: str, tmp_path: Path):
     lines = ["", mark.join(["prompt", "completion"]), mark.join(["一", f'"二{mark}三"'])]
     (tmp_path / name).write_text("\n".join(lines), encoding=encoding)
@@ -341,6 +343,18 @@ def test_a_json_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "a.json").write_text('[{"text": "abcdefgh"}]')
     with pytest.raises(TsugikiError, match=r"a\.json has more than .*\.jsonl"):
         read(tmp_path / "a.json")
+
+
+def test_rows_with_null_are_left_out_and_told(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"q": str(number), "a": None if number in (0, 4, 5) else "yes"} for number in range(9)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    records, reading = read(path)
+    assert [record.prompt for record in records] == ["1", "2", "3", "6", "7", "8"]
+    assert f"3 files or rows are empty, so nothing of them is used: {path}:1, {path}:5, {path}:6" in reading.notes()
+    path.write_text("\n".join(json.dumps({"q": "x", "a": None}) for _ in range(3)))
+    with pytest.raises(TsugikiError, match=r"a\.jsonl:1 has null as completion"):
+        read(path)
 
 
 # Columns, patterns, folders --------------------------------------------------------------------------------

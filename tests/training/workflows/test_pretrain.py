@@ -152,7 +152,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer": {"vocab_size": 300}}, "raise it, or lower common_characters"),
     ({"tokenizer": "./nowhere"}, "no model at './nowhere'"),
     ({"held_out": "author=戊"}, "no record has author=戊"),
-    ({"data": "nowhere"}, "no data at nowhere"),
+    ({"data": "nowhere"}, "no file or folder nowhere"),
     ({"lr_scheduler_type": "sideways"}, "sideways"),
     ({"prompts": ["庭師は枝を" * 40]}, "the prompt has"),
 ]

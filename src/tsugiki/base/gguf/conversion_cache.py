@@ -52,7 +52,7 @@ def _entry(path: Path, folder: Path, convert: Callable[[Path, Path], None]) -> P
     if has_entry(folder):
         return folder
     try:
-        with locked(lock_of(folder)):
+        with locked(lock_of(folder), folder):
             if not has_entry(folder):
                 with new_entry(folder, {"file": path.name}) as temporary:
                     convert(path, temporary)

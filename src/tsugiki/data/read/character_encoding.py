@@ -70,6 +70,7 @@ _MOST_ODD, _LEAST_NO_KANJI = 0.05, 0.2
 _NO_KANJI = re.compile("[\n -~ぁ-ヶー、。]")
 # Letters, kana, kanji and punctuation. UTF-16 in the wrong byte order, and other data, hardly have any of these.
 _USUAL = re.compile("[\t\n\r\x20-\x7e\u00a0-\u024f\u2010-\u2026\u3000-\u30ff\u4e00-\u9fff\uff01-\uff9f]")
+_DECLARED = re.compile(rb"""charset=["']?(?:x-)?(euc|shift|sjis)""", re.IGNORECASE)  # of an HTML page
 _ISO_2022_JP = re.compile(rb"\x1b(\$[@B]|\$\(D|\([IJ])")  # a terminal's log may have others
 
 
@@ -92,6 +93,9 @@ def _candidates(open_file: Callable[[], BinaryIO], usual: Callable[[], str]) -> 
     with open_file() as file:
         evidence = _evidence_of_euc_jp(file)
     if abs(evidence) < _SURE:
+        declared = _DECLARED.search(sample)
+        if declared is not None:
+            yield "euc_jp" if declared[1].lower() == b"euc" else "cp932"
         yield from filter(None, [usual()])
     if evidence > 0:
         yield "euc_jp"

@@ -29,6 +29,7 @@ from tsugiki.data.read.schemas import (
     NO_COLUMNS,
     Columns,
     NotDataError,
+    NullError,
     Wanted,
     known_columns,
     read_row,
@@ -214,7 +215,7 @@ def _files(root: Path, reading: Reading) -> list[_File]:
         reading.passed_over += [str(path) for path, name in names.items() if path not in read and not _is_beside(name)]
         return files
     if not root.is_file():
-        message = _("no data at {root}: there is no such file or folder (data sets on the hub are written owner/name)")
+        message = _("there is no file or folder {root} (data sets on the hub are written owner/name)")
         raise TsugikiError(message.format(root=root))
     if root.suffix.lower() not in DATA_SUFFIXES:
         kind = root.suffix or _("a file without a suffix")
@@ -384,9 +385,10 @@ def _without_other_tables(records: Iterator[Record], name: str, reading: Reading
 def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield the records of one file, and check that all rows have the same schema.
 
-    The first row tells which columns are used.
+    The first row tells which columns are used. Rows with null in one of them are left out, if not all are.
     """
     expected: str | None = None
+    null: NullError | None = None
     first, used = 0, wanted.columns
     for number, original in rows:
         if expected is None:
@@ -394,6 +396,10 @@ def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Rea
         where, row = f"{name}:{number}", _with_fields(original, used)
         try:
             schema = schema_of(row, where, wanted.keys)
+        except NullError as error:
+            null = null or error
+            reading.empty.append(where)
+            continue
         except NotDataError as error:
             raise error if expected is None else TsugikiError(str(error)) from error
         if expected is None:
@@ -406,6 +412,8 @@ def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Rea
             message = _("{where} has {schema}, but line {first} has {expected}; put them in separate files")
             raise TsugikiError(message.format(where=where, schema=schema, first=first, expected=expected))
         yield from wanted.read(row, where, reading)
+    if expected is None and null is not None:
+        raise null
 
 
 def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:

@@ -34,6 +34,10 @@ class NotDataError(TsugikiError):
     """A file has no rows or texts of a known schema, so it may not be training data."""
 
 
+class NullError(TsugikiError):
+    """A row has null where its schema needs a value."""
+
+
 KEYS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "conversations": ("conversations",),
@@ -103,7 +107,7 @@ def schema_of(row: Mapping[str, Any], source: str, schemas: SchemaKeys = KEYS) -
         for key in keys:
             if key in row and key not in present:
                 message = _("{source} has null as {key}; give a value or remove the row")
-                raise TsugikiError(message.format(source=source, key=key))
+                raise NullError(message.format(source=source, key=key))
     for keys in schemas.values():
         if given := [key for key in keys if key in present]:
             missing = next(key for key in keys if key not in present)
@@ -291,7 +295,7 @@ def _message(turn: Any, where: str) -> Message:
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        known = ", ".join(_ROLES)
+        known = listed(_ROLES)
         message = _("{where} has the unknown role {abbreviate}; use one of {known}")
         raise TsugikiError(message.format(where=where, abbreviate=_abbreviate(name), known=known))
     for key in _UNSUPPORTED_KEYS:

@@ -15,7 +15,7 @@ from tsugiki.data.read.character_encoding import decode_as, open_text
 from tsugiki.data.read.schemas import NotDataError, Wanted, known_columns, known_fields, names_of, ready_columns
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.formatting import format_size
-from tsugiki.io.json import check_depth, integer, parse_json
+from tsugiki.io.json import check_depth, in_words, integer, parse_json
 from tsugiki.language import _
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MIN_VALUE, _MIN_VALUES = 2, 100_000  # bytes of the file for each value of a co
 _ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 1 << 26
 
 _MAX_JSON = 500_000_000  # bytes; the values of such a file take two to five times as much memory
-_DELIMITERS = ",;\t"  # of a .csv file
+_DELIMITERS = ",;\t|"  # of a .csv file
 _NOT_SPACE = re.compile("[^ \t\r\n]")
 
 EXTRA = "pip install 'tsugiki[datasets]'"
@@ -50,13 +50,9 @@ def jsonl_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
             if not line.strip():
                 continue
             try:
-                row = parse_json(line)
-            except json.JSONDecodeError as error:
-                what = _("{error} at character {position}").format(error=error.msg, position=error.pos + 1)
-                message = _("{path}:{number} is not JSON: {what}; correct or remove the line")
-                raise TsugikiError(message.format(path=name, number=number, what=what)) from error
-            except ValueError as error:  # a number of many digits, or too many brackets
-                message = _("{path}:{number} cannot be read: {error}; remove the line")
+                row = parse_json(line.rstrip("\n"))
+            except ValueError as error:
+                message = _("{path}:{number} cannot be read as JSON: {error}; correct or remove the line")
                 raise TsugikiError(message.format(path=name, number=number, error=error)) from error
             if not isinstance(row, dict):
                 message = _('{path}:{number} is not a JSON object; write each line as {{"text": "…"}}')
@@ -97,6 +93,8 @@ def _json_values(text: str) -> Iterator[Any]:
     while place:
         try:
             value, end = decoder.raw_decode(text, place.start())
+        except json.JSONDecodeError as error:
+            raise in_words(error) from error
         except RecursionError as error:
             raise ValueError(_("it is nested too deeply")) from error
         check_depth(value)
@@ -110,7 +108,7 @@ def csv_rows(
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
     The columns must have one of the wanted schemas. The delimiter is by default what is most frequent in the first
-    line: a comma or, as spreadsheets in many languages write, a semicolon or a tab.
+    line: a comma, a semicolon or a tab, as spreadsheets write, or a vertical bar.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
     with open_text(open_file(), encoding) as file:

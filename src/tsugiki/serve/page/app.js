@@ -161,6 +161,8 @@ hooks.askKey = () => {
   return asked;
 };
 
-window.addEventListener("hashchange", () => show(true));
+window.addEventListener("hashchange", () => {
+  if (t) show(true); // the first drawing reads the address when it has the texts
+});
 document.body.prepend(header, main);
 draw();

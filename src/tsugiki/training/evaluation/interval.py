@@ -155,7 +155,7 @@ def effective_trials(values: Sequence[float], groups: Sequence[int]) -> float:
     sizes = np.bincount(labels)
     if len(sizes) in (0, 1, len(values)):
         return 1.0 if len(sizes) == 1 else float(len(values))
-    _mean, half = _jackknife(np.asarray(np.bincount(labels, values), np.float64), sizes.astype(np.float64))
+    _mean, half = _jackknife(np.array(np.bincount(labels, values), float), np.array(sizes, float))
     if not half:  # the groups are equal
         return float(len(sizes))
     return min(float(np.var(values) * (_NORMAL / half) ** 2), float(len(values)))

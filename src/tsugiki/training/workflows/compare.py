@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.data.read.files import content_key, describe_data
+from tsugiki.data.splits import parse_held_out
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.paths import use_plain_paths
@@ -234,6 +235,8 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
     All have the same base model, the same data and the same tokens. Finished runs are kept if a later one has an error,
     which names it. Returns name -> record.
     """
+    if any(parse_held_out(config.held_out) is None for config in runs.values()):
+        raise TsugikiError(_("held_out is none, and runs are compared by their held-out text; hold some out"))
     earlier = _earlier_runs(runs)
     records: dict[str, RunRecord] = {}
     texts: Texts | None = None

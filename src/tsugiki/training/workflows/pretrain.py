@@ -147,8 +147,10 @@ def _split(config: PretrainConfig) -> tuple[Texts, Array]:
         beginning, end = split_document(single, share)
         return lambda: iter([beginning.text]), read_index([end]).signatures
     index = read_index(read_records(config.data, config.columns))
-    if isinstance(held_out, Path):
-        signatures = read_index(read_records(held_out, config.columns)).signatures
+    if held_out is None or isinstance(held_out, Path):
+        signatures = index.signatures[:0]
+        if held_out is not None:
+            signatures = read_index(read_records(held_out, config.columns)).signatures
         return lambda: (record.text for record in read_records(config.data, config.columns)), signatures
     measured = split_records(index, held_out, config.seed, near_duplicates(index.signatures))
     excluded = set(measured.tolist())

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tsugiki.data.splits import NONE
 from tsugiki.dtypes import SaveDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.training.config import (
     MACHINE_SETTINGS,
-    NO_VALIDATION,
     UNRECORDED_IF_UNSET,
     DataSetting,
     RunConfig,
@@ -83,7 +83,7 @@ class PretrainConfig(TrainingSettings):
         """Return the settings of the run that trains every weight of the model in the folder `start`."""
         shared = self.model_dump(include=set(TrainingSettings.model_fields))
         # The first step is far from the last one, and the text is long: no step is chosen, the last one is kept.
-        return RunConfig(model=str(start), method="full", validation=NO_VALIDATION, **shared)
+        return RunConfig(model=str(start), method="full", validation=NONE, **shared)
 
 
 class _SeveralRuns(BaseModel):

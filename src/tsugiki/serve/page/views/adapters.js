@@ -29,7 +29,6 @@ const MIX = "*mix";
  *
  * @typedef {object} Library
  * @property {string} base the name of the base that is served
- * @property {string} library the folder
  * @property {Adapter[]} adapters
  */
 

@@ -48,7 +48,8 @@ export async function render(root, app) {
   const { t, lang, signal } = app;
   /**
    * @type {{ base: { name: string, chat: boolean, repetition_penalty: number },
-   *   adapters: { name: string, chat: boolean }[], runs: { name: string, chat: boolean }[], context: number }}
+   *   adapters: { name: string, chat: boolean, given: boolean }[], runs: { name: string, chat: boolean }[],
+   *   context: number }}
    */
   const { base, adapters: kept, runs, context } = await getJson("/page/api/models", signal).catch((error) => {
     if (!lastModels || error.code !== "unreachable") throw error;
@@ -61,11 +62,18 @@ export async function render(root, app) {
   const known = [base, ...adapters];
   const names = known.map((one) => one.name);
   const canChat = known.some((one) => one.chat);
-  settings.mode ??= base.chat ? "chat" : "continue";
-  if (!canChat) settings.mode = "continue";
+  const given = adapters.filter((one) => one.given).map((one) => one.name);
+  if (given.join("/") !== settings.given) {
+    settings.given = given.join("/");
+    if (given.length) Object.assign(settings, { models: [base.name, ...given].slice(0, MOST), mode: null });
+  }
   const wanted = app.path.length ? [base.name, app.path[0]] : (settings.models ?? names.slice(0, 2));
   let models = wanted.filter((model) => isKnown(model, names));
   if (!models.length) models = [base.name];
+  if (app.path.length || !settings.mode) {
+    settings.mode = known.some((one) => one.chat && models.includes(one.name)) ? "chat" : "continue";
+  }
+  if (!canChat) settings.mode = "continue";
 
   const status = h("p.unseen", { role: "status" });
   const log = h("div.turns");
@@ -304,7 +312,7 @@ export async function render(root, app) {
       {},
       h("h2", {}, t("title")),
       h("p", {}, t("welcome")),
-      adapters.length === 0 && h("p.faint", {}, t("no_adapters")),
+      adapters.length === 0 && h("p.faint", {}, h("a", { href: "#train" }, t("no_adapters"))),
     );
   }
 

@@ -75,7 +75,7 @@ export async function render(root, app) {
     drawSent(await getJson(`${API}uploads`, signal));
   }
 
-  function drawSent({ files, folder, suffixes, largest }) {
+  function drawSent({ files, suffixes, largest }) {
     const names = files.map((file) => file.name);
     draft.uploads = draft.uploads.filter((name) => names.includes(name));
     const accept = suffixes.join();
@@ -96,7 +96,7 @@ export async function render(root, app) {
     fill(
       sent,
       zone,
-      files.length > 0 && h("p.faint.small", {}, t("sent.folder", { folder })),
+      files.length > 0 && h("p.faint.small", {}, t("sent.before")),
       files.length > 0 && h("ul.entries", { tabindex: 0 }, files.map((file) => h("li", {}, drawFile(file)))),
     );
     drawChosen();
@@ -139,7 +139,7 @@ export async function render(root, app) {
   async function paste(text) {
     if (busy || !text.trim()) return;
     draft.pasted = "";
-    await send([new File([text], `${text.trim().split("\n")[0].slice(0, 20)}.txt`)]);
+    await send([new File([text], `${t("sent.pasted")}.txt`)]);
   }
 
   async function showFolder(folder) {

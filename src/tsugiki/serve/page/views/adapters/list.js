@@ -28,7 +28,7 @@ export function showList(root, app, library, mix) {
   const heading = h("div.heading", {}, h("h1", {}, t("title")));
   root.append(heading);
   if (!adapters.length) {
-    root.append(h("p", {}, t("none")), h("p.faint", {}, t("none.hint", { library: library.library })));
+    root.append(h("p", {}, t("none")), h("p.faint", {}, h("a", { href: "#train" }, t("none.hint"))));
     return;
   }
   const body = h("tbody");

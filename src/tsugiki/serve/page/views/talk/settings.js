@@ -21,6 +21,8 @@ const DEFAULTS = {
   shaded: false,
   /** @type {string[] | null} */
   models: null,
+  /** The adapters of --adapter when the page was last open. */
+  given: "",
 };
 
 /** @typedef {typeof DEFAULTS} Settings */
