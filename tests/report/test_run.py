@@ -81,7 +81,7 @@ def test_the_validation_text_and_what_it_has_chosen_are_shown():
     half, whole = [evaluation(20, 5.25), evaluation(40, 5.3)], [curve[0], evaluation(20, 5.0), evaluation(40, 5.5)]
     page = of(record(validations=whole, half_validations=half, kept_step=20, strength=1, training=TRAINING, data=data))
     strength = next(row for row in page.table("decision") if row[0] == "strength")
-    assert strength[1:] == ["1", "validation loss by strength: 0: 6.000, 0.5: 5.250, 1: 5.000"]
+    assert strength[1:] == ["1", "validation loss by strength\n0: 6.000  0.5: 5.250  1: 5.000"]
     assert "4 records, 2,000 characters" in page.text
     assert "no step was better" not in page.text.lower()
     worse = [evaluation(step, loss) for step, loss in ((0, 5.0), (20, 5.1), (40, 5.5))]

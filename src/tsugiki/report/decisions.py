@@ -18,9 +18,9 @@ def decision_table(record: RunRecord) -> Table:
 def _rate(record: RunRecord) -> list[list[str]]:
     if "learning_rate" not in record.resolved_settings:
         return []
-    source = _("the width and the weights of the base, the method and the length of the run")
+    source = _("width and weights of the base, method, steps")
     for restart in record.restarts:
-        message = _("the training loss had risen until step {step:,} at {rate:g}, so the run began again with a third")
+        message = _("a third of {rate:g}, at which the training loss had risen until step {step:,}")
         source = message.format(step=restart.step, rate=restart.learning_rate)
     return [[_("learning rate"), f"{record.resolved_settings['learning_rate']:g}", source]]
 
@@ -30,7 +30,7 @@ def _head(record: RunRecord) -> list[list[str]]:
     if factor is None:
         return []
     result = _("trains, at {factor:g} of the rate").format(factor=factor)
-    return [[_("output head"), result, _("what the base predicts on 8 rows of the training text")]]
+    return [[_("output head"), result, _("the base's predictions on 8 rows, size of the vocabulary")]]
 
 
 def _steps(record: RunRecord, steps: int) -> list[list[str]]:
@@ -49,8 +49,9 @@ def _steps(record: RunRecord, steps: int) -> list[list[str]]:
     ]
     best = min(done, key=lambda look: look.loss)
     if best.half is not None and best.base is not None:
-        losses = [f"{strength}: {format_number(one.loss)}" for strength, one in (("0", best.base), ("0.5", best.half))]
-        losses += [f"1: {format_number(best.whole.loss)}", f"{best.strength:g}: {format_number(best.loss)}"]
-        message = _("validation loss by strength: {losses}").format(losses=_(", ").join(dict.fromkeys(losses)))
-        rows.append([_("strength"), f"{record.strength:g}", message])
+        points = [(0.0, best.base.loss), (0.5, best.half.loss), (1.0, best.whole.loss), (best.strength, best.loss)]
+        losses = [f"{strength:g}: {format_number(loss)}" for strength, loss in dict(points).items()]
+        rows.append(
+            [_("strength"), f"{record.strength:g}", _("validation loss by strength") + "\n" + "  ".join(losses)]
+        )
     return rows
