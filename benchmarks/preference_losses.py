@@ -44,7 +44,7 @@ HEADERS = {
 }
 RUNS = (
     *("text@1", "dpo@1", "dpo_norm@1", "kto@1", "apo_zero@1", "orpo@1", "ipo@1", "ipo@0.3", "ipo@0.1"),
-    *("simpo@1", "simpo@0.1", "simpo:1@1", "dpo:0@1", "dpo_norm:0@1"),
+    *("simpo@1", "simpo:0@1", "simpo:0@0.1", "dpo:0@1", "dpo_norm:0@1"),
 )
 Row = tuple[dict[str, Tensor], AnswerTokens]
 

@@ -12,9 +12,8 @@ minimises their mean. `LOSSES` lists them with what they need.
 
 The loss that teaches the choice says nothing about the text itself. It also falls if both answers become less likely,
 as long as the rejected one does so faster, and then the model forgets how to write. So the likelihood of the chosen
-answer (`likelihood_loss`) is added to all losses with a reference, with a weight of 1. ORPO has the likelihood in its
-formula. SimPO is as in its paper, without it. The margins alone do not show what was lost, so look at the loss on the
-chosen answers as well.
+answer (`likelihood_loss`) is added to all losses, with a weight of 1, except ORPO, which has it in its formula. The
+margins alone do not show what was lost, so look at the loss on the chosen answers as well.
 """
 
 import inspect
@@ -101,7 +100,7 @@ def simpo(chosen: Answers, rejected: Answers, beta: float = 2.0, gamma: float = 
     """Simple preference optimisation (Meng et al. 2024, arXiv:2405.14734, equation 6), which needs no reference.
 
     The paper has β from 2 to 2.5 and γ / β from 0.1 to 0.8. The defaults are its β and γ for the base of Llama 3 8B.
-    (TRL has β = 0.1 and γ = 0.5.)
+    (TRL has β = 0.1 and γ = 0.5.) The paper adds no likelihood: its SimPO is that with a weight of 0.
     """
     # -log σ(β (log π(w) / |w| - log π(l) / |l|) - γ)
     return _logistic(beta * (chosen.per_token - rejected.per_token) - gamma)
@@ -161,14 +160,17 @@ class PreferenceLoss:
 
     function: Callable[..., Tensor]
     needs_reference: bool
-    likelihood: float
-    """The default weight of `likelihood_loss`, which is added to it."""
     score: Callable[[Answers], Tensor]
     """The number of each answer that the loss compares. A pair counts as right if that of the chosen one is higher."""
     contains_likelihood: bool = False
     """Whether the likelihood of the chosen answers is a part of the loss itself."""
     steep: bool = False
     """Whether its gradient is so large that the text is lost at the learning rate of training on texts."""
+
+    @property
+    def likelihood(self) -> float:
+        """The default weight of `likelihood_loss`, which is added to it."""
+        return 0.0 if self.contains_likelihood else 1.0
 
     @property
     def defaults(self) -> Mapping[str, float]:
@@ -178,15 +180,13 @@ class PreferenceLoss:
 
 
 LOSSES: Mapping[str, PreferenceLoss] = {
-    "dpo": PreferenceLoss(dpo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
-    "dpo_norm": PreferenceLoss(dpo_norm, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token")),
-    "ipo": PreferenceLoss(ipo, needs_reference=True, likelihood=1.0, score=attrgetter("ratio_per_token"), steep=True),
-    "orpo": PreferenceLoss(
-        orpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token"), contains_likelihood=True
-    ),
-    "simpo": PreferenceLoss(simpo, needs_reference=False, likelihood=0.0, score=attrgetter("per_token")),
-    "kto": PreferenceLoss(kto, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
-    "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, likelihood=1.0, score=attrgetter("ratio")),
+    "dpo": PreferenceLoss(dpo, needs_reference=True, score=attrgetter("ratio")),
+    "dpo_norm": PreferenceLoss(dpo_norm, needs_reference=True, score=attrgetter("ratio_per_token")),
+    "ipo": PreferenceLoss(ipo, needs_reference=True, score=attrgetter("ratio_per_token"), steep=True),
+    "orpo": PreferenceLoss(orpo, needs_reference=False, score=attrgetter("per_token"), contains_likelihood=True),
+    "simpo": PreferenceLoss(simpo, needs_reference=False, score=attrgetter("per_token")),
+    "kto": PreferenceLoss(kto, needs_reference=True, score=attrgetter("ratio")),
+    "apo_zero": PreferenceLoss(apo_zero, needs_reference=True, score=attrgetter("ratio")),
 }
 
 

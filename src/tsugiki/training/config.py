@@ -265,7 +265,7 @@ class RunConfig(TrainingSettings):
     good or bad (prompt, completion, label); apo_zero: for answers better than the model's."""
     preference_settings: Annotated[dict[str, float], BeforeValidator(_as_settings)] = {}
     """Settings of the preference loss, such as beta=0.2,likelihood=0.5; can be repeated. likelihood is the weight of
-    the chosen answer's own likelihood, which is 1 for losses with a reference."""
+    the chosen answer's own likelihood, 1 by default; orpo has it in its formula."""
     add_tokens: str | None = Field(default=None, min_length=1)
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
