@@ -18,6 +18,7 @@ KIND = "figures"
 
 _JAPANESE_CELLS = {
     r"^chosen answers alone$": "良い応答だけ",
+    r"^chosen answers alone, equal time$": "良い応答だけ、同じ時間",
     r"^base$": "ベースモデル",
     r"([\d,]+) of (\d+) rows": r"\2 行 × \1",
     r" \(rate ([^,)]+), step (\d+)\)": r"（学習率 \1、ステップ \2）",

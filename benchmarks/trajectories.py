@@ -1,7 +1,7 @@
 """What a run could keep, by step and strength: `python -m benchmarks.trajectories TEXTS --out DIR`.
 
 TEXTS is a folder of JSONL files: of each text NAME, `NAME.train.jsonl` is learned, the documents of `NAME.valid.jsonl`
-choose, and those of `NAME.test.jsonl` judge. (`benchmarks.default_texts --trajectories` writes them.) A run with
+choose, and those of `NAME.test.jsonl` judge. (`benchmarks.default_texts --aozora` writes them.) A run with
 automatic settings, that does not end early, scores both after each eighth of its steps with the whole and with half of
 its update. From these scores follows what each rule of `training.decisions`, and others, would have kept, also if it
 saw only two or five of the documents. The figures are the loss on the documents that judge, in percent above the lowest

@@ -23,7 +23,6 @@ from tsugiki.training.decisions import (
     Look,
     PairLook,
     enough_windows,
-    in_turns,
     is_certainly_lower,
     looks,
     lowest_of_parabola,
@@ -31,6 +30,7 @@ from tsugiki.training.decisions import (
     pair_looks,
     starts_from_zero,
 )
+from tsugiki.training.evaluation.evaluate import in_turns
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation, of_first_windows, summarise
 from tsugiki.training.learning_rate import trained_values

@@ -52,7 +52,7 @@ def test_the_head_trains_where_the_base_has_never_written_some_of_the_text(
     assert layers(run_on(tmp_path, 0.1)) == BLOCKS | {"lm_head"}
     notes = capsys.readouterr().err
     assert "output head gets LoRA factors" in notes
-    assert "tsugiki export --merged" in notes
+    assert "--merged of tsugiki export" in notes
 
 
 def test_it_does_not_where_the_base_has_written_nearly_all_of_it(

@@ -213,6 +213,9 @@ def test_bitsandbytes_trains_and_resumes(tmp_path: Path):
     assert runs[0][0] == runs[1][0]
     assert torch.equal(runs[0][1], runs[1][1])
     theirs = peft.PeftModel.from_pretrained(base(), tmp_path / "checkpoint-5")
+    for module in theirs.modules():  # bitsandbytes rounds the scales of weights that it packs for evaluation
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     assert relative_error(logits(theirs), runs[0][1]) < 1e-5
     assert relative_error(logits(base()), runs[0][1]) > 1e-3
 

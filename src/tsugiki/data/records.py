@@ -13,6 +13,8 @@ from tsugiki.language import _, ngettext
 
 _UNSEEN = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]+")
 
+NONE = "none"
+"""The value of a setting for a part of the text that is not wanted."""
 AssistantTurns: TypeAlias = Literal["all", "last"]
 """The assistant's turns that count in the loss: all of them, or only the last one of a conversation."""
 

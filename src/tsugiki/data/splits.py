@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsugiki.data.duplicates import grouped, join_groups, near_duplicates
-from tsugiki.data.records import Document, normalise_name
+from tsugiki.data.records import NONE, Document, normalise_name
 from tsugiki.data.store import RecordIndex
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.digests import sha256_bytes
@@ -24,8 +24,6 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 
 _COMMON, _COMMON_SHARE = 8, 0.1
 
-NONE = "none"
-"""The value of a setting for a part of the text that is not wanted."""
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*[%％]")  # digits and sign may be full-width
 
 

@@ -22,7 +22,7 @@ __getattr__, __dir__ = lazy_names(
         "load_targets": "TargetLoader dtype_of evaluate_targets evaluation_targets loaded_targets",
         "facts": "Facts MemoryPlan fact_notes find_shapes load_dtype measured_facts",
         "gradients": "Gradients derived_seed",
-        "learning_rate": "automatic_learning_rate limit weight_gain",
+        "learning_rate": "automatic_learning_rate weight_gain",
         "loop": "Callback TrainingLoop",
         "lora_plus": "loraplus",
         "muon": "muon_and_adamw orthogonalized plain_orthogonalized split_parameters",

@@ -197,7 +197,7 @@ def plan_evaluations(
     per_window, fewest = scores * _cost_of_window(data, windows), min(len(windows), FEW_WINDOWS)
     cost, limit = max(fewest * per_window, 1), _LARGEST_SHARE_IF_SHORT if trained < _SHORT_RUN else _LARGEST_SHARE
     evaluations = min(max(int(_SHARE * trained // cost), _FEW), _MOST, int(limit * trained // cost), steps)
-    if evaluations < _FEWEST:
+    if evaluations < (1 if scores > 1 else _FEWEST):  # one look at the end suffices for the strength
         return EvaluationPlan(0, fewest, held_out)
     most = int(_SHARE * trained // max(evaluations * per_window, 1))
     return EvaluationPlan(evaluations, min(len(windows), _MOST_WINDOWS, max(most, fewest)), held_out)

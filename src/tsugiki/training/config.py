@@ -23,8 +23,7 @@ from pydantic import (
 )
 
 from tsugiki.data.read.schemas import parse_columns
-from tsugiki.data.records import AssistantTurns
-from tsugiki.data.splits import NONE
+from tsugiki.data.records import NONE, AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.validation import near_setting

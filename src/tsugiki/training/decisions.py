@@ -16,8 +16,8 @@ after a step. The held-out text decides nothing.
 Two looks are compared in pairs, document by document; one is certainly lower if the 95 % interval of the change over
 documents (`evaluation.interval`) is below 0. With a single document, its windows take the place of documents.
 A run can go on if it is not certain that it should end. But it must keep some step, and so the lowest loss decides
-that without an interval: to keep the last step if no other is certainly lower costs 1.7 % with two documents, where
-the lowest loss costs 0.1 % (docs/training-evidence.md).
+that without an interval: to keep the last step that is not certainly higher costs 0.9 % with two documents, where the
+lowest loss costs less than 0.1 % (docs/training-evidence.md).
 
 Looks take about a twentieth of the time of the steps (`choices.plan_evaluations`).
 
@@ -28,7 +28,7 @@ whole update.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from tsugiki.language import _
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.pair import LowRank
-from tsugiki.training.evaluation.evaluate import Window
 from tsugiki.training.evaluation.interval import Interval, Score, change_interval, sum_groups
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import Evaluation, StepEvaluation
@@ -161,22 +160,6 @@ def enough_windows(change: Interval | None, windows: int, fewest: int) -> int:
     if change is None:
         return windows
     return min(windows, max(fewest, math.ceil(windows * ((change[1] - change[0]) / _WIDTH) ** 2)))
-
-
-def in_turns(windows: Sequence[Window]) -> list[Window]:
-    """Return windows of documents in an order in which the first ones, of any number, are from many documents.
-
-    Each is numbered as a document of its own, so that a look has the score of every window; those of one document (or
-    of its near-duplicates) are a group.
-    """
-    seen: dict[int, int] = {}
-    turns = []
-    for window in windows:
-        group = window.document if window.group is None else window.group
-        seen[group] = seen.get(group, -1) + 1
-        turns.append((seen[group], window, group))
-    ordered = sorted(turns, key=lambda turn: turn[0])  # stable: in each turn the documents keep their order
-    return [Window(window.record, number, group) for number, (_turn, window, group) in enumerate(ordered)]
 
 
 def starts_from_zero(model: nn.Module, initial: Mapping[str, Tensor]) -> bool:

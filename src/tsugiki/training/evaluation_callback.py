@@ -27,7 +27,6 @@ from tsugiki.training.decisions import (
     Look,
     PairLook,
     enough_windows,
-    in_turns,
     is_certainly_lower,
     looks,
     multiply_update,
@@ -35,7 +34,7 @@ from tsugiki.training.decisions import (
     starts_from_zero,
     strength_note,
 )
-from tsugiki.training.evaluation.evaluate import Window, evaluate
+from tsugiki.training.evaluation.evaluate import Window, evaluate, in_turns
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, of_first_windows
 from tsugiki.training.learning_rate import restore_values, trained_values

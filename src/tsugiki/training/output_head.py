@@ -40,6 +40,7 @@ def leaves_layers_open(config: Any) -> bool:
         isinstance(config, LoraConfig)
         and config.target_modules is None
         and not (config.target_parameters or config.modules_to_save or config.exclude_modules)
+        and config.trainable_token_indices is None
         and config.layers_to_transform is None
     )
 
@@ -87,7 +88,7 @@ def head_notes(share: float, model: nn.Module) -> list[str]:
         notes.append(
             _(
                 "the head shares its weight with the token embedding, so llama.cpp can load the adapter merged into "
-                "its base only: tsugiki export --merged"
+                "its base only (--merged of tsugiki export)"
             )
         )
     return notes

@@ -285,7 +285,9 @@ def choose_layers(run: Run) -> None:
 
 def _chooses_layers(run: Run) -> bool:
     config = run.config
-    return leaves_layers_open(config.adapter_config) and config.start_from is None and not run.in_shards
+    if config.start_from is not None or config.add_tokens is not None:  # new words train their own rows of the head
+        return False
+    return leaves_layers_open(config.adapter_config) and not run.in_shards
 
 
 def choose_numbers(run: Run) -> None:

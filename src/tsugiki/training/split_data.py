@@ -16,10 +16,9 @@ from tsugiki.data.blocks import Integers
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
-from tsugiki.data.records import Completion, Conversation, Document, Reading, Record
+from tsugiki.data.records import NONE, Completion, Conversation, Document, Reading, Record
 from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
-    NONE,
     VALIDATION,
     kept_together,
     near_duplicate_records,
@@ -255,7 +254,7 @@ def dataset_split(
             note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
         notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))
     known_facts = _known_facts(store.index, train, held_out)
-    if known_facts:
+    if 2 * known_facts >= max(len(held_out.numbers), 1):
         message = _(
             "{known:,} of {all:,} held-out questions are other phrasings of what is trained on; the others ask for "
             "what no row answers"

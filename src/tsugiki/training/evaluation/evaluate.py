@@ -111,6 +111,22 @@ class WindowChoice:
         self._records += 1
 
 
+def in_turns(windows: Sequence[Window]) -> list[Window]:
+    """Return windows of documents in an order in which the first ones, of any number, are from many documents.
+
+    Each is numbered as a document of its own, so that a look has the score of every window; those of one document (or
+    of its near-duplicates) are a group.
+    """
+    seen: dict[int, int] = {}
+    turns = []
+    for window in windows:
+        group = window.document if window.group is None else window.group
+        seen[group] = seen.get(group, -1) + 1
+        turns.append((seen[group], window, group))
+    ordered = sorted(turns, key=lambda turn: turn[0])  # stable: in each turn the documents keep their order
+    return [Window(window.record, number, group) for number, (_turn, window, group) in enumerate(ordered)]
+
+
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,

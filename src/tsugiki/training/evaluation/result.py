@@ -166,7 +166,7 @@ def summarise(
 
 
 def of_first_windows(result: StepEvaluation, count: int) -> StepEvaluation:
-    """Return the figures of the first windows alone; every window is a document of its own (`decisions.in_turns`)."""
+    """Return the figures of the first windows alone; every window is a document of its own (`evaluate.in_turns`)."""
     kept = {name: getattr(result, name) for name in ("split_windows", "skipped_records", "unknown_tokens")}
     first = summarise(
         result.documents[:count],

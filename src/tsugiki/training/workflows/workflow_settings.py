@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tsugiki.data.splits import NONE
+from tsugiki.data.records import NONE
 from tsugiki.dtypes import SaveDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
