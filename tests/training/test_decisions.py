@@ -18,6 +18,7 @@ from tsugiki import LoraConfig, graft
 from tsugiki.data import Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS
 from tsugiki.lora import trainable_parameters
+from tsugiki.report import run_notes
 from tsugiki.training import EvaluationCallback, Window, train
 from tsugiki.training.decisions import (
     Look,
@@ -241,3 +242,15 @@ def test_every_pair_has_what_a_step_minimises(name: str, tmp_path: Path):
         start = record.pair_validations[0]
         likelihood = -start.chosen / start.chosen_tokens
         assert np.mean(start.objectives) - math.log(2) == pytest.approx(likelihood, rel=0.2)
+
+
+def test_a_run_that_is_better_at_a_part_of_its_update_is_not_called_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pretend(monkeypatch, dict.fromkeys(range(1, 5), (0.97, 1.05)))
+    record = train(config(tmp_path, **SETTINGS, patience=0))
+    assert 0 < record.strength < 1
+    assert record.any_step_is_better()
+    notes = " ".join(run_notes(record))
+    assert "better than the base" not in notes
+    assert "by heart: " not in notes

@@ -256,7 +256,7 @@ def _loss_hint(record: RunRecord) -> str:
     if len(points) > 2:
         lowest = min(points[1:], key=lambda point: point.loss)
         last = points[-1]
-        if last.loss > lowest.loss * (1 + _RISE):
+        if last.loss > lowest.loss * (1 + _RISE) and not record.half_validations:  # with a strength, a rise is no loss
             message = _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
                 "text by heart. Fewer --epochs or a lower --learning-rate avoid it; more text helps most."

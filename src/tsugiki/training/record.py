@@ -374,10 +374,13 @@ class RunRecord(BaseModel):
         return self.resolved_settings.get(setting, getattr(self.config, setting))
 
     def any_step_is_better(self) -> bool:
-        """Return whether the validation text had a lower loss after some step than with the base; True if unknown."""
-        losses = {entry.step: entry.loss for entry in self.validations}
-        base = losses.pop(0, math.inf)
-        return not losses or min(losses.values()) < base
+        """Return whether the validation text had a lower loss after some step than with the base; True if unknown.
+
+        The loss with half of the update counts as well.
+        """
+        base = next((entry.loss for entry in self.validations if entry.step == 0), math.inf)
+        losses = [entry.loss for entry in (*self.validations, *self.half_validations) if entry.step]
+        return not losses or min(losses) < base
 
     def folder(self) -> Path:
         """Return the folder of the run. A record that was pushed to the hub does not name it."""
