@@ -244,7 +244,9 @@ class EvaluationCallback(Callback):
 
     def _take_strength(self, kept: int) -> int:
         """Multiply the update of the kept step by its strength, and return the step: 0 if the strength is 0."""
-        best = next(look for look in looks(self.record) if look.step == kept)
+        best = next((look for look in looks(self.record) if look.step == kept), None)
+        if best is None:  # a step of an earlier version, which scored no half
+            return kept
         self.record.strength = best.strength
         if best.strength < 1:
             self.display.print(strength_note(best))
