@@ -1,4 +1,10 @@
-"""The commands below `tsugiki adapters`."""
+"""Manage the library of adapters; compare, verify, combine and convert adapters.
+
+Examples:
+    tsugiki adapters add runs/ichiyo
+    tsugiki adapters list
+    tsugiki adapters show ichiyo
+"""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +65,10 @@ def list_command(
 
     Args:
         json_: Print JSON, one object per line.
+
+    Examples:
+        tsugiki adapters list
+        tsugiki adapters list --json
     """
     from tsugiki.adapters.library import library_folder, read_library
     from tsugiki.report.adapter import entry_line, library_table
@@ -100,6 +110,10 @@ def add_command(
     Args:
         source: An adapter's folder, such as a run's folder or one written by PEFT.
         name: Its name in the library; if unset, the name of the folder.
+
+    Examples:
+        tsugiki adapters add runs/ichiyo
+        tsugiki adapters add runs/ichiyo --name lemon
     """
     from tsugiki.adapters.library import copy_into_library, library_folder
 
@@ -119,6 +133,9 @@ def rename_command(
     Args:
         old: The current name in the library.
         new: The new name.
+
+    Examples:
+        tsugiki adapters rename ichiyo lemon
     """
     from tsugiki.adapters.library import library_folder, rename_adapter
 
@@ -136,6 +153,10 @@ def remove_command(
     Args:
         names: Names in the library.
         yes: Do not ask for confirmation.
+
+    Examples:
+        tsugiki adapters remove ichiyo
+        tsugiki adapters remove old older --yes
     """
     from tsugiki.adapters.library import library_folder, member
     from tsugiki.io.atomic import remove_folder
@@ -169,6 +190,10 @@ def show_command(
     Args:
         adapter: An adapter: a name in the library, or a folder.
         html: Also write an HTML page with plots to this file.
+
+    Examples:
+        tsugiki adapters show ichiyo
+        tsugiki adapters show runs/ichiyo --html ichiyo.html
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.io.atomic import write_text
@@ -222,6 +247,9 @@ def diff_command(
     Args:
         first: An adapter: a name in the library, or a folder.
         second: An adapter: a name in the library, or a folder.
+
+    Examples:
+        tsugiki adapters diff ichiyo soseki
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.report.difference import compare_adapters
@@ -254,6 +282,10 @@ def verify_command(
         adapters: Names in the library, folders, or a run's settings (.yaml); the whole library if unset.
         for_: Also list what this program cannot load.
         model: A base that the adapters must fit: 'embedded', a model folder, or a hub id.
+
+    Examples:
+        tsugiki adapters verify
+        tsugiki adapters verify runs/ichiyo --model embedded --for peft
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
     from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
@@ -320,6 +352,10 @@ def combine_command(
         rank: Rank of the result, for types with svd; if unset, the highest of the adapters' ranks.
         density: The share of elements that are kept, such as 0.2, for types that drop some.
         seed: Seed of the random choice of elements, for the dare types.
+
+    Examples:
+        tsugiki adapters combine ichiyo soseki --weights 0.5,0.5 --out both
+        tsugiki adapters combine ichiyo soseki --type ties_svd --density 0.5 --out both
     """
     from tsugiki.adapters.algebra.combine import (
         Combination,
@@ -359,6 +395,9 @@ def scale_command(
     Args:
         adapter: An adapter: a name in the library, or a folder.
         by: The factor on the update; with -1 the result subtracts the adapter.
+
+    Examples:
+        tsugiki adapters scale ichiyo --by 0.5 --out half
     """
     from tsugiki.adapters.algebra.combine import scaled
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
@@ -387,6 +426,10 @@ def truncate_command(
         adapter: An adapter: a name in the library, or a folder.
         rank: The new rank of every layer that has a higher one.
         energy: Instead of --rank: give each layer the smallest rank that keeps this share, such as 0.99.
+
+    Examples:
+        tsugiki adapters truncate ichiyo --rank 4 --out small
+        tsugiki adapters truncate ichiyo --energy 0.99 --out small
     """
     from tsugiki.adapters.algebra.matrices import kept_energy, truncated, truncated_to_energy
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
@@ -430,6 +473,9 @@ def extract_command(
         base: The base that it was fine-tuned from: 'embedded', a model folder, or a hub id.
         rank: Rank of the adapter.
         target_modules: Layers to extract: name endings 'a,b', or 'all-linear' (all except the output head).
+
+    Examples:
+        tsugiki adapters extract --model tuned --base USER/NAME --rank 16 --out extracted
     """
     from tsugiki.adapters.algebra.extract import extract
     from tsugiki.adapters.library import new_adapter_folder
@@ -472,6 +518,9 @@ def import_command(
     Args:
         file: A file with an adapter, or the folder that holds it.
         model: The adapter's base: 'embedded', a model folder, or a hub id.
+
+    Examples:
+        tsugiki adapters import lora.gguf --model USER/NAME --out lora
     """
     from tsugiki.adapters.foreign import import_adapter
     from tsugiki.adapters.library import new_adapter_folder

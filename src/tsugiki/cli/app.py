@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.cli.adapters import ADAPTERS
+from tsugiki.cli import adapters, cache
 from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
 from tsugiki.cli.help import Commands, Group, new_group
-from tsugiki.cli.look import CACHE, bench_command, evaluate_command, methods_command, report_command
+from tsugiki.cli.look import bench_command, evaluate_command, methods_command, report_command
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
@@ -86,10 +86,8 @@ _COMMANDS: Commands = {
 def root_command() -> Group:
     """Return the command `tsugiki` with all others below it, their help in the user's language."""
     root = Group.of(_app, _COMMANDS)
-    adapters = "Manage the library of adapters; compare, verify, combine and convert adapters."
-    root.add_command(new_group("adapters", adapters, KEEP, ADAPTERS))
-    cache = "List or remove what Tsugiki keeps on the disk to be faster the next time."
-    root.add_command(new_group("cache", cache, KEEP, CACHE))
+    root.add_command(new_group("adapters", adapters.__doc__ or "", KEEP, adapters.ADAPTERS))
+    root.add_command(new_group("cache", cache.__doc__ or "", KEEP, cache.CACHE))
     return root
 
 

@@ -7,6 +7,7 @@ settings of a run are defined only in its config, and those of options that seve
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     vars(call)["__signature__"] = inspect.Signature(shown)
     del vars(call)["__wrapped__"]
     call.__annotations__ = {}
-    call.__doc__ = summary_of(function)
+    call.__doc__ = summary_of(inspect.getdoc(function) or "")
     return call
 
 
@@ -197,9 +198,14 @@ _HelpAll: TypeAlias = Annotated[
 ]
 
 
-def summary_of(function: Callable[..., None]) -> str:
-    """Return the docstring of a command without the descriptions of its parameters."""
-    return (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
+def summary_of(docstring: str) -> str:
+    """Return a docstring without its sections."""
+    return re.split(r"\n\n(?:Args|Examples):\n", docstring)[0]
+
+
+def examples_of(docstring: str) -> list[str]:
+    """Return the lines of the section `Examples:` of a docstring, which is the last one."""
+    return [line.strip() for line in docstring.partition("\n\nExamples:\n")[2].splitlines()]
 
 
 def _instance(kind: Callable[..., Any], fields: Collection[str], values: Given) -> Any:

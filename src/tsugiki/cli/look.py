@@ -1,4 +1,4 @@
-"""Commands that measure and show: `tsugiki eval`, `methods`, `report`, `bench` and `cache`."""
+"""Commands that measure and show: `tsugiki eval`, `methods`, `report` and `bench`."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading
-from tsugiki.cli.terminal import print_line, print_table
+from tsugiki.cli.terminal import print_table
 from tsugiki.data.records import AssistantTurns, Completion, Reading
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts, ngettext
@@ -26,7 +26,6 @@ _HELD_OUT = 4  # texts of the quickstart
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tsugiki.cli.help import Commands
     from tsugiki.training.load_targets import EvaluationTarget
 
 
@@ -66,6 +65,11 @@ def evaluate_command(
         chat_template: Chat template for conversations and for prompts with completions: a Jinja file, default (a plain
             one) or none. Default: that of the adapter, or of the tokenizer.
         json_: Print one JSON object per line.
+
+    Examples:
+        tsugiki eval --adapter runs/ichiyo --data other.txt
+        tsugiki eval --model embedded --adapter runs/a --adapter runs/b --data other.txt
+        tsugiki eval --model USER/NAME --questions questions.jsonl --json
     """
 
     import_libraries()
@@ -152,6 +156,11 @@ def methods_command(
         name: Describe this method and its settings; 'targets': list the layers that LoRA grafts by default; without
             it, list all methods.
         model: Model whose parameters or layers are counted: 'embedded', a folder, or a hub id.
+
+    Examples:
+        tsugiki methods
+        tsugiki methods dora
+        tsugiki methods targets --model USER/NAME
     """
 
     import_libraries("tsugiki.report.methods")
@@ -186,6 +195,9 @@ def report_command(
 
     Args:
         folder: Folder of a run, which may still be running.
+
+    Examples:
+        tsugiki report runs/ichiyo
     """
     from tsugiki.report.run import write_report
 
@@ -230,6 +242,11 @@ def bench_command(
         seeds: Runs of each tool in the race.
         out: Folder for results.json, table.md and plot.svg, or race.json.
         list_: List models and entries without measuring.
+
+    Examples:
+        tsugiki bench
+        tsugiki bench --model embedded --entries all --out bench
+        tsugiki bench --list
     """
 
     if list_:
@@ -316,56 +333,3 @@ def _list() -> None:
         missing = _("not installed ({install})").format(install=entry.install)
         rows.append([name, _(entry.summary), missing if entry.missing else default])
     print_table(Table([_("entry"), "", ""], rows))
-
-
-def list_cache_command(
-    *,
-    json_: bool = False,
-) -> None:
-    """List the quantised models in the cache, and how much room the rest of it takes.
-
-    Args:
-        json_: Print JSON, one object per line.
-    """
-    from tsugiki.io.cache import cache_folder
-    from tsugiki.io.formatting import format_size
-    from tsugiki.report.cache import cache_fields, cache_table, read_cache
-
-    cached = read_cache()
-    if json_:
-        for entry in cached:
-            typer.echo(json.dumps(cache_fields(entry), ensure_ascii=False))
-    elif not cached:
-        print_line(_("nothing is in the cache, {folder}").format(folder=cache_folder("")))
-    else:
-        total = format_size(sum(entry.bytes for entry in cached))
-        print_table(cache_table(cached), _("{size} in {folder}").format(size=total, folder=cache_folder("")))
-
-
-def clear_cache_command(
-    kinds: list[str] | None = None,
-) -> None:
-    """Remove what is in the cache; it is made again, or downloaded again, when it is needed.
-
-    Args:
-        kinds: quantized, fingerprints, gguf, tokens, references or aozora; without it, everything is removed.
-    """
-    from tsugiki.io.atomic import remove_folder
-    from tsugiki.io.cache import cache_folder
-    from tsugiki.io.formatting import format_size
-    from tsugiki.report.cache import KINDS, read_cache
-
-    unknown = [kind for kind in kinds or () if kind not in KINDS]
-    if unknown:
-        message = _("{kind}: not in the cache; known are {known}")
-        raise TsugikiError(message.format(kind=unknown[0], known=", ".join(KINDS)))
-    chosen = list(dict.fromkeys(kinds or KINDS))
-    freed = sum(entry.bytes for entry in read_cache() if entry.kind in chosen)
-    for kind in chosen:
-        if cache_folder(kind).is_dir():
-            remove_folder(cache_folder(kind))
-    print_line(_("removed {size} from {folder}").format(size=format_size(freed), folder=cache_folder("")))
-
-
-CACHE: "Commands" = {"list": (None, list_cache_command), "clear": (None, clear_cache_command)}
-"""The commands below `tsugiki cache`."""

@@ -79,6 +79,11 @@ def serve_command(
         allow_base_mismatch: Load adapters that were trained on another base.
         open_: Show the server's page in the browser.
         trust_remote_code: Run Python code that the model brings, with all your rights.
+
+    Examples:
+        tsugiki serve --model embedded
+        tsugiki serve --model embedded --adapter ichiyo=runs/ichiyo --port 8080
+        tsugiki serve --model embedded --host 0.0.0.0 --api-key-file key.txt
     """
 
     try:

@@ -35,6 +35,10 @@ def merge_command(
         data: Text on which perplexity is compared before and after, as for tsugiki eval; repeatable.
         characters: Evaluate about this many characters of --data, spread evenly; all if unset.
         verify: Compare logits before and after; this loads the whole model.
+
+    Examples:
+        tsugiki merge --adapter runs/ichiyo --out ichiyo-model
+        tsugiki merge --model embedded --adapter a --adapter b --weights 0.7,0.3 --out both
     """
 
     import_libraries("tsugiki.training.workflows.merge")
@@ -89,6 +93,11 @@ def export_command(
             that of its files.
         allow_base_mismatch: Export an adapter that was trained on another base.
         allow_tokenizer_mismatch: Write a model even if the file gives other tokens than the model's tokenizer.
+
+    Examples:
+        tsugiki export runs/ichiyo --gguf ichiyo.gguf
+        tsugiki export runs/ichiyo --merged --gguf model.gguf --dtype q8_0
+        tsugiki export --model USER/NAME --gguf model.gguf
     """
     from tsugiki.export.gguf_adapter import MergedOnlyError
 
@@ -243,6 +252,10 @@ def push_command(
         message: The commit message.
         replace_card: Replace README.md even if it was not written by tsugiki push, or was edited since.
         dry_run: Print the card and the files that would be sent, without connecting to the hub.
+
+    Examples:
+        tsugiki push runs/ichiyo USER/ichiyo --dry-run
+        tsugiki push runs/ichiyo USER/ichiyo --license cc0-1.0 --language ja
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.base.resolve import EMBEDDED
@@ -291,6 +304,10 @@ def pull_command(
     Args:
         repo: USER/NAME, or USER/NAME@REVISION: a branch, a tag or a commit.
         name: Its name in the library; if unset, the repository's name.
+
+    Examples:
+        tsugiki pull USER/ichiyo
+        tsugiki pull USER/ichiyo@main --name ichiyo
     """
     from tsugiki.adapters.files import read_base
     from tsugiki.adapters.library import check_name, library_folder

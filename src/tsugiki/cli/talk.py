@@ -77,6 +77,11 @@ def generate_command(
         raw: Continue prompts as plain text, although the adapter has learned conversations.
         system: System message, for adapters and models that hold conversations.
         json_schema: File with a JSON schema; what the model writes is JSON that it allows.
+
+    Examples:
+        tsugiki generate --adapter runs/ichiyo --prompt 秋の夜、
+        tsugiki generate --adapter runs/ichiyo --prompt 秋の夜、 --compare
+        tsugiki generate --model embedded --prompts prompts.txt --jsonl
     """
     if model is None and adapter is None:
         raise TsugikiError(_("give a model as --model, or an adapter as --adapter"))
@@ -220,6 +225,10 @@ def chat_command(
         max_new_tokens: Largest number of new tokens.
         raw: Continue prompts as plain text, although the adapter has learned conversations.
         system: System message, for adapters and models that hold conversations.
+
+    Examples:
+        tsugiki chat runs/chat
+        tsugiki chat --model embedded --repetition-penalty 1.2
     """
     if model is None and adapter is None:
         raise TsugikiError(_("give an adapter, or a model as --model"))

@@ -61,6 +61,14 @@ def train_command(
         fit: Take the fastest way to run that fits in the memory (`tsugiki plan`).
         print_config: Print all settings as a commented YAML file, with those that are given, and stop.
         processes: Processes on this machine that share the work, such as one for each GPU.
+
+    Examples:
+        tsugiki train --model embedded --data ichiyo.jsonl --out runs/ichiyo
+        tsugiki train --model embedded --data ichiyo.jsonl --out runs/short --minutes 10 --prompts 秋の夜、
+        tsugiki train --model USER/NAME --data chat.jsonl --out runs/chat --method dora --r 8
+        tsugiki train run.yaml --learning-rate 2e-4
+        tsugiki train --resume runs/ichiyo --epochs 6
+        tsugiki train --print-config
     """
     from tsugiki.training.config import CHAPTER, RunConfig
     from tsugiki.training.config_files import load_config, merged_settings, read_yaml
@@ -231,6 +239,10 @@ def pretrain_command(
         config: YAML file of settings, which flags override; with --resume, the folder of a run.
         resume: Continue a run: `--resume FOLDER` needs nothing else.
         processes: Processes on this machine that share the work, such as one for each GPU.
+
+    Examples:
+        tsugiki pretrain examples/embedded_base/pretrain.yaml
+        tsugiki pretrain --resume runs/base
     """
 
     import_libraries("tsugiki.training.run")
@@ -260,6 +272,10 @@ def quickstart_command(
 
     Args:
         out: Folder for the adapter. Default: tsugiki-quickstart.
+
+    Examples:
+        tsugiki quickstart
+        tsugiki quickstart --out my-first-adapter
     """
 
     import_libraries("tsugiki.training.run")
@@ -279,6 +295,9 @@ def compare_command(
 
     Args:
         config: YAML file: model, data, out, settings, methods.
+
+    Examples:
+        tsugiki compare examples/recipes/twin-compare.yaml --data ichiyo.jsonl
     """
     from tsugiki.training.config_files import load_settings
     from tsugiki.training.workflows.workflow_settings import ComparisonConfig
@@ -308,6 +327,9 @@ def sweep_command(
 
     Args:
         config: YAML file: model, data, out, settings, grid.
+
+    Examples:
+        tsugiki sweep examples/recipes/twin-sweep.yaml --data ichiyo.jsonl --out runs/sweep
     """
     from tsugiki.training.config_files import load_settings
     from tsugiki.training.workflows.workflow_settings import SweepConfig
