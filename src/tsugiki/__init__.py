@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
-    from tsugiki.functions import evaluate, evaluate_pairs, generate, preview, train
+    from tsugiki.functions import evaluate, evaluate_pairs, evaluate_questions, generate, preview, train
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import remove_adapter, trainable_parameters, ungraft
     from tsugiki.lora.hold import active_adapter, disable_adapter, set_adapter
@@ -30,6 +30,7 @@ __all__ = [
     "disable_adapter",
     "evaluate",
     "evaluate_pairs",
+    "evaluate_questions",
     "generate",
     "graft",
     "load_adapter",
@@ -64,6 +65,7 @@ _MODULE_OF = {
     "mixed_batch": "tsugiki.fast.mixed_batch",
     "evaluate": "tsugiki.functions",
     "evaluate_pairs": "tsugiki.functions",
+    "evaluate_questions": "tsugiki.functions",
     "generate": "tsugiki.functions",
     "preview": "tsugiki.functions",
     "print_trainable_parameters": "tsugiki.adapters.pretrained",

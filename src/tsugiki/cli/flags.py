@@ -1,14 +1,15 @@
 """Commands for typer from functions: parameters become arguments and options, fields of a config become flags.
 
-A command is a function whose docstring describes its parameters. Names, types, defaults and descriptions of the
-settings of a run are defined only in its config, and those of options that several commands have in one dataclass.
+A command is a function whose docstring describes its parameters. Names, types, defaults and descriptions of settings
+are defined only in their config, and those of the parameters of a public function only there.
 """
 
 import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import abc
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get
 import typer
 from typer.models import ParameterInfo
 
-from tsugiki.dtypes import LoadDtype
+from tsugiki.annotations import Flag, Names
+from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import argument_descriptions
 from tsugiki.language import _, marked
 from tsugiki.report.table import wrap
@@ -36,22 +38,6 @@ Library: TypeAlias = Annotated[
     Path | None,
     typer.Option(help="The library's folder; if unset $TSUGIKI_ADAPTERS, or else ~/.local/share/tsugiki/adapters."),
 ]
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Options of the commands that load a model.
-
-    Args:
-        dtype: Dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise
-            fp32.
-        allow_base_mismatch: Load an adapter that was trained on another base.
-        trust_remote_code: Run Python code that the model brings, with all your rights.
-    """
-
-    dtype: LoadDtype | None = None
-    allow_base_mismatch: bool = False
-    trust_remote_code: bool = False
 
 
 DEFAULT = marked("{help} (default: {value})")
@@ -116,47 +102,53 @@ RUN_CONFIG = "tsugiki.training.config.RunConfig"
 
 @dataclass(frozen=True)
 class FlagsOf:
-    """Marks a parameter of type `Given`: it becomes a flag for each setting of a config."""
+    """Marks a parameter of type `Given`: it becomes a flag for each setting of a config, or parameter of a function.
 
-    config: str
-    """The name of the config's class, with its module, which is imported when the flags are needed."""
+    Of a config, the settings that the user has given are received; of a function, the values of all parameters.
+    Functions of one command share the flags that several of them have; the first one describes them.
+    """
+
+    source: str
+    """The name of the config's class or of the function, with its module, which is imported when flags are needed."""
     without: tuple[str, ...] = ()
-    """Names of fields that have no flag."""
+    """Names of fields or parameters that have no flag."""
     only: tuple[str, ...] | None = None
-    """Names of the fields that have a flag; None: all others."""
+    """Names of those that have a flag; None: all others."""
 
-    def settings(self) -> dict[str, Setting]:
-        """Return parameter -> setting, in the order of the help."""
-        config: type[BaseModel] = resolve_name(self.config)
-        skipped = {*self.without, *(() if self.only is None else set(config.model_fields) - set(self.only))}
-        return {setting.parameter: setting for setting in sorted(settings_of(config, skipped), key=place_of)}
+    def flags(self, others: Collection[str]) -> "Flags":
+        """Return the flags, in the order of the help, without those that are among `others`."""
+        source: Any = resolve_name(self.source)
+        if hasattr(source, "model_fields"):
+            skipped = {name for name in source.model_fields if not self._has_flag(name)}
+            table = {setting.parameter: setting for setting in sorted(settings_of(source, skipped), key=place_of)}
+            return [_flag(setting) for setting in table.values()], partial(_parse, table)
+        descriptions = argument_descriptions(inspect.getdoc(source) or "")
+        taken = [one for one in inspect.signature(source).parameters.values() if self._has_flag(one.name)]
+        return [_option(one, descriptions) for one in taken if one.name not in others], partial(_arguments, taken)
+
+    def _has_flag(self, name: str) -> bool:
+        return name not in self.without and (self.only is None or name in self.only)
+
+
+Flags: TypeAlias = tuple[Sequence[inspect.Parameter], Callable[[Given], Any]]
+"""Parameters of a command, and what takes its argument for a function from their values."""
 
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Return a command for typer from a function, whose docstring describes its parameters under `Args:`.
 
-    Parameters before `*` become arguments, the others options. A parameter that is marked by `FlagsOf` becomes a flag
-    for each setting, and one whose type is a dataclass becomes an option for each field, which the docstring of the
-    class describes.
+    Parameters before `*` become arguments, the others options. One that is marked by `FlagsOf` becomes several.
     """
     descriptions = argument_descriptions(inspect.getdoc(function) or "")
     shown: list[inspect.Parameter] = []
     build: dict[str, Callable[[Given], Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        kind: Any = parameter.annotation
-        marks = [mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, FlagsOf)]
+        marks = [mark for mark in getattr(parameter.annotation, "__metadata__", ()) if isinstance(mark, FlagsOf)]
         if marks:
-            table = marks[0].settings()
-            shown += [_flag(setting) for setting in table.values()]
-            build[name] = partial(_parse, table)
-        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            of_fields = argument_descriptions(inspect.getdoc(kind) or "")
-            fields = inspect.signature(kind).parameters.values()
-            shown += [_described(field, of_fields, is_option=True) for field in fields]
-            build[name] = partial(_instance, kind, [field.name for field in fields])
+            flags, build[name] = marks[0].flags([one.name for one in shown])
+            shown += flags
         else:
-            is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-            shown.append(_described(parameter, descriptions, is_option=is_option))
+            shown.append(_described(parameter, descriptions))
             build[name] = itemgetter(name)
     if any(is_hidden(get_args(parameter.annotation)[1]) for parameter in shown):
         shown.append(inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_HelpAll))
@@ -208,11 +200,7 @@ def examples_of(docstring: str) -> list[str]:
     return [line.strip() for line in docstring.partition("\n\nExamples:\n")[2].splitlines()]
 
 
-def _instance(kind: Callable[..., Any], fields: Collection[str], values: Given) -> Any:
-    return kind(**{name: values[name] for name in fields})
-
-
-def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is_option: bool) -> inspect.Parameter:
+def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str]) -> inspect.Parameter:
     """Return a parameter for typer with its description.
 
     A name can end with an underscore, which is not a part of the flag. An option that is off by default has no `--no-`.
@@ -220,12 +208,53 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is
     kind, *marks = (
         get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (parameter.annotation,)
     )
+    is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
     info: ParameterInfo = copy(marks[0]) if marks else typer.Option() if is_option else typer.Argument()
     if info.help is None:
         info.help = descriptions[parameter.name]
     if is_option and info.default is ... and (parameter.name.endswith("_") or parameter.default is False):
         info.param_decls = (f"--{parameter.name.rstrip('_').replace('_', '-')}",)
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
+
+
+def _option(parameter: inspect.Parameter, descriptions: Mapping[str, str]) -> inspect.Parameter:
+    """Return an option of a command from a parameter of a function, which the function need not have a default for."""
+    kind, *marks = (
+        get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (parameter.annotation,)
+    )
+    mark = marks[0] if marks else Flag()
+    help_ = re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", descriptions[parameter.name])
+    default = None if parameter.default is inspect.Parameter.empty else parameter.default
+    if is_several := _is_several(parameter):
+        kind, default, help_ = list[str] | None, None, f"{help_} Can be repeated."
+    option = typer.Option(help=help_[:1].upper() + help_[1:], min=mark.least, max=mark.most, rich_help_panel=mark.group)
+    shown = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+    return shown if is_several else _described(shown, {})
+
+
+def _is_several(parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter takes several texts, or names with texts, so that its flag can be repeated."""
+    return parameter.annotation == Names or get_origin(parameter.annotation) is abc.Mapping
+
+
+def _arguments(parameters: Sequence[inspect.Parameter], values: Given) -> Given:
+    """Return the arguments for a function from the values of its flags."""
+    given = {one.name: values[one.name] for one in parameters}
+    for one in parameters:
+        if _is_several(one):
+            given[one.name] = given[one.name] or []
+        if get_origin(one.annotation) is abc.Mapping:
+            given[one.name] = _columns(given[one.name])
+    return given
+
+
+def _columns(texts: Sequence[str]) -> dict[str, str]:
+    from tsugiki.data.read.schemas import parse_columns
+
+    try:
+        return parse_columns(texts)
+    except ValueError as error:
+        raise TsugikiError(str(error)) from error
 
 
 def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:

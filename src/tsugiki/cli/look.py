@@ -1,11 +1,7 @@
 """Commands that measure and show: `tsugiki eval`, `methods`, `report` and `bench`."""
 
-import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import Loading
+from tsugiki.cli.flags import FlagsOf, Given
 from tsugiki.cli.terminal import print_table
-from tsugiki.data.records import AssistantTurns, Completion, Reading
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts, ngettext
 from tsugiki.report.table import Table
@@ -24,46 +19,22 @@ _LEAST_ANSWER = 2  # tokens
 _HELD_OUT = 4  # texts of the quickstart
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from tsugiki.training.load_targets import EvaluationTarget
+    from tsugiki.report.evaluations import AnswerResults, Evaluations, PairResults
 
 
 def evaluate_command(
     *,
-    data: list[str] | None = None,
-    columns: list[str] | None = None,
-    questions: Path | None = None,
-    pairs: list[str] | None = None,
-    model: list[str] | None = None,
-    adapter: list[str] | None = None,
-    characters: Annotated[int | None, typer.Option(min=1)] = None,
-    assistant_turns: AssistantTurns = "all",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    chat_template: str | None = None,
+    by_text: Annotated[Given, FlagsOf("tsugiki.functions.evaluate")],
+    by_questions: Annotated[Given, FlagsOf("tsugiki.functions.evaluate_questions")],
+    by_pairs: Annotated[Given, FlagsOf("tsugiki.functions.evaluate_pairs")],
     json_: bool = False,
-    loading: Loading,
 ) -> None:
     """Show loss, perplexity and bits per character of models and adapters on the same text.
 
-    With --questions, show the share of questions that they answer correctly; with --pairs, how often they prefer the
-    better of two answers.
+    With --questions instead of --data, show the share of questions that they answer correctly; with --pairs, how often
+    they prefer the better of two answers.
 
     Args:
-        data: Text to evaluate on: same formats as the data of `tsugiki train`; can be repeated.
-        columns: Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be
-            repeated.
-        questions: Instead of --data, prompts with expected answers: JSON Lines with prompt and expected.
-        pairs: Instead of --data, pairs of answers: same formats as the data of `tsugiki train --preference`; can be
-            repeated.
-        model: Model: 'embedded', a folder, a GGUF file, or a hub id; can be repeated.
-        adapter: Adapter: a folder or a name in the library; can be repeated. Its base is --model, if exactly one is
-            given, otherwise the base that the adapter names; without --model, this base is evaluated as well.
-        characters: Approximate number of characters to evaluate, in whole windows. Default: all.
-        assistant_turns: Which answers of a conversation are scored: all, or the last one.
-        max_new_tokens: Largest number of tokens of an answer to --questions.
-        chat_template: Chat template for conversations and for prompts with completions: a Jinja file, default (a plain
-            one) or none. Default: that of the adapter, or of the tokenizer.
         json_: Print one JSON object per line.
 
     Examples:
@@ -71,78 +42,29 @@ def evaluate_command(
         tsugiki eval --model embedded --adapter runs/a --adapter runs/b --data other.txt
         tsugiki eval --model USER/NAME --questions questions.jsonl --json
     """
-
-    import_libraries()
-    from tsugiki.cli.summary import print_answers, print_evaluations, print_scores
-    from tsugiki.data.read.answers import holds_completions
-    from tsugiki.data.read.files import record_kinds
-    from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.load_targets import (
-        answer_with_targets,
-        evaluate_targets,
-        evaluation_targets,
-        loaded_targets,
-        score_pairs_with_targets,
-    )
-
-    if [bool(data), questions is not None, bool(pairs)].count(True) != 1:
+    ways = bool(by_text["data"]), by_questions["questions"] is not None, bool(by_pairs["pairs"])
+    if ways.count(True) != 1:
         message = _(
             "give one of --data, a text to evaluate on, --questions, prompts with expected answers, and --pairs, two "
             "answers to each prompt"
         )
         raise TsugikiError(message)
-    chosen = evaluation_targets(model or [], adapter or [])
-    load = partial(loaded_targets, chosen, chat_template=chat_template, **asdict(loading))
-    if questions is not None:
-        asked = read_questions(questions)
-        loaded = load(only_pairs=all(isinstance(question.prompt, str) for question in asked))
-        answers = answer_with_targets(loaded, asked, max_new_tokens, ProgressDisplay())
-        if json_:
-            _print_json(chosen, answers)
-        else:
-            print_answers([str(target) for target in chosen], list(answers))
-        return
-    if pairs:
-        notes = list[str]()
-        named = _columns(columns)
-        loaded = load(only_pairs=holds_completions(pairs, named))
-        scored = score_pairs_with_targets(loaded, pairs, named, notes, ProgressDisplay())
-        if json_:
-            _print_json(chosen, scored)
-        else:
-            print_scores([str(target) for target in chosen], list(scored), notes)
-        return
-    assert data
-    reading, named = Reading(), _columns(columns)
-    loaded = load(only_pairs=record_kinds(data, named) == {Completion})
-    results = evaluate_targets(
-        loaded, data, assistant_turns, characters, ProgressDisplay(), columns=named, reading=reading
-    )
+    import_libraries()
+    from tsugiki.functions import evaluate, evaluate_pairs, evaluate_questions
+
+    results: Evaluations | AnswerResults | PairResults
+    if by_text["data"]:
+        results = evaluate(**by_text)
+    elif by_pairs["pairs"]:
+        results = evaluate_pairs(**by_pairs)
+    else:
+        results = evaluate_questions(**by_questions)
     if json_:
-        _print_json(chosen, results)
-        return
-    found, more = list(results), list(reading.notes())
-    if characters is not None and found[0].characters > characters:
-        message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
-        more.append(message.format(asked=characters, measured=found[0].characters))
-    print_evaluations([str(target) for target in chosen], found, more)
-
-
-def _columns(texts: list[str] | None) -> dict[str, str]:
-    from tsugiki.data.read.schemas import parse_columns
-
-    try:
-        return parse_columns(texts or [])
-    except ValueError as error:
-        raise TsugikiError(str(error)) from error
-
-
-def _print_json(chosen: "Sequence[EvaluationTarget]", results: "Iterable[BaseModel]") -> None:
-    """Print the result of each target as one line of JSON."""
-    for target, result in zip(chosen, results, strict=True):
-        names = {"model": target.model, "adapter": target.adapter_name or None}
-        typer.echo(json.dumps(names | result.model_dump(mode="json")))
+        for line in results.json_lines():
+            typer.echo(line)
+    else:
+        table, notes = results.table()
+        print_table(table, *notes)
 
 
 def methods_command(

@@ -1,6 +1,5 @@
-"""Print the results of a run, of evaluations and of a merge."""
+"""Print the results of a run and of a merge."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,11 @@ from tsugiki.io.formatting import format_gigabytes, format_size
 from tsugiki.language import _, counts
 from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.formatting import describe_change
-from tsugiki.report.pairs import pair_table, scores_table
+from tsugiki.report.pairs import pair_table
 from tsugiki.report.record_text import change_of_run, held_out_table, run_notes, speed_text, summary_sentence
 from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
-from tsugiki.training.evaluation.pairs import TwoScores
-from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_share, warning_text
+from tsugiki.training.evaluation.result import warning_text
 from tsugiki.training.record import RunRecord, finished
 
 if TYPE_CHECKING:
@@ -62,38 +60,6 @@ def print_command_after_run(record: RunRecord) -> None:
         print_next_command("chat", *(named[1:] if named[0] == "--adapter" else named))
 
 
-def print_evaluations(names: Sequence[str], results: Sequence[Evaluation], more: Sequence[str] = ()) -> None:
-    """Print a table with a row for each model, and more notes; changes are relative to the first model."""
-    table, notes = evaluation_table(names, results)
-    print_table(table, *notes, *more)
-
-
-def print_scores(names: Sequence[str], results: Sequence[TwoScores], more: Sequence[str]) -> None:
-    """Print a table of how often each model is right about pairs, and notes."""
-    table, notes = scores_table(names, results)
-    print_table(table, *notes, *more)
-
-
-def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
-    """Print a table of the shares of correct answers; changes are relative to the first model."""
-    first, rows = results[0], []
-    for name, result in zip(names, results, strict=True):
-        low, high = result.share_interval
-        change, (least, most) = change_of_share(first, result)
-        rows.append(
-            [
-                name,
-                _("{done:,} of {planned:,}").format(done=result.correct, planned=result.questions),
-                f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
-                "–" if result is first else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
-            ]
-        )
-    print_table(
-        Table([_("model"), _("correct"), _("share"), _("change, percentage points")], rows),
-        _("95 % intervals in brackets; that of the change is for the same questions. --json prints every answer"),
-    )
-
-
 def print_merge(out: Path, report: "MergeReport") -> None:
     """Print how many tensors changed, the rounding error, and the differences that were verified."""
     message = _(
@@ -107,7 +73,9 @@ def print_merge(out: Path, report: "MergeReport") -> None:
         )
         print_line(message.format(shift=report.probe.shift, error=report.probe.error))
     if report.evaluations is not None:
-        print_evaluations([_("base"), _("with the adapter"), _("merged")], report.evaluations)
+        names = [_("base"), _("with the adapter"), _("merged")]
+        table, notes = evaluation_table(names, report.evaluations)
+        print_table(table, *notes)
 
 
 def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Path) -> None:

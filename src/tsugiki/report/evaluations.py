@@ -1,27 +1,95 @@
-"""The results of several models or adapters on the same text, as a table."""
+"""The results of several models or adapters on the same text, pairs of answers or questions, as a table."""
 
-from collections.abc import Sequence
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
 from tsugiki.report.page import in_frame, page
+from tsugiki.report.pairs import scores_table
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.result import Evaluation, change_of_bits, warning_text
+from tsugiki.training.evaluation.pairs import TwoScores
+from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_bits, change_of_share, warning_text
+
+if TYPE_CHECKING:
+    from tsugiki.training.load_targets import EvaluationTarget
+
+Result = TypeVar("Result", bound=BaseModel)
 
 
-class Evaluations(dict[str, Evaluation]):
-    """Name of a model, or of a model and an adapter -> its evaluation; shown as a table."""
+class Results(dict[str, Result], ABC):
+    """Name of a model, or of a model and an adapter -> its result; shown as a table."""
+
+    def __init__(
+        self, targets: "Sequence[EvaluationTarget]", results: Iterable[Result], notes: Sequence[str] = ()
+    ) -> None:
+        """Take the results of the targets, in the same order, and notes on the data."""
+        super().__init__(zip(map(str, targets), results, strict=True))
+        self.targets, self.notes = targets, notes
+
+    @abstractmethod
+    def table(self) -> tuple[Table, list[str]]:
+        """Return a table with a row for each target, and notes on it; changes are relative to the first target."""
+
+    def json_lines(self) -> Iterator[str]:
+        """Yield the result of each target in one line of JSON."""
+        for target in self.targets:
+            names = {"model": target.model, "adapter": target.adapter_name or None}
+            yield json.dumps(names | self[str(target)].model_dump(mode="json"))
 
     def __repr__(self) -> str:
-        if not self:
-            return _("no evaluations")
-        table, notes = evaluation_table(list(self), list(self.values()))
+        table, notes = self.table()
         return "\n".join([table.to_text(), *notes])
 
     def _repr_html_(self) -> str:
-        table, notes = evaluation_table(list(self), list(self.values()))
+        table, notes = self.table()
         height = 240 + 60 * len(table.rows) + 30 * len(notes)
         return in_frame(page(_("Evaluation"), notes[0], [(_("Results"), table.to_html())], notes[1:]), height)
+
+
+class Evaluations(Results[Evaluation]):
+    """The evaluations of some targets on the same text."""
+
+    def table(self) -> tuple[Table, list[str]]:
+        """Return losses, perplexities and bits per character, and notes."""
+        table, notes = evaluation_table(list(self), list(self.values()))
+        return table, [*notes, *self.notes]
+
+
+class PairResults(Results[TwoScores]):
+    """How often some targets prefer the better of two answers."""
+
+    def table(self) -> tuple[Table, list[str]]:
+        """Return accuracies and log-probabilities, and notes."""
+        table, notes = scores_table(list(self), list(self.values()))
+        return table, [*notes, *self.notes]
+
+
+class AnswerResults(Results[Answers]):
+    """How many questions some targets answer correctly."""
+
+    def table(self) -> tuple[Table, list[str]]:
+        """Return the shares of correct answers, and a note."""
+        results = list(self.values())
+        rows = []
+        for name, result in self.items():
+            low, high = result.share_interval
+            change, (least, most) = change_of_share(results[0], result)
+            rows.append(
+                [
+                    name,
+                    _("{done:,} of {planned:,}").format(done=result.correct, planned=result.questions),
+                    f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
+                    "–" if result is results[0] else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
+                ]
+            )
+        headers = [_("model"), _("correct"), _("share"), _("change, percentage points")]
+        note = _("95 % intervals in brackets; that of the change is for the same questions. --json prints every answer")
+        return Table(headers, rows), [note]
 
 
 def _marked(cell: str, mark: str) -> str:
