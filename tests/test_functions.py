@@ -79,7 +79,7 @@ def test_evaluate_and_generate_take_an_adapter(folder: Path):
     assert f"{adapted.loss:.3f}" in repr(results)
     assert f"{adapted.loss:.3f}" in results._repr_html_()
     (folder / "q.jsonl").write_text('{"prompt": "枝", "choices": ["を", "が"], "expected": ["を", "が"]}\n')
-    answers = tsugiki.evaluate_questions(str(folder / "q.jsonl"), model=base, adapter=adapter)
+    answers = tsugiki.evaluate(questions=str(folder / "q.jsonl"), model=base, adapter=adapter)
     assert list(answers) == list(results)
     assert repr(answers).count("1 of 1") == 2
     texts = [

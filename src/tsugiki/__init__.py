@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
-    from tsugiki.functions import evaluate, evaluate_pairs, evaluate_questions, generate, preview, train
+    from tsugiki.functions import evaluate, generate, preview, train
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import remove_adapter, trainable_parameters, ungraft
     from tsugiki.lora.hold import active_adapter, disable_adapter, set_adapter
@@ -29,8 +29,6 @@ __all__ = [
     "active_adapter",
     "disable_adapter",
     "evaluate",
-    "evaluate_pairs",
-    "evaluate_questions",
     "generate",
     "graft",
     "load_adapter",
@@ -64,8 +62,6 @@ _MODULE_OF = {
     "merge_quantized": "tsugiki.lora.merge",
     "mixed_batch": "tsugiki.fast.mixed_batch",
     "evaluate": "tsugiki.functions",
-    "evaluate_pairs": "tsugiki.functions",
-    "evaluate_questions": "tsugiki.functions",
     "generate": "tsugiki.functions",
     "preview": "tsugiki.functions",
     "print_trainable_parameters": "tsugiki.adapters.pretrained",

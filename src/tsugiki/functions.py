@@ -18,12 +18,13 @@ from tsugiki.annotations import Flag, Names
 from tsugiki.data.read.schemas import NO_COLUMNS
 from tsugiki.data.records import AssistantTurns, Completion, Message, Reading
 from tsugiki.dtypes import LoadDtype
+from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 
 if TYPE_CHECKING:
-    from tsugiki.report.evaluations import AnswerResults, Evaluations, PairResults
+    from tsugiki.report.evaluations import Results
     from tsugiki.training.record import RunRecord
     from tsugiki.training.workflows.preview import Preview
 
@@ -107,28 +108,34 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
 
 
 def evaluate(
-    data: Names,
+    data: Names = (),
     *,
+    columns: Mapping[str, str] = NO_COLUMNS,
+    questions: str | None = None,
+    pairs: Names = (),
     model: Names = (),
     adapter: Names = (),
-    columns: Mapping[str, str] = NO_COLUMNS,
     characters: Annotated[int | None, Flag(least=1)] = None,
     assistant_turns: AssistantTurns = "all",
+    max_new_tokens: Annotated[int, Flag(least=1)] = 64,
     chat_template: str | None = None,
     dtype: LoadDtype | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
-) -> "Evaluations":
-    """Evaluate models and adapters on the same text, as `tsugiki eval` does.
+) -> "Results[Any]":
+    """Evaluate models and adapters on the same text, questions or pairs of answers, as `tsugiki eval` does.
 
     Args:
         data: text to evaluate on: same formats as the data of `tsugiki train`.
+        columns: names of columns or fields that differ from those of Tsugiki, such as prompt=title,completion=body.
+        questions: instead of `data`, prompts with expected answers: JSON Lines with prompt and expected.
+        pairs: instead of `data`, pairs of answers: same formats as the data of `tsugiki train --preference`.
         model: model: 'embedded', a folder, a GGUF file, or a hub id.
         adapter: adapter: a folder or a name in the library. Its base is `model`, if exactly one is given, otherwise the
             base that the adapter names; without `model`, this base is evaluated as well.
-        columns: names of columns or fields that differ from those of Tsugiki, such as prompt=title,completion=body.
         characters: approximate number of characters to evaluate, in whole windows. Default: all.
         assistant_turns: which answers of a conversation are scored: all, or the last one.
+        max_new_tokens: largest number of tokens of an answer to `questions`.
         chat_template: chat template for conversations and for prompts with completions: a Jinja file, default (a plain
             one) or none. Default: that of the adapter, or of the tokenizer.
         dtype: dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise
@@ -138,110 +145,51 @@ def evaluate(
 
     Returns:
         Name -> result, in the order of the arguments: models alone, then adapters (each after its base, if there is no
-        `model`). A notebook shows it as a table.
-
-    Raises:
-        TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
-    """
-    from tsugiki.data.read.files import record_kinds
-    from tsugiki.io.progress import ProgressDisplay, quiet_libraries
-    from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.load_targets import evaluate_targets, evaluation_targets, loaded_targets
-
-    chosen, reading = evaluation_targets(_list(model), _list(adapter)), Reading()
-    only_pairs = record_kinds(data, columns) == {Completion}
-    with quiet_libraries():
-        loaded = loaded_targets(
-            chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype, only_pairs=only_pairs
-        )
-        results = list(
-            evaluate_targets(
-                loaded, data, assistant_turns, characters, ProgressDisplay(), columns=columns, reading=reading
-            )
-        )
-    notes = list(reading.notes())
-    if characters is not None and results[0].characters > characters:
-        message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
-        notes.append(message.format(asked=characters, measured=results[0].characters))
-    return Evaluations(chosen, results, notes)
-
-
-def evaluate_pairs(
-    pairs: Names,
-    *,
-    model: Names = (),
-    adapter: Names = (),
-    columns: Mapping[str, str] = NO_COLUMNS,
-    chat_template: str | None = None,
-    dtype: LoadDtype | None = None,
-    allow_base_mismatch: bool = False,
-    trust_remote_code: bool = False,
-) -> "PairResults":
-    """Return how often models and adapters prefer the better of two answers, as `tsugiki eval --pairs` does.
-
-    Args:
-        pairs: pairs of answers: same formats as the data of `tsugiki train --preference`.
-        model: as for `evaluate`; so are the other arguments.
-
-    Returns:
-        Name -> scores by the log-probability of an answer and by that per token, in the order of the arguments. A
-        notebook shows it as a table.
+        `model`). Results of texts have losses, of questions answers, and of pairs two scores: by the log-probability of
+        an answer, and by that per token. A notebook shows them as a table.
 
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
     from tsugiki.data.read.answers import holds_completions
+    from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
-    from tsugiki.report.evaluations import PairResults
-    from tsugiki.training.load_targets import evaluation_targets, loaded_targets, score_pairs_with_targets
-
-    chosen, notes = evaluation_targets(_list(model), _list(adapter)), list[str]()
-    only_pairs = holds_completions(pairs, columns)
-    with quiet_libraries():
-        loaded = loaded_targets(
-            chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype, only_pairs=only_pairs
-        )
-        results = list(score_pairs_with_targets(loaded, pairs, columns, notes, ProgressDisplay()))
-    return PairResults(chosen, results, notes)
-
-
-def evaluate_questions(
-    questions: str,
-    *,
-    model: Names = (),
-    adapter: Names = (),
-    max_new_tokens: Annotated[int, Flag(least=1)] = 64,
-    chat_template: str | None = None,
-    dtype: LoadDtype | None = None,
-    allow_base_mismatch: bool = False,
-    trust_remote_code: bool = False,
-) -> "AnswerResults":
-    """Return how many questions models and adapters answer correctly, as `tsugiki eval --questions` does.
-
-    Args:
-        questions: prompts with expected answers: JSON Lines with prompt and expected.
-        model: as for `evaluate`; so are the other arguments.
-        max_new_tokens: largest number of tokens of an answer to `questions`.
-
-    Returns:
-        Name -> answers, in the order of the arguments. A notebook shows the shares of correct ones as a table.
-
-    Raises:
-        TsugikiError: nothing to evaluate, or the questions, a model or an adapter cannot be read.
-    """
-    from tsugiki.io.progress import ProgressDisplay, quiet_libraries
-    from tsugiki.report.evaluations import AnswerResults
+    from tsugiki.report.evaluations import AnswerResults, Evaluations, PairResults
+    from tsugiki.training import load_targets
     from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.load_targets import answer_with_targets, evaluation_targets, loaded_targets
 
-    chosen, asked = evaluation_targets(_list(model), _list(adapter)), read_questions(Path(questions))
-    only_pairs = all(isinstance(question.prompt, str) for question in asked)
-    with quiet_libraries():
-        loaded = loaded_targets(
-            chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype, only_pairs=only_pairs
+    if [bool(data), questions is not None, bool(pairs)].count(True) != 1:
+        message = _(
+            "give one of --data, a text to evaluate on, --questions, prompts with expected answers, and --pairs, two "
+            "answers to each prompt"
         )
-        results = list(answer_with_targets(loaded, asked, max_new_tokens, ProgressDisplay()))
-    return AnswerResults(chosen, results)
+        raise TsugikiError(message)
+    chosen, progress, notes = (
+        load_targets.evaluation_targets(_list(model), _list(adapter)),
+        ProgressDisplay(),
+        list[str](),
+    )
+    loaded = partial(load_targets.loaded_targets, chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    with quiet_libraries():
+        if questions is not None:
+            asked = read_questions(Path(questions))
+            targets = loaded(only_pairs=all(isinstance(question.prompt, str) for question in asked))
+            return AnswerResults(chosen, load_targets.answer_with_targets(targets, asked, max_new_tokens, progress))
+        if pairs:
+            targets = loaded(only_pairs=holds_completions(pairs, columns))
+            scores = load_targets.score_pairs_with_targets(targets, pairs, columns, notes, progress)
+            return PairResults(chosen, scores, notes)
+        targets = loaded(only_pairs=record_kinds(data, columns) == {Completion})
+        reading = Reading()
+        results = list(
+            load_targets.evaluate_targets(
+                targets, data, assistant_turns, characters, progress, columns=columns, reading=reading
+            )
+        )
+    if characters is not None and results[0].characters > characters:
+        message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
+        notes = [message.format(asked=characters, measured=results[0].characters)]
+    return Evaluations(chosen, results, [*reading.notes(), *notes])
 
 
 def generate(

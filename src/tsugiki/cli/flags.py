@@ -105,7 +105,6 @@ class FlagsOf:
     """Marks a parameter of type `Given`: it becomes a flag for each setting of a config, or parameter of a function.
 
     Of a config, the settings that the user has given are received; of a function, the values of all parameters.
-    Functions of one command share the flags that several of them have; the first one describes them.
     """
 
     source: str
@@ -115,8 +114,8 @@ class FlagsOf:
     only: tuple[str, ...] | None = None
     """Names of those that have a flag; None: all others."""
 
-    def flags(self, others: Collection[str]) -> "Flags":
-        """Return the flags, in the order of the help, without those that are among `others`."""
+    def flags(self) -> "Flags":
+        """Return the flags, in the order of the help."""
         source: Any = resolve_name(self.source)
         if hasattr(source, "model_fields"):
             skipped = {name for name in source.model_fields if not self._has_flag(name)}
@@ -124,7 +123,7 @@ class FlagsOf:
             return [_flag(setting) for setting in table.values()], partial(_parse, table)
         descriptions = argument_descriptions(inspect.getdoc(source) or "")
         taken = [one for one in inspect.signature(source).parameters.values() if self._has_flag(one.name)]
-        return [_option(one, descriptions) for one in taken if one.name not in others], partial(_arguments, taken)
+        return [_option(one, descriptions) for one in taken], partial(_arguments, taken)
 
     def _has_flag(self, name: str) -> bool:
         return name not in self.without and (self.only is None or name in self.only)
@@ -145,7 +144,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(function).parameters.items():
         marks = [mark for mark in getattr(parameter.annotation, "__metadata__", ()) if isinstance(mark, FlagsOf)]
         if marks:
-            flags, build[name] = marks[0].flags([one.name for one in shown])
+            flags, build[name] = marks[0].flags()
             shown += flags
         else:
             shown.append(_described(parameter, descriptions))

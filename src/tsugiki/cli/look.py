@@ -4,7 +4,7 @@ import shlex
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,20 +18,11 @@ from tsugiki.report.table import Table
 _LEAST_ANSWER = 2  # tokens
 _HELD_OUT = 4  # texts of the quickstart
 
-if TYPE_CHECKING:
-    from tsugiki.report.evaluations import AnswerResults, Evaluations, PairResults
 
-
-def evaluate_command(
-    *,
-    by_text: Annotated[Given, FlagsOf("tsugiki.functions.evaluate")],
-    by_questions: Annotated[Given, FlagsOf("tsugiki.functions.evaluate_questions")],
-    by_pairs: Annotated[Given, FlagsOf("tsugiki.functions.evaluate_pairs")],
-    json_: bool = False,
-) -> None:
+def evaluate_command(*, options: Annotated[Given, FlagsOf("tsugiki.functions.evaluate")], json_: bool = False) -> None:
     """Show loss, perplexity and bits per character of models and adapters on the same text.
 
-    With --questions instead of --data, show the share of questions that they answer correctly; with --pairs, how often
+    With --questions, show the share of questions that they answer correctly; with --pairs, how often
     they prefer the better of two answers.
 
     Args:
@@ -42,23 +33,10 @@ def evaluate_command(
         tsugiki eval --model embedded --adapter runs/a --adapter runs/b --data other.txt
         tsugiki eval --model USER/NAME --questions questions.jsonl --json
     """
-    ways = bool(by_text["data"]), by_questions["questions"] is not None, bool(by_pairs["pairs"])
-    if ways.count(True) != 1:
-        message = _(
-            "give one of --data, a text to evaluate on, --questions, prompts with expected answers, and --pairs, two "
-            "answers to each prompt"
-        )
-        raise TsugikiError(message)
     import_libraries()
-    from tsugiki.functions import evaluate, evaluate_pairs, evaluate_questions
+    from tsugiki.functions import evaluate
 
-    results: Evaluations | AnswerResults | PairResults
-    if by_text["data"]:
-        results = evaluate(**by_text)
-    elif by_pairs["pairs"]:
-        results = evaluate_pairs(**by_pairs)
-    else:
-        results = evaluate_questions(**by_questions)
+    results = evaluate(**options)
     if json_:
         for line in results.json_lines():
             typer.echo(line)
