@@ -12,11 +12,11 @@ from pydantic import BaseModel
 import tsugiki
 from tests.cli.imports import output_without
 from tsugiki import TsugikiError
-from tsugiki.cli import FlagsOf, as_command, root_command, settings_of, words_of
+from tsugiki.cli import FlagsOf, as_command, root_command, words_of
 from tsugiki.cli.main import main
 from tsugiki.io import argument_descriptions
 from tsugiki.lora import LoraConfig
-from tsugiki.training import DEFAULT_LORA, ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
+from tsugiki.training import DEFAULT_LORA, ComparisonConfig, PretrainConfig, RunConfig, SweepConfig, settings_of
 
 _Given = Annotated[dict[str, Any], FlagsOf("tsugiki.training.RunConfig", without=("method_config",))]
 

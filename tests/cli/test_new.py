@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel
 
 from tsugiki.base import recommended_bases
-from tsugiki.cli import settings_of, settings_text
-from tsugiki.training import PretrainConfig, RunConfig, load_config
+from tsugiki.cli import settings_text
+from tsugiki.training import PretrainConfig, RunConfig, load_config, settings_of
 
 
 @pytest.fixture

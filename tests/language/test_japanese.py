@@ -15,10 +15,10 @@ import pytest
 import typer
 
 from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree
-from tsugiki.cli import root_command, settings_of, settings_text
+from tsugiki.cli import root_command, settings_text
 from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
-from tsugiki.training import ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
+from tsugiki.training import ComparisonConfig, PretrainConfig, RunConfig, SweepConfig, settings_of
 
 _JAPANESE = "ぁ-んァ-ヶー一-龥々"
 _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")

@@ -4,7 +4,6 @@ A command is a function whose docstring describes its parameters. Names, types, 
 are defined only in their config, and those of the parameters of a public function only there.
 """
 
-import dataclasses
 import inspect
 import json
 import re
@@ -16,8 +15,7 @@ from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
 from pkgutil import resolve_name
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import typer
 from typer.models import ParameterInfo
@@ -27,6 +25,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import argument_descriptions
 from tsugiki.language import _, marked
 from tsugiki.report.table import wrap
+from tsugiki.training.setting import Setting, settings_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -43,59 +42,7 @@ Library: TypeAlias = Annotated[
 DEFAULT = marked("{help} (default: {value})")
 """The help of an option that has a default."""
 _SIMPLE = (str, int, float, bool)
-_PANELS = {
-    "Data": (
-        "model", "trust_remote_code", "data", "columns", "drop_duplicates", "held_out", "validation",
-        "allow_overlap", "mix", "assistant_turns", "chat_template", "system", "block_size", "add_tokens",
-    ),
-    "Method": (
-        "method", "preference", "preference_settings", "start_from", "base_dtype", "compute_dtype", "base_dropout",
-        "softmax", "loraplus_lr_ratio",
-    ),
-    "Schedule": (
-        "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_ratio",
-        "decay_ratio", "optimizer", "adam_beta2", "weight_decay", "max_grad_norm", "seed", "keep", "patience",
-    ),
-    "Evaluation": (
-        "prompts", "sample_steps", "sample_tokens", "eval_steps", "held_out_characters", "retention_data", "report_to",
-    ),
-    "Output": ("out", "save_steps", "save_dtype"),
-    "Machine": ("device", "micro_batch_size", "recompute", "shard"),
-}  # fmt: skip
-"""Group in the help -> settings, in the order in which they are listed."""
-FIRST_HOUR = frozenset(
-    {
-        "model", "data", "columns", "held_out", "method", "base_dtype", "lora__r", "lora__lora_alpha",
-        "lora__target_modules", "minutes", "epochs", "batch_size", "learning_rate", "prompts", "out", "tokenizer",
-    }
-)  # fmt: skip
-"""Settings whose flags `--help` lists, by the names of their parameters; `--help-all` lists the others, too."""
 _WIDTH = 90  # of a file of settings
-_OTHER_NAMES = {"--start-from": ("--from",)}  # `from` cannot be the name of a field
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting that has a flag."""
-
-    path: tuple[str, ...]
-    """The names that lead to it in the config, such as ("lora", "r")."""
-    types: tuple[Any, ...]
-    """The types that it can have, without None."""
-    default: Any
-    description: str
-    is_required: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The flag, such as `--lora-alpha`."""
-        return f"--{self.path[-1].replace('_', '-')}"
-
-    @property
-    def parameter(self) -> str:
-        """The name of the command's parameter."""
-        return "__".join(self.path)
-
 
 RUN_CONFIG = "tsugiki.training.config.RunConfig"
 
@@ -119,7 +66,7 @@ class FlagsOf:
         source: Any = resolve_name(self.source)
         if hasattr(source, "model_fields"):
             skipped = {name for name in source.model_fields if not self._has_flag(name)}
-            table = {setting.parameter: setting for setting in sorted(settings_of(source, skipped), key=place_of)}
+            table = {setting.parameter: setting for setting in settings_of(source, skipped)}
             return [_flag(setting) for setting in table.values()], partial(_parse, table)
         descriptions = argument_descriptions(inspect.getdoc(source) or "")
         taken = [one for one in inspect.signature(source).parameters.values() if self._has_flag(one.name)]
@@ -256,59 +203,9 @@ def _columns(texts: Sequence[str]) -> dict[str, str]:
         raise TsugikiError(str(error)) from error
 
 
-def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:
-    """Return the settings of a config class: the required ones first, otherwise in the order of the fields.
-
-    The fields have descriptions, or override fields that have them; those in `exclude` have no flag.
-    """
-    settings = []
-    fields = {name: field for name, field in config.model_fields.items() if name not in exclude}
-    for name, field in sorted(fields.items(), key=lambda item: not item[1].is_required()):
-        types = _types(field.annotation)
-        if dataclasses.is_dataclass(types[0]):
-            settings += _nested(name, types[0], field.default)
-        else:
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
-            settings.append(Setting((name,), types, default, _description(config, name), field.is_required()))
-    return settings
-
-
-def _nested(section: str, config: Any, defaults: Any) -> list[Setting]:
-    """Return the settings of a dataclass that is the field `section` of a config."""
-    hints, descriptions = get_type_hints(config), argument_descriptions(inspect.getdoc(config) or "")
-    return [
-        Setting(
-            (section, field.name),
-            _types(hints[field.name]),
-            getattr(defaults, field.name),
-            description[:1].upper() + description[1:],
-        )
-        for field in dataclasses.fields(config)
-        for description in [descriptions[field.name]]
-    ]
-
-
-def _description(config: "type[BaseModel]", name: str) -> str:
-    """Return the description of a field, which an overridden field inherits."""
-    for base in config.__mro__:
-        field = getattr(base, "model_fields", {}).get(name)
-        if field is not None and field.description:
-            return " ".join(field.description.split())
-    raise KeyError(f"{config.__name__}.{name} has no description")
-
-
-def _types(annotation: Any) -> tuple[Any, ...]:
-    """Return the types in an annotation, without None and metadata."""
-    if get_origin(annotation) is Annotated:
-        return _types(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return tuple(kind for part in get_args(annotation) for kind in _types(part) if kind is not NoneType)
-    return (annotation,)
-
-
 def _flag(setting: Setting) -> inspect.Parameter:
     """Return the parameter of the command; None means that the user has not given the flag."""
-    names = [setting.flag, *_OTHER_NAMES.get(setting.flag, ())]
+    names = [setting.flag, *([setting.about.other_flag] if setting.about.other_flag else [])]
     kind: Any = str
     metavar = None
     if setting.types == (bool,):
@@ -324,8 +221,8 @@ def _flag(setting: Setting) -> inspect.Parameter:
         help=_help(setting),
         show_default=False,
         metavar=metavar,
-        rich_help_panel=panel_of(setting),
-        hidden=setting.parameter not in FIRST_HOUR,
+        rich_help_panel=setting.group or None,
+        hidden=not setting.about.first,
     )
     return inspect.Parameter(
         setting.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -343,23 +240,6 @@ def _help(setting: Setting) -> str:
 def _escape(text: str) -> str:
     """Escape brackets, which rich would take for markup."""
     return text.replace("[", r"\[")
-
-
-def panel_of(setting: Setting) -> str:
-    """Return the group of a setting in the help."""
-    if len(setting.path) > 1:
-        return f"Settings of {setting.path[0]}"
-    return next((panel for panel, names in _PANELS.items() if setting.path[0] in names), "Other settings")
-
-
-def place_of(setting: Setting) -> tuple[int, int]:
-    """Return the sort key of a setting in the help: the index of its group, and its index in the group."""
-    if len(setting.path) > 1:
-        return (list(_PANELS).index("Method"), len(_PANELS["Method"]))
-    for place, names in enumerate(_PANELS.values()):
-        if setting.path[0] in names:
-            return (place, names.index(setting.path[0]))
-    return (len(_PANELS), 0)
 
 
 def _is_repeated(setting: Setting) -> bool:
@@ -413,7 +293,7 @@ def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
     They are nested as in a YAML file.
     """
     words: list[str] = []
-    for setting in settings_of(config, exclude=["method_config"]):
+    for setting in sorted(settings_of(config, ["method_config"]), key=lambda setting: not setting.is_required):
         value: Any = given
         for name in setting.path:
             value = value.get(name) if isinstance(value, Mapping) else None
@@ -448,17 +328,17 @@ def settings_text(config: "type[BaseModel]", given: Mapping[str, Any], only: Col
     they are not given; None: all.
     """
     lines: list[str] = []
-    panel = ""
+    group = ""
     listed = [
         setting
         for setting in settings_of(config)
         if only is None or ".".join(setting.path) in only or _is_given(setting, given)
     ]
-    for setting in sorted(listed, key=place_of):
+    for setting in listed:
         section = setting.path[0] if len(setting.path) > 1 else ""
-        if panel_of(setting) != panel:
-            panel = panel_of(setting)
-            lines += ["", f"# --- {_(panel)} ---"]
+        if setting.group != group:
+            group = setting.group
+            lines += ["", f"# --- {_(group)} ---"]
             lines += ["", f"{section}:"] if section else []
         lines += ["", *_commented(setting, given.get(section, {}) if section else given, "  " if section else "")]
     others = {name: value for name, value in given.items() if name not in {setting.path[0] for setting in listed}}

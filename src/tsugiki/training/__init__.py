@@ -41,6 +41,7 @@ __getattr__, __dir__ = lazy_names(
         "resume": "changed_settings",
         "run": "train",
         "sharding": "check_optimizer is_sharded shard split_optimizer_state whole_optimizer_state whole_state",
+        "setting": "About settings_of",
         "stopping": "StopSignals",
         "split_data": "DatasetSplit read_data",
         "text_loss": "StepLoss TextLoss",

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc,assignment"
 """The settings of pretraining, and of comparisons and sweeps, from YAML files and from flags.
 
 A file of settings of a comparison or a sweep describes several runs. This module is imported for the help of commands.
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,13 +19,18 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.training.config import (
-    MACHINE_SETTINGS,
     UNRECORDED_IF_UNSET,
     DataSetting,
+    DataSettings,
+    EvaluationSettings,
+    MachineSettings,
+    MethodSettings,
+    OutputSettings,
     RunConfig,
-    TrainingSettings,
+    ScheduleSettings,
 )
 from tsugiki.training.config_files import validated
+from tsugiki.training.setting import About
 
 _PER_METHOD = (
     *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),
@@ -56,8 +62,29 @@ class TokenizerSettings(BaseModel):
     """Largest number of characters in a token."""
 
 
-class PretrainConfig(TrainingSettings):
+class PretrainConfig(
+    MachineSettings, OutputSettings, EvaluationSettings, ScheduleSettings, MethodSettings, DataSettings
+):
     """The settings of `tsugiki pretrain`, with defaults for training from scratch."""
+
+    trust_remote_code: ClassVar[bool]  # settings that pretraining has not
+    validation: ClassVar[str]
+    mix: ClassVar[None]
+    chat_template: ClassVar[None]
+    system: ClassVar[None]
+    add_tokens: ClassVar[None]
+    method: ClassVar[str]
+    preference: ClassVar[None]
+    preference_settings: ClassVar[None]
+    start_from: ClassVar[None]
+    base_dtype: ClassVar[None]
+    softmax: ClassVar[None]
+    loraplus_lr_ratio: ClassVar[float]
+    lora: ClassVar[None]
+    method_config: ClassVar[None]
+    minutes: ClassVar[None]
+    keep: ClassVar[str]
+    patience: ClassVar[int]
 
     model: dict[str, Any]
     """Architecture, in YAML: model_type (gpt2, llama, …) and settings of that model's config in transformers."""
@@ -76,12 +103,12 @@ class PretrainConfig(TrainingSettings):
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
         off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name, None)}
-        ignored: set[str] = {*MACHINE_SETTINGS, *off}
+        ignored: set[str] = {*MachineSettings.model_fields, *off}
         return {"method": "pretrain", **self.model_dump(mode="json", exclude=ignored)}
 
     def as_run(self, start: Path) -> RunConfig:
         """Return the settings of the run that trains every weight of the model in the folder `start`."""
-        shared = self.model_dump(include=set(TrainingSettings.model_fields))
+        shared = self.model_dump(include=set(RunConfig.model_fields) - {"model"})
         # The first step is far from the last one, and the text is long: no step is chosen, the last one is kept.
         return RunConfig(model=str(start), method="full", validation=NONE, **shared)
 
@@ -91,11 +118,11 @@ class _SeveralRuns(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model: str = Field(min_length=1)
+    model: Annotated[str, About(first=True)] = Field(min_length=1)
     """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
-    data: DataSetting
+    data: Annotated[DataSetting, About(first=True)]
     """Training data, as for `tsugiki train`; can be repeated."""
-    out: str = Field(min_length=1)
+    out: Annotated[str, About(first=True)] = Field(min_length=1)
     """Folder of the runs. Each run gets a folder in it."""
     settings: dict[str, Any] = {}
     """Settings of `tsugiki train` that all runs share."""
