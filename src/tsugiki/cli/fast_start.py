@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tsugiki.cli.main import is_main_process, several_processes
+from tsugiki.cli.launcher import is_main_process, several_processes
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 

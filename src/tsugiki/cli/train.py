@@ -14,7 +14,7 @@ import typer
 from tsugiki.cli.before_a_run import check_new_folder, check_settings
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, yaml_value
-from tsugiki.cli.main import is_main_process, several_processes
+from tsugiki.cli.launcher import is_main_process, several_processes
 from tsugiki.cli.terminal import print_line
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE

@@ -34,8 +34,8 @@ from tsugiki.language import VARIABLE, _, language
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end, with_home
-from tsugiki.serve.page import get_route, post_route
 from tsugiki.serve.protocol import NameRequest
+from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.uploads import data_names
 from tsugiki.training.evaluation.result import StepEvaluation
 from tsugiki.training.record import RunRecord, read_record, samples_by_prompt

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tsugiki.adapters.files import named_base
-from tsugiki.adapters.format import load_adapter
 from tsugiki.adapters.library import adapter_folder
+from tsugiki.adapters.pretrained import load_adapter
 from tsugiki.adapters.saved_tokenizer import saved_chat_template, with_chat_template, with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.base.resolve import local_folder
