@@ -38,14 +38,15 @@ from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.evaluation.evaluate import evaluate
 from tsugiki.training.evaluation.interval import t_percentile
-from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.loop_setup import adamw, build_loop
 from tsugiki.training.lora_plus import loraplus
+from tsugiki.training.model import restore_values, trained_values
 from tsugiki.training.muon import CombinedOptimizer, Muon, split_parameters
 from tsugiki.training.output_head import head_weights
 from tsugiki.training.run import Run, prepared
-from tsugiki.training.sampled_softmax import SampledTextLoss, kept_tokens
+from tsugiki.training.sampled_loss import SampledTextLoss
+from tsugiki.training.sampled_softmax import kept_tokens
 from tsugiki.training.text_loss import TextLoss
 
 HEADERS = ["idea", "text", "share of the rows until the goal, by seed", "cost of a row", "time", "last loss"]

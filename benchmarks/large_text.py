@@ -56,7 +56,7 @@ PHASES: Sequence[tuple[Any, str, str]] = (
     (split_data, "near_duplicates", "near-duplicates"),
     (split_data, "split_records", "split"),
     (split_data, "split_validation", "split"),
-    (split_data, "_read_data", "held-out text and counts"),
+    (split_data, "_split_data", "held-out text and counts"),
     (packing, "pack", "packing"),
     (blocks.Blocks, "fingerprint", "fingerprint of the rows"),
     (packing, "fingerprints", "fingerprints of the texts"),

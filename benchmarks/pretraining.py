@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tsugiki.bench.limit import Product, ProductLayout, operands, products
 from tsugiki.model.linear import features, is_conv1d
 from tsugiki.training.config import RunConfig
-from tsugiki.training.model import rows_of_micro_batch
+from tsugiki.training.rows import rows_of_micro_batch
 from tsugiki.training.run import prepared
 from tsugiki.training.threads import run_in_threads
 from tsugiki.training.train_steps import loop_of

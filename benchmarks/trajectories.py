@@ -31,13 +31,14 @@ from tsugiki.report.table import Table
 from tsugiki.training.config import RunConfig
 from tsugiki.training.config_files import validated
 from tsugiki.training.decisions import lowest_of_parabola, multiply_update
-from tsugiki.training.evaluation.evaluate import TokenSequence, read_windows, score_sequences
+from tsugiki.training.evaluation.evaluate import TokenSequence, score_sequences
 from tsugiki.training.evaluation.interval import change_interval
-from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import Callback, TrainingLoop
+from tsugiki.training.model import restore_values, trained_values
 from tsugiki.training.run import prepared
 from tsugiki.training.spread import evenly_spread
 from tsugiki.training.train_steps import loop_of
+from tsugiki.training.windows import read_windows
 
 HEADERS = {
     "en": ["what is kept", "2 documents choose", "5 documents", "all"],

@@ -33,7 +33,8 @@ from tsugiki.data.read.files import content_key, read_records
 from tsugiki.data.splits import split_records
 from tsugiki.data.store import open_store
 from tsugiki.model.context import IGNORE_INDEX
-from tsugiki.training.evaluation.evaluate import Window, evaluate, split_windows
+from tsugiki.training.evaluation.evaluate import evaluate
+from tsugiki.training.windows import Window, split_windows
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tsugiki import TsugikiError
 from tsugiki.data import Blocks, pack
 from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
-from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choose, run, start_accelerator
+from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choices_for, run, start_accelerator
 from tsugiki.training.loop_setup import build_loop
 
 TRAIN = (
@@ -131,7 +131,7 @@ def loop_of(
 ) -> TrainingLoop:
     """The loop of a prepared model; by default on the processor, with `uneven_blocks`."""
     blocks = blocks or uneven_blocks()
-    chosen = choose(config, model, len(blocks), blocks.block_size)
+    chosen = choices_for(config, model, len(blocks), blocks.block_size)
     masking = masking or detect_document_masking(model)
     return build_loop(accelerator or start_accelerator("cpu"), config, chosen, model, blocks, masking)
 

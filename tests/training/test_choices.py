@@ -14,9 +14,9 @@ from tsugiki.model import features, oriented
 from tsugiki.training import (
     RunConfig,
     automatic_learning_rate,
-    choose,
+    choices_for,
     describe_choices,
-    learning_rate,
+    divergence,
     run,
     train,
     weight_gain,
@@ -86,27 +86,28 @@ def test_the_gain_is_that_of_the_weights_without_biases_and_factors(kind: str):
     [(1, 2, 3), (10, 2, 15), (100, 3, 102), (400, 12, 102), (5000, 16, 939)],
 )
 def test_a_run_has_about_a_hundred_steps(rows: int, batch_size: int, steps: int):
-    chosen = choose(config(), tiny_model("gpt2"), rows, 512)
+    chosen = choices_for(config(), tiny_model("gpt2"), rows, 512)
     assert (chosen.batch_size, chosen.steps) == (batch_size, steps)
 
 
 def test_each_process_has_a_row_of_a_step():
-    few = choose(config(), tiny_model("gpt2"), 10, 512, processes=4)
+    few = choices_for(config(), tiny_model("gpt2"), 10, 512, processes=4)
     assert (few.batch_size, few.steps) == (4, 9)
-    assert choose(config(max_steps=5), tiny_model("gpt2"), 100, 512, processes=32).batch_size == 32
-    assert choose(config(batch_size=2), tiny_model("gpt2"), 100, 512, processes=4).batch_size == 2  # an error later
+    assert choices_for(config(max_steps=5), tiny_model("gpt2"), 100, 512, processes=32).batch_size == 32
+    given = config(batch_size=2)  # an error later
+    assert choices_for(given, tiny_model("gpt2"), 100, 512, processes=4).batch_size == 2
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 34), (6, 204), (0.5, 17)])
 def test_more_epochs_are_more_steps_of_the_same_rows(epochs: float, steps: int):
-    chosen = choose(config(epochs=epochs), tiny_model("gpt2"), 100, 512)
+    chosen = choices_for(config(epochs=epochs), tiny_model("gpt2"), 100, 512)
     assert (chosen.batch_size, chosen.steps) == (3, steps)
 
 
 def test_given_numbers_are_used_as_they_are():
-    chosen = choose(config(batch_size=5, learning_rate=0.5, max_steps=7), tiny_model("gpt2"), 100, 512)
+    chosen = choices_for(config(batch_size=5, learning_rate=0.5, max_steps=7), tiny_model("gpt2"), 100, 512)
     assert (chosen.batch_size, chosen.learning_rate, chosen.steps) == (5, 0.5, 7)
-    assert choose(config(max_steps=7), tiny_model("gpt2"), 100, 512).batch_size == 16
+    assert choices_for(config(max_steps=7), tiny_model("gpt2"), 100, 512).batch_size == 16
 
 
 def test_minutes_become_steps_of_the_rows_that_fit_into_them():
@@ -117,11 +118,11 @@ def test_minutes_become_steps_of_the_rows_that_fit_into_them():
         return 450
 
     given = config(minutes=5)
-    chosen = choose(given, tiny_model("gpt2"), 100, 512, {}, rows_in_time)
+    chosen = choices_for(given, tiny_model("gpt2"), 100, 512, {}, rows_in_time)
     assert (chosen.batch_size, chosen.steps) == (4, 112)
-    again = choose(given, tiny_model("gpt2"), 100, 512, {"steps": 112, "batch_size": 4}, rows_in_time)
+    again = choices_for(given, tiny_model("gpt2"), 100, 512, {"steps": 112, "batch_size": 4}, rows_in_time)
     assert (again.batch_size, again.steps, len(measured)) == (4, 112, 1)
-    twenty_epochs = choose(given, tiny_model("gpt2"), 10, 512, {}, rows_in_time)
+    twenty_epochs = choices_for(given, tiny_model("gpt2"), 10, 512, {}, rows_in_time)
     assert twenty_epochs.steps * twenty_epochs.batch_size == 200
 
 
@@ -160,7 +161,7 @@ def test_minutes_that_are_over_before_the_first_step_end_with_one_line(tmp_path:
 
 def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.training.choices.automatic_learning_rate", lambda *_: 30.0)
-    monkeypatch.setattr(learning_rate, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
+    monkeypatch.setattr(divergence, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
     lora = {"lora_dropout": 0.0, "target_modules": ["c_attn", "c_proj"]}
     settings = {**AUTOMATIC, "max_steps": 10, "batch_size": 4, "lora": lora, "prompts": []}
     record = assert_resumes(train, run_config(tmp_path, save_steps=2, **settings), 5)
@@ -186,4 +187,4 @@ def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Pat
     ],
 )
 def test_a_rise_by_a_fifth_is_divergence(losses: list[float], rows: int, expected: bool):
-    assert learning_rate.diverges(losses, rows) == expected
+    assert divergence.diverges(losses, rows) == expected

@@ -31,10 +31,10 @@ from tsugiki.training.decisions import (
     pair_looks,
     starts_from_zero,
 )
-from tsugiki.training.evaluation.evaluate import in_turns
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation, of_first_windows, summarise
-from tsugiki.training.learning_rate import trained_values
+from tsugiki.training.model import trained_values
+from tsugiki.training.windows import in_turns
 
 
 def result(losses: list[float], step: int = 1, groups: list[int] | None = None) -> StepEvaluation:

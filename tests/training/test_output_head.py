@@ -14,7 +14,7 @@ from tests.tiny import byte_tokenizer
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunRecord, train
 from tsugiki.training.base_predictions import BasePredictions
-from tsugiki.training.output_head import head_factor
+from tsugiki.training.head import head_factor
 
 RARE = "Q"
 BLOCKS = {"c_attn", "c_fc", "c_proj"}
@@ -58,7 +58,7 @@ def test_the_head_trains_where_the_base_has_never_written_some_of_the_text(
 def test_it_does_not_where_the_base_has_written_nearly_all_of_it(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("tsugiki.training.output_head._SMALL_VOCABULARY", 100)
+    monkeypatch.setattr("tsugiki.training.head._SMALL_VOCABULARY", 100)
     assert layers(run_on(tmp_path, 0.001)) == BLOCKS
     assert "output head" not in capsys.readouterr().err
 

@@ -32,6 +32,7 @@ from tsugiki.training import (
     loading_bytes,
     measure,
     memory,
+    memory_plan,
     plan,
     plan_memory,
     plan_run,
@@ -181,7 +182,7 @@ def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.Mo
     config = run_config(tmp_path, **settings)
     assert train(config.model_copy(update={"max_steps": 1})).planned_memory is None  # too small
     monkeypatch.setattr(facts, "SMALL_MODEL", 0)
-    monkeypatch.setattr(plan, "_SURELY_ENOUGH", 0)
+    monkeypatch.setattr(memory_plan, "_SURELY_ENOUGH", 0)
     planned = planned_memory(config)
     assert planned is not None
     assert planned.fits
@@ -202,14 +203,14 @@ def test_a_bound_from_the_shapes_is_above_the_plan(dtype: BaseDtype, tmp_path: P
     config = run_config(tmp_path, model="embedded", block_size=512, lora={"r": 16})
     shapes = find_shapes(config)
     need = need_of(config, shapes, dtype, torch.device("cpu"), 1, 2)
-    assert need.peak(0) - need.process <= plan.most_bytes(shapes, 16, need.threads, 1)
+    assert need.peak(0) - need.process <= memory_plan.most_bytes(shapes, 16, need.threads, 1)
 
 
 def test_a_run_that_surely_has_enough_memory_is_not_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "_PROCESS", 0)
+    monkeypatch.setattr(memory_plan, "_PROCESS", 0)
     monkeypatch.setattr(memory, "resident", lambda device: 0)
     config = run_config(tmp_path, recompute="auto", micro_batch_size=1)
-    most = plan.most_bytes(find_shapes(config), 16, torch.get_num_threads(), 1)
+    most = memory_plan.most_bytes(find_shapes(config), 16, torch.get_num_threads(), 1)
     for available, is_planned in ((most, True), (2 * most, False)):
         monkeypatch.setattr(memory, "available", lambda device, available=available: available)
         assert (planned_memory(config) is not None) == is_planned

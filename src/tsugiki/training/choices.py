@@ -24,12 +24,12 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts
-from tsugiki.model.context import text_config
 from tsugiki.training.config import AUTO, RunConfig
-from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
 from tsugiki.training.learning_rate import automatic_learning_rate, weight_gain
+from tsugiki.training.model import width_of
 from tsugiki.training.packing import PackedDataset
 from tsugiki.training.record import DataSummary
+from tsugiki.training.windows import WINDOW_CHARACTERS, Window
 
 _STEPS, _PASSES = 100, 3
 _FEWEST_ROWS, _MOST_ROWS = 2, 16
@@ -67,7 +67,7 @@ class Choices:
         return {**{name: getattr(self, name) for name in self.automatic}, **head, "steps": self.steps}
 
 
-def choose(
+def choices_for(
     config: RunConfig,
     model: nn.Module,
     rows: int,
@@ -213,9 +213,3 @@ def _cost_of_window(data: PackedDataset, windows: Sequence[Window]) -> float:
 def _batch_size(steps: int | None, in_run: int, processes: int) -> int:
     rows = in_run // _STEPS if steps is None else _MOST_ROWS  # a given number of steps does not depend on their rows
     return max(min(rows, _MOST_ROWS), _FEWEST_ROWS, processes)
-
-
-def width_of(model: nn.Module) -> int:
-    """Return the size of the hidden states."""
-    width: int | None = getattr(text_config(model), "hidden_size", None)
-    return width or model.get_input_embeddings().embedding_dim  # type: ignore[operator]

@@ -46,8 +46,7 @@ from tsugiki.model.meta import meta_model
 from tsugiki.model.ungrafted import find_stacks
 from tsugiki.training import memory
 from tsugiki.training.config import RunConfig
-from tsugiki.training.facts import Shapes
-from tsugiki.training.learning_rate import NARROW
+from tsugiki.training.model import NARROW
 from tsugiki.training.model_sample import (
     backward,
     blocks_of_sample,
@@ -58,6 +57,7 @@ from tsugiki.training.model_sample import (
     sample_model,
 )
 from tsugiki.training.processes import has_device, planned_compute_dtype
+from tsugiki.training.shapes import Shapes
 from tsugiki.training.threads import run_in_threads
 
 Result = TypeVar("Result")

@@ -22,7 +22,6 @@ from tsugiki.lowbit.integer_products import exact_integers
 from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.training.config import RunConfig
-from tsugiki.training.facts import SMALL_MODEL, Shapes
 from tsugiki.training.model_sample import (
     backward,
     forward,
@@ -31,6 +30,7 @@ from tsugiki.training.model_sample import (
     prepare_sample,
     sample_model,
 )
+from tsugiki.training.shapes import SMALL_MODEL, Shapes
 
 _DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")
 _GAIN = 1.1

@@ -34,16 +34,17 @@ from tsugiki.training.decisions import (
     starts_from_zero,
     strength_note,
 )
-from tsugiki.training.evaluation.evaluate import Window, evaluate, in_turns
+from tsugiki.training.evaluation.evaluate import evaluate
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, of_first_windows
-from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import Callback, TrainingLoop
 from tsugiki.training.memory import process_peak
+from tsugiki.training.model import restore_values, trained_values
 from tsugiki.training.processes import on_main
 from tsugiki.training.record import Sample, TrainingFigures
 from tsugiki.training.sharding import is_sharded
 from tsugiki.training.spread import evenly_spread
+from tsugiki.training.windows import Window, in_turns
 
 if TYPE_CHECKING:
     from tsugiki.training.run import Run

@@ -10,46 +10,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tsugiki.annotations import PretrainedConfig, PreTrainedModel
-from tsugiki.base.resolve import load_config, loading_errors
-from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
+from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
-from tsugiki.model.meta import meta_model
 from tsugiki.training.config import RunConfig
-from tsugiki.training.packing import tokens_of_row
+from tsugiki.training.memory_plan import MemoryPlan
+from tsugiki.training.model import load_dtype
 from tsugiki.training.record import RunRecord
-
-SMALL_MODEL = 50_000_000
-"""Models with fewer parameters are not measured before a run, neither their speed nor their memory."""
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """The model of a run without its weights."""
-
-    config: PretrainedConfig
-    model: PreTrainedModel
-    """The model on torch's meta device, not grafted."""
-    parameters: int
-    """Number of parameters."""
-    row_tokens: int
-    """Tokens of a row of the run."""
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """The memory of a run as planned before its start."""
-
-    peak: int
-    """Bytes."""
-    recomputed_blocks: int
-    is_automatic: bool
-    """Whether the settings leave the number of recomputed blocks open."""
-    fits: bool
-    available: int
-    """Bytes that the run can use."""
+from tsugiki.training.shapes import SMALL_MODEL, find_shapes
 
 
 @dataclass(frozen=True)
@@ -68,25 +37,6 @@ class Facts:
     """None for a small model, or if it was not planned."""
 
 
-def find_shapes(config: RunConfig, shapes: PretrainedConfig | None = None) -> Shapes:
-    """Return the shapes of a run's model; `shapes` is the config of the model, which is read if it is None."""
-    shapes = shapes or load_config(config.model)
-    with loading_errors(config.model):
-        model = meta_model(shapes)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Shapes(shapes, model, parameters, tokens_of_row(model, config.block_size, config.virtual_tokens))
-
-
-def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
-    """Return the dtype in which the run loads its base model.
-
-    If `device` is None, it computes on this machine's accelerator, or on its processor if it has none.
-    """
-    if config.base_dtype is not None:
-        return config.base_dtype
-    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
-
-
 def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> Facts:
     """Return what the settings say, or what a run had found before it was interrupted."""
     micro_batch = config.micro_batch_size or record.micro_batch_size
@@ -103,7 +53,7 @@ def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
     if shapes.parameters < SMALL_MODEL:
         return given
     from tsugiki.training.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-    from tsugiki.training.plan import plan_memory
+    from tsugiki.training.memory_plan import plan_memory
 
     facts = given
     if not is_resumed and leaves_dtype_open(config) and (seconds := seconds_of_dtypes(config, shapes)) is not None:

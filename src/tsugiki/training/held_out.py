@@ -11,7 +11,7 @@ from tsugiki.data.overlap import Kind, ScoredTexts, Search
 from tsugiki.data.records import Record
 from tsugiki.data.splits import kept_together, near_duplicate_records, numbered_facts, rare
 from tsugiki.data.store import RecordIndex, batches, read_index
-from tsugiki.training.evaluation.evaluate import Window, WindowChoice
+from tsugiki.training.windows import Window, WindowChoice
 
 Repeated: TypeAlias = dict[int, dict[Kind, str]]
 """Record -> what the texts that it repeats are scored for -> the source of one of them."""

@@ -23,21 +23,17 @@ base knows, a rate that is too high for it makes an adapter too strong, which it
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.methods.table import METHODS
 from tsugiki.model.linear import device_of, features, frozen_product, has_product
 from tsugiki.preference.losses import LOSSES
 from tsugiki.training.config import RunConfig
-from tsugiki.training.loop import Callback, TrainingLoop
+from tsugiki.training.model import NARROW
 from tsugiki.training.spread import evenly_spread
 
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
@@ -49,16 +45,7 @@ _GAIN_LAYERS, _GAIN_ROWS = 24, 16  # that are measured
 
 _STEEP_FACTOR = 0.1  # for preference losses that would ruin the text at the learning rate of training on texts
 
-NARROW = 512
-"""Full fine-tuning of a model below this width has a third of LoRA's learning rate, and keeps a copy of its start, so
-that it can begin again with a lower rate. Of a wider model the copy would take too much memory."""
 _FULL_FACTOR_IF_NARROW = 1 / 3
-
-LOWER = 1 / 3
-"""Factor on the learning rate when a run starts again."""
-MOST_RESTARTS = 2
-_RISE = 1.2  # of the mean loss of the last steps, relative to that of the first ones
-_FEWEST_STEPS, _FEWEST_ROWS = 3, 12  # for the means; the losses of single rows differ from each other
 
 
 def automatic_learning_rate(config: RunConfig, width: int, steps: int, tokens: int, gain: float | None = None) -> float:
@@ -110,45 +97,3 @@ def _preference_factor(config: RunConfig) -> float:
     loss = LOSSES[config.preference]
     keeps_text = loss.contains_likelihood or config.loss_settings()["likelihood"] > 0
     return 1.0 if keeps_text and not loss.steep else _STEEP_FACTOR
-
-
-class RateTooHighError(Exception):
-    """The run begins again with a lower rate. The message says why, for the log of the run."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(_("the training loss had risen by more than 20 % at step {step}").format(step=step))
-        self.step = step
-
-
-@dataclass(frozen=True)
-class DivergenceCheck(Callback):
-    """Ends a run that diverges with a `RateTooHighError`."""
-
-    rows: int
-    """Rows of an optimiser step."""
-
-    def on_step_end(self, loop: TrainingLoop) -> None:
-        """Compare the losses of the last steps with those of the first ones."""
-        if diverges([point.loss for point in loop.progress.loss_curve], self.rows):
-            raise RateTooHighError(loop.progress.step)
-
-
-def diverges(losses: Sequence[float], rows: int) -> bool:
-    """Return whether the mean loss of the last steps is more than 20 % above that of the first ones.
-
-    `losses` are those of all steps so far, and `rows` are the rows of an optimiser step.
-    """
-    count = max(_FEWEST_STEPS, math.ceil(_FEWEST_ROWS / rows))
-    return len(losses) >= 2 * count and sum(losses[-count:]) > _RISE * sum(losses[:count])
-
-
-def trained_values(model: nn.Module) -> dict[str, Tensor]:
-    """Return name -> copy of each trained parameter."""
-    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
-
-
-def restore_values(model: nn.Module, values: dict[str, Tensor]) -> None:
-    """Copy values from `trained_values` back into the model."""
-    with torch.no_grad():
-        for name, parameter in trainable_parameters(model).items():
-            parameter.copy_(values[name])

@@ -32,13 +32,14 @@ from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.model.context import context_length
 from tsugiki.preference.pairs import AnswerRows, open_preferences, pack_preferences
-from tsugiki.training.evaluation.evaluate import evaluate, split_windows
+from tsugiki.training.answers import score_answers, scores_of
+from tsugiki.training.evaluation.evaluate import evaluate
 from tsugiki.training.evaluation.pairs import TwoScores
 from tsugiki.training.evaluation.questions import Question, answer_questions
 from tsugiki.training.evaluation.result import Answers, Evaluation
-from tsugiki.training.preference_loss import score_answers, scores_of
 from tsugiki.training.processes import start_accelerator
 from tsugiki.training.record import read_record
+from tsugiki.training.windows import split_windows
 
 _PAIR_ROW = 512  # tokens of a row of answers, or more for longer pairs
 

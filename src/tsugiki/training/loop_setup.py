@@ -16,16 +16,27 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import Blocks, Collator, StepBatches
+from tsugiki.dtypes import torch_dtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
+from tsugiki.fast.paths import use_fast_paths
+from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.language import _
+from tsugiki.lora.hold import is_grafted
+from tsugiki.model.inference import decoder_blocks
+from tsugiki.model.meta import replica_in
 from tsugiki.training.choices import Choices
-from tsugiki.training.config import LORA_PLUS, RunConfig
+from tsugiki.training.config import AUTO, LORA_PLUS, RunConfig
+from tsugiki.training.gradients import Gradients
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.memory import keep_freed_memory
-from tsugiki.training.model import make_gradients
+from tsugiki.training.model import full_compute_dtype
 from tsugiki.training.output_head import head_weights
+from tsugiki.training.rows import rows_of_micro_batch
+from tsugiki.training.sharding import is_sharded
 from tsugiki.training.text_loss import StepLoss
+
+_SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
 _CHECKPOINTS_PER_RUN = 10
 _LOSS_CURVE_POINTS = 500
@@ -136,3 +147,34 @@ def adamw(model: PreTrainedModel, config: RunConfig, rate: float, head_factor: f
     if slow:
         groups.append({"params": slow, "lr": rate * head_factor, "weight_decay": config.weight_decay})
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.adam_beta2), fused=True)
+
+
+def make_gradients(
+    model: PreTrainedModel,
+    config: RunConfig,
+    batches: StepBatches,
+    accelerator: Accelerator,
+    micro_batch_size: int | None = None,
+    loss: StepLoss | None = None,
+) -> Gradients:
+    """Return the object that computes the gradients of the prepared model, which is on the accelerator's device.
+
+    If `micro_batch_size` is None, `rows_of_micro_batch` gives the rows that are computed at once. `loss` is what a step
+    minimises; None: the cross-entropy of texts.
+    """
+    computing = model
+    if not is_grafted(model) and not is_sharded(model):
+        dtype = torch_dtype(full_compute_dtype(config, model.device))
+        computing = model if dtype == torch.float32 else replica_in(dtype, model)
+        use_fast_paths(computing)
+    elif not is_sharded(model) and model.device.type != "cpu":
+        use_fast_paths(model, modules=False, loss=False)  # flash attention can be tried on the device only
+    if config.recompute != AUTO:  # otherwise it was decided when the memory was planned
+        recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
+    rows, tokens = micro_batch_size, 0
+    if rows is None:
+        device = accelerator.device.type
+        rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model), device=device)
+        is_short = batches.collate.masking == "separate_rows" and loss is None  # the two answers of a pair are longer
+        tokens = _SHORT_ROWS_TOKENS if is_short else 0
+    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens, loss)

@@ -10,42 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_tokenizer
-from tsugiki.data.blocks import StepBatches
 from tsugiki.data.chat import read_template, use_template
-from tsugiki.dtypes import ComputeDtype, SaveDtype, preferred_compute_dtype, torch_dtype
+from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.language import _, marked
+from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.lowbit.quantized_layer import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
-from tsugiki.model.inference import decoder_blocks
-from tsugiki.model.meta import replica_in
+from tsugiki.model.context import text_config
 from tsugiki.model.ungrafted import vocabulary_layers
-from tsugiki.training.config import AUTO, RunConfig
-from tsugiki.training.gradients import Gradients
-from tsugiki.training.sharding import is_sharded, shard
-from tsugiki.training.text_loss import StepLoss
+from tsugiki.training.config import RunConfig
+from tsugiki.training.sharding import shard
+
+NARROW = 512
+"""Full fine-tuning of a model below this width has a third of LoRA's learning rate, and keeps a copy of its start, so
+that it can begin again with a lower rate. Of a wider model the copy would take too much memory."""
 
 # They are in the record of a run, so they stay in English there.
 _OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
-_ADAPTER_TOKENS = 512  # per thread of a processor: enough for its products, and their activations stay small
-_MODEL_TOKENS = 1024  # the gradients of each micro-batch are as large as the model, so there should be few
-_ACCELERATOR_TOKENS = {"mps": 2048}  # a Mac swaps before it says that memory has run out
-_OTHER_ACCELERATOR_TOKENS = 4096
-_SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
 
 def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
@@ -89,7 +83,7 @@ def make_trainable(
     METHODS[config.method].prepare(model, adapter_config, config.base_dropout)
     resolved["base_dropout"] = "on" if config.base_dropout else _OFF_ADAPTER if is_grafted(model) else _OFF_MODEL
     if not is_grafted(model):
-        resolved["compute_dtype"] = _compute_dtype(config, device)
+        resolved["compute_dtype"] = full_compute_dtype(config, device)
         return resolved
     replace_saving(model)
     check_can_save(model)
@@ -109,53 +103,12 @@ def shard_model(model: PreTrainedModel, config: RunConfig, device: torch.device)
     """
     compute_dtype = None
     if not is_grafted(model):
-        name = _compute_dtype(config, device)
+        name = full_compute_dtype(config, device)
         if name == "fp16":
             raise TsugikiError(_("full fine-tuning in shards computes in bf16 or fp32, not in fp16: set compute_dtype"))
         use_fast_paths(model, attention=device.type == "cpu")
         compute_dtype = torch.bfloat16 if name == "bf16" else None
     shard(model, device, compute_dtype)
-
-
-def make_gradients(
-    model: PreTrainedModel,
-    config: RunConfig,
-    batches: StepBatches,
-    accelerator: Accelerator,
-    micro_batch_size: int | None = None,
-    loss: StepLoss | None = None,
-) -> Gradients:
-    """Return the object that computes the gradients of the prepared model, which is on the accelerator's device.
-
-    If `micro_batch_size` is None, `rows_of_micro_batch` gives the rows that are computed at once. `loss` is what a step
-    minimises; None: the cross-entropy of texts.
-    """
-    computing = model
-    if not is_grafted(model) and not is_sharded(model):
-        dtype = torch_dtype(_compute_dtype(config, model.device))
-        computing = model if dtype == torch.float32 else replica_in(dtype, model)
-        use_fast_paths(computing)
-    elif not is_sharded(model) and model.device.type != "cpu":
-        use_fast_paths(model, modules=False, loss=False)  # flash attention can be tried on the device only
-    if config.recompute != AUTO:  # otherwise it was decided when the memory was planned
-        recompute_blocks(computing, len(decoder_blocks(computing)) if config.recompute == "blocks" else 0)
-    rows, tokens = micro_batch_size, 0
-    if rows is None:
-        device = accelerator.device.type
-        rows = rows_of_micro_batch(batches.blocks.block_size, adapter=is_grafted(model), device=device)
-        is_short = batches.collate.masking == "separate_rows" and loss is None  # the two answers of a pair are longer
-        tokens = _SHORT_ROWS_TOKENS if is_short else 0
-    return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens, loss)
-
-
-def rows_of_micro_batch(tokens: int, adapter: bool, device: str = "cpu") -> int:
-    """Return how many rows of `tokens` tokens are computed at once, unless the run sets it.
-
-    `adapter`: an adapter trains, not the whole model. On a processor, each thread computes so many rows.
-    """
-    if device == "cpu":
-        return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)
-    return max(1, _ACCELERATOR_TOKENS.get(device, _OTHER_ACCELERATOR_TOKENS) // tokens)
 
 
 def save_trained(
@@ -194,5 +147,34 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         load_weights_into(model, folder)
 
 
-def _compute_dtype(config: RunConfig, device: torch.device) -> ComputeDtype:
+def full_compute_dtype(config: RunConfig, device: torch.device) -> ComputeDtype:
+    """Return the dtype in which the whole model computes, if all of its weights train."""
     return config.compute_dtype or preferred_compute_dtype(device)
+
+
+def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
+    """Return the dtype in which the run loads its base model.
+
+    If `device` is None, it computes on this machine's accelerator, or on its processor if it has none.
+    """
+    if config.base_dtype is not None:
+        return config.base_dtype
+    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
+
+
+def trained_values(model: nn.Module) -> dict[str, Tensor]:
+    """Return name -> copy of each trained parameter."""
+    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
+
+
+def restore_values(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Copy values from `trained_values` back into the model."""
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            parameter.copy_(values[name])
+
+
+def width_of(model: nn.Module) -> int:
+    """Return the size of the hidden states."""
+    width: int | None = getattr(text_config(model), "hidden_size", None)
+    return width or model.get_input_embeddings().embedding_dim  # type: ignore[operator]

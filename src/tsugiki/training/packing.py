@@ -24,12 +24,13 @@ from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
 from tsugiki.training.config import RunConfig
-from tsugiki.training.evaluation.evaluate import Window
 from tsugiki.training.model import load_run_tokenizer
+from tsugiki.training.reading import read_data
 from tsugiki.training.record import DataSummary
-from tsugiki.training.split_data import DatasetSplit, SplitAnswers, read_data
+from tsugiki.training.rows import ROW_TOKENS, tokens_of_row
+from tsugiki.training.split_data import DatasetSplit, SplitAnswers
+from tsugiki.training.windows import Window
 
-_BLOCK_SIZE = 512
 _SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one
 
 
@@ -142,7 +143,7 @@ def _row_of_answers(split: DatasetSplit, model: PreTrainedModel) -> int | None:
     offsets = preferences.store.offsets
     tokens = int(np.quantile(offsets[firsts + preferences.size] - offsets[firsts], _SHARE_OF_PAIRS))
     rounded = -(-tokens // _BLOCK_STEP) * _BLOCK_STEP
-    return None if tokens <= _BLOCK_SIZE else min(rounded, context_length(model))
+    return None if tokens <= ROW_TOKENS else min(rounded, context_length(model))
 
 
 def _pack_answers(
@@ -183,25 +184,6 @@ def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     if split.answers is not None:
         return len(pack_preferences(*split.answers.training, size, document_end(tokenizer))[0])
     return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))
-
-
-def tokens_of_row(model: PreTrainedModel, block_size: int | None, prompt: int) -> int:
-    """Return the number of tokens of a row, from the setting `block_size` and the context that a soft prompt leaves.
-
-    The shapes of the model are enough. `prompt` is the length of the soft prompt; 0 if the run trains none.
-    """
-    available = context_length(model) - prompt
-    if block_size and block_size > available:
-        message = _("block_size is {size}, but the model's context is {context} tokens")
-        if prompt:
-            message = _(
-                "block_size is {size}, but the model's context is {context} tokens, {prompt} of which the soft prompt "
-                "takes: {available} are left"
-            )
-        raise TsugikiError(
-            message.format(size=block_size, context=available + prompt, prompt=prompt, available=available)
-        )
-    return block_size or min(_BLOCK_SIZE, available)
 
 
 def _document_masking(model: PreTrainedModel, tokens: int, prompt: int) -> DocumentMasking:

@@ -16,16 +16,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
-from tsugiki.data.blocks import Collator, Integers, StepBatches
+from tsugiki.data.blocks import Integers, StepBatches
 from tsugiki.fast.document_masks import DocumentMasking
-from tsugiki.fast.forward import answer_log_probabilities
-from tsugiki.model.inference import evaluating
 from tsugiki.preference.losses import Answers, PreferenceLoss, kto, kto_baseline, likelihood_loss
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
-from tsugiki.training.evaluation.pairs import PairScores, ScoredAnswers, summarise_pairs
+from tsugiki.training.answers import by_record, log_probabilities_of, score_answers
 from tsugiki.training.gradients import Gradients
-from tsugiki.training.micro_batches import MicroBatch, MicroBatches
-from tsugiki.training.model import rows_of_micro_batch
 
 _MISMATCHED = 16
 """Answers after the prompts of others, from which `kto_baseline` is estimated in each step."""
@@ -69,7 +65,7 @@ class AnswerLoss:
         self, model: PreTrainedModel, batch: dict[str, Any], rows: list[int], count: int
     ) -> tuple[Tensor, Tensor | None]:
         """Return the summed loss of the answers in a batch divided by `count`, and the figures; see `StepLoss`."""
-        chosen, rejected = self._kinds(_log_probabilities(model, self.rows, batch, rows), rows)
+        chosen, rejected = self._kinds(log_probabilities_of(model, self.rows, batch, rows), rows)
         loss = sum((term.sum() for term in self._terms(chosen, rejected)), torch.zeros(()))
         return loss / count, self._figures(chosen, rejected)
 
@@ -172,73 +168,11 @@ def training_reference(
     """
 
     def compute(model: PreTrainedModel, batch: dict[str, Any], numbers: list[int]) -> Tensor:
-        return _log_probabilities(model, rows, batch, numbers)
+        return log_probabilities_of(model, rows, batch, numbers)
 
     def found() -> Iterator[tuple[list[int], Tensor]]:
         for step in range(gradients.batches.steps_per_epoch):
             yield from gradients.forward(step, compute)
             advance(1)
 
-    return _by_record(found(), rows, accelerator)
-
-
-def score_answers(
-    model: PreTrainedModel, rows: AnswerRows, masking: DocumentMasking, accelerator: Accelerator
-) -> Tensor:
-    """Return the log-probabilities of all answers in some rows, [records], float32; 0 for other records.
-
-    The model is in evaluation mode. Several processes share the work, and all get the result.
-    """
-    batches = StepBatches(rows.blocks, Collator(masking, model.dtype), len(rows.blocks), seed=0)
-    size = rows_of_micro_batch(rows.blocks.block_size, adapter=True, device=accelerator.device.type)
-    micro_batches = MicroBatches(model, batches, accelerator, size)
-
-    @torch.no_grad()
-    def compute(micro: MicroBatch) -> tuple[list[int], Tensor]:
-        return micro.rows, _log_probabilities(model, rows, micro_batches.arguments(micro), micro.rows)
-
-    with evaluating(model):
-        return _by_record(micro_batches.compute(0, compute), rows, accelerator)
-
-
-def scores_of(
-    rows: AnswerRows,
-    score: Callable[[Answers], Tensor],
-    values: Tensor,
-    reference: Tensor | None = None,
-    objective: Callable[[Answers, Answers], Tensor] | None = None,
-) -> PairScores:
-    """Return the figures of the answers in some rows, from their log-probabilities `values` [records].
-
-    `score` gives the number that is compared, such as `PreferenceLoss.score`, and `objective` the loss of each pair.
-    """
-    everything, good = range(len(rows.blocks)), rows.preferences.good
-    lengths = dict(zip(rows.records(everything), rows.lengths(everything), strict=True))
-
-    def of_kind(wanted: bool) -> tuple[Answers, ScoredAnswers]:
-        some = [record for record in sorted(lengths) if good[record] == wanted]
-        tokens = torch.tensor([lengths[record] for record in some])
-        answers = Answers(values[some], tokens, None if reference is None else reference[some])
-        questions = rows.preferences.store.index.questions[some].tolist()
-        return answers, ScoredAnswers(score(answers).tolist(), values[some].tolist(), tokens.tolist(), questions)
-
-    paired = rows.preferences.size == 2
-    (chosen, scored), (rejected, others) = of_kind(True), of_kind(False)
-    objectives = objective(chosen, rejected).tolist() if objective is not None and paired else []
-    return summarise_pairs(scored, others, paired).model_copy(update={"objectives": tuple(objectives)})
-
-
-def _log_probabilities(model: PreTrainedModel, rows: AnswerRows, batch: dict[str, Any], numbers: list[int]) -> Tensor:
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return answer_log_probabilities(model, rows.tokens(numbers), **inputs)
-
-
-def _by_record(found: Iterator[tuple[list[int], Tensor]], rows: AnswerRows, accelerator: Accelerator) -> Tensor:
-    """Return [records] from the results for rows, on all processes."""
-    values = torch.zeros(len(rows.preferences.store.offsets) - 1)
-    for numbers, result in found:
-        values[rows.records(numbers)] = result.float().cpu()
-    if accelerator.num_processes > 1:
-        values = values.to(accelerator.device)
-        torch.distributed.all_reduce(values)
-    return values.cpu()
+    return by_record(found(), rows, accelerator)

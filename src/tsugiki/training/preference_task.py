@@ -18,10 +18,11 @@ from tsugiki.base.identity import identity_of
 from tsugiki.io.cache import kept
 from tsugiki.language import _
 from tsugiki.preference.losses import LOSSES
+from tsugiki.training.answers import score_answers, scores_of
 from tsugiki.training.evaluation.pairs import StepPairs
 from tsugiki.training.loop_setup import build_loop
 from tsugiki.training.packing import PackedAnswers
-from tsugiki.training.preference_loss import AnswerLoss, Mismatched, score_answers, scores_of, training_reference
+from tsugiki.training.preference_loss import AnswerLoss, Mismatched, training_reference
 
 if TYPE_CHECKING:
     from tsugiki.training.run import Run

@@ -26,15 +26,16 @@ from tsugiki.language import _, ngettext
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantized_layer import decide
 from tsugiki.training.base_predictions import BasePredictions, predict_sample
-from tsugiki.training.choices import Choices, choose, rows_in_time, with_new_length
+from tsugiki.training.choices import Choices, choices_for, rows_in_time, with_new_length
 from tsugiki.training.config import AUTO, RunConfig
 from tsugiki.training.evaluation_callback import BaseResults
 from tsugiki.training.facts import Facts, fact_notes, given_facts, measured_facts
+from tsugiki.training.head import head_factor, head_notes
 from tsugiki.training.loop_setup import seconds_per_step
 from tsugiki.training.memory import return_freed_memory
 from tsugiki.training.model import load_run_tokenizer, make_trainable, save_trained, trained_tokens
 from tsugiki.training.model_notes import model_notes
-from tsugiki.training.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
+from tsugiki.training.output_head import leaves_layers_open, with_output_head
 from tsugiki.training.packing import PackedDataset, pack_data
 from tsugiki.training.preference_task import PreferenceTask, compute_reference, preference_task
 from tsugiki.training.processes import (
@@ -46,11 +47,17 @@ from tsugiki.training.processes import (
     start_accelerator,
 )
 from tsugiki.training.progress import RunProgress
+from tsugiki.training.reading import read_data
 from tsugiki.training.record import RunRecord, new_record
 from tsugiki.training.resume import describe_run, start_or_resume
-from tsugiki.training.sampled_softmax import SAMPLED, SampledTextLoss, samples_vocabulary, sampling_note, text_loss
+from tsugiki.training.sampled_loss import SampledTextLoss, sampling_note
+from tsugiki.training.sampled_softmax import (
+    SAMPLED,
+    sampled_tokens,
+    samples_vocabulary,
+)
 from tsugiki.training.sharding import whole_model
-from tsugiki.training.split_data import DatasetSplit, read_data
+from tsugiki.training.split_data import DatasetSplit
 from tsugiki.training.text_loss import TextLoss
 from tsugiki.training.train_steps import advice_to_resume, loop_of, train_steps
 
@@ -255,7 +262,7 @@ def load_base(run: Run) -> None:
 def predict_text(run: Run) -> None:
     """Compute what the base predicts on a sample of the text, if a choice depends on it."""
     chooses_head = _chooses_layers(run) and "target_modules" not in run.record.resolved_settings
-    if chooses_head or samples_vocabulary(run):
+    if chooses_head or _samples_vocabulary(run):
         run.predictions = on_main(run.accelerator, lambda: predict_sample(run.model, run.data.blocks))
 
 
@@ -290,6 +297,22 @@ def _chooses_layers(run: Run) -> bool:
     return leaves_layers_open(config.adapter_config) and not run.in_shards
 
 
+def _samples_vocabulary(run: Run) -> bool:
+    is_on_processor = run.device.type == "cpu" and not run.in_shards
+    return samples_vocabulary(run.config, run.record.resolved_settings, run.model, run.data.blocks, is_on_processor)
+
+
+def _text_loss(run: Run) -> TextLoss:
+    """Return the loss of a run that learns texts, after its model was made trainable."""
+    if run.predictions is None or not _samples_vocabulary(run):
+        return TextLoss()
+    probabilities = run.predictions.mean_probabilities
+    tokens = sampled_tokens(run.config, run.adapter_config, run.model, run.data.blocks, probabilities, run.in_shards)
+    if tokens is None:
+        return TextLoss()
+    return SampledTextLoss(tokens.kept.to(run.device), tokens.vocabulary, tokens.drawn, run.config.seed)
+
+
 def choose_numbers(run: Run) -> None:
     """Make the model trainable, and choose the rows of a step, the learning rate and the number of steps."""
     config, model, before = run.config, run.model, run.record.resolved_settings
@@ -308,13 +331,13 @@ def choose_numbers(run: Run) -> None:
 
         start_from(model, config.start_from)
         run.record.started_from = source_adapter(adapter_folder(config.start_from))
-    run.text_loss = text_loss(run)
+    run.text_loss = _text_loss(run)
     if isinstance(run.text_loss, SampledTextLoss):
         prepared["softmax"] = SAMPLED
         run.notes.append(sampling_note(run.text_loss))
     blocks = run.data.blocks
     processes = run.accelerator.num_processes
-    choices = choose(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run), processes)
+    choices = choices_for(config, model, len(blocks), blocks.block_size, before, lambda: _rows_in_time(run), processes)
     choices = replace(choices, micro_batch_size=run.facts.micro_batch_size, head_factor=run.head_factor)
     on_main(run.accelerator, lambda: _check_rows(processes, min(choices.batch_size, len(blocks))))
     run.is_longer = run.checkpoint is not None and "steps" not in before

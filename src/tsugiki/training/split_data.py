@@ -38,7 +38,6 @@ from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.preference.pairs import Preferences
 from tsugiki.training.config import AUTO, RunConfig
-from tsugiki.training.evaluation.evaluate import WINDOW_CHARACTERS, Window
 from tsugiki.training.held_out import HeldOut, Repeated, nothing_held_out, numbered, read_held_out, repeated_text
 from tsugiki.training.record import (
     HeldOutCounts,
@@ -49,6 +48,7 @@ from tsugiki.training.record import (
     SplitSummary,
     ValidationCounts,
 )
+from tsugiki.training.windows import WINDOW_CHARACTERS, Window
 
 _FEWEST_DOCUMENTS = 5
 """Documents that are left out of training for validation; if there would be fewer, the held-out ones are used."""
@@ -96,17 +96,13 @@ class DatasetSplit:
     """The answers of preference tuning, of which the records above are the chosen (or good) ones."""
 
 
-def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
-    """Read, tokenise and split the data of a run, and mix other text into them."""
-    if config.preference is not None:
-        from tsugiki.training.preference_data import read_preferences
-
-        return read_preferences(config, tokenizer, progress)
-    split = _read_data(config, tokenizer, progress)
+def split_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
+    """Read, tokenise and split the texts of a run, and mix other text into them."""
+    split = _split_data(config, tokenizer, progress)
     return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
 
 
-def _read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
+def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
     digest = data_digest(config, tokenizer, key)
     reading = Reading()

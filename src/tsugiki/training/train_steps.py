@@ -25,20 +25,20 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled
 from tsugiki.training.checkpoint import Progress, keep_newest, load_training_state, save_training_state
-from tsugiki.training.choices import Choices, describe_choices, width_of
+from tsugiki.training.choices import Choices, describe_choices
+from tsugiki.training.divergence import LOWER, MOST_RESTARTS, DivergenceCheck, RateTooHighError
 from tsugiki.training.evaluation_callback import EvaluationCallback
-from tsugiki.training.learning_rate import (
-    LOWER,
-    MOST_RESTARTS,
-    NARROW,
-    DivergenceCheck,
-    RateTooHighError,
-    restore_values,
-    trained_values,
-)
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.loop_setup import build_loop
-from tsugiki.training.model import load_trained, save_trained, shard_model
+from tsugiki.training.model import (
+    NARROW,
+    load_trained,
+    restore_values,
+    save_trained,
+    shard_model,
+    trained_values,
+    width_of,
+)
 from tsugiki.training.processes import check_shared, on_main
 from tsugiki.training.record import LossPoint, PreferencePoint, Restart
 from tsugiki.training.resume import flat_settings

@@ -13,7 +13,7 @@ from tsugiki.fast import has_chunked_loss
 from tsugiki.methods import METHODS
 from tsugiki.training import WINDOW_CHARACTERS, Window, evaluate, split_windows
 from tsugiki.training.evaluation import evaluate as evaluate_module
-from tsugiki.training.evaluation.evaluate import Evaluation
+from tsugiki.training.evaluation.result import Evaluation
 
 
 def score(model, texts: list[str], tokenizer=None) -> Evaluation:

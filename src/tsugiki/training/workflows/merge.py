@@ -26,8 +26,9 @@ from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lora.graft import DEFAULT_NAME
 from tsugiki.model.inference import probe_logits
-from tsugiki.training.evaluation.evaluate import Window, evaluate, read_windows
+from tsugiki.training.evaluation.evaluate import evaluate
 from tsugiki.training.evaluation.result import Evaluation
+from tsugiki.training.windows import Window, read_windows
 
 
 @dataclass(frozen=True)
