@@ -24,14 +24,14 @@ from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.report.table import Table
-from tsugiki.training.choices import choices_for
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.evaluation.evaluate import evaluate
-from tsugiki.training.loop_setup import build_loop
-from tsugiki.training.model import load_dtype, make_trainable
-from tsugiki.training.processes import start_accelerator
-from tsugiki.training.windows import read_windows
+from tsugiki.training.choose.choices import choices_for
+from tsugiki.training.data.windows import read_windows
+from tsugiki.training.model.trainable import load_dtype, make_trainable
+from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
+from tsugiki.training.step.setup import build_loop
+from tsugiki.training.tools.processes import start_accelerator
 
 HEADERS = {
     "en": ["model", "threads", "evaluation, tokens/s", "training, tokens/s", "ratio"],

@@ -45,7 +45,8 @@ from tsugiki.data.seen_texts import fingerprints
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
-from tsugiki.training import packing, split_data
+from tsugiki.training.data import packing
+from tsugiki.training.data import split as split_data
 
 SHORTEST, LONGEST = 300, 1500  # characters of a record
 AT_ONCE, COPIES = 10_000, 100

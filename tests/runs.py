@@ -14,8 +14,9 @@ from tsugiki import TsugikiError
 from tsugiki.data import Blocks, pack
 from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
-from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choices_for, run, start_accelerator
-from tsugiki.training.loop_setup import build_loop
+from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choices_for, start_accelerator
+from tsugiki.training.run import stages as run
+from tsugiki.training.step.setup import build_loop
 
 TRAIN = (
     *("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01"),

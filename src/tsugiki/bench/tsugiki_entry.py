@@ -18,15 +18,15 @@ from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.lowbit.quantization import quantize
 from tsugiki.preference.losses import LOSSES
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
-from tsugiki.training.choices import choices_for
-from tsugiki.training.config import CHAPTER, RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-from tsugiki.training.loop_setup import build_loop
-from tsugiki.training.model import load_dtype, make_trainable
-from tsugiki.training.preference_loss import AnswerLoss, training_reference
-from tsugiki.training.processes import start_accelerator
-from tsugiki.training.shapes import find_shapes
+from tsugiki.training.choose.choices import choices_for
+from tsugiki.training.measure.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+from tsugiki.training.measure.shapes import find_shapes
+from tsugiki.training.model.trainable import load_dtype, make_trainable
+from tsugiki.training.settings.config import CHAPTER, RunConfig
+from tsugiki.training.settings.files import validated
+from tsugiki.training.step.preference_loss import AnswerLoss, training_reference
+from tsugiki.training.step.setup import build_loop
+from tsugiki.training.tools.processes import start_accelerator
 
 _PREFERENCE = {"preference": "dpo", "preference_settings": {"likelihood": 0.0}}
 """DPO without the likelihood of the chosen answers, as in TRL. It takes as long as with it."""

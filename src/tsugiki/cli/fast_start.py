@@ -30,7 +30,7 @@ _SHARDS = "torch.distributed.tensor"
 _NEEDED = ("transformers.modeling_utils", "transformers.generation.utils", "transformers.models.auto.modeling_auto")
 
 
-def import_libraries(module: str = "tsugiki.training.load_targets") -> None:
+def import_libraries(module: str = "tsugiki.training.score.targets") -> None:
     """Import a module that needs torch and transformers, in the main process; a terminal shows a message meanwhile."""
     if module in sys.modules or not is_main_process():
         return

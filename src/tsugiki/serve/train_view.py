@@ -39,8 +39,8 @@ from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 RUNS_FOLDER = "runs"
 """The folder of new runs in the working directory."""
