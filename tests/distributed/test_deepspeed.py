@@ -1,7 +1,7 @@
 """Grafted models under DeepSpeed's ZeRO, set up by accelerate as `accelerate launch --use_deepspeed` does.
 
-Two processes are compared with one, as in `tests.training.model.test_sharding`. The model is loaded and grafted before the
-`Accelerator` is made. One that is loaded afterwards with ZeRO-3 has no weights that could be read.
+Two processes are compared with one, as in `tests.training.model.test_sharding`. The model is loaded and grafted before
+the `Accelerator` is made. One that is loaded afterwards with ZeRO-3 has no weights that could be read.
 """
 
 import importlib.util
