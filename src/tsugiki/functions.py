@@ -20,13 +20,13 @@ from tsugiki.data.records import AssistantTurns, Completion, Message, Reading
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 if TYPE_CHECKING:
     from tsugiki.report.evaluations import Results
-    from tsugiki.training.record import RunRecord
-    from tsugiki.training.workflows.preview import Preview
+    from tsugiki.training.record.run_record import RunRecord
+    from tsugiki.training.run.preview import Preview
 
 _SAMPLING = "Sampling"
 
@@ -75,7 +75,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     """
     from tsugiki.io.progress import quiet_libraries
     from tsugiki.report.run import ShownRecord, write_report
-    from tsugiki.training.run import train as train_run
+    from tsugiki.training.run.stages import train as train_run
 
     config = validated(RunConfig, settings, None)
     with quiet_libraries():
@@ -100,7 +100,7 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     """
     from tsugiki.io.progress import quiet_libraries
     from tsugiki.report.preview import ShownPreview
-    from tsugiki.training.workflows.preview import preview as preview_run
+    from tsugiki.training.run.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
     with quiet_libraries():
@@ -155,8 +155,8 @@ def evaluate(
     from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
     from tsugiki.report.evaluations import AnswerResults, Evaluations, PairResults
-    from tsugiki.training import load_targets
-    from tsugiki.training.evaluation.questions import read_questions
+    from tsugiki.training.score import targets as load_targets
+    from tsugiki.training.score.questions import read_questions
 
     if [bool(data), questions is not None, bool(pairs)].count(True) != 1:
         message = _(
@@ -244,7 +244,7 @@ def generate(
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import quiet_libraries
-    from tsugiki.training.load_targets import evaluation_targets, loaded_targets
+    from tsugiki.training.score.targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():

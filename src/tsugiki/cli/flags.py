@@ -25,7 +25,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import argument_descriptions
 from tsugiki.language import _, marked
 from tsugiki.report.table import wrap
-from tsugiki.training.setting import Setting, settings_of
+from tsugiki.training.settings.setting import Setting, settings_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -44,7 +44,7 @@ DEFAULT = marked("{help} (default: {value})")
 _SIMPLE = (str, int, float, bool)
 _WIDTH = 90  # of a file of settings
 
-RUN_CONFIG = "tsugiki.training.config.RunConfig"
+RUN_CONFIG = "tsugiki.training.settings.config.RunConfig"
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,12 @@ def merge_command(
         tsugiki merge --model embedded --adapter a --adapter b --weights 0.7,0.3 --out both
     """
 
-    import_libraries("tsugiki.training.workflows.merge")
+    import_libraries("tsugiki.training.run.merge")
     from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.summary import print_merge
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.workflows.merge import Merge, merge_into_folder
+    from tsugiki.training.run.merge import Merge, merge_into_folder
 
     folders = [adapter_folder(name) for name in adapter]
     base = model or named_base(folders[0])

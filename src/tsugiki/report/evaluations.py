@@ -12,11 +12,11 @@ from tsugiki.report.formatting import describe_intervals, format_change, format_
 from tsugiki.report.page import in_frame, page
 from tsugiki.report.pairs import scores_table
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.pairs import TwoScores
-from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_bits, change_of_share, warning_text
+from tsugiki.training.record.pairs import TwoScores
+from tsugiki.training.record.result import Answers, Evaluation, change_of_bits, change_of_share, warning_text
 
 if TYPE_CHECKING:
-    from tsugiki.training.load_targets import EvaluationTarget
+    from tsugiki.training.score.targets import EvaluationTarget
 
 Result = TypeVar("Result", bound=BaseModel)
 
