@@ -45,14 +45,15 @@ from tsugiki.lora.hold import base_alone
 from tsugiki.report.adapter import (
     AdapterReport,
     adapter_page,
-    info_lines,
+    adapter_sections,
     inspect_adapter,
     ranks_text,
     record_of,
 )
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
-from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
-from tsugiki.report.run import shown_samples
+from tsugiki.report.record_text import change_of_run
+from tsugiki.report.run import RESULTS
+from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
@@ -288,12 +289,8 @@ def _details(folder: Path) -> dict[str, Any]:
     """Return the part of an adapter's page that is shown first, without its layers."""
     info, provenance, record = read_adapter_info(folder), read_metadata(folder).provenance, record_of(folder)
     report = AdapterReport(folder, info, provenance, record, (), {}, ())
-    has_figures = record is not None and len(record.evaluations) > 1
     return {
-        "facts": info_lines(report),
-        "sentence": summary_sentence(record) if record is not None and has_figures else None,
-        "held_out": held_out_table(record).to_json() if record is not None and has_figures else None,
-        "samples": shown_samples(record) if record is not None else [],
+        "sections": to_json(selected(adapter_sections(report), "adapter", *RESULTS)),
         "card": _card(folder),
     }
 
