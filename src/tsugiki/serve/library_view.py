@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Lock
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -303,35 +303,14 @@ def _report(folder: Path) -> str:
 
 
 def _zipped(folder: Path, name: str) -> Iterator[bytes]:
-    """Yield the parts of a zip with an adapter's folder while its files are read; the disk holds nothing of it."""
-    parts = _Parts()
-    with zipfile.ZipFile(parts, "w") as archive:  # type: ignore[call-overload]
-        for file in files_of(folder):
-            member = zipfile.ZipInfo.from_file(folder / file, f"{name}/{file}", strict_timestamps=False)
-            with (folder / file).open("rb") as source, archive.open(member, "w", force_zip64=True) as target:
-                while part := source.read(_PART):
-                    target.write(part)
-                    yield parts.take()
-    yield parts.take()
-
-
-class _Parts:
-    """A file in memory whose content is taken in parts."""
-
-    def __init__(self) -> None:
-        self._written = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self._written += data
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def take(self) -> bytes:
-        """Return what was written since the last call."""
-        taken, self._written = bytes(self._written), bytearray()
-        return taken
+    """Yield the parts of a zip with an adapter's folder; its file has no name and goes away when it was read."""
+    with TemporaryFile() as packed:
+        with zipfile.ZipFile(packed, "w", strict_timestamps=False) as archive:
+            for file in files_of(folder):
+                archive.write(folder / file, f"{name}/{file}")
+        packed.seek(0)
+        while part := packed.read(_PART):
+            yield part
 
 
 def _gguf(folder: Path) -> bytes:
