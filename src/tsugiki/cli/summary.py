@@ -14,13 +14,13 @@ from tsugiki.report.pairs import scores_table
 from tsugiki.report.run import run_sections
 from tsugiki.report.sections import selected
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.evaluation.pairs import TwoScores
-from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_share
-from tsugiki.training.record import RunRecord
+from tsugiki.training.record.pairs import TwoScores
+from tsugiki.training.record.result import Answers, Evaluation, change_of_share
+from tsugiki.training.record.run_record import RunRecord
+from tsugiki.training.settings.config import RunConfig
 
 if TYPE_CHECKING:
-    from tsugiki.training.workflows.merge import MergeReport
+    from tsugiki.training.run.merge import MergeReport
 
 
 def print_summary(record: RunRecord, page: Path) -> None:

@@ -14,9 +14,9 @@ from tsugiki.report.html import page
 from tsugiki.report.run import REPORT_FILE, by_step, samples_of
 from tsugiki.report.sections import Curves, Lead, RankCurves, Series, section
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.result import change_of_loss
-from tsugiki.training.record import RunRecord, finished
-from tsugiki.training.workflows.compare import MIN_RELATIVE_GAIN, ComparisonRow, NeededRank, Point, change, needed_rank
+from tsugiki.training.record.result import change_of_loss
+from tsugiki.training.record.run_record import RunRecord, finished
+from tsugiki.training.run.compare import MIN_RELATIVE_GAIN, ComparisonRow, NeededRank, Point, change, needed_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
 

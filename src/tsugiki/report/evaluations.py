@@ -8,7 +8,7 @@ from tsugiki.report.html import page
 from tsugiki.report.page import in_frame
 from tsugiki.report.sections import Lead, Note, section
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.result import Evaluation, change_of_bits, warning_text
+from tsugiki.training.record.result import Evaluation, change_of_bits, warning_text
 
 
 class Evaluations(dict[str, Evaluation]):

@@ -50,8 +50,8 @@ from tsugiki.report.sections import (
     selected,
 )
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, warning_text
-from tsugiki.training.record import RunRecord, Sample, read_record, samples_by_prompt
+from tsugiki.training.record.result import StepEvaluation, change_of_bits, warning_text
+from tsugiki.training.record.run_record import RunRecord, Sample, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
 RESULTS = ("result", "pairs", "held_out", "samples")

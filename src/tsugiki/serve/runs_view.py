@@ -35,10 +35,10 @@ from tsugiki.report.run import RESULTS, run_sections
 from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end, with_home
-from tsugiki.serve.page import get_route, post_route
 from tsugiki.serve.protocol import NameRequest
+from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.uploads import data_names
-from tsugiki.training.record import RunRecord, read_record
+from tsugiki.training.record.run_record import RunRecord, read_record
 
 LOG_FILE = "output.log"
 """The file in a run's folder with the output of its process, if the server has started it."""
