@@ -23,7 +23,6 @@ def test_what_is_refused(base: str, run, tmp_path: Path):
         (("--api-key-file", "nowhere"), "nowhere"),
         (("--adapter", "nobody"), "nobody"),
         (("--allow-host", "http://a"), "http://a"),
-        (("--allow-lora-path", "nowhere"), "nowhere"),
         (("--adapter", "a=empty"), "empty"),
         (("--host", "192.0.2.1", "--api-key", "k"), "192.0.2.1"),
     ):

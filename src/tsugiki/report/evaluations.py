@@ -9,8 +9,10 @@ from pydantic import BaseModel
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
-from tsugiki.report.page import in_frame, page
+from tsugiki.report.html import page
+from tsugiki.report.page import in_frame
 from tsugiki.report.pairs import scores_table
+from tsugiki.report.sections import Lead, Note, section
 from tsugiki.report.table import Table
 from tsugiki.training.record.pairs import TwoScores
 from tsugiki.training.record.result import Answers, Evaluation, change_of_bits, change_of_share, warning_text
@@ -48,7 +50,12 @@ class Results(dict[str, Result], ABC):
     def _repr_html_(self) -> str:
         table, notes = self.table()
         height = 240 + 60 * len(table.rows) + 30 * len(notes)
-        return in_frame(page(_("Evaluation"), notes[0], [(_("Results"), table.to_html())], notes[1:]), height)
+        about, *more = notes
+        shown = [
+            section("result", "", Lead(about), *map(Note, more)),
+            section("evaluations", _("Results"), table),
+        ]
+        return in_frame(page(_("Evaluation"), shown), height)
 
 
 class Evaluations(Results[Evaluation]):

@@ -46,18 +46,13 @@ class ServerSettings:
     """Seconds that a request may take."""
     stop_seconds: int = 30
     """Seconds that running requests may go on after SIGTERM."""
-    allow_lora_updates: bool = False
     allow_base_mismatch: bool = False
     origins: frozenset[str] = frozenset()
     """Other sites whose pages may use the API; the result of `check_origins`."""
     names: frozenset[str] = frozenset()
     """Other names of the server; the result of `check_hosts`."""
-    lora_roots: tuple[Path, ...] = ()
-    """Folders below which requests may name adapters by a path."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Adapters by name, besides those of the library; they are loaded at the start."""
-    list_runs: bool = False
-    """Whether `/v1/models` lists the runs as well; requests can name them in any case."""
     workspace: Workspace | None = None
     """Where the page finds runs and texts, and starts runs; None: nowhere."""
 
@@ -111,13 +106,10 @@ def serve(
                 settings.max_loaded,
                 settings.allow_base_mismatch,
                 settings.adapter_bytes,
-                settings.lora_roots,
             )
-            adapters.lists_runs = settings.list_runs
             access = Access(host, settings.api_key, settings.origins, settings.names)
             views = workspace_routes(settings.workspace, adapters) if settings.workspace else ()
-            updates = settings.allow_lora_updates or bool(settings.lora_roots)
-            app = new_app(engine, adapters, access, settings.seconds, updates, views)
+            app = new_app(engine, adapters, access, settings.seconds, views)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             server = Server(app, settings.stop_seconds, lambda: ready(url), app.state.end_requests)
             asyncio.run(_run(server, adapters, listening))
