@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from examples.embedded_base.muon import CombinedOptimizer, Muon, split_parameters
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -42,7 +43,6 @@ from tsugiki.training.learning_rate import restore_values, trained_values
 from tsugiki.training.loop import TrainingLoop
 from tsugiki.training.loop_setup import adamw, build_loop
 from tsugiki.training.lora_plus import loraplus
-from tsugiki.training.muon import CombinedOptimizer, Muon, split_parameters
 from tsugiki.training.output_head import head_weights
 from tsugiki.training.run import Run, prepared
 from tsugiki.training.sampled_softmax import SampledTextLoss, kept_tokens

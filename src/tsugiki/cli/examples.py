@@ -27,10 +27,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "tsugiki preview --model embedded --data ichiyo.jsonl",
         "tsugiki preview run.yaml --rows 5 --html preview.html",
     ),
-    "pretrain": (
-        "tsugiki pretrain examples/embedded_base/pretrain.yaml",
-        "tsugiki pretrain --resume runs/base",
-    ),
     "methods": ("tsugiki methods", "tsugiki methods dora", "tsugiki methods targets --model USER/NAME"),
     "compare": ("tsugiki compare examples/recipes/twin-compare.yaml --data ichiyo.jsonl",),
     "sweep": ("tsugiki sweep examples/recipes/twin-sweep.yaml --data ichiyo.jsonl --out runs/sweep",),

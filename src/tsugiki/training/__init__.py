@@ -25,7 +25,6 @@ __getattr__, __dir__ = lazy_names(
         "learning_rate": "automatic_learning_rate weight_gain",
         "loop": "Callback TrainingLoop",
         "lora_plus": "loraplus",
-        "muon": "muon_and_adamw orthogonalized plain_orthogonalized split_parameters",
         "model": "make_trainable shard_model",
         "packing": "PackedDataset pack_data",
         "cost": "Measured Need base_bytes loading_bytes measure stored_bytes",
@@ -47,9 +46,8 @@ __getattr__, __dir__ = lazy_names(
         "threads": "run_in_threads",
         "workflows.compare": "Point check_same_inputs compare comparison_rows needed_rank run_all sweep",
         "workflows.merge": "Merge MergeReport merge_into_folder",
-        "workflows.pretrain": "START build_model pretrain",
         "workflows.preview": "Preview preview",
         "workflows.quickstart": "PROMPTS",
-        "workflows.workflow_settings": ("ComparisonConfig MAX_RUNS PretrainConfig SweepConfig"),
+        "workflows.workflow_settings": "ComparisonConfig MAX_RUNS SweepConfig",
     },
 )
