@@ -12,7 +12,7 @@ from typing import Any
 from tsugiki.base.loading import default_device
 from tsugiki.io.json import write_json
 from tsugiki.report.table import Table
-from tsugiki.training.record import describe_machine
+from tsugiki.training.record.run_record import describe_machine
 
 _PACKAGES = (
     "tsugiki", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "litgpt", "lightning", "mlx", "mlx-lm",

@@ -35,11 +35,11 @@ from benchmarks.speed.workload import WARM_UP, StepBarrier, StopRequested, Workl
 from tsugiki.base.loading import default_device
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.record import describe_machine
-from tsugiki.training.run import prepared
-from tsugiki.training.train_steps import loop_of
+from tsugiki.training.record.run_record import describe_machine
+from tsugiki.training.run.stages import prepared
+from tsugiki.training.run.train_steps import loop_of
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 _OTHERS = ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")
 ENTRIES: Mapping[str, BenchmarkEntry] = {

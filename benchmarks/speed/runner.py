@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import child_environment
 from benchmarks.speed.entries import BenchmarkEntry
 from benchmarks.speed.workload import STEPS, WARM_UP, Workload
-from tsugiki.training import memory
+from tsugiki.training.tools import memory
 
 KILLED = "killed by the system, probably because memory ran out"
 """The reason for the failure of a process that was ended by SIGKILL."""

@@ -27,11 +27,11 @@ from tsugiki.data.splits import parse_held_out, split_records
 from tsugiki.data.store import read_index
 from tsugiki.methods.full import save_model
 from tsugiki.model.context import context_length
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import read_yaml, validated
-from tsugiki.training.loop import TrainingLoop
-from tsugiki.training.run import prepared
-from tsugiki.training.train_steps import loop_of
+from tsugiki.training.run.stages import prepared
+from tsugiki.training.run.train_steps import loop_of
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import read_yaml, validated
+from tsugiki.training.step.loop import TrainingLoop
 
 
 def main(path: Path) -> None:

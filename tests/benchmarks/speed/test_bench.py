@@ -117,7 +117,7 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, base: str,
 
 
 def test_too_little_memory_is_reported_before_loading(run, fast, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.memory.available", lambda: 300_000_000)
+    monkeypatch.setattr("tsugiki.training.tools.memory.available", lambda: 300_000_000)
     with pytest.raises(TsugikiError, match=r"497\.76 MB.*300\.00 MB free"):
         run("--entries", "chapter")
     out, _ = run("--entries", "chapter,peft-bf16")
