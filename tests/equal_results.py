@@ -63,7 +63,7 @@ RUNS = {
     "int8": f"{SHORT} --base-dtype int8",
     "nf4": f"{SHORT} --base-dtype nf4 --prompts 春は --sample-tokens 8",
     "houlsby": f"{SHORT} --base-dtype fp32 --method houlsby",
-    "chapter": f"{SHORT} --base-dtype fp32 --as-chapter --optimizer muon --retention-data embedded",
+    "chapter": f"{SHORT} --base-dtype fp32 --as-chapter --retention-data embedded",
 }
 """Runs of the embedded model, by the name of their folder; `a` and `b` are the adapters of the other commands."""
 WRONG = {

@@ -16,7 +16,7 @@ from tsugiki.cli import FlagsOf, as_command, root_command, words_of
 from tsugiki.cli.main import main
 from tsugiki.io import argument_descriptions
 from tsugiki.lora import LoraConfig
-from tsugiki.training import DEFAULT_LORA, ComparisonConfig, PretrainConfig, RunConfig, SweepConfig, settings_of
+from tsugiki.training import DEFAULT_LORA, ComparisonConfig, RunConfig, SweepConfig, settings_of
 
 _Given = Annotated[dict[str, Any], FlagsOf("tsugiki.training.RunConfig", without=("method_config",))]
 
@@ -31,7 +31,6 @@ def flags_of(command: str) -> dict[str, str]:
     ("command", "config", "without"),
     [
         ("train", RunConfig, {"method_config"}),
-        ("pretrain", PretrainConfig, set()),
         ("preview", RunConfig, {"method_config", "out"}),
         ("compare", ComparisonConfig, {"settings", "methods"}),
         ("sweep", SweepConfig, {"settings", "grid"}),

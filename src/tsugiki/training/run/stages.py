@@ -388,8 +388,8 @@ STAGES: tuple[Stage, ...] = (
     train_steps,  # the loop, in which `EvaluationCallback` evaluates, samples and writes `run.json`
     write_result,  # the files of the adapter or of the model
 )
-"""A whole run, as of `tsugiki train`. A preview ends after `choose_numbers`; pretraining writes its base before
-`read_texts`; the runs of a comparison share texts and base."""
+"""A whole run, as of `tsugiki train`. A preview ends after `choose_numbers`; the runs of a comparison share texts
+and base."""
 
 
 def _rows_in_time(run: Run) -> int:

@@ -221,7 +221,7 @@ class MethodSettings(Settings):
     bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if
     LoRA trains on a processor and is at least 1.1 times as fast with it, which is measured."""
     compute_dtype: ComputeDtype | None = None
-    """Dtype of the matrix products in full fine-tuning and pretraining; weights and optimiser are float32. Default:
+    """Dtype of the matrix products in full fine-tuning; weights and optimiser are float32. Default:
     bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
     base_dropout: Annotated[bool, NOT_PAIRS] = False
     """Keep the dropout layers of the model active during training."""
@@ -269,8 +269,6 @@ class ScheduleSettings(Settings):
     """Share of all steps over which the learning rate rises to its peak."""
     decay_ratio: float | None = Field(default=None, gt=0, lt=1)
     """Share of all steps over which the learning rate falls to 0 at the end. Requires warmup_stable_decay."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimiser. Muon updates the matrices inside the layers, and AdamW everything else."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     """AdamW's beta 2."""
     weight_decay: float = Field(default=0, ge=0, allow_inf_nan=False)
@@ -331,7 +329,7 @@ class OutputSettings(Settings):
     save_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. Default: a tenth of the run."""
     save_dtype: SaveDtype = "fp32"
-    """Dtype of the model's file after full fine-tuning or pretraining; checkpoints are float32."""
+    """Dtype of the model's file after full fine-tuning; checkpoints are float32."""
 
 
 class MachineSettings(Settings):
@@ -357,11 +355,16 @@ class RunConfig(
 ):  # the fields of the last base come first
     """The settings of `tsugiki train`, named as in transformers' `TrainingArguments` if it has them."""
 
-    @model_validator(mode="after")
-    def _check_shard(self) -> Self:
-        if self.shard != "none" and self.optimizer == "muon":
-            raise ValueError(_("optimizer muon needs whole matrices, which shard fsdp splits; use adamw"))
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _without_optimizer(cls, settings: Any) -> Any:
+        """Take `optimizer: adamw` out of settings of an earlier version, which had the choice."""
+        if not isinstance(settings, dict) or "optimizer" not in settings:
+            return settings
+        if settings["optimizer"] != "adamw":
+            message = _("`optimizer`: a run has AdamW, so leave it out; examples/embedded_base trains with Muon")
+            raise ValueError(message)
+        return {name: value for name, value in settings.items() if name != "optimizer"}
 
     @model_validator(mode="before")
     @classmethod
@@ -427,9 +430,6 @@ class RunConfig(
         if given:
             message = _("{given}: no setting of method {method}; leave it out")
             raise ValueError(message.format(given=", ".join(given), method=self.method))
-        if self.method == LORA_PLUS and self.optimizer != "adamw":
-            message = _("method {lora_plus} cannot be combined with optimizer {optimizer}; use adamw")
-            raise ValueError(message.format(lora_plus=LORA_PLUS, optimizer=self.optimizer))
         if self.add_tokens and self.base_dtype in ("int8", "nf4-int8"):
             raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:

@@ -67,8 +67,7 @@ class Setting:
 def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:
     """Return the settings of a config class, in the order of its fields, without those in `exclude`.
 
-    A field that is a dataclass is a section, whose settings are listed instead. The fields have descriptions, or
-    override fields that have them.
+    A field that is a dataclass is a section, whose settings are listed instead.
     """
     settings = []
     for name, of in config.model_fields.items():
@@ -81,7 +80,7 @@ def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> lis
         else:
             origin = next(base for base in reversed(config.__mro__) if name in vars(base).get("__annotations__", {}))
             default = None if of.is_required() else of.get_default(call_default_factory=True)
-            description, group = _description(config, name), getattr(origin, "group", "")
+            description, group = " ".join((of.description or "").split()), getattr(origin, "group", "")
             settings.append(Setting((name,), types, default, description, group, about, of.is_required()))
     return settings
 
@@ -100,15 +99,6 @@ def _nested(section: str, config: Any, defaults: Any, about: About) -> list[Sett
         )
         for one in fields(config)
     ]
-
-
-def _description(config: "type[BaseModel]", name: str) -> str:
-    """Return the description of a field, which an overridden field inherits."""
-    for base in config.__mro__:
-        of = getattr(base, "model_fields", {}).get(name)
-        if of is not None and of.description:
-            return " ".join(of.description.split())
-    raise KeyError(f"{config.__name__}.{name} has no description")
 
 
 def types_in(annotation: Any) -> tuple[Any, ...]:
