@@ -63,7 +63,8 @@ def _with_defaults(settings: Any) -> Any:
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 """Where a run computes, by torch's names."""
 
-AUTO: Literal["auto"] = "auto"
+Auto: TypeAlias = Literal["auto"]
+AUTO: Auto = "auto"
 
 
 def _as_tuple(value: Any) -> Any:
@@ -91,11 +92,15 @@ def _as_settings(value: Any) -> Any:
         raise ValueError(message.format(text=error_text(text, 100))) from error
 
 
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 PreferenceName: TypeAlias = Literal["dpo", "dpo_norm", "ipo", "orpo", "simpo", "kto", "apo_zero"]
 """The losses of `preference.losses.LOSSES`."""
 
 DataSetting: TypeAlias = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...],
+    tuple[Text, ...],
     Field(min_length=1),
     BeforeValidator(_as_tuple),
     PlainSerializer(lambda data: data[0] if len(data) == 1 else list(data)),
@@ -167,33 +172,31 @@ class DataSettings(Settings):
     """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
     drop_duplicates: Annotated[bool, NOT_PAIRS] = False
     """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
-    held_out: Annotated[
-        float | Annotated[str, Field(min_length=1)], About(first=True, page=marked("Held-out share"), most=1)
-    ] = AUTO
+    held_out: Annotated[float | Text, About(first=True, page=marked("Held-out share"), most=1)] = AUTO
     """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
     records (author=NAME), a file, or none: nothing is measured then on text that the run has not seen. auto: a tenth,
     or up to a quarter if six documents need so much."""
-    validation: float | Annotated[str, Field(min_length=1)] = AUTO
+    validation: float | Text = AUTO
     """Text that chooses the step whose adapter is kept. It is neither trained on nor held out: a share of the data, a
     condition on the records, a file, or none. auto: eight of the shorter documents; if fewer than five can be spared,
     every second window of the held-out text."""
     allow_overlap: bool = False
     """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
     contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
-    mix: Annotated[str | None, NOT_PAIRS] = Field(default=None, min_length=1)
+    mix: Annotated[Text | None, NOT_PAIRS] = None
     """Other text to train on as well, so that less is forgotten, and its share of the tokens in the loss: PATH:SHARE,
     such as other.txt:0.1."""
     assistant_turns: Annotated[AssistantTurns, About(data=("conversations",))] = "all"
     """Which answers of a conversation count in the loss: all, or the last one only."""
-    chat_template: Annotated[str | None, NOT_TEXTS] = Field(default=None, min_length=1)
+    chat_template: Annotated[Text | None, NOT_TEXTS] = None
     """Chat template for conversations, and for prompts with completions: a Jinja file; default, a plain one for a base
     that has none; or none, for prompts and completions that are joined as plain text. The adapter is saved with it.
     Default: that of the tokenizer."""
-    system: Annotated[str | None, NOT_TEXTS] = Field(default=None, min_length=1)
+    system: Annotated[Text | None, NOT_TEXTS] = None
     """System message of the prompts, which are the user's turns if the run learns conversations."""
     block_size: Annotated[int | None, About(page=marked("Tokens per row"), most=8192)] = Field(default=None, ge=2)
     """Tokens per row. Default: 512, or the model's context if it is shorter."""
-    add_tokens: str | None = Field(default=None, min_length=1)
+    add_tokens: Text | None = None
     """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
     a LoRA method; the tokenizer is saved with the adapter."""
 
@@ -212,7 +215,7 @@ class MethodSettings(Settings):
     preference_settings: Annotated[dict[str, float], BeforeValidator(_as_settings), ONLY_PAIRS] = {}
     """Settings of the preference loss, such as beta=0.2,likelihood=0.5; can be repeated. likelihood is the weight of
     the chosen answer's own likelihood, 1 by default; orpo has it in its formula."""
-    start_from: Annotated[str | None, About(other_flag="--from")] = Field(default=None, min_length=1)
+    start_from: Annotated[Text | None, About(other_flag="--from")] = None
     """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
     settings are taken as well; only r can be set, to a larger rank."""
     base_dtype: Annotated[BaseDtype | None, About(first=True, page=marked("Dtype of the base"))] = None
@@ -229,7 +232,7 @@ class MethodSettings(Settings):
     """Tokens of the vocabulary whose logits a step computes. full: all. sampled: those of the training data, those that
     the base finds likely, and a sample that stands for the others; evaluations always use all. Default: sampled if LoRA
     trains on a processor and the vocabulary is large."""
-    loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
+    loraplus_lr_ratio: Positive = 16
     """Method lora+: learning rate of B / learning rate of A."""
     method_config: dict[str, Any] = {}
     """Settings of any other method (`tsugiki methods NAME` lists them)."""
@@ -242,26 +245,17 @@ class ScheduleSettings(Settings):
 
     group: ClassVar[str] = "Schedule"
 
-    minutes: Annotated[float | None, About(first=True, page=marked("minutes"), most=10_000)] = Field(
-        default=None, gt=0, allow_inf_nan=False
-    )
+    minutes: Annotated[Positive | None, About(first=True, page=marked("minutes"), most=10_000)] = None
     """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
     machine is measured first, and gives the number of steps."""
-    epochs: Annotated[float, About(first=True, page=marked("epochs"), most=1000)] = Field(
-        default=3, gt=0, le=10_000, allow_inf_nan=False
-    )
+    epochs: Annotated[Positive, About(first=True, page=marked("epochs"), most=1000)] = Field(default=3, le=10_000)
     """Passes over the training data."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: Count | None = None
     """Number of optimiser steps. Overrides epochs."""
-    batch_size: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"], About(first=True, page=marked("Rows per step"), most=1024)
-    ] = AUTO
+    batch_size: Annotated[Count | Auto, About(first=True, page=marked("Rows per step"), most=1024)] = AUTO
     """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps, but at least 2
     and at most 16."""
-    learning_rate: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"],
-        About(first=True, page=marked("Learning rate"), most=10),
-    ] = AUTO
+    learning_rate: Annotated[Positive | Auto, About(first=True, page=marked("Learning rate"), most=10)] = AUTO
     """Peak learning rate. auto: by the width and weights of the model, the method, lora_alpha and the steps."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
@@ -302,16 +296,16 @@ class EvaluationSettings(Settings):
     ] = ()
     """Prompt that the model continues before training, every sample_steps and at the end; can be repeated. If the run
     learns conversations, it is the user's turn, which the model answers."""
-    sample_steps: int | None = Field(default=None, ge=1)
+    sample_steps: Count | None = None
     """Steps between samples. Default: half of the run."""
-    sample_tokens: int = Field(default=80, ge=1)
+    sample_tokens: Count = 80
     """Length of a sample in tokens."""
-    eval_steps: int | None = Field(default=None, ge=1)
+    eval_steps: Count | None = None
     """Steps between evaluations during the run. Default: 4 to 8 of them, or 2 or 3 in a very short run."""
-    held_out_characters: int | None = Field(default=None, ge=1)
+    held_out_characters: Count | None = None
     """Approximate number of held-out characters to evaluate, in windows spread evenly over the text. Default: 20,000,
     or fewer in a short run, so that the evaluations before and after it take at most 7 % of the time of its steps."""
-    retention_data: str | None = Field(default=None, min_length=1)
+    retention_data: Text | None = None
     """Text like the base's own training data, to measure what the model forgets: it is evaluated before and after
     training. Same formats as data. embedded: ten short pieces in modern Japanese that come with Tsugiki, for the model
     of that name."""
@@ -326,7 +320,7 @@ class OutputSettings(Settings):
 
     out: Annotated[str, About(first=True)] = Field(min_length=1)
     """Folder of the run. It will contain the trained adapter or model."""
-    save_steps: int | None = Field(default=None, ge=1)
+    save_steps: Count | None = None
     """Steps between checkpoints. Default: a tenth of the run."""
     save_dtype: SaveDtype = "fp32"
     """Dtype of the model's file after full fine-tuning; checkpoints are float32."""
@@ -339,7 +333,7 @@ class MachineSettings(Settings):
 
     device: DeviceName = "auto"
     """Where to compute. auto: on the accelerator of this machine if it has one, otherwise on the processor."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    micro_batch_size: Count | None = None
     """Rows that a thread or an accelerator computes at once; it changes speed and memory, not the result. Default: 512
     tokens (1,024 if the whole model trains) on a processor, 4,096 on an accelerator (2,048 on a Mac)."""
     recompute: Literal["auto", "none", "blocks"] = AUTO
