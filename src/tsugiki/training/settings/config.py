@@ -105,8 +105,35 @@ DataSetting: TypeAlias = Annotated[
 """Texts to read: one, or several in a list."""
 
 
-class TrainingSettings(BaseModel):
-    """The settings of every kind of training, named as in transformers' `TrainingArguments` if it has them."""
+LORA_PLUS = "lora+"
+UNRECORDED_IF_UNSET = (
+    "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
+    "system", "allow_overlap", "softmax", "preference", "preference_settings",
+)  # fmt: skip
+
+
+_HELD_OUT_CHARACTERS = 20_000
+_ABOVE_0 = math.ulp(0.0)
+_PREFERENCE_LIMITS = {"beta": (_ABOVE_0, math.inf), "tau": (_ABOVE_0, math.inf), "label_smoothing": (0.0, 0.5)}
+"""The lowest value of a setting, and the one below which all are, where it is not any number from 0."""
+_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout", "softmax")
+"""Settings that have no meaning for pairs of answers."""
+
+
+def validate_method(name: str) -> str:
+    """Return `name` if it is the name of a method; otherwise raise a ValueError that suggests a similar name."""
+    from tsugiki.methods.table import METHODS
+
+    if name in METHODS:
+        return name
+    near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
+    if near:
+        raise ValueError(_("no such method; did you mean {near}? (`tsugiki methods` lists them)").format(near=near[0]))
+    raise ValueError(_("no such method (`tsugiki methods` lists them)"))
+
+
+class RunConfig(BaseModel):
+    """The settings of `tsugiki train`, named as in transformers' `TrainingArguments` if it has them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -196,43 +223,6 @@ class TrainingSettings(BaseModel):
     shard: Literal["none", "fsdp"] = "none"
     """What each of several processes keeps of the weights. none: all. fsdp: a part, and the rest of a block while it
     computes (PyTorch's FSDP2); for a model that does not fit on one device."""
-
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
-        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
-            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
-        return self
-
-
-LORA_PLUS = "lora+"
-UNRECORDED_IF_UNSET = (
-    "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
-    "system", "allow_overlap", "softmax", "preference", "preference_settings",
-)  # fmt: skip
-
-
-_HELD_OUT_CHARACTERS = 20_000
-_ABOVE_0 = math.ulp(0.0)
-_PREFERENCE_LIMITS = {"beta": (_ABOVE_0, math.inf), "tau": (_ABOVE_0, math.inf), "label_smoothing": (0.0, 0.5)}
-"""The lowest value of a setting, and the one below which all are, where it is not any number from 0."""
-_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout", "softmax")
-"""Settings that have no meaning for pairs of answers."""
-
-
-def validate_method(name: str) -> str:
-    """Return `name` if it is the name of a method; otherwise raise a ValueError that suggests a similar name."""
-    from tsugiki.methods.table import METHODS
-
-    if name in METHODS:
-        return name
-    near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
-    if near:
-        raise ValueError(_("no such method; did you mean {near}? (`tsugiki methods` lists them)").format(near=near[0]))
-    raise ValueError(_("no such method (`tsugiki methods` lists them)"))
-
-
-class RunConfig(TrainingSettings):
-    """The settings of `tsugiki train`."""
 
     model: str = Field(min_length=1)
     """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
@@ -326,6 +316,12 @@ class RunConfig(TrainingSettings):
             return settings_to_start_from(settings["start_from"], settings)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
+            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
+        return self
 
     @model_validator(mode="after")
     def _check_preference(self) -> Self:
