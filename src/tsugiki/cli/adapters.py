@@ -466,8 +466,8 @@ def import_command(
 ) -> None:
     """Convert an adapter of another program to a folder that Tsugiki and PEFT can load.
 
-    It reads GGUF files, the folders of mlx-lm, LitGPT and torchtune, and adapter_model.bin of old releases of PEFT. A
-    pickle (.bin, .pt, .lora) is read by torch's weights-only loader, which loads tensors and runs no code of the file.
+    It reads GGUF files, the folders of mlx-lm, and adapter_model.bin of old releases of PEFT. A pickle (.bin) is read
+    by torch's weights-only loader, which loads tensors and runs no code of the file.
 
     Args:
         file: A file with an adapter, or the folder that holds it.
