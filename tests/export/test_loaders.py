@@ -59,7 +59,6 @@ def test_llama_cpp_supports_only_lora(method: str, base: str, tmp_path: Path):
     said = incompatibilities("llama.cpp", saved(base, tmp_path / "a", config))
     assert said == incompatibilities_before_training("llama.cpp", config, load_meta_model(base))
     assert bool(said) == (not isinstance(config, LoraConfig) or config.use_dora)
-    assert incompatibilities("ollama", tmp_path / "a") == [*said, *incompatibilities("ollama", tmp_path / "a")[-1:]]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_the_frozen_copy_that_peft_saves_with_an_embedding_is_ignored(tmp_path: 
 def test_another_base_is_reported_since_no_loader_checks_it(base: str, tmp_path: Path):
     folder = saved(base, tmp_path / "a", LoraConfig(r=2))
     other = save_tiny(tmp_path / "other", "gpt2", seed=1)
-    for loader in ("llama.cpp", "ollama", "peft"):
+    for loader in ("llama.cpp", "peft"):
         assert "trained on another base" in incompatibilities(loader, folder, other)[0]
         assert not any("another base" in said for said in incompatibilities(loader, folder, base))
 
@@ -108,24 +107,6 @@ def test_another_base_is_reported_since_no_loader_checks_it(base: str, tmp_path:
 def test_predictions_for_the_config_of_a_run(loader: Loader, method: str, said: str, base: str):
     run = RunConfig(model=base, data="x.txt", out="out", method=method)
     assert said in incompatibilities_before_training(loader, run.adapter_config, load_meta_model(base))[0]
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({}, []),
-        ({"target_modules": "all-linear"}, []),
-        ({"target_modules": r".*q_proj"}, ["regular expression"]),
-        ({"use_rslora": True, "lora_alpha": 16}, ["use_rslora"]),
-        ({"rank_pattern": {"q_proj": 2}, "use_dora": True}, ["DoRA", "different ranks"]),
-        ({"target_parameters": ["q_proj.weight"], "target_modules": []}, ["target_parameters"]),
-        ({"modules_to_save": ["lm_head"], "bias": "all"}, ["modules_to_save", "biases"]),
-    ],
-)
-def test_predictions_for_sglang_are_those_of_its_source(settings: dict[str, Any], said: list[str]):
-    found = incompatibilities_before_training("sglang", LoraConfig(**settings), tiny_model("llama"))
-    assert len(found) == len(said)
-    assert all(word in problem for word, problem in zip(said, found, strict=True))
 
 
 def test_unknown_architectures():

@@ -4,8 +4,8 @@ from typing import Literal, TypeAlias
 
 from tsugiki.lazy import lazy_names
 
-Loader: TypeAlias = Literal["llama.cpp", "ollama", "peft", "vllm", "sglang"]
-"""A program that loads adapters: llama.cpp and Ollama from a GGUF file, the others from the adapter's folder."""
+Loader: TypeAlias = Literal["llama.cpp", "peft"]
+"""A program that loads adapters: llama.cpp from a GGUF file, PEFT from the adapter's folder."""
 
 __getattr__, __dir__ = lazy_names(
     __name__,

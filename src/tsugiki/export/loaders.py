@@ -1,11 +1,7 @@
-"""Predict which other programs would reject an adapter, or load it and give another result.
+"""Predict whether llama.cpp or PEFT would reject an adapter, or load it and give another result.
 
-llama.cpp and Ollama load the GGUF file that `tsugiki export --gguf` writes; PEFT, vLLM and SGLang load the adapter's
-folder. The prediction is possible before training. Tests verify the statements about llama.cpp and PEFT against these
-programs; the statements about Ollama, vLLM and SGLang are from their sources. vLLM's `lora/peft_helper.py` rejects
-DoRA, modules_to_save, biases and ranks above --max-lora-rank, and uses one alpha and one rank for all layers. Its list
-of supported models (docs.vllm.ai) has no LoRA for GPT-2. SGLang's `lora/lora_config.py` and `lora/utils.py` read r,
-lora_alpha and a list of target_modules alone, and look there for the layer of each tensor.
+llama.cpp loads the GGUF file that `tsugiki export --gguf` writes, and PEFT the adapter's folder. The prediction is
+possible before training. Tests verify the statements against these programs.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,12 +26,8 @@ from tsugiki.methods.table import METHODS, format_of
 from tsugiki.model.token_vectors import find_tokens
 from tsugiki.model.trained_copies import find_modules_to_save
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank accepts
-_VLLM_DEFAULT_RANK = 16
 _EMBEDDING_AND_HEAD_NAMES = frozenset({"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"})
 _MERGE = marked("export it merged into its base instead (--merged)")
-# "LoRA adapters are no longer supported": github.com/ollama/ollama/pull/14969, server/create.go
-_OLLAMA = marked("Ollama supports no adapters since version 0.34.1; for that version or newer, {merge}")
 
 
 def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None = None) -> list[str]:
@@ -49,23 +41,19 @@ def incompatibilities(loader: Loader, adapter: AdapterFiles, model: str | None =
     if why:
         message = _("it was trained on another base than {model} ({why}), which {loader} does not check")
         problems.append(message.format(model=model, why=why, loader=loader))
-    if loader in ("peft", "vllm", "sglang"):
-        return problems + _config_incompatibilities(loader, config)
+    if loader == "peft":
+        return problems + _peft(config)
     if not isinstance(config, LoraConfig):
-        return problems + _not_lora(config) + _ollama(loader)
+        return problems + _not_lora(config)
     try:
         shape = load_meta_model(model or base.name or "")
     except TsugikiError as error:
-        return [
-            *problems,
-            _("whether llama.cpp can load it depends on its base: {error}").format(error=error),
-            *_ollama(loader),
-        ]
+        return [*problems, _("whether llama.cpp can load it depends on its base: {error}").format(error=error)]
     if config.lora_bias:  # such an adapter is not read as the updates of weights alone
         return problems + incompatibilities_before_training(loader, config, shape)
     layers, others, _wrong = parse_tensors(config, adapter.tensors)
     lora = LoraWeights(config, layers, others, base, None)
-    return problems + llama_cpp_incompatibilities(lora, shape) + _ollama(loader)
+    return problems + llama_cpp_incompatibilities(lora, shape)
 
 
 def incompatibilities_before_training(loader: Loader, config: object, model: PreTrainedModel) -> list[str]:
@@ -75,16 +63,16 @@ def incompatibilities_before_training(loader: Loader, config: object, model: Pre
     """
     if isinstance(config, FullConfig):
         return [_("the run trains every weight, so there will be no adapter; export the model instead")]
-    if loader in ("peft", "vllm", "sglang"):
-        return _config_incompatibilities(loader, config)
+    if loader == "peft":
+        return _peft(config)
     if not isinstance(config, LoraConfig):
-        return _not_lora(config) + _ollama(loader)
+        return _not_lora(config)
     targets = find_targets(model, config)
     experts = list(find_target_parameters(model, config))
     tokens = find_tokens(model, config.trainable_token_indices)
     whole = [*find_modules_to_save(model, config.modules_to_save), *trained_biases(model, config, targets), *tokens]
     whole += [f"{path}.lora_B.bias" for path in targets if config.lora_bias]
-    return _llama_cpp(model, targets, experts, whole, config.use_dora) + _ollama(loader)
+    return _llama_cpp(model, targets, experts, whole, config.use_dora)
 
 
 def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> list[str]:
@@ -94,61 +82,6 @@ def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> li
     dora = any(layer.magnitude is not None for layer in lora.layers.values())
     layers = [path for path in lora.layers if f"{path}.weight" not in experts]
     return _llama_cpp(model, layers, experts, whole, dora)
-
-
-def vllm_incompatibilities(config: object) -> list[str]:
-    """Return why vLLM does not serve an adapter, or serves it wrongly, as predicates whose subject is "it"."""
-    if not isinstance(config, LoraConfig):
-        return [marked("is not LoRA")]
-    gpt2 = marked("is for GPT-2's kind of layer (Conv1D), and vLLM has no LoRA for GPT-2")
-    reasons = {gpt2: config.fan_in_fan_out} | _not_served(config)
-    reasons |= {
-        marked("adapts parameters (target_parameters), which has not been tried with vLLM"): bool(
-            config.target_parameters
-        ),
-        marked("has layers of different ranks or alphas, which vLLM scales alike"): bool(
-            config.rank_pattern or config.alpha_pattern
-        ),
-        marked("has a rank above 512"): config.r > _VLLM_RANKS[-1],
-    }
-    return [reason for reason, applies in reasons.items() if applies]
-
-
-def sglang_incompatibilities(config: object) -> list[str]:
-    """Return why SGLang does not serve an adapter, or serves it wrongly, as predicates whose subject is "it"."""
-    if not isinstance(config, LoraConfig):
-        return [marked("is not LoRA")]
-    targets = config.target_modules
-    reasons = _not_served(config) | {
-        marked("adapts parameters (target_parameters), which SGLang looks for in target_modules"): bool(
-            config.target_parameters
-        ),
-        marked("has layers of different ranks or alphas, which SGLang scales alike"): bool(
-            config.rank_pattern or config.alpha_pattern
-        ),
-        marked("is scaled by lora_alpha / √r (use_rslora), and SGLang scales by lora_alpha / r"): config.use_rslora,
-        marked("names its layers by a regular expression, and SGLang reads a list of names alone"): (
-            isinstance(targets, str) and targets != "all-linear"
-        ),
-    }
-    return [reason for reason, applies in reasons.items() if applies]
-
-
-def _not_served(config: LoraConfig) -> dict[str, bool]:
-    """Return what neither vLLM nor SGLang serves, and whether the adapter has it."""
-    return {
-        marked("is DoRA"): config.use_dora,
-        marked("contains whole modules (modules_to_save)"): bool(config.modules_to_save),
-        marked("contains vectors of single tokens (trainable_token_indices)"): bool(config.trainable_token_indices),
-        marked("trains biases"): config.bias != "none" or config.lora_bias,
-    }
-
-
-def rank_for_vllm(config: LoraConfig) -> int | None:
-    """Return the --max-lora-rank that vLLM needs, or None if its default is enough or no accepted value is."""
-    if config.r <= _VLLM_DEFAULT_RANK:
-        return None
-    return next((rank for rank in _VLLM_RANKS if rank >= config.r), None)
 
 
 def peft_reads(adapter_format: AdapterFormat[Any, Any]) -> bool:
@@ -166,17 +99,15 @@ def is_plain_lora(config: object) -> bool:
 
     llama.cpp supports LoRA on embeddings and output heads for some bases only; `incompatibilities` decides that.
     """
-    if not isinstance(config, LoraConfig) or config.target_parameters or any(_not_served(config).values()):
+    if not isinstance(config, LoraConfig) or config.use_dora or config.bias != "none" or config.lora_bias:
+        return False
+    if config.target_parameters or config.modules_to_save or config.trainable_token_indices:
         return False
     targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules or ()
     return not any(target.rpartition(".")[2] in _EMBEDDING_AND_HEAD_NAMES for target in targets)
 
 
-def _config_incompatibilities(loader: Loader, config: object) -> list[str]:
-    """Return the incompatibilities with PEFT, vLLM or SGLang, which do not depend on the base."""
-    if loader != "peft":
-        reasons = vllm_incompatibilities(config) if loader == "vllm" else sglang_incompatibilities(config)
-        return [_("it {reason}").format(reason=_(reason)) for reason in reasons]
+def _peft(config: object) -> list[str]:
     adapter_format = format_of(config)
     if peft_reads(adapter_format):
         return []
@@ -191,10 +122,6 @@ def _not_lora(config: object) -> list[str]:
             kind=adapter_format.peft_type, instead=instead
         )
     ]
-
-
-def _ollama(loader: Loader) -> list[str]:
-    return [_(_OLLAMA).format(merge=_(_MERGE))] if loader == "ollama" else []
 
 
 def _llama_cpp(
