@@ -10,7 +10,6 @@ __getattr__, __dir__ = lazy_names(
             "weights_or_ones write_combined"
         ),
         "algebra.difference": "compare_layers compare_tensors overall",
-        "algebra.extract": "extract",
         "algebra.interference": "apply_rule random",
         "algebra.matrices": (
             "difference_norm effective_rank inner_product kept_energy singular_values svd truncated "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 from rich.cells import cell_len
 
-from tsugiki.cli.flags import Library, layer_names
+from tsugiki.cli.flags import Library
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export import Loader
@@ -412,50 +412,6 @@ def truncate_command(
     print_written(target)
 
 
-def extract_command(
-    *,
-    model: str,
-    base: str,
-    out: NewAdapter,
-    rank: int = 32,
-    target_modules: str = "all-linear",
-    library: Library = None,
-) -> None:
-    """Make a LoRA adapter from the difference between a fully fine-tuned model and its base.
-
-    Both models are read layer by layer. The energy of a change is the sum of squares of its elements.
-
-    Args:
-        model: The fine-tuned model: a folder, or a hub id.
-        base: The base that it was fine-tuned from: 'embedded', a model folder, or a hub id.
-        rank: Rank of the adapter.
-        target_modules: Layers to extract: name endings 'a,b', or 'all-linear' (all except the output head).
-    """
-    from tsugiki.adapters.algebra.extract import extract
-    from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.adapters.lora_weights import write_lora_weights
-    from tsugiki.adapters.metadata import Provenance, Source
-    from tsugiki.base.resolve import local_folder
-
-    target = new_adapter_folder(out, library)
-    found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track_layers)
-    provenance = Provenance(
-        operation="extract", sources=(Source(name=model),), settings={"rank": rank, "energy": found.energy}
-    )
-    write_lora_weights(found.lora, target, provenance, [local_folder(model)])
-    total = found.total_energy
-    lines = [_("overall: the adapter holds {energy:.2%} of the energy of all changes").format(energy=found.energy)]
-    if found.unchanged:
-        message = _("left out because they did not change: {unchanged}")
-        lines.append(message.format(unchanged=summarise_list(found.unchanged)))
-    if found.not_captured:
-        by_energy = sorted(found.not_captured.items(), key=lambda item: -item[1])
-        shares = [f"{name} ({energy / total:.2%})" for name, energy in by_energy]
-        lines.append(_("changed, but not in the adapter: {shares}").format(shares=summarise_list(shares)))
-    print_kept(found.kept, *lines)
-    print_written(target)
-
-
 def import_command(
     file: Path,
     *,
@@ -527,7 +483,6 @@ ADAPTERS: "Commands" = {
     "combine": (MAKE, combine_command),
     "scale": (MAKE, scale_command),
     "truncate": (MAKE, truncate_command),
-    "extract": (MAKE, extract_command),
     "import": (MAKE, import_command),
 }
 """The commands below `tsugiki adapters`, and their groups."""

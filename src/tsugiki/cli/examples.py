@@ -97,7 +97,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "tsugiki adapters truncate ichiyo --rank 4 --out small",
         "tsugiki adapters truncate ichiyo --energy 0.99 --out small",
     ),
-    "adapters extract": ("tsugiki adapters extract --model tuned --base USER/NAME --rank 16 --out extracted",),
     "adapters import": ("tsugiki adapters import lora.gguf --model USER/NAME --out lora",),
 }
 """Command -> command lines."""
