@@ -28,7 +28,7 @@ __getattr__, __dir__ = lazy_names(
         "muon": "muon_and_adamw orthogonalized plain_orthogonalized split_parameters",
         "model": "make_trainable shard_model",
         "packing": "PackedDataset pack_data",
-        "cost": "Measured Need base_bytes loading_bytes measure stored_bytes",
+        "cost": "Measured Need base_bytes loading_bytes measure",
         "dtype_speed": "faster_dtype leaves_dtype_open seconds_of_dtypes",
         "plan": "fitted plan_memory plan_run",
         "model_sample": "sample_model",

@@ -238,8 +238,7 @@ def _dtypes(config: RunConfig, shapes: Shapes, device: torch.device) -> list[Bas
         return [computing_dtype(config, shapes, device, load_dtype(config, device))]
     if is_stored_in_4_bits(shapes.config):  # its layers stay as they are in the files
         return ["nf4"]
-    kept: list[BaseDtype] = [] if gguf_path(config.model) is None else ["stored"]
-    return [planned_compute_dtype(device), "int8", *kept, "nf4"]
+    return [planned_compute_dtype(device), "int8", "nf4"]
 
 
 def computing_dtype(config: RunConfig, shapes: Shapes, device: torch.device, dtype: BaseDtype) -> BaseDtype:
