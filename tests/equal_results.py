@@ -150,9 +150,9 @@ class Commands:
     def combine_and_truncate(self) -> dict[str, Any]:
         """Combine two adapters in two ways, and truncate one of the results."""
         values = self.run("adapters combine a b --weights 0.7,0.3 --out ./combined")
-        values |= self.run("adapters combine a b --type dare_ties_svd --density 0.5 --rank 4 --out ./ties")
+        values |= self.run("adapters combine a b --type svd --rank 4 --out ./approximation")
         values |= self.run("adapters truncate ./combined --rank 3 --out ./truncated")
-        for name in ("combined", "ties", "truncated"):
+        for name in ("combined", "approximation", "truncated"):
             values |= weights_and_settings(self.folder / name, name)
         return values
 

@@ -304,8 +304,6 @@ def combine_command(
     weights: Weights = None,
     type_: str = "cat",
     rank: int | None = None,
-    density: float | None = None,
-    seed: int = 0,
     allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
 ) -> None:
@@ -315,11 +313,8 @@ def combine_command(
 
     Args:
         adapters: Names in the library, or folders.
-        type_: cat (the exact sum), svd (the sum, at a --rank), linear, or one of PEFT's other combination types,
-            which need a --density: ties, dare_ties, dare_linear, magnitude_prune, and these with _svd.
-        rank: Rank of the result, for types with svd; if unset, the highest of the adapters' ranks.
-        density: The share of elements that are kept, such as 0.2, for types that drop some.
-        seed: Seed of the random choice of elements, for the dare types.
+        type_: cat (the exact sum), or svd (the best approximation of the sum at a --rank).
+        rank: Rank of the result, for svd; if unset, the highest of the adapters' ranks.
     """
     from tsugiki.adapters.algebra.combine import (
         Combination,
@@ -332,7 +327,7 @@ def combine_command(
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
-    combination = Combination(type_, rank, density, seed)
+    combination = Combination(type_, rank)
     parts = load_weighted_adapters(folders, parse_weights(weights))
     lora = combine(parts, combination, allow_base_mismatch=allow_base_mismatch, track=track_layers)
     write_combined(lora, target, folders, [part.weight for part in parts], combination)

@@ -90,7 +90,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "adapters diff": ("tsugiki adapters diff ichiyo soseki",),
     "adapters combine": (
         "tsugiki adapters combine ichiyo soseki --weights 0.5,0.5 --out both",
-        "tsugiki adapters combine ichiyo soseki --type ties_svd --density 0.5 --out both",
+        "tsugiki adapters combine ichiyo soseki --type svd --rank 8 --out both",
     ),
     "adapters scale": ("tsugiki adapters scale ichiyo --by 0.5 --out half",),
     "adapters truncate": (
