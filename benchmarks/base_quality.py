@@ -14,12 +14,12 @@ from typing import Any
 
 from benchmarks.figures import Figures
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.evaluation.result import change_of_bits
-from tsugiki.training.record import RunRecord
-from tsugiki.training.resume import earlier_run
-from tsugiki.training.run import train
+from tsugiki.training.record.result import change_of_bits
+from tsugiki.training.record.run_record import RunRecord
+from tsugiki.training.run.resume import earlier_run
+from tsugiki.training.run.stages import train
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 HEADERS = {
     "en": ["model, text", "base", "bits/char before", "beside fp32", "after", "beside fp32"],

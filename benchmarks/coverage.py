@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from benchmarks.figures import Figures
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.interval import effective_trials, ratio_intervals, wilson_interval
+from tsugiki.training.record.interval import effective_trials, ratio_intervals, wilson_interval
 
 Array: TypeAlias = npt.NDArray[np.float64]
 

@@ -19,10 +19,10 @@ import tsugiki
 from benchmarks.figures import Figures
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.record import RunRecord
-from tsugiki.training.workflows.compare import run_all
+from tsugiki.training.record.run_record import RunRecord
+from tsugiki.training.run.compare import run_all
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 HEADERS = {
     "en": ["text", "steps", "base", "default", "lowest of the sweep", "default above it"],

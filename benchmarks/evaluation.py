@@ -24,14 +24,14 @@ from tsugiki.bench.workload import Workload
 from tsugiki.dtypes import torch_dtype
 from tsugiki.fast.document_masks import detect_document_masking
 from tsugiki.report.table import Table
-from tsugiki.training.choices import choose
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.evaluation.evaluate import evaluate, read_windows
-from tsugiki.training.facts import load_dtype
-from tsugiki.training.loop_setup import build_loop
-from tsugiki.training.model import make_trainable
-from tsugiki.training.processes import start_accelerator
+from tsugiki.training.choose.choices import choices_for
+from tsugiki.training.data.windows import read_windows
+from tsugiki.training.model.trainable import load_dtype, make_trainable
+from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
+from tsugiki.training.step.setup import build_loop
+from tsugiki.training.tools.processes import start_accelerator
 
 HEADERS = {
     "en": ["model", "threads", "evaluation, tokens/s", "training, tokens/s", "ratio"],
@@ -78,7 +78,7 @@ def _measured(name: str, threads: list[int], characters: int, repeats: int) -> d
     masking = detect_document_masking(model, workload.length)
     make_trainable(model, config)
     loop = build_loop(
-        accelerator, config, choose(config, model, len(blocks), blocks.block_size), model, blocks, masking
+        accelerator, config, choices_for(config, model, len(blocks), blocks.block_size), model, blocks, masking
     )
     tokenizer = load_tokenizer(EMBEDDED)  # its token ids are in the vocabulary of every known shape
     windows = read_windows(str(files("tsugiki") / "assets" / "quickstart"), characters)

@@ -11,7 +11,7 @@ from tsugiki.base.loading import default_device
 from tsugiki.bench.results import installed_versions
 from tsugiki.io.json import write_json
 from tsugiki.report.table import Table
-from tsugiki.training.record import describe_machine
+from tsugiki.training.record.run_record import describe_machine
 
 KIND = "figures"
 """The value of `kind` in such a file; the results of `tsugiki bench` have another one."""

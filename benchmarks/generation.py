@@ -27,7 +27,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.lora.hold import disable_adapter
 from tsugiki.lora.merge import merge
-from tsugiki.training.record import describe_machine
+from tsugiki.training.record.run_record import describe_machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

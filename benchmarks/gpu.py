@@ -36,11 +36,11 @@ from tsugiki.bench.tsugiki_entry import run
 from tsugiki.bench.workload import WARM_UP, StepBarrier, StopRequested, Workload
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.record import describe_machine
-from tsugiki.training.run import prepared
-from tsugiki.training.train_steps import loop_of
+from tsugiki.training.record.run_record import describe_machine
+from tsugiki.training.run.stages import prepared
+from tsugiki.training.run.train_steps import loop_of
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 ENTRIES: Mapping[str, BenchmarkEntry] = {
     **{name: peers.ENTRIES[name] for name in ("tsugiki-bf16", "tsugiki-int8", "peft-bf16-autocast", "trl")},

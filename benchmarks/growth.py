@@ -39,7 +39,7 @@ from tsugiki.io.atomic import check_writable, make_folder, write_text
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.io.json import read_json, write_json
 from tsugiki.model.meta import meta_model
-from tsugiki.training import memory
+from tsugiki.training.tools import memory
 
 TOOLS: Mapping[str, BenchmarkEntry] = {
     "PEFT": TRAINING_ENTRIES["peft-bf16-malloc"],

@@ -34,19 +34,20 @@ from tsugiki.lora.pair import LowRank
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.evaluation.evaluate import evaluate
-from tsugiki.training.evaluation.interval import t_percentile
-from tsugiki.training.learning_rate import restore_values, trained_values
-from tsugiki.training.loop import TrainingLoop
-from tsugiki.training.loop_setup import adamw, build_loop
-from tsugiki.training.lora_plus import loraplus
-from tsugiki.training.muon import CombinedOptimizer, Muon, split_parameters
-from tsugiki.training.output_head import head_weights
-from tsugiki.training.run import Run, prepared
-from tsugiki.training.sampled_softmax import SampledTextLoss, kept_tokens
-from tsugiki.training.text_loss import TextLoss
+from tsugiki.training.choose.softmax import kept_tokens
+from tsugiki.training.model.output_head import head_weights
+from tsugiki.training.model.trainable import restore_values, trained_values
+from tsugiki.training.record.interval import t_percentile
+from tsugiki.training.run.stages import Run, prepared
+from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
+from tsugiki.training.step.loop import TrainingLoop
+from tsugiki.training.step.lora_plus import loraplus
+from tsugiki.training.step.muon import CombinedOptimizer, Muon, split_parameters
+from tsugiki.training.step.sampled_loss import SampledTextLoss
+from tsugiki.training.step.setup import adamw, build_loop
+from tsugiki.training.step.text_loss import TextLoss
 
 HEADERS = ["idea", "text", "share of the rows until the goal, by seed", "cost of a row", "time", "last loss"]
 DEFAULT, PARTS, GOAL, LAST, TURNS = "default", 12, 8, 9, 5

@@ -49,7 +49,7 @@ from tsugiki.lora.graft import graft
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import meta_model
 from tsugiki.report.table import Table
-from tsugiki.training.memory import keep_freed_memory, process_peak
+from tsugiki.training.tools.memory import keep_freed_memory, process_peak
 
 _LLAMA: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 4096, "bos_token_id": 0, "eos_token_id": 0}
 SHAPES: dict[str, dict[str, Any]] = {

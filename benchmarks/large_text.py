@@ -45,7 +45,8 @@ from tsugiki.data.seen_texts import fingerprints
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
-from tsugiki.training import packing, split_data
+from tsugiki.training.data import packing
+from tsugiki.training.data import split as split_data
 
 SHORTEST, LONGEST = 300, 1500  # characters of a record
 AT_ONCE, COPIES = 10_000, 100
@@ -56,7 +57,7 @@ PHASES: Sequence[tuple[Any, str, str]] = (
     (split_data, "near_duplicates", "near-duplicates"),
     (split_data, "split_records", "split"),
     (split_data, "split_validation", "split"),
-    (split_data, "_read_data", "held-out text and counts"),
+    (split_data, "_split_data", "held-out text and counts"),
     (packing, "pack", "packing"),
     (blocks.Blocks, "fingerprint", "fingerprint of the rows"),
     (packing, "fingerprints", "fingerprints of the texts"),

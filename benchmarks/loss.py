@@ -19,7 +19,7 @@ from benchmarks.figures import Figures
 from tsugiki.fast.head import Head
 from tsugiki.fast.loss import chunked_loss, plain_loss
 from tsugiki.report.table import Table
-from tsugiki.training.memory import available, peak, reset_peak, resident
+from tsugiki.training.tools.memory import available, peak, reset_peak, resident
 
 Loss = Callable[[Tensor, Head, Tensor], Tensor]
 

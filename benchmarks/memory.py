@@ -24,9 +24,9 @@ from tsugiki.bench.workload import Workload
 from tsugiki.data.blocks import Collator, StepBatches
 from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.lora.graft import graft as plain_graft
-from tsugiki.training.gradients import Gradients
-from tsugiki.training.memory import peak, reset_peak, resident
-from tsugiki.training.processes import start_accelerator
+from tsugiki.training.step.gradients import Gradients
+from tsugiki.training.tools.memory import peak, reset_peak, resident
+from tsugiki.training.tools.processes import start_accelerator
 
 _GROUP = 512
 

@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 
 PROCEDURES = {
-    "imports alone": "import tsugiki.training.workflows.merge",
+    "imports alone": "import tsugiki.training.run.merge",
     "file to file": (
         "from pathlib import Path\n"
-        "from tsugiki.training.workflows.merge import *\n"
+        "from tsugiki.training.run.merge import *\n"
         "merge_into_folder(Merge('base', [Path('adapter')], verify=False), Path('out'), ProgressDisplay())"
     ),
     "file to file, verified": (
         "from pathlib import Path\n"
-        "from tsugiki.training.workflows.merge import *\n"
+        "from tsugiki.training.run.merge import *\n"
         "merge_into_folder(Merge('base', [Path('adapter')]), Path('out'), ProgressDisplay())"
     ),
     "in memory, bfloat16": (
@@ -40,7 +40,7 @@ PROCEDURES = {
     ),
 }
 _MEASURED = (
-    "import sys, tsugiki.training.memory as memory\nmemory.reset_peak()\nexec(sys.argv[1])\nprint(memory.peak())"
+    "import sys, tsugiki.training.tools.memory as memory\nmemory.reset_peak()\nexec(sys.argv[1])\nprint(memory.peak())"
 )
 
 

@@ -25,9 +25,9 @@ from tsugiki.data import document_end
 from tsugiki.fast import AnswerTokens, answer_log_probabilities, use_fast_paths
 from tsugiki.preference import LOSSES, Answers, likelihood_loss, open_preferences, pack_preferences
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.evaluation.interval import wilson_interval
-from tsugiki.training.learning_rate import automatic_learning_rate
+from tsugiki.training.choose.learning_rate import automatic_learning_rate
+from tsugiki.training.record.interval import wilson_interval
+from tsugiki.training.settings.config import RunConfig
 
 HEADERS = {
     "en": ["loss", "likelihood", "rate", "seed", "likelier", "gained more", "chosen", "rejected"],

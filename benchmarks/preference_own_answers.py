@@ -45,11 +45,11 @@ from tsugiki.generation.sampling import Sampling
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.evaluation.interval import Score, change, loss_interval
-from tsugiki.training.load_targets import evaluation_targets, loaded_targets
-from tsugiki.training.run import train
+from tsugiki.training.record.interval import Score, change, loss_interval
+from tsugiki.training.run.stages import train
+from tsugiki.training.score.targets import evaluation_targets, loaded_targets
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 HEADERS = {
     "en": ["trained with", "score", "each seed", "beside equal time", "distinct", "chosen, nats a token", "CPU s"],

@@ -30,12 +30,12 @@ from typing import Any
 from benchmarks.figures import Figures
 from tsugiki import evaluate_pairs
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.evaluation.pairs import PairScores, TwoScores
-from tsugiki.training.record import RunRecord
-from tsugiki.training.resume import earlier_run
-from tsugiki.training.run import train
+from tsugiki.training.record.pairs import PairScores, TwoScores
+from tsugiki.training.record.run_record import RunRecord
+from tsugiki.training.run.resume import earlier_run
+from tsugiki.training.run.stages import train
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 HEADERS = {
     "en": [

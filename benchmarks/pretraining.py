@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from tsugiki.bench.limit import Product, ProductLayout, operands, products
 from tsugiki.model.linear import features, is_conv1d
-from tsugiki.training.config import RunConfig
-from tsugiki.training.model import rows_of_micro_batch
-from tsugiki.training.run import prepared
-from tsugiki.training.threads import run_in_threads
-from tsugiki.training.train_steps import loop_of
+from tsugiki.training.model.rows import rows_of_micro_batch
+from tsugiki.training.run.stages import prepared
+from tsugiki.training.run.train_steps import loop_of
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.tools.threads import run_in_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

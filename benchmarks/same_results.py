@@ -22,10 +22,10 @@ from tsugiki import save_adapter
 from tsugiki.base.loading import load_model
 from tsugiki.model.freeze import disable_dropout
 from tsugiki.report.table import Table
-from tsugiki.training.config import CHAPTER, RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.run import prepared, train
-from tsugiki.training.train_steps import loop_of
+from tsugiki.training.run.stages import prepared, train
+from tsugiki.training.run.train_steps import loop_of
+from tsugiki.training.settings.config import CHAPTER, RunConfig
+from tsugiki.training.settings.files import validated
 
 HEADERS = {"en": ["measurement", "value"], "ja": ["測定項目", "値"]}
 

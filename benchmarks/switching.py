@@ -45,7 +45,7 @@ from tsugiki import (
 from tsugiki.bench.models import SHAPES, build
 from tsugiki.lora.graft import remove_adapter
 from tsugiki.report.table import Table
-from tsugiki.training.memory import reset_peak, resident
+from tsugiki.training.tools.memory import reset_peak, resident
 
 HEADERS = {
     "en": ["model", "dtype", "measurement", "Tsugiki", "PEFT"],

@@ -1,9 +1,9 @@
 """What a run could keep, by step and strength: `python -m benchmarks.trajectories TEXTS --out DIR`.
 
 TEXTS is a folder of JSONL files: of each text NAME, `NAME.train.jsonl` is learned, the documents of `NAME.valid.jsonl`
-choose, and those of `NAME.test.jsonl` judge. (`benchmarks.default_texts --aozora` writes them.) A run with
-automatic settings, that does not end early, scores both after each eighth of its steps with the whole and with half of
-its update. From these scores follows what each rule of `training.decisions`, and others, would have kept, also if it
+choose, and those of `NAME.test.jsonl` judge. (`benchmarks.default_texts --aozora` writes them.) A run with automatic
+settings, that does not end early, scores both after each eighth of its steps with the whole and with half of its
+update. From these scores follows what each rule of `training.choose.decisions`, and others, would have kept, also if it
 saw only two or five of the documents. The figures are the loss on the documents that judge, in percent above the lowest
 one that any step and strength of the run has there: mean and largest over the texts.
 
@@ -28,16 +28,17 @@ from tsugiki.data.encoding import encode_records
 from tsugiki.io.json import read_json, write_json
 from tsugiki.lora.hold import disable_adapter
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.decisions import lowest_of_parabola, multiply_update
-from tsugiki.training.evaluation.evaluate import TokenSequence, read_windows, score_sequences
-from tsugiki.training.evaluation.interval import change_interval
-from tsugiki.training.learning_rate import restore_values, trained_values
-from tsugiki.training.loop import Callback, TrainingLoop
-from tsugiki.training.run import prepared
-from tsugiki.training.spread import evenly_spread
-from tsugiki.training.train_steps import loop_of
+from tsugiki.training.choose.decisions import lowest_of_parabola, multiply_update
+from tsugiki.training.data.windows import read_windows
+from tsugiki.training.model.trainable import restore_values, trained_values
+from tsugiki.training.record.interval import change_interval
+from tsugiki.training.run.stages import prepared
+from tsugiki.training.run.train_steps import loop_of
+from tsugiki.training.score.evaluate import TokenSequence, score_sequences
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
+from tsugiki.training.step.loop import Callback, TrainingLoop
+from tsugiki.training.tools.spread import evenly_spread
 
 HEADERS = {
     "en": ["what is kept", "2 documents choose", "5 documents", "all"],

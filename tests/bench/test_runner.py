@@ -40,7 +40,7 @@ class Fake:
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Fake.log, Fake.held, Fake.failing = [], 0, ""
     monkeypatch.setattr(runner, "EntryProcess", Fake)
-    monkeypatch.setattr("tsugiki.training.memory.available", lambda: 100 * GB)
+    monkeypatch.setattr("tsugiki.training.tools.memory.available", lambda: 100 * GB)
     return Fake.log
 
 
@@ -82,7 +82,7 @@ def test_a_failed_entry_does_not_stop_the_others(failing: str, log: list[str]):
 
 
 def test_one_by_one_if_memory_does_not_hold_all(log: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.memory.available", lambda: 5 * GB // 2 - Fake.held)
+    monkeypatch.setattr("tsugiki.training.tools.memory.available", lambda: 5 * GB // 2 - Fake.held)
     found = run("a", "b", "c")
     assert log[:7] == ["start a", "a 1", "a 2", "start b", "b 1", "b 2", "end b"]
     steps = [line for line in log[8:] if not line.startswith(("start", "end"))]

@@ -93,7 +93,7 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, base: str,
 
 
 def test_too_little_memory_is_reported_before_loading(run, fast, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.memory.available", lambda: 300_000_000)
+    monkeypatch.setattr("tsugiki.training.tools.memory.available", lambda: 300_000_000)
     status, _, err = run("bench", "--entries", "chapter")
     assert (status, err.count("\n")) == (2, 1)
     assert "497.76 MB" in err

@@ -12,8 +12,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _, sentences
 from tsugiki.model.meta import meta_model
-from tsugiki.training import memory
-from tsugiki.training.record import describe_machine
+from tsugiki.training.record.run_record import describe_machine
+from tsugiki.training.tools import memory
 
 
 def run_benchmark(

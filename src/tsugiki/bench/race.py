@@ -46,7 +46,7 @@ from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.io.json import write_json
 from tsugiki.language import _, marked
-from tsugiki.training.record import describe_machine
+from tsugiki.training.record.run_record import describe_machine
 
 BEST = "peft-best"
 OTHERS = ("peft-documented", "trl", "tsugiki")

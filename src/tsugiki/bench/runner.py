@@ -22,7 +22,7 @@ from typing import Any
 from tsugiki.bench.entries import BenchmarkEntry
 from tsugiki.bench.workload import STEPS, WARM_UP, Workload
 from tsugiki.language import _
-from tsugiki.training import memory
+from tsugiki.training.tools import memory
 
 KILLED = "killed by the system, probably because memory ran out"
 """The reason for the failure of a process that was ended by SIGKILL."""

@@ -18,15 +18,15 @@ from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking
 from tsugiki.lowbit.quantization import quantize
 from tsugiki.preference.losses import LOSSES
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
-from tsugiki.training.choices import choose
-from tsugiki.training.config import CHAPTER, RunConfig
-from tsugiki.training.config_files import validated
-from tsugiki.training.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
-from tsugiki.training.facts import find_shapes, load_dtype
-from tsugiki.training.loop_setup import build_loop
-from tsugiki.training.model import make_trainable
-from tsugiki.training.preference_loss import AnswerLoss, training_reference
-from tsugiki.training.processes import start_accelerator
+from tsugiki.training.choose.choices import choices_for
+from tsugiki.training.measure.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+from tsugiki.training.measure.shapes import find_shapes
+from tsugiki.training.model.trainable import load_dtype, make_trainable
+from tsugiki.training.settings.config import CHAPTER, RunConfig
+from tsugiki.training.settings.files import validated
+from tsugiki.training.step.preference_loss import AnswerLoss, training_reference
+from tsugiki.training.step.setup import build_loop
+from tsugiki.training.tools.processes import start_accelerator
 
 _PREFERENCE = {"preference": "dpo", "preference_settings": {"likelihood": 0.0}}
 """DPO without the likelihood of the chosen answers, as in TRL. It takes as long as with it."""
@@ -61,7 +61,7 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     answers = random_answers(workload, model, masking) if workload.prompt else None
     blocks = answers.blocks if answers else random_blocks(workload, model.config.vocab_size)
     resolved = {"base_dtype": dtype} | make_trainable(model, config)
-    choices = choose(config, model, len(blocks), blocks.block_size)
+    choices = choices_for(config, model, len(blocks), blocks.block_size)
     loss = AnswerLoss(answers, LOSSES["dpo"], {}, likelihood=0.0) if answers else None
     loop = build_loop(accelerator, config, choices, model, blocks, masking, loss)
     note = "compute_dtype" if "compute_dtype" in resolved else "base_dtype"

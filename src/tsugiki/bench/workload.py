@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.training import memory
+from tsugiki.training.tools import memory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from tsugiki.cli.help import Commands
-    from tsugiki.training.load_targets import EvaluationTarget
+    from tsugiki.training.score.targets import EvaluationTarget
 
 
 def evaluate_command(
@@ -73,8 +73,8 @@ def evaluate_command(
     from tsugiki.data.read.answers import holds_completions
     from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.evaluation.questions import read_questions
-    from tsugiki.training.load_targets import (
+    from tsugiki.training.score.questions import read_questions
+    from tsugiki.training.score.targets import (
         answer_with_targets,
         evaluate_targets,
         evaluation_targets,

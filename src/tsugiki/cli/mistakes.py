@@ -12,7 +12,7 @@ from tsugiki.cli.flags import is_hidden
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.validation import OTHER_NAMES
 from tsugiki.language import _, marked
-from tsugiki.training.config_files import SEVERAL_TEXTS
+from tsugiki.training.settings.files import SEVERAL_TEXTS
 
 _MOST = 3  # suggestions
 _MESSAGES = [
