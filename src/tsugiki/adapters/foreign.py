@@ -33,6 +33,7 @@ from tsugiki.adapters.files import (
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, lora_files
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance, Source
 from tsugiki.adapters.verify import misfits
+from tsugiki.base.gguf.file import is_gguf
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.atomic import new_folder
@@ -72,6 +73,9 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
     the base, only the config is read. The result is the number of tensors in the new file.
     """
     file = _weight_file(path)
+    if is_gguf(file):
+        message = _("{file} is a GGUF file, which is only written; import the adapter that it was made from")
+        raise TsugikiError(message.format(file=file))
     tensors, model = read_tensors(file), load_meta_model(model_name)
     if not tensors:
         raise TsugikiError(_("{file} holds no tensors").format(file=file))

@@ -412,13 +412,12 @@ def import_command(
     *,
     model: str,
     out: NewAdapter,
-    allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
 ) -> None:
     """Convert an adapter of another program to a folder that Tsugiki and PEFT can load.
 
-    It reads GGUF files, the folders of mlx-lm, and adapter_model.bin of old releases of PEFT. A pickle (.bin) is read
-    by torch's weights-only loader, which loads tensors and runs no code of the file.
+    It reads the folders of mlx-lm, and adapter_model.bin of old releases of PEFT. A pickle (.bin) is read by torch's
+    weights-only loader, which loads tensors and runs no code of the file.
 
     Args:
         file: A file with an adapter, or the folder that holds it.
@@ -426,19 +425,12 @@ def import_command(
     """
     from tsugiki.adapters.foreign import import_adapter
     from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.base.gguf.file import is_gguf
-    from tsugiki.export.gguf_adapter import import_gguf_adapter
     from tsugiki.io.progress import ProgressDisplay
 
     folder = new_adapter_folder(out, library)
     with ProgressDisplay().stage(_("importing"), None):
-        if file.is_file() and is_gguf(file):
-            lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
-            line = _("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model)
-        else:
-            count = import_adapter(file, model, folder)
-            line = _("{folder}: {count} tensors, for {model}").format(folder=folder, count=count, model=model)
-    typer.echo(line)
+        count = import_adapter(file, model, folder)
+    typer.echo(_("{folder}: {count} tensors, for {model}").format(folder=folder, count=count, model=model))
     print_next_command("chat", str(folder))
 
 

@@ -97,6 +97,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "tsugiki adapters truncate ichiyo --rank 4 --out small",
         "tsugiki adapters truncate ichiyo --energy 0.99 --out small",
     ),
-    "adapters import": ("tsugiki adapters import lora.gguf --model USER/NAME --out lora",),
+    "adapters import": ("tsugiki adapters import adapters.safetensors --model USER/NAME --out lora",),
 }
 """Command -> command lines."""

@@ -10,7 +10,7 @@ Loader: TypeAlias = Literal["llama.cpp", "peft"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "gguf_adapter": "read_gguf_adapter write_gguf_adapter",
+        "gguf_adapter": "write_gguf_adapter",
         "gguf_architectures": "GGUF_ARCHITECTURES gguf_architecture_of",
         "gguf_model": "export_model merged_model stored_model write_model_gguf",
         "gguf_tokenizer_check": "PROMPTS compare_tokens",
