@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.checks import check_all_used, check_weights
 from tsugiki.base.identity import file_states, remember_files
-from tsugiki.base.quantized_files import DEQUANTIZED, is_stored_in_4_bits, quantization_settings
+from tsugiki.base.quantized_files import DEQUANTIZED, quantization_settings
 from tsugiki.base.resolve import (
     folder_entries,
     load_config,
@@ -70,17 +70,13 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
 
 
 def _load_quantized(folder: Path, config: PretrainedConfig, dtype: LoadDtype) -> PreTrainedModel | None:
-    """Load a model that is to be quantised, or is stored quantised, tensor by tensor; None if that is not possible."""
+    """Load a model that is to be quantised, tensor by tensor; None if that is not possible."""
     base_dtype = quantized_dtype(dtype)
-    if is_stored_in_4_bits(config):
-        base_dtype = base_dtype or "nf4"
-    elif base_dtype is None or quantization_settings(config):
+    if base_dtype is None or quantization_settings(config):
         return None
     from tsugiki.base.streaming import load_quantized
 
-    named = getattr(config.dtype, "itemsize", 4) == 2 and dtype == "auto"
-    compute_dtype = dtype if dtype in ("bf16", "fp16", "fp32") else preferred_compute_dtype()
-    model = load_quantized(folder, config, config.dtype if named else torch_dtype(compute_dtype), base_dtype)
+    model = load_quantized(folder, config, torch_dtype(preferred_compute_dtype()), base_dtype)
     if model is not None:
         _read_generation_config(model, folder)
     return model
