@@ -11,7 +11,6 @@ from rich.cells import cell_len
 from tsugiki.cli.flags import Library
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export import Loader
 from tsugiki.language import ENGLISH, _, choose_language
 from tsugiki.report.table import Table
 
@@ -234,33 +233,24 @@ def diff_command(
         print_line(_("note: {note}").format(note=note))
 
 
-_SETTINGS = (".yaml", ".yml")
-
-
 def verify_command(
     adapters: list[str] | None = None,
     *,
-    for_: Loader | None = None,
     model: str | None = None,
     library: Library = None,
 ) -> None:
     """Read adapters completely and list all problems; the exit status is 2 if there are any.
 
     The config must be supported, the weights must be finite and stored as safetensors, and LoRA factors must be
-    complete and have the ranks that the config gives. --for also lists why another program cannot load an adapter or,
-    before training, the adapter that a run's settings would give.
+    complete and have the ranks that the config gives.
 
     Args:
-        adapters: Names in the library, folders, or a run's settings (.yaml); the whole library if unset.
-        for_: Also list what this program cannot load.
+        adapters: Names in the library, or folders; the whole library if unset.
         model: A base that the adapters must fit: 'embedded', a model folder, or a hub id.
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
     from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
-    from tsugiki.base.loading import load_meta_model
-    from tsugiki.export.loaders import incompatibilities, incompatibilities_before_training
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.settings.files import load_config
 
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
@@ -272,23 +262,10 @@ def verify_command(
         base = known_base(model) if model else None
     with progress.stage("adapters", len(given)) as advance:
         for name in given:
-            if name.endswith(_SETTINGS):
-                if for_ is None:
-                    message = _(
-                        "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
-                        "the adapter"
-                    )
-                    raise TsugikiError(message.format(name=name))
-                settings = load_config(Path(name), {"model": model} if model else {})
-                shape = load_meta_model(settings.model)
-                problems = incompatibilities_before_training(for_, settings.adapter_config, shape)
-            else:
-                files = read_adapter_files(adapter_folder(name, home))
-                problems = list(files.problems)
-                if base and not problems:
-                    problems = find_misfits(files, base)
-                if for_ and not problems:
-                    problems = incompatibilities(for_, files, model)
+            files = read_adapter_files(adapter_folder(name, home))
+            problems = list(files.problems)
+            if base and not problems:
+                problems = find_misfits(files, base)
             broken += bool(problems)
             for problem in problems or [_("nothing is wrong")]:
                 print_line(f"{name}: {problem}")

@@ -85,7 +85,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "adapters remove": ("tsugiki adapters remove ichiyo", "tsugiki adapters remove old older --yes"),
     "adapters verify": (
         "tsugiki adapters verify",
-        "tsugiki adapters verify runs/ichiyo --model embedded --for peft",
+        "tsugiki adapters verify runs/ichiyo --model embedded",
     ),
     "adapters diff": ("tsugiki adapters diff ichiyo soseki",),
     "adapters combine": (
