@@ -49,11 +49,6 @@ from tsugiki.model.linear import is_conv1d
 from tsugiki.model.ungrafted import base_modules
 from tsugiki.model.weights import shared_parameters
 
-_OTHERS = {
-    r"lora_(unet|te\d?)_.*|.*\.lora_(down|up)\.weight": "kohya",
-    r"(unet|text_encoder|transformer|controlnet)\..*lora.*": "diffusers",
-}
-"""Names of tensors in adapters of image models -> the program."""
 _MLX_KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_a|lora_b|m)")
 _MLX_NAMES = {
     r"(.+)\.block_sparse_moe\.switch_mlp\.gate_proj": r"\1.mlp.experts.*.w1",
@@ -162,10 +157,6 @@ def _refuse_unknown(file: Path, tensors: Iterable[str], fields: Mapping[str, Any
     key = next((key for key in tensors if not key.startswith(PREFIX)), None)
     if key is None or (fields.get("peft_type") is not None and "lora" not in key):
         return
-    program = next((name for pattern, name in _OTHERS.items() if re.fullmatch(pattern, key)), None)
-    if program is not None:
-        message = _("{file} is an adapter of {program}, for an image model; Tsugiki reads adapters of language models")
-        raise TsugikiError(message.format(file=file, program=program))
     message = _(
         "{file}: {key} is not a name that PEFT or mlx-lm gives to a tensor of an adapter; save the adapter in PEFT's "
         "format with the program that trained it"
