@@ -17,6 +17,12 @@ from tsugiki.training.settings.files import SEVERAL_TEXTS
 _MOST = 3  # suggestions
 _MESSAGES = [
     (r"Missing (option|argument) (?P<name>.+)", marked("{name} is missing")),
+    (
+        r"No such command 'bench'.*",
+        marked(
+            "`tsugiki bench` left the package: a clone has `python -m benchmarks.speed` and `python -m benchmarks.race`"
+        ),
+    ),
     (r"No such command (?P<name>'.*')", marked("no such command {name}")),
     (
         r"No such command (?P<name>'.*')\. Did you mean (?P<near>.*)\?",

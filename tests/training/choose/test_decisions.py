@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from tests.runs import assert_resumes
 from tests.tiny import grafted, tiny_model
-from tests.training import test_preference_runs
-from tests.training.test_keep_best import config
+from tests.training.run import test_preference_runs
+from tests.training.run.test_keep_best import config
 from tsugiki import LoraConfig, graft
 from tsugiki.data import Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS

@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.test_splits import sentence
 from tests.tiny import byte_tokenizer
-from tests.training.test_preparation import CHATML, lines, sources
+from tests.training.data.test_preparation import CHATML, lines, sources
 from tsugiki import TsugikiError
 from tsugiki.io import ProgressDisplay
 from tsugiki.training import DatasetSplit, RunConfig, read_data

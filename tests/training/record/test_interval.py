@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from benchmarks.coverage import CASES, DOCUMENTS, SHARE, coverage, draw, draw_pairs, pair_intervals
+from benchmarks.quality.coverage import CASES, DOCUMENTS, SHARE, coverage, draw, draw_pairs, pair_intervals
 
 from tsugiki.training import (
     Score,

@@ -17,7 +17,7 @@ from tsugiki.report import report_page
 from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, train
 from tsugiki.training.run import stages as run
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
 import preference_loop
 
 LOG_2 = pytest.approx(math.log(2), abs=1e-6)

@@ -15,7 +15,7 @@ from tsugiki import LoraConfig, TsugikiError, graft, trainable_parameters
 from tsugiki.fast import use_fast_paths
 from tsugiki.training import Callback, RunConfig, TrainingLoop, linear_share, train
 
-LOOP = Path(__file__).resolve().parents[2] / "src" / "tsugiki" / "training" / "loop.py"
+LOOP = Path(__file__).resolve().parents[3] / "src" / "tsugiki" / "training" / "step" / "loop.py"
 
 
 def loop_of(kind: str = "gpt2", seed: int = 0, **settings: Any) -> TrainingLoop:

@@ -8,7 +8,7 @@
     process: Python and the imported libraries, which take no memory of an accelerator; recomputing imports more
 
 In full fine-tuning all weights train, and the copy that computes in 16 bits is the base; there is none in 32 bits.
-`benchmarks.planning` compares the result with runs.
+`benchmarks.memory.planning` compares the result with runs.
 
     step = blocks · (forward and backward pass of a block) + loss with the whole vocabulary
 """

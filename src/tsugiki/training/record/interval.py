@@ -5,7 +5,7 @@ document is left out in turn, and the squares of the changes of the ratio are ad
 heteroskedasticity-consistent covariance matrix estimators", 1985, HC3). The interval is the ratio plus and minus its
 error times Student's t. The degrees of freedom are those of R. M. Bell and D. F. McCaffrey ("Bias reduction in standard
 errors for linear regression with multi-stage samples", 2002): n - 1 for n documents of one length, fewer if a few long
-ones have most of the text. A bootstrap would be too narrow with few documents (`benchmarks/coverage.py` compares them).
+ones have most of the text. A bootstrap would be too narrow with few documents (`benchmarks.quality.coverage`).
 
 The tokens of a document are not independent of each other, so whole documents are counted, and near-duplicates together
 as one. Neither are pairs of answers to one prompt: their share has the interval of fewer pairs (`effective_trials`).
