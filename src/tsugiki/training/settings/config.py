@@ -220,9 +220,9 @@ class MethodSettings(Settings):
     settings are taken as well; only r can be set, to a larger rank."""
     base_dtype: Annotated[BaseDtype | None, About(first=True, page=marked("Dtype of the base"))] = None
     """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory;
-    nf4-int8 is nf4 with the output head in 8 instead of 16 bits; stored keeps the quantisation of a GGUF file. Default:
-    bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if
-    LoRA trains on a processor and is at least 1.1 times as fast with it, which is measured."""
+    nf4-int8 is nf4 with the output head in 8 instead of 16 bits. Default: bf16 if the processor or accelerator
+    multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if LoRA trains on a processor and is at
+    least 1.1 times as fast with it, which is measured."""
     compute_dtype: ComputeDtype | None = None
     """Dtype of the matrix products in full fine-tuning; weights and optimiser are float32. Default:
     bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
@@ -383,6 +383,12 @@ class RunConfig(
             return settings_to_start_from(settings["start_from"], settings)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
+            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
+        return self
 
     @model_validator(mode="after")
     def _check_preference(self) -> Self:
