@@ -267,17 +267,12 @@ def _value(setting: Setting, value: Any) -> Any:
     if not isinstance(value, str) or setting.types == (str,) or get_origin(setting.types[0]) is Literal:
         return value
     if any(_is_names(kind) for kind in setting.types):
-        return layer_names(value)
+        return value if value == "all-linear" else [name.strip() for name in value.split(",")]
     return yaml_value(setting.flag, value)
 
 
 def _is_names(kind: Any) -> bool:
     return get_args(kind) == (str,)
-
-
-def layer_names(text: str | None) -> list[str] | str | None:
-    """Return the layers that a flag names: a list from names with commas between them, or "all-linear"."""
-    return text if text is None or text == "all-linear" else [name.strip() for name in text.split(",")]
 
 
 def yaml_value(flag: str, text: str) -> Any:

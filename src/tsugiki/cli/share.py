@@ -10,7 +10,7 @@ from tsugiki.cli.adapters import AllowBaseMismatch, Weights, parse_weights
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Library
 from tsugiki.cli.terminal import print_line, print_next_command
-from tsugiki.dtypes import GgufDtype
+from tsugiki.dtypes import GgufAdapterDtype, GgufDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 
@@ -97,17 +97,19 @@ def export_command(
         tsugiki export runs/ichiyo --merged --gguf model.gguf --dtype q8_0
         tsugiki export --model USER/NAME --gguf model.gguf
     """
+    from tsugiki.adapters.files import named_base
+    from tsugiki.adapters.library import adapter_folder
     from tsugiki.export.gguf_adapter import MergedOnlyError
 
-    if adapter is None:
+    folder = None if adapter is None else adapter_folder(adapter, library)
+    if folder is None:
         _require(not merged, _("--merged requires an adapter, which is merged into its base"))
         _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
     elif not merged:
-        _require(
-            dtype not in ("bf16", "q8_0"), _("an adapter can be exported in f32 or f16; --merged exports the model")
-        )
+        message = _("an adapter can be exported in f32 or f16; --merged exports the model")
+        _require(dtype not in ("bf16", "q8_0"), message)
         try:
-            _export_adapter(adapter, gguf, model, dtype, library, allow_base_mismatch)
+            _export_adapter(folder, gguf, model, "f16" if dtype == "f16" else "f32", allow_base_mismatch)
             return
         except MergedOnlyError as error:
             if not sys.stdin.isatty():
@@ -115,59 +117,39 @@ def export_command(
             print_line(str(error))
             if not typer.confirm(_("Export base and adapter as one model?"), default=True):
                 raise typer.Exit(1) from error
-    _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
+    name = model or (None if folder is None else named_base(folder))
+    if name is None:
+        message = _("{folder} does not name the base that it was trained on; pass it as --model")
+        raise TsugikiError(message.format(folder=folder))
+    _export_model(name, folder, gguf, dtype, allow_base_mismatch, allow_tokenizer_mismatch)
 
 
-def _export_adapter(
-    adapter: str,
-    gguf: Path,
-    model: str | None,
-    dtype: GgufDtype | None,
-    library: Path | None,
-    allow_base_mismatch: bool,
-) -> None:
-    from tsugiki.adapters.library import adapter_folder
+def _export_adapter(folder: Path, gguf: Path, base: str | None, dtype: GgufAdapterDtype, allow_mismatch: bool) -> None:
     from tsugiki.export.gguf_adapter import export_gguf_adapter
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
-    folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("exporting"), None):  # computing the base's fingerprint reads all of its weights
-        done = export_gguf_adapter(
-            folder, gguf, model, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
-        )
-    typer.echo(
-        _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m BASE --lora {gguf}").format(
-            gguf=gguf,
-            layers=done.layers,
-            ranks=done.ranks,
-            alpha=done.alpha,
-            size=format_size(done.bytes),
-        )
-    )
+        done = export_gguf_adapter(folder, gguf, base, dtype, allow_base_mismatch=allow_mismatch)
+    message = _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m BASE --lora {gguf}")
+    size = format_size(done.bytes)
+    typer.echo(message.format(gguf=gguf, layers=done.layers, ranks=done.ranks, alpha=done.alpha, size=size))
 
 
 def _export_model(
-    adapter: str | None,
+    name: str,
+    folder: Path | None,
     gguf: Path,
-    model: str | None,
     dtype: GgufDtype | None,
-    library: Path | None,
     allow_base_mismatch: bool,
     allow_tokenizer_mismatch: bool,
 ) -> None:
-    from tsugiki.adapters.files import named_base
-    from tsugiki.adapters.library import adapter_folder
+    """Export a model, with the adapter in a folder if there is one, and print what was written and compared."""
     from tsugiki.base.resolve import gguf_path
     from tsugiki.export.gguf_model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
-    folder = None if adapter is None else adapter_folder(adapter, library)
-    name = model or (None if folder is None else named_base(folder))
-    if name is None:
-        message = _("{folder} does not name the base that it was trained on; pass it as --model")
-        raise TsugikiError(message.format(folder=folder))
     source = (
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )
