@@ -151,11 +151,9 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str]) ->
 
     A name can end with an underscore, which is not a part of the flag. An option that is off by default has no `--no-`.
     """
-    kind, *marks = (
-        get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (parameter.annotation,)
-    )
+    kind, mark = _kind_and_mark(parameter)
     is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    info: ParameterInfo = copy(marks[0]) if marks else typer.Option() if is_option else typer.Argument()
+    info: ParameterInfo = copy(mark) if mark else typer.Option() if is_option else typer.Argument()
     if info.help is None:
         info.help = descriptions[parameter.name]
     if is_option and info.default is ... and (parameter.name.endswith("_") or parameter.default is False):
@@ -163,12 +161,16 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str]) ->
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
 
 
+def _kind_and_mark(parameter: inspect.Parameter) -> tuple[Any, Any]:
+    """Return the type of a parameter, and what its annotation adds to it; None if nothing."""
+    is_marked = get_origin(parameter.annotation) is Annotated
+    return get_args(parameter.annotation)[:2] if is_marked else (parameter.annotation, None)
+
+
 def _option(parameter: inspect.Parameter, descriptions: Mapping[str, str]) -> inspect.Parameter:
     """Return an option of a command from a parameter of a function, which the function need not have a default for."""
-    kind, *marks = (
-        get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (parameter.annotation,)
-    )
-    mark = marks[0] if marks else Flag()
+    kind, mark = _kind_and_mark(parameter)
+    mark = mark or Flag()
     help_ = re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", descriptions[parameter.name])
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
     if is_several := _is_several(parameter):
