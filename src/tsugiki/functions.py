@@ -122,7 +122,7 @@ def evaluate(
     dtype: LoadDtype | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
-) -> "Results[Any]":
+) -> "Results":
     """Evaluate models and adapters on the same text, questions or pairs of answers, as `tsugiki eval` does.
 
     Args:
@@ -154,8 +154,9 @@ def evaluate(
     from tsugiki.data.read.answers import holds_completions
     from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
-    from tsugiki.report.evaluations import AnswerResults, Evaluations, PairResults
-    from tsugiki.training.score import targets as load_targets
+    from tsugiki.report.evaluations import Results, answers_table, evaluation_table
+    from tsugiki.report.pairs import scores_table
+    from tsugiki.training.score import targets as of_targets
     from tsugiki.training.score.questions import read_questions
 
     if [bool(data), questions is not None, bool(pairs)].count(True) != 1:
@@ -164,32 +165,28 @@ def evaluate(
             "answers to each prompt"
         )
         raise TsugikiError(message)
-    chosen, progress, notes = (
-        load_targets.evaluation_targets(_list(model), _list(adapter)),
-        ProgressDisplay(),
-        list[str](),
-    )
-    loaded = partial(load_targets.loaded_targets, chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+    chosen = of_targets.evaluation_targets(_list(model), _list(adapter))
+    progress, notes = ProgressDisplay(), list[str]()
+    loaded = partial(of_targets.loaded_targets, chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
     with quiet_libraries():
         if questions is not None:
             asked = read_questions(Path(questions))
             targets = loaded(only_pairs=all(isinstance(question.prompt, str) for question in asked))
-            return AnswerResults(chosen, load_targets.answer_with_targets(targets, asked, max_new_tokens, progress))
+            answers = of_targets.answer_with_targets(targets, asked, max_new_tokens, progress)
+            return Results(chosen, answers, answers_table)
         if pairs:
             targets = loaded(only_pairs=holds_completions(pairs, columns))
-            scores = load_targets.score_pairs_with_targets(targets, pairs, columns, notes, progress)
-            return PairResults(chosen, scores, notes)
-        targets = loaded(only_pairs=record_kinds(data, columns) == {Completion})
-        reading = Reading()
-        results = list(
-            load_targets.evaluate_targets(
-                targets, data, assistant_turns, characters, progress, columns=columns, reading=reading
-            )
+            scores = of_targets.score_pairs_with_targets(targets, pairs, columns, notes, progress)
+            return Results(chosen, scores, scores_table, notes)
+        targets, reading = loaded(only_pairs=record_kinds(data, columns) == {Completion}), Reading()
+        evaluated = of_targets.evaluate_targets(
+            targets, data, assistant_turns, characters, progress, columns=columns, reading=reading
         )
+        results = list(evaluated)
     if characters is not None and results[0].characters > characters:
         message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
         notes = [message.format(asked=characters, measured=results[0].characters)]
-    return Evaluations(chosen, results, [*reading.notes(), *notes])
+    return Results(chosen, results, evaluation_table, [*reading.notes(), *notes])
 
 
 def generate(

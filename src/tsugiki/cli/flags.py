@@ -253,14 +253,8 @@ def _parse(table: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str,
     """Return the given settings, nested as in a YAML file."""
     settings: dict[str, Any] = {}
     for parameter, setting in table.items():
-        value = values[parameter]
-        if value is None or value == []:
-            continue
-        *sections, name = setting.path
-        inner = settings
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = _value(setting, value)
+        if (value := values[parameter]) not in (None, []):
+            setting.put(settings, _value(setting, value))
     return settings
 
 
@@ -291,9 +285,7 @@ def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
     """
     words: list[str] = []
     for setting in sorted(settings_of(config, ["method_config"]), key=lambda setting: not setting.is_required):
-        value: Any = given
-        for name in setting.path:
-            value = value.get(name) if isinstance(value, Mapping) else None
+        value = setting.find(given)
         if value == setting.default:
             continue
         if isinstance(value, bool) and setting.types == (bool,):
@@ -329,7 +321,7 @@ def settings_text(config: "type[BaseModel]", given: Mapping[str, Any], only: Col
     listed = [
         setting
         for setting in settings_of(config)
-        if only is None or ".".join(setting.path) in only or _is_given(setting, given)
+        if only is None or ".".join(setting.path) in only or setting.find(given) is not None
     ]
     for setting in listed:
         section = setting.path[0] if len(setting.path) > 1 else ""
@@ -340,13 +332,6 @@ def settings_text(config: "type[BaseModel]", given: Mapping[str, Any], only: Col
         lines += ["", *_commented(setting, given.get(section, {}) if section else given, "  " if section else "")]
     others = {name: value for name, value in given.items() if name not in {setting.path[0] for setting in listed}}
     return "\n".join([*lines, *(["", _dump(others)] if others else [])]).lstrip("\n") + "\n"
-
-
-def _is_given(setting: Setting, given: Mapping[str, Any]) -> bool:
-    *sections, name = setting.path
-    for section in sections:
-        given = given.get(section) or {}
-    return name in given
 
 
 def _commented(setting: Setting, given: Mapping[str, Any], indent: str) -> list[str]:

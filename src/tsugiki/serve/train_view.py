@@ -220,11 +220,7 @@ class Training:
             "out": f"{RUNS_FOLDER}/{name}",
         }
         for field, value in own.items():
-            *sections, key = OFFERED[field].path
-            part = given
-            for section in sections:
-                part = part.setdefault(section, {})
-            part[key] = value
+            OFFERED[field].put(given, value)
         validated(RunConfig, given, None)
         return Prepared(name, given)
 

@@ -63,6 +63,19 @@ class Setting:
         """The name of the command's parameter."""
         return "__".join(self.path)
 
+    def find(self, given: Any) -> Any:
+        """Return its value in settings that are nested as in a YAML file; None if they do not have it."""
+        for name in self.path:
+            given = given.get(name) if isinstance(given, Mapping) else None
+        return given
+
+    def put(self, given: dict[str, Any], value: Any) -> None:
+        """Set its value in settings that are nested as in a YAML file."""
+        *sections, name = self.path
+        for section in sections:
+            given = given.setdefault(section, {})
+        given[name] = value
+
 
 def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:
     """Return the settings of a config class, in the order of its fields, without those in `exclude`.
