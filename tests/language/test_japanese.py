@@ -27,7 +27,7 @@ _WORD = re.compile(r"(?<![\w./:@=-])[a-z]{3,}(?![\w./=+-])")
 _TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name"}
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """
-    references beta likelihood torchtune llguidance
+    references beta likelihood llguidance
 accelerate
 bitsandbytes chmod git glibc lfs mmproj pip pull pyarrow pickle safetensors small split state dict tensorboard
 torch torchrun transformers wandb zip auth login echo install launch tsugiki sqrt graft ungraft unmerge bias alpha

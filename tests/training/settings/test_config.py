@@ -51,6 +51,7 @@ def test_a_preset_has_other_defaults_which_settings_override(tmp_path: Path):
         ({"validation": "none", "keep": "best"}, "keep best needs a validation text"),
         ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type.*warmup_stable_decay"),
         ({"method": "full", "optimizer": "muon"}, "`optimizer`: .*examples/embedded_base trains with Muon"),
+        ({"base_dtype": "stored"}, "base_dtype: .*'nf4'.*got 'stored'"),
         ({"learning_rate": -1.0}, "learning_rate: .*greater than 0"),
         ({"learning_rate": math.nan}, "learning_rate: .*finite"),
         ({"learning_rate": math.inf}, "learning_rate: .*finite"),

@@ -232,9 +232,9 @@ class RunConfig(BaseModel):
     """Fine-tuning method (`tsugiki methods` lists them)."""
     base_dtype: BaseDtype | None = None
     """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory;
-    nf4-int8 is nf4 with the output head in 8 instead of 16 bits; stored keeps the quantisation of a GGUF file. Default:
-    bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if
-    LoRA trains on a processor and is at least 1.1 times as fast with it, which is measured."""
+    nf4-int8 is nf4 with the output head in 8 instead of 16 bits. Default: bf16 if the processor or accelerator
+    multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if LoRA trains on a processor and is at
+    least 1.1 times as fast with it, which is measured."""
     softmax: Literal["full", "sampled"] | None = None
     """Tokens of the vocabulary whose logits a step computes. full: all. sampled: those of the training data, those that
     the base finds likely, and a sample that stands for the others; evaluations always use all. Default: sampled if LoRA
