@@ -10,7 +10,7 @@ from tsugiki.cli.adapters import AllowBaseMismatch, Weights, parse_weights
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Library
 from tsugiki.cli.terminal import print_line, print_next_command
-from tsugiki.dtypes import GgufAdapterDtype, GgufDtype
+from tsugiki.dtypes import GgufDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, marked
 
@@ -87,8 +87,7 @@ def export_command(
         model: The model, or the adapter's base: 'embedded', a folder, a GGUF file or a hub id. By default the base
             that the adapter names.
         merged: Merge the adapter into its base and export the model.
-        dtype: Type of the matrices in the file. For an adapter f32 (default) or f16; for a model any, by default
-            that of its files.
+        dtype: Type of the matrices in the file of a model, by default that of its files; an adapter is in f32.
         allow_base_mismatch: Export an adapter that was trained on another base.
         allow_tokenizer_mismatch: Write a model even if the file gives other tokens than the model's tokenizer.
 
@@ -106,10 +105,9 @@ def export_command(
         _require(not merged, _("--merged requires an adapter, which is merged into its base"))
         _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
     elif not merged:
-        message = _("an adapter can be exported in f32 or f16; --merged exports the model")
-        _require(dtype not in ("bf16", "q8_0"), message)
+        _require(dtype in (None, "f32"), _("an adapter is exported in f32; --merged exports the model in --dtype"))
         try:
-            _export_adapter(folder, gguf, model, "f16" if dtype == "f16" else "f32", allow_base_mismatch)
+            _export_adapter(folder, gguf, model, allow_base_mismatch)
             return
         except MergedOnlyError as error:
             if not sys.stdin.isatty():
@@ -124,13 +122,13 @@ def export_command(
     _export_model(name, folder, gguf, dtype, allow_base_mismatch, allow_tokenizer_mismatch)
 
 
-def _export_adapter(folder: Path, gguf: Path, base: str | None, dtype: GgufAdapterDtype, allow_mismatch: bool) -> None:
+def _export_adapter(folder: Path, gguf: Path, base: str | None, allow_base_mismatch: bool) -> None:
     from tsugiki.export.gguf_adapter import export_gguf_adapter
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
     with ProgressDisplay().stage(_("exporting"), None):  # computing the base's fingerprint reads all of its weights
-        done = export_gguf_adapter(folder, gguf, base, dtype, allow_base_mismatch=allow_mismatch)
+        done = export_gguf_adapter(folder, gguf, base, allow_base_mismatch=allow_base_mismatch)
     message = _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m BASE --lora {gguf}")
     size = format_size(done.bytes)
     typer.echo(message.format(gguf=gguf, layers=done.layers, ranks=done.ranks, alpha=done.alpha, size=size))
