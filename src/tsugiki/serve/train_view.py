@@ -80,10 +80,14 @@ def _choices(setting: Setting) -> list[tuple[str, str]]:
     return [(name, name) for name in get_args(setting.types[0])] if get_origin(setting.types[0]) is Literal else []
 
 
+def _number(setting: Setting) -> type | None:
+    """Return the type of number that a setting can be; None if it is none."""
+    return next((kind for kind in setting.types if kind in (int, float)), None)
+
+
 def _allowed(setting: Setting) -> Any:
     """Return the type of a setting in a request: a number, some texts, or one of some names; a text may be a path."""
-    number = next((kind for kind in setting.types if kind in (int, float)), None)
-    if number is not None:
+    if number := _number(setting):
         return Annotated[number, Field(le=setting.about.most)]
     if setting.types == (tuple[str, ...],):
         return Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4)]
@@ -174,7 +178,7 @@ class Training:
                 {
                     "name": name,
                     "label": _(setting.about.page),
-                    "kind": "number" if setting.about.most else "texts" if setting.default == () else "choice",
+                    "kind": "number" if _number(setting) else "texts" if setting.default == () else "choice",
                     "choices": _choices(setting),
                     "default": setting.default,
                     "section": setting.path[0] if len(setting.path) > 1 else None,
