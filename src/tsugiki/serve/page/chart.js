@@ -7,7 +7,7 @@
 
 import { h } from "./dom.js";
 
-/** @typedef {[number, number] | [number, number, number, number]} Point step, figure, and its interval if it has one */
+/** @typedef {[number, number] | [number, number, number, number]} Point step, figure, and the ends of an interval */
 /** @typedef {{ name: string, colour: number, faint: boolean, points: Point[] }} Series */
 
 const HEIGHT = 280;
@@ -96,7 +96,8 @@ export function newChart(caption, keys, lang, signal) {
       s("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }),
     );
     plot.replaceChildren(image);
-    legend.replaceChildren(...series.filter((one) => !one.faint).map((one) => h(`li.s${one.colour + 1}`, {}, h("i"), one.name)));
+    const names = series.filter((one) => !one.faint);
+    legend.replaceChildren(...names.map((one) => h(`li.s${one.colour + 1}`, {}, h("i"), one.name)));
     point(cursor);
   }
 
