@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.base.resolve import EMBEDDED
-from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, vllm_incompatibilities
+from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_size
 from tsugiki.language import ENGLISH, _, speaking
@@ -181,7 +181,7 @@ def _usage(adapter: CardData) -> list[Part]:
     if not adapter.base.name:
         parts.append(Sentence(_("Replace BASE by the base model: a folder, or a name on the hub.")))
     parts += [Sentence(_("With Tsugiki:")), Code(f"tsugiki pull {adapter.repo_id}\n{generate}")]
-    return [*parts, *_with_peft(adapter), *_with_vllm(adapter, base), *_with_llama_cpp(adapter)]
+    return [*parts, *_with_peft(adapter), *_with_llama_cpp(adapter)]
 
 
 def _with_peft(adapter: CardData) -> list[Part]:
@@ -195,29 +195,12 @@ def _with_peft(adapter: CardData) -> list[Part]:
     return [Sentence(_("With PEFT:")), Code(f"from peft import PeftModel\n{load}\n{loaded}", "python")]
 
 
-def _with_vllm(adapter: CardData, base: str) -> list[Part]:
-    reasons = vllm_incompatibilities(adapter.config)
-    if not reasons:
-        rank = rank_for_vllm(adapter.config)
-        limit = f"--max-lora-rank {rank} " if rank else ""
-        command = f"vllm serve {base} --enable-lora {limit}--lora-modules {adapter.name}={adapter.repo_id}"
-        return [Sentence(_("With vLLM, if it supports LoRA for the base's architecture:")), Code(command)]
-    message = _("vLLM cannot serve this adapter, which {reasons}.")
-    cannot = Sentence(message.format(reasons=_(", and which ").join(map(_, reasons))))
-    command = f"tsugiki merge --model {base} --adapter {adapter.name} --out merged"
-    return [cannot, *_if_merged(adapter, _("It can serve the merged model:"), command)]
-
-
 def _with_llama_cpp(adapter: CardData) -> list[Part]:
     export = f"tsugiki export {adapter.name}"
     if is_plain_lora(adapter.config):
         command = f"{export} --gguf {adapter.name}.gguf\nllama-cli -m base.gguf --lora {adapter.name}.gguf"
         return [Sentence(_("With llama.cpp, if the base is available as a GGUF file:")), Code(command)]
     cannot = Sentence(_("llama.cpp cannot load this adapter."))
-    command = f"{export} --merged --gguf {adapter.name}.gguf"
-    return [cannot, *_if_merged(adapter, _("It can load the merged model:"), command)]
-
-
-def _if_merged(adapter: CardData, says: str, command: str) -> list[Part]:
-    """Return what to do with the merged model; nothing if the adapter cannot be merged."""
-    return [Sentence(says), Code(command)] if can_merge(format_of(adapter.config)) else []
+    if not can_merge(format_of(adapter.config)):
+        return [cannot]
+    return [cannot, Sentence(_("It can load the merged model:")), Code(f"{export} --merged --gguf {adapter.name}.gguf")]
