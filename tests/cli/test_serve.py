@@ -36,7 +36,7 @@ def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.Monk
 
     def serve(*_given: object) -> None:
         settings = next(one for one in _given if isinstance(one, server.ServerSettings))
-        seen.append((settings.api_key, "TSUGIKI_API_KEY" in os.environ))
+        seen.append((settings.access.api_key, "TSUGIKI_API_KEY" in os.environ))
 
     seen: list[tuple[str | None, bool]] = []
     monkeypatch.setattr(server, "serve", serve)

@@ -87,7 +87,7 @@ def serve_command(
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
     from tsugiki.generation.request import Limits
-    from tsugiki.serve.security import check_hosts, check_origins
+    from tsugiki.serve.security import Access, check_hosts, check_origins
     from tsugiki.serve.train_view import Workspace
 
     if texts is not None and not texts.is_dir():
@@ -98,17 +98,13 @@ def serve_command(
     name = Path(model).resolve().name if Path(model).exists() else model
     folders = _folders(adapter or [], name)
     settings = ServerSettings(
-        host,
-        port,
-        key,
+        Access(host, key, check_origins(allow_origin or []), check_hosts(allow_host or [])),
         Limits(max_batch, round(cache_memory * 1e9), max_waiting, round(prefix_memory * 1e9), max_wait),
         max_loaded,
         round(adapter_memory * 1e9),
         timeout,
         stop_timeout,
         allow_base_mismatch,
-        check_origins(allow_origin or []),
-        check_hosts(allow_host or []),
         folders,
         Workspace(model, Path.cwd(), texts or Path(), aozora),
     )
