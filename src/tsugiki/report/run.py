@@ -148,8 +148,8 @@ def _held_out(record: RunRecord) -> Iterator[Part]:
                 last.skipped_records,
             )
             yield Note(message.format(count=last.skipped_records))
-        compared = _("Between models with different tokenizers, compare bits per character.")
-        yield Sentence(f"{describe_intervals(len(last.independent))} {compared}")
+        message = _("{intervals} Between models with different tokenizers, compare bits per character.")
+        yield Sentence(message.format(intervals=describe_intervals(len(last.independent))))
     yield Facts(_training(record))
     step = record.kept_step if record.status == "finished" else None
     kept = None if step is None else (step, _("kept"))
