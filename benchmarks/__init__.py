@@ -1,10 +1,10 @@
-"""Measurements that only the documents need. Run from the repository root: `python -m benchmarks.NAME --help`."""
+"""Measurements, each a module that is run from the root of the repository: README.md says what each answers."""
 
 import os
 from pathlib import Path
 
 
-def import_in_children() -> None:
-    """Let the processes of benchmark entries import this package, as they do not import from the working directory."""
+def child_environment() -> dict[str, str]:
+    """Return the environment of a process that imports this package, although not from its working directory."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -1,20 +1,25 @@
-"""A table of figures for the guides: headers, cells, and how the figures were measured, as a JSON file."""
+"""A table of figures for the guides: headers, cells, and with what they were measured."""
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tsugiki.base.loading import default_device
-from tsugiki.bench.results import installed_versions
 from tsugiki.io.json import write_json
 from tsugiki.report.table import Table
-from tsugiki.training.record import describe_machine
+from tsugiki.training.record.run_record import describe_machine
+
+_PACKAGES = (
+    "tsugiki", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "litgpt", "lightning", "mlx", "mlx-lm",
+)  # fmt: skip
 
 KIND = "figures"
-"""The value of `kind` in such a file; the results of `tsugiki bench` have another one."""
+"""The value of `kind` in such a file; the results of `benchmarks.speed` have another one."""
 
 _JAPANESE_CELLS = {
     r"^chosen answers alone$": "良い応答だけ",
@@ -67,6 +72,23 @@ _JAPANESE_CELLS = {
     r"^the chapter's script$": "章のスクリプト",
 }
 """Pattern of words in cells -> what a Japanese guide has instead."""
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of those packages that affect the figures and are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def computer(machine: Mapping[str, Any]) -> str:
+    """Return the name of the accelerator, or else of the processor, from the fields of a `Machine`."""
+    without = ", without C functions" if machine.get("c_functions") is False else ""
+    return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads{without}"
 
 
 def _cell(text: str, language: str) -> str:

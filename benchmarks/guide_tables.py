@@ -7,7 +7,7 @@ In a guide, a table is between two comments, of which the first names its file:
     <!-- figures: ../benchmarks/results/gpt2-small.json -->
     <!-- end of figures -->
 
-The file holds the results of `tsugiki bench`, or `Figures`.
+The file holds the results of `benchmarks.speed`, or `Figures`.
 """
 
 import re
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from benchmarks.figures import KIND, Figures
-from tsugiki.bench.results import EntryResult, Results, computer, results_table
+from benchmarks.figures import KIND, Figures, computer
+from benchmarks.speed.results import EntryResult, Results, results_table
 from tsugiki.errors import TsugikiError
 from tsugiki.io.json import read_json
 from tsugiki.report.table import Table
@@ -57,7 +57,7 @@ def guide_language(file: Path) -> Language:
 
 
 def read_results(file: Path) -> Results:
-    """Read the results of `tsugiki bench`.
+    """Read the results of `benchmarks.speed`.
 
     Raises:
         TsugikiError: the file is missing or does not hold results.

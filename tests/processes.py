@@ -18,7 +18,13 @@ from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["torch.distributed.fsdp", "transformers.modeling_utils", "tsugiki.training.run", "tsugiki.cli.main", "tests.tiny"]
+    [
+        "torch.distributed.fsdp",
+        "transformers.modeling_utils",
+        "tsugiki.training.run.stages",
+        "tsugiki.cli.main",
+        "tests.tiny",
+    ]
 )
 TIMEOUT = 300.0
 """Seconds after which a process is taken to hang; generous, since tests share a machine."""

@@ -14,8 +14,9 @@ from tsugiki import TsugikiError
 from tsugiki.data import Blocks, pack
 from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
-from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choose, run, start_accelerator
-from tsugiki.training.loop_setup import build_loop
+from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choices_for, start_accelerator
+from tsugiki.training.run import stages as run
+from tsugiki.training.step.setup import build_loop
 
 TRAIN = (
     *("--data", "text.txt", "--out", "run", "--max-steps", "2", "--block-size", "32", "--learning-rate", "0.01"),
@@ -131,7 +132,7 @@ def loop_of(
 ) -> TrainingLoop:
     """The loop of a prepared model; by default on the processor, with `uneven_blocks`."""
     blocks = blocks or uneven_blocks()
-    chosen = choose(config, model, len(blocks), blocks.block_size)
+    chosen = choices_for(config, model, len(blocks), blocks.block_size)
     masking = masking or detect_document_masking(model)
     return build_loop(accelerator or start_accelerator("cpu"), config, chosen, model, blocks, masking)
 

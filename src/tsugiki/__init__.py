@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from warnings import filterwarnings
 
 if TYPE_CHECKING:
-    from tsugiki.adapters.format import load_adapter, save_adapter
-    from tsugiki.adapters.pretrained import graft, print_trainable_parameters
+    from tsugiki.adapters.format import save_adapter
+    from tsugiki.adapters.pretrained import graft, load_adapter, print_trainable_parameters
     from tsugiki.adapters.reference import reference_model
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
@@ -57,7 +57,7 @@ _MODULE_OF = {
     "TsugikiError": "tsugiki.errors",
     "active_adapter": "tsugiki.lora.hold",
     "disable_adapter": "tsugiki.lora.hold",
-    "load_adapter": "tsugiki.adapters.format",
+    "load_adapter": "tsugiki.adapters.pretrained",
     "save_adapter": "tsugiki.adapters.format",
     "merge": "tsugiki.lora.merge",
     "merge_quantized": "tsugiki.lora.merge",

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsugiki.data.read.schemas import NO_COLUMNS
 from tsugiki.data.records import AssistantTurns, Completion, Message
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 if TYPE_CHECKING:
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.evaluation.pairs import TwoScores
-    from tsugiki.training.record import RunRecord
-    from tsugiki.training.workflows.preview import Preview
+    from tsugiki.training.record.pairs import TwoScores
+    from tsugiki.training.record.run_record import RunRecord
+    from tsugiki.training.run.preview import Preview
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,7 +70,7 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     """
     from tsugiki.io.progress import quiet_libraries
     from tsugiki.report.run import ShownRecord, write_report
-    from tsugiki.training.run import train as train_run
+    from tsugiki.training.run.stages import train as train_run
 
     config = validated(RunConfig, settings, None)
     with quiet_libraries():
@@ -95,7 +95,7 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     """
     from tsugiki.io.progress import quiet_libraries
     from tsugiki.report.preview import ShownPreview
-    from tsugiki.training.workflows.preview import preview as preview_run
+    from tsugiki.training.run.preview import preview as preview_run
 
     config = validated(RunConfig, {"out": "preview", **settings}, None)
     with quiet_libraries():
@@ -138,7 +138,7 @@ def evaluate(
     from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
     from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.load_targets import evaluate_targets, evaluation_targets, loaded_targets
+    from tsugiki.training.score.targets import evaluate_targets, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
     only_pairs = record_kinds(data, columns) == {Completion}
@@ -172,7 +172,7 @@ def evaluate_pairs(
     """
     from tsugiki.data.read.answers import holds_completions
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
-    from tsugiki.training.load_targets import evaluation_targets, loaded_targets, score_pairs_with_targets
+    from tsugiki.training.score.targets import evaluation_targets, loaded_targets, score_pairs_with_targets
 
     chosen = evaluation_targets(_list(model), _list(adapter))
     only_pairs = holds_completions(pairs, columns)
@@ -228,7 +228,7 @@ def generate(
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import quiet_libraries
-    from tsugiki.training.load_targets import evaluation_targets, loaded_targets
+    from tsugiki.training.score.targets import evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():

@@ -344,7 +344,7 @@ def test_a_load_that_fails_at_its_end_leaves_the_model_as_it_was(
     plain, adapted = tiny_model(), tiny_model()
     graft(adapted, LoraConfig(r=2), "mine")
     before = logits(shake(adapted))
-    monkeypatch.setattr("tsugiki.adapters.format.logit_shift", fail)
+    monkeypatch.setattr("tsugiki.adapters.pretrained.logit_shift", fail)
     for model in (plain, adapted):
         with pytest.raises(error):
             load_adapter(model, tmp_path, "theirs")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from benchmarks.guide_tables import fill_guide, guide_language, main, read_results
+from benchmarks.speed.results import results_table
 
-from tests.bench.test_results import example
-from tsugiki.bench import results_table
+from tests.benchmarks.speed.test_results import example
 from tsugiki.errors import TsugikiError
 
 ROOT = Path(__file__).parents[2]

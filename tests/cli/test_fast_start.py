@@ -20,8 +20,8 @@ _LATE = [
 _AT_FIRST_STEP = f"""
 import sys
 from tsugiki.cli.fast_start import import_libraries
-import_libraries("tsugiki.training.run")
-from tsugiki.training.loop import TrainingLoop
+import_libraries("tsugiki.training.run.stages")
+from tsugiki.training.step.loop import TrainingLoop
 step = TrainingLoop.train_step
 def first(loop, *arguments, **named):
     step(loop, *arguments, **named)
@@ -29,7 +29,7 @@ def first(loop, *arguments, **named):
     TrainingLoop.train_step = step
 TrainingLoop.train_step = first
 """
-_PLAINLY = "import tsugiki.training.run\n"  # so that `import_libraries` has nothing left to do
+_PLAINLY = "import tsugiki.training.run.stages\n"  # so that `import_libraries` has nothing left to do
 _SHAPES = """
 class Shape:
     def __init__(self, sides): self.sides = sides

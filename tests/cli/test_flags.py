@@ -124,7 +124,9 @@ def test_help_does_not_import_torch():
 def test_words_give_the_settings_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     taken: list[RunConfig] = []
     monkeypatch.setattr("tsugiki.cli.train.check_settings", lambda given: None)  # the files do not exist
-    monkeypatch.setattr("tsugiki.training.run.train", lambda config, *_, **__: taken.append(config) or sys.exit(0))
+    monkeypatch.setattr(
+        "tsugiki.training.run.stages.train", lambda config, *_, **__: taken.append(config) or sys.exit(0)
+    )
     config = RunConfig.model_validate(settings)
     words = words_of(RunConfig, config.model_dump(mode="json", exclude_unset=True))
     assert not [word for word in words if word in ("--epochs", "--lora-dropout")]

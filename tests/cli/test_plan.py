@@ -11,7 +11,7 @@ from tests.runs import TRAIN
 from tsugiki.base import load_model
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
-from tsugiki.training import memory
+from tsugiki.training.tools import memory
 
 
 def test_a_plan_is_a_table_or_json_and_names_a_command_that_runs(base: str, run):

@@ -31,11 +31,11 @@ def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytes
         Path("run/run.json").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tsugiki.training.run.train", interrupt)
+    monkeypatch.setattr("tsugiki.training.run.stages.train", interrupt)
     status, _, err = run("train", "--model", base, *TRAIN)
     assert status == 130
     assert "--resume" not in err, "there is no run yet"
-    monkeypatch.setattr("tsugiki.training.run.train", interrupt_later)
+    monkeypatch.setattr("tsugiki.training.run.stages.train", interrupt_later)
     status, _, err = run("train", "--model", base, *TRAIN)
     assert status == 130
     assert "--resume run" in err

@@ -28,7 +28,8 @@ from tsugiki.lora import LoraLinear, grafted_layers, trainable_parameters
 from tsugiki.lowbit import quantize
 from tsugiki.methods import METHODS
 from tsugiki.model import disable_dropout, is_quantized, replica_in
-from tsugiki.training import Gradients, stopping
+from tsugiki.training import Gradients
+from tsugiki.training.tools import stopping
 
 LENGTH = 24
 ADAPTERS = [name for name, method in METHODS.items() if method.trains_adapter]

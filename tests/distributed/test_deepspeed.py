@@ -1,7 +1,7 @@
 """Grafted models under DeepSpeed's ZeRO, set up by accelerate as `accelerate launch --use_deepspeed` does.
 
-Two processes are compared with one, as in `tests.training.test_sharding`. The model is loaded and grafted before the
-`Accelerator` is made. One that is loaded afterwards with ZeRO-3 has no weights that could be read.
+Two processes are compared with one, as in `tests.training.model.test_sharding`. The model is loaded and grafted before
+the `Accelerator` is made. One that is loaded afterwards with ZeRO-3 has no weights that could be read.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from tests.distributed.launch import run_function
-from tests.training.test_sharding import (
+from tests.training.model.test_sharding import (
     ALL,
     ENDS,
     PROMPT,

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tests.distributed.launch import ProcessesFailed, run_command, run_function
 from tests.runs import interrupt, run_config
-from tests.training import test_keep_best
-from tests.training.test_preference_runs import pairs_of
+from tests.training.run import test_keep_best
+from tests.training.run.test_preference_runs import pairs_of
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
 from tsugiki.training import RunRecord, read_record, train
 

@@ -19,18 +19,9 @@ from tests.tiny import grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError
 from tsugiki.errors import Interrupted, OtherProcessError
 from tsugiki.io import MANIFEST_FILE
-from tsugiki.training import (
-    Callback,
-    TrainingLoop,
-    check_agreement,
-    main_first,
-    on_main,
-    processes,
-    start_accelerator,
-    stopping,
-    train,
-    train_steps,
-)
+from tsugiki.training import Callback, TrainingLoop, check_agreement, main_first, on_main, start_accelerator, train
+from tsugiki.training.run import train_steps
+from tsugiki.training.tools import processes, stopping
 
 
 def train_in_own_folder(folder: Path) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.fast.kept import kept_bytes
 from tests.tiny import ids, logits, shake, tiny_model
-from tests.training.test_gradients import gradients_of
+from tests.training.step.test_gradients import gradients_of
 from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.fast import recompute_blocks, recomputed_blocks, use_fast_paths
 from tsugiki.lowbit import quantize

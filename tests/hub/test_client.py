@@ -12,7 +12,7 @@ from tests.tiny import logits, save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.hub import HUB_FILES, pull, push, refuse_unknown_base
 from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
-from tsugiki.training.record import RECORD_FILE
+from tsugiki.io.file_names import RECORD_FILE
 
 
 def saved(folder: Path, seed: int = 3) -> torch.Tensor:

@@ -11,7 +11,7 @@ from tsugiki.base import code_digest
 from tsugiki.cli.main import main
 from tsugiki.errors import TsugikiError
 from tsugiki.io import new_folder, system, write_text
-from tsugiki.training import memory
+from tsugiki.training.tools import memory
 
 
 def test_windows_renames_again_while_a_scanner_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ def help_texts() -> Iterator[tuple[str, str]]:
     with speaking(ENGLISH):
         yield from _texts(root_command(), "src/tsugiki/cli/app.py")
         for setting in settings_of(RunConfig):  # also those without a flag, which --print-config describes
-            yield setting.description.replace("[", r"\["), "src/tsugiki/training/config.py"
+            yield setting.description.replace("[", r"\["), "src/tsugiki/training/settings/config.py"
 
 
 def _texts(command: Any, file: str) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.adapters import trl_runs
 from tests.tiny import ids, logits, relative_error, save_tiny, shake, tiny_model
-from tests.training.test_stock_trainers import losses, trainer_of
+from tests.training.run.test_stock_trainers import losses, trainer_of
 from tsugiki import (
     LoraConfig,
     TsugikiError,

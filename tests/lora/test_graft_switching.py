@@ -74,7 +74,7 @@ def test_a_replaced_layer_is_switched():
     "with_another", [pytest.param(False, marks=pytest.mark.slow), True], ids=["alone", "with another"]
 )
 def test_loads_and_unloads_leave_nothing_behind(tmp_path, with_another: bool):
-    # `benchmarks.switching` measures the time and the memory of the process.
+    # `benchmarks.serving.switching` measures the time and the memory of the process.
     save_adapter(two_adapters(tiny_model()), tmp_path, "a")
     model = tiny_model()
     if with_another:

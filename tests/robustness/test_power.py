@@ -18,7 +18,7 @@ import pytest
 from tests.robustness.test_faults import run_of
 from tsugiki.io import CHECKPOINTS, RECORD_FILE
 from tsugiki.training import newest_checkpoint, read_record
-from tsugiki.training import train_steps as train_steps_module
+from tsugiki.training.run import train_steps as train_steps_module
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
 

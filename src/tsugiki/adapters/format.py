@@ -10,7 +10,6 @@ written. Both give the same logits. It is an error if the config has a field tha
 supported, or if a file is not the one that was saved with `tsugiki.json`, because it is damaged or was replaced.
 """
 
-import math
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -24,29 +23,26 @@ from torch import Tensor, nn
 from tsugiki.adapters.files import (
     COMMON_FIELDS,
     not_finite,
-    read_adapter_config,
     read_base,
     read_weights,
     write_adapter_files,
 )
 from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
-from tsugiki.adapters.verify import differing_blocks, logit_shift, misfits
+from tsugiki.adapters.verify import differing_blocks, misfits
 from tsugiki.base.identity import identity_of, why_different
 from tsugiki.base.resolve import loading_errors, local_folder, split_revision
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
-from tsugiki.fast.layers import add_adapter
 from tsugiki.io.atomic import files_into
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.language import _, sentences
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.graft import DEFAULT_NAME, WORDS_BEFORE, Model, remove_adapter, trainable_parameters
+from tsugiki.lora.graft import DEFAULT_NAME, WORDS_BEFORE, trainable_parameters
 from tsugiki.lora.hold import (
     active_adapter,
     active_names,
     base_alone,
     find_adapter,
     is_merged,
-    set_adapter,
 )
 from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.methods.old_names import with_current_names
@@ -55,7 +51,7 @@ from tsugiki.methods.table import format_of
 from tsugiki.model.context import text_config
 from tsugiki.model.freeze import in_memory, is_offloaded
 from tsugiki.model.names import renamed_when_loaded
-from tsugiki.model.ungrafted import task_heads, unwrapped, unwrapped_to_graft, vocabulary_layers
+from tsugiki.model.ungrafted import task_heads, unwrapped, vocabulary_layers
 
 _SHOWN_PROBLEMS = 3
 
@@ -229,51 +225,6 @@ def task_type_of(model: nn.Module, adapter: Any) -> str | None:
         return "SEQ_2_SEQ_LM" if getattr(model.config, "is_encoder_decoder", False) else "CAUSAL_LM"
     is_headless = getattr(model, "base_model", None) is model
     return "FEATURE_EXTRACTION" if is_headless and "inputs_embeds" in signature(model.forward).parameters else None
-
-
-def load_adapter(
-    model: Model, path: str | Path, name: str | None = None, *, allow_base_mismatch: bool = False
-) -> Model:
-    """Graft the adapter in a folder, written by Tsugiki or by PEFT, into a model and make it active.
-
-    Every tensor in the file must be used: otherwise the load fails, names the tensors, and leaves the model unchanged.
-    An adapter that does not change any logit, or with which one is not finite, is loaded with a warning.
-
-    Args:
-        model: the base that the adapter was trained on.
-        path: the adapter's folder.
-        name: the adapter's name in the model; None: "default".
-        allow_base_mismatch: load the adapter although it was trained on another base.
-
-    Returns:
-        The same model. `active_adapter(model)` is the adapter.
-
-    Raises:
-        TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
-            tensors do not fit, or the model is wrapped (see `model.ungrafted`).
-    """
-    from tsugiki.adapters.pretrained import replace_saving  # a module that imports this one
-
-    base, folder, called = unwrapped_to_graft(model), Path(path), name or DEFAULT_NAME
-    adapter = read_adapter(base, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
-    active_before = active_names(base)
-    add_adapter(base, adapter, called)
-    replace_saving(base)
-    try:
-        shift = logit_shift(base)
-    except BaseException:
-        remove_adapter(base, called)
-        if active_before:
-            set_adapter(base, active_before)
-        raise
-    if shift == 0:
-        message = _("the adapter in {folder} has no effect: the model's logits are those of the base")
-        warn_caller(message.format(folder=folder))
-    elif shift is not None and not math.isfinite(shift):
-        warn_caller(_("the adapter in {folder} makes logits infinite or NaN").format(folder=folder))
-    if not allow_base_mismatch:
-        warn_of_unknown_base(base, folder)
-    return model
 
 
 def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mismatch: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""The public `graft`, and how transformers' Trainer saves and loads the adapter of a grafted model.
+"""The public `graft` and `load_adapter`, and how transformers' Trainer saves and loads the adapter of a grafted model.
 
 Trainer calls three methods of the model, which are replaced in a grafted model:
 
@@ -14,6 +14,7 @@ the adapter's file.
 """
 
 import copy
+import math
 import os
 import re
 import shutil
@@ -25,22 +26,24 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tsugiki.adapters.format import folders_of_active, load_tensors, write_adapter
+from tsugiki.adapters.files import read_adapter_config
+from tsugiki.adapters.format import folders_of_active, load_tensors, read_adapter, warn_of_unknown_base, write_adapter
 from tsugiki.adapters.reference import train
-from tsugiki.errors import TsugikiError
-from tsugiki.fast.layers import use_fast_products
+from tsugiki.adapters.verify import logit_shift
+from tsugiki.errors import TsugikiError, warn_caller
+from tsugiki.fast.layers import add_adapter, use_fast_products
 from tsugiki.io.atomic import new_file
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILE
 from tsugiki.language import _
-from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, trainable_parameters, ungraft
+from tsugiki.lora.graft import DEFAULT_NAME, Config, Model, remove_adapter, trainable_parameters, ungraft
 from tsugiki.lora.graft import graft as plain_graft
-from tsugiki.lora.hold import active_adapter, active_names, find_adapter, is_merged, require_state
+from tsugiki.lora.hold import active_adapter, active_names, find_adapter, is_merged, require_state, set_adapter
 from tsugiki.lora.merge import merge
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.methods.lora import PeftConfig, config_of_peft
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.undo import set_attribute
-from tsugiki.model.ungrafted import unwrapped
+from tsugiki.model.ungrafted import unwrapped, unwrapped_to_graft
 
 _NO_EFFECT = frozenset({"max_shard_size", "save_function", "save_original_format", "token"})
 """Settings of `save_pretrained` that have no effect for an adapter, which is one file of safetensors."""
@@ -92,6 +95,49 @@ def graft(
     plain_graft(model, config, name, base_dropout=base_dropout)
     use_fast_products(model)
     replace_saving(unwrapped(model))
+    return model
+
+
+def load_adapter(
+    model: Model, path: str | Path, name: str | None = None, *, allow_base_mismatch: bool = False
+) -> Model:
+    """Graft the adapter in a folder, written by Tsugiki or by PEFT, into a model and make it active.
+
+    Every tensor in the file must be used: otherwise the load fails, names the tensors, and leaves the model unchanged.
+    An adapter that does not change any logit, or with which one is not finite, is loaded with a warning.
+
+    Args:
+        model: the base that the adapter was trained on.
+        path: the adapter's folder.
+        name: the adapter's name in the model; None: "default".
+        allow_base_mismatch: load the adapter although it was trained on another base.
+
+    Returns:
+        The same model. `active_adapter(model)` is the adapter.
+
+    Raises:
+        TsugikiError: the folder holds no adapter, its method is not supported, it was trained on another base, its
+            tensors do not fit, or the model is wrapped (see `model.ungrafted`).
+    """
+    base, folder, called = unwrapped_to_graft(model), Path(path), name or DEFAULT_NAME
+    adapter = read_adapter(base, folder, read_adapter_config(folder), allow_base_mismatch=allow_base_mismatch)
+    active_before = active_names(base)
+    add_adapter(base, adapter, called)
+    replace_saving(base)
+    try:
+        shift = logit_shift(base)
+    except BaseException:
+        remove_adapter(base, called)
+        if active_before:
+            set_adapter(base, active_before)
+        raise
+    if shift == 0:
+        message = _("the adapter in {folder} has no effect: the model's logits are those of the base")
+        warn_caller(message.format(folder=folder))
+    elif shift is not None and not math.isfinite(shift):
+        warn_caller(_("the adapter in {folder} makes logits infinite or NaN").format(folder=folder))
+    if not allow_base_mismatch:
+        warn_of_unknown_base(base, folder)
     return model
 
 

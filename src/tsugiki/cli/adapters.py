@@ -260,7 +260,7 @@ def verify_command(
     from tsugiki.base.loading import load_meta_model
     from tsugiki.export.loaders import incompatibilities, incompatibilities_before_training
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.config_files import load_config
+    from tsugiki.training.settings.files import load_config
 
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]

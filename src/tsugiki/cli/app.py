@@ -14,7 +14,7 @@ import typer
 from tsugiki.cli.adapters import ADAPTERS
 from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
 from tsugiki.cli.help import Commands, Group, new_group
-from tsugiki.cli.look import CACHE, bench_command, evaluate_command, methods_command, report_command
+from tsugiki.cli.look import CACHE, evaluate_command, methods_command, report_command
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
@@ -75,7 +75,6 @@ _COMMANDS: Commands = {
     "eval": (LOOK, evaluate_command),
     "report": (LOOK, report_command),
     "methods": (LOOK, methods_command),
-    "bench": (LOOK, bench_command),
     "merge": (KEEP, merge_command),
     "push": (SHARE, push_command),
     "pull": (SHARE, pull_command),

@@ -20,8 +20,8 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _, counts, ngettext
 
 if TYPE_CHECKING:
-    from tsugiki.training.plan import Option
-    from tsugiki.training.workflows.preview import Preview
+    from tsugiki.training.run.plan import Option
+    from tsugiki.training.run.preview import Preview
 
 
 def aozora_command(
@@ -140,7 +140,7 @@ def new_command(
     """
     from tsugiki.data.read.files import check_data
     from tsugiki.io.atomic import new_file
-    from tsugiki.training.config import RunConfig
+    from tsugiki.training.settings.config import RunConfig
 
     interactive = sys.stdin.isatty()
     if data is None and not interactive:
@@ -155,7 +155,7 @@ def new_command(
     with new_file(path) as temporary:
         temporary.write_text(settings_text(RunConfig, given, only=_LISTED), encoding="utf-8")
         if preview:
-            from tsugiki.training.workflows.preview import preview as preview_run
+            from tsugiki.training.run.preview import preview as preview_run
 
             _print_preview(preview_run(RunConfig.model_validate(given), 1), verbose=False)
     print_line(_("settings: {path}").format(path=path))
@@ -229,11 +229,11 @@ def preview_command(
         html: HTML file to write the preview to as well, whole.
         verbose: Show 3 whole rows, and all names of near-duplicates.
     """
-    from tsugiki.training.config import RunConfig
-    from tsugiki.training.config_files import load_config, read_yaml
+    from tsugiki.training.settings.config import RunConfig
+    from tsugiki.training.settings.files import load_config, read_yaml
 
     check_settings({**(read_yaml(config) if config is not None else {}), **settings, "out": "preview"})
-    import_libraries("tsugiki.training.run")
+    import_libraries("tsugiki.training.run.stages")
     if config is None:
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)
@@ -243,7 +243,7 @@ def preview_command(
 
     from tsugiki.io.atomic import write_text
     from tsugiki.report.preview import to_html
-    from tsugiki.training.workflows.preview import preview
+    from tsugiki.training.run.preview import preview
 
     shown = preview(run_config, rows or _ROWS)
     _print_preview(shown if rows or verbose else replace(shown, rows=shown.rows[:1]), verbose)
@@ -281,8 +281,8 @@ def plan_command(
         json_: Print JSON.
     """
 
-    import_libraries("tsugiki.training.run")  # so that this process uses as much memory as a run
-    from tsugiki.training.config_files import load_config
+    import_libraries("tsugiki.training.run.stages")  # so that this process uses as much memory as a run
+    from tsugiki.training.settings.files import load_config
 
     given = dict(settings)
     if config is None:
@@ -291,8 +291,8 @@ def plan_command(
     from tsugiki.io.formatting import parse_size
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.training.packing import rows_of_data
-    from tsugiki.training.plan import plan_run, smallest_need
+    from tsugiki.training.data.packing import rows_of_data
+    from tsugiki.training.run.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()
     rows = None
@@ -314,7 +314,7 @@ def plan_command(
 
 def _command(path: Path | None, given: Given, chosen: "Option") -> str:
     """Return the command that trains with the chosen option and the given settings."""
-    from tsugiki.training.config import RunConfig
+    from tsugiki.training.settings.config import RunConfig
 
     values = {
         **({"data": "TEXT", "out": "RUN"} if path is None else {}),

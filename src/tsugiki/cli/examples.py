@@ -35,11 +35,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "compare": ("tsugiki compare examples/recipes/twin-compare.yaml --data ichiyo.jsonl",),
     "sweep": ("tsugiki sweep examples/recipes/twin-sweep.yaml --data ichiyo.jsonl --out runs/sweep",),
     "report": ("tsugiki report runs/ichiyo",),
-    "bench": (
-        "tsugiki bench",
-        "tsugiki bench --model embedded --entries all --out bench",
-        "tsugiki bench --list",
-    ),
     "eval": (
         "tsugiki eval --adapter runs/ichiyo --data other.txt",
         "tsugiki eval --model embedded --adapter runs/a --adapter runs/b --data other.txt",

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tsugiki.cli.main import is_main_process, several_processes
+from tsugiki.cli.launcher import is_main_process, several_processes
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
@@ -30,7 +30,7 @@ _SHARDS = "torch.distributed.tensor"
 _NEEDED = ("transformers.modeling_utils", "transformers.generation.utils", "transformers.models.auto.modeling_auto")
 
 
-def import_libraries(module: str = "tsugiki.training.load_targets") -> None:
+def import_libraries(module: str = "tsugiki.training.score.targets") -> None:
     """Import a module that needs torch and transformers, in the main process; a terminal shows a message meanwhile."""
     if module in sys.modules or not is_main_process():
         return

@@ -110,7 +110,7 @@ class Setting:
         return "__".join(self.path)
 
 
-RUN_CONFIG = "tsugiki.training.config.RunConfig"
+RUN_CONFIG = "tsugiki.training.settings.config.RunConfig"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from types import FrameType
 
+from tsugiki.cli.launcher import is_main_process
 from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, TsugikiWarning, is_ordinary
 from tsugiki.io.system import STOP_SIGNALS
 from tsugiki.language import VARIABLE, _, choose_language
@@ -97,16 +98,6 @@ def _take_language(arguments: list[str]) -> list[str]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
-
-
-def is_main_process() -> bool:
-    """Return whether this is the main process of a run, or the only one, by the variables that launchers set."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def several_processes() -> bool:
-    """Return whether this process is one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _let_threads_wait_passively() -> None:

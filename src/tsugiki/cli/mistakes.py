@@ -12,11 +12,17 @@ from tsugiki.cli.flags import is_hidden
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.validation import OTHER_NAMES
 from tsugiki.language import _, marked
-from tsugiki.training.config_files import SEVERAL_TEXTS
+from tsugiki.training.settings.files import SEVERAL_TEXTS
 
 _MOST = 3  # suggestions
 _MESSAGES = [
     (r"Missing (option|argument) (?P<name>.+)", marked("{name} is missing")),
+    (
+        r"No such command 'bench'.*",
+        marked(
+            "`tsugiki bench` left the package: a clone has `python -m benchmarks.speed` and `python -m benchmarks.race`"
+        ),
+    ),
     (r"No such command (?P<name>'.*')", marked("no such command {name}")),
     (
         r"No such command (?P<name>'.*')\. Did you mean (?P<near>.*)\?",

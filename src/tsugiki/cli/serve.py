@@ -162,7 +162,7 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
 def _dtype_of_training(model: str, folders: Mapping[str, Path]) -> LoadDtype:
     """Return the dtype in which training loads a base for these adapters."""
     from tsugiki.dtypes import preferred_compute_dtype
-    from tsugiki.training.load_targets import EvaluationTarget, dtype_of
+    from tsugiki.training.score.targets import EvaluationTarget, dtype_of
 
     trained_on = dtype_of([EvaluationTarget(model, folder) for folder in folders.values()])
     return preferred_compute_dtype() if trained_on == "fp32" else trained_on

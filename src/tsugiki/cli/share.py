@@ -37,12 +37,12 @@ def merge_command(
         verify: Compare logits before and after; this loads the whole model.
     """
 
-    import_libraries("tsugiki.training.workflows.merge")
+    import_libraries("tsugiki.training.run.merge")
     from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.cli.summary import print_merge
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.workflows.merge import Merge, merge_into_folder
+    from tsugiki.training.run.merge import Merge, merge_into_folder
 
     folders = [adapter_folder(name) for name in adapter]
     base = model or named_base(folders[0])

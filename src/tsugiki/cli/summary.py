@@ -14,13 +14,13 @@ from tsugiki.report.formatting import describe_change
 from tsugiki.report.pairs import pair_table, scores_table
 from tsugiki.report.record_text import change_of_run, held_out_table, run_notes, speed_text, summary_sentence
 from tsugiki.report.table import Table
-from tsugiki.training.config import RunConfig
-from tsugiki.training.evaluation.pairs import TwoScores
-from tsugiki.training.evaluation.result import Answers, Evaluation, change_of_share, warning_text
-from tsugiki.training.record import RunRecord, finished
+from tsugiki.training.record.pairs import TwoScores
+from tsugiki.training.record.result import Answers, Evaluation, change_of_share, warning_text
+from tsugiki.training.record.run_record import RunRecord, finished
+from tsugiki.training.settings.config import RunConfig
 
 if TYPE_CHECKING:
-    from tsugiki.training.workflows.merge import MergeReport
+    from tsugiki.training.run.merge import MergeReport
 
 
 def print_summary(record: RunRecord, page: Path) -> None:

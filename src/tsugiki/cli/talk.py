@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tsugiki.generation.prompt import Prompt
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.load_targets import EvaluationTarget, TargetLoader
+    from tsugiki.training.score.targets import EvaluationTarget, TargetLoader
 
 
 _SAMPLING = "Sampling"
@@ -90,7 +90,7 @@ def generate_command(
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.load_targets import evaluation_targets, loaded_targets
+    from tsugiki.training.score.targets import evaluation_targets, loaded_targets
 
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])
     if not compare:
@@ -228,7 +228,7 @@ def chat_command(
     from tsugiki.adapters.saved_tokenizer import saved_chat_template
     from tsugiki.generation.sampling import Sampling, with_penalty_of
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.load_targets import TargetLoader, dtype_of, evaluation_targets
+    from tsugiki.training.score.targets import TargetLoader, dtype_of, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
     sampling = Sampling(**asdict(drawing))
@@ -280,7 +280,7 @@ def _run_command(session: _Session, command: str, argument: str) -> None:
     Raises:
         TsugikiError: there is no such command, no such adapter, or an adapter for another base.
     """
-    from tsugiki.training.load_targets import EvaluationTarget, evaluation_targets
+    from tsugiki.training.score.targets import EvaluationTarget, evaluation_targets
 
     if command == "/help":
         typer.echo(_(_HELP))

@@ -14,7 +14,7 @@ import typer
 from tsugiki.cli.before_a_run import check_new_folder, check_settings
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, yaml_value
-from tsugiki.cli.main import is_main_process, several_processes
+from tsugiki.cli.launcher import is_main_process, several_processes
 from tsugiki.cli.terminal import print_line
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
@@ -23,13 +23,13 @@ from tsugiki.language import _
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from tsugiki.training.config import RunConfig
-    from tsugiki.training.record import RunRecord
-    from tsugiki.training.workflows.workflow_settings import ComparisonConfig, SweepConfig
+    from tsugiki.training.record.run_record import RunRecord
+    from tsugiki.training.settings.config import RunConfig
+    from tsugiki.training.settings.several_runs import ComparisonConfig, SweepConfig
 
 _SHARED = ("model", "data", "out")
 """The settings of a comparison and of a sweep that have a flag."""
-_WORKFLOWS = "tsugiki.training.workflows.workflow_settings"
+_WORKFLOWS = "tsugiki.training.settings.several_runs"
 _LENGTH = ("epochs", "max_steps", "minutes")
 _SUFFIXES = (".yaml", ".yml")
 
@@ -62,8 +62,8 @@ def train_command(
         print_config: Print all settings as a commented YAML file, with those that are given, and stop.
         processes: Processes on this machine that share the work, such as one for each GPU.
     """
-    from tsugiki.training.config import CHAPTER, RunConfig
-    from tsugiki.training.config_files import load_config, merged_settings, read_yaml
+    from tsugiki.training.settings.config import CHAPTER, RunConfig
+    from tsugiki.training.settings.files import load_config, merged_settings, read_yaml
 
     method_settings, preset = dict(map(_setting, set_ or [])), CHAPTER if as_chapter else {}
     if print_config:
@@ -91,8 +91,8 @@ def train_command(
     if start_processes(processes):
         return
 
-    import_libraries("tsugiki.training.run")
-    from tsugiki.training.run import train
+    import_libraries("tsugiki.training.run.stages")
+    from tsugiki.training.run.stages import train
 
     words = ["train", "--resume", str(out)]
     with continued_by(words, out):
@@ -120,7 +120,7 @@ def _show(record: "RunRecord") -> None:
 def _fitted(config: "RunConfig") -> "RunConfig":
     """Return the settings with the fastest option that fits in the memory, and print this option."""
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.plan import fitted, plan_run
+    from tsugiki.training.run.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
@@ -147,7 +147,7 @@ def start_processes(count: int) -> bool:
     """
     if count == 1 or several_processes():
         return False
-    from tsugiki.training.processes import launch
+    from tsugiki.training.tools.processes import launch
 
     status = launch(count, sys.argv[1:])
     if status:
@@ -188,7 +188,7 @@ def go_to_working_directory(folder: Path) -> Path:
 
     Return the run's folder as a path that is valid there.
     """
-    from tsugiki.training.resume import recorded_run
+    from tsugiki.training.run.resume import recorded_run
 
     recorded = recorded_run(folder).working_directory
     if recorded is None or not Path(recorded).is_dir() or Path(recorded).samefile(Path()):
@@ -203,8 +203,8 @@ def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any
 
     Errors name the file `path`, if the given settings are from one.
     """
-    from tsugiki.training.config_files import validated
-    from tsugiki.training.resume import recorded_settings
+    from tsugiki.training.run.resume import recorded_settings
+    from tsugiki.training.settings.files import validated
 
     recorded = recorded_settings(folder, kind.model_construct().model_dump(mode="json", warnings=False))
     if "method" not in kind.model_fields:
@@ -233,10 +233,10 @@ def pretrain_command(
         processes: Processes on this machine that share the work, such as one for each GPU.
     """
 
-    import_libraries("tsugiki.training.run")
-    from tsugiki.training.config_files import load_settings
-    from tsugiki.training.workflows.pretrain import pretrain
-    from tsugiki.training.workflows.workflow_settings import PretrainConfig
+    import_libraries("tsugiki.training.run.stages")
+    from tsugiki.training.run.pretrain import pretrain
+    from tsugiki.training.settings.files import load_settings
+    from tsugiki.training.settings.several_runs import PretrainConfig
 
     folder = named_folder(config, resume)
     if start_processes(processes):
@@ -262,8 +262,8 @@ def quickstart_command(
         out: Folder for the adapter. Default: tsugiki-quickstart.
     """
 
-    import_libraries("tsugiki.training.run")
-    from tsugiki.training.workflows.quickstart import quickstart
+    import_libraries("tsugiki.training.run.stages")
+    from tsugiki.training.run.quickstart import quickstart
 
     _show(quickstart(out))
 
@@ -280,14 +280,14 @@ def compare_command(
     Args:
         config: YAML file: model, data, out, settings, methods.
     """
-    from tsugiki.training.config_files import load_settings
-    from tsugiki.training.workflows.workflow_settings import ComparisonConfig
+    from tsugiki.training.settings.files import load_settings
+    from tsugiki.training.settings.several_runs import ComparisonConfig
 
     comparison = load_settings(ComparisonConfig, config, settings)
     _prepare(comparison)
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
-    from tsugiki.training.workflows.compare import compare, comparison_rows
+    from tsugiki.training.run.compare import compare, comparison_rows
 
     with continued_by(sys.argv[1:]):
         records = compare(comparison)
@@ -309,14 +309,14 @@ def sweep_command(
     Args:
         config: YAML file: model, data, out, settings, grid.
     """
-    from tsugiki.training.config_files import load_settings
-    from tsugiki.training.workflows.workflow_settings import SweepConfig
+    from tsugiki.training.settings.files import load_settings
+    from tsugiki.training.settings.several_runs import SweepConfig
 
     sweep_config = load_settings(SweepConfig, config, settings)
     _prepare(sweep_config)
     from tsugiki.cli.summary import print_runs
     from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
-    from tsugiki.training.workflows.compare import sweep
+    from tsugiki.training.run.compare import sweep
 
     with continued_by(sys.argv[1:]):
         points = sweep(sweep_config)
@@ -328,4 +328,4 @@ def sweep_command(
 
 def _prepare(config: "ComparisonConfig | SweepConfig") -> None:
     check_settings({**config.settings, **config.model_dump(include=set(_SHARED))})
-    import_libraries("tsugiki.training.run")
+    import_libraries("tsugiki.training.run.stages")

@@ -19,7 +19,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from tsugiki.adapters.format import load_adapter
+from tsugiki.adapters.pretrained import load_adapter
 from tsugiki.adapters.saved_tokenizer import with_chat_template
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.gguf.file import llama_cpp_names

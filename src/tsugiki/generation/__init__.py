@@ -9,7 +9,7 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "batch": "Row find_batch_mode",
+        "batch": "find_batch_mode",
         "key_value_cache": "CachedRows GrowingCache bytes_per_token",
         "decoding": "decode_attention plain_decode_attention use_decode_attention",
         "engine": "Engine",
@@ -21,6 +21,7 @@ __getattr__, __dir__ = lazy_names(
             "BatchMode EngineStopped Event Failed Limits Observer Output PromptScores QueueFull Request ScoredToken "
             "Timing WaitedTooLong"
         ),
+        "row": "Row",
         "sampling": "Chooser Sampling TextStream draw_index repetition_penalty_of with_penalty_of",
         "scheduler": "Scheduler",
     },

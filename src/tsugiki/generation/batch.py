@@ -1,7 +1,7 @@
-"""The rows of a batch, while they wait and while they are computed; and which rows a batch can have."""
+"""The rows of a batch, and which rows a batch can have."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.key_value_cache import CachedRows, compute, padded, round_up, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
-from tsugiki.generation.request import BatchMode, Request, ScoredToken, Timing
-from tsugiki.generation.sampling import Chooser, TextStream
+from tsugiki.generation.request import BatchMode, ScoredToken
+from tsugiki.generation.row import Row
 from tsugiki.language import _
 from tsugiki.model.context import rope_depends_on_length
 from tsugiki.model.inference import same_to_rounding
@@ -21,52 +21,6 @@ _SCORED_PIECE = 128  # the same if logits of all of them are wanted
 _MULTIPLE = 16
 """The number of columns that are computed is a multiple of this, except for rows that must not be padded. A processor
 compiles its products for each shape of a batch, which takes time and memory."""
-
-
-@dataclass(eq=False)
-class Row:
-    """A request that waits or is computed."""
-
-    request: Request
-    chooser: Chooser = field(init=False)
-    text: TextStream = field(init=False)
-    generated: list[int] = field(default_factory=list)
-    since: float = field(init=False)
-    """When it last began to wait, in seconds of `time.monotonic`."""
-    timing: Timing = field(init=False)
-    separate: bool = False
-    """Whether it is computed alone, because a batch with it has failed."""
-    scored: bool = False
-    """Whether the log-probabilities of the prompt were delivered."""
-    scores: list[ScoredToken] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        request = self.request
-        self.chooser = Chooser(request.sampling, request.matcher, request.ends)
-        self.text = TextStream(request.tokenizer, request.prompt, request.stops)
-        self.since, self.timing = request.since, Timing(request.model_name)
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens of the prompt and of the generated text."""
-        return [*self.request.prompt, *self.generated]
-
-    @property
-    def length(self) -> int:
-        """Number of `tokens`."""
-        return len(self.request.prompt) + len(self.generated)
-
-    @property
-    def remaining(self) -> int:
-        """Number of tokens that may still be generated."""
-        return self.request.max_tokens - len(self.generated)
-
-    @property
-    def turn(self) -> object:
-        """A key that is the same for rows that can share a batch."""
-        if self.separate or self.request.batch_mode == "alone":
-            return self
-        return None if self.request.batch_mode == "mixed" else self.request.adapter
 
 
 @dataclass

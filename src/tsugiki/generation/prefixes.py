@@ -9,16 +9,14 @@ prompt those at its end first, because a block is of no use without those before
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from tsugiki.generation.key_value_cache import CachedRows, GrowingCache
+from tsugiki.generation.row import Row
 from tsugiki.io.digests import sha256_bytes
-
-if TYPE_CHECKING:
-    from tsugiki.generation.batch import Row
 
 BLOCK = 16  # tokens, as in vLLM
 
@@ -36,7 +34,7 @@ class PrefixCache:
         self.most_bytes, self.bytes = most_bytes, 0
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
 
-    def shares(self, row: "Row") -> bool:
+    def shares(self, row: Row) -> bool:
         """Return whether a row may use keys and values of other requests, and leave its own to them.
 
         It may not if they depend on the length of the row ("alone"), or after a failure.
@@ -45,7 +43,7 @@ class PrefixCache:
         can = request.batch_mode != "alone" and not row.separate
         return can and request.content is not None and self.most_bytes > 0
 
-    def find(self, row: "Row") -> Prefix:
+    def find(self, row: Row) -> Prefix:
         """Return the part of a row that need not be computed. Its last token is none of it: its logits are needed."""
         if not self._blocks or not self._uses(row):
             return []
@@ -57,7 +55,7 @@ class PrefixCache:
         self._touch(found)
         return [self._blocks[key] for key in found]
 
-    def keep(self, row: "Row", cached: CachedRows, index: int) -> None:
+    def keep(self, row: Row, cached: CachedRows, index: int) -> None:
         """Keep the keys and values of a row for other requests, as many as there is room for.
 
         The row has this index in its batch. Rows with a soft prompt, which have more keys than tokens, are not kept.
@@ -83,7 +81,7 @@ class PrefixCache:
             self.bytes += _bytes(block)
         self._touch(keys)
 
-    def worth_waiting(self, row: "Row", first: "Row", known: Prefix, tokens: int) -> bool:
+    def worth_waiting(self, row: Row, first: Row, known: Prefix, tokens: int) -> bool:
         """Return whether the prompt of `first`, which is being computed, would spare `row` at least so many tokens.
 
         `known` is the prefix of `row` that is in the cache now.
@@ -93,7 +91,7 @@ class PrefixCache:
         same = first.request.content == row.request.content
         return same and common_tokens(first.tokens, row.tokens) - len(known) * BLOCK >= tokens
 
-    def _uses(self, row: "Row") -> bool:
+    def _uses(self, row: Row) -> bool:
         """Return whether a row may use other rows' keys and values: not if it needs the logits of its whole prompt."""
         return self.shares(row) and (row.scored or not row.request.prompt_logprobs)
 
@@ -141,7 +139,7 @@ def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     return next((place for place, (mine, its) in pairs if mine != its), min(len(one), len(other)))
 
 
-def _keys(row: "Row", length: int) -> Iterator[bytes]:
+def _keys(row: Row, length: int) -> Iterator[bytes]:
     """Yield the key of each whole block of a row's first tokens."""
     key, tokens = sha256_bytes((row.request.content or "").encode()), row.tokens
     for start in range(0, length - BLOCK + 1, BLOCK):

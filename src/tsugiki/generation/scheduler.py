@@ -32,7 +32,6 @@ from tsugiki.fast.modules import fast_generation
 from tsugiki.generation.batch import (
     Arriving,
     Batch,
-    Row,
     begin_prompts,
     prompts_width,
     score_prompts,
@@ -52,6 +51,7 @@ from tsugiki.generation.request import (
     ScoredToken,
     waited_too_long,
 )
+from tsugiki.generation.row import Row
 from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.model.inference import evaluating

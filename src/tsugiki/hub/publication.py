@@ -29,7 +29,7 @@ from tsugiki.hub.client import CARD_FILE, is_repo_id
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.json import to_json_text
 from tsugiki.language import ENGLISH, _
-from tsugiki.training.record import RunRecord, read_record
+from tsugiki.training.record.run_record import RunRecord, read_record
 
 NO_BASE = "none"
 """The value of --base for a base that is not on the hub."""

@@ -32,7 +32,7 @@ METADATA_FILE = "tsugiki.json"
 """The base, provenance and extra settings of an adapter or a merged model (see `tsugiki.adapters.metadata`)."""
 
 RECORD_FILE = "run.json"
-"""The record of a training run (see `tsugiki.training.record`)."""
+"""The record of a training run (see `tsugiki.training.record.run_record`)."""
 
 LEARNED_FILE = "learned_documents.safetensors"
 """Fingerprints of the texts that a model or an adapter was trained on (see `tsugiki.data.seen_texts`)."""

@@ -1,4 +1,4 @@
-"""What Linux, macOS and Windows do differently, so that tests can replace it; memory is in `training.memory`."""
+"""What Linux, macOS and Windows do differently, so that tests can replace it; memory is in `training.tools.memory`."""
 
 import ctypes
 import os

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
@@ -14,11 +14,6 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.model.names import Names, PatternTable, matches
 from tsugiki.model.settings import check_types, with_known_settings
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from tsugiki.lora.adapter import LoraAdapter
 
 Bias = Literal["none", "lora_only", "all"]
 LARGEST_FACTOR = 1_000_000
@@ -155,14 +150,6 @@ class LoraConfig:
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings alone, for copies and for pickle. Patterns are compiled again when they are needed."""
         return {setting.name: getattr(self, setting.name) for setting in fields(self)}
-
-    def new_adapter(self, model: "nn.Module") -> "LoraAdapter":
-        """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed."""
-        from tsugiki.lora.adapter import new_lora_adapter  # here, because it imports torch
-
-        if self.init_lora_weights == "mica":  # the value in a file of PEFT, by which B stays as it is in training
-            raise TsugikiError(_("init_lora_weights 'mica' is not computed here; begin in PEFT, and load the adapter"))
-        return new_lora_adapter(model, self)
 
     @cached_property
     def _ranks(self) -> PatternTable[int]:

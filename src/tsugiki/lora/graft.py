@@ -41,12 +41,14 @@ independent of grafting: `use_fast_paths` lists what it changes, and `use_plain_
 
 from collections.abc import Collection, Iterable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
+from tsugiki.lora.adapter import new_lora_adapter
+from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import (
     STATE_ATTRIBUTE,
     Adapter,
@@ -75,11 +77,15 @@ WORDS_BEFORE = "_tsugiki_words"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Config(Protocol):
-    """The settings of an adapter."""
+class OtherConfig(Protocol):
+    """The settings of an adapter of another method than LoRA."""
 
     def new_adapter(self, model: nn.Module) -> Adapter:
         """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed."""
+
+
+Config: TypeAlias = LoraConfig | OtherConfig
+"""The settings of an adapter."""
 
 
 def graft(model: Model, config: Config, name: str = DEFAULT_NAME, *, base_dropout: bool | None = None) -> Model:
@@ -90,10 +96,19 @@ def graft(model: Model, config: Config, name: str = DEFAULT_NAME, *, base_dropou
     """
     base = unwrapped_to_graft(model)
     with base_alone(base):
-        adapter = config.new_adapter(base)
+        adapter = new_adapter(base, config)
     add_adapter(base, adapter, name, base_dropout=base_dropout)
     warn_of_float16(base)
     return model
+
+
+def new_adapter(model: nn.Module, config: Config) -> Adapter:
+    """Return a new, untrained adapter for a model in which no adapter is active; the model is not changed."""
+    if not isinstance(config, LoraConfig):
+        return config.new_adapter(model)
+    if config.init_lora_weights == "mica":  # the value in a file of PEFT, by which B stays as it is in training
+        raise TsugikiError(_("init_lora_weights 'mica' is not computed here; begin in PEFT, and load the adapter"))
+    return new_lora_adapter(model, config)
 
 
 def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: bool | None = None) -> None:

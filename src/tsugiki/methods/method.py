@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.fast.layers import use_fast_products
 from tsugiki.language import _, marked
-from tsugiki.lora.graft import graft
+from tsugiki.lora.graft import graft, new_adapter
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.settings import refuse_unknown_settings
 from tsugiki.model.trained_copies import saved_in_file
@@ -38,13 +38,13 @@ MERGE_WITH_PEFT = marked("merge the adapter with PEFT (merge_and_unload), and us
 
 
 def _new_adapter(model: nn.Module, config: Any, file_tensors: Mapping[str, Tensor]) -> Any:
-    return config.new_adapter(model)
+    return new_adapter(model, config)
 
 
 def build_with_saved_modules(model: nn.Module, config: Any, file_tensors: Mapping[str, Tensor]) -> Any:
     """Build an adapter for a file, with the modules of `modules_to_save` that the file has."""
     saved = saved_in_file(model, config.modules_to_save, PREFIX, file_tensors)
-    return dataclasses.replace(config, modules_to_save=saved).new_adapter(model)
+    return new_adapter(model, dataclasses.replace(config, modules_to_save=saved))
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from tsugiki.report.plots import Series, curves
 from tsugiki.report.record_text import summary_sentence
 from tsugiki.report.run import adapter_commands, record_sections
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.result import Evaluation, StepEvaluation
-from tsugiki.training.record import RunRecord, read_record
+from tsugiki.training.record.result import Evaluation, StepEvaluation
+from tsugiki.training.record.run_record import RunRecord, read_record
 
 LAYERS_EXPLAINED = marked(
     "‖ΔW‖ is the Frobenius norm of a layer's update, σ its singular values in descending order. The effective rank is "

@@ -18,9 +18,9 @@ from tsugiki.report.page import page, render_macro
 from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
 from tsugiki.report.run import REPORT_FILE, bits_by_step, sample_columns
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.result import change_of_loss
-from tsugiki.training.record import RunRecord, finished
-from tsugiki.training.workflows.compare import MIN_RELATIVE_GAIN, ComparisonRow, NeededRank, Point, change, needed_rank
+from tsugiki.training.record.result import change_of_loss
+from tsugiki.training.record.run_record import RunRecord, finished
+from tsugiki.training.run.compare import MIN_RELATIVE_GAIN, ComparisonRow, NeededRank, Point, change, needed_rank
 
 _MAX_BANDS = 3  # with more runs, their intervals would hide each other
 

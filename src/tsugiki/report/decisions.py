@@ -1,10 +1,10 @@
-"""What a run decided, and from how much text, as a table (`training.decisions` has the rules)."""
+"""What a run decided, and from how much text, as a table (`training.choose.decisions` has the rules)."""
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import format_number
 from tsugiki.report.table import Table
-from tsugiki.training.decisions import looks
-from tsugiki.training.record import RunRecord
+from tsugiki.training.choose.decisions import looks
+from tsugiki.training.record.run_record import RunRecord
 
 
 def decision_table(record: RunRecord) -> Table:

@@ -6,7 +6,7 @@ from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
 from tsugiki.report.page import in_frame, page
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.result import Evaluation, change_of_bits, warning_text
+from tsugiki.training.record.result import Evaluation, change_of_bits, warning_text
 
 
 class Evaluations(dict[str, Evaluation]):

@@ -3,7 +3,7 @@
 import math
 
 from tsugiki.language import _, counts
-from tsugiki.training.evaluation.interval import FEWEST_DOCUMENTS, Change, Interval
+from tsugiki.training.record.interval import FEWEST_DOCUMENTS, Change, Interval
 
 FEW_DOCUMENTS = 5
 """With fewer documents, an interval is wide (Student's t of four degrees of freedom is 2.8, of one 12.7)."""

@@ -26,7 +26,7 @@ from tsugiki.model.linear import features, is_linear
 from tsugiki.model.targets_by_rule import reasons_against
 from tsugiki.model.ungrafted import base_modules, find_stacks
 from tsugiki.report.table import Table, wrap
-from tsugiki.training.config import RunConfig, validate_method
+from tsugiki.training.settings.config import RunConfig, validate_method
 
 _WIDTH = 100  # columns of a description
 _REASON_LENGTH = 60  # characters of a reason in a cell

@@ -6,9 +6,9 @@ from tsugiki.language import _, counts
 from tsugiki.preference.losses import LOSSES
 from tsugiki.report.plots import Series
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.interval import paired_interval
-from tsugiki.training.evaluation.pairs import PairScores, TwoScores
-from tsugiki.training.record import RunRecord
+from tsugiki.training.record.interval import paired_interval
+from tsugiki.training.record.pairs import PairScores, TwoScores
+from tsugiki.training.record.run_record import RunRecord
 
 _CHOSEN, _REJECTED, _HELD_OUT = 0, 1, 2  # colours
 

@@ -3,7 +3,7 @@
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.language import _, listed
 from tsugiki.report.table import Table
-from tsugiki.training.plan import RANGE, Plan
+from tsugiki.training.run.plan import RANGE, Plan
 
 
 def plan_table(plan: Plan) -> Table:

@@ -14,7 +14,7 @@ from tsugiki.language import _, counts, listed
 from tsugiki.report.page import in_frame, render
 from tsugiki.report.record_text import data_lines, near_duplicate_lines
 from tsugiki.report.table import wrap
-from tsugiki.training.workflows.preview import Preview, RowView, SegmentView
+from tsugiki.training.run.preview import Preview, RowView, SegmentView
 
 STYLES = {
     "target": "green",

@@ -9,9 +9,9 @@ from tsugiki.language import _, counts, listed, marked
 from tsugiki.report.formatting import describe_change, format_number, format_with_interval
 from tsugiki.report.pairs import pair_notes
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.interval import Change, Interval
-from tsugiki.training.evaluation.result import Evaluation, StepEvaluation, change_of_bits
-from tsugiki.training.record import DataSummary, RecordCounts, RunRecord, TrainingFigures
+from tsugiki.training.record.interval import Change, Interval
+from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits
+from tsugiki.training.record.run_record import DataSummary, RecordCounts, RunRecord, TrainingFigures
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text

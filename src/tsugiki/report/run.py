@@ -35,9 +35,9 @@ from tsugiki.report.record_text import (
     summary_sentence,
 )
 from tsugiki.report.table import Table
-from tsugiki.training.evaluation.interval import Interval
-from tsugiki.training.evaluation.result import StepEvaluation, change_of_bits, warning_text
-from tsugiki.training.record import RunRecord, Sample, read_record, samples_by_prompt
+from tsugiki.training.record.interval import Interval
+from tsugiki.training.record.result import StepEvaluation, change_of_bits, warning_text
+from tsugiki.training.record.run_record import RunRecord, Sample, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
 _SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points

@@ -26,8 +26,8 @@ _OF_FLAGS = re.compile(r"; --.*| \(--[^)]*\)|(?<=。)--.*|（--[^）]*）", re.D
 def preview(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the first rows of a run, counts and notes."""
     from tsugiki.report.preview import count_lines
-    from tsugiki.training.config import RunConfig
-    from tsugiki.training.workflows.preview import preview
+    from tsugiki.training.run.preview import preview
+    from tsugiki.training.settings.config import RunConfig
 
     shown = preview(RunConfig.model_validate(settings), _ROWS)
     return {
@@ -43,9 +43,9 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the plan of a run as lines and a table, and the settings of the option that was chosen."""
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.training.config import RunConfig
-    from tsugiki.training.packing import rows_of_data
-    from tsugiki.training.plan import plan_run
+    from tsugiki.training.data.packing import rows_of_data
+    from tsugiki.training.run.plan import plan_run
+    from tsugiki.training.settings.config import RunConfig
 
     config = RunConfig.model_validate(settings)
     planned = plan_run(config, rows_of_data(config, ProgressDisplay()))

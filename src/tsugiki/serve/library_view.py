@@ -59,7 +59,7 @@ from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import FileStates, ServedAdapters, adapter_file_states
 from tsugiki.serve.uploads import data_names
-from tsugiki.training.record import RunRecord
+from tsugiki.training.record.run_record import RunRecord
 
 _CARD = "README.md"
 _LARGEST_CARD = 200_000  # bytes

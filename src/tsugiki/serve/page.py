@@ -5,24 +5,18 @@ API, the page uses only addresses below `/page/api/`. Requests there that change
 page's token, which `Guard` checks: only a page that this server has sent knows it.
 """
 
-import asyncio
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from tsugiki.generation.sampling import repetition_penalty_of
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
-from tsugiki.serve.protocol import read
-from tsugiki.serve.security import PAGE_API
+from tsugiki.serve.routes import get_route
 from tsugiki.serve.served_adapters import ServedAdapters
-
-Parsed = TypeVar("Parsed", bound=BaseModel)
 
 _FOLDER = Path(__file__).with_name("page")
 _INDEX = "index.html"
@@ -57,29 +51,6 @@ def page_routes(adapters: ServedAdapters, token: str) -> list[Route]:
     """Return the routes of the page's files, which get the token, and of the list of models that all views use."""
     files = [_file_route(address, path, token) for address, path in page_files().items()]
     return [*files, get_route("models", lambda: _models(adapters))]
-
-
-def get_route(address: str, answer: Callable[..., Any], parameter: str | None = None) -> Route:
-    """Return a route below `PAGE_API` that answers with the result of a function, as JSON.
-
-    The function is called in a thread, with the value of a parameter of the query if one is named.
-    """
-
-    async def respond(request: Request) -> Response:
-        given = [] if parameter is None else [request.query_params.get(parameter, "")]
-        return JSONResponse(await asyncio.to_thread(answer, *given))
-
-    return Route(f"{PAGE_API}{address}", respond)
-
-
-def post_route(address: str, kind: type[Parsed], answer: Callable[[Parsed], Any], status: int = 200) -> Route:
-    """Return a route as `get_route`; the function is called with the body of the request, parsed as `kind`."""
-
-    async def respond(request: Request) -> Response:
-        parsed = await read(kind, request)
-        return JSONResponse(await asyncio.to_thread(answer, parsed), status)
-
-    return Route(f"{PAGE_API}{address}", respond, methods=["POST"])
 
 
 def _file_route(address: str, path: Path, token: str) -> Route:

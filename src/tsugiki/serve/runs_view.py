@@ -34,11 +34,11 @@ from tsugiki.language import VARIABLE, _, language
 from tsugiki.report.record_text import held_out_table, summary_sentence
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end, with_home
-from tsugiki.serve.page import get_route, post_route
 from tsugiki.serve.protocol import NameRequest
+from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.uploads import data_names
-from tsugiki.training.evaluation.result import StepEvaluation
-from tsugiki.training.record import RunRecord, read_record, samples_by_prompt
+from tsugiki.training.record.result import StepEvaluation
+from tsugiki.training.record.run_record import RunRecord, read_record, samples_by_prompt
 
 LOG_FILE = "output.log"
 """The file in a run's folder with the output of its process, if the server has started it."""

@@ -33,14 +33,14 @@ from tsugiki.serve.bases import bases_here
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed, with_home
 from tsugiki.serve.jobs import Jobs
-from tsugiki.serve.page import get_route, post_route
 from tsugiki.serve.protocol import Fields, NameRequest, read
+from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
-from tsugiki.training.config import RunConfig
-from tsugiki.training.config_files import validated
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.files import validated
 
 RUNS_FOLDER = "runs"
 """The folder of new runs in the working directory."""

@@ -1,0 +1,1 @@
+"""GGUF files compared with llama.cpp."""

@@ -1,0 +1,1 @@
+"""`tsugiki serve` as its clients see it, and several adapters on one base."""

@@ -1,0 +1,484 @@
+"""Read and split the data of a run, and compute the counts for its record."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsugiki.annotations import PreTrainedTokenizerBase
+from tsugiki.base.resolve import EMBEDDED, local_folder
+from tsugiki.data.blocks import Integers
+from tsugiki.data.overlap import Kind, ScoredTexts
+from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
+from tsugiki.data.read.schemas import NO_COLUMNS, Columns
+from tsugiki.data.records import NONE, Completion, Conversation, Document, Reading, Record
+from tsugiki.data.seen_texts import find_learned, learned_by
+from tsugiki.data.splits import (
+    VALIDATION,
+    kept_together,
+    near_duplicate_records,
+    parse_held_out,
+    rare,
+    share_of,
+    shorter_duplicates,
+    split_document,
+    split_records,
+    split_validation,
+)
+from tsugiki.data.store import RecordIndex, TokenStore, open_store, store_key
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.cache import cache_folder
+from tsugiki.io.digests import combined_digest
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _, counts
+from tsugiki.preference.pairs import Preferences
+from tsugiki.training.data.held_out import HeldOut, Repeated, nothing_held_out, numbered, read_held_out, repeated_text
+from tsugiki.training.data.windows import WINDOW_CHARACTERS, Window
+from tsugiki.training.record.run_record import (
+    HeldOutCounts,
+    LeftOutCounts,
+    MixedCounts,
+    NearDuplicates,
+    RecordCounts,
+    SplitSummary,
+    ValidationCounts,
+)
+from tsugiki.training.settings.config import AUTO, RunConfig
+
+_FEWEST_DOCUMENTS = 5
+"""Documents that are left out of training for validation; if there would be fewer, the held-out ones are used."""
+_ROWS = 24
+"""Rows of questions and answers, or pairs, for validation: they are shorter than documents."""
+_VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
+"""Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
+because the same windows are compared."""
+_SHOWN_GROUPS = 5
+
+
+@dataclass(frozen=True)
+class SplitAnswers:
+    """Answers of preference tuning, each with the numbers of the first records of its pairs (or of single answers)."""
+
+    training: tuple[Preferences, Integers]
+    held_out: tuple[Preferences, Integers]
+    validation: tuple[Preferences, Integers] | None
+    """Pairs that choose the step that is kept; None: there are none."""
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """The data of a run, tokenised and split into training and held-out records."""
+
+    store: TokenStore
+    """The tokens of all records in `data`."""
+    train: Integers
+    """Indices of the training records in `store`."""
+    scored_parts: list[HeldOut]
+    """The records that are scored: the held-out ones, and those for validation and retention."""
+    scored: ScoredTexts
+    """Their texts."""
+    windows: list[Window]
+    """The held-out text."""
+    validation_windows: list[Window]
+    """The validation text, whose loss decides which step is kept; empty if there is none."""
+    retention_windows: list[Window]
+    """The text of `retention_data`."""
+    summary: SplitSummary
+    """Counts and fingerprints of the records, for the run's record."""
+    notes: list[str]
+    """Notes on what is unusual about the data, one sentence each."""
+    answers: SplitAnswers | None = None
+    """The answers of preference tuning, of which the records above are the chosen (or good) ones."""
+
+
+def split_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
+    """Read, tokenise and split the texts of a run, and mix other text into them."""
+    split = _split_data(config, tokenizer, progress)
+    return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
+
+
+def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
+    held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
+    digest = data_digest(config, tokenizer, key)
+    reading = Reading()
+    share = share_of(held_out)
+    single = None if share is None else single_document(config.data, config.columns, reading)
+    if single is not None and share is not None:
+        records = split_document(single, share)
+        store = _tokenise(config, records, f"{key}\0{share}", tokenizer, progress, reading)
+        part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
+        notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=share)]
+        # If the end repeats the beginning, a note says so, because nothing else is left to train on.
+        config, train = config.model_copy(update={"allow_overlap": True}), np.array([0])
+        return dataset_split(
+            config, tokenizer, store, lambda: records, train, part, ScoredTexts(), [], notes, digest, {Document}
+        )
+    reading = Reading()
+    store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
+    with progress.stage(_("looking for near-duplicates"), None):
+        groups = near_duplicate_records(store.index)
+    dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
+    used = np.setdiff1d(np.arange(len(store.index)), dropped)
+    scored, limit = ScoredTexts(), config.most_held_out_characters
+    if held_out is None:
+        part = nothing_held_out(store.index)
+    elif isinstance(held_out, Path):
+        part = read_held_out("held-out", read_records(held_out, config.columns), limit, scored)
+    else:
+        chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
+        part, used = HeldOut("held-out", store.index, chosen, limit, groups), np.setdiff1d(used, chosen)
+    read = partial(read_records, config.data, config.columns)
+    kinds = record_kinds(config.data, config.columns)
+    return dataset_split(config, tokenizer, store, read, used, part, scored, groups, [], digest, kinds)
+
+
+def data_digest(config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> str:
+    """Return a digest of all texts that a run reads, and of the tokenizer; `key` is the `content_key` of the data."""
+    held_out = parse_held_out(config.held_out)
+    digests = {"data": store_key(key, tokenizer, config.assistant_turns)}
+    if isinstance(held_out, Path):
+        digests["held_out"] = content_key(held_out, config.columns)
+    if config.validation not in (AUTO, NONE):
+        validation = parse_held_out(config.validation, "validation")
+        if isinstance(validation, Path):
+            digests["validation"] = content_key(validation, config.columns)
+    if config.mix is not None:
+        from tsugiki.data.mixing import parse_mix
+
+        digests["mix"] = content_key(parse_mix(config.mix)[0], config.columns)
+    if config.retention_data is not None:
+        digests["retention_data"] = content_key(_retention_source(config.retention_data), config.columns)
+    return combined_digest(digests)
+
+
+def single_document(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | None = None) -> Document | None:
+    """Return the document if the data consist of one document only, otherwise None; arguments: see `read_records`."""
+    first = list(islice(read_records(data, columns, reading), 2))
+    return first[0] if len(first) == 1 and isinstance(first[0], Document) else None
+
+
+def _tokenise(
+    config: RunConfig,
+    records: Iterable[Record],
+    key: str,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: ProgressDisplay,
+    reading: Reading,
+) -> TokenStore:
+    """Return the tokens of records, from the cache if it has them under `key`."""
+    with progress.stage(_("tokenising"), None) as advance:
+        return open_store(records, key, tokenizer, config.assistant_turns, cache_folder("tokens"), advance, reading)
+
+
+def dataset_split(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    store: TokenStore,
+    read: Callable[[], Iterable[Record]],
+    train: Integers,
+    held_out: HeldOut,
+    scored: ScoredTexts,
+    groups: list[list[int]],
+    notes: list[str],
+    digest: str,
+    kinds: set[type[Record]],
+) -> DatasetSplit:
+    """Choose the validation text, leave out records that repeat scored text, and count the records.
+
+    `read` reads the records in `config.data`, whose tokens are in `store`; those with the numbers `train` are not held
+    out. The text of the held-out records is read if they are in `store`, and otherwise is in `scored`. `groups` are
+    near-duplicates, as numbers in `store`; `notes` are those on the data so far, and `kinds` the records' classes.
+    """
+    validation = _validation(config, store, train, groups, scored)
+    parts = [held_out, *([] if validation is None else [validation])]
+    inside = [part for part in parts if part.index is store.index]
+    for numbers, batch in numbered(read()) if inside else ():
+        for part in inside:
+            part.add(numbers, batch, scored)
+    if config.retention_data is not None:
+        records = read_records(_retention_source(config.retention_data), config.columns)
+        parts.append(read_held_out("retention", records, config.most_held_out_characters, scored))
+    repeated = repeated_text(read(), store.index, train, parts, scored)
+    if validation is not None:
+        if validation.index is store.index:
+            train = np.setdiff1d(train, validation.numbers)
+        _leave_out_of_validation(config, validation, held_out, repeated, scored, notes)
+        if not validation.windows:  # automatic ones, all of which repeat held-out text
+            validation = None
+    train, left_out = _left_out(config, store.index, train, repeated, notes)
+    windows, validation_windows = held_out.windows, [] if validation is None else validation.windows
+    validation_counts: ValidationCounts | None = None
+    if validation is not None:
+        validation_counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
+    elif config.validation == AUTO and windows:  # few documents: windows of the held-out text choose
+        validation_windows = windows[::2] if len(windows) > 1 else []
+        windows = windows[1::2] or windows
+        if validation_windows:
+            validation_counts = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
+            notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
+        else:
+            notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
+    here = np.concatenate([train, *(part.numbers for part in parts if part.index is store.index)])
+    asked = store.index.questions[here]
+    common = int(np.count_nonzero(asked != 0) - np.count_nonzero(rare(store.index.questions)[here]))
+    if common and held_out.index is store.index:
+        message = _(
+            "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
+            "one by one, so some held-out answers are to questions that are trained on"
+        )
+        notes.append(message.format(records=counts.records(common)))
+    if parse_held_out(config.held_out) is None:
+        notes.append(_("nothing is held out, so nothing is measured on text that the run has not seen"))
+    duplicates = sum(map(len, groups))
+    if groups:
+        note = _(
+            "near-duplicates of each other: {records} in {groups}, kept together; --drop-duplicates uses one of each"
+        )
+        if _is_of_other_kinds(store.index, held_out, groups):
+            note = _(
+                "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
+                "question like the trained ones; --drop-duplicates uses one of each"
+            )
+        if config.preference is not None:
+            note = _("near-duplicates of each other: {records} in {groups}, kept together")
+        if config.drop_duplicates:
+            note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
+        notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))
+    known_facts = _known_facts(store.index, train, held_out)
+    if 2 * known_facts >= max(len(held_out.numbers), 1):
+        message = _(
+            "{known:,} of {all:,} held-out questions are other phrasings of what is trained on; the others ask for "
+            "what no row answers"
+        )
+        if known_facts == len(held_out.numbers):
+            message = _("the held-out questions are other phrasings of what is trained on")
+        notes.append(message.format(known=known_facts, all=len(held_out.numbers)))
+    notes = [*store.reading.notes(), *_template_notes(kinds, tokenizer), *notes]
+    learned_by_base = learned_by([local_folder(config.model)])
+    known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))
+    if known_to_base:
+        message = _(
+            "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
+            "{model}: it is better on them than on new text, and there is less to gain"
+        )
+        notes.append(message.format(known=known_to_base, all=len(held_out.numbers), model=config.model))
+    first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
+    summary = SplitSummary(
+        digest=digest,
+        train=RecordCounts(**_counts(store.index, train)),
+        held_out=HeldOutCounts(
+            **_counts(held_out.index, held_out.numbers),
+            measured_characters=sum(len(window.record.text) for window in windows),
+            known_to_base=known_to_base,
+            known_facts=known_facts,
+        ),
+        validation=validation_counts,
+        learns_conversations=Conversation in kinds or (Completion in kinds and bool(tokenizer.chat_template)),
+        near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
+        left_out=left_out,
+    )
+    retention_windows = parts[-1].windows if config.retention_data is not None else []
+    return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
+
+
+def _known_facts(index: RecordIndex, train: Integers, held_out: HeldOut) -> int:
+    """Return how many of the held-out questions have an answer that is trained on with another question."""
+    trained = index.answers[train[rare(index.answers)[train]]]
+    return int(np.isin(held_out.index.answers[held_out.numbers], trained).sum())
+
+
+def _template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return a note on what the tokenizer's chat template, if it has one, means for records of these kinds."""
+    if not tokenizer.chat_template or Conversation in kinds:
+        return []
+    if Completion in kinds:
+        return [
+            _(
+                "prompt and completion become turns of the user and the assistant in the chat template of the "
+                "tokenizer; --chat-template none joins them as plain text"
+            )
+        ]
+    message = _(
+        "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
+        "answer worse afterwards; its base model learns plain text better"
+    )
+    return [message]
+
+
+def _leave_out_of_validation(
+    config: RunConfig,
+    validation: HeldOut,
+    held_out: HeldOut,
+    repeated: Repeated,
+    scored: ScoredTexts,
+    notes: list[str],
+) -> None:
+    """Leave out validation records that repeat held-out text, and add a note.
+
+    If the user has chosen the records, one of them must be left.
+    """
+    parsed = parse_held_out(config.validation, "validation") if config.validation != AUTO else None
+    if isinstance(parsed, Path):
+        records = read_records(parsed, config.columns)
+        repeated = repeated_text(records, validation.index, validation.numbers, [held_out], scored)
+    inside = np.intersect1d(validation.numbers, list(repeated))
+    found = {number: repeated[number] for number in inside.tolist() if "held-out" in repeated[number]}
+    if not found:
+        return
+    names = _named(validation.index, found, "held-out")
+    validation.leave_out(found)
+    if not validation.windows and config.validation != AUTO:
+        message = _("no record is left for validation: all of them repeat held-out text: {names}; give another text")
+        raise TsugikiError(message.format(names=names))
+    message = _("left out of the validation text, because they repeat held-out text: {records}: {names}")
+    notes.append(message.format(records=counts.records(len(found)), names=names))
+
+
+def _left_out(
+    config: RunConfig, index: RecordIndex, train: Integers, repeated: Repeated, notes: list[str]
+) -> tuple[Integers, LeftOutCounts]:
+    """Return the training records without those that repeat held-out or validation text, and their counts; add notes.
+
+    One record must be left.
+    """
+    repeated = {number: repeated[number] for number in np.intersect1d(train, list(repeated)).tolist()}
+    found = {number: kinds for number, kinds in repeated.items() if kinds.keys() & {"held-out", "validation"}}
+    names = _named(index, found, "held-out", "validation")
+    records = counts.records(len(found))
+    if found and config.allow_overlap:
+        message = _("trained on, although they repeat held-out or validation text: {records}: {names}")
+        notes.append(message.format(records=records, names=names))
+        found = {}
+    elif found:
+        if len(found) == len(train):
+            message = _(
+                "no record is left for training: all of them repeat held-out or validation text: {names}; give "
+                "another held-out text, or --allow-overlap"
+            )
+            raise TsugikiError(message.format(names=names))
+        message = _(
+            "left out of training, because they repeat held-out or validation text: {records}: {names}; "
+            "--allow-overlap trains on them"
+        )
+        notes.append(message.format(records=records, names=names))
+    kept, gone = np.setdiff1d(train, list(found)), np.array(sorted(found), np.int64)
+    _note_retention(index, {number: repeated[number] for number in repeated if number not in found}, notes)
+    return kept, LeftOutCounts(**_counts(index, gone), first=[index.name(number) for number in gone[:_SHOWN_GROUPS]])
+
+
+def _note_retention(index: RecordIndex, repeated: Repeated, notes: list[str]) -> None:
+    """Add a note if records that are trained on repeat the retention text."""
+    found = {number: kinds for number, kinds in repeated.items() if "retention" in kinds}
+    if found:
+        message = _(
+            "{records} that are trained on repeat the retention text, so the run seems to forget less than it "
+            "does: {names}"
+        )
+        notes.append(message.format(records=counts.records(len(found)), names=_named(index, found, "retention")))
+
+
+def _named(index: RecordIndex, repeated: Repeated, *kinds: Kind) -> str:
+    """Return the names of some records and of the scored texts that they repeat, the latter of one of the kinds."""
+    labels = {"held-out": _("held out"), "validation": _("validation"), "retention": _("retention")}
+    names = []
+    for number, found in repeated.items():
+        kind = next(kind for kind in kinds if kind in found)
+        names.append(f"{index.sources[number]} ({labels[kind]}: {found[kind]})")
+    return summarise_list(names)
+
+
+def _retention_source(name: str) -> str:
+    """Return the source that the setting `retention_data` names: the text that comes with Tsugiki, or the user's."""
+    return str(files("tsugiki") / "assets" / "retention") if name == EMBEDDED else name
+
+
+def _with_mixed_text(
+    config: RunConfig,
+    setting: str,
+    split: DatasetSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: ProgressDisplay,
+) -> DatasetSplit:
+    """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
+    from tsugiki.data.mixing import mix, parse_mix
+
+    path, share = parse_mix(setting)
+    key = content_key(path, config.columns)
+    reading = Reading()
+    other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
+    everything = np.arange(len(other.index))
+    again = read_records(path, config.columns)
+    repeated = repeated_text(again, other.index, everything, split.scored_parts, split.scored)
+    allowed = [
+        number for number in everything.tolist() if not repeated.get(number, {}).keys() & {"held-out", "validation"}
+    ]
+    if not allowed:
+        message = _("mix: all records of {path} are held-out text or nearly the same; give another text")
+        raise TsugikiError(message.format(path=path))
+    mixed = mix(split.store, split.train, other, np.array(allowed), share, config.seed, tokenizer)
+    added = MixedCounts(
+        **_counts(mixed.store.index, mixed.train[len(split.train) :]), tokens=mixed.tokens, share=mixed.share
+    )
+    train = RecordCounts(**_counts(mixed.store.index, mixed.train))
+    note = _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
+        share=mixed.share, path=path, records=counts.records(len(mixed.taken))
+    )
+    notes = [*split.notes, note]
+    taken = set(mixed.taken.tolist())
+    _note_retention(other.index, {number: kinds for number, kinds in repeated.items() if number in taken}, notes)
+    summary = split.summary.model_copy(update={"train": train, "mixed": added})
+    return replace(split, store=mixed.store, train=mixed.train, summary=summary, notes=notes)
+
+
+def _is_of_other_kinds(index: RecordIndex, held_out: HeldOut, groups: list[list[int]]) -> bool:
+    """Return whether most of the held-out records of an index are prompts in whole groups of near-duplicates."""
+    if held_out.index is not index or not len(held_out.numbers) or index.splittable[held_out.numbers].any():
+        return False
+    alike = np.isin(held_out.numbers, [number for group in groups for number in group])
+    return bool(alike.mean() > 0.5)
+
+
+def _validation(
+    config: RunConfig,
+    store: TokenStore,
+    train: Integers,
+    groups: list[list[int]],
+    scored: ScoredTexts,
+) -> HeldOut | None:
+    """Return the records whose loss decides which step is kept; None if no records are set aside for this.
+
+    The text of records in `store` is still to be read; see `_dataset_split` for the arguments.
+    """
+    setting = config.validation
+    if setting == AUTO and len(_works(train, kept_together(store.index, groups))) < 2 * _FEWEST_DOCUMENTS:
+        return None
+    several = VALIDATION if store.index.splittable[train].any() else replace(VALIDATION, documents=_ROWS)
+    parsed = several if setting == AUTO else parse_held_out(setting, "validation")
+    if parsed is None:
+        return None
+    if not isinstance(parsed, Path):
+        numbers = split_validation(store.index, train, parsed, config.seed, groups)
+        if config.validation == AUTO and len(_works(numbers, kept_together(store.index, groups))) < _FEWEST_DOCUMENTS:
+            return None
+        return HeldOut("validation", store.index, numbers, _VALIDATION_CHARACTERS, groups)
+    return read_held_out("validation", read_records(parsed, config.columns), _VALIDATION_CHARACTERS, scored)
+
+
+def _works(records: Integers, groups: list[list[int]]) -> Integers:
+    """Return one record of each group, and all records that belong to no group."""
+    given = set(np.intersect1d(records, [number for group in groups for number in group]).tolist())
+    repeated = [number for group in groups for number in [one for one in group if one in given][1:]]
+    return np.setdiff1d(records, repeated)
+
+
+def _counts(index: RecordIndex, records: Integers) -> dict[str, Any]:
+    return {
+        "documents": len(records),
+        "characters": int(index.characters[records].sum()),
+        "fingerprint": index.fingerprint(records),
+    }

@@ -1,1 +1,0 @@
-"""Measuring a model: held-out loss, intervals, samples."""

@@ -1,0 +1,359 @@
+"""What a run costs, from measurements of a few blocks of its model with random weights (see `training.measure.sample`).
+
+    peak = process + base + 16 · trained + start + threads · (activations + transient + loss + 4 · trained)
+    activations = kept blocks · what a block keeps + recomputed blocks · its input
+    16: a trained parameter, its gradient, and AdamW's two averages, in float32; 4: its gradient for one micro-batch
+    start: 4 · trained if the run keeps a copy of its first values, as of an adapter or of a narrow model
+    threads: micro-batches that are computed at a time, one on an accelerator
+    process: Python and the imported libraries, which take no memory of an accelerator; recomputing imports more
+
+In full fine-tuning all weights train, and the copy that computes in 16 bits is the base; there is none in 32 bits.
+`benchmarks.memory.planning` compares the result with runs.
+
+    step = blocks · (forward and backward pass of a block) + loss with the whole vocabulary
+"""
+
+import gc
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tsugiki.annotations import PreTrainedModel
+from tsugiki.base.gguf.file import read_header
+from tsugiki.base.gguf.layer import BLOCKS
+from tsugiki.base.loading import stored_path
+from tsugiki.dtypes import BaseDtype, ComputeDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
+from tsugiki.errors import TsugikiError, error_text, is_ordinary
+from tsugiki.fast.loss import rows_per_chunk
+from tsugiki.language import _
+from tsugiki.lowbit.int8 import Int8Linear
+from tsugiki.lowbit.integer_products import CHANNELS
+from tsugiki.lowbit.nf4 import Nf4Linear
+from tsugiki.lowbit.quantization import LayerDtype, is_quantizable, layer_dtype
+from tsugiki.methods.table import METHODS
+from tsugiki.model.inference import decoder_blocks
+from tsugiki.model.linear import features
+from tsugiki.model.meta import meta_model
+from tsugiki.model.ungrafted import find_stacks
+from tsugiki.training.measure.sample import (
+    backward,
+    blocks_of_sample,
+    forward,
+    hidden_states,
+    loss_and_gradient,
+    prepare_sample,
+    sample_model,
+)
+from tsugiki.training.measure.shapes import Shapes
+from tsugiki.training.model.trainable import NARROW
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.tools import memory
+from tsugiki.training.tools.processes import has_device, planned_compute_dtype
+from tsugiki.training.tools.threads import run_in_threads
+
+Result = TypeVar("Result")
+
+_COMPILER = 68_000_000
+"""Bytes of PyTorch's compiler, which PyTorch imports when the first block is recomputed."""
+_REPEATS = 3
+_STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The memory and the time that one block needs for a micro-batch."""
+
+    kept: int
+    """Bytes that it keeps for its backward pass."""
+    input: int
+    """Bytes of its input, which is all that a recomputed block keeps."""
+    transient: int
+    """Bytes that are needed only while a block is computed, in addition to those that are kept."""
+    forward: float
+    """Seconds of the forward pass, with as many micro-batches at a time as the run computes."""
+    backward: float
+    """Seconds of the backward pass."""
+    loss: float
+    """Seconds of the loss with the whole vocabulary and of its gradient, likewise."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory that a run needs, without its data."""
+
+    parameters: int
+    trainable: int
+    """Number of trained parameters."""
+    blocks: int
+    """Number of blocks of the decoder."""
+    base: int
+    """Bytes of the frozen base."""
+    loading: int
+    """Bytes that are needed besides the base while it is loaded. An accelerator gets the finished model."""
+    process: int
+    """Bytes of the process without the model and its training."""
+    loss: int
+    """Bytes for the loss of a micro-batch."""
+    threads: int
+    """Micro-batches that are computed at a time."""
+    measured: Measured
+    keeps_start: bool = True
+    """Whether the run keeps a copy of the trained values before its first step."""
+    recomputation: int = 0
+    """Additional bytes of the process if blocks are recomputed."""
+
+    def peak(self, recomputed: int) -> int:
+        """Return the peak memory of the process in bytes if `recomputed` blocks are recomputed."""
+        parts = self.parts(recomputed)
+        loading = parts.pop("loading")
+        return max(sum(parts.values()), self.process + self.base + loading)
+
+    def parts(self, recomputed: int) -> dict[str, int]:
+        """Return name -> bytes of the parts of the memory. The part `loading` is free again before the first step."""
+        block, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
+        activations = recomputed * block.input + max(kept, block.kept if recomputed else 0)
+        return {
+            "process": self.process + (self.recomputation if recomputed else 0),
+            "base": self.base,
+            "adapter": 4 * self.trainable * (2 if self.keeps_start else 1),
+            "gradients": 4 * self.trainable * (1 + self.threads),
+            "optimizer": 8 * self.trainable,
+            "activations": self.threads * (activations + block.transient),
+            "loss": self.threads * self.loss,
+            "loading": self.loading,
+        }
+
+    def recomputed(self, available: int) -> int:
+        """Return how many blocks must be recomputed for a peak of at most `available` bytes; at most all blocks."""
+        return next((n for n in range(self.blocks) if self.peak(n) <= available), self.blocks)
+
+
+def need_of(
+    config: RunConfig,
+    shapes: Shapes,
+    base_dtype: BaseDtype,
+    device: torch.device,
+    rows: int,
+    rows_in_step: int,
+    timed: bool = False,
+) -> Need:
+    """Return the memory that a run needs, from measurements of a few blocks of its model.
+
+    `base_dtype` is the dtype of the base; for full fine-tuning, of the copy that computes. A micro-batch has `rows`
+    rows, an optimiser step `rows_in_step`. `timed`: measure times as well. If this machine does not have the `device`,
+    its processor computes what the device would, and the memory that is needed for a moment is that of the processor.
+    """
+    model = shapes.model
+    here, compute_dtype = device if has_device(device.type) else torch.device("cpu"), planned_compute_dtype(device)
+    on_processor = device.type == "cpu"
+    threads = min(torch.get_num_threads(), math.ceil(rows_in_step / rows)) if on_processor else 1
+    trains_all = not METHODS[config.method].trains_adapter
+    gguf = stored_path(config.model) if base_dtype == "stored" else None
+    words, width = model.get_input_embeddings().weight.shape
+    tokens = shapes.row_tokens
+    try:
+        sample = sample_model(shapes.config, blocks_of_sample(model), base_dtype, gguf, compute_dtype)
+        itemsize = sample.dtype.itemsize
+        prepare_sample(sample, config, device, here)
+        measured = measure_blocks(sample, here, rows, tokens, threads, words, timed)
+        trainable = shapes.parameters if trains_all else _trainable(config, meta_model(shapes.config))
+    except TsugikiError:
+        raise
+    except BaseException as error:
+        if not is_ordinary(error):
+            raise
+        message = _("{model}: blocks of this model cannot be measured ({error})")
+        raise TsugikiError(
+            message.format(model=config.model, error=error_text(error) or type(error).__name__)
+        ) from error
+    del sample
+    if trains_all:
+        base = shapes.parameters * itemsize if itemsize < 4 else 0
+    else:
+        base = base_bytes(model, base_dtype, compute_dtype) if gguf is None else stored_bytes(gguf, compute_dtype)
+    head = model.get_output_embeddings()
+    # A step may compute a part of the logits (`sampled_softmax`), but evaluations compute all of them.
+    logits = min(rows * tokens, rows_per_chunk(words, itemsize)) * words * itemsize if head is not None else 0
+    return Need(
+        parameters=shapes.parameters,
+        trainable=trainable,
+        blocks=len(decoder_blocks(model)),
+        base=base,
+        loading=loading_bytes(model, base_dtype) if on_processor else 0,
+        process=_process(device) if here == device else 0,
+        loss=logits + 4 * rows * tokens * width * itemsize,
+        threads=threads,
+        measured=measured,
+        keeps_start=not trains_all or width < NARROW,
+        recomputation=_COMPILER if on_processor and "torch._dynamo" not in sys.modules else 0,
+    )
+
+
+def measure_blocks(
+    model: PreTrainedModel,
+    device: torch.device,
+    rows: int,
+    tokens: int,
+    threads: int,
+    vocabulary: int,
+    timed: bool,
+) -> Measured:
+    """Measure the blocks of a sample on the device where it is.
+
+    Args:
+        model: from `prepare_sample`.
+        rows: rows of a micro-batch.
+        tokens: tokens of a row.
+        threads: micro-batches that are computed at a time.
+        vocabulary: the number of words of the whole model.
+        timed: measure times as well; otherwise they are 0.
+    """
+    words, width = model.get_input_embeddings().weight.shape
+    count = len(decoder_blocks(model))
+
+    def both() -> tuple[float, float]:
+        started = time.perf_counter()
+        x, y = forward(model, rows, tokens)
+        _wait_for(device)
+        middle = time.perf_counter()
+        backward(model, x, y)
+        _wait_for(device)
+        return middle - started, time.perf_counter() - middle
+
+    def loss() -> float:
+        hidden = hidden_states(model, rows, tokens)
+        started = time.perf_counter()
+        loss_and_gradient(model, hidden)
+        _wait_for(device)
+        return time.perf_counter() - started
+
+    # This also fills caches, and allocates memory that is reused.
+    kept = _kept_bytes(partial(forward, model, rows, tokens), model.parameters())
+    memory.reset_peak(device)
+    before = memory.resident(device) or 0
+    both()
+    transient = max(0, (memory.peak(device) or 0) - before - kept)
+    forward_time = backward_time = loss_time = 0.0
+    if timed:
+        # Medians, because a thread is faster while the others have finished already.
+        forward_time, backward_time = map(median, zip(*_repeated(both, threads), strict=True))
+        if model.get_output_embeddings() is not None:
+            loss_time = median(_repeated(loss, threads)) * vocabulary / words
+    input_bytes = rows * tokens * width * model.dtype.itemsize
+    return Measured(kept // count, input_bytes, transient, forward_time / count, backward_time / count, loss_time)
+
+
+def base_bytes(model: nn.Module, base_dtype: BaseDtype, compute_dtype: ComputeDtype | None = None) -> int:
+    """Return the bytes of the frozen base in memory, if it is loaded in `base_dtype`.
+
+    `compute_dtype` is that of what a quantised base keeps in 16 or 32 bits; None: the one that this machine prefers.
+    The model has its shape and is not grafted; its values are not used. Tied weights count once.
+    """
+    few_bits = quantized_dtype(base_dtype)
+    itemsize = torch_dtype(base_dtype if few_bits is None else compute_dtype or preferred_compute_dtype()).itemsize
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    counted: set[int] = set()
+    total = 0
+    for module in model.modules():
+        kept_as = None
+        if few_bits is not None and is_quantizable(module):
+            kept_as = layer_dtype(few_bits, is_head=module is head)
+        if kept_as is not None and id(module) not in counted:
+            in_features, out_features = features(module)
+            total += _STORED[kept_as](out_features, in_features)
+            counted.add(id(module))
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in counted and not (kept_as and name == "weight"):
+                total += parameter.numel() * itemsize
+                counted.add(id(parameter))
+    return total
+
+
+def stored_bytes(path: Path, compute_dtype: ComputeDtype | None = None) -> int:
+    """Return the bytes in memory of a GGUF file whose linear layers stay in their quantisation."""
+    itemsize = torch_dtype(compute_dtype or preferred_compute_dtype()).itemsize
+    total = 0
+    for tensor in read_header(path).tensors:
+        is_kept = tensor.type.name in BLOCKS and not tensor.name.endswith("_embd.weight")
+        total += tensor.end - tensor.begin if is_kept else math.prod(tensor.shape) * itemsize
+        if is_kept:
+            total += 4 * (tensor.shape[0] + -(-tensor.shape[0] // CHANNELS) * tensor.shape[1])  # scales and means
+    return total
+
+
+def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
+    """Return the bytes that loading in `base_dtype` needs besides the finished model.
+
+    This is the size of the largest tensor that is stored in another dtype. With a quantised base, it is the size of the
+    largest tensor to quantise, in float32: the embedding, and a head that keeps 16 bits, are read in the dtype that
+    they keep, and a head that is tied to the embedding is quantised from it. If the quantisation of a GGUF file is
+    kept, the embedding is unpacked to float32. The model has the shape and the dtype of its files, and is not grafted;
+    its values are not used.
+
+    Stacked experts are loaded by transformers, which needs about the size of the model again to stack them.
+    """
+    if find_stacks(dict(model.named_modules())):
+        return base_bytes(model, base_dtype)
+    embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
+    if base_dtype == "stored":
+        return 4 * int(embedding.numel())
+    few_bits = quantized_dtype(base_dtype)
+    if few_bits is not None:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        layers: list[Any] = [
+            module.weight
+            for module in model.modules()
+            if is_quantizable(module) and layer_dtype(few_bits, is_head=module is head) is not None
+        ]
+        return max((4 * weight.numel() for weight in layers if weight is not embedding), default=0)
+    dtype = torch_dtype(base_dtype)
+    return max((weight.nbytes for weight in model.parameters() if weight.dtype != dtype), default=0)
+
+
+def _process(device: torch.device) -> int:
+    """Return the bytes of the process without a model, now that what a run imports has been imported."""
+    gc.collect()
+    memory.reset_peak(device)  # returns freed memory to the system
+    return memory.resident(device) or 0
+
+
+def _trainable(config: RunConfig, model: PreTrainedModel) -> int:
+    """Return how many parameters train. This grafts `model`, which must not be used afterwards."""
+    METHODS[config.method].prepare(model, config.adapter_config, config.base_dropout)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _repeated(timed: Callable[[], Result], threads: int) -> list[Result]:
+    """Call a function several times in all threads at once, and return all results."""
+    return [result for _ in range(_REPEATS) for result in run_in_threads([timed] * threads)]
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until a device has computed everything; a processor computes at once."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def _kept_bytes(forward: Any, besides: Iterable[Tensor]) -> int:
+    """Return the bytes of the tensors that a forward pass saves, each storage once, without those in `besides`."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that its own graph keeps, as of softmax, would never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    del result
+    return sum(size for place, size in kept.items() if place not in known)

@@ -1,0 +1,1 @@
+"""What a run records and shows: `run.json`, results with their intervals, progress."""

@@ -1,0 +1,131 @@
+"""Progress of a training run: a live line in a terminal, a few plain lines elsewhere. All on standard error."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from tsugiki.io.progress import ProgressDisplay
+from tsugiki.language import _
+from tsugiki.training.record.pairs import StepPairs
+from tsugiki.training.record.result import StepEvaluation
+from tsugiki.training.record.run_record import Sample
+
+_PLAIN_LINES = 10  # of a whole run, where standard error is not a terminal
+_NARROWEST_BAR, _WIDEST_BAR = 8, 24
+
+
+class TimeLeft(ProgressColumn):
+    """The time until the run is finished, from the mean time of a step, evaluations and checkpoints included."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Return the time as hours, minutes and seconds."""
+        done = task.completed - task.fields["first"]
+        if done <= 0 or task.total is None or task.elapsed is None:
+            return Text("-:--:--", style="progress.remaining")
+        seconds = task.elapsed / done * (task.total - task.completed) + task.fields["after"]
+        return Text(str(timedelta(seconds=round(seconds))), style="progress.remaining")
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Return the columns of the live line; in a narrow terminal the bar, and then the perplexity, are left out."""
+    steps, loss, perplexity = _("step"), _("loss"), _("perplexity")
+    columns: list[ProgressColumn] = [
+        TextColumn(f"[bold]{steps}"),
+        MofNCompleteColumn(),
+        TextColumn(f"{loss} {{task.fields[loss]}}"),
+        TextColumn("{task.fields[activity]}", markup=False),
+        TimeLeft(),
+    ]
+    room = width - cell_len(
+        f"{steps} 9999/9999 {loss} 12.345 {_('{speed:,.0f} tokens/s').format(speed=12345)} 00:00:00"
+    )
+    text = f" {perplexity} 1,234.56"
+    if room >= cell_len(text):
+        columns.insert(3, TextColumn(f"{perplexity} {{task.fields[perplexity]}}"))
+        room -= cell_len(text)
+    if room > _NARROWEST_BAR:
+        columns.insert(2, BarColumn(bar_width=min(room - 1, _WIDEST_BAR)))
+    return columns
+
+
+class RunProgress(ProgressDisplay):
+    """The display of one run; a context manager."""
+
+    def __init__(self, console: Console | None = None, shown: bool = True) -> None:
+        """Create the display; with `shown` False, nothing is printed."""
+        self.started = time.monotonic()
+        super().__init__(console or Console(stderr=True, highlight=False, quiet=not shown))
+        self._progress = Progress(*_columns(self.console.width), console=self.console, disable=self.is_quiet)
+        self._task = self._progress.add_task(
+            "train", total=None, loss="–", perplexity="–", activity="", first=0, after=0.0, start=False, visible=False
+        )
+
+    def __enter__(self) -> "RunProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def stage(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """As in `ProgressDisplay`, but while the live line of steps is shown, the label is a part of it."""
+        if self._progress.live.is_started:
+            former = self._progress.tasks[0].fields["activity"]
+            self._progress.update(self._task, activity=label)
+            yield lambda done: None
+            self._progress.update(self._task, activity=former)
+        else:
+            with super().stage(label, total) as advance:
+                yield advance
+
+    def begin(self, total: int, done: int, after: float = 0.0) -> None:
+        """Show the live line of a run of `total` steps, `done` of which a resumed run has already done.
+
+        `after` is the time in seconds that evaluations and samples after the last step will take.
+        """
+        self._progress.update(self._task, total=total, completed=done, visible=True, first=done, after=after)
+        self._progress.start_task(self._task)
+        self._progress.start()
+
+    def step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
+        """Show that an optimiser step is done. The speed counts all tokens, also those that are not in the loss."""
+        speed = _("{speed:,.0f} tokens/s").format(speed=tokens_per_second)
+        self._progress.update(self._task, completed=step, loss=f"{loss:.3f}", activity=speed)
+        if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
+            message = _("step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
+            self.print(message.format(step=step, total=total, loss=loss, tokens_per_second=tokens_per_second))
+
+    def evaluation(self, result: StepEvaluation, text: str = "") -> None:
+        """Show an evaluation on the held-out text, or on the validation text."""
+        self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
+        message = _("step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}")
+        self.print(message.format(text=text or _("held-out"), **dict(result)))
+
+    def pairs(self, result: StepPairs, text: str = "") -> None:
+        """Show how often the held-out or the validation pairs are right."""
+        low, high = result.accuracy_interval
+        message = _(
+            "step {step}  {text} pairs: accuracy {accuracy:.1%} [{low:.1%}, {high:.1%}]  margin {margin:.3f}  "
+            "log-probability of chosen {chosen:.2f}, of rejected {rejected:.2f}"
+        )
+        values = dict(result) | {"text": text or _("held-out"), "low": low, "high": high}
+        self.print(message.format(**values))
+
+    def sample(self, sample: Sample) -> None:
+        """Show a text that the model generated."""
+        gap = "\u00a0\u00a0" if self.console.is_jupyter else "  "  # where lines are wrapped, the text follows
+        line = Text(_("step {step}").format(step=sample.step) + gap)
+        line.append(sample.prompt, style="bold")
+        if sample.text.strip():
+            line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")
+        else:
+            line.append(_(" (the model wrote nothing: it ended the text at once)"), style="yellow")
+        self.console.print(line, soft_wrap=not self.console.is_jupyter)

@@ -1,0 +1,244 @@
+"""Start a run in a folder, or continue the one that it holds: with the same settings, base and data as before."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from tsugiki.annotations import PreTrainedModel
+from tsugiki.base.checks import code_digest
+from tsugiki.base.identity import identity_of, why_different
+from tsugiki.base.resolve import settings_folder
+from tsugiki.data.read.files import describe_data
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
+from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run
+from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lowbit.quantization import count_parameters
+from tsugiki.training.data.packing import PackedDataset
+from tsugiki.training.record.run_record import (
+    DataSummary,
+    Parameters,
+    RecordedBase,
+    RecordedConfig,
+    RunRecord,
+    describe_machine,
+    library_versions,
+    new_record,
+    parse_record,
+    read_record,
+)
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.step.checkpoint import Checkpoint, load_training_state, newest_checkpoint
+from tsugiki.training.tools.processes import on_main
+
+LENGTH = ("epochs", "max_steps", "minutes")
+"""The settings that give the length of a run."""
+_MAY_CHANGE = frozenset({*LENGTH, "patience", "prompts", "report_to", "sample_steps", "sample_tokens", "save_steps"})
+"""The settings whose values may change when a run is continued."""
+
+
+def start_or_resume(
+    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool, overwrite: bool = False
+) -> tuple[RunRecord, Path | None]:
+    """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
+
+    `settings` are from `to_record`. With `resume`, the folder must hold a run; without `resume` or `overwrite`, none.
+    """
+    if resume:
+        return on_main(accelerator, lambda: _resume(settings, out))
+    if not overwrite:
+        on_main(accelerator, lambda: refuse_earlier_run(out))
+    return on_main(accelerator, lambda: new_record(settings)), None
+
+
+def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the run in a folder, nested as in a YAML file, without those that are `defaults`."""
+    return _without_defaults(recorded_run(out).config.to_dict(), defaults)
+
+
+def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    different: dict[str, Any] = {}
+    for name, value in settings.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = _without_defaults(value, default)
+            default = {}
+        if value != default:
+            different[name] = value
+    return different
+
+
+def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
+    """Return the record of the run that `config.out` already holds; None if it holds none.
+
+    The run must have the same settings. An error calls the run `name`.
+    """
+    out = Path(config.out)
+    if not (out / RECORD_FILE).is_file():
+        return None
+    record = read_record(out)
+    changed = changed_settings(record.config.to_dict(), config.to_record())
+    if changed:
+        message = _("{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
+        raise TsugikiError(message.format(name=name, out=out, changed=changed))
+    return record
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str] = ()) -> str:
+    """Return the differences between two recorded configs in one line; empty if only the folder differs.
+
+    `may_change` has the full names of settings that are not compared.
+    """
+    old, new = flat_settings(before), flat_settings(now)
+    if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
+        old = {**{f"lora.{field.name}": field.default for field in fields(LoraConfig)}, **old}
+    compared = (name for name in {**new, **old} if name != "out" and name not in may_change)
+    changed = [name for name in compared if new.get(name) != old.get(name)]
+    return ", ".join(
+        _("{name} (was {old!r}, now {new!r})").format(name=name, old=old.get(name), new=new.get(name))
+        for name in changed
+    )
+
+
+def describe_run(
+    accelerator: Accelerator,
+    record: RunRecord,
+    config: RunConfig,
+    model: PreTrainedModel,
+    data: PackedDataset,
+    resolved: dict[str, Any],
+) -> None:
+    """Write the machine, the base, the data and the resolved settings into the record.
+
+    A resumed run must have the same base, data and resolved settings as before.
+    """
+    _describe_versions(record)
+    record.machine = describe_machine(accelerator.device, accelerator.num_processes)
+    base_before, data_before = record.base, record.data
+    code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
+    identity = identity_of(model)  # of the base, whose weights the adapter does not change
+    record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
+    record.data = data.summary
+    if base_before is not None and (
+        _is_other_base(base_before, record.base)
+        or data_before is None
+        or _compared(data_before) != _compared(record.data)
+    ):
+        message = _(
+            "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
+            "another --out"
+        )
+        raise TsugikiError(message.format(data=describe_data(config.data), model=config.model, out=config.out))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = count_parameters(model)
+    record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
+    resolved_before = record.resolved_settings
+    record.resolved_settings = resolved
+    for name, value in resolved_before.items():
+        now = record.resolved_settings.get(name)
+        if value != now:
+            message = _(
+                "the run in {out} was started on another machine or with another base: {name} was {value} and "
+                "would be {now} here"
+            )
+            raise TsugikiError(message.format(out=config.out, name=name, value=value, now=now))
+
+
+def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
+    """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
+
+    The record is read from the checkpoint, so it contains no results of later steps.
+    """
+    record, checkpoint = recorded_run(out), newest_checkpoint(out / CHECKPOINTS)
+    recorded, kept = record.config.to_dict(), _record_of(checkpoint)
+    # A checkpoint has a digest of its settings, and `run.json` has none.
+    changed = changed_settings(kept.config.to_dict() if kept else recorded, settings, _MAY_CHANGE)
+    if changed:
+        message = _("the run in {out} was started with other settings: {changed}")
+        raise TsugikiError(message.format(out=out, changed=changed))
+    if record.status == "finished" and not _has_other_length(recorded, settings):
+        steps = record.resolved_settings.get("steps", record.training.steps if record.training else 0)
+        message = _(
+            "the run in {out} is finished, after {steps} steps; a larger --epochs or --max-steps, or more "
+            "--minutes, continues it"
+        )
+        raise TsugikiError(message.format(out=out, steps=steps))
+    if checkpoint is None:
+        record.forget_after(-1)
+    elif kept is None:
+        record.forget_after(checkpoint.step)
+    else:
+        record = kept
+        if load_training_state(checkpoint.folder)[2]["callbacks_pending"]:
+            record.forget_after(checkpoint.step - 1)  # the evaluations and samples after this step are repeated
+    if _has_other_length(record.config.to_dict(), settings):
+        record.resolved_settings.pop("steps", None)
+    record.config = RecordedConfig.model_validate(settings)
+    record.status = "running"
+    return record, checkpoint.folder if checkpoint else None
+
+
+def _has_other_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return any(before.get(name) != now.get(name) for name in LENGTH)
+
+
+def recorded_run(out: Path) -> RunRecord:
+    """Return the record of a run; if `run.json` cannot be read, the record in the newest intact checkpoint."""
+    try:
+        return read_record(out)
+    except TsugikiError as error:
+        checkpoint = newest_checkpoint(out / CHECKPOINTS)
+        kept = _record_of(checkpoint)
+        if checkpoint is None or kept is None:
+            raise
+        warn_caller(_("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name))
+        return kept
+
+
+def _record_of(checkpoint: Checkpoint | None) -> RunRecord | None:
+    """Return the record in a checkpoint; None without a checkpoint."""
+    if checkpoint is None:
+        return None
+    return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by their full names, such as lora.r."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = flat_settings(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": entry for key, entry in inner.items()} or {name: value}
+    return flat
+
+
+def _describe_versions(record: RunRecord) -> None:
+    """Record and warn that a library has another version than before the run was resumed."""
+    before, now = record.versions, library_versions()
+    changed = [
+        _("{name} was {before} and is {now}").format(name=name, before=before.get(name), now=now[name])
+        for name in now
+        if before.get(name) != now[name]
+    ]
+    if changed:
+        message = _(
+            "the run was started with other versions: {changed}; its result may differ from that of an "
+            "uninterrupted run"
+        )
+        warn_caller(message.format(changed=summarise_list(changed)))
+        record.earlier_versions.append(before)
+        record.versions = now
+
+
+def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
+    return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
+
+
+def _compared(data: DataSummary) -> dict[str, Any]:
+    """Return the description of data without the fields that older records lack."""
+    described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share", "left_out"})
+    del described["held_out"]["known_to_base"]
+    return described

@@ -1,0 +1,1 @@
+"""Scores of a model: texts, questions, pairs of answers; and of several models in turn."""

@@ -1,0 +1,1 @@
+"""The settings of runs, and how they are read from files."""

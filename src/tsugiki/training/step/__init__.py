@@ -1,0 +1,1 @@
+"""An optimiser step and the loop of steps: losses, gradients, optimisers, checkpoints."""

@@ -1,0 +1,1 @@
+"""Processes, threads, memory and signals of a run."""

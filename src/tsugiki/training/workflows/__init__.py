@@ -1,1 +1,0 @@
-"""The tasks behind commands: pretraining, comparisons, sweeps, previews, merging and the quickstart."""

@@ -1,0 +1,22 @@
+"""The verifiers, on texts whose scores can be counted."""
+
+import pytest
+from benchmarks.quality.preference_own_answers import VERIFIERS
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("雨が降りました。傘がない。駅まで行きますか？", 2 / 3),
+        ("雨が降りますから。\nそして", 1.0),
+        ("雨が降る。ですが晴れた。", 0.0),
+        ("まだ終わらない", 0.0),
+    ],
+)
+def test_polite_sentences_are_counted_by_their_ends(text: str, score: float):
+    assert VERIFIERS["polite"](text) == pytest.approx(score)
+
+
+def test_short_sentences_have_4_to_20_characters():
+    assert VERIFIERS["short"]("雨だ。傘がないのだ。" + "あ" * 20 + "。" + "い" * 21 + "。") == 0.5
+    assert VERIFIERS["short"]("傘がない") == 0

@@ -1,0 +1,252 @@
+"""Text that repeats held-out or validation text is not trained on, and what is left out is counted and named."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.test_splits import sentence
+from tests.tiny import byte_tokenizer
+from tests.training.data.test_preparation import CHATML, lines, sources
+from tsugiki import TsugikiError
+from tsugiki.io import ProgressDisplay
+from tsugiki.training import DatasetSplit, RunConfig, read_data
+
+SEQUENCE = 12
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def split(data: str, **settings: Any) -> DatasetSplit:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", **settings})
+    return read_data(config, tokenizer, ProgressDisplay())
+
+
+def learned_sources(prepared: DatasetSplit) -> set[str]:
+    return {prepared.store.index.sources[record] for record in prepared.train.tolist()}
+
+
+def prose(seed: int, length: int = 1500) -> str:
+    """Words in random order, all of which are in every text, with punctuation and lines."""
+    words = [sentence(1000 + number, 2 + number % 3) for number in range(300)]
+    chosen = random.Random(seed).choices([*words, *["、", "。\n　"] * 6], k=length)
+    return "".join(chosen)[:length]
+
+
+def replaced(text: str, share: float) -> str:
+    random_numbers = random.Random(7)
+    return "".join(random_numbers.choice("山川草木") if random_numbers.random() < share else c for c in text)
+
+
+# What is planted in the training text, and the largest share of the held-out text that may then be trained on.
+PLANTED: dict[str, tuple[Callable[[str], str], float]] = {
+    "exact copy": (lambda text: text, 0.0),
+    "other white space": (lambda text: "\n\n".join(text.replace("　", " ").split("\n")), 0.0),
+    "5 % replaced": (lambda text: replaced(text, 0.05), 0.0),
+    "10 % replaced": (lambda text: replaced(text, 0.1), 0.0),
+    "20 % replaced": (lambda text: replaced(text, 0.2), 0.1),
+    "first half": (lambda text: text[:750], 0.0),
+    "in a text twice as long": (lambda text: prose(101, 750) + text + prose(102, 750), 0.0),
+    "in a text 3 times as long": (lambda text: prose(103) + text + prose(104), 0.0),
+    "in a text 10 times as long": (lambda text: prose(105, 6000) + text + prose(106, 7500), 0.0),
+    "in such a text, 2 % replaced": (lambda text: prose(107) + replaced(text, 0.02) + prose(108), 0.0),
+    "a fifth of it, alone": (lambda text: text[300:600], 0.0),
+    "a fifth of it, as a quotation": (lambda text: prose(109, 600) + text[300:600] + prose(110, 600), 0.2),
+}
+
+
+def shares_learned(texts: list[str], prepared: DatasetSplit) -> list[float]:
+    """Return for each text the share of its sequences of 12 characters that are in the training records."""
+    learned: set[str] = set()
+    for record in prepared.train.tolist():
+        start, end = prepared.store.offsets[record] + 1, prepared.store.offsets[record + 1] - 1
+        text = byte_tokenizer().decode(prepared.store.ids[start:end].tolist())
+        learned |= {text[place : place + SEQUENCE] for place in range(len(text))}
+    sequences = [[text[place : place + SEQUENCE] for place in range(len(text) - SEQUENCE)] for text in texts]
+    return [sum(sequence in learned for sequence in one) / len(one) for one in sequences]
+
+
+@pytest.mark.parametrize("held_out", ["part=test", "h.jsonl", "validation"])
+def test_planted_copies_of_held_out_text(held_out: str):
+    held = [prose(number) for number in range(len(PLANTED))]
+    train = [prose(number) for number in range(200, 230)]
+    planted = [plant(text) for (plant, _), text in zip(PLANTED.values(), held, strict=True)]
+    rows = [{"text": text, "part": "train"} for text in [*train, *planted]]
+    scored = [{"text": text, "part": "test"} for text in held]
+    if held_out == "part=test":
+        changes: dict[str, Any] = {"held_out": held_out, "validation": "none"}
+        data = lines("w.jsonl", [*rows, *scored])
+    else:
+        data, file = lines("w.jsonl", rows), lines("h.jsonl", scored)
+        other = lines("o.jsonl", [{"text": prose(300)}])
+        changes = {"held_out": file, "validation": "none"}
+        if held_out == "validation":
+            changes = {"held_out": other, "validation": file}
+    prepared = split(data, **changes)
+    shares = dict(zip(PLANTED, shares_learned(held, prepared), strict=True))
+    print(held_out, {name: f"{share:.2f}" for name, share in shares.items()}, prepared.notes)
+    for name, (_, most) in PLANTED.items():
+        assert shares[name] <= most + 0.02, (name, shares[name])
+    assert {f"w.jsonl:{number}" for number in range(1, 31)} <= learned_sources(prepared)
+    left_out = prepared.summary.left_out
+    assert left_out is not None
+    assert left_out.documents == (4 if held_out == "part=test" else 10), "near-duplicates are held out by a condition"
+    kind = "validation" if held_out == "validation" else "held out"
+    assert any("left out of training" in note and f" ({kind}: " in note for note in prepared.notes)
+    kept = split(data, allow_overlap=True, **changes)
+    assert shares_learned([held[8]], kept)[0] > 0.95
+    assert kept.summary.left_out is not None
+    assert kept.summary.left_out.documents == 0
+    assert any("trained on, although" in note for note in kept.notes)
+
+
+def test_a_file_of_which_all_is_trained_on_is_refused():
+    data = lines("w.jsonl", [{"text": prose(number)} for number in range(20)])
+    with pytest.raises(TsugikiError, match=r"no record is left for training.* w.jsonl:1 \(held out: w.jsonl:1\)"):
+        split(data, held_out=data)
+
+
+def test_short_held_out_lines_and_common_phrases_leave_the_corpus_in_place():
+    phrase, licence = prose(1, 20), prose(2, 400)
+    rows = [{"text": prose(10 + number, 600) + phrase + licence + prose(50 + number, 600)} for number in range(30)]
+    scored = [{"text": phrase}, {"text": licence + prose(90, 100)}]
+    prepared = split(lines("w.jsonl", rows), held_out=lines("h.jsonl", scored), validation="none")
+    assert len(learned_sources(prepared)) == 30
+    assert prepared.summary.left_out is not None
+    assert prepared.summary.left_out.documents == 0
+
+
+def test_validation_text_that_repeats_held_out_text_is_left_out():
+    held = [{"text": prose(number)} for number in range(3)]
+    data = lines("w.jsonl", [{"text": prose(10 + number)} for number in range(25)])
+    near = {"text": prose(0)[:-3] + "変更済"}
+    longer = {"text": prose(60) + prose(1) + prose(61)}
+    file, fresh = lines("h.jsonl", held), {"text": prose(70)}
+    prepared = split(data, held_out=file, validation=lines("v.jsonl", [near, longer, fresh]))
+    assert sources(prepared.validation_windows) == {"v.jsonl:3"}
+    assert prepared.summary.validation is not None
+    assert prepared.summary.validation.documents == 1
+    assert any("left out of the validation text" in note and "2 records: v.jsonl:1" in note for note in prepared.notes)
+    with pytest.raises(TsugikiError, match="no record is left for validation"):
+        split(data, held_out=file, validation=file)
+    data = lines("x.jsonl", [{"text": prose(10 + n), "part": "train"} for n in range(25)] + [longer | {"part": "v"}])
+    with pytest.raises(TsugikiError, match="no record is left for validation"):
+        split(data, held_out=file, validation="part=v")
+
+
+def test_a_note_says_that_the_retention_text_is_trained_on():
+    data = lines("w.jsonl", [{"text": prose(number)} for number in range(10)])
+    apart = {"validation": "none", "held_out": lines("h.jsonl", [{"text": prose(90)}])}
+    assert any(
+        "10 records that are trained on repeat" in note for note in split(data, retention_data=data, **apart).notes
+    )
+    other = lines("o.jsonl", [{"text": prose(80)}])
+    assert not any("retention" in note for note in split(data, retention_data=other, **apart).notes)
+    mixed = split(data, retention_data=other, mix=f"{other}:0.1", **apart)
+    assert any("1 record that" in note for note in mixed.notes if "retention" in note)
+
+
+@pytest.mark.parametrize("kind", ["completion", "conversation"])
+def test_a_pair_that_asks_a_held_out_question_is_left_out(kind: str):
+    def pair(question: str, answer: str) -> dict[str, Any]:
+        if kind == "completion":
+            return {"prompt": question, "completion": answer}
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return {"messages": [{"role": "system", "content": "短く答えてください。"}, *turns]}
+
+    pairs = [pair(sentence(number, 12), sentence(100 + number, 8)) for number in range(30)]
+    held = [pair(sentence(number, 12), sentence(200 + number, 8)) for number in (3, 4)]
+    data, file = lines("w.jsonl", pairs), lines("h.jsonl", held)
+    prepared = split(data, held_out=file, validation="none")
+    assert learned_sources(prepared) == {f"w.jsonl:{n}" for n in range(1, 31)} - {"w.jsonl:4", "w.jsonl:5"}
+    # An instruction that most pairs share is no question.
+    pairs = [pair("続きを書いてください。", sentence(100 + number, 8)) for number in range(30)]
+    file = lines("h.jsonl", [pair("続きを書いてください。", sentence(300, 8))])
+    prepared = split(lines("w.jsonl", pairs), held_out=file, validation="none")
+    assert len(learned_sources(prepared)) == 30
+
+
+def answered_rows(kind: str, answers: int, questions: list[str] | None = None) -> str:
+    """A hundred different answers, so many to each question."""
+    rows: list[dict[str, Any]] = []
+    for number in range(100):
+        question = (questions or [])[number : number + 1] or [sentence(500 + number // answers, 20)]
+        answer, other = sentence(1000 + number, 40), sentence(2000 + number, 40)
+        rows.append(
+            {
+                "questions": {"prompt": question[0], "completion": answer},
+                "conversations": {
+                    "messages": [{"role": "user", "content": question[0]}, {"role": "assistant", "content": answer}]
+                },
+                "dpo": {"prompt": question[0], "chosen": answer, "rejected": other},
+                "kto": {"prompt": question[0], "completion": answer, "label": number % 2 == 0},
+            }[kind]
+        )
+    return lines(f"{kind}-{answers}.jsonl", rows)
+
+
+def parts_of(prepared: DatasetSplit, answers: int) -> dict[str, set[int]]:
+    """The questions of the training, held-out and validation records."""
+    rows = {part.kind: part.numbers for part in prepared.scored_parts}
+    used = prepared.answers.training[1] if prepared.answers else prepared.train
+    numbers = {"training": used, **rows}
+    lines_of = {name: [prepared.store.index.sources[one] for one in some.tolist()] for name, some in numbers.items()}
+    return {
+        name: {(int(source.partition(":")[2].partition(" ")[0]) - 1) // answers for source in sources}
+        for name, sources in lines_of.items()
+    }
+
+
+@pytest.mark.parametrize("answers", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["questions", "conversations", "dpo", "kto"])
+def test_answers_to_one_question_are_on_one_side_and_none_is_left_out(kind: str, answers: int):
+    settings = {"preference": kind} if kind in ("dpo", "kto") else {}
+    prepared = split(answered_rows(kind, answers), held_out=0.2, validation=0.1, **settings)
+    training, held_out, validation = parts_of(prepared, answers).values()
+    assert not training & held_out
+    assert not training & validation
+    assert not held_out & validation
+    assert prepared.summary.left_out is not None
+    assert prepared.summary.left_out.documents == 0
+    learned = prepared.answers.training[1] if prepared.answers else prepared.train
+    assert len(learned) >= 70, "with five answers, 15 of 100 rows were trained on"
+    assert not any("one by one" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("kind", ["questions", "dpo"])
+@pytest.mark.parametrize("greetings", [13, 40, 100])
+def test_answers_to_a_greeting_are_split_one_by_one_with_a_note(kind: str, greetings: int):
+    questions = [sentence(500 + number, 20) if number >= greetings else "こんにちは" for number in range(100)]
+    settings = {"preference": kind} if kind == "dpo" else {}
+    prepared = split(answered_rows(kind, 1, questions), held_out=0.2, validation=0.1, **settings)
+    assert prepared.summary.left_out is not None
+    assert prepared.summary.left_out.documents == 0
+    counts = {name: sum(row < greetings for row in rows) for name, rows in parts_of(prepared, 1).items()}
+    assert sum(counts.values()) == greetings
+    assert min(counts["training"], counts["held-out"]) > 0
+    (note,) = (note for note in prepared.notes if "one by one" in note)
+    assert note.startswith(f"{greetings} records ask")
+
+
+def test_a_condition_holds_out_no_others_that_ask_the_same():
+    rows = [
+        {"prompt": sentence(number // 2, 20), "completion": sentence(100 + number, 40), "by": "AB"[number % 2]}
+        for number in range(60)
+    ]
+    rows += [{"prompt": sentence(number, 20), "completion": sentence(200 + number, 40)} for number in range(90, 99)]
+    prepared = split(lines("w.jsonl", rows), held_out="by=A", validation="none")
+    assert prepared.summary.held_out.documents == 30
+    assert prepared.summary.left_out is not None
+    assert (prepared.summary.left_out.documents, len(prepared.train)) == (30, 9)
+
+
+def test_answers_to_one_question_count_as_one_in_the_intervals():
+    prepared = split(answered_rows("questions", 5), held_out=0.2, validation="none")
+    assert {window.group for window in prepared.windows} == set(range(0, 20, 5))

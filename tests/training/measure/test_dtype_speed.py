@@ -1,0 +1,134 @@
+"""The choice between 8-bit integers and floats for a base, if the settings leave it open."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runs import interrupt, run_config
+from tests.tiny import save_tiny
+from tsugiki.dtypes import preferred_compute_dtype
+from tsugiki.lowbit import exact_integers
+from tsugiki.training import faster_dtype, find_shapes, leaves_dtype_open, read_record, seconds_of_dtypes, train
+from tsugiki.training.measure import dtype_speed, facts
+
+needs_both = pytest.mark.skipif(
+    preferred_compute_dtype(torch.device("cpu")) != "bf16" or not exact_integers(),
+    reason="the processor does not multiply bfloat16 and integers",
+)
+
+
+@pytest.fixture(autouse=True)
+def _measure_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtype_speed, "SMALL_MODEL", 0)
+    monkeypatch.setattr(facts, "SMALL_MODEL", 0)
+
+
+def _let_integers_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replace the measurement: floats take a second. Returns the list of its calls."""
+    calls: list[Any] = []
+
+    def measure(*arguments: Any) -> dict[str, float]:
+        calls.append(arguments)
+        return {"bf16": 1.0, "int8": seconds}
+
+    monkeypatch.setattr(dtype_speed, "_measure_dtypes", measure)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_a_sample_of_each_dtype_is_measured(kind: str, tmp_path: Path):
+    config = run_config(tmp_path, model=str(save_tiny(tmp_path / "model", kind)))
+    threads = torch.get_num_threads()
+    seconds = seconds_of_dtypes(config, find_shapes(config))
+    assert seconds is not None
+    assert seconds.keys() == {"bf16", "int8"}
+    assert all(0 < each < float("inf") for each in seconds.values())
+    assert torch.get_num_threads() == threads
+
+
+def test_integers_must_be_clearly_faster():
+    assert faster_dtype({"bf16": 1.0, "int8": 0.8}) == "int8"
+    assert faster_dtype({"bf16": 1.0, "int8": 0.95}) == "bf16"
+    assert faster_dtype({"bf16": 1.0, "int8": 2.0}) == "bf16"
+
+
+@needs_both
+def test_the_times_are_measured_once_for_each_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = _let_integers_take(0.5, monkeypatch)
+    config = run_config(tmp_path)
+    for _ in range(2):
+        assert seconds_of_dtypes(config, find_shapes(config)) == {"bf16": 1.0, "int8": 0.5}
+    assert len(calls) == 1
+    seconds_of_dtypes(run_config(tmp_path, lora={"r": 3}), find_shapes(config))
+    assert len(calls) == 2
+
+
+@needs_both
+def test_a_run_trains_on_integers_and_keeps_them_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    _let_integers_take(0.5, monkeypatch)
+    config = run_config(tmp_path)
+    interrupt(train, config, 2)
+    _let_integers_take(2.0, monkeypatch)
+    monkeypatch.setattr(dtype_speed, "kept_seconds", lambda key, measure: measure())  # an empty cache
+    record = train(config, resume=True)
+    assert record.resolved_settings["base_dtype"] == "int8"
+    assert record.base_dtype_seconds == {"bf16": 1.0, "int8": 0.5}
+    assert "base in int8: a sample of it trains 2.0 times as fast" in capsys.readouterr().err
+    assert read_record(Path(config.out)).config.base_dtype is None, "the settings stay as they were given"
+    again = train(run_config(tmp_path, "explicit", base_dtype="int8"))
+    assert [point.loss for point in again.loss_curve] == [point.loss for point in record.loss_curve]
+    other = train(run_config(tmp_path, "other"))
+    assert other.resolved_settings["base_dtype"] == "bf16"
+    assert other.base_dtype_seconds == {"bf16": 1.0, "int8": 2.0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"base_dtype": "bf16"},
+        {"method": "full"},
+        {"method": "houlsby"},
+        {"lora": {"r": 2, "use_dora": True}},
+        {"lora": {"r": 2, "init_lora_weights": "pissa"}},
+        {"lora": {"r": 2, "bias": "all"}},
+    ],
+)
+def test_only_the_dtype_of_plain_lora_is_open(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dtype_speed, "exact_integers", lambda: True)
+    monkeypatch.setattr(dtype_speed, "preferred_compute_dtype", lambda device: "bf16")
+    assert leaves_dtype_open(run_config(tmp_path))
+    assert not leaves_dtype_open(run_config(tmp_path, **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(dtype_speed, "preferred_compute_dtype", lambda device: "fp32")
+        assert not leaves_dtype_open(run_config(tmp_path))
+    monkeypatch.setattr(dtype_speed, "exact_integers", lambda: False)
+    assert not leaves_dtype_open(run_config(tmp_path))
+
+
+def test_small_and_quantised_models_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = _let_integers_take(0.5, monkeypatch)
+    config = run_config(tmp_path)
+    shapes = find_shapes(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(dtype_speed, "SMALL_MODEL", 50_000_000)
+        assert seconds_of_dtypes(config, shapes) is None
+    shapes.config.quantization_config = {"quant_method": "fp8"}
+    assert seconds_of_dtypes(config, shapes) is None
+    assert not calls
+
+
+@needs_both
+def test_a_model_that_cannot_be_measured_is_trained_in_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(dtype_speed, "_measure_dtypes", fail)
+    record = train(run_config(tmp_path, max_steps=1))
+    assert record.resolved_settings["base_dtype"] == "bf16"
+    assert record.base_dtype_seconds is None

@@ -1,0 +1,236 @@
+"""The step with the lowest loss on the validation text is kept, and nothing that is reported has chosen it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.data.test_splits import sentence
+from tests.runs import assert_resumes, run_config
+from tsugiki.adapters import load_adapter
+from tsugiki.base import load_model
+from tsugiki.data import Document
+from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
+from tsugiki.methods import METHODS
+from tsugiki.report import run_notes
+from tsugiki.training import (
+    Choices,
+    EvaluationCallback,
+    EvaluationPlan,
+    RunConfig,
+    Window,
+    plan_evaluations,
+    read_record,
+    train,
+)
+from tsugiki.training.tools.spread import evenly_spread
+
+SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
+
+
+def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    texts = folder / "works"
+    if not texts.exists():
+        texts.mkdir()
+        for i in range(12):
+            (texts / f"{i}.txt").write_text(sentence(i, 150))
+    return run_config(folder, out, data=str(texts), **{**SETTINGS, **changes})
+
+
+def losses_on_validation(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Let the evaluations of the validation text have these losses: of the base, and after each step."""
+    validate = EvaluationCallback._validate
+
+    def pretended(self: EvaluationCallback, loop: Any) -> Any:
+        result = validate(self, loop)
+        loss = losses[loop.progress.step]
+        scores = tuple((tokens * loss, tokens, characters) for _nll, tokens, characters in result.documents)
+        result = result.model_copy(update={"loss": loss, "documents": scores})
+        self.record.validations[-1] = result
+        return result
+
+    monkeypatch.setattr(EvaluationCallback, "_validate", pretended)
+
+
+def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.6, 4.75, 4.7])
+    record = train(config(tmp_path))
+    assert record.kept_step == 4
+    assert [entry.step for entry in record.validations] == [0, 1, 2, 3, 4, 5, 6]
+    assert [entry.step for entry in record.evaluations] == [0, 4]
+    assert [sample.step for sample in record.samples] == [0, 3, 4]
+    kept, last = (load_file(checkpoint / ADAPTER_FILE) for checkpoint in _checkpoints(tmp_path, 4, 6))
+    ours = load_file(tmp_path / "run" / ADAPTER_FILE)
+    assert all((ours[name] == kept[name]).all() for name in kept)
+    assert any((ours[name] != last[name]).any() for name in last)
+    assert record.data is not None
+    assert record.data.validation is not None
+
+    lasting = train(config(tmp_path, "last", keep="last"))
+    assert lasting.kept_step == 6
+    assert [entry.step for entry in lasting.evaluations] == [0, 6]
+    assert lasting.loss_curve == record.loss_curve
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"select"}))
+def test_the_base_is_evaluated_at_the_end_as_it_was_before_the_first_step(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = config(tmp_path, method=method, prompts=[], max_steps=2, save_steps=9, learning_rate=0.01)
+    late = train(given)
+    monkeypatch.setattr(EvaluationCallback, "_evaluates_base_at_end", lambda self: False)
+    early = train(given.model_copy(update={"out": str(tmp_path / "early")}))
+    assert [entry.step for entry in late.evaluations] == [entry.step for entry in early.evaluations]
+    assert late.evaluations[0].loss == pytest.approx(early.evaluations[0].loss, rel=1e-6)
+    assert late.evaluations[-1] == early.evaluations[-1]
+    assert late.evaluations[0] != late.evaluations[-1]
+
+
+def _checkpoints(folder: Path, *steps: int) -> list[Path]:
+    found = {path.name: path for path in checkpoints(folder / "run" / CHECKPOINTS)}
+    return [found[f"checkpoint-{step}"] for step in steps]
+
+
+def test_a_run_ends_when_the_loss_has_not_fallen_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.8, 4.1, 4.1])
+    whole = train(config(tmp_path, prompts=[]))
+    assert (whole.kept_step, whole.status) == (2, "finished")
+    assert whole.training is not None
+    assert whole.training.steps == 4
+    patient = train(config(tmp_path, "patient", patience=0, prompts=[]))
+    assert patient.kept_step == 5
+    assert patient.training is not None
+    assert patient.training.steps == 6
+
+    def interrupted(self: EvaluationCallback, loop: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # a run that is interrupted after its last step is finished
+        patch.setattr(EvaluationCallback, "on_train_end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path, "cut", prompts=[]))
+    record = train(config(tmp_path, "cut", prompts=[]), resume=True)
+    assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+    assert (record.evaluations, record.kept_step) == (whole.evaluations, 2)
+
+
+def test_an_interrupted_run_keeps_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.9, 4.65, 4.8, 4.9, 4.9])
+    settings = {"max_steps": 8, "save_steps": 1, "patience": 3, "prompts": []}
+    record = assert_resumes(train, config(tmp_path, **settings), 4)
+    assert record.kept_step == 5
+    assert record.validations == read_record(tmp_path / "run" / "cut").validations
+
+
+def test_if_the_best_checkpoint_is_damaged_the_last_step_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
+    settings = config(tmp_path, max_steps=4)
+    finish = EvaluationCallback.on_train_end
+
+    def damaged(self: EvaluationCallback, loop: Any) -> None:
+        file = tmp_path / "run" / CHECKPOINTS / "checkpoint-2" / ADAPTER_FILE
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        finish(self, loop)
+
+    monkeypatch.setattr(EvaluationCallback, "on_train_end", damaged)
+    with pytest.warns(UserWarning, match="checkpoint-2 is damaged.*the last step is kept instead of step 2"):
+        record = train(settings)
+    assert (record.kept_step, record.status) == (4, "finished")
+
+
+def test_full_fine_tuning_keeps_the_best_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5, 4.9, 4.7, 4.8, 4.75])
+    settings = {"method": "full", "compute_dtype": "fp32", "max_steps": 4, "learning_rate": 1e-3, "prompts": []}
+    record = assert_resumes(train, config(tmp_path, **settings, save_steps=1), 3, files=("model.safetensors",))
+    assert record.kept_step == 2
+
+
+BREAKING: dict[str, Any] = {"learning_rate": 30.0, "max_steps": 3, "save_steps": 1, "prompts": []}
+"""Settings with which every step is worse than a base that has learned the texts."""
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny base that has learned the texts: it has something to lose."""
+    folder = tmp_path_factory.mktemp("learned")
+    steps = {"max_steps": 40, "batch_size": 8, "save_steps": 40, "eval_steps": 40, "prompts": []}
+    train(config(folder, **steps, method="full", keep="last"))
+    return str(folder / "run")
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": {"init_lora_weights": "pissa"}}], ids=["lora", "pissa"])
+def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], learned: str, tmp_path: Path):
+    given = config(tmp_path, model=learned, **BREAKING, **settings)
+    record = train(given) if settings else assert_resumes(train, given, 2)
+    before, after = record.evaluations
+    assert (record.kept_step, after.step, after.loss) == (0, 0, before.loss)
+    assert [entry.step for entry in record.validations] == [0, 1, 2, 3]
+    notes = run_notes(record)
+    assert sum("Nothing that was learned helps" in note for note in notes) == 1
+    assert not any("is kept" in note or "worse than the base" in note or "hardly" in note for note in notes)
+    ids = torch.arange(20)[None]
+    base, adapted = load_model(given.model), load_model(given.model)
+    load_adapter(adapted, record.folder())
+    change = (adapted(ids).logits - base(ids).logits).abs().max().item()
+    assert change < 1e-4 if settings == {"lora": {"init_lora_weights": "pissa"}} else change == 0
+
+
+def test_the_start_of_a_narrow_model_is_kept_if_no_step_is_better(learned: str, tmp_path: Path):
+    given = config(tmp_path, model=learned, **BREAKING, method="full", compute_dtype="fp32", save_dtype="fp32")
+    assert train(given).kept_step == 0
+    base = load_model(given.model, dtype=torch.float32).state_dict()
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all((kept[name] == base[name]).all() for name in kept)
+
+
+def test_an_adapter_that_a_run_only_spoils_is_kept_as_it_was(tmp_path: Path):
+    lora = {"target_modules": ["c_attn", "c_proj"]}
+    first = train(config(tmp_path, "first", max_steps=4, prompts=[], lora=lora))
+    settings = {"start_from": str(tmp_path / "first"), "learning_rate": 100.0, "max_steps": 3, "prompts": []}
+    second = train(config(tmp_path, "second", **settings))
+    assert first.kept_step != 0
+    assert second.kept_step == 0
+    assert second.any_step_is_better(), "a step was better than the base, but not than the first adapter"
+    one, other = (load_file(tmp_path / name / ADAPTER_FILE) for name in ("first", "second"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def plan(choices: Any, data: Any, every: Any, characters: Any, scores: int) -> EvaluationPlan:
+        return EvaluationPlan(3, 1 if choices.steps == 4 else 2, 1)
+
+    monkeypatch.setattr("tsugiki.training.run.evaluation_callback.plan_evaluations", plan)
+    train(config(tmp_path, max_steps=4))
+    record = train(config(tmp_path, max_steps=6), resume=True)
+    assert [entry.windows for entry in record.validations] == [1] * 7
+
+
+def test_evaluations_are_spread_over_the_run():
+    evaluations = EvaluationPlan(4, 12, 8)
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, None)] == [3, 5, 8, 10]
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 4)] == [4, 10]
+    assert [step for step in range(1, 11) if evaluations.is_due(step, 10, 3)] == [3, 6, 10]
+    assert not any(EvaluationPlan(0, 12, 8).is_due(step, 10, None) for step in range(1, 11))
+    assert evenly_spread(range(10), 4) == [0, 2, 5, 7]
+    assert evenly_spread(range(3), 4) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluations", "windows", "held_out"),
+    [(100, 0, 8, 8), (200, 3, 8, 8), (1000, 4, 9, 27), (4000, 8, 19, 50), (100_000, 8, 32, 50)],
+)
+def test_evaluations_take_a_share_of_the_run(steps: int, evaluations: int, windows: int, held_out: int):
+    # A step has 200 tokens. A window has 512, of which each costs half as much as in a step: 2,048 for eight of them.
+    summary = SimpleNamespace(tokens_per_epoch=10_000, train=SimpleNamespace(characters=10_000))
+    data: Any = SimpleNamespace(
+        blocks=range(100),
+        windows=[Window(Document("枝" * 512, str(number)), number) for number in range(50)],
+        validation_windows=[Window(Document("枝" * 512, str(number)), number) for number in range(40)],
+        summary=summary,
+    )
+    choices = Choices(2, 1e-3, steps)
+    assert plan_evaluations(choices, data, None) == EvaluationPlan(evaluations, windows, held_out)
+    assert plan_evaluations(choices, data, None, characters=20_000).held_out == 50

@@ -1,0 +1,141 @@
+"""A merge is held against base and adapter before its folder appears; where it fails, nothing is there."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.adapters.folders import edit_weights
+from tests.files import contents
+from tests.tiny import TEXT, save_grafted, save_tiny
+from tsugiki import LoraConfig, TsugikiError, disable_adapter, load_adapter
+from tsugiki.base import load_model, load_tokenizer
+from tsugiki.data import read_records
+from tsugiki.io import ProgressDisplay
+from tsugiki.model import probe_logits
+from tsugiki.training import Merge, MergeReport, evaluate, merge_into_folder, split_windows
+
+
+def merged(out: Path, base: str, *adapters: Path, **more: Any) -> MergeReport:
+    return merge_into_folder(Merge(base, adapters, **more), out, ProgressDisplay())
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    base = save_tiny(tmp_path / "base")
+    for seed, name in enumerate("ab"):
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj"])
+        save_grafted(tmp_path / name, load_model(base), config, seed)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return base
+
+
+def in_bf16(base: str) -> str:
+    load_model(base, "bf16").save_pretrained(base)
+    return base
+
+
+def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: Path):
+    report = merged(
+        tmp_path / "out",
+        in_bf16(base),
+        tmp_path / "a",
+        allow_base_mismatch=True,
+        data=str(tmp_path / "text.txt"),
+        characters=600,
+    )
+    records = list(read_records(str(tmp_path / "text.txt")))
+    windows = split_windows(records, [len(record.text) for record in records], 600)
+    tokenizer = load_tokenizer(base)
+    model = load_model(base, "auto")
+    assert model.dtype == torch.bfloat16
+    load_adapter(model, tmp_path / "a", allow_base_mismatch=True)
+    with disable_adapter(model):
+        plain, before = probe_logits(model), evaluate(model, tokenizer, windows)
+    adapted, during = probe_logits(model), evaluate(model, tokenizer, windows)
+    final = load_model(str(tmp_path / "out"), "auto")
+    assert final.dtype == torch.bfloat16
+    done, after = probe_logits(final), evaluate(final, tokenizer, windows)
+    assert plain is not None and adapted is not None and done is not None  # noqa: PT018
+    assert report.probe is not None
+    assert report.probe.shift == float((adapted.float() - plain.float()).abs().max())
+    assert report.probe.error == float((done.float() - adapted.float()).abs().max())
+    assert 0 < report.probe.error < report.probe.shift / 4
+    assert report.evaluations is not None
+    assert [one.nll for one in report.evaluations] == [before.nll, during.nll, after.nll]
+    assert (report.changed, report.tensors) == (6, len(load_file(Path(base, "model.safetensors"))))
+    said = json.loads((tmp_path / "out" / "tsugiki.json").read_text())
+    assert said["figures"] == report.to_json()
+    assert said["figures"]["perplexity"]["merged"] == math.exp(after.nll / after.tokens)
+    assert said["base"]["name"] == base
+    assert [one["name"] for one in said["provenance"]["sources"]] == ["a"]
+
+
+def test_several_are_verified_as_their_sum(base: str, tmp_path: Path):
+    report = merged(tmp_path / "out", base, tmp_path / "a", tmp_path / "b", weights=[0.5, 2.0])
+    assert report.probe is not None
+    assert report.probe.error < 1e-5 < report.probe.shift
+    weights = [
+        one["weight"] for one in json.loads((tmp_path / "out" / "tsugiki.json").read_text())["provenance"]["sources"]
+    ]
+    assert weights == [0.5, 2.0]
+
+
+def test_without_a_look_at_the_result_the_model_is_never_loaded(base: str, tmp_path: Path, monkeypatch: Any):
+    def fail(*_: Any) -> Any:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("tsugiki.training.run.merge.load_model", fail)
+    report = merged(tmp_path / "out", base, tmp_path / "a", verify=False)
+    assert report.probe is report.evaluations is None
+    with pytest.raises(AssertionError):
+        merged(tmp_path / "other", base, tmp_path / "a")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("dtype", "looked_at"), [("float16", "float32"), ("bfloat16", "bfloat16")])
+def test_float16_is_looked_at_in_float32_by_a_processor(
+    dtype: str, looked_at: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    load_model(base).to(getattr(torch, dtype)).save_pretrained(base)
+    seen = []
+    monkeypatch.setattr("tsugiki.training.run.merge.default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(
+        "tsugiki.training.run.merge.probe_logits",
+        lambda model: seen.append(str(model.dtype)) or probe_logits(model),
+    )
+    merged(tmp_path / "out", base, tmp_path / "a", allow_base_mismatch=True)
+    assert seen == [f"torch.{looked_at}"] * 3
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("out", ["base/merged", "base", "a", "text.txt/merged", "base/../base/x"])
+def test_a_folder_that_cannot_be_new_is_refused(out: str, base: str, tmp_path: Path):
+    before = contents(tmp_path)
+    with pytest.raises(TsugikiError, match=r"base|exists|text\.txt"):
+        merged(tmp_path / out, base, tmp_path / "a")
+    assert contents(tmp_path) == before
+
+
+def test_logits_that_are_not_finite_leave_nothing(base: str, tmp_path: Path):
+    edit_weights(tmp_path / "a", lambda tensors: [tensor.mul_(1e14) for tensor in tensors.values()])
+    before = contents(tmp_path)
+    with pytest.raises(TsugikiError, match="not finite"):
+        merged(tmp_path / "out", base, tmp_path / "a")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8"])
+def test_a_base_in_few_bits_is_refused_by_name(method: str, base: str, tmp_path: Path):
+    tensors = load_file(Path(base) / "model.safetensors")
+    codes = {key: t.to(torch.float8_e4m3fn) for key, t in tensors.items() if t.dim() == 2}
+    save_file({**tensors, **codes}, Path(base) / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads(Path(base, "config.json").read_text())
+    Path(base, "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+    with pytest.raises(TsugikiError, match=method):
+        merged(tmp_path / "out", base, tmp_path / "a", allow_base_mismatch=True)
+    assert not (tmp_path / "out").exists()

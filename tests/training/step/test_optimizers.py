@@ -1,0 +1,204 @@
+"""LoRA+ beside PEFT's optimiser of that name, Muon beside torch's, and runs of the methods that are LoRA's."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.runs import assert_resumes, run_config
+from tests.tiny import ids, logits, relative_error, shake, tiny_model
+from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
+from tsugiki.io import ADAPTER_FILE
+from tsugiki.training import (
+    RunConfig,
+    load_config,
+    load_training_state,
+    loraplus,
+    muon_and_adamw,
+    orthogonalized,
+    plain_orthogonalized,
+    save_training_state,
+    split_parameters,
+    train,
+)
+
+
+def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    return run_config(folder, out, **{"max_steps": 5, "learning_rate": 1e-3, **changes})
+
+
+def plus(**changes: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": "-", "data": "-", "out": "-", "method": "lora+", **changes})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("decay", "more"),
+    # PEFT lets DoRA's magnitudes decay too, so DoRA is without.
+    [(0.0, {}), (0.1, {}), (0.1, {"bias": "lora_only"}), (0.0, {"use_dora": True})],
+)
+def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
+    fields = {"r": 4, "lora_alpha": 12, "target_modules": ["c_attn", "c_proj"], **more}
+    theirs = shake(peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", **fields)).eval())
+    theirs.save_pretrained(tmp_path / "start")
+    ours = tiny_model()
+    load_adapter(ours, tmp_path / "start")
+    config = plus(loraplus_lr_ratio=8, weight_decay=decay, adam_beta2=0.99)
+    rates: dict[str, Any] = {"lr": 2e-3, "loraplus_lr_ratio": 8, "loraplus_weight_decay": decay}
+    optimizers = [
+        create_loraplus_optimizer(theirs, torch.optim.AdamW, betas=(0.9, 0.99), **rates),
+        loraplus(ours, config, 2e-3),
+    ]
+    for model, optimizer in zip((theirs, ours), optimizers, strict=True):
+        for seed in range(2):
+            optimizer.zero_grad()
+            model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
+            optimizer.step()
+    theirs.save_pretrained(tmp_path / "theirs")
+    save_adapter(ours, tmp_path / "ours")
+    mine, other = (load_file(tmp_path / who / ADAPTER_FILE) for who in ("ours", "theirs"))
+    for key, tensor in mine.items():
+        # A bias of the attention's keys has no gradient but rounding, of which Adam makes a step.
+        parts = [slice(0, 32), slice(64, 96)] if key.endswith("c_attn.base_layer.bias") else [slice(None)]
+        assert all(relative_error(tensor[part], other[key][part]) < 1e-4 for part in parts), key
+    start = load_file(tmp_path / "start" / ADAPTER_FILE)
+    moved = {
+        letter: max(float((t - start[k]).abs().max()) for k, t in mine.items() if f"lora_{letter}" in k)
+        for letter in "AB"
+    }
+    assert moved["B"] > 4 * moved["A"]
+
+
+def test_every_parameter_that_trains_is_in_one_group():
+    model = tiny_model()
+    config = LoraConfig(r=2, target_modules=["c_attn", "wte"], bias="all", modules_to_save=["ln_f"], use_dora=True)
+    graft(model, config)
+    optimizer = loraplus(model, plus(weight_decay=0.1), 1e-3)
+    inside = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    trained = trainable_parameters(model)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(inside) == len(trained)
+    for name, p in trained.items():
+        quick = p.ndim == 1 or (name.endswith("lora.B") and "wte" not in name)
+        assert inside[id(p)]["lr"] == pytest.approx(1.6e-2 if quick else 1e-3), name
+        assert inside[id(p)]["weight_decay"] == (0 if p.ndim == 1 else 0.1), name
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["lora+", "pissa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "orthogonal", "lora-fa"))],
+)
+def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
+    config = settings(tmp_path, method=method)
+    whole, folder = assert_resumes(train, config, 3), Path(config.out) / "whole"
+    model, base = (AutoModelForCausalLM.from_pretrained(config.model) for _ in range(2))
+    theirs = peft.PeftModel.from_pretrained(base, folder).eval()
+    load_adapter(model, folder)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
+    assert whole.evaluations[-1].loss < whole.evaluations[0].loss
+    assert whole.parameters.trainable == sum(p.numel() for p in trainable_parameters(model).values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "lora", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*lora"),
+        ({"method": "full", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*full"),
+        ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: .*greater than 0"),
+        ({"method": "lora+", "optimizer": "muon"}, r"lora\+.*muon.*adamw"),
+        ({"method": "lorafa"}, "lora-fa"),
+        ({"method": "orthogonal", "lora": {"r": 3}}, "even.* 3"),
+        ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa'"),
+    ],
+)
+def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
+    given = {"model": "m", "data": "d", "out": "o", **fields}
+    with pytest.raises(TsugikiError, match=said):
+        load_config(None, given)
+
+
+CONFIG = RunConfig(model="m", data="d", out="o", method="full", optimizer="muon", weight_decay=0.1, adam_beta2=0.9)
+
+
+def learn(model: Any, optimizers: list[Any], steps: int) -> None:
+    for step in range(steps):
+        tokens = ids(seed=step)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_what_goes_to_muon():
+    for kind, a_layer in (("gpt2", 4), ("llama", 7)):
+        model = tiny_model(kind)
+        matrices, others = split_parameters(model)
+        assert len(matrices) == 2 * a_layer
+        assert {id(p) for p in [*matrices, *others]} == {id(p) for p in model.parameters()}
+        assert any(p is model.get_input_embeddings().weight for p in others)
+        assert any(p is model.get_output_embeddings().weight for p in others)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 72), (72, 24)])
+def test_singular_values_come_near_one(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values /= values.norm()
+    for _iteration in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    exact = left @ values.diag() @ right
+    for dtype, tolerance in (("bf16", 3e-2), ("fp32", 1e-5)):
+        monkeypatch.setattr("tsugiki.training.step.muon.preferred_compute_dtype", lambda device, dtype=dtype: dtype)
+        assert relative_error(orthogonalized(matrix), exact) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 0.0)])
+def test_long_matrices_take_the_same_step_by_their_gram_matrix(
+    dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tsugiki.training.step.muon.preferred_compute_dtype", lambda device: dtype)
+    left, _, right = torch.linalg.svd(torch.randn(48, 160, generator=torch.Generator().manual_seed(0)), False)
+    matrix = left @ torch.logspace(0, -6, 48).diag() @ right  # as uneven as gradients may be
+    for one in (matrix, matrix.T):
+        assert relative_error(orthogonalized(one), plain_orthogonalized(one)) <= tolerance
+        assert torch.equal(orthogonalized(one), plain_orthogonalized(one)) == (dtype == "bf16")
+
+
+def test_it_is_muon_and_adamw(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tsugiki.training.step.muon.preferred_compute_dtype", lambda device: "bf16")  # torch's, always
+    ours, theirs = tiny_model("llama"), tiny_model("llama")
+    learn(ours, [muon_and_adamw(ours, CONFIG, 0.01)], 3)
+    layers = [p for name, p in theirs.named_parameters() if ".layers." in name and p.ndim == 2]
+    rest = [p for p in theirs.parameters() if not any(p is layer for layer in layers)]
+    learn(
+        theirs,
+        [
+            torch.optim.Muon(layers, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([p for p in rest if p.ndim == 2], lr=0.01, weight_decay=0.1, betas=(0.9, 0.9)),
+            torch.optim.AdamW([p for p in rest if p.ndim == 1], lr=0.01, weight_decay=0, betas=(0.9, 0.9)),
+        ],
+        3,
+    )
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_state_goes_through_a_checkpoint(tmp_path: Path):
+    whole, cut = tiny_model(), tiny_model()
+    optimizer = muon_and_adamw(whole, CONFIG, 0.01)
+    learn(whole, [optimizer], 2)
+    first = muon_and_adamw(cut, CONFIG, 0.01)
+    learn(cut, [first], 2)
+    save_training_state(tmp_path, first.state_dict(), {}, {}, {})
+    second = muon_and_adamw(cut, CONFIG, 0.01)
+    second.load_state_dict(load_training_state(tmp_path)[0])
+    for group in [*second.param_groups, *optimizer.param_groups]:  # as a schedule does
+        group["lr"] = 0.002
+    learn(cut, [second], 2)
+    learn(whole, [optimizer], 2)
+    for (name, a), (_, b) in zip(cut.named_parameters(), whole.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
