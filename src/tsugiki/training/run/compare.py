@@ -248,7 +248,7 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
         if before is not None and _is_finished(before):
             records[name] = before
             continue
-        with started(config, config.to_record(), resume=before is not None) as run:
+        with started(config, resume=before is not None) as run:
             if texts is None:
                 read_texts(run)
                 texts = run.texts

@@ -154,7 +154,7 @@ def train(
     Raises:
         TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
-    with started(config, config.to_record(), resume, progress, overwrite) as run:
+    with started(config, resume, progress, overwrite) as run:
         for stage in STAGES:
             stage(run)
     return run.record
@@ -162,17 +162,13 @@ def train(
 
 @contextmanager
 def started(
-    config: RunConfig,
-    settings: dict[str, Any],
-    resume: bool = False,
-    progress: RunProgress | None = None,
-    overwrite: bool = False,
+    config: RunConfig, resume: bool = False, progress: RunProgress | None = None, overwrite: bool = False
 ) -> Iterator[Run]:
     """Start the processes of a run, lock its folder within the block, and find out where the run begins.
 
-    `settings` are those for the record, from `to_record`; the other arguments are as for `train`.
+    The arguments are as for `train`.
     """
-    accelerator, out = _accelerator_of(config), Path(config.out)
+    accelerator, settings, out = _accelerator_of(config), config.to_record(), Path(config.out)
 
     def lock() -> None:
         check_writable(out)
@@ -388,8 +384,8 @@ STAGES: tuple[Stage, ...] = (
     train_steps,  # the loop, in which `EvaluationCallback` evaluates, samples and writes `run.json`
     write_result,  # the files of the adapter or of the model
 )
-"""A whole run, as of `tsugiki train`. A preview ends after `choose_numbers`; pretraining writes its base before
-`read_texts`; the runs of a comparison share texts and base."""
+"""A whole run, as of `tsugiki train`. A preview ends after `choose_numbers`; the runs of a comparison share texts
+and base."""
 
 
 def _rows_in_time(run: Run) -> int:
