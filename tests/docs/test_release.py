@@ -1,11 +1,12 @@
 """The address of the repository and the version stand in one place, from which `.ci/release.py` writes the others."""
 
 import json
+import re
 import shutil
 import tomllib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +16,18 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "https://github.com/someone/tsugiki-lora"
 
 
-@pytest.fixture
-def release() -> ModuleType:
-    spec = spec_from_file_location("release", ROOT / ".ci" / "release.py")
+def module_of(name: str) -> ModuleType:
+    spec = spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     assert spec
     assert spec.loader
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def release() -> ModuleType:
+    return module_of("release")
 
 
 @pytest.fixture
@@ -78,6 +83,22 @@ def test_what_is_missing_for_a_release_is_listed(release: ModuleType, project: d
     for path, text in release.written(copy, ADDRESS, "0.2.0").items():
         path.write_text(text, encoding="utf-8")
     assert release.problems(copy, project, "v0.2.0") == []
+
+
+@pytest.mark.parametrize("address", ["", ADDRESS])
+@pytest.mark.parametrize(("page", "readme"), [("index.md", "README.md"), ("index.ja.md", "README.ja.md")])
+def test_the_first_page_of_the_site_is_the_readme_without_badges(
+    page: str, readme: str, address: str, release: ModuleType, monkeypatch: pytest.MonkeyPatch, copy: Path
+):
+    hooks, text = module_of("site_hooks"), (copy / readme).read_text(encoding="utf-8")
+    (copy / readme).write_text(release.with_facts(text, address, "0.2.0"), encoding="utf-8")
+    monkeypatch.setattr(hooks, "ROOT", copy)
+    shown = hooks.on_page_read_source(SimpleNamespace(file=SimpleNamespace(src_uri=page)), None)
+    assert "badge" not in shown
+    targets = [link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]+)\)", shown)]
+    assert len(targets) > 20
+    assert [target for target in targets if not (ROOT / "docs" / target).exists()] == []
+    assert hooks.on_page_read_source(SimpleNamespace(file=SimpleNamespace(src_uri="data.md")), None) is None
 
 
 def test_the_space_names_its_files():
