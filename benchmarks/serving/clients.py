@@ -351,9 +351,8 @@ def _when_idle(served: Served) -> tuple[float, float]:
     """Wait until nothing is computed, at most a minute; return the rows and the waiting requests."""
     state = (-1.0, -1.0)
     for _ in range(60):
-        lines = httpx2.get(f"{served.url}/metrics").text.splitlines()
-        found = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines if line[:1] != "#"}
-        state = found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]
+        found = httpx2.get(f"{served.url}/health").json()
+        state = found["running"], found["waiting"]
         if state == (0, 0):
             break
         time.sleep(1)

@@ -52,14 +52,6 @@ def test_colours_are_css_variables_and_names_are_in_the_legend():
     assert len(set(legend)) == len(names), "no two lines look alike"
 
 
-def test_the_learning_rate_is_a_strip_below_the_plot():
-    rates = Series("learning rate", [(i, 1.5e-4 * (1 - i / 100)) for i in range(97)])
-    svg = draw(Curves("Loss", [LINE], rates))
-    assert ">0.00015</text>" in svg
-    assert ">learning rate</text>" in svg
-    assert draw(Curves("Loss", [LINE], Series("learning rate", [(0, math.nan)]))).count("<text") < svg.count("<text")
-
-
 def test_points_that_are_not_finite_are_left_out():
     holes = [(0, 5.0), (1, math.nan), (2, math.inf), (3, 4.0), (math.nan, 3.0)]
     assert draw(Curves("c", [Series("x", holes)])).count("<use href") >= 2

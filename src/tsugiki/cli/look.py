@@ -7,7 +7,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import FlagsOf, Given
-from tsugiki.cli.terminal import print_table
+from tsugiki.cli.terminal import print_command_after_trying, print_table
 from tsugiki.language import _
 
 
@@ -35,6 +35,8 @@ def evaluate_command(*, options: Annotated[Given, FlagsOf("tsugiki.functions.eva
     else:
         table, notes = results.table()
         print_table(table, *notes)
+        adapters, models = options["adapter"], options["model"]
+        print_command_after_trying(adapters[0] if adapters else None, models[0] if models else None)
 
 
 def methods_command(
@@ -91,6 +93,10 @@ def report_command(
     Examples:
         tsugiki report runs/ichiyo
     """
+    from tsugiki.cli.summary import print_command_after_run
     from tsugiki.report.run import write_report
+    from tsugiki.training.record.run_record import read_record
 
     typer.echo(str(write_report(folder)))
+    if (record := read_record(folder)).status == "finished":
+        print_command_after_run(record, folder)

@@ -201,10 +201,6 @@ def _with_llama_cpp(adapter: CardData) -> list[Part]:
         command = f"{export} --gguf {adapter.name}.gguf\nllama-cli -m base.gguf --lora {adapter.name}.gguf"
         return [Sentence(_("With llama.cpp, if the base is available as a GGUF file:")), Code(command)]
     cannot = Sentence(_("llama.cpp cannot load this adapter."))
-    command = f"{export} --merged --gguf {adapter.name}.gguf"
-    return [cannot, *_if_merged(adapter, _("It can load the merged model:"), command)]
-
-
-def _if_merged(adapter: CardData, says: str, command: str) -> list[Part]:
-    """Return what to do with the merged model; nothing if the adapter cannot be merged."""
-    return [Sentence(says), Code(command)] if can_merge(format_of(adapter.config)) else []
+    if not can_merge(format_of(adapter.config)):
+        return [cannot]
+    return [cannot, Sentence(_("It can load the merged model:")), Code(f"{export} --merged --gguf {adapter.name}.gguf")]

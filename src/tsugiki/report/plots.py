@@ -40,16 +40,12 @@ def draw(curves: Curves) -> Markup:
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
-    if curves.below and curves.below.drawn():
-        axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-        _draw_strip(strip, curves.below)
-    else:
-        axes = strip = figure.subplots()
+    axes = figure.subplots()
     _draw(axes, curves)
     if isinstance(curves, RankCurves):
         _scale_to_ranks(axes, curves.series)
     else:
-        strip.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     return _rendered(figure, curves)
 
 
@@ -112,17 +108,6 @@ def _draw(axes: "Axes", curves: Curves) -> None:
         marker = "o" if len(rows) <= _MAX_MARKED_POINTS and not line.faint else None
         axes.plot(x, y, color=colour, linestyle=_line_style(number), linewidth=width, alpha=alpha, marker=marker,
                   markersize=4.5)  # fmt: skip
-
-
-def _draw_strip(axes: "Axes", line: Series) -> None:
-    """Draw a line in a low strip, which has room for its name, 0 and its highest value."""
-    _style(axes)
-    points = line.drawn()
-    axes.plot([x for x, *_ in points], [y for _, y, *_ in points], color=FAINT, linewidth=1.2)
-    top = max(y for _, y, *_ in points)
-    axes.set_ylim(0, (top or 1) * 1.15)
-    axes.set_yticks([0, top] if top else [0], ["0", f"{top:.3g}"] if top else ["0"])
-    axes.set_title(line.name, loc="left", fontsize=_TEXT * 0.9, color=FAINT, pad=3)
 
 
 def _scale_to_ranks(axes: "Axes", series: Sequence[Series]) -> None:

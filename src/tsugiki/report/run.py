@@ -82,7 +82,6 @@ def report_page(record: RunRecord, folder: Path) -> str:
 
 def run_sections(record: RunRecord) -> list[Section]:
     """Return everything that is shown about a run, with what its record contains so far."""
-    settings = yaml.safe_dump(record.config.to_dict(), allow_unicode=True, sort_keys=False).strip()
     return [
         section("result", "", Lead(summary_sentence(record))),
         section("notes", "", *map(Note, [*_unfinished(record), *run_notes(record)])),
@@ -94,7 +93,7 @@ def run_sections(record: RunRecord) -> list[Section]:
         section("evaluations", _("Evaluations"), _evaluations(record)),
         section("data", _("Data"), Lines(_data(record))),
         section("model", _("Model and method"), Lines(_model(record))),
-        section("settings", _("Settings"), Lines(_settings(record)), Folded(_("all settings"), [Code(settings)])),
+        section("settings", _("Settings"), *_settings(record)),
         section("machine", _("Machine"), Lines(_machine(record))),
     ]
 
@@ -149,14 +148,13 @@ def _held_out(record: RunRecord) -> Iterator[Part]:
                 last.skipped_records,
             )
             yield Note(message.format(count=last.skipped_records))
-        compared = _("Between models with different tokenizers, compare bits per character.")
-        yield Sentence(f"{describe_intervals(len(last.independent))} {compared}")
+        message = _("{intervals} Between models with different tokenizers, compare bits per character.")
+        yield Sentence(message.format(intervals=describe_intervals(len(last.independent))))
     yield Facts(_training(record))
     step = record.kept_step if record.status == "finished" else None
     kept = None if step is None else (step, _("kept"))
-    rates = Series(_("learning rate"), [(float(point.step), point.learning_rate) for point in record.loss_curve])
-    yield Curves(_("Loss by step, nats per token"), _losses(record), rates, kept)
-    yield Curves(_("Bits per character by step"), _bits(record), kept=kept)
+    yield Curves(_("Loss by step, nats per token"), _losses(record), kept)
+    yield Curves(_("Bits per character by step"), _bits(record), kept)
 
 
 def _training(record: RunRecord) -> list[Row]:
@@ -228,19 +226,23 @@ def _model(record: RunRecord) -> list[Row]:
     return lines + [(_label(name), _(format_value(value))) for name, value in record.resolved_settings.items()]
 
 
-def _settings(record: RunRecord) -> list[Row]:
-    config, lines = record.config, []
-    if config.lora:
+def _settings(record: RunRecord) -> Iterator[Part]:
+    config, lora = record.config, record.config.lora
+    lines = []
+    if lora:
         text = _("r {r}, alpha {alpha:g}, dropout {dropout:g}")
-        lora = config.lora
         lines.append(("LoRA", text.format(r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout)))
-    return [
-        *lines,
+    lines += [
         (_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"),
         (_("rows per optimiser step"), f"{record.chosen('batch_size')}"),
         *([(_("epochs"), f"{config.epochs:g}")] if config.max_steps is None else []),
         (_("seed"), str(config.seed)),
     ]
+    yield Lines(lines)
+    rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
+    yield Curves(_("Learning rate by step"), [Series(_("learning rate"), rates)])
+    everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
+    yield Folded(_("all settings"), [Code(everything)])
 
 
 def _label(name: str) -> str:

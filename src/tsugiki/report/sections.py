@@ -81,8 +81,6 @@ class Curves:
 
     caption: str
     series: Sequence[Series]
-    below: Series | None = None
-    """A line in a low strip under the plot, with the same x axis."""
     kept: tuple[int, str] | None = None
     """The step that a run has kept, and what it is called."""
 

@@ -9,7 +9,6 @@ __getattr__, __dir__ = lazy_names(
         "errors": "ApiError ClientDisconnected",
         "http_app": "new_app",
         "jobs": "Jobs",
-        "metrics": "Metrics",
         "page": "page_files",
         "prompt_tokens": "token_text whole_text",
         "protocol": "MAX_BODY ChatRequest CompletionRequest parse",

@@ -157,7 +157,6 @@ class Completions:
                         deliver=partial(_hand_over, loop, events, len(requests)),
                         adapter=served.key,
                         content=served.digest,
-                        model_name=self.adapters.base.name if parsed.adapters else served.name,
                         batch_mode=served.batch_mode,
                         sampling=with_penalty_of(model, parsed.sampling(number)),
                         matcher=matchers[len(requests)],

@@ -25,7 +25,6 @@ from tsugiki.language import _
 from tsugiki.serve.completions import VERSION, Completions, Generation, chunks, whole_answer
 from tsugiki.serve.errors import ApiError, ClientDisconnected, as_api_error, unless_disconnected, wait_for_disconnect
 from tsugiki.serve.library_view import library_routes
-from tsugiki.serve.metrics import Gauges, Metrics
 from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.prompt_tokens import tokenize_route
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest, read
@@ -35,7 +34,6 @@ from tsugiki.serve.served_adapters import ServedAdapters
 _log = logging.getLogger("tsugiki.serve")
 _IGNORED = "X-Ignored-Fields"
 _MOST_NAMES, _LONGEST_NAME = 30, 60
-_PROMETHEUS = "text/plain; version=0.0.4"
 
 
 def new_app(
@@ -50,18 +48,14 @@ def new_app(
     `views` are the routes of the page's views that need more than the engine and the adapters. `state.end_requests` of
     the application ends the requests that run.
     """
-    metrics = engine.scheduler.observer = Metrics(Gauges(engine, adapters))
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
     page_token = secrets.token_urlsafe(32)
 
     async def health(request: Request) -> Response:
         if engine.alive:
-            return JSONResponse({"status": "ok"})
+            return JSONResponse({"status": "ok", "running": engine.running, "waiting": engine.waiting})
         return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
-
-    async def show_metrics(request: Request) -> Response:
-        return Response(metrics.text(), media_type=_PROMETHEUS)
 
     def card(name: str) -> dict[str, Any]:
         is_base = name == adapters.base.name
@@ -97,7 +91,6 @@ def new_app(
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/metrics", show_metrics),
         Route("/version", show_version),
         tokenize_route(adapters),
         *page_routes(adapters, page_token),

@@ -7,7 +7,7 @@
 
 import { h } from "./dom.js";
 
-/** @typedef {[number, number] | [number, number, number, number]} Point step, figure, and its interval if it has one */
+/** @typedef {[number, number] | [number, number, number, number]} Point step, figure, and the ends of an interval */
 /** @typedef {{ name: string, colour: number, faint: boolean, points: Point[] }} Series */
 
 const HEIGHT = 280;
@@ -26,7 +26,7 @@ const SVG = "http://www.w3.org/2000/svg";
  * @returns {{ element: HTMLElement, draw: (curves: { series: Series[], kept: [number, string] | null }) => void }}
  */
 export function newChart(caption, keys, lang, signal) {
-  const figure = new Intl.NumberFormat(lang, { minimumFractionDigits: 3, maximumFractionDigits: 3 });
+  const figure = new Intl.NumberFormat(lang, { minimumSignificantDigits: 4, maximumSignificantDigits: 4 });
   const count = new Intl.NumberFormat(lang);
   const legend = h("ul.legend");
   const readout = h("p.readout", { "aria-live": "polite" });
@@ -56,7 +56,7 @@ export function newChart(caption, keys, lang, signal) {
       y: (value) => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM),
       step: (x) => ((x - LEFT) / (width - LEFT - RIGHT)) * lastStep,
     };
-    const digits = y[1] - y[0] < 0.1 ? 2 : y[1] - y[0] < 1 ? 1 : 0;
+    const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(y[1] - y[0]))));
     const tick = new Intl.NumberFormat(lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
     const steppings = ticks(0, lastStep, width < 480 ? 3 : 6).filter(
       (step) => step <= lastStep && Number.isInteger(step),
@@ -96,7 +96,8 @@ export function newChart(caption, keys, lang, signal) {
       s("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }),
     );
     plot.replaceChildren(image);
-    legend.replaceChildren(...series.filter((one) => !one.faint).map((one) => h(`li.s${one.colour + 1}`, {}, h("i"), one.name)));
+    const names = series.filter((one) => !one.faint);
+    legend.replaceChildren(...names.map((one) => h(`li.s${one.colour + 1}`, {}, h("i"), one.name)));
     point(cursor);
   }
 

@@ -7,17 +7,20 @@ import { h, table } from "./dom.js";
  * @typedef {{ name: string, heading: string, parts: any[] }} Section
  *
  * @param {import("./app.js").App} app
+ * @param {string} keys says that the arrow keys read a chart
  * @returns {(sections: Section[]) => HTMLElement[]} draws sections; a chart keeps its cursor when it is drawn again
  */
-export function sectionsDrawer({ t, lang, signal }) {
+export function sectionsDrawer({ lang, signal }, keys) {
   const charts = new Map();
   const kinds = {
     lead: ({ text }) => h("p.sentence", {}, text),
     sentence: ({ text }) => h("p.faint.small", {}, text),
     note: ({ text }) => h("p.note", {}, text),
     facts: ({ rows }) => h("p.small.figures", {}, rows.map(([label, text]) => h("span", {}, `${label} ${text}`))),
-    lines: ({ rows }) =>
-      h("table.facts", {}, rows.map(([label, text]) => h("tr", {}, h("th", { scope: "row" }, label), h("td", {}, text)))),
+    lines: ({ rows }) => {
+      const row = ([label, text]) => h("tr", {}, h("th", { scope: "row" }, label), h("td", {}, text));
+      return h("table.facts", {}, rows.map(row));
+    },
     table,
     samples: ({ prompt, texts }) =>
       h(
@@ -29,7 +32,7 @@ export function sectionsDrawer({ t, lang, signal }) {
       ),
     curves: (curves) => {
       const { caption } = curves;
-      if (!charts.has(caption)) charts.set(caption, newChart(caption, t("keys"), lang, signal));
+      if (!charts.has(caption)) charts.set(caption, newChart(caption, keys, lang, signal));
       const chart = charts.get(caption);
       chart.draw(curves);
       return chart.element;
@@ -39,7 +42,8 @@ export function sectionsDrawer({ t, lang, signal }) {
     sections
       .filter(({ parts }) => parts.length)
       .map(({ heading, parts }) => {
-        const [plots, others] = [true, false].map((wanted) => parts.filter(({ kind }) => (kind === "curves") === wanted));
+        const plots = parts.filter(({ kind }) => kind === "curves");
+        const others = parts.filter(({ kind }) => kind !== "curves");
         return h(
           "section",
           {},

@@ -121,7 +121,13 @@ function details(root, app, name) {
   const state = h("div.state", { "aria-live": "polite" });
   const results = h("div.sections");
   const output = h("section");
-  root.append(h("p.small", {}, h("a", { href: "#runs" }, `← ${t("title")}`)), h("h1", {}, name), state, results, output);
+  root.append(
+    h("p.small", {}, h("a", { href: "#runs" }, `← ${t("title")}`)),
+    h("h1", {}, name),
+    state,
+    results,
+    output,
+  );
   let isStopping = false;
 
   const drawState = part(state, (run) => [
@@ -172,7 +178,7 @@ function details(root, app, name) {
     ].filter(Boolean);
   }
 
-  const drawResults = part(results, sectionsDrawer(app));
+  const drawResults = part(results, sectionsDrawer(app, t("keys")));
 
   const drawOutput = part(output, ({ log, open }) =>
     log ? h("details", { open }, h("summary", {}, t("output")), h("pre", { tabindex: 0 }, log.trimEnd())) : null,

@@ -43,7 +43,7 @@ export async function showOne(root, app, library, name, mix) {
     ),
   );
   const details = await getJson(address, signal);
-  root.append(h("div.sections", {}, sectionsDrawer(app)(details.sections), card(app, details.card)));
+  root.append(h("div.sections", {}, sectionsDrawer(app, t("keys"))(details.sections), card(app, details.card)));
 }
 
 /**
