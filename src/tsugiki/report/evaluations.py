@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
-from tsugiki.report.html import page
+from tsugiki.report.html import whole_page
 from tsugiki.report.page import in_frame
 from tsugiki.report.sections import Lead, Note, section
 from tsugiki.report.table import Table
@@ -51,7 +51,7 @@ class Results(dict[str, Any]):
             section("result", "", Lead(about), *map(Note, more)),
             section("evaluations", _("Results"), table),
         ]
-        return in_frame(page(_("Evaluation"), shown), height)
+        return in_frame(whole_page(_("Evaluation"), shown), height)
 
 
 def answers_table(names: Sequence[str], results: Sequence[Answers]) -> tuple[Table, list[str]]:
