@@ -30,7 +30,7 @@ _FUNCTIONS = {
     "tsugiki.training.run.stages.pack_data": "read: pack rows",
     "tsugiki.training.run.stages.load_model": "load the base",
     "tsugiki.training.run.stages.return_freed_memory": "load the base: return freed memory",
-    "tsugiki.training.run.stages.start_accelerator": "prepare: accelerator",
+    "tsugiki.training.run.start.start_accelerator": "prepare: accelerator",
     "tsugiki.training.run.stages.predict_sample": "prepare: the base's predictions on a sample",
     "tsugiki.training.run.stages.make_trainable": "prepare: adapter and fast paths",
     "tsugiki.training.run.stages.describe_run": "prepare: description for the record",
@@ -40,9 +40,9 @@ _FUNCTIONS = {
     "tsugiki.training.run.stages.save_trained": "save: adapter",
     "tsugiki.training.record.run_record.RunRecord.write": "save: record",
     "tsugiki.training.step.loop.TrainingLoop.train_step": "steps",
-    "tsugiki.training.run.evaluation_callback.generate_texts": "look: samples",
-    "tsugiki.training.run.evaluation_callback.EvaluationCallback._evaluate": "look: held-out text",
-    "tsugiki.training.run.evaluation_callback.EvaluationCallback._validate": "look: validation text",
+    "tsugiki.training.run.samples.generate_texts": "look: samples",
+    "tsugiki.training.run.scores.RunScores.evaluate": "look: held-out text",
+    "tsugiki.training.run.scores.RunScores.validate": "look: validation text",
     "tsugiki.cli.train._show": "end: report and summary",
 }
 """Functions, by module and name, and the parts of a run that they are. The first step is a part of its own."""

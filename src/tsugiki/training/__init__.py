@@ -54,6 +54,7 @@ __getattr__, __dir__ = lazy_names(
         "run.preview": "Preview preview",
         "run.quickstart": "PROMPTS",
         "run.resume": "changed_settings",
+        "run.scores": "RunScores",
         "run.stages": "train",
     },
 )

@@ -35,7 +35,7 @@ from tsugiki.training import (
     train,
 )
 from tsugiki.training.run import compare as compare_module
-from tsugiki.training.run import evaluation_callback
+from tsugiki.training.run import scores
 from tsugiki.training.run.compare import change
 
 SETTINGS = {"max_steps": 3, "batch_size": 2, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
@@ -320,7 +320,9 @@ def without_times(record: RunRecord) -> dict[str, Any]:
 def test_each_run_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     loaded: list[str] = []
     load = compare_module.load_base
-    monkeypatch.setattr(compare_module, "load_base", lambda run: loaded.append(run.config.method) or load(run))
+    monkeypatch.setattr(
+        compare_module, "load_base", lambda start, *given: loaded.append(start.config.method) or load(start, *given)
+    )
     together = run_all(configs("together"))
     said = capsys.readouterr().err
     alone = {name: train(config) for name, config in configs("alone").items()}
@@ -341,10 +343,8 @@ def test_each_run_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_the_base_is_evaluated_once(monkeypatch: pytest.MonkeyPatch):
     scored: list[int] = []
-    evaluate = evaluation_callback.evaluate
-    monkeypatch.setattr(
-        evaluation_callback, "evaluate", lambda *given: scored.append(len(given[2])) or evaluate(*given)
-    )
+    evaluate = scores.evaluate
+    monkeypatch.setattr(scores, "evaluate", lambda *given: scored.append(len(given[2])) or evaluate(*given))
     runs = {name: configs("c")[name] for name in ("lora", "ia3")}
     records = run_all(runs)
     one, two = records.values()

@@ -22,7 +22,7 @@ from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.preference.pairs import Preferences, open_preferences
 from tsugiki.training.data.held_out import HeldOut, nothing_held_out, numbered
-from tsugiki.training.data.split import DatasetSplit, SplitAnswers, data_digest, dataset_split
+from tsugiki.training.data.split import DatasetSplit, ReadRecords, SplitAnswers, data_digest, dataset_split
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.spread import evenly_spread
 
@@ -58,19 +58,14 @@ def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prog
         held = np.intersect1d(split_records(store.index, wanted, config.seed, groups), usable)
         part = HeldOut("held-out", store.index, _good(preferences, held), limit, good_groups)
         usable = np.setdiff1d(usable, held)
-    split = dataset_split(
-        config,
-        tokenizer,
+    records = ReadRecords(
         store,
         partial(read_answers, config.data, config.columns),
-        _good(preferences, usable),
-        part,
-        scored,
-        good_groups,
-        [],
-        data_digest(config, tokenizer, content_key(config.data, config.columns)),
         {type(next(read_answers(config.data, config.columns)))},
+        good_groups,
+        data_digest(config, tokenizer, content_key(config.data, config.columns)),
     )
+    split = dataset_split(config, tokenizer, records, _good(preferences, usable), part, scored, config.allow_overlap)
     more = [note for note in preferences.notes if note not in split.notes]
     answers = _answers(preferences, split, usable, kept_together(store.index, groups), (other, held))
     return replace(split, notes=[*split.notes, *more], answers=answers)

@@ -7,18 +7,16 @@ runs have the same data, and those of a comparison the same number of steps.
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.data.read.files import content_key, describe_data
 from tsugiki.data.splits import parse_held_out
-from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.paths import use_plain_paths
 from tsugiki.io.atomic import check_writable
@@ -30,15 +28,17 @@ from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import family_of
-from tsugiki.training.data.packing import PackedDataset, pack_data
+from tsugiki.training.data.packing import pack_data
 from tsugiki.training.data.split import data_digest
+from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.model.trainable import load_run_tokenizer
 from tsugiki.training.record.interval import Change, Interval
 from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord, finished
-from tsugiki.training.run.evaluation_callback import BaseResults
 from tsugiki.training.run.resume import earlier_run
-from tsugiki.training.run.stages import STAGES, Run, Texts, load_base, predict_text, read_texts, started
+from tsugiki.training.run.stage_results import Base, Texts
+from tsugiki.training.run.stages import load_base, read_texts, train_on
+from tsugiki.training.run.start import Start, started
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.several_runs import ComparisonConfig, SweepConfig
 from tsugiki.training.tools.memory import reset_process_peak, return_freed_memory
@@ -86,14 +86,25 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
     Returns name -> record, in the order of the methods. A folder that holds another run or one with other data is an
     error, and so are several processes.
     """
+
+    def rows(records: Mapping[str, RunRecord]) -> dict[str, Any]:
+        return {"rows": [row.model_dump(mode="json") for row in comparison_rows(records)]}
+
     require_one_process("compare")
-    runs = config.runs()
-    out = Path(config.out)
+    return _run_into(Path(config.out), config.runs(), COMPARISON_FILE, rows)
+
+
+def _run_into(
+    out: Path,
+    runs: Mapping[str, RunConfig],
+    file: str,
+    results: Callable[[Mapping[str, RunRecord]], dict[str, Any]],
+) -> dict[str, RunRecord]:
+    """Execute the runs whose folders are in `out`, and write the results of their records to a file beside them."""
     check_writable(out)
     with sole_use(out):
         records = run_all(runs)
-        rows = [row.model_dump(mode="json") for row in comparison_rows(records)]
-        write_json(out / COMPARISON_FILE, {"format": _FORMAT, "rows": rows})
+        write_json(out / file, {"format": _FORMAT, **results(records)})
     return records
 
 
@@ -120,15 +131,20 @@ class Point:
 def sweep(config: SweepConfig) -> list[Point]:
     """Run each point of the grid that has not finished yet, and write `sweep.json`; errors as in `compare`."""
     require_one_process("sweep")
-    out = Path(config.out)
-    check_writable(out)
     grid = config.runs()
-    with sole_use(out):
-        records = run_all({name: settings for name, (_, settings) in grid.items()})
-        points = [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
-        results = [_result(point) for point in points]
-        write_json(out / SWEEP_FILE, {"format": _FORMAT, "points": results})
-    return points
+
+    def points(records: Mapping[str, RunRecord]) -> list[Point]:
+        return [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
+
+    runs = {name: settings for name, (_, settings) in grid.items()}
+    return points(
+        _run_into(
+            Path(config.out),
+            runs,
+            SWEEP_FILE,
+            lambda records: {"points": [_result(point) for point in points(records)]},
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -217,18 +233,6 @@ def _result(point: Point) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _Base:
-    """A base model that runs share, with its packed data and its results."""
-
-    model: PreTrainedModel
-    dtype: BaseDtype
-    packed: dict[int, PackedDataset] = field(default_factory=dict)
-    """Virtual tokens of a soft prompt -> the data, in rows that leave room for them."""
-    results: BaseResults = field(default_factory=dict)
-    """The evaluations and samples of the base (see `training.run.evaluation_callback`)."""
-
-
 def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
     """Execute the runs that have not finished yet, one after the other, and print the result of each.
 
@@ -240,7 +244,7 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
     earlier = _earlier_runs(runs)
     records: dict[str, RunRecord] = {}
     texts: Texts | None = None
-    base: _Base | None = None
+    bases: dict[int, Base] = {}
     left = sum(not _is_finished(record) for record in earlier.values())
     done, begun = 0, time.monotonic()
     for number, (name, config) in enumerate(runs.items(), 1):
@@ -248,33 +252,43 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
         if before is not None and _is_finished(before):
             records[name] = before
             continue
-        with started(config, config.to_record(), resume=before is not None) as run:
-            if texts is None:
-                read_texts(run)
-                texts = run.texts
-            run.texts = texts
-            run.display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
-            if base is not None and base.dtype != run.facts.dtype:
-                base = None  # so that its memory is free before another one is loaded
-            gc.collect()  # the loop of the run before
-            return_freed_memory()
-            if base is None:
-                load_base(run)
-                base = _Base(run.model, run.facts.dtype, {config.virtual_tokens: run.data})
-            reset_process_peak()
+        with started(config, config.to_record(), resume=before is not None) as start:
+            texts = texts or read_texts(start)
+            start.display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
             try:
-                _train_on(run, base)
+                _train_with(bases, start, texts)
             except TsugikiError as error:
                 raise TsugikiError(_("{name}: {error}").format(name=name, error=error)) from error
-            if is_grafted(base.model):
-                ungraft(base.model)
-                use_plain_paths(base.model)
-            else:
-                base = None  # its weights were trained
-            records[name], done, left = run.record, done + 1, left - 1
-            run.display.print(_result_line(name, run.record, time.monotonic() - begun, done, left))
+            records[name], done, left = start.record, done + 1, left - 1
+            start.display.print(_result_line(name, start.record, time.monotonic() - begun, done, left))
     check_same_inputs(records)
     return records
+
+
+def _train_with(bases: dict[int, Base], start: Start, texts: Texts) -> None:
+    """Train on the base that the runs before have left, if it has the dtype of this run, and leave it to the next run.
+
+    `bases` has the same model under each number of virtual tokens, for which the rows leave room. Afterwards it is as
+    before, but for its adapter; none is left if its weights were trained.
+    """
+    config, facts = start.config, given_facts(start.config, start.record, start.device)
+    if any(base.dtype != facts.dtype for base in bases.values()):
+        bases.clear()  # so that its memory is free before another one is loaded
+    gc.collect()  # the loop of the run before
+    return_freed_memory()
+    prompt, loaded = config.virtual_tokens, next(iter(bases.values()), None)
+    if loaded is None:
+        bases[prompt] = load_base(start, facts, texts)
+    elif prompt not in bases:
+        bases[prompt] = replace(loaded, data=pack_data(config, texts.split, loaded.model, texts.tokenizer))
+    base = bases[prompt]
+    reset_process_peak()
+    train_on(start, facts, base)
+    if is_grafted(base.model):
+        ungraft(base.model)
+        use_plain_paths(base.model)
+    else:
+        bases.clear()  # its weights were trained
 
 
 def _earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
@@ -296,16 +310,6 @@ def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
     _refuse(changed, _("the data have changed since {first} was trained").format(first=first))
     changed = [name for name in others if _is_other_base(records[first], records[name])]
     _refuse(changed, _("the base model has changed since {first} was trained").format(first=first))
-
-
-def _train_on(run: Run, base: _Base) -> None:
-    """Train on a base that runs share. Afterwards it is as before, but for its adapter, unless its weights train."""
-    prompt = run.config.virtual_tokens
-    if prompt not in base.packed:
-        base.packed[prompt] = pack_data(run.config, run.texts.split, base.model, run.texts.tokenizer)
-    run.model, run.data, run.base_results = base.model, base.packed[prompt], base.results
-    for stage in STAGES[STAGES.index(predict_text) :]:
-        stage(run)
 
 
 def _is_finished(record: RunRecord | None) -> bool:

@@ -27,9 +27,11 @@ from tsugiki.language import _
 from tsugiki.methods.full import save_model
 from tsugiki.model.context import context_length
 from tsugiki.training.data.split import single_document
+from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.run_record import RunRecord
-from tsugiki.training.run.stages import STAGES, read_texts, started
+from tsugiki.training.run.stages import load_base, read_texts, train_on
+from tsugiki.training.run.start import started
 from tsugiki.training.settings.several_runs import PretrainConfig, TokenizerSettings
 from tsugiki.training.tools.processes import on_main
 
@@ -60,8 +62,8 @@ def pretrain(config: PretrainConfig, resume: bool = False, progress: RunProgress
     with started(settings, config.to_record(), resume, progress) as run:
         if not (resume and start.is_dir()):
             on_main(run.accelerator, lambda: _write_start(config, start, run.display))
-        for stage in STAGES[STAGES.index(read_texts) :]:
-            stage(run)
+        facts = given_facts(settings, run.record, run.device)
+        train_on(run, facts, load_base(run, facts, read_texts(run)))
     return run.record
 
 
