@@ -25,14 +25,14 @@ from typing import Any
 _REPORT = "RUN_SHARES"
 """The environment variable that names the file into which an instrumented process writes its figures."""
 _FUNCTIONS = {
-    "tsugiki.training.run.stages.read_data": "read: data and tokens",
-    "tsugiki.training.run.stages.load_run_tokenizer": "read: tokenizer",
-    "tsugiki.training.run.stages.pack_data": "read: pack rows",
-    "tsugiki.training.run.stages.load_model": "load the base",
-    "tsugiki.training.run.stages.return_freed_memory": "load the base: return freed memory",
+    "tsugiki.training.run.load.read_data": "read: data and tokens",
+    "tsugiki.training.run.load.load_run_tokenizer": "read: tokenizer",
+    "tsugiki.training.run.load.pack_data": "read: pack rows",
+    "tsugiki.training.run.load.load_model": "load the base",
+    "tsugiki.training.run.load.return_freed_memory": "load the base: return freed memory",
     "tsugiki.training.run.start.start_accelerator": "prepare: accelerator",
-    "tsugiki.training.run.stages.predict_sample": "prepare: the base's predictions on a sample",
-    "tsugiki.training.run.stages.make_trainable": "prepare: adapter and fast paths",
+    "tsugiki.training.run.prepare.predict_sample": "prepare: the base's predictions on a sample",
+    "tsugiki.training.run.prepare.make_trainable": "prepare: adapter and fast paths",
     "tsugiki.training.run.stages.describe_run": "prepare: description for the record",
     "tsugiki.training.run.train_steps.loop_of": "prepare: loop",
     "tsugiki.training.run.train_steps.write_fingerprints": "save: fingerprints",

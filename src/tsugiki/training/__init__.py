@@ -23,10 +23,10 @@ __getattr__, __dir__ = lazy_names(
             "RunRecord Sample TrainingFigures"
         ),
         "model.sharding": "check_optimizer is_sharded shard split_optimizer_state whole_optimizer_state whole_state",
-        "model.trainable": "load_dtype make_trainable shard_model",
+        "model.trainable": "make_trainable shard_model",
         "measure.cost": "base_bytes loading_bytes measure_blocks Measured Need stored_bytes",
         "measure.dtype_speed": "faster_dtype leaves_dtype_open seconds_of_dtypes",
-        "measure.facts": "fact_notes Facts measured_facts",
+        "measure.facts": "fact_notes Facts load_dtype measured_facts",
         "measure.memory_plan": "MemoryPlan plan_memory",
         "measure.sample": "sample_model",
         "measure.shapes": "find_shapes",

@@ -12,7 +12,7 @@ from tsugiki import LoraConfig, TsugikiError
 from tsugiki.lora import LoraLinear
 from tsugiki.model import features, oriented
 from tsugiki.training import RunConfig, automatic_learning_rate, choices_for, describe_choices, train, weight_gain
-from tsugiki.training.run import stages as run
+from tsugiki.training.run import prepare as run
 from tsugiki.training.step import divergence
 
 

@@ -25,9 +25,9 @@ from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.loop import TrainingLoop
 
 
-def has_strength(keep: str, model: PreTrainedModel, start: dict[str, Tensor], learns_answers: bool) -> bool:
-    """Return whether a run chooses the strength of its adapter; `start` has the values before the first step."""
-    return keep == "best" and not learns_answers and starts_from_zero(model, start)
+def has_strength(keep: str, model: PreTrainedModel, initial: dict[str, Tensor], learns_answers: bool) -> bool:
+    """Return whether a run chooses the strength of its adapter; `initial` has the values before the first step."""
+    return keep == "best" and not learns_answers and starts_from_zero(model, initial)
 
 
 class BestStep:
@@ -40,15 +40,15 @@ class BestStep:
         scores: RunScores,
         has_strength: bool,
         restore: Callable[[int], bool],
-        start: dict[str, Tensor],
+        initial: dict[str, Tensor],
     ) -> None:
         """Create it; `keep` is best or last.
 
-        `restore` restores the trained weights of a step, and returns whether its checkpoint was intact. `start` has the
-        trained values before the first step; empty: they are never restored.
+        `restore` restores the trained weights of a step, and returns whether its checkpoint was intact. `initial` has
+        the trained values before the first step; empty: they are never restored.
         """
         self.config, self.keep, self.scores, self.has_strength = config, keep, scores, has_strength
-        self.restore, self.start = restore, start
+        self.restore, self.initial = restore, initial
         self.model, self.record, self.display = scores.base.model, scores.record, scores.display
         self.keeps_by_pairs = "validation" in scores.parts_of_pairs
 
@@ -99,14 +99,14 @@ class BestStep:
         continues, best_step = self.config.start_from is not None, loop.progress.best_step
         if self.has_strength:
             return False
-        if self.keeps_by_pairs and self.keep == "best" and self.record.validations and self.start:
+        if self.keeps_by_pairs and self.keep == "best" and self.record.validations and self.initial:
             if best_step is None:
-                restore_values(self.model, self.start)
+                restore_values(self.model, self.initial)
             return best_step is None
-        if best_step is None or not self.start or (self.record.any_step_is_better() and not continues):
+        if best_step is None or not self.initial or (self.record.any_step_is_better() and not continues):
             return False
         trained = trained_values(self.model)
-        restore_values(self.model, self.start)
+        restore_values(self.model, self.initial)
         best = min(look.loss for look in self.record.validations if look.step)
         if self.scores.score(loop, self.scores.validation_windows, 0).loss <= best:
             return True
@@ -122,7 +122,7 @@ class BestStep:
         if best.strength < 1:
             self.display.print(strength_note(best))
         if best.strength == 0:
-            restore_values(self.model, self.start)
+            restore_values(self.model, self.initial)
             return 0
         multiply_update(self.model, best.strength)
         return kept

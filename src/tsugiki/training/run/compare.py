@@ -35,9 +35,10 @@ from tsugiki.training.model.trainable import load_run_tokenizer
 from tsugiki.training.record.interval import Change, Interval
 from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord, finished
+from tsugiki.training.run.load import load_base, read_texts
 from tsugiki.training.run.resume import earlier_run
 from tsugiki.training.run.stage_results import Base, Texts
-from tsugiki.training.run.stages import load_base, read_texts, train_on
+from tsugiki.training.run.stages import train_on
 from tsugiki.training.run.start import Start, started
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.several_runs import ComparisonConfig, SweepConfig

@@ -43,7 +43,7 @@ class EvaluationCallback(Callback):
     ) -> None:
         """Create it for a run that is ready for its first step; its record gets the results.
 
-        `restore` and `initial` are as `restore` and `start` of `BestStep`.
+        `restore` and `initial` are as in `BestStep`.
         """
         self.config, self.base, self.record, self.display = start.config, base, start.record, start.display
         self.model, keep = base.model, ready.choices.keep

@@ -32,10 +32,10 @@ from tsugiki.model.linear import features
 from tsugiki.model.ungrafted import output_head
 from tsugiki.training.choose.choices import choices_for
 from tsugiki.training.measure.cost import Need, need_of
+from tsugiki.training.measure.facts import load_dtype
 from tsugiki.training.measure.memory_plan import SPARE, computing_dtype, micro_batch_sizes, total_memory
 from tsugiki.training.measure.shapes import Shapes, find_shapes
 from tsugiki.training.model.output_head import leaves_layers_open, with_output_head
-from tsugiki.training.model.trainable import load_dtype
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.processes import device_type, has_device, planned_compute_dtype
 

@@ -7,7 +7,7 @@ and keep nothing.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -37,12 +37,8 @@ def answer_loss(config: RunConfig, answers: PackedAnswers) -> AnswerLoss:
     return AnswerLoss(answers.training, LOSSES[config.preference], settings, likelihood)
 
 
-def preference_notes(config: RunConfig) -> Iterator[str]:
+def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
     """Yield notes on a beta that fits other losses, and on a loss that does not keep the text."""
-    name = config.preference
-    if name is None:
-        return
-    settings = config.loss_settings()
     usual, beta = LOSSES[name].defaults.get("beta"), settings.get("beta")
     if usual and beta is not None and not usual / _UNUSUAL < beta < usual * _UNUSUAL:
         message = _(

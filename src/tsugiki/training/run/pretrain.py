@@ -30,7 +30,8 @@ from tsugiki.training.data.split import single_document
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.run_record import RunRecord
-from tsugiki.training.run.stages import load_base, read_texts, train_on
+from tsugiki.training.run.load import load_base, read_texts
+from tsugiki.training.run.stages import train_on
 from tsugiki.training.run.start import started
 from tsugiki.training.settings.several_runs import PretrainConfig, TokenizerSettings
 from tsugiki.training.tools.processes import on_main
