@@ -63,7 +63,7 @@ RUNS = {
     "int8": f"{SHORT} --base-dtype int8",
     "nf4": f"{SHORT} --base-dtype nf4 --prompts 春は --sample-tokens 8",
     "houlsby": f"{SHORT} --base-dtype fp32 --method houlsby",
-    "chapter": f"{SHORT} --base-dtype fp32 --as-chapter --optimizer muon --retention-data embedded",
+    "chapter": f"{SHORT} --base-dtype fp32 --as-chapter --retention-data embedded",
 }
 """Runs of the embedded model, by the name of their folder; `a` and `b` are the adapters of the other commands."""
 WRONG = {
@@ -142,19 +142,17 @@ class Commands:
         values |= flatten(json.loads(record.read_text("utf-8")), f"runs/{out}/run.json") if record.exists() else {}
         return values | weights_and_settings(self.folder / out, f"runs/{out}")
 
-    def merge_and_extract(self) -> dict[str, Any]:
-        """Merge two adapters into their base, and extract an adapter from the merged model."""
+    def merge(self) -> dict[str, Any]:
+        """Merge two adapters into their base."""
         values = self.run("merge --adapter a --adapter b --weights 0.7,0.3 --out merged --no-verify")
-        values |= self.run("adapters extract --model merged --base embedded --rank 4 --out extracted")
-        values |= weights_and_settings(self.folder / "merged", "merged")
-        return values | weights_and_settings(self.folder / "extracted", "extracted")
+        return values | weights_and_settings(self.folder / "merged", "merged")
 
     def combine_and_truncate(self) -> dict[str, Any]:
         """Combine two adapters in two ways, and truncate one of the results."""
         values = self.run("adapters combine a b --weights 0.7,0.3 --out ./combined")
-        values |= self.run("adapters combine a b --type dare_ties_svd --density 0.5 --rank 4 --out ./ties")
+        values |= self.run("adapters combine a b --type svd --rank 4 --out ./approximation")
         values |= self.run("adapters truncate ./combined --rank 3 --out ./truncated")
-        for name in ("combined", "ties", "truncated"):
+        for name in ("combined", "approximation", "truncated"):
             values |= weights_and_settings(self.folder / name, name)
         return values
 
@@ -278,7 +276,7 @@ def results(folder: Path) -> dict[str, Any]:
                 values |= trained_methods(kind) | grafted_variants(kind)
         for task in runs:
             values |= task.result()
-        others = (commands.merge_and_extract, commands.serve, commands.combine_and_truncate, commands.export)
+        others = (commands.merge, commands.serve, commands.combine_and_truncate, commands.export)
         for task in [pool.submit(other) for other in (*others, commands.fail)]:
             values |= task.result()
     return values

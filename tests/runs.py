@@ -83,7 +83,7 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     """Interrupt a run before `step`, resume it, and compare it with a run that was never interrupted.
 
     Args:
-        run: `train` or `pretrain`.
+        run: `train`, or what takes the same arguments.
         config: the settings of the run. The folder `out` gets two runs: `whole`, and `cut` that is resumed.
         step: the optimiser step before which the run is interrupted, counted from 0.
         files: files whose bytes must be the same in both runs. An interrupted run must not have the first one.

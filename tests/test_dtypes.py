@@ -18,7 +18,7 @@ from tsugiki.dtypes import (
 
 
 def test_every_name_of_the_settings_is_a_torch_dtype_but_those_of_few_bits():
-    names = {*get_args(BaseDtype), *get_args(SaveDtype)} - {"nf4", "nf4-int8", "stored"}
+    names = {*get_args(BaseDtype), *get_args(SaveDtype)} - {"nf4", "nf4-int8"}
     found = {name: torch_dtype(name) for name in names}
     assert found == {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import hatch_build
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from torch import Tensor
 from tests.runs import run_config
 from tests.tiny import relative_error
 from tsugiki import native
-from tsugiki.base.gguf import layer as gguf
 from tsugiki.cli import version_line
 from tsugiki.fast import (
     RowPairs,
@@ -213,24 +211,6 @@ def test_decoding_4_bits_gives_the_bits_of_the_definition(dtype: torch.dtype):
 
 
 @pytest.mark.usefixtures("_compiled")
-@pytest.mark.parametrize("dtype", [torch.int8, *DTYPES])
-@pytest.mark.parametrize("kind", gguf.BLOCKS)
-def test_decoding_ggufs_types_gives_the_bits_of_the_definition(kind: str, dtype: torch.dtype):
-    numbers, size = gguf.BLOCKS[kind]
-    blocks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 9 * size), dtype=np.uint8))
-    halves = blocks.view(64, 9, size // 2, 2).view(torch.float16)  # any number can be a scale, but no infinity
-    halves[~(halves.abs() < 60_000)] = 2e-7
-    factor, width = torch.rand(64) * torch.logspace(-30, 3, 64), 9 * numbers
-    given = [None, factor] if dtype != torch.int8 else [1 / layer_scale(blocks, kind)]
-    assert native.native("gguf", str(dtype).removeprefix("torch.")) is not None
-    for factors in given:
-        ours, plain = (torch.empty(64, width, dtype=dtype) for _ in range(2))
-        gguf.decode(blocks, kind, factors, ours)
-        gguf.plain_decode(blocks, kind, factors, plain)
-        assert _same_bits(ours, plain)
-
-
-@pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "into", "out"), [(1, 40, 64), (3, 33, 130), (16, 8, 7)])
 def test_rows_with_their_own_pairs_equal_the_definition(dtype: torch.dtype, tokens: int, into: int, out: int):
@@ -244,10 +224,6 @@ def test_rows_with_their_own_pairs_equal_the_definition(dtype: torch.dtype, toke
     ours = rows_product(layer, RowPairs(pairs), x, y.clone())
     assert relative_error(ours, plain_rows(layer, pairs, x, y)) < (1e-6 if dtype == torch.float32 else 1e-2)
     assert torch.equal(ours[1], y[1])
-
-
-def layer_scale(blocks: Tensor, kind: str) -> Tensor:
-    return gguf.GgufLinear(blocks, kind, None, torch.bfloat16).scale
 
 
 @pytest.mark.usefixtures("_compiled")
@@ -395,8 +371,6 @@ MISFITS: dict[str, Callable[[], object]] = {
     "nf4: blocks": lambda: nf4.decode(_bytes(2, 32), _bytes(2, 2), None, _ints(2, 128)),
     "nf4: out": lambda: nf4.decode(_bytes(2, 32), _bytes(2, 1), None, _ints(1, 64)),
     "nf4: scale": lambda: nf4.decode(_bytes(2, 32), _bytes(2, 1), ONE(3), ONE(2, 64)),
-    "gguf: out": lambda: gguf.decode(_bytes(2, 34), "Q8_0", None, ONE(2, 31)),
-    "gguf: factor": lambda: gguf.decode(_bytes(2, 34), "Q8_0", ONE(1), ONE(2, 32)),
 }
 
 
@@ -412,7 +386,7 @@ def test_what_does_not_fit_together_never_reaches_a_c_function(
         pytest.fail("a C function was called")
 
     def outcome(found: object) -> type[Exception] | None:
-        for module in (few_rows, integer_passes, nf4, gguf, product, row_products, norms):
+        for module in (few_rows, integer_passes, nf4, product, row_products, norms):
             monkeypatch.setattr(module, "native_for", lambda *_: found)
         monkeypatch.setattr(integer_passes, "native", lambda _: found)
         try:

@@ -5,8 +5,8 @@ x with the layer's weight is compared with that of x. Errors are those of a row,
 contribute: those of at most ten times the row's mean absolute value. For each kind of layer: the median row in the mean
 of the layers, and the worst row of the worst layer.
 
-`one step` is rounding to 8 bits by a step that the largest number of a row decides, and `nf4` what `nf4` and `stored`
-do instead: see `plain_levels`. `rotated, one step` and `int8` are the same for rotated rows. `bf16` is x and the weight
+`one step` is rounding to 8 bits by a step that the largest number of a row decides, and `nf4` what `nf4` does
+instead: see `plain_levels`. `rotated, one step` and `int8` are the same for rotated rows. `bf16` is x and the weight
 in bfloat16. `large` is how many numbers of a row are large for `nf4`.
 """
 

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from examples.embedded_base.muon import CombinedOptimizer, Muon, split_parameters
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -46,7 +47,6 @@ from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.step.loop import TrainingLoop
 from tsugiki.training.step.lora_plus import loraplus
-from tsugiki.training.step.muon import CombinedOptimizer, Muon, split_parameters
 from tsugiki.training.step.sampled_loss import SampledTextLoss
 from tsugiki.training.step.setup import adamw, build_loop
 from tsugiki.training.step.text_loss import TextLoss

@@ -20,7 +20,7 @@ def main(first: Path, second: Path, share: float, out: Path) -> None:
     one, other = load_file(first / FILE), load_file(second / FILE)
     with safe_open(second / FILE, "pt") as file:
         metadata = file.metadata()
-    shutil.copytree(second, out, ignore=shutil.ignore_patterns("checkpoints", "run.json", "report.html", ".lock*"))
+    shutil.copytree(second, out, ignore=shutil.ignore_patterns("start"))
     mean = {name: ((1 - share) * one[name].float() + share * other[name].float()).to(one[name].dtype) for name in one}
     save_file(mean, out / FILE, metadata=metadata)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import remove_adapter, trainable_parameters, ungraft
     from tsugiki.lora.hold import active_adapter, disable_adapter, set_adapter
-    from tsugiki.lora.merge import merge, merge_quantized, unmerge
+    from tsugiki.lora.merge import merge, unmerge
 
 __all__ = [
     "LoraConfig",
@@ -34,7 +34,6 @@ __all__ = [
     "graft",
     "load_adapter",
     "merge",
-    "merge_quantized",
     "mixed_batch",
     "preview",
     "print_trainable_parameters",
@@ -60,7 +59,6 @@ _MODULE_OF = {
     "load_adapter": "tsugiki.adapters.pretrained",
     "save_adapter": "tsugiki.adapters.format",
     "merge": "tsugiki.lora.merge",
-    "merge_quantized": "tsugiki.lora.merge",
     "mixed_batch": "tsugiki.fast.mixed_batch",
     "evaluate": "tsugiki.functions",
     "evaluate_pairs": "tsugiki.functions",

@@ -15,10 +15,10 @@ ComputeDtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
 QuantizedDtype: TypeAlias = Literal["int8", "nf4", "nf4-int8"]
 """The dtype of quantised linear layers. `int8` quantises the output head as well, and `nf4` (4 bits) does not;
 `nf4-int8` has linear layers in 4 bits and the head in 8."""
-BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8", "stored"]
-"""The dtype of the base's weights while an adapter trains. `stored` keeps the quantisation of a GGUF file. What is not
-quantised gets the dtype of `preferred_compute_dtype`."""
-LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8", "stored", "auto"]
+BaseDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8"]
+"""The dtype of the base's weights while an adapter trains. What is not quantised gets the dtype of
+`preferred_compute_dtype`."""
+LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8", "auto"]
 """The dtype to load weights in. `auto` means the same as in transformers: the dtype that the model's config names, or
 else the dtype of its files."""
 SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]

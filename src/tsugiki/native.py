@@ -29,7 +29,6 @@ _SIGNATURES = {
     "looked_up": "pnppp",
     "nf4": "ppnnppp",
     "nf4_codes": "pnnnppp",
-    "gguf": "pnnnpp",
     "low_rank_added": "pnnnnppdp",
     "rows_added": "pnnnnpp",
     "rms_norm": "pnnpddp",

@@ -1,4 +1,4 @@
-"""`tsugiki adapters import`: files made as mlx-lm, LitGPT, torchtune and old releases of PEFT make them.
+"""`tsugiki adapters import`: files made as mlx-lm and old releases of PEFT make them.
 
 What such a file computes is written down here once more: the weights of the base in the program's own layout, with the
 program's own sum, are put back into the base.
@@ -14,10 +14,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from tests.adapters.folders import edit_config
 from tests.tiny import logits, relative_error, save_grafted, save_tiny
@@ -124,118 +122,6 @@ def test_mlx_lm_stacks_the_factors_of_experts(kind: str, block: str, tmp_path: P
     assert_computes(base, write_mlx(tmp_path / "mlx", tensors, scale=2.0), tmp_path / "out", weights)
 
 
-# LitGPT ------------------------------------------------------------------------------------------------------------
-
-
-def write_litgpt(folder: Path, tensors: Mapping[str, Tensor], **settings: Any) -> Path:
-    """lit_model.pth.lora and hyperparameters.yaml, as `litgpt finetune_lora` writes them."""
-    folder.mkdir()
-    torch.save({"model": dict(tensors)}, folder / "lit_model.pth.lora")
-    fields = {"checkpoint_dir": "checkpoints/x", "precision": "bf16-true", "lora_r": R, "lora_alpha": 16, **settings}
-    (folder / "hyperparameters.yaml").write_text(yaml.safe_dump(fields))
-    return folder
-
-
-@pytest.mark.parametrize("adapted", [("q", "v"), ("q", "k", "v"), ("k",)])
-def test_litgpt(adapted: tuple[str, ...], tmp_path: Path):
-    """Its attention has one weight [q; k; v]; the three share a convolution with a group for each (its `conv1d`)."""
-    base = save_tiny(tmp_path / "base", "llama", tie_word_embeddings=False)
-    weights, tensors = weights_of(base), {}
-    heights = {"q": 32, "k": 16, "v": 16}
-    attention = "model.layers.0.self_attn"
-    A, B = noise(R * len(adapted), 32), noise(sum(heights[one] for one in adapted), R)
-    tensors |= {"transformer.h.0.attn.qkv.lora_A": A, "transformer.h.0.attn.qkv.lora_B": B}
-    parts = zip(A.chunk(len(adapted)), torch.split(B, [heights[one] for one in adapted]), strict=True)
-    for one, (A_part, B_part) in zip(adapted, parts, strict=True):
-        delta = F.conv1d(A_part[None], B_part[..., None])[0]
-        weights[f"{attention}.{one}_proj.weight"] += 16 / R * delta
-    others = {
-        "transformer.h.1.attn.proj": "model.layers.1.self_attn.o_proj",
-        "transformer.h.1.mlp.fc_1": "model.layers.1.mlp.gate_proj",
-        "transformer.h.1.mlp.fc_2": "model.layers.1.mlp.up_proj",
-        "transformer.h.1.mlp.proj": "model.layers.1.mlp.down_proj",
-        "lm_head": "lm_head",
-    }
-    for theirs, name in others.items():
-        out, inputs = weights[f"{name}.weight"].shape
-        A, B = noise(R, inputs), noise(out, R)
-        tensors |= {f"{theirs}.lora_A": A, f"{theirs}.lora_B": B}
-        weights[f"{name}.weight"] += 16 / R * B @ A
-    chosen = {f"lora_{name}": name[0] in adapted for name in ("query", "key", "value")}
-    folder = write_litgpt(tmp_path / "lit", tensors, lora_projection=True, lora_mlp=True, lora_head=True, **chosen)
-    assert_computes(base, folder, tmp_path / "out", weights)
-
-
-def test_litgpts_names_for_phi_and_mixtral(tmp_path: Path):
-    base = save_tiny(tmp_path / "phi", "phi")
-    weights, A, B = weights_of(base), noise(R, 32), noise(48, R)
-    weights["model.layers.0.mlp.fc1.weight"] += 16 / R * B @ A
-    tensors = {"transformer.h.0.mlp.fc.lora_A": A, "transformer.h.0.mlp.fc.lora_B": B}
-    assert_computes(base, write_litgpt(tmp_path / "a", tensors), tmp_path / "out", weights)
-
-    base = base_of(tmp_path / "mixtral", "mixtral")
-    weights, tensors = weights_of(base), {}
-    stack = weights["model.layers.0.mlp.experts.gate_up_proj"]
-    for expert in range(len(stack)):
-        A, B = noise(R, stack.shape[2], seed=expert), noise(stack.shape[1] // 2, R, seed=expert)
-        name = f"transformer.h.0.mlp.experts.{expert}.fc_2"
-        tensors |= {f"{name}.lora_A": A, f"{name}.lora_B": B}
-        stack[expert, stack.shape[1] // 2 :] += 16 / R * B @ A
-    assert_computes(base, write_litgpt(tmp_path / "b", tensors), tmp_path / "out2", weights)
-
-
-# torchtune ---------------------------------------------------------------------------------------------------------
-
-
-def write_torchtune(folder: Path, tensors: Mapping[str, Tensor], **fields: Any) -> Path:
-    """adapter_model.pt and adapter_config.json, as torchtune's checkpointer writes them."""
-    folder.mkdir()
-    torch.save(dict(tensors), folder / "adapter_model.pt")
-    (folder / "adapter_config.json").write_text(json.dumps({"r": R, "lora_alpha": 12, "peft_type": "LORA", **fields}))
-    return folder
-
-
-def in_metas_order(weight: Tensor, heads: int) -> Tensor:
-    """The rows of queries or keys as torchtune has them for Llama (its `hf_to_tune`)."""
-    return weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
-@pytest.mark.parametrize(
-    ("kind", "permuted", "dora"), [("llama", True, True), ("gemma2", True, False), ("qwen2", False, False)]
-)
-def test_torchtune(kind: str, permuted: bool, dora: bool, tmp_path: Path):
-    base = save_tiny(tmp_path / "base", kind)
-    weights, tensors = weights_of(base), {}
-    names = {
-        "layers.1.attn.q_proj": "self_attn.q_proj",
-        "layers.1.attn.k_proj": "self_attn.k_proj",
-        "layers.1.attn.v_proj": "self_attn.v_proj",
-        "layers.1.attn.output_proj": "self_attn.o_proj",
-        "layers.1.mlp.w1": "mlp.gate_proj",
-        "layers.1.mlp.w2": "mlp.down_proj",
-        "layers.1.mlp.w3": "mlp.up_proj",
-    }
-    for theirs, name in names.items():
-        weight = weights[f"model.layers.1.{name}.weight"]
-        order = torch.arange(len(weight))
-        if permuted and name.endswith(("q_proj", "k_proj")):
-            order = in_metas_order(order, 4 if "q_proj" in name else 2)
-        a, b = noise(R, weight.shape[1]), noise(len(weight), R)
-        tensors |= {f"{theirs}.lora_a.weight": a, f"{theirs}.lora_b.weight": b}
-        summed = weight[order] + 12 / R * b @ a
-        if dora:
-            tensors[f"{theirs}.magnitude"] = m = weight[order].norm(dim=1) * (1 + noise(len(weight)))
-            summed = summed * (m / summed.norm(dim=1))[:, None]
-        weights[f"model.layers.1.{name}.weight"] = summed[order.argsort()]
-    folder = write_torchtune(tmp_path / "tune", tensors)
-    assert_computes(base, folder, tmp_path / "out", weights)
-    (folder / "adapter_model.pt").rename(folder / "adapter_10.pt")  # the name for each epoch before torchtune 0.5
-    torch.save({}, folder / "adapter_9.pt")
-    with pytest.raises(TsugikiError, match=r"adapters import .* converts its adapter_10\.pt"):
-        load_adapter(load_model(base), folder)
-    assert_computes(base, folder, tmp_path / "last", weights)
-
-
 # PEFT --------------------------------------------------------------------------------------------------------------
 
 
@@ -314,14 +200,8 @@ def test_the_true_reason(tmp_path: Path):
     llama = save_tiny(tmp_path / "llama", "llama", tie_word_embeddings=False)
     q = "model.layers.0.self_attn.q_proj"
     pair = {f"{q}.lora_a": noise(32, R), f"{q}.lora_b": noise(R, 32)}
-    qkv = {"transformer.h.0.attn.qkv.lora_A": noise(2 * R, 32), "transformer.h.0.attn.qkv.lora_B": noise(48, R)}
-    mixed = {"transformer.h.0.attn.attn.lora_A": noise(3 * R, 32), "transformer.h.0.attn.attn.lora_B": noise(64, R)}
-    tune = {"layers.0.attn.q_proj.lora_a.weight": noise(R, 32), "layers.0.attn.q_proj.lora_b.weight": noise(32, R)}
-    granite = save_tiny(tmp_path / "granite", "granite")
     tied = save_tiny(tmp_path / "tied", "llama", tie_word_embeddings=True)
     embedding = {"model.embed_tokens.lora_a": noise(257, R), "model.embed_tokens.lora_b": noise(R, 32)}
-    everything = {"lora_query": True, "lora_key": True, "lora_value": True}
-    neox = save_tiny(tmp_path / "neox", "gpt_neox")
     cases: list[tuple[str, Path, str]] = [
         (llama, write_mlx(tmp_path / "alpha", pair, alpha=16), "alpha 16.*remove alpha"),
         (llama, write_mlx(tmp_path / "no-scale", pair, scale=None), "scale is None"),
@@ -330,19 +210,13 @@ def test_the_true_reason(tmp_path: Path):
         (llama, write_mlx(tmp_path / "nan", {**pair, f"{q}.lora_a": noise(32, R) / 0}), "not finite"),
         (tied, write_mlx(tmp_path / "tied-mlx", embedding), "embed_tokens.*shares its weight"),
         (llama, write_mlx(tmp_path / "full", {f"{q}.weight": noise(32, 32)}, "full"), r"q_proj\.weight is not a name"),
-        (llama, write_litgpt(tmp_path / "swapped", qkv, lora_query=False, lora_key=True), r"\[48, 3\].*queries, keys"),
-        (llama, write_litgpt(tmp_path / "old", mixed, **everything), "old version of LitGPT"),
-        (neox, write_litgpt(tmp_path / "one", qkv), "attn.qkv of LitGPT has no counterpart"),
-        (granite, write_torchtune(tmp_path / "granite-tune", tune), "torchtune has no model of the type granite"),
-        (llama, write_torchtune(tmp_path / "no-alpha", tune, lora_alpha=None), "lora_alpha is None"),
     ]
-    for name, key in (
-        ("kohya", "lora_unet_down_blocks_0.lora_down.weight"),
-        ("diffusers", "unet.up.0.to_q.lora_A.weight"),
-    ):
-        (tmp_path / name).mkdir()
-        save_file({key: noise(2, 2)}, tmp_path / name / "adapter_model.safetensors")
-        cases.append((llama, tmp_path / name, f"adapter of {name}, for an image model"))
+    (tmp_path / "kohya").mkdir()  # an adapter of an image model
+    kohya = {"lora_unet_down_blocks_0.lora_down.weight": noise(2, 2)}
+    save_file(kohya, tmp_path / "kohya" / "adapter_model.safetensors")
+    cases.append((llama, tmp_path / "kohya", "lora_down.weight is not a name"))
+    torch.save({"layers.0.attn.q_proj.lora_a.weight": noise(R, 32)}, tmp_path / "adapter_model.pt")  # torchtune's
+    cases.append((llama, tmp_path / "adapter_model.pt", "save the adapter in PEFT's format"))
     (tmp_path / "empty").mkdir()
     cases += [(llama, tmp_path / "empty", "none of"), (llama, tmp_path / "gone", "no file or folder")]
     for base, path, message in cases:

@@ -42,6 +42,11 @@ def test_broken_models_give_one_sentence(tmp_path: Path):
         load_model(str(folder))
 
 
+def test_a_dtype_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(TsugikiError, match="'stored'.*int8, nf4"):
+        load_model("embedded", "stored")  # type: ignore[arg-type]
+
+
 def test_a_model_with_a_missing_weight_is_rejected(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 

@@ -13,7 +13,7 @@ from tsugiki import TsugikiError
 from tsugiki.cli import FlagsOf, as_command, root_command, settings_of, words_of
 from tsugiki.cli.main import main
 from tsugiki.lora import LoraConfig
-from tsugiki.training import DEFAULT_LORA, ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
+from tsugiki.training import DEFAULT_LORA, ComparisonConfig, RunConfig, SweepConfig
 
 _Given = Annotated[dict[str, Any], FlagsOf("tsugiki.training.RunConfig", without=("method_config",))]
 
@@ -28,7 +28,6 @@ def flags_of(command: str) -> dict[str, str]:
     ("command", "config", "without"),
     [
         ("train", RunConfig, {"method_config"}),
-        ("pretrain", PretrainConfig, set()),
         ("preview", RunConfig, {"method_config", "out"}),
         ("compare", ComparisonConfig, {"settings", "methods"}),
         ("sweep", SweepConfig, {"settings", "grid"}),

@@ -50,6 +50,7 @@ def test_the_whole_way(base: str, run, tmp_path: Path):
     ("arguments", "said"),
     [
         (("nosuch",), "nosuch"),
+        (("pretrain", "run.yaml"), "python examples/embedded_base/pretrain.py"),
         (("bench", "--race"), "python -m benchmarks.race"),
         (("train", "--ranc", "8"), "--ranc"),
         (("train", "--r", "many"), "'--r'"),

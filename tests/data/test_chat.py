@@ -1,6 +1,5 @@
 """The loss covers what the model must generate in a conversation, for every kind of chat template."""
 
-import random
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +12,6 @@ from tsugiki.data import (
     Conversation,
     EncodedRecord,
     Message,
-    chat,
     encode_records,
     prompt_text,
     read_template,
@@ -237,37 +235,6 @@ def test_conversations_that_cannot_be_trained_are_errors(case: str):
     with pytest.raises(TsugikiError, match=r"^talk.jsonl:1: " + fact) as caught:
         encode_records(tokenizer, [conversation(*turns)], "all")
     assert "\n" not in str(caught.value)
-
-
-ZEPHYR = SHAPES["zephyr"].template
-DISTANT = {
-    "the number of turns": "{{ messages | length }}" + ZEPHYR,
-    "the number of a turn": ZEPHYR.replace("{{ eos_token }}", "{{ loop.index }}{{ eos_token }}"),
-    "the first turn": ZEPHYR.replace("{{ eos_token }}", "{{ messages[0].content }}{{ eos_token }}"),
-}
-"""Templates that look at turns far away, so that each answer is rendered with all turns before it."""
-
-
-@pytest.mark.parametrize("name", [*SHAPES, *DISTANT])
-def test_answers_in_parts_of_a_long_conversation_are_where_the_whole_has_them(
-    name: str, monkeypatch: pytest.MonkeyPatch
-):
-    shape, draw = SHAPES.get(name, Shape(DISTANT.get(name, ""), (), "", "", ())), random.Random(name)
-    template = read_template(tokenizer_of(shape), "")
-    words = ["a", "user", "assistant\n", "x y " * 3, "\n\nb"]  # many turns are equal, and look like others
-    turns = [{"role": ("user", "assistant")[i % 2], "content": draw.choice(words)} for i in range(100)]
-    turns = [{"role": "system", "content": "s"}] * ("system" in shape.roles) + turns
-    targets = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and draw.random() < 0.9]
-    found = []
-    for long in (64, 1000):
-        monkeypatch.setattr(chat, "_LONG", long)
-        try:
-            found.append(chat._find_answers(template, "", turns[: targets[-1] + 1], targets))
-        except TsugikiError as error:
-            found.append(str(error))
-    assert found[0] == found[1]
-    if "all" in shape.turns:
-        assert len(found[0][1]) == len(targets)
 
 
 def test_a_tokenizer_without_template_or_without_end():

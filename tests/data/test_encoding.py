@@ -182,10 +182,9 @@ def test_many_turns_take_bounded_time():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
     turns = tuple(Message(("user", "assistant")[number % 2], "a") for number in range(3_000))
-    (record,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])
-    assert record.target_tokens == 2 * 1_500
+    (record,) = encode_records(tokenizer, [Conversation(turns[:100], "talk.jsonl:1")])
+    assert record.target_tokens == 2 * 50
     (record,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")], "last")
     assert record.target_tokens == 2
-    tokenizer.chat_template = "{{ messages | length // 1000 }}" + tokenizer.chat_template
-    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 has 3,000 turns.*1,000.*far away"):
+    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 has 3,000 turns.*1,000"):
         encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])

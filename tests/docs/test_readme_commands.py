@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "README.ja.md", "docs/commands.md", "docs/commands.ja.md")]
 HUB_MODEL = "Qwen/Qwen3-0.6B"
-ELSEWHERE = ("quickstart", "compare", "sweep", "pretrain", "push", "new", "serve", "aozora --author")
+ELSEWHERE = ("quickstart", "compare", "sweep", "push", "new", "serve", "aozora --author")
 """Commands that take minutes, need a network or a terminal, or run until a signal; they have tests of their own."""
 
 

@@ -1,7 +1,7 @@
-"""Makes the scripts of examples/from_scratch importable, as they import each other."""
+"""Makes the scripts of two folders importable, as they import each other."""
 
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "from_scratch"
-sys.path.insert(0, str(FOLDER))
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+sys.path[:0] = [str(EXAMPLES / "from_scratch"), str(EXAMPLES / "embedded_base")]

@@ -18,7 +18,7 @@ from tsugiki.methods import METHODS
 from tsugiki.training import ComparisonConfig, load_settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
+RECIPES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "embedded_base")
 SMALL = {"block_size": 32, "batch_size": 2, "sample_tokens": 2, "held_out": 0.3}
 MODEL_TYPES = {
     "qwen3": "qwen3",
@@ -42,11 +42,10 @@ MODEL_TYPES = {
 IN_DEFAULT_TESTS = {"qwen3.5", "granite-4-h", "gpt-oss"}
 """Of the recipes for models; the others are slow tests."""
 CHAT = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{{ eos_token }}{% endfor %}"
-GPT2 = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 64}
 
 
 def command_of(recipe: dict[str, Any]) -> str:
-    for key, command in (("methods", "compare"), ("grid", "sweep"), ("tokenizer", "pretrain")):
+    for key, command in (("methods", "compare"), ("grid", "sweep")):
         if key in recipe:
             return command
     return "train"
@@ -58,11 +57,7 @@ def shrunk(recipe: dict[str, Any], base: str) -> dict[str, Any]:
     target = small.setdefault("settings", {}) if "settings" in recipe else small
     target.pop("epochs", None)
     target |= SMALL | {"max_steps": 1} | ({"retention_data": "retention.txt"} if "retention_data" in target else {})
-    if command_of(recipe) == "pretrain":
-        small["model"] = {**recipe["model"], **GPT2}
-        small["tokenizer"] = {**recipe["tokenizer"], "vocab_size": 800, "common_characters": 20, "data": "d.jsonl"}
-    else:
-        small["model"] = base
+    small["model"] = base
     if command_of(recipe) == "compare":
         small["methods"] = dict(list(recipe["methods"].items())[:2])
     if command_of(recipe) == "sweep":
@@ -86,7 +81,6 @@ def test_there_are_recipes():
     assert len(RECIPES) >= 5
     assert {command_of(yaml.safe_load(path.read_text())) for path in RECIPES} == {
         "train",
-        "pretrain",
         "compare",
         "sweep",
     }

@@ -384,9 +384,6 @@ def test_a_quantised_layer_computes_its_product(fused_calls: list[Any]):
         def dequantize(self) -> Tensor:
             return 2 * self.weight
 
-        def requantize(self, weight: Tensor) -> nn.Module:
-            raise NotImplementedError
-
         def forward(self, x: Tensor) -> Tensor:
             return 2 * F.linear(x, self.weight)
 

@@ -118,7 +118,6 @@ def test_the_page_tells_the_run():
     assert code_of(card)[:2] == ["降る0\n", "降る8\n"]
     assert "降る4" not in page
     assert 'PeftModel.from_pretrained(model, "me/soseki")' in page
-    assert "--max-lora-rank 32 --lora-modules soseki=me/soseki" in page
     assert "llama-cli -m base.gguf --lora soseki.gguf" in page
 
 
@@ -168,28 +167,6 @@ def test_a_card_that_was_edited_is_not_its_own():
     assert not is_own_card(card + "\nMore.\n")
     assert not is_own_card("# mine\n")
     assert not is_own_card("")
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (LoraConfig(use_dora=True), "DoRA"),
-        (LoraConfig(r=1024), "rank above 512"),
-        (LoraConfig(fan_in_fan_out=True), "vLLM has no LoRA for GPT-2"),
-        (BottleneckConfig(), "not LoRA"),
-    ],
-)
-def test_vllm_is_offered_what_it_takes(config: Any, said: str):
-    page = page_of(model_card(described(config=config)))
-    assert "vllm serve" not in page
-    assert said in page
-
-
-@pytest.mark.parametrize(("r", "flag"), [(16, None), (17, 32), (257, 320)])
-def test_vllm_is_told_a_rank_that_it_knows(r: int, flag: int | None):
-    page = page_of(model_card(described(config=LoraConfig(r=r))))
-    assert "vllm serve them/base-7b --enable-lora" in page
-    assert (f"--max-lora-rank {flag}" in page) if flag else ("--max-lora-rank" not in page)
 
 
 def test_methods_that_peft_has_not():

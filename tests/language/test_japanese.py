@@ -18,7 +18,7 @@ from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree
 from tsugiki.cli import root_command, settings_of, settings_text
 from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
-from tsugiki.training import ComparisonConfig, PretrainConfig, RunConfig, SweepConfig
+from tsugiki.training import ComparisonConfig, RunConfig, SweepConfig
 
 _JAPANESE = "ぁ-んァ-ヶー一-龥々"
 _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")
@@ -27,12 +27,12 @@ _WORD = re.compile(r"(?<![\w./:@=-])[a-z]{3,}(?![\w./=+-])")
 _TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name"}
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """
-    references beta likelihood torchtune llguidance
+    references beta likelihood llguidance
 accelerate
 bitsandbytes chmod git glibc lfs mmproj pip pull pyarrow pickle safetensors small split state dict tensorboard
 torch torchrun transformers wandb zip auth login echo install launch tsugiki sqrt graft ungraft unmerge bias alpha
 all assistant author auto best blocks cat choice choices content cosine cpu dare default density editor energy expected
-false fingerprints fsdp full gguf history last linear llama magnitude messages mlp mode muon adamw none null probe
+false fingerprints fsdp full gguf history last linear llama magnitude messages mlp mode none null probe
 prompt quantized reviser role stored svd text ties tokens tools translator true user weight adapter folder config name
 https process runs targets embedded completion pdftotext chosen rejected label sentencepiece ichiyo tau part
 """
@@ -178,7 +178,7 @@ def _names() -> set[str]:
     """Return the words that are names: of settings, commands, methods and files, and those of `_NAMES`."""
     settings = [
         part
-        for config in (RunConfig, PretrainConfig, ComparisonConfig, SweepConfig)
+        for config in (RunConfig, ComparisonConfig, SweepConfig)
         for setting in settings_of(config)
         for part in (*setting.path, *re.findall("[a-z]+", str(setting.types)))
     ]

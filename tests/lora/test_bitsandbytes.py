@@ -25,7 +25,7 @@ from tsugiki import (
     ungraft,
     use_fast_paths,
 )
-from tsugiki.lora import is_grafted, merge_quantized
+from tsugiki.lora import is_grafted
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -66,9 +66,8 @@ def test_an_adapter_trains_is_saved_and_loaded(bits: int, tmp_path: Path):
     assert relative_error(logits(theirs), logits(model)) < 1e-3
     with disable_adapter(model):
         assert torch.equal(logits(model), base)
-    for merging in (merge, merge_quantized):
-        with pytest.raises(TsugikiError, match=r"layers.0.*quantised"):
-            merging(model)
+    with pytest.raises(TsugikiError, match=r"layers.0.*quantised"):
+        merge(model)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -1,4 +1,4 @@
-"""Merging in memory, into float and into 8-bit bases."""
+"""Merging in memory."""
 
 import warnings
 from pathlib import Path
@@ -9,72 +9,26 @@ import torch
 import transformers
 from torch import nn
 
-from tests.tiny import ids, logits, relative_error, shake, tiny_model
+from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
-    active_adapter,
     disable_adapter,
     graft,
     merge,
-    merge_quantized,
     trainable_parameters,
     ungraft,
     unmerge,
 )
-from tsugiki.lowbit import Int8Linear, quantize
-from tsugiki.methods import METHODS
+from tsugiki.lowbit import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-TARGETS = {"gpt2": ["c_attn", "mlp.c_proj", "wte"], "llama": ["q_proj", "down_proj", "lm_head"]}
 
-
-def grafted(kind: str = "gpt2", dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
-    model = quantize(tiny_model(kind), dtype)
-    graft(model, LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind], **fields}))
+def grafted(dtype: torch.dtype = torch.float32) -> Any:
+    model = tiny_model().to(dtype)
+    graft(model, LoraConfig(r=4, lora_alpha=12, target_modules=["c_attn", "mlp.c_proj", "wte"]))
     return shake(model)
-
-
-def weights(layer: Int8Linear) -> torch.Tensor:
-    return layer.dequantize().double()
-
-
-@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"bias": "lora_only"}, {"init_lora_weights": "orthogonal"}])
-@pytest.mark.parametrize("kind", TARGETS)
-def test_the_merged_base_is_int8_and_computes_nearly_the_same(kind: str, fields: dict[str, Any]):
-    if kind == "llama" and "bias" in fields:
-        pytest.skip("it has no biases")
-    if "init_lora_weights" in fields:
-        fields = fields | {"target_modules": TARGETS[kind][:2]}
-    model = grafted(kind, **fields)
-    with disable_adapter(model):
-        base = logits(model)
-    adapted = logits(model)
-    lost = merge_quantized(model)
-    coded = {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)}
-    assert {f"{path}.base_layer" for path in lost} <= coded
-    merged = logits(model)
-    assert 0 < max(lost.values()) < 0.2  # the adapter changes the weights much
-    assert (merged - adapted).norm() < 0.1 * (adapted - base).norm()
-    plain = ungraft(model)
-    assert torch.equal(logits(plain), merged)
-    assert not any("lora" in name for name, _ in plain.named_modules())
-
-
-@pytest.mark.parametrize("kind", TARGETS)
-def test_the_lost_share_equals_its_definition(kind: str):
-    model = grafted(kind)
-    layers = {path: layer for path, layer in model.named_modules() if hasattr(layer, "lora")}
-    before = {
-        path: weights(layer.base_layer) for path, layer in layers.items() if isinstance(layer.base_layer, Int8Linear)
-    }
-    deltas = {path: layers[path].lora.delta().detach().double() for path in before}
-    lost = merge_quantized(model)
-    assert lost.keys() == before.keys()
-    for path, share in lost.items():
-        error = weights(layers[path].base_layer) - before[path] - deltas[path]
-        assert share == pytest.approx(float(error.norm() / deltas[path].norm()), rel=1e-3)
 
 
 class Quantized(nn.Linear):
@@ -106,17 +60,15 @@ def test_codes_are_not_merged_into(dtype: torch.dtype, as_buffer: bool):
     torch.testing.assert_close(model(x), expected)
     with pytest.raises(TsugikiError, match=r"0\.weight is quantised"):
         merge(model)
-    with pytest.raises(TsugikiError, match=r"0\.weight is quantised by a Quantized"):
-        merge_quantized(model)
     torch.testing.assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unmerge_is_bit_identical(dtype: torch.dtype):
-    model = grafted(dtype=dtype)
+    model = grafted(dtype)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     names, adapted = set(trainable_parameters(model)), logits(model)
-    merge_quantized(model)
+    merge(model)
     assert not torch.equal(logits(model), adapted)
     unmerge(model)
     assert model.state_dict().keys() == state.keys()
@@ -125,45 +77,6 @@ def test_unmerge_is_bit_identical(dtype: torch.dtype):
     assert set(trainable_parameters(model)) == names
     model(input_ids=ids(), labels=ids()).loss.backward()
     assert all(parameter.grad is not None for parameter in trainable_parameters(model).values())
-
-
-def test_an_update_of_zero_changes_no_quantised_value():
-    model = quantize(tiny_model(), torch.float32)
-    graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
-    base = logits(model)
-    before = {path: layer.qweight for path, layer in model.named_modules() if isinstance(layer, Int8Linear)}
-    assert set(merge_quantized(model).values()) == {0.0}
-    after = {path: layer.qweight for path, layer in model.named_modules() if isinstance(layer, Int8Linear)}
-    assert all(torch.equal(after[path], qweight) for path, qweight in before.items())
-    torch.testing.assert_close(logits(model), base, rtol=0, atol=1e-5)  # the rotation and back round the scales
-
-
-def test_a_small_update_is_lost_and_the_share_is_returned():
-    model = grafted(target_modules=["c_attn"])
-    with torch.no_grad():
-        for pair in (layer.lora for layer in model.modules() if hasattr(layer, "lora")):
-            pair.B.mul_(1e-4)
-    assert min(merge_quantized(model).values()) > 0.9
-
-
-def test_merge_quantized_merges_a_float_base_as_merge_does():
-    model = tiny_model()
-    graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
-    expected = logits(merge(shake(model)))
-    assert merge_quantized(unmerge(model)) == {}
-    assert torch.equal(logits(model), expected)
-
-
-def test_other_methods_can_be_merged_into_int8():
-    model = quantize(tiny_model(), torch.float32)
-    adapter = active_adapter(graft(model, METHODS["ia3"].configure({})))
-    with torch.no_grad():
-        for scaling in adapter.scalings.values():
-            scaling.ia3_l.mul_(1.5)
-    adapted = logits(model)
-    assert merge_quantized(model).keys() == adapter.scalings.keys()
-    assert relative_error(logits(model), adapted) < 0.1
-    assert torch.equal(logits(unmerge(model)), adapted)
 
 
 def test_a_refused_merge_leaves_the_adapter_active():
@@ -206,10 +119,9 @@ def test_a_layer_quantised_by_another_library_is_refused():
     model = nn.Sequential(nn.Linear(4, 4))
     graft(model, LoraConfig(r=2, target_modules=["0"]))
     model[0].base_layer.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
-    for merging in (merge, merge_quantized):
-        with pytest.raises(TsugikiError, match="0.weight"):
-            merging(model)
-        assert set(trainable_parameters(model)) == {"0.lora.A", "0.lora.B"}
+    with pytest.raises(TsugikiError, match="0.weight"):
+        merge(model)
+    assert set(trainable_parameters(model)) == {"0.lora.A", "0.lora.B"}
 
 
 def test_merging_into_a_shared_weight_unties_it_with_a_warning(tmp_path: Path):
@@ -242,19 +154,18 @@ def test_an_adapter_on_other_layers_leaves_shared_weights_shared():
 
 
 def test_merges_that_are_refused():
-    model = grafted()
-    with pytest.raises(TsugikiError, match=r"c_attn.weight .*merge_quantized\(model\)"):
+    model = quantize(tiny_model(), torch.float32)
+    graft(model, LoraConfig(r=4, target_modules=["c_attn"]))
+    with pytest.raises(TsugikiError, match=r"c_attn.weight is quantised.*load the base unquantised"):
         merge(model)
-    merge_quantized(model)
-    with pytest.raises(TsugikiError, match="'default'.*unmerge"):
-        merge_quantized(model)
-    assert merge(model) is model  # merging twice equals once
+    model = grafted()
+    assert merge(merge(model)) is model  # merging twice equals once
     unmerge(model)
     with torch.no_grad():
         next(layer for layer in model.modules() if hasattr(layer, "lora")).lora.B.fill_(float("inf"))
     with pytest.raises(TsugikiError, match="not finite in transformer"):
-        merge_quantized(model)
+        merge(model)
     with disable_adapter(model):  # nothing has been merged
         assert torch.isfinite(logits(model)).all()
     with pytest.raises(TsugikiError, match="nothing is grafted"):
-        merge_quantized(tiny_model())
+        merge(tiny_model())

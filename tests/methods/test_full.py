@@ -58,12 +58,9 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
     assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".bin", ".pt", ".part")]
 
 
-@pytest.mark.parametrize(
-    ("cut", "optimizer"),
-    [(1, "adamw"), (3, "muon"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, "adamw"), (1, "muon")))],
-)
-def test_a_resumed_run_gives_the_same_bytes(cut: int, optimizer: str, tmp_path: Path):
-    changes = {"optimizer": optimizer, "compute_dtype": "bf16", "lr_scheduler_type": "cosine", "warmup_ratio": 0.2}
+@pytest.mark.parametrize("cut", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_resumed_run_gives_the_same_bytes(cut: int, tmp_path: Path):
+    changes = {"compute_dtype": "bf16", "lr_scheduler_type": "cosine", "warmup_ratio": 0.2}
     assert_resumes(train, settings(tmp_path, **changes), cut, [MODEL_FILE])
 
 

@@ -103,9 +103,6 @@ def test_a_class_with_the_methods_is_quantised():
         def dequantize(self) -> Tensor:
             return 2 * torch.eye(3)
 
-        def requantize(self, weight: Tensor) -> nn.Module:
-            return self
-
     assert is_quantized(Doubled())
     assert has_product(Doubled())
     assert torch.equal(frozen_product(Doubled(), torch.ones(1, 3)), torch.full((1, 3), 2.0))

@@ -58,9 +58,9 @@ def train(folder: Path) -> None:
     )
 
 
-def pretrain(folder: Path) -> None:
+def full(folder: Path) -> None:
     resume = ["--resume"] if (folder / "run" / "run.json").exists() else []
-    tsugiki(folder, "pretrain", "pretrain.yaml", "--out", f"{folder}/run", *resume)
+    tsugiki(folder, "train", "full.yaml", "--out", f"{folder}/run", *resume)
 
 
 def compare(folder: Path) -> None:
@@ -106,7 +106,7 @@ def _never(folder: Path) -> bool:
 RUN_FILES = (f"runs/lora/{ADAPTER_FILE}", f"runs/ia3/{ADAPTER_FILE}")
 WORKS = {
     "train": Work(train, partial(_finished, "run"), (f"run/{ADAPTER_FILE}",)),
-    "pretrain": Work(pretrain, partial(_finished, "run"), (f"run/{MODEL_FILE}", "run/tokenizer.json")),
+    "full": Work(full, partial(_finished, "run"), (f"run/{MODEL_FILE}", "run/tokenizer.json")),
     "compare": Work(compare, _never, RUN_FILES),
     "merge": Work(merge, partial(_exists, "merged"), (f"merged/{MODEL_FILE}", "merged/tsugiki.json")),
     "export": Work(export, partial(_exists, "adapter.gguf"), ("adapter.gguf",)),
@@ -122,13 +122,12 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     tiny_base(tmp_path)
     short_texts(tmp_path)
-    model = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
     (tmp_path / "text.txt").write_text(TEXT)
     settings = {
-        **{"model": model, "tokenizer": {"vocab_size": 400}, "data": "text.txt", "held_out": 0.1, "max_steps": 4},
+        **{"model": "base-gpt2", "method": "full", "data": "text.txt", "held_out": 0.1, "max_steps": 4},
         **{"save_steps": 1, "block_size": 16, "batch_size": 2, "sample_tokens": 4, "out": "run"},
     }
-    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "full.yaml").write_text(yaml.safe_dump(settings))
     shared = {"max_steps": 3, "save_steps": 1, "block_size": 32, "batch_size": 2, "held_out": 0.2, "prompts": []}
     runs = {"model": "base-gpt2", "data": "texts", "out": "c", "settings": shared, "methods": {"lora": {}, "ia3": {}}}
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(runs))

@@ -67,7 +67,6 @@ from tsugiki.methods import METHODS
 from tsugiki.report import inspect_adapter, write_report
 from tsugiki.training import (
     ComparisonConfig,
-    PretrainConfig,
     SweepConfig,
     finished,
     load_config,
@@ -260,13 +259,11 @@ COMMON = {"data": "text.txt", "out": "out", "model": "embedded"}
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["c_attn"], "rank_pattern": {"h.0": 2}, "use_dora": True}
 FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
     "train": {**COMMON, "epochs": 2, "lr_scheduler_type": "cosine", "held_out": "author=A", "lora": LORA},
-    "pretrain": {**COMMON, "model": {"model_type": "gpt2", "n_layer": 2}, "tokenizer": {"vocab_size": 300}},
     "compare": {**COMMON, "settings": {"max_steps": 2}, "methods": {"lora": {"lora": {"r": 2}}, "ia3": {}}},
     "sweep": {**COMMON, "settings": {"max_steps": 2}, "grid": {"r": [1, 2], "target_modules": [["c_attn"], "c_fc"]}},
 }
 SETTINGS_READERS: dict[str, Callable[[Path], object]] = {
     "train": lambda path: load_config(path, {}).to_record(),
-    "pretrain": lambda path: load_settings(PretrainConfig, path, {}),
     "compare": lambda path: load_settings(ComparisonConfig, path, {}).runs(),
     "sweep": lambda path: load_settings(SweepConfig, path, {}).runs(),
 }

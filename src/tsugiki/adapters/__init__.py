@@ -6,12 +6,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "algebra.combine": (
-            "Combination TYPES WeightedAdapter combine distance load_weighted_adapters norm scaled "
+            "Combination WeightedAdapter combine distance load_weighted_adapters norm scaled "
             "weights_or_ones write_combined"
         ),
         "algebra.difference": "compare_layers compare_tensors overall",
-        "algebra.extract": "extract",
-        "algebra.interference": "apply_rule random",
         "algebra.matrices": (
             "difference_norm effective_rank inner_product kept_energy singular_values svd truncated "
             "truncated_to_energy update_norm update_shape"

@@ -23,7 +23,6 @@ from tsugiki.methods.method import MERGE_WITH_PEFT
 from tsugiki.methods.peft_keys import without_duplicates
 from tsugiki.methods.table import format_of, formats
 
-_EPOCH = re.compile(r"adapter_(\d+)\.pt")
 _PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 _WRITERS = frozenset({"peft_version", "transformers_version", "unsloth_version"})
 """Fields that name the programs that wrote a file."""
@@ -31,8 +30,8 @@ COMMON_FIELDS = _WRITERS | {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 }
 """Fields of adapter_config.json that are the same for all methods."""
-FOREIGN_FILES = ("adapters.safetensors", "lit_model.pth.lora", "adapter_model.pt", "adapter_model.bin")
-"""Files with which mlx-lm, LitGPT, torchtune and older releases of PEFT store adapters (see `adapters.foreign`)."""
+FOREIGN_FILES = ("adapters.safetensors", "adapter_model.bin")
+"""Files with which mlx-lm and older releases of PEFT store adapters (see `adapters.foreign`)."""
 _NAMES = COMMON_FIELDS - {"peft_type"}
 """The common fields on which the result of an adapter does not depend."""
 _OTHER_FORMATS = {
@@ -197,11 +196,8 @@ def import_hint(folder: Path) -> str:
 
 
 def foreign_file(folder: Path) -> Path | None:
-    """Return the file of another program in a folder; None if it has none. Of torchtune's epochs, it is the last."""
-    epochs = [path for path in folder.glob("adapter_*.pt") if _EPOCH.fullmatch(path.name)]
-    named = (folder / name for name in FOREIGN_FILES)
-    last = max(epochs, key=lambda path: int(path.name.strip("adpter_.")), default=None)
-    return next((path for path in named if path.is_file()), last)
+    """Return the file of another program in a folder; None if it has none."""
+    return next((folder / name for name in FOREIGN_FILES if (folder / name).is_file()), None)
 
 
 def write_adapter_files(

@@ -68,7 +68,7 @@ class Provenance(_Model):
     """How an adapter or a merged model was derived from others."""
 
     operation: str
-    """combine, extract, import, merge, scale or truncate."""
+    """combine, import, merge, scale or truncate."""
     sources: tuple[Source, ...] = ()
     settings: Mapping[str, Any] = Field(default_factory=dict)
     """The settings of the operation, and what it measured."""

@@ -10,7 +10,6 @@ __getattr__, __dir__ = lazy_names(
         "gguf.conversion": "VERIFIED read_model_header",
         "gguf.conversion_cache": "converted_folder gguf_fingerprint",
         "gguf.file": "is_gguf read_header",
-        "gguf.layer": "BLOCKS GgufLinear",
         "identity": "BaseIdentity identity_of named_fingerprint named_identity why_different",
         "loading": "default_device load_meta_model load_model load_tokenizer placeholder_model",
         "model_folder": "LazyTensors copy_other_files map_keys read_shards write_index",

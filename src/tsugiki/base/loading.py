@@ -7,15 +7,14 @@ Weights are read from safetensors files only, so nothing is unpickled. Code in a
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.checks import check_all_used, check_weights
 from tsugiki.base.identity import file_states, remember_files
-from tsugiki.base.quantized_files import DEQUANTIZED, is_stored_in_4_bits, quantization_settings
+from tsugiki.base.quantized_files import DEQUANTIZED, quantization_settings
 from tsugiki.base.resolve import (
     folder_entries,
-    gguf_path,
     load_config,
     loading_errors,
     model_folder,
@@ -49,8 +48,9 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if dtype == "stored":
-        return _load_stored(name)
+    if dtype not in get_args(LoadDtype):
+        message = _("dtype {dtype!r} does not exist; it must be one of {names}")
+        raise TsugikiError(message.format(dtype=dtype, names=", ".join(get_args(LoadDtype))))
     folder = model_folder(name, trust_remote_code=trust_remote_code)
     states = file_states(name)
     with loading_errors(name):
@@ -69,41 +69,14 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     return model
 
 
-def stored_path(name: str) -> Path:
-    """Return the path of a model that is a GGUF file, whose quantisation can be kept."""
-    path = gguf_path(name)
-    if path is None:
-        message = _("{name} is no GGUF file, and only the quantisation of GGUF files can be kept (base_dtype stored)")
-        raise TsugikiError(message.format(name=name))
-    return path
-
-
-def _load_stored(name: str) -> PreTrainedModel:
-    """Load a GGUF file without unpacking its linear layers."""
-    from tsugiki.base.gguf.stored import load_stored
-
-    path = stored_path(name)
-    folder, states = settings_folder(name), file_states(name)
-    with loading_errors(name):
-        model = load_stored(path, read_config(folder), torch_dtype(preferred_compute_dtype()))
-        _read_generation_config(model, folder)
-    model.name_or_path = model.config._name_or_path = name
-    remember_files(model, name, states)
-    return model
-
-
 def _load_quantized(folder: Path, config: PretrainedConfig, dtype: LoadDtype) -> PreTrainedModel | None:
-    """Load a model that is to be quantised, or is stored quantised, tensor by tensor; None if that is not possible."""
+    """Load a model that is to be quantised, tensor by tensor; None if that is not possible."""
     base_dtype = quantized_dtype(dtype)
-    if is_stored_in_4_bits(config):
-        base_dtype = base_dtype or "nf4"
-    elif base_dtype is None or quantization_settings(config):
+    if base_dtype is None or quantization_settings(config):
         return None
     from tsugiki.base.streaming import load_quantized
 
-    named = getattr(config.dtype, "itemsize", 4) == 2 and dtype == "auto"
-    compute_dtype = dtype if dtype in ("bf16", "fp16", "fp32") else preferred_compute_dtype()
-    model = load_quantized(folder, config, config.dtype if named else torch_dtype(compute_dtype), base_dtype)
+    model = load_quantized(folder, config, torch_dtype(preferred_compute_dtype()), base_dtype)
     if model is not None:
         _read_generation_config(model, folder)
     return model

@@ -34,7 +34,6 @@ from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.checks import OLD_BUFFERS
 from tsugiki.base.identity import FileStates, file_states
 from tsugiki.base.model_folder import map_keys, read_shards
-from tsugiki.base.quantized_files import StoredNf4, is_stored_in_4_bits, stored_layers
 from tsugiki.dtypes import QuantizedDtype
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.cache import cache_folder, check_room, folder_size, has_entry, lock_of, new_entry
@@ -53,7 +52,6 @@ from tsugiki.lowbit.quantization import (
     quantize,
     quantized_layer,
 )
-from tsugiki.lowbit.quantized_layer import QuantizedLayer
 from tsugiki.model.meta import model_without_weights, place
 
 LIMIT_VARIABLE = "TSUGIKI_CACHE_GB"
@@ -83,10 +81,9 @@ def load_quantized(
     """Load a causal language model and quantise its linear layers on the way, as `quantize` does.
 
     The config was compared with the weights in the folder. `dtype` is that of the activations and of everything that is
-    not quantised. Layers that bitsandbytes has stored in 4 bits keep their codes. None if the files do not hold the
-    tensors of the model one by one.
+    not quantised. None if the files do not hold the tensors of the model one by one.
     """
-    entry = None if is_stored_in_4_bits(config) else entry_of(folder, config, dtype, base_dtype)
+    entry = entry_of(folder, config, dtype, base_dtype)
     model = None if entry is None else _read_from_cache(entry, config, dtype)
     if model is None:
         model = _read_from_files(folder, config, dtype, base_dtype)
@@ -112,19 +109,13 @@ def _read_from_files(
 ) -> PreTrainedModel | None:
     shards = read_shards(folder)
     shard_of = {key: shard for shard in shards for key in shard.entries}
-    stored = stored_layers(shard_of) if is_stored_in_4_bits(config) else {}
     read = {key for key in shard_of if not OLD_BUFFERS.search(key)}
-    read -= {part for layer in stored.values() for part in layer.tensors() if part not in stored}
-    if not all(is_float(shard_of[key].entries[key]) for key in read if key not in stored):
+    if not all(is_float(shard_of[key].entries[key]) for key in read):
         return None
-    settings = getattr(config, "quantization_config", None)
-    if stored:
-        config.quantization_config = None
     model = model_without_weights(config)
     count = count_parameters(model)
     name_of = {key: name for name, key in map_keys(model, read).key_of.items()}
     if not _holds_all(model, read, name_of):
-        config.quantization_config = settings
         return None
     tied = set(getattr(model, "all_tied_weights_keys", {}).values())
     head = model.get_output_embeddings()
@@ -132,9 +123,7 @@ def _read_from_files(
         for key, shard in shard_of.items():
             name = name_of.get(key, "")
             path, _dot, attribute = name.rpartition(".")
-            if key in stored:
-                _place_stored(model, path, stored[key], dtype)
-            elif name:
+            if name:
                 layer, tensor = model.get_submodule(path), read_tensor(shard, key)
                 kept_as = layer_dtype(base_dtype, is_head=layer is head)
                 if kept_as is None or attribute != "weight" or not is_quantizable(layer):
@@ -158,15 +147,6 @@ def _holds_all(model: PreTrainedModel, keys: Collection[str], name_of: dict[str,
     tied = getattr(model, "all_tied_weights_keys", {})
     names = set(name_of.values())
     return not names & tied.keys() and model.state_dict().keys() == names | tied.keys()
-
-
-def _place_stored(model: nn.Module, path: str, stored: StoredNf4, dtype: torch.dtype) -> None:
-    layer = model.get_submodule(path)
-    if not isinstance(layer, nn.Linear):
-        raise TsugikiError(_("{path} is stored in 4 bits, which only linear layers can be").format(path=path))
-    quantized: QuantizedLayer = stored.read(tuple(layer.weight.shape), dtype)
-    quantized.bias = layer.bias
-    model.set_submodule(path, quantized)
 
 
 def entry_of(model: Path, config: PretrainedConfig, dtype: torch.dtype, base_dtype: QuantizedDtype) -> Entry | None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 from rich.cells import cell_len
 
-from tsugiki.cli.flags import Library, layer_names
+from tsugiki.cli.flags import Library
 from tsugiki.cli.terminal import print_line, print_next_command, print_table
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export import Loader
 from tsugiki.language import ENGLISH, _, choose_language
 from tsugiki.report.table import Table
 
@@ -234,33 +233,24 @@ def diff_command(
         print_line(_("note: {note}").format(note=note))
 
 
-_SETTINGS = (".yaml", ".yml")
-
-
 def verify_command(
     adapters: list[str] | None = None,
     *,
-    for_: Loader | None = None,
     model: str | None = None,
     library: Library = None,
 ) -> None:
     """Read adapters completely and list all problems; the exit status is 2 if there are any.
 
     The config must be supported, the weights must be finite and stored as safetensors, and LoRA factors must be
-    complete and have the ranks that the config gives. --for also lists why another program cannot load an adapter or,
-    before training, the adapter that a run's settings would give.
+    complete and have the ranks that the config gives.
 
     Args:
-        adapters: Names in the library, folders, or a run's settings (.yaml); the whole library if unset.
-        for_: Also list what this program cannot load.
+        adapters: Names in the library, or folders; the whole library if unset.
         model: A base that the adapters must fit: 'embedded', a model folder, or a hub id.
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
     from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
-    from tsugiki.base.loading import load_meta_model
-    from tsugiki.export.loaders import incompatibilities, incompatibilities_before_training
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.settings.files import load_config
 
     home = library or library_folder()
     given = adapters or [entry.name for entry in read_library(home)]
@@ -272,23 +262,10 @@ def verify_command(
         base = known_base(model) if model else None
     with progress.stage("adapters", len(given)) as advance:
         for name in given:
-            if name.endswith(_SETTINGS):
-                if for_ is None:
-                    message = _(
-                        "{name} holds a run's settings, not an adapter; pass --for with the program that must load "
-                        "the adapter"
-                    )
-                    raise TsugikiError(message.format(name=name))
-                settings = load_config(Path(name), {"model": model} if model else {})
-                shape = load_meta_model(settings.model)
-                problems = incompatibilities_before_training(for_, settings.adapter_config, shape)
-            else:
-                files = read_adapter_files(adapter_folder(name, home))
-                problems = list(files.problems)
-                if base and not problems:
-                    problems = find_misfits(files, base)
-                if for_ and not problems:
-                    problems = incompatibilities(for_, files, model)
+            files = read_adapter_files(adapter_folder(name, home))
+            problems = list(files.problems)
+            if base and not problems:
+                problems = find_misfits(files, base)
             broken += bool(problems)
             for problem in problems or [_("nothing is wrong")]:
                 print_line(f"{name}: {problem}")
@@ -304,8 +281,6 @@ def combine_command(
     weights: Weights = None,
     type_: str = "cat",
     rank: int | None = None,
-    density: float | None = None,
-    seed: int = 0,
     allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
 ) -> None:
@@ -315,11 +290,8 @@ def combine_command(
 
     Args:
         adapters: Names in the library, or folders.
-        type_: cat (the exact sum), svd (the sum, at a --rank), linear, or one of PEFT's other combination types,
-            which need a --density: ties, dare_ties, dare_linear, magnitude_prune, and these with _svd.
-        rank: Rank of the result, for types with svd; if unset, the highest of the adapters' ranks.
-        density: The share of elements that are kept, such as 0.2, for types that drop some.
-        seed: Seed of the random choice of elements, for the dare types.
+        type_: cat (the exact sum), or svd (the best approximation of the sum at a --rank).
+        rank: Rank of the result, for svd; if unset, the highest of the adapters' ranks.
     """
     from tsugiki.adapters.algebra.combine import (
         Combination,
@@ -332,7 +304,7 @@ def combine_command(
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
-    combination = Combination(type_, rank, density, seed)
+    combination = Combination(type_, rank)
     parts = load_weighted_adapters(folders, parse_weights(weights))
     lora = combine(parts, combination, allow_base_mismatch=allow_base_mismatch, track=track_layers)
     write_combined(lora, target, folders, [part.weight for part in parts], combination)
@@ -412,62 +384,17 @@ def truncate_command(
     print_written(target)
 
 
-def extract_command(
-    *,
-    model: str,
-    base: str,
-    out: NewAdapter,
-    rank: int = 32,
-    target_modules: str = "all-linear",
-    library: Library = None,
-) -> None:
-    """Make a LoRA adapter from the difference between a fully fine-tuned model and its base.
-
-    Both models are read layer by layer. The energy of a change is the sum of squares of its elements.
-
-    Args:
-        model: The fine-tuned model: a folder, or a hub id.
-        base: The base that it was fine-tuned from: 'embedded', a model folder, or a hub id.
-        rank: Rank of the adapter.
-        target_modules: Layers to extract: name endings 'a,b', or 'all-linear' (all except the output head).
-    """
-    from tsugiki.adapters.algebra.extract import extract
-    from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.adapters.lora_weights import write_lora_weights
-    from tsugiki.adapters.metadata import Provenance, Source
-    from tsugiki.base.resolve import local_folder
-
-    target = new_adapter_folder(out, library)
-    found = extract(model, base, rank, layer_names(target_modules) or "all-linear", track_layers)
-    provenance = Provenance(
-        operation="extract", sources=(Source(name=model),), settings={"rank": rank, "energy": found.energy}
-    )
-    write_lora_weights(found.lora, target, provenance, [local_folder(model)])
-    total = found.total_energy
-    lines = [_("overall: the adapter holds {energy:.2%} of the energy of all changes").format(energy=found.energy)]
-    if found.unchanged:
-        message = _("left out because they did not change: {unchanged}")
-        lines.append(message.format(unchanged=summarise_list(found.unchanged)))
-    if found.not_captured:
-        by_energy = sorted(found.not_captured.items(), key=lambda item: -item[1])
-        shares = [f"{name} ({energy / total:.2%})" for name, energy in by_energy]
-        lines.append(_("changed, but not in the adapter: {shares}").format(shares=summarise_list(shares)))
-    print_kept(found.kept, *lines)
-    print_written(target)
-
-
 def import_command(
     file: Path,
     *,
     model: str,
     out: NewAdapter,
-    allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
 ) -> None:
     """Convert an adapter of another program to a folder that Tsugiki and PEFT can load.
 
-    It reads GGUF files, the folders of mlx-lm, LitGPT and torchtune, and adapter_model.bin of old releases of PEFT. A
-    pickle (.bin, .pt, .lora) is read by torch's weights-only loader, which loads tensors and runs no code of the file.
+    It reads the folders of mlx-lm, and adapter_model.bin of old releases of PEFT. A pickle (.bin) is read by torch's
+    weights-only loader, which loads tensors and runs no code of the file.
 
     Args:
         file: A file with an adapter, or the folder that holds it.
@@ -475,19 +402,12 @@ def import_command(
     """
     from tsugiki.adapters.foreign import import_adapter
     from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.base.gguf.file import is_gguf
-    from tsugiki.export.gguf_adapter import import_gguf_adapter
     from tsugiki.io.progress import ProgressDisplay
 
     folder = new_adapter_folder(out, library)
     with ProgressDisplay().stage(_("importing"), None):
-        if file.is_file() and is_gguf(file):
-            lora = import_gguf_adapter(file, model, folder, allow_base_mismatch=allow_base_mismatch)
-            line = _("{folder}: {count} layers, for {model}").format(folder=folder, count=len(lora.layers), model=model)
-        else:
-            count = import_adapter(file, model, folder)
-            line = _("{folder}: {count} tensors, for {model}").format(folder=folder, count=count, model=model)
-    typer.echo(line)
+        count = import_adapter(file, model, folder)
+    typer.echo(_("{folder}: {count} tensors, for {model}").format(folder=folder, count=count, model=model))
     print_next_command("chat", str(folder))
 
 
@@ -527,7 +447,6 @@ ADAPTERS: "Commands" = {
     "combine": (MAKE, combine_command),
     "scale": (MAKE, scale_command),
     "truncate": (MAKE, truncate_command),
-    "extract": (MAKE, extract_command),
     "import": (MAKE, import_command),
 }
 """The commands below `tsugiki adapters`, and their groups."""

@@ -18,7 +18,7 @@ from tsugiki.cli.look import CACHE, evaluate_command, methods_command, report_co
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
-from tsugiki.cli.train import compare_command, pretrain_command, quickstart_command, sweep_command, train_command
+from tsugiki.cli.train import compare_command, quickstart_command, sweep_command, train_command
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked, ngettext
 
@@ -66,7 +66,6 @@ _COMMANDS: Commands = {
     "train": (MAKE, train_command),
     "compare": (MAKE, compare_command),
     "sweep": (MAKE, sweep_command),
-    "pretrain": (MAKE, pretrain_command),
     "plan": (LOOK, plan_command),
     "preview": (LOOK, preview_command),
     "generate": (LOOK, generate_command),

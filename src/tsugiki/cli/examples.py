@@ -27,10 +27,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "tsugiki preview --model embedded --data ichiyo.jsonl",
         "tsugiki preview run.yaml --rows 5 --html preview.html",
     ),
-    "pretrain": (
-        "tsugiki pretrain examples/embedded_base/pretrain.yaml",
-        "tsugiki pretrain --resume runs/base",
-    ),
     "methods": ("tsugiki methods", "tsugiki methods dora", "tsugiki methods targets --model USER/NAME"),
     "compare": ("tsugiki compare examples/recipes/twin-compare.yaml --data ichiyo.jsonl",),
     "sweep": ("tsugiki sweep examples/recipes/twin-sweep.yaml --data ichiyo.jsonl --out runs/sweep",),
@@ -80,19 +76,18 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "adapters remove": ("tsugiki adapters remove ichiyo", "tsugiki adapters remove old older --yes"),
     "adapters verify": (
         "tsugiki adapters verify",
-        "tsugiki adapters verify runs/ichiyo --model embedded --for peft",
+        "tsugiki adapters verify runs/ichiyo --model embedded",
     ),
     "adapters diff": ("tsugiki adapters diff ichiyo soseki",),
     "adapters combine": (
         "tsugiki adapters combine ichiyo soseki --weights 0.5,0.5 --out both",
-        "tsugiki adapters combine ichiyo soseki --type ties_svd --density 0.5 --out both",
+        "tsugiki adapters combine ichiyo soseki --type svd --rank 8 --out both",
     ),
     "adapters scale": ("tsugiki adapters scale ichiyo --by 0.5 --out half",),
     "adapters truncate": (
         "tsugiki adapters truncate ichiyo --rank 4 --out small",
         "tsugiki adapters truncate ichiyo --energy 0.99 --out small",
     ),
-    "adapters extract": ("tsugiki adapters extract --model tuned --base USER/NAME --rank 16 --out extracted",),
-    "adapters import": ("tsugiki adapters import lora.gguf --model USER/NAME --out lora",),
+    "adapters import": ("tsugiki adapters import adapters.safetensors --model USER/NAME --out lora",),
 }
 """Command -> command lines."""

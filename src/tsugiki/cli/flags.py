@@ -67,7 +67,7 @@ _PANELS = {
     ),
     "Schedule": (
         "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_ratio",
-        "decay_ratio", "optimizer", "adam_beta2", "weight_decay", "max_grad_norm", "seed", "keep", "patience",
+        "decay_ratio", "adam_beta2", "weight_decay", "max_grad_norm", "seed", "keep", "patience",
     ),
     "Evaluation": (
         "prompts", "sample_steps", "sample_tokens", "eval_steps", "held_out_characters", "retention_data", "report_to",
@@ -79,7 +79,7 @@ _PANELS = {
 FIRST_HOUR = frozenset(
     {
         "model", "data", "columns", "held_out", "method", "base_dtype", "lora__r", "lora__lora_alpha",
-        "lora__target_modules", "minutes", "epochs", "batch_size", "learning_rate", "prompts", "out", "tokenizer",
+        "lora__target_modules", "minutes", "epochs", "batch_size", "learning_rate", "prompts", "out",
     }
 )  # fmt: skip
 """Settings whose flags `--help` lists, by the names of their parameters; `--help-all` lists the others, too."""
@@ -225,7 +225,7 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is
 def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:
     """Return the settings of a config class: the required ones first, otherwise in the order of the fields.
 
-    The fields have descriptions, or override fields that have them; those in `exclude` have no flag.
+    The fields have descriptions; those in `exclude` have no flag.
     """
     settings = []
     fields = {name: field for name, field in config.model_fields.items() if name not in exclude}
@@ -235,7 +235,8 @@ def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> lis
             settings += _nested(name, types[0], field.default)
         else:
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            settings.append(Setting((name,), types, default, _description(config, name), field.is_required()))
+            description = " ".join((field.description or "").split())
+            settings.append(Setting((name,), types, default, description, field.is_required()))
     return settings
 
 
@@ -252,15 +253,6 @@ def _nested(section: str, config: Any, defaults: Any) -> list[Setting]:
         for field in dataclasses.fields(config)
         for description in [descriptions[field.name]]
     ]
-
-
-def _description(config: "type[BaseModel]", name: str) -> str:
-    """Return the description of a field, which an overridden field inherits."""
-    for base in config.__mro__:
-        field = getattr(base, "model_fields", {}).get(name)
-        if field is not None and field.description:
-            return " ".join(field.description.split())
-    raise KeyError(f"{config.__name__}.{name} has no description")
 
 
 def _types(annotation: Any) -> tuple[Any, ...]:
@@ -315,7 +307,7 @@ def panel_of(setting: Setting) -> str:
     """Return the group of a setting in the help."""
     if len(setting.path) > 1:
         return f"Settings of {setting.path[0]}"
-    return next((panel for panel, names in _PANELS.items() if setting.path[0] in names), "Other settings")
+    return next((panel for panel, names in _PANELS.items() if setting.path[0] in names), marked("Other settings"))
 
 
 def place_of(setting: Setting) -> tuple[int, int]:

@@ -23,6 +23,10 @@ _MESSAGES = [
             "`tsugiki bench` left the package: a clone has `python -m benchmarks.speed` and `python -m benchmarks.race`"
         ),
     ),
+    (
+        r"No such command 'pretrain'.*",
+        marked("`tsugiki pretrain` left the package: a clone has `python examples/embedded_base/pretrain.py`"),
+    ),
     (r"No such command (?P<name>'.*')", marked("no such command {name}")),
     (
         r"No such command (?P<name>'.*')\. Did you mean (?P<near>.*)\?",

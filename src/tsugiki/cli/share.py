@@ -67,7 +67,6 @@ def export_command(
     gguf: Path,
     model: str | None = None,
     merged: bool = False,
-    base: Path | None = None,
     dtype: GgufDtype | None = None,
     allow_base_mismatch: bool = False,
     allow_tokenizer_mismatch: bool = False,
@@ -79,12 +78,11 @@ def export_command(
     file tokenises text as the model's own tokenizer does.
 
     Args:
-        gguf: The new GGUF file. A Modelfile for Ollama is written to the same folder.
+        gguf: The new GGUF file. With a model, a Modelfile for Ollama is written to the same folder.
         adapter: An adapter: a folder, such as a run's, or a name in the library. If unset, a model is exported.
         model: The model, or the adapter's base: 'embedded', a folder, a GGUF file or a hub id. By default the base
             that the adapter names.
         merged: Merge the adapter into its base and export the model.
-        base: The adapter's base as a GGUF file. It is checked that the adapter fits, and the Modelfile names it.
         dtype: Type of the matrices in the file. For an adapter f32 (default) or f16; for a model any, by default
             that of its files.
         allow_base_mismatch: Export an adapter that was trained on another base.
@@ -95,17 +93,15 @@ def export_command(
     if adapter is None:
         _require(not merged, _("--merged requires an adapter, which is merged into its base"))
         _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
-    if adapter is None or merged:
-        _require(base is None, _("--base requires an adapter and cannot be combined with --merged"))
-    else:
+    elif not merged:
         _require(
             dtype not in ("bf16", "q8_0"), _("an adapter can be exported in f32 or f16; --merged exports the model")
         )
         try:
-            _export_adapter(adapter, gguf, model, base, dtype, library, allow_base_mismatch)
+            _export_adapter(adapter, gguf, model, dtype, library, allow_base_mismatch)
             return
         except MergedOnlyError as error:
-            if base is not None or not sys.stdin.isatty():
+            if not sys.stdin.isatty():
                 raise
             print_line(str(error))
             if not typer.confirm(_("Export base and adapter as one model?"), default=True):
@@ -117,7 +113,6 @@ def _export_adapter(
     adapter: str,
     gguf: Path,
     model: str | None,
-    base: Path | None,
     dtype: GgufDtype | None,
     library: Path | None,
     allow_base_mismatch: bool,
@@ -130,22 +125,17 @@ def _export_adapter(
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("exporting"), None):  # computing the base's fingerprint reads all of its weights
         done = export_gguf_adapter(
-            folder, gguf, model, base, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
+            folder, gguf, model, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
         )
     typer.echo(
-        _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m {base} --lora {gguf}").format(
+        _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m BASE --lora {gguf}").format(
             gguf=gguf,
             layers=done.layers,
             ranks=done.ranks,
             alpha=done.alpha,
             size=format_size(done.bytes),
-            base=base or "BASE.gguf",
         )
     )
-    line = _("{modelfile}: for Ollama before version 0.34.1")
-    if not base:
-        line = _("{modelfile}: for Ollama before version 0.34.1; fill in the base at FROM")
-    typer.echo(line.format(modelfile=done.modelfile))
 
 
 def _export_model(

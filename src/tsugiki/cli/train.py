@@ -1,4 +1,4 @@
-"""Commands that train: `tsugiki train`, `pretrain`, `quickstart`, `compare` and `sweep`."""
+"""Commands that train: `tsugiki train`, `quickstart`, `compare` and `sweep`."""
 
 import os
 import shlex
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +21,6 @@ from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.language import _
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from tsugiki.training.record.run_record import RunRecord
     from tsugiki.training.settings.config import RunConfig
     from tsugiki.training.settings.several_runs import ComparisonConfig, SweepConfig
@@ -32,9 +30,6 @@ _SHARED = ("model", "data", "out")
 _WORKFLOWS = "tsugiki.training.settings.several_runs"
 _LENGTH = ("epochs", "max_steps", "minutes")
 _SUFFIXES = (".yaml", ".yml")
-
-Settings = TypeVar("Settings", bound="BaseModel")
-Processes: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel="Machine", hidden=True)]
 
 
 def train_command(
@@ -47,7 +42,7 @@ def train_command(
     overwrite: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
     fit: Annotated[bool, typer.Option(rich_help_panel="Machine", hidden=True)] = False,
     print_config: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
-    processes: Processes = 1,
+    processes: Annotated[int, typer.Option(min=1, rich_help_panel="Machine", hidden=True)] = 1,
 ) -> None:
     """Train an adapter, or a whole model, on texts.
 
@@ -99,7 +94,7 @@ def train_command(
         if resume:
             assert out is not None
             merged = merged_settings(path, settings, method_settings, preset)
-            run_config = resumed_settings(RunConfig, go_to_working_directory(out) if folder else out, merged, path)
+            run_config = resumed_settings(go_to_working_directory(out) if folder else out, merged, path)
         else:
             run_config = load_config(path, settings, method_settings, preset)
             run_config = _fitted(run_config) if fit else run_config
@@ -198,58 +193,23 @@ def go_to_working_directory(folder: Path) -> Path:
     return absolute
 
 
-def resumed_settings(kind: type[Settings], folder: Path, given: Mapping[str, Any], path: Path | None) -> Settings:
+def resumed_settings(folder: Path, given: Mapping[str, Any], path: Path | None) -> "RunConfig":
     """Return the settings of a run that is continued: those of its record, replaced by those that are given.
 
     Errors name the file `path`, if the given settings are from one.
     """
     from tsugiki.training.run.resume import recorded_settings
+    from tsugiki.training.settings.config import RunConfig
     from tsugiki.training.settings.files import validated
 
-    recorded = recorded_settings(folder, kind.model_construct().model_dump(mode="json", warnings=False))
-    if "method" not in kind.model_fields:
-        recorded.pop("method", None)
+    recorded = recorded_settings(folder, RunConfig.model_construct().model_dump(mode="json", warnings=False))
     if any(name in given for name in _LENGTH):
         recorded = {name: value for name, value in recorded.items() if name not in _LENGTH}
     merged = {**recorded, **given, "out": str(folder)}
     for section in ("lora", "method_config"):
         if section in recorded and section in given:
             merged[section] = {**recorded[section], **given[section]}
-    return validated(kind, merged, path)
-
-
-def pretrain_command(
-    config: Path,
-    *,
-    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.PretrainConfig")],
-    resume: Annotated[bool, typer.Option(rich_help_panel="Output")] = False,
-    processes: Processes = 1,
-) -> None:
-    """Train a model from scratch: first its tokenizer, then its weights.
-
-    Args:
-        config: YAML file of settings, which flags override; with --resume, the folder of a run.
-        resume: Continue a run: `--resume FOLDER` needs nothing else.
-        processes: Processes on this machine that share the work, such as one for each GPU.
-    """
-
-    import_libraries("tsugiki.training.run.stages")
-    from tsugiki.training.run.pretrain import pretrain
-    from tsugiki.training.settings.files import load_settings
-    from tsugiki.training.settings.several_runs import PretrainConfig
-
-    folder = named_folder(config, resume)
-    if start_processes(processes):
-        return
-    if folder is None:
-        pretrain_config = load_settings(PretrainConfig, config, settings)
-        words = ["pretrain", str(config), "--out", pretrain_config.out, "--resume"]
-    else:
-        pretrain_config = resumed_settings(PretrainConfig, go_to_working_directory(folder), settings, None)
-        words = ["pretrain", "--resume", str(folder)]
-    with continued_by(words):
-        record = pretrain(pretrain_config, resume=resume)
-    _show(record)
+    return validated(RunConfig, merged, path)
 
 
 def quickstart_command(

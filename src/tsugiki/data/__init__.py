@@ -27,6 +27,5 @@ __getattr__, __dir__ = lazy_names(
         "seen_texts": "Fingerprints find_learned fingerprints learned_by read_fingerprints write_fingerprints",
         "splits": "FieldCondition parse_held_out split_document split_records",
         "store": "RecordIndex TokenStore open_store",
-        "train_tokenizer": "END train_vocabulary",
     },
 )

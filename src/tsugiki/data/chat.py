@@ -13,7 +13,6 @@ occur several times. Templates are programs. They run in Jinja's sandbox, as in 
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -42,9 +41,7 @@ Its only special tokens are the begin token, if the tokenizer has one, and the e
 templates, such as <|im_start|>, would be many tokens for a base whose vocabulary does not have them.
 """
 
-_LONG = 64  # turns; in longer conversations, answers are located in parts
-_PART, _CONTEXT = 16, 8  # turns
-_MAX_TURNS = 1000  # without parts; each answer renders all turns before it again, which takes 2 s for 1,000 turns
+_MAX_TURNS = 1000  # each answer renders all turns before it again, which takes 2 s for 1,000 turns
 _MAX_TEMPLATE = 1_000_000  # characters
 _MAX_TEXT = 10_000_000  # characters
 
@@ -171,22 +168,17 @@ def _find_answers(
     template: ChatTemplate, source: str, messages: _Messages, targets: Sequence[int]
 ) -> tuple[str, list[_Span]]:
     """Return the text and the spans of `render` for the turns with these indices; the last index is the last turn."""
+    if len(messages) > _MAX_TURNS and len(targets) > 1:
+        message = _(
+            "{source} has {count:,} turns, and {max_turns:,} are the most in which every answer is found; split the "
+            "conversation, or train on the last turn only (assistant_turns: last)"
+        )
+        raise TsugikiError(message.format(source=source, count=len(messages), max_turns=_MAX_TURNS))
     whole, marks = _render(template, messages, source)
-    located = None
-    if len(messages) > _LONG and len(targets) > 1:
-        located = _locate_in_parts(template, source, messages, targets, whole)
-    if located is None:
-        if len(messages) > _MAX_TURNS and len(targets) > 1:
-            message = _(
-                "{source} has {count:,} turns, more than the {max_turns:,} that this chat template allows, because "
-                "it renders a turn in ways that depend on turns far away; split the conversation, or train on the "
-                "last turn only (assistant_turns: last)"
-            )
-            raise TsugikiError(message.format(source=source, count=len(messages), max_turns=_MAX_TURNS))
-        located = [_span(template, messages[: index + 1], whole, marks, _turn(source, index)) for index in targets]
     spans: list[_Span] = []
-    for index, (start, stop, ended) in zip(targets, located, strict=True):
-        where = _turn(source, index)
+    for index in targets:
+        where = _("{source}: turn {number}").format(source=source, number=index + 1)
+        start, stop, ended = _span(template, messages[: index + 1], whole, marks, where)
         if not ended:
             if index != targets[-1]:
                 message = _(
@@ -201,56 +193,6 @@ def _find_answers(
             stop = len(whole)
         spans.append((start, stop))
     return whole, spans
-
-
-def _locate_in_parts(
-    template: ChatTemplate, source: str, messages: _Messages, targets: Sequence[int], whole: str
-) -> list[tuple[int, int, bool]] | None:
-    """Locate the answers in parts of a long conversation, in linear time.
-
-        whole      system 1 2 3 4 5 6 7 8 9 …      rendered once
-        part 1     system 1 2 3 4
-        part 2     system     3 4 5 6 7 8          3 4 are the context: a few turns that begin with the user
-        part 3     system             7 8 9 …
-
-    Each part is rendered with its context, and the context is rendered alone. The text that the part's own turns add
-    must be the next text in the whole rendering. So the whole rendering is compared. The result could be wrong only for
-    a template that renders turns equally in a part and in the whole, but begins an answer differently in them. The
-    result has what `_span` returns, for each target; it is None if a part is rendered differently than in the whole.
-    """
-    system = sum(1 for _ in takewhile(lambda message: message["role"] in ("system", "developer"), messages))
-    located: list[tuple[int, int, bool]] = []
-    done = 0  # characters
-    for begin in range(0, len(messages), _PART):
-        context = messages[:system] + messages[_context_begin(messages, system, begin) : begin] if begin else []
-        part = context + messages[begin : begin + _PART]
-        try:
-            before = _render(template, context, source)[0] if context else ""
-            rendered, marks = _render(template, part, source)
-            added = rendered[len(before) :]
-            if not rendered.startswith(before) or not whole.startswith(added, done):
-                return None
-            for index in targets[bisect_left(targets, begin) : bisect_left(targets, begin + _PART)]:
-                turns = part[: len(context) + index - begin + 1]
-                start, stop, ended = _span(template, turns, rendered, marks, source)
-                if start < len(before):
-                    return None
-                located.append((start - len(before) + done, stop - len(before) + done, ended))
-        except TsugikiError:
-            return None
-        done += len(added)
-    return located if done == len(whole) else None
-
-
-def _context_begin(messages: _Messages, system: int, end: int) -> int:
-    """Return the index of the first turn of the context before `end`: that of a user, if one is near."""
-    wanted = max(system, end - _CONTEXT)
-    users = (index for index in range(wanted, max(system, wanted - _PART) - 1, -1) if messages[index]["role"] == "user")
-    return next(users, wanted)
-
-
-def _turn(source: str, index: int) -> str:
-    return _("{source}: turn {number}").format(source=source, number=index + 1)
 
 
 def _span(

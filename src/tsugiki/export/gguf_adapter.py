@@ -1,4 +1,4 @@
-"""Export a LoRA adapter for llama.cpp (`--lora`) and Ollama as a GGUF file with a Modelfile, and import such a file.
+"""Export a LoRA adapter for llama.cpp (`--lora`) as a GGUF file.
 
     general.type = "adapter", adapter.type = "lora", general.architecture = the base's
     adapter.lora.alpha       one value for all layers: ΔW = alpha / r · B A
@@ -6,43 +6,31 @@
     NAME.weight.lora_b       B [out, r], with its rows in llama.cpp's order (see `llama_cpp_layers`)
 
 The format has one alpha, so for a layer whose scaling is not alpha / r (rsLoRA, rank and alpha patterns) the remaining
-factor is multiplied into B. llama.cpp reads only these keys. The keys that name the base are for users and for
-`read_gguf_adapter`.
+factor is multiplied into B. llama.cpp reads only these keys. The keys that name the base are for users.
 """
 
-import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights, write_lora_weights
-from tsugiki.adapters.metadata import BaseReference, Provenance, Source
+from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights
 from tsugiki.annotations import PreTrainedModel
-from tsugiki.base.gguf.file import GgufHeader, read_header
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.dtypes import GgufAdapterDtype
-from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.export.llama_cpp_layers import OUTPUT_HEAD, TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.export.llama_cpp_layers import TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.export.loaders import llama_cpp_incompatibilities
-from tsugiki.export.ollama import modelfile, new_gguf_file
+from tsugiki.export.ollama import check_gguf_name
+from tsugiki.io.atomic import new_file
 from tsugiki.language import _, sentences
-from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.targets import shortest_target_modules
-from tsugiki.model.linear import features, is_conv1d
+from tsugiki.model.linear import features
 from tsugiki.model.ungrafted import base_modules
-
-T = TypeVar("T")
-
-_FINGERPRINT = "tsugiki.base.fingerprint"
-_BASE_NAME = "general.base_model.0.name"
-_ALPHA = "adapter.lora.alpha"
 
 
 class MergedOnlyError(TsugikiError):
@@ -58,22 +46,19 @@ class AdapterExport:
     """`8`, or `4 to 16`."""
     alpha: float
     bytes: int
-    modelfile: Path
 
 
 def export_gguf_adapter(
     folder: Path,
     out: Path,
     model_name: str | None = None,
-    base: Path | None = None,
     dtype: GgufAdapterDtype = "f32",
     *,
     allow_base_mismatch: bool = False,
 ) -> AdapterExport:
-    """Write a LoRA adapter as a GGUF file, and a Modelfile for Ollama in the same folder. Both appear, or neither.
+    """Write a LoRA adapter as a GGUF file, which appears complete or not at all.
 
-    The adapter's base, of which only the config is read, is by default the one that the adapter names. `base` is the
-    base as a GGUF file, with which the adapter is compared, and which the Modelfile names.
+    The adapter's base, of which only the config is read, is by default the one that the adapter names.
 
     Raises:
         MergedOnlyError: llama.cpp would reject the adapter, or give another result with it.
@@ -99,31 +84,14 @@ def export_gguf_adapter(
             "as Tsugiki does: {problems}"
         )
         raise MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
-    if base is not None:
-        check_gguf_base(base, model, lora.layers)
-    base_path = str(base.absolute()) if base else None
-    context = getattr(model.config, "max_position_embeddings", None)
-    with new_gguf_file(out, modelfile(base_path, f"./{out.name}", context=context)) as temporary:
+    check_gguf_name(out)
+    with new_file(out) as temporary:
         alpha = write_gguf_adapter(lora, model, temporary, dtype)
     ranks = sorted({layer.r for layer in lora.layers.values()})
     ranks_text = (
         str(ranks[0]) if len(ranks) == 1 else _("{lowest} to {highest}").format(lowest=ranks[0], highest=ranks[-1])
     )
-    return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size, out.with_suffix(".Modelfile"))
-
-
-def import_gguf_adapter(file: Path, model_name: str, out: Path, *, allow_base_mismatch: bool = False) -> LoraWeights:
-    """Write the LoRA adapter in a GGUF file as a new folder in PEFT's format. Only the config of its base is read."""
-    lora = read_gguf_adapter(file, load_meta_model(model_name))
-    why = "" if allow_base_mismatch else why_different(lora.base, named_identity(model_name))
-    if why:
-        message = _(
-            "{file} was made for another base ({base}) than {given}: {why}; --allow-base-mismatch imports it anyway"
-        )
-        raise TsugikiError(message.format(file=file, base=lora.base.name, given=model_name, why=why))
-    lora = dataclasses.replace(lora, base=BaseReference(name=model_name, fingerprint=lora.base.fingerprint))
-    write_lora_weights(lora, out, Provenance(operation="import", sources=(Source(name=file.name),)))
-    return lora
+    return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size)
 
 
 def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path, dtype: GgufAdapterDtype = "f32") -> float:
@@ -139,13 +107,13 @@ def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path, dty
     writer = gguf.GGUFWriter(out, llama_cpp_architecture(model))
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
-    writer.add_float32(_ALPHA, alpha)
+    writer.add_float32("adapter.lora.alpha", alpha)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "f32" else gguf.LlamaFileType.MOSTLY_F16)
     if lora.base.name:
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, lora.base.name)
     if lora.base.fingerprint:
-        writer.add_string(_FINGERPRINT, lora.base.fingerprint)
+        writer.add_string("tsugiki.base.fingerprint", lora.base.fingerprint)
     for path, layer in lora.layers.items():
         A, B = layer.A.float(), layer.B.float()
         if _alpha(layer) != alpha:
@@ -160,125 +128,6 @@ def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path, dty
     writer.write_tensors_to_file()
     writer.close()
     return alpha
-
-
-def read_gguf_adapter(file: Path, model: PreTrainedModel) -> LoraWeights:
-    """Read a LoRA adapter from a GGUF file. `model` is the adapter's base; a model on the meta device is enough."""
-    header = read_header(file)
-    _check_type(header, file, llama_cpp_architecture(model))
-    alpha = _metadata_value(header, _ALPHA, float, file) or 0.0
-    layers = _read_layers(file, alpha, model)
-    modules = dict(base_modules(model))
-    targets = {path: modules[path] for path in layers}
-    config = LoraConfig(
-        target_modules=shortest_target_modules(model, LoraConfig(), targets),
-        fan_in_fan_out=any(is_conv1d(layer) for layer in targets.values()),
-    )
-    base = BaseReference(
-        name=_metadata_value(header, _BASE_NAME, str, file),
-        fingerprint=_metadata_value(header, _FINGERPRINT, str, file),
-    )
-    return LoraWeights(config, layers, {}, base, "CAUSAL_LM")
-
-
-def check_gguf_base(file: Path, model: PreTrainedModel, layers: Collection[str]) -> None:
-    """Check that an adapter fits the base in a GGUF file.
-
-    `model` is the base that the adapter was trained on; a model on the meta device is enough. `layers` names the layers
-    in it that the adapter changes.
-    """
-    header = read_header(file)
-    if header.metadata.get("general.type") == "adapter":
-        raise TsugikiError(_("{file} is an adapter; pass the adapter's base as --base").format(file=file))
-    expected = llama_cpp_architecture(model)
-    if header.architecture != expected:
-        message = _("{file} has the architecture {architecture!r}, and the adapter's base has {expected!r}")
-        raise TsugikiError(message.format(file=file, architecture=header.architecture, expected=expected))
-    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
-    names, modules = gguf_names(model), dict(base_modules(model))
-    problems = []
-    for path in layers:
-        tensor = f"{names[path]}.weight"
-        inputs, outputs = features(modules[path])
-        shape = (inputs, outputs) if names[path] == TOKEN_EMBEDDING else (outputs, inputs)
-        if tensor not in shapes:
-            problems.append(_("it has no {tensor}").format(tensor=tensor))
-        elif shapes[tensor] != shape:
-            message = _("its {tensor} is {found}, and the adapter is for {shape}")
-            problems.append(message.format(tensor=tensor, found=list(shapes[tensor]), shape=list(shape)))
-    if TOKEN_EMBEDDING in (names[path] for path in layers) and f"{OUTPUT_HEAD}.weight" not in shapes:
-        message = _("its output head is tied to {embedding}, which llama.cpp then cannot adapt")
-        problems.append(message.format(embedding=TOKEN_EMBEDDING))
-    if problems:
-        raise TsugikiError(_("{file} is another base: {problems}").format(file=file, problems=summarise_list(problems)))
-
-
-def _metadata_value(header: GgufHeader, key: str, expected: type[T], file: Path) -> T | None:
-    """Return the value of a metadata key, or None if the file does not have the key."""
-    value = header.metadata.get(key)
-    if not isinstance(value, expected | None):
-        raise TsugikiError(_("{file} is broken: {key} is {value!r}").format(file=file, key=key, value=value))
-    return value
-
-
-def _check_type(header: GgufHeader, file: Path, architecture: str) -> None:
-    file_type = _metadata_value(header, "general.type", str, file)
-    if file_type != "adapter":
-        message = _("{file} is not an adapter: its general.type is {kind!r}")
-        raise TsugikiError(message.format(file=file, kind=file_type))
-    adapter_type = _metadata_value(header, "adapter.type", str, file)
-    if adapter_type != "lora":
-        message = _("{file} is an adapter of type {kind!r}; only LoRA adapters can be read")
-        raise TsugikiError(message.format(file=file, kind=adapter_type))
-    if "adapter.alora.invocation_tokens" in header.metadata:
-        raise TsugikiError(
-            _("{file} is an aLoRA adapter (active only after certain tokens), which is not supported").format(file=file)
-        )
-    found = _metadata_value(header, "general.architecture", str, file)
-    if found != architecture:
-        message = _("{file} is for a base of architecture {found!r}, and this base is {architecture!r}")
-        raise TsugikiError(message.format(file=file, found=found, architecture=architecture))
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    import gguf
-
-    try:
-        tensors = gguf.GGUFReader(file).tensors
-        return {tensor.name: torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type)) for tensor in tensors}
-    except NotImplementedError as error:
-        message = _("{file} has tensors of a type that the gguf package cannot dequantise: {error}")
-        raise TsugikiError(message.format(file=file, error=error)) from error
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise TsugikiError(_("{file} is broken: {error}").format(file=file, error=error_text(error))) from error
-
-
-def _read_layers(file: Path, alpha: float, model: PreTrainedModel) -> dict[str, LayerFactors]:
-    """Read the factors of each layer, with their rows in transformers' order."""
-    layers, problems, remaining = {}, [], _read_tensors(file)
-    modules = dict(base_modules(model))
-    for path, name in gguf_names(model).items():
-        A, B = (remaining.pop(f"{name}.weight.lora_{letter}", None) for letter in "ab")
-        if A is None and B is None:
-            continue
-        if A is None or B is None:
-            problems.append(_("{name} has no lora_{letter}").format(name=name, letter="b" if B is None else "a"))
-            continue
-        A = A.T.contiguous() if name == TOKEN_EMBEDDING else A
-        if problem := _shape_problem(A, B, modules[path]):
-            problems.append(f"{name} {problem}")
-            continue
-        order = row_order(model, path, len(B))
-        B = B if order is None else B[order.argsort()]
-        scaling = alpha / len(A) if alpha else 1.0  # without alpha llama.cpp uses 1 as well
-        layers[path] = LayerFactors(A, B, scaling, embedding=name == TOKEN_EMBEDDING)
-    problems += [_("{name} has no layer").format(name=name) for name in remaining]
-    if not problems and not layers:
-        problems.append(_("it holds no lora_a and lora_b"))
-    if problems:
-        message = _("{file} does not fit this model: {problems}; was it made for another base?")
-        raise TsugikiError(message.format(file=file, problems=summarise_list(problems)))
-    return layers
 
 
 def _check_fit(layers: Mapping[str, LayerFactors], names: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.base.resolve import EMBEDDED
-from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads, rank_for_vllm, vllm_incompatibilities
+from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.language import ENGLISH, _, counts, listed, speaking
@@ -70,7 +70,7 @@ def model_card(adapter: CardData, card_language: str = ENGLISH) -> str:
 
 
 def _card_in_language_of_messages(adapter: CardData) -> str:
-    adapter_format, reasons_against_vllm = format_of(adapter.config), vllm_incompatibilities(adapter.config)
+    adapter_format = format_of(adapter.config)
     card = _environment().get_template("card.md")
     page = card.render(
         adapter=adapter,
@@ -86,8 +86,6 @@ def _card_in_language_of_messages(adapter: CardData) -> str:
         loads=_loading(adapter.base.name),
         base_argument=shlex.quote(adapter.base.name or "BASE"),
         prompt=shlex.quote(_first_prompt(adapter.record)),
-        reasons_against_vllm=_(", and which ").join(map(_, reasons_against_vllm)),
-        rank_for_vllm=None if reasons_against_vllm else rank_for_vllm(adapter.config),
         llama_cpp=is_plain_lora(adapter.config),
         merges=can_merge(adapter_format),
     )

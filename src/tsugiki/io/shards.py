@@ -99,12 +99,6 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     if entry.dtype not in _DTYPES:
         message = _("{key} in {path} has the dtype {dtype}, which is not floating-point")
         raise TsugikiError(message.format(key=key, path=shard.path, dtype=entry.dtype))
-    return read_bytes(shard, key).view(_DTYPES[entry.dtype]).view(entry.shape)
-
-
-def read_bytes(shard: Shard, key: str) -> Tensor:
-    """Read the bytes of one tensor of any dtype: uint8 [bytes]."""
-    entry = shard.entries[key]
     buffer = bytearray(entry.end - entry.begin)
     try:
         with shard.path.open("rb") as file:
@@ -114,7 +108,8 @@ def read_bytes(shard: Shard, key: str) -> Tensor:
         raise unreadable(shard.path, error) from error
     if not complete:
         raise TsugikiError(_("{path} ends too early; it was changed while it was read").format(path=shard.path))
-    return torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
+    content = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
+    return content.view(_DTYPES[entry.dtype]).view(entry.shape)
 
 
 def write_shard(

@@ -16,7 +16,6 @@ __getattr__, __dir__ = lazy_names(
         "hold": "active_adapter active_names base_alone is_grafted is_merged",
         "init": "init_orthogonal_ init_pissa_",
         "layer": "LoraEmbedding LoraLinear grafted_layers new_pair updated_weight wrap",
-        "merge": "merge_quantized",
         "pair": "LowRank",
         "targets": "find_targets",
         "variants": "LoraConv2d add_magnitude dora dora_factor plain_factor",

@@ -3,16 +3,14 @@
 An adapter defines its effect as updates of named weights (`Adapter.weight_updates`). Here they are applied to a model
 in memory; `adapters.merge_files` applies them to the files of a model.
 
-    merge(model)             W                 →   W + ΔW, rounded to the dtype of W
-    merge_quantized(model)   scale · qweight   →   W   →   W + ΔW   →   scale' · qweight'
+    merge(model)    W  →  W + ΔW, rounded to the dtype of W
 
 The old weights are kept for `unmerge`, which restores them bit-identically. The new weight belongs to its layer alone,
 so a weight that was shared (such as GPT-2's by embedding and output head) is not shared any more, and the model's
 config then says so.
 
-A step between two quantised values can be larger than the adapter's update, which is then lost. The error can even
-exceed the update, since a row whose scale changes is quantised again as a whole. So `merge` raises an error for a
-quantised base, and `merge_quantized` returns the share that is lost, ‖scale' · qweight' - W - ΔW‖ / ‖ΔW‖.
+A step between two quantised values can be larger than the adapter's update, which would be lost. So `merge` raises an
+error for a quantised base.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,12 +21,10 @@ from torch import nn
 
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
-from tsugiki.lora.hold import active_adapter, attach_adapter, check_not_merged, require_state
-from tsugiki.lora.pair import Grafted
-from tsugiki.model.linear import QuantizedLinear
-from tsugiki.model.undo import Undo, parameter_owner, replace_module, replace_parameter, undo_all
+from tsugiki.lora.hold import active_adapter, attach_adapter, require_state
+from tsugiki.model.undo import Undo, replace_parameter, undo_all
 from tsugiki.model.ungrafted import unwrapped
-from tsugiki.model.weights import WeightUpdate, is_quantized_weight, requantized, shared_in_part, untie, updated_weights
+from tsugiki.model.weights import WeightUpdate, is_quantized_weight, shared_in_part, untie, updated_weights
 
 
 @torch.no_grad()
@@ -49,56 +45,15 @@ def merge(model: nn.Module) -> nn.Module:
         with _updates_of_active_adapter(model) as (updates, undo):
             quantized = [name for name, update in updates.items() if is_quantized_weight(model, name, update)]
             if quantized:
-                message = _(
-                    "{path} is quantised, so merging would lose part of the update; load the base unquantised, "
-                    "or use merge_quantized(model), which quantises the sum and returns what is lost"
-                )
+                message = _("{path} is quantised, so merging would lose part of the update; load the base unquantised")
                 raise TsugikiError(message.format(path=quantized[0]))
             _apply(model, updates, undo)
             state.merged = undo
     return model
 
 
-@torch.no_grad()
-def merge_quantized(model: nn.Module) -> dict[str, float]:
-    """Add the active adapter to the base's weights, in place, quantising again each layer that is quantised.
-
-    Other layers are merged as by `merge`. `unmerge` undoes it.
-
-    Returns:
-        For each quantised layer, by name, the share of its update that is lost: 0 if nothing is lost, 1 if the error is
-        as large as the update itself.
-
-    Raises:
-        TsugikiError: no adapter is active, its method cannot be merged, an adapter is merged already, a layer's format
-            cannot be quantised again, or a merged weight is not finite.
-    """
-    model = unwrapped(model)
-    state = require_state(model)
-    check_not_merged(state)
-    layers: dict[str, nn.Module] = {}
-    lost: dict[str, float] = {}
-    with _updates_of_active_adapter(model) as (updates, undo):
-        for name in [name for name, update in updates.items() if is_quantized_weight(model, name, update)]:
-            layer = parameter_owner(model, name)[0]
-            if not isinstance(layer, QuantizedLinear):
-                message = _(
-                    "{name} is quantised by a {kind}, which cannot be quantised again here; load the base "
-                    "unquantised, in int8 or in nf4"
-                )
-                raise TsugikiError(message.format(name=name, kind=type(layer).__name__))
-            path = name.rpartition(".")[0]
-            layers[path], lost[path] = requantized(name, layer, updates.pop(name))
-        for path, layer in layers.items():
-            grafted = isinstance(model.get_submodule(path), Grafted)
-            replace_module(model, f"{path}.base_layer" if grafted else path, layer, undo)
-        _apply(model, updates, undo)  # after them, because a layer's new bias belongs to its new layer
-        state.merged = undo
-    return lost
-
-
 def unmerge(model: nn.Module) -> nn.Module:
-    """Undo `merge` or `merge_quantized`: the base's weights are bit-identical to before, and the adapter is active.
+    """Undo `merge`: the base's weights are bit-identical to before, and the adapter is active.
 
     Raises:
         TsugikiError: nothing is merged.

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from tsugiki.lowbit.integer_passes import own_float
 from tsugiki.lowbit.integer_products import CHANNELS, in_pieces, split
-from tsugiki.lowbit.quantized_layer import DecodedLayer, QuantizedLayer
+from tsugiki.lowbit.quantized_layer import DecodedLayer
 from tsugiki.native import can_read, native_for
 
 BLOCK = 64
@@ -57,17 +57,6 @@ class Nf4Linear(DecodedLayer):
         super().__init__(weight, bias, dtype)
         with torch.no_grad():
             self._hold(*encode(weight))
-
-    @classmethod
-    def from_codes(cls, packed: Tensor, largest: Tensor, dtype: torch.dtype) -> "Nf4Linear":
-        """Return a layer without a bias from codes that another program has computed, uint8 [out, in / 2].
-
-        The largest absolute value of each block is float32 [out, in / 64]; `dtype` is that of `weight`.
-        """
-        layer = cls.__new__(cls)
-        QuantizedLayer.__init__(layer, torch.empty(len(packed), 2 * packed.shape[1], device="meta"), None, dtype)
-        layer._hold(packed, *relative(largest))
-        return layer
 
     def _hold(self, packed: Tensor, blocks: Tensor, scale: Tensor) -> None:
         self.packed, self.blocks, self.scale = (nn.Parameter(t, requires_grad=False) for t in (packed, blocks, scale))

@@ -34,10 +34,9 @@ _lock = threading.Lock()
 class QuantizedLayer(nn.Module):
     """Replaces a frozen `nn.Linear` or transformers' `Conv1D`, whose float weight is dropped.
 
-    A subclass quantises a weight in `__init__` and defines `product`, `input_gradient`, `dequantize` and `requantize`,
-    so that it implements `model.linear.QuantizedLinear`. Only `bias` can train. The quantised values are
-    parameters that do not train, not buffers, so that FSDP shards them and DDP does not send them to all processes in
-    every forward pass.
+    A subclass quantises a weight in `__init__` and defines `product`, `input_gradient` and `dequantize`, so that it
+    implements `model.linear.QuantizedLinear`. Only `bias` can train. The quantised values are parameters that do not
+    train, not buffers, so that FSDP shards them and DDP does not send them to all processes in every forward pass.
 
     Attributes:
         scale: the scale of each output channel, float32 [out].
@@ -91,10 +90,6 @@ class QuantizedLayer(nn.Module):
     def dequantize(self) -> Tensor:
         """Return the exact weight that the quantised values stand for, float32 [out, in]."""
         raise NotImplementedError
-
-    def requantize(self, weight: Tensor) -> "QuantizedLayer":
-        """Return a layer of this class with another weight [out, in], which is quantised; the bias is shared."""
-        return type(self)(weight, self.bias, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [..., in], differentiable in x and bias; no activation is kept for backward."""

@@ -321,7 +321,7 @@ def _is_same_setting(value: object, fixed: object) -> bool:
 
 
 def family_of(method: str) -> Family:
-    """Return the family of the method in a run record; a record of pretraining names none, and counts as `full`."""
+    """Return the family of the method in a run record; pretraining by an earlier version counts as `full`."""
     return METHODS.get(method, METHODS["full"]).family
 
 

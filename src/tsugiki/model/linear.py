@@ -40,9 +40,6 @@ class QuantizedLinear(Protocol):
     def dequantize(self) -> Tensor:
         """Return the exact weight that the quantised values stand for, float32 [out, in]."""
 
-    def requantize(self, weight: Tensor) -> nn.Module:
-        """Return this layer with `weight` [out, in], quantised, instead of its own; the bias is shared."""
-
 
 def is_quantized(layer: nn.Module) -> bool:
     """Return whether the layer implements `QuantizedLinear`."""

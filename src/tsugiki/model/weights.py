@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.language import _
 from tsugiki.model.freeze import Replaced, copy_configs, restore_configs
-from tsugiki.model.linear import QuantizedLinear, is_quantized
+from tsugiki.model.linear import is_quantized
 from tsugiki.model.undo import Undo, base_of, parameter_owner
 from tsugiki.model.ungrafted import vocabulary_layers
 
@@ -123,18 +123,6 @@ def updated_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> di
         message = _("merging gives values that are not finite in {path} ({count} in all)")
         raise TsugikiError(message.format(path=not_finite[0], count=len(not_finite)))
     return weights
-
-
-def requantized(name: str, layer: QuantizedLinear, update: WeightUpdate) -> tuple[nn.Module, float]:
-    """Return the layer with the merged weight, quantised, and the share of the update that is lost."""
-    before = layer.dequantize()
-    exact = update(before)
-    if not torch.isfinite(exact).all():
-        raise TsugikiError(_("merging gives values that are not finite in {name}").format(name=name))
-    after = layer.requantize(exact)
-    assert isinstance(after, QuantizedLinear)
-    error, size = (after.dequantize() - exact).norm(), (exact - before).norm()
-    return after, float(error / size) if size else 0.0
 
 
 def _second(value: Tensor, _: Tensor) -> Tensor:

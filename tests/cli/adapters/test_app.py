@@ -65,7 +65,6 @@ def test_an_adapter_by_its_name(run, base: str, library: Path):
         (("remove", "--yes", ".."), "'..'"),
         (("remove", "--yes", "../library"), "'../library'"),
         (("verify", "nowhere"), "'nowhere'"),
-        (("verify", "--for", "tgi"), "'tgi'"),
         (("verify", "--model", "./nowhere"), "./nowhere"),
         (("diff", "soseki"), "second"),
         (("list", "--library", "text"), "Not a directory"),

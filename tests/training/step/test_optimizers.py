@@ -1,4 +1,4 @@
-"""LoRA+ beside PEFT's optimiser of that name, Muon beside torch's, and runs of the methods that are LoRA's."""
+"""LoRA+ beside PEFT's optimiser of that name, and runs of the methods that are LoRA's."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,7 @@ from tests.runs import assert_resumes, run_config
 from tests.tiny import ids, logits, relative_error, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.training import (
-    RunConfig,
-    load_config,
-    load_training_state,
-    loraplus,
-    muon_and_adamw,
-    orthogonalized,
-    plain_orthogonalized,
-    save_training_state,
-    split_parameters,
-    train,
-)
+from tsugiki.training import RunConfig, load_config, loraplus, train
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
@@ -109,7 +98,6 @@ def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
         ({"method": "lora", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*lora"),
         ({"method": "full", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*full"),
         ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: .*greater than 0"),
-        ({"method": "lora+", "optimizer": "muon"}, r"lora\+.*muon.*adamw"),
         ({"method": "lorafa"}, "lora-fa"),
         ({"method": "orthogonal", "lora": {"r": 3}}, "even.* 3"),
         ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa'"),
@@ -119,86 +107,3 @@ def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
     given = {"model": "m", "data": "d", "out": "o", **fields}
     with pytest.raises(TsugikiError, match=said):
         load_config(None, given)
-
-
-CONFIG = RunConfig(model="m", data="d", out="o", method="full", optimizer="muon", weight_decay=0.1, adam_beta2=0.9)
-
-
-def learn(model: Any, optimizers: list[Any], steps: int) -> None:
-    for step in range(steps):
-        tokens = ids(seed=step)
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-
-def test_what_goes_to_muon():
-    for kind, a_layer in (("gpt2", 4), ("llama", 7)):
-        model = tiny_model(kind)
-        matrices, others = split_parameters(model)
-        assert len(matrices) == 2 * a_layer
-        assert {id(p) for p in [*matrices, *others]} == {id(p) for p in model.parameters()}
-        assert any(p is model.get_input_embeddings().weight for p in others)
-        assert any(p is model.get_output_embeddings().weight for p in others)
-
-
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 72), (72, 24)])
-def test_singular_values_come_near_one(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    values /= values.norm()
-    for _iteration in range(5):
-        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    exact = left @ values.diag() @ right
-    for dtype, tolerance in (("bf16", 3e-2), ("fp32", 1e-5)):
-        monkeypatch.setattr("tsugiki.training.step.muon.preferred_compute_dtype", lambda device, dtype=dtype: dtype)
-        assert relative_error(orthogonalized(matrix), exact) < tolerance
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 0.0)])
-def test_long_matrices_take_the_same_step_by_their_gram_matrix(
-    dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("tsugiki.training.step.muon.preferred_compute_dtype", lambda device: dtype)
-    left, _, right = torch.linalg.svd(torch.randn(48, 160, generator=torch.Generator().manual_seed(0)), False)
-    matrix = left @ torch.logspace(0, -6, 48).diag() @ right  # as uneven as gradients may be
-    for one in (matrix, matrix.T):
-        assert relative_error(orthogonalized(one), plain_orthogonalized(one)) <= tolerance
-        assert torch.equal(orthogonalized(one), plain_orthogonalized(one)) == (dtype == "bf16")
-
-
-def test_it_is_muon_and_adamw(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.training.step.muon.preferred_compute_dtype", lambda device: "bf16")  # torch's, always
-    ours, theirs = tiny_model("llama"), tiny_model("llama")
-    learn(ours, [muon_and_adamw(ours, CONFIG, 0.01)], 3)
-    layers = [p for name, p in theirs.named_parameters() if ".layers." in name and p.ndim == 2]
-    rest = [p for p in theirs.parameters() if not any(p is layer for layer in layers)]
-    learn(
-        theirs,
-        [
-            torch.optim.Muon(layers, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW([p for p in rest if p.ndim == 2], lr=0.01, weight_decay=0.1, betas=(0.9, 0.9)),
-            torch.optim.AdamW([p for p in rest if p.ndim == 1], lr=0.01, weight_decay=0, betas=(0.9, 0.9)),
-        ],
-        3,
-    )
-    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
-
-
-def test_state_goes_through_a_checkpoint(tmp_path: Path):
-    whole, cut = tiny_model(), tiny_model()
-    optimizer = muon_and_adamw(whole, CONFIG, 0.01)
-    learn(whole, [optimizer], 2)
-    first = muon_and_adamw(cut, CONFIG, 0.01)
-    learn(cut, [first], 2)
-    save_training_state(tmp_path, first.state_dict(), {}, {}, {})
-    second = muon_and_adamw(cut, CONFIG, 0.01)
-    second.load_state_dict(load_training_state(tmp_path)[0])
-    for group in [*second.param_groups, *optimizer.param_groups]:  # as a schedule does
-        group["lr"] = 0.002
-    learn(cut, [second], 2)
-    learn(whole, [optimizer], 2)
-    for (name, a), (_, b) in zip(cut.named_parameters(), whole.named_parameters(), strict=True):
-        assert torch.equal(a, b), name

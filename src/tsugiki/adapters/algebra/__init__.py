@@ -1,1 +1,1 @@
-"""Operations on adapters: combine, scale, truncate, extract, compare."""
+"""Operations on adapters: combine, scale, truncate, compare."""

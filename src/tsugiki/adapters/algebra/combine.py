@@ -1,18 +1,12 @@
-"""Combine several adapters of one base into one, with the methods of PEFT's `add_weighted_adapter` and their names.
+"""Combine several adapters of one base into one.
 
 With the weights w, the adapters' scalings s, and ΔW = s · B A:
 
     cat      Σ w ΔW exactly: the rows of all A's and the columns of all B's are concatenated, so the ranks add up
     svd      the best approximation of Σ w ΔW at one rank
-    linear   (Σ √|ws| B) (Σ sign(w) √|ws| A). This is not the sum of the updates, because it contains the products of
-             one adapter's B with another's A. Two adapters that share an A give up to twice the sum.
-    magnitude_prune, dare_linear, ties, dare_ties
-             like linear, with other rules than the plain sum for the A's and for the B's (see `interference`)
-    magnitude_prune_svd, dare_linear_svd, ties_svd, dare_ties_svd
-             the same rules applied to the updates ΔW, as the papers do, and then the best approximation at one rank;
-             the updates of one layer at a time are in memory
 
-Each layer is combined from the adapters that have it. Results are in float32, with a scaling of 1.
+The names are those of PEFT's `add_weighted_adapter`. Each layer is combined from the adapters that have it. Results are
+in float32, with a scaling of 1.
 """
 
 import dataclasses
@@ -24,11 +18,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
-from annotated_types import Ge, Gt, Le
-from torch import Generator, Tensor
+from annotated_types import Ge
 
-from tsugiki.adapters.algebra.interference import RULES, apply_rule
-from tsugiki.adapters.algebra.matrices import best_factors, concatenate, matrices, truncated, update_norm, with_matrices
+from tsugiki.adapters.algebra.matrices import concatenate, matrices, truncated, update_norm, with_matrices
 from tsugiki.adapters.lora_weights import (
     LayerFactors,
     LoraWeights,
@@ -47,45 +39,27 @@ from tsugiki.model.settings import check_types
 ProgressIterator: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
 """Iterates over the names of layers and shows the progress; `iter` shows nothing."""
 
-TYPES = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES if rule != "linear"))
-"""PEFT's combination types."""
-
 
 @dataclass(frozen=True)
 class Combination:
-    """The settings with which adapters are combined; an error names one that the type requires or does not use."""
+    """The settings with which adapters are combined."""
 
     combination_type: str = "cat"
-    """One of `TYPES`."""
+    """cat: the exact sum; svd: its best approximation at a rank."""
     rank: Annotated[int, Ge(1)] | None = None
-    """The rank of the result, for the types with svd; None: the highest rank among the adapters."""
-    density: Annotated[float, Gt(0), Le(1)] | None = None
-    """The share of elements that are kept, for the types that drop elements."""
-    seed: int = 0
-    """The seed of the random choice of elements, for the dare types."""
+    """The rank of the result, for svd; None: the highest rank among the adapters."""
 
     def __post_init__(self) -> None:
+        if self.combination_type not in ("cat", "svd"):
+            message = _(
+                "{kind!r} is neither cat (the exact sum) nor svd (the sum at a rank); PEFT's add_weighted_adapter has "
+                "other combination types, and Tsugiki loads the folder that it saves"
+            )
+            raise TsugikiError(message.format(kind=self.combination_type))
         check_types(self)
-        kind = self.combination_type
-        if kind not in TYPES:
-            message = _("unknown combination type {kind!r}; it must be one of {known}")
-            raise TsugikiError(message.format(kind=kind, known=", ".join(TYPES)))
-        if self.rank is not None and not kind.endswith("svd"):
-            instead = "svd" if kind in ("cat", "linear") else f"{kind}_svd"
-            message = _("{kind} does not use a rank; {instead} makes a result of rank {rank}")
-            raise TsugikiError(message.format(kind=kind, instead=instead, rank=self.rank))
-        drops_elements = RULES.get(self.rule, (None,))[0] is not None
-        if drops_elements and self.density is None:
-            message = _("{kind} requires a density, the share of elements that are kept, such as 0.2")
-            raise TsugikiError(message.format(kind=kind))
-        if not drops_elements and self.density is not None:
-            message = _("{kind} keeps all elements, so it cannot be combined with a density")
-            raise TsugikiError(message.format(kind=kind))
-
-    @property
-    def rule(self) -> str:
-        """The name of the type's rule in `RULES`; for `cat` and `svd`, which have none, the type itself."""
-        return self.combination_type.removesuffix("_svd")
+        if self.rank is not None and self.combination_type == "cat":
+            message = _("cat does not use a rank; svd makes a result of rank {rank}")
+            raise TsugikiError(message.format(rank=self.rank))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +110,7 @@ def combine(
     """Combine at least one adapter into one.
 
     With `allow_base_mismatch`, adapters of different bases are combined, and the result names the base of the first.
-    The adapters must have nothing but updates of layers, of the same shapes and, for the types that add factors, ranks.
+    The adapters must have nothing but updates of layers, of the same shapes.
     """
     for adapter in adapters:
         refuse_more_than_updates(adapter.lora, adapter.name)
@@ -144,16 +118,7 @@ def combine(
         _refuse_different_bases(adapters)
     terms = _terms(adapters)
     rank = combination.rank or max(term.layer.r for layer in terms.values() for term in layer)
-    generator = Generator().manual_seed(combination.seed)
-    layers = {}
-    for path in track(list(terms)):
-        if combination.combination_type in ("cat", "svd"):
-            layers[path] = _exact_sum(terms[path])
-        elif combination.combination_type.endswith("_svd"):
-            layers[path] = _combine_updates(terms[path], combination, generator, rank)
-        else:
-            _refuse_different_ranks(path, terms[path], combination.combination_type)
-            layers[path] = _combine_factors(terms[path], combination, generator)
+    layers = {path: _exact_sum(terms[path]) for path in track(list(terms))}
     bases = [adapter.lora.base for adapter in adapters]
     base = next((base for base in bases if base.fingerprint), bases[0])
     config = _config([adapter.lora.config for adapter in adapters], list(layers))
@@ -262,50 +227,9 @@ def _described(layer: LayerFactors) -> str:
     return _("an embedding {shape}").format(shape=shape) if layer.embedding else shape
 
 
-def _refuse_different_ranks(path: str, terms: Sequence[_Term], kind: str) -> None:
-    first = terms[0]
-    for term in terms:
-        if term.layer.r != first.layer.r:
-            raise TsugikiError(
-                _(
-                    "{kind} adds factors of equal rank, but {path} has rank {rank} in {first} and {other} in "
-                    "{second}; use cat (exact) or {prefix}svd"
-                ).format(
-                    kind=kind,
-                    path=path,
-                    rank=first.layer.r,
-                    first=first.adapter,
-                    other=term.layer.r,
-                    second=term.adapter,
-                    prefix="" if kind == "linear" else f"{kind}_",
-                )
-            )
-
-
 def _exact_sum(terms: Sequence[_Term]) -> LayerFactors:
     B, A = concatenate([matrices(term.layer) for term in terms], [term.weight * term.layer.scaling for term in terms])
     return with_matrices(terms[0].layer, B, A, 1.0)
-
-
-def _combine_factors(terms: Sequence[_Term], combination: Combination, generator: Generator) -> LayerFactors:
-    factors = [term.weight * term.layer.scaling for term in terms]
-    roots = [math.sqrt(abs(factor)) for factor in factors]
-    signed = [math.copysign(root, factor) for root, factor in zip(roots, factors, strict=True)]
-    rule, density = combination.rule, combination.density
-    A = apply_rule(rule, [term.layer.A.float() for term in terms], signed, density, generator)
-    B = apply_rule(rule, [term.layer.B.float() for term in terms], roots, density, generator)
-    return dataclasses.replace(terms[0].layer, A=A, B=B, scaling=1.0)
-
-
-def _combine_updates(terms: Sequence[_Term], combination: Combination, generator: Generator, rank: int) -> LayerFactors:
-    def update(layer: LayerFactors) -> Tensor:
-        B, A = matrices(layer)
-        return layer.scaling * (B.float() @ A.float())
-
-    updates, weights = [update(term.layer) for term in terms], [term.weight for term in terms]
-    total = apply_rule(combination.rule, updates, weights, combination.density, generator)
-    U, S, Vh = torch.linalg.svd(total, full_matrices=False)
-    return with_matrices(terms[0].layer, *best_factors(U, S, Vh, max(1, rank // len(total))), 1.0)
 
 
 def _config(configs: Sequence[LoraConfig], paths: Sequence[str]) -> LoraConfig:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
@@ -28,15 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.annotations import PreTrainedModel
-from tsugiki.base.gguf.file import read_header
-from tsugiki.base.gguf.layer import BLOCKS
-from tsugiki.base.loading import stored_path
 from tsugiki.dtypes import BaseDtype, ComputeDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.fast.loss import rows_per_chunk
 from tsugiki.language import _
 from tsugiki.lowbit.int8 import Int8Linear
-from tsugiki.lowbit.integer_products import CHANNELS
 from tsugiki.lowbit.nf4 import Nf4Linear
 from tsugiki.lowbit.quantization import LayerDtype, is_quantizable, layer_dtype
 from tsugiki.methods.table import METHODS
@@ -157,11 +152,10 @@ def need_of(
     on_processor = device.type == "cpu"
     threads = min(torch.get_num_threads(), math.ceil(rows_in_step / rows)) if on_processor else 1
     trains_all = not METHODS[config.method].trains_adapter
-    gguf = stored_path(config.model) if base_dtype == "stored" else None
     words, width = model.get_input_embeddings().weight.shape
     tokens = shapes.row_tokens
     try:
-        sample = sample_model(shapes.config, blocks_of_sample(model), base_dtype, gguf, compute_dtype)
+        sample = sample_model(shapes.config, blocks_of_sample(model), base_dtype, compute_dtype)
         itemsize = sample.dtype.itemsize
         prepare_sample(sample, config, device, here)
         measured = measure_blocks(sample, here, rows, tokens, threads, words, timed)
@@ -179,7 +173,7 @@ def need_of(
     if trains_all:
         base = shapes.parameters * itemsize if itemsize < 4 else 0
     else:
-        base = base_bytes(model, base_dtype, compute_dtype) if gguf is None else stored_bytes(gguf, compute_dtype)
+        base = base_bytes(model, base_dtype, compute_dtype)
     head = model.get_output_embeddings()
     # A step may compute a part of the logits (`sampled_softmax`), but evaluations compute all of them.
     logits = min(rows * tokens, rows_per_chunk(words, itemsize)) * words * itemsize if head is not None else 0
@@ -278,34 +272,19 @@ def base_bytes(model: nn.Module, base_dtype: BaseDtype, compute_dtype: ComputeDt
     return total
 
 
-def stored_bytes(path: Path, compute_dtype: ComputeDtype | None = None) -> int:
-    """Return the bytes in memory of a GGUF file whose linear layers stay in their quantisation."""
-    itemsize = torch_dtype(compute_dtype or preferred_compute_dtype()).itemsize
-    total = 0
-    for tensor in read_header(path).tensors:
-        is_kept = tensor.type.name in BLOCKS and not tensor.name.endswith("_embd.weight")
-        total += tensor.end - tensor.begin if is_kept else math.prod(tensor.shape) * itemsize
-        if is_kept:
-            total += 4 * (tensor.shape[0] + -(-tensor.shape[0] // CHANNELS) * tensor.shape[1])  # scales and means
-    return total
-
-
 def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
     """Return the bytes that loading in `base_dtype` needs besides the finished model.
 
     This is the size of the largest tensor that is stored in another dtype. With a quantised base, it is the size of the
     largest tensor to quantise, in float32: the embedding, and a head that keeps 16 bits, are read in the dtype that
-    they keep, and a head that is tied to the embedding is quantised from it. If the quantisation of a GGUF file is
-    kept, the embedding is unpacked to float32. The model has the shape and the dtype of its files, and is not grafted;
-    its values are not used.
+    they keep, and a head that is tied to the embedding is quantised from it. The model has the shape and the dtype of
+    its files, and is not grafted; its values are not used.
 
     Stacked experts are loaded by transformers, which needs about the size of the model again to stack them.
     """
     if find_stacks(dict(model.named_modules())):
         return base_bytes(model, base_dtype)
     embedding: Any = model.get_input_embeddings().weight  # type: ignore[operator]
-    if base_dtype == "stored":
-        return 4 * int(embedding.numel())
     few_bits = quantized_dtype(base_dtype)
     if few_bits is not None:
         head = model.get_output_embeddings()  # type: ignore[operator]

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from tsugiki.base.quantized_files import is_stored_in_4_bits
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.methods.table import METHODS
@@ -58,7 +57,7 @@ def plan_memory(
     if not config.trains_base_parameters() and most <= _SURELY_ENOUGH * available:
         return None
     try:
-        need = need_of(config, shapes, computing_dtype(config, shapes, device, dtype), device, size, in_step)
+        need = need_of(config, shapes, computing_dtype(config, device, dtype), device, size, in_step)
     except TsugikiError:  # the run itself reports the error, or the model is of a kind that cannot be planned
         return None
     limit = round(SPARE * available)
@@ -85,10 +84,10 @@ def most_bytes(shapes: Shapes, rank: int, threads: int, rows: int) -> int:
     return 8 * shapes.parameters + tokens * of_token + 4 * (4 + threads) * rank * sides
 
 
-def computing_dtype(config: RunConfig, shapes: Shapes, device: torch.device, dtype: BaseDtype) -> BaseDtype:
+def computing_dtype(config: RunConfig, device: torch.device, dtype: BaseDtype) -> BaseDtype:
     """Return the dtype that a run computes in, if it loads its base in `dtype`."""
     if METHODS[config.method].trains_adapter:
-        return "nf4" if is_stored_in_4_bits(shapes.config) and dtype != "nf4-int8" else dtype
+        return dtype
     return config.compute_dtype or planned_compute_dtype(device)
 
 

@@ -2,22 +2,17 @@
 
     config.json ──> the model with 1 to 6 blocks and 8192 words ──> grafted, with fast paths ──> forward, backward
 
-Neither speed nor memory depends on the values of the weights, so only the types of the tensors in a GGUF file are read
-from the model's files. The input requires a gradient, as the input of every block except the first one does.
+Neither speed nor memory depends on the values of the weights, so none are read from the model's files. The input
+requires a gradient, as the input of every block except the first one does.
 """
 
 import copy
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel
-from tsugiki.base.gguf.conversion import read_model_header
-from tsugiki.base.gguf.file import llama_cpp_names
-from tsugiki.base.gguf.layer import BLOCKS, GgufLinear
 from tsugiki.dtypes import BaseDtype, ComputeDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
 from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
 from tsugiki.fast.head import Head
@@ -26,7 +21,6 @@ from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantization import is_quantizable, quantized_layer
 from tsugiki.model.inference import decoder_blocks
-from tsugiki.model.linear import features
 from tsugiki.model.meta import model_without_weights
 from tsugiki.training.model.trainable import make_trainable
 from tsugiki.training.settings.config import RunConfig
@@ -35,7 +29,6 @@ _WORDS = 8192  # the time of the loss is in proportion to the number of words
 _MOST_BLOCKS = 6  # Gemma 3 repeats a pattern of six
 _PARAMETERS = 40_000_000
 """Largest number of parameters of a sample with several blocks: small blocks are measured together."""
-_GGUF_BLOCK = re.compile(r"blk\.(\d+)\.(.*)")
 _PATTERN = 1 << 20
 
 
@@ -43,15 +36,11 @@ def sample_model(
     config: PretrainedConfig,
     blocks: int,
     base_dtype: BaseDtype,
-    gguf: Path | None = None,
     compute_dtype: ComputeDtype | None = None,
 ) -> PreTrainedModel:
     """Build the first `blocks` blocks of a model, whose config is given, with random weights in the dtype of a run.
 
     `compute_dtype` is that of what a quantised base keeps in 16 or 32 bits; None: the one that this machine prefers.
-
-    If `base_dtype` is stored, the quantisation of the file `gguf` is kept. The types of the layers are those of blocks
-    that are spread evenly over the file, since files such as those called Q4_K_M mix types.
     """
     short = copy.deepcopy(config)
     text = short.get_text_config()
@@ -65,20 +54,17 @@ def sample_model(
     short.quantization_config = None
     short._name_or_path = ""  # of the files, whose vocabulary has another size
     model = model_without_weights(short)
-    quantized = base_dtype == "stored" or quantized_dtype(base_dtype) is not None
+    quantized = quantized_dtype(base_dtype) is not None
     dtype = torch_dtype((compute_dtype or preferred_compute_dtype()) if quantized else base_dtype)
-    kinds = _kinds(gguf, model, whole) if base_dtype == "stored" and gguf is not None else {}
     pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     head, head_path = model.get_output_embeddings(), ""
     for path, module in list(model.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             value = _filled(parameter, pattern)
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
-        if is_quantizable(module) and kinds.get(f"{path}.weight") in BLOCKS:
-            model.set_submodule(path, _stored_layer(module, kinds[f"{path}.weight"], dtype))
-        elif module is head:
+        if module is head:
             head_path = path
-        elif quantized_dtype(base_dtype) is not None and is_quantizable(module):
+        elif quantized and is_quantizable(module):
             model.set_submodule(path, quantized_layer(path, module, dtype, "int8" if base_dtype == "int8" else "nf4"))
     model.tie_weights()
     if head_path and base_dtype in ("int8", "nf4-int8"):
@@ -86,31 +72,6 @@ def sample_model(
     config_of: Any = model.config
     config_of.dtype = dtype
     return model
-
-
-def _kinds(path: Path, sample: PreTrainedModel, whole: int) -> dict[str, str]:
-    """Return the types in a GGUF file of the linear layers of a sample, by the names of their weights.
-
-    The whole model has `whole` blocks.
-    """
-    header = read_model_header(path)
-    kind_of = {tensor.name: tensor.type.name for tensor in header.tensors}
-    count = len(decoder_blocks(sample))
-
-    def in_file(name: str) -> str:
-        block, rest = match.groups() if (match := _GGUF_BLOCK.fullmatch(name)) else (None, name)
-        return rest if block is None else f"blk.{whole * (2 * int(block) + 1) // (2 * count)}.{rest}"
-
-    names = llama_cpp_names(header.architecture, whole, sample.state_dict())
-    return {ours: kind_of.get(in_file(theirs), "") for ours, theirs in names.items()}
-
-
-def _stored_layer(layer: nn.Module, kind: str, dtype: torch.dtype) -> GgufLinear:
-    """Return a layer of the same shape in a quantisation of GGUF files, whose weights are all 0."""
-    width, out = features(layer)
-    numbers, size = BLOCKS[kind]
-    blocks = torch.zeros(out, width // numbers * size, dtype=torch.uint8)
-    return GgufLinear(blocks, kind, layer.bias, dtype)  # type: ignore[arg-type]
 
 
 def blocks_of_sample(model: nn.Module) -> int:

@@ -80,7 +80,7 @@ class RecordedLora(BaseModel):
 
 
 class RecordedConfig(BaseModel):
-    """The settings of a run, from `RunConfig` or `PretrainConfig`.
+    """The settings of a run, from `RunConfig`, or of pretraining by an earlier version.
 
     Settings that reports show are declared here; the others are kept as well. A record that was pushed to the hub has
     no `out`, and no `model` if the hub does not have it.
@@ -108,8 +108,9 @@ class RecordedConfig(BaseModel):
         return describe_data(self.data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as they are in `run.json`."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """Return the settings as they are in `run.json`, without `optimizer: adamw`, which was a choice."""
+        settings = self.model_dump(mode="json", exclude_unset=True)
+        return {name: value for name, value in settings.items() if (name, value) != ("optimizer", "adamw")}
 
 
 class RecordedBase(BaseIdentity):

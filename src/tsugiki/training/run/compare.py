@@ -253,7 +253,7 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
         if before is not None and _is_finished(before):
             records[name] = before
             continue
-        with started(config, config.to_record(), resume=before is not None) as start:
+        with started(config, resume=before is not None) as start:
             texts = texts or read_texts(start)
             start.display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
             try:

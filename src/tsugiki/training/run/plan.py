@@ -19,7 +19,6 @@ import torch
 
 from tsugiki.annotations import PretrainedConfig
 from tsugiki.base.checks import check_weights
-from tsugiki.base.quantized_files import is_stored_in_4_bits
 from tsugiki.base.resolve import gguf_path, loading_errors, weight_entries
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
@@ -127,7 +126,7 @@ def plan_run(
     in_step = choices.batch_size if rows is None else min(choices.batch_size, rows)
     available = memory_size or total_memory(device)
     options, needs = [], {}
-    for base_dtype in base_dtypes or _dtypes(config, shapes, device):
+    for base_dtype in base_dtypes or _dtypes(config, device):
         for size in micro_batch_sizes(config, device, tokens, in_step):
             need = need_of(config, shapes, base_dtype, device, size, in_step, timed=is_here)
             for option in _options(config, need, base_dtype, size, in_step, steps, available):
@@ -181,14 +180,11 @@ def smallest_need(plan: Plan) -> str:
     )
 
 
-def _dtypes(config: RunConfig, shapes: Shapes, device: torch.device) -> list[BaseDtype]:
+def _dtypes(config: RunConfig, device: torch.device) -> list[BaseDtype]:
     """Return the dtypes to compare: the one that is set, or all that the method allows."""
     if config.base_dtype is not None or config.trains_base_parameters():
-        return [computing_dtype(config, shapes, device, load_dtype(config, device))]
-    if is_stored_in_4_bits(shapes.config):  # its layers stay as they are in the files
-        return ["nf4"]
-    kept: list[BaseDtype] = [] if gguf_path(config.model) is None else ["stored"]
-    return [planned_compute_dtype(device), "int8", *kept, "nf4"]
+        return [computing_dtype(config, device, load_dtype(config, device))]
+    return [planned_compute_dtype(device), "int8", "nf4"]
 
 
 def _options(

@@ -51,7 +51,7 @@ def train(
     Raises:
         TsugikiError: an error that the user can correct. Files that were in the folder before are unchanged.
     """
-    with started(config, config.to_record(), resume, progress, overwrite) as start:
+    with started(config, resume, progress, overwrite) as start:
         facts = find_facts(start)
         train_on(start, facts, load_base(start, facts, read_texts(start)))
     return start.record

@@ -61,15 +61,11 @@ class Start:
 
 @contextmanager
 def started(
-    config: RunConfig,
-    settings: dict[str, Any],
-    resume: bool = False,
-    progress: RunProgress | None = None,
-    overwrite: bool = False,
+    config: RunConfig, resume: bool = False, progress: RunProgress | None = None, overwrite: bool = False
 ) -> Iterator[Start]:
     """Start the processes of a run, lock its folder within the block, and find out where the run begins.
 
-    `settings` are those for the record, from `to_record`; the other arguments are as for `train`.
+    The arguments are as for `train`.
     """
     accelerator, out = _accelerator_of(config), Path(config.out)
 
@@ -83,7 +79,7 @@ def started(
         display = stack.enter_context(progress or RunProgress(shown=accelerator.is_main_process))
         on_main(accelerator, lock)
         check_shared(accelerator, out / OWNER_FILE)
-        record, checkpoint = start_or_resume(accelerator, settings, out, resume, overwrite)
+        record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume, overwrite)
         yield Start(config, accelerator, display, record, record.resolved_settings, checkpoint, overwrite)
 
 

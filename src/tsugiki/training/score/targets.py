@@ -178,7 +178,7 @@ def loaded_targets(
         yield target, *loader.use(target)
 
 
-_FEW_BITS: tuple[LoadDtype, ...] = ("int8", "nf4", "nf4-int8", "stored")
+_FEW_BITS: tuple[LoadDtype, ...] = ("int8", "nf4", "nf4-int8")
 
 
 def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:

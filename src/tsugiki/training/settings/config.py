@@ -105,8 +105,35 @@ DataSetting: TypeAlias = Annotated[
 """Texts to read: one, or several in a list."""
 
 
-class TrainingSettings(BaseModel):
-    """The settings of every kind of training, named as in transformers' `TrainingArguments` if it has them."""
+LORA_PLUS = "lora+"
+UNRECORDED_IF_UNSET = (
+    "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
+    "system", "allow_overlap", "softmax", "preference", "preference_settings",
+)  # fmt: skip
+
+
+_HELD_OUT_CHARACTERS = 20_000
+_ABOVE_0 = math.ulp(0.0)
+_PREFERENCE_LIMITS = {"beta": (_ABOVE_0, math.inf), "tau": (_ABOVE_0, math.inf), "label_smoothing": (0.0, 0.5)}
+"""The lowest value of a setting, and the one below which all are, where it is not any number from 0."""
+_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout", "softmax")
+"""Settings that have no meaning for pairs of answers."""
+
+
+def validate_method(name: str) -> str:
+    """Return `name` if it is the name of a method; otherwise raise a ValueError that suggests a similar name."""
+    from tsugiki.methods.table import METHODS
+
+    if name in METHODS:
+        return name
+    near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
+    if near:
+        raise ValueError(_("no such method; did you mean {near}? (`tsugiki methods` lists them)").format(near=near[0]))
+    raise ValueError(_("no such method (`tsugiki methods` lists them)"))
+
+
+class RunConfig(BaseModel):
+    """The settings of `tsugiki train`, named as in transformers' `TrainingArguments` if it has them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -132,8 +159,6 @@ class TrainingSettings(BaseModel):
     """Share of all steps over which the learning rate rises to its peak."""
     decay_ratio: float | None = Field(default=None, gt=0, lt=1)
     """Share of all steps over which the learning rate falls to 0 at the end. Requires warmup_stable_decay."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimiser. Muon updates the matrices inside the layers, and AdamW everything else."""
     adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     """AdamW's beta 2."""
     weight_decay: float = Field(default=0, ge=0, allow_inf_nan=False)
@@ -147,10 +172,10 @@ class TrainingSettings(BaseModel):
     base_dropout: bool = False
     """Keep the dropout layers of the model active during training."""
     compute_dtype: ComputeDtype | None = None
-    """Dtype of the matrix products in full fine-tuning and pretraining; weights and optimiser are float32. Default:
+    """Dtype of the matrix products in full fine-tuning; weights and optimiser are float32. Default:
     bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
     save_dtype: SaveDtype = "fp32"
-    """Dtype of the model's file after full fine-tuning or pretraining; checkpoints are float32."""
+    """Dtype of the model's file after full fine-tuning; checkpoints are float32."""
 
     columns: Annotated[dict[str, str], BeforeValidator(_as_columns)] = {}
     """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
@@ -199,49 +224,6 @@ class TrainingSettings(BaseModel):
     """What each of several processes keeps of the weights. none: all. fsdp: a part, and the rest of a block while it
     computes (PyTorch's FSDP2); for a model that does not fit on one device."""
 
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
-        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
-            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
-        return self
-
-    @model_validator(mode="after")
-    def _check_shard(self) -> Self:
-        if self.shard != "none" and self.optimizer == "muon":
-            raise ValueError(_("optimizer muon needs whole matrices, which shard fsdp splits; use adamw"))
-        return self
-
-
-LORA_PLUS = "lora+"
-UNRECORDED_IF_UNSET = (
-    "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
-    "system", "allow_overlap", "softmax", "preference", "preference_settings",
-)  # fmt: skip
-
-
-_HELD_OUT_CHARACTERS = 20_000
-_ABOVE_0 = math.ulp(0.0)
-_PREFERENCE_LIMITS = {"beta": (_ABOVE_0, math.inf), "tau": (_ABOVE_0, math.inf), "label_smoothing": (0.0, 0.5)}
-"""The lowest value of a setting, and the one below which all are, where it is not any number from 0."""
-_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout", "softmax")
-"""Settings that have no meaning for pairs of answers."""
-
-
-def validate_method(name: str) -> str:
-    """Return `name` if it is the name of a method; otherwise raise a ValueError that suggests a similar name."""
-    from tsugiki.methods.table import METHODS
-
-    if name in METHODS:
-        return name
-    near = get_close_matches(name, METHODS, n=1, cutoff=0.5)
-    if near:
-        raise ValueError(_("no such method; did you mean {near}? (`tsugiki methods` lists them)").format(near=near[0]))
-    raise ValueError(_("no such method (`tsugiki methods` lists them)"))
-
-
-class RunConfig(TrainingSettings):
-    """The settings of `tsugiki train`."""
-
     model: str = Field(min_length=1)
     """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
     trust_remote_code: bool = False
@@ -250,9 +232,9 @@ class RunConfig(TrainingSettings):
     """Fine-tuning method (`tsugiki methods` lists them)."""
     base_dtype: BaseDtype | None = None
     """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory;
-    nf4-int8 is nf4 with the output head in 8 instead of 16 bits; stored keeps the quantisation of a GGUF file. Default:
-    bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if
-    LoRA trains on a processor and is at least 1.1 times as fast with it, which is measured."""
+    nf4-int8 is nf4 with the output head in 8 instead of 16 bits. Default: bf16 if the processor or accelerator
+    multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if LoRA trains on a processor and is at
+    least 1.1 times as fast with it, which is measured."""
     softmax: Literal["full", "sampled"] | None = None
     """Tokens of the vocabulary whose logits a step computes. full: all. sampled: those of the training data, those that
     the base finds likely, and a sample that stands for the others; evaluations always use all. Default: sampled if LoRA
@@ -302,6 +284,17 @@ class RunConfig(TrainingSettings):
 
     @model_validator(mode="before")
     @classmethod
+    def _without_optimizer(cls, settings: Any) -> Any:
+        """Take `optimizer: adamw` out of settings of an earlier version, which had the choice."""
+        if not isinstance(settings, dict) or "optimizer" not in settings:
+            return settings
+        if settings["optimizer"] != "adamw":
+            message = _("`optimizer`: a run has AdamW, so leave it out; examples/embedded_base trains with Muon")
+            raise ValueError(message)
+        return {name: value for name, value in settings.items() if name != "optimizer"}
+
+    @model_validator(mode="before")
+    @classmethod
     def _no_dropout_of_preferences(cls, settings: Any) -> Any:
         """Set LoRA's dropout to 0 if preferences continue an adapter: the reference is computed without it as well.
 
@@ -323,6 +316,12 @@ class RunConfig(TrainingSettings):
             return settings_to_start_from(settings["start_from"], settings)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
+            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
+        return self
 
     @model_validator(mode="after")
     def _check_preference(self) -> Self:
@@ -364,9 +363,6 @@ class RunConfig(TrainingSettings):
         if given:
             message = _("{given}: no setting of method {method}; leave it out")
             raise ValueError(message.format(given=", ".join(given), method=self.method))
-        if self.method == LORA_PLUS and self.optimizer != "adamw":
-            message = _("method {lora_plus} cannot be combined with optimizer {optimizer}; use adamw")
-            raise ValueError(message.format(lora_plus=LORA_PLUS, optimizer=self.optimizer))
         if self.add_tokens and self.base_dtype in ("int8", "nf4-int8"):
             raise ValueError(_("add_tokens needs rows in the embedding, which int8 quantises; set base_dtype to bf16"))
         if self.add_tokens and self.lora.trainable_token_indices:

@@ -1,6 +1,6 @@
-"""The settings of pretraining, and of comparisons and sweeps, from YAML files and from flags.
+"""The settings of comparisons and sweeps, from YAML files and from flags.
 
-A file of settings of a comparison or a sweep describes several runs. This module is imported for the help of commands.
+A file of settings describes several runs. This module is imported for the help of commands.
 """
 
 import math
@@ -8,26 +8,18 @@ from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tsugiki.data.records import NONE
-from tsugiki.dtypes import SaveDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.training.settings.config import (
-    MACHINE_SETTINGS,
-    UNRECORDED_IF_UNSET,
-    DataSetting,
-    RunConfig,
-    TrainingSettings,
-)
+from tsugiki.training.settings.config import DataSetting, RunConfig
 from tsugiki.training.settings.files import validated
 
 _PER_METHOD = (
-    *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio", "optimizer"),
+    *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio"),
     *("weight_decay", "base_dropout", "compute_dtype", "save_dtype"),
 )
 """Settings that may differ between methods. All others are the same, so that the methods can be compared."""
@@ -36,54 +28,6 @@ MAX_RUNS = 1000
 """The largest number of runs of a comparison or a sweep."""
 
 _LORA_FIELDS = frozenset(field.name for field in fields(LoraConfig))
-
-
-class TokenizerSettings(BaseModel):
-    """The settings of a tokenizer to train (see `data.train_tokenizer`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    vocab_size: int = Field(ge=258, le=1_000_000)
-    """Number of tokens."""
-    data: str | None = Field(default=None, min_length=1)
-    """More text to train the tokenizer on, besides the run's data. Texts that are nearly the same as held-out text are
-    left out."""
-    common_characters: int | None = Field(default=None, ge=0)
-    """How many of the most frequent characters are single tokens. Default: a third of the vocabulary."""
-    alphabet: str = ""
-    """Characters that are always single tokens, no matter how rare they are."""
-    max_piece: int = Field(default=8, ge=1)
-    """Largest number of characters in a token."""
-
-
-class PretrainConfig(TrainingSettings):
-    """The settings of `tsugiki pretrain`, with defaults for training from scratch."""
-
-    model: dict[str, Any]
-    """Architecture, in YAML: model_type (gpt2, llama, …) and settings of that model's config in transformers."""
-    tokenizer: TokenizerSettings | Annotated[str, Field(min_length=1)]
-    """Tokenizer: the settings of one to train, in YAML ({vocab_size: 8000}), or the folder or hub id of an existing
-    one."""
-
-    epochs: float = Field(default=1, gt=0, le=10_000, allow_inf_nan=False)
-    batch_size: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0, allow_inf_nan=False)
-    warmup_ratio: float = Field(default=0.02, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.95, gt=0, lt=1)
-    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    save_dtype: SaveDtype = "fp16"
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name, None)}
-        ignored: set[str] = {*MACHINE_SETTINGS, *off}
-        return {"method": "pretrain", **self.model_dump(mode="json", exclude=ignored)}
-
-    def as_run(self, start: Path) -> RunConfig:
-        """Return the settings of the run that trains every weight of the model in the folder `start`."""
-        shared = self.model_dump(include=set(TrainingSettings.model_fields))
-        # The first step is far from the last one, and the text is long: no step is chosen, the last one is kept.
-        return RunConfig(model=str(start), method="full", validation=NONE, **shared)
 
 
 class _SeveralRuns(BaseModel):

@@ -1,7 +1,7 @@
 """Build the loop of a run: the optimiser, the schedule, and the saving interval; and measure its speed.
 
-The optimiser is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), without weight decay of biases and norms; LoRA+
-(`training.step.lora_plus`); or Muon (`training.step.muon`).
+The optimiser is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), without weight decay of biases and norms, or
+LoRA+ (`training.step.lora_plus`).
 """
 
 import math
@@ -95,10 +95,6 @@ def _optimizer(model: PreTrainedModel, config: RunConfig, choices: Choices) -> t
         from tsugiki.training.step.lora_plus import loraplus
 
         return loraplus(model, config, rate)
-    if config.optimizer == "muon":
-        from tsugiki.training.step.muon import muon_and_adamw
-
-        return muon_and_adamw(model, config, rate)
     return adamw(model, config, rate, choices.head_factor)
 
 

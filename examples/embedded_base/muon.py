@@ -122,26 +122,12 @@ class Muon(torch.optim.Optimizer):
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimisers with the interface of one: it has all of their parameter groups and their state."""
+    """Several optimisers with the interface of one: it has all of their parameter groups."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
-        self._share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Let every optimiser take a step, in parallel."""
         list(run_in_threads([partial(optimizer.step) for optimizer in self.optimizers]))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load parameter groups and state, and pass them to the optimisers."""
-        super().load_state_dict(state_dict)
-        self._share()
-
-    def _share(self) -> None:
-        """Give each optimiser its parameter groups and the common state."""
-        first = 0
-        for optimizer in self.optimizers:
-            optimizer.param_groups = self.param_groups[first : first + len(optimizer.param_groups)]
-            optimizer.state = self.state
-            first += len(optimizer.param_groups)

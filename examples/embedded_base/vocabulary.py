@@ -13,14 +13,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tsugiki.annotations import PreTrainedTokenizerBase
-from tsugiki.errors import TsugikiError
-from tsugiki.language import _
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 END = "<|endoftext|>"
 SENTENCE = r"\n*[^\n。]*。?"
@@ -53,8 +51,6 @@ def train_vocabulary(
         sample_characters: the approximate number of characters from which merges are learned, in sentences that are
             spread evenly over all texts.
     """
-    from tokenizers import Tokenizer, models, trainers
-
     counts = Counter[str]()
     for text in texts():
         counts.update(text)
@@ -62,11 +58,10 @@ def train_vocabulary(
     letters = _REQUIRED | set(alphabet) | {character for character, _ in counts.most_common(common)}
     minimum = 1 + len(_BYTES) + len(letters)
     if vocab_size <= minimum:
-        message = _(
-            "vocab_size is {vocab_size:,}, but the end token, 256 bytes and {count:,} characters take {minimum:,}; "
-            "raise it, or lower common_characters"
+        raise ValueError(
+            f"vocab_size is {vocab_size:,}, but the end token, 256 bytes and {len(letters):,} characters take "
+            f"{minimum:,}; raise it, or lower common_characters"
         )
-        raise TsugikiError(message.format(vocab_size=vocab_size, count=len(letters), minimum=minimum))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -80,11 +75,9 @@ def train_vocabulary(
     draft.train_from_iterator(_stretches(texts(), letters, counts.total(), sample_characters), trainer)
     found = draft.get_vocab_size()
     if found < vocab_size:
-        message = _(
-            "vocab_size is {vocab_size:,}, but {total:,} characters of text support only {found:,} tokens; choose "
-            "{found} or less, or train on more text"
+        raise ValueError(
+            f"vocab_size is {vocab_size:,}, but {counts.total():,} characters of text support only {found:,} tokens"
         )
-        raise TsugikiError(message.format(vocab_size=vocab_size, total=counts.total(), found=found))
     return _as_pretrained(_with_byte_fallback(draft))
 
 
@@ -101,10 +94,8 @@ def _stretches(texts: Iterable[str], letters: set[str], total: int, sample: int)
                 yield from filter(None, outside.split(sentence))
 
 
-def _with_byte_fallback(draft: "Tokenizer") -> "Tokenizer":
+def _with_byte_fallback(draft: Tokenizer) -> Tokenizer:
     """Rebuild the tokenizer with ordinary byte tokens, because decoding drops special tokens."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
     trained: dict[str, Any] = json.loads(draft.to_str())["model"]
     merges = [tuple(pair) for pair in trained["merges"]]
     tokenizer = Tokenizer(models.BPE(trained["vocab"], merges, byte_fallback=True))
@@ -114,9 +105,7 @@ def _with_byte_fallback(draft: "Tokenizer") -> "Tokenizer":
     return tokenizer
 
 
-def _as_pretrained(tokenizer: "Tokenizer") -> PreTrainedTokenizerBase:
-    from transformers import PreTrainedTokenizerFast
-
+def _as_pretrained(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
     wrapped: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,

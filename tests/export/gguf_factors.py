@@ -1,0 +1,29 @@
+"""The LoRA factors in a GGUF file, under the names and in the order of transformers: the inverse of the export."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor
+
+from tsugiki.base import read_header
+from tsugiki.export import row_order
+from tsugiki.export.llama_cpp_layers import gguf_names
+
+
+def read_factors(file: Path, model: Any) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """A, B and the factor on B A of each layer of `model`; every tensor of the file is used."""
+    found = {
+        one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in gguf.GGUFReader(file).tensors
+    }
+    alpha = read_header(file).metadata["adapter.lora.alpha"]
+    factors = {}
+    for path, name in gguf_names(model).items():
+        if f"{name}.weight.lora_a" in found:
+            A, B = (found.pop(f"{name}.weight.lora_{letter}") for letter in "ab")
+            A = A.T if name == "token_embd" else A
+            order = row_order(model, path, len(B))
+            factors[path] = A, B if order is None else B[order.argsort()], alpha / len(A)
+    assert not found
+    return factors
