@@ -18,7 +18,6 @@ from tsugiki.io.cache import kept
 from tsugiki.language import _
 from tsugiki.preference.losses import LOSSES, kto
 from tsugiki.training.data.packing import PackedAnswers
-from tsugiki.training.measure.facts import Facts
 from tsugiki.training.record.pairs import StepPairs
 from tsugiki.training.run.stage_results import Base, Ready, loop_of
 from tsugiki.training.run.start import Start
@@ -54,7 +53,7 @@ def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
         yield message.format(name=name)
 
 
-def add_reference(start: Start, facts: Facts, base: Base, ready: Ready) -> Ready:
+def add_reference(start: Start, base: Base, ready: Ready) -> Ready:
     """Compute the log-probabilities of all answers with the model as it is before the first step, if a loss needs them.
 
     Only the loss and the references of the result are others. A run that learns texts has none.
@@ -70,7 +69,7 @@ def add_reference(start: Start, facts: Facts, base: Base, ready: Ready) -> Ready
             def compute() -> dict[str, list[float]]:
                 return _log_probabilities(start, base, ready, answers, advance)
 
-            key = _key(start, facts, base, ready, answers)
+            key = _key(start, base, ready, answers)
             values = compute() if start.accelerator.num_processes > 1 else kept("references", key, compute)
         references = {part: torch.tensor(numbers) for part, numbers in values.items()}
         loss = replace(loss, reference=references["training"])
@@ -91,7 +90,7 @@ def score_pairs(start: Start, base: Base, ready: Ready, part: str, step: int) ->
     return StepPairs(step=step, **dict(scores))
 
 
-def _key(start: Start, facts: Facts, base: Base, ready: Ready, answers: PackedAnswers) -> str:
+def _key(start: Start, base: Base, ready: Ready, answers: PackedAnswers) -> str:
     """Return everything that the log-probabilities depend on."""
     config, model, started_from = start.config, base.model, start.record.started_from
     return json.dumps(
@@ -102,7 +101,7 @@ def _key(start: Start, facts: Facts, base: Base, ready: Ready, answers: PackedAn
             "seed": config.seed,
             "rows": {part: rows.blocks.fingerprint() for part, rows in answers.parts.items()},
             "masking": base.data.document_masking,
-            "dtypes": [str(model.dtype), facts.dtype, ready.resolved.get("product_dtype")],
+            "dtypes": [str(model.dtype), base.dtype, ready.resolved.get("product_dtype")],
             "attention": model.config.get_text_config()._attn_implementation,
             "device": start.device.type,
             "torch": torch.__version__,

@@ -38,13 +38,13 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
     if samples or (with_head is not None and "target_modules" not in start.before):
         predictions = on_main(start.accelerator, lambda: predict_sample(base.model, base.data.blocks))
     layers = choose_layers(start.before, base.model, start.config.adapter_config, with_head, predictions)
-    resolved, more = make_model_trainable(start, facts, base, layers)
+    resolved, more = make_model_trainable(start, base, layers)
     notes = [*layers.notes, *more]
     loss = choose_loss(start, base, layers, predictions if samples else None)
     if isinstance(loss, SampledTextLoss):
         resolved["softmax"] = SAMPLED
         notes = [*notes, sampling_note(loss)]
-    choices = choose_numbers(start, facts, base, layers, loss)
+    choices = choose_numbers(start, facts.micro_batch_size, base, layers, loss)
     if start.config.preference is not None:
         notes = [*preference_notes(start.config.preference, start.config.loss_settings()), *notes]
     return Ready(choices, loss, resolved | choices.resolved(), notes)
@@ -74,7 +74,7 @@ def choose_layers(
     return Layers(default) if factor is None else Layers(with_head, factor, head_notes(share, model))
 
 
-def make_model_trainable(start: Start, facts: Facts, base: Base, layers: Layers) -> tuple[dict[str, Any], list[str]]:
+def make_model_trainable(start: Start, base: Base, layers: Layers) -> tuple[dict[str, Any], list[str]]:
     """Graft the adapter, or make all weights trainable. Return what was decided for it, for the record, and notes."""
     config, model, before = start.config, base.model, start.before
     if "product_dtype" in before:  # of a resumed run
@@ -83,7 +83,7 @@ def make_model_trainable(start: Start, facts: Facts, base: Base, layers: Layers)
     resolved = make_trainable(model, config, start.device, tokens, layers.adapter_config)
     notes = model_notes(config.model, model) if start.accelerator.is_main_process else []
     if is_grafted(model):
-        resolved["base_dtype"] = facts.dtype
+        resolved["base_dtype"] = base.dtype
     if config.start_from is not None:
         from tsugiki.adapters.library import adapter_folder
         from tsugiki.adapters.metadata import source_adapter
@@ -112,15 +112,18 @@ def choose_loss(start: Start, base: Base, layers: Layers, predictions: BasePredi
     return SampledTextLoss(tokens.kept.to(start.device), tokens.vocabulary, tokens.drawn, start.config.seed)
 
 
-def choose_numbers(start: Start, facts: Facts, base: Base, layers: Layers, loss: StepLoss) -> Choices:
-    """Choose the rows of a step, the learning rate and the number of steps, for a model that was made trainable."""
+def choose_numbers(start: Start, rows_at_once: int | None, base: Base, layers: Layers, loss: StepLoss) -> Choices:
+    """Choose the rows of a step, the learning rate and the number of steps, for a model that was made trainable.
+
+    `rows_at_once` is the size of a micro-batch, if it is set.
+    """
     config, blocks, processes = start.config, base.data.blocks, start.accelerator.num_processes
 
     def rows_in_the_time() -> int:
-        return _rows_in_time(start, facts, base, loss)
+        return _rows_in_time(start, rows_at_once, base, loss)
 
     choices = choices_for(config, base.model, len(blocks), blocks.block_size, start.before, rows_in_the_time, processes)
-    choices = replace(choices, micro_batch_size=facts.micro_batch_size, head_factor=layers.head_factor)
+    choices = replace(choices, micro_batch_size=rows_at_once, head_factor=layers.head_factor)
     on_main(start.accelerator, lambda: _check_rows(processes, min(choices.batch_size, len(blocks))))
     if start.in_shards and not is_grafted(base.model):  # weights in shards are not read back from a checkpoint
         choices = replace(choices, keep="last")
@@ -151,14 +154,14 @@ def _samples_vocabulary(start: Start, base: Base) -> bool:
     return samples_vocabulary(start.config, start.before, base.model, base.data.blocks, is_on_processor)
 
 
-def _rows_in_time(start: Start, facts: Facts, base: Base, loss: StepLoss) -> int:
+def _rows_in_time(start: Start, rows_at_once: int | None, base: Base, loss: StepLoss) -> int:
     """Measure how many rows fit into the time limit of the run; all processes use the main process's value."""
     config = start.config
     assert config.minutes is not None
     rows = len(base.data.blocks)
     threads = torch.get_num_threads() if start.device.type == "cpu" else 1
     at_once = min(threads * start.accelerator.num_processes, rows)
-    few = Choices(at_once, learning_rate=1.0, steps=1, micro_batch_size=facts.micro_batch_size)
+    few = Choices(at_once, learning_rate=1.0, steps=1, micro_batch_size=rows_at_once)
     per_row = seconds_per_step(loop_of(start, base, loss, few)) / at_once
     left = config.minutes * 60 - (time.monotonic() - start.display.started)
     return on_main(

@@ -9,12 +9,12 @@ weights of the model do, and the record gets what is measured.
     load_base             start, facts, texts              -> Base      model, packed rows
     prepare               start, facts, base               -> Ready     all of the following; a preview ends here
       choose_layers         model, what the base predicts    -> Layers    the output head, too, if the text needs it
-      make_model_trainable  start, facts, base, layers                    grafts the adapter
+      make_model_trainable  start, base, layers                           grafts the adapter
       choose_loss           start, base, layers              -> StepLoss  of texts, or of pairs
-      choose_numbers        start, facts, base, loss         -> Choices   rows of a step, learning rate, steps
-    add_reference         start, facts, base, ready        -> Ready     of pairs: log-probabilities now
+      choose_numbers        start, base, layers, loss        -> Choices   rows of a step, learning rate, steps
+    add_reference         start, base, ready               -> Ready     of pairs: log-probabilities now
     describe              start, base, ready                            machine, base and data in the record
-    train_steps           start, facts, base, ready                     evaluates, samples and writes `run.json`
+    train_steps           start, base, ready                            evaluates, samples and writes `run.json`
     write_result          start, base                                   the files of the adapter or of the model
 """
 
@@ -67,9 +67,9 @@ def prepared(config: RunConfig) -> Prepared:
 
 def train_on(start: Start, facts: Facts, base: Base) -> None:
     """Train on a base that is loaded, and write the result. Runs of a comparison share texts and base."""
-    ready = add_reference(start, facts, base, prepare(start, facts, base))
+    ready = add_reference(start, base, prepare(start, facts, base))
     describe(start, base, ready)
-    train_steps(start, facts, base, ready)
+    train_steps(start, base, ready)
     write_result(start, base)
 
 

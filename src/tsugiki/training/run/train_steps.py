@@ -1,10 +1,11 @@
 """The stage of a run in which it trains: its loop with evaluations and checkpoints, and restarts with a lower rate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
+from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.fast.recomputation import recomputed_blocks
 from tsugiki.io.atomic import WriteError, new_folder
@@ -25,7 +27,6 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled
 from tsugiki.training.choose.choices import describe_choices
-from tsugiki.training.measure.facts import Facts
 from tsugiki.training.model.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.training.model.trainable import (
     NARROW,
@@ -50,7 +51,7 @@ from tsugiki.training.tools.processes import check_shared, on_main
 _KEPT_CHECKPOINTS = 2
 
 
-def train_steps(start: Start, facts: Facts, base: Base, ready: Ready) -> None:
+def train_steps(start: Start, base: Base, ready: Ready) -> None:
     """Train the model in place. A run whose loss rises begins again with a lower learning rate."""
     model, record, checkpoint, choices = base.model, start.record, start.checkpoint, ready.choices
     initial = trained_values(model) if _keeps_start(model, start.in_shards) else {}
@@ -58,7 +59,7 @@ def train_steps(start: Start, facts: Facts, base: Base, ready: Ready) -> None:
         load_trained(model, checkpoint)
     if start.in_shards:
         shard_model(model, start.config, start.device)
-    for line in (*_header(start, base, ready), *_slow_dtypes(start.device, facts, ready)):
+    for line in (*_header(start, base, ready), *_slow_dtypes(start.device, base.dtype, ready.resolved)):
         start.display.print(line)
     if start.overwrite:
         on_main(start.accelerator, lambda: remove_run(start.out))
@@ -235,14 +236,14 @@ def _header(start: Start, base: Base, ready: Ready) -> Iterator[str]:
     yield from ready.notes
 
 
-def _slow_dtypes(device: torch.device, facts: Facts, ready: Ready) -> Iterator[str]:
+def _slow_dtypes(device: torch.device, dtype: BaseDtype, resolved: Mapping[str, Any]) -> Iterator[str]:
     """Yield notes on dtypes in which a processor is slow."""
     if device.type != "cpu":
         return
-    if ready.resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
+    if resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
         yield _("processors are slow in fp16; bf16 or fp32 is faster here")
-    if facts.dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
+    if dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
         yield _(
             "Tsugiki was installed without a C compiler, so a base in {dtype} is slower than it could be; install "
             "a compiler, then Tsugiki again"
-        ).format(dtype=facts.dtype)
+        ).format(dtype=dtype)
