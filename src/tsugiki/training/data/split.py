@@ -136,18 +136,14 @@ def split_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress:
 
 def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
-    digest = data_digest(config, tokenizer, key)
-    reading = Reading()
-    share = share_of(held_out)
-    single = None if share is None else single_document(config.data, config.columns, reading)
-    if single is not None and share is not None:
-        documents = split_document(single, share)
-        store = _tokenise(config, documents, f"{key}\0{share}", tokenizer, progress, reading)
-        note = _("one document: its last {held_out:.0%} is held out").format(held_out=share)
-        records = ReadRecords(store, lambda: documents, {Document}, [], digest, [note])
-        part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
-        # If the end repeats the beginning, a note says so, because nothing else is left to train on.
-        return dataset_split(config, tokenizer, records, np.array([0]), part, ScoredTexts(), allow_overlap=True)
+    digest, share = data_digest(config, tokenizer, key), share_of(held_out)
+    if share is not None:
+        reading = Reading()
+        document = single_document(config.data, config.columns, reading)
+        if document is not None:
+            parts = split_document(document, share)
+            store = _tokenise(config, parts, f"{key}\0{share}", tokenizer, progress, reading)
+            return _split_of_one(config, tokenizer, parts, store, share, digest)
     reading = Reading()
     store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
     with progress.stage(_("looking for near-duplicates"), None):
@@ -165,6 +161,22 @@ def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress:
     read, kinds = partial(read_records, config.data, config.columns), record_kinds(config.data, config.columns)
     records = ReadRecords(store, read, kinds, groups, digest)
     return dataset_split(config, tokenizer, records, used, part, scored, config.allow_overlap)
+
+
+def _split_of_one(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[Document],
+    store: TokenStore,
+    share: float,
+    digest: str,
+) -> DatasetSplit:
+    """Return the split of a single document, whose end, a share of it, is held out."""
+    note = _("one document: its last {held_out:.0%} is held out").format(held_out=share)
+    records = ReadRecords(store, lambda: parts, {Document}, [], digest, [note])
+    end = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
+    # If the end repeats the beginning, a note says so, because nothing else is left to train on.
+    return dataset_split(config, tokenizer, records, np.array([0]), end, ScoredTexts(), allow_overlap=True)
 
 
 def data_digest(config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> str:
