@@ -70,8 +70,7 @@ def make_trainable(
 
     This seeds all random generators: the seed determines the adapter's initial values. The model is changed in place;
     it will compute on `device` (None: where it is). The vectors of `tokens` train with the adapter, whose settings are
-    `adapter_config` (None: those of `config`). Returns the
-    settings that were decided here, for the run's record.
+    `adapter_config` (None: those of `config`). Returns the settings that were decided here, for the run's record.
     """
     set_seed(config.seed)
     device = device or model.device

@@ -53,14 +53,13 @@ def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
         yield message.format(name=name)
 
 
-def add_reference(start: Start, base: Base, ready: Ready) -> Ready:
+def add_reference(start: Start, base: Base, answers: PackedAnswers, ready: Ready) -> Ready:
     """Compute the log-probabilities of all answers with the model as it is before the first step, if a loss needs them.
 
-    Only the loss and the references of the result are others. A run that learns texts has none.
+    Only the loss and the references of the result are others.
     """
-    loss, answers = ready.loss, base.data.answers
-    if not isinstance(loss, AnswerLoss) or answers is None:
-        return ready
+    loss = ready.loss
+    assert isinstance(loss, AnswerLoss)
     references: dict[str, Tensor] = {}
     if loss.loss.needs_reference:
         steps = -(-len(base.data.blocks) // ready.choices.batch_size)

@@ -150,8 +150,10 @@ def _with_open_head(start: Start, model: PreTrainedModel) -> LoraConfig | None:
 
 
 def _samples_vocabulary(start: Start, base: Base) -> bool:
-    is_on_processor = start.device.type == "cpu" and not start.in_shards
-    return samples_vocabulary(start.config, start.before, base.model, base.data.blocks, is_on_processor)
+    config = start.config
+    learns_texts = isinstance(config.adapter_config, LoraConfig) and config.preference is None
+    can_choose = learns_texts and start.device.type == "cpu" and not start.in_shards
+    return samples_vocabulary(config.softmax, start.before, base.model, base.data.blocks, can_choose)
 
 
 def _rows_in_time(start: Start, rows_at_once: int | None, base: Base, loss: StepLoss) -> int:
