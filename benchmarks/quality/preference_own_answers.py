@@ -47,6 +47,7 @@ from tsugiki.generation.request import Event, Output, Request
 from tsugiki.generation.sampling import Sampling
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.io.json import read_json, write_json
+from tsugiki.lora.hold import disable_adapter
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Score, change, loss_interval
 from tsugiki.training.run.stages import train
@@ -212,6 +213,7 @@ def _trained(options: argparse.Namespace, name: str, seed: int, judged: Sequence
         data, held_out = (options.out / f"{part}{'.chosen' if alone else ''}.jsonl" for part in ("pairs", "held_out"))
         settings: dict[str, Any] = {"model": options.model, "data": str(data), "held_out": str(held_out)}
         settings |= {"held_out_characters": 100_000, "out": str(folder), "seed": seed, "chat_template": "none"}
+        settings["allow_overlap"] = options.verifier == "json"  # its prompts differ in names and numbers alone
         if name == EQUAL_TIME:
             settings |= {"epochs": options.epochs, "patience": 0, "keep": "last"}
         elif not alone:
@@ -265,7 +267,8 @@ def _answers(
         return Request(tokens.ids, tokenizer, options.tokens, receive, batch_mode=mode, sampling=sampling, ends=ends)
 
     with generating(model):
-        mode = find_batch_mode(model)
+        with disable_adapter(model):
+            mode = find_batch_mode(model)
         scheduler = Scheduler(model, 96, 96 * 1024)
         scheduler.add([request(place, number) for place in range(len(prompts)) for number in range(samples)])
         while scheduler.busy:

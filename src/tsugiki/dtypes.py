@@ -25,8 +25,6 @@ SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
 """The dtype of the weights in a saved model."""
 GgufDtype: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
 """The type of a GGUF model's matrices, by its name in llama.cpp."""
-GgufAdapterDtype: TypeAlias = Literal["f32", "f16"]
-"""The type of a GGUF adapter's matrices."""
 
 _TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 

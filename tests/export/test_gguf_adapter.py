@@ -14,9 +14,8 @@ from tests.export.bases import write_base
 from tests.export.gguf_factors import read_factors
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import ids, logits, save_grafted, tiny_model
-from tsugiki import LoraConfig, TsugikiError, disable_adapter
+from tsugiki import LoraConfig, disable_adapter
 from tsugiki.adapters import LoraWeights, read_lora_weights
-from tsugiki.base import read_header
 from tsugiki.export import llama_cpp_incompatibilities, write_gguf_adapter
 from tsugiki.model import ARCHITECTURES
 
@@ -89,18 +88,6 @@ def test_untied_head_and_embeddings(kind: str, layer: str, tmp_path: Path):
 )
 def test_llama_cpp_computes_the_same_for_every_scaling(fields: dict[str, Any], tmp_path: Path):
     same_in_llama_cpp("llama", tmp_path, **fields)
-
-
-def test_factors_in_16_bits(tmp_path: Path):
-    pytest.importorskip("llama_cpp")
-    model, lora = grafted("llama", tmp_path / "a", {})
-    file = write_base(sharp_model("llama"), tmp_path / "base.gguf")
-    write_gguf_adapter(lora, model, tmp_path / "a.gguf", "f16")
-    assert {one.type.name for one in read_header(tmp_path / "a.gguf").tensors} == {"F16"}
-    assert (llama_cpp_logits(file, TOKENS, tmp_path / "a.gguf") - logits(model, ROW)[0]).abs().max() < 5e-3
-    big = {path: type(layer)(layer.A * 1e6, layer.B, layer.scaling) for path, layer in lora.layers.items()}
-    with pytest.raises(TsugikiError, match="too large for 16 bits"):
-        write_gguf_adapter(LoraWeights(lora.config, big, {}, lora.base, None), model, tmp_path / "b.gguf", "f16")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "falcon"])

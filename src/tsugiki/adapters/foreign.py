@@ -49,7 +49,7 @@ from tsugiki.model.linear import is_conv1d
 from tsugiki.model.ungrafted import base_modules
 from tsugiki.model.weights import shared_parameters
 
-_MLX_KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_a|lora_b|m)")
+_MLX_KEY = re.compile(r".+\.(lora_a|lora_b|m)")
 _MLX_NAMES = {
     r"(.+)\.block_sparse_moe\.switch_mlp\.gate_proj": r"\1.mlp.experts.*.w1",
     r"(.+)\.block_sparse_moe\.switch_mlp\.up_proj": r"\1.mlp.experts.*.w3",

@@ -83,8 +83,7 @@ def export_command(
         model: The model, or the adapter's base: 'embedded', a folder, a GGUF file or a hub id. By default the base
             that the adapter names.
         merged: Merge the adapter into its base and export the model.
-        dtype: Type of the matrices in the file. For an adapter f32 (default) or f16; for a model any, by default
-            that of its files.
+        dtype: Type of the matrices in the file of a model, by default that of its files; an adapter is in f32.
         allow_base_mismatch: Export an adapter that was trained on another base.
         allow_tokenizer_mismatch: Write a model even if the file gives other tokens than the model's tokenizer.
     """
@@ -94,11 +93,9 @@ def export_command(
         _require(not merged, _("--merged requires an adapter, which is merged into its base"))
         _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
     elif not merged:
-        _require(
-            dtype not in ("bf16", "q8_0"), _("an adapter can be exported in f32 or f16; --merged exports the model")
-        )
+        _require(dtype in (None, "f32"), _("an adapter is exported in f32; --merged exports the model in --dtype"))
         try:
-            _export_adapter(adapter, gguf, model, dtype, library, allow_base_mismatch)
+            _export_adapter(adapter, gguf, model, library, allow_base_mismatch)
             return
         except MergedOnlyError as error:
             if not sys.stdin.isatty():
@@ -113,7 +110,6 @@ def _export_adapter(
     adapter: str,
     gguf: Path,
     model: str | None,
-    dtype: GgufDtype | None,
     library: Path | None,
     allow_base_mismatch: bool,
 ) -> None:
@@ -124,9 +120,7 @@ def _export_adapter(
 
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("exporting"), None):  # computing the base's fingerprint reads all of its weights
-        done = export_gguf_adapter(
-            folder, gguf, model, "f16" if dtype == "f16" else "f32", allow_base_mismatch=allow_base_mismatch
-        )
+        done = export_gguf_adapter(folder, gguf, model, allow_base_mismatch=allow_base_mismatch)
     typer.echo(
         _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m BASE --lora {gguf}").format(
             gguf=gguf,

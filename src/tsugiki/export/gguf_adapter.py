@@ -13,16 +13,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights, read_lora_weights
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
-from tsugiki.dtypes import GgufAdapterDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.llama_cpp_layers import TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
 from tsugiki.export.loaders import llama_cpp_incompatibilities
@@ -52,7 +49,6 @@ def export_gguf_adapter(
     folder: Path,
     out: Path,
     model_name: str | None = None,
-    dtype: GgufAdapterDtype = "f32",
     *,
     allow_base_mismatch: bool = False,
 ) -> AdapterExport:
@@ -76,7 +72,6 @@ def export_gguf_adapter(
         )
         raise TsugikiError(message.format(folder=folder, trained=lora.base.name, given=name, why=why))
     model = load_meta_model(name)
-    llama_cpp_architecture(model)  # raises an error for a base that cannot be exported in any way
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
         message = _(
@@ -86,7 +81,7 @@ def export_gguf_adapter(
         raise MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
     check_gguf_name(out)
     with new_file(out) as temporary:
-        alpha = write_gguf_adapter(lora, model, temporary, dtype)
+        alpha = write_gguf_adapter(lora, model, temporary)
     ranks = sorted({layer.r for layer in lora.layers.values()})
     ranks_text = (
         str(ranks[0]) if len(ranks) == 1 else _("{lowest} to {highest}").format(lowest=ranks[0], highest=ranks[-1])
@@ -94,21 +89,21 @@ def export_gguf_adapter(
     return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size)
 
 
-def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path, dtype: GgufAdapterDtype = "f32") -> float:
+def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path) -> float:
     """Write a LoRA adapter for which `llama_cpp_incompatibilities` returns nothing to a GGUF file; return its alpha.
 
     The base may be on the meta device. The file is written in place; `new_file` makes it appear complete or not at all.
     """
     import gguf
 
-    names, modules = gguf_names(model), dict(base_modules(model))
-    _check_fit(lora.layers, names, modules)
+    names = gguf_names(model)
+    _check_fit(lora.layers, dict(base_modules(model)))
     alpha = Counter(_alpha(layer) for layer in lora.layers.values()).most_common(1)[0][0]
     writer = gguf.GGUFWriter(out, llama_cpp_architecture(model))
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if dtype == "f32" else gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if lora.base.name:
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, lora.base.name)
@@ -122,7 +117,7 @@ def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path, dty
         B = B if order is None else B[order]
         A = A.T if names[path] == TOKEN_EMBEDDING else A
         for letter, tensor in (("a", A), ("b", B)):
-            writer.add_tensor(f"{names[path]}.weight.lora_{letter}", _to_numpy(tensor, dtype, path))
+            writer.add_tensor(f"{names[path]}.weight.lora_{letter}", tensor.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -130,35 +125,20 @@ def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path, dty
     return alpha
 
 
-def _check_fit(layers: Mapping[str, LayerFactors], names: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:
-    """Check that llama.cpp can adapt each of these layers, and that the factors have the layer's shapes."""
-    problems = [_("llama.cpp cannot adapt {path}").format(path=path) for path in layers if path not in names]
+def _check_fit(layers: Mapping[str, LayerFactors], modules: Mapping[str, nn.Module]) -> None:
+    """Check that the factors have the shapes of their layers."""
+    problems = []
     for path, layer in layers.items():
-        problem = _shape_problem(layer.A, layer.B, modules[path]) if path in names else ""
-        problems += [f"{path} {problem}"] if problem else []
+        A, B, (inputs, outputs) = layer.A, layer.B, features(modules[path])
+        if A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == (inputs, outputs) and len(A) == B.shape[1]:
+            continue
+        message = _("has A {first} and B {second}, but the layer has {inputs} inputs, {outputs} outputs")
+        shapes = message.format(first=list(A.shape), second=list(B.shape), inputs=inputs, outputs=outputs)
+        problems.append(f"{path} {shapes}")
     if problems:
         message = _("the adapter does not fit this base: {problems}; was it trained on another base?")
         raise TsugikiError(message.format(problems=summarise_list(problems)))
 
 
-def _shape_problem(A: Tensor, B: Tensor, layer: nn.Module) -> str:
-    """Return the problem with the shapes of a layer's factors, as a predicate for a message; empty if there is none."""
-    in_features, out_features = features(layer)
-    if A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == (in_features, out_features) and len(A) == B.shape[1]:
-        return ""
-    return _("has A {first} and B {second}, but the layer has {inputs} inputs, {outputs} outputs").format(
-        first=list(A.shape), second=list(B.shape), inputs=in_features, outputs=out_features
-    )
-
-
 def _alpha(layer: LayerFactors) -> float:
     return layer.scaling * layer.r
-
-
-def _to_numpy(tensor: Tensor, dtype: GgufAdapterDtype, path: str) -> "np.ndarray[Any, Any]":
-    with np.errstate(over="ignore"):
-        values = tensor.contiguous().numpy().astype(np.float32 if dtype == "f32" else np.float16)
-    if not np.isfinite(values).all():
-        message = _("{path} has a value that is too large for 16 bits; export the adapter in f32")
-        raise TsugikiError(message.format(path=path))
-    return values
