@@ -15,7 +15,7 @@ from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
 from tsugiki.report import report_page
 from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, train
-from tsugiki.training.run import stages as run
+from tsugiki.training.run import prepare as run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
 import preference_loop
