@@ -45,7 +45,7 @@ __getattr__, __dir__ = lazy_names(
         "step.lora_plus": "loraplus",
         "step.setup": "build_loop linear_share",
         "step.text_loss": "StepLoss TextLoss",
-        "run.compare": "check_same_inputs compare comparison_rows needed_rank Point run_all sweep",
+        "run.compare": "compare comparison_rows needed_rank Point sweep",
         "run.evaluation_callback": "EvaluationCallback",
         "run.merge": "Merge merge_into_folder MergeReport",
         "run.plan": "fitted plan_run",
@@ -53,6 +53,7 @@ __getattr__, __dir__ = lazy_names(
         "run.quickstart": "PROMPTS",
         "run.resume": "changed_settings",
         "run.scores": "RunScores",
+        "run.several": "check_same_inputs run_all",
         "run.stages": "train",
     },
 )
