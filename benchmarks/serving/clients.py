@@ -330,7 +330,7 @@ def _idle(model: str, place: Path, dtype: str, seconds: float = 20) -> Iterator[
 
 def _load(model: str, place: Path, dtype: str, clients: int, seconds: float) -> Iterator[tuple[str, str]]:
     base = Path(model).name if Path(model).exists() else model
-    arguments = ("--max-loaded", "8", "--max-waiting", "100", "--allow-lora-updates", "--prefix-memory", "0.05")
+    arguments = ("--max-loaded", "8", "--max-waiting", "100", "--prefix-memory", "0.05")
     with _server(model, place / "library", dtype, *arguments) as served:
         _together(served, [_adapter(number) for number in range(8)], 4)
         idle = served.threads, served.files
@@ -351,9 +351,8 @@ def _when_idle(served: Served) -> tuple[float, float]:
     """Wait until nothing is computed, at most a minute; return the rows and the waiting requests."""
     state = (-1.0, -1.0)
     for _ in range(60):
-        lines = httpx2.get(f"{served.url}/metrics").text.splitlines()
-        found = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines if line[:1] != "#"}
-        state = found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]
+        found = httpx2.get(f"{served.url}/health").json()
+        state = found["running"], found["waiting"]
         if state == (0, 0):
             break
         time.sleep(1)
@@ -398,13 +397,9 @@ async def _act(client: httpx2.AsyncClient, answers: Answers, generator: random.R
             answers.statuses["gone away"] += 1
     elif kind < 0.8:
         await _post(client, answers, "/v1/completions", generator.choice(_MALFORMED))
-    elif kind < 0.9:
+    else:
         huge: Mapping[str, Any] = {"model": name, "prompt": prompt(generator, generator.choice([3000, 20_000]))}
         await _post(client, answers, "/v1/completions", json.dumps(huge).encode())
-    else:
-        path = generator.choice(["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
-        body = {"lora_name": _adapter(generator.randrange(_HOT))}
-        await _post(client, answers, path, json.dumps(body).encode())
 
 
 async def _post(client: httpx2.AsyncClient, answers: Answers, path: str, body: bytes) -> None:

@@ -23,7 +23,6 @@ def test_what_is_refused(base: str, run, tmp_path: Path):
         (("--api-key-file", "nowhere"), "nowhere"),
         (("--adapter", "nobody"), "nobody"),
         (("--allow-host", "http://a"), "http://a"),
-        (("--allow-lora-path", "nowhere"), "nowhere"),
         (("--adapter", "a=empty"), "empty"),
         (("--host", "192.0.2.1", "--api-key", "k"), "192.0.2.1"),
     ):
@@ -37,7 +36,7 @@ def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.Monk
 
     def serve(*_given: object) -> None:
         settings = next(one for one in _given if isinstance(one, server.ServerSettings))
-        seen.append((settings.api_key, "TSUGIKI_API_KEY" in os.environ))
+        seen.append((settings.access.api_key, "TSUGIKI_API_KEY" in os.environ))
 
     seen: list[tuple[str | None, bool]] = []
     monkeypatch.setattr(server, "serve", serve)

@@ -56,7 +56,7 @@ def test_the_page_is_self_contained(tmp_path: Path):
     folder = write(tmp_path / "庭 <b>")
     record().write(folder)
     page = assert_whole(adapter_page(inspect_adapter(folder)))
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     for said in ("Adapter · 庭 <b>", "After 40 steps", "庭の梅は", "all 2 layers", "Roy & Vetterli 2007"):
         assert said in page.text, said
     assert len(page.table("layer")) == 3

@@ -6,7 +6,7 @@ import pytest
 
 from tests.report.pages import assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report import Series, Table, over_ranks, sweep_sentence, write_comparison
+from tsugiki.report import RankCurves, Series, Table, sweep_sentence, write_comparison
 from tsugiki.training import Point
 
 TABLE = Table(
@@ -22,7 +22,7 @@ def test_the_page_has_the_table_the_curves_and_every_sample(tmp_path: Path):
         evaluations=[evaluation(0, 5.6), evaluation(40, 4.5)],
         samples=[{"step": 0, "prompt": "庭の梅は", "text": "別の文。"}, {"step": 9, "prompt": "雨", "text": "降る。"}],
     )
-    plot = over_ranks([Series("学習率 1e-3", [(1, 5.0), (8, 4.5)])], "Loss by rank")
+    plot = RankCurves("Loss by rank", [Series("学習率 1e-3", [(1, 5.0), (8, 4.5)])])
     runs = [("LoRA <8>", record()), ("全体", other)]
     path = write_comparison(tmp_path, "Two <runs>", "One is better.", TABLE, runs, [plot])
     assert path == tmp_path / "report.html"

@@ -2,12 +2,12 @@
 
 import math
 import re
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import pytest
 
 from tests.report.pages import Page
-from tsugiki.report import Series, curves, over_parameters, over_ranks, smoothed
+from tsugiki.report import Curves, RankCurves, Series, draw, section, smoothed
 
 VALUES = [5.735, 5.196, 5.044, 4.985, 4.955]
 LINE = Series("held-out", [(24 * i, value) for i, value in enumerate(VALUES)], [(v - 0.3, v + 0.2) for v in VALUES])
@@ -24,7 +24,7 @@ def scale(svg: str) -> tuple[float, float]:
 
 
 def test_points_lie_where_their_values_are():
-    svg = curves([LINE], "Bits")
+    svg = draw(Curves("Bits", [LINE]))
     each, top = scale(svg)
     marks = re.findall(r'<use href="#[^"]*" x="[\d.]+" y="([\d.]+)" style="fill: var\(--s1\)', svg)
     marks = [float(y) for y in marks if float(y) < 289]  # excludes the band, which is one element at the bottom
@@ -32,7 +32,7 @@ def test_points_lie_where_their_values_are():
 
 
 def test_ranks_have_a_logarithmic_axis():
-    svg = over_ranks([Series("alpha 32", [(rank, 5 - rank / 100) for rank in (1, 2, 4, 16)])], "Loss by rank")
+    svg = draw(RankCurves("Loss by rank", [Series("alpha 32", [(rank, 5 - rank / 100) for rank in (1, 2, 4, 16)])]))
     marks = [float(x) for x in re.findall(r'<use href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\(--s1\)', svg)]
     assert len(marks) == 4
     steps = [(b - a) / (marks[1] - marks[0]) for a, b in pairwise(marks)]
@@ -40,40 +40,9 @@ def test_ranks_have_a_logarithmic_axis():
     assert re.findall(r"text-anchor: middle[^>]*>([^<]+)</text>", svg) == ["1", "2", "4", "16"]
 
 
-def test_methods_are_numbered_points_over_parameters():
-    marks = [Series(f"手法{i}", [(10.0**i, 300 - 10 * i)], colour=i % 2) for i in (3, 4, 6)]
-    lost = [Series("lost", [(10, math.inf)], colour=0), Series("nothing", [(0, 5)], colour=0)]
-    figure = over_parameters([*marks, *lost], "Perplexity")
-    svg = figure[figure.index("<svg") :]
-    found = re.findall(r'<use href="#[^"]*" x="([\d.]+)" y="[\d.]+" style="fill: var\((--s\d)\)', svg)
-    assert [colour for _, colour in found] == ["--s2", "--s1", "--s1"]
-    steps = [float(b[0]) - float(a[0]) for a, b in pairwise(found)]
-    assert steps[1] == pytest.approx(2 * steps[0], abs=0.1)
-    labels = re.findall(r">([^<>]+)</text>", svg)
-    assert {"1", "2", "3", "1,000", "1,000,000"} <= set(labels)
-    assert "4" not in labels
-    page = Page(figure)
-    assert all(f"{i} {mark.name}" in page.text for i, mark in enumerate(marks, 1))
-    assert "lost" not in page.text
-    assert not re.search(r"#[0-9a-f]{6}\b", svg)
-    assert not re.search(r"[^\x00-\x7f−]", svg.partition(">")[2]), "numbers only"
-    assert over_parameters([], "c") == ""
-    near = over_parameters([Series("a", [(20_000, 5)], colour=0), Series("b", [(70_000, 6)], colour=0)], "c")
-    assert {"20,000", "50,000"} <= set(re.findall(r">([^<>]+)</text>", near))
-
-
-def test_numbers_of_close_points_do_not_overlap():
-    marks = [Series("a", [(1e5, 400 + i / 10)], colour=1) for i in range(8)] + [Series("b", [(1e6, 200)], colour=0)]
-    svg = over_parameters(marks, "c")
-    texts = re.findall(r'<text style="[^"]*text-anchor: middle[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)</text>', svg)
-    assert sorted(number for *_, number in texts) == list("123456789")
-    places = [(float(x), float(y)) for x, y, _ in texts]
-    assert min(math.dist(a, b) for a, b in combinations(places, 2)) > 8
-
-
 def test_colours_are_css_variables_and_names_are_in_the_legend():
     names = [f"実行{i}" for i in range(20)]
-    figure = curves([Series(name, [(0, i), (1, i + 1.0)]) for i, name in enumerate(names)], "損失 by step")
+    figure = draw(Curves("損失 by step", [Series(name, [(0, i), (1, i + 1.0)]) for i, name in enumerate(names)]))
     page = Page(figure)
     drawing = figure[figure.index("<svg") :]
     assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a colour that does not follow the theme"
@@ -83,25 +52,21 @@ def test_colours_are_css_variables_and_names_are_in_the_legend():
     assert len(set(legend)) == len(names), "no two lines look alike"
 
 
-def test_the_learning_rate_is_a_strip_below_the_plot():
-    svg = curves([LINE], "Loss", below=Series("learning rate", [(i, 1.5e-4 * (1 - i / 100)) for i in range(97)]))
-    assert ">0.00015</text>" in svg
-    assert ">learning rate</text>" in svg
-    assert curves([LINE], "Loss", below=Series("learning rate", [(0, math.nan)])).count("<text") < svg.count("<text")
-
-
 def test_points_that_are_not_finite_are_left_out():
     holes = [(0, 5.0), (1, math.nan), (2, math.inf), (3, 4.0), (math.nan, 3.0)]
-    assert curves([Series("x", holes)], "c").count("<use href") >= 2
-    assert curves([Series("x", [(0, math.nan)])], "c") == ""
-    assert curves([], "c") == ""
-    assert over_ranks([Series("x", [(0, math.inf)])], "c") == ""
-    svg = curves([Series("x", [(0, 5.0)])], "one point")
+    assert draw(Curves("c", [Series("x", holes)])).count("<use href") >= 2
+    empty = (
+        Curves("c", [Series("x", [(0, math.nan)])]),
+        Curves("c", []),
+        RankCurves("c", [Series("x", [(0, math.inf)])]),
+    )
+    assert section("plots", "", *empty).parts == []
+    svg = draw(Curves("one point", [Series("x", [(0, 5.0)])]))
     assert "nan" not in svg
 
 
 def test_plots_are_deterministic():
-    assert curves([LINE], "Bits") == curves([LINE], "Bits")
+    assert draw(Curves("Bits", [LINE])) == draw(Curves("Bits", [LINE]))
 
 
 def test_smoothing_is_a_moving_average():

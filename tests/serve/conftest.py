@@ -77,7 +77,6 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
         library,
         settings.get("max_loaded", 2),
         max_bytes=settings.get("max_bytes", 10**9),
-        roots=settings.get("roots", ()),
     )
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
@@ -88,12 +87,12 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
         frozenset(settings.get("origins", ())),
         frozenset(settings.get("names", ())),
     )
-    seconds, updates, views = settings.get("seconds", 60), settings.get("allow_lora_updates", False), ()
+    seconds, views = settings.get("seconds", 60), ()
     if workspace := settings.get("workspace"):
         from tsugiki.serve import workspace_routes
 
         views = workspace_routes(workspace, adapters)
-    app = new_app(engine, adapters, access, seconds, updates, views)
+    app = new_app(engine, adapters, access, seconds, views)
     server = Server(app, settings.get("stop_seconds", 5), ready.set, app.state.end_requests)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

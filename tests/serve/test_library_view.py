@@ -70,9 +70,10 @@ def test_a_broken_adapter(server: Running):
 
 def test_an_adapter(server: Running):
     details = get(server, "adapters/poet").json()
-    assert ["method", "lora, r 2"] in details["facts"]
+    shown = {section["name"]: section["parts"] for section in details["sections"]}
+    assert ["method", "lora, r 2"] in shown["adapter"][0]["rows"]
     assert details["card"] == "# <b>Poet</b>"
-    assert (details["held_out"], details["samples"]) == (None, [])
+    assert set(shown) == {"result", "adapter"}
     assert get(server, f"adapters/{quote('歌人')}").json()["card"] is None
 
 

@@ -8,13 +8,10 @@ from tests.tiny import byte_tokenizer
 from tsugiki.generation import ScoredToken, TextStream
 
 pytest.importorskip("starlette")
-from tsugiki.serve import Prompt, TextOffsets, completion_logprobs, token_text, whole_text
+from tsugiki.serve import completion_logprobs, token_text, whole_text
 
 FIRST_BYTES = byte_tokenizer()("x 春", add_special_tokens=False).input_ids[1:-1]
 """A space, and a character without its last byte."""
-
-
-ROOT = Prompt([1], [], "", frozenset())
 
 
 def bytes_of(text: str) -> list[int]:
@@ -42,23 +39,17 @@ def test_words_with_and_without_a_space_are_told_apart():
     assert [token_text(tokenizer, token) for token in (spaced, joined, part)] == [" the", "the", "<0xE6>"]
     stream = TextStream(tokenizer, [spaced])
     assert "".join(map(stream.add, [spaced, joined])) == " thethe"
-    offsets = TextOffsets(tokenizer, Prompt([spaced], [spaced], "the", frozenset()), echo=True)
     scored = ScoredToken(spaced, -0.2, ((spaced, -0.2), (joined, -5.0)))
-    listed = completion_logprobs(tokenizer, [scored, scored], offsets)
-    assert listed["text_offset"] == [0, len("the")]
+    listed = completion_logprobs(tokenizer, [scored, scored])
     assert listed["top_logprobs"] == 2 * [{" the": -0.2, "the": -5.0}]
 
 
-def test_parts_of_a_character_begin_where_it_does():
+def test_what_is_complete_is_shown_though_a_run_of_bytes_is_not():
     tokenizer = llama_tokenizer()
     lemon = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "檸".encode()])
     the = tokenizer.convert_tokens_to_ids("▁the")
     ids = [*lemon, the, *lemon, *lemon[:2]]
-    assert whole_text(tokenizer, ids) == "檸 the檸", "what is complete, though a run of bytes is not"
-    expected = [0, 0, 0, 1, 5, 5, 5, 6, 6]
-    for prompt, echo in ((Prompt([1, *ids], ids, whole_text(tokenizer, ids), frozenset()), True), (ROOT, False)):
-        offsets = TextOffsets(tokenizer, prompt, echo)
-        assert [offsets.next(token) for token in ids] == expected
+    assert whole_text(tokenizer, ids) == "檸 the檸"
 
 
 def test_bytes_that_never_are_a_character_do_not_hold_the_text_back():

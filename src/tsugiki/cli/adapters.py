@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
-from rich.cells import cell_len
 
 from tsugiki.cli.flags import Library
-from tsugiki.cli.terminal import print_line, print_next_command, print_table
+from tsugiki.cli.terminal import print_line, print_next_command, print_sections, print_table
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import ENGLISH, _, choose_language
 from tsugiki.report.table import Table
@@ -172,36 +171,14 @@ def show_command(
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.io.atomic import write_text
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.report.adapter import (
-        LAYERS_EXPLAINED,
-        adapter_page,
-        info_lines,
-        inspect_adapter,
-        kinds_table,
-        layers_table,
-        tensors_table,
-    )
-    from tsugiki.report.formatting import describe_change
-    from tsugiki.report.record_text import change_of_run, held_out_table
-    from tsugiki.report.run import shown_samples
+    from tsugiki.report.adapter import adapter_page, adapter_sections, inspect_adapter
+    from tsugiki.report.sections import selected
 
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("layers"), None) as advance:
         report = inspect_adapter(folder, advance)
-    for label, text in info_lines(report):
-        print_line(f"{label}{' ' * max(1, 15 - cell_len(label))}{text}")
-    for note in report.notes:
-        print_line(_("note: {note}").format(note=note))
-    record = report.record
-    if record and len(record.evaluations) > 1:
-        print_table(held_out_table(record), _("change: {change}").format(change=describe_change(change_of_run(record))))
-    for when, prompt, text in shown_samples(record) if record else ():
-        print_line(f"{when}: {prompt}{text.rstrip()}".replace("\n", "⏎"))
-    if report.tensors:
-        print_table(tensors_table(report.tensors))
-    if report.layers:
-        print_table(layers_table(report.layers))
-        print_table(kinds_table(report.layers), _(LAYERS_EXPLAINED))
+    shown = selected(adapter_sections(report), "result", "notes", "adapter", "layers", "tensors", "held_out", "samples")
+    print_sections(shown)
     if html:
         write_text(html, adapter_page(report))
         print_line(_("page: {path}").format(path=html))

@@ -36,11 +36,8 @@ def serve_command(
     max_wait: Annotated[float, typer.Option(min=0.1)] = 60.0,
     timeout: Annotated[float, typer.Option(min=0.1)] = 600.0,
     stop_timeout: Annotated[int, typer.Option(min=0)] = 30,
-    allow_lora_updates: bool = False,
-    allow_lora_path: list[Path] | None = None,
     allow_host: list[str] | None = None,
     allow_origin: list[str] | None = None,
-    list_runs: bool = False,
     texts: Path | None = None,
     aozora: str = SITE,
     allow_base_mismatch: bool = False,
@@ -69,11 +66,8 @@ def serve_command(
         max_wait: Seconds that a request may wait.
         timeout: Seconds that a request may take.
         stop_timeout: Seconds that running requests may go on after SIGTERM.
-        allow_lora_updates: Let requests load and unload adapters of the library.
-        allow_lora_path: Folder below which requests may load adapters by their path (lora_path). Repeatable.
         allow_host: Other name of the server, such as that of a proxy in front of it, as example.org. Repeatable.
         allow_origin: Other site whose pages may use the API in a browser, as https://example.org. Repeatable.
-        list_runs: List the runs of the working directory in /v1/models, too; requests can name them in any case.
         texts: Folder of the texts that the page can learn from. Default: the working directory.
         aozora: Where the page finds works of Aozora Bunko: URL of a site, or a mirror folder.
         allow_base_mismatch: Load adapters that were trained on another base.
@@ -93,7 +87,7 @@ def serve_command(
     from tsugiki.base.loading import default_device, load_model, load_tokenizer
     from tsugiki.data.chat import use_template
     from tsugiki.generation.request import Limits
-    from tsugiki.serve.security import check_hosts, check_origins
+    from tsugiki.serve.security import Access, check_hosts, check_origins
     from tsugiki.serve.train_view import Workspace
 
     if texts is not None and not texts.is_dir():
@@ -104,26 +98,16 @@ def serve_command(
     name = Path(model).resolve().name if Path(model).exists() else model
     folders = _folders(adapter or [], name)
     settings = ServerSettings(
-        host,
-        port,
-        key,
+        Access(host, key, check_origins(allow_origin or []), check_hosts(allow_host or [])),
         Limits(max_batch, round(cache_memory * 1e9), max_waiting, round(prefix_memory * 1e9), max_wait),
         max_loaded,
         round(adapter_memory * 1e9),
         timeout,
         stop_timeout,
-        allow_lora_updates,
         allow_base_mismatch,
-        check_origins(allow_origin or []),
-        check_hosts(allow_host or []),
-        tuple(allow_lora_path or ()),
         folders,
-        list_runs,
         Workspace(model, Path.cwd(), texts or Path(), aozora),
     )
-    for folder in settings.lora_roots:
-        if not folder.is_dir():
-            raise TsugikiError(_("--allow-lora-path {folder}: there is no such folder").format(folder=folder))
     dtype = dtype or _dtype_of_training(model, folders)
     listening = listen(host, port)
     base = load_model(model, dtype, trust_remote_code=trust_remote_code).to(default_device())

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsugiki.cli.flags import words_of
-from tsugiki.cli.terminal import print_line, print_lines, print_next_command, print_table
+from tsugiki.cli.terminal import print_line, print_lines, print_next_command, print_sections, print_table
 from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.io.formatting import format_gigabytes, format_size
-from tsugiki.language import _, counts
+from tsugiki.io.formatting import format_size
+from tsugiki.language import _
 from tsugiki.report.evaluations import evaluation_table
-from tsugiki.report.formatting import describe_change
-from tsugiki.report.pairs import pair_table, scores_table
-from tsugiki.report.record_text import change_of_run, held_out_table, run_notes, speed_text, summary_sentence
+from tsugiki.report.pairs import scores_table
+from tsugiki.report.run import run_sections
+from tsugiki.report.sections import selected
 from tsugiki.report.table import Table
 from tsugiki.training.record.pairs import TwoScores
-from tsugiki.training.record.result import Answers, Evaluation, change_of_share, warning_text
-from tsugiki.training.record.run_record import RunRecord, finished
+from tsugiki.training.record.result import Answers, Evaluation, change_of_share
+from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
 
 if TYPE_CHECKING:
@@ -24,31 +24,13 @@ if TYPE_CHECKING:
 
 
 def print_summary(record: RunRecord, page: Path) -> None:
-    """Print the held-out figures of a run before and after training, its time and memory, and its files."""
+    """Print the results of a finished run, and its files."""
     out = record.folder()
-    training, _parameters = finished(record)
+    print_sections(selected(run_sections(record), "result", "notes", "pairs", "held_out"))
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
     size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
-    if (pairs := pair_table(record)).rows:
-        print_table(pairs)
-    warned = [warning_text(last) for last in record.evaluations[-1:] if last.warning]
-    figures = [summary_sentence(record)]
-    if (held_out := held_out_table(record)).rows:
-        held_out.print()
-        figures = [_("change: {change}").format(change=describe_change(change_of_run(record)))]
-    print_lines(
-        *figures,
-        *run_notes(record),
-        _("{steps}, {tokens} in the loss in {seconds:,.0f} s ({speed}), peak memory {memory}").format(
-            steps=counts.steps(training.steps),
-            tokens=counts.tokens(training.tokens),
-            seconds=training.seconds,
-            speed=speed_text(record),
-            memory=format_gigabytes(training.peak_memory) if training.peak_memory else "–",
-        ),
-        _("{kind}: {out} ({size}); page: {page}").format(kind=kind, out=out, size=format_size(size), page=page),
-        *warned,
-    )
+    message = _("{kind}: {out} ({size}); page: {page}")
+    print_lines(message.format(kind=kind, out=out, size=format_size(size), page=page))
 
 
 def print_command_after_run(record: RunRecord) -> None:

@@ -1,12 +1,17 @@
 """Print tables and lines on standard output."""
 
 import shlex
+from collections.abc import Sequence
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 
 from tsugiki.language import _
+from tsugiki.report.sections import Facts, Folded, Lines, Part, Samples, Section, Sentence
 from tsugiki.report.table import Table, printable
+
+_LABEL = 15  # columns
 
 
 def print_table(table: Table, *lines: str) -> None:
@@ -20,6 +25,32 @@ def print_lines(*lines: str) -> None:
     console = Console(highlight=False, markup=False)
     for line in lines:
         console.print(printable(line), soft_wrap=True)
+
+
+def print_sections(sections: Sequence[Section]) -> None:
+    """Print sections without their headings, and without plots and programs."""
+    for section in sections:
+        for part in section.parts:
+            _print_part(part)
+
+
+def _print_part(part: Part) -> None:
+    match part:
+        case Table():
+            part.print()
+        case Facts():
+            print_lines(" · ".join(f"{label} {text}" for label, text in part.rows))
+        case Lines():
+            for label, text in part.rows:
+                print_line(f"{label}{' ' * max(1, _LABEL - cell_len(label))}{text}")
+        case Samples():
+            for label, text in part.texts:
+                print_line(f"{label}: {part.prompt}{text.rstrip()}".replace("\n", "⏎"))
+        case Folded():
+            for inner in part.parts:
+                _print_part(inner)
+        case Sentence():
+            print_lines(part.text)
 
 
 def print_next_command(*words: str, err: bool = False) -> None:

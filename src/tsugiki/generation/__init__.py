@@ -18,8 +18,8 @@ __getattr__, __dir__ = lazy_names(
         "prefixes": "BLOCK PrefixCache",
         "prompt": "Prompt as_prompt configured_ends learned_conversations prompt_tokens",
         "request": (
-            "BatchMode EngineStopped Event Failed Limits Observer Output PromptScores QueueFull Request ScoredToken "
-            "Timing WaitedTooLong"
+            "BatchMode EngineStopped Event Failed Limits Output PromptScores QueueFull Request ScoredToken "
+            "WaitedTooLong"
         ),
         "row": "Row",
         "sampling": "Chooser Sampling TextStream draw_index repetition_penalty_of with_penalty_of",

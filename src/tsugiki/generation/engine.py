@@ -84,11 +84,6 @@ class Engine:
         return self.limits.cache_bytes // self.token_bytes
 
     @property
-    def cached_tokens(self) -> int:
-        """How many tokens are in the cache now, padding included."""
-        return sum(group.cached.mask.numel() for group in self.scheduler.groups)
-
-    @property
     def running(self) -> int:
         """The number of rows that are computed now."""
         return sum(len(group.rows) for group in self.scheduler.groups)
@@ -103,16 +98,6 @@ class Engine:
         found = None if adapter is None else find_adapter(self.model, adapter)
         return self.longest - (len(found.prompt.embedding) if isinstance(found, SoftPromptAdapter) else 0)
 
-    def adapters(self) -> tuple[list[str], list[str]]:
-        """Return what the adapters are called whose rows are computed, and those for which requests wait."""
-        computed = [row.request for group in self.scheduler.groups for row in group.rows]
-        with self._changed:
-            waiting = [*self._submitted, *(row.request for row in self.scheduler.waiting)]
-        running, waited = (
-            sorted({request.model_name for request in requests if request.adapter}) for requests in (computed, waiting)
-        )
-        return running, waited
-
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, all or none."""
         for request in requests:
@@ -122,7 +107,6 @@ class Engine:
                 raise engine_stopped()
             free = max(0, self.scheduler.rows - self.running)  # rows that waiting requests get at the next step
             if self.waiting and self.waiting + len(requests) > self.limits.waiting + free:
-                self.scheduler.observer.refused("queue_full")
                 raise queue_full(self.limits)
             self._submitted += requests
             self._changed.notify()

@@ -100,40 +100,6 @@ BatchMode: TypeAlias = Literal["mixed", "same", "alone"]
 Event: TypeAlias = PromptScores | Output | Failed
 
 
-@dataclass
-class Timing:
-    """The times of a request's events, in seconds of `time.monotonic`."""
-
-    model_name: str
-    arrived: float = field(default_factory=time.monotonic)
-    begun: float | None = None
-    """When the computation of its prompt began."""
-    first: float | None = None
-    """When its first new token was chosen."""
-    last: float | None = None
-    """When its last new token was chosen."""
-    ended: bool = False
-
-
-class Observer:
-    """Is told what happens to requests, for metrics, in the engine's thread. This one does nothing."""
-
-    def begun(self, timing: Timing, prompt_tokens: int) -> None:
-        """The computation of a prompt begins; again after a failed batch."""
-
-    def found(self, timing: Timing, queried: int, found: int) -> None:
-        """So many tokens of a prompt were looked up in the prefix cache, and so many were used from it."""
-
-    def token(self, timing: Timing) -> None:
-        """A token was chosen."""
-
-    def ended(self, timing: Timing, reason: str) -> None:
-        """A request has ended: "stop", "length", "abort" or "error"; this can be told more than once."""
-
-    def refused(self, reason: str) -> None:
-        """A request was not accepted; called in the thread of the caller."""
-
-
 @dataclass(eq=False)
 class Request:
     """A prompt to continue."""
@@ -148,8 +114,6 @@ class Request:
     """The adapter's name in the model; None: the base alone."""
     content: str | None = None
     """The adapter's digest, "" for the base; None: do not put its keys and values into the prefix cache."""
-    model_name: str = ""
-    """The name of the adapter or the base in the request, or the name of the base for a mix; for metrics."""
     batch_mode: BatchMode = "mixed"
     sampling: Sampling = field(default_factory=Sampling)
     matcher: "Matcher | None" = None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tsugiki.generation.request import Request, ScoredToken, Timing
+from tsugiki.generation.request import Request, ScoredToken
 from tsugiki.generation.sampling import Chooser, TextStream
 
 
@@ -16,7 +16,6 @@ class Row:
     generated: list[int] = field(default_factory=list)
     since: float = field(init=False)
     """When it last began to wait, in seconds of `time.monotonic`."""
-    timing: Timing = field(init=False)
     separate: bool = False
     """Whether it is computed alone, because a batch with it has failed."""
     scored: bool = False
@@ -27,7 +26,7 @@ class Row:
         request = self.request
         self.chooser = Chooser(request.sampling, request.matcher, request.ends)
         self.text = TextStream(request.tokenizer, request.prompt, request.stops)
-        self.since, self.timing = request.since, Timing(request.model_name)
+        self.since = request.since
 
     @property
     def tokens(self) -> list[int]:

@@ -44,7 +44,6 @@ from tsugiki.generation.prefixes import BLOCK, Prefix, PrefixCache
 from tsugiki.generation.request import (
     Event,
     Failed,
-    Observer,
     Output,
     PromptScores,
     Request,
@@ -102,7 +101,6 @@ class Scheduler:
         self.model, self.rows, self.cache_tokens, self.seconds = model, rows, cache_tokens, seconds
         self.activate = activate
         self.prefixes = PrefixCache(prefix_bytes)
-        self.observer = Observer()
         self.waiting: deque[Row] = deque()
         self._batch: Batch | None = None
         self._arriving: tuple[Arriving, ...] = ()  # groups of prompts, a piece of each in turn
@@ -147,10 +145,6 @@ class Scheduler:
         for row in leaving:
             self.waiting.remove(row)
             self._deliver(row, Failed(waited_too_long(self.seconds)))
-        for group in self.groups:
-            for row in group.rows:
-                if row.request.cancelled:
-                    self.observer.ended(row.timing, "abort")
         self._arriving = tuple(left for group in self._arriving if (left := without_cancelled(group)))
         if self._batch:
             self._keep([i for i, row in enumerate(self._batch.rows) if not row.request.cancelled])
@@ -195,10 +189,8 @@ class Scheduler:
         """Begin to compute the prompts of rows after their prefixes, as many tokens for all of them."""
         arriving = begin_prompts(rows, prefixes, self.model.device)
         for row in rows:
-            self.observer.begun(row.timing, len(row.request.prompt))
             if self.prefixes.shares(row):
                 row.request.cached_tokens = max(0, row.length - arriving.left)
-                self.observer.found(row.timing, row.length, row.request.cached_tokens)
         self._arriving += (arriving,)
 
     def _compute_prompts(self, arriving: Arriving) -> None:
@@ -266,7 +258,6 @@ class Scheduler:
             forbidden = request.ends if len(row.generated) < request.min_tokens else ()
             token = row.chooser.choose(logits, request.prompt, row.generated, forbidden)
             row.generated.append(token)
-            self.observer.token(row.timing)
             scored = ScoredToken(token, None)
             if request.logprobs is not None:
                 scored = scored_token(torch.log_softmax(logits, -1), token, request.logprobs)
@@ -297,16 +288,10 @@ class Scheduler:
     def _deliver(self, row: Row, event: Event) -> bool:
         """Deliver an event, and return whether there is anybody to receive it."""
         if not row.request.cancelled:
-            if isinstance(event, Failed):
-                self.observer.ended(row.timing, "error")
-            elif isinstance(event, Output) and event.finish_reason:
-                self.observer.ended(row.timing, event.finish_reason)
             try:
                 row.request.deliver(event)
             except Exception:  # nobody waits for it any more
                 row.request.cancelled = True
-        if row.request.cancelled:
-            self.observer.ended(row.timing, "abort")
         return not row.request.cancelled
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from markupsafe import Markup
 from torch import Tensor
 
 from tsugiki.adapters.algebra.matrices import effective_rank, singular_values, update_shape
@@ -26,15 +25,27 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.names import split_block
 from tsugiki.report.formatting import format_number
-from tsugiki.report.page import page, render_macro
-from tsugiki.report.plots import Series, curves
-from tsugiki.report.record_text import summary_sentence
-from tsugiki.report.run import adapter_commands, record_sections
+from tsugiki.report.html import page
+from tsugiki.report.run import adapter_commands, run_sections
+from tsugiki.report.sections import (
+    Curves,
+    Folded,
+    Lead,
+    Lines,
+    Note,
+    Part,
+    Row,
+    Section,
+    Sentence,
+    Series,
+    section,
+    selected,
+)
 from tsugiki.report.table import Table
 from tsugiki.training.record.result import Evaluation, StepEvaluation
 from tsugiki.training.record.run_record import RunRecord, read_record
 
-LAYERS_EXPLAINED = marked(
+_LAYERS_EXPLAINED = marked(
     "‖ΔW‖ is the Frobenius norm of a layer's update, σ its singular values in descending order. The effective rank is "
     "the exponential of the entropy of σ / Σσ (Roy & Vetterli 2007)."
 )
@@ -107,7 +118,7 @@ def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: 
     return AdapterReport(folder, info, provenance, record_of(folder), layers, tensors, notes)
 
 
-def info_lines(adapter: AdapterReport) -> list[tuple[str, str]]:
+def info_lines(adapter: AdapterReport) -> list[Row]:
     """Return labels and texts for the adapter's base, method, size, provenance and training."""
     info = adapter.info
     fingerprint = f", {info.base.fingerprint[:_DIGITS]}…" if info.base.fingerprint else ""
@@ -157,22 +168,25 @@ def tensors_table(tensors: Mapping[str, Tensor]) -> Table:
 
 def adapter_page(adapter: AdapterReport) -> str:
     """Render the page of an adapter."""
-    layers, tensors, record = adapter.layers, adapter.tensors, adapter.record
-    sections = [(_("Adapter"), render_macro("pairs", info_lines(adapter)))]
-    if layers:
-        body = render_macro("figures", layer_plots(layers)) + kinds_table(layers).to_html()
-        body += render_macro(
-            "folded", _("all {count:,} layers").format(count=len(layers)), layers_table(layers).to_html()
-        )
-        sections.append((_("Updates by layer"), body + render_macro("paragraph", _(LAYERS_EXPLAINED))))
-    if tensors:
-        sections.append((_("Tensors"), tensors_table(tensors).to_html()))
-    sections += record_sections(record) if record else []
     base = adapter.info.base.name
-    sections.append((_("Usage"), render_macro("code", adapter_commands(base, adapter.folder, "…"))))
-    unnamed = _("{method} on {base}.").format(method=adapter.info.method, base=base or _("an unnamed base"))
-    lead = summary_sentence(record) if record else unnamed
-    return page(_("Adapter · {name}").format(name=adapter.folder.resolve().name), lead, sections, adapter.notes)
+    usage = section("usage", _("Usage"), adapter_commands(base, adapter.folder, "…"))
+    title = _("Adapter · {name}").format(name=adapter.folder.resolve().name)
+    return page(title, [*adapter_sections(adapter), usage])
+
+
+def adapter_sections(adapter: AdapterReport) -> list[Section]:
+    """Return everything that is shown about an adapter, and about its training run."""
+    of_run = run_sections(adapter.record) if adapter.record else []
+    base = adapter.info.base.name or _("an unnamed base")
+    unmeasured = section("result", "", Lead(_("{method} on {base}.").format(method=adapter.info.method, base=base)))
+    return [
+        *(selected(of_run, "result") or [unmeasured]),
+        section("notes", "", *map(Note, adapter.notes)),
+        section("adapter", _("Adapter"), Lines(info_lines(adapter))),
+        section("layers", _("Updates by layer"), *_layer_parts(adapter.layers)),
+        section("tensors", _("Tensors"), tensors_table(adapter.tensors)),
+        *(one for one in of_run if one.name not in ("result", "notes")),
+    ]
 
 
 def decompose(layers: Mapping[str, LayerFactors], advance: Callable[[int], None] = lambda done: None) -> list[Layer]:
@@ -224,17 +238,20 @@ def kinds_table(layers: Sequence[Layer]) -> Table:
     return Table(headers, rows)
 
 
-def layer_plots(layers: Sequence[Layer]) -> list[Markup]:
-    """Return plots with a line for each kind of layer: norm by block, effective rank by block, and mean spectrum."""
+def _layer_parts(layers: Sequence[Layer]) -> Iterator[Part]:
+    """Yield curves of norms, ranks and spectra with a line for each kind of layer, and tables."""
+    if not layers:
+        return
     kinds = by_kind(layers)
     norms = [_by_block(kind, group, [layer.norm for layer in group]) for kind, group in kinds.items()]
     ranks = [_by_block(kind, group, [layer.effective_rank for layer in group]) for kind, group in kinds.items()]
+    yield Curves(_("‖ΔW‖ by block"), norms)
+    yield Curves(_("Effective rank of ΔW by block"), ranks)
     spectra = [_mean_spectrum(kind, group) for kind, group in kinds.items()]
-    return [
-        curves(norms, _("‖ΔW‖ by block")),
-        curves(ranks, _("Effective rank of ΔW by block")),
-        curves(spectra, _("Singular values relative to the largest, mean")),
-    ]
+    yield Curves(_("Singular values relative to the largest, mean"), spectra)
+    yield kinds_table(layers)
+    yield Folded(_("all {count:,} layers").format(count=len(layers)), [layers_table(layers)])
+    yield Sentence(_(_LAYERS_EXPLAINED))
 
 
 def by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:

@@ -3,20 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
-
-from markupsafe import Markup
 
 from tsugiki.errors import summarise_list
 from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.language import _, ngettext
-from tsugiki.methods.method import Family
 from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import describe_intervals, format_change, format_value
-from tsugiki.report.page import page, render_macro
-from tsugiki.report.plots import Series, curves, over_parameters, over_ranks
-from tsugiki.report.run import REPORT_FILE, bits_by_step, sample_columns
+from tsugiki.report.html import page
+from tsugiki.report.run import REPORT_FILE, by_step, samples_of
+from tsugiki.report.sections import Curves, Lead, RankCurves, Series, section
 from tsugiki.report.table import Table
 from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord, finished
@@ -56,18 +52,8 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
 
 def write_comparison_page(folder: Path, rows: Sequence[ComparisonRow], records: Mapping[str, RunRecord]) -> Path:
     """Write `report.html` of a comparison (see `write_comparison`)."""
-    families = get_args(Family)
-    marks = [
-        Series(
-            f"{row.name} ({_(row.family)})", [(row.trainable, row.perplexity_after)], colour=families.index(row.family)
-        )
-        for row in rows
-    ]
-    caption = _("Final held-out perplexity by trainable parameters")
-    figures = [over_parameters(marks, caption)] if len(marks) > 1 else []
-    title = _("Comparison · {name}").format(name=folder.name)
-    lead = comparison_sentence(rows, records)
-    return write_comparison(folder, title, lead, comparison_table(rows), list(records.items()), figures)
+    title, lead = _("Comparison · {name}").format(name=folder.name), comparison_sentence(rows, records)
+    return write_comparison(folder, title, lead, comparison_table(rows), list(records.items()))
 
 
 def sweep_table(points: Sequence[Point]) -> Table:
@@ -165,11 +151,10 @@ def _chance(best: RunRecord, name: str, second: RunRecord) -> list[str]:
 
 def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
     """Write `report.html` of a sweep (see `write_comparison`)."""
-    figures = [over_ranks(_over_ranks(points), _("Final held-out loss by rank, nats per token"))]
+    ranks = [RankCurves(_("Final held-out loss by rank, nats per token"), _over_ranks(points))]
     runs = [(point.name, point.record) for point in points]
-    return write_comparison(
-        folder, _("Sweep · {name}").format(name=folder.name), sweep_sentence(points), sweep_table(points), runs, figures
-    )
+    title = _("Sweep · {name}").format(name=folder.name)
+    return write_comparison(folder, title, sweep_sentence(points), sweep_table(points), runs, ranks)
 
 
 def write_comparison(
@@ -178,23 +163,24 @@ def write_comparison(
     lead: str,
     table: Table,
     runs: Sequence[tuple[str, RunRecord]],
-    figures: Sequence[Markup] = (),
+    figures: Sequence[Curves] = (),
 ) -> Path:
     """Write `report.html` to a folder that exists: a table, the figures, curves of the runs, and their samples.
 
     Each run has a unique name. The lead is a sentence with the main result.
     """
-    held_out = [bits_by_step(record.evaluations, name, colour) for colour, (name, record) in enumerate(runs)]
+    held_out = [by_step(record.evaluations, name, "bits_per_char", at) for at, (name, record) in enumerate(runs)]
     if len(runs) > _MAX_BANDS:
         held_out = [replace(line, band=()) for line in held_out]
-    plots = [*figures, curves(held_out, _("Held-out text by step, bits per character"))]
-    sections = [
-        (_("Runs"), table.to_html()),
-        (_("Figures"), render_macro("figures", plots)),
-        (_("Samples"), sample_columns(runs)),
-    ]
+    by_steps = Curves(_("Held-out text by step, bits per character"), held_out)
     path = folder / REPORT_FILE
-    write_text(path, page(title, lead, sections))
+    sections = [
+        section("result", "", Lead(lead)),
+        section("runs", _("Runs"), table),
+        section("figures", _("Figures"), *figures, by_steps),
+        section("samples", _("Samples"), *samples_of(runs)),
+    ]
+    write_text(path, page(title, sections))
     return path
 
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
-from tsugiki.report.page import in_frame, page
+from tsugiki.report.html import page
+from tsugiki.report.page import in_frame
+from tsugiki.report.sections import Lead, Note, section
 from tsugiki.report.table import Table
 from tsugiki.training.record.result import Evaluation, change_of_bits, warning_text
 
@@ -21,7 +23,12 @@ class Evaluations(dict[str, Evaluation]):
     def _repr_html_(self) -> str:
         table, notes = evaluation_table(list(self), list(self.values()))
         height = 240 + 60 * len(table.rows) + 30 * len(notes)
-        return in_frame(page(_("Evaluation"), notes[0], [(_("Results"), table.to_html())], notes[1:]), height)
+        about, *more = notes
+        shown = [
+            section("result", "", Lead(about), *map(Note, more)),
+            section("evaluations", _("Results"), table),
+        ]
+        return in_frame(page(_("Evaluation"), shown), height)
 
 
 def _marked(cell: str, mark: str) -> str:

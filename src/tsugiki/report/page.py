@@ -3,7 +3,6 @@
 Texts that are passed to a template or a macro are escaped. The result is `Markup`, which is not escaped again.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -11,15 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tsugiki.language import _, language
-
-
-def page(title: str, lead: str, sections: Sequence[tuple[str, Markup]], notes: Sequence[str] = ()) -> str:
-    """Render a whole page, with a light and a dark theme.
-
-    The lead is a sentence with the main result, notes are warnings. A section has a heading and a body; it is left out
-    if it has no content.
-    """
-    return render("page.html", title=title, lead=lead, sections=sections, notes=notes)
 
 
 def in_frame(html: str, height: int = 620) -> str:

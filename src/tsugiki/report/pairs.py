@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from tsugiki.language import _, counts
 from tsugiki.preference.losses import LOSSES
-from tsugiki.report.plots import Series
+from tsugiki.report.sections import Curves, Series
 from tsugiki.report.table import Table
-from tsugiki.training.record.interval import paired_interval
+from tsugiki.training.record.interval import Interval, paired_interval
 from tsugiki.training.record.pairs import PairScores, TwoScores
 from tsugiki.training.record.run_record import RunRecord
 
@@ -73,35 +73,35 @@ def _lengths(scores: PairScores) -> str:
     )
 
 
-def probability_series(record: RunRecord) -> list[Series]:
-    """Return lines for the mean log-probabilities of chosen and rejected answers in training, and held out."""
-    curve = record.preference_curve
-    held_out = record.pair_validations or record.pair_evaluations
+def pair_curves(record: RunRecord) -> list[Curves]:
+    """Return the accuracy, the margin and the log-probabilities by step; without points for a run that learns texts."""
+    curve, held_out = record.preference_curve, record.pair_validations or record.pair_evaluations
+
+    def trained(name: str, field: str, colour: int) -> Series:
+        return Series(name, [(point.step, getattr(point, field)) for point in curve], colour=colour)
+
+    def measured(name: str, field: str, band: Sequence[Interval] = ()) -> Series:
+        return Series(name, [(one.step, getattr(one, field)) for one in held_out], band, _HELD_OUT)
+
+    intervals = [one.accuracy_interval for one in held_out]
+    training, other = _("training"), _("not trained on")
     return [
-        Series(_("chosen"), [(float(point.step), point.chosen) for point in curve], colour=_CHOSEN),
-        Series(_("rejected"), [(float(point.step), point.rejected) for point in curve], colour=_REJECTED),
-        Series(_("chosen, not trained on"), [(float(one.step), one.chosen) for one in held_out], colour=_HELD_OUT),
-    ]
-
-
-def margin_series(record: RunRecord) -> list[Series]:
-    """Return lines for the margin in training and of the pairs that are not trained on."""
-    held_out = record.pair_validations or record.pair_evaluations
-    return [
-        Series(_("training"), [(float(point.step), point.margin) for point in record.preference_curve], colour=_CHOSEN),
-        Series(_("not trained on"), [(float(one.step), one.margin) for one in held_out], colour=_HELD_OUT),
-    ]
-
-
-def accuracy_series(record: RunRecord) -> list[Series]:
-    """Return lines for the accuracy in training and of the pairs that are not trained on, with its interval."""
-    held_out = record.pair_validations or record.pair_evaluations
-    points = [(float(one.step), one.accuracy) for one in held_out]
-    return [
-        Series(
-            _("training"), [(float(point.step), point.accuracy) for point in record.preference_curve], colour=_CHOSEN
+        Curves(
+            _("Share of pairs that are right, by step"),
+            [trained(training, "accuracy", _CHOSEN), measured(other, "accuracy", intervals)],
         ),
-        Series(_("not trained on"), points, [one.accuracy_interval for one in held_out], colour=_HELD_OUT),
+        Curves(
+            _("Margin between chosen and rejected answers, by step"),
+            [trained(training, "margin", _CHOSEN), measured(other, "margin")],
+        ),
+        Curves(
+            _("Log-probability of an answer by step, nats"),
+            [
+                trained(_("chosen"), "chosen", _CHOSEN),
+                trained(_("rejected"), "rejected", _REJECTED),
+                measured(_("chosen, not trained on"), "chosen"),
+            ],
+        ),
     ]
 
 

@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
-from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _, counts, listed, marked
 from tsugiki.report.formatting import describe_change, format_number, format_with_interval
 from tsugiki.report.pairs import pair_notes
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Change, Interval
 from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits
-from tsugiki.training.record.run_record import DataSummary, RecordCounts, RunRecord, TrainingFigures
+from tsugiki.training.record.run_record import DataSummary, RecordCounts, RunRecord
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
 _MUCH_FORGOTTEN = 0.03  # relative rise of the loss on the retention text
@@ -150,31 +149,6 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
                 records=counts.records(data.near_duplicates.records), groups=counts.groups(data.near_duplicates.groups)
             ),
         ),
-    ]
-
-
-def settings_lines(record: RunRecord) -> list[tuple[str, str]]:
-    """Return labels and texts for the settings of training on which a result depends most."""
-    config = record.config
-    return [
-        (_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"),
-        (_("rows per optimiser step"), f"{record.chosen('batch_size')}"),
-        *([(_("epochs"), f"{config.epochs:g}")] if config.max_steps is None else []),
-        (_("seed"), str(config.seed)),
-    ]
-
-
-def peak_memory_lines(training: TrainingFigures) -> list[tuple[str, str]]:
-    """Return the label and the text of the peak memory; empty if the system does not report it."""
-    return [(_("peak memory"), format_gigabytes(training.peak_memory))] if training.peak_memory else []
-
-
-def fingerprint_lines(data: DataSummary) -> list[tuple[str, str]]:
-    """Return labels and fingerprints of a run's data."""
-    return [
-        (_("training texts"), data.train.fingerprint),
-        (_("held-out texts"), data.held_out.fingerprint),
-        (_("rows"), data.blocks_fingerprint),
     ]
 
 

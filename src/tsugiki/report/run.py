@@ -1,15 +1,14 @@
-"""`report.html` of a run: results, samples, data, settings and machine."""
+"""What a run's record shows, as sections, and its page `report.html`."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from markupsafe import Markup
 
 from tsugiki.io.atomic import write_text
-from tsugiki.io.formatting import format_duration
+from tsugiki.io.formatting import format_duration, format_gigabytes
 from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
 from tsugiki.report.decisions import decision_table
@@ -21,26 +20,43 @@ from tsugiki.report.formatting import (
     format_value,
     format_with_interval,
 )
-from tsugiki.report.page import in_frame, page, render_macro
-from tsugiki.report.pairs import accuracy_series, margin_series, pair_table, probability_series
-from tsugiki.report.plots import Series, curves, smoothed
+from tsugiki.report.html import page
+from tsugiki.report.page import in_frame
+from tsugiki.report.pairs import pair_curves, pair_table
+from tsugiki.report.plots import smoothed
 from tsugiki.report.record_text import (
     data_lines,
-    fingerprint_lines,
+    held_out_table,
     near_duplicate_lines,
-    peak_memory_lines,
     run_notes,
-    settings_lines,
     speed_text,
     summary_sentence,
 )
+from tsugiki.report.sections import (
+    Code,
+    Curves,
+    Facts,
+    Folded,
+    Lead,
+    Lines,
+    Note,
+    Part,
+    Row,
+    Samples,
+    Section,
+    Sentence,
+    Series,
+    section,
+    selected,
+)
 from tsugiki.report.table import Table
-from tsugiki.training.record.interval import Interval
 from tsugiki.training.record.result import StepEvaluation, change_of_bits, warning_text
 from tsugiki.training.record.run_record import RunRecord, Sample, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
-_SECTIONS = 12  # a loss curve is smoothed over 1 / _SECTIONS of its points
+RESULTS = ("result", "pairs", "held_out", "samples")
+"""The sections that are shown where there is no room for all."""
+_PARTS = 12  # a loss curve is smoothed over 1 / _PARTS of its points
 _TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 _LABELS = (
     marked("base dropout"), marked("base dtype"), marked("batch size"), marked("block size"), marked("compute dtype"),
@@ -61,22 +77,24 @@ def write_report(folder: Path) -> Path:
 def report_page(record: RunRecord, folder: Path) -> str:
     """Render the page of a run with what its record contains so far; the title and the commands name the folder."""
     title = _("Run · {name}").format(name=folder.resolve().name)
-    sections = [*record_sections(record), (_("Usage"), _usage(record, folder))]
-    return page(title, summary_sentence(record), sections, _notes(record))
+    return page(title, [*run_sections(record), section("usage", _("Usage"), *_usage(record, folder))])
 
 
-def record_sections(record: RunRecord) -> list[tuple[str, Markup]]:
-    """Render the sections of a page for a record; those without content are empty."""
+def run_sections(record: RunRecord) -> list[Section]:
+    """Return everything that is shown about a run, with what its record contains so far."""
     return [
-        (_("Pairs"), _pairs(record)),
-        (_("Held-out text and loss"), _figures(record)),
-        (_("Samples"), sample_columns([("", record)]) + all_samples(record)),
-        (_("What was decided, and from how much text"), _decisions(record)),
-        (_("Evaluations"), _evaluations(record)),
-        (_("Data"), _data(record)),
-        (_("Model and method"), _parameters(record)),
-        (_("Settings"), _settings(record)),
-        (_("Machine"), _machine(record)),
+        section("result", "", Lead(summary_sentence(record))),
+        section("notes", "", *map(Note, [*_unfinished(record), *run_notes(record)])),
+        section("pairs", _("Pairs"), pair_table(record), *pair_curves(record)),
+        section("held_out", _("Held-out text and loss"), *_held_out(record)),
+        section("samples", _("Samples"), *samples_of([("", record)])),
+        section("all samples", "", _all_samples(record)),
+        section("decisions", _("What was decided, and from how much text"), decision_table(record)),
+        section("evaluations", _("Evaluations"), _evaluations(record)),
+        section("data", _("Data"), Lines(_data(record))),
+        section("model", _("Model and method"), Lines(_model(record))),
+        section("settings", _("Settings"), *_settings(record)),
+        section("machine", _("Machine"), Lines(_machine(record))),
     ]
 
 
@@ -86,92 +104,74 @@ class ShownRecord(RunRecord):
     def _repr_html_(self) -> str:
         folder = self.config.out
         whole = Path(folder) / REPORT_FILE if folder else None
-        curves_and_samples = record_sections(self)[:3]
-        notes = [_("the whole report: {path}").format(path=whole)] if whole and whole.is_file() else []
-        return in_frame(page(folder or _("run"), summary_sentence(self), curves_and_samples, notes))
+        shown = selected(run_sections(self), *RESULTS)
+        if whole and whole.is_file():
+            shown.append(section("whole", "", Sentence(_("the whole report: {path}").format(path=whole))))
+        return in_frame(page(folder or _("run"), shown))
 
 
-def adapter_commands(base: str | None, folder: Path, prompt: str) -> str:
-    """Return commands that use an adapter, as lines for a shell."""
+def adapter_commands(base: str | None, folder: Path, prompt: str) -> Code:
+    """Return commands that use an adapter."""
     model, adapter = shlex.quote(base or "BASE"), shlex.quote(str(folder))
-    return (
+    return Code(
         f"tsugiki generate --model {model} --adapter {adapter} --prompt {prompt}\n"
         f"tsugiki eval --adapter {adapter} --data other.txt\n"
         f"tsugiki merge --model {model} --adapter {adapter} --out merged"
     )
 
 
-def _notes(record: RunRecord) -> list[str]:
-    notes = []
-    if record.status != "finished":
-        steps = record.training.steps if record.training else 0
-        planned = record.resolved_settings.get("steps")
-        done = f"{steps:,}"
-        if isinstance(planned, int):
-            done = _("{done:,} of {planned:,}").format(done=steps, planned=planned)
-        notes.append(
-            _(
-                "Not finished: step {done}. If the run was stopped, `{command}` continues it; `tsugiki report` updates "
-                "this page."
-            ).format(done=done, command=shlex.join(["tsugiki", "train", "--resume", record.config.out or ""]))
-        )
-    notes += run_notes(record)
-    if record.evaluations:
-        last = record.evaluations[-1]
+def _unfinished(record: RunRecord) -> list[str]:
+    if record.status == "finished":
+        return []
+    steps = record.training.steps if record.training else 0
+    planned = record.resolved_settings.get("steps")
+    done = f"{steps:,}"
+    if isinstance(planned, int):
+        done = _("{done:,} of {planned:,}").format(done=steps, planned=planned)
+    message = _(
+        "Not finished: step {done}. If the run was stopped, `{command}` continues it; `tsugiki report` updates "
+        "this page."
+    )
+    command = shlex.join(["tsugiki", "train", "--resume", record.config.out or ""])
+    return [message.format(done=done, command=command)]
+
+
+def _held_out(record: RunRecord) -> Iterator[Part]:
+    yield held_out_table(record)
+    for last in record.evaluations[-1:]:
         if last.warning:
-            notes.append(warning_text(last))
+            yield Note(warning_text(last))
         if last.skipped_records:
-            notes.append(
-                ngettext(
-                    "{count:,} held-out example is longer than the model's context and is not scored.",
-                    "{count:,} held-out examples are longer than the model's context and are not scored.",
-                    last.skipped_records,
-                ).format(count=last.skipped_records)
+            message = ngettext(
+                "{count:,} held-out example is longer than the model's context and is not scored.",
+                "{count:,} held-out examples are longer than the model's context and are not scored.",
+                last.skipped_records,
             )
-    return notes
+            yield Note(message.format(count=last.skipped_records))
+        message = _("{intervals} Between models with different tokenizers, compare bits per character.")
+        yield Sentence(message.format(intervals=describe_intervals(len(last.independent))))
+    yield Facts(_training(record))
+    step = record.kept_step if record.status == "finished" else None
+    kept = None if step is None else (step, _("kept"))
+    yield Curves(_("Loss by step, nats per token"), _losses(record), kept)
+    yield Curves(_("Bits per character by step"), _bits(record), kept)
 
 
-def _figures(record: RunRecord) -> Markup:
-    rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
-    plots = [
-        curves(loss_series(record), _("Loss by step, nats per token"), below=Series(_("learning rate"), rates)),
-        curves(bits_series(record), _("Bits per character by step")),
+def _training(record: RunRecord) -> list[Row]:
+    training = record.training
+    if training is None:
+        return []
+    exact, short = _("{seconds:.0f} s").format(seconds=training.seconds), format_duration(training.seconds)
+    return [
+        (_("steps"), f"{training.steps:,}"),
+        (_("tokens in the loss"), f"{training.tokens:,}"),
+        (_("training time"), exact if exact == short else _("{exact} ({short})").format(exact=exact, short=short)),
+        (_("speed"), speed_text(record)),
+        *([(_("peak memory"), format_gigabytes(training.peak_memory))] if training.peak_memory else []),
     ]
-    facts = []
-    if len(record.evaluations) > 1:
-        first, last = record.evaluations[0].bits_per_char, record.evaluations[-1].bits_per_char
-        facts.append((_("bits per character"), f"{format_number(first)} → {format_number(last)}"))
-    if record.parameters:
-        facts.append((_("trainable parameters"), f"{record.parameters.trainable:,}"))
-    if record.training:
-        facts.append((_("training time"), format_duration(record.training.seconds)))
-        facts.append((_("speed"), speed_text(record)))
-        facts += peak_memory_lines(record.training)
-    return render_macro("facts", facts) + render_macro("figures", plots)
 
 
-def _decisions(record: RunRecord) -> Markup:
-    table = decision_table(record)
-    return table.to_html() if table.rows else Markup()
-
-
-def _pairs(record: RunRecord) -> Markup:
-    """Render how often pairs are right; empty for a run that learns texts."""
-    if not record.preference_curve and not record.pair_evaluations:
-        return Markup()
-    plots = [
-        curves(accuracy_series(record), _("Share of pairs that are right, by step")),
-        curves(margin_series(record), _("Margin between chosen and rejected answers, by step")),
-        curves(probability_series(record), _("Log-probability of an answer by step, nats")),
-    ]
-    table = pair_table(record)
-    return render_macro("figures", plots) + (table.to_html() if table.rows else Markup())
-
-
-def _evaluations(record: RunRecord) -> Markup:
-    if not record.evaluations:
-        return Markup()
-    last = record.evaluations[-1]
+def _evaluations(record: RunRecord) -> Table:
     rows = [
         [
             text,
@@ -184,35 +184,33 @@ def _evaluations(record: RunRecord) -> Markup:
         for text, entries in ((_("held-out"), record.evaluations), (_("validation"), record.validations))
         for entry in entries
     ]
-    explanation = _(
-        "Held-out text: {characters} in {tokens} and {windows}. Between models with different tokenizers, compare bits "
-        "per character."
-    ).format(
-        characters=counts.characters(last.characters),
-        tokens=counts.tokens(last.tokens),
-        windows=counts.windows(last.windows),
-    )
     headers = [_("text"), _("step"), _("loss, nats per token"), _("perplexity"), _("bits per character")]
-    headers.append(_("change of bits"))
-    intervals = describe_intervals(len(last.independent))
-    return Table(headers, rows).to_html() + render_macro("paragraph", f"{explanation} {intervals}")
+    return Table([*headers, _("change of bits")], rows)
 
 
-def _data(record: RunRecord) -> Markup:
+def _data(record: RunRecord) -> list[Row]:
     lines = [(_("read from"), record.config.data_text)]
     data = record.data
     if data is None:
-        return render_macro("pairs", lines)
+        return lines
     lines += [*data_lines(data), *near_duplicate_lines(data)]
-    scored = record.evaluations[-1].characters if record.evaluations else data.held_out.measured_characters
-    if scored:
-        characters = counts.characters(scored)
-        lines.append((_("scored"), _("{characters} of the held-out text").format(characters=characters)))
-    fingerprints = render_macro("pairs", fingerprint_lines(data))
-    return render_macro("pairs", lines) + render_macro("folded", _("fingerprints"), fingerprints)
+    if record.evaluations:
+        last = record.evaluations[-1]
+        scored = _("{characters} of the held-out text, in {tokens} and {windows}").format(
+            characters=counts.characters(last.characters),
+            tokens=counts.tokens(last.tokens),
+            windows=counts.windows(last.windows),
+        )
+        lines.append((_("scored"), scored))
+    return [
+        *lines,
+        (_("fingerprint of the training texts"), data.train.fingerprint),
+        (_("fingerprint of the held-out texts"), data.held_out.fingerprint),
+        (_("fingerprint of the rows"), data.blocks_fingerprint),
+    ]
 
 
-def _parameters(record: RunRecord) -> Markup:
+def _model(record: RunRecord) -> list[Row]:
     lines = []
     if record.base:
         lines.append((_("base"), record.base.name or _("not named")))
@@ -225,20 +223,26 @@ def _parameters(record: RunRecord) -> Markup:
             trainable=record.parameters.trainable, total=record.parameters.total, share=record.parameters.share
         )
         lines.append((_("trainable"), text))
-    lines += [(_label(name), _(format_value(value))) for name, value in record.resolved_settings.items()]
-    return render_macro("pairs", lines)
+    return lines + [(_label(name), _(format_value(value))) for name, value in record.resolved_settings.items()]
 
 
-def _settings(record: RunRecord) -> Markup:
-    config = record.config
+def _settings(record: RunRecord) -> Iterator[Part]:
+    config, lora = record.config, record.config.lora
     lines = []
-    if config.lora:
+    if lora:
         text = _("r {r}, alpha {alpha:g}, dropout {dropout:g}")
-        lora = config.lora
         lines.append(("LoRA", text.format(r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout)))
-    lines += settings_lines(record)
+    lines += [
+        (_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"),
+        (_("rows per optimiser step"), f"{record.chosen('batch_size')}"),
+        *([(_("epochs"), f"{config.epochs:g}")] if config.max_steps is None else []),
+        (_("seed"), str(config.seed)),
+    ]
+    yield Lines(lines)
+    rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
+    yield Curves(_("Learning rate by step"), [Series(_("learning rate"), rates)])
     everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
-    return render_macro("pairs", lines) + render_macro("folded", _("all settings"), render_macro("code", everything))
+    yield Folded(_("all settings"), [Code(everything)])
 
 
 def _label(name: str) -> str:
@@ -246,37 +250,24 @@ def _label(name: str) -> str:
     return _(name.replace("_", " "))
 
 
-def _machine(record: RunRecord) -> Markup:
-    lines = []
-    if record.machine:
-        texts = {True: _("yes"), False: _("no")}
-        lines += [
-            (_label(name), texts[value] if isinstance(value, bool) else str(value))
-            for name, value in record.machine
-            if value is not None
-        ]
-    if record.training:
-        training = record.training
-        lines.append((_("steps"), f"{training.steps:,}"))
-        text = _("{tokens:,} in {seconds:,.0f} s ({duration}) of steps, {speed}").format(
-            tokens=training.tokens,
-            seconds=training.seconds,
-            duration=format_duration(training.seconds),
-            speed=speed_text(record),
-        )
-        lines.append((_("target tokens"), text))
-        lines += peak_memory_lines(training)
+def _machine(record: RunRecord) -> list[Row]:
+    texts = {True: _("yes"), False: _("no")}
+    lines = [
+        (_label(name), texts[value] if isinstance(value, bool) else str(value))
+        for name, value in record.machine or ()
+        if value is not None
+    ]
     lines.append((_("versions"), ", ".join(f"{name} {version}" for name, version in record.versions.items())))
     for earlier in record.earlier_versions:
         changed = [f"{name} {version}" for name, version in earlier.items() if record.versions.get(name) != version]
         lines.append((_("versions before it was resumed"), ", ".join(changed)))
-    return render_macro("pairs", lines)
+    return lines
 
 
-def _usage(record: RunRecord, folder: Path) -> Markup:
-    """Return commands for the trained adapter or model; empty before the run has finished."""
+def _usage(record: RunRecord, folder: Path) -> list[Code]:
+    """Return commands for the trained adapter or model; none before the run has finished."""
     if record.status != "finished":
-        return Markup()
+        return []
     prompt = shlex.quote((record.config.prompts or ["…"])[0])
     if family_of(record.config.method) == "full fine-tuning":
         model = shlex.quote(str(folder))
@@ -288,91 +279,71 @@ def _usage(record: RunRecord, folder: Path) -> Markup:
         python = (
             f"from transformers import AutoModelForCausalLM\n\nAutoModelForCausalLM.from_pretrained({str(folder)!r})"
         )
-    else:
-        base = record.base.name if record.base else None
-        commands = adapter_commands(base, folder, prompt)
-        python = (
-            "from tsugiki import load_adapter\nfrom tsugiki.base.loading import load_model\n\n"
-            f"model = load_model({base or 'BASE'!r})\n"
-            f"load_adapter(model, {str(folder)!r})"
-        )
-    return render_macro("code", commands) + render_macro("code", python)
+        return [Code(commands), Code(python, "python")]
+    base = record.base.name if record.base else None
+    python = (
+        "from tsugiki import load_adapter\nfrom tsugiki.base.loading import load_model\n\n"
+        f"model = load_model({base or 'BASE'!r})\n"
+        f"load_adapter(model, {str(folder)!r})"
+    )
+    return [adapter_commands(base, folder, prompt), Code(python, "python")]
 
 
-def loss_series(record: RunRecord) -> list[Series]:
+def _losses(record: RunRecord) -> list[Series]:
     """Return lines for training loss, smoothed training loss, validation and held-out loss, in nats per token."""
     points = [(float(point.step), point.loss) for point in record.loss_curve]
-    window = max(1, len(points) // _SECTIONS) | 1
+    window = max(1, len(points) // _PARTS) | 1
     if window == 1:
-        training = [Series(_("training"), points, colour=_TRAINING)] if points else []
+        training = [Series(_("training"), points, colour=_TRAINING)]
     else:
         training = [
             Series(_("training"), points, colour=_TRAINING, faint=True),
             Series(_("training, mean of {window}").format(window=window), smoothed(points, window), colour=_TRAINING),
         ]
-    lines = [
-        _by_step(entries, name, [(entry.loss, entry.loss_interval) for entry in entries], colour)
-        for entries, name, colour in (
-            (record.validations, _("validation"), _VALIDATION),
-            (record.evaluations, _("held-out"), _HELD_OUT),
-        )
-        if entries
+    return [
+        *training,
+        by_step(record.validations, _("validation"), "loss", _VALIDATION),
+        by_step(record.evaluations, _("held-out"), "loss", _HELD_OUT),
     ]
-    return [*training, *lines]
 
 
-def bits_series(record: RunRecord) -> list[Series]:
-    """Return lines for the bits per character of the held-out and of the validation text, with intervals."""
-    held_out = bits_by_step(record.evaluations, _("held-out"), _HELD_OUT)
+def _bits(record: RunRecord) -> list[Series]:
+    """Return lines for the bits per character of the held-out and of the validation text."""
+    held_out = by_step(record.evaluations, _("held-out"), "bits_per_char", _HELD_OUT)
     if held_out.band:
         held_out = replace(held_out, name=_("held-out, 95 % interval over documents"))
-    validation = [bits_by_step(record.validations, _("validation"), _VALIDATION)] if record.validations else []
-    return [*([held_out] if held_out.points else []), *validation]
+    return [held_out, by_step(record.validations, _("validation"), "bits_per_char", _VALIDATION)]
 
 
-def bits_by_step(entries: Sequence[StepEvaluation], name: str, colour: int) -> Series:
-    """Return a line for the bits per character by step, with intervals."""
-    return _by_step(entries, name, [(entry.bits_per_char, entry.bits_per_char_interval) for entry in entries], colour)
+def by_step(evaluations: Sequence[StepEvaluation], name: str, figure: str, colour: int) -> Series:
+    """Return a line with a point for each evaluation, and a band if the intervals are narrow enough to see the line.
+
+    The figure is `loss` or `bits_per_char`.
+    """
+    points = [(float(one.step), getattr(one, figure)) for one in evaluations]
+    band = [getattr(one, f"{figure}_interval") for one in evaluations if len(one.independent) >= FEW_DOCUMENTS]
+    return Series(name, points, band if len(band) == len(points) and None not in band else [], colour)
 
 
-def _by_step(
-    entries: Sequence[StepEvaluation], name: str, figures: list[tuple[float, Interval | None]], colour: int
-) -> Series:
-    """Return a line with a point for each evaluation, and a band if the intervals are narrow enough to see the line."""
-    points = [(float(entry.step), figure) for entry, (figure, _) in zip(entries, figures, strict=True)]
-    many = all(len(entry.independent) >= FEW_DOCUMENTS for entry in entries)
-    band = [interval for _, interval in figures if interval is not None]
-    return Series(name, points, band if many and len(band) == len(points) else [], colour)
+def samples_of(runs: Sequence[tuple[str, RunRecord]]) -> list[Samples]:
+    """Return the first, the middle and the last sample of each prompt, with the names of the runs."""
+    found: dict[str, list[Row]] = {}
+    for name, record in runs:
+        for prompt, samples in samples_by_prompt(record).items():
+            shown = [samples[position] for position in sorted({0, len(samples) // 2, len(samples) - 1})]
+            found.setdefault(prompt, []).extend((_sample_label(name, one, record), one.text) for one in shown)
+    return [Samples(prompt, texts) for prompt, texts in found.items()]
 
 
-def sample_columns(runs: Sequence[tuple[str, RunRecord]]) -> Markup:
-    """Render, for each prompt, a row of samples for each run; an empty name of a run is not shown."""
-    shown = [_shown_by_prompt(record, name) for name, record in runs]
-    prompts = dict.fromkeys(prompt for cells in shown for prompt in cells)
-    return render_macro("samples", [(prompt, [cells.get(prompt, []) for cells in shown]) for prompt in prompts])
-
-
-def shown_samples(record: RunRecord) -> list[tuple[str, str, str]]:
-    """Return (label, prompt, text) for the first, the middle and the last sample of each prompt."""
-    return [cell for cells in _shown_by_prompt(record, "").values() for cell in cells]
-
-
-def _shown_by_prompt(record: RunRecord, name: str) -> dict[str, list[tuple[str, str, str]]]:
-    found = {}
-    for prompt, samples in samples_by_prompt(record).items():
-        shown = [samples[position] for position in sorted({0, len(samples) // 2, len(samples) - 1})]
-        found[prompt] = [(_sample_label(name, sample, record), prompt, sample.text) for sample in shown]
-    return found
-
-
-def all_samples(record: RunRecord) -> Markup:
-    """Render every sample in a folded section; empty if each prompt has at most three samples."""
-    if len(record.samples) <= 3 * len({sample.prompt for sample in record.samples}):
-        return Markup()
-    cells = [(_sample_label("", sample, record), sample.prompt, sample.text) for sample in record.samples]
-    return render_macro(
-        "folded", _("all {count:,} samples").format(count=len(cells)), render_macro("sample_row", cells)
-    )
+def _all_samples(record: RunRecord) -> Folded:
+    """Return every sample; empty if each prompt has at most three."""
+    count = len(record.samples)
+    prompts = samples_by_prompt(record) if count > 3 * len({sample.prompt for sample in record.samples}) else {}
+    parts = [
+        Samples(prompt, [(_sample_label("", one, record), one.text) for one in samples])
+        for prompt, samples in prompts.items()
+    ]
+    return Folded(_("all {count:,} samples").format(count=count), parts)
 
 
 def _sample_label(name: str, sample: Sample, record: RunRecord) -> str:

@@ -4,7 +4,6 @@ import re
 import unicodedata
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -65,12 +64,6 @@ class Table(NamedTuple):
         with console.capture() as captured:
             console.print(table)
         return captured.get().rstrip()
-
-    def to_html(self) -> Markup:
-        """Return the table as a part of a page."""
-        from tsugiki.report.page import render_macro
-
-        return render_macro("table", self.titles, self.rows)
 
     def to_markdown(self) -> str:
         """Return the table in GitHub's Markdown; all columns but the first and the last are aligned to the right."""

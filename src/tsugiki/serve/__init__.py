@@ -5,14 +5,12 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "completions": "TextOffsets completion_logprobs",
+        "completions": "completion_logprobs",
         "errors": "ApiError ClientDisconnected",
         "http_app": "new_app",
         "jobs": "Jobs",
-        "metrics": "Metrics",
         "page": "page_files",
-        "openapi": "BODIES",
-        "prompt_tokens": "Prompt token_text whole_text",
+        "prompt_tokens": "token_text whole_text",
         "protocol": "MAX_BODY ChatRequest CompletionRequest parse",
         "runs_view": "LOG_FILE RunProcesses Runs",
         "security": "Access Guard check check_hosts check_origins",

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from itertools import accumulate
 from typing import Any, TypeAlias
 
 from tsugiki.annotations import PreTrainedTokenizerBase
@@ -23,7 +22,7 @@ from tsugiki.generation.request import (
     engine_stopped,
     queue_full,
 )
-from tsugiki.generation.sampling import TextStream, with_penalty_of
+from tsugiki.generation.sampling import with_penalty_of
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompt_tokens import (
@@ -31,7 +30,6 @@ from tsugiki.serve.prompt_tokens import (
     chat_prompt,
     check_tokens,
     is_part,
-    new_texts,
     text_prompts,
     token_text,
 )
@@ -56,8 +54,6 @@ class Choice:
     text: str = ""
     tokens: list[ScoredToken] = field(default_factory=list)
     """With those of the prompt if their log-probabilities are wanted."""
-    offsets: "TextOffsets | None" = None
-    """If log-probabilities of a completion are wanted."""
     generated: int = 0
     finish_reason: str | None = None
 
@@ -161,7 +157,6 @@ class Completions:
                         deliver=partial(_hand_over, loop, events, len(requests)),
                         adapter=served.key,
                         content=served.digest,
-                        model_name=self.adapters.base.name if parsed.adapters else served.name,
                         batch_mode=served.batch_mode,
                         sampling=with_penalty_of(model, parsed.sampling(number)),
                         matcher=matchers[len(requests)],
@@ -174,8 +169,6 @@ class Completions:
                     )
                 )
                 choices.append(Choice(prompt))
-                if isinstance(parsed, CompletionRequest) and logprobs is not None:
-                    choices[-1].offsets = TextOffsets(served.tokenizer, prompt, echo)
         kind = "chatcmpl" if isinstance(parsed, ChatRequest) else "cmpl"
         return Generation(
             served, parsed, prompts, requests, choices, events, f"{kind}-{uuid.uuid4().hex}", int(time.time())
@@ -220,18 +213,14 @@ async def whole_answer(generation: Generation) -> dict[str, Any]:
     """Return the answer to a request that is not streamed."""
     async for _output in outputs(generation):
         pass
-    parsed, tokenizer = generation.parsed, generation.served.tokenizer
-    choices: list[dict[str, Any]] = []
+    parsed, choices = generation.parsed, []
     for index, choice in enumerate(generation.choices):
-        common = {"index": index, "finish_reason": choice.finish_reason}
+        logprobs = _logprobs(generation, choice.tokens)
+        common = {"index": index, "finish_reason": choice.finish_reason, "logprobs": logprobs}
         if isinstance(parsed, ChatRequest):
-            logprobs = chat_logprobs(tokenizer, choice.tokens) if parsed.logprobs else None
-            message = {"role": "assistant", "content": choice.text, "refusal": None}
-            choices.append({**common, "message": message, "logprobs": logprobs})
+            choices.append({**common, "message": {"role": "assistant", "content": choice.text, "refusal": None}})
         else:
-            text = (choice.prompt.text if parsed.echo else "") + choice.text
-            listed = _listed(generation, choice, choice.tokens)
-            choices.append({**common, "text": text, "logprobs": listed})
+            choices.append({**common, "text": (choice.prompt.text if parsed.echo else "") + choice.text})
     kind = "chat.completion" if isinstance(parsed, ChatRequest) else "text_completion"
     return {**_head(generation, kind), "choices": choices, "usage": generation.usage}
 
@@ -265,19 +254,18 @@ def _part(
     generation: Generation, index: int, text: str, scored: list[ScoredToken], reason: str | None
 ) -> dict[str, Any]:
     """Return the entry of one choice in a chunk."""
+    common = {"index": index, "finish_reason": reason, "logprobs": _logprobs(generation, scored)}
+    if isinstance(generation.parsed, ChatRequest):
+        return {**common, "delta": {"content": text} if text else {}}
+    return {**common, "text": text}
+
+
+def _logprobs(generation: Generation, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+    """Return the field `logprobs` of an answer for the next tokens of a choice; None if it is not wanted."""
     parsed, tokenizer = generation.parsed, generation.served.tokenizer
-    common = {"index": index, "finish_reason": reason}
     if isinstance(parsed, ChatRequest):
-        logprobs = chat_logprobs(tokenizer, scored) if parsed.logprobs and scored else None
-        return {**common, "delta": {"content": text} if text else {}, "logprobs": logprobs}
-    return {**common, "text": text, "logprobs": _listed(generation, generation.choices[index], scored)}
-
-
-def _listed(generation: Generation, choice: Choice, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
-    """Return the field `logprobs` of a completion, with the next tokens of a choice; None if it is not wanted."""
-    if choice.offsets is None:
-        return None
-    return completion_logprobs(generation.served.tokenizer, tokens, choice.offsets)
+        return chat_logprobs(tokenizer, tokens) if parsed.logprobs and tokens else None
+    return None if parsed.logprobs is None else completion_logprobs(tokenizer, tokens)
 
 
 def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
@@ -296,29 +284,8 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredTok
     }
 
 
-class TextOffsets:
-    """Where the tokens of a choice begin in its text, in characters. Parts of a character begin where it does."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, echo: bool) -> None:
-        """Create it; with `echo`, the text and the tokens begin with those of the prompt."""
-        shown = prompt.shown if echo else []
-        self._of_prompt = iter([0, *accumulate(map(len, new_texts(tokenizer, shown)))][: len(shown)])
-        self._characters = len(prompt.text) if echo else 0
-        self._stream = TextStream(tokenizer, prompt.ids)
-
-    def next(self, token: int) -> int:
-        """Return the offset of the next token."""
-        offset = next(self._of_prompt, None)
-        if offset is None:
-            offset = self._characters
-            self._characters += len(self._stream.add(token))
-        return offset
-
-
-def completion_logprobs(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken], offsets: TextOffsets
-) -> dict[str, Any]:
-    """Return log-probabilities of the next tokens of a choice in the format of a completion."""
+def completion_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+    """Return log-probabilities in the format of a completion."""
     texts = [token_text(tokenizer, scored.token) for scored in tokens]
     top: list[dict[str, float] | None] = []
     for text, scored in zip(texts, tokens, strict=True):
@@ -328,7 +295,6 @@ def completion_logprobs(
         "tokens": texts,
         "token_logprobs": [scored.logprob for scored in tokens],
         "top_logprobs": top,
-        "text_offset": [offsets.next(scored.token) for scored in tokens],
     }
 
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -25,18 +25,15 @@ from tsugiki.language import _
 from tsugiki.serve.completions import VERSION, Completions, Generation, chunks, whole_answer
 from tsugiki.serve.errors import ApiError, ClientDisconnected, as_api_error, unless_disconnected, wait_for_disconnect
 from tsugiki.serve.library_view import library_routes
-from tsugiki.serve.metrics import Gauges, Metrics
-from tsugiki.serve.openapi import openapi
 from tsugiki.serve.page import page_files, page_routes
-from tsugiki.serve.prompt_tokens import token_routes
-from tsugiki.serve.protocol import AdapterRequest, ChatRequest, CompletionRequest, read
+from tsugiki.serve.prompt_tokens import tokenize_route
+from tsugiki.serve.protocol import ChatRequest, CompletionRequest, read
 from tsugiki.serve.security import HEALTH, REQUEST_ID, Access, Guard
 from tsugiki.serve.served_adapters import ServedAdapters
 
 _log = logging.getLogger("tsugiki.serve")
 _IGNORED = "X-Ignored-Fields"
 _MOST_NAMES, _LONGEST_NAME = 30, 60
-_PROMETHEUS = "text/plain; version=0.0.4"
 
 
 def new_app(
@@ -44,7 +41,6 @@ def new_app(
     adapters: ServedAdapters,
     access: Access,
     seconds: float,
-    allow_lora_updates: bool = False,
     views: Sequence[Route] = (),
 ) -> Starlette:
     """Return the ASGI application; its engine has been started, and a request may take `seconds`.
@@ -52,18 +48,14 @@ def new_app(
     `views` are the routes of the page's views that need more than the engine and the adapters. `state.end_requests` of
     the application ends the requests that run.
     """
-    metrics = engine.scheduler.observer = Metrics(Gauges(engine, adapters))
     completions = Completions(engine, adapters, seconds)
     started = int(time.time())
     page_token = secrets.token_urlsafe(32)
 
     async def health(request: Request) -> Response:
         if engine.alive:
-            return JSONResponse({"status": "ok"})
+            return JSONResponse({"status": "ok", "running": engine.running, "waiting": engine.waiting})
         return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
-
-    async def show_metrics(request: Request) -> Response:
-        return Response(metrics.text(), media_type=_PROMETHEUS)
 
     def card(name: str) -> dict[str, Any]:
         is_base = name == adapters.base.name
@@ -80,11 +72,8 @@ def new_app(
     async def show_version(request: Request) -> Response:
         return JSONResponse({"version": VERSION})
 
-    async def description(request: Request) -> Response:
-        return JSONResponse(openapi(app.routes))
-
     async def models(request: Request) -> Response:
-        names = await asyncio.to_thread(adapters.listed)
+        names = [adapters.base.name, *await asyncio.to_thread(adapters.names)]
         return JSONResponse({"object": "list", "data": [card(name) for name in names]})
 
     async def model(request: Request) -> Response:
@@ -96,39 +85,18 @@ def new_app(
     async def chat(request: Request) -> Response:
         return await _answer(completions, request, await read(ChatRequest, request))
 
-    async def load(request: Request) -> Response:
-        parsed = await read(AdapterRequest, request)
-        name, path = parsed.lora_name, parsed.lora_path
-        if path is None:
-            adapters.release(await unless_disconnected(request, adapters.acquire(name)))
-        else:
-            await unless_disconnected(request, adapters.add(name, path))
-        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
-
-    async def unload(request: Request) -> Response:
-        name = (await read(AdapterRequest, request)).lora_name
-        await adapters.unload(name)
-        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
-
     routes = [
         Route(HEALTH, health),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/metrics", show_metrics),
         Route("/version", show_version),
-        Route("/openapi.json", description),
-        *token_routes(adapters),
+        tokenize_route(adapters),
         *page_routes(adapters, page_token),
         *views,
         *library_routes(adapters),
     ]
-    if allow_lora_updates:
-        routes += [
-            Route("/v1/load_lora_adapter", load, methods=["POST"]),
-            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
-        ]
     public = {HEALTH, *page_files()}
     app = Starlette(
         routes=routes,

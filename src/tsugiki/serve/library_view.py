@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Lock
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -45,14 +45,15 @@ from tsugiki.lora.hold import base_alone
 from tsugiki.report.adapter import (
     AdapterReport,
     adapter_page,
-    info_lines,
+    adapter_sections,
     inspect_adapter,
     ranks_text,
     record_of,
 )
 from tsugiki.report.formatting import describe_change, format_change, format_with_interval
-from tsugiki.report.record_text import change_of_run, held_out_table, summary_sentence
-from tsugiki.report.run import shown_samples
+from tsugiki.report.record_text import change_of_run
+from tsugiki.report.run import RESULTS
+from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
@@ -288,12 +289,8 @@ def _details(folder: Path) -> dict[str, Any]:
     """Return the part of an adapter's page that is shown first, without its layers."""
     info, provenance, record = read_adapter_info(folder), read_metadata(folder).provenance, record_of(folder)
     report = AdapterReport(folder, info, provenance, record, (), {}, ())
-    has_figures = record is not None and len(record.evaluations) > 1
     return {
-        "facts": info_lines(report),
-        "sentence": summary_sentence(record) if record is not None and has_figures else None,
-        "held_out": held_out_table(record).to_json() if record is not None and has_figures else None,
-        "samples": shown_samples(record) if record is not None else [],
+        "sections": to_json(selected(adapter_sections(report), "adapter", *RESULTS)),
         "card": _card(folder),
     }
 
@@ -306,35 +303,14 @@ def _report(folder: Path) -> str:
 
 
 def _zipped(folder: Path, name: str) -> Iterator[bytes]:
-    """Yield the parts of a zip with an adapter's folder while its files are read; the disk holds nothing of it."""
-    parts = _Parts()
-    with zipfile.ZipFile(parts, "w") as archive:  # type: ignore[call-overload]
-        for file in files_of(folder):
-            member = zipfile.ZipInfo.from_file(folder / file, f"{name}/{file}", strict_timestamps=False)
-            with (folder / file).open("rb") as source, archive.open(member, "w", force_zip64=True) as target:
-                while part := source.read(_PART):
-                    target.write(part)
-                    yield parts.take()
-    yield parts.take()
-
-
-class _Parts:
-    """A file in memory whose content is taken in parts."""
-
-    def __init__(self) -> None:
-        self._written = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self._written += data
-        return len(data)
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def take(self) -> bytes:
-        """Return what was written since the last call."""
-        taken, self._written = bytes(self._written), bytearray()
-        return taken
+    """Yield the parts of a zip with an adapter's folder; its file has no name and goes away when it was read."""
+    with TemporaryFile() as packed:
+        with zipfile.ZipFile(packed, "w", strict_timestamps=False) as archive:
+            for file in files_of(folder):
+                archive.write(folder / file, f"{name}/{file}")
+        packed.seek(0)
+        while part := packed.read(_PART):
+            yield part
 
 
 def _gguf(folder: Path) -> bytes:

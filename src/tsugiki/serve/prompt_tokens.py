@@ -1,8 +1,7 @@
-"""Convert the prompts of requests to tokens, and tokens to text; and the endpoints that do only this."""
+"""Convert the prompts of requests to tokens, and tokens to text; and the endpoint that does only this."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from threading import Lock
 
@@ -17,12 +16,11 @@ from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.generation.sampling import TextStream
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import ChatMessage, DetokenizeRequest, TokenizeRequest, read
+from tsugiki.serve.protocol import ChatMessage, TokenizeRequest, read
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _ROLES = {"developer": "system"}
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 _tokenizing = Lock()  # a tokenizer must not be called by two threads at once
 
 
@@ -134,20 +132,15 @@ def _check_text(text: str, param: str) -> None:
         raise ApiError(400, message, param, "invalid_value") from error
 
 
-def token_routes(adapters: ServedAdapters) -> list[Route]:
-    """Return the routes of `/tokenize`, `/detokenize` and `/tokenizer_info`, the endpoints for tokens as in vLLM."""
+def tokenize_route(adapters: ServedAdapters) -> Route:
+    """Return the route of `/tokenize`, which has vLLM's shape."""
     model = adapters.engine.model
-
-    def held(name: str | None) -> AbstractAsyncContextManager[ServedModel]:
-        return adapters.held(adapters.base.name if name is None else name)
 
     async def tokenize(request: Request) -> Response:
         parsed = await read(TokenizeRequest, request)
-        async with held(parsed.model) as served:
+        async with adapters.held(adapters.base.name if parsed.model is None else parsed.model) as served:
             ids = await asyncio.to_thread(_ids, parsed, served)
-            names = served.tokenizer.convert_ids_to_tokens(ids) if parsed.return_token_strs else None
-        length = adapters.engine.longest
-        return JSONResponse({"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": names})
+        return JSONResponse({"count": len(ids), "max_model_len": adapters.engine.longest, "tokens": ids})
 
     def _ids(parsed: TokenizeRequest, served: ServedModel) -> list[int]:
         if (parsed.prompt is None) == (parsed.messages is None):
@@ -162,20 +155,4 @@ def token_routes(adapters: ServedAdapters) -> list[Route]:
         prompt = text_prompts(model, served.tokenizer, [parsed.prompt])[0]
         return prompt.shown if parsed.add_special_tokens is False else prompt.ids
 
-    async def detokenize(request: Request) -> Response:
-        parsed = await read(DetokenizeRequest, request)
-        check_tokens(model, parsed.tokens, "tokens")
-        async with held(parsed.model) as served:
-            return JSONResponse({"prompt": await asyncio.to_thread(whole_text, served.tokenizer, parsed.tokens)})
-
-    async def info(request: Request) -> Response:
-        tokenizer = adapters.base.tokenizer
-        fields = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
-        fields |= {"tokenizer_class": type(tokenizer).__name__, "chat_template": tokenizer.chat_template}
-        return JSONResponse(fields)
-
-    return [
-        Route("/tokenize", tokenize, methods=["POST"]),
-        Route("/detokenize", detokenize, methods=["POST"]),
-        Route("/tokenizer_info", info),
-    ]
+    return Route("/tokenize", tokenize, methods=["POST"])

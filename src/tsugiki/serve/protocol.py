@@ -231,23 +231,6 @@ class TokenizeRequest(OpenFields):
     """As in a `ChatRequest`."""
     add_special_tokens: bool | None = None
     """If it is None, for `prompt` only."""
-    return_token_strs: bool = False
-
-
-class DetokenizeRequest(OpenFields):
-    """A request to `/detokenize`."""
-
-    model: str | None = None
-    """The base if it is None."""
-    tokens: list[Annotated[int, Field(ge=0)]]
-
-
-class AdapterRequest(OpenFields):
-    """A request to `/v1/load_lora_adapter` or `/v1/unload_lora_adapter`."""
-
-    lora_name: str
-    lora_path: Annotated[str | None, StringConstraints(min_length=1, max_length=4096)] = None
-    """A folder that is added under this name; only to load. None: an adapter of the library."""
 
 
 class NameRequest(Fields):

@@ -31,14 +31,14 @@ from tsugiki.io.locks import is_in_use, process_of
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints
 from tsugiki.io.system import OWN_GROUP, ask_to_end
 from tsugiki.language import VARIABLE, _, language
-from tsugiki.report.record_text import held_out_table, summary_sentence
+from tsugiki.report.run import RESULTS, run_sections
+from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, read_end, with_home
 from tsugiki.serve.protocol import NameRequest
 from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.uploads import data_names
-from tsugiki.training.record.result import StepEvaluation
-from tsugiki.training.record.run_record import RunRecord, read_record, samples_by_prompt
+from tsugiki.training.record.run_record import RunRecord, read_record
 
 LOG_FILE = "output.log"
 """The file in a run's folder with the output of its process, if the server has started it."""
@@ -49,7 +49,6 @@ _MOST_RUNS = 200  # runs that are listed
 _NOT_ENTERED = frozenset({"checkpoints", "node_modules", "__pycache__"})
 _LARGEST_RECORD = 64_000_000  # bytes
 _KEPT_RECORDS = 64  # in the cache
-_MOST_POINTS = 1000  # points of a curve
 _END_OF_LOG = 8000  # bytes
 
 State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
@@ -217,29 +216,12 @@ class Runs:
         return {"folder": with_home(self.root), "runs": [self._summary(run) for run in found], "more": more}
 
     def details(self, run: RunFolder) -> dict[str, Any]:
-        """Return the summary, the curves and the samples of a run."""
+        """Return the summary of a run, and the sections that the page shows."""
         record = _record(run.folder)
-        summary = self._summary(run)
-        if not isinstance(record, RunRecord):
-            return {**summary, "log": read_end(run.folder / LOG_FILE, _END_OF_LOG)}
-        samples = [
-            {"prompt": prompt, "texts": [{"step": sample.step, "text": sample.text} for sample in texts]}
-            for prompt, texts in samples_by_prompt(record).items()
-        ]
-        table = held_out_table(record)
-        return {
-            **summary,
-            "sentence": summary_sentence(record) if record.evaluations else None,
-            "table": table.to_json() if table.rows else None,
-            "curves": {
-                "training": _thinned([(point.step, point.loss) for point in record.loss_curve]),
-                "validation": _losses(record.validations),
-                "held_out": _losses(record.evaluations),
-            },
-            "kept_step": record.kept_step,
-            "samples": samples,
-            "log": read_end(run.folder / LOG_FILE, _END_OF_LOG),
-        }
+        shown = {**self._summary(run), "log": read_end(run.folder / LOG_FILE, _END_OF_LOG)}
+        if isinstance(record, RunRecord):
+            shown["sections"] = to_json(selected(run_sections(record), *RESULTS, "decisions"))
+        return shown
 
     def stop(self, run: RunFolder) -> None:
         """Ask a run to end after its present step."""
@@ -395,17 +377,6 @@ def _seconds_left(record: RunRecord) -> float | None:
     if training is None or training.steps < 1 or not isinstance(steps, int):
         return None
     return _number(training.seconds / training.steps * max(0, steps - training.steps))
-
-
-def _losses(evaluations: Sequence[StepEvaluation]) -> list[tuple[int, float]]:
-    return _thinned([(evaluation.step, evaluation.loss) for evaluation in evaluations])
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return the finite points of a curve, at most `_MOST_POINTS` of them, with the last one."""
-    finite = [point for point in points if math.isfinite(point[1])]
-    every = math.ceil(len(finite) / _MOST_POINTS) or 1
-    return finite[::-1][::every][::-1]
 
 
 def _number(value: Any) -> float | None:

@@ -25,7 +25,7 @@ from tsugiki.adapters.algebra.combine import refuse_more_than_updates
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.files import content_digest, map_weights, read_adapter_config
 from tsugiki.adapters.format import read_adapter, warn_of_unknown_base
-from tsugiki.adapters.library import check_name, library_names
+from tsugiki.adapters.library import library_names
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.adapters.saved_tokenizer import with_chat_template, words_for
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,21 +88,16 @@ class ServedAdapters:
         max_loaded: int = 32,
         allow_base_mismatch: bool = False,
         max_bytes: int = 2_000_000_000,
-        roots: Sequence[Path] = (),
     ) -> None:
         """Create it; the adapters in `folders`, by name, take precedence over those of the library.
 
-        At most `max_loaded` adapters, of `max_bytes` together, are in memory. Requests may name adapters below `roots`
-        by a path.
+        At most `max_loaded` adapters, of `max_bytes` together, are in memory.
         """
         self.engine = engine
         self.base = ServedModel(base_name, None, tokenizer, engine.batch_mode)
         self.folders, self.library = dict(folders), library
         self.runs: Runs | None = None  # whose adapters requests can name, also while they train
-        self.lists_runs = False
         self.max_loaded, self.max_bytes, self.allow_base_mismatch = max_loaded, max_bytes, allow_base_mismatch
-        self.roots = [root.resolve() for root in roots]
-        self._added: set[str] = set()
         self._loaded: dict[_Terms, ServedModel] = {}  # least recently used first
         self._replaced: list[ServedModel] = []
         self._loads = itertools.count(1)
@@ -118,10 +113,6 @@ class ServedAdapters:
         """Return the names of the runs that have an adapter, without those that are the name of another model."""
         taken = {self.base.name, *self.names()}
         return [name for name in (self.runs.names() if self.runs else ()) if name not in taken]
-
-    def listed(self) -> list[str]:
-        """Return the names that clients get in the list of models, the base first."""
-        return [self.base.name, *self.names(), *(self.run_names() if self.lists_runs else ())]
 
     def loaded(self) -> list[str]:
         """Return the names of the adapters in memory."""
@@ -162,52 +153,6 @@ class ServedAdapters:
             yield served
         finally:
             self.release(served)
-
-    async def add(self, name: str, path: str) -> None:
-        """Load the adapter in a folder below one of `roots`, under a name that no other adapter has.
-
-        One that was added under this name before is replaced.
-        """
-        check_name(name)
-        if name in [self.base.name, *self.names()] and name not in self._added:
-            message = _("there is an adapter called {name!r} already; choose another name").format(name=name[:100])
-            raise ApiError(400, message, "lora_name", "exists")
-        self.forget(name)
-        self.folders[name] = self._below_roots(path)
-        self._added.add(name)
-        try:
-            self.release(await self.acquire(name))
-        except BaseException:
-            self._drop(name)
-            raise
-
-    def _below_roots(self, path: str) -> Path:
-        """Return the folder of an adapter that a request names; links that lead out of `roots` are followed first."""
-        for root in self.roots:
-            with suppress(OSError, ValueError, RuntimeError):  # no valid path
-                folder = (root / path).resolve()
-                if (folder / ADAPTER_CONFIG_FILE).is_file() and all(
-                    file.resolve().is_relative_to(root) for file in (folder, *folder.iterdir())
-                ):
-                    return folder
-        message = _("there is no adapter {path!r} below a folder of --allow-lora-path").format(path=path[:100])
-        raise ApiError(400, message, "lora_path", "invalid_path")
-
-    def _drop(self, name: str) -> None:
-        """Forget an adapter that `add` has added."""
-        self.forget(name)
-        self._added.remove(name)
-        del self.folders[name]
-
-    async def unload(self, name: str) -> None:
-        """Unload an adapter; running requests finish with it first."""
-        if name in self._added:
-            self._drop(name)
-        elif name in self.loaded():
-            self.forget(name)
-        else:
-            message = _("the adapter {name!r} is not loaded")
-            raise ApiError(404, message.format(name=name), "lora_name", "model_not_found")
 
     def forget(self, name: str) -> None:
         """Unload an adapter and the mixes with it; running requests finish with them first."""

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -34,32 +34,21 @@ _MAX_HEADERS = 32 << 10  # bytes
 class ServerSettings:
     """How a server is run."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0: any free port."""
-    api_key: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    max_loaded: int = 32
-    adapter_bytes: int = 2_000_000_000
+    access: Access
+    limits: Limits
+    max_loaded: int
+    """Largest number of adapters in memory."""
+    adapter_bytes: int
     """Largest size of the adapters in memory."""
-    seconds: float = 600.0
+    seconds: float
     """Seconds that a request may take."""
-    stop_seconds: int = 30
+    stop_seconds: int
     """Seconds that running requests may go on after SIGTERM."""
-    allow_lora_updates: bool = False
-    allow_base_mismatch: bool = False
-    origins: frozenset[str] = frozenset()
-    """Other sites whose pages may use the API; the result of `check_origins`."""
-    names: frozenset[str] = frozenset()
-    """Other names of the server; the result of `check_hosts`."""
-    lora_roots: tuple[Path, ...] = ()
-    """Folders below which requests may name adapters by a path."""
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    allow_base_mismatch: bool
+    folders: Mapping[str, Path]
     """Adapters by name, besides those of the library; they are loaded at the start."""
-    list_runs: bool = False
-    """Whether `/v1/models` lists the runs as well; requests can name them in any case."""
-    workspace: Workspace | None = None
-    """Where the page finds runs and texts, and starts runs; None: nowhere."""
+    workspace: Workspace
+    """Where the page finds runs and texts, and starts runs."""
 
 
 def check_access(host: str, api_key: str | None) -> None:
@@ -97,7 +86,7 @@ def serve(
     Running requests then go on for `stop_seconds` at most. The socket `listening` is closed. `ready` is called with the
     server's address once it answers.
     """
-    host, port = settings.host, listening.getsockname()[1]
+    host, port = settings.access.host, listening.getsockname()[1]
     with listening:
         engine = Engine(model, settings.limits)
         engine.start()
@@ -111,13 +100,9 @@ def serve(
                 settings.max_loaded,
                 settings.allow_base_mismatch,
                 settings.adapter_bytes,
-                settings.lora_roots,
             )
-            adapters.lists_runs = settings.list_runs
-            access = Access(host, settings.api_key, settings.origins, settings.names)
-            views = workspace_routes(settings.workspace, adapters) if settings.workspace else ()
-            updates = settings.allow_lora_updates or bool(settings.lora_roots)
-            app = new_app(engine, adapters, access, settings.seconds, updates, views)
+            views = workspace_routes(settings.workspace, adapters)
+            app = new_app(engine, adapters, settings.access, settings.seconds, views)
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             server = Server(app, settings.stop_seconds, lambda: ready(url), app.state.end_requests)
             asyncio.run(_run(server, adapters, listening))

@@ -1,8 +1,8 @@
 /** Runs: those below the working directory; one of them with its curves, samples and output, while it trains. */
 
 import { getJson, postJson } from "../api.js";
-import { ask, askName, button, fill, h, table } from "../dom.js";
-import { lossChart } from "./runs/chart.js";
+import { ask, askName, button, fill, h } from "../dom.js";
+import { sectionsDrawer } from "../sections.js";
 
 const API = "/page/api/";
 const SOON = 2000; // milliseconds between two looks at a run that goes on
@@ -53,7 +53,9 @@ function part(element, draw) {
     const now = JSON.stringify(data) ?? "";
     if (now === shown) return;
     shown = now;
+    const focused = document.activeElement;
     fill(element, draw(data));
+    if (element.contains(focused)) focused.focus();
   };
 }
 
@@ -117,18 +119,13 @@ function list(root, { t, lang, signal, go }) {
 function details(root, app, name) {
   const { t, lang, signal, fail, go } = app;
   const state = h("div.state", { "aria-live": "polite" });
-  const chart = lossChart({ label: t("chart"), step: t("step"), loss: t("loss"), kept: t("kept") }, lang, signal);
-  const figure = h("section.sheet", { hidden: true }, h("h2", {}, t("curves")), chart.element);
-  const results = h("section");
-  const samples = h("section");
+  const results = h("div.sections");
   const output = h("section");
   root.append(
     h("p.small", {}, h("a", { href: "#runs" }, `← ${t("title")}`)),
     h("h1", {}, name),
     state,
-    figure,
     results,
-    samples,
     output,
   );
   let isStopping = false;
@@ -181,39 +178,7 @@ function details(root, app, name) {
     ].filter(Boolean);
   }
 
-  const drawResults = part(results, ({ sentence, figures }) => [
-    sentence && h("h2", {}, t("result")),
-    sentence && h("p.sentence", {}, sentence),
-    figures && table(figures),
-  ]);
-
-  const drawSamples = part(samples, ({ prompts, kept }) =>
-    prompts.length
-      ? [
-          h("h2", {}, t("samples")),
-          prompts.map(({ prompt, texts }) =>
-            h(
-              "article.sheet.sample",
-              {},
-              h("h3", {}, prompt),
-              h(
-                "dl",
-                {},
-                texts.map(({ step, text }) => [
-                  h("dt.faint.small", {}, sampleLabel(step, kept)),
-                  h("dd", {}, text.trim() ? text.trim() : h("span.faint", {}, t("nothing"))),
-                ]),
-              ),
-            ),
-          ),
-        ]
-      : null,
-  );
-
-  function sampleLabel(step, kept) {
-    if (!step) return t("base");
-    return t(step === kept ? "after_kept_step" : "after_step", { step });
-  }
+  const drawResults = part(results, sectionsDrawer(app, t("keys")));
 
   const drawOutput = part(output, ({ log, open }) =>
     log ? h("details", { open }, h("summary", {}, t("output")), h("pre", { tabindex: 0 }, log.trimEnd())) : null,
@@ -253,21 +218,10 @@ function details(root, app, name) {
     const goesOn = GOING_ON.includes(run.state);
     if (goesOn) root.dataset.busy = "yes";
     else delete root.dataset.busy;
-    const { curves, samples: texts, sentence, table: held_out, log, changed, ...rest } = run;
+    const { sections = [], log, changed, ...rest } = run;
     drawState(rest);
-    if (curves && (curves.training.length || curves.held_out.length > 1)) {
-      figure.hidden = false;
-      const named = [
-        { name: t("training"), kind: "training", points: curves.training },
-        { name: t("validation"), kind: "validation", points: curves.validation },
-        { name: t("held_out"), kind: "held_out", points: curves.held_out },
-      ];
-      chart.draw(named, run.steps, run.state === "finished" ? run.kept_step : null);
-    }
-    drawResults({ sentence, figures: held_out });
-    drawSamples({ prompts: texts ?? [], kept: run.state === "finished" ? run.kept_step : null });
-    const isOpen = output.querySelector("details")?.open ?? !curves;
-    drawOutput({ log, open: isOpen });
+    drawResults(sections);
+    drawOutput({ log, open: output.querySelector("details")?.open ?? !sections.length });
   }
 
   return show;

@@ -1,7 +1,8 @@
 /** The page of an adapter. */
 
 import { getBlob, getJson, postBlob, postJson } from "../../api.js";
-import { ask, askName, button, h, saveFile, table } from "../../dom.js";
+import { ask, askName, button, h, saveFile } from "../../dom.js";
+import { sectionsDrawer } from "../../sections.js";
 import { originText, tags } from "./parts.js";
 
 /**
@@ -42,39 +43,7 @@ export async function showOne(root, app, library, name, mix) {
     ),
   );
   const details = await getJson(address, signal);
-  root.append(h("div.sections", {}, sections(app, details), card(app, details.card)));
-}
-
-/**
- * @param {import("../../app.js").App} app
- * @param {any} details
- * @returns {HTMLElement[]}
- */
-function sections({ t }, details) {
-  const facts = h("table.facts", {}, details.facts.map(([label, text]) =>
-    h("tr", {}, h("th", { scope: "row" }, label), h("td", {}, text)),
-  ));
-  return [
-    details.held_out &&
-      h("section", {}, h("h2", {}, t("figures")), h("p", {}, details.sentence), table(details.held_out)),
-    h("section", {}, h("h2", {}, t("facts")), facts),
-    details.samples.length > 0 && h("section", {}, h("h2", {}, t("samples")), samples(details.samples)),
-  ].filter(Boolean);
-}
-
-/** @param {[string, string, string][]} cells label, prompt and text */
-function samples(cells) {
-  const prompts = new Map();
-  for (const [label, prompt, text] of cells) prompts.set(prompt, [...(prompts.get(prompt) ?? []), [label, text]]);
-  return [...prompts].map(([prompt, texts]) =>
-    h(
-      "div.samples",
-      {},
-      ...texts.map(([label, text]) =>
-        h("figure.sample", {}, h("figcaption", {}, label), h("p", {}, h("span.faint", {}, prompt), text)),
-      ),
-    ),
-  );
+  root.append(h("div.sections", {}, sectionsDrawer(app, t("keys"))(details.sections), card(app, details.card)));
 }
 
 /**

@@ -1,53 +1,54 @@
 /**
- * Loss curves as an SVG, drawn again when the figures or the width change.
+ * Curves over steps as an SVG, drawn again when the figures or the width change.
  *
- * Colours come from the style sheet, so that they follow light and dark. The loss at a step is read with the pointer,
- * or with the arrow keys.
+ * Colours come from the style sheet, so that they follow light and dark. The figures at a step are read with the
+ * pointer, or with the arrow keys.
  */
 
-import { h } from "../../dom.js";
+import { h } from "./dom.js";
 
-/** @typedef {[number, number]} Point step and loss */
-/** @typedef {{ name: string, kind: "training" | "validation" | "held_out", points: Point[] }} Series */
-/** @typedef {{ label: string, step: string, loss: string, kept: string }} Labels */
+/** @typedef {[number, number] | [number, number, number, number]} Point step, figure, and the ends of an interval */
+/** @typedef {{ name: string, colour: number, faint: boolean, points: Point[] }} Series */
 
 const HEIGHT = 280;
 const LEFT = 46;
 const RIGHT = 14;
-const TOP = 26;
-const BOTTOM = 40;
-const SECTIONS = 12; // the training loss is smoothed over a part of its points
+const TOP = 14;
+const BOTTOM = 28;
+const MARKED = 24; // lines with more points have no dots
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * @param {Labels} labels
+ * @param {string} caption
+ * @param {string} keys says that the arrow keys read the figures
  * @param {string} lang
  * @param {AbortSignal} signal
- * @returns {{ element: HTMLElement, draw: (series: Series[], steps: number | null, kept: number | null) => void }}
+ * @returns {{ element: HTMLElement, draw: (curves: { series: Series[], kept: [number, string] | null }) => void }}
  */
-export function lossChart(labels, lang, signal) {
-  const loss = new Intl.NumberFormat(lang, { minimumFractionDigits: 3, maximumFractionDigits: 3 });
+export function newChart(caption, keys, lang, signal) {
+  const figure = new Intl.NumberFormat(lang, { minimumSignificantDigits: 4, maximumSignificantDigits: 4 });
   const count = new Intl.NumberFormat(lang);
   const legend = h("ul.legend");
   const readout = h("p.readout", { "aria-live": "polite" });
-  const plot = h("div.plot", { tabindex: 0, role: "group", "aria-label": labels.label });
-  const element = h("figure.chart", {}, plot, h("figcaption", {}, legend, readout));
-  let drawn = { series: [], steps: null, kept: null };
+  const plot = h("div.plot", { tabindex: 0, role: "group", "aria-label": `${caption}; ${keys}` });
+  const element = h("figure.sheet.chart", {}, h("h3", {}, caption), plot, h("figcaption", {}, legend, readout));
+  let drawn = { series: [], kept: null };
   let cursor = null;
   let scale = null;
 
-  function draw(series, steps, kept) {
-    drawn = { series: series.filter((one) => one.points.length), steps, kept };
+  function draw(curves) {
+    drawn = curves;
     paint();
   }
 
   function paint() {
     const width = Math.max(240, plot.clientWidth);
-    const { series, steps, kept } = drawn;
+    const { series, kept } = drawn;
     const points = series.flatMap((one) => one.points);
     if (!points.length) return;
-    const lastStep = Math.max(steps ?? 0, ...points.map(([step]) => step), 1);
-    const y = ticks(Math.min(...points.map((p) => p[1])), Math.max(...points.map((p) => p[1])), 4);
+    const lastStep = Math.max(...points.map(([step]) => step), 1);
+    const heights = points.flatMap(([, ...figures]) => figures);
+    const y = ticks(Math.min(...heights), Math.max(...heights), 4);
     const low = y[0];
     const high = y.at(-1);
     scale = {
@@ -55,7 +56,7 @@ export function lossChart(labels, lang, signal) {
       y: (value) => TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM),
       step: (x) => ((x - LEFT) / (width - LEFT - RIGHT)) * lastStep,
     };
-    const digits = y[1] - y[0] < 0.1 ? 2 : y[1] - y[0] < 1 ? 1 : 0;
+    const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(y[1] - y[0]))));
     const tick = new Intl.NumberFormat(lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
     const steppings = ticks(0, lastStep, width < 480 ? 3 : 6).filter(
       (step) => step <= lastStep && Number.isInteger(step),
@@ -78,30 +79,29 @@ export function lossChart(labels, lang, signal) {
           count.format(step),
         ),
       ),
-      s("text", { class: "tick", x: width - RIGHT, y: HEIGHT - 4, "text-anchor": "end" }, labels.step),
-      s("text", { class: "tick", x: 0, y: 12 }, labels.loss),
-      kept !== null && [
-        s("line", { class: "kept", x1: scale.x(kept), x2: scale.x(kept), y1: TOP, y2: HEIGHT - BOTTOM }),
+      kept && [
+        s("line", { class: "kept", x1: scale.x(kept[0]), x2: scale.x(kept[0]), y1: TOP, y2: HEIGHT - BOTTOM }),
         s(
           "text",
           {
             class: "tick",
-            x: scale.x(kept) + (kept > lastStep / 2 ? -6 : 6),
+            x: scale.x(kept[0]) + (kept[0] > lastStep / 2 ? -6 : 6),
             y: TOP + 10,
-            "text-anchor": kept > lastStep / 2 ? "end" : "start",
+            "text-anchor": kept[0] > lastStep / 2 ? "end" : "start",
           },
-          labels.kept,
+          kept[1],
         ),
       ],
-      ...series.map((one) => s("g", { class: one.kind }, ...drawSeries(one, scale))),
+      ...series.map((one) => s("g", { class: `s${one.colour + 1}` }, ...drawSeries(one, scale))),
       s("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }),
     );
     plot.replaceChildren(image);
-    legend.replaceChildren(...series.map((one) => h(`li.${one.kind}`, {}, h("i"), one.name)));
+    const names = series.filter((one) => !one.faint);
+    legend.replaceChildren(...names.map((one) => h(`li.s${one.colour + 1}`, {}, h("i"), one.name)));
     point(cursor);
   }
 
-  /** Show the losses at a step; null: at none. */
+  /** Show the figures at a step; null: at none. */
   function point(step) {
     cursor = step;
     const line = plot.querySelector(".cursor");
@@ -118,8 +118,8 @@ export function lossChart(labels, lang, signal) {
     line.setAttribute("x1", scale.x(at));
     line.setAttribute("x2", scale.x(at));
     line.setAttribute("visibility", "visible");
-    const texts = near.filter(([, p]) => p[0] === at).map(([one, p]) => `${one.name} ${loss.format(p[1])}`);
-    readout.textContent = `${labels.step} ${count.format(at)}: ${texts.join(" · ")}`;
+    const texts = near.filter(([, p]) => p[0] === at).map(([one, p]) => `${one.name} ${figure.format(p[1])}`);
+    readout.textContent = `${count.format(at)}: ${texts.join(" · ")}`;
   }
 
   function onKey(event) {
@@ -145,29 +145,16 @@ export function lossChart(labels, lang, signal) {
   return { element, draw };
 }
 
-function drawSeries(series, scale) {
-  const line = (points, name) => s("path", { class: name, d: path(points, scale) });
-  if (series.kind === "training") {
-    if (series.points.length > 1) return [line(series.points, "raw"), line(smoothed(series.points), "line")];
-  }
-  const dots = series.points.map(([step, loss]) => s("circle", { cx: scale.x(step), cy: scale.y(loss), r: 3.5 }));
-  return [line(series.points, "line"), ...dots];
+function drawSeries({ points, faint }, scale) {
+  const at = (place) => points.map((point) => [scale.x(point[0]), scale.y(point[place])]);
+  const line = s("path", { class: faint ? "raw" : "line", d: path(at(1)) });
+  if (points.length > MARKED) return [line];
+  const band = points[0].length > 2 && s("path", { class: "band", d: `${path([...at(2), ...at(3).reverse()])}Z` });
+  return [band, line, ...at(1).map(([cx, cy]) => s("circle", { cx, cy, r: 3.5 }))].filter(Boolean);
 }
 
-function path(points, scale) {
-  return points
-    .map(([step, loss], i) => `${i ? "L" : "M"}${scale.x(step).toFixed(1)} ${scale.y(loss).toFixed(1)}`)
-    .join("");
-}
-
-/** The mean of the points around each one; the window is narrower at the ends. */
-function smoothed(points) {
-  const half = Math.floor(points.length / SECTIONS / 2);
-  return points.map(([step], i) => {
-    const reach = Math.min(half, i, points.length - 1 - i);
-    const around = points.slice(i - reach, i + reach + 1);
-    return [step, around.reduce((sum, p) => sum + p[1], 0) / around.length];
-  });
+function path(places) {
+  return places.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
 function nearest(points, step) {
