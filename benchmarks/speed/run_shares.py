@@ -33,7 +33,7 @@ _FUNCTIONS = {
     "tsugiki.training.run.start.start_accelerator": "prepare: accelerator",
     "tsugiki.training.run.prepare.predict_sample": "prepare: the base's predictions on a sample",
     "tsugiki.training.run.prepare.make_trainable": "prepare: adapter and fast paths",
-    "tsugiki.training.run.stages.describe_run": "prepare: description for the record",
+    "tsugiki.training.run.stages.describe": "prepare: description for the record",
     "tsugiki.training.run.train_steps.loop_of": "prepare: loop",
     "tsugiki.training.run.train_steps.write_fingerprints": "save: fingerprints",
     "tsugiki.training.run.train_steps._save_checkpoint": "save: checkpoints",

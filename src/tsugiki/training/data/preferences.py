@@ -116,8 +116,8 @@ def _answers(
     `usable` are the records that are not held out, and `held_out` those that are. Of single answers, as many bad ones
     as good ones are scored, and only the likelihood of good ones chooses the step.
     """
-    (other, held), parts = held_out, {part.kind: part for part in split.scored_parts}
-    scored = parts["held-out"].numbers_of(split.windows)
+    (other, held), parts = held_out, split.parts
+    scored = parts.held_out.numbers_of(split.windows)
     if preferences.size == 1:
         used = set(split.train.tolist())
         gone = [group for group in groups if any(preferences.good[one] and one not in used for one in group)]
@@ -125,11 +125,11 @@ def _answers(
         held_bad = evenly_spread(held[~other.good[held]].tolist(), len(scored))
         training = preferences, np.sort(np.concatenate([split.train, bad])).astype(np.int64)
         return SplitAnswers(training, (other, np.sort([*scored.tolist(), *held_bad]).astype(np.int64)), None)
-    chosen_by = parts.get("validation", parts["held-out"])
+    chosen_by = parts.validation or parts.held_out
     validation = chosen_by.numbers_of(split.validation_windows) if split.validation_windows else None
     if validation is None:
         return SplitAnswers((preferences, split.train), (other, scored), None)
-    if chosen_by is not parts["held-out"]:
+    if chosen_by is parts.validation:
         return SplitAnswers((preferences, split.train), (other, scored), (preferences, validation))
     others = np.setdiff1d(scored, validation)  # one answer may have windows in both
     return SplitAnswers((preferences, split.train), (other, others if len(others) else scored), (other, validation))

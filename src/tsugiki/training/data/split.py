@@ -110,10 +110,7 @@ class DatasetSplit:
     """The tokens of all records in `data`."""
     train: Integers
     """Indices of the training records in `store`."""
-    scored_parts: list[HeldOut]
-    """The records that are scored: the held-out ones, and those for validation and retention."""
-    scored: ScoredTexts
-    """Their texts."""
+    parts: ScoredParts
     windows: list[Window]
     """The held-out text."""
     validation_windows: list[Window]
@@ -263,7 +260,7 @@ def dataset_split(
         left_out=left_out,
     )
     retention_windows = [] if parts.retention is None else parts.retention.windows
-    return DatasetSplit(store, train, parts.all, texts, windows, validation_windows, retention_windows, summary, notes)
+    return DatasetSplit(store, train, parts, windows, validation_windows, retention_windows, summary, notes)
 
 
 def _scored_parts(
@@ -509,7 +506,7 @@ def _with_mixed_text(
     other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
     everything = np.arange(len(other.index))
     again = read_records(path, config.columns)
-    repeated = repeated_text(again, other.index, everything, split.scored_parts, split.scored)
+    repeated = repeated_text(again, other.index, everything, split.parts.all, split.parts.texts)
     allowed = [
         number for number in everything.tolist() if not repeated.get(number, {}).keys() & {"held-out", "validation"}
     ]

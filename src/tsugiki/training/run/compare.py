@@ -3,7 +3,8 @@
 All runs have the same data, and those of a comparison the same number of steps. `training.run.several` executes them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from tsugiki.training.record.interval import Change, Interval
 from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord, finished
 from tsugiki.training.run.several import run_all
-from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.several_runs import ComparisonConfig, SweepConfig
 from tsugiki.training.tools.processes import require_one_process
 
@@ -65,26 +65,22 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
     Returns name -> record, in the order of the methods. A folder that holds another run or one with other data is an
     error, and so are several processes.
     """
+    runs = config.runs()
+    with _folder_of("compare", config.out) as out:
+        records = run_all(runs)
+        rows = [row.model_dump(mode="json") for row in comparison_rows(records)]
+        write_json(out / COMPARISON_FILE, {"format": _FORMAT, "rows": rows})
+    return records
 
-    def rows(records: Mapping[str, RunRecord]) -> dict[str, Any]:
-        return {"rows": [row.model_dump(mode="json") for row in comparison_rows(records)]}
 
-    require_one_process("compare")
-    return _run_into(Path(config.out), config.runs(), COMPARISON_FILE, rows)
-
-
-def _run_into(
-    out: Path,
-    runs: Mapping[str, RunConfig],
-    file: str,
-    results: Callable[[Mapping[str, RunRecord]], dict[str, Any]],
-) -> dict[str, RunRecord]:
-    """Execute the runs whose folders are in `out`, and write the results of their records to a file beside them."""
+@contextmanager
+def _folder_of(command: str, name: str) -> Iterator[Path]:
+    """Lock the folder of all runs within the block, in the only process."""
+    require_one_process(command)
+    out = Path(name)
     check_writable(out)
     with sole_use(out):
-        records = run_all(runs)
-        write_json(out / file, {"format": _FORMAT, **results(records)})
-    return records
+        yield out
 
 
 def comparison_rows(records: Mapping[str, RunRecord]) -> list[ComparisonRow]:
@@ -109,21 +105,12 @@ class Point:
 
 def sweep(config: SweepConfig) -> list[Point]:
     """Run each point of the grid that has not finished yet, and write `sweep.json`; errors as in `compare`."""
-    require_one_process("sweep")
     grid = config.runs()
-
-    def points(records: Mapping[str, RunRecord]) -> list[Point]:
-        return [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
-
-    runs = {name: settings for name, (_, settings) in grid.items()}
-    return points(
-        _run_into(
-            Path(config.out),
-            runs,
-            SWEEP_FILE,
-            lambda records: {"points": [_result(point) for point in points(records)]},
-        )
-    )
+    with _folder_of("sweep", config.out) as out:
+        records = run_all({name: settings for name, (_, settings) in grid.items()})
+        points = [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
+        write_json(out / SWEEP_FILE, {"format": _FORMAT, "points": [_result(point) for point in points]})
+    return points
 
 
 @dataclass(frozen=True)

@@ -18,21 +18,20 @@ weights of the model do, and the record gets what is measured.
     write_result          start, base                                   the files of the adapter or of the model
 """
 
-from tsugiki.language import _
 from tsugiki.training.measure.facts import Facts
 from tsugiki.training.model.sharding import whole_model
 from tsugiki.training.model.trainable import save_trained
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.run_record import RunRecord
+from tsugiki.training.run.describe import describe
 from tsugiki.training.run.load import find_facts, load_base, read_texts
 from tsugiki.training.run.preference import add_reference
 from tsugiki.training.run.prepare import prepare
-from tsugiki.training.run.resume import describe_run
-from tsugiki.training.run.stage_results import Base, Prepared, Ready
+from tsugiki.training.run.stage_results import Base, Prepared
 from tsugiki.training.run.start import Start, started, unwritten
 from tsugiki.training.run.train_steps import advice_to_resume, train_steps
 from tsugiki.training.settings.config import RunConfig
-from tsugiki.training.tools.processes import check_agreement, on_main
+from tsugiki.training.tools.processes import on_main
 
 
 def train(
@@ -73,22 +72,6 @@ def train_on(start: Start, facts: Facts, base: Base) -> None:
     describe(start, base, ready)
     train_steps(start, base, ready)
     write_result(start, base)
-
-
-def describe(start: Start, base: Base, ready: Ready) -> None:
-    """Write the machine, the base, the data and what was chosen into the record, and check that all processes agree."""
-    record, config = start.record, start.config
-    describe_run(start.accelerator, record, config, base.model, base.data, dict(ready.resolved))
-    check_agreement(
-        start.accelerator,
-        {
-            **record.config.to_dict(),
-            "shard": config.shard,
-            "data": record.data,
-            _("base model"): record.base,
-            _("settings that depend on the machine"): ready.resolved,
-        },
-    )
 
 
 def write_result(start: Start, base: Base) -> None:
