@@ -80,6 +80,8 @@ def list_command(
     for entry in entries:
         if entry.broken:
             print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+    named = ["--library", str(library)] if library else []
+    print_next_command("adapters", "show", entries[0].name, *named)
 
 
 def _print_empty(home: Path) -> None:
@@ -120,7 +122,9 @@ def rename_command(
     """
     from tsugiki.adapters.library import library_folder, rename_adapter
 
-    typer.echo(str(rename_adapter(old, new, library or library_folder())))
+    folder = rename_adapter(old, new, library or library_folder())
+    typer.echo(str(folder))
+    print_next_command("chat", str(folder) if library else folder.name)
 
 
 def remove_command(
@@ -182,6 +186,7 @@ def show_command(
     if html:
         write_text(html, adapter_page(report))
         print_line(_("page: {path}").format(path=html))
+    print_next_command("chat", str(folder) if library else adapter)
 
 
 def diff_command(

@@ -24,18 +24,18 @@ from tsugiki.language import _, marked, ngettext
 
 _TOUR = marked("""\
 A small adapter is trained on your text, on top of a language model that
-stays as it is. The way from a text to an adapter:
+stays as it is. The steps, as in the guides' tutorial about an author:
 
   try it, offline            tsugiki quickstart
-  get texts                  tsugiki aozora --author 樋口一葉 --out ichiyo.jsonl
+  get texts                  tsugiki aozora --author 泉鏡花 --kana old --title の --out kyoka.jsonl
   answer four questions      tsugiki new
-  see what will be learned   tsugiki preview --model embedded --data ichiyo.jsonl
-  train                      tsugiki train --model embedded --data ichiyo.jsonl --out runs/ichiyo
-  read what it writes        tsugiki generate --adapter runs/ichiyo --prompt 秋の夜、
-  talk to it                 tsugiki chat runs/ichiyo
-  measure it                 tsugiki eval --adapter runs/ichiyo --data other.txt
-  keep it by name            tsugiki adapters add runs/ichiyo
-  give it away               tsugiki push ichiyo USER/ichiyo
+  see what will be learned   tsugiki preview --model embedded --data kyoka.jsonl
+  train                      tsugiki train --model embedded --data kyoka.jsonl --out runs/kyoka
+  read what it writes        tsugiki generate --adapter runs/kyoka --prompt 夏の夕暮、 --compare
+  talk to it                 tsugiki chat runs/kyoka
+  measure it                 tsugiki eval --adapter runs/kyoka --data other.txt
+  keep it by name            tsugiki adapters add runs/kyoka
+  give it away               tsugiki push kyoka USER/kyoka
 
 Larger bases (parameters, download, time for 100,000 characters, licence):
 {bases}

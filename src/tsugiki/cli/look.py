@@ -11,7 +11,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading
-from tsugiki.cli.terminal import print_line, print_table
+from tsugiki.cli.terminal import print_command_after_trying, print_line, print_table
 from tsugiki.data.records import AssistantTurns, Completion, Reading
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -82,6 +82,7 @@ def evaluate_command(
         )
         raise TsugikiError(message)
     chosen = evaluation_targets(model or [], adapter or [])
+    tried = adapter[0] if adapter else None, model[0] if model else None
     load = partial(loaded_targets, chosen, chat_template=chat_template, **asdict(loading))
     if questions is not None:
         asked = read_questions(questions)
@@ -91,6 +92,7 @@ def evaluate_command(
             _print_json(chosen, answers)
         else:
             print_answers([str(target) for target in chosen], list(answers))
+            print_command_after_trying(*tried)
         return
     if pairs:
         notes = list[str]()
@@ -101,6 +103,7 @@ def evaluate_command(
             _print_json(chosen, scored)
         else:
             print_scores([str(target) for target in chosen], list(scored), notes)
+            print_command_after_trying(*tried)
         return
     assert data
     reading, named = Reading(), _columns(columns)
@@ -116,6 +119,7 @@ def evaluate_command(
         message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
         more.append(message.format(asked=characters, measured=found[0].characters))
     print_evaluations([str(target) for target in chosen], found, more)
+    print_command_after_trying(*tried)
 
 
 def _columns(texts: list[str] | None) -> dict[str, str]:
@@ -180,9 +184,13 @@ def report_command(
     Args:
         folder: Folder of a run, which may still be running.
     """
+    from tsugiki.cli.summary import print_command_after_run
     from tsugiki.report.run import write_report
+    from tsugiki.training.record.run_record import read_record
 
     typer.echo(str(write_report(folder)))
+    if (record := read_record(folder)).status == "finished":
+        print_command_after_run(record, folder)
 
 
 def list_cache_command(

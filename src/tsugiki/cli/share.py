@@ -182,6 +182,7 @@ def _export_model(
     typer.echo(_("tokens: {compared}, {count} differences").format(compared=compared, count=len(tokens.problems)))
     for line in (*tokens.problems, *tokens.notes):
         typer.echo(f"  {line}")
+    print_next_command("chat", "--model", str(gguf))
 
 
 def _require(holds: bool, message: str) -> None:
@@ -244,6 +245,7 @@ def push_command(
         print(_("{size:>12,} bytes  {name}").format(size=size, name=name), file=sys.stderr)
     if dry_run:
         typer.echo(sent.card, nl=False)
+        print_next_command(*(word for word in sys.argv[1:] if word != "--dry-run"), err=True)
         return
     if named not in (None, EMBEDDED):
         refuse_unknown_base(named)

@@ -33,9 +33,8 @@ def print_summary(record: RunRecord, page: Path) -> None:
     print_lines(message.format(kind=kind, out=out, size=format_size(size), page=page))
 
 
-def print_command_after_run(record: RunRecord) -> None:
-    """Print the next command with the adapter or the model of a run: `generate` if the run has prompts, else `chat`."""
-    out = record.folder()
+def print_command_after_run(record: RunRecord, out: Path) -> None:
+    """Print the next command with what is in the folder of a run: `generate` if the run has prompts, else `chat`."""
     named = ["--adapter", str(out)] if (out / ADAPTER_FILE).exists() else ["--model", str(out)]
     if record.config.prompts:
         compared = ["--compare"] if named[0] == "--adapter" else []

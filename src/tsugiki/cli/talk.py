@@ -13,6 +13,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import Loading
+from tsugiki.cli.terminal import print_command_after_trying, print_next_command
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _, marked
 
@@ -107,6 +108,7 @@ def generate_command(
         for text, model_input in zip(texts, inputs, strict=True):
             start = partial(generate_text, loaded, tokenizer, model_input, max_new_tokens, sampling)
             _stream(text, model_input, start)
+        _print_chat(adapter, model)
         return
     while True:
         with display.stage(_("writing"), None):
@@ -119,6 +121,12 @@ def generate_command(
         _print_jsonl(chosen, texts, results)
     else:
         _print_columns(chosen, texts, results)
+        _print_chat(adapter, model)
+
+
+def _print_chat(adapter: str | None, model: str | None) -> None:
+    """Print the command that talks to what has written."""
+    print_next_command("chat", *([adapter] if adapter else []), *(["--model", model] if model else []), err=True)
 
 
 def _stream(text: str, prompt: "Prompt", generate: Callable[[Callable[[str], None]], str]) -> None:
@@ -259,6 +267,7 @@ def chat_command(
                 _answer(session, line)
         except TsugikiError as error:
             typer.echo(f"{error}", err=True)
+    print_command_after_trying(adapter, model)
 
 
 def _read_line() -> str | None:

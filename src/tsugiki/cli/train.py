@@ -109,7 +109,7 @@ def _show(record: "RunRecord") -> None:
         from tsugiki.report.run import write_report
 
         print_summary(record, write_report(record.folder()))
-        print_command_after_run(record)
+        print_command_after_run(record, record.folder())
 
 
 def _fitted(config: "RunConfig") -> "RunConfig":
