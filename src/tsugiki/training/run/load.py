@@ -55,12 +55,12 @@ def read_texts(start: Start) -> Texts:
 
 def load_base(start: Start, facts: Facts, texts: Texts) -> Base:
     """Load the base model, and pack the data into rows for it. New words are added to its vocabulary."""
-    model = load_run_model(start, facts, texts)
+    model = _load_model(start, facts, texts)
     data = pack_data(start.config, texts.split, model, texts.tokenizer)
     return Base(model, texts.tokenizer, data, facts.dtype)
 
 
-def load_run_model(start: Start, facts: Facts, texts: Texts) -> PreTrainedModel:
+def _load_model(start: Start, facts: Facts, texts: Texts) -> PreTrainedModel:
     """Load the base model, and add the run's new words to its vocabulary.
 
     It is moved to the accelerator's device, but not if its weights will be split over the processes.
