@@ -182,7 +182,7 @@ def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], learne
 def test_the_start_of_a_narrow_model_is_kept_if_no_step_is_better(learned: str, tmp_path: Path):
     given = config(tmp_path, model=learned, **BREAKING, method="full", compute_dtype="fp32", save_dtype="fp32")
     assert train(given).kept_step == 0
-    base = load_model(given.model, dtype=torch.float32).state_dict()
+    base = load_model(given.model, dtype="fp32").state_dict()
     kept = load_file(tmp_path / "run" / "model.safetensors")
     assert all((kept[name] == base[name]).all() for name in kept)
 
