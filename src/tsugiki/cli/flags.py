@@ -150,6 +150,7 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str]) ->
     """Return a parameter for typer with its description.
 
     A name can end with an underscore, which is not a part of the flag. An option that is off by default has no `--no-`.
+    typer tells arguments from options by `info`, not by their kind.
     """
     kind, mark = _kind_and_mark(parameter)
     is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY

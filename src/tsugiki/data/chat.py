@@ -107,7 +107,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, setting: str | None) -> Non
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase, source: str) -> ChatTemplate:
-    """Return the tokenizer's chat template.
+    """Return the tokenizer's chat template with its special tokens.
 
     `source` names the record that requires the template, for the error.
     """

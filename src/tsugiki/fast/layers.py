@@ -73,7 +73,8 @@ def _linear(layer: LoraLinear, x: Tensor) -> Tensor:
 
 def _can_fuse(x: Tensor, layer: nn.Module) -> bool:
     """Return whether `grafted_product` is equivalent to calling the layer."""
-    # A compiler fuses the definition itself; autocast chooses a dtype for each of its operations.
+    # A compiler fuses the definition itself; autocast chooses a dtype for each of its operations; a layer of another
+    # class or with hooks has no product.
     if torch.compiler.is_compiling() or is_autocast_enabled(x.device):
         return False
     return has_product(layer) and (is_quantized(layer) or x.dtype == layer.weight.dtype)

@@ -55,10 +55,10 @@ class LowRankSum:
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the weight, such as its shape or dtype, or a method of the sum."""
-        if name.startswith("__"):
+        if name.startswith("__"):  # `copy` and `pickle` ask for them before the weight is there
             raise AttributeError(name)
         attribute = getattr(self.weight, name)
-        return attribute if name in _SAME or not callable(attribute) else getattr(self.sum, name)
+        return attribute if name in _METHODS_OF_THE_WEIGHT or not callable(attribute) else getattr(self.sum, name)
 
     def transpose(self, dim0: int, dim1: int) -> Any:
         """Exchange two axes."""
@@ -86,7 +86,9 @@ class LowRankSum:
         return self.left.unbind(), self.right.unbind()
 
 
-_SAME = ("size", "dim", "ndimension", "data_ptr", "numel", "element_size", "stride", "is_floating_point")
+_METHODS_OF_THE_WEIGHT = (
+    "size", "dim", "ndimension", "data_ptr", "numel", "element_size", "stride", "is_floating_point",
+)  # fmt: skip
 
 
 def _add(y: Tensor, x: Tensor, left: Tensor, right: Tensor, scaling: float, product: Callable[..., Tensor]) -> Tensor:

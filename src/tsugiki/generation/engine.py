@@ -150,7 +150,7 @@ class Engine:
             raise TsugikiError(message.format(prompt=prompt, room=room, excess=excess))
 
     def _run(self) -> None:
-        """Do the work of the thread."""
+        """Until the end: run the functions of `call`, which find no adapter active, then one step of the scheduler."""
         try:
             with generating(self.model):
                 while self._wait_for_work():

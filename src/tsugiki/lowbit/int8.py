@@ -103,15 +103,17 @@ def plain_product(x: Tensor, qweight: Tensor, scale: Tensor, bias: Tensor | None
 
 
 def plain_input_gradient(dy: Tensor, qweight: Tensor, scale: Tensor, blocks: int = 1) -> Tensor:
-    """Compute `Int8Linear.input_gradient` in floats: dy · scale is rounded row by row in groups of channels."""
+    """Compute `Int8Linear.input_gradient` in floats: dy · scale is rounded row by row in groups of channels.
+
+    dx is the sum of s q W over the groups, and of what the rounding lost, in its mean, times the mean row of W.
+    """
     dtype = _plain_dtype(dy)
     dx = torch.zeros(len(dy), qweight.shape[1], device=dy.device)
     for part, of_part, w in zip(split(dy, CHANNELS, 1), split(scale, CHANNELS), split(qweight, CHANNELS), strict=True):
         scaled = part.float() * of_part
         q, s = dither_rows(scaled.clone())
-        dx += (q * s).to(dtype) @ w.to(dtype) + (scaled - q * s).sum(1, keepdim=True) * w.to(dtype).mean(
-            0, dtype=torch.float32
-        )
+        lost = (scaled - q * s).sum(1, keepdim=True)
+        dx += (q * s).to(dtype) @ w.to(dtype) + lost * w.to(dtype).mean(0, dtype=torch.float32)
     return plain_rotated(dx, blocks).to(dy.dtype)
 
 

@@ -210,7 +210,10 @@ def _with_targets(
 
 
 def _layer_of(key: str) -> str:
-    """Return the name of the layer that a tensor of a file belongs to."""
+    """Return the name of the layer that a tensor of a file belongs to.
+
+    `h.0.attn.lora_A.weight` and `h.0.attn.base_layer.weight` belong to `h.0.attn`, `wte.token_adapter.delta` to `wte`.
+    """
     name = re.sub(r"(\.base_layer)+(?=\.)", "", key.removeprefix(PREFIX))
     layer, *rest = re.split(r"\.lora_|\.token_adapter\.", name, maxsplit=1)
     return layer if rest else name.rpartition(".")[0]

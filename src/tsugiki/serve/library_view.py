@@ -202,7 +202,7 @@ class LibraryView:
         return JSONResponse({"name": asked.to})
 
     def _find(self, name: str) -> Path:
-        """Return the folder of an adapter."""
+        """Return the folder of an adapter; 404 for the base, and for a name that is not exactly an adapter's."""
         if name == self.adapters.base.name or self.adapters.find(name) != name:
             raise ApiError(404, _("no adapter is called {name!r}").format(name=name[:100]), "name", "not_found")
         return self.adapters.folder(name)

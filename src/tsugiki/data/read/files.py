@@ -203,6 +203,7 @@ def _local_path(data: str | Path) -> Path:
 
 
 def _files(root: Path, reading: Reading) -> list[_File]:
+    """Return the file, or the data files in the folder; the folder's other files go to `reading.passed_over`."""
     others, last = listed(DATA_SUFFIXES[:-1]), DATA_SUFFIXES[-1]
     if root.is_dir():
         inside = sorted(path for path in root.rglob("*") if path.is_file())

@@ -16,9 +16,9 @@ _OTHER_ACCELERATOR_TOKENS = 4096
 
 
 def rows_of_micro_batch(tokens: int, adapter: bool, device: str = "cpu") -> int:
-    """Return how many rows of `tokens` tokens are computed at once, unless the run sets it.
+    """Return how many rows of `tokens` tokens each thread of a processor, or the accelerator, computes at once.
 
-    `adapter`: an adapter trains, not the whole model. On a processor, each thread computes so many rows.
+    `adapter`: an adapter trains, not the whole model. The setting `micro_batch_size` takes its place.
     """
     if device == "cpu":
         return max(1, (_ADAPTER_TOKENS if adapter else _MODEL_TOKENS) // tokens)

@@ -68,8 +68,8 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
 def _train_with(bases: dict[int, Base], start: Start, texts: Texts) -> None:
     """Train on the base that the runs before have left, if it has the dtype of this run, and leave it to the next run.
 
-    `bases` has the same model under each number of virtual tokens, for which the rows leave room. Afterwards it is as
-    before, but for its adapter; none is left if its weights were trained.
+    `bases` has the same model under each number of virtual tokens, for which the rows leave room. Afterwards they
+    have no adapter, and the plain products; `bases` is empty if the run trained the model's weights.
     """
     config, facts = start.config, given_facts(start.config, start.record, start.device)
     if any(base.dtype != facts.dtype for base in bases.values()):

@@ -68,7 +68,7 @@ class Readings:
     """When losses are read."""
 
     def __init__(self, accelerator: Accelerator, step: int) -> None:
-        """Create it when `step` steps have been done, on all processes together."""
+        """`step`: the number of steps done so far. All processes must create it at the same step."""
         self.accelerator = accelerator
         self._step, self._time, self._next = step, time.monotonic(), step + 1
 

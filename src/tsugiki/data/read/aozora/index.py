@@ -194,10 +194,10 @@ class Query:
 
 def parse_role(name: str) -> Role:
     """Parse the English name of a role, or its Japanese name in the index."""
-    for flag, role in ROLES.items():
-        if name in (flag, role):
+    for japanese, role in ROLES.items():
+        if name in (japanese, role):
             return role
-    known = ", ".join(f"{role} ({flag})" for flag, role in ROLES.items())
+    known = ", ".join(f"{role} ({japanese})" for japanese, role in ROLES.items())
     raise TsugikiError(_("--role {name}: unknown role; choose from {known}").format(name=name, known=known))
 
 
