@@ -1,4 +1,4 @@
-"""Make the pictures of the first page of the site in `docs`, from real runs in both languages.
+"""Make pictures in `docs` from real runs in both languages.
 
 pip install '.[serve]' termtosvg-ng playwright && python .ci/pictures.py
 
@@ -26,11 +26,11 @@ COMMANDS = (
     "tsugiki quickstart --out runs/telegram",
     f"tsugiki generate --adapter runs/telegram --prompt {PROMPT} --compare",
 )
-SIZE = "84x30"
+SIZE = "64x26"  # legible on a phone
 CELL = 8
 """Pixels of a column of the terminal."""
-LENGTH, PAUSE = 20.0, 4.0
-"""Seconds of the recording, without the pauses in which commands and their ends can be read."""
+LENGTH, PAUSE, LAST = 20.0, 4.0, 5.0
+"""Seconds of the recording, without the pauses in which commands and their ends can be read; pause; last picture."""
 PORT = "8765"
 ADDRESS = f"http://127.0.0.1:{PORT}"
 
@@ -58,10 +58,16 @@ def draw(cast: Path, file: Path) -> None:
         lines.append(json.dumps([now, *json.loads(event)[1:]]))
     cast = cast.with_name("short.cast")
     cast.write_text("\n".join(lines), encoding="utf-8")
-    options = ["-m", "250", "-D", "5000", "-t", "window_frame"]
+    options = ["-m", "250", "-D", str(round(1000 * LAST)), "-t", "window_frame"]
     subprocess.run(["termtosvg-ng", "render", cast, file, *options], check=True)
     text = re.compile(r'<text x="(\d+)" textLength="\d+"([^>]*)>([^<]*)</text>')
-    file.write_text(text.sub(_in_columns, file.read_text(encoding="utf-8")), encoding="utf-8")
+    drawn = text.sub(_in_columns, file.read_text(encoding="utf-8"))
+    file.write_text(re.sub(r"( animation-duration: (\d+)ms;)", _from_the_end, drawn), encoding="utf-8")
+
+
+def _from_the_end(duration: re.Match[str]) -> str:
+    """Let the animation begin with its last picture, the result, and not with an empty terminal."""
+    return f"{duration[1]}\n                animation-delay: -{round(int(duration[2]) - 1000 * LAST)}ms;"
 
 
 def _in_columns(text: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 from hatch_build import long_description  # noqa: E402
 
 _PLACE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["tsugiki"]
+_FIRST_PAGES = {"index.md": "README.md", "index.ja.md": "README.ja.md"}
 
 
 def on_config(config: Any) -> Any:
@@ -21,11 +22,20 @@ def on_config(config: Any) -> Any:
     return config
 
 
+def on_page_read_source(page: Any, config: Any) -> str | None:
+    """Take the README as the first page, without its badges, which a browser would load from elsewhere."""
+    if page.file.src_uri not in _FIRST_PAGES:
+        return None
+    text = (ROOT / _FIRST_PAGES[page.file.src_uri]).read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^(\[!\[|\[(日本語|English)\]\(README|<!-- ).*\n", "", text)
+    return re.sub(r"\]\((?!https?:|#)", "](../", text).replace("](../docs/", "](")
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Remove links to the other language, which the site has at the top, and make links to the source absolute."""
     markdown = re.sub(r"(?m)^\[(日本語|English)\]\([\w.-]+\.md\)( · )?", "", markdown, count=1)
     markdown = re.sub(r"\]\(([^)\s:]+)\.ja\.(md|png|svg)", r"](\1.\2", markdown)
-    if page.file.src_uri in ("index.md", "index.ja.md"):
+    if page.file.src_uri in _FIRST_PAGES:
         page.meta["hide"] = ["navigation", "toc"]
     folder = posixpath.dirname(page.file.src_uri)
 

@@ -3,8 +3,9 @@
     python -m benchmarks.files_of_a_run
 
 A profile hook sees every call of a run of three steps with the embedded model. Until the loop begins, it follows the
-settings: a stop is a stay in one file, in functions that take the settings of the run, or the config of its model or
-adapter as `config`, and a return is a stop in a file that was left before. They measure how far a reader has to go.
+settings: a stop is a stay in one file, in functions that take the settings of the run or what contains them, the config
+of its model or adapter, or its shapes, and a return is a stop in a file that was left before. They measure how far a
+reader has to go.
 """
 
 import inspect
@@ -21,6 +22,8 @@ import tsugiki
 
 _ROOT = f"{Path(tsugiki.__file__).parent}/"
 _LOOP = "TrainingLoop.run"
+_NAMES = {"config", "settings", "shapes", "run", "start"}
+"""Names of parameters that are counted, whatever their types."""
 
 
 class Walk:
@@ -50,7 +53,7 @@ class Walk:
 def _takes_settings(frame: FrameType) -> bool:
     names = frame.f_code.co_varnames[: frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount]
     kinds: list[type[Any]] = [type(frame.f_locals.get(name)) for name in names if name != "self"]
-    return "config" in names or any(base.__name__ == "RunConfig" for kind in kinds for base in kind.__mro__)
+    return bool(_NAMES & set(names)) or any(base.__name__ == "RunConfig" for kind in kinds for base in kind.__mro__)
 
 
 @contextmanager

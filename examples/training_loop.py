@@ -3,7 +3,7 @@
     python examples/training_loop.py
 
 The embedded model, a small Japanese GPT-2, learns the old orthography of the quickstart's texts. It needs no network
-and takes less than a minute on two cores. This command has the same losses (`src/tsugiki/training/step/loop.py`):
+and takes less than a minute on two cores. This command has the same losses (`training/step/loop.py`):
 
     tsugiki train --model embedded --data src/tsugiki/assets/quickstart --out runs/loop --epochs 2 --batch-size 8 \
         --learning-rate 2e-3 --block-size 128 --r 8 --lora-dropout 0 --base-dtype fp32 --target-modules all-linear
@@ -33,8 +33,7 @@ from tsugiki.data.read.files import content_key, read_records
 from tsugiki.data.splits import split_records
 from tsugiki.data.store import open_store
 from tsugiki.model.context import IGNORE_INDEX
-from tsugiki.training.data.windows import Window, split_windows
-from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training import Window, evaluate, split_windows
 
 
 @dataclass(frozen=True)

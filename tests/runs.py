@@ -15,7 +15,7 @@ from tsugiki.data import Blocks, pack
 from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
 from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choices_for, start_accelerator
-from tsugiki.training.run import stages as run
+from tsugiki.training.run import start as run_start
 from tsugiki.training.step.setup import build_loop
 
 TRAIN = (
@@ -117,13 +117,13 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
 def counted_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Return a list that gets the folder of each run of a comparison or sweep, and whether it is resumed."""
     runs: list[tuple[str, bool]] = []
-    start = run.start_or_resume
+    start_or_resume = run_start.start_or_resume
 
     def counted(accelerator: Any, settings: Any, out: Path, resume: bool, overwrite: bool) -> Any:
         runs.append((out.name, resume))
-        return start(accelerator, settings, out, resume, overwrite)
+        return start_or_resume(accelerator, settings, out, resume, overwrite)
 
-    monkeypatch.setattr(run, "start_or_resume", counted)
+    monkeypatch.setattr(run_start, "start_or_resume", counted)
     return runs
 
 

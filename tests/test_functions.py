@@ -78,6 +78,10 @@ def test_evaluate_and_generate_take_an_adapter(folder: Path):
     assert alone.loss != adapted.loss
     assert f"{adapted.loss:.3f}" in repr(results)
     assert f"{adapted.loss:.3f}" in results._repr_html_()
+    (folder / "q.jsonl").write_text('{"prompt": "枝", "choices": ["を", "が"], "expected": ["を", "が"]}\n')
+    answers = tsugiki.evaluate(questions=str(folder / "q.jsonl"), model=base, adapter=adapter)
+    assert list(answers) == list(results)
+    assert repr(answers).count("1 of 1") == 2
     texts = [
         tsugiki.generate("枝", max_new_tokens=8, temperature=0, **given)
         for given in ({"model": base}, {"adapter": adapter}, {"model": base, "adapter": adapter})

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figures
-from tsugiki import evaluate_pairs
+from tsugiki import evaluate
 from tsugiki.report.table import Table
 from tsugiki.training.record.pairs import PairScores, TwoScores
 from tsugiki.training.record.run_record import RunRecord
@@ -96,8 +96,8 @@ def main() -> None:
             records[loss, seed] = _run(options, [options.pairs, options.held_out], seed, loss)
     folders = {key: str(options.out / f"{key[0]} {key[1]}") for key in records}
     scores = list(
-        evaluate_pairs(
-            str(options.held_out), model=options.model, adapter=list(folders.values()), chat_template="none"
+        evaluate(
+            pairs=str(options.held_out), model=options.model, adapter=list(folders.values()), chat_template="none"
         ).values()
     )
     first = next(iter(records.values()))

@@ -23,7 +23,6 @@ from tsugiki.base.loading import load_model
 from tsugiki.model.freeze import disable_dropout
 from tsugiki.report.table import Table
 from tsugiki.training.run.stages import prepared, train
-from tsugiki.training.run.train_steps import loop_of
 from tsugiki.training.settings.config import CHAPTER, RunConfig
 from tsugiki.training.settings.files import validated
 
@@ -65,8 +64,8 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
         settings = {**common, "out": folder, "base_dtype": "fp32", "max_steps": steps, "save_steps": 10 * steps}
         config = validated(RunConfig, {**CHAPTER, **settings, "lora": {"r": 8, "lora_dropout": 0.0}}, None)
         run = prepared(config)
-        loop = loop_of(run)
-        save_adapter(run.model, Path(folder) / "start")
+        loop = run.loop()
+        save_adapter(run.base.model, Path(folder) / "start")
         loop.run()
         base = load_model(config.model)
         disable_dropout(base)
@@ -76,14 +75,14 @@ def _losses(common: dict[str, Any], steps: int) -> tuple[list[float], list[float
                 output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=4,
-                gradient_accumulation_steps=run.choices.batch_size // 4,
+                gradient_accumulation_steps=run.ready.choices.batch_size // 4,
                 learning_rate=config.learning_rate,
                 seed=config.seed,
                 save_strategy="no",
                 disable_tqdm=True,
                 report_to="none",
             ),
-            train_dataset=run.data.blocks,
+            train_dataset=run.base.data.blocks,
             data_collator=default_data_collator,
         )
         other.add_callback(LossCallback(other))

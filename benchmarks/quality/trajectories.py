@@ -33,7 +33,6 @@ from tsugiki.training.data.windows import read_windows
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.record.interval import change_interval
 from tsugiki.training.run.stages import prepared
-from tsugiki.training.run.train_steps import loop_of
 from tsugiki.training.score.evaluate import TokenSequence, score_sequences
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
@@ -97,7 +96,7 @@ def _trajectory(options: argparse.Namespace, name: str) -> dict[str, Any]:
             "out": str(options.out / f"{name} {options.factor:g} {options.seed}"),
         }
         run = prepared(validated(RunConfig, settings, None))
-        loop = loop_of(run, replace(run.choices, learning_rate=options.factor * run.choices.learning_rate))
+        loop = run.loop(replace(run.ready.choices, learning_rate=options.factor * run.ready.choices.learning_rate))
         parts = {kind: _sequences(run, options.texts / f"{name}.{kind}.jsonl", most) for kind, most in WINDOWS.items()}
         looks = _Looks({kind: sequences for kind, (sequences, _windows) in parts.items()})
         loop.callbacks.append(looks)
@@ -114,7 +113,7 @@ def _sequences(run: Any, file: Path, count: int) -> tuple[list[TokenSequence], l
     for window in read_windows(file):
         by_document.setdefault(window.document, []).append(window)
     windows = [window for same in by_document.values() for window in evenly_spread(same, count)]
-    encoded = encode_records(run.texts.tokenizer, [window.record for window in windows], "all")
+    encoded = encode_records(run.base.tokenizer, [window.record for window in windows], "all")
     sequences = [
         TokenSequence(torch.tensor(one.ids), torch.tensor(one.loss_mask), number) for number, one in enumerate(encoded)
     ]

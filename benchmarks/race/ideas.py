@@ -35,11 +35,13 @@ from tsugiki.lora.pair import LowRank
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating
 from tsugiki.report.table import Table
+from tsugiki.training.choose.base_predictions import predict_sample
 from tsugiki.training.choose.softmax import kept_tokens
 from tsugiki.training.model.output_head import head_weights
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.record.interval import t_percentile
-from tsugiki.training.run.stages import Run, prepared
+from tsugiki.training.run.stage_results import Prepared
+from tsugiki.training.run.stages import prepared
 from tsugiki.training.score.evaluate import evaluate
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
@@ -88,12 +90,12 @@ class SkippingLoss(TextLoss):
         return super().__call__(model, {**batch, "labels": labels}, rows, count)
 
 
-def plain(run: Run, rate: float) -> torch.optim.Optimizer:
+def plain(run: Prepared, rate: float) -> torch.optim.Optimizer:
     """Return the default's optimiser."""
-    return adamw(run.model, run.config, rate, run.choices.head_factor)
+    return adamw(run.base.model, run.start.config, rate, run.ready.choices.head_factor)
 
 
-def riemannian(run: Run, rate: float) -> torch.optim.Optimizer:
+def riemannian(run: Prepared, rate: float) -> torch.optim.Optimizer:
     """Return AdamW on the gradients (BᵀB + δ)⁻¹ dA and dB (AAᵀ + δ)⁻¹ (arXiv:2402.02347), with δ as in PEFT."""
     optimizer = plain(run, rate)
 
@@ -144,26 +146,26 @@ class Rite(torch.optim.Optimizer):
         return update
 
 
-def rite(run: Run, rate: float) -> torch.optim.Optimizer:
+def rite(run: Prepared, rate: float) -> torch.optim.Optimizer:
     """Return LoRA-RITE; B of the head has the same factor on its rate as in the default."""
     groups = [{"params": [pair.A, pair.B], "factor": _head_factor(run, pair.B)} for pair in _pairs(run)]
     return Rite(groups, {"lr": rate})
 
 
-def muon(run: Run, rate: float) -> torch.optim.Optimizer:
+def muon(run: Prepared, rate: float) -> torch.optim.Optimizer:
     """Return Muon for the pairs inside the layers, and AdamW with the default's rates for that of the head."""
-    inside, others = split_parameters(run.model)
-    groups = [{"params": [p], "lr": run.choices.learning_rate * _head_factor(run, p)} for p in others]
+    inside, others = split_parameters(run.base.model)
+    groups = [{"params": [p], "lr": run.ready.choices.learning_rate * _head_factor(run, p)} for p in others]
     adamws = [torch.optim.AdamW(groups, weight_decay=0.0)] if groups else []
     return CombinedOptimizer([Muon(inside, {"lr": rate, "weight_decay": 0.0}), *adamws])
 
 
-def _pairs(run: Run) -> list[LowRank]:
-    return [module for module in run.model.modules() if isinstance(module, LowRank)]
+def _pairs(run: Prepared) -> list[LowRank]:
+    return [module for module in run.base.model.modules() if isinstance(module, LowRank)]
 
 
-def _head_factor(run: Run, weight: Tensor) -> float:
-    return run.choices.head_factor if any(weight is one for one in head_weights(run.model)) else 1.0
+def _head_factor(run: Prepared, weight: Tensor) -> float:
+    return run.ready.choices.head_factor if any(weight is one for one in head_weights(run.base.model)) else 1.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Idea:
 
     rate: float = 1.0  # factor on the learning rate
     schedule: Callable[[float], float] = lambda share: 1 - share  # share of the rows that is done -> factor on the rate
-    optimizer: Callable[[Run, float], torch.optim.Optimizer] = plain
+    optimizer: Callable[[Prepared, float], torch.optim.Optimizer] = plain
     rows: Callable[[list[int], Losses], list[int]] | None = None
     likely: float | None = None  # skip tokens that the base gives at least this probability
     half: float = 0.0  # share of the rows at the start of which a step has half as many
@@ -197,7 +199,9 @@ IDEAS: Mapping[str, Idea] = {
     **_at_rates("half the rows", (0.5, 0.7, 1), half=1),
     **_at_rates("riemannian", (0.3, 1, 3), optimizer=riemannian),
     **_at_rates("rite", (0.3, 1, 3), optimizer=rite),
-    **_at_rates("lora+", (0.1, 0.25, 0.75), optimizer=lambda run, rate: loraplus(run.model, run.config, rate)),
+    **_at_rates(
+        "lora+", (0.1, 0.25, 0.75), optimizer=lambda run, rate: loraplus(run.base.model, run.start.config, rate)
+    ),
     **_at_rates("muon", (1, 3, 8), optimizer=muon),
     "dropout 0.1": Idea(dropout=0.1),
     "warm-up": Idea(schedule=lambda share: min(share / 0.1, (1 - share) / 0.9)),
@@ -225,33 +229,32 @@ class PlannedBatches(StepBatches):
         return self.plan[step]
 
 
-def loop_of(run: Run, idea: Idea, losses: Losses) -> TrainingLoop:
+def loop_of(run: Prepared, idea: Idea, losses: Losses) -> TrainingLoop:
     """Return the loop of a run with an idea."""
     loss: TextLoss | None = SkippingLoss(losses, idea.likely) if idea.likely is not None else None
     if idea.drawn:
-        assert run.predictions is not None
-        probabilities = run.predictions.mean_probabilities
-        kept = kept_tokens(run.data.blocks, probabilities, idea.likely_tokens)
-        loss = SampledTextLoss(kept, len(probabilities), idea.drawn, run.config.seed)
+        probabilities = predict_sample(run.base.model, run.base.data.blocks).mean_probabilities
+        kept = kept_tokens(run.base.data.blocks, probabilities, idea.likely_tokens)
+        loss = SampledTextLoss(kept, len(probabilities), idea.drawn, run.start.config.seed)
     for pair in _pairs(run):
         pair.dropout.p = idea.dropout
-    of_data = run.data.blocks, run.data.document_masking
-    loop = build_loop(run.accelerator, run.config, run.choices, run.model, *of_data, loss)
-    own, size = loop.gradients.batches, run.choices.batch_size
-    rows = [row for step in range(run.choices.steps) for row in own.rows(step)]
+    of_data = run.base.data.blocks, run.base.data.document_masking
+    loop = build_loop(run.start.accelerator, run.start.config, run.ready.choices, run.base.model, *of_data, loss)
+    own, size = loop.gradients.batches, run.ready.choices.batch_size
+    rows = [row for step in range(run.ready.choices.steps) for row in own.rows(step)]
     rows = idea.rows(rows, losses) if idea.rows else rows
     few = int(len(rows) * idea.half) // size * size
     starts = [*range(0, few, max(1, size // 2)), *range(few, len(rows), size), len(rows)]
     plan = [rows[first:last] for first, last in pairwise(starts)]
     planned = PlannedBatches(own.blocks, own.collate, own.batch_size, own.seed, plan)
     loop.gradients.micro_batches.batches = planned
-    loop.steps, loop.optimizer = len(plan), idea.optimizer(run, run.choices.learning_rate * idea.rate)
+    loop.steps, loop.optimizer = len(plan), idea.optimizer(run, run.ready.choices.learning_rate * idea.rate)
     loop.schedule = LambdaLR(loop.optimizer, lambda step: idea.schedule(starts[min(step, len(plan))] / len(rows)))
     return loop
 
 
 @torch.no_grad()
-def set_from_gradient(run: Run, loop: TrainingLoop) -> None:
+def set_from_gradient(run: Prepared, loop: TrainingLoop) -> None:
     """Set A to an orthonormal basis of directions in which the gradient G of each weight is large, times its length.
 
     If A is zero, its gradient is in proportion to Bᵀ G, so one with random orthonormal columns in B has a sample of the
@@ -280,19 +283,19 @@ def add_to_average(average: dict[str, Tensor], values: dict[str, Tensor], step: 
         average.setdefault(name, value.clone()).lerp_(value, (power + 1) / (step + power))
 
 
-def base_losses(run: Run) -> dict[int, Tensor]:
+def base_losses(run: Prepared) -> dict[int, Tensor]:
     """Return the losses of the model, as it is now, at all tokens of the training data."""
     batches, found = loop_of(run, Idea(), {}).gradients.batches, dict[int, Tensor]()
-    with evaluating(run.model):
+    with evaluating(run.base.model):
         for row in range(len(batches.blocks)):
             batch = batches.batch([row])
             labels = batch.pop("labels")
             shifted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], 1)
-            found[row] = losses_without_logits(run.model, shifted, **batch, use_cache=False)[0, :-1]
+            found[row] = losses_without_logits(run.base.model, shifted, **batch, use_cache=False)[0, :-1]
     return found
 
 
-def train(run: Run, idea: Idea, losses: Losses, goal: float, first: int, whole: bool) -> list[dict[str, Any]]:
+def train(run: Prepared, idea: Idea, losses: Losses, goal: float, first: int, whole: bool) -> list[dict[str, Any]]:
     """Train with an idea from the values that the model has; return the evaluations, with the share of the rows.
 
     The first evaluation is after `first` twelfths of the run.
@@ -305,16 +308,16 @@ def train(run: Run, idea: Idea, losses: Losses, goal: float, first: int, whole: 
     done = np.cumsum([0, *(len(loop.gradients.batches.rows(step)) for step in range(loop.steps))])
     for step in range(loop.steps):
         loop.train_step()
-        values = trained_values(run.model)
+        values = trained_values(run.base.model)
         if idea.average is not None:
             add_to_average(average, values, step + 1, idea.average)
         before, part = (int(one) for one in done[step : step + 2] * PARTS // done[-1])
         if part == before or part < first:
             continue
         reached = any(point["loss"] <= goal for point in curve)
-        restore_values(run.model, average or values)
-        result = evaluate(run.model, run.texts.tokenizer, run.data.windows)
-        restore_values(run.model, values)
+        restore_values(run.base.model, average or values)
+        result = evaluate(run.base.model, run.base.tokenizer, run.base.data.windows)
+        restore_values(run.base.model, values)
         documents = [score[:2] for score in result.independent]
         share = (before_steps + done[step + 1]) / done[-1]
         curve.append({"share": share, "loss": result.loss, "documents": documents})
@@ -323,14 +326,14 @@ def train(run: Run, idea: Idea, losses: Losses, goal: float, first: int, whole: 
     return curve
 
 
-def cost(run: Run, idea: Idea, losses: Losses) -> tuple[float, float]:
+def cost(run: Prepared, idea: Idea, losses: Losses) -> tuple[float, float]:
     """Return the processor time of a row relative to the default's, and the default's in seconds: medians of turns."""
     loops, seconds = [loop_of(run, one, losses) for one in (Idea(), idea)], list[list[float]]()
     for _turn in range(TURNS + 1):
         seconds.append([])
         for loop in loops:
             rows, started = 0, time.process_time()
-            while rows < run.choices.batch_size:
+            while rows < run.ready.choices.batch_size:
                 rows += len(loop.gradients.batches.rows(loop.progress.step))
                 loop.train_step()
             seconds[-1].append((time.process_time() - started) / rows)
@@ -358,16 +361,16 @@ def measure(options: argparse.Namespace, seed: int) -> None:
     given = {"model": options.model, "data": options.data, "held_out": options.held_out, "max_steps": options.steps}
     given["batch_size"] = options.batch_size
     run = prepared(validated(RunConfig, {**fixed, **{name: value for name, value in given.items() if value}}, None))
-    initial, started = trained_values(run.model), time.process_time()
+    initial, started = trained_values(run.base.model), time.process_time()
     losses = base_losses(run)
-    of_base, choices, found = time.process_time() - started, run.choices, _read(options.out)
+    of_base, choices, found = time.process_time() - started, run.ready.choices, _read(options.out)
     origin = {"text": options.text, "seed": seed, "rows": len(losses), "settings": choices.resolved()}
     kind = "cost" if options.cost else "curve"
     for name in dict.fromkeys([DEFAULT, *options.idea]):
         idea, result = IDEAS[name], dict[str, Any]()
         if any(line["idea"] == name and line["seed"] == seed and kind in line for line in found):
             continue
-        restore_values(run.model, initial)
+        restore_values(run.base.model, initial)
         if options.cost:
             result["cost"], of_row = cost(run, idea, losses)
             of_run = of_row * choices.steps * choices.batch_size

@@ -37,7 +37,6 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
 from tsugiki.training.record.run_record import describe_machine
 from tsugiki.training.run.stages import prepared
-from tsugiki.training.run.train_steps import loop_of
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 
@@ -157,7 +156,7 @@ def run_losses(device: str, dtypes: Sequence[str], steps: int) -> dict[str, list
                 "lora": {"lora_dropout": 0.0, "target_modules": "all-linear"},
             }
             config = validated(RunConfig, settings, None)
-            loop = loop_of(prepared(config))
+            loop = prepared(config).loop()
             loop.run()
         losses[dtype] = [point.loss for point in loop.progress.loss_curve]
     return losses

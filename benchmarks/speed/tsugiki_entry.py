@@ -20,8 +20,9 @@ from tsugiki.preference.losses import LOSSES
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
 from tsugiki.training.choose.choices import choices_for
 from tsugiki.training.measure.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+from tsugiki.training.measure.facts import load_dtype
 from tsugiki.training.measure.shapes import find_shapes
-from tsugiki.training.model.trainable import load_dtype, make_trainable
+from tsugiki.training.model.trainable import make_trainable
 from tsugiki.training.settings.config import CHAPTER, RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.step.preference_loss import AnswerLoss, training_reference

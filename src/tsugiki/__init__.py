@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
-    from tsugiki.functions import evaluate, evaluate_pairs, generate, preview, train
+    from tsugiki.functions import evaluate, generate, preview, train
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import remove_adapter, trainable_parameters, ungraft
     from tsugiki.lora.hold import active_adapter, disable_adapter, set_adapter
@@ -29,7 +29,6 @@ __all__ = [
     "active_adapter",
     "disable_adapter",
     "evaluate",
-    "evaluate_pairs",
     "generate",
     "graft",
     "load_adapter",
@@ -61,7 +60,6 @@ _MODULE_OF = {
     "merge": "tsugiki.lora.merge",
     "mixed_batch": "tsugiki.fast.mixed_batch",
     "evaluate": "tsugiki.functions",
-    "evaluate_pairs": "tsugiki.functions",
     "generate": "tsugiki.functions",
     "preview": "tsugiki.functions",
     "print_trainable_parameters": "tsugiki.adapters.pretrained",

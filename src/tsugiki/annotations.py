@@ -1,6 +1,11 @@
-"""Classes of transformers for annotations; `Any` in a running program, because importing transformers takes seconds."""
+"""What annotations name: classes of transformers, and what the command line says of a parameter.
 
-from typing import TYPE_CHECKING, Any
+The classes are `Any` in a running program, because importing transformers takes seconds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig as PretrainedConfig
@@ -8,3 +13,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as PreTrainedTokenizerBase
 else:
     PretrainedConfig = PreTrainedModel = PreTrainedTokenizerBase = Any
+
+Names: TypeAlias = str | Sequence[str]
+"""One name, or several; the flag can be repeated."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Says of a parameter, in its annotation, what its flag needs besides its name, type, default and description."""
+
+    least: float | None = None
+    most: float | None = None
+    group: str | None = None
+    """The group in the help."""

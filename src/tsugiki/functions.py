@@ -1,4 +1,4 @@
-"""The commands as functions, for notebooks and scripts.
+"""The commands as functions, for notebooks and scripts. The flags of the command line are made from their parameters.
 
     record = tsugiki.train(model="embedded", data="texts", out="runs/first", prompts=["春は"])
     record                                                       # in a notebook: a small report with curves
@@ -12,18 +12,23 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+from tsugiki.annotations import Flag, Names
 from tsugiki.data.read.schemas import NO_COLUMNS
-from tsugiki.data.records import AssistantTurns, Completion, Message
+from tsugiki.data.records import AssistantTurns, Completion, Message, Reading
+from tsugiki.dtypes import LoadDtype
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 
 if TYPE_CHECKING:
-    from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.record.pairs import TwoScores
+    from tsugiki.report.evaluations import Results
     from tsugiki.training.record.run_record import RunRecord
     from tsugiki.training.run.preview import Preview
+
+_SAMPLING = "Sampling"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -103,83 +108,85 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
 
 
 def evaluate(
-    data: str | Sequence[str],
+    data: Names = (),
     *,
-    model: str | Sequence[str] = (),
-    adapter: str | Sequence[str] = (),
     columns: Mapping[str, str] = NO_COLUMNS,
-    characters: int | None = None,
+    questions: str | None = None,
+    pairs: Names = (),
+    model: Names = (),
+    adapter: Names = (),
+    characters: Annotated[int | None, Flag(least=1)] = None,
     assistant_turns: AssistantTurns = "all",
+    max_new_tokens: Annotated[int, Flag(least=1)] = 64,
     chat_template: str | None = None,
+    dtype: LoadDtype | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
-) -> "Evaluations":
-    """Evaluate models and adapters on the same text, as `tsugiki eval` does.
+) -> "Results":
+    """Evaluate models and adapters on the same text, questions or pairs of answers, as `tsugiki eval` does.
 
     Args:
-        data: the text, in a format of the training data, or several.
-        model: name of a model, or several names: 'embedded', a folder, a GGUF file or a hub id.
-        adapter: folder of an adapter or its name in the library, or several. Its base is `model` if that is one name,
-            otherwise the base that its files name; without `model`, this base is evaluated as well.
-        columns: names of columns or fields that differ from Tsugiki's, such as {"prompt": "question"}.
-        characters: approximate number of characters to evaluate; None: all.
-        assistant_turns: which answers of a conversation are scored.
-        chat_template: for conversations, as in the settings of a run; None: that of each model or adapter.
-        allow_base_mismatch: load adapters that were trained on another base.
-        trust_remote_code: run Python code that a model brings, with all your rights.
+        data: text to evaluate on: same formats as the data of `tsugiki train`.
+        columns: names of columns or fields that differ from those of Tsugiki, such as prompt=title,completion=body.
+        questions: instead of `data`, prompts with expected answers: JSON Lines with prompt and expected.
+        pairs: instead of `data`, pairs of answers: same formats as the data of `tsugiki train --preference`.
+        model: model: 'embedded', a folder, a GGUF file, or a hub id.
+        adapter: adapter: a folder or a name in the library. Its base is `model`, if exactly one is given, otherwise the
+            base that the adapter names; without `model`, this base is evaluated as well.
+        characters: approximate number of characters to evaluate, in whole windows. Default: all.
+        assistant_turns: which answers of a conversation are scored: all, or the last one.
+        max_new_tokens: largest number of tokens of an answer to `questions`.
+        chat_template: chat template for conversations and for prompts with completions: a Jinja file, default (a plain
+            one) or none. Default: that of the adapter, or of the tokenizer.
+        dtype: dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise
+            fp32.
+        allow_base_mismatch: load an adapter that was trained on another base.
+        trust_remote_code: run Python code that the model brings, with all your rights.
 
     Returns:
         Name -> result, in the order of the arguments: models alone, then adapters (each after its base, if there is no
-        `model`). A notebook shows it as a table.
-
-    Raises:
-        TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
-    """
-    from tsugiki.data.read.files import record_kinds
-    from tsugiki.io.progress import ProgressDisplay, quiet_libraries
-    from tsugiki.report.evaluations import Evaluations
-    from tsugiki.training.score.targets import evaluate_targets, evaluation_targets, loaded_targets
-
-    chosen = evaluation_targets(_list(model), _list(adapter))
-    only_pairs = record_kinds(data, columns) == {Completion}
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, only_pairs=only_pairs)
-    results = evaluate_targets(loaded, data, assistant_turns, characters, ProgressDisplay(), columns=columns)
-    with quiet_libraries():
-        return Evaluations(zip(map(str, chosen), results, strict=True))
-
-
-def evaluate_pairs(
-    pairs: str | Sequence[str],
-    *,
-    model: str | Sequence[str] = (),
-    adapter: str | Sequence[str] = (),
-    columns: Mapping[str, str] = NO_COLUMNS,
-    chat_template: str | None = None,
-    allow_base_mismatch: bool = False,
-    trust_remote_code: bool = False,
-) -> "dict[str, TwoScores]":
-    """Return how often models and adapters prefer the better of two answers, as `tsugiki eval --pairs` does.
-
-    Args:
-        pairs: rows with prompt, chosen and rejected, in a format of the training data, or several of them.
-        model: as for `evaluate`; so are the other arguments.
-
-    Returns:
-        Name -> scores by the log-probability of an answer and by that per token, in the order of the arguments.
+        `model`). Results of texts have losses, of questions answers, and of pairs two scores: by the log-probability of
+        an answer, and by that per token. A notebook shows them as a table.
 
     Raises:
         TsugikiError: nothing to evaluate, or the data, a model or an adapter cannot be read.
     """
     from tsugiki.data.read.answers import holds_completions
+    from tsugiki.data.read.files import record_kinds
     from tsugiki.io.progress import ProgressDisplay, quiet_libraries
-    from tsugiki.training.score.targets import evaluation_targets, loaded_targets, score_pairs_with_targets
+    from tsugiki.report.evaluations import Results, answers_table, evaluation_table
+    from tsugiki.report.pairs import scores_table
+    from tsugiki.training.score import targets as of_targets
+    from tsugiki.training.score.questions import read_questions
 
-    chosen = evaluation_targets(_list(model), _list(adapter))
-    only_pairs = holds_completions(pairs, columns)
-    loaded = loaded_targets(chosen, allow_base_mismatch, trust_remote_code, chat_template, only_pairs=only_pairs)
-    results = score_pairs_with_targets(loaded, pairs, columns, [], ProgressDisplay())
+    if [bool(data), questions is not None, bool(pairs)].count(True) != 1:
+        message = _(
+            "give one of --data, a text to evaluate on, --questions, prompts with expected answers, and --pairs, two "
+            "answers to each prompt"
+        )
+        raise TsugikiError(message)
+    chosen = of_targets.evaluation_targets(_list(model), _list(adapter))
+    progress, notes = ProgressDisplay(), list[str]()
+    loaded = partial(of_targets.loaded_targets, chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
     with quiet_libraries():
-        return dict(zip(map(str, chosen), results, strict=True))
+        if questions is not None:
+            asked = read_questions(Path(questions))
+            targets = loaded(only_pairs=all(isinstance(question.prompt, str) for question in asked))
+            answers = of_targets.answer_with_targets(targets, asked, max_new_tokens, progress)
+            return Results(chosen, answers, answers_table)
+        if pairs:
+            targets = loaded(only_pairs=holds_completions(pairs, columns))
+            scores = of_targets.score_pairs_with_targets(targets, pairs, columns, notes, progress)
+            return Results(chosen, scores, scores_table, notes)
+        targets, reading = loaded(only_pairs=record_kinds(data, columns) == {Completion}), Reading()
+        evaluated = of_targets.evaluate_targets(
+            targets, data, assistant_turns, characters, progress, columns=columns, reading=reading
+        )
+        results = list(evaluated)
+    if characters is not None and results[0].characters > characters:
+        message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
+        notes = [message.format(asked=characters, measured=results[0].characters)]
+    return Results(chosen, results, evaluation_table, [*reading.notes(), *notes])
 
 
 def generate(
@@ -187,33 +194,39 @@ def generate(
     *,
     model: str | None = None,
     adapter: str | None = None,
-    max_new_tokens: int = 200,
-    temperature: float = 0.7,
-    top_p: float = 0.9,
-    repetition_penalty: float | None = None,
-    seed: int = 0,
+    max_new_tokens: Annotated[int, Flag(least=1, group=_SAMPLING)] = 200,
+    temperature: Annotated[float, Flag(least=0, group=_SAMPLING)] = 0.7,
+    top_p: Annotated[float, Flag(least=0.01, most=1, group=_SAMPLING)] = 0.9,
+    repetition_penalty: Annotated[float | None, Flag(least=0.1, most=10, group=_SAMPLING)] = None,
+    seed: Annotated[int, Flag(least=0, group=_SAMPLING)] = 0,
+    raw: bool = False,
+    system: str | None = None,
     json_schema: Mapping[str, Any] | None = None,
     chat_template: str | None = None,
-    raw: bool = False,
+    dtype: LoadDtype | None = None,
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
 ) -> str:
     """Continue a text, or answer in a conversation, with a model or with an adapter on its base.
 
     Args:
-        prompt: the text, which is the user's turn for a chat model and for an adapter that has learned conversations
-            (as in `tsugiki generate`); or the messages of a conversation, such as [{"role": "user", "content": "…"}].
-        model: the name of the model. None: the base that the adapter's files name.
-        adapter: folder of an adapter, or its name in the library; None: the model alone.
+        prompt: text to continue, which is the user's turn for a chat model and for an adapter that has learned
+            conversations; or the messages of a conversation, such as [{"role": "user", "content": "…"}].
+        model: model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names.
+        adapter: adapter: a folder, such as that of a run or a checkpoint, or a name in the library.
         max_new_tokens: largest number of new tokens.
-        temperature: divides the logits; 0 always takes the most probable token.
-        top_p: sample from the most probable tokens that together have this probability.
-        repetition_penalty: above 1, such as 1.2, tokens that have occurred become less probable. None: that of the
-            model's generation settings, which is 1.15 for 'embedded'.
+        temperature: 0: always the most probable token.
+        top_p: sample from the tokens with this total probability.
+        repetition_penalty: above 1, such as 1.2: tokens that have occurred become less probable. 1: none. Default: that
+            of the model's generation settings, which is 1.15 for 'embedded'.
         seed: the same seed gives the same text.
+        raw: continue prompts as plain text, although the adapter has learned conversations.
+        system: system message, for adapters and models that hold conversations.
         json_schema: what is written is JSON that this JSON schema allows; needs the extra `serve`.
-        chat_template: for conversations, as in the settings of a run; None: that of the adapter or the model.
-        raw: continue a text as it is, also for a chat model.
+        chat_template: chat template for conversations and for prompts with completions: a Jinja file, default (a plain
+            one) or none. Default: that of the adapter, or of the tokenizer.
+        dtype: dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise
+            fp32.
         allow_base_mismatch: load an adapter that was trained on another base.
         trust_remote_code: run Python code that the model brings, with all your rights.
 
@@ -232,16 +245,18 @@ def generate(
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():
-        _, loaded, tokenizer = next(loaded_targets(targets, allow_base_mismatch, trust_remote_code, chat_template))
+        _target, loaded, tokenizer = next(
+            loaded_targets(targets, allow_base_mismatch, trust_remote_code, chat_template, dtype)
+        )
         if isinstance(prompt, str):
-            as_turns = not raw and learned_conversations(targets[0].adapter, tokenizer)
-            turns = as_prompt(prompt, as_turns, None)
+            turns = as_prompt(prompt, not raw and learned_conversations(targets[0].adapter, tokenizer), system)
         else:
-            turns = [Message(turn["role"], turn["content"]) for turn in prompt]
+            first = [Message("system", system)] if system else []
+            turns = [*first, *(Message(turn["role"], turn["content"]) for turn in prompt)]
         grammar = None if json_schema is None else json_grammar(json_schema)
         sampling = Sampling(temperature, top_p, seed, repetition_penalty, grammar=grammar)
         return generate_text(loaded, tokenizer, turns, max_new_tokens, sampling)
 
 
-def _list(names: str | Sequence[str] | None) -> list[str]:
+def _list(names: Names | None) -> list[str]:
     return [names] if isinstance(names, str) else [*(names or ())]

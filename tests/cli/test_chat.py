@@ -41,7 +41,7 @@ def test_a_text_is_continued_and_compared_at_once(base: str, run, type_, prompts
     prompts.clear()
     type_("枝を", "", "/base", "/adapter", "/again", "/quit")
     status, out, err = run("chat", "run", *TOKENS)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "next: tsugiki adapters add run\n")
     lines = out.split("\n")
     assert lines[0].startswith(f"{base} + run")
     assert all(number in lines[0] for number in ("0.7", "0.9", " 1;"))  # temperature, top-p, repetition penalty
@@ -62,7 +62,7 @@ def test_a_conversation_has_turns_and_a_system_message(run, type_, prompts: list
     prompts.clear()
     type_("1?", "2?", "/base", "/new", "3?")
     status, _, err = run("chat", "run", "--system", "short", *TOKENS, "--temperature", "0")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "next: tsugiki adapters add run\n")
     system, first, second = ("system", "short"), ("user", "1?"), ("user", "2?")
     assert prompts[0] == [system, first]
     turns = prompts[1]
@@ -84,7 +84,7 @@ def test_what_cannot_be_done_is_a_line_and_the_chat_goes_on(base: str, run, type
     type_("/nosuch", "/adapter", "/adapter nowhere", "雨" * 40, "/help", "a")
     status, out, err = run("chat", "--model", base, *TOKENS)
     assert status == 0
-    assert len(err.splitlines()) == 4
+    assert len(err.splitlines()) == 4 + 1  # the last line is the next command
     assert all(said in err for said in ("/nosuch", "/adapter NAME", "'nowhere'", "64"))
     assert "/base" in out
     assert run("chat")[0] == 2
@@ -101,7 +101,7 @@ def test_ctrl_c_stops_an_answer_only(base: str, run, type_, monkeypatch: pytest.
     monkeypatch.setattr(sample_module, "generate_text", interrupted)
     type_("a", "b")
     status, out, err = run("chat", "--model", base)
-    assert (status, err, out.count("half")) == (0, "", 2)
+    assert (status, err, out.count("half")) == (0, f"next: tsugiki serve --model {base}\n", 2)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_a_model_folder(run: Any, base: str, tmp_path: Path) -> None:
     status, out, err = run("export", "--model", base, "--gguf", "m.gguf", "--dtype", "f16")
     assert (status, err) == (0, "")
     assert out.startswith("m.gguf: 28 tensors of a gpt2 in f16, 83.4 kB; for Ollama: m.Modelfile\ntokens: ")
-    assert out.endswith(" 0 differences\n")
+    assert out.endswith(" 0 differences\nnext: tsugiki chat --model m.gguf\n")
     assert {"m.gguf", "m.Modelfile"} <= {path.name for path in tmp_path.iterdir()}
 
 

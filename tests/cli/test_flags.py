@@ -1,6 +1,7 @@
 """Flags are made from the fields of configs: every setting has one, with the field's default and description."""
 
 import dataclasses
+import inspect
 import sys
 from typing import Annotated, Any
 
@@ -8,12 +9,14 @@ import pytest
 import typer
 from pydantic import BaseModel
 
+import tsugiki
 from tests.cli.imports import output_without
 from tsugiki import TsugikiError
-from tsugiki.cli import FlagsOf, as_command, root_command, settings_of, words_of
+from tsugiki.cli import FlagsOf, as_command, root_command, words_of
 from tsugiki.cli.main import main
+from tsugiki.io import argument_descriptions
 from tsugiki.lora import LoraConfig
-from tsugiki.training import DEFAULT_LORA, ComparisonConfig, RunConfig, SweepConfig
+from tsugiki.training import DEFAULT_LORA, ComparisonConfig, RunConfig, SweepConfig, settings_of
 
 _Given = Annotated[dict[str, Any], FlagsOf("tsugiki.training.RunConfig", without=("method_config",))]
 
@@ -52,6 +55,24 @@ def test_every_field_of_the_lora_config_has_a_flag_with_the_default_of_a_run():
     default = LoraConfig(**DEFAULT_LORA)
     assert all(setting.default == getattr(default, name) for name, setting in nested.items())
     assert {setting.flag for setting in nested.values()} <= flags_of("train").keys()
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "without"),
+    [
+        ("eval", tsugiki.evaluate, set()),
+        ("generate", tsugiki.generate, {"prompt", "json_schema"}),
+    ],
+)
+def test_the_parameters_of_a_public_function_are_the_flags_of_its_command(
+    command: str, function: Any, without: set[str]
+):
+    flags, descriptions = flags_of(command), argument_descriptions(inspect.getdoc(function) or "")
+    assert {name.replace("_", "-") for name in inspect.signature(function).parameters.keys() - without} <= {
+        flag[2:] for flag in flags
+    }
+    for name in descriptions.keys() - without:
+        assert flags[f"--{name.replace('_', '-')}"].lower().startswith(descriptions[name].partition("`")[0].lower())
 
 
 @pytest.mark.parametrize(

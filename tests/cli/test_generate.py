@@ -41,7 +41,8 @@ def test_the_base_is_what_the_adapter_names_and_an_unfinished_run_is_taken_by_it
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "unfinished" / "checkpoints")
     shutil.copy(tmp_path / "run" / "run.json", tmp_path / "unfinished")
-    assert run("generate", "--adapter", "unfinished/checkpoints/checkpoint-2", *prompt) == (0, whole, "")
+    checkpoint = "unfinished/checkpoints/checkpoint-2"
+    assert run("generate", "--adapter", checkpoint, *prompt) == (0, whole, f"next: tsugiki chat {checkpoint}\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     status, out, err = run("generate", "--adapter", "../unfinished", *prompt)

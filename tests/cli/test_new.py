@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tsugiki.base import recommended_bases
-from tsugiki.cli import settings_of, settings_text
-from tsugiki.training import RunConfig, load_config
+from tsugiki.cli import settings_text
+from tsugiki.training import RunConfig, load_config, settings_of
 
 
 @pytest.fixture

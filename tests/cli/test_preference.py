@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tiny import TEXT
-from tsugiki import evaluate_pairs
+from tsugiki import evaluate
 from tsugiki.base import load_model, load_tokenizer
 from tsugiki.training import read_record
 
@@ -75,7 +75,7 @@ def test_the_log_probabilities_are_those_of_transformers(pairs: list[dict[str, s
     assert adapted["by_sum"]["margin"] > base["by_sum"]["margin"]
     table = run("eval", "--pairs", "pairs.jsonl", "--adapter", "run")[1]
     assert "24 pairs" in table
-    found = evaluate_pairs("pairs.jsonl", adapter="run")
+    found = evaluate(pairs="pairs.jsonl", adapter="run")
     assert [one.by_sum.chosen for one in found.values()] == [base["by_sum"]["chosen"], adapted["by_sum"]["chosen"]]
 
 

@@ -115,7 +115,7 @@ def test_a_finished_run_goes_on_with_the_schedule_of_a_longer_run(interrupted: s
 @pytest.mark.slow
 def test_more_minutes_are_added_to_a_finished_run(interrupted: str, run, monkeypatch: pytest.MonkeyPatch):
     assert run("train", "--resume", "run")[0] == 0
-    monkeypatch.setattr("tsugiki.training.run.stages.rows_in_time", lambda *_: 32)
+    monkeypatch.setattr("tsugiki.training.run.prepare.rows_in_time", lambda *_: 32)
     assert run("train", "--resume", "run", "--minutes", "5")[0] == 0
     record = read_record(Path("run"))
     assert record.training is not None

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -34,12 +35,12 @@ def test_what_is_refused(base: str, run, tmp_path: Path):
 def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.MonkeyPatch):
     from tsugiki.serve import server
 
-    def serve(*_given: object) -> None:
-        settings = next(one for one in _given if isinstance(one, server.ServerSettings))
-        seen.append((settings.access.api_key, "TSUGIKI_API_KEY" in os.environ))
+    def new_app(engine: object, adapters: object, access: server.Access, *_others: object) -> None:
+        seen.append((access.api_key, "TSUGIKI_API_KEY" in os.environ))
+        raise KeyboardInterrupt
 
     seen: list[tuple[str | None, bool]] = []
-    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(server, "new_app", new_app)
     for flags, key in (((), "of the environment"), (("--api-key", "given"), "given")):
         monkeypatch.setenv("TSUGIKI_API_KEY", "of the environment")
         assert run("serve", "--model", base, "--port", "0", *flags)[0] == 0
@@ -51,7 +52,12 @@ def test_the_dtype_is_that_of_training(base: str, run, monkeypatch: pytest.Monke
     from tsugiki.serve import server
 
     seen: list[str] = []
-    monkeypatch.setattr(server, "serve", lambda model, *_given: seen.append(str(model.dtype)))
+
+    def new_app(engine: Any, *_others: object) -> None:
+        seen.append(str(engine.model.dtype))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "new_app", new_app)
     expected = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
     for flags, dtype in (((), preferred_compute_dtype()), (("--dtype", "fp32"), "fp32")):
         assert run("serve", "--model", base, "--port", "0", *flags)[0] == 0

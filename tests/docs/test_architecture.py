@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -110,6 +111,20 @@ def imports_of(text: str) -> list[tuple[str, str]]:
 def test_the_architecture_page_names_every_package(name: str):
     text = text_of(ROOT / "docs" / name)
     assert [package for package in PACKAGES if f"[`{package}`](../src/tsugiki/{package})" not in text] == []
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/architecture.ja.md"])
+def test_the_rooms_of_training_are_listed_in_the_order_that_is_checked(page: str):
+    tools = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]
+    (layers,) = (
+        contract["layers"]
+        for contract in tools["importlinter"]["contracts"]
+        if contract.get("containers") == ["tsugiki.training"]
+    )
+    listed = re.findall(r"\[`(\w+)`\]\(\.\./src/tsugiki/training/\1\)", text_of(ROOT / page))
+    assert listed == layers[::-1]
+    rooms = {f"training/{room}" for room in layers} | {"training", ".", "total"}
+    assert set(tools["tsugiki"]["code-lines"]) == rooms | set(PACKAGES)
 
 
 @cache

@@ -5,9 +5,9 @@ from typing import Any
 
 import typer
 
-from tsugiki.cli import HELP_ATTRIBUTES, message_of, root_command, settings_of
+from tsugiki.cli import HELP_ATTRIBUTES, message_of, root_command
 from tsugiki.language import ENGLISH, speaking
-from tsugiki.training import RunConfig
+from tsugiki.training import RunConfig, settings_of
 
 
 def help_texts() -> Iterator[tuple[str, str]]:

@@ -15,10 +15,10 @@ import pytest
 import typer
 
 from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree
-from tsugiki.cli import root_command, settings_of, settings_text
+from tsugiki.cli import root_command, settings_text
 from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
-from tsugiki.training import ComparisonConfig, RunConfig, SweepConfig
+from tsugiki.training import ComparisonConfig, RunConfig, SweepConfig, settings_of
 
 _JAPANESE = "ぁ-んァ-ヶー一-龥々"
 _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")
@@ -34,7 +34,7 @@ torch torchrun transformers wandb zip auth login echo install launch tsugiki sqr
 all assistant author auto best blocks cat choice choices content cosine cpu dare default density editor energy expected
 false fingerprints fsdp full gguf history last linear llama magnitude messages mlp mode none null probe
 prompt quantized reviser role stored svd text ties tokens tools translator true user weight adapter folder config name
-https process runs targets embedded completion pdftotext chosen rejected label sentencepiece ichiyo tau part
+https process runs targets embedded completion pdftotext chosen rejected label sentencepiece kyoka tau part
 """
 """Names that the settings and commands do not have: programs and functions, then fields and values."""
 

@@ -73,7 +73,7 @@ def test_what_would_change_the_result_is_refused(config: Any, words: str):
 
 
 def test_every_field_of_pefts_config_is_known():
-    """A field that a release of PEFT adds belongs in one of the tables of `methods.lora`, or into our config."""
+    """A field that a release of PEFT adds belongs in one of the tables of `methods.lora_format`, or into our config."""
     ours = {field.name for field in dataclasses.fields(LoraConfig)}
     assert {field.name for field in dataclasses.fields(peft.LoraConfig)} - ours == FIELDS_OF_PEFT
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 pytest.importorskip("starlette")
 from tests.data.read.aozora.samples import make_mirror
@@ -17,11 +18,13 @@ from tests.serve.workspace import Place, serve_in, write_run
 from tests.tiny import TEXT
 from tsugiki.errors import TsugikiError
 from tsugiki.io import sole_use
+from tsugiki.language import JAPANESE, speaking
 from tsugiki.serve import (
     LOG_FILE,
     ApiError,
     ClientDisconnected,
     Jobs,
+    RunFields,
     RunProcesses,
     RunRequest,
     Runs,
@@ -29,6 +32,7 @@ from tsugiki.serve import (
     Uploads,
     Workspace,
 )
+from tsugiki.training import RunConfig, settings_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
 
@@ -91,6 +95,30 @@ def test_settings_that_are_not_allowed(place: Place, changes: dict[str, Any]):
     answer = place.post("train/settings", {**ASK, **changes})
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"]
+
+
+def test_a_page_can_set_only_what_is_marked_and_no_text_that_may_be_a_path():
+    offered = RunRequest.model_fields.keys() - RunFields.model_fields.keys()
+    assert offered == {
+        "base_dtype", "batch_size", "block_size", "epochs", "held_out", "learning_rate", "lora_alpha", "lora_dropout",
+        "method", "minutes", "prompts", "r", "seed",
+    }  # fmt: skip
+    for setting in settings_of(RunConfig):
+        name = setting.path[-1]
+        assert (name in offered) == bool(setting.about.page)
+        for value in ("/etc/passwd", "~/x", "owner/model"):
+            with pytest.raises(ValidationError):
+                RunRequest.model_validate({**ASK, name: value if name not in RunFields.model_fields else 1})
+
+
+def test_the_form_offers_settings_with_labels_in_the_language_of_the_reader(tmp_path: Path):
+    with speaking(JAPANESE):
+        settings = {one["name"]: one for one in _training(tmp_path).options()["settings"]}
+    assert settings["learning_rate"]["label"] == "学習率"
+    assert settings["epochs"]["default"] == 3
+    assert settings["r"]["section"] == "lora"
+    assert "full" not in dict(settings["method"]["choices"])
+    assert settings["base_dtype"]["kind"] == "choice"
 
 
 def test_the_command_and_the_settings(place: Place):

@@ -40,7 +40,7 @@ from tsugiki.lora.graft import graft as plain_graft
 from tsugiki.lora.hold import active_adapter, active_names, find_adapter, is_merged, require_state, set_adapter
 from tsugiki.lora.merge import merge
 from tsugiki.lowbit.quantization import count_parameters
-from tsugiki.methods.lora import PeftConfig, config_of_peft
+from tsugiki.methods.lora_format import PeftConfig, config_of_peft
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.undo import set_attribute
 from tsugiki.model.ungrafted import unwrapped, unwrapped_to_graft

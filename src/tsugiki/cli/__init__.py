@@ -7,8 +7,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "app": "root_command version_line",
         "before_a_run": "aozora_command",
-        "examples": "EXAMPLES",
-        "flags": "FlagsOf Given as_command panel_of settings_of settings_text words_of yaml_value",
+        "flags": "FlagsOf Given as_command settings_text words_of yaml_value",
         "help": "HELP_ATTRIBUTES message_of",
         "look": "report_command",
         "mistakes": "near_flags",

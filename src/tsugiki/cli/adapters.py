@@ -1,4 +1,10 @@
-"""The commands below `tsugiki adapters`."""
+"""Manage the library of adapters; compare, verify, combine and convert adapters.
+
+Examples:
+    tsugiki adapters add runs/ichiyo
+    tsugiki adapters list
+    tsugiki adapters show ichiyo
+"""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +63,10 @@ def list_command(
 
     Args:
         json_: Print JSON, one object per line.
+
+    Examples:
+        tsugiki adapters list
+        tsugiki adapters list --json
     """
     from tsugiki.adapters.library import library_folder, read_library
     from tsugiki.report.adapter import entry_line, library_table
@@ -80,6 +90,8 @@ def list_command(
     for entry in entries:
         if entry.broken:
             print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+    named = ["--library", str(library)] if library else []
+    print_next_command("adapters", "show", entries[0].name, *named)
 
 
 def _print_empty(home: Path) -> None:
@@ -98,6 +110,10 @@ def add_command(
     Args:
         source: An adapter's folder, such as a run's folder or one written by PEFT.
         name: Its name in the library; if unset, the name of the folder.
+
+    Examples:
+        tsugiki adapters add runs/ichiyo
+        tsugiki adapters add runs/ichiyo --name lemon
     """
     from tsugiki.adapters.library import copy_into_library, library_folder
 
@@ -117,10 +133,15 @@ def rename_command(
     Args:
         old: The current name in the library.
         new: The new name.
+
+    Examples:
+        tsugiki adapters rename ichiyo lemon
     """
     from tsugiki.adapters.library import library_folder, rename_adapter
 
-    typer.echo(str(rename_adapter(old, new, library or library_folder())))
+    folder = rename_adapter(old, new, library or library_folder())
+    typer.echo(str(folder))
+    print_next_command("chat", str(folder) if library else folder.name)
 
 
 def remove_command(
@@ -134,6 +155,10 @@ def remove_command(
     Args:
         names: Names in the library.
         yes: Do not ask for confirmation.
+
+    Examples:
+        tsugiki adapters remove ichiyo
+        tsugiki adapters remove old older --yes
     """
     from tsugiki.adapters.library import library_folder, member
     from tsugiki.io.atomic import remove_folder
@@ -167,6 +192,10 @@ def show_command(
     Args:
         adapter: An adapter: a name in the library, or a folder.
         html: Also write an HTML page with plots to this file.
+
+    Examples:
+        tsugiki adapters show ichiyo
+        tsugiki adapters show runs/ichiyo --html ichiyo.html
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.io.atomic import write_text
@@ -182,6 +211,7 @@ def show_command(
     if html:
         write_text(html, adapter_page(report))
         print_line(_("page: {path}").format(path=html))
+    print_next_command("chat", str(folder) if library else adapter)
 
 
 def diff_command(
@@ -198,6 +228,9 @@ def diff_command(
     Args:
         first: An adapter: a name in the library, or a folder.
         second: An adapter: a name in the library, or a folder.
+
+    Examples:
+        tsugiki adapters diff ichiyo soseki
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.report.difference import compare_adapters
@@ -224,6 +257,10 @@ def verify_command(
     Args:
         adapters: Names in the library, or folders; the whole library if unset.
         model: A base that the adapters must fit: 'embedded', a model folder, or a hub id.
+
+    Examples:
+        tsugiki adapters verify
+        tsugiki adapters verify runs/ichiyo --model embedded
     """
     from tsugiki.adapters.library import adapter_folder, library_folder, read_library
     from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
@@ -269,6 +306,10 @@ def combine_command(
         adapters: Names in the library, or folders.
         type_: cat (the exact sum), or svd (the best approximation of the sum at a --rank).
         rank: Rank of the result, for svd; if unset, the highest of the adapters' ranks.
+
+    Examples:
+        tsugiki adapters combine ichiyo soseki --weights 0.5,0.5 --out both
+        tsugiki adapters combine ichiyo soseki --type svd --rank 8 --out both
     """
     from tsugiki.adapters.algebra.combine import (
         Combination,
@@ -308,6 +349,9 @@ def scale_command(
     Args:
         adapter: An adapter: a name in the library, or a folder.
         by: The factor on the update; with -1 the result subtracts the adapter.
+
+    Examples:
+        tsugiki adapters scale ichiyo --by 0.5 --out half
     """
     from tsugiki.adapters.algebra.combine import scaled
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
@@ -336,6 +380,10 @@ def truncate_command(
         adapter: An adapter: a name in the library, or a folder.
         rank: The new rank of every layer that has a higher one.
         energy: Instead of --rank: give each layer the smallest rank that keeps this share, such as 0.99.
+
+    Examples:
+        tsugiki adapters truncate ichiyo --rank 4 --out small
+        tsugiki adapters truncate ichiyo --energy 0.99 --out small
     """
     from tsugiki.adapters.algebra.matrices import kept_energy, truncated, truncated_to_energy
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
@@ -376,6 +424,9 @@ def import_command(
     Args:
         file: A file with an adapter, or the folder that holds it.
         model: The adapter's base: 'embedded', a model folder, or a hub id.
+
+    Examples:
+        tsugiki adapters import adapters.safetensors --model USER/NAME --out lora
     """
     from tsugiki.adapters.foreign import import_adapter
     from tsugiki.adapters.library import new_adapter_folder

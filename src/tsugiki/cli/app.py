@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.cli.adapters import ADAPTERS
+from tsugiki.cli import adapters, cache
 from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
 from tsugiki.cli.help import Commands, Group, new_group
-from tsugiki.cli.look import CACHE, evaluate_command, methods_command, report_command
+from tsugiki.cli.look import evaluate_command, methods_command, report_command
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
@@ -24,18 +24,18 @@ from tsugiki.language import _, marked, ngettext
 
 _TOUR = marked("""\
 A small adapter is trained on your text, on top of a language model that
-stays as it is. The way from a text to an adapter:
+stays as it is. The steps, as in the guides' tutorial about an author:
 
   try it, offline            tsugiki quickstart
-  get texts                  tsugiki aozora --author 樋口一葉 --out ichiyo.jsonl
+  get texts                  tsugiki aozora --author 泉鏡花 --kana old --title の --out kyoka.jsonl
   answer four questions      tsugiki new
-  see what will be learned   tsugiki preview --model embedded --data ichiyo.jsonl
-  train                      tsugiki train --model embedded --data ichiyo.jsonl --out runs/ichiyo
-  read what it writes        tsugiki generate --adapter runs/ichiyo --prompt 秋の夜、
-  talk to it                 tsugiki chat runs/ichiyo
-  measure it                 tsugiki eval --adapter runs/ichiyo --data other.txt
-  keep it by name            tsugiki adapters add runs/ichiyo
-  give it away               tsugiki push ichiyo USER/ichiyo
+  see what will be learned   tsugiki preview --model embedded --data kyoka.jsonl
+  train                      tsugiki train --model embedded --data kyoka.jsonl --out runs/kyoka
+  read what it writes        tsugiki generate --adapter runs/kyoka --prompt 夏の夕暮、 --compare
+  talk to it                 tsugiki chat runs/kyoka
+  measure it                 tsugiki eval --adapter runs/kyoka --data other.txt
+  keep it by name            tsugiki adapters add runs/kyoka
+  give it away               tsugiki push kyoka USER/kyoka
 
 Larger bases (parameters, download, time for 100,000 characters, licence):
 {bases}
@@ -84,10 +84,8 @@ _COMMANDS: Commands = {
 def root_command() -> Group:
     """Return the command `tsugiki` with all others below it, their help in the user's language."""
     root = Group.of(_app, _COMMANDS)
-    adapters = "Manage the library of adapters; compare, verify, combine and convert adapters."
-    root.add_command(new_group("adapters", adapters, KEEP, ADAPTERS))
-    cache = "List or remove what Tsugiki keeps on the disk to be faster the next time."
-    root.add_command(new_group("cache", cache, KEEP, CACHE))
+    root.add_command(new_group("adapters", adapters.__doc__ or "", KEEP, adapters.ADAPTERS))
+    root.add_command(new_group("cache", cache.__doc__ or "", KEEP, cache.CACHE))
     return root
 
 

@@ -50,6 +50,12 @@ def aozora_command(
         kana: Kana orthography, as the index gives it; if it does not, guessed from the text.
         skip_missing: Skip and count works whose file does not exist. Damaged works are always skipped and listed.
         cache: Folder for the files of a site (default: ~/.cache/tsugiki/aozora)
+
+    Examples:
+        tsugiki aozora --author 樋口一葉 --out ichiyo.jsonl
+        tsugiki aozora --author 泉鏡花 --kana old --out kyoka.jsonl
+        tsugiki aozora --source mirror --title 檸檬 --out lemon.jsonl
+        tsugiki aozora 424_ruby_19825.zip downloads --out works.jsonl
     """
     from tsugiki.data.read.aozora.index import Query, parse_role, select
     from tsugiki.data.read.aozora.works import (
@@ -137,6 +143,10 @@ def new_command(
         minutes: How many minutes the run may take.
         out: Folder for the adapter.
         preview: Show what would be learned, and how long it takes.
+
+    Examples:
+        tsugiki new
+        tsugiki new ichiyo.yaml --data ichiyo.jsonl --minutes 20 --no-preview
     """
     from tsugiki.data.read.files import check_data
     from tsugiki.io.atomic import new_file
@@ -228,6 +238,10 @@ def preview_command(
         rows: Number of rows to show. Default: 1, or 3 with --verbose and on the page.
         html: HTML file to write the preview to as well, whole.
         verbose: Show 3 whole rows, and all names of near-duplicates.
+
+    Examples:
+        tsugiki preview --model embedded --data ichiyo.jsonl
+        tsugiki preview run.yaml --rows 5 --html preview.html
     """
     from tsugiki.training.settings.config import RunConfig
     from tsugiki.training.settings.files import load_config, read_yaml
@@ -279,6 +293,10 @@ def plan_command(
         config: YAML file of a run's settings. Flags override it.
         memory: Memory of another machine, such as 8GB, with its --device: cuda need not be here.
         json_: Print JSON.
+
+    Examples:
+        tsugiki plan --model USER/NAME
+        tsugiki plan --model USER/NAME --data ichiyo.jsonl --block-size 1024 --json
     """
 
     import_libraries("tsugiki.training.run.stages")  # so that this process uses as much memory as a run

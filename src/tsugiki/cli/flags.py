@@ -1,29 +1,31 @@
 """Commands for typer from functions: parameters become arguments and options, fields of a config become flags.
 
-A command is a function whose docstring describes its parameters. Names, types, defaults and descriptions of the
-settings of a run are defined only in its config, and those of options that several commands have in one dataclass.
+A command is a function whose docstring describes its parameters. Names, types, defaults and descriptions of settings
+are defined only in their config, and those of the parameters of a public function only there.
 """
 
-import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections import abc
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
 from pkgutil import resolve_name
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import typer
 from typer.models import ParameterInfo
 
-from tsugiki.dtypes import LoadDtype
+from tsugiki.annotations import Flag, Names
+from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import argument_descriptions
 from tsugiki.language import _, marked
 from tsugiki.report.table import wrap
+from tsugiki.training.settings.setting import Setting, settings_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -37,125 +39,62 @@ Library: TypeAlias = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Loading:
-    """Options of the commands that load a model.
-
-    Args:
-        dtype: Dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise
-            fp32.
-        allow_base_mismatch: Load an adapter that was trained on another base.
-        trust_remote_code: Run Python code that the model brings, with all your rights.
-    """
-
-    dtype: LoadDtype | None = None
-    allow_base_mismatch: bool = False
-    trust_remote_code: bool = False
-
-
 DEFAULT = marked("{help} (default: {value})")
 """The help of an option that has a default."""
 _SIMPLE = (str, int, float, bool)
-_PANELS = {
-    "Data": (
-        "model", "trust_remote_code", "data", "columns", "drop_duplicates", "held_out", "validation",
-        "allow_overlap", "mix", "assistant_turns", "chat_template", "system", "block_size", "add_tokens",
-    ),
-    "Method": (
-        "method", "preference", "preference_settings", "start_from", "base_dtype", "compute_dtype", "base_dropout",
-        "softmax", "loraplus_lr_ratio",
-    ),
-    "Schedule": (
-        "minutes", "epochs", "max_steps", "batch_size", "learning_rate", "lr_scheduler_type", "warmup_ratio",
-        "decay_ratio", "adam_beta2", "weight_decay", "max_grad_norm", "seed", "keep", "patience",
-    ),
-    "Evaluation": (
-        "prompts", "sample_steps", "sample_tokens", "eval_steps", "held_out_characters", "retention_data", "report_to",
-    ),
-    "Output": ("out", "save_steps", "save_dtype"),
-    "Machine": ("device", "micro_batch_size", "recompute", "shard"),
-}  # fmt: skip
-"""Group in the help -> settings, in the order in which they are listed."""
-FIRST_HOUR = frozenset(
-    {
-        "model", "data", "columns", "held_out", "method", "base_dtype", "lora__r", "lora__lora_alpha",
-        "lora__target_modules", "minutes", "epochs", "batch_size", "learning_rate", "prompts", "out",
-    }
-)  # fmt: skip
-"""Settings whose flags `--help` lists, by the names of their parameters; `--help-all` lists the others, too."""
 _WIDTH = 90  # of a file of settings
-_OTHER_NAMES = {"--start-from": ("--from",)}  # `from` cannot be the name of a field
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting that has a flag."""
-
-    path: tuple[str, ...]
-    """The names that lead to it in the config, such as ("lora", "r")."""
-    types: tuple[Any, ...]
-    """The types that it can have, without None."""
-    default: Any
-    description: str
-    is_required: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The flag, such as `--lora-alpha`."""
-        return f"--{self.path[-1].replace('_', '-')}"
-
-    @property
-    def parameter(self) -> str:
-        """The name of the command's parameter."""
-        return "__".join(self.path)
-
 
 RUN_CONFIG = "tsugiki.training.settings.config.RunConfig"
 
 
 @dataclass(frozen=True)
 class FlagsOf:
-    """Marks a parameter of type `Given`: it becomes a flag for each setting of a config."""
+    """Marks a parameter of type `Given`: it becomes a flag for each setting of a config, or parameter of a function.
 
-    config: str
-    """The name of the config's class, with its module, which is imported when the flags are needed."""
+    Of a config, the settings that the user has given are received; of a function, the values of all parameters.
+    """
+
+    source: str
+    """The name of the config's class or of the function, with its module, which is imported when flags are needed."""
     without: tuple[str, ...] = ()
-    """Names of fields that have no flag."""
+    """Names of fields or parameters that have no flag."""
     only: tuple[str, ...] | None = None
-    """Names of the fields that have a flag; None: all others."""
+    """Names of those that have a flag; None: all others."""
 
-    def settings(self) -> dict[str, Setting]:
-        """Return parameter -> setting, in the order of the help."""
-        config: type[BaseModel] = resolve_name(self.config)
-        skipped = {*self.without, *(() if self.only is None else set(config.model_fields) - set(self.only))}
-        return {setting.parameter: setting for setting in sorted(settings_of(config, skipped), key=place_of)}
+    def flags(self) -> "Flags":
+        """Return the flags, in the order of the help."""
+        source: Any = resolve_name(self.source)
+        if hasattr(source, "model_fields"):
+            skipped = {name for name in source.model_fields if not self._has_flag(name)}
+            table = {setting.parameter: setting for setting in settings_of(source, skipped)}
+            return [_flag(setting) for setting in table.values()], partial(_parse, table)
+        descriptions = argument_descriptions(inspect.getdoc(source) or "")
+        taken = [one for one in inspect.signature(source).parameters.values() if self._has_flag(one.name)]
+        return [_option(one, descriptions) for one in taken], partial(_arguments, taken)
+
+    def _has_flag(self, name: str) -> bool:
+        return name not in self.without and (self.only is None or name in self.only)
+
+
+Flags: TypeAlias = tuple[Sequence[inspect.Parameter], Callable[[Given], Any]]
+"""Parameters of a command, and what takes its argument for a function from their values."""
 
 
 def as_command(function: Callable[..., None]) -> Callable[..., None]:
     """Return a command for typer from a function, whose docstring describes its parameters under `Args:`.
 
-    Parameters before `*` become arguments, the others options. A parameter that is marked by `FlagsOf` becomes a flag
-    for each setting, and one whose type is a dataclass becomes an option for each field, which the docstring of the
-    class describes.
+    Parameters before `*` become arguments, the others options. One that is marked by `FlagsOf` becomes several.
     """
     descriptions = argument_descriptions(inspect.getdoc(function) or "")
     shown: list[inspect.Parameter] = []
     build: dict[str, Callable[[Given], Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        kind: Any = parameter.annotation
-        marks = [mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, FlagsOf)]
+        marks = [mark for mark in getattr(parameter.annotation, "__metadata__", ()) if isinstance(mark, FlagsOf)]
         if marks:
-            table = marks[0].settings()
-            shown += [_flag(setting) for setting in table.values()]
-            build[name] = partial(_parse, table)
-        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            of_fields = argument_descriptions(inspect.getdoc(kind) or "")
-            fields = inspect.signature(kind).parameters.values()
-            shown += [_described(field, of_fields, is_option=True) for field in fields]
-            build[name] = partial(_instance, kind, [field.name for field in fields])
+            flags, build[name] = marks[0].flags()
+            shown += flags
         else:
-            is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-            shown.append(_described(parameter, descriptions, is_option=is_option))
+            shown.append(_described(parameter, descriptions))
             build[name] = itemgetter(name)
     if any(is_hidden(get_args(parameter.annotation)[1]) for parameter in shown):
         shown.append(inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_HelpAll))
@@ -167,7 +106,7 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
     vars(call)["__signature__"] = inspect.Signature(shown)
     del vars(call)["__wrapped__"]
     call.__annotations__ = {}
-    call.__doc__ = summary_of(function)
+    call.__doc__ = summary_of(inspect.getdoc(function) or "")
     return call
 
 
@@ -197,24 +136,24 @@ _HelpAll: TypeAlias = Annotated[
 ]
 
 
-def summary_of(function: Callable[..., None]) -> str:
-    """Return the docstring of a command without the descriptions of its parameters."""
-    return (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
+def summary_of(docstring: str) -> str:
+    """Return a docstring without its sections."""
+    return re.split(r"\n\n(?:Args|Examples):\n", docstring)[0]
 
 
-def _instance(kind: Callable[..., Any], fields: Collection[str], values: Given) -> Any:
-    return kind(**{name: values[name] for name in fields})
+def examples_of(docstring: str) -> list[str]:
+    """Return the lines of the section `Examples:` of a docstring, which is the last one."""
+    return [line.strip() for line in docstring.partition("\n\nExamples:\n")[2].splitlines()]
 
 
-def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is_option: bool) -> inspect.Parameter:
+def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str]) -> inspect.Parameter:
     """Return a parameter for typer with its description.
 
     A name can end with an underscore, which is not a part of the flag. An option that is off by default has no `--no-`.
     """
-    kind, *marks = (
-        get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (parameter.annotation,)
-    )
-    info: ParameterInfo = copy(marks[0]) if marks else typer.Option() if is_option else typer.Argument()
+    kind, mark = _kind_and_mark(parameter)
+    is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    info: ParameterInfo = copy(mark) if mark else typer.Option() if is_option else typer.Argument()
     if info.help is None:
         info.help = descriptions[parameter.name]
     if is_option and info.default is ... and (parameter.name.endswith("_") or parameter.default is False):
@@ -222,51 +161,53 @@ def _described(parameter: inspect.Parameter, descriptions: Mapping[str, str], is
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
 
 
-def settings_of(config: "type[BaseModel]", exclude: Collection[str] = ()) -> list[Setting]:
-    """Return the settings of a config class: the required ones first, otherwise in the order of the fields.
-
-    The fields have descriptions; those in `exclude` have no flag.
-    """
-    settings = []
-    fields = {name: field for name, field in config.model_fields.items() if name not in exclude}
-    for name, field in sorted(fields.items(), key=lambda item: not item[1].is_required()):
-        types = _types(field.annotation)
-        if dataclasses.is_dataclass(types[0]):
-            settings += _nested(name, types[0], field.default)
-        else:
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
-            description = " ".join((field.description or "").split())
-            settings.append(Setting((name,), types, default, description, field.is_required()))
-    return settings
+def _kind_and_mark(parameter: inspect.Parameter) -> tuple[Any, Any]:
+    """Return the type of a parameter, and what its annotation adds to it; None if nothing."""
+    is_marked = get_origin(parameter.annotation) is Annotated
+    return get_args(parameter.annotation)[:2] if is_marked else (parameter.annotation, None)
 
 
-def _nested(section: str, config: Any, defaults: Any) -> list[Setting]:
-    """Return the settings of a dataclass that is the field `section` of a config."""
-    hints, descriptions = get_type_hints(config), argument_descriptions(inspect.getdoc(config) or "")
-    return [
-        Setting(
-            (section, field.name),
-            _types(hints[field.name]),
-            getattr(defaults, field.name),
-            description[:1].upper() + description[1:],
-        )
-        for field in dataclasses.fields(config)
-        for description in [descriptions[field.name]]
-    ]
+def _option(parameter: inspect.Parameter, descriptions: Mapping[str, str]) -> inspect.Parameter:
+    """Return an option of a command from a parameter of a function, which the function need not have a default for."""
+    kind, mark = _kind_and_mark(parameter)
+    mark = mark or Flag()
+    help_ = re.sub(r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}", descriptions[parameter.name])
+    default = None if parameter.default is inspect.Parameter.empty else parameter.default
+    if is_several := _is_several(parameter):
+        kind, default, help_ = list[str] | None, None, f"{help_} Can be repeated."
+    option = typer.Option(help=help_[:1].upper() + help_[1:], min=mark.least, max=mark.most, rich_help_panel=mark.group)
+    shown = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+    return shown if is_several else _described(shown, {})
 
 
-def _types(annotation: Any) -> tuple[Any, ...]:
-    """Return the types in an annotation, without None and metadata."""
-    if get_origin(annotation) is Annotated:
-        return _types(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return tuple(kind for part in get_args(annotation) for kind in _types(part) if kind is not NoneType)
-    return (annotation,)
+def _is_several(parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter takes several texts, or names with texts, so that its flag can be repeated."""
+    return parameter.annotation == Names or get_origin(parameter.annotation) is abc.Mapping
+
+
+def _arguments(parameters: Sequence[inspect.Parameter], values: Given) -> Given:
+    """Return the arguments for a function from the values of its flags."""
+    given = {one.name: values[one.name] for one in parameters}
+    for one in parameters:
+        if _is_several(one):
+            given[one.name] = given[one.name] or []
+        if get_origin(one.annotation) is abc.Mapping:
+            given[one.name] = _columns(given[one.name])
+    return given
+
+
+def _columns(texts: Sequence[str]) -> dict[str, str]:
+    from tsugiki.data.read.schemas import parse_columns
+
+    try:
+        return parse_columns(texts)
+    except ValueError as error:
+        raise TsugikiError(str(error)) from error
 
 
 def _flag(setting: Setting) -> inspect.Parameter:
     """Return the parameter of the command; None means that the user has not given the flag."""
-    names = [setting.flag, *_OTHER_NAMES.get(setting.flag, ())]
+    names = [setting.flag, *([setting.about.other_flag] if setting.about.other_flag else [])]
     kind: Any = str
     metavar = None
     if setting.types == (bool,):
@@ -282,8 +223,8 @@ def _flag(setting: Setting) -> inspect.Parameter:
         help=_help(setting),
         show_default=False,
         metavar=metavar,
-        rich_help_panel=panel_of(setting),
-        hidden=setting.parameter not in FIRST_HOUR,
+        rich_help_panel=setting.group or None,
+        hidden=not setting.about.first,
     )
     return inspect.Parameter(
         setting.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -303,23 +244,6 @@ def _escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def panel_of(setting: Setting) -> str:
-    """Return the group of a setting in the help."""
-    if len(setting.path) > 1:
-        return f"Settings of {setting.path[0]}"
-    return next((panel for panel, names in _PANELS.items() if setting.path[0] in names), marked("Other settings"))
-
-
-def place_of(setting: Setting) -> tuple[int, int]:
-    """Return the sort key of a setting in the help: the index of its group, and its index in the group."""
-    if len(setting.path) > 1:
-        return (list(_PANELS).index("Method"), len(_PANELS["Method"]))
-    for place, names in enumerate(_PANELS.values()):
-        if setting.path[0] in names:
-            return (place, names.index(setting.path[0]))
-    return (len(_PANELS), 0)
-
-
 def _is_repeated(setting: Setting) -> bool:
     """Return whether the flag can be given several times."""
     return get_origin(setting.types[0]) in (tuple, dict)
@@ -329,14 +253,8 @@ def _parse(table: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str,
     """Return the given settings, nested as in a YAML file."""
     settings: dict[str, Any] = {}
     for parameter, setting in table.items():
-        value = values[parameter]
-        if value is None or value == []:
-            continue
-        *sections, name = setting.path
-        inner = settings
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = _value(setting, value)
+        if (value := values[parameter]) not in (None, []):
+            setting.put(settings, _value(setting, value))
     return settings
 
 
@@ -345,17 +263,12 @@ def _value(setting: Setting, value: Any) -> Any:
     if not isinstance(value, str) or setting.types == (str,) or get_origin(setting.types[0]) is Literal:
         return value
     if any(_is_names(kind) for kind in setting.types):
-        return layer_names(value)
+        return value if value == "all-linear" else [name.strip() for name in value.split(",")]
     return yaml_value(setting.flag, value)
 
 
 def _is_names(kind: Any) -> bool:
     return get_args(kind) == (str,)
-
-
-def layer_names(text: str | None) -> list[str] | str | None:
-    """Return the layers that a flag names: a list from names with commas between them, or "all-linear"."""
-    return text if text is None or text == "all-linear" else [name.strip() for name in text.split(",")]
 
 
 def yaml_value(flag: str, text: str) -> Any:
@@ -371,10 +284,8 @@ def words_of(config: "type[BaseModel]", given: Mapping[str, Any]) -> list[str]:
     They are nested as in a YAML file.
     """
     words: list[str] = []
-    for setting in settings_of(config, exclude=["method_config"]):
-        value: Any = given
-        for name in setting.path:
-            value = value.get(name) if isinstance(value, Mapping) else None
+    for setting in sorted(settings_of(config, ["method_config"]), key=lambda setting: not setting.is_required):
+        value = setting.find(given)
         if value == setting.default:
             continue
         if isinstance(value, bool) and setting.types == (bool,):
@@ -406,28 +317,21 @@ def settings_text(config: "type[BaseModel]", given: Mapping[str, Any], only: Col
     they are not given; None: all.
     """
     lines: list[str] = []
-    panel = ""
+    group = ""
     listed = [
         setting
         for setting in settings_of(config)
-        if only is None or ".".join(setting.path) in only or _is_given(setting, given)
+        if only is None or ".".join(setting.path) in only or setting.find(given) is not None
     ]
-    for setting in sorted(listed, key=place_of):
+    for setting in listed:
         section = setting.path[0] if len(setting.path) > 1 else ""
-        if panel_of(setting) != panel:
-            panel = panel_of(setting)
-            lines += ["", f"# --- {_(panel)} ---"]
+        if setting.group != group:
+            group = setting.group
+            lines += ["", f"# --- {_(group)} ---"]
             lines += ["", f"{section}:"] if section else []
         lines += ["", *_commented(setting, given.get(section, {}) if section else given, "  " if section else "")]
     others = {name: value for name, value in given.items() if name not in {setting.path[0] for setting in listed}}
     return "\n".join([*lines, *(["", _dump(others)] if others else [])]).lstrip("\n") + "\n"
-
-
-def _is_given(setting: Setting, given: Mapping[str, Any]) -> bool:
-    *sections, name = setting.path
-    for section in sections:
-        given = given.get(section) or {}
-    return name in given
 
 
 def _commented(setting: Setting, given: Mapping[str, Any], indent: str) -> list[str]:

@@ -7,7 +7,7 @@ in the catalogue.
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import typer
@@ -17,8 +17,7 @@ from rich.padding import Padding
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from tsugiki.cli.examples import EXAMPLES
-from tsugiki.cli.flags import DEFAULT, as_command, is_hidden, show_all, summary_of
+from tsugiki.cli.flags import DEFAULT, as_command, examples_of, is_hidden, show_all, summary_of
 from tsugiki.language import JAPANESE, _, language
 from tsugiki.report.table import wrap
 
@@ -59,7 +58,9 @@ class Command(TyperCommand):
 
     def __init__(self, name: str, function: Callable[..., None], panel: str | None = None) -> None:
         """Create the command, in a panel of its group's help."""
-        super().__init__(name, help=summary_of(function), rich_help_panel=panel)
+        docstring = inspect.getdoc(function) or ""
+        super().__init__(name, help=summary_of(docstring), rich_help_panel=panel)
+        self.examples = examples_of(docstring)
         _translate(self)
         self.function = function
         self._messages: dict[str, tuple[str, str]] = {}
@@ -87,7 +88,7 @@ class Command(TyperCommand):
         if hidden:
             message = _("{count} more options: {command}")
             console.print(Text(f"\n{message.format(count=hidden, command=f'{ctx.command_path} --help-all')}"))
-        _print_examples(console, ctx)
+        _print_examples(console, self.examples)
 
     def beginning(self, parameter: Any, columns: int) -> str:
         """Return the first sentences of a parameter's help, at least one, that take at most so many columns."""
@@ -108,6 +109,8 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """A group of commands whose help ends with examples."""
 
+    examples: Sequence[str] = ()
+
     @classmethod
     def of(cls, group: typer.Typer, commands: Commands) -> "Group":
         """Return a group with commands."""
@@ -126,12 +129,12 @@ class Group(TyperGroup):
             _print_commands(console, self)
         else:
             super().format_help(ctx, formatter)
-        _print_examples(console, ctx)
+        _print_examples(console, self.examples)
 
 
-def new_group(name: str, help_: str, panel: str, commands: Commands) -> Group:
+def new_group(name: str, docstring: str, panel: str, commands: Commands) -> Group:
     """Return a group of commands in a panel of the help, which shows its own help if no command is given."""
-    group = typer.Typer(name=name, cls=Group, help=help_, add_completion=False)
+    group = typer.Typer(name=name, cls=Group, help=summary_of(docstring), add_completion=False)
 
     @group.callback(invoke_without_command=True)
     def show_help(context: typer.Context) -> None:
@@ -139,7 +142,7 @@ def new_group(name: str, help_: str, panel: str, commands: Commands) -> Group:
             typer.echo(context.get_help())
 
     made = Group.of(group, commands)
-    made.rich_help_panel = _(panel)
+    made.rich_help_panel, made.examples = _(panel), examples_of(docstring)
     return made
 
 
@@ -185,8 +188,7 @@ def _print_paragraphs(console: Console, text: str, indent: int) -> None:
         console.print(Text(" " * indent + line), soft_wrap=True)
 
 
-def _print_examples(console: Console, context: Any) -> None:
-    lines = EXAMPLES.get(context.command_path.partition(" ")[2], ())
+def _print_examples(console: Console, lines: Sequence[str]) -> None:
     if lines:
         console.print(Text("\n".join(["", _("Examples"), *(f"  {line}" for line in lines)])), soft_wrap=True)
 

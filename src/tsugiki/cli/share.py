@@ -35,6 +35,10 @@ def merge_command(
         data: Text on which perplexity is compared before and after, as for tsugiki eval; repeatable.
         characters: Evaluate about this many characters of --data, spread evenly; all if unset.
         verify: Compare logits before and after; this loads the whole model.
+
+    Examples:
+        tsugiki merge --adapter runs/ichiyo --out ichiyo-model
+        tsugiki merge --model embedded --adapter a --adapter b --weights 0.7,0.3 --out both
     """
 
     import_libraries("tsugiki.training.run.merge")
@@ -86,16 +90,24 @@ def export_command(
         dtype: Type of the matrices in the file of a model, by default that of its files; an adapter is in f32.
         allow_base_mismatch: Export an adapter that was trained on another base.
         allow_tokenizer_mismatch: Write a model even if the file gives other tokens than the model's tokenizer.
+
+    Examples:
+        tsugiki export runs/ichiyo --gguf ichiyo.gguf
+        tsugiki export runs/ichiyo --merged --gguf model.gguf --dtype q8_0
+        tsugiki export --model USER/NAME --gguf model.gguf
     """
+    from tsugiki.adapters.files import named_base
+    from tsugiki.adapters.library import adapter_folder
     from tsugiki.export.gguf_adapter import MergedOnlyError
 
-    if adapter is None:
+    folder = None if adapter is None else adapter_folder(adapter, library)
+    if folder is None:
         _require(not merged, _("--merged requires an adapter, which is merged into its base"))
         _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
     elif not merged:
         _require(dtype in (None, "f32"), _("an adapter is exported in f32; --merged exports the model in --dtype"))
         try:
-            _export_adapter(adapter, gguf, model, library, allow_base_mismatch)
+            _export_adapter(folder, gguf, model, allow_base_mismatch)
             return
         except MergedOnlyError as error:
             if not sys.stdin.isatty():
@@ -103,56 +115,39 @@ def export_command(
             print_line(str(error))
             if not typer.confirm(_("Export base and adapter as one model?"), default=True):
                 raise typer.Exit(1) from error
-    _export_model(adapter, gguf, model, dtype, library, allow_base_mismatch, allow_tokenizer_mismatch)
+    name = model or (None if folder is None else named_base(folder))
+    if name is None:
+        message = _("{folder} does not name the base that it was trained on; pass it as --model")
+        raise TsugikiError(message.format(folder=folder))
+    _export_model(name, folder, gguf, dtype, allow_base_mismatch, allow_tokenizer_mismatch)
 
 
-def _export_adapter(
-    adapter: str,
-    gguf: Path,
-    model: str | None,
-    library: Path | None,
-    allow_base_mismatch: bool,
-) -> None:
-    from tsugiki.adapters.library import adapter_folder
+def _export_adapter(folder: Path, gguf: Path, base: str | None, allow_base_mismatch: bool) -> None:
     from tsugiki.export.gguf_adapter import export_gguf_adapter
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
-    folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("exporting"), None):  # computing the base's fingerprint reads all of its weights
-        done = export_gguf_adapter(folder, gguf, model, allow_base_mismatch=allow_base_mismatch)
-    typer.echo(
-        _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m BASE --lora {gguf}").format(
-            gguf=gguf,
-            layers=done.layers,
-            ranks=done.ranks,
-            alpha=done.alpha,
-            size=format_size(done.bytes),
-        )
-    )
+        done = export_gguf_adapter(folder, gguf, base, allow_base_mismatch=allow_base_mismatch)
+    message = _("{gguf}: {layers} layers, rank {ranks}, alpha {alpha:g}, {size}; llama-cli -m BASE --lora {gguf}")
+    size = format_size(done.bytes)
+    typer.echo(message.format(gguf=gguf, layers=done.layers, ranks=done.ranks, alpha=done.alpha, size=size))
 
 
 def _export_model(
-    adapter: str | None,
+    name: str,
+    folder: Path | None,
     gguf: Path,
-    model: str | None,
     dtype: GgufDtype | None,
-    library: Path | None,
     allow_base_mismatch: bool,
     allow_tokenizer_mismatch: bool,
 ) -> None:
-    from tsugiki.adapters.files import named_base
-    from tsugiki.adapters.library import adapter_folder
+    """Export a model, with the adapter in a folder if there is one, and print what was written and compared."""
     from tsugiki.base.resolve import gguf_path
     from tsugiki.export.gguf_model import export_model, merged_model, stored_model
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
-    folder = None if adapter is None else adapter_folder(adapter, library)
-    name = model or (None if folder is None else named_base(folder))
-    if name is None:
-        message = _("{folder} does not name the base that it was trained on; pass it as --model")
-        raise TsugikiError(message.format(folder=folder))
     source = (
         stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
     )
@@ -182,6 +177,7 @@ def _export_model(
     typer.echo(_("tokens: {compared}, {count} differences").format(compared=compared, count=len(tokens.problems)))
     for line in (*tokens.problems, *tokens.notes):
         typer.echo(f"  {line}")
+    print_next_command("chat", "--model", str(gguf))
 
 
 def _require(holds: bool, message: str) -> None:
@@ -227,6 +223,10 @@ def push_command(
         message: The commit message.
         replace_card: Replace README.md even if it was not written by tsugiki push, or was edited since.
         dry_run: Print the card and the files that would be sent, without connecting to the hub.
+
+    Examples:
+        tsugiki push runs/ichiyo USER/ichiyo --dry-run
+        tsugiki push runs/ichiyo USER/ichiyo --license cc0-1.0 --language ja
     """
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.base.resolve import EMBEDDED
@@ -244,6 +244,7 @@ def push_command(
         print(_("{size:>12,} bytes  {name}").format(size=size, name=name), file=sys.stderr)
     if dry_run:
         typer.echo(sent.card, nl=False)
+        print_next_command(*(word for word in sys.argv[1:] if word != "--dry-run"), err=True)
         return
     if named not in (None, EMBEDDED):
         refuse_unknown_base(named)
@@ -275,6 +276,10 @@ def pull_command(
     Args:
         repo: USER/NAME, or USER/NAME@REVISION: a branch, a tag or a commit.
         name: Its name in the library; if unset, the repository's name.
+
+    Examples:
+        tsugiki pull USER/ichiyo
+        tsugiki pull USER/ichiyo@main --name ichiyo
     """
     from tsugiki.adapters.files import read_base
     from tsugiki.adapters.library import check_name, library_folder

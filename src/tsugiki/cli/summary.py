@@ -1,6 +1,5 @@
-"""Print the results of a run, of evaluations and of a merge."""
+"""Print the results of a run and of a merge."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,9 @@ from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.report.evaluations import evaluation_table
-from tsugiki.report.pairs import scores_table
 from tsugiki.report.run import run_sections
 from tsugiki.report.sections import selected
 from tsugiki.report.table import Table
-from tsugiki.training.record.pairs import TwoScores
-from tsugiki.training.record.result import Answers, Evaluation, change_of_share
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
 
@@ -33,47 +29,14 @@ def print_summary(record: RunRecord, page: Path) -> None:
     print_lines(message.format(kind=kind, out=out, size=format_size(size), page=page))
 
 
-def print_command_after_run(record: RunRecord) -> None:
-    """Print the next command with the adapter or the model of a run: `generate` if the run has prompts, else `chat`."""
-    out = record.folder()
+def print_command_after_run(record: RunRecord, out: Path) -> None:
+    """Print the next command with what is in the folder of a run: `generate` if the run has prompts, else `chat`."""
     named = ["--adapter", str(out)] if (out / ADAPTER_FILE).exists() else ["--model", str(out)]
     if record.config.prompts:
         compared = ["--compare"] if named[0] == "--adapter" else []
         print_next_command("generate", *named, "--prompt", record.config.prompts[0], *compared)
     else:
         print_next_command("chat", *(named[1:] if named[0] == "--adapter" else named))
-
-
-def print_evaluations(names: Sequence[str], results: Sequence[Evaluation], more: Sequence[str] = ()) -> None:
-    """Print a table with a row for each model, and more notes; changes are relative to the first model."""
-    table, notes = evaluation_table(names, results)
-    print_table(table, *notes, *more)
-
-
-def print_scores(names: Sequence[str], results: Sequence[TwoScores], more: Sequence[str]) -> None:
-    """Print a table of how often each model is right about pairs, and notes."""
-    table, notes = scores_table(names, results)
-    print_table(table, *notes, *more)
-
-
-def print_answers(names: Sequence[str], results: Sequence[Answers]) -> None:
-    """Print a table of the shares of correct answers; changes are relative to the first model."""
-    first, rows = results[0], []
-    for name, result in zip(names, results, strict=True):
-        low, high = result.share_interval
-        change, (least, most) = change_of_share(first, result)
-        rows.append(
-            [
-                name,
-                _("{done:,} of {planned:,}").format(done=result.correct, planned=result.questions),
-                f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
-                "–" if result is first else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
-            ]
-        )
-    print_table(
-        Table([_("model"), _("correct"), _("share"), _("change, percentage points")], rows),
-        _("95 % intervals in brackets; that of the change is for the same questions. --json prints every answer"),
-    )
 
 
 def print_merge(out: Path, report: "MergeReport") -> None:
@@ -89,7 +52,9 @@ def print_merge(out: Path, report: "MergeReport") -> None:
         )
         print_line(message.format(shift=report.probe.shift, error=report.probe.error))
     if report.evaluations is not None:
-        print_evaluations([_("base"), _("with the adapter"), _("merged")], report.evaluations)
+        names = [_("base"), _("with the adapter"), _("merged")]
+        table, notes = evaluation_table(names, report.evaluations)
+        print_table(table, *notes)
 
 
 def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Path) -> None:

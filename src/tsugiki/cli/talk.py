@@ -4,15 +4,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import Loading
+from tsugiki.cli.flags import FlagsOf, Given
+from tsugiki.cli.terminal import print_command_after_trying, print_next_command
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _, marked
 
@@ -24,60 +25,36 @@ if TYPE_CHECKING:
     from tsugiki.training.score.targets import EvaluationTarget, TargetLoader
 
 
-_SAMPLING = "Sampling"
 _STDIN = "-"
-NewTokens: TypeAlias = Annotated[int, typer.Option(min=1, rich_help_panel=_SAMPLING)]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Options that say how the next token is drawn.
-
-    Args:
-        temperature: 0: always the most probable token.
-        top_p: Sample from the tokens with this total probability.
-        repetition_penalty: Above 1, such as 1.2: tokens that have occurred become less probable. 1: none. Default:
-            that of the model's generation settings, which is 1.15 for 'embedded'.
-        seed: The same seed gives the same text.
-    """
-
-    temperature: Annotated[float, typer.Option(min=0, rich_help_panel=_SAMPLING)] = 0.7
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, rich_help_panel=_SAMPLING)] = 0.9
-    repetition_penalty: Annotated[float | None, typer.Option(min=0.1, max=10, rich_help_panel=_SAMPLING)] = None
-    seed: Annotated[int, typer.Option(min=0, rich_help_panel=_SAMPLING)] = 0
+_GENERATE = "tsugiki.functions.generate"
 
 
 def generate_command(
     *,
-    model: str | None = None,
     prompt: list[str] | None = None,
     prompts: str | None = None,
-    adapter: str | None = None,
     compare: bool = False,
     jsonl: bool = False,
-    max_new_tokens: NewTokens = 200,
-    drawing: Drawing,
-    raw: bool = False,
-    system: str | None = None,
     json_schema: str | None = None,
-    loading: Loading,
+    options: Annotated[Given, FlagsOf(_GENERATE, without=("prompt", "json_schema"))],
 ) -> None:
     """Continue prompts with a model, alone or with an adapter; the text appears while it is generated.
 
     If the adapter has learned conversations, a prompt is the user's turn, which the model answers.
 
     Args:
-        model: Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names.
         prompt: Text to continue; - is the standard input. Can be repeated.
         prompts: File with a prompt in each line; in a .jsonl file, objects with prompt. - is the standard input.
-        adapter: Adapter: a folder, such as that of a run or a checkpoint, or a name in the library.
         compare: Show what the base writes beside what it writes with the adapter.
         jsonl: Print one JSON object in each line: model, adapter, prompt and text.
-        max_new_tokens: Largest number of new tokens.
-        raw: Continue prompts as plain text, although the adapter has learned conversations.
-        system: System message, for adapters and models that hold conversations.
         json_schema: File with a JSON schema; what the model writes is JSON that it allows.
+
+    Examples:
+        tsugiki generate --adapter runs/ichiyo --prompt 秋の夜、
+        tsugiki generate --adapter runs/ichiyo --prompt 秋の夜、 --compare
+        tsugiki generate --model embedded --prompts prompts.txt --jsonl
     """
+    model, adapter, max_new_tokens = options["model"], options["adapter"], options["max_new_tokens"]
     if model is None and adapter is None:
         raise TsugikiError(_("give a model as --model, or an adapter as --adapter"))
     if compare and adapter is None:
@@ -88,25 +65,25 @@ def generate_command(
     from tsugiki.generation.generate import generate_text, generate_texts
     from tsugiki.generation.grammar import json_grammar
     from tsugiki.generation.prompt import as_prompt, learned_conversations
-    from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.score.targets import evaluation_targets, loaded_targets
 
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])
     if not compare:
         chosen = chosen[-1:]
-    grammar = json_grammar(_read(json_schema)) if json_schema else None
-    sampling = Sampling(**asdict(drawing), grammar=grammar)
+    sampling = _sampling(options, json_grammar(_read(json_schema)) if json_schema else None)
     display, results = ProgressDisplay(), list[list[str]]()
     display.announce(_("loading {model}").format(model=chosen[0]))
-    targets = loaded_targets(chosen, loading.allow_base_mismatch, loading.trust_remote_code, None, loading.dtype)
+    loading = ("allow_base_mismatch", "trust_remote_code", "chat_template", "dtype")
+    targets = loaded_targets(chosen, **{name: options[name] for name in loading})
     _target, loaded, tokenizer = next(targets)
-    as_turns = not raw and learned_conversations(chosen[-1].adapter, tokenizer)
-    inputs: list[Prompt] = [as_prompt(text, as_turns, system) for text in texts]
+    as_turns = not options["raw"] and learned_conversations(chosen[-1].adapter, tokenizer)
+    inputs: list[Prompt] = [as_prompt(text, as_turns, options["system"]) for text in texts]
     if not compare and not jsonl:
         for text, model_input in zip(texts, inputs, strict=True):
             start = partial(generate_text, loaded, tokenizer, model_input, max_new_tokens, sampling)
             _stream(text, model_input, start)
+        _print_chat(adapter, model)
         return
     while True:
         with display.stage(_("writing"), None):
@@ -119,6 +96,19 @@ def generate_command(
         _print_jsonl(chosen, texts, results)
     else:
         _print_columns(chosen, texts, results)
+        _print_chat(adapter, model)
+
+
+def _print_chat(adapter: str | None, model: str | None) -> None:
+    """Print the command that talks to what has written."""
+    print_next_command("chat", *([adapter] if adapter else []), *(["--model", model] if model else []), err=True)
+
+
+def _sampling(options: Given, grammar: str | None = None) -> "Sampling":
+    from tsugiki.generation.sampling import Sampling
+
+    names = ("temperature", "top_p", "seed", "repetition_penalty")
+    return Sampling(**{name: options[name] for name in names}, grammar=grammar)
 
 
 def _stream(text: str, prompt: "Prompt", generate: Callable[[Callable[[str], None]], str]) -> None:
@@ -203,12 +193,10 @@ class _Session:
 def chat_command(
     adapter: str | None = None,
     *,
-    model: str | None = None,
-    system: str | None = None,
-    raw: bool = False,
-    max_new_tokens: NewTokens = 400,
-    drawing: Drawing,
-    loading: Loading,
+    max_new_tokens: Annotated[int, typer.Option(min=1, rich_help_panel="Sampling")] = 400,
+    options: Annotated[
+        Given, FlagsOf(_GENERATE, without=("prompt", "json_schema", "adapter", "max_new_tokens", "chat_template"))
+    ],
 ) -> None:
     """Talk to a model, alone or with an adapter; `/base` and `/adapter NAME` compare at once.
 
@@ -216,30 +204,31 @@ def chat_command(
 
     Args:
         adapter: Adapter: a folder, such as that of a run or a checkpoint, or a name in the library.
-        model: Model: 'embedded', a folder, a GGUF file, or a hub id. Default: the base that the adapter names.
         max_new_tokens: Largest number of new tokens.
-        raw: Continue prompts as plain text, although the adapter has learned conversations.
-        system: System message, for adapters and models that hold conversations.
+
+    Examples:
+        tsugiki chat runs/chat
+        tsugiki chat --model embedded --repetition-penalty 1.2
     """
+    model = options["model"]
     if model is None and adapter is None:
         raise TsugikiError(_("give an adapter, or a model as --model"))
 
     import_libraries()
     from tsugiki.adapters.saved_tokenizer import saved_chat_template
-    from tsugiki.generation.sampling import Sampling, with_penalty_of
+    from tsugiki.generation.sampling import with_penalty_of
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.score.targets import TargetLoader, dtype_of, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
-    sampling = Sampling(**asdict(drawing))
-    template = saved_chat_template(target.adapter) if target.adapter else None
+    sampling = _sampling(options)
     loader = TargetLoader(
-        loading.allow_base_mismatch,
-        loading.trust_remote_code,
-        template_of_base=template,
-        dtype=loading.dtype or dtype_of([target]),
+        options["allow_base_mismatch"],
+        options["trust_remote_code"],
+        template_of_base=saved_chat_template(target.adapter) if target.adapter else None,
+        dtype=options["dtype"] or dtype_of([target]),
     )
-    session = _Session(loader, target, max_new_tokens, sampling, ProgressDisplay(), raw, system)
+    session = _Session(loader, target, max_new_tokens, sampling, ProgressDisplay(), options["raw"], options["system"])
     _switch(session, target)
     message = _(
         "{target}; temperature {temperature:g}, top-p {top_p:g}, repetition penalty {penalty:g}; /help lists what else "
@@ -259,6 +248,7 @@ def chat_command(
                 _answer(session, line)
         except TsugikiError as error:
             typer.echo(f"{error}", err=True)
+    print_command_after_trying(adapter, model)
 
 
 def _read_line() -> str | None:

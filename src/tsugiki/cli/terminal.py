@@ -59,6 +59,20 @@ def print_next_command(*words: str, err: bool = False) -> None:
     typer.echo(_("next: {command}").format(command=command), err=err)
 
 
+def print_command_after_trying(adapter: str | None, model: str | None) -> None:
+    """Print the command that keeps an adapter that was tried, or that serves it, or the model, if nothing is to keep.
+
+    It goes to standard error, because standard output has what a model wrote.
+    """
+    from tsugiki.adapters.library import adapter_folder, library_folder
+
+    if adapter and adapter_folder(adapter).parent != library_folder():
+        print_next_command("adapters", "add", adapter, err=True)
+    else:
+        named = [*(["--adapter", adapter] if adapter else []), *(["--model", model] if model else [])]
+        print_next_command("serve", *named, err=True)
+
+
 def print_line(line: str) -> None:
     """Print one line of text, in which control characters (from a file, for example) are escaped."""
     typer.echo(printable(line).replace("\n", "\\n"))

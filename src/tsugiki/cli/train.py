@@ -56,6 +56,14 @@ def train_command(
         fit: Take the fastest way to run that fits in the memory (`tsugiki plan`).
         print_config: Print all settings as a commented YAML file, with those that are given, and stop.
         processes: Processes on this machine that share the work, such as one for each GPU.
+
+    Examples:
+        tsugiki train --model embedded --data ichiyo.jsonl --out runs/ichiyo
+        tsugiki train --model embedded --data ichiyo.jsonl --out runs/short --minutes 10 --prompts 秋の夜、
+        tsugiki train --model USER/NAME --data chat.jsonl --out runs/chat --method dora --r 8
+        tsugiki train run.yaml --learning-rate 2e-4
+        tsugiki train --resume runs/ichiyo --epochs 6
+        tsugiki train --print-config
     """
     from tsugiki.training.settings.config import CHAPTER, RunConfig
     from tsugiki.training.settings.files import load_config, merged_settings, read_yaml
@@ -109,7 +117,7 @@ def _show(record: "RunRecord") -> None:
         from tsugiki.report.run import write_report
 
         print_summary(record, write_report(record.folder()))
-        print_command_after_run(record)
+        print_command_after_run(record, record.folder())
 
 
 def _fitted(config: "RunConfig") -> "RunConfig":
@@ -220,6 +228,10 @@ def quickstart_command(
 
     Args:
         out: Folder for the adapter. Default: tsugiki-quickstart.
+
+    Examples:
+        tsugiki quickstart
+        tsugiki quickstart --out my-first-adapter
     """
 
     import_libraries("tsugiki.training.run.stages")
@@ -239,6 +251,9 @@ def compare_command(
 
     Args:
         config: YAML file: model, data, out, settings, methods.
+
+    Examples:
+        tsugiki compare examples/recipes/twin-compare.yaml --data ichiyo.jsonl
     """
     from tsugiki.training.settings.files import load_settings
     from tsugiki.training.settings.several_runs import ComparisonConfig
@@ -268,6 +283,9 @@ def sweep_command(
 
     Args:
         config: YAML file: model, data, out, settings, grid.
+
+    Examples:
+        tsugiki sweep examples/recipes/twin-sweep.yaml --data ichiyo.jsonl --out runs/sweep
     """
     from tsugiki.training.settings.files import load_settings
     from tsugiki.training.settings.several_runs import SweepConfig

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 from tsugiki.model.names import Names, PatternTable, matches
-from tsugiki.model.settings import check_types, with_known_settings
+from tsugiki.model.setting_checks import check_types, with_known_settings
 
 Bias = Literal["none", "lora_only", "all"]
 LARGEST_FACTOR = 1_000_000

@@ -8,7 +8,7 @@ __getattr__, __dir__ = lazy_names(
         "bottleneck": "Bottleneck BottleneckConfig NON_LINEARITIES",
         "full": "FullConfig load_weights_into prepare_full save_model",
         "ia3": "IA3Config",
-        "lora": "FIELDS_OF_PEFT config_of_peft",
+        "lora_format": "FIELDS_OF_PEFT config_of_peft",
         "p_tuning": "PromptEncoderConfig",
         "prefix_tuning": "PrefixTuningConfig",
         "prompt_tuning": "PromptTuningConfig",

@@ -48,7 +48,7 @@ from tsugiki.model.architectures import model_type
 from tsugiki.model.context import text_config
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.names import Names, shortest_endings, split_block
-from tsugiki.model.settings import check_types
+from tsugiki.model.setting_checks import check_types
 from tsugiki.model.targets_by_rule import sublayers_of
 from tsugiki.model.undo import Undo, attach_output_module, base_of
 from tsugiki.model.ungrafted import base_modules, find_modules

@@ -31,7 +31,7 @@ from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.architectures import architecture_of, model_type
 from tsugiki.model.linear import device_of, factor_dtype, features, is_conv1d, is_linear
 from tsugiki.model.names import Names, matches, shortest_endings
-from tsugiki.model.settings import check_types
+from tsugiki.model.setting_checks import check_types
 from tsugiki.model.targets_by_rule import sublayers_of
 from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_tensors
 from tsugiki.model.undo import Undo, attach_input_module, attach_output_module, base_of, replace_module

@@ -24,7 +24,7 @@ from tsugiki.fast.layers import use_fast_products
 from tsugiki.language import _, marked
 from tsugiki.lora.graft import graft, new_adapter
 from tsugiki.methods.peft_keys import PREFIX
-from tsugiki.model.settings import refuse_unknown_settings
+from tsugiki.model.setting_checks import refuse_unknown_settings
 from tsugiki.model.trained_copies import saved_in_file
 
 Family: TypeAlias = Literal["additive", "reparametrised", "selective", "full fine-tuning"]

@@ -26,7 +26,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.experts import is_transposed
 from tsugiki.lora.targets import find_target_parameters, find_targets, shortest_target_modules
-from tsugiki.methods.lora import parameter_factor_keys
+from tsugiki.methods.lora_format import parameter_factor_keys
 from tsugiki.methods.method import check_shapes
 from tsugiki.methods.peft_keys import PREFIX, WRAPPERS, factor_keys
 from tsugiki.model.linear import is_graftable

@@ -39,7 +39,7 @@ from tsugiki.methods.method import AdapterFormat, build_with_saved_modules, read
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.linear import is_quantized
 from tsugiki.model.names import Names, matches, shortest_endings
-from tsugiki.model.settings import check_types
+from tsugiki.model.setting_checks import check_types
 from tsugiki.model.trained_copies import (
     check_trained_parameters,
     copies_to_save,

@@ -26,7 +26,7 @@ from tsugiki.methods.soft_prompt import (
     run_decoder,
     split_key_values,
 )
-from tsugiki.model.settings import check_types
+from tsugiki.model.setting_checks import check_types
 from tsugiki.model.trained_copies import copies_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.model.ungrafted import find_modules, task_heads
 

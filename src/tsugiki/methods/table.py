@@ -10,7 +10,7 @@ from typing import Any
 from tsugiki.language import marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.full import prepare_full
-from tsugiki.methods.lora import LORA
+from tsugiki.methods.lora_format import LORA
 from tsugiki.methods.method import AdapterFormat, Family, Method
 
 _LORA = "tsugiki.lora.config.LoraConfig"

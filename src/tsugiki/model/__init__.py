@@ -19,7 +19,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "meta": "NoRandomValues meta_model replica_in",
         "names": "PatternTable compile_pattern compile_search matches name_pattern shortest_endings split_block",
-        "settings": "check_types",
+        "setting_checks": "check_types",
         "targets_by_rule": "default_layers reasons_against sublayers_of",
         "token_vectors": "TokenVectors new_token_vectors",
         "trained_copies": "copies_to_save",

@@ -9,7 +9,7 @@ __getattr__, __dir__ = lazy_names(
         "layers_table library_table tensors_table",
         "comparison": "sweep_sentence write_comparison",
         "evaluations": "evaluation_table",
-        "html": "page",
+        "html": "whole_page",
         "methods": "describe_method methods_table",
         "plan": "plan_lines",
         "plots": "draw smoothed",

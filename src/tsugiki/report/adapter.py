@@ -25,7 +25,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.peft_keys import PREFIX
 from tsugiki.model.names import split_block
 from tsugiki.report.formatting import format_number
-from tsugiki.report.html import page
+from tsugiki.report.html import whole_page
 from tsugiki.report.run import adapter_commands, run_sections
 from tsugiki.report.sections import (
     Curves,
@@ -171,7 +171,7 @@ def adapter_page(adapter: AdapterReport) -> str:
     base = adapter.info.base.name
     usage = section("usage", _("Usage"), adapter_commands(base, adapter.folder, "…"))
     title = _("Adapter · {name}").format(name=adapter.folder.resolve().name)
-    return page(title, [*adapter_sections(adapter), usage])
+    return whole_page(title, [*adapter_sections(adapter), usage])
 
 
 def adapter_sections(adapter: AdapterReport) -> list[Section]:

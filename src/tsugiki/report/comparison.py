@@ -10,7 +10,7 @@ from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.language import _, ngettext
 from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import describe_intervals, format_change, format_value
-from tsugiki.report.html import page
+from tsugiki.report.html import whole_page
 from tsugiki.report.run import REPORT_FILE, by_step, samples_of
 from tsugiki.report.sections import Curves, Lead, RankCurves, Series, section
 from tsugiki.report.table import Table
@@ -180,7 +180,7 @@ def write_comparison(
         section("figures", _("Figures"), *figures, by_steps),
         section("samples", _("Samples"), *samples_of(runs)),
     ]
-    write_text(path, page(title, sections))
+    write_text(path, whole_page(title, sections))
     return path
 
 

@@ -1,34 +1,76 @@
-"""The results of several models or adapters on the same text, as a table."""
+"""The results of several models or adapters on the same text, pairs of answers or questions, as a table."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
-from tsugiki.report.html import page
+from tsugiki.report.html import whole_page
 from tsugiki.report.page import in_frame
 from tsugiki.report.sections import Lead, Note, section
 from tsugiki.report.table import Table
-from tsugiki.training.record.result import Evaluation, change_of_bits, warning_text
+from tsugiki.training.record.result import Answers, Evaluation, change_of_bits, change_of_share, warning_text
+
+if TYPE_CHECKING:
+    from tsugiki.training.score.targets import EvaluationTarget
+
+Draw: TypeAlias = Callable[[Sequence[str], Sequence[Any]], tuple[Table, list[str]]]
+"""Returns a table with a row for each name and result, and notes; changes are relative to the first result."""
 
 
-class Evaluations(dict[str, Evaluation]):
-    """Name of a model, or of a model and an adapter -> its evaluation; shown as a table."""
+class Results(dict[str, Any]):
+    """Name of a model, or of a model and an adapter -> its result; shown as a table."""
+
+    def __init__(
+        self, targets: "Sequence[EvaluationTarget]", results: Iterable[Any], draw: Draw, notes: Sequence[str] = ()
+    ) -> None:
+        """Take the results of the targets, in the same order, what shows them, and notes on the data."""
+        super().__init__(zip(map(str, targets), results, strict=True))
+        self.targets, self.draw, self.notes = targets, draw, notes
+
+    def table(self) -> tuple[Table, list[str]]:
+        """Return the table and the notes."""
+        table, notes = self.draw(list(self), list(self.values()))
+        return table, [*notes, *self.notes]
+
+    def json_lines(self) -> Iterator[str]:
+        """Yield the result of each target in one line of JSON."""
+        for target in self.targets:
+            names = {"model": target.model, "adapter": target.adapter_name or None}
+            yield json.dumps(names | self[str(target)].model_dump(mode="json"))
 
     def __repr__(self) -> str:
-        if not self:
-            return _("no evaluations")
-        table, notes = evaluation_table(list(self), list(self.values()))
+        table, notes = self.table()
         return "\n".join([table.to_text(), *notes])
 
     def _repr_html_(self) -> str:
-        table, notes = evaluation_table(list(self), list(self.values()))
-        height = 240 + 60 * len(table.rows) + 30 * len(notes)
-        about, *more = notes
+        table, (about, *more) = self.table()
+        height = 270 + 60 * len(table.rows) + 30 * len(more)
         shown = [
             section("result", "", Lead(about), *map(Note, more)),
             section("evaluations", _("Results"), table),
         ]
-        return in_frame(page(_("Evaluation"), shown), height)
+        return in_frame(whole_page(_("Evaluation"), shown), height)
+
+
+def answers_table(names: Sequence[str], results: Sequence[Answers]) -> tuple[Table, list[str]]:
+    """Return a table of the shares of correct answers, and a note; changes are relative to the first model."""
+    first, rows = results[0], []
+    for name, result in zip(names, results, strict=True):
+        low, high = result.share_interval
+        change, (least, most) = change_of_share(first, result)
+        rows.append(
+            [
+                name,
+                _("{done:,} of {planned:,}").format(done=result.correct, planned=result.questions),
+                f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
+                "–" if result is first else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
+            ]
+        )
+    headers = [_("model"), _("correct"), _("share"), _("change, percentage points")]
+    note = _("95 % intervals in brackets; that of the change is for the same questions. --json prints every answer")
+    return Table(headers, rows), [note]
 
 
 def _marked(cell: str, mark: str) -> str:

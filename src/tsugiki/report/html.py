@@ -10,7 +10,7 @@ from tsugiki.report.plots import draw
 from tsugiki.report.sections import Curves, Folded, Part, Section
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
+def whole_page(title: str, sections: Sequence[Section]) -> str:
     """Render a whole page, with a light and a dark theme; sections without content are left out."""
     shown = [(section.heading, to_html(section.parts)) for section in sections if section.parts]
     return render("page.html", title=title, sections=shown)

@@ -20,7 +20,7 @@ from tsugiki.report.formatting import (
     format_value,
     format_with_interval,
 )
-from tsugiki.report.html import page
+from tsugiki.report.html import whole_page
 from tsugiki.report.page import in_frame
 from tsugiki.report.pairs import pair_curves, pair_table
 from tsugiki.report.plots import smoothed
@@ -77,7 +77,7 @@ def write_report(folder: Path) -> Path:
 def report_page(record: RunRecord, folder: Path) -> str:
     """Render the page of a run with what its record contains so far; the title and the commands name the folder."""
     title = _("Run · {name}").format(name=folder.resolve().name)
-    return page(title, [*run_sections(record), section("usage", _("Usage"), *_usage(record, folder))])
+    return whole_page(title, [*run_sections(record), section("usage", _("Usage"), *_usage(record, folder))])
 
 
 def run_sections(record: RunRecord) -> list[Section]:
@@ -107,7 +107,7 @@ class ShownRecord(RunRecord):
         shown = selected(run_sections(self), *RESULTS)
         if whole and whole.is_file():
             shown.append(section("whole", "", Sentence(_("the whole report: {path}").format(path=whole))))
-        return in_frame(page(folder or _("run"), shown))
+        return in_frame(whole_page(folder or _("run"), shown))
 
 
 def adapter_commands(base: str | None, folder: Path, prompt: str) -> Code:

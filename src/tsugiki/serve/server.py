@@ -2,9 +2,9 @@
 
 import asyncio
 import errno
+import os
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -13,42 +13,29 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.errors import TsugikiError
+from tsugiki.adapters.files import named_base
+from tsugiki.adapters.library import adapter_folder, check_name, library_folder
+from tsugiki.base.loading import default_device, load_model, load_tokenizer
+from tsugiki.data.chat import use_template
+from tsugiki.dtypes import LoadDtype, preferred_compute_dtype
+from tsugiki.errors import TsugikiError, unreadable
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Limits
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.http_app import new_app
-from tsugiki.serve.security import LOCAL, Access
+from tsugiki.serve.security import LOCAL, Access, check_hosts, check_origins
 from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.settings import ServerSettings
 from tsugiki.serve.train_view import Workspace, workspace_routes
+from tsugiki.training.score.targets import EvaluationTarget, dtype_of
 
+_KEY_VARIABLE = "TSUGIKI_API_KEY"
+_GB = 1e9  # bytes
 _WAITING_CONNECTIONS = 256
 _KEEP_ALIVE = 75  # seconds; longer than common clients keep an unused connection, so that they are the ones to close it
 _LAST_SECONDS = 2  # for the last events of streams, before uvicorn cancels what is left
 _MAX_HEADERS = 32 << 10  # bytes
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """How a server is run."""
-
-    access: Access
-    limits: Limits
-    max_loaded: int
-    """Largest number of adapters in memory."""
-    adapter_bytes: int
-    """Largest size of the adapters in memory."""
-    seconds: float
-    """Seconds that a request may take."""
-    stop_seconds: int
-    """Seconds that running requests may go on after SIGTERM."""
-    allow_base_mismatch: bool
-    folders: Mapping[str, Path]
-    """Adapters by name, besides those of the library; they are loaded at the start."""
-    workspace: Workspace
-    """Where the page finds runs and texts, and starts runs."""
 
 
 def check_access(host: str, api_key: str | None) -> None:
@@ -72,42 +59,104 @@ def listen(host: str, port: int) -> socket.socket:
         raise TsugikiError(message.format(host=host, port=port, reason=error.strerror or error)) from error
 
 
-def serve(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    library: Path,
-    settings: ServerSettings,
-    listening: socket.socket,
-    ready: Callable[[str], None] = lambda url: None,
-) -> None:
-    """Serve a model, which is not grafted, and its adapters until SIGINT or SIGTERM.
+def serve(settings: ServerSettings, ready: Callable[[str, str, str], None]) -> None:
+    """Serve a model and its adapters until SIGINT or SIGTERM.
 
-    Running requests then go on for `stop_seconds` at most. The socket `listening` is closed. `ready` is called with the
-    server's address once it answers.
+    Running requests then go on for `stop_timeout` at most.
+
+    Args:
+        settings: what is served, where and to whom.
+        ready: is called with the model's name, its dtype and the server's address once it answers.
+
+    Raises:
+        TsugikiError: the address cannot be used, or a setting, the model or an adapter is not as it must be.
     """
-    host, port = settings.access.host, listening.getsockname()[1]
-    with listening:
-        engine = Engine(model, settings.limits)
+    if settings.texts is not None and not settings.texts.is_dir():
+        raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=settings.texts))
+    key = _key(settings.api_key, settings.api_key_file)
+    check_access(settings.host, key)
+    access = Access(settings.host, key, check_origins(settings.allow_origin), check_hosts(settings.allow_host))
+    model = settings.model or _named_base(settings.adapter)
+    name = Path(model).resolve().name if Path(model).exists() else model
+    folders = _folders(settings.adapter, name)
+    dtype = settings.dtype or _dtype_of_training(model, folders)
+    with listen(settings.host, settings.port) as listening:
+        base = load_model(model, dtype, trust_remote_code=settings.trust_remote_code).to(default_device())
+        tokenizer = load_tokenizer(model, trust_remote_code=settings.trust_remote_code)
+        use_template(tokenizer, settings.chat_template)
+        engine = Engine(base, _limits(settings))
+        adapters = ServedAdapters(
+            engine,
+            tokenizer,
+            name,
+            folders,
+            library_folder(),
+            settings.max_loaded,
+            settings.allow_base_mismatch,
+            round(settings.adapter_memory * _GB),
+        )
+        views = workspace_routes(Workspace(model, Path.cwd(), settings.texts or Path(), settings.aozora), adapters)
+        host, port = settings.host, listening.getsockname()[1]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        app = new_app(engine, adapters, access, settings.timeout, views)
+        server = Server(app, settings.stop_timeout, lambda: ready(name, dtype, url), app.state.end_requests)
         engine.start()
         try:
-            adapters = ServedAdapters(
-                engine,
-                tokenizer,
-                name,
-                settings.folders,
-                library,
-                settings.max_loaded,
-                settings.allow_base_mismatch,
-                settings.adapter_bytes,
-            )
-            views = workspace_routes(settings.workspace, adapters)
-            app = new_app(engine, adapters, settings.access, settings.seconds, views)
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            server = Server(app, settings.stop_seconds, lambda: ready(url), app.state.end_requests)
             asyncio.run(_run(server, adapters, listening))
         finally:
             engine.stop()
+
+
+def _limits(settings: ServerSettings) -> Limits:
+    cache, prefixes = round(settings.cache_memory * _GB), round(settings.prefix_memory * _GB)
+    return Limits(settings.max_batch, cache, settings.max_waiting, prefixes, settings.max_wait)
+
+
+def _key(api_key: str | None, file: Path | None) -> str | None:
+    """Return the API key from the flag, the file or the environment; None if there is none.
+
+    It leaves the environment, so that no process that the server starts has it.
+    """
+    of_environment = os.environ.pop(_KEY_VARIABLE, None)
+    if api_key is not None and file is not None:
+        raise TsugikiError(_("pass --api-key or --api-key-file, not both"))
+    if file is None:
+        return of_environment if api_key is None else api_key
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise unreadable(file, error) from error
+
+
+def _dtype_of_training(model: str, folders: Mapping[str, Path]) -> LoadDtype:
+    """Return the dtype in which training loads a base for these adapters."""
+    trained_on = dtype_of([EvaluationTarget(model, folder) for folder in folders.values()])
+    return preferred_compute_dtype() if trained_on == "fp32" else trained_on
+
+
+def _named_base(given: Sequence[str]) -> str:
+    """Return the base that the values of --adapter name."""
+    folders = [adapter_folder(value.partition("=")[2] or value) for value in given]
+    bases = sorted({base for folder in folders if (base := named_base(folder))})
+    if len(bases) == 1:
+        return bases[0]
+    if bases:
+        raise TsugikiError(_("the adapters name several bases: {bases}; pass --model").format(bases=", ".join(bases)))
+    raise TsugikiError(_("no --adapter names a base; pass --model"))
+
+
+def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
+    """Return the folders of the adapters that are loaded at the start, by the names that requests use."""
+    folders: dict[str, Path] = {}
+    for value in given:
+        name, separator, path = value.partition("=")
+        folder = adapter_folder(path if separator else value)
+        called = check_name(name if separator else folder.resolve().name)
+        if called == base or called in folders:
+            message = _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name")
+            raise TsugikiError(message.format(name=called))
+        folders[called] = folder
+    return folders
 
 
 async def _run(server: "Server", adapters: ServedAdapters, listening: socket.socket) -> None:

@@ -12,22 +12,22 @@ import stat
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, create_model
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.adapters.library import check_name
 from tsugiki.data.read.aozora import Kana
-from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
+from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
 from tsugiki.serve.bases import bases_here
 from tsugiki.serve.errors import ApiError
@@ -41,6 +41,7 @@ from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
+from tsugiki.training.settings.setting import Setting, settings_of
 
 RUNS_FOLDER = "runs"
 """The folder of new runs in the working directory."""
@@ -49,11 +50,10 @@ _LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
 _MOST_ENTRIES = 1000  # entries of a folder that are listed
 _MOST_FILES = 20_000  # files in a folder that is trained on
 _JOB_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 60, 900
-_LORA = ("r", "lora_alpha", "lora_dropout")
 
 
-class RunRequest(Fields):
-    """The fields of the form for a run. A setting that is left out has its default."""
+class RunFields(Fields):
+    """What a run learns from, and its name."""
 
     name: str
     texts: Annotated[list[str], Field(max_length=64, default_factory=list)]
@@ -62,22 +62,41 @@ class RunRequest(Fields):
     """Texts that the page has sent."""
     base: Annotated[str | None, StringConstraints(min_length=1, max_length=1000)] = None
     """One of the bases that are listed; None: the server's."""
-    method: Annotated[str, StringConstraints(max_length=40)] = "lora"
-    epochs: Annotated[float | None, Field(gt=0, le=1000)] = None
-    minutes: Annotated[float | None, Field(gt=0, le=10_000)] = None
-    max_steps: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
-    learning_rate: Annotated[float | None, Field(gt=0, le=10)] = None
-    batch_size: Annotated[int | None, Field(ge=1, le=1024)] = None
-    block_size: Annotated[int | None, Field(ge=2, le=8192)] = None
-    r: Annotated[int | None, Field(ge=1, le=1024)] = None
-    lora_alpha: Annotated[float | None, Field(gt=0, le=10_000)] = None
-    lora_dropout: Annotated[float | None, Field(ge=0, lt=1)] = None
-    base_dtype: BaseDtype | None = None
-    held_out: Annotated[float | None, Field(gt=0, lt=1)] = None
-    seed: Annotated[int | None, Field(ge=0, lt=2**32)] = None
-    prompts: Annotated[
-        list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4, default_factory=list)
-    ]
+
+
+OFFERED = {setting.path[-1]: setting for setting in settings_of(RunConfig) if setting.about.page}
+"""Name in a request -> setting that the page offers. Requests with others are refused."""
+
+
+def _methods() -> dict[str, Method]:
+    """Return the methods that train an adapter."""
+    return {name: method for name, method in METHODS.items() if method.trains_adapter}
+
+
+def _choices(setting: Setting) -> list[tuple[str, str]]:
+    """Return the values to choose from, and their texts; none for numbers and texts."""
+    if setting.path == ("method",):
+        return [(name, f"{name} · {_(method.summary)}") for name, method in _methods().items()]
+    return [(name, name) for name in get_args(setting.types[0])] if get_origin(setting.types[0]) is Literal else []
+
+
+def _number(setting: Setting) -> type | None:
+    """Return the type of number that a setting can be; None if it is none."""
+    return next((kind for kind in setting.types if kind in (int, float)), None)
+
+
+def _allowed(setting: Setting) -> Any:
+    """Return the type of a setting in a request: a number, some texts, or one of some names; a text may be a path."""
+    if number := _number(setting):
+        return Annotated[number, Field(le=setting.about.most)]
+    if setting.types == (tuple[str, ...],):
+        return Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4)]
+    return Literal[tuple(name for name, _text in _choices(setting))]
+
+
+_fields: dict[str, Any] = {name: (_allowed(setting) | None, None) for name, setting in OFFERED.items()}
+RunRequest = create_model("RunRequest", __base__=RunFields, **_fields)
+"""The fields of the form for a run. A setting that is left out has its default."""
 
 
 class WorksRequest(Fields):
@@ -149,22 +168,23 @@ class Training:
         self.runs, self.uploads = runs, uploads
 
     def options(self) -> dict[str, Any]:
-        """Return what the form offers, and the defaults of its settings."""
-        defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
-        lora = defaults["lora"]
+        """Return what the form offers: texts, bases and settings, with their labels and defaults."""
         return {
             "bases": self.bases(),
             "texts": with_home(self.texts),
             "aozora": self.aozora,
-            "methods": [
-                {"name": name, "summary": _(method.summary), "lora": method.config is LoraConfig}
-                for name, method in METHODS.items()
-                if method.trains_adapter
+            "lora_methods": [name for name, method in _methods().items() if method.config is LoraConfig],
+            "settings": [
+                {
+                    "name": name,
+                    "label": _(setting.about.page),
+                    "kind": "number" if _number(setting) else "texts" if setting.default == () else "choice",
+                    "choices": _choices(setting),
+                    "default": setting.default,
+                    "section": setting.path[0] if len(setting.path) > 1 else None,
+                }
+                for name, setting in OFFERED.items()
             ],
-            "defaults": {
-                **{name: defaults[name] for name in ("epochs", "held_out", "seed", "method")},
-                **{name: getattr(lora, name) for name in _LORA},
-            },
         }
 
     def bases(self) -> list[str]:
@@ -185,31 +205,26 @@ class Training:
         listed.sort(key=lambda item: not item["folder"])
         return {"folder": folder, "entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
 
-    def prepare(self, parsed: RunRequest) -> Prepared:
+    def prepare(self, parsed: RunFields) -> Prepared:
         """Return the run that a request describes."""
         name = check_name(parsed.name)
         if not is_allowed(name):
             raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
-        method = METHODS.get(parsed.method)
-        if method is None or not method.trains_adapter:
-            message = _("{name!r} is no method that trains an adapter").format(name=parsed.method)
-            raise ApiError(400, message, param="method")
+        own = parsed.model_dump(exclude_none=True, exclude=set(RunFields.model_fields))
         data = [*map(self._data, parsed.texts), *(with_home(self.uploads.path(text)) for text in parsed.uploads)]
         if not data:
             raise ApiError(400, _("choose a text"), param="texts", code="invalid_value")
-        own = parsed.model_dump(exclude_unset=True, exclude={"name", "base", "texts", "uploads"})
-        lora = {name: own.pop(name) for name in _LORA if own.get(name) is not None}
         base = parsed.base or self.model
         if base not in self.bases():  # a name is looked up in a list and is no path
             message = _("{name!r} is no base that the page lists").format(name=base[:100])
             raise ApiError(400, message, param="base", code="invalid_value")
-        given = {
+        given: dict[str, Any] = {
             "model": base,
             "data": data[0] if len(data) == 1 else data,
             "out": f"{RUNS_FOLDER}/{name}",
-            **{key: value for key, value in own.items() if value is not None and value != []},
-            **({"lora": lora} if lora else {}),
         }
+        for field, value in own.items():
+            OFFERED[field].put(given, value)
         validated(RunConfig, given, None)
         return Prepared(name, given)
 
@@ -258,7 +273,7 @@ def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Rou
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:
     """Return the routes of the view Train. Previews, plans, searches and downloads are jobs."""
 
-    def start(asked: RunRequest) -> dict[str, str]:
+    def start(asked: RunFields) -> dict[str, str]:
         prepared = training.prepare(asked)
         training.start(prepared)
         return {"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}

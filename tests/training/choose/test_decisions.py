@@ -19,7 +19,7 @@ from tsugiki.data import Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS
 from tsugiki.lora import trainable_parameters
 from tsugiki.report import run_notes
-from tsugiki.training import EvaluationCallback, Window, train
+from tsugiki.training import RunScores, Window, train
 from tsugiki.training.choose.decisions import (
     Look,
     PairLook,
@@ -142,9 +142,9 @@ def test_a_multiplied_update_is_between_the_base_and_the_adapter():
 
 def pretend(monkeypatch: pytest.MonkeyPatch, parts: dict[int, tuple[float, float]]) -> None:
     """Let the looks have these losses relative to the base's: step -> half and whole update."""
-    score = EvaluationCallback._score
+    score = RunScores.score
 
-    def pretended(self: EvaluationCallback, loop: Any, windows: list[Window], step: int | None = None) -> Any:
+    def pretended(self: RunScores, loop: Any, windows: list[Window], step: int | None = None) -> Any:
         found = score(self, loop, windows, step)
         if windows is not self.validation_windows or not found.step:
             return found
@@ -155,7 +155,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, parts: dict[int, tuple[float, float
         )
         return found.model_copy(update={"loss": self.record.validations[0].loss * factor, "documents": documents})
 
-    monkeypatch.setattr(EvaluationCallback, "_score", pretended)
+    monkeypatch.setattr(RunScores, "score", pretended)
 
 
 SETTINGS: dict[str, Any] = {"max_steps": 4, "save_steps": 1, "prompts": []}
@@ -191,7 +191,7 @@ def test_a_run_ends_when_its_looks_are_certainly_above_the_lowest(tmp_path: Path
     record = train(config(tmp_path, **SETTINGS))
     assert record.training is not None
     assert (record.training.steps, record.kept_step) == (3, 1)
-    monkeypatch.setattr("tsugiki.training.run.evaluation_callback.is_certainly_lower", lambda one, other: False)
+    monkeypatch.setattr("tsugiki.training.run.best_step.is_certainly_lower", lambda one, other: False)
     patient = train(config(tmp_path, "patient", **SETTINGS))
     assert patient.training is not None
     assert (patient.training.steps, patient.kept_step) == (4, 4)

@@ -76,7 +76,7 @@ def test_in_a_small_vocabulary_it_trains_slowly_in_any_case(
 
 def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     predicted = BasePredictions(0.01, torch.zeros(1))
-    monkeypatch.setattr("tsugiki.training.run.stages.predict_sample", lambda model, blocks: predicted)
+    monkeypatch.setattr("tsugiki.training.run.prepare.predict_sample", lambda model, blocks: predicted)
     record = run_on(tmp_path, 0.01, lora={"lora_dropout": 0.0}, max_steps=1, weight_decay=0.0, keep="last")
     assert layers(record) == BLOCKS | {"lm_head"}
     assert record.resolved_settings["head_factor"] == 0.1

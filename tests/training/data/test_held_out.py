@@ -194,7 +194,7 @@ def answered_rows(kind: str, answers: int, questions: list[str] | None = None) -
 
 def parts_of(prepared: DatasetSplit, answers: int) -> dict[str, set[int]]:
     """The questions of the training, held-out and validation records."""
-    rows = {part.kind: part.numbers for part in prepared.scored_parts}
+    rows = {part.kind: part.numbers for part in prepared.parts.all}
     used = prepared.answers.training[1] if prepared.answers else prepared.train
     numbers = {"training": used, **rows}
     lines_of = {name: [prepared.store.index.sources[one] for one in some.tolist()] for name, some in numbers.items()}

@@ -35,7 +35,7 @@ from tsugiki.training import (
     train,
 )
 from tsugiki.training.run import compare as compare_module
-from tsugiki.training.run import evaluation_callback
+from tsugiki.training.run import scores, several
 from tsugiki.training.run.compare import change
 
 SETTINGS = {"max_steps": 3, "batch_size": 2, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
@@ -152,8 +152,8 @@ def grid(**axes: list[Any]) -> Path:
 
 def test_a_sweep_loads_once_and_each_point_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch):
     loads: list[Any] = []
-    plain = compare_module.load_base
-    monkeypatch.setattr(compare_module, "load_base", lambda *given: loads.append(given) or plain(*given))
+    plain = several.load_base
+    monkeypatch.setattr(several, "load_base", lambda *given: loads.append(given) or plain(*given))
     config = load_settings(SweepConfig, grid(r=[1, 2], learning_rate=[1e-2, 1e-3]), {})
     points = sweep(config)
     assert len(loads) == 1
@@ -319,8 +319,10 @@ def without_times(record: RunRecord) -> dict[str, Any]:
 @pytest.mark.slow
 def test_each_run_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     loaded: list[str] = []
-    load = compare_module.load_base
-    monkeypatch.setattr(compare_module, "load_base", lambda run: loaded.append(run.config.method) or load(run))
+    load = several.load_base
+    monkeypatch.setattr(
+        several, "load_base", lambda start, *given: loaded.append(start.config.method) or load(start, *given)
+    )
     together = run_all(configs("together"))
     said = capsys.readouterr().err
     alone = {name: train(config) for name, config in configs("alone").items()}
@@ -341,10 +343,8 @@ def test_each_run_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_the_base_is_evaluated_once(monkeypatch: pytest.MonkeyPatch):
     scored: list[int] = []
-    evaluate = evaluation_callback.evaluate
-    monkeypatch.setattr(
-        evaluation_callback, "evaluate", lambda *given: scored.append(len(given[2])) or evaluate(*given)
-    )
+    evaluate = scores.evaluate
+    monkeypatch.setattr(scores, "evaluate", lambda *given: scored.append(len(given[2])) or evaluate(*given))
     runs = {name: configs("c")[name] for name in ("lora", "ia3")}
     records = run_all(runs)
     one, two = records.values()

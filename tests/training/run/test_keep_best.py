@@ -21,6 +21,7 @@ from tsugiki.training import (
     EvaluationCallback,
     EvaluationPlan,
     RunConfig,
+    RunScores,
     Window,
     plan_evaluations,
     read_record,
@@ -42,9 +43,9 @@ def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
 
 def losses_on_validation(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """Let the evaluations of the validation text have these losses: of the base, and after each step."""
-    validate = EvaluationCallback._validate
+    validate = RunScores.validate
 
-    def pretended(self: EvaluationCallback, loop: Any) -> Any:
+    def pretended(self: RunScores, loop: Any) -> Any:
         result = validate(self, loop)
         loss = losses[loop.progress.step]
         scores = tuple((tokens * loss, tokens, characters) for _nll, tokens, characters in result.documents)
@@ -52,7 +53,7 @@ def losses_on_validation(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -
         self.record.validations[-1] = result
         return result
 
-    monkeypatch.setattr(EvaluationCallback, "_validate", pretended)
+    monkeypatch.setattr(RunScores, "validate", pretended)
 
 
 def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -181,7 +182,7 @@ def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], learne
 def test_the_start_of_a_narrow_model_is_kept_if_no_step_is_better(learned: str, tmp_path: Path):
     given = config(tmp_path, model=learned, **BREAKING, method="full", compute_dtype="fp32", save_dtype="fp32")
     assert train(given).kept_step == 0
-    base = load_model(given.model, dtype=torch.float32).state_dict()
+    base = load_model(given.model, dtype="fp32").state_dict()
     kept = load_file(tmp_path / "run" / "model.safetensors")
     assert all((kept[name] == base[name]).all() for name in kept)
 

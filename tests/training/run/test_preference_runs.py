@@ -15,7 +15,7 @@ from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
 from tsugiki.report import report_page
 from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, train
-from tsugiki.training.run import stages as run
+from tsugiki.training.run import prepare as run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
 import preference_loop
@@ -130,7 +130,7 @@ def test_a_run_resumes_with_the_same_bytes(tmp_path: Path):
 def test_the_reference_is_computed_once_for_several_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = train(config(tmp_path, "one"))
     assert list(cache_folder("references").glob("*.json"))
-    monkeypatch.setattr("tsugiki.training.run.preference_task.training_reference", None)  # calling it is an error
+    monkeypatch.setattr("tsugiki.training.run.preference.training_reference", None)  # calling it is an error
     second = train(config(tmp_path, "two", preference_settings={"beta": 0.5}))
     assert second.preference_curve[0] == first.preference_curve[0]
     assert second.preference_curve[-1] != first.preference_curve[-1]

@@ -14,7 +14,7 @@ import pytest
 from tests.runs import run_config
 from tsugiki.errors import Interrupted
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
-from tsugiki.training import EvaluationCallback, Gradients, RunRecord, StopSignals, read_record, train
+from tsugiki.training import EvaluationCallback, Gradients, RunRecord, RunScores, StopSignals, read_record, train
 
 SETTINGS: dict[str, Any] = {"max_steps": 6, "eval_steps": 2, "save_steps": 100, "sample_steps": 2}
 
@@ -45,14 +45,14 @@ def test_a_run_that_a_signal_ended_is_resumed_to_the_same_result(
     folder, expected = whole
     config = run_config(folder, f"ended {place} {number}", **SETTINGS)
     out = Path(config.out)
-    gradients, score, sample = Gradients.step, EvaluationCallback._score, EvaluationCallback._sample
+    gradients, score, sample = Gradients.step, RunScores.score, EvaluationCallback._sample
 
     def in_step(self: Gradients, number_of_step: int, stop: bool = False) -> Any:
         if number_of_step == step - 1:
             send(number)
         return gradients(self, number_of_step, stop)
 
-    def in_evaluation(self: EvaluationCallback, loop: Any, windows: Any, at: Any = None) -> Any:
+    def in_evaluation(self: RunScores, loop: Any, windows: Any, at: Any = None) -> Any:
         if loop.progress.step == step:
             send(number)
         return score(self, loop, windows, at)
@@ -66,7 +66,7 @@ def test_a_run_that_a_signal_ended_is_resumed_to_the_same_result(
         if place == "step":
             patch.setattr(Gradients, "step", in_step)
         elif place == "evaluation":
-            patch.setattr(EvaluationCallback, "_score", in_evaluation)
+            patch.setattr(RunScores, "score", in_evaluation)
         else:
             patch.setattr(EvaluationCallback, "_sample", in_sample)
         with pytest.raises(Interrupted, match=f"{signal.Signals(number).name}.*step {step} of 6") as stopped:

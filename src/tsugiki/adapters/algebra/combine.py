@@ -34,7 +34,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.model.names import matches
-from tsugiki.model.settings import check_types
+from tsugiki.model.setting_checks import check_types
 
 ProgressIterator: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
 """Iterates over the names of layers and shows the progress; `iter` shows nothing."""

@@ -114,13 +114,13 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
     return replace(choices, steps=steps)
 
 
-def describe_choices(resolved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def describe_choices(resolved: Mapping[str, Any]) -> list[str]:
     """Return one line with the values that were chosen for settings that are `auto`; no line if there are none.
 
-    `resolved` has what was chosen, with the number of steps.
+    `resolved` has these values and the number of steps (`Choices.resolved`).
     """
     names = {"batch_size": _("batch size"), "learning_rate": _("learning rate")}
-    chosen = [f"{label} {resolved[name]:g}" for name, label in names.items() if isinstance(given[name], str)]
+    chosen = [f"{label} {resolved[name]:g}" for name, label in names.items() if name in resolved]
     if not chosen:
         return []
     return [

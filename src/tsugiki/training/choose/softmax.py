@@ -36,20 +36,19 @@ _LARGEST_SHARE = 1 / 3  # of the vocabulary; a step of SmolLM2 (49,152 tokens) t
 
 
 def samples_vocabulary(
-    config: RunConfig, before: Mapping[str, Any], model: PreTrainedModel, blocks: Blocks, is_on_processor: bool
+    asked: str | None, before: Mapping[str, Any], model: PreTrainedModel, blocks: Blocks, can_choose: bool
 ) -> bool:
     """Return whether a run uses sampled softmax, if its model supports it.
 
-    `before` has the values that a resumed run has chosen, which does the same as before. `is_on_processor`: the whole
-    model is on a processor.
+    `asked` is the setting `softmax`, and `before` has the values that a resumed run has chosen, which does the same as
+    before. `can_choose`: it trains LoRA on texts, and the whole model is on a processor.
     """
     if "steps" in before:
         return before.get("softmax") == SAMPLED
-    if config.softmax is not None:
-        return config.softmax == SAMPLED
+    if asked is not None:
+        return asked == SAMPLED
     most = _LARGEST_SHARE * vocabulary_of(model)
-    by_default = is_on_processor and isinstance(config.adapter_config, LoraConfig) and config.preference is None
-    if not by_default or most < _LIKELY + _DRAWN:
+    if not can_choose or most < _LIKELY + _DRAWN:
         return False  # without looking at all tokens of the data
     return int(is_target(blocks, vocabulary_of(model)).sum()) + _LIKELY + _DRAWN <= most
 

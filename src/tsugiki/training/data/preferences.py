@@ -22,7 +22,7 @@ from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.preference.pairs import Preferences, open_preferences
 from tsugiki.training.data.held_out import HeldOut, nothing_held_out, numbered
-from tsugiki.training.data.split import DatasetSplit, SplitAnswers, data_digest, dataset_split
+from tsugiki.training.data.split import DatasetSplit, ReadRecords, SplitAnswers, data_digest, dataset_split
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.spread import evenly_spread
 
@@ -58,19 +58,14 @@ def read_preferences(config: RunConfig, tokenizer: PreTrainedTokenizerBase, prog
         held = np.intersect1d(split_records(store.index, wanted, config.seed, groups), usable)
         part = HeldOut("held-out", store.index, _good(preferences, held), limit, good_groups)
         usable = np.setdiff1d(usable, held)
-    split = dataset_split(
-        config,
-        tokenizer,
+    records = ReadRecords(
         store,
         partial(read_answers, config.data, config.columns),
-        _good(preferences, usable),
-        part,
-        scored,
-        good_groups,
-        [],
-        data_digest(config, tokenizer, content_key(config.data, config.columns)),
         {type(next(read_answers(config.data, config.columns)))},
+        good_groups,
+        data_digest(config, tokenizer, content_key(config.data, config.columns)),
     )
+    split = dataset_split(config, tokenizer, records, _good(preferences, usable), part, scored, config.allow_overlap)
     more = [note for note in preferences.notes if note not in split.notes]
     answers = _answers(preferences, split, usable, kept_together(store.index, groups), (other, held))
     return replace(split, notes=[*split.notes, *more], answers=answers)
@@ -121,8 +116,8 @@ def _answers(
     `usable` are the records that are not held out, and `held_out` those that are. Of single answers, as many bad ones
     as good ones are scored, and only the likelihood of good ones chooses the step.
     """
-    (other, held), parts = held_out, {part.kind: part for part in split.scored_parts}
-    scored = parts["held-out"].numbers_of(split.windows)
+    (other, held), parts = held_out, split.parts
+    scored = parts.held_out.numbers_of(split.windows)
     if preferences.size == 1:
         used = set(split.train.tolist())
         gone = [group for group in groups if any(preferences.good[one] and one not in used for one in group)]
@@ -130,11 +125,11 @@ def _answers(
         held_bad = evenly_spread(held[~other.good[held]].tolist(), len(scored))
         training = preferences, np.sort(np.concatenate([split.train, bad])).astype(np.int64)
         return SplitAnswers(training, (other, np.sort([*scored.tolist(), *held_bad]).astype(np.int64)), None)
-    chosen_by = parts.get("validation", parts["held-out"])
+    chosen_by = parts.validation or parts.held_out
     validation = chosen_by.numbers_of(split.validation_windows) if split.validation_windows else None
     if validation is None:
         return SplitAnswers((preferences, split.train), (other, scored), None)
-    if chosen_by is not parts["held-out"]:
+    if chosen_by is parts.validation:
         return SplitAnswers((preferences, split.train), (other, scored), (preferences, validation))
     others = np.setdiff1d(scored, validation)  # one answer may have windows in both
     return SplitAnswers((preferences, split.train), (other, others if len(others) else scored), (other, validation))

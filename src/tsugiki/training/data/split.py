@@ -1,6 +1,6 @@
 """Read and split the data of a run, and compute the counts for its record."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -61,6 +61,38 @@ _SHOWN_GROUPS = 5
 
 
 @dataclass(frozen=True)
+class ReadRecords:
+    """The records of the data, whose tokens are in `store`."""
+
+    store: TokenStore
+    read: Callable[[], Iterable[Record]]
+    """Reads the records again."""
+    kinds: set[type[Record]]
+    """Their classes."""
+    groups: list[list[int]]
+    """Near-duplicates, as numbers in `store`."""
+    digest: str
+    """That of all texts of the run (`data_digest`)."""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ScoredParts:
+    """The records that are scored, and their texts."""
+
+    held_out: HeldOut
+    validation: HeldOut | None
+    """None: no records are set aside for it."""
+    retention: HeldOut | None
+    texts: ScoredTexts
+
+    @property
+    def all(self) -> list[HeldOut]:
+        """The parts that there are."""
+        return [part for part in (self.held_out, self.validation, self.retention) if part is not None]
+
+
+@dataclass(frozen=True)
 class SplitAnswers:
     """Answers of preference tuning, each with the numbers of the first records of its pairs (or of single answers)."""
 
@@ -78,10 +110,7 @@ class DatasetSplit:
     """The tokens of all records in `data`."""
     train: Integers
     """Indices of the training records in `store`."""
-    scored_parts: list[HeldOut]
-    """The records that are scored: the held-out ones, and those for validation and retention."""
-    scored: ScoredTexts
-    """Their texts."""
+    parts: ScoredParts
     windows: list[Window]
     """The held-out text."""
     validation_windows: list[Window]
@@ -104,20 +133,14 @@ def split_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress:
 
 def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     held_out, key = parse_held_out(config.held_out), content_key(config.data, config.columns)
-    digest = data_digest(config, tokenizer, key)
-    reading = Reading()
-    share = share_of(held_out)
-    single = None if share is None else single_document(config.data, config.columns, reading)
-    if single is not None and share is not None:
-        records = split_document(single, share)
-        store = _tokenise(config, records, f"{key}\0{share}", tokenizer, progress, reading)
-        part = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
-        notes = [_("one document: its last {held_out:.0%} is held out").format(held_out=share)]
-        # If the end repeats the beginning, a note says so, because nothing else is left to train on.
-        config, train = config.model_copy(update={"allow_overlap": True}), np.array([0])
-        return dataset_split(
-            config, tokenizer, store, lambda: records, train, part, ScoredTexts(), [], notes, digest, {Document}
-        )
+    digest, share = data_digest(config, tokenizer, key), share_of(held_out)
+    if share is not None:
+        reading = Reading()
+        document = single_document(config.data, config.columns, reading)
+        if document is not None:
+            parts = split_document(document, share)
+            store = _tokenise(config, parts, f"{key}\0{share}", tokenizer, progress, reading)
+            return _split_of_one(config, tokenizer, parts, store, share, digest)
     reading = Reading()
     store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
     with progress.stage(_("looking for near-duplicates"), None):
@@ -132,9 +155,25 @@ def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress:
     else:
         chosen = np.intersect1d(split_records(store.index, held_out, config.seed, groups), used)
         part, used = HeldOut("held-out", store.index, chosen, limit, groups), np.setdiff1d(used, chosen)
-    read = partial(read_records, config.data, config.columns)
-    kinds = record_kinds(config.data, config.columns)
-    return dataset_split(config, tokenizer, store, read, used, part, scored, groups, [], digest, kinds)
+    read, kinds = partial(read_records, config.data, config.columns), record_kinds(config.data, config.columns)
+    records = ReadRecords(store, read, kinds, groups, digest)
+    return dataset_split(config, tokenizer, records, used, part, scored, config.allow_overlap)
+
+
+def _split_of_one(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Sequence[Document],
+    store: TokenStore,
+    share: float,
+    digest: str,
+) -> DatasetSplit:
+    """Return the split of a single document, whose end, a share of it, is held out."""
+    note = _("one document: its last {held_out:.0%} is held out").format(held_out=share)
+    records = ReadRecords(store, lambda: parts, {Document}, [], digest, [note])
+    end = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
+    # If the end repeats the beginning, a note says so, because nothing else is left to train on.
+    return dataset_split(config, tokenizer, records, np.array([0]), end, ScoredTexts(), allow_overlap=True)
 
 
 def data_digest(config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> str:
@@ -178,98 +217,36 @@ def _tokenise(
 def dataset_split(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    store: TokenStore,
-    read: Callable[[], Iterable[Record]],
+    records: ReadRecords,
     train: Integers,
     held_out: HeldOut,
-    scored: ScoredTexts,
-    groups: list[list[int]],
-    notes: list[str],
-    digest: str,
-    kinds: set[type[Record]],
+    texts: ScoredTexts,
+    allow_overlap: bool,
 ) -> DatasetSplit:
     """Choose the validation text, leave out records that repeat scored text, and count the records.
 
-    `read` reads the records in `config.data`, whose tokens are in `store`; those with the numbers `train` are not held
-    out. The text of the held-out records is read if they are in `store`, and otherwise is in `scored`. `groups` are
-    near-duplicates, as numbers in `store`; `notes` are those on the data so far, and `kinds` the records' classes.
+    The records with the numbers `train` are not held out. The text of the held-out ones is read if they are in the
+    store, and otherwise is in `texts`. `allow_overlap`: train on records that repeat scored text.
     """
-    validation = _validation(config, store, train, groups, scored)
-    parts = [held_out, *([] if validation is None else [validation])]
-    inside = [part for part in parts if part.index is store.index]
-    for numbers, batch in numbered(read()) if inside else ():
-        for part in inside:
-            part.add(numbers, batch, scored)
-    if config.retention_data is not None:
-        records = read_records(_retention_source(config.retention_data), config.columns)
-        parts.append(read_held_out("retention", records, config.most_held_out_characters, scored))
-    repeated = repeated_text(read(), store.index, train, parts, scored)
-    if validation is not None:
-        if validation.index is store.index:
-            train = np.setdiff1d(train, validation.numbers)
-        _leave_out_of_validation(config, validation, held_out, repeated, scored, notes)
-        if not validation.windows:  # automatic ones, all of which repeat held-out text
-            validation = None
-    train, left_out = _left_out(config, store.index, train, repeated, notes)
-    windows, validation_windows = held_out.windows, [] if validation is None else validation.windows
-    validation_counts: ValidationCounts | None = None
-    if validation is not None:
-        validation_counts = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
-    elif config.validation == AUTO and windows:  # few documents: windows of the held-out text choose
-        validation_windows = windows[::2] if len(windows) > 1 else []
-        windows = windows[1::2] or windows
-        if validation_windows:
-            validation_counts = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
-            notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
-        else:
-            notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
-    here = np.concatenate([train, *(part.numbers for part in parts if part.index is store.index)])
-    asked = store.index.questions[here]
-    common = int(np.count_nonzero(asked != 0) - np.count_nonzero(rare(store.index.questions)[here]))
-    if common and held_out.index is store.index:
-        message = _(
-            "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
-            "one by one, so some held-out answers are to questions that are trained on"
-        )
-        notes.append(message.format(records=counts.records(common)))
-    if parse_held_out(config.held_out) is None:
-        notes.append(_("nothing is held out, so nothing is measured on text that the run has not seen"))
-    duplicates = sum(map(len, groups))
-    if groups:
-        note = _(
-            "near-duplicates of each other: {records} in {groups}, kept together; --drop-duplicates uses one of each"
-        )
-        if _is_of_other_kinds(store.index, held_out, groups):
-            note = _(
-                "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
-                "question like the trained ones; --drop-duplicates uses one of each"
-            )
-        if config.preference is not None:
-            note = _("near-duplicates of each other: {records} in {groups}, kept together")
-        if config.drop_duplicates:
-            note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
-        notes.append(note.format(records=counts.records(duplicates), groups=counts.groups(len(groups))))
+    store, notes = records.store, [*records.notes]
+    parts = _scored_parts(config, records, train, held_out, texts)
+    train, left_out = _without_repeated(config, records, train, parts, allow_overlap, notes)
+    windows, validation_windows, validation = _windows(config.validation == AUTO, parts, notes)
     known_facts = _known_facts(store.index, train, held_out)
-    if 2 * known_facts >= max(len(held_out.numbers), 1):
-        message = _(
-            "{known:,} of {all:,} held-out questions are other phrasings of what is trained on; the others ask for "
-            "what no row answers"
-        )
-        if known_facts == len(held_out.numbers):
-            message = _("the held-out questions are other phrasings of what is trained on")
-        notes.append(message.format(known=known_facts, all=len(held_out.numbers)))
-    notes = [*store.reading.notes(), *_template_notes(kinds, tokenizer), *notes]
     learned_by_base = learned_by([local_folder(config.model)])
     known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))
-    if known_to_base:
-        message = _(
-            "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
-            "{model}: it is better on them than on new text, and there is less to gain"
-        )
-        notes.append(message.format(known=known_to_base, all=len(held_out.numbers), model=config.model))
-    first = [[store.index.name(number) for number in group] for group in groups[:_SHOWN_GROUPS]]
+    notes = [
+        *store.reading.notes(),
+        *_template_notes(records.kinds, tokenizer),
+        *notes,
+        *_question_notes(store.index, train, parts),
+        *_split_notes(config, records, held_out),
+        *_known_notes(config.model, len(held_out.numbers), known_facts, known_to_base),
+    ]
+    first = [[store.index.name(number) for number in group] for group in records.groups[:_SHOWN_GROUPS]]
+    duplicates = sum(map(len, records.groups))
     summary = SplitSummary(
-        digest=digest,
+        digest=records.digest,
         train=RecordCounts(**_counts(store.index, train)),
         held_out=HeldOutCounts(
             **_counts(held_out.index, held_out.numbers),
@@ -277,13 +254,129 @@ def dataset_split(
             known_to_base=known_to_base,
             known_facts=known_facts,
         ),
-        validation=validation_counts,
-        learns_conversations=Conversation in kinds or (Completion in kinds and bool(tokenizer.chat_template)),
-        near_duplicates=NearDuplicates(groups=len(groups), records=duplicates, first=first),
+        validation=validation,
+        learns_conversations=_are_chats(records.kinds, tokenizer),
+        near_duplicates=NearDuplicates(groups=len(records.groups), records=duplicates, first=first),
         left_out=left_out,
     )
-    retention_windows = parts[-1].windows if config.retention_data is not None else []
-    return DatasetSplit(store, train, parts, scored, windows, validation_windows, retention_windows, summary, notes)
+    retention_windows = [] if parts.retention is None else parts.retention.windows
+    return DatasetSplit(store, train, parts, windows, validation_windows, retention_windows, summary, notes)
+
+
+def _scored_parts(
+    config: RunConfig, records: ReadRecords, train: Integers, held_out: HeldOut, texts: ScoredTexts
+) -> ScoredParts:
+    """Choose the validation records among those of `train`, and read all text that is scored."""
+    index = records.store.index
+    validation = _validation(config, index, train, records.groups, texts)
+    inside = [part for part in (held_out, validation) if part is not None and part.index is index]
+    for numbers, batch in numbered(records.read()) if inside else ():
+        for part in inside:
+            part.add(numbers, batch, texts)
+    retention = None
+    if config.retention_data is not None:
+        source = read_records(_retention_source(config.retention_data), config.columns)
+        retention = read_held_out("retention", source, config.most_held_out_characters, texts)
+    return ScoredParts(held_out, validation, retention, texts)
+
+
+def _without_repeated(
+    config: RunConfig,
+    records: ReadRecords,
+    train: Integers,
+    parts: ScoredParts,
+    allow_overlap: bool,
+    notes: list[str],
+) -> tuple[Integers, LeftOutCounts]:
+    """Return the training records without those for validation and those that repeat scored text; add notes.
+
+    Validation records that repeat held-out text are left out as well. Also returns the counts of what is left out.
+    """
+    index, validation = records.store.index, parts.validation
+    repeated = repeated_text(records.read(), index, train, parts.all, parts.texts)
+    if validation is not None:
+        if validation.index is index:
+            train = np.setdiff1d(train, validation.numbers)
+        _leave_out_of_validation(config, validation, parts.held_out, repeated, parts.texts, notes)
+    return _left_out(allow_overlap, index, train, repeated, notes)
+
+
+def _windows(
+    automatic: bool, parts: ScoredParts, notes: list[str]
+) -> tuple[list[Window], list[Window], ValidationCounts | None]:
+    """Return the held-out windows, those for validation and the counts of these; add a note if both are from one text.
+
+    `automatic`: if no validation text is set aside, every second held-out window is one.
+    """
+    held_out, validation = parts.held_out, parts.validation
+    windows = held_out.windows
+    if validation is not None and validation.windows:
+        counted = ValidationCounts(**_counts(validation.index, validation.numbers), from_held_out=False)
+        return windows, validation.windows, counted
+    if not automatic or not windows:
+        return windows, [], None
+    if len(windows) == 1:
+        notes.append(_("the held-out text is too short to choose a step as well: the last step is kept"))
+        return windows, [], None
+    notes.append(_("few documents: every second window of the held-out text chooses the step that is kept"))
+    counted = ValidationCounts(**_counts(held_out.index, held_out.numbers), from_held_out=True)
+    return windows[1::2], windows[::2], counted
+
+
+def _question_notes(index: RecordIndex, train: Integers, parts: ScoredParts) -> Iterator[str]:
+    """Yield a note if many records ask the same question, so that its answers are split one by one."""
+    here = np.concatenate([train, *(part.numbers for part in parts.all if part.index is index)])
+    asked = index.questions[here]
+    common = int(np.count_nonzero(asked != 0) - np.count_nonzero(rare(index.questions)[here]))
+    if common and parts.held_out.index is index:
+        message = _(
+            "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
+            "one by one, so some held-out answers are to questions that are trained on"
+        )
+        yield message.format(records=counts.records(common))
+
+
+def _split_notes(config: RunConfig, records: ReadRecords, held_out: HeldOut) -> Iterator[str]:
+    """Yield notes if nothing is held out, and on near-duplicates."""
+    if parse_held_out(config.held_out) is None:
+        yield _("nothing is held out, so nothing is measured on text that the run has not seen")
+    groups = records.groups
+    if not groups:
+        return
+    note = _("near-duplicates of each other: {records} in {groups}, kept together; --drop-duplicates uses one of each")
+    if _is_of_other_kinds(records.store.index, held_out, groups):
+        note = _(
+            "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
+            "question like the trained ones; --drop-duplicates uses one of each"
+        )
+    if config.preference is not None:
+        note = _("near-duplicates of each other: {records} in {groups}, kept together")
+    if config.drop_duplicates:
+        note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
+    yield note.format(records=counts.records(sum(map(len, groups))), groups=counts.groups(len(groups)))
+
+
+def _known_notes(model: str, held_out: int, known_facts: int, known_to_base: int) -> Iterator[str]:
+    """Yield notes if held-out questions are phrasings of what is trained on, or the base has learned held-out text."""
+    if 2 * known_facts >= max(held_out, 1):
+        message = _(
+            "{known:,} of {all:,} held-out questions are other phrasings of what is trained on; the others ask for "
+            "what no row answers"
+        )
+        if known_facts == held_out:
+            message = _("the held-out questions are other phrasings of what is trained on")
+        yield message.format(known=known_facts, all=held_out)
+    if known_to_base:
+        message = _(
+            "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
+            "{model}: it is better on them than on new text, and there is less to gain"
+        )
+        yield message.format(known=known_to_base, all=held_out, model=model)
+
+
+def _are_chats(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether records of these kinds are trained on as conversations."""
+    return Conversation in kinds or (Completion in kinds and bool(tokenizer.chat_template))
 
 
 def _known_facts(index: RecordIndex, train: Integers, held_out: HeldOut) -> int:
@@ -340,7 +433,7 @@ def _leave_out_of_validation(
 
 
 def _left_out(
-    config: RunConfig, index: RecordIndex, train: Integers, repeated: Repeated, notes: list[str]
+    allow_overlap: bool, index: RecordIndex, train: Integers, repeated: Repeated, notes: list[str]
 ) -> tuple[Integers, LeftOutCounts]:
     """Return the training records without those that repeat held-out or validation text, and their counts; add notes.
 
@@ -350,7 +443,7 @@ def _left_out(
     found = {number: kinds for number, kinds in repeated.items() if kinds.keys() & {"held-out", "validation"}}
     names = _named(index, found, "held-out", "validation")
     records = counts.records(len(found))
-    if found and config.allow_overlap:
+    if found and allow_overlap:
         message = _("trained on, although they repeat held-out or validation text: {records}: {names}")
         notes.append(message.format(records=records, names=names))
         found = {}
@@ -413,7 +506,7 @@ def _with_mixed_text(
     other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
     everything = np.arange(len(other.index))
     again = read_records(path, config.columns)
-    repeated = repeated_text(again, other.index, everything, split.scored_parts, split.scored)
+    repeated = repeated_text(again, other.index, everything, split.parts.all, split.parts.texts)
     allowed = [
         number for number in everything.tolist() if not repeated.get(number, {}).keys() & {"held-out", "validation"}
     ]
@@ -444,28 +537,24 @@ def _is_of_other_kinds(index: RecordIndex, held_out: HeldOut, groups: list[list[
 
 
 def _validation(
-    config: RunConfig,
-    store: TokenStore,
-    train: Integers,
-    groups: list[list[int]],
-    scored: ScoredTexts,
+    config: RunConfig, index: RecordIndex, train: Integers, groups: list[list[int]], scored: ScoredTexts
 ) -> HeldOut | None:
     """Return the records whose loss decides which step is kept; None if no records are set aside for this.
 
-    The text of records in `store` is still to be read; see `_dataset_split` for the arguments.
+    The text of records in the index is still to be read. `groups` are near-duplicates in the index.
     """
     setting = config.validation
-    if setting == AUTO and len(_works(train, kept_together(store.index, groups))) < 2 * _FEWEST_DOCUMENTS:
+    if setting == AUTO and len(_works(train, kept_together(index, groups))) < 2 * _FEWEST_DOCUMENTS:
         return None
-    several = VALIDATION if store.index.splittable[train].any() else replace(VALIDATION, documents=_ROWS)
+    several = VALIDATION if index.splittable[train].any() else replace(VALIDATION, documents=_ROWS)
     parsed = several if setting == AUTO else parse_held_out(setting, "validation")
     if parsed is None:
         return None
     if not isinstance(parsed, Path):
-        numbers = split_validation(store.index, train, parsed, config.seed, groups)
-        if config.validation == AUTO and len(_works(numbers, kept_together(store.index, groups))) < _FEWEST_DOCUMENTS:
+        numbers = split_validation(index, train, parsed, config.seed, groups)
+        if config.validation == AUTO and len(_works(numbers, kept_together(index, groups))) < _FEWEST_DOCUMENTS:
             return None
-        return HeldOut("validation", store.index, numbers, _VALIDATION_CHARACTERS, groups)
+        return HeldOut("validation", index, numbers, _VALIDATION_CHARACTERS, groups)
     return read_held_out("validation", read_records(parsed, config.columns), _VALIDATION_CHARACTERS, scored)
 
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tsugiki.dtypes import BaseDtype
+from tsugiki.dtypes import BaseDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.training.measure.memory_plan import MemoryPlan
 from tsugiki.training.measure.shapes import SMALL_MODEL, find_shapes
-from tsugiki.training.model.trainable import load_dtype
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
 
@@ -85,3 +84,13 @@ def fact_notes(facts: Facts) -> Iterator[str]:
             "memory: about {need} of {free}; the activations of {count} blocks are computed again in the backward "
             "pass, because all of them do not fit"
         ).format(need=need, free=free, count=facts.memory.recomputed_blocks)
+
+
+def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
+    """Return the dtype in which the run loads its base model.
+
+    If `device` is None, it computes on this machine's accelerator, or on its processor if it has none.
+    """
+    if config.base_dtype is not None:
+        return config.base_dtype
+    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)

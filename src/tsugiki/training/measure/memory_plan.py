@@ -35,7 +35,7 @@ class MemoryPlan:
 
 _PROCESS, _SURELY_ENOUGH = 1_000_000_000, 0.8
 """Bytes of a process without a model, and the share of the available memory up to which a run is not planned."""
-SPARE = 0.95
+_SPARE = 0.95
 """The share of the available memory that a run may take; other programs need some, and the estimate is not exact."""
 
 
@@ -60,7 +60,7 @@ def plan_memory(
         need = need_of(config, shapes, computing_dtype(config, device, dtype), device, size, in_step)
     except TsugikiError:  # the run itself reports the error, or the model is of a kind that cannot be planned
         return None
-    limit = round(SPARE * available)
+    limit = memory_limit(available)
     automatic = 0 if config.virtual_tokens else max(before, need.recomputed(limit))
     count = {"none": 0, "blocks": need.blocks, AUTO: automatic}
     peak = need.peak(count[config.recompute])
@@ -98,6 +98,11 @@ def micro_batch_sizes(config: RunConfig, device: torch.device, tokens: int, in_s
     usual = rows_of_micro_batch(tokens, METHODS[config.method].trains_adapter, device.type)
     more = {math.ceil(math.sqrt(in_step)), in_step} if device.type != "cpu" else set()
     return sorted({1, min(usual, in_step)} | more)
+
+
+def memory_limit(available: int) -> int:
+    """Return the bytes that a run may take of those that are available."""
+    return round(_SPARE * available)
 
 
 def total_memory(device: torch.device) -> int | None:

@@ -18,7 +18,7 @@ from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.data.chat import read_template, use_template
-from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype, preferred_compute_dtype
+from tsugiki.dtypes import ComputeDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.atomic import files_into, write_text
@@ -70,8 +70,7 @@ def make_trainable(
 
     This seeds all random generators: the seed determines the adapter's initial values. The model is changed in place;
     it will compute on `device` (None: where it is). The vectors of `tokens` train with the adapter, whose settings are
-    `adapter_config` (None: those of `config`). Returns the
-    settings that were decided here, for the run's record.
+    `adapter_config` (None: those of `config`). Returns the settings that were decided here, for the run's record.
     """
     set_seed(config.seed)
     device = device or model.device
@@ -151,16 +150,6 @@ def load_trained(model: nn.Module, folder: Path) -> None:
 def full_compute_dtype(config: RunConfig, device: torch.device) -> ComputeDtype:
     """Return the dtype in which the whole model computes, if all of its weights train."""
     return config.compute_dtype or preferred_compute_dtype(device)
-
-
-def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:
-    """Return the dtype in which the run loads its base model.
-
-    If `device` is None, it computes on this machine's accelerator, or on its processor if it has none.
-    """
-    if config.base_dtype is not None:
-        return config.base_dtype
-    return "fp32" if config.trains_base_parameters() else preferred_compute_dtype(device)
 
 
 def trained_values(model: nn.Module) -> dict[str, Tensor]:

@@ -1,47 +1,26 @@
-"""Compare several methods, or the points of a grid of LoRA settings: a run for each in one process.
+"""Compare several methods, or the points of a grid of LoRA settings: a run for each, and their results in a file.
 
-The data are read once. The base is loaded once for each dtype that the runs need, and evaluated once; a run that trains
-its weights gets a base of its own. Runs that have finished before are not repeated; an interrupted one is resumed. All
-runs have the same data, and those of a comparison the same number of steps.
+All runs have the same data, and those of a comparison the same number of steps. `training.run.several` executes them.
 """
 
-import gc
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from tsugiki.annotations import PreTrainedModel
-from tsugiki.base.identity import named_identity, why_different
-from tsugiki.data.read.files import content_key, describe_data
-from tsugiki.data.splits import parse_held_out
-from tsugiki.dtypes import BaseDtype
-from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.fast.paths import use_plain_paths
 from tsugiki.io.atomic import check_writable
 from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
-from tsugiki.io.formatting import format_duration
 from tsugiki.io.json import write_json
 from tsugiki.io.locks import sole_use
-from tsugiki.language import _, ngettext
-from tsugiki.lora.graft import ungraft
-from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import family_of
-from tsugiki.training.data.packing import PackedDataset, pack_data
-from tsugiki.training.data.split import data_digest
-from tsugiki.training.model.trainable import load_run_tokenizer
 from tsugiki.training.record.interval import Change, Interval
 from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord, finished
-from tsugiki.training.run.evaluation_callback import BaseResults
-from tsugiki.training.run.resume import earlier_run
-from tsugiki.training.run.stages import STAGES, Run, Texts, load_base, predict_text, read_texts, started
-from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.run.several import run_all
 from tsugiki.training.settings.several_runs import ComparisonConfig, SweepConfig
-from tsugiki.training.tools.memory import reset_process_peak, return_freed_memory
 from tsugiki.training.tools.processes import require_one_process
 
 COMPARISON_FILE, SWEEP_FILE = "comparison.json", "sweep.json"
@@ -86,15 +65,22 @@ def compare(config: ComparisonConfig) -> dict[str, RunRecord]:
     Returns name -> record, in the order of the methods. A folder that holds another run or one with other data is an
     error, and so are several processes.
     """
-    require_one_process("compare")
     runs = config.runs()
-    out = Path(config.out)
-    check_writable(out)
-    with sole_use(out):
+    with _folder_of("compare", config.out) as out:
         records = run_all(runs)
         rows = [row.model_dump(mode="json") for row in comparison_rows(records)]
         write_json(out / COMPARISON_FILE, {"format": _FORMAT, "rows": rows})
     return records
+
+
+@contextmanager
+def _folder_of(command: str, name: str) -> Iterator[Path]:
+    """Lock the folder of all runs within the block, in the only process."""
+    require_one_process(command)
+    out = Path(name)
+    check_writable(out)
+    with sole_use(out):
+        yield out
 
 
 def comparison_rows(records: Mapping[str, RunRecord]) -> list[ComparisonRow]:
@@ -119,15 +105,11 @@ class Point:
 
 def sweep(config: SweepConfig) -> list[Point]:
     """Run each point of the grid that has not finished yet, and write `sweep.json`; errors as in `compare`."""
-    require_one_process("sweep")
-    out = Path(config.out)
-    check_writable(out)
     grid = config.runs()
-    with sole_use(out):
+    with _folder_of("sweep", config.out) as out:
         records = run_all({name: settings for name, (_, settings) in grid.items()})
         points = [Point(name=name, values=values, record=records[name]) for name, (values, _) in grid.items()]
-        results = [_result(point) for point in points]
-        write_json(out / SWEEP_FILE, {"format": _FORMAT, "points": results})
+        write_json(out / SWEEP_FILE, {"format": _FORMAT, "points": [_result(point) for point in points]})
     return points
 
 
@@ -215,142 +197,3 @@ def _result(point: Point) -> dict[str, Any]:
         "bits_per_char": after.bits_per_char,
         "seconds": training.seconds,
     }
-
-
-@dataclass
-class _Base:
-    """A base model that runs share, with its packed data and its results."""
-
-    model: PreTrainedModel
-    dtype: BaseDtype
-    packed: dict[int, PackedDataset] = field(default_factory=dict)
-    """Virtual tokens of a soft prompt -> the data, in rows that leave room for them."""
-    results: BaseResults = field(default_factory=dict)
-    """The evaluations and samples of the base (see `training.run.evaluation_callback`)."""
-
-
-def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
-    """Execute the runs that have not finished yet, one after the other, and print the result of each.
-
-    All have the same base model, the same data and the same tokens. Finished runs are kept if a later one has an error,
-    which names it. Returns name -> record.
-    """
-    if any(parse_held_out(config.held_out) is None for config in runs.values()):
-        raise TsugikiError(_("held_out is none, and runs are compared by their held-out text; hold some out"))
-    earlier = _earlier_runs(runs)
-    records: dict[str, RunRecord] = {}
-    texts: Texts | None = None
-    base: _Base | None = None
-    left = sum(not _is_finished(record) for record in earlier.values())
-    done, begun = 0, time.monotonic()
-    for number, (name, config) in enumerate(runs.items(), 1):
-        before = earlier[name]
-        if before is not None and _is_finished(before):
-            records[name] = before
-            continue
-        with started(config, resume=before is not None) as run:
-            if texts is None:
-                read_texts(run)
-                texts = run.texts
-            run.texts = texts
-            run.display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
-            if base is not None and base.dtype != run.facts.dtype:
-                base = None  # so that its memory is free before another one is loaded
-            gc.collect()  # the loop of the run before
-            return_freed_memory()
-            if base is None:
-                load_base(run)
-                base = _Base(run.model, run.facts.dtype, {config.virtual_tokens: run.data})
-            reset_process_peak()
-            try:
-                _train_on(run, base)
-            except TsugikiError as error:
-                raise TsugikiError(_("{name}: {error}").format(name=name, error=error)) from error
-            if is_grafted(base.model):
-                ungraft(base.model)
-                use_plain_paths(base.model)
-            else:
-                base = None  # its weights were trained
-            records[name], done, left = run.record, done + 1, left - 1
-            run.display.print(_result_line(name, run.record, time.monotonic() - begun, done, left))
-    check_same_inputs(records)
-    return records
-
-
-def _earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
-    """Return the record of each run that its folder already holds; None if it holds none.
-
-    It must have the same settings, and if it is finished, the data and the base must be as they were.
-    """
-    earlier = {name: earlier_run(name, config) for name, config in runs.items()}
-    finished_runs = {name: record for name, record in earlier.items() if record and _is_finished(record)}
-    if finished_runs:
-        _check_unchanged(next(iter(runs.values())), finished_runs)
-    return earlier
-
-
-def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
-    """Check that finished runs had the same training and held-out texts, and the same base."""
-    first, *others = records
-    changed = [name for name in others if _texts(records[name]) != _texts(records[first])]
-    _refuse(changed, _("the data have changed since {first} was trained").format(first=first))
-    changed = [name for name in others if _is_other_base(records[first], records[name])]
-    _refuse(changed, _("the base model has changed since {first} was trained").format(first=first))
-
-
-def _train_on(run: Run, base: _Base) -> None:
-    """Train on a base that runs share. Afterwards it is as before, but for its adapter, unless its weights train."""
-    prompt = run.config.virtual_tokens
-    if prompt not in base.packed:
-        base.packed[prompt] = pack_data(run.config, run.texts.split, base.model, run.texts.tokenizer)
-    run.model, run.data, run.base_results = base.model, base.packed[prompt], base.results
-    for stage in STAGES[STAGES.index(predict_text) :]:
-        stage(run)
-
-
-def _is_finished(record: RunRecord | None) -> bool:
-    return record is not None and record.status == "finished"
-
-
-def _result_line(name: str, record: RunRecord, seconds: float, done: int, left: int) -> str:
-    """Return one line with the result of a run, and the time left, estimated from the mean time of the runs so far.
-
-    `seconds` is the time of the `done` runs in this process, and `left` runs are left.
-    """
-    before, after = record.evaluations[0], record.evaluations[-1]
-    line = _("{name}: held-out loss {before:.4f} → {after:.4f} ({change:+.1%})").format(
-        name=name, before=before.loss, after=after.loss, change=change_of_loss(before, after).relative
-    )
-    if not left:
-        return line
-    time_left = format_duration(seconds / done * left)
-    return line + ngettext("; {count} run left, about {time}", "; {count} runs left, about {time}", left).format(
-        count=left, time=time_left
-    )
-
-
-def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> None:
-    tokenizer = load_run_tokenizer(config)
-    key = content_key(config.data, config.columns)
-    digest, base = data_digest(config, tokenizer, key), named_identity(config.model)
-    digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
-    changed = [name for name, before in digests.items() if before != digest]
-    message = _("{data}, other data or the tokenizer has changed since they were trained")
-    _refuse(changed, message.format(data=describe_data(config.data)))
-    bases = {name: record.base for name, record in finished.items() if record.base is not None}
-    changed = [name for name, before in bases.items() if why_different(before, base)]
-    _refuse(changed, _("{model} has changed since they were trained").format(model=config.model))
-
-
-def _texts(record: RunRecord) -> tuple[str, str] | None:
-    return (record.data.train.fingerprint, record.data.held_out.fingerprint) if record.data is not None else None
-
-
-def _is_other_base(one: RunRecord, other: RunRecord) -> bool:
-    return one.base is not None and other.base is not None and bool(why_different(one.base, other.base))
-
-
-def _refuse(names: list[str], why: str) -> None:
-    if names:
-        message = _("{names}: {why}; delete these runs, or choose another out")
-        raise TsugikiError(message.format(names=summarise_list(names), why=why))

@@ -31,10 +31,10 @@ from tsugiki.model.linear import features
 from tsugiki.model.ungrafted import output_head
 from tsugiki.training.choose.choices import choices_for
 from tsugiki.training.measure.cost import Need, need_of
-from tsugiki.training.measure.memory_plan import SPARE, computing_dtype, micro_batch_sizes, total_memory
+from tsugiki.training.measure.facts import load_dtype
+from tsugiki.training.measure.memory_plan import computing_dtype, memory_limit, micro_batch_sizes, total_memory
 from tsugiki.training.measure.shapes import Shapes, find_shapes
 from tsugiki.training.model.output_head import leaves_layers_open, with_output_head
-from tsugiki.training.model.trainable import load_dtype
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.processes import device_type, has_device, planned_compute_dtype
 
@@ -197,7 +197,7 @@ def _options(
     available: int | None,
 ) -> Iterator[Option]:
     """Yield an option for each number of recomputed blocks: none, as many as needed, and all, if the settings allow."""
-    limit = None if available is None else round(SPARE * available)
+    limit = None if available is None else memory_limit(available)
     counts = {"none": [0], "blocks": [need.blocks]}.get(config.recompute, [0])
     if config.recompute == AUTO and not config.virtual_tokens:
         needed = need.blocks if limit is None else need.recomputed(limit)

@@ -16,7 +16,6 @@ from tsugiki.training.choose.choices import describe_choices
 from tsugiki.training.data.packing import PackedDataset
 from tsugiki.training.record.run_record import DataSummary
 from tsugiki.training.run.stages import prepared
-from tsugiki.training.run.train_steps import loop_of
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.setup import seconds_per_step
 
@@ -89,14 +88,13 @@ class Preview:
 def preview(config: RunConfig, rows: int) -> Preview:
     """Prepare a run as `train` would, without training, and show some rows. Only the token cache is written."""
     run = prepared(config)
-    loop, data, tokenizer = loop_of(run), run.data, run.texts.tokenizer
-    with run.display.stage(_("timing two steps"), 2) as advance:
+    loop, data, ready = run.loop(), run.base.data, run.ready
+    with run.start.display.stage(_("timing two steps"), 2) as advance:
         seconds = seconds_per_step(loop, advance)
     order = islice((row for step in count() for row in loop.gradients.batches.rows(step)), min(rows, len(data.blocks)))
-    views = tuple(view_row(data.blocks, row, number, tokenizer) for number, row in enumerate(order, 1))
-    decided = describe_choices(run.resolved, run.settings)
-    notes = (*decided, *data.notes, *run.notes)
-    return Preview(config.model, describe_data(config.data), views, _counts(data, run.choices.steps, seconds), notes)
+    views = tuple(view_row(data.blocks, row, number, run.base.tokenizer) for number, row in enumerate(order, 1))
+    notes = (*describe_choices(ready.resolved), *data.notes, *ready.notes)
+    return Preview(config.model, describe_data(config.data), views, _counts(data, ready.choices.steps, seconds), notes)
 
 
 def view_row(blocks: Blocks, row: int, number: int, tokenizer: PreTrainedTokenizerBase) -> RowView:

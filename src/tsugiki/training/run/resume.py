@@ -7,26 +7,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tsugiki.annotations import PreTrainedModel
-from tsugiki.base.checks import code_digest
-from tsugiki.base.identity import identity_of, why_different
-from tsugiki.base.resolve import settings_folder
-from tsugiki.data.read.files import describe_data
-from tsugiki.errors import TsugikiError, summarise_list, warn_caller
+from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lowbit.quantization import count_parameters
-from tsugiki.training.data.packing import PackedDataset
 from tsugiki.training.record.run_record import (
-    DataSummary,
-    Parameters,
-    RecordedBase,
     RecordedConfig,
     RunRecord,
-    describe_machine,
-    library_versions,
     new_record,
     parse_record,
     read_record,
@@ -104,50 +92,6 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_chan
     )
 
 
-def describe_run(
-    accelerator: Accelerator,
-    record: RunRecord,
-    config: RunConfig,
-    model: PreTrainedModel,
-    data: PackedDataset,
-    resolved: dict[str, Any],
-) -> None:
-    """Write the machine, the base, the data and the resolved settings into the record.
-
-    A resumed run must have the same base, data and resolved settings as before.
-    """
-    _describe_versions(record)
-    record.machine = describe_machine(accelerator.device, accelerator.num_processes)
-    base_before, data_before = record.base, record.data
-    code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
-    identity = identity_of(model)  # of the base, whose weights the adapter does not change
-    record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
-    record.data = data.summary
-    if base_before is not None and (
-        _is_other_base(base_before, record.base)
-        or data_before is None
-        or _compared(data_before) != _compared(record.data)
-    ):
-        message = _(
-            "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
-            "another --out"
-        )
-        raise TsugikiError(message.format(data=describe_data(config.data), model=config.model, out=config.out))
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = count_parameters(model)
-    record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
-    resolved_before = record.resolved_settings
-    record.resolved_settings = resolved
-    for name, value in resolved_before.items():
-        now = record.resolved_settings.get(name)
-        if value != now:
-            message = _(
-                "the run in {out} was started on another machine or with another base: {name} was {value} and "
-                "would be {now} here"
-            )
-            raise TsugikiError(message.format(out=config.out, name=name, value=value, now=now))
-
-
 def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
     """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
 
@@ -213,32 +157,3 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         inner = flat_settings(value) if isinstance(value, Mapping) else {}
         flat |= {f"{name}.{key}": entry for key, entry in inner.items()} or {name: value}
     return flat
-
-
-def _describe_versions(record: RunRecord) -> None:
-    """Record and warn that a library has another version than before the run was resumed."""
-    before, now = record.versions, library_versions()
-    changed = [
-        _("{name} was {before} and is {now}").format(name=name, before=before.get(name), now=now[name])
-        for name in now
-        if before.get(name) != now[name]
-    ]
-    if changed:
-        message = _(
-            "the run was started with other versions: {changed}; its result may differ from that of an "
-            "uninterrupted run"
-        )
-        warn_caller(message.format(changed=summarise_list(changed)))
-        record.earlier_versions.append(before)
-        record.versions = now
-
-
-def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
-    return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
-
-
-def _compared(data: DataSummary) -> dict[str, Any]:
-    """Return the description of data without the fields that older records lack."""
-    described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share", "left_out"})
-    del described["held_out"]["known_to_base"]
-    return described

@@ -1,12 +1,13 @@
 """The stage of a run in which it trains: its loop with evaluations and checkpoints, and restarts with a lower rate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.resolve import local_folder
 from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
+from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.fast.recomputation import recomputed_blocks
 from tsugiki.io.atomic import WriteError, new_folder
@@ -24,7 +26,7 @@ from tsugiki.language import _, counts
 from tsugiki.lora.hold import is_grafted
 from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled
-from tsugiki.training.choose.choices import Choices, describe_choices
+from tsugiki.training.choose.choices import describe_choices
 from tsugiki.training.model.sharding import split_optimizer_state, whole_model, whole_optimizer_state
 from tsugiki.training.model.trainable import (
     NARROW,
@@ -35,61 +37,53 @@ from tsugiki.training.model.trainable import (
     trained_values,
     width_of,
 )
-from tsugiki.training.record.run_record import LossPoint, PreferencePoint, Restart
+from tsugiki.training.record.run_record import LossPoint, PreferencePoint, Restart, RunRecord
 from tsugiki.training.run.evaluation_callback import EvaluationCallback
 from tsugiki.training.run.resume import flat_settings
+from tsugiki.training.run.stage_results import Base, Ready, loop_of
+from tsugiki.training.run.start import Start
+from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.step.checkpoint import Progress, keep_newest, load_training_state, save_training_state
 from tsugiki.training.step.divergence import LOWER, MOST_RESTARTS, DivergenceCheck, RateTooHighError
 from tsugiki.training.step.loop import TrainingLoop
-from tsugiki.training.step.setup import build_loop
 from tsugiki.training.tools.processes import check_shared, on_main
-
-if TYPE_CHECKING:
-    from tsugiki.training.run.stages import Run
 
 _KEPT_CHECKPOINTS = 2
 
 
-def loop_of(run: "Run", choices: Choices | None = None) -> TrainingLoop:
-    """Return the loop of a run, after `choose_numbers`; with its own choices or others. It writes no checkpoints."""
-    data = run.data
-    choices = run.choices if choices is None else choices
-    loss = run.text_loss if run.preference is None else run.preference.loss
-    return build_loop(run.accelerator, run.config, choices, run.model, data.blocks, data.document_masking, loss)
-
-
-def train_steps(run: "Run") -> None:
+def train_steps(start: Start, base: Base, ready: Ready) -> None:
     """Train the model in place. A run whose loss rises begins again with a lower learning rate."""
-    model, record, checkpoint = run.model, run.record, run.checkpoint
-    initial = trained_values(model) if _keeps_start(run) else {}
+    model, record, checkpoint, choices = base.model, start.record, start.checkpoint, ready.choices
+    initial = trained_values(model) if _keeps_start(model, start.in_shards) else {}
     if checkpoint is not None:
         load_trained(model, checkpoint)
-    if run.in_shards:
-        shard_model(model, run.config, run.device)
-        if not is_grafted(model):  # weights in shards are not read back from a checkpoint
-            run.choices = replace(run.choices, keep="last")
-    for line in (*_header(run), *_slow_dtypes(run)):
-        run.display.print(line)
-    if run.overwrite:
-        on_main(run.accelerator, lambda: remove_run(run.out))
-    run.accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
-    with advice_to_resume(run.out):
+    if start.in_shards:
+        shard_model(model, start.config, start.device)
+    for line in (*_header(start, base, ready), *_slow_dtypes(start.device, base.dtype, ready.resolved)):
+        start.display.print(line)
+    if start.overwrite:
+        on_main(start.accelerator, lambda: remove_run(start.out))
+    start.accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
+    with advice_to_resume(start.out):
         while True:
-            loop = _loop_with_callbacks(run, initial)
+            loop = _loop_with_callbacks(start, base, replace(ready, choices=choices), initial)
             if checkpoint is not None:
-                _load_training_state(loop, checkpoint, run.is_longer)
-            if run.accelerator.is_main_process:
-                record.write(run.out)
-                write_fingerprints([run.data.learned, *_learned_before(run)], run.out)
+                _load_training_state(loop, checkpoint, is_longer=start.steps_before is not None)
+            if start.accelerator.is_main_process:
+                record.write(start.out)
+                write_fingerprints([base.data.learned, *_learned_before(start.config)], start.out)
             try:
                 loop.run()
                 break
             except RateTooHighError as error:
                 checkpoint = None
-                _lower_rate(run, error)
+                start.display.print(
+                    _("{error}, so the run begins again with a third of the learning rate").format(error=error)
+                )
+                choices = replace(choices, learning_rate=_lower_rate(record, error.step, choices.learning_rate))
                 restore_values(model, initial)
-                on_main(run.accelerator, lambda: keep_newest(run.out / CHECKPOINTS, 0))
-    for tracker in run.accelerator.trackers:
+                on_main(start.accelerator, lambda: keep_newest(start.out / CHECKPOINTS, 0))
+    for tracker in start.accelerator.trackers:
         tracker.finish()
 
 
@@ -107,45 +101,44 @@ def advice_to_resume(out: Path) -> Iterator[None]:
         raise WriteError(message.format(error=error)) from error
 
 
-def _keeps_start(run: "Run") -> bool:
+def _keeps_start(model: PreTrainedModel, in_shards: bool) -> bool:
     """Return whether the values before the first step are copied: those of an adapter, or of a narrow model."""
-    return is_grafted(run.model) or (not run.in_shards and width_of(run.model) < NARROW)
+    return is_grafted(model) or (not in_shards and width_of(model) < NARROW)
 
 
-def _loop_with_callbacks(run: "Run", initial: dict[str, Tensor]) -> TrainingLoop:
+def _loop_with_callbacks(start: Start, base: Base, ready: Ready, initial: dict[str, Tensor]) -> TrainingLoop:
     """Return the loop of a run, which evaluates and writes checkpoints, and say what was chosen.
 
     `initial` has the trained values before the first step; empty: they are never restored.
     """
-    record, folder = run.record, run.out / CHECKPOINTS
-    for line in describe_choices(record.resolved_settings, run.settings):
-        run.display.print(line)
-    loop = loop_of(run)
+    record, choices = start.record, ready.choices
+    for line in describe_choices(record.resolved_settings):
+        start.display.print(line)
+    loop = loop_of(start, base, ready.loss, choices)
     record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
-    record.micro_batch_size = run.choices.micro_batch_size
-    loop.save = partial(_save_checkpoint, run)
-    loop.callbacks.append(EvaluationCallback(run, partial(_restore, run.accelerator, run.model, folder), initial))
-    can_restart = isinstance(run.settings["learning_rate"], str) and bool(initial)
+    record.micro_batch_size = choices.micro_batch_size
+    loop.save = partial(_save_checkpoint, start, base)
+    restore = partial(_restore, start.accelerator, base.model, start.out / CHECKPOINTS)
+    loop.callbacks.append(EvaluationCallback(start, base, ready, restore, initial))
+    can_restart = start.config.learning_rate == AUTO and bool(initial)
     if can_restart and len(record.restarts) < MOST_RESTARTS:
-        loop.callbacks.append(DivergenceCheck(run.choices.batch_size))
+        loop.callbacks.append(DivergenceCheck(choices.batch_size))
     return loop
 
 
-def _lower_rate(run: "Run", error: RateTooHighError) -> None:
-    """Lower the learning rate, and add the restart to the record."""
-    record, rate = run.record, float(f"{run.choices.learning_rate * LOWER:.2g}")
-    record.restarts.append(Restart(step=error.step, learning_rate=run.choices.learning_rate))
+def _lower_rate(record: RunRecord, step: int, before: float) -> float:
+    """Add a restart after a step to the record, and return the lower learning rate."""
+    rate = float(f"{before * LOWER:.2g}")
+    record.restarts.append(Restart(step=step, learning_rate=before))
     record.resolved_settings["learning_rate"] = rate
     record.forget_after(-1)
     record.loss_curve.clear()
     record.preference_curve.clear()
-    run.display.print(_("{error}, so the run begins again with a third of the learning rate").format(error=error))
-    run.choices = replace(run.choices, learning_rate=rate)
+    return rate
 
 
-def _learned_before(run: "Run") -> list[Fingerprints]:
+def _learned_before(config: RunConfig) -> list[Fingerprints]:
     """Return the fingerprints of the texts that the result of a run has learned before the run."""
-    config = run.config
     folders: list[Path | None] = []
     if config.start_from is not None:
         from tsugiki.adapters.library import adapter_folder
@@ -156,23 +149,23 @@ def _learned_before(run: "Run") -> list[Fingerprints]:
     return learned_by(folders)
 
 
-def _save_checkpoint(run: "Run", loop: TrainingLoop) -> None:
-    is_main, folder = loop.accelerator.is_main_process, run.out / CHECKPOINTS
+def _save_checkpoint(start: Start, base: Base, loop: TrainingLoop) -> None:
+    is_main, folder = loop.accelerator.is_main_process, start.out / CHECKPOINTS
     trained, optimizer = whole_model(loop.model, keep=is_main), whole_optimizer_state(loop.optimizer, keep=is_main)
 
     def write() -> None:
         with (
-            run.display.stage(_("saving"), None),
+            start.display.stage(_("saving"), None),
             new_folder(folder / f"checkpoint-{loop.progress.step}", replace=True) as temporary,
         ):
-            has_chats = run.data.summary.learns_conversations
-            save_trained(trained, run.texts.tokenizer, temporary, with_template=has_chats)
+            has_chats = base.data.summary.learns_conversations
+            save_trained(trained, base.tokenizer, temporary, with_template=has_chats)
             progress = asdict(loop.progress) | {
                 "loss_curve": [point.model_dump() for point in loop.progress.loss_curve],
                 "preference_curve": [point.model_dump() for point in loop.progress.preference_curve],
                 "scaler": loop.gradients.scaler.state_dict(),
             }
-            save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, run.record.to_json())
+            save_training_state(temporary, optimizer, loop.schedule.state_dict(), progress, start.record.to_json())
         keep_newest(folder, _KEPT_CHECKPOINTS, loop.progress.best_step)
 
     on_main(loop.accelerator, write)
@@ -218,14 +211,15 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
             group["lr"] = rate * factor(loop.progress.step)
 
 
-def _header(run: "Run") -> Iterator[str]:
+def _header(start: Start, base: Base, ready: Ready) -> Iterator[str]:
     """Yield what trains, on which data, and the notes on the data and the run."""
-    parameters, summary = run.record.parameters, run.data.summary
+    parameters, summary, answers = start.record.parameters, base.data.summary, base.data.answers
     assert parameters is not None
     yield _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
-        model=run.config.model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
+        model=start.config.model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
     )
-    unit = counts.pairs if run.preference is not None and run.preference.is_paired else counts.documents
+    is_paired = answers is not None and answers.training.preferences.size == 2
+    unit = counts.pairs if is_paired else counts.documents
     yield _(
         "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
         "{held_out} ({held_out_characters})"
@@ -238,18 +232,18 @@ def _header(run: "Run") -> Iterator[str]:
         held_out=unit(summary.held_out.documents),
         held_out_characters=counts.characters(summary.held_out.characters),
     )
-    yield from run.data.notes
-    yield from run.notes
+    yield from base.data.notes
+    yield from ready.notes
 
 
-def _slow_dtypes(run: "Run") -> Iterator[str]:
+def _slow_dtypes(device: torch.device, dtype: BaseDtype, resolved: Mapping[str, Any]) -> Iterator[str]:
     """Yield notes on dtypes in which a processor is slow."""
-    if run.device.type != "cpu":
+    if device.type != "cpu":
         return
-    if run.resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
+    if resolved.get("compute_dtype") == "fp16":  # of a base, `graft` warns
         yield _("processors are slow in fp16; bf16 or fp32 is faster here")
-    if run.facts.dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
+    if dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
         yield _(
             "Tsugiki was installed without a C compiler, so a base in {dtype} is slower than it could be; install "
             "a compiler, then Tsugiki again"
-        ).format(dtype=run.facts.dtype)
+        ).format(dtype=dtype)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -27,8 +27,9 @@ from tsugiki.data.records import NONE, AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.validation import near_setting
-from tsugiki.language import _
+from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
+from tsugiki.training.settings.setting import About, settings_of
 
 if TYPE_CHECKING:
     from tsugiki.methods.method import Method
@@ -62,10 +63,8 @@ def _with_defaults(settings: Any) -> Any:
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 """Where a run computes, by torch's names."""
 
-AUTO: Literal["auto"] = "auto"
-
-MACHINE_SETTINGS = frozenset({"device", "micro_batch_size", "recompute", "shard"})
-"""Settings that change the speed of a run and not its result, so that it can be resumed with other values."""
+Auto: TypeAlias = Literal["auto"]
+AUTO: Auto = "auto"
 
 
 def _as_tuple(value: Any) -> Any:
@@ -93,11 +92,15 @@ def _as_settings(value: Any) -> Any:
         raise ValueError(message.format(text=error_text(text, 100))) from error
 
 
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 PreferenceName: TypeAlias = Literal["dpo", "dpo_norm", "ipo", "orpo", "simpo", "kto", "apo_zero"]
 """The losses of `preference.losses.LOSSES`."""
 
 DataSetting: TypeAlias = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...],
+    tuple[Text, ...],
     Field(min_length=1),
     BeforeValidator(_as_tuple),
     PlainSerializer(lambda data: data[0] if len(data) == 1 else list(data)),
@@ -116,8 +119,6 @@ _HELD_OUT_CHARACTERS = 20_000
 _ABOVE_0 = math.ulp(0.0)
 _PREFERENCE_LIMITS = {"beta": (_ABOVE_0, math.inf), "tau": (_ABOVE_0, math.inf), "label_smoothing": (0.0, 0.5)}
 """The lowest value of a setting, and the one below which all are, where it is not any number from 0."""
-_NOT_WITH_PREFERENCE = ("mix", "drop_duplicates", "base_dropout", "softmax")
-"""Settings that have no meaning for pairs of answers."""
 
 
 def validate_method(name: str) -> str:
@@ -132,26 +133,129 @@ def validate_method(name: str) -> str:
     raise ValueError(_("no such method (`tsugiki methods` lists them)"))
 
 
-class RunConfig(BaseModel):
-    """The settings of `tsugiki train`, named as in transformers' `TrainingArguments` if it has them."""
+NOT_PAIRS = About(data=("texts", "questions", "conversations"))
+NOT_TEXTS = About(data=("questions", "conversations", "pairs"))
+ONLY_PAIRS = About(data=("pairs",))
+OF_LORA = About(
+    parts={
+        "r": About(first=True, page=marked("rank r"), most=1024),
+        "lora_alpha": About(first=True, page=marked("lora_alpha"), most=10_000),
+        "lora_dropout": About(page=marked("lora_dropout"), most=1),
+        "target_modules": About(first=True),
+    }
+)
+
+
+class Settings(BaseModel):
+    """A group of settings, in the order in which they are listed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    data: DataSetting
+    group: ClassVar[str]
+    """Its title in the help and in files."""
+
+
+class DataSettings(Settings):
+    """What a run learns from."""
+
+    group: ClassVar[str] = "Data"
+
+    model: Annotated[str, About(first=True)] = Field(min_length=1)
+    """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that the base model brings, with all your rights. By default such a model is refused."""
+    data: Annotated[DataSetting, About(first=True)]
     """Training data: a file (.txt, .md, .html, .epub, .jsonl, .json, .csv, .tsv, .parquet, .zip), a folder, a pattern
     in quotes ('texts/*.txt'), or the id of a dataset on the hub; can be repeated. Works of Aozora Bunko are read
     without their notation."""
-    out: str = Field(min_length=1)
-    """Folder of the run. It will contain the trained adapter or model."""
+    columns: Annotated[dict[str, str], BeforeValidator(_as_columns), About(first=True)] = {}
+    """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
+    drop_duplicates: Annotated[bool, NOT_PAIRS] = False
+    """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
+    held_out: Annotated[float | Text, About(first=True, page=marked("Held-out share"), most=1)] = AUTO
+    """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
+    records (author=NAME), a file, or none: nothing is measured then on text that the run has not seen. auto: a tenth,
+    or up to a quarter if six documents need so much."""
+    validation: float | Text = AUTO
+    """Text that chooses the step whose adapter is kept. It is neither trained on nor held out: a share of the data, a
+    condition on the records, a file, or none. auto: eight of the shorter documents; if fewer than five can be spared,
+    every second window of the held-out text."""
+    allow_overlap: bool = False
+    """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
+    contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
+    mix: Annotated[Text | None, NOT_PAIRS] = None
+    """Other text to train on as well, so that less is forgotten, and its share of the tokens in the loss: PATH:SHARE,
+    such as other.txt:0.1."""
+    assistant_turns: Annotated[AssistantTurns, About(data=("conversations",))] = "all"
+    """Which answers of a conversation count in the loss: all, or the last one only."""
+    chat_template: Annotated[Text | None, NOT_TEXTS] = None
+    """Chat template for conversations, and for prompts with completions: a Jinja file; default, a plain one for a base
+    that has none; or none, for prompts and completions that are joined as plain text. The adapter is saved with it.
+    Default: that of the tokenizer."""
+    system: Annotated[Text | None, NOT_TEXTS] = None
+    """System message of the prompts, which are the user's turns if the run learns conversations."""
+    block_size: Annotated[int | None, About(page=marked("Tokens per row"), most=8192)] = Field(default=None, ge=2)
+    """Tokens per row. Default: 512, or the model's context if it is shorter."""
+    add_tokens: Text | None = None
+    """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
+    a LoRA method; the tokenizer is saved with the adapter."""
 
-    epochs: float = Field(default=3, gt=0, le=10_000, allow_inf_nan=False)
+
+class MethodSettings(Settings):
+    """What a run trains, on what base."""
+
+    group: ClassVar[str] = "Method"
+
+    method: Annotated[str, AfterValidator(validate_method), About(first=True, page=marked("Method"))] = "lora"
+    """Fine-tuning method (`tsugiki methods` lists them)."""
+    preference: Annotated[PreferenceName | None, ONLY_PAIRS] = None
+    """Learn which of two answers is better, from data with prompt, chosen and rejected. dpo: direct preference
+    optimisation; dpo_norm, ipo: the same per token; orpo, simpo: without a reference; kto: also answers that are marked
+    good or bad (prompt, completion, label); apo_zero: for answers better than the model's."""
+    preference_settings: Annotated[dict[str, float], BeforeValidator(_as_settings), ONLY_PAIRS] = {}
+    """Settings of the preference loss, such as beta=0.2,likelihood=0.5; can be repeated. likelihood is the weight of
+    the chosen answer's own likelihood, 1 by default; orpo has it in its formula."""
+    start_from: Annotated[Text | None, About(other_flag="--from")] = None
+    """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
+    settings are taken as well; only r can be set, to a larger rank."""
+    base_dtype: Annotated[BaseDtype | None, About(first=True, page=marked("Dtype of the base"))] = None
+    """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory;
+    nf4-int8 is nf4 with the output head in 8 instead of 16 bits. Default: bf16 if the processor or accelerator
+    multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if LoRA trains on a processor and is at
+    least 1.1 times as fast with it, which is measured."""
+    compute_dtype: ComputeDtype | None = None
+    """Dtype of the matrix products in full fine-tuning; weights and optimiser are float32. Default:
+    bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
+    base_dropout: Annotated[bool, NOT_PAIRS] = False
+    """Keep the dropout layers of the model active during training."""
+    softmax: Annotated[Literal["full", "sampled"] | None, NOT_PAIRS] = None
+    """Tokens of the vocabulary whose logits a step computes. full: all. sampled: those of the training data, those that
+    the base finds likely, and a sample that stands for the others; evaluations always use all. Default: sampled if LoRA
+    trains on a processor and the vocabulary is large."""
+    loraplus_lr_ratio: Positive = 16
+    """Method lora+: learning rate of B / learning rate of A."""
+    method_config: dict[str, Any] = {}
+    """Settings of any other method (`tsugiki methods NAME` lists them)."""
+    lora: Annotated[LoraConfig, BeforeValidator(_with_defaults), OF_LORA] = LoraConfig(**DEFAULT_LORA)
+    """Settings of the LoRA methods."""
+
+
+class ScheduleSettings(Settings):
+    """How long a run trains, at what rate, and which step is kept."""
+
+    group: ClassVar[str] = "Schedule"
+
+    minutes: Annotated[Positive | None, About(first=True, page=marked("minutes"), most=10_000)] = None
+    """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
+    machine is measured first, and gives the number of steps."""
+    epochs: Annotated[Positive, About(first=True, page=marked("epochs"), most=1000)] = Field(default=3, le=10_000)
     """Passes over the training data."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: Count | None = None
     """Number of optimiser steps. Overrides epochs."""
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = AUTO
+    batch_size: Annotated[Count | Auto, About(first=True, page=marked("Rows per step"), most=1024)] = AUTO
     """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps, but at least 2
     and at most 16."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = AUTO
+    learning_rate: Annotated[Positive | Auto, About(first=True, page=marked("Learning rate"), most=10)] = AUTO
     """Peak learning rate. auto: by the width and weights of the model, the method, lora_alpha and the steps."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
@@ -165,56 +269,71 @@ class RunConfig(BaseModel):
     """Weight decay of matrices. Biases and norms have none."""
     max_grad_norm: float = Field(default=1, ge=0, allow_inf_nan=False)
     """Largest norm of the gradients; larger gradients are scaled down. 0: no limit."""
-    block_size: int | None = Field(default=None, ge=2)
-    """Tokens per row. Default: 512, or the model's context if it is shorter."""
-    seed: int = Field(default=42, ge=0)
+    seed: Annotated[int, About(page=marked("Seed"), most=2**32 - 1)] = Field(default=42, ge=0)
     """Seed of the split, the initial values and the order of the rows."""
-    base_dropout: bool = False
-    """Keep the dropout layers of the model active during training."""
-    compute_dtype: ComputeDtype | None = None
-    """Dtype of the matrix products in full fine-tuning; weights and optimiser are float32. Default:
-    bf16 if the processor or accelerator multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32."""
-    save_dtype: SaveDtype = "fp32"
-    """Dtype of the model's file after full fine-tuning; checkpoints are float32."""
+    keep: Literal["best", "last"] = "best"
+    """What a run ends with: the adapter (or model) of the step with the lowest loss on the validation text, and of a
+    LoRA adapter the part of its update that is best there; or that of the last step. If nothing is better than the
+    start, an adapter stays as it was at the start (step 0)."""
+    patience: int = Field(default=2, ge=0)
+    """Evaluations in a row with a loss on the validation text that is certainly above the lowest one, after which a run
+    ends. 0: it never ends early."""
 
-    columns: Annotated[dict[str, str], BeforeValidator(_as_columns)] = {}
-    """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
-    drop_duplicates: bool = False
-    """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
+            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
+        return self
 
-    held_out: float | Annotated[str, Field(min_length=1)] = AUTO
-    """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
-    records (author=NAME), a file, or none: nothing is measured then on text that the run has not seen. auto: a tenth,
-    or up to a quarter if six documents need so much."""
-    allow_overlap: bool = False
-    """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
-    contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
-    assistant_turns: AssistantTurns = "all"
-    """Which answers of a conversation count in the loss: all, or the last one only."""
-    held_out_characters: int | None = Field(default=None, ge=1)
+
+class EvaluationSettings(Settings):
+    """What is measured and shown during a run."""
+
+    group: ClassVar[str] = "Evaluation"
+
+    prompts: Annotated[
+        tuple[str, ...], About(first=True, page=marked("Prompts that show the progress, one a line"))
+    ] = ()
+    """Prompt that the model continues before training, every sample_steps and at the end; can be repeated. If the run
+    learns conversations, it is the user's turn, which the model answers."""
+    sample_steps: Count | None = None
+    """Steps between samples. Default: half of the run."""
+    sample_tokens: Count = 80
+    """Length of a sample in tokens."""
+    eval_steps: Count | None = None
+    """Steps between evaluations during the run. Default: 4 to 8 of them, or 2 or 3 in a very short run."""
+    held_out_characters: Count | None = None
     """Approximate number of held-out characters to evaluate, in windows spread evenly over the text. Default: 20,000,
     or fewer in a short run, so that the evaluations before and after it take at most 7 % of the time of its steps."""
-    retention_data: str | None = Field(default=None, min_length=1)
+    retention_data: Text | None = None
     """Text like the base's own training data, to measure what the model forgets: it is evaluated before and after
     training. Same formats as data. embedded: ten short pieces in modern Japanese that come with Tsugiki, for the model
     of that name."""
-    eval_steps: int | None = Field(default=None, ge=1)
-    """Steps between evaluations during the run. Default: 4 to 8 of them, or 2 or 3 in a very short run."""
-    save_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints. Default: a tenth of the run."""
-    prompts: tuple[str, ...] = ()
-    """Prompt that the model continues before training, every sample_steps and at the end; can be repeated. If the run
-    learns conversations, it is the user's turn, which the model answers."""
-    sample_steps: int | None = Field(default=None, ge=1)
-    """Steps between samples. Default: half of the run."""
-    sample_tokens: int = Field(default=80, ge=1)
-    """Length of a sample in tokens."""
     report_to: tuple[str, ...] = ()
     """Tracker of accelerate, such as tensorboard or wandb; can be repeated."""
 
+
+class OutputSettings(Settings):
+    """What a run writes."""
+
+    group: ClassVar[str] = "Output"
+
+    out: Annotated[str, About(first=True)] = Field(min_length=1)
+    """Folder of the run. It will contain the trained adapter or model."""
+    save_steps: Count | None = None
+    """Steps between checkpoints. Default: a tenth of the run."""
+    save_dtype: SaveDtype = "fp32"
+    """Dtype of the model's file after full fine-tuning; checkpoints are float32."""
+
+
+class MachineSettings(Settings):
+    """How a machine computes a run: settings that change its speed and not its result."""
+
+    group: ClassVar[str] = "Machine"
+
     device: DeviceName = "auto"
     """Where to compute. auto: on the accelerator of this machine if it has one, otherwise on the processor."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    micro_batch_size: Count | None = None
     """Rows that a thread or an accelerator computes at once; it changes speed and memory, not the result. Default: 512
     tokens (1,024 if the whole model trains) on a processor, 4,096 on an accelerator (2,048 on a Mac)."""
     recompute: Literal["auto", "none", "blocks"] = AUTO
@@ -224,63 +343,11 @@ class RunConfig(BaseModel):
     """What each of several processes keeps of the weights. none: all. fsdp: a part, and the rest of a block while it
     computes (PyTorch's FSDP2); for a model that does not fit on one device."""
 
-    model: str = Field(min_length=1)
-    """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
-    trust_remote_code: bool = False
-    """Run Python code that the base model brings, with all your rights. By default such a model is refused."""
-    method: Annotated[str, AfterValidator(validate_method)] = "lora"
-    """Fine-tuning method (`tsugiki methods` lists them)."""
-    base_dtype: BaseDtype | None = None
-    """Dtype of the frozen base while an adapter trains; the adapter is float32. int8 and nf4 (4 bits) save memory;
-    nf4-int8 is nf4 with the output head in 8 instead of 16 bits. Default: bf16 if the processor or accelerator
-    multiplies it natively, otherwise fp16 on CUDA and XPU, and fp32; but int8 if LoRA trains on a processor and is at
-    least 1.1 times as fast with it, which is measured."""
-    softmax: Literal["full", "sampled"] | None = None
-    """Tokens of the vocabulary whose logits a step computes. full: all. sampled: those of the training data, those that
-    the base finds likely, and a sample that stands for the others; evaluations always use all. Default: sampled if LoRA
-    trains on a processor and the vocabulary is large."""
-    lora: Annotated[LoraConfig, BeforeValidator(_with_defaults)] = LoraConfig(**DEFAULT_LORA)
-    """Settings of the LoRA methods."""
-    preference: PreferenceName | None = None
-    """Learn which of two answers is better, from data with prompt, chosen and rejected. dpo: direct preference
-    optimisation; dpo_norm, ipo: the same per token; orpo, simpo: without a reference; kto: also answers that are marked
-    good or bad (prompt, completion, label); apo_zero: for answers better than the model's."""
-    preference_settings: Annotated[dict[str, float], BeforeValidator(_as_settings)] = {}
-    """Settings of the preference loss, such as beta=0.2,likelihood=0.5; can be repeated. likelihood is the weight of
-    the chosen answer's own likelihood, 1 by default; orpo has it in its formula."""
-    add_tokens: str | None = Field(default=None, min_length=1)
-    """File of words, one in each line, such as names or old characters. Each becomes a token whose vectors train with
-    a LoRA method; the tokenizer is saved with the adapter."""
-    chat_template: str | None = Field(default=None, min_length=1)
-    """Chat template for conversations, and for prompts with completions: a Jinja file; default, a plain one for a base
-    that has none; or none, for prompts and completions that are joined as plain text. The adapter is saved with it.
-    Default: that of the tokenizer."""
-    system: str | None = Field(default=None, min_length=1)
-    """System message of the prompts, which are the user's turns if the run learns conversations."""
-    start_from: str | None = Field(default=None, min_length=1)
-    """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
-    settings are taken as well; only r can be set, to a larger rank."""
-    mix: str | None = Field(default=None, min_length=1)
-    """Other text to train on as well, so that less is forgotten, and its share of the tokens in the loss: PATH:SHARE,
-    such as other.txt:0.1."""
-    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
-    machine is measured first, and gives the number of steps."""
-    validation: float | Annotated[str, Field(min_length=1)] = AUTO
-    """Text that chooses the step whose adapter is kept. It is neither trained on nor held out: a share of the data, a
-    condition on the records, a file, or none. auto: eight of the shorter documents; if fewer than five can be spared,
-    every second window of the held-out text."""
-    keep: Literal["best", "last"] = "best"
-    """What a run ends with: the adapter (or model) of the step with the lowest loss on the validation text, and of a
-    LoRA adapter the part of its update that is best there; or that of the last step. If nothing is better than the
-    start, an adapter stays as it was at the start (step 0)."""
-    patience: int = Field(default=2, ge=0)
-    """Evaluations in a row with a loss on the validation text that is certainly above the lowest one, after which a run
-    ends. 0: it never ends early."""
-    loraplus_lr_ratio: float = Field(default=16, gt=0, allow_inf_nan=False)
-    """Method lora+: learning rate of B / learning rate of A."""
-    method_config: dict[str, Any] = {}
-    """Settings of any other method (`tsugiki methods NAME` lists them)."""
+
+class RunConfig(
+    MachineSettings, OutputSettings, EvaluationSettings, ScheduleSettings, MethodSettings, DataSettings
+):  # the fields of the last base come first
+    """The settings of `tsugiki train`, named as in transformers' `TrainingArguments` if it has them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -329,9 +396,9 @@ class RunConfig(BaseModel):
             if self.preference_settings:
                 raise ValueError(_("preference_settings are those of a loss: set preference, such as dpo"))
             return self
+        of_texts = [one for one in settings_of(type(self)) if "pairs" not in one.about.data]
         others = {
-            **{name: getattr(self, name) for name in _NOT_WITH_PREFERENCE},
-            "assistant_turns last": self.assistant_turns == "last",
+            **{one.path[0]: getattr(self, one.path[0]) != one.default for one in of_texts},
             "shard fsdp": self.shard != "none",
             f"method {self.method}": self.virtual_tokens,
         }
@@ -435,7 +502,7 @@ class RunConfig(BaseModel):
         """Return the settings for `run.json`: those that have an effect, and the folder."""
         off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name)}
         unused = ("keep", "patience") if self.validation == NONE else ()
-        ignored = {*self._inapplicable_fields(), *unused, *MACHINE_SETTINGS, *off}
+        ignored = {*self._inapplicable_fields(), *unused, *MachineSettings.model_fields, *off}
         return self.model_dump(mode="json", exclude=ignored)
 
     def _method(self) -> "Method":

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.training.settings.config import DataSetting, RunConfig
 from tsugiki.training.settings.files import validated
+from tsugiki.training.settings.setting import About
 
 _PER_METHOD = (
     *("method", "lora", "method_config", "learning_rate", "loraplus_lr_ratio"),
@@ -35,11 +36,11 @@ class _SeveralRuns(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model: str = Field(min_length=1)
+    model: Annotated[str, About(first=True)] = Field(min_length=1)
     """Base model: 'embedded', a model folder, a GGUF file, or the id of a model on the hub."""
-    data: DataSetting
+    data: Annotated[DataSetting, About(first=True)]
     """Training data, as for `tsugiki train`; can be repeated."""
-    out: str = Field(min_length=1)
+    out: Annotated[str, About(first=True)] = Field(min_length=1)
     """Folder of the runs. Each run gets a folder in it."""
     settings: dict[str, Any] = {}
     """Settings of `tsugiki train` that all runs share."""

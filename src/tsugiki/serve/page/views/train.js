@@ -6,10 +6,8 @@ import { drawBases, drawPlan, drawPreview } from "./train/results.js";
 
 const API = "/page/api/train/";
 const PAUSE = 400; // milliseconds after the last change, before the settings are checked
-const LENGTHS = ["epochs", "minutes"];
-const OF_LORA = ["r", "lora_alpha", "lora_dropout"];
-const NUMBERS = [...OF_LORA, "learning_rate", "batch_size", "block_size", "held_out", "seed"];
-const DTYPES = ["fp32", "bf16", "int8", "nf4", "nf4-int8"];
+const LENGTHS = ["epochs", "minutes"]; // one of them is asked for
+const FIRST = [...LENGTHS, "method", "prompts"]; // not below "more settings"
 
 /** What has been filled in. It stays when the view is left, or the language changes. */
 const draft = {
@@ -21,12 +19,9 @@ const draft = {
   pasted: "",
   base: "",
   name: "",
-  method: "lora",
   length: "epochs",
-  prompts: "",
-  base_dtype: "",
-  /** @type {Record<string, string>} */
-  numbers: {},
+  /** @type {Record<string, string>} by the names of settings */
+  values: { method: "lora" },
   aozora: { author: "", title: "", kana: "", name: "" },
   isAdvanced: false,
 };
@@ -52,21 +47,19 @@ export async function render(root, app) {
 
   /** Return the body of a request for what is filled in. */
   function asked() {
-    const lora = options.methods.find((one) => one.name === draft.method)?.lora;
-    const { texts, uploads, base, method } = draft;
-    const body = { name: draft.name.trim(), texts, uploads, base, method };
-    for (const name of [draft.length, ...NUMBERS]) {
-      const given = (draft.numbers[name] ?? "").trim();
-      if (given === "" || (OF_LORA.includes(name) && !lora)) continue;
-      body[name] = Number(given);
+    const { texts, uploads, base } = draft;
+    const body = { name: draft.name.trim(), texts, uploads, base };
+    for (const { name, kind } of options.settings.filter(applies)) {
+      const given = (draft.values[name] ?? "").trim();
+      if (given) body[name] = kind === "number" ? Number(given) : kind === "texts" ? linesOf(given) : given;
     }
-    const prompts = draft.prompts
-      .split("\n")
-      .map((line) => line.trim())
-      .filter(Boolean);
-    if (prompts.length) body.prompts = prompts;
-    if (draft.base_dtype) body.base_dtype = draft.base_dtype;
     return body;
+  }
+
+  /** Return whether a setting has an effect with what is chosen. */
+  function applies({ name, section }) {
+    if (LENGTHS.includes(name)) return name === draft.length;
+    return section !== "lora" || options.lora_methods.includes(draft.values.method);
   }
 
   // The texts ---------------------------------------------------------------------------------------------
@@ -294,40 +287,46 @@ export async function render(root, app) {
     maxlength: 100,
     oninput: () => ((draft.name = name.value), changed()),
   });
-  const redraw = () => (drawNumbers(), changed());
-  /** Create a list for a setting. */
-  const list = (key, values, act = changed, attributes = {}) =>
-    select(values, draft[key], (value) => ((draft[key] = value), act()), attributes);
-  const methods = list("method", options.methods.map((one) => [one.name, `${one.name} · ${one.summary}`]), redraw);
-  const bases = list("base", options.bases.map((one) => [one, one]));
-  const lengths = list("length", LENGTHS.map((one) => [one, t(one)]), redraw, { "aria-label": t("length") });
+  const redraw = () => (drawSettings(), changed());
+  const settings = Object.fromEntries(options.settings.map((one) => [one.name, one]));
+  const bases = select(
+    options.bases.map((one) => [one, one]),
+    draft.base,
+    (value) => ((draft.base = value), changed()),
+  );
+  const lengths = select(
+    LENGTHS.map((one) => [one, settings[one].label]),
+    draft.length,
+    (value) => ((draft.length = value), redraw()),
+    { "aria-label": t("length") },
+  );
   const length = h("div.length");
-  const prompts = h("textarea", {
-    rows: 2,
-    value: draft.prompts,
-    oninput: () => ((draft.prompts = prompts.value), changed()),
-  });
   const advanced = h("div.grid");
-  const dtype = list("base_dtype", ["", ...DTYPES].map((one) => [one, one || t("automatic")]));
 
-  function number(key, attributes = {}) {
-    const start = options.defaults[key];
-    return h("input", {
-      inputmode: "decimal",
-      value: draft.numbers[key] ?? "",
-      placeholder: start === undefined ? (key === "minutes" ? "10" : t("automatic")) : String(start),
-      oninput: (event) => ((draft.numbers[key] = event.target.value), changed()),
+  /** Create what is filled in for a setting. */
+  function control({ name, kind, choices, default: start, label }) {
+    const keep = (value) => ((draft.values[name] = value), changed());
+    if (kind === "choice") {
+      const all = start === null ? [["", t("automatic")], ...choices] : choices;
+      return select(all, draft.values[name] ?? "", (value) => (keep(value), name === "method" && drawSettings()));
+    }
+    const shown = typeof start === "number" ? start : name === "minutes" ? 10 : t("automatic");
+    const attributes = kind === "texts" ? { rows: 2 } : { inputmode: "decimal", placeholder: String(shown) };
+    return h(kind === "texts" ? "textarea" : "input", {
+      value: draft.values[name] ?? "",
+      oninput: (event) => keep(event.target.value),
+      ...(LENGTHS.includes(name) ? { "aria-label": label } : {}),
       ...attributes,
     });
   }
 
-  function drawNumbers() {
-    const lora = options.methods.find((one) => one.name === draft.method)?.lora;
-    fill(length, number(draft.length, { "aria-label": t(draft.length) }), lengths);
+  const settingField = (setting) => field(setting.label, control(setting));
+
+  function drawSettings() {
+    fill(length, control(settings[draft.length]), lengths);
     fill(
       advanced,
-      NUMBERS.filter((key) => lora || !OF_LORA.includes(key)).map((key) => field(t(key), number(key))),
-      field(t("base_dtype"), dtype),
+      options.settings.filter((one) => !FIRST.includes(one.name) && applies(one)).map(settingField),
     );
   }
 
@@ -462,8 +461,8 @@ export async function render(root, app) {
           {},
           h("h2", {}, t("run")),
           h("div.grid", {}, field(t("name"), name), h("div.field", {}, h("span", {}, t("length")), length)),
-          h("div.grid", {}, field(t("base"), bases), field(t("method"), methods)),
-          field(t("prompts"), prompts),
+          h("div.grid", {}, field(t("base"), bases), settingField(settings.method)),
+          settingField(settings.prompts),
           more,
         ),
       ),
@@ -480,9 +479,15 @@ export async function render(root, app) {
     results,
   );
   drawChosen();
-  drawNumbers();
+  drawSettings();
   drawActions();
   await Promise.all([showFolder(draft.folder), showSent(), check()]);
+}
+
+/** @param {string} text */
+function linesOf(text) {
+  const lines = text.split("\n").map((line) => line.trim());
+  return lines.filter(Boolean);
 }
 
 function size(bytes, lang) {

@@ -1,0 +1,128 @@
+"""The step that a run ends with: looks at the validation text during the run, and the weights at its end.
+
+`training.choose.decisions` says by which rules.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from tsugiki.annotations import PreTrainedModel
+from tsugiki.language import _
+from tsugiki.training.choose.decisions import (
+    Look,
+    PairLook,
+    is_certainly_lower,
+    looks,
+    multiply_update,
+    pair_looks,
+    starts_from_zero,
+    strength_note,
+)
+from tsugiki.training.model.trainable import restore_values, trained_values
+from tsugiki.training.run.scores import RunScores
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.step.loop import TrainingLoop
+
+
+def has_strength(keep: str, model: PreTrainedModel, initial: dict[str, Tensor], learns_answers: bool) -> bool:
+    """Return whether a run chooses the strength of its adapter; `initial` has the values before the first step."""
+    return keep == "best" and not learns_answers and starts_from_zero(model, initial)
+
+
+class BestStep:
+    """Chooses the step with the lowest loss on the validation text, and at the end takes its weights and strength."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        keep: str,
+        scores: RunScores,
+        has_strength: bool,
+        restore: Callable[[int], bool],
+        initial: dict[str, Tensor],
+    ) -> None:
+        """Create it; `keep` is best or last.
+
+        `restore` restores the trained weights of a step, and returns whether its checkpoint was intact. `initial` has
+        the trained values before the first step; empty: they are never restored.
+        """
+        self.config, self.keep, self.scores, self.has_strength = config, keep, scores, has_strength
+        self.restore, self.initial = restore, initial
+        self.model, self.record, self.display = scores.base.model, scores.record, scores.display
+        self.keeps_by_pairs = "validation" in scores.parts_of_pairs
+
+    def look(self, loop: TrainingLoop) -> None:
+        """Look at the validation text, take the lowest look as the best step, and end the run if the later ones rise.
+
+        They rise if they are certainly above the lowest one.
+        """
+        progress = loop.progress
+        self.scores.validate(loop)
+        if self.has_strength:
+            self.scores.validate_half(loop)
+        if self.keeps_by_pairs:
+            self.scores.validate_pairs(progress.step)
+        elif len(self.record.validations) == 2:
+            self.scores.use_enough_windows()
+        if self.keep == "last":
+            return
+        done: Sequence[Look | PairLook] = [look for look in looks(self.record) if look.step]
+        if self.keeps_by_pairs:
+            done = pair_looks(self.record)
+        best = min(done, key=lambda look: look.loss)
+        progress.best_step = best.step or None
+        kept = {look.step for look in done if not is_certainly_lower(best, look)}
+        since = [one.step for one in self.record.validations if one.step > max(kept)]
+        if self.config.patience and len(since) >= self.config.patience and progress.step < loop.steps:
+            message = _(
+                "step {step}: the loss on the validation text has risen since step {best_step}, so the run ends here"
+            )
+            self.display.print(message.format(step=progress.step, best_step=best.step))
+            progress.stopped = True
+
+    def take(self, loop: TrainingLoop) -> int:
+        """Give the model the weights of the best step, or those from the start, and return the step."""
+        best, last = loop.progress.best_step, loop.progress.step
+        kept = 0
+        if not self._restore_start(loop):
+            kept = best if best is not None and best != last and self.restore(best) else last
+        if self.has_strength and self.record.half_validations:
+            kept = self._take_strength(kept)
+        return kept
+
+    def _restore_start(self, loop: TrainingLoop) -> bool:
+        """Restore the values from the start if no step has a lower loss on the validation text, and return whether so.
+
+        Most new adapters do not change the base when they start. Others are evaluated here, only if it may matter.
+        """
+        continues, best_step = self.config.start_from is not None, loop.progress.best_step
+        if self.has_strength:
+            return False
+        if self.keeps_by_pairs and self.keep == "best" and self.record.validations and self.initial:
+            if best_step is None:
+                restore_values(self.model, self.initial)
+            return best_step is None
+        if best_step is None or not self.initial or (self.record.any_step_is_better() and not continues):
+            return False
+        trained = trained_values(self.model)
+        restore_values(self.model, self.initial)
+        best = min(look.loss for look in self.record.validations if look.step)
+        if self.scores.score(loop, self.scores.validation_windows, 0).loss <= best:
+            return True
+        restore_values(self.model, trained)
+        return False
+
+    def _take_strength(self, kept: int) -> int:
+        """Multiply the update of the kept step by its strength, and return the step: 0 if the strength is 0."""
+        best = next((look for look in looks(self.record) if look.step == kept), None)
+        if best is None:  # a step of an earlier version, which scored no half
+            return kept
+        self.record.strength = best.strength
+        if best.strength < 1:
+            self.display.print(strength_note(best))
+        if best.strength == 0:
+            restore_values(self.model, self.initial)
+            return 0
+        multiply_update(self.model, best.strength)
+        return kept

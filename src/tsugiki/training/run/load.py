@@ -1,0 +1,81 @@
+"""The first stages of a run: what is known of its model, its texts, and the base with packed rows."""
+
+from functools import partial
+from pathlib import Path
+
+from tsugiki.annotations import PreTrainedModel
+from tsugiki.base.loading import load_model
+from tsugiki.fast.recomputation import recompute_blocks
+from tsugiki.language import _
+from tsugiki.training.data.packing import pack_data
+from tsugiki.training.data.read import read_data
+from tsugiki.training.measure.facts import Facts, fact_notes, given_facts, measured_facts
+from tsugiki.training.model.trainable import load_run_tokenizer
+from tsugiki.training.run.stage_results import Base, Texts
+from tsugiki.training.run.start import Start
+from tsugiki.training.settings.config import AUTO
+from tsugiki.training.tools.memory import return_freed_memory
+from tsugiki.training.tools.processes import main_first
+
+
+def find_facts(start: Start) -> Facts:
+    """Find the shapes of the model, the dtype of its base and the memory, by measuring where this is possible.
+
+    Processes that share a run would not agree on what they measure.
+    """
+    record = start.record
+    facts = given_facts(start.config, record, start.device)
+    if start.device.type == "cpu" and start.accelerator.num_processes == 1:
+        facts = measured_facts(start.config, facts, is_resumed="base_dtype" in start.before)
+    record.base_dtype_seconds = facts.dtype_seconds
+    if facts.memory is not None:
+        record.planned_memory = facts.memory.peak
+    for line in fact_notes(facts):
+        start.display.print(line)
+    return facts
+
+
+def read_texts(start: Start) -> Texts:
+    """Load the tokenizer, and read the data. The main process tokenises them; the others find the tokens in the cache.
+
+    The data are read before the model is loaded, so that errors in them appear at once.
+    """
+    config = start.config
+
+    def read() -> Texts:
+        tokenizer, new = load_run_tokenizer(config), None
+        if config.add_tokens is not None:
+            from tsugiki.base.new_words import add_words, read_words
+
+            new = add_words(tokenizer, read_words(Path(config.add_tokens)))
+        return Texts(tokenizer, new, read_data(config, tokenizer, start.display))
+
+    return main_first(start.accelerator, read)
+
+
+def load_base(start: Start, facts: Facts, texts: Texts) -> Base:
+    """Load the base model, and pack the data into rows for it. New words are added to its vocabulary."""
+    model = _load_model(start, facts, texts)
+    data = pack_data(start.config, texts.split, model, texts.tokenizer)
+    return Base(model, texts.tokenizer, data, facts.dtype)
+
+
+def _load_model(start: Start, facts: Facts, texts: Texts) -> PreTrainedModel:
+    """Load the base model, and add the run's new words to its vocabulary.
+
+    It is moved to the accelerator's device, but not if its weights will be split over the processes.
+    """
+    config = start.config
+    start.display.announce(_("loading {model}").format(model=config.model))
+    load = partial(load_model, config.model, facts.dtype, trust_remote_code=config.trust_remote_code)
+    model = main_first(start.accelerator, load)
+    return_freed_memory()  # loading stacks the weights of experts, and frees the unstacked copies
+    if texts.new_words is not None:
+        from tsugiki.base.new_words import add_rows
+
+        add_rows(model, texts.new_words)
+    if not start.in_shards:  # `shard` moves a part of the weights only
+        model.to(start.device)
+    if config.recompute == AUTO:
+        recompute_blocks(model, facts.recomputed_blocks)
+    return model

@@ -1,0 +1,121 @@
+"""What a run that learns preferences has besides that of any other run: its loss, the reference, and scores of pairs.
+
+The log-probabilities under the reference are kept in the cache, two numbers for each pair. They depend on the base, the
+adapter that training begins with, the tokens and how these are computed, and not on the settings of the loss. So a
+resumed run, or another one with a different beta, does not compute them again. Several processes compute them together
+and keep nothing.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tsugiki.base.identity import identity_of
+from tsugiki.io.cache import kept
+from tsugiki.language import _
+from tsugiki.preference.losses import LOSSES, kto
+from tsugiki.training.data.packing import PackedAnswers
+from tsugiki.training.record.pairs import StepPairs
+from tsugiki.training.run.stage_results import Base, Ready, loop_of
+from tsugiki.training.run.start import Start
+from tsugiki.training.score.answers import score_answers, scores_of
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.step.preference_loss import AnswerLoss, Mismatched, training_reference
+
+_UNUSUAL = 9.0  # times as large or as small as the default
+
+
+def answer_loss(config: RunConfig, answers: PackedAnswers) -> AnswerLoss:
+    """Return the loss of each step of a run that learns answers. `add_reference` gives it the reference."""
+    assert config.preference is not None
+    settings = config.loss_settings()
+    likelihood = settings.pop("likelihood")
+    return AnswerLoss(answers.training, LOSSES[config.preference], settings, likelihood)
+
+
+def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
+    """Yield notes on a beta that fits other losses, and on a loss that does not keep the text."""
+    usual, beta = LOSSES[name].defaults.get("beta"), settings.get("beta")
+    if usual and beta is not None and not usual / _UNUSUAL < beta < usual * _UNUSUAL:
+        message = _(
+            "beta is {beta:g}; for {name}, {usual:g} is usual, because losses that compare log-probabilities per token "
+            "need a beta that is about 50 times as large as those that compare whole answers"
+        )
+        yield message.format(beta=beta, name=name, usual=usual)
+    if not settings["likelihood"] and not LOSSES[name].contains_likelihood:
+        message = _(
+            "{name} without the likelihood of the chosen answers: small models then forget how to write; "
+            "--preference-settings likelihood=1 keeps the text"
+        )
+        yield message.format(name=name)
+
+
+def add_reference(start: Start, base: Base, answers: PackedAnswers, ready: Ready) -> Ready:
+    """Compute the log-probabilities of all answers with the model as it is before the first step, if a loss needs them.
+
+    Only the loss and the references of the result are others.
+    """
+    loss = ready.loss
+    assert isinstance(loss, AnswerLoss)
+    references: dict[str, Tensor] = {}
+    if loss.loss.needs_reference:
+        steps = -(-len(base.data.blocks) // ready.choices.batch_size)
+        with start.display.stage(_("computing the reference"), steps) as advance:
+
+            def compute() -> dict[str, list[float]]:
+                return _log_probabilities(start, base, ready, answers, advance)
+
+            key = _key(start, base, ready, answers)
+            values = compute() if start.accelerator.num_processes > 1 else kept("references", key, compute)
+        references = {part: torch.tensor(numbers) for part, numbers in values.items()}
+        loss = replace(loss, reference=references["training"])
+    if loss.loss.function is kto:
+        mismatched = Mismatched.of(base.model, answers.training, base.data.document_masking, start.accelerator)
+        loss = replace(loss, mismatched=mismatched)
+    return replace(ready, loss=loss, references=references)
+
+
+def score_pairs(start: Start, base: Base, ready: Ready, part: str, step: int) -> StepPairs:
+    """Return how often the model, as it is after `step` steps, is right about a part of the answers."""
+    loss, answers = ready.loss, base.data.answers
+    assert isinstance(loss, AnswerLoss)
+    assert answers is not None
+    rows = answers.parts[part]
+    values = score_answers(base.model, rows, base.data.document_masking, start.accelerator)
+    scores = scores_of(rows, loss.loss.score, values, ready.references.get(part), loss.of_pairs)
+    return StepPairs(step=step, **dict(scores))
+
+
+def _key(start: Start, base: Base, ready: Ready, answers: PackedAnswers) -> str:
+    """Return everything that the log-probabilities depend on."""
+    config, model, started_from = start.config, base.model, start.record.started_from
+    return json.dumps(
+        {
+            "base": identity_of(model).model_dump(mode="json"),
+            "adapter": None if started_from is None else started_from.model_dump(mode="json"),
+            "method": [config.method, config.to_record().get("lora"), config.method_config],
+            "seed": config.seed,
+            "rows": {part: rows.blocks.fingerprint() for part, rows in answers.parts.items()},
+            "masking": base.data.document_masking,
+            "dtypes": [str(model.dtype), base.dtype, ready.resolved.get("product_dtype")],
+            "attention": model.config.get_text_config()._attn_implementation,
+            "device": start.device.type,
+            "torch": torch.__version__,
+        },
+        sort_keys=True,
+    )
+
+
+def _log_probabilities(
+    start: Start, base: Base, ready: Ready, answers: PackedAnswers, advance: Callable[[int], None]
+) -> dict[str, list[float]]:
+    """Return part of the data -> log-probabilities [records]. Those of training are computed as in its steps."""
+    gradients = loop_of(start, base, ready.loss, ready.choices).gradients
+    found = {"training": training_reference(gradients, answers.training, start.accelerator, advance)}
+    for part, rows in answers.parts.items():
+        if part != "training":
+            found[part] = score_answers(base.model, rows, base.data.document_masking, start.accelerator)
+    return {part: values.tolist() for part, values in found.items()}

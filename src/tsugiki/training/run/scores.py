@@ -1,0 +1,120 @@
+"""Score the texts and the pairs of a run with its model as it is, and add the results to the record.
+
+All processes evaluate, each a part of the text, and all get the result. Only the main process writes and shows it.
+"""
+
+from collections.abc import Sequence
+
+from tsugiki.language import _
+from tsugiki.model.context import context_length
+from tsugiki.training.choose.choices import FEW_WINDOWS, EvaluationPlan
+from tsugiki.training.choose.decisions import HALF, enough_windows, multiply_update
+from tsugiki.training.data.windows import Window, in_turns
+from tsugiki.training.model.trainable import restore_values, trained_values
+from tsugiki.training.record.pairs import StepPairs
+from tsugiki.training.record.result import StepEvaluation, change_of_bits, of_first_windows
+from tsugiki.training.run.preference import score_pairs
+from tsugiki.training.run.record_file import RecordFile
+from tsugiki.training.run.stage_results import Base, Ready
+from tsugiki.training.run.start import Start
+from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training.step.loop import TrainingLoop
+from tsugiki.training.tools.spread import evenly_spread
+
+
+class RunScores:
+    """The held-out, the validation and the retention text of a run, and its pairs, which are scored again and again.
+
+    Of preference tuning, the texts are the chosen answers.
+    """
+
+    def __init__(self, start: Start, base: Base, ready: Ready, plan: EvaluationPlan, file: RecordFile) -> None:
+        """Create it for a run that is ready for its first step."""
+        self.start, self.base, self.ready, self.file = start, base, ready, file
+        self.record, self.display = start.record, start.display
+        # The context that remains after the adapter's soft prompt, if any. The base is evaluated with it as well, so
+        # that both are scored on the same pieces of text.
+        self.context = context_length(base.model)
+        # A run that is continued with another length compares losses on the same windows as before.
+        windows = self.record.validations[0].windows if self.record.validations else plan.windows
+        held_out = self.record.evaluations[0].windows if self.record.evaluations else plan.held_out
+        self.validation_windows = in_turns(base.data.validation_windows)[:windows]
+        self.held_out_windows = evenly_spread(base.data.windows, held_out)
+
+    @property
+    def parts_of_pairs(self) -> Sequence[str]:
+        """The parts of the answers that are scored, with that of training; none if texts are learned."""
+        answers = self.base.data.answers
+        return () if answers is None else tuple(answers.parts)
+
+    def evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:
+        """Score the held-out text, if there is any; `step` is that of the model's weights (None: the last step)."""
+        if not self.base.data.summary.held_out.documents:
+            return
+        loop.read_losses()
+        result = self.score(loop, self.held_out_windows, step)
+        self.record.evaluations.append(result)
+        self.display.evaluation(result)
+        loop.accelerator.log({"eval_loss": result.loss, "eval_bits_per_char": result.bits_per_char}, step=result.step)
+        self.file.write(loop.progress)
+
+    def validate(self, loop: TrainingLoop) -> StepEvaluation:
+        """Score the validation text."""
+        loop.read_losses()
+        result = self.score(loop, self.validation_windows)
+        self.record.validations.append(result)
+        self.display.evaluation(result, _("validation"))
+        loop.accelerator.log({"validation_loss": result.loss}, step=result.step)
+        self.file.write(loop.progress)
+        return result
+
+    def validate_half(self, loop: TrainingLoop) -> None:
+        """Score the validation text with half of the update."""
+        trained = trained_values(self.base.model)
+        multiply_update(self.base.model, HALF)
+        self.record.half_validations.append(self.score(loop, self.validation_windows))
+        restore_values(self.base.model, trained)
+
+    def evaluate_retention(self, loop: TrainingLoop, step: int | None = None) -> None:
+        """Score the text of `retention_data`, if it is set."""
+        if self.base.data.retention_windows:
+            result = self.score(loop, self.base.data.retention_windows, step)
+            self.record.retention_evaluations.append(result)
+            self.display.print(_("step {step}  retention loss {loss:.4f}").format(step=result.step, loss=result.loss))
+            self.file.write(loop.progress)
+
+    def validate_pairs(self, step: int) -> None:
+        """Score the validation pairs with the model after `step` steps."""
+        self.record.pair_validations.append(self._score_pairs("validation", step, _("validation")))
+
+    def evaluate_pairs(self, loop: TrainingLoop, step: int) -> None:
+        """Score the held-out pairs, if there are any, with the model after `step` steps."""
+        if "held_out" in self.parts_of_pairs:
+            result = self._score_pairs("held_out", step)
+            self.record.pair_evaluations.append(result)
+            loop.accelerator.log({"eval_accuracy": result.accuracy, "eval_margin": result.margin}, step=step)
+            self.file.write(loop.progress)
+
+    def _score_pairs(self, part: str, step: int, label: str = "") -> StepPairs:
+        with self.display.stage(_("scoring pairs"), None):
+            result = score_pairs(self.start, self.base, self.ready, part, step)
+        self.display.pairs(result, label)
+        return result
+
+    def score(self, loop: TrainingLoop, windows: list[Window], step: int | None = None) -> StepEvaluation:
+        """Score windows; `step` is that of the model's weights (None: the last step)."""
+        model, tokenizer, turns = self.base.model, self.base.tokenizer, self.start.config.assistant_turns
+        with self.display.stage(_("evaluating"), len(windows)) as advance:
+            result = evaluate(model, tokenizer, windows, turns, advance, self.context, loop.accelerator)
+        return StepEvaluation(step=loop.progress.step if step is None else step, **dict(result))
+
+    def use_enough_windows(self) -> None:
+        """Keep only as many validation windows as the first look shows to be enough."""
+        record = self.record
+        base, first = record.validations
+        if first.skipped_records:
+            return
+        enough = enough_windows(change_of_bits(base, first).interval, first.windows, FEW_WINDOWS)
+        self.validation_windows = self.validation_windows[:enough]
+        record.validations = [of_first_windows(result, enough) for result in record.validations]
+        record.half_validations = [of_first_windows(result, enough) for result in record.half_validations]

@@ -1,0 +1,160 @@
+"""Execute several runs in one process, as those of a comparison or of a sweep.
+
+The data are read once. The base is loaded once for each dtype that the runs need, and evaluated once; a run that trains
+its weights gets a base of its own. Runs that have finished before are not repeated; an interrupted one is resumed.
+"""
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tsugiki.base.identity import named_identity, why_different
+from tsugiki.data.read.files import content_key, describe_data
+from tsugiki.data.splits import parse_held_out
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.paths import use_plain_paths
+from tsugiki.io.formatting import format_duration
+from tsugiki.language import _, ngettext
+from tsugiki.lora.graft import ungraft
+from tsugiki.lora.hold import is_grafted
+from tsugiki.training.data.packing import pack_data
+from tsugiki.training.data.split import data_digest
+from tsugiki.training.measure.facts import given_facts
+from tsugiki.training.model.trainable import load_run_tokenizer
+from tsugiki.training.record.result import change_of_loss
+from tsugiki.training.record.run_record import RunRecord
+from tsugiki.training.run.load import load_base, read_texts
+from tsugiki.training.run.resume import earlier_run
+from tsugiki.training.run.stage_results import Base, Texts
+from tsugiki.training.run.stages import train_on
+from tsugiki.training.run.start import Start, started
+from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.tools.memory import reset_process_peak, return_freed_memory
+
+
+def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
+    """Execute the runs that have not finished yet, one after the other, and print the result of each.
+
+    All have the same base model, the same data and the same tokens. Finished runs are kept if a later one has an error,
+    which names it. Returns name -> record.
+    """
+    if any(parse_held_out(config.held_out) is None for config in runs.values()):
+        raise TsugikiError(_("held_out is none, and runs are compared by their held-out text; hold some out"))
+    earlier = _earlier_runs(runs)
+    records: dict[str, RunRecord] = {}
+    texts: Texts | None = None
+    bases: dict[int, Base] = {}
+    left = sum(not _is_finished(record) for record in earlier.values())
+    done, begun = 0, time.monotonic()
+    for number, (name, config) in enumerate(runs.items(), 1):
+        before = earlier[name]
+        if before is not None and _is_finished(before):
+            records[name] = before
+            continue
+        with started(config, resume=before is not None) as start:
+            texts = texts or read_texts(start)
+            start.display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
+            try:
+                _train_with(bases, start, texts)
+            except TsugikiError as error:
+                raise TsugikiError(_("{name}: {error}").format(name=name, error=error)) from error
+            records[name], done, left = start.record, done + 1, left - 1
+            start.display.print(_result_line(name, start.record, time.monotonic() - begun, done, left))
+    check_same_inputs(records)
+    return records
+
+
+def _train_with(bases: dict[int, Base], start: Start, texts: Texts) -> None:
+    """Train on the base that the runs before have left, if it has the dtype of this run, and leave it to the next run.
+
+    `bases` has the same model under each number of virtual tokens, for which the rows leave room. Afterwards it is as
+    before, but for its adapter; none is left if its weights were trained.
+    """
+    config, facts = start.config, given_facts(start.config, start.record, start.device)
+    if any(base.dtype != facts.dtype for base in bases.values()):
+        bases.clear()  # so that its memory is free before another one is loaded
+    gc.collect()  # the loop of the run before
+    return_freed_memory()
+    prompt, loaded = config.virtual_tokens, next(iter(bases.values()), None)
+    if loaded is None:
+        bases[prompt] = load_base(start, facts, texts)
+    elif prompt not in bases:
+        bases[prompt] = replace(loaded, data=pack_data(config, texts.split, loaded.model, texts.tokenizer))
+    base = bases[prompt]
+    reset_process_peak()
+    train_on(start, facts, base)
+    if is_grafted(base.model):
+        ungraft(base.model)
+        use_plain_paths(base.model)
+    else:
+        bases.clear()  # its weights were trained
+
+
+def _earlier_runs(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord | None]:
+    """Return the record of each run that its folder already holds; None if it holds none.
+
+    It must have the same settings, and if it is finished, the data and the base must be as they were.
+    """
+    earlier = {name: earlier_run(name, config) for name, config in runs.items()}
+    finished_runs = {name: record for name, record in earlier.items() if record and _is_finished(record)}
+    if finished_runs:
+        _check_unchanged(next(iter(runs.values())), finished_runs)
+    return earlier
+
+
+def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
+    """Check that finished runs had the same training and held-out texts, and the same base."""
+    first, *others = records
+    changed = [name for name in others if _texts(records[name]) != _texts(records[first])]
+    _refuse(changed, _("the data have changed since {first} was trained").format(first=first))
+    changed = [name for name in others if _is_other_base(records[first], records[name])]
+    _refuse(changed, _("the base model has changed since {first} was trained").format(first=first))
+
+
+def _is_finished(record: RunRecord | None) -> bool:
+    return record is not None and record.status == "finished"
+
+
+def _result_line(name: str, record: RunRecord, seconds: float, done: int, left: int) -> str:
+    """Return one line with the result of a run, and the time left, estimated from the mean time of the runs so far.
+
+    `seconds` is the time of the `done` runs in this process, and `left` runs are left.
+    """
+    before, after = record.evaluations[0], record.evaluations[-1]
+    line = _("{name}: held-out loss {before:.4f} → {after:.4f} ({change:+.1%})").format(
+        name=name, before=before.loss, after=after.loss, change=change_of_loss(before, after).relative
+    )
+    if not left:
+        return line
+    time_left = format_duration(seconds / done * left)
+    return line + ngettext("; {count} run left, about {time}", "; {count} runs left, about {time}", left).format(
+        count=left, time=time_left
+    )
+
+
+def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> None:
+    tokenizer = load_run_tokenizer(config)
+    key = content_key(config.data, config.columns)
+    digest, base = data_digest(config, tokenizer, key), named_identity(config.model)
+    digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
+    changed = [name for name, before in digests.items() if before != digest]
+    message = _("{data}, other data or the tokenizer has changed since they were trained")
+    _refuse(changed, message.format(data=describe_data(config.data)))
+    bases = {name: record.base for name, record in finished.items() if record.base is not None}
+    changed = [name for name, before in bases.items() if why_different(before, base)]
+    _refuse(changed, _("{model} has changed since they were trained").format(model=config.model))
+
+
+def _texts(record: RunRecord) -> tuple[str, str] | None:
+    return (record.data.train.fingerprint, record.data.held_out.fingerprint) if record.data is not None else None
+
+
+def _is_other_base(one: RunRecord, other: RunRecord) -> bool:
+    return one.base is not None and other.base is not None and bool(why_different(one.base, other.base))
+
+
+def _refuse(names: list[str], why: str) -> None:
+    if names:
+        message = _("{names}: {why}; delete these runs, or choose another out")
+        raise TsugikiError(message.format(names=summarise_list(names), why=why))
