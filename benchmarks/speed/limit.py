@@ -133,7 +133,8 @@ def products(config: PretrainedConfig, batch: int, length: int, r: int = RANK) -
 
     A step has `batch` rows of `length` tokens.
     """
-    model = meta_model(config, attn_implementation="eager").requires_grad_(False)
+    model = meta_model(config).requires_grad_(False)
+    model.set_attn_implementation("eager")
     targets, head = find_targets(model, LoraConfig()), model.get_output_embeddings()
     found: Counter[Product] = Counter()
 

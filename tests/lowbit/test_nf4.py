@@ -16,7 +16,6 @@ from tsugiki.lowbit import (
     nf4,
     plain_input_gradient,
     plain_product,
-    quantized_layer,
 )
 from tsugiki.lowbit.nf4 import plain_levels
 
@@ -117,8 +116,8 @@ def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out:
 def test_products_in_floats_equal_those_with_the_dequantised_weight(
     dtype: torch.dtype, into: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(quantized_layer, "integers_pay", lambda x: False)
-    monkeypatch.setattr(quantized_layer, "CHANNELS", 16)
+    monkeypatch.setattr(nf4, "integers_pay", lambda x: False)
+    monkeypatch.setattr(nf4, "CHANNELS", 16)
     torch.manual_seed(1)
     layer = _layer(40, into)
     x, dy = torch.randn(6, into).to(dtype), torch.randn(6, 40).to(dtype)
@@ -133,7 +132,7 @@ def test_products_in_floats_equal_those_with_the_dequantised_weight(
 def test_results_do_not_depend_on_the_tiles_and_pieces(monkeypatch: pytest.MonkeyPatch):
     layer, x, dy = _layer(37), torch.randn(9, 128), torch.randn(9, 37)
     expected = layer.product(x)
-    monkeypatch.setattr(quantized_layer, "CHANNELS", 16)
+    monkeypatch.setattr(nf4, "CHANNELS", 16)
     monkeypatch.setattr("tsugiki.lowbit.int8.CHANNELS", 16)
     monkeypatch.setattr(integer_products, "_ROWS", 4)
     monkeypatch.setattr(nf4, "_PIECE", 100)

@@ -6,19 +6,17 @@ follow links out of the folder, and allocate a model of the size that the config
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel
-from tsugiki.base.model_folder import map_keys
+from tsugiki.base.model_folder import map_keys, model_files
 from tsugiki.base.quantized_files import check_format, quantization_settings
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
-    CHAT_TEMPLATES_FOLDER,
     MODEL_CONFIG_FILE,
     OTHER_MODEL_FILES,
     TOKENIZER_CONFIG_FILE,
@@ -45,8 +43,7 @@ OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causa
 
 def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) -> None:
     """Check a model's folder before its files are read; code of its own is accepted with `trust_remote_code`."""
-    for path in _files_to_read(folder):
-        _check_file(path, folder)
+    _check_files(folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
         message = _("{name} holds a model and an adapter ({file}); move the adapter's files to another folder")
         raise TsugikiError(message.format(name=name, file=ADAPTER_CONFIG_FILE))
@@ -81,8 +78,7 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
 
 def check_tokenizer_files(folder: Path) -> None:
     """Check a folder in which a tokenizer was saved without a model, before it is read."""
-    for path in _files_to_read(folder):
-        _check_file(path, folder)
+    _check_files(folder)
     if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
         message = _("the tokenizer in {folder} brings Python code of its own, which is not run")
         raise TsugikiError(message.format(folder=folder))
@@ -151,10 +147,9 @@ def _own_classes(folder: Path) -> list[str]:
     return found
 
 
-def _files_to_read(folder: Path) -> Iterator[Path]:
-    for path in [*folder.iterdir(), *(folder / CHAT_TEMPLATES_FOLDER).glob("*.jinja")]:
-        if any(fnmatchcase(path.name, pattern) for pattern in (_WEIGHTS, *OTHER_MODEL_FILES)):
-            yield path
+def _check_files(folder: Path) -> None:
+    for path in model_files(folder, (_WEIGHTS, *OTHER_MODEL_FILES)):
+        _check_file(path, folder)
 
 
 def _check_file(path: Path, folder: Path) -> None:

@@ -75,13 +75,8 @@ def named_identity(name: str) -> BaseIdentity:
 
     This reads all of the weights, unless their digest is cached.
     """
-    return named_settings(name).model_copy(update={"fingerprint": named_fingerprint(name)})
-
-
-def named_settings(name: str) -> BaseIdentity:
-    """Return the identity of the model with this name (see `load_model`) by its config alone, which is read fast."""
-    folder = local_folder(name)
-    return BaseIdentity(config=_settings(load_config(name).get_text_config()) if folder is not None else {})
+    settings = _settings(load_config(name).get_text_config()) if local_folder(name) is not None else {}
+    return BaseIdentity(fingerprint=named_fingerprint(name), config=settings)
 
 
 def why_different(one: BaseIdentity, other: BaseIdentity) -> str:

@@ -74,20 +74,14 @@ def _load_quantized(folder: Path, config: PretrainedConfig, dtype: LoadDtype) ->
     base_dtype = quantized_dtype(dtype)
     if base_dtype is None or quantization_settings(config):
         return None
+    from transformers import GenerationConfig
+
     from tsugiki.base.streaming import load_quantized
 
     model = load_quantized(folder, config, torch_dtype(preferred_compute_dtype()), base_dtype)
-    if model is not None:
-        _read_generation_config(model, folder)
-    return model
-
-
-def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Give a model that was not loaded by transformers the generation settings in its folder, if there are any."""
-    from transformers import GenerationConfig
-
-    if (folder / GENERATION_CONFIG_FILE).is_file():
+    if model is not None and (folder / GENERATION_CONFIG_FILE).is_file():  # `from_pretrained` reads it by itself
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
 
 
 def _load_by_transformers(
@@ -127,9 +121,11 @@ def _load_by_transformers(
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; errors are those of `load_model`."""
     from transformers import AutoTokenizer
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
     folder = settings_folder(name, trust_remote_code=trust_remote_code)
-    if not (folder / "tokenizer.json").exists() and any(folder.glob("*.model")) and not _reads_sentencepiece():
+    reads_it = is_sentencepiece_available() and is_protobuf_available()
+    if not (folder / "tokenizer.json").exists() and any(folder.glob("*.model")) and not reads_it:
         message = _(
             "{name} has a tokenizer of SentencePiece; install what reads it: pip install 'tsugiki[sentencepiece]'"
         )
@@ -139,12 +135,6 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer(_PROBE)  # some damaged tokenizers load, but fail for every text
         _mend_unigram(tokenizer)
         return tokenizer
-
-
-def _reads_sentencepiece() -> bool:
-    from transformers.utils import is_protobuf_available, is_sentencepiece_available
-
-    return bool(is_sentencepiece_available() and is_protobuf_available())
 
 
 def _mend_unigram(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -15,6 +15,7 @@ from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
+    CHAT_TEMPLATES_FOLDER,
     MANIFEST_FILE,
     METADATA_FILE,
     MODEL_CONFIG_FILE,
@@ -131,14 +132,19 @@ def map_keys(model: PreTrainedModel, keys: Collection[str]) -> KeyMapping:
     return KeyMapping(key_of, frozenset(converted))
 
 
+def model_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return the files of a model whose names match one of the patterns, those of its further chat templates, too."""
+    candidates = [*folder.iterdir(), *(folder / CHAT_TEMPLATES_FOLDER).glob("*.jinja")]
+    return [path for path in candidates if _matches(path, patterns)]
+
+
 def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
     """Copy a model's files other than its weights to `out`: config, tokenizer, generation settings, licence.
 
     Files of the same names are replaced. In the copy of config.json, the fields in `config` have its values.
     """
-    candidates = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    for path in candidates:
-        if path.is_file() and _matches(path, OTHER_MODEL_FILES) and not _matches(path, _NOT_COPIED):
+    for path in model_files(folder, OTHER_MODEL_FILES):
+        if path.is_file() and not _matches(path, _NOT_COPIED):
             target = out / path.relative_to(folder)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)

@@ -44,7 +44,7 @@ def settings_folder(name: str, *, trust_remote_code: bool = False) -> Path:
     A model that brings Python code of its own is an error without `trust_remote_code`, as is a folder that holds
     something that must not be read (see `check_folder`).
     """
-    return _folder(name, trust_remote_code, _settings_files(trust_remote_code))[0]
+    return _folder(name, trust_remote_code, OTHER_MODEL_FILES)[0]
 
 
 def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
@@ -52,7 +52,7 @@ def model_folder(name: str, *, trust_remote_code: bool = False) -> Path:
 
     The errors are those of `settings_folder`, and weights that are not safetensors or have a damaged index.
     """
-    folder, on_hub = _folder(name, trust_remote_code, _settings_files(trust_remote_code))
+    folder, on_hub = _folder(name, trust_remote_code, OTHER_MODEL_FILES)
     gguf = gguf_path(name) if _is_local(name) else None
     if gguf is not None:
         return conversion_cache.converted_folder(gguf)
@@ -105,10 +105,10 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return repo_id, revision
 
 
-def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tuple[Path, Collection[str]]:
+def _folder(name: str, trust_remote_code: bool, patterns: tuple[str, ...]) -> tuple[Path, Collection[str]]:
     """Return the checked folder of a model, and the names of its files on the hub; none for a local model.
 
-    Of a model on the hub, the files whose names match `patterns` are downloaded.
+    Of a model on the hub, the files whose names match `patterns` are downloaded, and its code if it is trusted.
     """
     if not name.strip():
         message = _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id")
@@ -118,6 +118,7 @@ def _folder(name: str, trust_remote_code: bool, patterns: Collection[str]) -> tu
         folder = local_folder(name)
     else:
         on_hub = _hub_files(name)
+        patterns = (*patterns, "*.py") if trust_remote_code else patterns
         wanted = {file for file in on_hub if _is_wanted(file, patterns)}
         folder = _download(name, wanted) if on_hub else local_folder(name)
     assert folder is not None
@@ -157,11 +158,6 @@ def _is_local(name: str) -> bool:
         message = _("no model called {name!r}; did you mean {embedded!r}?")
         raise TsugikiError(message.format(name=name, embedded=EMBEDDED))
     return False
-
-
-def _settings_files(trust_remote_code: bool) -> tuple[str, ...]:
-    """Return patterns of a model's files other than its weights."""
-    return (*OTHER_MODEL_FILES, "*.py") if trust_remote_code else OTHER_MODEL_FILES
 
 
 def _is_wanted(file: str, patterns: Collection[str]) -> bool:

@@ -61,15 +61,15 @@ def aozora_command(
     from tsugiki.data.read.aozora.works import (
         LooseFiles,
         NearCopies,
-        check_target,
         open_source,
         read_entries,
         write_works,
     )
+    from tsugiki.io.atomic import check_new_file
     from tsugiki.io.progress import ProgressDisplay
 
     start = time.perf_counter()
-    check_target(out)
+    check_new_file(out)  # before works are downloaded
     query = Query(author, title, kana, parse_role(role))
     opened = LooseFiles(files) if files else open_source(source, cache)
     entries = select(opened.entries(), query)

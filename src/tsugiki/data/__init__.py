@@ -18,7 +18,7 @@ __getattr__, __dir__ = lazy_names(
         "read.aozora.index": "INDEX IndexEntry Person Query parse_role read_manifest select",
         "read.aozora.site": "Site SiteUnreachable",
         "read.aozora.text": "guess_kana has_annotations is_work plain_text read_work title_and_author",
-        "read.aozora.works": "LooseFiles MirrorFolder Work check_target open_source read_entries write_works",
+        "read.aozora.works": "LooseFiles MirrorFolder Work open_source read_entries write_works",
         "read.character_encoding": "decode",
         "read.files": "content_key read_records record_kinds",
         "read.html": "html_text",

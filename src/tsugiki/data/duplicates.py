@@ -132,12 +132,7 @@ def grouped(labels: NDArray[np.intp]) -> list[list[int]]:
 def join_groups(count: int, groups: Iterable[Sequence[int]]) -> list[list[int]]:
     """Join groups that have a member in common; members are numbers below `count`."""
     labels = np.arange(count)
-    for group in groups:
-        for member in group[1:]:
-            first, second = sorted((_root(labels, group[0]), _root(labels, member)))
-            labels[second] = first
-    while (labels != labels[labels]).any():
-        labels = labels[labels]
+    _unite(labels, ((group[0], member) for group in groups for member in group[1:]))
     return grouped(labels)
 
 
@@ -297,15 +292,18 @@ def _hash_windows(codes: NDArray[np.uint32]) -> NDArray[np.uint64]:
 
 def _join(group: NDArray[np.intp], rows: NDArray[np.uint32], a: NDArray[np.intp], b: NDArray[np.intp]) -> None:
     """Join, in place, the groups of the similar pairs (a[i], b[i]); a group is identified by its first index."""
-    if not len(a):
-        return
     for start in range(0, len(a), _PAIRS):
         pairs_a, pairs_b = a[start : start + _PAIRS], b[start : start + _PAIRS]
         one, other = rows[pairs_a], rows[pairs_b]
         similar = is_similar(similarity(one, other), np.minimum(one, other))
-        for first, second in zip(pairs_a[similar].tolist(), pairs_b[similar].tolist(), strict=True):
-            first, second = sorted((_root(group, first), _root(group, second)))
-            group[second] = first
+        _unite(group, zip(pairs_a[similar].tolist(), pairs_b[similar].tolist(), strict=True))
+
+
+def _unite(group: NDArray[np.intp], pairs: Iterable[tuple[int, int]]) -> None:
+    """Join, in place, the groups of these pairs; afterwards each member has the first index of its group."""
+    for pair in pairs:
+        first, second = sorted(_root(group, member) for member in pair)
+        group[second] = first
     while (group != group[group]).any():
         group[:] = group[group]
 

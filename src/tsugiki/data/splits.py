@@ -196,7 +196,7 @@ def _choose(
     for group in groups if isinstance(wanted, FieldCondition) else kept_together(index, groups):
         belongs[list(group)] = group[0]
     if isinstance(wanted, FieldCondition):
-        chosen = np.intersect1d(_some_matching(index, wanted), among)
+        chosen = np.intersect1d(_matching(index, wanted), among)
     else:
         chosen = _by_share(index, among, wanted, seed, belongs)
     return np.intersect1d(np.flatnonzero(np.isin(belongs, belongs[chosen])), among)
@@ -239,18 +239,12 @@ def _by_share(
     return np.array(chosen or [leaders[sizes[leaders].argmin()]], np.int64)
 
 
-def matching(index: RecordIndex, condition: FieldCondition) -> Integers:
-    """Return the numbers of the records that fulfil a condition, whose values are compared by `normalise_name`."""
+def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
+    """Return the numbers of the records that fulfil a condition, by `normalise_name`; none is an error."""
     wanted = normalise_name(condition.value)
-    values = (normalise_name(fields.get(condition.field, "")) for fields in index.fields)
-    return np.array([number for number, value in enumerate(values) if value == wanted], np.int64)
-
-
-def _some_matching(index: RecordIndex, condition: FieldCondition) -> Integers:
-    """Return the numbers of the records that fulfil a condition; none is an error."""
-    found = matching(index, condition)
-    if len(found):
-        return found
+    found = [n for n, fields in enumerate(index.fields) if normalise_name(fields.get(condition.field, "")) == wanted]
+    if found:
+        return np.array(found, np.int64)
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
         message = _("no record has {field}={value}; the values are {values}")

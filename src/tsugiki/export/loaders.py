@@ -1,7 +1,5 @@
 """Which programs can load an adapter, or only the model that it is merged into: PEFT and llama.cpp."""
 
-from typing import Any
-
 from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import summarise_list
@@ -9,9 +7,7 @@ from tsugiki.export.llama_cpp_layers import gguf_names, unsupported_reason
 from tsugiki.language import _, marked
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_target_parameters
-from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
-from tsugiki.methods.table import METHODS
 
 _EMBEDDING_AND_HEAD_NAMES = frozenset({"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"})
 _MERGE = marked("export it merged into its base instead (--merged)")
@@ -44,16 +40,6 @@ def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> li
     if any(layer.magnitude is not None for layer in lora.layers.values()):
         problems.append(_("llama.cpp does not support the magnitudes of DoRA; {merge}").format(merge=_(_MERGE)))
     return problems
-
-
-def peft_reads(adapter_format: AdapterFormat[Any, Any]) -> bool:
-    """Return whether PEFT loads adapters of this format."""
-    return any(method.readable_by_peft for method in METHODS.values() if method.config is adapter_format.config)
-
-
-def can_merge(adapter_format: AdapterFormat[Any, Any]) -> bool:
-    """Return whether adapters of this format can be merged into the base, which every program can then load."""
-    return any(method.mergeable for method in METHODS.values() if method.config is adapter_format.config)
 
 
 def is_plain_lora(config: object) -> bool:

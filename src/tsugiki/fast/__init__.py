@@ -11,7 +11,7 @@ __getattr__, __dir__ = lazy_names(
             "FLASH attends_to_later_tokens detect_document_masking flash_arguments has_unknown_window "
             "keeps_apart_by_flash mask_documents packed_masks shares_prompts"
         ),
-        "forward": "answer_log_probabilities enable_chunked_loss has_chunked_loss head_of loss_of_hidden_states",
+        "forward": "answer_log_probabilities enable_chunked_loss has_chunked_loss head_of",
         "head": "Head find_head",
         "huge_pages": "use_huge_pages",
         "layers": "use_fast_products",

@@ -128,9 +128,7 @@ def mask_documents(
         case "position_ids":
             return batch
         case "attention_mask":
-            positions = batch["position_ids"]
-            layout = RowLayout(positions, count_documents(positions), positions.shape[-1])
-            return {**batch, "attention_mask": document_mask(layout, dtype)}
+            return {**batch, "attention_mask": document_mask(_packed_layout(batch["position_ids"]), dtype)}
         case "separate_rows":  # one document in each row, which causal attention masks correctly
             return {name: tensor for name, tensor in batch.items() if name != "position_ids"}
 
@@ -180,14 +178,16 @@ def with_shared_prompts(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[
     return {**inputs, "attention_mask": packed_masks(model.base_model, inputs["position_ids"])}
 
 
-def packed_masks(base: Any, positions: Tensor) -> Tensor | dict[str, Tensor]:
+def packed_masks(base: Any, positions: Tensor, prompt: int = 0) -> Tensor | dict[str, Tensor]:
     """Return the masks of packed rows with these positions [rows, tokens], in the form that the decoder makes itself.
+
+    The rows follow a soft prompt of `prompt` tokens.
 
     A model makes these masks itself from position ids, but it first tests whether there are several documents, once for
     each kind of attention layer, and on an accelerator the host waits for each result. To avoid the wait, these masks
     are passed as `attention_mask`, together with the position ids.
     """
-    return prompt_masks(base, RowLayout(positions, count_documents(positions), positions.shape[-1]))
+    return prompt_masks(base, _packed_layout(positions, prompt))
 
 
 def takes_packed_masks(base: Any) -> bool:
@@ -256,7 +256,7 @@ def has_left_padding(mask: Any) -> bool:
     return isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask.long().diff(dim=-1) > 0).any())
 
 
-def packed_layout(positions: Tensor, length: int) -> RowLayout:
+def _packed_layout(positions: Tensor, length: int = 0) -> RowLayout:
     """Return the layout of packed rows with these positions, [rows, tokens], after a prompt of `length` tokens."""
     with_prompt = torch.cat([_prompt_positions(positions, length), positions + length], dim=-1)
     documents = F.pad(count_documents(positions), (length, 0), value=_PROMPT)

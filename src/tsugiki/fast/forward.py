@@ -66,14 +66,6 @@ def losses_without_logits(model: PreTrainedModel, labels: Tensor, **inputs: Any)
         return token_losses(model.base_model(**inputs).last_hidden_state, head_of(model), labels)
 
 
-def loss_of_hidden_states(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed cross-entropy, in nats, of last hidden states [..., width], computed as in training.
-
-    `has_chunked_loss(model)` must hold. The labels are [...], with `IGNORE_INDEX` where there is no target.
-    """
-    return chunked_loss(hidden, head_of(model), labels)
-
-
 def answer_log_probabilities(model: PreTrainedModel, answers: AnswerTokens, **inputs: Any) -> Tensor:
     """Return the log-probability of each answer, summed over its tokens, in nats, [answers], in float32 or wider.
 

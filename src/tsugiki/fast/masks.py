@@ -55,11 +55,6 @@ def current_generators() -> tuple[torch.Generator, ...]:
     return generators
 
 
-def draw_seed(generator: torch.Generator | None = None) -> int:
-    """Draw a seed for another generator from `generator`; None: from torch's own."""
-    return int(torch.randint(1 << 62, (), generator=generator))
-
-
 def keep_mask(like: Tensor, p: float) -> Tensor:
     """Draw a mask for `apply_mask` on the device of a tensor, in which each element is dropped with probability p < 1.
 
@@ -68,7 +63,7 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     generators: tuple[torch.Generator | None, ...] = current_generators() or (None,)
     if not like.dim() or len(like) % len(generators):
         generators = generators[:1]
-    seeds = [draw_seed(generator) for generator in generators]
+    seeds = [int(torch.randint(1 << 62, (), generator=generator)) for generator in generators]
     if like.device.type != "cpu":
         return _keep_mask_on_accelerator(like, p, seeds)
     if len(seeds) == 1:

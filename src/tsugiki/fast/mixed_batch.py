@@ -40,7 +40,9 @@ _ROWS, _TOKENS = 2, 3  # the shape of the trial forward pass that shows the orde
 
 
 @contextmanager
-def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterator[None]:
+def mixed_batch(
+    model: nn.Module, adapter_names: Sequence[str | None], known: dict[LowRank, Place] | None = None
+) -> Iterator[None]:
     """Within the `with` block, row i of a batch is computed with the LoRA adapter called `adapter_names[i]`.
 
     This is for inference: nothing trains, and the model must be in evaluation mode. In a batch of n · k rows, as for
@@ -51,24 +53,14 @@ def mixed_batch(model: nn.Module, adapter_names: Sequence[str | None]) -> Iterat
     Args:
         model: a grafted model.
         adapter_names: names of LoRA adapters in the model; None or "__base__" for a row of the base.
+        known: the addresses of the factors of each pair, if they are to be kept from one block to the next, in which
+            the tensors of these adapters must not be replaced.
 
     Raises:
         TsugikiError: there is no adapter of that name, it is not a LoRA adapter or trains more than pairs, an adapter
             is merged, another thread is in such a block, or a layer does not get the rows in the order of the batch.
             Within the block: the batch has another number of rows, the model is in training mode, gradients are
             recorded, or another thread calls the model.
-    """
-    with rows_with_adapters(model, adapter_names, None):
-        yield
-
-
-@contextmanager
-def rows_with_adapters(
-    model: nn.Module, adapter_names: Sequence[str | None], known: dict[LowRank, Place] | None
-) -> Iterator[None]:
-    """Do the same as `mixed_batch`, and keep the addresses of the factors of each pair in `known`, if it is given.
-
-    While `known` is used, the tensors of these adapters must not be replaced.
     """
     model = unwrapped(model)
     rows = _mixed_rows(model, adapter_names, known)

@@ -92,13 +92,9 @@ def _use_attention(model: PreTrainedModel, name: str, is_right: Callable[[], boo
     except Exception:  # the architecture or the card does not support it; their code may raise anything
         fits = False
     if fits:
-        undo.append(partial(_set_attention, model, former))
+        undo.append(partial(model.set_attn_implementation, former))
     else:
         model.set_attn_implementation(former)
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    model.set_attn_implementation(name)
 
 
 @on_first_blocks

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.generation.key_value_cache import CachedRows, compute, padded, round_up, selected
+from tsugiki.generation.key_value_cache import CachedRows, compute, padded, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
 from tsugiki.generation.request import BatchMode, ScoredToken
 from tsugiki.generation.row import Row
@@ -71,7 +71,7 @@ class Arriving:
 def prompts_width(rows: Sequence[Row]) -> int:
     """Return how many columns the prompts of rows take."""
     longest = max(row.length for row in rows)
-    return longest if rows[0].request.batch_mode == "alone" else round_up(longest, _MULTIPLE)
+    return longest if rows[0].request.batch_mode == "alone" else -(-longest // _MULTIPLE) * _MULTIPLE
 
 
 def begin_prompts(rows: list[Row], prefixes: Sequence[Prefix], device: torch.device) -> Arriving:
@@ -136,7 +136,8 @@ def find_batch_mode(model: PreTrainedModel, several: bool = True) -> BatchMode:
     except Exception as error:  # a model's own code may raise anything
         message = _("it cannot be served, because it has no ordinary cache of keys and values: {error}")
         raise TsugikiError(message.format(error=error_text(error))) from error
-    same = partial(same_to_rounding, at_least=_ROUNDED if _rounds_inputs(model) else 0.0)
+    rounds_inputs = any(isinstance(module, QuantizedLayer) for module in model.modules())
+    same = partial(same_to_rounding, at_least=_ROUNDED if rounds_inputs else 0.0)
     if not all(same(one, other) for one, other in zip(alone, plain, strict=True)):
         raise TsugikiError(_("it cannot be served, because it computes something else with a cache of keys and values"))
     if not several or rope_depends_on_length(model):
@@ -146,10 +147,6 @@ def find_batch_mode(model: PreTrainedModel, several: bool = True) -> BatchMode:
     except Exception:
         return "alone"
     return "mixed" if all(same(row, one[0]) for row, one in zip(together, alone, strict=True)) else "alone"
-
-
-def _rounds_inputs(model: PreTrainedModel) -> bool:
-    return any(isinstance(module, QuantizedLayer) for module in model.modules())
 
 
 def _two_steps(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:

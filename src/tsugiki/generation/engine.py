@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
-from tsugiki.fast.mixed_batch import rows_with_adapters
+from tsugiki.fast.mixed_batch import mixed_batch
 from tsugiki.fast.row_products import Place
 from tsugiki.generation.batch import find_batch_mode
 from tsugiki.generation.key_value_cache import bytes_per_token
@@ -207,7 +207,7 @@ class ActiveAdapters:
         elif not any(names):
             self._enter((None,), lambda: base_alone(model))
         else:
-            self._enter(("rows", *names), lambda: rows_with_adapters(model, names, self._known))
+            self._enter(("rows", *names), lambda: mixed_batch(model, names, self._known))
 
     def deactivate(self) -> None:
         """Leave the model as it was before `activate`, so that adapters can be added, changed and removed."""

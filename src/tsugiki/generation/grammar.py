@@ -5,7 +5,8 @@ A grammar defines which bytes may come next, and a vocabulary which bytes each t
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,24 +35,20 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 def json_grammar(schema: Mapping[str, Any] | str) -> str:
     """Return the grammar of the JSON texts that a JSON schema allows, without white space between their parts."""
-    matcher = _llguidance().LLMatcher
-    try:
-        grammar: str = matcher.grammar_from_json_schema(
-            schema if isinstance(schema, str) else json.dumps(schema), defaults=_COMPACT
-        )
-    except ValueError as error:
-        raise _unusable(str(error)) from error
-    return grammar
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    return _converted(partial(_llguidance().LLMatcher.grammar_from_json_schema, text, defaults=_COMPACT))
 
 
 def regex_grammar(pattern: str) -> str:
     """Return the grammar of the texts that a regular expression matches from beginning to end."""
-    matcher = _llguidance().LLMatcher
+    return _converted(partial(_llguidance().LLMatcher.grammar_from_regex, pattern))
+
+
+def _converted(convert: Callable[[], str]) -> str:
     try:
-        grammar: str = matcher.grammar_from_regex(pattern)
-    except ValueError as error:  # a lone surrogate
+        return convert()
+    except ValueError as error:  # such as a lone surrogate
         raise _unusable(str(error)) from error
-    return grammar
 
 
 def choice_grammar(texts: Sequence[str]) -> str:

@@ -115,11 +115,6 @@ def padded(prompts: Sequence[Sequence[int]], width: int, device: torch.device) -
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def round_up(number: int, multiple: int) -> int:
-    """Round a number up to a multiple of `multiple`."""
-    return -(-number // multiple) * multiple
-
-
 def joined(one: CachedRows, other: CachedRows) -> CachedRows:
     """Return the rows of both, in this order; `one` must not be used afterwards."""
     length = max(one.mask.shape[1], other.mask.shape[1])

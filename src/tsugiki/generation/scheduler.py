@@ -183,15 +183,11 @@ class Scheduler:
             arriving.append(self.waiting.popleft())
             prefixes.append(prefix)
         if arriving:
-            self._begin(arriving, prefixes)
-
-    def _begin(self, rows: list[Row], prefixes: list[Prefix]) -> None:
-        """Begin to compute the prompts of rows after their prefixes, as many tokens for all of them."""
-        arriving = begin_prompts(rows, prefixes, self.model.device)
-        for row in rows:
-            if self.prefixes.shares(row):
-                row.request.cached_tokens = max(0, row.length - arriving.left)
-        self._arriving += (arriving,)
+            begun = begin_prompts(arriving, prefixes, self.model.device)
+            for row in arriving:
+                if self.prefixes.shares(row):
+                    row.request.cached_tokens = max(0, row.length - begun.left)
+            self._arriving += (begun,)
 
     def _compute_prompts(self, arriving: Arriving) -> None:
         """Compute a piece of the prompts; after the last one, choose a token and let the rows join the batch."""

@@ -15,12 +15,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.base.resolve import EMBEDDED
-from tsugiki.export.loaders import can_merge, is_plain_lora, peft_reads
+from tsugiki.export.loaders import is_plain_lora
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_size
 from tsugiki.language import ENGLISH, _, speaking
 from tsugiki.lora.config import LoraConfig
-from tsugiki.methods.table import METHODS, format_of
+from tsugiki.methods.table import METHODS, method_of
 from tsugiki.report.markdown import code_span, to_markdown
 from tsugiki.report.run import run_sections
 from tsugiki.report.sections import Code, Lines, Part, Row, Section, Sentence, section, selected
@@ -109,7 +109,7 @@ def _metadata(adapter: CardData) -> ModelCardData:
         base_model_relation="adapter" if base else None,
         language=list(adapter.languages) or _language_of(adapter),
         license=adapter.license_id,
-        library_name="peft" if peft_reads(format_of(adapter.config)) else "tsugiki",
+        library_name="peft" if method_of(adapter.config).readable_by_peft else "tsugiki",
         pipeline_tag="text-generation" if adapter.fields.get("task_type") == "CAUSAL_LM" else None,
         tags=[*(["lora"] if isinstance(adapter.config, LoraConfig) else []), "tsugiki"],
         model_name=adapter.name if results else None,
@@ -185,7 +185,7 @@ def _usage(adapter: CardData) -> list[Part]:
 
 
 def _with_peft(adapter: CardData) -> list[Part]:
-    if not peft_reads(format_of(adapter.config)):
+    if not method_of(adapter.config).readable_by_peft:
         return [Sentence(_("PEFT does not have this method and cannot load the adapter."))]
     load = f'from tsugiki.base.loading import load_model\n\nmodel = load_model("{EMBEDDED}")'
     if (base := adapter.base.name) != EMBEDDED:
@@ -201,6 +201,6 @@ def _with_llama_cpp(adapter: CardData) -> list[Part]:
         command = f"{export} --gguf {adapter.name}.gguf\nllama-cli -m base.gguf --lora {adapter.name}.gguf"
         return [Sentence(_("With llama.cpp, if the base is available as a GGUF file:")), Code(command)]
     cannot = Sentence(_("llama.cpp cannot load this adapter."))
-    if not can_merge(format_of(adapter.config)):
+    if not method_of(adapter.config).mergeable:
         return [cannot]
     return [cannot, Sentence(_("It can load the merged model:")), Code(f"{export} --merged --gguf {adapter.name}.gguf")]

@@ -40,13 +40,7 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
     The folder must exist. An existing file is an error, or with `replace` it is replaced when the block succeeds.
     Raises a `WriteError` if writing fails, for example because the disk is full.
     """
-    with _write_errors(out):  # the name may be too long, for example
-        exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
-    if exists and not replace:
-        raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
-    if not has_folder:
-        message = _("cannot write {out}: there is no folder {parent}; create it first")
-        raise TsugikiError(message.format(out=out, parent=out.parent))
+    check_new_file(out, replace=replace)
     if not replace:
         remove_leftovers(out.parent, older_than=DAY, of=out.name)
     temporary = _temporary(out, "part")
@@ -59,6 +53,17 @@ def new_file(out: Path, *, replace: bool = False) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def check_new_file(out: Path, *, replace: bool = False) -> None:
+    """Check that `new_file` can create a file: its folder exists, and the file does not, or is to be replaced."""
+    with _write_errors(out):  # the name may be too long, for example
+        exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
+    if exists and not replace:
+        raise TsugikiError(_("{out} exists already; choose another name, or remove it first").format(out=out))
+    if not has_folder:
+        message = _("cannot write {out}: there is no folder {parent}; create it first")
+        raise TsugikiError(message.format(out=out, parent=out.parent))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ The operating system releases a lock when its process ends, also if it is killed
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -125,20 +125,14 @@ def _is_locked(path: Path) -> bool:
         return True
 
 
-@contextmanager
-def _held(path: Path, timeout: float) -> Iterator[None]:
-    """Hold a lock within the block; a `timeout` of -1 waits for ever, 0 raises `Timeout` at once."""
-    lock = FileLock(path)
+def _held(path: Path, timeout: float) -> AbstractContextManager[object]:
+    """Take a lock, which a `with` block releases; a `timeout` of -1 waits for ever, 0 raises `Timeout` at once."""
     try:
-        lock.acquire(timeout=timeout)
+        return FileLock(path).acquire(timeout=timeout)
     except Timeout:
         raise
     except OSError as error:
         raise system_error(_("cannot lock {path}: {reason}"), path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _remove_if_alone(path: Path) -> None:

@@ -9,22 +9,29 @@
 So a row of `in` numbers takes 4 + 8/64 + 32/in bits for each number. The codes are the same as those of bitsandbytes,
 which divides each block by its exact largest absolute value. The double quantisation of bitsandbytes stores these
 values in 8 bits as well, relative to their mean; here they are relative to the row, so that the m of a block selects 16
-levels, and the codes select among them. The levels are 8-bit integers; see `DecodedLayer` for the products.
+levels, and the codes select among them. The levels are 8-bit integers; see `Nf4Linear` for the products.
 
 A width that is not a multiple of 64 is padded with zeros, which take memory and change no result.
 
 `plain_levels` is the definition of the levels. `decode` computes them in C, or by `decode_by_pairs` in torch.
 """
 
+import math
+from collections.abc import Iterator
 from functools import cache
+from threading import local
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsugiki.dtypes import ComputeDtype, name_of_dtype
+from tsugiki.lowbit import integer_products
 from tsugiki.lowbit.integer_passes import own_float
-from tsugiki.lowbit.integer_products import CHANNELS, in_pieces, split
-from tsugiki.lowbit.quantized_layer import DecodedLayer
+from tsugiki.lowbit.integer_products import CHANNELS, Tile, in_pieces, mean_row, split
+from tsugiki.lowbit.quantized_layer import QuantizedLayer, integers_pay
+from tsugiki.lowbit.threads import in_threads
 from tsugiki.native import can_read, native_for
 
 BLOCK = 64
@@ -39,10 +46,17 @@ NF4 = (
 )
 _PAIRS = {torch.int8: torch.int16, torch.bfloat16: torch.int32, torch.float16: torch.int32, torch.float32: torch.int64}
 """The integer dtype with the size of two numbers, so that one look-up copies both."""
+_local = local()
+"""The buffer of each thread."""
 
 
-class Nf4Linear(DecodedLayer):
-    """A frozen linear layer in 4 bits.
+class Nf4Linear(QuantizedLayer):
+    """A frozen linear layer in 4 bits, whose weight is decoded for each product, one tile of output channels at a time.
+
+        codes of a tile ──> int8 levels, or floats, in a buffer ──> product ──> the next tile overwrites the buffer
+
+    With integers, the products are those of `integer_products`. Where they are slower, or not exact, the codes are
+    decoded into floats of the dtype of the activations.
 
     Attributes:
         packed: the codes, uint8 [out, blocks · 32].
@@ -56,11 +70,9 @@ class Nf4Linear(DecodedLayer):
         """Quantise `weight`, [out, in] of any float dtype and any strides; it is not kept."""
         super().__init__(weight, bias, dtype)
         with torch.no_grad():
-            self._hold(*encode(weight))
-
-    def _hold(self, packed: Tensor, blocks: Tensor, scale: Tensor) -> None:
-        self.packed, self.blocks, self.scale = (nn.Parameter(t, requires_grad=False) for t in (packed, blocks, scale))
-        self.means = nn.Parameter(self.mean_levels(), requires_grad=False)
+            self.packed, self.blocks, self.scale = (nn.Parameter(t, requires_grad=False) for t in encode(weight))
+            means = torch.stack([mean_row(levels) for levels, _ in self._level_tiles()])
+        self.means = nn.Parameter(means, requires_grad=False)
 
     @staticmethod
     def stored_bytes(out_features: int, in_features: int) -> int:
@@ -73,13 +85,90 @@ class Nf4Linear(DecodedLayer):
         """The length of a decoded row, a multiple of 64."""
         return self.packed.shape[1] * 2
 
-    def decode_levels(self, channels: slice, out: Tensor) -> None:
-        """Write the levels of some output channels to `out`, int8 [channels, padded]."""
-        decode(self.packed[channels], self.blocks[channels], None, out)
+    def dequantize(self) -> Tensor:
+        """Return the exact weight that the quantised values stand for, float32 [out, in]."""
+        weight = torch.empty(self.out_features, self.padded_width, device=self.scale.device)
+        decode(self.packed, self.blocks, self.scale, weight)
+        return weight[:, : self.in_features].contiguous()
 
-    def decode_weight(self, channels: slice, out: Tensor) -> None:
-        """Write the weight of some output channels to `out`, [channels, padded] of a float dtype."""
-        decode(self.packed[channels], self.blocks[channels], self.scale[channels], out)
+    def product(self, x: Tensor) -> Tensor:
+        """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
+        x = F.pad(x, (0, self.padded_width - self.in_features)) if self.padded_width > self.in_features else x
+        if integers_pay(x):
+            return integer_products.product(x, self._level_tiles(), self.bias, self.out_features)
+        y = x.new_empty(len(x), self.out_features)
+        with torch.no_grad():
+            for channels, weight in self._tiles(x.dtype):
+                bias = None if self.bias is None else self.bias[channels].to(x.dtype)
+                y[:, channels] = F.linear(x, weight, bias)
+        return y
+
+    def input_gradient(self, dy: Tensor) -> Tensor:
+        """Return the gradient of `product` in x, [rows, in], for dy [rows, out] of any float dtype."""
+        if integers_pay(dy):
+            dx = integer_products.input_gradient(dy, self._level_tiles(), self.means, self.padded_width)
+        else:
+            dx = dy.new_zeros(len(dy), self.padded_width)
+            for channels, weight in self._tiles(dy.dtype):
+                dx.addmm_(dy[:, channels], weight)
+        return dx[:, : self.in_features].contiguous()
+
+    def _level_tiles(self) -> Iterator[Tile]:
+        for channels, levels in self._tiles(torch.int8):
+            yield levels, self.scale[channels]
+
+    def _tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the channels of each tile with their levels (int8), or with their weight in a float dtype.
+
+        The tiles are decoded into one buffer, one after the other.
+        """
+        sizes = [len(part) for part in split(self.scale, CHANNELS)]
+        buffer = _buffer(max(sizes) * self.padded_width, dtype, self.scale.device).view(-1, self.padded_width)
+        start = 0
+        for size in sizes:
+            channels = slice(start, start + size)
+            self._decode(channels, buffer[:size])
+            yield channels, buffer[:size]
+            start = channels.stop
+
+    def _decode(self, channels: slice, out: Tensor) -> None:
+        """Decode a tile; on the CPU, each thread decodes some of its channels."""
+        threads = torch.get_num_threads() if out.device.type == "cpu" else 1
+        step = max(1, math.ceil(len(out) / threads))
+
+        def decode_from(start: int) -> None:
+            part = out[start : start + step]
+            rows = slice(channels.start + start, channels.start + start + len(part))
+            decode(self.packed[rows], self.blocks[rows], self.scale[rows] if part.is_floating_point() else None, part)
+
+        in_threads(decode_from, range(0, len(out), step))
+
+
+def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory for `size` elements; on the CPU it is reused, because allocating it takes longer than decoding.
+
+    A thread has one buffer, so no two tiles of a thread may be in use at once.
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.empty(size, dtype=dtype, device=device)
+    kept: Tensor | None = getattr(_local, "buffer", None)
+    if kept is None or len(kept) < size * dtype.itemsize:
+        with torch.inference_mode(False):  # the buffer may be used outside of inference mode as well
+            kept = _local.buffer = torch.empty(size * dtype.itemsize, dtype=torch.uint8)
+    return kept[: size * dtype.itemsize].view(dtype)
+
+
+def product_dtype(model: nn.Module) -> ComputeDtype | Literal["int8"] | None:
+    """Return the dtype in which a model's 4-bit layers are multiplied on the CPU.
+
+    Returns None if the model has no 4-bit layer, or it is on another device.
+    """
+    layer = next((module for module in model.modules() if isinstance(module, Nf4Linear)), None)
+    if layer is None or layer.scale.device.type != "cpu":
+        return None
+    if integers_pay(torch.empty(2, 2, dtype=layer.dtype)):
+        return "int8"
+    return name_of_dtype(layer.dtype)
 
 
 def encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -67,7 +67,7 @@ from tsugiki.model.linear import is_conv1d
 from tsugiki.model.names import matches, name_pattern, named_like_experts
 from tsugiki.model.trained_copies import find_modules_to_save, names_for_file, saved_in_file, saved_tensors
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
-from tsugiki.model.ungrafted import base_modules, vocabulary_layers
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers, with_first_names
 from tsugiki.model.weights import quantized_copies, shared_parameters
 
 _HARMLESS = frozenset(
@@ -162,15 +162,10 @@ def _tensors(model: nn.Module, adapter: LoraAdapter) -> dict[str, Tensor]:
         pair = adapter.parameter_pairs[path]
         tensors |= zip(keys, (pair.A, pair.B), strict=True)
     tensors |= saved_tensors(adapter.modules, PREFIX)
-    stored: set[int] = set()  # a parameter with several names is stored once
-    for path, vectors in adapter.tokens.items():
-        if id(vectors) not in stored:
-            tensors[token_key(path)] = vectors.vectors
-        stored.add(id(vectors))
-    for path, parameter in adapter.parameters.items():
-        if id(parameter) not in stored:
-            tensors[parameter_keys(path)[path.rpartition(".")[0] in adapter.pairs]] = parameter
-        stored.add(id(parameter))
+    for path, vectors in with_first_names(adapter.tokens).items():
+        tensors[token_key(path)] = vectors.vectors
+    for path, parameter in with_first_names(adapter.parameters).items():
+        tensors[parameter_keys(path)[path.rpartition(".")[0] in adapter.pairs]] = parameter
     return tensors
 
 
@@ -304,12 +299,9 @@ def _as_parameters(adapter: LoraAdapter, layers: Sequence[str]) -> dict[str, Any
 
 def _token_indices(model: nn.Module, adapter: LoraAdapter) -> dict[str, list[int]]:
     """Return the ids of the trained tokens, by names with which PEFT selects exactly the layers that have them."""
-    first: dict[int, str] = {}
-    for path, vectors in adapter.tokens.items():
-        first.setdefault(id(vectors), path)
     return {
-        name: adapter.tokens[path].indices.tolist()
-        for path in first.values()
+        name: vectors.indices.tolist()
+        for path, vectors in with_first_names(adapter.tokens).items()
         for name in names_for_file(model, [path]) or ()
     }
 

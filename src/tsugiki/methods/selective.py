@@ -47,7 +47,7 @@ from tsugiki.model.trained_copies import (
     saved_tensors,
 )
 from tsugiki.model.undo import Undo, cast_parameters, parameter_owner, replace_module, replace_parameter
-from tsugiki.model.ungrafted import base_modules, output_head
+from tsugiki.model.ungrafted import base_modules, output_head, with_first_names
 from tsugiki.model.weights import WeightUpdate, module_updates, replace_with
 
 HEAD = "head"
@@ -243,10 +243,7 @@ def _endings(names: Iterable[str]) -> str:
 
 
 def _tensors(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Tensor]:
-    first_names: dict[int, str] = {}
-    for path, own in adapter.copies.items():
-        first_names.setdefault(id(own), path)
-    return {f"{PREFIX}{path}": adapter.copies[path] for path in first_names.values()}
+    return {f"{PREFIX}{path}": own for path, own in with_first_names(adapter.copies).items()}
 
 
 def _ln_tensors(model: nn.Module, adapter: SelectiveAdapter) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from tsugiki.fast.document_masks import (
     has_left_padding,
     has_unknown_window,
     is_packed,
-    packed_layout,
+    packed_masks,
     padded_layout,
     prompt_masks,
 )
@@ -258,7 +258,7 @@ def _prepend_prompt(
             prompt_masks(base, padded_layout(mask, text.shape[1], length)) if padded else extend_mask(mask, length)
         )
     elif is_first_call and positions is not None and is_packed(positions):
-        kwargs["attention_mask"] = prompt_masks(base, packed_layout(positions, length))
+        kwargs["attention_mask"] = packed_masks(base, positions, length)
     if positions is not None:
         kwargs["position_ids"] = positions + length
     if "use_cache" in names and kwargs.get("use_cache") is None:

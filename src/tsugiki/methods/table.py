@@ -299,6 +299,11 @@ def formats() -> Mapping[str, AdapterFormat[Any, Any]]:
     return {adapter_format.peft_type: adapter_format for adapter_format in found}
 
 
+def method_of(config: object) -> Method:
+    """Return a method with this kind of config; all of them are alike in what PEFT reads and in what can be merged."""
+    return next(method for method in METHODS.values() if method.config is type(config))
+
+
 def methods_of(config: object) -> list[str]:
     """Return the names of the methods that a config belongs to.
 

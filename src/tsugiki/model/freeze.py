@@ -180,9 +180,7 @@ def dropout_restored(saved: SavedDropout) -> Iterator[None]:
     try:
         yield
     finally:
-        for owner, name, value in saved:
-            if isinstance(value, float):
-                setattr(owner, name, 0.0)
+        _set_probabilities([(owner, name, 0.0) for owner, name, value in saved if isinstance(value, float)])
 
 
 def _set_probabilities(saved: SavedDropout) -> None:

@@ -1,7 +1,7 @@
 """Build models whose parameters have shapes but no values, and copies of a model in another dtype."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -57,31 +57,27 @@ MOST_TENSORS = 20_000
 """Limit on parameter tensors: building a model with so many takes some seconds, and published models have fewer."""
 
 
-def meta_model(
-    config: PretrainedConfig, attn_implementation: str | None = None, *, most_tensors: int = MOST_TENSORS
-) -> PreTrainedModel:
+def meta_model(config: PretrainedConfig, most_tensors: int = MOST_TENSORS) -> PreTrainedModel:
     """Build the causal language model that a config describes on torch's meta device: it has shapes and no values.
 
-    A model of more than `most_tensors` parameter tensors is an error. Without `attn_implementation`, transformers
-    chooses the attention function.
+    A model of more than `most_tensors` parameter tensors is an error.
     """
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         with _FewNumbersOnProcessor():
-            model = _on_meta_device(config, options, most_tensors)
+            model = _on_meta_device(config, most_tensors)
     except RuntimeError:  # a few models mix such numbers with tensors that are on the meta device
-        model = _on_meta_device(config, options, most_tensors)
+        model = _on_meta_device(config, most_tensors)
     for module in model.modules():
         buffers = {name: buffer.to("meta") for name, buffer in module._buffers.items() if buffer is not None}
         module._buffers.update(buffers)
     return model.eval()
 
 
-def _on_meta_device(config: PretrainedConfig, options: Mapping[str, str], most_tensors: int) -> PreTrainedModel:
+def _on_meta_device(config: PretrainedConfig, most_tensors: int) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), NoRandomValues(), _limited(most_tensors):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:

@@ -6,7 +6,7 @@ adapter's file are those in the inner model, without `_orig_mod.` or `module.`.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from tsugiki.language import _, marked
 from tsugiki.model.linear import is_graftable
 from tsugiki.model.names import Names, matches
 from tsugiki.model.undo import CHILD, base_of
+
+T = TypeVar("T")
 
 _HEADS = {
     "ForSequenceClassification": ("classifier", "score"),
@@ -44,12 +46,12 @@ def find_modules(model: nn.Module, wanted: Names) -> dict[str, nn.Module]:
     return with_first_names({name: module for name, module in base_modules(model) if matches(name, wanted)})
 
 
-def with_first_names(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return each module once, by the first of its names."""
+def with_first_names(named: Mapping[str, T]) -> dict[str, T]:
+    """Return each module or tensor once, by the first of its names."""
     first_names: dict[int, str] = {}
-    for name, module in modules.items():
-        first_names.setdefault(id(module), name)
-    return {name: modules[name] for name in first_names.values()}
+    for name, item in named.items():
+        first_names.setdefault(id(item), name)
+    return {name: named[name] for name in first_names.values()}
 
 
 def output_head(model: Any) -> nn.Module | None:

@@ -69,9 +69,10 @@ def works(source: str, query: dict[str, Any]) -> dict[str, Any]:
 def fetch(source: str, query: dict[str, Any], out: str) -> dict[str, Any]:
     """Write the works that match a query as clean text, a JSON line each."""
     from tsugiki.data.read.aozora.index import Query, select
-    from tsugiki.data.read.aozora.works import check_target, open_source, read_entries, write_works
+    from tsugiki.data.read.aozora.works import open_source, read_entries, write_works
+    from tsugiki.io.atomic import check_new_file
 
-    check_target(Path(out))
+    check_new_file(Path(out))
     opened, selection = open_source(source, None), Query(**query)
     skipped: list[str] = []
     entries = read_entries(opened, select(opened.entries(), selection), selection, skipped.append, skipped.append)

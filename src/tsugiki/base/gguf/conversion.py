@@ -8,9 +8,10 @@ some settings and tensors without a warning, and the model then differs from lla
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel
@@ -247,7 +248,17 @@ def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
 
 
 @contextmanager
-def _tensor_progress(advance: Callable[[], None]) -> Iterator[None]:
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Replace an attribute of a module within the block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _tensor_progress(advance: Callable[[], None]) -> AbstractContextManager[None]:
     """Replace the progress bar that transformers draws over the tensors of a GGUF file by calls of `advance`."""
     from transformers import modeling_gguf_pytorch_utils as transformers_gguf
 
@@ -256,28 +267,17 @@ def _tensor_progress(advance: Callable[[], None]) -> Iterator[None]:
             yield tensor
             advance()
 
-    bar = transformers_gguf.tqdm
-    transformers_gguf.tqdm = count
-    try:
-        yield
-    finally:
-        transformers_gguf.tqdm = bar
+    return _replaced(transformers_gguf, "tqdm", count)
 
 
-@contextmanager
-def _cached_reader() -> Iterator[None]:
+def _cached_reader() -> AbstractContextManager[None]:
     """Let transformers use one gguf reader for the settings and the tensors.
 
     It would create two, and each takes ten seconds for a vocabulary of 262,144 tokens.
     """
     import gguf
 
-    reader = gguf.GGUFReader
-    gguf.GGUFReader = functools.cache(reader)  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = reader  # type: ignore[misc]
+    return _replaced(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
 
 
 def _check_tensors(path: Path, header: GgufHeader, model: PreTrainedModel) -> None:

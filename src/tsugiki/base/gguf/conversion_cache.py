@@ -41,21 +41,21 @@ def settings_folder(path: Path) -> Path:
     converted = cache_folder("gguf") / _name(path)
     if converted.exists():
         return converted
-    return _entry(path, cache_folder("gguf") / _name(path, ".settings"), _convert_settings)
+    return _entry(path, cache_folder("gguf") / _name(path, ".settings"), write_settings)
 
 
 def _name(path: Path, content: str = "") -> str:
     return f"{_digests(path)['file']}{content}-{_CACHE_VERSION}-{version('transformers')}"
 
 
-def _entry(path: Path, folder: Path, convert: Callable[[Path, Path], None]) -> Path:
+def _entry(path: Path, folder: Path, convert: Callable[[Path, GgufHeader, Path], None]) -> Path:
     if has_entry(folder):
         return folder
     try:
         with locked(lock_of(folder), folder):
             if not has_entry(folder):
                 with new_entry(folder, {"file": path.name}) as temporary:
-                    convert(path, temporary)
+                    convert(path, read_model_header(path), temporary)
     except WriteError as error:
         message = _("{error}; XDG_CACHE_HOME sets where converted models are kept")
         raise TsugikiError(message.format(error=error)) from error
@@ -90,11 +90,10 @@ def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
         raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error)) from error
 
 
-def _convert(path: Path, folder: Path) -> None:
+def _convert(path: Path, header: GgufHeader, folder: Path) -> None:
     """Convert a file, with a progress bar in a terminal and one line elsewhere."""
     from tsugiki.io.progress import ProgressDisplay
 
-    header = read_model_header(path)
     size = sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize
     check_room(folder.parent, size)
     display = ProgressDisplay()
@@ -103,7 +102,3 @@ def _convert(path: Path, folder: Path) -> None:
         display.print(_("{label}; the result is cached for later runs").format(label=label))
     with display.stage(label, len(header.tensors)) as advance:
         write_folder(path, header, folder, lambda: advance(1))
-
-
-def _convert_settings(path: Path, folder: Path) -> None:
-    write_settings(path, read_model_header(path), folder)

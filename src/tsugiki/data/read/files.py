@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -95,10 +95,14 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
 
 def read_wanted(data: Data, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield every record as `read_records` does, with other schemas for the rows of tables."""
+    return _refuse_empty(chain.from_iterable(_parts(data, wanted, reading)), data)
+
+
+def _parts(data: Data, wanted: Wanted, reading: Reading) -> list[Iterator[Record]]:
+    """Return the records of each source."""
     sources = _sources(data, reading)
     usual = _usual_encoding(_openers(sources))
-    parts = [_read(source, wanted, reading, usual) for source in sources]
-    return _refuse_empty(chain.from_iterable(parts), data)
+    return [_read(source, wanted, reading, usual) for source in sources]
 
 
 def _one_record(row: Mapping[str, Any], source: str, reading: Reading) -> list[Record]:
@@ -113,10 +117,8 @@ def check_data(data: Data) -> None:
 
 def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
     """Return the kinds of the records, by the first record of each file."""
-    wanted, reading = Wanted(KEYS, _one_record, columns), Reading()
-    sources = _sources(data, reading)
-    usual = _usual_encoding(_openers(sources))
-    return {type(record) for source in sources for record in islice(_read(source, wanted, reading, usual), 1)}
+    parts = _parts(data, Wanted(KEYS, _one_record, columns), Reading())
+    return {type(record) for part in parts for record in islice(part, 1)}
 
 
 def content_key(data: Data, columns: Columns = NO_COLUMNS) -> str:
@@ -360,15 +362,12 @@ def _read_zip(path: Path, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     reading.passed_over += [
         f"{path}/{name}" + (_(" (link)") if members[name] else "") for name in members if name in others
     ]
-    usual = _usual_encoding(_opener(content) for _name, content in read_zip(path, chosen, _MAX_ZIP))
+    usual = _usual_encoding(partial(io.BytesIO, content) for _name, content in read_zip(path, chosen, _MAX_ZIP))
     for name, content in read_zip(path, chosen, _MAX_ZIP):
         shown = str(path) if len(chosen) == 1 else f"{path}/{name}"
-        records = _read_stream(_opener(content), shown, PurePosixPath(name).suffix.lower(), wanted, reading, usual)
+        suffix = PurePosixPath(name).suffix.lower()
+        records = _read_stream(partial(io.BytesIO, content), shown, suffix, wanted, reading, usual)
         yield from records if len(chosen) == 1 else _without_other_tables(records, shown, reading)
-
-
-def _opener(content: bytes) -> OpenFile:
-    return lambda: io.BytesIO(content)
 
 
 def _without_other_tables(records: Iterator[Record], name: str, reading: Reading) -> Iterator[Record]:

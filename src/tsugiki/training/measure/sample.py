@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.dtypes import BaseDtype, ComputeDtype, preferred_compute_dtype, quantized_dtype, torch_dtype
-from tsugiki.fast.forward import has_chunked_loss, loss_of_hidden_states
+from tsugiki.fast.forward import has_chunked_loss, head_of
 from tsugiki.fast.head import Head
-from tsugiki.fast.loss import plain_loss
+from tsugiki.fast.loss import chunked_loss, plain_loss
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantization import is_quantizable, quantized_layer
@@ -109,7 +109,7 @@ def loss_and_gradient(model: PreTrainedModel, hidden: Tensor) -> None:
     """Compute the loss of hidden states with the vocabulary of a prepared sample, and its gradient in them."""
     labels = torch.randint(len(model.get_input_embeddings().weight), hidden.shape[:2], device=hidden.device)
     if has_chunked_loss(model):
-        summed = loss_of_hidden_states(model, hidden, labels)
+        summed = chunked_loss(hidden, head_of(model), labels)
     else:
         summed = plain_loss(hidden, Head(model.get_output_embeddings()), labels)
     torch.autograd.grad(summed, hidden)

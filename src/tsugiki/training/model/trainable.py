@@ -26,7 +26,7 @@ from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from tsugiki.language import _, marked
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.hold import active_adapter, is_grafted
-from tsugiki.lowbit.quantized_layer import product_dtype
+from tsugiki.lowbit.nf4 import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
 from tsugiki.model.context import text_config

@@ -26,7 +26,6 @@ from tsugiki.data import (
     Person,
     Query,
     Work,
-    check_target,
     open_source,
     read_entries,
     write_works,
@@ -220,7 +219,7 @@ def test_the_output_is_never_overwritten_or_partial(mirror, tmp_path):
         write_works(works(), out)
     assert out.read_text() == "mine"
     with pytest.raises(TsugikiError, match="none"):
-        check_target(tmp_path / "none" / "works.jsonl")
+        write_works(works(), tmp_path / "none" / "works.jsonl")
 
 
 def test_only_zips_in_the_files_folders_are_works(mirror):

@@ -254,17 +254,8 @@ class Totals:
     unresolved: int = 0
 
 
-def check_target(out: Path) -> None:
-    """Check that a new file can be written, before works are downloaded."""
-    if out.exists():
-        raise TsugikiError(_("{out}: exists already; choose another --out, or delete it first").format(out=out))
-    if not out.parent.is_dir():
-        raise TsugikiError(_("{out}: there is no folder {parent}; create it first").format(out=out, parent=out.parent))
-
-
 def write_works(works: Iterable[Work], out: Path) -> Totals:
     """Write one JSON object per line and work. The file appears only when all works are written."""
-    check_target(out)
     totals = Totals()
     with new_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as lines:
         for work in works:
