@@ -37,7 +37,7 @@ class Facts:
 
 
 def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> Facts:
-    """Return what the settings say, what a run had found before it was interrupted, or the usual dtype of the device."""
+    """Return what the settings say, or a run that was interrupted had found; else the usual dtype of the device."""
     micro_batch = config.micro_batch_size or record.micro_batch_size
     dtype: BaseDtype = config.base_dtype or record.resolved_settings.get("base_dtype") or load_dtype(config, device)
     return Facts(dtype, record.recomputed_blocks or 0, record.base_dtype_seconds, micro_batch)
