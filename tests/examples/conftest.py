@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path[:0] = [str(EXAMPLES / "from_scratch"), str(EXAMPLES / "embedded_base")]
+FOLDER = EXAMPLES / "from_scratch"
+sys.path[:0] = [str(FOLDER), str(EXAMPLES / "embedded_base")]
