@@ -28,7 +28,6 @@ from tsugiki.data.store import read_index
 from tsugiki.methods.full import save_model
 from tsugiki.model.context import context_length
 from tsugiki.training.run.stages import prepared
-from tsugiki.training.run.train_steps import loop_of
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import read_yaml, validated
 from tsugiki.training.step.loop import TrainingLoop
@@ -48,18 +47,18 @@ def main(path: Path) -> None:
 def train(config: RunConfig) -> None:
     """Train the model in the folder `config.model`, and write it to `config.out`."""
     run = prepared(config)
-    loop, out = loop_of(run), Path(config.out)
+    loop, out = run.loop(), Path(config.out)
     assert isinstance(loop.schedule, LambdaLR)
-    loop.optimizer = muon_and_adamw(run.model, config, run.choices.learning_rate)
+    loop.optimizer = muon_and_adamw(run.base.model, config, run.ready.choices.learning_rate)
     loop.schedule = LambdaLR(loop.optimizer, loop.schedule.lr_lambdas[0])
 
     def save(loop: TrainingLoop) -> None:
-        save_model(loop.model, run.texts.tokenizer, out, config.save_dtype)
+        save_model(loop.model, run.base.tokenizer, out, config.save_dtype)
         print(f"step {loop.progress.step} of {loop.steps}: loss {loop.step_loss:.4f}", flush=True)
 
     loop.save = save
     loop.run()
-    write_fingerprints([run.data.learned, *learned_by([local_folder(config.model)])], out)
+    write_fingerprints([run.base.data.learned, *learned_by([local_folder(config.model)])], out)
 
 
 def write_start(settings: dict[str, Any], vocabulary: dict[str, Any]) -> Path:

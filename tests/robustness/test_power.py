@@ -95,8 +95,8 @@ def watched(folder: Path) -> Iterator[Disk]:
 
     save = train_steps_module._save_checkpoint
 
-    def saved(run: Any, loop: Any) -> None:
-        save(run, loop)
+    def saved(start: Any, base: Any, loop: Any) -> None:
+        save(start, base, loop)
         disk.saved(loop.progress.step)
 
     with pytest.MonkeyPatch.context() as patch:
