@@ -21,7 +21,7 @@ from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.layers import add_adapter
-from tsugiki.io.atomic import new_folder
+from tsugiki.io.atomic import new_folder, refuse_existing
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
 from tsugiki.lora.graft import DEFAULT_NAME
@@ -98,6 +98,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
     if merge.data is not None and not merge.verify:
         message = _("--data cannot be combined with --no-verify, which loads no model; leave out one of the two")
         raise TsugikiError(message)
+    refuse_existing(out)
     windows = [] if merge.data is None else read_windows(merge.data, merge.characters)
     with progress.stage(_("reading base and adapters"), None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
