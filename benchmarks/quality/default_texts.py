@@ -3,6 +3,7 @@
 For each name there are two files: `NAME.jsonl` to train on, and `NAME.test.jsonl`, which no run sees.
 
 - works of single authors, chosen by a seeded shuffle from the output of `tsugiki aozora`;
+- `unseen_NAME`: works of one author, or of several, that are in none of the others, so that no rule was chosen by them;
 - `developers_ja`: a Japanese manual with modern prose, Debian's package developers-reference-ja (GPL-2+), a document
   for each chapter;
 - `chat_en`: the English questions and answers of the package chatterbot-corpus 1.3.3 (BSD licence);
@@ -12,6 +13,7 @@ For each name there are two files: `NAME.jsonl` to train on, and `NAME.test.json
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -65,6 +67,20 @@ TRAJECTORIES = {
     "unno": ("海野十三", "modern", 50_000, 16_000),
     "yumeno": ("夢野久作", "modern", 50_000, 16_000),
 }
+# Name: author (None: all), kana, characters in all, longest work. No rule was chosen by these works.
+UNSEEN = {
+    "unseen_soseki": ("夏目漱石", "old", 50_000, 16_000),
+    "unseen_kafu": ("永井荷風", "old", 50_000, 16_000),
+    "unseen_yokomitsu": ("横光利一", "old", 50_000, 16_000),
+    "unseen_akutagawa": ("芥川龍之介", "old", 50_000, 16_000),
+    "unseen_ango": ("坂口安吾", "old", 50_000, 16_000),
+    "unseen_kyoka": ("泉鏡花", "modern", 50_000, 16_000),
+    "unseen_toson": ("島崎藤村", "old", 50_000, 16_000),
+    "unseen_makino": ("牧野信一", "old", 50_000, 16_000),
+    "unseen_kenji": ("宮沢賢治", "old", 50_000, 16_000),
+    "unseen_old": (None, "old", 250_000, 16_000),
+}
+UNSEEN_SEED = 2
 Records = list[dict[str, str]]
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 _POD_COMMAND = re.compile(r"^=(?:item *|\w+.*\n?)", re.MULTILINE)
@@ -90,6 +106,7 @@ def main() -> None:
         for name, choice in TRAJECTORIES.items():
             for part, records in zip(("train", "valid", "test"), _parts(works, *choice), strict=True):
                 _write(options.out / f"{name}.{part}.jsonl", records)
+        texts |= _unseen(works)
     if options.developers:
         texts["developers_ja"] = _documents(options.developers.glob("*.rst.txt"))
     if options.guides:
@@ -142,6 +159,28 @@ def _parts(works: Iterable[dict[str, str]], author: str, kana: str, total: int, 
             learned.append(work)
             characters += len(work["text"])
     return learned, choosing, judging
+
+
+def _unseen(works: Records) -> dict[str, tuple[Records, Records]]:
+    """Return works that are in no other text: those of an author to learn, and up to six that judge."""
+    used = [record["text"] for choice in AUTHORS.values() for part in _works(works, *choice) for record in part]
+    used += [record["text"] for choice in TRAJECTORIES.values() for part in _parts(works, *choice) for record in part]
+    left = [work for work in works if work["text"] not in set(used)]
+    texts = {}
+    for name, (author, kana, total, longest) in UNSEEN.items():
+        of_author = (work for work in left if author in (None, work["author"]) and work["kana"] == kana)
+        found = {work["title"]: work for work in of_author if 1500 <= len(work["text"]) <= longest}
+        shuffled = list(found.values())
+        random.Random(UNSEEN_SEED).shuffle(shuffled)
+        count = min(6, max(2, len(shuffled) // 4))
+        texts[name] = (_first(shuffled[count:], total), shuffled[:count])
+    return texts
+
+
+def _first(records: Records, total: int) -> Records:
+    """Return the first records with `total` characters."""
+    lengths = itertools.accumulate(len(record["text"]) for record in records)
+    return [record for record, length in zip(records, lengths, strict=True) if length - len(record["text"]) < total]
 
 
 def _divide(records: Records, total: int) -> tuple[Records, Records]:

@@ -37,7 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", type=Path, help="texts, a file for each row of the table")
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--layers", nargs="*", default=LAYERS, help="names of target modules with commas between them")
+    parser.add_argument(
+        "--layers",
+        nargs="*",
+        default=LAYERS,
+        help="names of target modules with commas between them; without any, the defaults alone run",
+    )
     parser.add_argument("--factors", type=float, nargs="*", default=FACTORS, help="on the default's learning rate")
     parser.add_argument("--seeds", type=int, nargs="*", default=[42])
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
@@ -104,7 +109,7 @@ def _test_bits(record: RunRecord, test: Path) -> float:
 
 
 def _row(name: str, default: RunRecord, base: float, bits: dict[str, float]) -> list[str]:
-    best = min((each for each in bits if each != "default"), key=lambda each: bits[each])
+    best = min((each for each in bits if each != "default"), key=lambda each: bits[each], default=None)
     layers = "without head" if "lm_head" not in _layers(default) else "with head"
     if _head_factor(default) != 1:
         layers = f"head at {_head_factor(default):g} of the rate"
@@ -114,8 +119,8 @@ def _row(name: str, default: RunRecord, base: float, bits: dict[str, float]) -> 
         f"{steps:,} of {rows} rows",
         f"{base:.3f}",
         f"{bits['default']:.3f} ({layers}, rate {default.chosen('learning_rate'):g})",
-        f"{bits[best]:.3f} ({best})",
-        f"{bits['default'] / bits[best] - 1:+.2%}",
+        f"{bits[best]:.3f} ({best})" if best else "–",
+        f"{bits['default'] / bits[best] - 1:+.2%}" if best else "–",
     ]
 
 
