@@ -1,5 +1,6 @@
 """The page's files, their headers and texts, and what its requests must carry."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ import tsugiki.serve.page as page_module
 from tsugiki.serve import page_files
 
 FOLDER = Path(page_module.__file__).with_name("page")
-SCRIPTS = sorted(FOLDER.rglob("*.js"))
+VENDOR = FOLDER / "vendor"
+SCRIPTS = sorted(path for path in FOLDER.rglob("*.js") if path.parent != VENDOR)
 PARTS = sorted({path.name.split(".")[0] for path in (FOLDER / "messages").iterdir()})
 
 
@@ -37,7 +39,18 @@ def test_nothing_comes_from_elsewhere():
         text = path.read_text(encoding="utf-8")
         assert max(map(len, text.splitlines())) <= 120, path
         assert re.findall(r"https?://(?!www\.w3\.org/)", text) == [], path
-        assert re.findall(r"\.(?:inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text) == []
+        markup = r"\.(?:inner|outer)HTML|SetInnerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function"
+        assert re.findall(markup, text) == []
+
+
+def test_software_of_others_is_as_its_packages_have_it_and_licensed():
+    noted = (VENDOR / "README.md").read_text(encoding="utf-8")
+    for path in VENDOR.glob("*.js"):
+        (line,) = (line for line in noted.splitlines() if line.startswith(f"| `{path.name}`"))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in line
+        licences = re.findall(r"`(LICENSE-\w+)`", line)
+        assert licences
+        assert all((VENDOR / name).is_file() for name in licences)
 
 
 def test_styles_of_a_view_are_for_it_alone():

@@ -27,7 +27,6 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".json": "application/json",
     ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -42,7 +41,8 @@ HEADERS = {
 
 def page_files() -> dict[str, Path]:
     """Return address -> file of the page."""
-    files = {f"/page/{path.relative_to(_FOLDER).as_posix()}": path for path in sorted(_FOLDER.rglob("*.*"))}
+    paths = sorted(path for path in _FOLDER.rglob("*.*") if path.suffix in _TYPES)
+    files = {f"/page/{path.relative_to(_FOLDER).as_posix()}": path for path in paths}
     files["/"] = files.pop(f"/page/{_INDEX}")
     return files
 

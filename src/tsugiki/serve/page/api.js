@@ -5,7 +5,7 @@
  * without which the server changes nothing.
  */
 
-const TOKEN = document.querySelector('meta[name="page-token"]').content;
+const TOKEN = /** @type {HTMLMetaElement} */ (document.querySelector('meta[name="page-token"]')).content;
 const KEY = "tsugiki.key";
 
 /** An answer that is an error; its message is for the reader. */
@@ -39,9 +39,11 @@ export const hooks = {
  */
 async function request(path, options) {
   for (;;) {
-    const headers = { ...options.headers, "Accept-Language": document.documentElement.lang, "X-Page-Token": TOKEN };
+    const headers = new Headers(options.headers);
+    headers.set("Accept-Language", document.documentElement.lang);
+    headers.set("X-Page-Token", TOKEN);
     const key = sessionStorage.getItem(KEY);
-    if (key) headers.Authorization = `Bearer ${key}`;
+    if (key) headers.set("Authorization", `Bearer ${key}`);
     let response;
     try {
       response = await fetch(path, { ...options, headers });
@@ -124,13 +126,13 @@ export async function postBlob(path, body, signal) {
  */
 export async function* stream(path, body, signal) {
   const response = await request(path, body === undefined ? { signal } : post(body, signal));
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = /** @type {ReadableStream} */ (response.body).pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
     const lines = (rest + value).split("\n");
-    rest = lines.pop();
+    rest = lines.pop() ?? "";
     for (const line of lines) {
       if (!line.startsWith("data: ")) continue;
       const data = line.slice("data: ".length);

@@ -1,14 +1,15 @@
 /**
  * The page: its frame, and the views, which are chosen by what follows the # in the address.
  *
- * A view is a module of the folder `views` that exports `render(root, app)`, which may be asynchronous. `root` is an
- * empty element. When the view is left, or its path or the language changes, `app.signal` is aborted and `root` is
- * removed; pass the signal to requests and listeners.
+ * A view is a module of the folder `views` that exports `mount(root, app)`, made of its component by `mountOf` in
+ * ui.js. It is called again when the path below the view changes, and with null when the view is left or the language
+ * changes; `app.signal` is aborted then, so pass it to requests. An older view exports `render(root, app)` instead,
+ * which gets a new `root` and a new signal for each path.
  */
 
 import { hooks } from "./api.js";
-import { button, field, fill, h } from "./dom.js";
 import { loadMessages } from "./messages.js";
+import { Field, html, openDialog, render, useEffect, useErrorBoundary, useRef, useState } from "./ui.js";
 
 /**
  * What a view gets.
@@ -26,72 +27,124 @@ import { loadMessages } from "./messages.js";
 const VIEWS = ["talk", "adapters", "runs", "train"];
 
 const page = document.documentElement;
-const main = h("main", { id: "main", tabindex: -1 });
-const header = h("header");
-/** @type {import("./messages.js").Translate} */
-let t;
-/** The view that is shown. */
-let shown = new AbortController();
 
-/** Draw the frame in the chosen language, and the view in it. */
-async function draw() {
-  t = await loadMessages("shell", page.lang);
-  hooks.unreachable = t("unreachable");
-  const other = page.lang === "ja" ? "en" : "ja";
-  fill(
-    header,
-    h("a.skip", { href: "#main", onclick: skip }, t("skip")),
-    h("a.brand", { href: "#talk" }, h("img", { src: "/page/icon.svg", alt: "", width: 22, height: 22 }), "Tsugiki"),
-    h("nav", { "aria-label": t("views") }, ...VIEWS.map((name) => h("a", { href: `#${name}` }, t(name)))),
-    h(
-      "div.switches",
-      {},
-      button(t("language"), () => chooseLanguage(other), { class: "quiet", lang: other }),
-      button("◐", switchTheme, { class: "quiet", "aria-label": t("theme"), title: t("theme") }),
-    ),
-  );
-  await show(false);
-}
-
-/**
- * Show the view that the address names.
- *
- * @param {boolean} moved whether the reader came from another view; the focus then goes to the new one
- */
-async function show(moved) {
-  const [name, ...path] = location.hash.slice(1).split("/").map(decode);
+/** The frame in the chosen language, and the view that the address names. */
+function Page() {
+  const [lang, setLang] = useState(page.lang);
+  const [frame, setFrame] = useState(/** @type {{ t: import("./messages.js").Translate } | null} */ (null));
+  const [address, setAddress] = useState(location.hash);
+  const [error, setError] = useState(/** @type {any} */ (null));
+  const main = useRef(/** @type {HTMLElement | null} */ (null));
+  useErrorBoundary(setError);
+  useEffect(() => {
+    loadMessages("shell", lang).then((t) => {
+      hooks.unreachable = t("unreachable");
+      hooks.askKey = () => askKey(t);
+      setFrame({ t });
+    }, setError);
+  }, [lang]);
+  useEffect(() => {
+    const moved = () => {
+      setError(null);
+      setAddress(location.hash);
+      window.scrollTo(0, 0);
+      main.current?.focus({ preventScroll: true });
+    };
+    setAddress(location.hash); // it may have changed since the first drawing
+    window.addEventListener("hashchange", moved);
+    return () => window.removeEventListener("hashchange", moved);
+  }, []);
+  const [name, ...path] = address.slice(1).split("/").map(decode);
   const view = VIEWS.includes(name) ? name : VIEWS[0];
-  shown.abort();
-  const controller = new AbortController();
-  shown = controller;
-  for (const link of header.querySelectorAll("nav a")) {
-    if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
-  document.title = `${t(view)} · Tsugiki`;
-  const root = h("div.view", { dataset: { view } });
-  fill(main, root);
-  window.scrollTo(0, 0);
-  if (moved) main.focus({ preventScroll: true });
-  /** @param {unknown} error */
-  const fail = (error) => {
-    if (!controller.signal.aborted && error?.name !== "AbortError") showError(error);
+  useEffect(() => {
+    if (frame) document.title = `${frame.t(view)} · Tsugiki`;
+  }, [view, frame]);
+  if (!frame) return error && html`<${Failure} error=${error} />`;
+  const { t } = frame;
+  const chooseLanguage = (other) => {
+    localStorage.setItem("tsugiki.lang", other);
+    history.replaceState(null, "", location.pathname + location.hash); // without the language of `tsugiki serve --lang`
+    page.lang = other;
+    setError(null);
+    setLang(other);
   };
-  try {
-    const [module, texts] = await Promise.all([import(`./views/${view}.js`), loadMessages(view, page.lang)]);
-    if (controller.signal.aborted) return;
-    await module.render(root, { t: texts, lang: page.lang, path, signal: controller.signal, go, fail });
-  } catch (error) {
-    fail(error);
-  }
+  const skip = (event) => {
+    event.preventDefault(); // the link to the content must not become the address
+    main.current?.focus();
+  };
+  return html`
+    <${Header} ...${{ t, view, chooseLanguage, skip, other: lang === "ja" ? "en" : "ja" }} />
+    <main id="main" tabindex="-1" ref=${main}>
+      ${error && html`<${Failure} error=${error} close=${() => setError(null)} text=${t("close")} />`}
+      <${View} key=${`${view} ${lang}`} ...${{ view, lang, path, fail: setError }} />
+    </main>
+  `;
 }
 
-/** @param {unknown} error shown above the view, in place of an earlier one */
-function showError(error) {
-  main.querySelector(".failure")?.remove();
-  const close = button("×", () => line.remove(), { class: "quiet", "aria-label": t("close") });
-  const line = h("div.failure", { role: "alert" }, h("p", {}, error?.message ?? String(error)), close);
-  main.prepend(line);
+function Header({ t, view, chooseLanguage, skip, other }) {
+  return html`<header>
+    <a class="skip" href="#main" onClick=${skip}>${t("skip")}</a>
+    <a class="brand" href="#talk"><img src="/page/icon.svg" alt="" width="22" height="22" />Tsugiki</a>
+    <nav aria-label=${t("views")}>
+      ${VIEWS.map((one) => html`<a href=${`#${one}`} aria-current=${one === view ? "page" : null}>${t(one)}</a>`)}
+    </nav>
+    <div class="switches">
+      <button type="button" class="quiet" lang=${other} onClick=${() => chooseLanguage(other)}>
+        ${t("language")}
+      </button>
+      <button type="button" class="quiet" aria-label=${t("theme")} title=${t("theme")} onClick=${switchTheme}>◐</button>
+    </div>
+  </header>`;
+}
+
+function Failure({ error, close, text }) {
+  return html`<div class="failure" role="alert">
+    <p>${error?.message ?? String(error)}</p>
+    ${close && html`<button type="button" class="quiet" aria-label=${text} onClick=${close}>×</button>`}
+  </div>`;
+}
+
+/** A view in one language: its module and its texts are loaded, and it draws itself into an element of its own. */
+function View({ view, lang, path, fail }) {
+  const frame = useRef(/** @type {HTMLElement | null} */ (null));
+  const [loaded, setLoaded] = useState(/** @type {any} */ (null));
+  useEffect(() => {
+    const controller = new AbortController();
+    Promise.all([import(`./views/${view}.js`), loadMessages(view, lang)]).then(
+      ([module, t]) => setLoaded({ module, t, controller, root: rootOf(view) }),
+      failing(controller.signal, fail),
+    );
+    return () => controller.abort();
+  }, []);
+  useEffect(() => {
+    if (!loaded || loaded.controller.signal.aborted) return undefined;
+    const { module, t } = loaded;
+    const controller = module.mount ? loaded.controller : new AbortController();
+    const root = module.mount ? loaded.root : rootOf(view);
+    const { signal } = controller;
+    const app = { t, lang, path, go, signal, fail: failing(signal, fail) };
+    if (root.parentNode !== frame.current) frame.current?.replaceChildren(root);
+    if (module.mount) module.mount(root, app);
+    else Promise.resolve(module.render(root, app)).catch(app.fail);
+    return () => module.mount || controller.abort();
+  }, [loaded, path.join("/")]);
+  useEffect(() => () => loaded?.module.mount?.(loaded.root, null), [loaded]);
+  return html`<div class="frame" ref=${frame}></div>`;
+}
+
+/** Create the element that a view draws itself into. */
+function rootOf(view) {
+  const root = document.createElement("div");
+  root.className = "view";
+  root.dataset.view = view;
+  return root;
+}
+
+/** Return what shows an error until a signal is aborted; an abortion is none. */
+function failing(signal, show) {
+  return (error) => {
+    if (!signal.aborted && error?.name !== "AbortError") show(error);
+  };
 }
 
 /** @param {...string} path a view and what is below it */
@@ -106,20 +159,6 @@ function decode(part) {
   } catch {
     return part;
   }
-}
-
-/** @param {Event} event the link to the content, which must not become the address */
-function skip(event) {
-  event.preventDefault();
-  main.focus();
-}
-
-/** @param {string} lang "en" or "ja" */
-function chooseLanguage(lang) {
-  localStorage.setItem("tsugiki.lang", lang);
-  history.replaceState(null, "", location.pathname + location.hash); // without the language of `tsugiki serve --lang`
-  page.lang = lang;
-  draw();
 }
 
 /** Change between light and dark. What the system has anyway is not kept. */
@@ -139,30 +178,21 @@ function switchTheme() {
 let asked = null;
 
 /** Ask for the server's key. */
-hooks.askKey = () => {
-  asked ??= new Promise((resolve) => {
-    const input = h("input", { type: "password", autocomplete: "current-password", required: true });
-    const form = h(
-      "form",
-      { method: "dialog" },
-      h("p", {}, t("key.explanation")),
-      field(t("key"), input),
-      h("div.actions", {}, h("button.primary", {}, t("key.use"))),
-    );
-    const dialog = h("dialog", { oncancel: (event) => event.preventDefault(), onclose: () => answer() }, form);
-    const answer = () => {
-      dialog.remove();
-      asked = null;
-      resolve(input.value.trim());
-    };
-    document.body.append(dialog);
-    dialog.showModal();
-  });
+function askKey(t) {
+  let key = "";
+  const keep = (event) => (key = event.target.value);
+  asked ??= openDialog(
+    "Tsugiki",
+    (close) => html`<form onSubmit=${(event) => (event.preventDefault(), close())}>
+      <p>${t("key.explanation")}</p>
+      <${Field} label=${t("key")}>
+        <input type="password" autocomplete="current-password" required onInput=${keep} />
+      <//>
+      <div class="actions"><button class="primary">${t("key.use")}</button></div>
+    </form>`,
+    false,
+  ).then(() => ((asked = null), key.trim()));
   return asked;
-};
+}
 
-window.addEventListener("hashchange", () => {
-  if (t) show(true); // the first drawing reads the address when it has the texts
-});
-document.body.prepend(header, main);
-draw();
+render(html`<${Page} />`, document.body);

@@ -1,55 +1,60 @@
 /** Sections of a run or an adapter as the server sends them: headings, and parts of several kinds. */
 
-import { newChart } from "./chart.js";
-import { h, table } from "./dom.js";
+import { Chart } from "./chart.js";
+import { AppContext, html, render, Table } from "./ui.js";
+
+/** @typedef {{ name: string, heading: string, parts: any[] }} Section */
+
+const KINDS = {
+  lead: ({ text }) => html`<p class="sentence">${text}</p>`,
+  sentence: ({ text }) => html`<p class="faint small">${text}</p>`,
+  note: ({ text }) => html`<p class="note">${text}</p>`,
+  facts: ({ rows }) =>
+    html`<p class="small figures">${rows.map(([label, text]) => html`<span>${label} ${text}</span>`)}</p>`,
+  lines: ({ rows }) => {
+    const row = ([label, text]) => html`<tr><th scope="row">${label}</th><td>${text}</td></tr>`;
+    return html`<table class="facts"><tbody>${rows.map(row)}</tbody></table>`;
+  },
+  table: Table,
+  samples: ({ prompt, texts }) => {
+    const sample = ([label, text]) =>
+      html`<figure class="sample">
+        <figcaption>${label}</figcaption><p><span class="faint">${prompt}</span>${text}</p>
+      </figure>`;
+    return html`<div class="samples">${texts.map(sample)}</div>`;
+  },
+};
+
+/** @param {{ sections: Section[], keys: string }} props `keys` says that the arrow keys read a chart */
+export function Sections({ sections, keys }) {
+  return sections
+    .filter(({ parts }) => parts.length)
+    .map(({ name, heading, parts }) => {
+      const plots = parts.filter(({ kind }) => kind === "curves");
+      const others = parts.filter(({ kind }) => kind !== "curves");
+      return html`<section key=${name}>
+        ${heading && html`<h2>${heading}</h2>`}
+        ${others.map((part) => html`<${KINDS[part.kind]} ...${part} />`)}
+        ${plots.length > 0 &&
+        html`<div class="charts">
+          ${plots.map((one) => html`<${Chart} key=${one.caption} curves=${one} keys=${keys} />`)}
+        </div>`}
+      </section>`;
+    });
+}
 
 /**
- * @typedef {{ name: string, heading: string, parts: any[] }} Section
+ * For views that are not components.
  *
  * @param {import("./app.js").App} app
- * @param {string} keys says that the arrow keys read a chart
- * @returns {(sections: Section[]) => HTMLElement[]} draws sections; a chart keeps its cursor when it is drawn again
+ * @param {string} keys
+ * @returns {(sections: Section[]) => HTMLElement[]}
  */
-export function sectionsDrawer({ lang, signal }, keys) {
-  const charts = new Map();
-  const kinds = {
-    lead: ({ text }) => h("p.sentence", {}, text),
-    sentence: ({ text }) => h("p.faint.small", {}, text),
-    note: ({ text }) => h("p.note", {}, text),
-    facts: ({ rows }) => h("p.small.figures", {}, rows.map(([label, text]) => h("span", {}, `${label} ${text}`))),
-    lines: ({ rows }) => {
-      const row = ([label, text]) => h("tr", {}, h("th", { scope: "row" }, label), h("td", {}, text));
-      return h("table.facts", {}, rows.map(row));
-    },
-    table,
-    samples: ({ prompt, texts }) =>
-      h(
-        "div.samples",
-        {},
-        texts.map(([label, text]) =>
-          h("figure.sample", {}, h("figcaption", {}, label), h("p", {}, h("span.faint", {}, prompt), text)),
-        ),
-      ),
-    curves: (curves) => {
-      const { caption } = curves;
-      if (!charts.has(caption)) charts.set(caption, newChart(caption, keys, lang, signal));
-      const chart = charts.get(caption);
-      chart.draw(curves);
-      return chart.element;
-    },
+export function sectionsDrawer(app, keys) {
+  const root = document.createElement("div");
+  root.className = "sections";
+  return (sections) => {
+    render(html`<${AppContext.Provider} value=${app}><${Sections} ...${{ sections, keys }} /><//>`, root);
+    return [root];
   };
-  return (sections) =>
-    sections
-      .filter(({ parts }) => parts.length)
-      .map(({ heading, parts }) => {
-        const plots = parts.filter(({ kind }) => kind === "curves");
-        const others = parts.filter(({ kind }) => kind !== "curves");
-        return h(
-          "section",
-          {},
-          heading && h("h2", {}, heading),
-          others.map((part) => kinds[part.kind](part)),
-          plots.length > 0 && h("div.charts", {}, plots.map(kinds.curves)),
-        );
-      });
 }
