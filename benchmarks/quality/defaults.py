@@ -66,7 +66,7 @@ def main() -> None:
                         records[name] = default
                     else:
                         swept[name] = _settings(layers, factor * rate)
-            for name, record in {**records, **_runs(settings, swept, options.out)}.items():
+            for name, record in {**records, **(_runs(settings, swept, options.out) if swept else {})}.items():
                 bits.setdefault(name, []).append(_test_bits(record, test))
         rows.append(_row(data.stem, default, base, {name: sum(same) / len(same) for name, same in bits.items()}))
         print(Table(HEADERS["en"], rows).to_markdown(), flush=True)
