@@ -41,7 +41,6 @@ from tsugiki.data.blocks import Collator
 from tsugiki.data.duplicates import SLOTS, near_duplicates
 from tsugiki.data.encoding import EncodedRecord, document_end, document_start, encode
 from tsugiki.data.records import Record
-from tsugiki.data.seen_texts import fingerprints
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
@@ -60,7 +59,6 @@ PHASES: Sequence[tuple[Any, str, str]] = (
     (split_data, "_split_data", "held-out text and counts"),
     (packing, "pack", "packing"),
     (blocks.Blocks, "fingerprint", "fingerprint of the rows"),
-    (packing, "fingerprints", "fingerprints of the texts"),
 )
 
 
@@ -175,7 +173,6 @@ def measure_index(records: int, folder: Path) -> None:
     tokens_of_texts = store.TokenStore(index, ids, ids, offsets, "digest")
     packed = watch.watched(blocks.pack, "packing")(tokens_of_texts, train, 512, 0)
     packed.fingerprint()
-    watch.watched(fingerprints, "fingerprints of the texts")(index, train)
     blocks.StepBatches(packed, Collator("position_ids"), 16, 0).rows(0)
     watch.end()
     print(f"{len(groups):,} groups, {len(packed):,} rows of {len(packed.lengths):,} segments")

@@ -35,7 +35,6 @@ _FUNCTIONS = {
     "tsugiki.training.run.prepare.make_trainable": "prepare: adapter and fast paths",
     "tsugiki.training.run.stages.describe": "prepare: description for the record",
     "tsugiki.training.run.train_steps.loop_of": "prepare: loop",
-    "tsugiki.training.run.train_steps.write_fingerprints": "save: fingerprints",
     "tsugiki.training.run.train_steps._save_checkpoint": "save: checkpoints",
     "tsugiki.training.run.stages.save_trained": "save: adapter",
     "tsugiki.training.record.run_record.RunRecord.write": "save: record",

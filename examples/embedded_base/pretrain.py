@@ -19,10 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vocabulary import train_vocabulary
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.base.resolve import local_folder
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import read_records
-from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.data.splits import parse_held_out, split_records
 from tsugiki.data.store import read_index
 from tsugiki.methods.full import save_model
@@ -58,7 +56,6 @@ def train(config: RunConfig) -> None:
 
     loop.save = save
     loop.run()
-    write_fingerprints([run.base.data.learned, *learned_by([local_folder(config.model)])], out)
 
 
 def write_start(settings: dict[str, Any], vocabulary: dict[str, Any]) -> Path:

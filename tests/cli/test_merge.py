@@ -51,14 +51,13 @@ def adapters(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
 def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
     status, out, err = run(
         *("merge", "--model", adapters, "--adapter", "one", "--adapter", "two", "--weights", "0.5,2"),
-        *("--out", "merged", "--data", "text.txt", "--characters", "500"),
+        *("--out", "merged"),
     )
     assert (status, err) == (0, "")
     assert "merged: 8 of 28 tensors changed; rounding to their dtypes loses 0.00% of the change" in out
     assert "changes the logits by up to" in out
-    assert [line for line in out.splitlines() if "merged" in line and "│" in line]
     figures = json.loads(Path("merged", "tsugiki.json").read_text())["figures"]
-    assert set(figures["perplexity"]) == {"base", "adapted", "merged"}
+    assert set(figures) >= {"largest_logit_change", "largest_logit_error"}
     status, out, _ = run("merge", "--model", adapters, "--adapter", "one", "--out", "quick", "--no-verify")
     assert (status, out.count("\n"), "probe" in out) == (0, 2, False)
 
@@ -93,13 +92,10 @@ def test_weights_mean_the_same_as_in_combine(weights: tuple[str, ...], adapters:
         (("--adapter", "one", "--out", "one"), "exists"),
         (("--adapter", "one", "--out", "text.txt"), "text.txt"),
         (("--adapter", "one", "--out", "text.txt/x"), "text.txt/x"),
-        (("--adapter", "one", "--data", "nowhere.txt"), "nowhere.txt"),
-        (("--adapter", "one", "--data", "text.txt", "--no-verify"), "--no-verify"),
         (("--adapter", "one", "--model", "other"), "--allow-base-mismatch"),
         (("--adapter", "one", "--model", "llama", "--allow-base-mismatch"), "target_modules="),
         (("--adapter", "one", "--model", "cut"), "model.safetensors"),
         (("--adapter", "one", "--model", "one"), "adapter"),
-        (("--adapter", "one", "--characters", "0"), "--characters"),
     ],
 )
 def test_what_cannot_be_merged_is_one_line(arguments: tuple[str, ...], said: str, adapters: str, run, tmp_path: Path):

@@ -58,7 +58,6 @@ def test_it_is_built_continued_and_averaged(place: Path, capsys: pytest.CaptureF
     for name, weight in mean.items():
         assert weight.float().allclose((one[name].float() + other[name].float()) / 2, atol=1e-3)
     assert any((one[name] != other[name]).any() for name in one)
-    assert {file.name for file in Path("continued").iterdir()} >= {"learned_documents.safetensors"}
 
 
 def test_the_same_seed_gives_the_same_bytes(place: Path):

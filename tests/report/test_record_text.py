@@ -42,7 +42,6 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "short": ({"data": short_text()}, "The training text is short (900 characters)"),
     "bytes": ({"data": {"piece_share": 0.7}}, "70% of the tokens are parts of characters"),
     "unknown": ({"data": {"unknown_share": 0.02}}, "2.0% of the tokens are unknown"),
-    "known to the base": ({"held_out": {"known_to_base": 3, "documents": 4}}, "learned 3 of the 4 held-out documents"),
     "learned by heart": (
         {"validations": curve(6.0, 5.0, 5.2, 5.4, 5.6)},
         "After step 10, the loss on text that was not trained on rose by 12.0%",

@@ -22,7 +22,7 @@ from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError, summarise_list, unreadable, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
 from tsugiki.io.digests import read_manifest
-from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, LEARNED_FILE, METADATA_FILE, RECORD_FILE
+from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoints
 from tsugiki.language import _
@@ -32,7 +32,7 @@ from tsugiki.methods.table import methods_of
 
 _MAX_CHARACTERS = 100
 _MAX_BYTES = 200  # file systems allow 255, and temporary names are longer
-_COPIED_FILES = (ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE, LEARNED_FILE, "README.md", "LICENSE")
+_COPIED_FILES = (ADAPTER_CONFIG_FILE, METADATA_FILE, RECORD_FILE, "README.md", "LICENSE")
 _FORBIDDEN = frozenset('/\\:*?"<>|')  # on at least one operating system
 
 

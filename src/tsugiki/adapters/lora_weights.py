@@ -21,7 +21,6 @@ from tsugiki.adapters.files import (
     write_adapter_files,
 )
 from tsugiki.adapters.metadata import BaseReference, Metadata, Provenance
-from tsugiki.data.seen_texts import learned_by, write_fingerprints
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.io.atomic import new_folder
 from tsugiki.io.file_names import ADAPTER_FILE
@@ -123,13 +122,10 @@ def parameter_factors(others: Iterable[str]) -> list[str]:
     return [name for name in others if parse_factor_key(name) is not None]
 
 
-def write_lora_weights(
-    lora: LoraWeights, out: Path, provenance: Provenance | None, sources: Iterable[Path | None] = ()
-) -> None:
+def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | None) -> None:
     """Write a new PEFT folder, which appears complete or not at all.
 
-    The ranks and scalings of the layers are written, not those of the config. `sources` are the folders of the adapters
-    or models that the adapter was derived from, whose texts it has learned; None stands for one that is not a folder.
+    The ranks and scalings of the layers are written, not those of the config.
     """
     tensors, fields = lora_files(lora)
     broken = not_finite(tensors)
@@ -138,7 +134,6 @@ def write_lora_weights(
         raise TsugikiError(message.format(broken=summarise_list(broken)))
     with new_folder(out) as temporary:
         write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
-        write_fingerprints(learned_by(sources), temporary)
 
 
 def lora_files(lora: LoraWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -360,7 +360,7 @@ def scale_command(
 
     folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
     provenance = Provenance(operation="scale", sources=(source_adapter(folder),), settings={"by": by})
-    write_lora_weights(scaled(read_lora_weights(folder), by), target, provenance, [folder])
+    write_lora_weights(scaled(read_lora_weights(folder), by), target, provenance)
     print_written(target)
 
 
@@ -404,7 +404,7 @@ def truncate_command(
         raise TsugikiError(message.format(adapter=adapter, highest=highest))
     settings = {"rank": rank} if energy is None else {"energy": energy}
     provenance = Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
-    write_lora_weights(shorter, target, provenance, [folder])
+    write_lora_weights(shorter, target, provenance)
     print_kept(kept, _("overall: {energy:.2%} of the update's energy is kept").format(energy=kept_energy(kept)))
     print_written(target)
 

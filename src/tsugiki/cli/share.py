@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
@@ -21,8 +21,6 @@ def merge_command(
     out: Path,
     model: str | None = None,
     weights: Weights = None,
-    data: list[str] | None = None,
-    characters: Annotated[int | None, typer.Option(min=1)] = None,
     verify: bool = True,
     allow_base_mismatch: AllowBaseMismatch = False,
 ) -> None:
@@ -32,8 +30,6 @@ def merge_command(
         adapter: An adapter folder, or a name in the library. Can be given several times: the updates are summed.
         out: A new folder for the merged model.
         model: The base: 'embedded', a model folder, a GGUF file, or a hub id. Default: what the adapter names.
-        data: Text on which perplexity is compared before and after, as for tsugiki eval; repeatable.
-        characters: Evaluate about this many characters of --data, spread evenly; all if unset.
         verify: Compare logits before and after; this loads the whole model.
 
     Examples:
@@ -52,15 +48,7 @@ def merge_command(
     base = model or named_base(folders[0])
     if base is None:
         raise TsugikiError(_("{adapter} does not name its base; give the base as --model").format(adapter=adapter[0]))
-    merge = Merge(
-        base,
-        folders,
-        parse_weights(weights),
-        allow_base_mismatch,
-        verify,
-        data or None,
-        characters,
-    )
+    merge = Merge(base, folders, parse_weights(weights), allow_base_mismatch, verify)
     print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))
     print_next_command("chat", "--model", str(out))
 

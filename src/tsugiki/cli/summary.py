@@ -8,7 +8,6 @@ from tsugiki.cli.terminal import print_line, print_lines, print_next_command, pr
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
-from tsugiki.report.evaluations import evaluation_table
 from tsugiki.report.run import run_sections
 from tsugiki.report.sections import selected
 from tsugiki.report.table import Table
@@ -51,10 +50,6 @@ def print_merge(out: Path, report: "MergeReport") -> None:
             "adapted model's by up to {error:.1e}"
         )
         print_line(message.format(shift=report.probe.shift, error=report.probe.error))
-    if report.evaluations is not None:
-        names = [_("base"), _("with the adapter"), _("merged")]
-        table, notes = evaluation_table(names, report.evaluations)
-        print_table(table, *notes)
 
 
 def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Path) -> None:

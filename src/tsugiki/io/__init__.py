@@ -15,7 +15,7 @@ __getattr__, __dir__ = lazy_names(
             "write_manifest"
         ),
         "file_names": (
-            "ADAPTER_CONFIG_FILE ADAPTER_FILE CHAT_TEMPLATE_FILE LEARNED_FILE MANIFEST_FILE METADATA_FILE "
+            "ADAPTER_CONFIG_FILE ADAPTER_FILE CHAT_TEMPLATE_FILE MANIFEST_FILE METADATA_FILE "
             "MODEL_CONFIG_FILE MODEL_FILE MODEL_INDEX_FILE RECORD_FILE TOKENIZER_CONFIG_FILE"
         ),
         "formatting": "argument_descriptions format_duration format_gigabytes format_size",

@@ -34,8 +34,6 @@ METADATA_FILE = "tsugiki.json"
 RECORD_FILE = "run.json"
 """The record of a training run (see `tsugiki.training.record.run_record`)."""
 
-LEARNED_FILE = "learned_documents.safetensors"
-"""Fingerprints of the texts that a model or an adapter was trained on (see `tsugiki.data.seen_texts`)."""
 
 MANIFEST_FILE = "manifest.json"
 """Sizes and digests of the files in a folder (see `tsugiki.io.digests`)."""

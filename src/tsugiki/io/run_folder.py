@@ -8,7 +8,6 @@ from tsugiki.io.atomic import remove_folder
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
-    LEARNED_FILE,
     METADATA_FILE,
     MODEL_CONFIG_FILE,
     MODEL_FILE,
@@ -49,7 +48,7 @@ def remove_run(out: Path) -> None:
     if (out / CHECKPOINTS).exists():
         remove_folder(out / CHECKPOINTS)
     patterns = (RECORD_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, "report.html", MODEL_CONFIG_FILE)
-    for pattern in (*patterns, LEARNED_FILE, "generation_config.json", MODEL_FILES, MODEL_INDEX_FILE, *TOKENIZER_FILES):
+    for pattern in (*patterns, "generation_config.json", MODEL_FILES, MODEL_INDEX_FILE, *TOKENIZER_FILES):
         for path in out.glob(pattern):
             try:
                 path.unlink()

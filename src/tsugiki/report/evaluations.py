@@ -73,47 +73,21 @@ def answers_table(names: Sequence[str], results: Sequence[Answers]) -> tuple[Tab
     return Table(headers, rows), [note]
 
 
-def _marked(cell: str, mark: str) -> str:
-    """Append a mark to the figure in a cell, before the line with its interval, if any."""
-    figure, line_break, interval = cell.partition("\n")
-    return figure + mark + line_break + interval
-
-
-def learned_note(name: str, result: Evaluation) -> str:
-    """Return a note on how much of the text the evaluated model or adapter was trained on."""
-    documents = counts.documents(len(result.documents))
-    known = _("{same:,} of {documents}").format(same=result.learned, documents=documents)
-    if result.nearly_learned and not result.learned:
-        known = _("nearly the same text as {near:,} of {documents}").format(
-            near=result.nearly_learned, documents=documents
-        )
-    elif result.nearly_learned:
-        known = _("{known}, and nearly the same text as {near:,} others").format(
-            known=known, near=result.nearly_learned
-        )
-    return _("* {name} has learned {known}: its figures do not tell how good it is on new text").format(
-        name=name, known=known
-    )
-
-
 def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tuple[Table, list[str]]:
     """Return a table with a row for each model, and notes on it, one line each; changes are relative to the first."""
     headers = [_("model"), _("loss"), _("perplexity"), _("bits/char"), _("change of bits"), _("tokens")]
     first, rows, notes = results[0], [], []
     for name, result in zip(names, results, strict=True):
-        mark = " *" if result.learned or result.nearly_learned else ""
         rows.append(
             [
                 name,
-                _marked(format_with_interval(result.loss, result.loss_interval), mark),
-                f"{result.perplexity:,.4g}{mark}",
-                _marked(format_with_interval(result.bits_per_char, result.bits_per_char_interval), mark),
+                format_with_interval(result.loss, result.loss_interval),
+                f"{result.perplexity:,.4g}",
+                format_with_interval(result.bits_per_char, result.bits_per_char_interval),
                 "–" if result is first else format_change(change_of_bits(first, result)),
                 f"{result.tokens:,}",
             ]
         )
-        if mark:
-            notes.append(learned_note(name, result))
         if result.warning:
             notes.append(f"{name}: {warning_text(result)}")
         if result.skipped_records:

@@ -200,12 +200,6 @@ def _text_hints(record: RunRecord) -> list[str]:
         )
         notes.append(message.format(characters=counts.characters(data.train.characters)))
     notes += [note[:1].upper() + note[1:] for note in Coverage(data.unknown_share, data.piece_share).notes()]
-    if data.held_out.known_to_base:
-        message = _(
-            "The base has learned {known:,} of the {all:,} held-out documents, or nearly the same texts, in its "
-            "pretraining: the figures are better than on new text."
-        )
-        notes.append(message.format(known=data.held_out.known_to_base, all=data.held_out.documents))
     return notes
 
 

@@ -1,27 +1,30 @@
-"""`eval` says which of its texts the adapter has learned, and near-duplicates count as one in its intervals."""
+"""Several models on the same text: near-duplicates count as one in the intervals, and a quantised base stays so."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.data.test_seen_texts import text
 from tests.runs import run_config
-from tsugiki.adapters import Combination, combine, load_weighted_adapters, write_combined
 from tsugiki.io import ProgressDisplay
 from tsugiki.lowbit import Nf4Linear
 from tsugiki.report import evaluation_table
 from tsugiki.training import (
-    Merge,
     TargetLoader,
     dtype_of,
     evaluate_targets,
     evaluation_targets,
     loaded_targets,
     loss_interval,
-    merge_into_folder,
     train,
 )
+
+LETTERS = "あいうえおかきくけこさしすせそ春夏秋冬山川草木人心時雨雪花"
+
+
+def text(seed: int, length: int = 600) -> str:
+    return "".join(random.Random(seed).choices(LETTERS, k=length))
 
 
 @pytest.fixture
@@ -37,45 +40,6 @@ def run(tmp_path: Path) -> Any:
 def evaluated(config: Any, data: Any) -> Any:
     targets = evaluation_targets([config.model], [config.out])
     return list(evaluate_targets(loaded_targets(targets), data, "all", None, ProgressDisplay()))
-
-
-def test_learned_text_is_marked_and_held_out_text_is_not(run: Any, tmp_path: Path):
-    config, record = run
-    (tmp_path / "new.txt").write_text(text(77, 200))
-    base, adapted = evaluated(config, [*config.data, str(tmp_path / "new.txt")])
-    assert (base.learned, base.nearly_learned) == (0, 0)
-    assert adapted.learned == record.data.train.documents == 5
-    assert adapted.nearly_learned == 0
-    (_, rows), notes = evaluation_table(["base", "adapted"], [base, adapted])
-    assert "*" not in "".join(rows[0])
-    assert [cell.partition("\n")[0].endswith(" *") for cell in rows[1]] == [False, True, True, True, False, False]
-    assert any("learned 5 of 7 documents" in note for note in notes)
-    assert evaluated(config, str(tmp_path / "new.txt"))[1].learned == 0
-
-
-def learned_texts(model: str, adapter: Path | str | None, data: Any) -> int:
-    targets = evaluation_targets([model], [] if adapter is None else [str(adapter)])
-    return list(evaluate_targets(loaded_targets(targets), data, "all", None, ProgressDisplay()))[-1].learned
-
-
-def test_what_is_made_from_an_adapter_has_learned_its_texts(run: Any, tmp_path: Path):
-    config, _ = run
-    folder = Path(config.out)
-    parts, combination = load_weighted_adapters([folder], [0.5]), Combination("cat")
-    write_combined(combine(parts, combination), tmp_path / "half", [folder], [0.5], combination)
-    assert learned_texts(config.model, tmp_path / "half", config.data) == 5
-    merge_into_folder(Merge(config.model, [folder], verify=False), tmp_path / "merged", ProgressDisplay())
-    assert learned_texts(str(tmp_path / "merged"), None, config.data) == 5
-    more = tmp_path / "more"
-    more.mkdir()
-    for number in (77, 78):  # one of them is held out
-        (more / f"{number}.txt").write_text(text(number, 200))
-    texts = (*config.data, str(more))
-    short = {"data": str(more), "max_steps": 1, "held_out": 0.2}
-    train(run_config(tmp_path, "continued", start_from=config.out, **short))
-    assert learned_texts(config.model, tmp_path / "continued", texts) == 6
-    train(run_config(tmp_path, "whole", model=str(tmp_path / "merged"), method="full", **short))
-    assert learned_texts(str(tmp_path / "whole"), None, texts) == 6
 
 
 def test_copies_of_a_document_make_no_interval(run: Any, tmp_path: Path):

@@ -132,7 +132,7 @@ def write_combined(
     """Write the result of `combine` into a new folder, with a record of its source adapters and settings."""
     sources = tuple(source_adapter(folder, weight) for folder, weight in zip(folders, weights, strict=True))
     settings = dataclasses.asdict(combination)
-    write_lora_weights(lora, out, Provenance(operation="combine", sources=sources, settings=settings), folders)
+    write_lora_weights(lora, out, Provenance(operation="combine", sources=sources, settings=settings))
 
 
 def norm(lora: LoraWeights) -> float:

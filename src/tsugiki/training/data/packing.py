@@ -8,7 +8,6 @@ from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_meta_model
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import begin_token, document_end
-from tsugiki.data.seen_texts import Fingerprints, fingerprints
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import (
@@ -69,8 +68,6 @@ class PackedDataset:
     """Counts and fingerprints of the records and of the rows, for the run's record."""
     notes: list[str]
     """Notes on what is unusual about the data, one sentence each."""
-    learned: Fingerprints
-    """Fingerprints of the training records."""
     answers: PackedAnswers | None = None
     """The answers of preference tuning; those of training are in `blocks`."""
 
@@ -121,18 +118,8 @@ def pack_data(
         cut_records=blocks.cut_records,
         cut_tokens=blocks.cut_tokens,
     )
-    learned = fingerprints(split.store.index, split.train)
-    return PackedDataset(
-        blocks,
-        split.windows,
-        split.validation_windows,
-        split.retention_windows,
-        masking,
-        summary,
-        notes,
-        learned,
-        answers,
-    )
+    windows = (split.windows, split.validation_windows, split.retention_windows)
+    return PackedDataset(blocks, *windows, masking, summary, notes, answers)
 
 
 def _row_of_answers(split: DatasetSplit, model: PreTrainedModel) -> int | None:

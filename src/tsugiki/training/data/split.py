@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from tsugiki.annotations import PreTrainedTokenizerBase
-from tsugiki.base.resolve import EMBEDDED, local_folder
+from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.blocks import Integers
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import NONE, Completion, Conversation, Document, Reading, Record
-from tsugiki.data.seen_texts import find_learned, learned_by
 from tsugiki.data.splits import (
     VALIDATION,
     kept_together,
@@ -233,15 +232,13 @@ def dataset_split(
     train, left_out = _without_repeated(config, records, train, parts, allow_overlap, notes)
     windows, validation_windows, validation = _windows(config.validation == AUTO, parts, notes)
     known_facts = _known_facts(store.index, train, held_out)
-    learned_by_base = learned_by([local_folder(config.model)])
-    known_to_base = len(set().union(*find_learned(held_out.index, learned_by_base, held_out.numbers)))
     notes = [
         *store.reading.notes(),
         *_template_notes(records.kinds, tokenizer),
         *notes,
         *_question_notes(store.index, train, parts),
         *_split_notes(config, records, held_out),
-        *_known_notes(config.model, len(held_out.numbers), known_facts, known_to_base),
+        *_known_notes(len(held_out.numbers), known_facts),
     ]
     first = [[store.index.name(number) for number in group] for group in records.groups[:_SHOWN_GROUPS]]
     duplicates = sum(map(len, records.groups))
@@ -251,7 +248,6 @@ def dataset_split(
         held_out=HeldOutCounts(
             **_counts(held_out.index, held_out.numbers),
             measured_characters=sum(len(window.record.text) for window in windows),
-            known_to_base=known_to_base,
             known_facts=known_facts,
         ),
         validation=validation,
@@ -356,8 +352,8 @@ def _split_notes(config: RunConfig, records: ReadRecords, held_out: HeldOut) -> 
     yield note.format(records=counts.records(sum(map(len, groups))), groups=counts.groups(len(groups)))
 
 
-def _known_notes(model: str, held_out: int, known_facts: int, known_to_base: int) -> Iterator[str]:
-    """Yield notes if held-out questions are phrasings of what is trained on, or the base has learned held-out text."""
+def _known_notes(held_out: int, known_facts: int) -> Iterator[str]:
+    """Yield a note if most held-out questions are phrasings of what is trained on."""
     if 2 * known_facts >= max(held_out, 1):
         message = _(
             "{known:,} of {all:,} held-out questions are other phrasings of what is trained on; the others ask for "
@@ -366,12 +362,6 @@ def _known_notes(model: str, held_out: int, known_facts: int, known_to_base: int
         if known_facts == held_out:
             message = _("the held-out questions are other phrasings of what is trained on")
         yield message.format(known=known_facts, all=held_out)
-    if known_to_base:
-        message = _(
-            "{known:,} of {all:,} held-out documents, or nearly the same texts, were in the pretraining of "
-            "{model}: it is better on them than on new text, and there is less to gain"
-        )
-        yield message.format(known=known_to_base, all=held_out, model=model)
 
 
 def _are_chats(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.read.files import Data, read_records
-from tsugiki.data.records import Document, Record
+from tsugiki.data.read.schemas import NO_COLUMNS, Columns
+from tsugiki.data.records import Document, Reading, Record
 from tsugiki.data.splits import kept_together
 from tsugiki.data.store import read_index
 
@@ -25,9 +26,11 @@ class Window:
     """Index of the first record of its group (see `kept_together`); None: it is in no group."""
 
 
-def read_windows(data: Data, limit: int | None = None) -> list[Window]:
+def read_windows(
+    data: Data, limit: int | None = None, columns: Columns = NO_COLUMNS, reading: Reading | None = None
+) -> list[Window]:
     """Read records with `read_records`, and split them into windows (see `split_windows`)."""
-    records = list(read_records(data))
+    records = list(read_records(data, columns, reading))
     index = read_index(records)
     groups = kept_together(index, near_duplicates(index.signatures))
     return split_windows(records, index.characters.tolist(), limit, groups)

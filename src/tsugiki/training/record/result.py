@@ -50,11 +50,6 @@ class Evaluation(BaseModel):
     """For every document, the number of its group of near-duplicates, which count as one in the intervals. Empty: every
     document is a group of its own."""
 
-    learned: int = 0
-    """Number of documents that the model or the adapter was trained on, by the fingerprints in its folder."""
-    nearly_learned: int = 0
-    """Number of documents of which it was trained on nearly the same text."""
-
     @property
     def independent(self) -> tuple[Score, ...]:
         """The summed scores of each group of near-duplicates; the intervals are over these groups."""

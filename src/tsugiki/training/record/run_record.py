@@ -138,8 +138,6 @@ class HeldOutCounts(RecordCounts):
 
     measured_characters: int
     """Characters in the windows that are scored."""
-    known_to_base: int = 0
-    """Number of them that the base was trained on, or on nearly the same text, by the fingerprints in its folder."""
     known_facts: int = 0
     """Number of questions among them whose answer is trained on with another question."""
 

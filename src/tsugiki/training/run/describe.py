@@ -93,6 +93,4 @@ def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
 
 def _compared(data: DataSummary) -> dict[str, Any]:
     """Return the description of data without the fields that older records lack."""
-    described = data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share", "left_out"})
-    del described["held_out"]["known_to_base"]
-    return described
+    return data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share", "left_out"})

@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from tsugiki.annotations import PreTrainedModel
-from tsugiki.base.resolve import local_folder
-from tsugiki.data.seen_texts import Fingerprints, learned_by, write_fingerprints
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.fast.recomputation import recomputed_blocks
@@ -24,7 +22,6 @@ from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.hold import is_grafted
-from tsugiki.methods.table import METHODS
 from tsugiki.native import is_compiled
 from tsugiki.training.choose.choices import describe_choices
 from tsugiki.training.model.sharding import split_optimizer_state, whole_model, whole_optimizer_state
@@ -42,7 +39,7 @@ from tsugiki.training.run.evaluation_callback import EvaluationCallback
 from tsugiki.training.run.resume import flat_settings
 from tsugiki.training.run.stage_results import Base, Ready, loop_of
 from tsugiki.training.run.start import Start
-from tsugiki.training.settings.config import AUTO, RunConfig
+from tsugiki.training.settings.config import AUTO
 from tsugiki.training.step.checkpoint import Progress, keep_newest, load_training_state, save_training_state
 from tsugiki.training.step.divergence import LOWER, MOST_RESTARTS, DivergenceCheck, RateTooHighError
 from tsugiki.training.step.loop import TrainingLoop
@@ -71,7 +68,6 @@ def train_steps(start: Start, base: Base, ready: Ready) -> None:
                 _load_training_state(loop, checkpoint, is_longer=start.steps_before is not None)
             if start.accelerator.is_main_process:
                 record.write(start.out)
-                write_fingerprints([base.data.learned, *_learned_before(start.config)], start.out)
             try:
                 loop.run()
                 break
@@ -135,18 +131,6 @@ def _lower_rate(record: RunRecord, step: int, before: float) -> float:
     record.loss_curve.clear()
     record.preference_curve.clear()
     return rate
-
-
-def _learned_before(config: RunConfig) -> list[Fingerprints]:
-    """Return the fingerprints of the texts that the result of a run has learned before the run."""
-    folders: list[Path | None] = []
-    if config.start_from is not None:
-        from tsugiki.adapters.library import adapter_folder
-
-        folders.append(adapter_folder(config.start_from))
-    if not METHODS[config.method].trains_adapter:  # the result contains the weights of the base
-        folders.append(local_folder(config.model))
-    return learned_by(folders)
 
 
 def _save_checkpoint(start: Start, base: Base, loop: TrainingLoop) -> None:

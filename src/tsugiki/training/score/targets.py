@@ -12,16 +12,11 @@ from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.pretrained import load_adapter
 from tsugiki.adapters.saved_tokenizer import saved_chat_template, with_chat_template, with_new_words
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
-from tsugiki.base.resolve import local_folder
 from tsugiki.data.chat import NONE, use_template
-from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
-from tsugiki.data.read.files import Data, read_records
+from tsugiki.data.read.files import Data
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import AssistantTurns, Reading
-from tsugiki.data.seen_texts import find_learned, learned_by
-from tsugiki.data.splits import kept_together
-from tsugiki.data.store import read_index
 from tsugiki.dtypes import LoadDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import detect_document_masking, shares_prompts
@@ -32,7 +27,7 @@ from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.model.context import context_length
 from tsugiki.preference.pairs import AnswerRows, open_preferences, pack_preferences
-from tsugiki.training.data.windows import split_windows
+from tsugiki.training.data.windows import read_windows
 from tsugiki.training.record.pairs import TwoScores
 from tsugiki.training.record.result import Answers, Evaluation
 from tsugiki.training.record.run_record import read_record
@@ -99,17 +94,10 @@ def evaluate_targets(
     `limit` is the approximate number of characters to evaluate (None: all); `reading` collects notes about the files.
     The data are read before the first target is loaded.
     """
-    records = list(read_records(data, columns, reading))
-    index = read_index(records)
-    groups = kept_together(index, near_duplicates(index.signatures))
-    windows = split_windows(records, index.characters.tolist(), limit, groups)
-    evaluated = {window.document for window in windows}
+    windows = read_windows(data, limit, columns, reading)
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), len(windows)) as advance:
-            result = evaluate(model, tokenizer, windows, turns, advance)
-        same, near = find_learned(index, learned_by([local_folder(target.model), target.adapter]))
-        counts = {"learned": len(same & evaluated), "nearly_learned": len(near & evaluated)}
-        yield result.model_copy(update=counts)
+            yield evaluate(model, tokenizer, windows, turns, advance)
 
 
 def answer_with_targets(
