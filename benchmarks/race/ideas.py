@@ -36,8 +36,8 @@ from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating
 from tsugiki.report.table import Table
 from tsugiki.training.choose.base_predictions import predict_sample
+from tsugiki.training.choose.output_head import head_weights
 from tsugiki.training.choose.softmax import kept_tokens
-from tsugiki.training.model.output_head import head_weights
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.record.interval import t_percentile
 from tsugiki.training.run.stage_results import Prepared

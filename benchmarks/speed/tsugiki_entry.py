@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.models import build, read_model_config
+from benchmarks.models import build
 from benchmarks.speed.workload import ENDLESS, LEARNING_RATE, StepBarrier, Workload, seconds_of_pair
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import Blocks, pack
@@ -52,7 +52,8 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     config = validated(RunConfig, given, None)
     accelerator, dtype = start_accelerator(config.device), load_dtype(config)
     if accelerator.device.type == "cpu" and leaves_dtype_open(config):
-        seconds = seconds_of_dtypes(config, find_shapes(config, read_model_config(config.model)))
+        shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
+        seconds = seconds_of_dtypes(config, shapes)
         dtype = faster_dtype(seconds) if seconds else dtype
     model = _base(config.model, dtype)
     model.to(accelerator.device)

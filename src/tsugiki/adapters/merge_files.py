@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from tsugiki.adapters.algebra.weighted_sum import load_weighted_sum
 from tsugiki.adapters.files import map_weights
 from tsugiki.adapters.saved_tokenizer import saved_chat_template, words_for
+from tsugiki.base.checks import quantization_settings
 from tsugiki.base.loading import load_model, placeholder_model
 from tsugiki.base.model_folder import copy_other_files, map_keys, read_shards, write_index
 from tsugiki.base.new_words import fit_vocabulary, has_tokenizer, load_saved_tokenizer
-from tsugiki.base.quantized_files import quantization_settings
 from tsugiki.base.resolve import model_folder
 from tsugiki.dtypes import at_least_float32
 from tsugiki.errors import TsugikiError, summarise_list

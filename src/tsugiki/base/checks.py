@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.model_folder import map_keys, model_files
-from tsugiki.base.quantized_files import check_format, quantization_settings
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.digests import combined_digest, file_sha256
 from tsugiki.io.file_names import (
@@ -35,6 +34,8 @@ _SPARE_TENSORS = 1_000
 _SPARE_ELEMENTS = 1 << 26
 """The model may have so many elements more than its files, such as computed tables: 256 MiB in float32."""
 _MOST_LAYERS = 2_000
+DEQUANTIZED = ("fp8", "mxfp4")
+"""Quantisations that transformers undoes while it loads a model, without another library."""
 _COUNT = re.compile(r"(^|_)(n|num)_\w*layers?$|(^|_)n_?layers?$|^num_labels$")
 """Settings for which transformers allocates a list of this length before it reads the weights."""
 OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|embed_positions)$|inv_freq$")
@@ -96,8 +97,8 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: PretrainedCon
 
     Of quantised models only the format is checked, since the tensors in their files differ from the model's.
     """
-    check_format(name, config)
-    if quantization_settings(config):
+    if quantised := quantization_settings(config):
+        _check_format(name, error_text(quantised.get("quant_method", ""), 40))
         return
     try:
         model = meta_model(config, most_tensors=2 * len(entries) + _SPARE_TENSORS)
@@ -121,6 +122,23 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: PretrainedCon
     if other > stored + _SPARE_ELEMENTS:
         message = _("{name} is not a complete model: by {file} it has {count:,} values that are not in its files")
         raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE, count=other))
+
+
+def quantization_settings(config: object) -> dict[str, Any]:
+    """Return the settings by which the weights in a model's files are quantised; empty if they are not."""
+    found = getattr(config, "quantization_config", None) or {}
+    settings: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    return settings
+
+
+def _check_format(name: str, method: str) -> None:
+    """Check that the quantisation of a model's weights can be undone."""
+    if method and method not in DEQUANTIZED:
+        message = _(
+            "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
+            "in int8 or nf4 if memory is short"
+        )
+        raise TsugikiError(message.format(name=name, method=method))
 
 
 def check_all_used(name: str, model: PreTrainedModel, unused: Collection[str]) -> None:

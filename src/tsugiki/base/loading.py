@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.base.checks import check_all_used, check_weights
+from tsugiki.base.checks import DEQUANTIZED, check_all_used, check_weights, quantization_settings
 from tsugiki.base.identity import file_states, remember_files
-from tsugiki.base.quantized_files import DEQUANTIZED, quantization_settings
 from tsugiki.base.resolve import (
     folder_entries,
     load_config,
@@ -58,10 +57,13 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
         if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             message = _("{name} is a model of the type {kind}, which is no causal language model")
             raise TsugikiError(message.format(name=name, kind=config.model_type))
+        stored = quantization_settings(config)
         if not trust_remote_code:
             check_weights(name, folder_entries(folder), config)
-        model = None if trust_remote_code else _load_quantized(folder, config, dtype)
+        model = None if trust_remote_code or stored else _load_quantized(folder, config, dtype)
         if model is None:
+            if stored.get("quant_method") in DEQUANTIZED:
+                config.quantization_config = {**stored, "dequantize": True}
             model = _load_by_transformers(name, folder, config, dtype, trust_remote_code)
     # transformers stores the resolved path here, but an adapter's files must name the model as the user did.
     model.name_or_path = model.config._name_or_path = name
@@ -72,7 +74,7 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
 def _load_quantized(folder: Path, config: PretrainedConfig, dtype: LoadDtype) -> PreTrainedModel | None:
     """Load a model that is to be quantised, tensor by tensor; None if that is not possible."""
     base_dtype = quantized_dtype(dtype)
-    if base_dtype is None or quantization_settings(config):
+    if base_dtype is None:
         return None
     from transformers import GenerationConfig
 
@@ -90,9 +92,6 @@ def _load_by_transformers(
     """Load a model by `from_pretrained`, which dequantises its weights if necessary, and quantise it afterwards."""
     from transformers import AutoModelForCausalLM
 
-    stored = quantization_settings(config)
-    if stored.get("quant_method") in DEQUANTIZED:
-        config.quantization_config = {**stored, "dequantize": True}
     with NoRandomValues(), hidden_progress_bars(not sys.stderr.isatty()):
         model, loading_info = AutoModelForCausalLM.from_pretrained(
             folder,

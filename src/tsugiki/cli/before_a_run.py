@@ -309,7 +309,7 @@ def plan_command(
     from tsugiki.io.formatting import parse_size
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.training.data.packing import rows_of_data
+    from tsugiki.training.run.load import rows_of_data
     from tsugiki.training.run.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()

@@ -43,7 +43,7 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the plan of a run as lines and a table, and the settings of the option that was chosen."""
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
-    from tsugiki.training.data.packing import rows_of_data
+    from tsugiki.training.run.load import rows_of_data
     from tsugiki.training.run.plan import plan_run
     from tsugiki.training.settings.config import RunConfig
 

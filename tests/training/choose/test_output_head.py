@@ -111,6 +111,6 @@ def test_a_resumed_run_keeps_the_head(base: str, tmp_path: Path):
 def test_a_model_without_a_head_that_can_be_grafted_has_its_default_layers(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("tsugiki.training.model.output_head.is_graftable", lambda layer: False)
+    monkeypatch.setattr("tsugiki.training.choose.output_head.is_graftable", lambda layer: False)
     assert layers(run_on(tmp_path, 0.1)) == BLOCKS
     assert "output head" not in capsys.readouterr().err

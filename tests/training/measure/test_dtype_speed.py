@@ -41,7 +41,7 @@ def _let_integers_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[
 def test_a_sample_of_each_dtype_is_measured(kind: str, tmp_path: Path):
     config = run_config(tmp_path, model=str(save_tiny(tmp_path / "model", kind)))
     threads = torch.get_num_threads()
-    seconds = seconds_of_dtypes(config, find_shapes(config))
+    seconds = seconds_of_dtypes(config, find_shapes(config.model, config.block_size, config.virtual_tokens))
     assert seconds is not None
     assert seconds.keys() == {"bf16", "int8"}
     assert all(0 < each < float("inf") for each in seconds.values())
@@ -59,9 +59,14 @@ def test_the_times_are_measured_once_for_each_adapter(tmp_path: Path, monkeypatc
     calls = _let_integers_take(0.5, monkeypatch)
     config = run_config(tmp_path)
     for _ in range(2):
-        assert seconds_of_dtypes(config, find_shapes(config)) == {"bf16": 1.0, "int8": 0.5}
+        assert seconds_of_dtypes(config, find_shapes(config.model, config.block_size, config.virtual_tokens)) == {
+            "bf16": 1.0,
+            "int8": 0.5,
+        }
     assert len(calls) == 1
-    seconds_of_dtypes(run_config(tmp_path, lora={"r": 3}), find_shapes(config))
+    seconds_of_dtypes(
+        run_config(tmp_path, lora={"r": 3}), find_shapes(config.model, config.block_size, config.virtual_tokens)
+    )
     assert len(calls) == 2
 
 
@@ -114,7 +119,7 @@ def test_only_the_dtype_of_plain_lora_is_open(
 def test_small_and_quantised_models_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = _let_integers_take(0.5, monkeypatch)
     config = run_config(tmp_path)
-    shapes = find_shapes(config)
+    shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
     with monkeypatch.context() as patch:
         patch.setattr(dtype_speed, "SMALL_MODEL", 50_000_000)
         assert seconds_of_dtypes(config, shapes) is None

@@ -171,7 +171,9 @@ def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def planned_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
-    return plan_memory(config, find_shapes(config), load_dtype(config), None, before)
+    return plan_memory(
+        config, find_shapes(config.model, config.block_size, config.virtual_tokens), load_dtype(config), None, before
+    )
 
 
 def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
@@ -198,7 +200,7 @@ def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_a_bound_from_the_shapes_is_above_the_plan(dtype: BaseDtype, tmp_path: Path):
     config = run_config(tmp_path, model="embedded", block_size=512, lora={"r": 16})
-    shapes = find_shapes(config)
+    shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
     need = need_of(config, shapes, dtype, torch.device("cpu"), 1, 2)
     assert need.peak(0) - need.process <= memory_plan.most_bytes(shapes, 16, need.threads, 1)
 
@@ -207,7 +209,9 @@ def test_a_run_that_surely_has_enough_memory_is_not_planned(tmp_path: Path, monk
     monkeypatch.setattr(memory_plan, "_PROCESS", 0)
     monkeypatch.setattr(memory, "resident", lambda device: 0)
     config = run_config(tmp_path, recompute="auto", micro_batch_size=1)
-    most = memory_plan.most_bytes(find_shapes(config), 16, torch.get_num_threads(), 1)
+    most = memory_plan.most_bytes(
+        find_shapes(config.model, config.block_size, config.virtual_tokens), 16, torch.get_num_threads(), 1
+    )
     for available, is_planned in ((most, True), (2 * most, False)):
         monkeypatch.setattr(memory, "available", lambda device, available=available: available)
         assert (planned_memory(config) is not None) == is_planned

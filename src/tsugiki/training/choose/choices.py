@@ -57,7 +57,7 @@ class Choices:
     keep: Literal["best", "last"] = "best"
     """The step that the run ends with."""
     head_factor: float = 1.0
-    """Learning rate of the output head's B relative to `learning_rate` (see `training.model.output_head`)."""
+    """Learning rate of the output head's B relative to `learning_rate` (see `training.choose.output_head`)."""
     automatic: tuple[str, ...] = ()
     """The settings that are `auto`."""
 

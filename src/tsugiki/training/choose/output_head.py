@@ -13,17 +13,56 @@ token seldom: the embedded model to up to 1.6 % of the tokens of works in old ka
 quickstart's texts, which are in katakana. With few unlikely tokens, or with the large head of Gemma 3 270M, the head at
 the full rate forgets more than it learns; at a tenth of it, and with the strength that `training.choose.decisions`
 chooses, nearly all texts that were tried with the embedded model gain, also those with few such tokens
-(docs/training-evidence.md).
+(docs/training-evidence.md). Only settings that leave the layers open (`leaves_layers_open`) are changed.
 """
+
+import dataclasses
+from typing import Any
 
 from torch import nn
 
 from tsugiki.language import _
+from tsugiki.lora.config import LoraConfig
+from tsugiki.lora.pair import LowRank
+from tsugiki.lora.targets import find_targets, shortest_target_modules
 from tsugiki.model.context import text_config
+from tsugiki.model.linear import is_graftable
+from tsugiki.model.ungrafted import base_modules, output_head
 
 _SHARE, _LARGE_SHARE = 0.005, 0.02
 _SMALL_VOCABULARY, _LARGEST_VOCABULARY = 16_384, 32_768
 _SLOW = 0.1
+
+
+def leaves_layers_open(config: Any) -> bool:
+    """Return whether the settings of a method leave the choice of the layers to the model type's defaults."""
+    return (
+        isinstance(config, LoraConfig)
+        and config.target_modules is None
+        and not (config.target_parameters or config.modules_to_save or config.exclude_modules)
+        and config.trainable_token_indices is None
+        and config.layers_to_transform is None
+    )
+
+
+def with_output_head(model: nn.Module, config: LoraConfig) -> LoraConfig | None:
+    """Return settings that select the default layers of the model and its output head.
+
+    Returns None if the model has no head that can be grafted.
+    """
+    head = output_head(model)
+    names = [name for name, module in base_modules(model) if module is head]
+    if head is None or not names or not is_graftable(head):
+        return None
+    both = [*find_targets(model, config), names[0]]
+    return dataclasses.replace(config, target_modules=shortest_target_modules(model, config, both))
+
+
+def head_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return B of the output head's LoRA factors; empty if it has none."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    pair = getattr(head, "lora", None)
+    return [pair.B] if isinstance(pair, LowRank) else []
 
 
 def head_factor(share: float, vocabulary: int) -> float | None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.base.loading import load_meta_model
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import begin_token, document_end
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
@@ -16,17 +15,14 @@ from tsugiki.fast.document_masks import (
     detect_document_masking,
     shares_prompts,
 )
-from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
-from tsugiki.training.data.read import read_data
 from tsugiki.training.data.split import DatasetSplit, SplitAnswers
 from tsugiki.training.data.windows import Window
 from tsugiki.training.model.rows import ROW_TOKENS, tokens_of_row
-from tsugiki.training.model.trainable import load_run_tokenizer
 from tsugiki.training.record.run_record import DataSummary
 from tsugiki.training.settings.config import RunConfig
 
@@ -163,10 +159,10 @@ def _pack_answers(
     return PackedAnswers(training, held_out, scored(answers.validation, _("validation"))), notes
 
 
-def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
-    """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run."""
-    model, tokenizer = load_meta_model(config.model), load_run_tokenizer(config)
-    split = read_data(config, tokenizer, progress)
+def count_rows(
+    config: RunConfig, split: DatasetSplit, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return the number of rows of a run, for a model that may be without weights."""
     size = tokens_of_row(model, config.block_size or _row_of_answers(split, model), config.virtual_tokens)
     if split.answers is not None:
         return len(pack_preferences(*split.answers.training, size, document_end(tokenizer))[0])

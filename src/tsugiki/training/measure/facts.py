@@ -46,7 +46,7 @@ def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> F
 def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
     """Return the facts of a run that has a processor alone; a run that is resumed keeps the dtype of its base."""
     try:
-        shapes = find_shapes(config)
+        shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
     except TsugikiError:  # the run itself reports it
         return given
     if shapes.parameters < SMALL_MODEL:

@@ -6,7 +6,6 @@ from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.base.resolve import load_config, loading_errors
 from tsugiki.model.meta import meta_model
 from tsugiki.training.model.rows import tokens_of_row
-from tsugiki.training.settings.config import RunConfig
 
 SMALL_MODEL = 50_000_000
 """Models with fewer parameters are not measured before a run, neither their speed nor their memory."""
@@ -25,10 +24,10 @@ class Shapes:
     """Tokens of a row of the run."""
 
 
-def find_shapes(config: RunConfig, shapes: PretrainedConfig | None = None) -> Shapes:
-    """Return the shapes of a run's model; `shapes` is the config of the model, which is read if it is None."""
-    shapes = shapes or load_config(config.model)
-    with loading_errors(config.model):
-        model = meta_model(shapes)
+def find_shapes(name: str, block_size: int | None, virtual_tokens: int) -> Shapes:
+    """Return the shapes of the model with this name, and the tokens of its rows, from these settings of a run."""
+    config = load_config(name)
+    with loading_errors(name):
+        model = meta_model(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Shapes(shapes, model, parameters, tokens_of_row(model, config.block_size, config.virtual_tokens))
+    return Shapes(config, model, parameters, tokens_of_row(model, block_size, virtual_tokens))

@@ -3,17 +3,19 @@
 from functools import partial
 from pathlib import Path
 
-from tsugiki.annotations import PreTrainedModel
-from tsugiki.base.loading import load_model
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
+from tsugiki.base.loading import load_meta_model, load_model
 from tsugiki.fast.recomputation import recompute_blocks
+from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
-from tsugiki.training.data.packing import pack_data
-from tsugiki.training.data.read import read_data
+from tsugiki.training.data.packing import count_rows, pack_data
+from tsugiki.training.data.preferences import read_preferences
+from tsugiki.training.data.split import DatasetSplit, split_texts
 from tsugiki.training.measure.facts import Facts, fact_notes, given_facts, measured_facts
 from tsugiki.training.model.trainable import load_run_tokenizer
 from tsugiki.training.run.stage_results import Base, Texts
 from tsugiki.training.run.start import Start
-from tsugiki.training.settings.config import AUTO
+from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.memory import return_freed_memory
 from tsugiki.training.tools.processes import main_first
 
@@ -51,6 +53,18 @@ def read_texts(start: Start) -> Texts:
         return Texts(tokenizer, new, read_data(config, tokenizer, start.display))
 
     return main_first(start.accelerator, read)
+
+
+def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
+    """Read, tokenise and split the data of a run: texts, with other text mixed into them, or answers."""
+    read = split_texts if config.preference is None else read_preferences
+    return read(config, tokenizer, progress)
+
+
+def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
+    """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run."""
+    model, tokenizer = load_meta_model(config.model), load_run_tokenizer(config)
+    return count_rows(config, read_data(config, tokenizer, progress), model, tokenizer)
 
 
 def load_base(start: Start, facts: Facts, texts: Texts) -> Base:

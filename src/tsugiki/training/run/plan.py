@@ -30,11 +30,11 @@ from tsugiki.methods.table import METHODS
 from tsugiki.model.linear import features
 from tsugiki.model.ungrafted import output_head
 from tsugiki.training.choose.choices import choices_for
+from tsugiki.training.choose.output_head import leaves_layers_open, with_output_head
 from tsugiki.training.measure.cost import Need, need_of
 from tsugiki.training.measure.facts import load_dtype
 from tsugiki.training.measure.memory_plan import computing_dtype, memory_limit, micro_batch_sizes, total_memory
 from tsugiki.training.measure.shapes import Shapes, find_shapes
-from tsugiki.training.model.output_head import leaves_layers_open, with_output_head
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.processes import device_type, has_device, planned_compute_dtype
 
@@ -118,7 +118,7 @@ def plan_run(
     else:
         device = torch.device(config.device)
     is_here = has_device(device.type)
-    shapes = find_shapes(config)
+    shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
     file_bytes, has_files = _files(config.model, shapes.config)
     tokens, threads = shapes.row_tokens, torch.get_num_threads() if device.type == "cpu" else 1
     choices = choices_for(config, shapes.model, rows or 100 * threads, tokens)

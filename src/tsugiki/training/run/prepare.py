@@ -15,11 +15,10 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantized_layer import decide
 from tsugiki.training.choose.base_predictions import BasePredictions, predict_sample
 from tsugiki.training.choose.choices import Choices, choices_for, rows_in_time, with_new_length
-from tsugiki.training.choose.output_head import head_factor, head_notes
+from tsugiki.training.choose.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
 from tsugiki.training.choose.softmax import SAMPLED, sampled_tokens, samples_vocabulary
 from tsugiki.training.measure.facts import Facts
 from tsugiki.training.model.notes import model_notes
-from tsugiki.training.model.output_head import leaves_layers_open, with_output_head
 from tsugiki.training.model.trainable import make_trainable, trained_tokens
 from tsugiki.training.run.preference import answer_loss, preference_notes
 from tsugiki.training.run.stage_results import Base, Layers, Ready, loop_of

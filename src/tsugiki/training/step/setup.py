@@ -26,7 +26,7 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import replica_in
 from tsugiki.training.choose.choices import Choices
-from tsugiki.training.model.output_head import head_weights
+from tsugiki.training.choose.output_head import head_weights
 from tsugiki.training.model.rows import rows_of_micro_batch
 from tsugiki.training.model.sharding import is_sharded
 from tsugiki.training.model.trainable import full_compute_dtype
